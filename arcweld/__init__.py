@@ -1,0 +1,1 @@
+"""Arcweld: compile ONNX files and PyTorch modules to engines of fused CUDA kernels."""

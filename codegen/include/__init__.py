@@ -1,0 +1,1 @@
+"""Plain CUDA shared by the templates."""

@@ -1,0 +1,1 @@
+"""The kernel templates: loop nests and data movement. Expressions come in through hooks."""

@@ -1,0 +1,1 @@
+"""The graph: IR, operator registry, importers, the driver, the command line and the torch backend."""

@@ -1,0 +1,92 @@
+"""Every error that Arcweld raises on purpose: one base class, one code for each kind of trouble.
+
+The exit codes of ``onnx-to-engine`` follow from the classes: 1 accuracy, 2 usage, 3 unsupported, 4 environment.
+"""
+
+from __future__ import annotations
+
+
+class ArcweldError(Exception):
+    """Base of all errors. ``code`` is a stable identifier, ``node`` the graph node or file at fault, ``hint`` the remedy.
+
+    ``str(error)`` is one sentence naming the thing and the place, followed by the hint.
+    """
+
+    code = "error"
+    exit_code = 2
+
+    def __init__(self, message: str, *, node: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.node = node
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        place = f" [at {self.node}]" if self.node else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{self.message}{place}{hint}"
+
+
+class UsageError(ArcweldError):
+    """An option, argument or call that makes no sense."""
+
+    code = "usage"
+
+
+class InputError(UsageError):
+    """A run-time input with the wrong name, dtype, rank or shape."""
+
+    code = "input"
+
+
+class ModelError(ArcweldError):
+    """A model that is damaged, inconsistent or not a model at all."""
+
+    code = "model"
+
+
+class UnsupportedError(ArcweldError):
+    """Operators, types or attributes that are valid but that Arcweld cannot compile yet."""
+
+    code = "unsupported"
+    exit_code = 3
+
+
+class VerifyError(ArcweldError):
+    """The IR verifier found a broken graph: a defect of a pass or an importer, never of the user's model."""
+
+    code = "verifier"
+
+
+class CompileError(ArcweldError):
+    """A generated kernel did not compile: a defect of a template or of the tool chain."""
+
+    code = "compile"
+    exit_code = 4
+
+
+class EnvironmentError_(ArcweldError):
+    """Something this machine lacks: a driver, NVRTC, a C++ compiler, disk space."""
+
+    code = "environment"
+    exit_code = 4
+
+
+class EngineFileError(ArcweldError):
+    """An engine file that is truncated, altered, or written by an unknown schema version."""
+
+    code = "engine-file"
+
+
+class DeviceError(ArcweldError):
+    """A launch that failed on the device, or an access that the simulator's checked mode refused."""
+
+    code = "device"
+    exit_code = 4
+
+
+class AccuracyError(ArcweldError):
+    """Results outside the tolerance that was asked for."""
+
+    code = "accuracy"
+    exit_code = 1

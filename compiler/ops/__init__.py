@@ -1,0 +1,1 @@
+"""The operator registry's entries, one file for each kind of operator."""

@@ -1,0 +1,1 @@
+"""Model builders that work offline, the benchmark suite and the demo."""

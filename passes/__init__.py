@@ -1,0 +1,1 @@
+"""Graph to graph transformations, one file a pass; pipeline.py holds the one list that orders them."""

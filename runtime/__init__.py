@@ -1,0 +1,1 @@
+"""The engine file and what runs it: devices, memory arena, executor, sessions."""
