@@ -1,0 +1,106 @@
+"""What the executor asks of a device. Two exist: ``cuda`` (CuPy and cuda.bindings) and ``sim`` (any x86-64 CPU)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class KernelImage:
+    """A kernel as an engine holds it. ``cubin`` is for exactly this device's architecture, or None; ``ptx`` is portable."""
+
+    name: str
+    entry: str
+    source: str
+    cubin: bytes | None
+    ptx: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMapSpec:
+    """A TMA descriptor with everything evaluated; see ``program.Field`` for the meaning of the members."""
+
+    dtype: str
+    address: int
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    element_strides: tuple[int, ...]
+    swizzle: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """One launch with every number known. ``params`` is the packed ``Params`` struct.
+
+    ``buffers`` lists (address, bytes, written) for each array the kernel may touch: the sim device's checked mode refuses
+    every access outside them.
+    """
+
+    name: str
+    kernel: Any
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    cluster: int
+    pdl: bool
+    params: bytes
+    buffers: tuple[tuple[int, int, bool], ...]
+
+
+class Memory(Protocol):
+    """An owned allocation, at least 256-byte aligned, freed when the object dies."""
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Device(Protocol):
+    """A place that runs kernels. Streams are opaque integers; 0 is the device's default stream.
+
+    Every method raises DeviceError (a launch or a copy that failed) or EnvironmentError_ (something missing).
+    """
+
+    name: str
+    arch: str
+
+    def allocate(self, nbytes: int) -> Memory: ...
+
+    def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        """Copies a C-contiguous host array to device memory."""
+
+    def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
+        """Copies device memory into a C-contiguous host array and waits for it."""
+
+    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None: ...
+
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None: ...
+
+    def load_kernel(self, image: KernelImage, shared_bytes: int) -> Any:
+        """Loads one kernel and returns the device's handle for ``LaunchSpec.kernel``."""
+
+    def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
+        """The 128 bytes of a TMA descriptor."""
+
+    def prepare(self, spec: LaunchSpec) -> Any:
+        """Packs a launch once, so that ``launch`` costs as little as possible."""
+
+    def launch(self, prepared: Any, stream: int = 0) -> None: ...
+
+    def synchronize(self, stream: int = 0) -> None: ...
+
+    def begin_capture(self, stream: int) -> None: ...
+
+    def end_capture(self, stream: int) -> Any:
+        """Ends capture and returns an executable graph."""
+
+    def replay(self, graph: Any, stream: int = 0) -> None: ...
+
+    @property
+    def can_capture(self) -> bool: ...

@@ -1,0 +1,115 @@
+"""The program of an engine: what is launched, in which order, over which buffers. Plain data, checked when decoded.
+
+Everything that depends on a symbolic dimension is the text of an integer expression (``arcweld.compiler.dims``), evaluated
+once for each set of input shapes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+SCHEMA = 1
+
+
+class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A symbolic dimension and the range the engine was built for; ``hi`` None means unbounded."""
+
+    name: str
+    lo: int = 1
+    hi: int | None = None
+    multiple_of: int = 1
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A named array: ``shape`` holds one expression text for each dimension, row-major and dense."""
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A constant of the engine. ``name`` is its key in weights.safetensors.
+
+    ``source`` is the model's own name for the array and ``transform`` the recorded, replayable steps that pack the
+    source into what the kernels read, as (name, arguments) pairs; an empty tuple means stored as it is.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: str = ""
+    transform: tuple[tuple[str, tuple[int | str, ...]], ...] = ()
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One member of a kernel's ``Params`` struct, in declaration order.
+
+    kind ``buffer``: a device pointer to tensor ``value``, plus ``offset`` bytes (expression text).
+    kind ``i32``, ``i64``, ``f32``: the scalar that the expression or literal ``value`` evaluates to.
+    kind ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements), ``strides`` (bytes, one
+    fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle where ``swizzle`` is 128.
+    """
+
+    kind: str
+    value: str
+    offset: str = "0"
+    dims: tuple[str, ...] = ()
+    strides: tuple[str, ...] = ()
+    box: tuple[int, ...] = ()
+    element_strides: tuple[int, ...] = ()
+    swizzle: int = 128
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One implementation of a launch. ``arch`` is the least architecture that runs it (``sm_80``), or an exact one that
+    ends in ``a`` (``sm_90a``). ``kernel`` names a file in kernels/ and ``entry`` the extern "C" symbol in it.
+    """
+
+    arch: str
+    kernel: str
+    entry: str
+    grid: tuple[str, str, str]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    fields: tuple[Field, ...]
+    cluster: int = 1
+    pdl: bool = True
+
+
+class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One kernel launch. ``reads`` and ``writes`` name tensors; ``origin`` the model's nodes that it computes.
+
+    ``zero`` names written tensors that must hold zeros before the launch (split reductions, scatter-add).
+    """
+
+    name: str
+    template: str
+    variants: tuple[Variant, ...]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    origin: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
+    flops: str = "0"
+
+
+class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor that shares the bytes of another from ``offset`` bytes on (a reshape, or a graph output that is an input)."""
+
+    name: str
+    of: str
+    offset: str = "0"
+
+
+class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that the executor needs. ``temps`` live in the arena, from the first launch that writes to the last that reads."""
+
+    schema: int
+    name: str
+    symbols: tuple[Symbol, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    weights: tuple[Weight, ...]
+    temps: tuple[Tensor, ...]
+    aliases: tuple[Alias, ...]
+    launches: tuple[Launch, ...]
