@@ -122,6 +122,11 @@ class Graph:
     outputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
     weights: Mapping[str, Weight] = field(default_factory=dict)
+    output_labels: tuple[str, ...] = ()
+
+    def labels(self) -> tuple[str, ...]:
+        """The outputs' names as the user knows them; passes may rename the values, never these."""
+        return self.output_labels or tuple(o.name for o in self.outputs)
 
     def producers(self) -> dict[str, Node]:
         """The node that writes each value."""
