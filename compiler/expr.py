@@ -6,6 +6,7 @@ numpy interpreter below is the oracle for the CUDA printer in ``codegen``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -197,7 +198,8 @@ def dynamic_index(value: Expr, extent: Dim, name: str = "") -> Dim:
     n = index(extent)
     wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
     safe = binary("max", const(0, DType.I64), binary("min", wrapped, n - 1))
-    return dims.var(Dyn(name or f"g{abs(hash(id(safe))) % 1000000}", safe, 0, extent - 1))
+    digest = hashlib.sha256(to_text(safe).encode()).hexdigest()[:8]
+    return dims.var(Dyn(name or f"gather_{digest}", safe, 0, extent - 1))
 
 
 # --------------------------------------------------------------------------------------------------- traversal
@@ -253,7 +255,7 @@ def substitute_index(e: Expr, table: Mapping[Any, Dim]) -> Expr:
 
     def dim(d: Dim) -> Dim:
         dyn = {
-            a: dims.var(Dyn(a.name + "_", sub(a.payload), a.lo, a.hi))  # type: ignore[arg-type]
+            a: _renamed_dyn(a, sub(a.payload))  # type: ignore[arg-type]
             for a in dims.dynamic_atoms(d)
             if sub(a.payload) is not a.payload  # type: ignore[arg-type]
         }
@@ -270,6 +272,12 @@ def substitute_index(e: Expr, table: Mapping[Any, Dim]) -> Expr:
         return transform(x, leaf, memo)
 
     return sub(e)
+
+
+def _renamed_dyn(atom: Dyn, payload: Expr) -> Dim:
+    """The same run-time index over other loop indices: a new name, derived from what it now computes."""
+    digest = hashlib.sha256(to_text(payload).encode()).hexdigest()[:8]
+    return dims.var(Dyn(f"gather_{digest}", payload, atom.lo, atom.hi))
 
 
 def loads(roots: Sequence[Expr]) -> list[Expr]:

@@ -1,0 +1,13 @@
+"""Imports every file of operator entries, so that the registry is complete."""
+
+from arcweld.compiler.ops import (  # noqa: F401
+    attention,
+    composite,
+    contract,
+    movement,
+    pointwise,
+    reduce,
+    rowwise,
+    scatter,
+    window,
+)
