@@ -290,6 +290,9 @@ def floordiv(e: Dim, d: Dim) -> Dim:
     atom = _single_call(r, "floordiv")
     if atom is not None:
         return _add(q, floordiv(atom.a, mul(atom.b, d)))
+    parts = _low_part(r, d)
+    if parts is not None:
+        return _add(q, floordiv(parts[1], d // parts[0]))
     return _add(q, var(Call("floordiv", r, d)))
 
 
@@ -308,7 +311,24 @@ def mod(e: Dim, d: Dim) -> Dim:
     g = _common(r, d, exact=True)
     if g > 1:
         return mul(mod(_reduce(r, g), floordiv(d, g)), g)
+    parts = _low_part(r, d)
+    if parts is not None:
+        return _add(mul(mod(parts[1], d // parts[0]), parts[0]), parts[2])
     return var(Call("mod", r, d))
+
+
+def _low_part(r: Dim, d: Dim) -> tuple[int, Dim, Dim] | None:
+    """``(g, a, s)`` with ``r == g*a + s``, ``g`` dividing ``d`` and ``0 <= s < g``: ``s`` can't reach a carry."""
+    if not isinstance(d, int) or not isinstance(r, IntExpr):
+        return None
+    for g in sorted({math.gcd(d, c) for _, c in r.terms}, reverse=True):
+        if g <= 1:
+            continue
+        high = _make({m: c // g for m, c in r.terms if c % g == 0})
+        low = _make({m: c for m, c in r.terms if c % g})
+        if not (isinstance(high, int) and high == 0) and _in_range(low, g):
+            return g, high, low
+    return None
 
 
 def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:

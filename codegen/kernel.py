@@ -1,0 +1,150 @@
+"""A lowered region: the loop axes, what the hero reads and what is stored, all as expressions over canonical buffers.
+
+Buffers are called ``in0, in1, …, out0, …`` so that two layers of a model that do the same thing give equal kernels, which
+are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``Bound``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from arcweld.compiler.dims import Dim, Sym, product, var
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A loop axis: the index symbol and its extent."""
+
+    sym: Sym
+    extent: Dim
+
+    @property
+    def index(self) -> Dim:
+        """The index as an expression; the constant 0 when there is only one iteration."""
+        return 0 if self.extent == 1 else var(self.sym)
+
+
+def axis(name: str, extent: Dim) -> Axis:
+    """An axis whose index runs over ``[0, extent)``."""
+    return Axis(Sym(name, 0, extent - 1), extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A dense row-major array in device memory that the kernel reads or writes."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Dim, ...]
+    written: bool = False
+
+    def strides(self) -> tuple[Dim, ...]:
+        """Elements between neighbours along each axis."""
+        return tuple(product(self.shape[i + 1 :]) for i in range(len(self.shape)))
+
+    def offset(self, coords: tuple[Dim, ...]) -> Dim:
+        """The flat element index of ``coords``."""
+        total: Dim = 0
+        for c, s in zip(coords, self.strides(), strict=True):
+            total = total + c * s
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes."""
+
+    buffer: str
+    coords: tuple[Dim, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a template renders.
+
+    axes    role -> axes; each template documents its roles (``out``; ``out`` and ``reduce``; ``batch m n k``; …)
+    loads   role -> the hero's operand as an expression over the axes
+    stores  what is written, over the output axes and the template's variables (``acc``, ``x``, …)
+    attrs   what the template needs beside expressions (combiner, strides, stages, …): hashable values only
+    stem    readable name: the template and the operators it fuses
+    """
+
+    template: str
+    stem: str
+    axes: Mapping[str, tuple[Axis, ...]]
+    loads: Mapping[str, Expr]
+    stores: tuple[Store, ...]
+    buffers: tuple[Buffer, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def buffer(self, name: str) -> Buffer:
+        for b in self.buffers:
+            if b.name == name:
+                return b
+        raise KeyError(name)
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for kernels that render to the same source."""
+        return (
+            self.template,
+            self.stem,
+            tuple(sorted(self.axes.items())),
+            tuple(sorted((k, id(v)) for k, v in self.loads.items())),
+            tuple((s.buffer, s.coords, id(s.value)) for s in self.stores),
+            self.buffers,
+            tuple(sorted((k, repr(v)) for k, v in self.attrs.items())),
+        )
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A kernel and the tensors that its buffers stand for: canonical name -> tensor name."""
+
+    kernel: Kernel
+    tensors: Mapping[str, str]
+    origin: tuple[str, ...]
+    flops: Dim = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ParamField:
+    """One member of the ``Params`` struct; mirrors ``runtime.program.Field``, with canonical buffer names.
+
+    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float) or ``tensor_map``
+    (value: canonical buffer name, with dims innermost first, byte strides, box and element strides).
+    """
+
+    kind: str
+    name: str
+    value: Any
+    offset: Dim = 0
+    dims: tuple[Dim, ...] = ()
+    strides: tuple[Dim, ...] = ()
+    box: tuple[int, ...] = ()
+    element_strides: tuple[int, ...] = ()
+    swizzle: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """A rendered kernel: CUDA text and everything needed to launch it.
+
+    ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions. ``zero`` lists
+    canonical buffers that must be zeroed before the launch.
+    """
+
+    entry: str
+    source: str
+    arch: str
+    grid: tuple[Dim, Dim, Dim]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    fields: tuple[ParamField, ...]
+    cluster: int = 1
+    pdl: bool = True
+    zero: tuple[str, ...] = ()
