@@ -1,0 +1,27 @@
+// Scalar helpers that expressions print: integer floor division, sign, rounding, and the like. No inline PTX.
+#pragma once
+
+template <class T> __device__ __forceinline__ T floor_div(T a, T b) { const T q = a / b; return (a % b != 0 && ((a < 0) != (b < 0))) ? q - 1 : q; }
+template <class T> __device__ __forceinline__ T floor_mod(T a, T b) { const T r = a % b; return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r; }
+__device__ __forceinline__ float floor_mod(float a, float b) { const float r = fmodf(a, b); return (r != 0.f && ((r < 0.f) != (b < 0.f))) ? r + b : r; }
+__device__ __forceinline__ double floor_mod(double a, double b) { const double r = fmod(a, b); return (r != 0. && ((r < 0.) != (b < 0.))) ? r + b : r; }
+// C's remainder: the sign of the dividend
+template <class T> __device__ __forceinline__ T trunc_mod(T a, T b) { return a % b; }
+__device__ __forceinline__ float trunc_mod(float a, float b) { return fmodf(a, b); }
+__device__ __forceinline__ double trunc_mod(double a, double b) { return fmod(a, b); }
+
+// NaN propagates, as numpy, ONNX and torch have it; fmaxf would drop it
+template <class T> __device__ __forceinline__ T max_nan(T a, T b) { return (a > b || a != a) ? a : b; }
+template <class T> __device__ __forceinline__ T min_nan(T a, T b) { return (a < b || a != a) ? a : b; }
+template <class T> __device__ __forceinline__ T sign_of(T x) { return x > T(0) ? T(1) : (x < T(0) ? T(-1) : x); }
+template <class T> __device__ __forceinline__ T abs_int(T x) { return x < T(0) ? T(-x) : x; }
+template <class T> __device__ __forceinline__ T pow_int(T base, T exponent) {
+  if (exponent < T(0)) return base == T(1) ? T(1) : (base == T(-1) ? (exponent % 2 ? T(-1) : T(1)) : T(0));
+  T result = T(1);
+  for (; exponent > T(0); exponent >>= 1, base *= base)
+    if (exponent & T(1)) result *= base;
+  return result;
+}
+__device__ __forceinline__ float recip(float x) { return 1.0f / x; }
+__device__ __forceinline__ double recip(double x) { return 1.0 / x; }
+__device__ __forceinline__ double rsqrt_f64(double x) { return 1.0 / sqrt(x); }

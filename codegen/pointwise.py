@@ -1,0 +1,55 @@
+"""The pointwise template: every elementwise computation and most data movement, on a flattened iteration space.
+
+Roles: axes ``out``; no loads; stores over the out axes. Tactic: lanes per thread and threads per block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store, axis
+from arcweld.codegen.printer import Hooks, vector_width, wide_index
+from arcweld.codegen.render import render
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.expr import substitute_index
+
+
+@dataclass(frozen=True, slots=True)
+class PointwiseTactic:
+    """``width`` 0 picks the widest vector that the accesses allow."""
+
+    width: int = 0
+    threads: int = 256
+
+
+def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
+    """The stores over one flat index; loop indices become quotients and remainders, which cancel where axes collapse."""
+    outs = kernel.axes["out"]
+    flat = axis("i", dims.product(a.extent for a in outs))
+    table: dict[dims.Atom, Dim] = {}
+    inner: Dim = 1
+    for k, a in reversed(list(enumerate(outs))):
+        whole = dims.floordiv(flat.index, inner)
+        table[a.sym] = whole if k == 0 else dims.mod(whole, a.extent)
+        inner = inner * a.extent
+    stores = tuple(
+        Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), substitute_index(s.value, table))
+        for s in kernel.stores
+    )
+    return flat, stores
+
+
+def render_pointwise(kernel: Kernel, tactic: PointwiseTactic, arch: str) -> KernelSource:
+    """Renders for any architecture; ``arch`` only names the least one."""
+    flat, stores = flatten(kernel)
+    hooks = Hooks(kernel)
+    width = tactic.width or vector_width(kernel, flat.extent, [s.value for s in stores], stores, flat.sym)
+    itype = "long long" if wide_index(kernel) else "int"
+    text = hooks.store("compute", stores, [("i", flat.sym)], lane=flat.sym, width=width, extent=flat.extent)
+    count = hooks.params.scalar("count", flat.extent)
+    blocks = dims.ceildiv(flat.extent, tactic.threads * width)
+    return render(
+        "pointwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(blocks, 1, 1), block=(tactic.threads, 1, 1),
+        store=text.replace("int i)", f"{itype} i)"), width=width, itype=itype, count=count,
+    )  # fmt: skip

@@ -1,0 +1,510 @@
+"""Prints expressions as CUDA statements, one scalar or a vector of lanes at a time.
+
+A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are contiguous along it
+become one vector access, loads that don't depend on it are done once, all others lane by lane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Call, Dim, Dyn, IntExpr, Sym, var
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, walk
+from arcweld.codegen.kernel import Buffer, Kernel, ParamField, Store
+from arcweld.codegen.scalar import literal, scalar_text
+
+INDEX_LIMIT = 1 << 31
+VECTOR_BYTES = 16
+
+
+class Params:
+    """Collects the members of a kernel's ``Params`` struct as printing asks for them."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._fields: dict[str, ParamField] = {}
+        self._ctypes: dict[str, str] = {}
+        for b in kernel.buffers:
+            const = "" if b.written else "const "
+            self._add(ParamField("buffer", b.name, b.name), f"{const}{b.dtype.cuda}*")
+
+    def _add(self, field: ParamField, ctype: str) -> str:
+        known = self._fields.get(field.name)
+        if known is not None and known != field:
+            raise ValueError(f"two different parameters are called {field.name}")
+        self._fields[field.name] = field
+        self._ctypes[field.name] = ctype
+        return f"p.{field.name}"
+
+    def buffer(self, name: str) -> str:
+        """The C expression of a buffer's pointer."""
+        return f"p.{name}"
+
+    def scalar(self, name: str, value: Dim) -> str:
+        """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if constant)."""
+        if isinstance(value, int):
+            return str(value)
+        return self._add(ParamField("i32", name, value), "int")
+
+    def tensor_map(self, field: ParamField) -> str:
+        """A TMA descriptor member; returns its C expression."""
+        return self._add(field, "TensorMap")
+
+    def symbol(self, sym: Sym) -> str:
+        """A dimension that is known at launch."""
+        return self._add(ParamField("i32", sym.name, var(sym)), "int")
+
+    def struct(self) -> str:
+        """The struct's declaration: pointers first, then scalars, then descriptors (64-byte aligned)."""
+        lines = [f"  {self._ctypes[f.name]} {f.name};" for f in self.fields()]
+        return "struct Params {\n" + "\n".join(lines) + "\n};"
+
+    def fields(self) -> tuple[ParamField, ...]:
+        order = {"buffer": 0, "i64": 1, "i32": 2, "f32": 2, "tensor_map": 3}
+        return tuple(sorted(self._fields.values(), key=lambda f: order[f.kind]))
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An operand that is one unmasked load with an affine address: ``buffer[offset + sum(stride[sym] * sym)]``."""
+
+    buffer: Buffer
+    offset: Dim
+    strides: Mapping[Sym, Dim]
+
+
+def plain_load(kernel: Kernel, e: Expr, symbols: Sequence[Sym]) -> Plain | None:
+    """``e`` as a Plain access over ``symbols``, or None if it computes, is masked, or is not affine."""
+    if e.op != "load" or e.args:
+        return None
+    name, _, coords = e.attr
+    buffer = kernel.buffer(name)
+    rest = buffer.offset(coords)
+    if dims.dynamic_atoms(rest):
+        return None
+    strides: dict[Sym, Dim] = {}
+    for s in symbols:
+        c = dims.coefficient(rest, s)
+        if c is None or any(dims.mentions(c, o) for o in symbols):
+            return None
+        strides[s] = c
+        rest = rest - c * var(s)
+    return Plain(buffer, rest, strides)
+
+
+def wide_index(kernel: Kernel) -> bool:
+    """True if some buffer may hold 2**31 elements or more; unbounded dimensions count as fitting (checked at launch)."""
+    for b in kernel.buffers:
+        total: Dim = 1
+        for d in b.shape:
+            total = total * d
+        lo, hi = dims.bounds(total)
+        if (hi if hi is not None else lo or 0) >= INDEX_LIMIT:
+            return True
+    return False
+
+
+class Block:
+    """Prints one straight-line block of statements: shared sub-expressions once, vector loads first, then lanes.
+
+    names      C text of each loop index (for the lane axis: of its first element)
+    variables  C text of each template variable, and whether it is an array over the lanes
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        names: Mapping[Sym, str],
+        *,
+        lane: Sym | None = None,
+        width: int = 1,
+        variables: Mapping[str, tuple[str, bool]] | None = None,
+        indent: str = "  ",
+        prefix: str = "t",
+        streaming: bool = False,
+        hoisted: Mapping[int, str] | None = None,
+    ) -> None:
+        self.params = params
+        self.names = dict(names)
+        self.lane = lane if width > 1 else None
+        self.width = width
+        self.variables = dict(variables or {})
+        self.indent = indent
+        self.prefix = prefix
+        self.streaming = streaming
+        self.lines: list[str] = []
+        self._lane_lines: list[str] = []
+        self._count = 0
+        self._done: dict[int, str] = {}
+        self._hoisted = dict(hoisted or {})
+        self._calls: dict[tuple[Call, bool], str] = {}
+        self._laned: dict[int, bool] = {}
+        self._in_lanes = False
+        self.itype = "long long" if wide_index(params.kernel) else "int"
+        self._q = Sym("_q", 0)
+        self._l = Sym("_l", 0, width - 1)
+        if self.lane is not None:
+            self.lane_table: dict[dims.Atom, Dim] = {self.lane: var(self._q) * width + var(self._l)}
+
+    # ----- integer expressions
+
+    def dim(self, d: Dim) -> str:
+        """C text of an index expression at the current position."""
+        if self.lane is not None:
+            d = dims.substitute(d, self.lane_table)
+            if not self._in_lanes:
+                d = dims.substitute(d, {self._l: 0})
+        return self._poly(d)
+
+    def _poly(self, d: Dim) -> str:
+        if isinstance(d, int):
+            return str(d) if -INDEX_LIMIT < d < INDEX_LIMIT else f"{d}ll"
+        out = ""
+        for m, c in d.terms:
+            factors = [self._atom(a) for a, p in m for _ in range(p)]
+            if abs(c) != 1 or not factors:
+                factors.append(str(abs(c)))
+            text = " * ".join(factors)
+            out += (f" - {text}" if c < 0 else f" + {text}") if out else (f"-{text}" if c < 0 else text)
+        return out
+
+    def _factor(self, d: Dim) -> str:
+        text = self._poly(d)
+        simple = isinstance(d, int) or (len(d.terms) == 1 and d.terms[0][1] == 1 and len(d.terms[0][0]) == 1)
+        return text if simple and not text.startswith("-") else f"({text})"
+
+    def _atom(self, a: dims.Atom) -> str:
+        if isinstance(a, Call):
+            lanes = self.lane is not None and (dims.mentions(a.a, self._l) or dims.mentions(a.b, self._l))
+            lanes = lanes or (
+                self._in_lanes and any(self.is_laned(d.payload) for d in dims.dynamic_atoms(var(a)))
+            )  # type: ignore[arg-type]
+            key = (a, lanes)
+            if key not in self._calls:
+                self._calls[key] = self._define(self.itype, self._call_text(a), lanes, "ix")
+            return self._calls[key]
+        if isinstance(a, Dyn):
+            assert isinstance(a.payload, Expr)
+            return f"({self.itype}){self.value(a.payload)}" if self.itype == "int" else self.value(a.payload)
+        if a is self._q or a == self._q:
+            assert self.lane is not None
+            name = self.names[self.lane]
+            return f"({name} / {self.width})"
+        if a == self._l:
+            return "lane"
+        if a in self.names:
+            return self.names[a]
+        return self.params.symbol(a)
+
+    def _call_text(self, a: Call) -> str:
+        x, y = self._factor(a.a), self._factor(a.b)
+        if a.fn in ("max", "min"):
+            return f"{a.fn}(({self.itype})({x}), ({self.itype})({y}))"
+        if not dims.is_nonneg(a.a):
+            fn = "floor_div" if a.fn == "floordiv" else "floor_mod"
+            return f"{fn}<{self.itype}>({x}, {y})"
+        return f"{x} {'/' if a.fn == 'floordiv' else '%'} {y}"
+
+    # ----- lanes
+
+    def is_laned(self, e: Expr) -> bool:
+        """True if the value differs between lanes."""
+        if self.lane is None:
+            return False
+        known = self._laned.get(id(e))
+        if known is None:
+            known = self._compute_laned(e)
+            self._laned[id(e)] = known
+        return known
+
+    def _compute_laned(self, e: Expr) -> bool:
+        assert self.lane is not None
+        if e.op == "var":
+            return self.variables[e.attr][1]
+        if any(self.is_laned(a) for a in e.args):
+            return True
+        parts: tuple[Dim, ...] = (
+            tuple(e.attr[2]) if e.op == "load" else ((e.attr,) if e.op == "index" else ())
+        )
+        for d in parts:
+            if dims.mentions(dims.substitute(d, self.lane_table), self._l):
+                return True
+            if any(self.is_laned(dyn.payload) for dyn in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
+                return True
+        return False
+
+    def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
+        """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
+        assert self.lane is not None
+        d = dims.substitute(buffer.offset(tuple(coords)), self.lane_table)
+        if dims.coefficient(d, self._l) != 1 or any(self.is_laned(x.payload) for x in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
+            return None
+        base = dims.substitute(d, {self._l: 0})
+        chunk = math.gcd(self.width, max(1, VECTOR_BYTES // buffer.dtype.size))
+        return base if dims.is_multiple(base, chunk) else None
+
+    # ----- values
+
+    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "") -> str:
+        name = f"{prefix or self.prefix}{self._count}"
+        self._count += 1
+        line = f"const {ctype} {name} = {text};"
+        (self._lane_lines if laned else self.lines).append(line)
+        return name
+
+    def value(self, e: Expr) -> str:
+        """C text of ``e``: a literal or a name defined by earlier lines (inside the lane loop if it is laned)."""
+        if id(e) in self._hoisted:
+            return self._hoisted[id(e)]
+        if id(e) in self._done:
+            return self._done[id(e)]
+        if e.op == "const":
+            text = literal(e)
+        elif e.op == "var":
+            name, laned = self.variables[e.attr]
+            text = f"{name}[lane]" if laned and self.lane is not None else (f"{name}[0]" if laned else name)
+        elif e.op == "load":
+            text = self._load(e)
+        else:
+            text = self._compute(e)
+        self._done[id(e)] = text
+        return text
+
+    def _compute(self, e: Expr) -> str:
+        laned = self.is_laned(e)
+        args = [self.value(a) for a in e.args]
+        if e.op == "index":
+            saved, self._in_lanes = self._in_lanes, laned
+            text = f"(i64)({self.dim(e.attr)})"
+            self._in_lanes = saved
+        else:
+            text = scalar_text(e, args)
+        return self._define(e.dtype.cuda, text, laned)
+
+    def _load(self, e: Expr) -> str:
+        name, dtype, coords = e.attr
+        buffer = self.params.kernel.buffer(name)
+        pointer = self.params.buffer(name)
+        mask = self.value(e.args[0]) if e.args else None
+        laned = self.is_laned(e)
+        if laned and not (e.args and self.is_laned(e.args[0])):
+            base = self._contiguous(buffer, coords)
+            if base is not None:
+                return self._vector_load(e, dtype, pointer, base, mask)
+        saved, self._in_lanes = self._in_lanes, laned
+        offset = self.dim(buffer.offset(tuple(coords)))
+        self._in_lanes = saved
+        text = _to_compute(dtype, f"{pointer}[{offset}]")
+        if mask is not None:
+            text = f"{mask} ? {text} : {_zero(e.dtype)}"
+        return self._define(e.dtype.cuda, text, laned)
+
+    def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
+        saved, self._in_lanes = self._in_lanes, False
+        offset = self._poly(base)
+        self._in_lanes = saved
+        vec, fn = f"Vec<{dtype.cuda}, {self.width}>", "load_vec_stream" if self.streaming else "load_vec"
+        text = f"{fn}<{self.width}>({pointer} + ({offset}))"
+        if mask is not None:
+            text = f"{mask} ? {text} : {vec}{{}}"
+        name = self._define(vec, text, False, "v")
+        return self._define(e.dtype.cuda, _to_compute(dtype, f"{name}.v[lane]"), True)
+
+    # ----- whole blocks
+
+    def finish(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[str]:
+        """All lines so far. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last lines inside it."""
+        out = [*self.lines, *pre]
+        body = [*self._lane_lines, *sinks]
+        if self.lane is None:
+            out += body
+        elif body:
+            out += ["#pragma unroll", f"for (int lane = 0; lane < {self.width}; ++lane) {{"]
+            out += ["  " + b for b in body] + ["}"]
+        self.lines, self._lane_lines = [], []
+        return [self.indent + line for line in out]
+
+
+def _to_compute(dtype: DType, text: str) -> str:
+    return f"to_f32({text})" if dtype.is_half else text
+
+
+def _zero(dtype: DType) -> str:
+    return "false" if dtype is DType.BOOL else f"{dtype.cuda}(0)"
+
+
+def from_compute(dtype: DType, text: str) -> str:
+    """C text that rounds a computed value to its storage type."""
+    return f"from_f32<{dtype.cuda}>({text})" if dtype.is_half else text
+
+
+def print_stores(
+    block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None
+) -> list[str]:
+    """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
+
+    ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then scalar.
+    """
+    pre: list[str] = []
+    sinks: list[str] = []
+    post: list[str] = []
+    for n, s in enumerate(stores):
+        buffer = block.params.kernel.buffer(s.buffer)
+        pointer = block.params.buffer(s.buffer)
+        value = from_compute(buffer.dtype, block.value(s.value))
+        base = block._contiguous(buffer, s.coords) if block.lane is not None and guard is None else None
+        if base is not None:
+            offset = block._poly(base)
+            vec = f"Vec<{buffer.dtype.cuda}, {block.width}>"
+            pre.append(f"{vec} out{n}_lanes;")
+            sinks.append(f"out{n}_lanes.v[lane] = {value};")
+            post.append(f"store_vec<{block.width}>({pointer} + ({offset}), out{n}_lanes);")
+            continue
+        saved, block._in_lanes = block._in_lanes, block.lane is not None
+        offset = block.dim(buffer.offset(s.coords))
+        block._in_lanes = saved
+        condition = f"if ({guard('lane' if block.lane is not None else '0')}) " if guard is not None else ""
+        sinks.append(f"{condition}{pointer}[{offset}] = {value};")
+    lines = block.finish(sinks, pre)
+    return lines + [block.indent + p for p in post]
+
+
+class Hooks:
+    """Prints the device functions through which a template reads its operands and writes its results."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.params = Params(kernel)
+
+    def load(
+        self,
+        fn: str,
+        e: Expr,
+        args: Sequence[tuple[str, Sym]],
+        *,
+        lane: Sym | None = None,
+        width: int = 1,
+        guard: bool = False,
+    ) -> str:
+        """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along ``lane``.
+
+        T is the operand's compute type. With ``guard`` the caller may ask for lanes past the axis' end: they give 0.
+        """
+        ctype = e.dtype.cuda
+        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width)
+        target = "out[lane]" if block.lane is not None else "out[0]"
+        text = block.value(e)
+        head = self._head(fn, args, f"{ctype} (&out)[{width}]")
+        return "\n".join([head, *block.finish([f"{target} = {text};"]), "}"])
+
+    def store(
+        self,
+        fn: str,
+        stores: Sequence[Store],
+        args: Sequence[tuple[str, Sym]],
+        *,
+        lane: Sym | None = None,
+        width: int = 1,
+        variables: Mapping[str, tuple[str, DType, bool]] | None = None,
+        extent: Dim | None = None,
+    ) -> str:
+        """``void fn(const Params& p, int a, …, const T (&x)[width], …)``: the epilogue and its stores.
+
+        ``variables``: name in expressions -> (C name, dtype, one value a lane?). ``extent``: the lane axis' extent; where the width
+        does not divide it, lanes beyond it are not stored.
+        """
+        laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
+        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
+        guard = None
+        if lane is not None and width > 1 and extent is not None and not dims.is_multiple(extent, width):
+            first = next(n for n, s in args if s == lane)
+            bound = block.dim(extent)
+            guard = lambda lane_text: f"{first} + {lane_text} < {bound}"  # noqa: E731
+            block = GuardedBlock(block, lane, extent)
+        body = print_stores(block, stores, guard)
+        extra = [
+            f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}"
+            for c, t, is_laned in (variables or {}).values()
+        ]
+        return "\n".join([self._head(fn, args, *extra), *body, "}"])
+
+    def _head(self, fn: str, args: Sequence[tuple[str, Sym]], *extra: str) -> str:
+        listed = ", ".join(["const Params& p", *(f"int {n}" for n, _ in args), *extra])
+        return f"__device__ __forceinline__ void {fn}({listed}) {{"
+
+    def plain(self, role: str, symbols: Sequence[Sym]) -> Plain | None:
+        """The operand ``role`` as an affine unmasked load, or None."""
+        return plain_load(self.kernel, self.kernel.loads[role], symbols)
+
+    def dim(self, d: Dim, names: Mapping[Sym, str] | None = None) -> str:
+        """C text of a dimension expression inside the kernel (symbols become members of ``p``)."""
+        block = Block(self.params, names or {})
+        text = block._factor(d)
+        if block.lines:
+            raise ValueError(f"{d} needs statements; pass it as a scalar parameter instead")
+        return text
+
+
+class GuardedBlock(Block):
+    """A Block whose lanes may lie past the axis' end: loads that depend on the lane are clamped to the last valid one."""
+
+    def __init__(self, base: Block, lane: Sym, extent: Dim) -> None:
+        super().__init__(
+            base.params, base.names, lane=lane, width=base.width, variables=base.variables, indent=base.indent,
+            prefix=base.prefix,
+        )  # fmt: skip
+        self._extent = extent
+        self._lane_sym = lane
+
+    def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
+        return None
+
+    def dim(self, d: Dim) -> str:
+        if self._in_lanes:
+            d = dims.substitute(d, {self._lane_sym: var(Sym("_clamped", 0, self._extent - 1))})
+            self.names[Sym("_clamped", 0, self._extent - 1)] = self._clamped_name()
+            return self._poly(d)
+        return super().dim(d)
+
+    def _clamped_name(self) -> str:
+        if "at" not in self.__dict__:
+            self.__dict__["at"] = True
+            first = self.names[self._lane_sym]
+            bound = Block(self.params, {})._poly(self._extent - 1)
+            self._lane_lines.append(f"const int at = min({first} + lane, (int)({bound}));")
+        return "at"
+
+
+def vector_width(
+    kernel: Kernel, extent: Dim, exprs: Sequence[Expr], stores: Sequence[Store], lane: Sym
+) -> int:
+    """The widest of 8, 4, 2, 1 lanes that divides ``extent`` and makes the narrowest-typed access 16 bytes at most.
+
+    Wider is only worth it if at least one access becomes a vector.
+    """
+    params = Params(kernel)
+    sizes = [kernel.buffer(e.attr[0]).dtype.size for e in walk(list(exprs)) if e.op == "load"]
+    sizes += [kernel.buffer(s.buffer).dtype.size for s in stores]
+    for width in (8, 4, 2):
+        if not dims.is_multiple(extent, width) or width * min(sizes, default=4) > VECTOR_BYTES:
+            continue
+        block = Block(params, {lane: "i"}, lane=lane, width=width)
+        block.variables = {e.attr: ("x", True) for e in walk(list(exprs)) if e.op == "var"}
+        hits = [block._contiguous(kernel.buffer(s.buffer), s.coords) is not None for s in stores]
+        hits += [
+            block._contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
+            for e in walk(list(exprs))
+            if e.op == "load" and block.is_laned(e)
+        ]
+        if any(hits):
+            return width
+    return 1
+
+
+__all__ = [
+    "Block", "Hooks", "IntExpr", "Params", "Plain", "from_compute", "plain_load", "print_stores", "vector_width",
+]  # fmt: skip

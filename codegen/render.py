@@ -1,0 +1,62 @@
+"""Renders a template file to a kernel's source: one Jinja environment, strict, with delimiters that inline PTX can't contain."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from arcweld.compiler.dims import Dim
+from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.printer import Params
+
+_ENTRY = "ENTRY_POINT"
+
+
+def _read(name: str) -> str:
+    for package in ("arcweld.codegen.templates", "arcweld.codegen.include"):
+        path = resources.files(package).joinpath(name)
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise jinja2.TemplateNotFound(name)
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The one Jinja environment: ``<% %>`` blocks, ``{{ }}`` values, ``<# #>`` comments, undefined names raise."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+    )
+
+
+def render(
+    template: str, kernel: Kernel, params: Params, *, arch: str, grid: tuple[Dim, Dim, Dim],
+    block: tuple[int, int, int], shared_bytes: int = 0, cluster: int = 1, pdl: bool = True,
+    zero: tuple[str, ...] = (), **context: Any,
+) -> KernelSource:
+    """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
+
+    Hooks must be printed before the call, so that ``params`` is complete. The entry point is named after the kernel and a
+    hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``, ``params``
+    (the struct's text), ``kernel`` and everything in ``context``.
+    """
+    text = environment().get_template(template).render(
+        entry=_ENTRY, params=params.struct(), kernel=kernel, grid=grid, block=block, **context
+    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    entry = f"{kernel.stem}_{digest}"
+    return KernelSource(
+        entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.fields(), cluster, pdl, zero
+    )
