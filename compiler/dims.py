@@ -433,7 +433,11 @@ def _atom_bounds(atom: Atom) -> tuple[int | None, int | None]:
             top = None if bhi is None else bhi - 1
             return 0, ahi if top is None else (top if ahi is None or (alo or 0) < 0 else min(top, ahi))
         if atom.fn == "floordiv":
-            lo = None if alo is None or not blo else (alo // (bhi or blo) if alo >= 0 and bhi else (0 if alo >= 0 else None))
+            lo = (
+                None
+                if alo is None or not blo
+                else (alo // (bhi or blo) if alo >= 0 and bhi else (0 if alo >= 0 else None))
+            )
             return lo, (None if ahi is None or not blo else ahi // blo)
         pick = max if atom.fn == "max" else min
         los = [x for x in (alo, blo) if x is not None]
@@ -688,7 +692,12 @@ def _from_ast(node: ast.expr, symbols: Mapping[str, Dim], depth: int) -> Dim:
             return floordiv(a, b)
         if isinstance(node.op, ast.Mod):
             return mod(a, b)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 2 and not node.keywords:
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and len(node.args) == 2
+        and not node.keywords
+    ):
         fn = _CALLS.get(node.func.id)
         if fn is not None:
             return fn(*(_from_ast(a, symbols, depth + 1) for a in node.args))

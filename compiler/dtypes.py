@@ -88,4 +88,6 @@ def from_numpy(dtype: np.dtype | type) -> DType:
     try:
         return _FROM_NUMPY[np.dtype(dtype)]
     except (KeyError, TypeError):
-        raise UnsupportedError(f"element type {dtype} is not supported", hint="use f64, f32, f16, bf16, an integer type or bool") from None
+        raise UnsupportedError(
+            f"element type {dtype} is not supported", hint="use f64, f32, f16, bf16, an integer type or bool"
+        ) from None

@@ -173,7 +173,11 @@ def cast(x: Expr, dtype: DType) -> Expr:
     if x.dtype is dtype:
         return x
     if x.op == "const":
-        return const(bool(x.attr) if dtype is DType.BOOL else x.attr, dtype) if not _odd_const(x, dtype) else _cast(x, dtype)
+        return (
+            const(bool(x.attr) if dtype is DType.BOOL else x.attr, dtype)
+            if not _odd_const(x, dtype)
+            else _cast(x, dtype)
+        )
     return _cast(x, dtype)
 
 
@@ -394,7 +398,9 @@ def _evaluate_dim(d: Dim, env: Mapping[str, Any]) -> Any:
         for atom, p in m:
             if isinstance(atom, dims.Call):
                 a, b = _evaluate_dim(atom.a, env), _evaluate_dim(atom.b, env)
-                fn = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}[atom.fn]
+                fn = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}[
+                    atom.fn
+                ]
                 value = fn(a, b)
             else:
                 value = env[atom.name]

@@ -183,14 +183,21 @@ def check_attrs(op: OpDef, attrs: Mapping[str, Any], node: str) -> dict[str, Any
     return full
 
 
-def infer_types(name: str, inputs: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
+def infer_types(
+    name: str, inputs: Sequence[TensorType | None], attrs: Mapping[str, Any]
+) -> tuple[TensorType, ...]:
     """The result types of an operator. Raises ModelError where operands disagree."""
     return opdef(name).infer(inputs, attrs)
 
 
 def make(
-    rw: Rewriter, name: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any] | None = None, *,
-    origin: tuple[str, ...] = (), hint: str = "",
+    rw: Rewriter,
+    name: str,
+    inputs: Sequence[Value | None],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    origin: tuple[str, ...] = (),
+    hint: str = "",
 ) -> Value:
     """Emits a node through ``rw`` with checked attributes and inferred types; returns its first output."""
     op = opdef(name)

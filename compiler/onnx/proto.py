@@ -1,0 +1,225 @@
+"""Reads ONNX files: protobuf decoding, tensors as numpy views, external data, attributes.
+
+Nothing in a file is trusted: sizes are checked before anything is allocated, and all damage is a ModelError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, TensorProto
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError, UnsupportedError
+
+ModelSource: TypeAlias = "str | Path | bytes | onnx.ModelProto"
+AttrValue: TypeAlias = Any  # int, float, str, tuple of them, ndarray, GraphProto
+
+MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
+MAX_ELEMENTS = 2**40
+
+DTYPES: Mapping[int, DType] = {
+    TensorProto.DOUBLE: DType.F64,
+    TensorProto.FLOAT: DType.F32,
+    TensorProto.FLOAT16: DType.F16,
+    TensorProto.BFLOAT16: DType.BF16,
+    TensorProto.INT64: DType.I64,
+    TensorProto.INT32: DType.I32,
+    TensorProto.INT16: DType.I16,
+    TensorProto.INT8: DType.I8,
+    TensorProto.UINT64: DType.U64,
+    TensorProto.UINT32: DType.U32,
+    TensorProto.UINT16: DType.U16,
+    TensorProto.UINT8: DType.U8,
+    TensorProto.BOOL: DType.BOOL,
+}
+_NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: DType.U8}
+
+
+def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
+    """The decoded model, and the folder that its external data lies in (None when it did not come from a file).
+
+    Raises ModelError for a missing or undecodable file, and for a model without a graph or without opsets.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, folder, name = source, None, "model"
+    elif isinstance(source, bytes):
+        model, folder, name = _decode(source, "model"), None, "model"
+    else:
+        path = Path(source)
+        model, folder, name = _decode(_read(path), str(path)), path.parent, str(path)
+    if not model.HasField("graph"):
+        raise ModelError("not an ONNX model: it holds no graph", node=name)
+    if not model.opset_import:
+        raise ModelError("the model does not say which operator set it uses", node=name)
+    return model, folder
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelError(
+                "the file is larger than protobuf's limit of 2 GiB",
+                node=str(path),
+                hint="save the weights as external data",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the model file: {error.strerror or error}", node=str(path)) from error
+
+
+def _decode(data: bytes, name: str) -> onnx.ModelProto:
+    try:
+        return onnx.ModelProto.FromString(data)
+    except (DecodeError, RuntimeError, ValueError) as error:
+        raise ModelError(f"not an ONNX model: {error}", node=name) from error
+
+
+# --------------------------------------------------------------------------------------------------------- tensors
+
+
+def element_type(code: int) -> DType:
+    """The DType of an ONNX element type. Raises UnsupportedError for strings, complex numbers and narrow floats."""
+    if code in DTYPES:
+        return DTYPES[code]
+    known = {v: k for k, v in TensorProto.DataType.items()}
+    raise UnsupportedError(f"element type {known.get(code, code)} is not supported")
+
+
+def tensor_shape(tensor: TensorProto) -> tuple[int, ...]:
+    """The dims of a tensor, checked. Raises ModelError for negative dims or an absurd element count."""
+    shape = tuple(int(d) for d in tensor.dims)
+    if any(d < 0 for d in shape) or math.prod(shape) > MAX_ELEMENTS or max(shape, default=0) > MAX_ELEMENTS:
+        raise ModelError(f"tensor {tensor.name!r} has the impossible shape {list(shape)}")
+    return shape
+
+
+def tensor_array(tensor: TensorProto, folder: Path | None) -> tuple[np.ndarray, DType]:
+    """A tensor's contents: a view of its raw bytes, or a read-only memory map of its external data.
+
+    4-bit integers are unpacked to 8 bits. Raises ModelError where sizes disagree, UnsupportedError for the type.
+    """
+    shape = tensor_shape(tensor)
+    if tensor.HasField("segment"):
+        raise UnsupportedError(f"tensor {tensor.name!r} is stored in segments")
+    nibble = tensor.data_type in _NIBBLES
+    dtype = _NIBBLES[tensor.data_type] if nibble else element_type(tensor.data_type)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        array = _external(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, folder)
+    elif tensor.HasField("raw_data"):
+        array = _raw(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble)
+    else:
+        array = _typed(tensor, shape, dtype, nibble)
+    if nibble:
+        array = _unpack(array, math.prod(shape), dtype)
+    return array.reshape(shape), dtype
+
+
+def _stored(shape: tuple[int, ...], nibble: bool) -> int:
+    count = math.prod(shape)
+    return (count + 1) // 2 if nibble else count
+
+
+def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool) -> np.ndarray:
+    raw = tensor.raw_data
+    need = _stored(shape, nibble) * dtype.itemsize
+    if len(raw) != need:
+        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} bytes but holds {len(raw)}")
+    return np.frombuffer(raw, dtype)
+
+
+def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, nibble: bool) -> np.ndarray:
+    if dtype is DType.F32:
+        field, stored = tensor.float_data, np.float32
+    elif dtype is DType.F64:
+        field, stored = tensor.double_data, np.float64
+    elif dtype is DType.I64:
+        field, stored = tensor.int64_data, np.int64
+    elif dtype in (DType.U64, DType.U32):
+        field, stored = tensor.uint64_data, np.uint64
+    else:
+        field, stored = tensor.int32_data, np.int32
+    need = _stored(shape, nibble)
+    if len(field) != need:
+        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} elements, it has {len(field)}")
+    array = np.array(field, stored)
+    if nibble:
+        return array.astype(np.uint8)
+    return array.astype(np.uint16).view(dtype.numpy) if dtype.is_half else array.astype(dtype.numpy)
+
+
+def _unpack(packed: np.ndarray, count: int, dtype: DType) -> np.ndarray:
+    both = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count]
+    return both.view(np.int8) - ((both & 8) << 1).view(np.int8) if dtype is DType.I8 else both
+
+
+def _external(
+    tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool, folder: Path | None
+) -> np.ndarray:
+    info = {e.key: e.value for e in tensor.external_data}
+    location = info.get("location", "")
+    place = f"external data of tensor {tensor.name!r} in file {location!r}"
+    if folder is None:
+        raise ModelError(f"{place}: the model was not read from a file", hint="pass the path of the .onnx file")
+    relative = Path(location)
+    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts:
+        raise ModelError(f"{place}: the location must be a relative path below the model's folder")
+    try:
+        offset = int(info.get("offset", "0"))
+        length = int(info["length"]) if "length" in info else None
+    except ValueError as error:
+        raise ModelError(f"{place}: {error}") from error
+    need = _stored(shape, nibble) * dtype.itemsize
+    path = folder / relative
+    try:
+        size = path.stat().st_size
+        is_file = path.is_file()
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place}: the file is missing or unreadable ({error})") from error
+    if not is_file or offset < 0 or (length is not None and length != need) or offset + need > size:
+        raise ModelError(f"{place}: bytes {offset}..{offset + need} were expected, the file has {size}")
+    count = _stored(shape, nibble)
+    return np.memmap(path, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
+
+
+# ------------------------------------------------------------------------------------------------------ attributes
+
+_KINDS = {
+    AttributeProto.INT: "i", AttributeProto.FLOAT: "f", AttributeProto.STRING: "s", AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g", AttributeProto.INTS: "ints", AttributeProto.FLOATS: "floats",
+    AttributeProto.STRINGS: "strings", AttributeProto.TENSORS: "tensors", AttributeProto.GRAPHS: "graphs",
+}  # fmt: skip
+
+
+def attribute_value(attr: AttributeProto, folder: Path | None) -> AttrValue:
+    """An attribute as a Python value: int, float, str, tuple of them, (ndarray, DType), or GraphProto.
+
+    Raises ModelError for an attribute without a value and for text that is not UTF-8.
+    """
+    kind = _KINDS.get(attr.type)
+    if kind is None:  # files older than IR version 3 may leave the type out
+        kind = next((k for k in ("i", "f", "s", "t", "g") if attr.HasField(k)), None)
+        kind = kind or next((k for k in ("ints", "floats", "strings") if len(getattr(attr, k))), None)
+    if kind is None:
+        raise UnsupportedError(f"attribute {attr.name!r} has the unknown type {attr.type}")
+    value = getattr(attr, kind)
+    try:
+        if kind == "s":
+            return value.decode()
+        if kind == "strings":
+            return tuple(v.decode() for v in value)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"attribute {attr.name!r} is not valid text") from error
+    if kind == "t":
+        return tensor_array(value, folder)
+    return tuple(value) if kind in ("ints", "floats", "tensors", "graphs") else value
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -1,0 +1,141 @@
+"""Names the unknown dimensions of a model's inputs: dim_params, anonymous dims, user overrides and ranges.
+
+A dimension that the file leaves open becomes a symbol; equal dim_params become the same symbol.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import onnx
+
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.errors import ModelError, UsageError
+
+Range: TypeAlias = "tuple[int, int | None, int]"
+Shapes: TypeAlias = "Mapping[str, Sequence[int | str | Dim]]"
+
+_RESERVED = {"floordiv", "mod", "max", "min"}
+MAX_DIM = 2**48
+
+
+def identifier(text: str) -> str:
+    """``text`` as a legal symbol name: letters, digits and underscores, not a keyword."""
+    name = re.sub(r"[^0-9A-Za-z_]", "_", text) or "d"
+    if name[0].isdigit():
+        name = "d" + name
+    return name + "_" if keyword.iskeyword(name) or name in _RESERVED else name
+
+
+def sanitise(name: str) -> str:
+    """``name`` with the characters that IR text cannot hold replaced by underscores."""
+    return "".join("_" if not c.isprintable() or c.isspace() or c in ",():%='\"" else c for c in name) or "_"
+
+
+class DimTable:
+    """Hands out the symbols of one model.
+
+    ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of k > 1
+    is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
+    """
+
+    def __init__(self, ranges: Mapping[str, Range]) -> None:
+        self._ranges = dict(ranges)
+        self._used_ranges: set[str] = set()
+        self._dims: dict[str, Dim] = {}
+        self._names: set[str] = set()
+
+    def bind(self, param: str, value: Dim) -> None:
+        """Says that the dim_param ``param`` is ``value``. Raises UsageError when it was given another value."""
+        old = self._dims.setdefault(param, value)
+        if old != value:
+            raise UsageError(f"dimension {param!r} is given as {old} and as {value}")
+
+    def named(self, param: str) -> Dim:
+        """The dimension called ``param`` in the model."""
+        if param not in self._dims:
+            self._dims[param] = self._symbol(param)
+        return self._dims[param]
+
+    def _symbol(self, param: str) -> Dim:
+        base = name = identifier(param)
+        n = 2
+        while name in self._names:
+            name, n = f"{base}_{n}", n + 1
+        self._names.add(name)
+        key = next((k for k in (param, base) if k in self._ranges), None)
+        lo, hi, step = 1, None, 1
+        if key is not None:
+            self._used_ranges.add(key)
+            lo, hi, step = self._ranges[key]
+        if lo < 0 or step < 1 or (hi is not None and hi < max(lo, step)):
+            raise UsageError(f"the range {lo}..{hi} (multiple of {step}) of dimension {param!r} is empty")
+        if step == 1:
+            return dims.symbol(name, lo, hi)
+        return step * dims.symbol(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
+
+    def text(self, text: str) -> Dim:
+        """A dimension from the user's text: a dim_param, a new name, or an expression such as ``32*h``."""
+        if text in self._dims:
+            return self._dims[text]
+        if text.isidentifier():
+            return self.named(text)
+        value = dims.parse(text)
+        return dims.substitute(value, {s: self.named(s.name) for s in dims.free_symbols(value)})
+
+    def check_ranges(self) -> None:
+        """Raises UsageError for a range whose dimension the model does not have."""
+        unknown = sorted(set(self._ranges) - self._used_ranges)
+        if unknown:
+            names = ", ".join(sorted(k for k, v in self._dims.items() if not isinstance(v, int)))
+            raise UsageError(f"no dimension is called {unknown[0]!r}", hint=f"the open dimensions are: {names or 'none'}")
+
+
+def declared_dims(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...] | None:
+    """The shape that the file declares: ints, dim_params, None for anonymous; None when it declares no shape."""
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    out: list[int | str | None] = []
+    for d in tensor.shape.dim:
+        if d.HasField("dim_value") and d.dim_value >= 0:
+            if d.dim_value > MAX_DIM:
+                raise ModelError(f"input {info.name!r} declares a dimension of {d.dim_value}")
+            out.append(int(d.dim_value))
+        else:
+            out.append(d.dim_param if d.dim_param not in ("", "?", "None") else None)
+    return tuple(out)
+
+
+def input_shape(
+    table: DimTable, name: str, declared: tuple[int | str | None, ...], override: Sequence[int | str | Dim] | None
+) -> tuple[Dim, ...]:
+    """The shape of one input. Raises UsageError when the override contradicts the file."""
+    if override is not None and len(override) != len(declared):
+        raise UsageError(
+            f"input {name!r} has rank {len(declared)}, the shape given for it has {len(override)} dimensions"
+        )
+    shape: list[Dim] = []
+    for i, dim in enumerate(declared):
+        if override is not None:
+            shape.append(_overridden(table, name, dim, override[i]))
+        elif isinstance(dim, int):
+            shape.append(dim)
+        else:
+            shape.append(table.named(dim if dim is not None else f"{identifier(name)}_d{i}"))
+    return tuple(shape)
+
+
+def _overridden(table: DimTable, name: str, dim: int | str | None, given: int | str | Dim) -> Dim:
+    value = table.text(given) if isinstance(given, str) else given
+    if isinstance(value, int) and not 0 <= value <= MAX_DIM:
+        raise UsageError(f"a dimension of input {name!r} cannot be {value}")
+    if isinstance(dim, int) and dim != value:
+        raise UsageError(f"input {name!r} has a fixed dimension of {dim}, the shape given for it says {value}")
+    if isinstance(dim, str):
+        table.bind(dim, value)
+    return value

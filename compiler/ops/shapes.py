@@ -1,0 +1,216 @@
+"""Shape and type rules shared by the operator entries: broadcasting, axes, window extents, and the checks that raise.
+
+Every rule takes symbolic dimensions; where two dimensions are not provably equal the rule raises ModelError naming both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, IntExpr, bounds, ceildiv, floordiv, is_nonneg, minimum, product
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.expr import Expr, binary, cast, const, index
+from arcweld.compiler.ir import Rewriter, TensorType, Value
+from arcweld.compiler.registry import Reader, make
+
+FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
+UNSIGNED = (DType.U64, DType.U32, DType.U16, DType.U8)
+INTS = (DType.I64, DType.I32, DType.I16, DType.I8, *UNSIGNED)
+NUMERIC = (*FLOATS, *INTS)
+BOOLS = (DType.BOOL,)
+ANY = (*NUMERIC, *BOOLS)
+
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def present(op: str, types: Sequence[TensorType | None], count: int | None = None) -> list[TensorType]:
+    """The operand types, all of which must be given. Raises ModelError for a missing one or a wrong number."""
+    if count is not None and len(types) != count:
+        raise ModelError(f"{op} takes {count} operands, got {len(types)}")
+    found = [t for t in types if t is not None]
+    if not found or len(found) != len(types):
+        raise ModelError(f"{op}: a required operand is missing")
+    return found
+
+
+def split_optional(
+    op: str, types: Sequence[TensorType | None], required: int, total: int
+) -> tuple[list[TensorType], list[TensorType | None]]:
+    """Required operand types, and the optional ones padded with None. Raises ModelError for a wrong number."""
+    if not required <= len(types) <= total:
+        raise ModelError(f"{op} takes {required} to {total} operands, got {len(types)}")
+    return present(op, types[:required]), [*types[required:], *[None] * (total - len(types))]
+
+
+def check_dtype(op: str, t: TensorType, allowed: Sequence[DType]) -> None:
+    """Raises ModelError if the operand's element type is not one of ``allowed``."""
+    if t.dtype not in allowed:
+        names = ", ".join(d.value for d in allowed)
+        raise ModelError(f"{op} does not take {t.dtype.value} operands", hint=f"it takes {names}")
+
+
+def same_dtype(op: str, types: Sequence[TensorType]) -> DType:
+    """The common element type. Raises ModelError where operands disagree."""
+    for t in types[1:]:
+        if t.dtype is not types[0].dtype:
+            raise ModelError(f"{op} of {types[0].dtype.value} and {t.dtype.value}", hint="insert a Cast")
+    return types[0].dtype
+
+
+def check_rank(op: str, t: TensorType, least: int, most: int | None = None) -> None:
+    """Raises ModelError if the operand's rank is outside ``[least, most]``."""
+    if t.rank < least or (most is not None and t.rank > most):
+        wanted = f"{least}" if most == least else f"{least} to {most}" if most is not None else f"at least {least}"
+        raise ModelError(f"{op} needs rank {wanted}, got {t}")
+
+
+def check_axis(op: str, axis: int, rank: int) -> int:
+    """``axis`` itself. Raises ModelError outside ``[0, rank)``: axes are normalised before they get here."""
+    if not isinstance(axis, int) or not 0 <= axis < rank:
+        raise ModelError(f"{op}: axis {axis} of a rank {rank} operand")
+    return axis
+
+
+def check_length(op: str, what: str, items: Sequence[Any], length: int) -> None:
+    """Raises ModelError if an attribute list does not have one entry for each of ``length`` axes."""
+    if len(items) != length:
+        raise ModelError(f"{op}: {what} has {len(items)} entries, {length} are needed")
+
+
+def check_equal(op: str, what: str, a: Dim, b: Dim) -> None:
+    """Raises ModelError unless the two dimensions are the same expression."""
+    if a != b:
+        raise ModelError(f"{op}: {what}: {a} and {b} are not known to be equal", hint=_equal_hint(a, b))
+
+
+def _equal_hint(a: Dim, b: Dim) -> str | None:
+    if isinstance(a, IntExpr) or isinstance(b, IntExpr):
+        return "fix the symbolic dimension with --shapes, or give both the same name"
+    return None
+
+
+def check_numel(op: str, a: Sequence[Dim], b: Sequence[Dim]) -> None:
+    """Raises ModelError if the two shapes provably differ in their number of elements."""
+    diff = product(a) - product(b)
+    lo, hi = bounds(diff)
+    if (lo is not None and lo > 0) or (hi is not None and hi < 0):
+        raise ModelError(f"{op}: shape {show(a)} has {product(a)} elements, {show(b)} has {product(b)}")
+
+
+def show(shape: Sequence[Dim]) -> str:
+    """A shape for messages: ``[n, 3, 224]``."""
+    return f"[{', '.join(str(d) for d in shape)}]"
+
+
+# ------------------------------------------------------------------------------------------------- broadcasting
+
+
+def broadcast(op: str, shapes: Sequence[Sequence[Dim]]) -> tuple[Dim, ...]:
+    """Numpy's broadcasting rule on symbolic shapes. Raises ModelError for two dimensions neither equal nor 1."""
+    rank = max(len(s) for s in shapes)
+    out: list[Dim] = [1] * rank
+    for shape in shapes:
+        for k, d in enumerate(shape, rank - len(shape)):
+            if d == 1 or d == out[k]:
+                continue
+            if out[k] != 1:
+                both = " and ".join(show(s) for s in shapes)
+                raise ModelError(f"{op}: cannot broadcast {both}: {out[k]} against {d}", hint=_equal_hint(out[k], d))
+            out[k] = d
+    return tuple(out)
+
+
+def check_broadcast_to(op: str, what: str, shape: Sequence[Dim], target: Sequence[Dim]) -> None:
+    """Raises ModelError unless ``shape`` broadcasts to exactly ``target``."""
+    if broadcast(op, [shape, target]) != tuple(target):
+        raise ModelError(f"{op}: {what} of shape {show(shape)} does not broadcast to {show(target)}")
+
+
+def aligned(coords: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The coordinates of a broadcast operand: the trailing ones, 0 along axes of extent 1."""
+    tail = tuple(coords)[len(coords) - len(shape) :]
+    return tuple(0 if d == 1 else c for c, d in zip(tail, shape))
+
+
+def read(reader: Reader, value: Value, coords: Sequence[Dim]) -> Expr:
+    """Reads a broadcast operand at the output's coordinates."""
+    return reader.read(value, aligned(coords, value.shape))
+
+
+# ------------------------------------------------------------------------------------------------------ windows
+
+
+def window_extent(size: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim, ceil_mode: int = 0, begin: Dim = 0) -> Dim:
+    """Positions of a sliding window over ``size`` elements with ``pad`` padding in all, ``begin`` of it in front.
+
+    With ``ceil_mode`` a last partial window counts, unless it would start in the padding behind the data.
+    """
+    room = size + pad - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return floordiv(room, stride) + 1
+    return minimum(ceildiv(room, stride) + 1, ceildiv(size + begin, stride))
+
+
+def spatial_range(layout: str, rank: int) -> range:
+    """The axes of the spatial dimensions of an image tensor in ``layout`` ("NCHW": N, C, spatial; "NHWC": N, spatial, C)."""
+    if layout not in ("NCHW", "NHWC"):
+        raise ModelError(f"unknown layout {layout}", hint="NCHW or NHWC")
+    return range(2, rank) if layout == "NCHW" else range(1, rank - 1)
+
+
+def channel_axis(layout: str, rank: int) -> int:
+    """The axis of the channels of an image tensor in ``layout``."""
+    return 1 if layout == "NCHW" else rank - 1
+
+
+def image_shape(layout: str, n: Dim, c: Dim, spatial: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Batch, channels and spatial extents in the order of ``layout``."""
+    return (n, c, *spatial) if layout == "NCHW" else (n, *spatial, c)
+
+
+# -------------------------------------------------------------------------------------------- conditions on dims
+
+
+def below(a: Dim, b: Dim) -> Expr:
+    """``a < b`` as a bool expression, decided at once where the ranges of the symbols allow it."""
+    lo, hi = bounds(b - a)
+    if (lo is not None and lo > 0) or is_nonneg(b - a - 1):
+        return const(True, DType.BOOL)
+    if (hi is not None and hi <= 0) or is_nonneg(a - b):
+        return const(False, DType.BOOL)
+    return binary("lt", index(a), index(b))
+
+
+def inside(c: Dim, lo: Dim, hi: Dim) -> Expr:
+    """``lo <= c < hi`` as a bool expression."""
+    return both(below(lo - 1, c), below(c, hi))
+
+
+def both(a: Expr, b: Expr) -> Expr:
+    """Conjunction of two bools."""
+    return binary("and", a, b)
+
+
+# ------------------------------------------------------------------------------------- values for decompositions
+
+
+def scalar(rw: Rewriter, value: float, dtype: DType) -> Value:
+    """A rank 0 constant."""
+    return rw.constant(np.asarray(value, dtype.numpy), dtype)
+
+
+def dim_scalar(rw: Rewriter, value: Dim, dtype: DType, origin: tuple[str, ...]) -> Value:
+    """A dimension as a rank 0 tensor of ``dtype``."""
+    if isinstance(value, int):
+        return scalar(rw, value, dtype)
+    found = make(rw, "Dims", [], {"values": (value,), "shape": ()}, origin=origin)
+    return make(rw, "Cast", [found], {"to": dtype}, origin=origin)
+
+
+def dim_expr(value: Dim, dtype: DType) -> Expr:
+    """A dimension or index as an expression of ``dtype``."""
+    return cast(index(value), dtype)

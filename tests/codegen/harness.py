@@ -1,0 +1,123 @@
+"""Runs one rendered kernel on the sim device in checked mode, and computes what it should give with numpy alone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.nvrtc import compile_cubin
+from arcweld.compiler.dims import evaluate
+from arcweld.compiler.expr import interpret
+from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
+from arcweld.runtime.sim.device import SimDevice
+
+
+def run_kernel(
+    source: KernelSource, kernel: Kernel, inputs: Mapping[str, np.ndarray], env: Mapping[str, int] | None = None,
+    *, checked: bool = True, seed: int = 0, text: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Outputs of ``source`` on the sim device, by canonical buffer name. ``text`` replaces the source (mutation tests)."""
+    env = dict(env or {})
+    device = SimDevice(arch="sm_90a" if source.arch == "sm_90a" else "sm_80", checked=checked, seed=seed)
+    memory, arrays = {}, {}
+    for b in kernel.buffers:
+        shape = tuple(evaluate(d, env) for d in b.shape)
+        if b.name in inputs:
+            array = np.ascontiguousarray(np.asarray(inputs[b.name], b.dtype.numpy))
+            assert array.shape == shape, f"{b.name}: {array.shape} given, kernel says {shape}"
+        else:
+            array = np.frombuffer(b"\xff" * (int(np.prod(shape)) * b.dtype.size), b.dtype.numpy).reshape(shape)
+        if b.name in source.zero:
+            array = np.zeros_like(array)
+        memory[b.name], arrays[b.name] = device.allocate(max(1, array.nbytes)), array
+        device.upload(memory[b.name].address, array)
+    image = KernelImage(source.entry, source.entry, text or source.source, None, None)
+    handle = device.load_kernel(image, source.shared_bytes)
+    buffers = tuple((memory[b.name].address, arrays[b.name].nbytes, b.written) for b in kernel.buffers)
+    grid = tuple(evaluate(g, env) for g in source.grid)
+    spec = LaunchSpec(
+        source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster, source.pdl,
+        pack(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
+    )  # fmt: skip
+    device.launch(device.prepare(spec))
+    device.synchronize()
+    out = {}
+    for b in kernel.buffers:
+        if b.written:
+            got = np.empty(arrays[b.name].shape, b.dtype.numpy)
+            device.download(got, memory[b.name].address)
+            out[b.name] = got
+    return out
+
+
+def pack(
+    source: KernelSource, kernel: Kernel, addresses: Mapping[str, int], env: Mapping[str, int], device: Any
+) -> bytes:
+    """The Params struct as bytes: members in order with natural alignment."""
+    blob = b""
+    for f in source.fields:
+        if f.kind == "tensor_map":
+            b = kernel.buffer(f.value)
+            many = lambda xs: tuple(evaluate(x, env) for x in xs)  # noqa: E731
+            address = addresses[f.value] + evaluate(f.offset, env)
+            spec = TensorMapSpec(
+                b.dtype.value, address, many(f.dims), many(f.strides), f.box, f.element_strides, f.swizzle
+            )
+            data, align = device.encode_tensor_map(spec), 64
+        elif f.kind == "buffer":
+            data, align = struct.pack("<Q", addresses[f.value] + evaluate(f.offset, env)), 8
+        elif f.kind == "f32":
+            data, align = struct.pack("<f", f.value), 4
+        else:
+            data = struct.pack("<i" if f.kind == "i32" else "<q", evaluate(f.value, env))
+            align = len(data)
+        blob += b"\0" * (-len(blob) % align) + data
+    return blob + b"\0" * (-len(blob) % (64 if any(f.kind == "tensor_map" for f in source.fields) else 8))
+
+
+def grid_of(axes: tuple[Axis, ...], env: Mapping[str, int], rank: int, first: int = 0) -> dict[str, np.ndarray]:
+    """Index arrays for ``axes``, shaped to broadcast in an iteration space of ``rank`` dimensions, axis i at ``first + i``."""
+    out = {}
+    for i, a in enumerate(axes):
+        shape = [1] * rank
+        n = evaluate(a.extent, env)
+        shape[first + i] = n
+        out[a.sym.name] = np.arange(n).reshape(shape)
+    return out
+
+
+def expected_stores(
+    kernel: Kernel, inputs: Mapping[str, np.ndarray], env: Mapping[str, int], indices: Mapping[str, np.ndarray],
+    variables: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """What the stores should leave in the written buffers, by numpy (buffers not written everywhere keep NaN or -1)."""
+    out = {}
+    every = {**{k: np.asarray(v) for k, v in env.items()}, **indices}
+    for s in kernel.stores:
+        b = kernel.buffer(s.buffer)
+        shape = tuple(evaluate(d, env) for d in b.shape)
+        kind = np.float64 if b.dtype.is_float else b.dtype.numpy
+        value = interpret(s.value, inputs, every, variables)
+        flat = interpret_dim(b.offset(s.coords), every)
+        value, flat = np.broadcast_arrays(value, flat)
+        target = np.full(int(np.prod(shape)), np.nan if b.dtype.is_float else 0, kind)
+        target[flat.ravel()] = value.ravel()
+        out[s.buffer] = target.reshape(shape)
+    return out
+
+
+def interpret_dim(d: Any, indices: Mapping[str, np.ndarray]) -> np.ndarray:
+    """An integer expression over index arrays."""
+    from arcweld.compiler.expr import index
+
+    return interpret(index(d), {}, indices)
+
+
+def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm_90a")) -> None:
+    """NVRTC accepts the kernel for every architecture, with no spill and no serialisation warning."""
+    for arch in archs if source.arch != "sm_90a" else ("sm_90a",):
+        compile_cubin(source.source, arch, name=source.entry)
