@@ -82,7 +82,7 @@ class Node:
     op: str
     inputs: tuple[Value | None, ...]
     outputs: tuple[Value, ...]
-    attrs: Mapping[str, AttrValue] = EMPTY
+    attrs: Mapping[str, AttrValue] = field(default_factory=dict)
     origin: tuple[str, ...] = ()
 
     @property
