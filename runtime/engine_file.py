@@ -1,0 +1,310 @@
+"""The engine file: one archive with the program, its kernels as source and object code, its weights and its
+evidence.
+
+Nothing of it is trusted: every member is listed with its size and hash in ``manifest.json``, the program is
+checked before use, and whatever is wrong is an EngineFileError. No member holds pickles or host code. Note
+that the ``sim`` device compiles the kernels' source for the host: run only engines you trust on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import secrets
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import EngineFileError, EnvironmentError_
+from arcweld.runtime import container, tensors_file
+from arcweld.runtime.program import Program
+from arcweld.runtime.validate import check_program
+
+FORMAT = "arcweld-engine"
+FORMAT_VERSION = 1
+MAX_JSON = 1 << 26
+MAX_TEXT = 1 << 28
+
+MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.txt", "weights.safetensors"
+TUNING, VERIFY = "tuning.json", "verify.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineData:
+    """All of an engine: what a file holds, or what a build has just made.
+
+    ``sources`` and ``ptx`` are keyed by kernel name, ``cubins`` by (arch, kernel name), ``headers`` by file
+    name: the texts that the sources include, kept so that any later version can compile them again.
+    ``weights`` are host arrays (read-only views of the mapped file when loaded). ``tuning`` and ``verify``
+    hold JSON values.
+    """
+
+    program: Program
+    sources: Mapping[str, str]
+    weights: Mapping[str, np.ndarray]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cubins: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
+    ptx: Mapping[str, bytes] = field(default_factory=dict)
+    graph: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    tuning: Any = None
+    verify: Any = None
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """Architectures for which the engine holds object code, sorted."""
+        return tuple(sorted({arch for arch, _ in self.cubins}))
+
+
+class _Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    version: int
+    archs: tuple[str, ...]
+    provenance: dict[str, str]
+    members: dict[str, _Member]
+    program: Program
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What is decoded first, so that another version's file is named as such."""
+
+    format: str = ""
+    version: int = -1
+
+
+def check_data(data: EngineData) -> None:
+    """Checks the program and that its weights are there, of the right type and shape. Raises
+    EngineFileError.
+    """
+    check_program(data.program, data.sources)
+    for weight in data.program.weights:
+        array = data.weights.get(weight.name)
+        if array is None:
+            raise EngineFileError(f"weight {weight.name!r} is missing")
+        if array.dtype != DType(weight.dtype).numpy or array.shape != weight.shape:
+            raise EngineFileError(
+                f"weight {weight.name!r} is {array.dtype}{list(array.shape)}, "
+                f"the program expects {weight.dtype}{list(weight.shape)}"
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
+    """Writes an engine file. The file appears whole or not at all; the same data gives the same bytes.
+
+    Raises EngineFileError for inconsistent data, EnvironmentError_ where the disk refuses.
+    """
+    check_data(data)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            _write_members(stream, data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise EnvironmentError_(
+            f"cannot write the engine file {target}: {error.strerror or error}",
+            hint="check the folder and free disk space",
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename durable where the file system offers that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _write_members(stream: BinaryIO, data: EngineData) -> None:
+    writer = container.Writer(stream)
+
+    def add(name: str, content: str | bytes) -> None:
+        body = content.encode() if isinstance(content, str) else content
+        writer.add(name, [body], len(body))
+
+    add(GRAPH, data.graph)
+    for name, text in sorted(data.sources.items()):
+        add(f"kernels/{name}.cu", text)
+    for name, text in sorted(data.headers.items()):
+        add(f"kernels/include/{name}", text)
+    for (arch, name), code in sorted(data.cubins.items()):
+        add(f"cubin/{arch}/{name}.cubin", code)
+    for name, code in sorted(data.ptx.items()):
+        add(f"ptx/{name}.ptx", code)
+    if data.tuning is not None:
+        add(TUNING, msgspec.json.encode(data.tuning, order="sorted"))
+    if data.verify is not None:
+        add(VERIFY, msgspec.json.encode(data.verify, order="sorted"))
+    weights = {w.name: data.weights[w.name] for w in data.program.weights}
+    header, order, size = tensors_file.layout(weights)
+    writer.add(WEIGHTS, tensors_file.chunks(weights, header, order), size)
+    add(MANIFEST, _encode_manifest(data, writer.members))
+    writer.close()
+
+
+def _encode_manifest(data: EngineData, members: Mapping[str, tuple[int, str]]) -> bytes:
+    manifest = _Manifest(
+        format=FORMAT,
+        version=FORMAT_VERSION,
+        archs=data.archs,
+        provenance=dict(sorted(data.provenance.items())),
+        members={name: _Member(size, digest) for name, (size, digest) in members.items()},
+        program=data.program,
+    )
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_engine(path: str | os.PathLike[str], *, verify_weights: bool = True) -> EngineData:
+    """Maps an engine file and checks it. Weights are views of the mapping, which lives as long as they do.
+
+    ``verify_weights`` hashes the weights too (about a second for 2 GB); everything else is always hashed.
+    Raises EngineFileError for anything that is not an intact engine file of this version.
+    """
+    try:
+        with open(path, "rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise EngineFileError(f"there is no engine file {os.fspath(path)!r}") from None
+    except (OSError, ValueError) as error:
+        raise EngineFileError(f"cannot map the engine file {os.fspath(path)!r}: {error}") from None
+    try:
+        return parse_engine(memoryview(mapped), verify_weights=verify_weights)
+    except EngineFileError as error:
+        if error.node is None:
+            raise EngineFileError(error.message, node=os.fspath(path), hint=error.hint) from None
+        raise
+
+
+def parse_engine(data: memoryview, *, verify_weights: bool = True) -> EngineData:
+    """``read_engine`` on bytes."""
+    spans = container.read_directory(data)
+    views = {name: data[s.offset : s.offset + s.size] for name, s in spans.items()}
+    if MANIFEST not in spans or zlib.crc32(views[MANIFEST]) != spans[MANIFEST].crc:
+        raise EngineFileError("the archive has no intact manifest.json", hint="is this an engine file?")
+    manifest = _read_manifest(views.pop(MANIFEST))
+    _check_members(views, manifest, verify_weights)
+    sources, headers, cubins, ptx = _sort_kernels(views)
+    if WEIGHTS not in views:
+        raise EngineFileError("the engine file has no weights member")
+    engine = EngineData(
+        program=manifest.program,
+        sources=sources,
+        weights=tensors_file.read(views[WEIGHTS]),
+        headers=headers,
+        cubins=cubins,
+        ptx=ptx,
+        graph=_text(views[GRAPH], GRAPH) if GRAPH in views else "",
+        provenance=manifest.provenance,
+        tuning=_json(views.get(TUNING), TUNING),
+        verify=_json(views.get(VERIFY), VERIFY),
+    )
+    if tuple(manifest.archs) != engine.archs:
+        raise EngineFileError("the manifest's architectures are not those of the object code")
+    check_data(engine)
+    return engine
+
+
+def _read_manifest(view: memoryview) -> _Manifest:
+    if len(view) > MAX_JSON:
+        raise EngineFileError("manifest.json is too large")
+    try:
+        header = msgspec.json.decode(view, type=_Header)
+        if header.format != FORMAT:
+            raise EngineFileError("the archive's manifest is not that of an engine")
+        if header.version != FORMAT_VERSION:
+            raise EngineFileError(
+                f"the engine file has format version {header.version}; this Arcweld reads {FORMAT_VERSION}",
+                hint="build the engine again, or use the Arcweld version that wrote it",
+            )
+        return msgspec.json.decode(view, type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineFileError(f"manifest.json is damaged: {error}") from None
+
+
+def _check_members(views: Mapping[str, memoryview], manifest: _Manifest, verify_weights: bool) -> None:
+    if views.keys() != manifest.members.keys():
+        odd = min(views.keys() ^ manifest.members.keys())
+        raise EngineFileError(f"member {odd[:80]!r} is in the archive or in its manifest, not in both")
+    for name, view in views.items():
+        listed = manifest.members[name]
+        if listed.size != len(view):
+            raise EngineFileError(f"member {name} has {len(view)} bytes, the manifest says {listed.size}")
+        if (name != WEIGHTS or verify_weights) and hashlib.sha256(view).hexdigest() != listed.sha256:
+            raise EngineFileError(f"member {name} was altered or damaged: its hash is not the manifest's")
+
+
+def _sort_kernels(
+    views: Mapping[str, memoryview],
+) -> tuple[dict[str, str], dict[str, str], dict[tuple[str, str], bytes], dict[str, bytes]]:
+    sources: dict[str, str] = {}
+    headers: dict[str, str] = {}
+    cubins: dict[tuple[str, str], bytes] = {}
+    ptx: dict[str, bytes] = {}
+    for name, view in views.items():
+        match name.split("/"):
+            case ["kernels", file] if file.endswith(".cu"):
+                sources[file.removesuffix(".cu")] = _text(view, name)
+            case ["kernels", "include", file]:
+                headers[file] = _text(view, name)
+            case ["cubin", arch, file] if file.endswith(".cubin"):
+                cubins[arch, file.removesuffix(".cubin")] = bytes(view)
+            case ["ptx", file] if file.endswith(".ptx"):
+                ptx[file.removesuffix(".ptx")] = bytes(view)
+            case [_] if name in (GRAPH, WEIGHTS, TUNING, VERIFY):
+                continue
+            case _:
+                raise EngineFileError(f"the archive holds the unknown member {name!r}")
+    _require_sources([*(k for _, k in cubins), *ptx], sources)
+    return sources, headers, cubins, ptx
+
+
+def _require_sources(kernels: Iterable[str], sources: Mapping[str, str]) -> None:
+    for kernel in kernels:
+        if kernel not in sources:
+            raise EngineFileError(f"kernel {kernel!r} has object code but no source")
+
+
+def _text(view: memoryview, name: str) -> str:
+    if len(view) > MAX_TEXT:
+        raise EngineFileError(f"member {name} is too large for a text")
+    try:
+        return str(view, "utf-8")
+    except UnicodeDecodeError as error:
+        raise EngineFileError(f"member {name} is not a text: {error}") from None
+
+
+def _json(view: memoryview | None, name: str) -> Any:
+    if view is None:
+        return None
+    if len(view) > MAX_JSON:
+        raise EngineFileError(f"member {name} is too large")
+    try:
+        return msgspec.json.decode(view)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineFileError(f"member {name} is damaged: {error}") from None

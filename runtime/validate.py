@@ -1,0 +1,231 @@
+"""Refuses a program that could not run: unknown names, bad order, impossible launches. Raises
+EngineFileError only.
+
+A program that passes refers only to things that exist, reads nothing before it is written, and launches
+within CUDA's limits wherever those do not depend on shapes (``bound.py`` checks the rest for each set of
+shapes).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import EngineFileError
+from arcweld.runtime.expressions import Expression
+from arcweld.runtime.program import SCHEMA, Field, Launch, Program, Tensor, Variant
+
+MAX_RANK = 32
+MAX_NAME = 1024
+MAX_THREADS = 1024
+MAX_SHARED = 232_448
+MAX_CLUSTER = 16
+MAX_PARAMS = 32_764
+
+_DTYPES = {d.value: d for d in DType}
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_KERNEL = re.compile(r"[A-Za-z0-9_\-]{1,200}")
+_ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
+_SCALARS = {"i32": (4, 4), "i64": (8, 8), "f32": (4, 4), "buffer": (8, 8), "tensor_map": (128, 64)}
+
+
+def refuse(message: str) -> EngineFileError:
+    return EngineFileError(f"the program is damaged: {message}")
+
+
+def check_program(program: Program, kernels: Container[str]) -> None:
+    """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's
+    sources.
+    """
+    if program.schema != SCHEMA:
+        raise EngineFileError(
+            f"the program has schema {program.schema}; this version of Arcweld reads schema {SCHEMA}",
+            hint="build the engine again, or use the Arcweld version that wrote it",
+        )
+    _Checker(program, kernels).run()
+
+
+def field_layout(fields: Iterable[Field]) -> tuple[tuple[int, ...], int]:
+    """Byte offset of each field of a ``Params`` struct by natural alignment, and the struct's size."""
+    at, most, offsets = 0, 1, []
+    for item in fields:
+        size, align = _SCALARS[item.kind]
+        at = -(-at // align) * align
+        offsets.append(at)
+        at += size
+        most = max(most, align)
+    return tuple(offsets), -(-at // most) * most
+
+
+def is_number(text: str) -> bool:
+    """True for a literal of float (``1e-5``, ``-inf``), as an ``f32`` field may hold."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass
+class _Checker:
+    program: Program
+    kernels: Container[str]
+    symbols: set[str] = field(default_factory=set)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    alias_of: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        self.check_symbols()
+        self.check_tensors()
+        self.check_aliases()
+        for launch in self.program.launches:
+            self.check_launch(launch)
+        self.check_order()
+
+    def expression(self, text: str, place: str) -> Expression:
+        parsed = Expression(text)
+        unknown = parsed.names - self.symbols
+        if unknown:
+            raise refuse(f"{place} uses the undeclared symbol {min(unknown)!r}")
+        return parsed
+
+    def check_symbols(self) -> None:
+        for s in self.program.symbols:
+            if not _IDENTIFIER.fullmatch(s.name) or s.name in self.symbols:
+                raise refuse(f"symbol {s.name[:80]!r} is invalid or declared twice")
+            if s.multiple_of < 1 or s.lo < 0 or (s.hi is not None and s.hi < s.lo):
+                raise refuse(f"symbol {s.name} has an impossible range")
+            self.symbols.add(s.name)
+        plain = {d.strip() for t in self.program.inputs for d in t.shape}
+        for name in self.symbols - plain:
+            raise refuse(f"symbol {name} is no dimension of any input")
+
+    def check_tensors(self) -> None:
+        p = self.program
+        for tensor in (*p.inputs, *p.temps):
+            self.declare(tensor)
+        for w in p.weights:
+            if any(not 0 <= d < 1 << 48 for d in w.shape) or math.prod(w.shape) >= 1 << 48:
+                raise refuse(f"weight {w.name[:80]!r} has an impossible shape")
+            self.declare(Tensor(w.name, w.dtype, tuple(str(d) for d in w.shape)))
+        given = dict(self.tensors)
+        seen: set[str] = set()
+        for tensor in p.outputs:
+            if tensor.name in seen or any(tensor.name == t.name for t in p.temps):
+                raise refuse(f"output {tensor.name[:80]!r} is declared twice")
+            seen.add(tensor.name)
+            if tensor.name not in given:
+                self.declare(tensor)
+            elif tensor != given[tensor.name]:  # an input or weight that is handed out again
+                raise refuse(f"output {tensor.name} differs from the input or weight of that name")
+
+    def declare(self, tensor: Tensor) -> None:
+        name = tensor.name
+        if not 0 < len(name) <= MAX_NAME or name in self.tensors:
+            raise refuse(f"tensor {name[:80]!r} is unnamed or declared twice")
+        if tensor.dtype not in _DTYPES:
+            raise refuse(f"tensor {name} has the unknown element type {tensor.dtype[:20]!r}")
+        if len(tensor.shape) > MAX_RANK:
+            raise refuse(f"tensor {name} has {len(tensor.shape)} dimensions")
+        for dim in tensor.shape:
+            self.expression(dim, f"tensor {name}")
+        self.tensors[name] = tensor
+
+    def check_aliases(self) -> None:
+        p = self.program
+        fixed = {t.name for t in p.inputs} | {w.name for w in p.weights}
+        for alias in p.aliases:
+            if alias.name not in self.tensors or alias.of not in self.tensors or alias.name in fixed:
+                raise refuse(f"alias {alias.name[:80]!r} of {alias.of[:80]!r} names unknown or given tensors")
+            if alias.name in self.alias_of:
+                raise refuse(f"{alias.name} is an alias twice")
+            self.expression(alias.offset, f"alias {alias.name}")
+            self.alias_of[alias.name] = alias.of
+        for name in self.alias_of:
+            self.root(name)
+
+    def root(self, name: str) -> str:
+        steps = 0
+        while name in self.alias_of:
+            name = self.alias_of[name]
+            steps += 1
+            if steps > len(self.alias_of):
+                raise refuse(f"the aliases of {name} form a circle")
+        return name
+
+    def check_launch(self, launch: Launch) -> None:
+        place = f"launch {launch.name[:80]!r}"
+        for name in (*launch.reads, *launch.writes):
+            if name not in self.tensors:
+                raise refuse(f"{place} uses the unknown tensor {name[:80]!r}")
+        if not set(launch.zero) <= set(launch.writes):
+            raise refuse(f"{place} clears a tensor that it does not write")
+        if not launch.variants:
+            raise refuse(f"{place} has no implementation")
+        self.expression(launch.flops, place)
+        for variant in launch.variants:
+            self.check_variant(launch, variant, place)
+
+    def check_variant(self, launch: Launch, v: Variant, place: str) -> None:
+        if not _KERNEL.fullmatch(v.kernel) or v.kernel not in self.kernels:
+            raise refuse(f"{place} runs the unknown kernel {v.kernel[:80]!r}")
+        if not _IDENTIFIER.fullmatch(v.entry) or not _ARCH.fullmatch(v.arch):
+            raise refuse(f"{place} has an invalid entry point or architecture")
+        for text in v.grid:
+            self.expression(text, place)
+        if (
+            not all(1 <= b <= m for b, m in zip(v.block, (1024, 1024, 64)))
+            or math.prod(v.block) > MAX_THREADS
+        ):
+            raise refuse(f"{place} has the impossible block {v.block}")
+        if not 0 <= v.shared_bytes <= MAX_SHARED or not 1 <= v.cluster <= MAX_CLUSTER:
+            raise refuse(f"{place} asks for impossible shared memory or clusters")
+        allowed = {*launch.reads, *launch.writes}
+        for item in v.fields:
+            self.check_field(item, allowed, place)
+        if field_layout(v.fields)[1] > MAX_PARAMS:
+            raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
+
+    def check_field(self, f: Field, allowed: set[str], place: str) -> None:
+        if f.kind not in _SCALARS:
+            raise refuse(f"{place} has a parameter of unknown kind {f.kind[:20]!r}")
+        if f.kind in ("buffer", "tensor_map"):
+            if f.value not in allowed:
+                raise refuse(
+                    f"{place} takes {f.value[:80]!r}, which it declares neither as read nor as written"
+                )
+            self.expression(f.offset, place)
+        elif f.kind != "f32" or not is_number(f.value):
+            self.expression(f.value, place)
+        if f.kind == "tensor_map":
+            self.check_tensor_map(f, place)
+
+    def check_tensor_map(self, f: Field, place: str) -> None:
+        rank = len(f.dims)
+        if not 1 <= rank <= 5 or len(f.strides) != rank - 1 or len(f.box) != rank:
+            raise refuse(f"{place} has a tensor map of impossible rank")
+        if len(f.element_strides) not in (0, rank) or f.swizzle not in (0, 32, 64, 128):
+            raise refuse(f"{place} has a tensor map with impossible strides or swizzle")
+        if not all(1 <= b <= 256 for b in f.box) or not all(1 <= e <= 8 for e in f.element_strides):
+            raise refuse(f"{place} has a tensor map with an impossible box")
+        for text in (*f.dims, *f.strides):
+            self.expression(text, place)
+
+    def check_order(self) -> None:
+        p = self.program
+        given = {t.name for t in p.inputs} | {w.name for w in p.weights}
+        written = set(given)
+        for launch in p.launches:
+            for name in launch.reads:
+                if self.root(name) not in written:
+                    raise refuse(f"launch {launch.name[:80]!r} reads {name} before it is written")
+            for name in launch.writes:
+                if self.root(name) in given:
+                    raise refuse(f"launch {launch.name[:80]!r} writes {name}, an input or weight")
+                written.add(self.root(name))
+        for output in p.outputs:
+            if self.root(output.name) not in written:
+                raise refuse(f"output {output.name} is never written")

@@ -1,0 +1,109 @@
+"""Small engines written by hand, with what they compute in numpy: for the tests of the runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, Weight
+
+SCALE_ADD = """#include "prims.cuh"
+// y = factor * x + w[i % m], one element a thread.
+struct Params { const f32* x; const f32* w; f32* y; f32 factor; i32 n; i32 m; };
+extern "C" __global__ void __launch_bounds__(128) scale_add(const __grid_constant__ Params p) {
+  pdl_wait();
+  int i = blockIdx.x * 128 + threadIdx.x;
+  if (i < p.n) p.y[i] = p.factor * p.x[i] + p.w[i % p.m];
+}
+EXPORT_KERNEL(scale_add)
+"""
+
+ROW_SUM = """#include "prims.cuh"
+// total[0] += the sum of each block's 128 elements: needs a cleared total.
+struct Params { const f32* x; f32* total; i64 n; };
+extern "C" __global__ void __launch_bounds__(128) row_sum(const __grid_constant__ Params p) {
+  pdl_wait();
+  int i = blockIdx.x * 128 + threadIdx.x;
+  if (i < p.n) atomic_add(p.total, p.x[i]);
+}
+EXPORT_KERNEL(row_sum)
+"""
+
+
+def variant(kernel: str, fields: tuple[Field, ...], count: str, arch: str = "sm_80") -> Variant:
+    grid = (f"floordiv({count} + 127, 128)", "1", "1")
+    return Variant(
+        arch=arch, kernel=kernel, entry=kernel, grid=grid, block=(128, 1, 1), shared_bytes=0, fields=fields
+    )
+
+
+def scale_add(name: str, x: str, w: str, y: str, factor: float, count: str, period: str) -> Launch:
+    fields = (
+        Field("buffer", x),
+        Field("buffer", w),
+        Field("buffer", y),
+        Field("f32", repr(factor)),
+        Field("i32", count),
+        Field("i32", period),
+    )
+    return Launch(
+        name,
+        "pointwise",
+        (variant("scale_add", fields, count),),
+        (x, w),
+        (y,),
+        origin=(name,),
+        flops=f"2*({count})",
+    )
+
+
+def weights(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "w": rng.standard_normal(8).astype(np.float32),
+        "half": rng.standard_normal((3, 5)).astype(np.float16),
+    }
+
+
+def chain() -> EngineData:
+    """``y = 3 * (2 * x + w) + w`` over ``x[n, 8]``, and ``total``, the sum of y: two temps' worth of
+    launches.
+    """
+    elements = "8*n"
+    sum_fields = (Field("buffer", "y"), Field("buffer", "total"), Field("i64", elements))
+    program = Program(
+        schema=SCHEMA,
+        name="chain",
+        symbols=(Symbol("n", 1, 64),),
+        inputs=(Tensor("x", "f32", ("n", "8")),),
+        outputs=(Tensor("y", "f32", ("n", "8")), Tensor("total", "f32", ())),
+        weights=(Weight("w", "f32", (8,), "model.w"), Weight("half", "f16", (3, 5))),
+        temps=(Tensor("t", "f32", ("n", "8")), Tensor("flat", "f32", ("8*n",))),
+        aliases=(Alias("flat", "t"),),
+        launches=(
+            scale_add("first", "x", "w", "t", 2.0, elements, "8"),
+            scale_add("second", "flat", "w", "y", 3.0, elements, "8"),
+            Launch(
+                "third",
+                "reduce",
+                (variant("row_sum", sum_fields, elements),),
+                ("y",),
+                ("total",),
+                zero=("total",),
+            ),
+        ),
+    )
+    return EngineData(
+        program=program,
+        sources={"scale_add": SCALE_ADD, "row_sum": ROW_SUM},
+        weights=weights(),
+        graph="graph chain(x: f32[n, 8]) -> (y, total)\n",
+        provenance={"arcweld": "test"},
+        tuning={"cases": []},
+        verify={"max_abs_error": 0.0},
+    )
+
+
+def chain_reference(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``chain`` in float64."""
+    y = 3.0 * (2.0 * x.astype(np.float64) + w) + w
+    return y, y.sum()
