@@ -1,0 +1,388 @@
+"""The IR's text: ``print_graph`` writes a graph, one line an item, and ``parse_graph`` reads it back exactly.
+
+The grammar, one item a line (blank lines and lines that begin with ``#`` are skipped)::
+
+    graph 'name'
+    symbol N(lo=1, hi=8, multiple_of=2)
+    input %x: f32[N, 64]
+    weight %w: f32[64, 10] source='fc.weight', data=(0.5, ...)
+    %y: f32[N, 10] = MatMul(%x, %w) @ 'fc'
+    %z: f32[N, 10] = Clip(%y, min=0.0, max=6.0) @ 'relu6', 'relu6_copy'
+    output %z 'scores'
+
+A missing optional operand is ``_``. Attributes follow the operands; a value is a Python literal, a tuple,
+``dtype(f16)``, ``float(inf)`` or a dimension expression. An output may be written without its type: then
+the registry completes the node's attributes and infers the type (convenient in tests). Weights are written
+by reference: without ``data``, the reader takes them from its ``weights`` argument.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim, IntExpr, Sym
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
+
+_NAME = r"[^\s,():%='\"]+"
+NAME = re.compile(_NAME)
+_ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*)\[([^\]]*)\])?\s*")
+_OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
+_TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
+
+
+def sanitize(name: str) -> str:
+    """A value name that the text can hold, made from any string: forbidden characters become ``_``."""
+    return "".join(c if c.isprintable() and NAME.fullmatch(c) else "_" for c in name) or "_"
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
+    """The text of ``graph``. Weights of at most ``data_limit`` elements are written with their data.
+
+    Raises ModelError for what the text cannot hold: a name with a forbidden character, an attribute that is
+    not plain data, or two different symbols of one name.
+    """
+    lines = [f"graph {graph.name!r}"]
+    lines += [_symbol_line(s) for s in all_symbols(graph)]
+    lines += [f"input {_item(v)}" for v in graph.inputs]
+    lines += [_weight_line(name, w, data_limit) for name, w in graph.weights.items()]
+    lines += [node_text(n) for n in graph.nodes]
+    labels = graph.output_labels or ("",) * len(graph.outputs)
+    lines += [
+        f"output %{_checked(o.name)}" + (f" {s!r}" if s else "")
+        for o, s in zip(graph.outputs, labels, strict=True)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def node_text(node: Node) -> str:
+    """One node's line."""
+    args = ["_" if v is None else "%" + _checked(v.name) for v in node.inputs]
+    args += [f"{k}={literal_text(v)}" for k, v in node.attrs.items()]
+    origin = " @ " + ", ".join(repr(o) for o in node.origin) if node.origin else ""
+    return f"{', '.join(_item(o) for o in node.outputs)} = {node.op}({', '.join(args)}){origin}"
+
+
+def literal_text(value: Any) -> str:
+    """An attribute value as text. Raises ModelError for a type that attributes cannot hold (numpy scalars,
+    lists).
+    """
+    if isinstance(value, tuple):
+        inner = ", ".join(literal_text(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, DType):
+        return f"dtype({value.value})"
+    if isinstance(value, IntExpr):
+        return dims.to_text(value)
+    if type(value) is float:
+        return repr(value) if math.isfinite(value) else f"float({value})"
+    if value is None or type(value) in (bool, int, str):
+        return repr(value)
+    raise ModelError(f"an attribute cannot hold a {type(value).__name__}: {str(value)[:60]}")
+
+
+def all_symbols(graph: Graph) -> tuple[Sym, ...]:
+    """Every symbol in the graph's types and attributes, each after those that its bounds mention.
+
+    Raises ModelError where two different symbols share a name.
+    """
+    found: dict[str, Sym] = {}
+    for value in _dims_of(graph):
+        for s in sorted(dims.free_symbols(value), key=lambda s: s.name):
+            _add_symbol(s, found)
+    return tuple(found.values())
+
+
+def _add_symbol(s: Sym, found: dict[str, Sym]) -> None:
+    known = found.get(s.name)
+    if known is not None:
+        if known != s:
+            raise ModelError(f"two different symbols are both called {s.name}: {known} and {s}")
+        return
+    if isinstance(s.hi, IntExpr):
+        for inner in sorted(dims.free_symbols(s.hi), key=lambda s: s.name):
+            _add_symbol(inner, found)
+    found[s.name] = s
+
+
+def _dims_of(graph: Graph) -> Iterator[IntExpr]:
+    for v in graph.values():
+        yield from (d for d in v.shape if isinstance(d, IntExpr))
+    for n in graph.nodes:
+        for a in n.attrs.values():
+            yield from _dims_in(a)
+
+
+def _dims_in(value: Any) -> Iterator[IntExpr]:
+    if isinstance(value, IntExpr):
+        yield value
+    elif isinstance(value, tuple):
+        for v in value:
+            yield from _dims_in(v)
+
+
+def _symbol_line(s: Sym) -> str:
+    parts = [f"lo={s.lo}"] if s.lo else []
+    parts += [f"hi={s.hi}"] if s.hi is not None else []
+    parts += [f"multiple_of={s.multiple_of}"] if s.multiple_of != 1 else []
+    return f"symbol {s.name}({', '.join(parts)})"
+
+
+def _weight_line(name: str, w: Weight, data_limit: int) -> str:
+    dtype = from_numpy(w.data.dtype)
+    fields = [f"source={w.source!r}"] if w.source else []
+    fields += [f"transform={literal_text(w.transform)}"] if w.transform else []
+    if w.data.size <= data_limit:
+        wide = w.data.astype(np.float64) if dtype.is_float else w.data
+        fields.append(f"data={literal_text(tuple(wide.ravel().tolist()))}")
+    line = f"weight %{_checked(name)}: {TensorType(dtype, w.data.shape)}"
+    return f"{line} {', '.join(fields)}" if fields else line
+
+
+def _item(v: Value) -> str:
+    return f"%{_checked(v.name)}: {v.type}"
+
+
+def _checked(name: str) -> str:
+    if sanitize(name) != name:
+        raise ModelError(
+            f"the value name {name!r} holds a character that IR text cannot", hint="use text.sanitize"
+        )
+    return name
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def parse_graph(text: str, *, weights: Mapping[str, np.ndarray] | None = None) -> Graph:
+    """Reads ``print_graph``'s text. ``weights`` maps names to the arrays of those weights whose data is not
+    in the text; one that is in neither place becomes zeros that occupy no memory.
+
+    Raises ModelError, naming the line, for anything that is not the text of a graph.
+    """
+    reader = _Parser(weights or {})
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        try:
+            reader.line(stripped)
+        except ModelError as error:
+            raise ModelError(error.message, node=f"line {number}: {stripped[:80]}", hint=error.hint) from None
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as error:
+            raise ModelError(f"not IR text ({error})", node=f"line {number}: {stripped[:80]}") from None
+    return reader.graph()
+
+
+class _Parser:
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.arrays = weights
+        self.name: str | None = None
+        self.symbols: dict[str, Dim] = {}
+        self.values: dict[str, Value] = {}
+        self.inputs: list[Value] = []
+        self.weights: dict[str, Weight] = {}
+        self.nodes: list[Node] = []
+        self.outputs: list[tuple[Value, str]] = []
+
+    def graph(self) -> Graph:
+        if self.name is None:
+            raise ModelError("IR text begins with a line `graph 'name'`")
+        outputs = tuple(v for v, _ in self.outputs)
+        labels = tuple(label for _, label in self.outputs)
+        return Graph(
+            self.name,
+            tuple(self.inputs),
+            outputs,
+            tuple(self.nodes),
+            self.weights,
+            labels if any(labels) else (),
+        )
+
+    def line(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "graph":
+            self.name = str(ast.literal_eval(rest.strip()))
+        elif word == "symbol":
+            self._symbol(rest)
+        elif word == "input":
+            self.inputs.append(self._define(rest)[0])
+        elif word == "weight":
+            self._weight(rest)
+        elif word == "output":
+            self._output(rest)
+        else:
+            self._node(line)
+
+    def _symbol(self, text: str) -> None:
+        name, fields = self._call(text)
+        fields = {"lo": 0, "hi": None, "multiple_of": 1, **fields}
+        if set(fields) != {"lo", "hi", "multiple_of"} or not isinstance(fields["lo"], int):
+            raise ModelError("a symbol has lo, hi and multiple_of")
+        self.symbols[name] = dims.symbol(name, fields["lo"], fields["hi"], int(fields["multiple_of"]))
+
+    def _define(self, text: str) -> tuple[Value, str]:
+        """A typed name at the start of ``text``, made known; and what follows it."""
+        match = _ITEM.match(text)
+        if match is None or match[2] is None:
+            raise ModelError("expected `%name: dtype[shape]`")
+        return self._know(match[1], self._type(match[2], match[3])), text[match.end() :]
+
+    def _know(self, name: str, type_: TensorType) -> Value:
+        if name in self.values:
+            raise ModelError(f"%{name} is defined twice")
+        self.values[name] = Value(name, type_)
+        return self.values[name]
+
+    def _type(self, dtype: str, shape: str) -> TensorType:
+        return TensorType(
+            _dtype(dtype),
+            tuple(self._literal(e) for e in _parsed(f"({shape},)" if shape.strip() else "()").elts),
+        )
+
+    def _weight(self, text: str) -> None:
+        value, rest = self._define(text)
+        fields = self._call(f"weight({rest})")[1]
+        shape = tuple(d for d in value.shape if isinstance(d, int) and d >= 0)
+        if len(shape) != len(value.shape):
+            raise ModelError("a weight's shape is made of non-negative integers")
+        if set(fields) - {"source", "transform", "data"}:
+            raise ModelError("a weight has source, transform and data")
+        data = self._data(value, shape, fields.get("data"))
+        self.weights[value.name] = Weight(data, str(fields.get("source", "")), fields.get("transform", ()))
+
+    def _data(self, value: Value, shape: tuple[int, ...], data: Any) -> np.ndarray:
+        numpy_dtype = value.dtype.numpy
+        if data is not None:
+            array = np.array(data, np.float64 if value.dtype.is_float else numpy_dtype).astype(numpy_dtype)
+            return np.full(shape, array) if array.ndim == 0 else array.reshape(shape)
+        if value.name not in self.arrays:
+            return np.broadcast_to(np.zeros((), numpy_dtype), shape)
+        array = self.arrays[value.name]
+        if array.shape != shape or array.dtype != numpy_dtype:
+            raise ModelError(
+                f"%{value.name} is {value.type}, but the array given is {array.dtype}{list(array.shape)}"
+            )
+        return array
+
+    def _output(self, text: str) -> None:
+        match = _ITEM.match(text)
+        if match is None or match[1] not in self.values:
+            raise ModelError("an output names a value that was defined above")
+        label = text[match.end() :].strip()
+        self.outputs.append((self.values[match[1]], str(ast.literal_eval(label)) if label else ""))
+
+    def _node(self, line: str) -> None:
+        left, eq, right = line.partition("=")
+        outs: list[tuple[str, TensorType | None]] = []
+        at = 0
+        while eq and (match := _ITEM.match(left, at)) is not None:
+            outs.append((match[1], self._type(match[2], match[3]) if match[2] else None))
+            at = match.end() + 1
+            if left[match.end() : at] != ",":
+                break
+        op, paren, rest = right.strip().partition("(")
+        if not outs or at <= len(left) or not paren:
+            raise ModelError("expected `%name: dtype[shape] = Op(%operand, ..., attribute=value)`")
+        operands, rest = self._operands(rest)
+        body, tail = _split_call(rest)
+        attrs = self._call(f"{op}({body})")[1]
+        self._add_node(op, operands, outs, attrs, _origin(tail))
+
+    def _operands(self, text: str) -> tuple[tuple[Value | None, ...], str]:
+        operands: list[Value | None] = []
+        while (match := _OPERAND.match(text)) is not None:
+            if match[1] is not None and match[1] not in self.values:
+                raise ModelError(f"%{match[1]} is used before it is defined")
+            operands.append(None if match[1] is None else self.values[match[1]])
+            text = text[match.end() :].removeprefix(",")
+        return tuple(operands), text
+
+    def _add_node(
+        self,
+        op: str,
+        operands: tuple[Value | None, ...],
+        outs: list[tuple[str, TensorType | None]],
+        attrs: dict[str, Any],
+        origin: tuple[str, ...],
+    ) -> None:
+        types = [t for _, t in outs if t is not None]
+        if len(types) != len(outs):
+            from arcweld.compiler.registry import check_attrs, infer_types, opdef
+
+            attrs = check_attrs(opdef(op), attrs, op)
+            types = list(infer_types(op, [None if v is None else v.type for v in operands], attrs))
+        if len(types) != len(outs):
+            raise ModelError(f"{op} has {len(types)} outputs, not {len(outs)}")
+        values = tuple(self._know(name, t) for (name, _), t in zip(outs, types, strict=True))
+        self.nodes.append(Node(op, operands, values, attrs, origin))
+
+    def _call(self, text: str) -> tuple[str, dict[str, Any]]:
+        """``name(key=value, ...)`` as the name and its values."""
+        call = _parsed(text)
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            raise ModelError("expected `name(key=value, ...)`")
+        return call.func.id, {str(k.arg): self._literal(k.value) for k in call.keywords}
+
+    def _literal(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant) and (
+            node.value is None or type(node.value) in (bool, int, float, str)
+        ):
+            return node.value
+        if isinstance(node, ast.Tuple):
+            return tuple(self._literal(e) for e in node.elts)
+        if (
+            isinstance(node, ast.UnaryOp)
+            and isinstance(node.op, ast.USub)
+            and isinstance(node.operand, ast.Constant)
+        ):
+            return -node.operand.value  # type: ignore[operator]
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
+            if node.func.id == "dtype":
+                return _dtype(ast.unparse(node.args[0]))
+            if node.func.id == "float":
+                return float(ast.unparse(node.args[0]))
+        return dims.parse(ast.unparse(node), self.symbols)
+
+
+def _parsed(text: str) -> Any:
+    return ast.parse(text.strip(), mode="eval").body
+
+
+def _dtype(name: str) -> DType:
+    try:
+        return DType(name)
+    except ValueError:
+        raise ModelError(f"unknown element type {name}") from None
+
+
+def _split_call(text: str) -> tuple[str, str]:
+    """Splits ``a=1, b='x') @ 'o'`` at the parenthesis that closes the call."""
+    depth = 1
+    for token in _TOKEN.finditer(text):
+        depth += {"(": 1, ")": -1}.get(token[0], 0)
+        if depth == 0:
+            return text[: token.start()], text[token.end() :]
+    raise ModelError("a parenthesis is not closed")
+
+
+def _origin(tail: str) -> tuple[str, ...]:
+    tail = tail.strip()
+    if not tail:
+        return ()
+    if not tail.startswith("@"):
+        raise ModelError(f"unexpected {tail[:20]!r} after the node")
+    names = ast.literal_eval(f"({tail[1:].strip()},)")
+    if not all(isinstance(n, str) for n in names):
+        raise ModelError("an origin is a list of strings")
+    return tuple(names)
