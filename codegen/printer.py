@@ -389,16 +389,19 @@ class Hooks:
         lane: Sym | None = None,
         width: int = 1,
         guard: bool = False,
+        variables: Mapping[str, tuple[str, DType, bool]] | None = None,
     ) -> str:
         """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along ``lane``.
 
-        T is the operand's compute type. With ``guard`` the caller may ask for lanes past the axis' end: they give 0.
+        T is the operand's compute type. With ``guard`` the caller may ask for lanes past the axis' end: they
+        give 0. ``variables`` (as in ``store``) become parameters between the indices and ``out``.
         """
         ctype = e.dtype.cuda
-        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width)
+        laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
+        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
         target = "out[lane]" if block.lane is not None else "out[0]"
         text = block.value(e)
-        head = self._head(fn, args, f"{ctype} (&out)[{width}]")
+        head = self._head(fn, args, *_formal(variables or {}, width), f"{ctype} (&out)[{width}]")
         return "\n".join([head, *block.finish([f"{target} = {text};"]), "}"])
 
     def store(
@@ -426,14 +429,12 @@ class Hooks:
             guard = lambda lane_text: f"{first} + {lane_text} < {bound}"  # noqa: E731
             block = GuardedBlock(block, lane, extent)
         body = print_stores(block, stores, guard)
-        extra = [
-            f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}"
-            for c, t, is_laned in (variables or {}).values()
-        ]
-        return "\n".join([self._head(fn, args, *extra), *body, "}"])
+        head = self._head(fn, args, *_formal(variables or {}, width))
+        return "\n".join([head, *body, "}"])
 
     def _head(self, fn: str, args: Sequence[tuple[str, Sym]], *extra: str) -> str:
-        listed = ", ".join(["const Params& p", *(f"int {n}" for n, _ in args), *extra])
+        itype = "long long" if wide_index(self.kernel) else "int"
+        listed = ", ".join(["const Params& p", *(f"{itype} {n}" for n, _ in args), *extra])
         return f"__device__ __forceinline__ void {fn}({listed}) {{"
 
     def plain(self, role: str, symbols: Sequence[Sym]) -> Plain | None:
@@ -447,6 +448,14 @@ class Hooks:
         if block.lines:
             raise ValueError(f"{d} needs statements; pass it as a scalar parameter instead")
         return text
+
+
+def _formal(variables: Mapping[str, tuple[str, DType, bool]], width: int) -> list[str]:
+    """The parameter declarations of template variables."""
+    return [
+        f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}"
+        for c, t, is_laned in variables.values()
+    ]
 
 
 class GuardedBlock(Block):
