@@ -33,7 +33,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 
 _NAME = r"[^\s,():%='\"]+"
 NAME = re.compile(_NAME)
-_ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*)\[([^\]]*)\])?\s*")
+_ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*\[[^\]]*\]))?\s*")
 _OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
 
@@ -236,7 +236,7 @@ class _Parser:
         match = _ITEM.match(text)
         if match is None or match[2] is None:
             raise ModelError("expected `%name: dtype[shape]`")
-        return self._know(match[1], self._type(match[2], match[3])), text[match.end() :]
+        return self._know(match[1], self._type(match[2])), text[match.end() :]
 
     def _know(self, name: str, type_: TensorType) -> Value:
         if name in self.values:
@@ -244,11 +244,8 @@ class _Parser:
         self.values[name] = Value(name, type_)
         return self.values[name]
 
-    def _type(self, dtype: str, shape: str) -> TensorType:
-        return TensorType(
-            _dtype(dtype),
-            tuple(self._literal(e) for e in _parsed(f"({shape},)" if shape.strip() else "()").elts),
-        )
+    def _type(self, text: str) -> TensorType:
+        return parse_type(text, self.symbols)
 
     def _weight(self, text: str) -> None:
         value, rest = self._define(text)
@@ -287,7 +284,7 @@ class _Parser:
         outs: list[tuple[str, TensorType | None]] = []
         at = 0
         while eq and (match := _ITEM.match(left, at)) is not None:
-            outs.append((match[1], self._type(match[2], match[3]) if match[2] else None))
+            outs.append((match[1], self._type(match[2]) if match[2] else None))
             at = match.end() + 1
             if left[match.end() : at] != ",":
                 break
@@ -328,31 +325,55 @@ class _Parser:
         self.nodes.append(Node(op, operands, values, attrs, origin))
 
     def _call(self, text: str) -> tuple[str, dict[str, Any]]:
-        """``name(key=value, ...)`` as the name and its values."""
-        call = _parsed(text)
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            raise ModelError("expected `name(key=value, ...)`")
-        return call.func.id, {str(k.arg): self._literal(k.value) for k in call.keywords}
+        return _call(text, self.symbols)
 
-    def _literal(self, node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant) and (
-            node.value is None or type(node.value) in (bool, int, float, str)
-        ):
-            return node.value
-        if isinstance(node, ast.Tuple):
-            return tuple(self._literal(e) for e in node.elts)
-        if (
-            isinstance(node, ast.UnaryOp)
-            and isinstance(node.op, ast.USub)
-            and isinstance(node.operand, ast.Constant)
-        ):
-            return -node.operand.value  # type: ignore[operator]
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
-            if node.func.id == "dtype":
-                return _dtype(ast.unparse(node.args[0]))
-            if node.func.id == "float":
-                return float(ast.unparse(node.args[0]))
-        return dims.parse(ast.unparse(node), self.symbols)
+
+def parse_literal(text: str, symbols: Mapping[str, Dim] | None = None) -> Any:
+    """Reads ``literal_text``'s text. Raises ModelError (or a SyntaxError or ValueError of Python's) for any
+    other.
+    """
+    return _literal(_parsed(text), symbols or {})
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+    """Reads ``axis=1, mode='x'``: attributes as they stand in a node's text."""
+    return _call(f"fields({text})", {})[1]
+
+
+def parse_type(text: str, symbols: Mapping[str, Dim] | None = None) -> TensorType:
+    """Reads a type like ``f32[N, 3]``."""
+    dtype, bracket, shape = text.strip().removesuffix("]").partition("[")
+    if not bracket:
+        raise ModelError(f"not a type: {text[:80]}")
+    extents = parse_literal(f"({shape},)", symbols) if shape.strip() else ()
+    return TensorType(_dtype(dtype), extents)
+
+
+def _call(text: str, symbols: Mapping[str, Dim]) -> tuple[str, dict[str, Any]]:
+    """``name(key=value, ...)`` as the name and its values."""
+    call = _parsed(text)
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise ModelError("expected `name(key=value, ...)`")
+    return call.func.id, {str(k.arg): _literal(k.value, symbols) for k in call.keywords}
+
+
+def _literal(node: ast.expr, symbols: Mapping[str, Dim]) -> Any:
+    if isinstance(node, ast.Constant) and (node.value is None or type(node.value) in (bool, int, float, str)):
+        return node.value
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(e, symbols) for e in node.elts)
+    if (
+        isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, ast.USub)
+        and isinstance(node.operand, ast.Constant)
+    ):
+        return -node.operand.value  # type: ignore[operator]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
+        if node.func.id == "dtype":
+            return _dtype(ast.unparse(node.args[0]))
+        if node.func.id == "float":
+            return float(ast.unparse(node.args[0]))
+    return dims.parse(ast.unparse(node), symbols)
 
 
 def _parsed(text: str) -> Any:

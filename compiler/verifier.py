@@ -5,7 +5,7 @@ A failure is a defect of the importer or pass that ran last, never of the user's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from arcweld.compiler.dims import IntExpr
@@ -171,13 +171,3 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "dims": _all(_is(int, IntExpr)),
     "any": _plain,
 }
-
-
-def unreachable(graph: Graph) -> Iterator[Node]:
-    """Nodes that no output depends on: legal, but a sign that dead code elimination has not run."""
-    live = graph.output_names()
-    for node in reversed(graph.nodes):
-        if any(o.name in live for o in node.outputs):
-            live.update(v.name for v in node.operands())
-        else:
-            yield node

@@ -1,0 +1,37 @@
+"""What a build is asked for: the one object that the driver hands to every pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UsageError
+
+_PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Choices of one build. Raises UsageError for a precision that does not exist.
+
+    precision  "fp32" computes what the model says; "fp16" and "bf16" narrow f32 tensors to that type
+    arch       the architectures to compile for, like ("sm_80", "sm_90a"); empty: the driver chooses
+    disable    names of passes to skip
+    tf32       f32 matrix products may round their operands to tf32
+    keep_f32   origins (names of the model's own nodes) whose results stay f32 whatever ``precision`` says
+    """
+
+    precision: str = "fp32"
+    arch: tuple[str, ...] = ()
+    disable: frozenset[str] = frozenset()
+    tf32: bool = False
+    keep_f32: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(_PRECISIONS)}")
+
+    @property
+    def float_type(self) -> DType:
+        """The element type that ``precision`` stands for."""
+        return _PRECISIONS[self.precision]

@@ -1,0 +1,117 @@
+"""Weights made from weights: operators evaluated while compiling, with a record that can be replayed on new
+data.
+
+A record (``Weight.transform``) is a list of steps in postfix order, each (name, arguments), over a stack of
+arrays::
+
+    ("source", (name,))              push the model's weight of that name
+    ("constant", (type, values))     push an array written out, such as ("f32[2]", "(0.5, 1.0)")
+    (operator, (n, attributes))      replace the n topmost arrays by the registered operator's result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dtypes import from_numpy
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
+from arcweld.compiler.registry import check_attrs, make, opdef
+from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
+
+Transform = tuple[tuple[str, tuple[Any, ...]], ...]
+INLINE_LIMIT = 64  # elements: a larger constant without a source counts as a source of its own
+
+
+def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str, Any]) -> Weight:
+    """The weight that operator ``op`` makes from (name, weight) pairs, by its reference, with the record of
+    it.
+
+    ``attrs`` must be complete and concrete. Raises what the operator's reference raises.
+    """
+    (data, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
+    steps = [step for name, w in operands for step in record(name, w)]
+    text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())
+    if not any(step == "source" for step, _ in steps):
+        return Weight(np.ascontiguousarray(data).reshape(data.shape))
+    transform = (*steps, (op, (len(operands), text)))
+    named = {str(args[0]) for step, args in steps if step == "source"}
+    return Weight(
+        np.ascontiguousarray(data).reshape(data.shape), named.pop() if len(named) == 1 else "", transform
+    )
+
+
+def record(name: str, weight: Weight) -> Transform:
+    """The steps that push ``weight``, which the graph calls ``name``."""
+    if weight.transform:
+        return weight.transform
+    if weight.source or weight.data.size > INLINE_LIMIT:
+        return (("source", (weight.source or name,)),)
+    return (("constant", (str(_type_of(weight.data)), literal_text(tuple(_plain(weight.data))))),)
+
+
+def sources(weight: Weight) -> tuple[str, ...]:
+    """The model's weights that ``weight`` is made from."""
+    named = [str(args[0]) for step, args in weight.transform if step == "source"]
+    return tuple(dict.fromkeys(named)) or ((weight.source,) if weight.source else ())
+
+
+def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What ``transform`` makes of new source ``arrays``. Raises ModelError for a missing source or a
+    damaged record.
+    """
+    stack: list[np.ndarray] = []
+    for step, args in transform:
+        if step == "source":
+            if args[0] not in arrays:
+                raise ModelError("a source weight is missing", node=str(args[0]))
+            stack.append(arrays[args[0]])
+        elif step == "constant":
+            stack.append(_constant(*args))
+        else:
+            count, text = args
+            if not 0 < count <= len(stack):
+                raise ModelError("a weight's record is damaged", node=step)
+            attrs = check_attrs(opdef(step), parse_fields(text), step)
+            operands, stack = stack[-count:], stack[:-count]
+            stack.append(opdef(step).reference(operands, attrs)[0])
+    if len(stack) != 1:
+        raise ModelError("a weight's record is damaged: it does not leave one array")
+    return stack[0]
+
+
+def derive(
+    rw: Rewriter,
+    op: str,
+    inputs: Sequence[Value],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    origin: tuple[str, ...] = (),
+    hint: str = "",
+) -> Value:
+    """Like ``registry.make``, but evaluated at once, into a new weight, where every operand is a weight."""
+    if not all(v.name in rw.weights for v in inputs):
+        return make(rw, op, inputs, attrs, origin=origin, hint=hint)
+    spec = opdef(op)
+    full = check_attrs(spec, attrs or {}, origin[0] if origin else op)
+    weight = evaluate(op, [(v.name, rw.weights[v.name]) for v in inputs], full)
+    name = rw.fresh(hint or f"{inputs[0].name}.{op.lower()}")
+    rw.weights[name] = weight
+    return weight_value(name, weight.data, spec.infer([v.type for v in inputs], full)[0].dtype)
+
+
+def _type_of(data: np.ndarray) -> TensorType:
+    return TensorType(from_numpy(data.dtype), tuple(data.shape))
+
+
+def _plain(data: np.ndarray) -> list[Any]:
+    wide = data.astype(np.float64) if data.dtype.kind not in "biu" else data
+    return list(wide.ravel().tolist())
+
+
+def _constant(type_: str, values: str) -> np.ndarray:
+    dtype, shape = parse_type(type_).dtype, tuple(int(str(d)) for d in parse_type(type_).shape)
+    array = np.array(parse_literal(values), np.float64 if dtype.is_float else dtype.numpy)
+    return array.astype(dtype.numpy).reshape(shape)

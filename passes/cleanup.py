@@ -1,0 +1,152 @@
+"""Clean-up: drops nodes that change nothing and joins chains of movements.
+
+Requires: nothing. Ensures: no Identity (but between an input and an output of the graph), no Cast to the
+same type, no Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand, no
+arithmetic with a neutral constant, no Reshape of a Reshape, Transpose of a Transpose, or Cast of a lossless
+Cast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.options import Options
+from arcweld.passes.common import Tracker, rewrite
+
+
+def cleanup(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` without movements and arithmetic that have no effect."""
+    edge = graph.output_names()
+    return rewrite(graph, lambda rw, node: _visit(rw, node, edge))
+
+
+def _visit(rw: Tracker, node: Node, edge: set[str]) -> bool:
+    if len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None:
+        return False
+    same = _unchanged(rw, node)
+    if same is not None and same.type == node.output.type:
+        # an engine's output is written by some kernel: an output that is an input or a weight keeps its copy
+        if node.output.name in edge and rw.producer(same) is None:
+            return False
+        rw.redirect(node, same)
+        return True
+    join = _JOIN.get(node.op)
+    joined = join(rw, node) if join is not None else None
+    if joined is None:
+        return False
+    rw.redirect(node, joined)
+    return True
+
+
+def _unchanged(rw: Tracker, node: Node) -> Value | None:
+    """The operand that ``node`` returns as it is, if there is one."""
+    operands = rw.inputs_of(node)
+    x = operands[0]
+    assert x is not None
+    test = _NEUTRAL.get(node.op)
+    if test is not None:
+        return x if test(node, x) else None
+    if node.op in _ARITHMETIC and len(operands) == 2:
+        neutral, commutes = _ARITHMETIC[node.op]
+        if _is_constant(rw.array(operands[1]), neutral):
+            return x
+        if commutes and _is_constant(rw.array(x), neutral):
+            return operands[1]
+    return None
+
+
+def _is_constant(array: np.ndarray | None, value: float) -> bool:
+    return (
+        array is not None
+        and array.dtype != np.bool_
+        and 0 < array.size <= 65536
+        and bool(np.all(array == value))
+    )
+
+
+def _resize_is_neutral(node: Node, x: Value) -> bool:
+    scales = node.attrs["scales"]
+    plain = node.attrs["coordinate_transformation_mode"] != "tf_crop_and_resize"
+    return plain and (scales is None or all(s == 1 for s in scales)) and node.attrs["sizes"] == x.shape
+
+
+_NEUTRAL: dict[str, Callable[[Node, Value], bool]] = {
+    "Identity": lambda node, x: True,
+    "Cast": lambda node, x: node.attrs["to"] is x.dtype,
+    "Reshape": lambda node, x: node.attrs["shape"] == x.shape,
+    "Expand": lambda node, x: node.output.shape == x.shape,
+    "Transpose": lambda node, x: node.attrs["perm"] == tuple(range(x.type.rank)),
+    "Slice": lambda node, x: node.attrs["sizes"] == x.shape and all(s == 1 for s in node.attrs["steps"]),
+    "Pad": lambda node, x: all(p == 0 for p in node.attrs["pads"]),
+    "Tile": lambda node, x: all(r == 1 for r in node.attrs["repeats"]),
+    "Concat": lambda node, x: len(node.inputs) == 1,
+    "Sum": lambda node, x: len(node.inputs) == 1,
+    "Mean": lambda node, x: len(node.inputs) == 1,
+    "Max": lambda node, x: len(node.inputs) == 1,
+    "Min": lambda node, x: len(node.inputs) == 1,
+    "Resize": _resize_is_neutral,
+}
+
+_ARITHMETIC: dict[str, tuple[float, bool]] = {
+    "Add": (0.0, True),
+    "Sub": (0.0, False),
+    "Mul": (1.0, True),
+    "Div": (1.0, False),
+    "Pow": (1.0, False),
+}
+
+
+def _join_reshape(rw: Tracker, node: Node) -> Value | None:
+    x = rw.get(node.operands()[0])
+    first = rw.producer(x, "Reshape")
+    if first is None:
+        return None
+    source = first.operands()[0]
+    if source.shape == node.output.shape:
+        return source
+    return rw.make("Reshape", [source], node.origin, node.output.name, shape=node.attrs["shape"])
+
+
+def _join_transpose(rw: Tracker, node: Node) -> Value | None:
+    x, perm = rw.get(node.operands()[0]), node.attrs["perm"]
+    first = rw.producer(x, "Transpose")
+    if first is not None:
+        perm = tuple(first.attrs["perm"][p] for p in perm)
+        x = first.operands()[0]
+    moved = [p for p in perm if x.shape[p] != 1]
+    if perm == tuple(range(len(perm))):
+        return x
+    if moved == sorted(moved):  # only axes of extent 1 move: the elements keep their order
+        return rw.make("Reshape", [x], node.origin, node.output.name, shape=node.output.shape)
+    return rw.make("Transpose", [x], node.origin, node.output.name, perm=perm) if first is not None else None
+
+
+def _join_cast(rw: Tracker, node: Node) -> Value | None:
+    first = rw.producer(rw.get(node.operands()[0]), "Cast")
+    if first is None:
+        return None
+    source = first.operands()[0]
+    if not lossless(source.dtype, first.output.dtype):
+        return None
+    if source.dtype is node.output.dtype:
+        return source
+    return rw.make("Cast", [source], node.origin, node.output.name, to=node.attrs["to"])
+
+
+_JOIN: dict[str, Callable[[Tracker, Node], Value | None]] = {
+    "Reshape": _join_reshape,
+    "Transpose": _join_transpose,
+    "Cast": _join_cast,
+}
+
+
+def lossless(source: DType, target: DType) -> bool:
+    """Every value of ``source`` is a value of ``target``, and casting on from there gives what a direct
+    cast gives.
+    """
+    if source.is_int and source.size == 8 and target.is_float:
+        return False  # numpy calls i64 to f64 safe
+    return source is target or np.can_cast(source.numpy, target.numpy, "safe")

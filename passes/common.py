@@ -1,0 +1,103 @@
+"""What passes share: a rewriter that knows producers, views of constants, and uses of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.ir import EMPTY, AttrValue, Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.registry import check_attrs, opdef
+from arcweld.compiler.weights import derive
+
+
+class Tracker(Rewriter):
+    """A Rewriter that also knows which node of the new graph writes a value, and evaluates what is
+    constant.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self.made: dict[str, Node] = {}
+
+    def keep(self, node: Node, **changes: Any) -> Node:
+        return self._note(super().keep(node, **changes))
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        types: TensorType | Sequence[TensorType],
+        attrs: Mapping[str, AttrValue] = EMPTY,
+        *,
+        origin: tuple[str, ...] = (),
+        name: str = "",
+    ) -> Value:
+        value = super().emit(op, inputs, types, attrs, origin=origin, name=name)
+        self._note(self.nodes[-1])
+        return value
+
+    def _note(self, node: Node) -> Node:
+        self.made.update((o.name, node) for o in node.outputs)
+        return node
+
+    def producer(self, value: Value | None, op: str = "") -> Node | None:
+        """The node of the new graph that writes ``value``, if it is an ``op`` (or any, for "")."""
+        node = self.made.get(value.name) if value is not None else None
+        return node if node is not None and op in ("", node.op) else None
+
+    def array(self, value: Value | None) -> np.ndarray | None:
+        """The data of a weight; None for anything else."""
+        weight = self.weights.get(value.name) if value is not None else None
+        return None if weight is None else weight.data
+
+    def make(
+        self, op: str, inputs: Sequence[Value | None], origin: tuple[str, ...], hint: str = "", **attrs: Any
+    ) -> Value:
+        """Emits ``op`` with checked attributes and inferred types; constant operands give a constant at
+        once.
+        """
+        given = [v for v in inputs if v is not None]
+        if len(given) == len(inputs) and given and all(v.name in self.weights for v in given):
+            return derive(self, op, given, attrs, origin=origin, hint=hint)
+        spec = opdef(op)
+        full = check_attrs(spec, attrs, origin[0] if origin else hint or op)
+        types = spec.infer([None if v is None else v.type for v in inputs], full)
+        return self.emit(op, inputs, types, full, origin=origin, name=hint)
+
+    def redirect(self, node: Node, value: Value) -> None:
+        """``node``'s only result is ``value`` from here on."""
+        self.alias(node.output, value)
+
+
+Visit = Callable[[Tracker, Node], bool]
+
+
+def rewrite(graph: Graph, visit: Visit) -> Graph:
+    """Walks ``graph`` once; ``visit`` returns True if it dealt with the node, else the node is kept.
+
+    Returns the same graph if no node was dealt with.
+    """
+    rw = Tracker(graph)
+    changed = False
+    for node in graph.nodes:
+        if visit(rw, node):
+            changed = True
+        else:
+            rw.keep(node)
+    return rw.finish() if changed else graph
+
+
+def scalar(array: np.ndarray | None) -> float | None:
+    """The value of a float or int array of one element; None for anything else."""
+    if array is None or array.size != 1 or array.dtype == np.bool_:
+        return None
+    return float(array.reshape(()).astype(np.float64))
+
+
+def use_counts(graph: Graph) -> dict[str, int]:
+    """How many operands and graph outputs read each value."""
+    counts: dict[str, int] = {}
+    for v in (*(v for n in graph.nodes for v in n.operands()), *graph.outputs):
+        counts[v.name] = counts.get(v.name, 0) + 1
+    return counts

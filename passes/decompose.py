@@ -1,0 +1,39 @@
+"""Decomposition: rewrites COMPOSITE operators in terms of others, until none is left.
+
+Requires: patterns that match composite operators have run. Ensures: no node's operator is of kind
+COMPOSITE, unless it has no decomposition. New nodes carry the origin of the node that they replace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arcweld.compiler.errors import CompileError
+from arcweld.compiler.ir import Graph, Node
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.common import Tracker, rewrite
+
+MAX_ROUNDS = 16
+
+
+def decompose(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` without composite operators. Raises CompileError where decompositions go round in
+    circles.
+    """
+    for _ in range(MAX_ROUNDS):
+        before, graph = graph, rewrite(graph, _visit)
+        if graph is before:
+            return graph
+    left = sorted({n.op for n in graph.nodes if opdef(n.op).kind is Kind.COMPOSITE})
+    raise CompileError(f"decomposition does not end: {', '.join(left)} come back after {MAX_ROUNDS} rounds")
+
+
+def _visit(rw: Tracker, node: Node) -> bool:
+    op = opdef(node.op)
+    if op.kind is not Kind.COMPOSITE or op.decompose is None:
+        return False
+    values = op.decompose(rw, replace(node, inputs=rw.inputs_of(node)))
+    for old, new in zip(node.outputs, values, strict=True):
+        rw.alias(old, new)
+    return True

@@ -1,0 +1,88 @@
+"""The one list that orders the passes, and the function that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.compiler.text import print_graph
+from arcweld.compiler.verifier import verify
+from arcweld.passes.cleanup import cleanup
+from arcweld.passes.constant_folding import constant_folding
+from arcweld.passes.cse import cse
+from arcweld.passes.dce import dce
+from arcweld.passes.decompose import decompose
+
+Observer = Callable[["Pass", Graph, Graph], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A transformation of graphs. ``run`` returns the very same object if it changed nothing."""
+
+    name: str
+    run: Callable[[Graph, Options], Graph]
+    doc: str
+
+
+PASSES: tuple[Pass, ...] = (
+    # what exporters leave behind would hide patterns from the passes that look for them
+    Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
+    Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
+    Pass("cse", cse, "compute equal values once"),
+    # then the primitives that exporters wrote out become what kernels are written for
+    Pass("decompose", decompose, "write composite operators in terms of others"),
+    Pass("dce", dce, "drop what no output needs"),
+)
+
+
+def pass_names() -> tuple[str, ...]:
+    """The names that ``disable`` knows, in the order of running."""
+    return tuple(dict.fromkeys(p.name for p in PASSES))
+
+
+def run_passes(
+    graph: Graph,
+    options: Options,
+    *,
+    disable: frozenset[str] = frozenset(),
+    dump: Path | None = None,
+    verify_each: bool = False,
+    observer: Observer | None = None,
+) -> Graph:
+    """Runs every pass of PASSES that is not disabled.
+
+    ``dump`` names a folder that gets the graph's text before the first pass and after each one
+    (``NN-name.txt``). ``verify_each`` verifies what every pass returns (VerifyError). ``observer(pass,
+    before, after)`` sees each step. Raises UsageError for an unknown name in ``disable`` or in
+    ``options.disable``.
+    """
+    off = disable | options.disable
+    unknown = off - set(pass_names())
+    if unknown:
+        raise UsageError(
+            f"no pass is called {', '.join(sorted(unknown))}", hint=f"passes: {', '.join(pass_names())}"
+        )
+    _dump(dump, 0, "import", graph)
+    if verify_each:
+        verify(graph)
+    for number, step in enumerate(PASSES, 1):
+        if step.name in off:
+            continue
+        before, graph = graph, step.run(graph, options)
+        _dump(dump, number, step.name, graph)
+        if verify_each and graph is not before:
+            verify(graph, after=step.name)
+        if observer is not None:
+            observer(step, before, graph)
+    return graph
+
+
+def _dump(folder: Path | None, number: int, name: str, graph: Graph) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:02}-{name}.txt").write_text(print_graph(graph, data_limit=8), encoding="utf-8")
