@@ -51,5 +51,5 @@ def render_pointwise(kernel: Kernel, tactic: PointwiseTactic, arch: str) -> Kern
     blocks = dims.ceildiv(flat.extent, tactic.threads * width)
     return render(
         "pointwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(blocks, 1, 1), block=(tactic.threads, 1, 1),
-        store=text.replace("int i)", f"{itype} i)"), width=width, itype=itype, count=count,
+        store=text, width=width, itype=itype, count=count,
     )  # fmt: skip

@@ -379,6 +379,7 @@ class Hooks:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.params = Params(kernel)
+        self.itype = "long long" if wide_index(kernel) else "int"
 
     def load(
         self,
