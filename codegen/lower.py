@@ -1,0 +1,285 @@
+"""Lowers a region to a kernel: every node of it becomes part of an expression over the template's axes.
+
+Values made inside the region are inlined by their operator's ``lower``; values from outside become loads of canonical
+buffers; the hero's result is a variable that the template provides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from arcweld.codegen.kernel import Axis, Bound, Buffer, Kernel, Store, axis
+from arcweld.compiler import dims, expr
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import VerifyError
+from arcweld.compiler.expr import Expr
+from arcweld.compiler.ir import Graph, Node, TensorType, Value, merge_origins
+from arcweld.compiler.region import Region
+from arcweld.compiler.registry import Kind, opdef
+
+Coords = tuple[Dim, ...]
+
+
+@dataclass
+class Hero:
+    """What a hero's own lowering gives: its axes, operand loads, and its result at ``coords`` as ``result``."""
+
+    axes: dict[str, tuple[Axis, ...]]
+    loads: dict[str, Expr]
+    coords: Coords
+    result: Callable[[Coords], Expr]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    flops: Dim = 0
+    # operands that the template visits element by element, with the coordinates at which it does: they may be stored too
+    visited: dict[str, tuple[Coords, Expr]] = field(default_factory=dict)
+    template: str = ""
+
+
+class RegionReader:
+    """Reads values element by element while a region is lowered; collects the buffers that it meets."""
+
+    def __init__(self, region: Region, graph: Graph) -> None:
+        self.region = region
+        self.graph = graph
+        self.made = {o.name: n for n in region.nodes for o in n.outputs}
+        self.hero: Hero | None = None
+        self.override: dict[str, tuple[Coords, Expr]] = {}
+        self.buffers: dict[str, Buffer] = {}
+        self._memo: dict[Any, Expr] = {}
+
+    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
+        """The element of ``value`` at ``coords`` (0 where ``mask`` is false): inlined, or a load."""
+        key = (value.name, tuple(coords), id(mask))
+        found = self._memo.get(key)
+        if found is None:
+            found = self._read(value, tuple(coords), mask)
+            if found.dtype is not value.dtype.compute:
+                raise VerifyError(
+                    f"the lowering of {value.name} gives {found.dtype.value}, its type is {value.type}",
+                    node=value.name,
+                )
+            self._memo[key] = found
+        return found
+
+    def _read(self, value: Value, coords: Coords, mask: Expr | None) -> Expr:
+        if value.name in self.override and self.override[value.name][0] == coords:
+            return self.override[value.name][1]
+        node = self.made.get(value.name)
+        if node is not None and node is self.region.hero:
+            return self._hero_result(value, coords)
+        if node is not None:
+            return inline(_Masked(self, mask), node, coords)
+        constant = self._scalar_weight(value)
+        if constant is not None:
+            return constant
+        return expr.load(self.buffer(value).name, value.dtype, coords, mask)
+
+    def _hero_result(self, value: Value, coords: Coords) -> Expr:
+        assert self.hero is not None
+        if coords != self.hero.coords:
+            raise VerifyError(
+                f"{value.name} is read at {[str(c) for c in coords]}, the kernel makes it at "
+                f"{[str(c) for c in self.hero.coords]}",
+                node=value.name,
+                hint="disable the pass fusion",
+            )
+        return self.hero.result(coords)
+
+    def _scalar_weight(self, value: Value) -> Expr | None:
+        weight = self.graph.weights.get(value.name)
+        if weight is None or value.type.numel != 1:
+            return None
+        return expr.const(np.asarray(weight.data).reshape(()).item(), value.dtype)
+
+    def buffer(self, value: Value, written: bool = False) -> Buffer:
+        """The canonical buffer that stands for ``value``."""
+        if value.name not in self.buffers:
+            n = sum(b.written == written for b in self.buffers.values())
+            name = f"out{n}" if written else f"in{n}"
+            self.buffers[value.name] = Buffer(name, value.dtype, value.shape, written)
+        return self.buffers[value.name]
+
+
+class _Masked:
+    """A reader whose every read is also subject to ``mask``."""
+
+    def __init__(self, reader: RegionReader, mask: Expr | None) -> None:
+        self.reader = reader
+        self.mask = mask
+
+    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
+        both = (
+            mask
+            if self.mask is None
+            else (self.mask if mask is None else expr.binary("and", self.mask, mask))
+        )
+        return self.reader.read(value, coords, both)
+
+
+def inline(reader: Any, node: Node, coords: Coords) -> Expr:
+    """The element of a pointwise or movement node's result at ``coords``."""
+    lower = opdef(node.op).lower
+    if lower is None:
+        raise VerifyError(f"{node.op} has no element-wise lowering", node=node.name)
+    return lower(reader, node, coords)
+
+
+# ------------------------------------------------------------------------------------------- following views forwards
+
+
+class _Capture:
+    """A reader that only notes the coordinates it is asked for."""
+
+    def __init__(self) -> None:
+        self.coords: Coords | None = None
+
+    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
+        self.coords = tuple(coords)
+        return expr.variable("captured", value.dtype)
+
+
+def _through(
+    op: str, source: TensorType, target: TensorType, attrs: Mapping[str, Any], coords: Coords
+) -> Coords:
+    """Where ``op``: source -> target reads, for the target element at ``coords``."""
+    capture = _Capture()
+    node = Node(op, (Value("x", source),), (Value("y", target),), attrs)
+    inline(capture, node, coords)
+    assert capture.coords is not None
+    return capture.coords
+
+
+def forward(node: Node, source: Value, coords: Coords) -> Coords:
+    """The coordinates of ``node``'s result that hold the element of ``source`` at ``coords`` (views are bijections)."""
+    if node.op == "Reshape":
+        return _through("Reshape", node.output.type, source.type, {"shape": source.shape}, coords)
+    if node.op == "Transpose":
+        perm = node.attrs["perm"]
+        return tuple(coords[p] for p in perm)
+    if opdef(node.op).kind is Kind.POINTWISE and node.output.shape == source.shape:
+        return coords
+    raise VerifyError(
+        f"{node.op} cannot follow a hero in one kernel", node=node.name, hint="disable the pass fusion"
+    )
+
+
+def epilogue_coords(region: Region, start: Value, coords: Coords) -> dict[str, Coords]:
+    """The coordinates of every value of the region that is computed from ``start``, element by element."""
+    at = {start.name: coords}
+    for node in region.nodes:
+        if node is region.hero:
+            continue
+        for v in node.operands():
+            if (
+                v.name in at
+                and node.output.name not in at
+                and (v.shape == node.output.shape or node.op in ("Reshape", "Transpose"))
+            ):
+                at[node.output.name] = forward(node, v, at[v.name])
+                break
+    return at
+
+
+# --------------------------------------------------------------------------------------------------------- lowering
+
+
+def lower(region: Region, graph: Graph) -> Bound:
+    """The kernel of a region, and the tensors that its canonical buffers stand for."""
+    from arcweld.codegen.heroes import HEROES
+
+    reader = RegionReader(region, graph)
+    if region.hero is None:
+        return _lower_pointwise(region, reader)
+    hero = HEROES[region.template](reader, region.hero)
+    reader.hero = hero
+    at = epilogue_coords(region, region.hero.output, hero.coords)
+    stores = []
+    for o in region.outputs:
+        if o.name in at:
+            coords, value = at[o.name], reader.read(o, at[o.name])
+        elif o.name in hero.visited:
+            coords, value = hero.visited[o.name]
+        else:
+            raise VerifyError(f"region {region.name} cannot store {o.name}", hint="disable the pass fusion")
+        stores.append(Store(reader.buffer(o, written=True).name, coords, value))
+    return _finish(
+        region,
+        reader,
+        hero.template or region.template,
+        hero.axes,
+        hero.loads,
+        stores,
+        hero.attrs,
+        hero.flops,
+    )
+
+
+def _lower_pointwise(region: Region, reader: RegionReader) -> Bound:
+    out = region.outputs[0]
+    axes = tuple(axis(f"i{k}", d) for k, d in enumerate(out.shape))
+    coords = tuple(a.index for a in axes)
+    stores = []
+    for o in region.outputs:
+        if o.shape != out.shape:
+            raise VerifyError(f"region {region.name} stores {o.type} beside {out.type}", node=o.name)
+        stores.append(Store(reader.buffer(o, written=True).name, coords, reader.read(o, coords)))
+    return _finish(region, reader, "pointwise", {"out": axes}, {}, stores, {}, 0)
+
+
+def _finish(
+    region: Region, reader: RegionReader, template: str, axes: dict[str, tuple[Axis, ...]], loads: dict[str, Expr],
+    stores: Sequence[Store], attrs: dict[str, Any], flops: Dim,
+) -> Bound:  # fmt: skip
+    used = {
+        e.attr[0]
+        for e in expr.walk([*loads.values(), *(s.value for s in stores), *_stage_exprs(attrs)])
+        if e.op == "load"
+    }
+    used |= {s.buffer for s in stores}
+    buffers = {n: b for n, b in reader.buffers.items() if b.name in used}
+    kernel = Kernel(
+        template, _stem(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs
+    )
+    tensors = {b.name: n for n, b in buffers.items()}
+    return Bound(kernel, tensors, merge_origins(region.nodes), flops)
+
+
+def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
+    return [e for stage in attrs.get("stages", ()) for e in stage[2:] if e is not None]
+
+
+def _stem(region: Region, template: str) -> str:
+    """A readable C identifier: the template and the operators that compute something."""
+    ops = [n.op.lower() for n in region.nodes if n is region.hero or opdef(n.op).kind is not Kind.MOVEMENT]
+    ops = ops or [region.nodes[-1].op.lower()]
+    short = {
+        "layernormalization": "layernorm",
+        "rmsnormalization": "rmsnorm",
+        "hardsigmoid": "hsigmoid",
+        "hardswish": "hswish",
+    }
+    words = [template, *dict.fromkeys(short.get(o, o) for o in ops if o != template)]
+    return "_".join(words)[:56].rstrip("_")
+
+
+def float_precision(values: Sequence[Value]) -> str:
+    """The matrix engines' name of the operands' type: f16, bf16, or fp32 (also for mixed operands)."""
+    kinds = {v.dtype for v in values}
+    if kinds == {DType.F16}:
+        return "f16"
+    return "bf16" if kinds == {DType.BF16} else "fp32"
+
+
+def delinearize(index: Dim, shape: Sequence[Dim]) -> Coords:
+    """Row-major coordinates of a flat index into ``shape``."""
+    coords: list[Dim] = []
+    inner: Dim = 1
+    for k in range(len(shape) - 1, -1, -1):
+        whole = dims.floordiv(index, inner)
+        coords.append(0 if shape[k] == 1 else (whole if k == 0 else dims.mod(whole, shape[k])))
+        inner = inner * shape[k]
+    return tuple(reversed(coords))

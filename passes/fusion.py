@@ -1,0 +1,345 @@
+"""Fusion: groups nodes into regions, each of which becomes one kernel.
+
+1. every hero (contract, conv, reduce, rowwise, window, attention, scatter) opens a region;
+2. each region takes the pointwise nodes that follow it over the same elements (epilogue);
+3. each region takes the cheap nodes that feed its hero (prologue: views always, pointwise where the
+template reads once); 4. what is left becomes pointwise regions, grown backwards from the values that
+somebody must find in memory.
+
+A region must never need, through other regions, a value that it makes itself; every refusal is recorded
+with a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.region import TEMPLATE_OF_KIND, FusedGraph, Refusal, Region, is_hero, is_view
+from arcweld.compiler.registry import Kind, opdef
+
+MAX_OPERANDS = 12
+MAX_RECOMPUTE = 40
+# how often an element of the operand is read: heroes that read each once can take any pointwise prologue
+READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
+# operands of other heroes that may be computed on the fly: masks are read like an epilogue operand
+FREE_OPERANDS = {("Attention", 3)}
+
+
+class _Group:
+    """A region being grown; ``nodes`` by first output name."""
+
+    def __init__(self, hero: Node | None, template: str) -> None:
+        self.hero = hero
+        self.template = template
+        self.nodes: dict[str, Node] = {}
+
+
+class Fuser:
+    """One run of the pass over one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.producers = graph.producers()
+        self.consumers = graph.consumers()
+        self.position = {n.output.name: i for i, n in enumerate(graph.nodes)}
+        self.outputs = graph.output_names()
+        self.groups: list[_Group] = []
+        self.owner: dict[
+            str, _Group
+        ] = {}  # node (by first output) -> the group that computes and may store it
+        self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
+        self.refusals: list[Refusal] = []
+
+    # ----- driver
+
+    def run(self) -> FusedGraph:
+        for node in self.graph.nodes:
+            if is_hero(node):
+                self._open(node, TEMPLATE_OF_KIND[opdef(node.op).kind])
+        heroes = list(self.groups)
+        for g in heroes:
+            self._grow_epilogue(g)
+        for g in heroes:
+            self._grow_prologue(g)
+        self._cover_rest()
+        apart = [r for r in self.refusals if not self._together(r)]
+        return FusedGraph(self.graph, tuple(self._regions()), tuple(dict.fromkeys(apart)))
+
+    def _together(self, r: Refusal) -> bool:
+        names = [
+            {n.name for n in g.nodes.values()}
+            for g in self.groups
+            if r.producer in {n.name for n in g.nodes.values()}
+        ]
+        return any(r.consumer in n for n in names)
+
+    def _add(self, g: _Group, node: Node) -> None:
+        g.nodes[node.output.name] = node
+        self.members.setdefault(node.output.name, []).append(g)
+
+    def _remove(self, g: _Group, name: str) -> None:
+        del g.nodes[name]
+        del self.owner[name]
+        self.members[name].remove(g)
+
+    def _open(self, node: Node, template: str) -> _Group:
+        g = _Group(node if is_hero(node) else None, template)
+        self._add(g, node)
+        self.owner[node.output.name] = g
+        self.groups.append(g)
+        return g
+
+    # ----- epilogue
+
+    def _grow_epilogue(self, g: _Group) -> None:
+        assert g.hero is not None
+        domain = {v.name for v in g.hero.outputs}
+        queue = [g.hero.output]
+        while queue:
+            v = queue.pop(0)
+            for c in self.consumers.get(v.name, ()):
+                if c.output.name in self.owner or is_hero(c):
+                    continue
+                reason = self._epilogue_refusal(g, c, v, domain)
+                if reason is not None:
+                    self._refuse(g.hero, c, *reason)
+                    continue
+                self._add(g, c)
+                self.owner[c.output.name] = g
+                domain.add(c.output.name)
+                queue.append(c.output)
+        self._trim(g)
+
+    def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: set[str]) -> tuple[str, str] | None:
+        kind = opdef(c.op).kind
+        if kind is Kind.MOVEMENT:
+            if c.op == "Reshape" or (c.op == "Transpose" and c.attrs["perm"][-1] == len(c.attrs["perm"]) - 1):
+                return self._cycle_refusal(g, c)
+            return ("movement", f"{c.op} after {v.name} is read by index map, not stored")
+        if v.shape != c.output.shape:
+            return (
+                "broadcast",
+                f"{v.name} is broadcast by {c.op}: its elements would be computed many times",
+            )
+        for o in c.operands():
+            if o.name in domain and o.shape != c.output.shape:
+                return ("broadcast", f"{o.name} is needed at other elements")
+        if len(self._outside(g, c)) > MAX_OPERANDS:
+            return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
+        return self._cycle_refusal(g, c)
+
+    def _outside(self, g: _Group, extra: Node) -> set[str]:
+        nodes = [*g.nodes.values(), extra]
+        made = {o.name for n in nodes for o in n.outputs}
+        return {
+            v.name
+            for n in nodes
+            for v in n.operands()
+            if v.name not in made and v.name not in self.graph.weights
+        }
+
+    def _trim(self, g: _Group) -> None:
+        """Gives back trailing views that nobody needs in memory: their readers look through them."""
+        changed = True
+        while changed:
+            changed = False
+            for name, n in list(g.nodes.items()):
+                inside = any(c.output.name in g.nodes for c in self.consumers.get(name, ()))
+                if (
+                    n is not g.hero
+                    and opdef(n.op).kind is Kind.MOVEMENT
+                    and not inside
+                    and name not in self.outputs
+                ):
+                    self._remove(g, name)
+                    changed = True
+
+    # ----- cycles
+
+    def _group_inputs(self, g: _Group) -> Iterable[str]:
+        for n in g.nodes.values():
+            for v in n.operands():
+                if v.name not in g.nodes and v.name in self.producers:
+                    yield self.producers[v.name].output.name
+
+    def _reaches(self, start: Iterable[str], target: _Group, floor: int) -> bool:
+        """True if computing any of ``start`` needs something that ``target`` makes (nodes before ``floor``
+        can't).
+        """
+        seen: set[str] = set()
+        stack = list(start)
+        while stack:
+            name = stack.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            g = self.owner.get(name)
+            if g is target:
+                return True
+            if g is None:
+                if self.position[name] > floor:
+                    stack += [
+                        self.producers[v.name].output.name
+                        for v in self.producers[name].operands()
+                        if v.name in self.producers
+                    ]
+            elif max(self.position[m] for m in g.nodes) > floor:
+                seen.update(g.nodes)
+                stack += list(self._group_inputs(g))
+        return False
+
+    def _cycle_refusal(self, g: _Group, c: Node) -> tuple[str, str] | None:
+        floor = min(self.position[m] for m in g.nodes)
+        start = [
+            self.producers[v.name].output.name
+            for v in c.operands()
+            if v.name in self.producers and self.producers[v.name].output.name not in g.nodes
+        ]
+        if self._reaches(start, g, floor):
+            return (
+                "cycle",
+                f"{c.op} also needs a value computed from this kernel's result by another kernel",
+            )
+        return None
+
+    # ----- prologue
+
+    def _grow_prologue(self, g: _Group) -> None:
+        hero = g.hero
+        assert hero is not None
+        kind = opdef(hero.op).kind
+        for i, v in enumerate(hero.inputs):
+            if v is not None:
+                free = (kind in READ_ONCE and i == 0) or (hero.op, i) in FREE_OPERANDS
+                self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
+        for n in list(g.nodes.values()):
+            if n is not hero:
+                for v in n.operands():
+                    if v.name not in g.nodes and self._is_epilogue_operand(g, v):
+                        self._inline(g, v, n, pointwise=True, reads=1)
+
+    def _is_epilogue_operand(self, g: _Group, v: Value) -> bool:
+        return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
+
+    def _inline(
+        self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False
+    ) -> None:
+        """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read, and
+        so on upwards.
+
+        ``storable``: the region visits every element of ``v`` once, so it can also store it for others.
+        """
+        p = self.producers.get(v.name)
+        if p is None or is_hero(p):
+            return
+        name = p.output.name
+        if name in g.nodes:
+            return
+        storable = storable and not is_view(p) and self.owner.get(name) is None
+        if not self._may_inline(g, p, reader, pointwise, reads, storable):
+            return
+        self._add(g, p)
+        if storable or not self._wanted_elsewhere(p, g):
+            self.owner[name] = g
+        for o in p.operands():
+            self._inline(g, o, p, pointwise=pointwise, reads=reads * _fan_out(p))
+
+    def _may_inline(
+        self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool
+    ) -> bool:
+        if is_view(p):
+            # an owner means that it is stored anyway: then reading it back is as good
+            return self.owner.get(p.output.name) is None
+        if self.owner.get(p.output.name) is not None:
+            return False
+        kind = opdef(p.op).kind
+        if not pointwise and p.op != "Cast":
+            return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
+        if self._wanted_elsewhere(p, g) and not storable:
+            if not (kind is Kind.MOVEMENT or opdef(p.op).cost <= 4) or not self._leaf(p):
+                return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
+        if reads * opdef(p.op).cost > MAX_RECOMPUTE:
+            return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
+        if len(self._outside(g, p)) > MAX_OPERANDS:
+            return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
+        if self._cycle_refusal(g, p) is not None:
+            return self._refuse(p, reader, "cycle", "needs this kernel's own result")
+        return True
+
+    def _leaf(self, p: Node) -> bool:
+        """True if recomputing ``p`` reads no more than its result: constants, index arithmetic, tiny
+        operands.
+        """
+        big = [v for v in p.operands() if v.name not in self.graph.weights or v.type.numel != 1]
+        return len(big) == 0
+
+    def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
+        name = p.output.name
+        return name in self.outputs or any(c.output.name not in g.nodes for c in self.consumers.get(name, ()))
+
+    def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> bool:
+        self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
+        return False
+
+    # ----- the rest
+
+    def _cover_rest(self) -> None:
+        """Opens pointwise regions for every value that must be in memory and that no region makes yet, last
+        first.
+        """
+        for node in reversed(self.graph.nodes):
+            name = node.output.name
+            if name in self.owner or not self._needed_in_memory(node):
+                continue
+            g = self._open(node, "pointwise")
+            for v in node.operands():
+                self._inline(g, v, node, pointwise=True, reads=_fan_out(node))
+
+    def _needed_in_memory(self, node: Node) -> bool:
+        if any(o.name in self.outputs for o in node.outputs):
+            return True
+        name = node.output.name
+        readers = (
+            g
+            for o in node.outputs
+            for c in self.consumers.get(o.name, ())
+            for g in self.members.get(c.output.name, ())
+        )
+        return any(name not in g.nodes for g in readers)
+
+    # ----- result
+
+    def _regions(self) -> list[Region]:
+        regions = []
+        for g in self.groups:
+            nodes = tuple(sorted(g.nodes.values(), key=lambda n: self.position[n.output.name]))
+            made = {o.name: o for n in nodes for o in n.outputs}
+            inputs = {v.name: v for n in nodes for v in n.operands() if v.name not in made}
+            outs = [o for o in made.values() if self._is_stored(g, o)]
+            label = (g.hero or nodes[-1]).output.name
+            regions.append(Region(label, g.template, g.hero, nodes, tuple(inputs.values()), tuple(outs)))
+        return regions
+
+    def _is_stored(self, g: _Group, o: Value) -> bool:
+        owner = self.owner.get(self.producers[o.name].output.name)
+        if owner is not g:
+            return False
+        if o.name in self.outputs:
+            return True
+        readers = (r for c in self.consumers.get(o.name, ()) for r in self.members.get(c.output.name, ()))
+        return any(r is not g for r in readers)
+
+
+def _fan_out(node: Node) -> int:
+    """How many elements of an operand one element of the result reads."""
+    if node.op == "Resize":
+        return {"nearest": 1, "linear": 4, "cubic": 16}[node.attrs["mode"]]
+    return 1
+
+
+def fuse(graph: Graph) -> FusedGraph:
+    """Runs fusion on a graph of registered, decomposed operators. Regions come in no particular order: see
+    schedule.
+    """
+    return Fuser(graph).run()
