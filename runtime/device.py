@@ -1,7 +1,10 @@
-"""What the executor asks of a device. Two exist: ``cuda`` (CuPy and cuda.bindings) and ``sim`` (any x86-64 CPU)."""
+"""What the executor asks of a device. Two exist: ``cuda`` (CuPy and cuda.bindings) and ``sim`` (any x86-64
+CPU).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class KernelImage:
-    """A kernel as an engine holds it. ``cubin`` is for exactly this device's architecture, or None; ``ptx`` is portable."""
+    """A kernel as an engine holds it. ``cubin`` is for exactly this device's architecture, or None; ``ptx``
+    is portable.
+    """
 
     name: str
     entry: str
@@ -36,8 +41,8 @@ class TensorMapSpec:
 class LaunchSpec:
     """One launch with every number known. ``params`` is the packed ``Params`` struct.
 
-    ``buffers`` lists (address, bytes, written) for each array the kernel may touch: the sim device's checked mode refuses
-    every access outside them.
+    ``buffers`` lists (address, bytes, written) for each array the kernel may touch: the sim device's
+    checked mode refuses every access outside them.
     """
 
     name: str
@@ -82,6 +87,9 @@ class Device(Protocol):
 
     def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None: ...
 
+    def compile_many(self, images: Sequence[KernelImage]) -> None:
+        """Gets ready to load all of these at once, where that is quicker than one by one."""
+
     def load_kernel(self, image: KernelImage, shared_bytes: int) -> Any:
         """Loads one kernel and returns the device's handle for ``LaunchSpec.kernel``."""
 
@@ -93,14 +101,26 @@ class Device(Protocol):
 
     def launch(self, prepared: Any, stream: int = 0) -> None: ...
 
-    def synchronize(self, stream: int = 0) -> None: ...
+    def synchronize(self, stream: int = 0) -> None:
+        """Waits for a stream; for every stream of the device when it is 0."""
 
-    def begin_capture(self, stream: int) -> None: ...
+    def enter(self) -> int:
+        """Makes the device current in this thread; returns a token for ``leave``."""
 
-    def end_capture(self, stream: int) -> Any:
-        """Ends capture and returns an executable graph."""
-
-    def replay(self, graph: Any, stream: int = 0) -> None: ...
+    def leave(self, token: int) -> None:
+        """Restores what was current before ``enter``."""
 
     @property
-    def can_capture(self) -> bool: ...
+    def can_capture(self) -> bool:
+        """Whether the methods below work."""
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether somebody records what is launched on this stream."""
+
+    def begin_capture(self) -> int:
+        """Starts recording launches; returns the stream on which to launch them."""
+
+    def end_capture(self) -> Any:
+        """Ends recording and returns an executable graph."""
+
+    def replay(self, graph: Any, stream: int = 0) -> None: ...

@@ -1,7 +1,8 @@
-"""The program of an engine: what is launched, in which order, over which buffers. Plain data, checked when decoded.
+"""The program of an engine: what is launched, in which order, over which buffers. Plain data, checked when
+decoded.
 
-Everything that depends on a symbolic dimension is the text of an integer expression (``arcweld.compiler.dims``), evaluated
-once for each set of input shapes.
+Everything that depends on a symbolic dimension is the text of an integer expression
+(``arcweld.compiler.dims``), evaluated once for each set of input shapes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A constant of the engine. ``name`` is its key in weights.safetensors.
 
-    ``source`` is the model's own name for the array and ``transform`` the recorded, replayable steps that pack the
-    source into what the kernels read, as (name, arguments) pairs; an empty tuple means stored as it is.
+    ``source`` is the model's own name for the array and ``transform`` the recorded, replayable steps that
+    pack the source into what the kernels read, as (name, arguments) pairs; an empty tuple means stored as
+    it is.
     """
 
     name: str
@@ -47,8 +49,9 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind ``buffer``: a device pointer to tensor ``value``, plus ``offset`` bytes (expression text).
     kind ``i32``, ``i64``, ``f32``: the scalar that the expression or literal ``value`` evaluates to.
-    kind ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements), ``strides`` (bytes, one
-    fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle where ``swizzle`` is 128.
+    kind ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements),
+    ``strides`` (bytes, one fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle
+    where ``swizzle`` is 128.
     """
 
     kind: str
@@ -62,8 +65,9 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One implementation of a launch. ``arch`` is the least architecture that runs it (``sm_80``), or an exact one that
-    ends in ``a`` (``sm_90a``). ``kernel`` names a file in kernels/ and ``entry`` the extern "C" symbol in it.
+    """One implementation of a launch. ``arch`` is the least architecture that runs it (``sm_80``), or an
+    exact one that ends in ``a`` (``sm_90a``). ``kernel`` names a file in kernels/ and ``entry`` the extern
+    "C" symbol in it.
     """
 
     arch: str
@@ -78,7 +82,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel launch. ``reads`` and ``writes`` name tensors; ``origin`` the model's nodes that it computes.
+    """One kernel launch. ``reads`` and ``writes`` name tensors; ``origin`` the model's nodes that it
+    computes.
 
     ``zero`` names written tensors that must hold zeros before the launch (split reductions, scatter-add).
     """
@@ -94,7 +99,9 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor that shares the bytes of another from ``offset`` bytes on (a reshape, or a graph output that is an input)."""
+    """A tensor that shares the bytes of another from ``offset`` bytes on (a reshape, or a graph output that
+    is an input).
+    """
 
     name: str
     of: str
@@ -102,7 +109,9 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that the executor needs. ``temps`` live in the arena, from the first launch that writes to the last that reads."""
+    """All that the executor needs. ``temps`` live in the arena, from the first launch that writes to the
+    last that reads.
+    """
 
     schema: int
     name: str

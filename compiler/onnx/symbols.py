@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
@@ -43,8 +43,9 @@ class DimTable:
     is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
     """
 
-    def __init__(self, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, ranges: Mapping[str, Range], params: Collection[str] = ()) -> None:
         self._ranges = dict(ranges)
+        self._params = frozenset(params)
         self._used_ranges: set[str] = set()
         self._dims: dict[str, Dim] = {}
         self._names: set[str] = set()
@@ -80,9 +81,7 @@ class DimTable:
 
     def text(self, text: str) -> Dim:
         """A dimension from the user's text: a dim_param, a new name, or an expression such as ``32*h``."""
-        if text in self._dims:
-            return self._dims[text]
-        if text.isidentifier():
+        if text in self._dims or text in self._params or text.isidentifier():
             return self.named(text)
         value = dims.parse(text)
         return dims.substitute(value, {s: self.named(s.name) for s in dims.free_symbols(value)})

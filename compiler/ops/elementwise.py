@@ -21,6 +21,7 @@ Attrs = Mapping[str, Any]
 Formula = Callable[..., Expr]  # (attrs, *operands) -> the output element
 Numpy = Callable[..., np.ndarray]  # (attrs, *arrays) -> the output array, f16 and bf16 operands as f32
 Result = Callable[[Sequence[TensorType], Attrs], DType]
+Check = Callable[[Sequence[TensorType], Attrs], None]  # raises ModelError for operands that do not fit together
 
 
 def first(types: Sequence[TensorType], attrs: Attrs) -> DType:
@@ -47,7 +48,7 @@ def pointwise(
     attrs: Mapping[str, Attr] | None = None,
     dtypes: Sequence[DType] = FLOATS,
     result: Result = first,
-    mixed: bool = False,
+    check: Check | None = None,
     cases: Sequence[Case] = (),
     test: Sequence[str] = ("f32", "f16"),
     low: float = -2.0,
@@ -58,7 +59,7 @@ def pointwise(
 ) -> OpDef:
     """Registers a pointwise operator.
 
-    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast and share one of ``dtypes`` unless ``mixed``.
+    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast and share one of ``dtypes``, or else pass ``check``.
     ``test``, ``low`` and ``high`` are the element types and the range of the default test case; ``cases`` add to it.
     """
     names = tuple(inputs.split())
@@ -71,11 +72,11 @@ def pointwise(
             name=name,
             kind=Kind.POINTWISE,
             inputs=names,
-            infer=_infer(name, count, dtypes, result, mixed),
+            infer=_infer(name, count, dtypes, result, check),
             reference=_reference(result, numpy),
             lower=_lower(formula),
             attrs=attrs or {},
-            cases=(default, *cases) if not mixed else tuple(cases),
+            cases=(default, *cases) if check is None and test else tuple(cases),
             cost=cost,
             tolerance=tolerance,
             doc=doc,
@@ -83,10 +84,12 @@ def pointwise(
     )
 
 
-def _infer(name: str, count: int | None, dtypes: Sequence[DType], result: Result, mixed: bool) -> Infer:
+def _infer(name: str, count: int | None, dtypes: Sequence[DType], result: Result, check: Check | None) -> Infer:
     def infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
         given = present(name, types, count)
-        if not mixed:
+        if check is not None:
+            check(given, attrs)
+        else:
             same_dtype(name, given)
             for t in given:
                 check_dtype(name, t, dtypes)
