@@ -118,7 +118,7 @@ ARCWELD_DEVICE Vec<T, N> load_vec(const T* p) {
   for (int i = 0; i < bytes / step; ++i) reinterpret_cast<Chunk*>(&r)[i] = reinterpret_cast<const Chunk*>(p)[i];
   return r;
 }
-template <class T, int N>
+template <int N, class T>
 ARCWELD_DEVICE void store_vec(T* p, const Vec<T, N>& x) {
   constexpr int bytes = sizeof(T) * N, step = bytes < 16 ? bytes : 16;
   typedef typename VecChunk<step>::type Chunk;
@@ -135,7 +135,7 @@ ARCWELD_DEVICE Vec<T, N> load_vec_stream(const T* p) {
   for (int i = 0; i < bytes / step; ++i) reinterpret_cast<Chunk*>(&r)[i] = __ldcs(reinterpret_cast<const Chunk*>(p) + i);
   return r;
 }
-template <class T, int N>
+template <int N, class T>
 ARCWELD_DEVICE void store_vec_stream(T* p, const Vec<T, N>& x) {
   constexpr int bytes = sizeof(T) * N, step = bytes < 16 ? bytes : 16;
   typedef typename VecChunk<step>::type Chunk;
