@@ -1,14 +1,45 @@
-"""Where Arcweld keeps files of its own on this machine."""
+"""Where Arcweld keeps what it can rebuild: one cache folder, and the atomic write that every cache uses."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from arcweld.compiler.errors import EnvironmentError_
 
 
 def cache_dir() -> Path:
-    """The folder of all caches: the environment's ARCWELD_CACHE_DIR, or ``~/.cache/arcweld``. It may not
-    exist yet.
+    """The cache folder, created if needed: ``ARCWELD_CACHE_DIR``, else ``~/.cache/arcweld``.
+
+    Raises EnvironmentError_ if it cannot be created.
     """
-    named = os.environ.get("ARCWELD_CACHE_DIR")
-    return Path(named) if named else Path.home() / ".cache" / "arcweld"
+    path = Path(os.environ.get("ARCWELD_CACHE_DIR") or Path.home() / ".cache" / "arcweld")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentError_(
+            f"the cache folder {path} cannot be created: {error.strerror}",
+            hint="set ARCWELD_CACHE_DIR to a folder that can be written",
+        ) from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that replaces it on success and is deleted on failure.
+
+    Readers see the old file or the whole new one, never a part; two writers of the same content do no harm.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

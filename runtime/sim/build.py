@@ -1,0 +1,177 @@
+"""Compiles the simulator's runtime library and the kernels with a host C++ compiler, cached by content.
+
+A kernel becomes a small shared library whose undefined symbols (the ``sim_*`` functions) resolve against the runtime
+library, which is loaded first and globally.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from arcweld.compiler.errors import CompileError, EnvironmentError_
+from arcweld.compiler.paths import cache_dir, replacing
+
+_HERE = Path(__file__).parent
+_COMMON_FLAGS = (
+    *("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-plt"),
+    *("-fno-strict-aliasing", "-fno-math-errno"),
+)
+_RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
+# -nostdlib: the C library's functions come from the process, and linking them again would double the time.
+_KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+_FAST_FLAGS = ("-O2", "-g1")
+_CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread")
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A host C++ compiler: the command, what tells its versions apart, and the flags for this CPU."""
+
+    command: tuple[str, ...]
+    version: str
+    cpu_flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """What a kernel library is made from. ``arch`` is ``sm_80`` or ``sm_90a`` and sets ``__CUDA_ARCH__``."""
+
+    name: str
+    entry: str
+    source: str
+    arch: str
+    checked: bool
+
+
+def include_dirs() -> tuple[Path, ...]:
+    """The folders of the simulator's headers and of the headers that kernels include."""
+    return _HERE, Path(str(importlib.resources.files("arcweld.codegen.include")))
+
+
+@cache
+def toolchain() -> Toolchain:
+    """The compiler: ``CXX``, else g++, clang++ or PyPI's ziglang. Raises EnvironmentError_ if there is none."""
+    if platform.machine() not in ("x86_64", "AMD64") or not sys.platform.startswith("linux"):
+        raise EnvironmentError_(f"the sim device needs Linux on x86-64, not {sys.platform} on {platform.machine()}")
+    command = _find_compiler()
+    probe = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        raise EnvironmentError_(
+            f"the C++ compiler `{shlex.join(command)}` does not run: {probe.stderr.strip()[:200]}",
+            hint="set CXX to a working g++ or clang++",
+        )
+    cpu = Path("/proc/cpuinfo").read_text(errors="replace")
+    v3 = all(f" {flag}" in cpu for flag in ("avx2", "fma", "f16c", "bmi2"))
+    return Toolchain(command, probe.stdout.splitlines()[0], ("-march=x86-64-v3",) if v3 else ())
+
+
+def _find_compiler() -> tuple[str, ...]:
+    if configured := os.environ.get("CXX"):
+        command = tuple(shlex.split(configured))
+        if not shutil.which(command[0]):
+            raise EnvironmentError_(f"CXX names `{command[0]}`, which is not installed", hint="unset CXX or correct it")
+        return command
+    for name in ("g++", "clang++"):
+        if path := shutil.which(name):
+            return (path,)
+    if importlib.util.find_spec("ziglang"):
+        return (sys.executable, "-m", "ziglang", "c++")
+    raise EnvironmentError_(
+        "the sim device needs a C++ compiler and found none",
+        hint="apt-get install g++   (or: pip install ziglang, or set CXX)",
+    )
+
+
+def runtime_library() -> Path:
+    """The runtime's shared library, built on first use (about two seconds). Raises CompileError."""
+    tools = toolchain()
+    sources = sorted(_HERE.glob("*.cpp"))
+    flags = [*_RUNTIME_FLAGS, *tools.cpu_flags]
+    key = _digest(tools, flags, [*sources, *sorted(_HERE.glob("*.h"))], "")
+    path = cache_dir() / "sim" / f"runtime-{key}.so"
+    if not path.exists():
+        with replacing(path) as temporary:
+            _run([*tools.command, *flags, "-o", str(temporary), *map(str, sources)], "the sim runtime", "")
+    return path
+
+
+def kernel_library(kernel: KernelSource) -> Path:
+    """The kernel's shared library, compiled unless it is cached. Raises CompileError naming the template's line."""
+    path = _kernel_path(kernel)
+    if not path.exists():
+        _compile(kernel, path)
+    return path
+
+
+def kernel_libraries(kernels: Sequence[KernelSource], jobs: int = 2) -> list[Path]:
+    """``kernel_library`` of each kernel; what is missing is compiled by ``jobs`` processes at once, equal sources once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = [_kernel_path(kernel) for kernel in kernels]
+    missing = {path: kernel for path, kernel in zip(paths, kernels) if not path.exists()}
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:  # each thread only waits for its compiler
+        for future in [pool.submit(_compile, kernel, path) for path, kernel in missing.items()]:
+            future.result()
+    return paths
+
+
+def _kernel_flags(kernel: KernelSource) -> list[str]:
+    number = "".join(c for c in kernel.arch.removeprefix("sm_") if c.isdigit())
+    mode = _CHECKED_FLAGS if kernel.checked else _FAST_FLAGS
+    return [*_KERNEL_FLAGS, *mode, *toolchain().cpu_flags, f"-D__CUDA_ARCH__={number}0"]
+
+
+@cache
+def _headers() -> tuple[Path, ...]:
+    return tuple(path for folder in include_dirs() for path in sorted([*folder.glob("*.h"), *folder.glob("*.cuh")]))
+
+
+def _kernel_path(kernel: KernelSource) -> Path:
+    key = _digest(toolchain(), _kernel_flags(kernel), _headers(), kernel.name + "\0" + kernel.source)
+    return cache_dir() / "sim" / f"{kernel.entry[:60]}-{key}.so"
+
+
+@cache
+def _content(path: Path, mtime_ns: int) -> bytes:
+    del mtime_ns  # part of the cache's key only
+    return path.read_bytes()
+
+
+def _digest(tools: Toolchain, flags: Sequence[str], files: Sequence[Path], text: str) -> str:
+    h = hashlib.sha256()
+    for part in (*tools.command, tools.version, *flags, text):
+        h.update(part.encode() + b"\0")
+    for path in files:
+        h.update(path.name.encode() + b"\0" + _content(path, path.stat().st_mtime_ns) + b"\0")
+    return h.hexdigest()[:24]
+
+
+def _compile(kernel: KernelSource, path: Path) -> None:
+    includes = [f"-I{folder}" for folder in include_dirs()]
+    text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
+    with replacing(path) as temporary:
+        _run(
+            [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h"]
+            + ["-x", "c++", "-", "-o", str(temporary)],
+            f"kernel {kernel.name}",
+            text,
+        )
+
+
+def _run(command: list[str], what: str, stdin: str) -> None:
+    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+        raise CompileError(f"{what} does not compile for the sim device: " + "\n".join(lines[:8]), node=what)

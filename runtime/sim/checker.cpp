@@ -1,0 +1,360 @@
+// The checked mode. Kernels are compiled with -fsanitize=thread but linked without its library: the hooks are ours.
+//
+// Every byte of shared memory has a shadow: its last write and its last reads, each with the agent that made it and the
+// agent's clock. An access is ordered after an earlier one if the accessing warp's vector clock has reached that clock;
+// barriers, mbarriers and __syncwarp move the vector clocks. Agents are the warps and the asynchronous engines. (The
+// method is that of FastTrack: Flanagan and Freund, PLDI 2009.)
+#include "checker.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+namespace sim {
+
+bool checked;
+
+namespace {
+
+constexpr u16 kInFlight = 0x8000, kAtomic = 0x4000, kSeveral = 0x2000, kWho = 0x07ff;
+constexpr int kReads = 7, kFirstAgent = kMaxThreads;  // who: a thread, or kFirstAgent + agent
+
+struct Mark {
+  u32 clock;
+  u16 who;   // and the flags
+  u16 site;  // index in sites[]
+};
+struct Shadow {
+  Mark write;
+  Mark reads[kReads];
+};
+
+Shadow* shadow;
+u32 clock_of[kAgents], block_start[kAgents];
+VectorClock view[kMaxWarps];        // what each warp knows of
+VectorClock fenced_view[kMaxWarps]; // ... knew of at its last fence.proxy.async
+u32 fenced_clock[kMaxThreads];      // the warp's clock at the thread's last fence.proxy.async
+const void* sites[1 << 16];
+
+struct Buffer {
+  uintptr_t begin, end;
+  bool writable;
+};
+Buffer* buffers;
+int buffer_count, buffer_capacity, last_buffer;
+
+int agent_of(const Mark& m) { return (m.who & kWho) < kFirstAgent ? (m.who & kWho) / kLanes : (m.who & kWho) - kFirstAgent; }
+bool valid(const Mark& m) { return m.clock > block_start[agent_of(m)]; }
+
+u16 site_of(const void* pc) {
+  u32 h = (u32)(((uintptr_t)pc * 0x9E3779B97F4A7C15ull) >> 48) & 0xffff;
+  for (int i = 0; i < 64; ++i, h = (h + 1) & 0xffff) {
+    if (sites[h] == pc) return (u16)h;
+    if (!sites[h]) {
+      sites[h] = pc;
+      return (u16)h;
+    }
+  }
+  return 0;
+}
+
+// "@[library+0xoffset]", which the Python side turns into file:line.
+struct Where {
+  char text[600];
+  explicit Where(const void* pc) {
+    Dl_info info;
+    if (pc && dladdr(pc, &info))
+      snprintf(text, sizeof text, "@[%s+0x%zx]", info.dli_fname, (size_t)((const char*)pc - (const char*)info.dli_fbase));
+    else
+      snprintf(text, sizeof text, "a warp-level primitive");
+  }
+};
+
+struct Who {
+  char text[40];
+  explicit Who(const Mark& m) {
+    const int who = m.who & kWho;
+    if (who < kFirstAgent) snprintf(text, sizeof text, "thread %d", who);
+    else if (who - kFirstAgent < kLoadAgent) snprintf(text, sizeof text, "wgmma of warpgroup %d", who - kFirstAgent - kWgmmaAgent);
+    else snprintf(text, sizeof text, who - kFirstAgent == kStoreAgent ? "a TMA store" : "a TMA load");
+  }
+};
+
+[[noreturn]] void race(const char* kind, size_t offset, const Mark& me, const Mark& earlier, const void* pc) {
+  sim_fail("shared-memory race (%s) at byte %zu: %s at %s; earlier %s at %s", kind, offset, Who(me).text, Where(pc).text,
+           Who(earlier).text, Where(sites[earlier.site]).text);
+}
+
+bool ordered(const Mark& m, const VectorClock& known, u16 me) {
+  if (m.clock <= known.at[agent_of(m)]) return true;
+  return (m.who & (kWho | kSeveral)) == me && me < kFirstAgent;
+}
+
+// A read mark keeps the last reader of each agent (modulo kReads); lanes that are not ordered among themselves merge.
+void record_read(Shadow& s, Mark me, const VectorClock& known) {
+  Mark& slot = s.reads[agent_of(me) % kReads];
+  if (agent_of(slot) == agent_of(me) && (slot.who & kWho) != me.who && slot.clock > known.at[agent_of(me)])
+    me.who |= kSeveral;
+  slot = me;
+}
+
+void access_byte(Shadow& s, size_t offset, Access access, const Mark& me, const VectorClock& known, const void* pc) {
+  const Mark& w = s.write;
+  if (w.clock > block_start[agent_of(w)]) {
+    if (w.who & kInFlight)
+      sim_fail("shared byte %zu is accessed at %s while a cp.async of thread %d issued at %s has not been waited for", offset,
+               Where(pc).text, w.who & kWho, Where(sites[w.site]).text);
+    if (!(access == Access::Atomic && (w.who & kAtomic)) && !ordered(w, known, me.who))
+      race(access == Access::Read ? "read after write" : "write after write", offset, me, w, pc);
+  } else if (access == Access::Read) {
+    sim_fail("read of uninitialised shared memory: byte %zu, %s at %s", offset, Who(me).text, Where(pc).text);
+  }
+  if (access == Access::Read) {
+    record_read(s, me, known);
+    return;
+  }
+  for (Mark& r : s.reads) {
+    if (valid(r) && !ordered(r, known, me.who)) race("write after read", offset, me, r, pc);
+    r.clock = 0;
+  }
+  s.write = me;
+}
+
+size_t shared_offset(const void* p) { return (size_t)((const u8*)p - sim_dynamic_shared); }
+
+void access_shared(const void* p, int bytes, Access access, const Mark& me, const VectorClock& known, const void* pc) {
+  const size_t offset = shared_offset(p);
+  if (offset >= shared_bytes || offset + (size_t)bytes > shared_bytes)
+    sim_fail("shared %s out of bounds: offset %zu, %d bytes, of %zu, at %s", access == Access::Read ? "read" : "write", offset,
+             bytes, shared_bytes, Where(pc).text);
+  for (int i = 0; i < bytes; ++i) access_byte(shadow[offset + (size_t)i], offset + (size_t)i, access, me, known, pc);
+}
+
+void raise(VectorClock& to, const VectorClock& from) {
+  for (int i = 0; i < kAgents; ++i) to.at[i] = from.at[i] > to.at[i] ? from.at[i] : to.at[i];
+}
+
+// An engine reads what threads wrote through the generic proxy: a proxy fence must lie between.
+void require_proxy_fence(const Shadow& s, size_t offset, const Mark& me, int first, int count, const void* pc) {
+  const Mark& w = s.write;
+  const int writer = w.who & kWho;
+  if (!valid(w) || writer >= kFirstAgent || w.clock <= fenced_clock[writer]) return;
+  for (int i = first; i < first + count; ++i)
+    if (fenced_view[i].at[writer / kLanes] < w.clock)
+      sim_fail("%s at %s reads shared byte %zu, which thread %d wrote at %s: no fence_proxy_async() lies between", Who(me).text,
+               Where(pc).text, offset, writer, Where(sites[w.site]).text);
+}
+
+}  // namespace
+
+void checker_block_start() {
+  if (!checked) return;
+  if (!shadow)
+    shadow = (Shadow*)mmap(nullptr, kMaxShared * sizeof(Shadow), PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (shadow == (Shadow*)MAP_FAILED) abort();
+  for (int i = 0; i < kAgents; ++i) {
+    if (clock_of[i] > 1u << 31) {  // start again long before a clock wraps
+      memset((void*)shadow, 0, kMaxShared * sizeof(Shadow));
+      memset(clock_of, 0, sizeof clock_of);
+      break;
+    }
+  }
+  for (int i = 0; i < kAgents; ++i) block_start[i] = clock_of[i]++;
+  for (int w = 0; w < warp_count; ++w) memcpy(view[w].at, block_start, sizeof block_start);
+  memcpy(fenced_view, view, sizeof view);
+  for (int i = 0; i < thread_count; ++i) fenced_clock[i] = block_start[i / kLanes];
+}
+
+void check_shared(const void* p, int bytes, Access access, int thread, const void* pc) {
+  const int w = thread / kLanes;
+  u16 who = (u16)thread;
+  Mark me = {clock_of[w], who, site_of(pc)};
+  if (access == Access::Atomic) me.who |= kAtomic;
+  access_shared(p, bytes, access, me, view[w], pc);
+}
+
+void check_copy_issue(const void* p, int bytes, int thread, const void* pc) {
+  const int w = thread / kLanes;
+  Mark me = {clock_of[w], (u16)thread, site_of(pc)};
+  access_shared(p, bytes, Access::Write, me, view[w], pc);
+  for (int i = 0; i < bytes; ++i) shadow[shared_offset(p) + (size_t)i].write.who |= kInFlight;
+}
+
+void check_copy_landed(const void* p, int bytes, int thread) {
+  const u32 now = clock_of[thread / kLanes];
+  for (int i = 0; i < bytes; ++i) {
+    Mark& w = shadow[shared_offset(p) + (size_t)i].write;
+    w.who &= (u16)~kInFlight;
+    w.clock = now;
+  }
+}
+
+u32 agent_tick(int agent) { return clock_of[agent]++; }
+
+void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, int first, int count, const void* pc) {
+  VectorClock known = view[first];
+  for (int w = first + 1; w < first + count; ++w)
+    for (int i = 0; i < kAgents; ++i) known.at[i] = view[w].at[i] < known.at[i] ? view[w].at[i] : known.at[i];
+  const Mark me = {clock, (u16)(kFirstAgent + agent), site_of(pc)};
+  if (access == Access::Read && shared_offset(p) + (size_t)bytes <= shared_bytes)
+    for (int i = 0; i < bytes; i += 4) {
+      const size_t offset = shared_offset(p) + (size_t)i;
+      require_proxy_fence(shadow[offset], offset, me, first, count, pc);
+    }
+  // One operation of an engine may touch a byte twice, and operations of one engine run in order.
+  if (agent != kStoreAgent && (agent < kLoadAgent)) known.at[agent] = clock;
+  access_shared(p, bytes, access, me, known, pc);
+}
+
+void hb_release(VectorClock& into, int thread) {
+  const int w = thread / kLanes;
+  raise(into, view[w]);
+  if (clock_of[w] > into.at[w]) into.at[w] = clock_of[w];
+  ++clock_of[w];
+}
+
+void hb_acquire(int warp, const VectorClock& from) { raise(view[warp], from); }
+
+void hb_acquire_agent(int warp, int agent, u32 clock) { hb_join_agent(view[warp], agent, clock); }
+
+void hb_join_agent(VectorClock& into, int agent, u32 clock) {
+  if (clock > into.at[agent]) into.at[agent] = clock;
+}
+
+void hb_warp_sync(int warp) { view[warp].at[warp] = clock_of[warp]++; }
+
+void hb_proxy_fence(int thread) {
+  const int w = thread / kLanes;
+  fenced_view[w] = view[w];
+  fenced_clock[thread] = clock_of[w]++;
+}
+
+// ---------------------------------------------------------------- global memory
+namespace {
+
+[[noreturn]] void global_fault(uintptr_t p, size_t bytes, bool write, const void* pc) {
+  int nearest = -1;
+  uintptr_t best = ~(uintptr_t)0;
+  for (int i = 0; i < buffer_count; ++i) {
+    const Buffer& b = buffers[i];
+    const uintptr_t distance = p < b.begin ? b.begin - p : p >= b.end ? p - b.end : 0;
+    if (distance < best) best = distance, nearest = i;
+  }
+  const char* kind = write ? "write" : "read";
+  if (nearest < 0) sim_fail("global %s at address %p: the launch has no buffers, at %s", kind, (void*)p, Where(pc).text);
+  const Buffer& b = buffers[nearest];
+  if (p >= b.begin && p + bytes <= b.end)
+    sim_fail("global write to buffer #%d, which this launch only reads: byte offset %zu of %zu, at %s", nearest,
+             (size_t)(p - b.begin), (size_t)(b.end - b.begin), Where(pc).text);
+  sim_fail("global %s of %zu bytes out of bounds: nearest buffer #%d, byte offset %lld of %zu, at %s", kind, bytes, nearest,
+           (long long)(p - b.begin), (size_t)(b.end - b.begin), Where(pc).text);
+}
+
+}  // namespace
+
+void check_global(const void* address, size_t bytes, bool write, const void* pc) {
+  const uintptr_t p = (uintptr_t)address;
+  for (int i = 0, k = last_buffer; i < buffer_count; ++i) {
+    const Buffer& b = buffers[k];
+    if (p >= b.begin && p + bytes <= b.end && (b.writable || !write)) {
+      last_buffer = k;
+      return;
+    }
+    if (++k == buffer_count) k = 0;
+  }
+  global_fault(p, bytes, write, pc);
+}
+
+// ---------------------------------------------------------------- the hooks that compiled kernels call
+namespace {
+
+extern "C" {
+extern char __ehdr_start __attribute__((visibility("hidden")));
+extern char _end __attribute__((visibility("hidden")));
+}
+
+const void* spin_address;
+u64 spin_count;
+constexpr u64 kSpinLimit = 20'000'000;
+
+void note_spin(const void* p, bool write) {
+  if (write || p != spin_address) {
+    spin_address = p;
+    spin_count = 0;
+  } else if (++spin_count > kSpinLimit) {
+    spin_count = 0;
+    sim_fail("livelock: the thread has read address %p %llu times in a row and nothing changes it", p, kSpinLimit);
+  }
+}
+
+void on_access(const void* p, int bytes, bool write, bool aligned, const void* pc) {
+  if (!running || !checked || in_fiber_stack(p)) return;
+  if ((const char*)p >= &__ehdr_start && (const char*)p < &_end) return;  // the runtime's own variables (threadIdx...)
+  if (aligned && ((uintptr_t)p & (uintptr_t)(bytes - 1)))
+    sim_fail("misaligned %d-byte %s of address %p at %s", bytes, write ? "write" : "read", p, Where(pc).text);
+  note_spin(p, write);
+  if (shared_offset(p) < kMaxShared) {
+    check_shared(p, bytes, write ? Access::Write : Access::Read, sim_current->linear, pc);
+    return;
+  }
+  Dl_info info;
+  const uintptr_t a = (uintptr_t)p;
+  if (last_buffer < buffer_count && a >= buffers[last_buffer].begin && a + (uintptr_t)bytes <= buffers[last_buffer].end &&
+      (buffers[last_buffer].writable || !write))
+    return;
+  for (int i = 0; i < buffer_count; ++i)
+    if (a >= buffers[i].begin && a < buffers[i].end) return check_global(p, (size_t)bytes, write, pc);
+  if (dladdr(p, &info)) return;  // a constant table of the kernel itself
+  check_global(p, (size_t)bytes, write, pc);
+}
+
+}  // namespace
+}  // namespace sim
+
+using namespace sim;
+
+extern "C" {
+
+// The launch's buffers as (begin, bytes, writable) triples.
+void sim_set_buffers(int count, const u64* triples) {
+  if (count > buffer_capacity) {
+    buffer_capacity = count;
+    buffers = (Buffer*)realloc(buffers, (size_t)count * sizeof(Buffer));
+    if (!buffers) abort();
+  }
+  buffer_count = count;
+  last_buffer = 0;
+  for (int i = 0; i < count; ++i)
+    buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], triples[3 * i + 2] != 0};
+}
+
+void sim_set_checked(int on) { checked = on != 0; }
+
+void sim_atomic_access(const void* p, int bytes) {
+  if (!checked) return;
+  const void* pc = __builtin_return_address(0);
+  if ((uintptr_t)p & (uintptr_t)(bytes - 1)) sim_fail("misaligned %d-byte atomic of address %p at %s", bytes, p, Where(pc).text);
+  if (shared_offset(p) < kMaxShared) check_shared(p, bytes, Access::Atomic, sim_current->linear, pc);
+  else check_global(p, (size_t)bytes, true, pc);
+}
+
+#define SIM_HOOKS(N)                                                                                                  \
+  void __tsan_read##N(void* p) { on_access(p, N, false, true, __builtin_return_address(0)); }                         \
+  void __tsan_write##N(void* p) { on_access(p, N, true, true, __builtin_return_address(0)); }                         \
+  void __tsan_volatile_read##N(void* p) { on_access(p, N, false, true, __builtin_return_address(0)); }                \
+  void __tsan_volatile_write##N(void* p) { on_access(p, N, true, true, __builtin_return_address(0)); }                \
+  void __tsan_unaligned_read##N(void* p) { on_access(p, N, false, true, __builtin_return_address(0)); }               \
+  void __tsan_unaligned_write##N(void* p) { on_access(p, N, true, true, __builtin_return_address(0)); }
+SIM_HOOKS(1) SIM_HOOKS(2) SIM_HOOKS(4) SIM_HOOKS(8) SIM_HOOKS(16)
+#undef SIM_HOOKS
+void __tsan_read_range(void* p, size_t n) { on_access(p, (int)n, false, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t n) { on_access(p, (int)n, true, false, __builtin_return_address(0)); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+
+}  // extern "C"

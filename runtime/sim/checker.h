@@ -1,0 +1,35 @@
+// The checked mode: what the other files tell the checker, always under ``if (checked)``.
+#pragma once
+#include "state.h"
+
+namespace sim {
+
+extern bool checked;
+
+enum class Access : u8 { Read, Write, Atomic };
+
+void checker_block_start();
+
+// Shared access by a thread through the generic proxy; ``pc`` is the code that made it, null inside a warp operation.
+void check_shared(const void* p, int bytes, Access access, int thread, const void* pc);
+// Global access; fails if it is outside the launch's buffers, or writes one that is read-only.
+void check_global(const void* p, size_t bytes, bool write, const void* pc);
+
+// cp.async: between issue and wait the destination may not be touched.
+void check_copy_issue(const void* p, int bytes, int thread, const void* pc);
+void check_copy_landed(const void* p, int bytes, int thread);
+
+// An asynchronous engine (TMA, wgmma) touches shared memory. ``clock`` is the agent's tick for the operation, ``issuers`` the
+// warps [first, first + count) on whose behalf it runs: what they do not know of may not be touched.
+u32 agent_tick(int agent);
+void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, int first, int count, const void* pc);
+
+// Happens-before edges.
+void hb_release(VectorClock& into, int thread);  // what the thread's warp did until now becomes visible through ``into``
+void hb_acquire(int warp, const VectorClock& from);
+void hb_acquire_agent(int warp, int agent, u32 clock);
+void hb_join_agent(VectorClock& into, int agent, u32 clock);
+void hb_warp_sync(int warp);
+void hb_proxy_fence(int thread);
+
+}  // namespace sim

@@ -1,0 +1,234 @@
+"""The ``sim`` device: runs generated CUDA kernels on the CPU, block after block, with numpy arrays as device memory.
+
+In checked mode it is a test oracle: races, missing waits, out-of-bounds, misaligned and uninitialised accesses become
+DeviceError with the kernel's line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
+from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
+from arcweld.runtime.sim.build import KernelSource, kernel_libraries, kernel_library, runtime_library
+from arcweld.runtime.sim.symbols import resolve
+
+_ALIGNMENT = 256
+_MAP_MAGIC = 0x50414D5F4D495341
+_ELEMENT_BYTES = {t.value: t.size for t in DType}
+_LOCK = threading.Lock()  # the runtime library holds the state of one running block
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
+    library.sim_error.restype = ctypes.c_char_p
+    library.sim_launch.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
+    ]  # fmt: skip
+    library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    return library
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class SimMemory:
+    """A numpy-owned allocation, 256-byte aligned."""
+
+    __slots__ = ("address", "array", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        self.array = _aligned(nbytes)
+        self.address = int(self.array.ctypes.data)
+        self.nbytes = nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class SimKernel:
+    """A loaded kernel: its library (kept open) and the address of its host entry."""
+
+    name: str
+    library: ctypes.CDLL
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    name: str
+    kernel: SimKernel
+    shape: np.ndarray  # grid and block, six u32
+    shared_bytes: int
+    params: np.ndarray
+    buffers: np.ndarray  # (begin, bytes, writable) triples, u64
+    empty: bool
+
+
+class SimDevice:
+    """Runs kernels on the CPU through the Device protocol.
+
+    ``arch``: ``sm_80`` or ``sm_90a``, the architecture whose kernels it takes. ``checked``: verify every access (slower,
+    10 to 50 times). ``seed``: 0 runs warps in order; any other value is a reproducible adversarial schedule. All streams
+    are the same one: every call returns when its work is done.
+    """
+
+    name = "sim"
+    can_capture = False
+
+    def __init__(self, arch: str = "sm_90a", checked: bool = False, seed: int = 0) -> None:
+        self.arch = arch
+        self.checked = checked
+        self.seed = seed
+        self._kernels: dict[tuple[str, str, str], SimKernel] = {}
+
+    # ------------------------------------------------------------ memory
+    def allocate(self, nbytes: int) -> SimMemory:
+        """``nbytes`` bytes; in checked mode filled with 0xFF, which is NaN in every floating type."""
+        memory = SimMemory(nbytes)
+        if self.checked:
+            memory.array.fill(0xFF)
+        return memory
+
+    def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        if not source.flags.c_contiguous:
+            raise DeviceError("upload needs a C-contiguous array")
+        if source.nbytes:
+            ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+    def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
+        if not destination.flags.c_contiguous or not destination.flags.writeable:
+            raise DeviceError("download needs a writable C-contiguous array")
+        if destination.nbytes:
+            ctypes.memmove(destination.ctypes.data, address, destination.nbytes)
+
+    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        if nbytes:
+            ctypes.memmove(destination, source, nbytes)
+
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        if nbytes:
+            ctypes.memset(address, 0, nbytes)
+
+    # ------------------------------------------------------------ kernels
+    def load_kernel(self, image: KernelImage, shared_bytes: int) -> SimKernel:
+        """Compiles the kernel's source, or takes it from the cache. Raises CompileError, EnvironmentError_."""
+        key = (image.name, image.entry, image.source)
+        if key not in self._kernels:
+            self._kernels[key] = self._open(image, str(kernel_library(self._source(image))))
+        return self._kernels[key]
+
+    def compile_many(self, images: Sequence[KernelImage], jobs: int = 2) -> None:
+        """Fills the cache for ``images`` with ``jobs`` compilers at once, so that ``load_kernel`` is instant."""
+        kernel_libraries([self._source(image) for image in images], jobs)
+
+    def _source(self, image: KernelImage) -> KernelSource:
+        return KernelSource(image.name, image.entry, image.source, self.arch, self.checked)
+
+    def _open(self, image: KernelImage, path: str) -> SimKernel:
+        _runtime()
+        library = ctypes.CDLL(path)
+        try:
+            entry = getattr(library, f"{image.entry}__sim")
+        except AttributeError:
+            raise DeviceError(
+                f"kernel {image.name} has no entry {image.entry}",
+                hint=f"end the source with EXPORT_KERNEL({image.entry})",
+            ) from None
+        return SimKernel(image.name, library, int(ctypes.cast(entry, ctypes.c_void_p).value or 0))
+
+    def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
+        """The simulator's own 128 bytes, after the checks that the CUDA driver makes. Raises DeviceError."""
+        size = _ELEMENT_BYTES.get(spec.dtype, 0)
+        problem = _tensor_map_problem(spec, size)
+        if problem:
+            raise DeviceError(f"invalid tensor map: {problem} ({spec})")
+        rank = len(spec.dims)
+        pad = (0,) * (4 - rank)
+        tail = (*spec.dims, *pad, *spec.strides, *pad, *spec.box, *pad, *spec.element_strides, *pad)
+        body = struct.pack("<QQIIII4Q3Q4H4H", _MAP_MAGIC, spec.address, rank, size, spec.swizzle, 0, *tail)
+        return body.ljust(128, b"\0")
+
+    # ------------------------------------------------------------ launches
+    def prepare(self, spec: LaunchSpec) -> Any:
+        """Packs a launch. Raises DeviceError for clusters, which the simulator does not model."""
+        if spec.cluster != 1:
+            raise DeviceError(f"{spec.name}: the sim device has no thread block clusters")
+        params = _aligned(max(len(spec.params), 1))
+        params[: len(spec.params)] = np.frombuffer(spec.params, np.uint8)
+        triples = [(begin, size, int(written)) for begin, size, written in spec.buffers]
+        return _Prepared(
+            spec.name,
+            spec.kernel,
+            np.array([*spec.grid, *spec.block], np.uint32),
+            spec.shared_bytes,
+            params,
+            np.array(triples, np.uint64).reshape(-1, 3),
+            0 in spec.grid,
+        )
+
+    def launch(self, prepared: Any, stream: int = 0) -> None:
+        """Runs the whole grid. Raises DeviceError with the simulator's message and the kernel's line."""
+        p: _Prepared = prepared
+        if p.empty:
+            return
+        runtime = _runtime()
+        shape = p.shape.ctypes.data
+        with _LOCK:
+            runtime.sim_set_checked(int(self.checked))
+            if self.checked:
+                runtime.sim_set_buffers(len(p.buffers), p.buffers.ctypes.data)
+            failed = runtime.sim_launch(
+                p.kernel.address, p.params.ctypes.data, shape, shape + 12, p.shared_bytes, self.seed
+            )
+            message = runtime.sim_error().decode(errors="replace") if failed else ""
+        if failed:
+            raise DeviceError(f"kernel {p.kernel.name} failed: {resolve(message)}", node=p.name)
+
+    def synchronize(self, stream: int = 0) -> None:
+        """Nothing to wait for: launches return when they are done."""
+
+    def begin_capture(self, stream: int) -> None:
+        raise DeviceError("the sim device does not capture graphs")
+
+    def end_capture(self, stream: int) -> Any:
+        raise DeviceError("the sim device does not capture graphs")
+
+    def replay(self, graph: Any, stream: int = 0) -> None:
+        raise DeviceError("the sim device does not capture graphs")
+
+
+def _tensor_map_problem(spec: TensorMapSpec, size: int) -> str:
+    """Why the CUDA driver would refuse this descriptor, or an empty string."""
+    rank = len(spec.dims)
+    loaded = [-(-box // max(step, 1)) for box, step in zip(spec.box, spec.element_strides)]
+    if not size or size > 8:
+        return f"element type {spec.dtype}"
+    lengths = (len(spec.strides) + 1, len(spec.box), len(spec.element_strides))
+    if not 1 <= rank <= 4 or lengths != (rank, rank, rank):
+        return "1 to 4 dimensions, one stride fewer, as many box extents and element strides"
+    if spec.address % 16:
+        return "the address is not 16-byte aligned"
+    if any(stride % 16 or not 0 < stride < 2**40 for stride in spec.strides):
+        return "strides must be positive multiples of 16 bytes"
+    if any(not 0 < dim <= 2**32 for dim in spec.dims):
+        return "dimensions must be 1 to 2**32"
+    if any(not 0 < box <= 256 for box in spec.box) or any(not 0 < step <= 8 for step in spec.element_strides):
+        return "box extents must be 1 to 256, element strides 1 to 8"
+    if spec.element_strides[0] != 1:
+        return "the innermost element stride must be 1"
+    if loaded[0] * size % 16:
+        return "the innermost box extent is not a multiple of 16 bytes"
+    if spec.swizzle not in (0, 32, 64, 128) or (spec.swizzle and loaded[0] * size > spec.swizzle):
+        return "the innermost box extent is wider than the swizzle"
+    return ""

@@ -1,0 +1,355 @@
+// Threads as fibers: stacks, the context switch, the scheduler and the launch of a grid.
+//
+// A fiber runs threads one after another; only when a thread blocks does the next one get a stack of its own. A kernel
+// without barriers therefore never switches. A warp runs until it blocks: the greatest skew between warps is what exposes
+// a missing barrier. A seed other than 0 also picks random warps and lanes and preempts at rendezvous points.
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "checker.h"
+#include "state.h"
+
+extern "C" {
+SimThread* sim_current;
+uint3 sim_block_index;
+dim3 sim_block_dim, sim_grid_dim;
+u8* sim_dynamic_shared;
+void sim_switch(void** save, void* to);
+}
+
+// Saves the callee-saved registers and the stack pointer in *save and continues on the stack ``to``.
+asm(R"(
+.text
+.globl sim_switch
+.hidden sim_switch
+.type sim_switch,@function
+sim_switch:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp,(%rdi)
+  mov %rsi,%rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size sim_switch,.-sim_switch
+)");
+
+namespace sim {
+
+SimThread threads[kMaxThreads];
+Run run_state[kMaxThreads];
+Warp warps[kMaxWarps];
+int thread_count, warp_count, seed;
+size_t shared_bytes;
+bool running;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 << 10, kPage = 4096;
+constexpr int kStacks = kMaxThreads + 8;
+
+char* stack_area;
+void* free_stacks[kStacks];
+int free_count, used_count, done_count;
+void* dead_stack;        // the stack of a thread that returned: freed once execution has left it
+void* launch_stack_pointer;
+void (*kernel)(const void*);
+const void* kernel_params;
+u64 random_state;
+char error_text[4096];
+
+void create_stacks() {
+  stack_area = (char*)mmap(nullptr, kStackBytes * kStacks, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stack_area == (char*)MAP_FAILED) abort();
+  for (int i = 0; i < kStacks; ++i) mprotect(stack_area + i * kStackBytes, kPage, PROT_NONE);
+}
+
+void* take_stack() {
+  if (free_count) return free_stacks[--free_count];
+  if (used_count == kStacks) abort();
+  return stack_area + kStackBytes * used_count++;
+}
+
+void free_dead_stack() {
+  if (dead_stack) free_stacks[free_count++] = dead_stack;
+  dead_stack = nullptr;
+}
+
+SimThread* first_ready_lane(int w) {
+  const u32 ready = warps[w].ready, r = (u32)warps[w].rotation;
+  const u32 turned = ready >> r | (r ? ready << (32 - r) : 0);
+  return &threads[w * kLanes + ((__builtin_ctz(turned) + r) & 31)];
+}
+
+// The next thread to run: preferably one of the given warp. Null if none can.
+SimThread* pick(int preferred_warp) {
+  if (preferred_warp >= 0 && warps[preferred_warp].ready) return first_ready_lane(preferred_warp);
+  int w = seed ? (int)(random_bits() % (u64)warp_count) : 0;
+  for (int i = 0; i < warp_count; ++i) {
+    if (warps[w].ready) return first_ready_lane(w);
+    if (++w == warp_count) w = 0;
+  }
+  return nullptr;
+}
+
+[[noreturn]] void deadlock() {
+  char text[1500];
+  describe_waiting(text, sizeof text);
+  sim_fail("deadlock: no thread can run;%s", text);
+}
+
+// As pick, but lets a pending TMA load complete when nobody can run: loads land as late as they possibly can.
+SimThread* pick_or_land(int preferred_warp) {
+  for (;;) {
+    if (SimThread* next = pick(preferred_warp)) return next;
+    if (!tma_land_one()) return nullptr;
+  }
+}
+
+void finish_thread(SimThread& thread) {
+  cp_async_check_exit(thread);
+  tma_check_exit(thread);
+  wgmma_check_exit(thread);
+  const u32 bit = 1u << thread.lane;
+  Warp& w = warps[thread.warp];
+  run_state[thread.linear] = Run::Done;
+  w.ready &= ~bit;
+  w.done |= bit;
+  if (++done_count == thread_count) tma_check_block_end();
+  if (w.arrived && (w.mask[__builtin_ctz(w.arrived)] & bit))
+    sim_fail("a thread returned while other lanes of its warp wait in %s, whose mask names it", w.name);
+}
+
+void resume(SimThread* next, void** save);
+
+void fiber_main() {
+  for (;;) {
+    free_dead_stack();
+    kernel(kernel_params);
+    SimThread* me = sim_current;
+    void* stack = me->stack;
+    finish_thread(*me);
+    SimThread* next = pick(me->warp);
+    if (!next && done_count < thread_count) {
+      next = pick_or_land(-1);
+      if (!next) deadlock();
+    }
+    void* unused;
+    if (!next) {
+      dead_stack = stack;
+      sim_switch(&unused, launch_stack_pointer);
+    }
+    if (run_state[next->linear] == Run::Unstarted) {  // goes on on this stack: no switch at all
+      next->stack = stack;
+      run_state[next->linear] = Run::Suspended;
+      sim_current = next;
+      continue;
+    }
+    dead_stack = stack;
+    resume(next, &unused);
+  }
+}
+
+// Leaves the current context, saved in *save, and runs ``next``.
+void resume(SimThread* next, void** save) {
+  if (run_state[next->linear] == Run::Unstarted) {
+    run_state[next->linear] = Run::Suspended;
+    next->stack = take_stack();
+    // Lanes start at different offsets so that their variables do not fall into the same cache sets.
+    uintptr_t top = (uintptr_t)next->stack + kStackBytes - 256 - (size_t)(next->linear & 63) * 192;
+    void** sp = (void**)(top & ~(uintptr_t)63);
+    *--sp = nullptr;
+    *--sp = (void*)fiber_main;
+    for (int i = 0; i < 6; ++i) *--sp = nullptr;
+    next->stack_pointer = sp;
+  }
+  sim_current = next;
+  sim_switch(save, next->stack_pointer);
+}
+
+void switch_to(SimThread* next) {
+  SimThread* me = sim_current;
+  if (next == me) return;
+  resume(next, &me->stack_pointer);
+  free_dead_stack();
+}
+
+}  // namespace
+
+u64 random_bits() {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state;
+}
+
+void park(u32* waiting) {
+  SimThread* me = sim_current;
+  const u32 bit = 1u << me->lane;
+  warps[me->warp].ready &= ~bit;
+  if (waiting) waiting[me->warp] |= bit;
+  SimThread* next = pick_or_land(me->warp);
+  if (!next) deadlock();
+  switch_to(next);
+}
+
+void wake(u32* waiting) {
+  for (int w = 0; w < warp_count; ++w) {
+    warps[w].ready |= waiting[w];
+    waiting[w] = 0;
+  }
+}
+
+void maybe_preempt() {
+  if (!seed) return;
+  const u64 bits = random_bits();
+  if ((bits & 15) == 0) switch_to(pick(-1));
+  if ((bits & 0xf0) == 0) tma_land_one();
+}
+
+bool in_fiber_stack(const void* p) { return (size_t)((const char*)p - stack_area) < kStackBytes * kStacks; }
+
+namespace {
+
+struct sigaction old_actions[3];
+const int kSignals[3] = {SIGSEGV, SIGBUS, SIGFPE};
+alignas(64) char signal_stack[64 << 10];
+
+void on_signal(int signal, siginfo_t* info, void*) {
+  if (!running) {  // not ours: give it back and fault again
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
+    return;
+  }
+  if (signal == SIGFPE) sim_fail("integer division by zero");
+  sim_fail("invalid memory access at address %p (run in checked mode to see the line)", info->si_addr);
+}
+
+struct SignalScope {
+  stack_t old_stack;
+  SignalScope() {
+    stack_t alternate = {};
+    alternate.ss_sp = signal_stack;
+    alternate.ss_size = sizeof signal_stack;
+    sigaltstack(&alternate, &old_stack);
+    struct sigaction action = {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
+  }
+  ~SignalScope() {
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
+    sigaltstack(&old_stack, nullptr);
+  }
+};
+
+void start_threads() {
+  const u32 bx = sim_block_dim.x, by = sim_block_dim.y;
+  for (int i = 0; i < thread_count; ++i) {
+    SimThread& t = threads[i];
+    t.linear = i;
+    t.warp = i / kLanes;
+    t.lane = i % kLanes;
+    t.index = {(u32)i % bx, (u32)i / bx % by, (u32)i / (bx * by)};
+  }
+}
+
+void start_block() {
+  memset(sim_dynamic_shared, 0xff, shared_bytes);  // NaN in every float format: uninitialised reads show
+  memset(run_state, 0, (size_t)thread_count * sizeof(Run));
+  done_count = free_count = used_count = 0;
+  dead_stack = nullptr;
+  for (int i = 0; i < warp_count; ++i) {
+    Warp& w = warps[i];
+    const int lanes = thread_count - i * kLanes;
+    w.all = w.ready = lanes >= kLanes ? ~0u : (1u << lanes) - 1;
+    w.done = w.arrived = 0;
+    w.rotation = seed ? (int)(random_bits() & 31) : 0;
+  }
+  barriers_reset();
+  cp_async_reset();
+  mbarriers_reset();
+  tma_reset();
+  wgmma_reset();
+  checker_block_start();
+}
+
+}  // namespace
+}  // namespace sim
+
+using namespace sim;
+
+void sim_fail(const char* format, ...) {
+  const SimThread* t = sim_current;
+  int n = snprintf(error_text, 200, "block (%u,%u,%u) thread (%u,%u,%u): ", sim_block_index.x, sim_block_index.y,
+                   sim_block_index.z, t ? t->index.x : 0, t ? t->index.y : 0, t ? t->index.z : 0);
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(error_text + n, sizeof error_text - (size_t)n, format, arguments);
+  va_end(arguments);
+  if (!running) {
+    fprintf(stderr, "%s\n", error_text);
+    abort();
+  }
+  running = false;
+  void* unused;
+  sim_switch(&unused, launch_stack_pointer);  // back to sim_launch; the fibers are dropped as they are
+  __builtin_unreachable();
+}
+
+extern "C" {
+
+const char* sim_error() { return error_text; }
+
+// Runs the grid, block after block in index order. Returns 0, or 1 with the reason in sim_error().
+int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, const u32* block, u64 dynamic_bytes,
+               int scheduling_seed) {
+  if (!stack_area) {
+    create_stacks();
+    sim_dynamic_shared = (u8*)aligned_alloc(1024, kMaxShared + 1024);
+  }
+  const u64 block_threads = (u64)block[0] * block[1] * block[2];
+  if (block_threads == 0 || block_threads > (u64)kMaxThreads || dynamic_bytes > kMaxShared) {
+    snprintf(error_text, sizeof error_text, "invalid launch: %llu threads a block (1 to 1024), %llu bytes of shared memory (at most %zu)",
+             block_threads, dynamic_bytes, kMaxShared);
+    return 1;
+  }
+  kernel = entry;
+  kernel_params = params;
+  seed = scheduling_seed;
+  random_state = 88172645463325252ull ^ ((u64)scheduling_seed * 0x9E3779B97F4A7C15ull);
+  if (!random_state) random_state = 1;
+  for (int i = 0; i < 4; ++i) random_bits();
+  sim_grid_dim = {grid[0], grid[1], grid[2]};
+  sim_block_dim = {block[0], block[1], block[2]};
+  thread_count = (int)block_threads;
+  warp_count = (thread_count + kLanes - 1) / kLanes;
+  shared_bytes = dynamic_bytes;
+  start_threads();
+  SignalScope signals;
+  for (u32 z = 0; z < grid[2]; ++z)
+    for (u32 y = 0; y < grid[1]; ++y)
+      for (u32 x = 0; x < grid[0]; ++x) {
+        sim_block_index = {x, y, z};
+        start_block();
+        running = true;
+        resume(pick(-1), &launch_stack_pointer);
+        if (!running) return 1;
+        running = false;
+      }
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,52 @@
+// 16-bit floats and tf32 widened to f32, eight at a time.
+#pragma once
+#include <string.h>
+
+#include "sim_api.h"
+
+namespace sim {
+
+typedef float Float8 __attribute__((vector_size(32), aligned(32)));
+typedef int Int8 __attribute__((vector_size(32), aligned(32)));
+
+inline float widen(u16 bits, bool bf16) {
+  float r;
+  if (bf16) {
+    const u32 u = (u32)bits << 16;
+    memcpy(&r, &u, 4);
+    return r;
+  }
+#ifdef __F16C__
+  typedef short Half8 __attribute__((vector_size(16)));
+  return __builtin_ia32_vcvtph2ps((Half8){(short)bits})[0];
+#else
+  _Float16 h;
+  memcpy(&h, &bits, 2);
+  return (float)h;
+#endif
+}
+
+template <bool BF16>
+inline void widen8(float* to, const u16* from) {
+#ifdef __F16C__
+  if (!BF16) {
+    typedef short Half8 __attribute__((vector_size(16)));
+    Half8 h;
+    memcpy(&h, from, 16);
+    const Float8 f = __builtin_ia32_vcvtph2ps256(h);
+    memcpy(to, &f, 32);
+    return;
+  }
+#endif
+  for (int i = 0; i < 8; ++i) to[i] = widen(from[i], BF16);
+}
+
+// The tensor core reads only the upper 19 bits of a tf32 register.
+inline float tf32(u32 bits) {
+  bits &= 0xffffe000u;
+  float r;
+  memcpy(&r, &bits, 4);
+  return r;
+}
+
+}  // namespace sim

@@ -1,0 +1,100 @@
+// The binary interface between compiled kernels and the simulator's runtime library. C linkage, no other header.
+#pragma once
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+typedef float f32;
+typedef double f64;
+
+struct uint3 {
+  u32 x, y, z;
+};
+struct dim3 {
+  u32 x = 1, y = 1, z = 1;
+};
+
+// One CUDA thread of the running block.
+struct SimThread {
+  uint3 index;            // threadIdx
+  int linear, warp, lane;
+  void* stack_pointer;    // where to resume, while suspended
+  void* stack;            // the stack it runs on
+};
+
+// A warp operation: called once, by the last lane that arrives, with every lane's argument block.
+typedef void (*SimWarpOp)(void** slots, u32 mask);
+
+struct SimShuffle {
+  u64 value, result;
+  int operand, mode, width;  // mode: 0 indexed, 1 up, 2 down, 3 xor
+};
+struct SimVote {
+  int predicate;
+  u32 ballot;
+};
+struct SimFragment {  // ldmatrix and stmatrix
+  u32* registers;
+  u32 address;
+  int count, transposed;
+};
+struct SimMma {
+  void* d;
+  const u32 *a, *b;
+  int mi, nj;
+};
+
+extern "C" {
+extern SimThread* sim_current;
+extern uint3 sim_block_index;
+extern dim3 sim_block_dim, sim_grid_dim;
+extern u8* sim_dynamic_shared;
+
+[[noreturn]] void sim_fail(const char* format, ...);
+
+// Rendezvous of threads and of lanes.
+void sim_syncthreads(const char* site);
+void sim_bar_sync(int id, int threads);
+void sim_bar_arrive(int id, int threads);
+void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name);
+void sim_op_syncwarp(void** slots, u32 mask);
+void sim_op_shuffle(void** slots, u32 mask);
+void sim_op_vote(void** slots, u32 mask);
+void sim_op_ldmatrix(void** slots, u32 mask);
+void sim_op_stmatrix(void** slots, u32 mask);
+void sim_op_mma_f16(void** slots, u32 mask);
+void sim_op_mma_bf16(void** slots, u32 mask);
+void sim_op_mma_tf32(void** slots, u32 mask);
+void sim_op_mma_s8(void** slots, u32 mask);
+
+// Shared addresses are 1024 + the offset in the block's dynamic shared memory.
+u32 sim_shared_address(const void* p);
+
+// Asynchronous copies.
+void sim_cp_async(u32 dst, const void* src, int bytes, int src_bytes);
+void sim_cp_async_commit();
+void sim_cp_async_wait(int newest);
+void sim_mbar_init(u32 bar, int count);
+void sim_mbar_expect_tx(u32 bar, int bytes);
+void sim_mbar_arrive(u32 bar);
+void sim_mbar_wait(u32 bar, int parity);
+void sim_fence_mbar_init();
+void sim_fence_proxy_async();
+void sim_tma_load(u32 dst, const void* map, u32 bar, int rank, int x0, int x1, int x2, int x3);
+void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, int x3);
+void sim_tma_store_commit();
+void sim_tma_store_wait(int newest);
+
+// wgmma: ``a`` is a descriptor, or ``a_registers`` four registers.
+void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int is_bf16);
+void sim_wgmma_commit();
+void sim_wgmma_wait(int newest);
+
+// Told of every atomic access before it happens; does nothing outside the checked mode.
+void sim_atomic_access(const void* p, int bytes);
+}

@@ -1,0 +1,208 @@
+// The simulator's twin of prims.cuh: the same functions with the same signatures, carried out by the runtime library.
+#pragma once
+
+#define ARCWELD_DEVICE __forceinline__
+
+// ---------------------------------------------------------------- 16-bit floats
+#ifdef __F16C__
+typedef short sim_half8 __attribute__((vector_size(16)));
+typedef float sim_float4 __attribute__((vector_size(16)));
+ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
+  sim_half8 v = {(short)bits};
+  return __builtin_ia32_vcvtph2ps(v)[0];
+}
+ARCWELD_DEVICE u16 f32_to_f16_bits(f32 x) {
+  sim_float4 v = {x};
+  return (u16)__builtin_ia32_vcvtps2ph(v, 0)[0];
+}
+#else
+ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
+  _Float16 h;
+  __builtin_memcpy(&h, &bits, 2);
+  return (f32)h;
+}
+ARCWELD_DEVICE u16 f32_to_f16_bits(f32 x) {
+  const _Float16 h = (_Float16)x;
+  u16 bits;
+  __builtin_memcpy(&bits, &h, 2);
+  return bits;
+}
+#endif
+ARCWELD_DEVICE u16 f32_to_bf16_bits(f32 x) {
+  const u32 u = __float_as_uint(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // the GPU's canonical NaN
+  return (u16)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+#include "scalars.cuh"
+
+ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<f16>) {
+  return (u32)f32_to_f16_bits(lo) | (u32)f32_to_f16_bits(hi) << 16;
+}
+ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
+  return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
+}
+
+// ---------------------------------------------------------------- programmatic dependent launch: kernels never overlap here
+ARCWELD_DEVICE void pdl_wait() {}
+ARCWELD_DEVICE void pdl_launch_dependents() {}
+
+// ---------------------------------------------------------------- shared memory and matrix fragments
+ARCWELD_DEVICE u32 smem_u32(const void* p) { return sim_shared_address(p); }
+
+ARCWELD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 addr) {
+  SimFragment s{r, addr, 4, 0};
+  sim_warp_op(~0u, sim_op_ldmatrix, &s, "ldmatrix");
+}
+ARCWELD_DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 addr) {
+  SimFragment s{r, addr, 4, 1};
+  sim_warp_op(~0u, sim_op_ldmatrix, &s, "ldmatrix");
+}
+ARCWELD_DEVICE void ldmatrix_x2(u32 (&r)[2], u32 addr) {
+  SimFragment s{r, addr, 2, 0};
+  sim_warp_op(~0u, sim_op_ldmatrix, &s, "ldmatrix");
+}
+ARCWELD_DEVICE void ldmatrix_x2_trans(u32 (&r)[2], u32 addr) {
+  SimFragment s{r, addr, 2, 1};
+  sim_warp_op(~0u, sim_op_ldmatrix, &s, "ldmatrix");
+}
+ARCWELD_DEVICE void stmatrix_x4(u32 addr, const u32 (&r)[4]) {
+  SimFragment s{const_cast<u32*>(r), addr, 4, 0};
+  sim_warp_op(~0u, sim_op_stmatrix, &s, "stmatrix");
+}
+
+// ---------------------------------------------------------------- tensor cores, one warp
+ARCWELD_DEVICE SimWarpOp sim_mma_op(ScalarTag<f16>) { return sim_op_mma_f16; }
+ARCWELD_DEVICE SimWarpOp sim_mma_op(ScalarTag<bf16>) { return sim_op_mma_bf16; }
+template <class T>
+ARCWELD_DEVICE void mma_m16n8k16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  SimMma s{d, a, b, 1, 1};
+  sim_warp_op(~0u, sim_mma_op(ScalarTag<T>()), &s, "mma_m16n8k16");
+}
+ARCWELD_DEVICE void mma_m16n8k8_tf32(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  SimMma s{d, a, b, 1, 1};
+  sim_warp_op(~0u, sim_op_mma_tf32, &s, "mma_m16n8k8_tf32");
+}
+ARCWELD_DEVICE void mma_m16n8k32_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  SimMma s{d, a, b, 1, 1};
+  sim_warp_op(~0u, sim_op_mma_s8, &s, "mma_m16n8k32_s8");
+}
+template <class T, int MI, int NJ>
+ARCWELD_DEVICE void mma_tile(f32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ};
+  sim_warp_op(~0u, sim_mma_op(ScalarTag<T>()), &s, "mma_tile");
+}
+ARCWELD_DEVICE u32 f32_to_tf32(f32 x) {
+  const u32 u = __float_as_uint(x);
+  if ((u & 0x7f800000u) == 0x7f800000u) return u;  // infinity and NaN
+  return (u + 0x1000u) & 0xffffe000u;
+}
+
+// ---------------------------------------------------------------- asynchronous copies, global to shared
+ARCWELD_DEVICE void cp_async16(u32 dst, const void* src, int src_bytes = 16) { sim_cp_async(dst, src, 16, src_bytes); }
+ARCWELD_DEVICE void cp_async8(u32 dst, const void* src, int src_bytes = 8) { sim_cp_async(dst, src, 8, src_bytes); }
+ARCWELD_DEVICE void cp_async4(u32 dst, const void* src, int src_bytes = 4) { sim_cp_async(dst, src, 4, src_bytes); }
+ARCWELD_DEVICE void cp_async_commit() { sim_cp_async_commit(); }
+template <int N>
+ARCWELD_DEVICE void cp_async_wait() {
+  sim_cp_async_wait(N);
+}
+
+// ---------------------------------------------------------------- barriers
+ARCWELD_DEVICE void named_bar_sync(int id, int threads) { sim_bar_sync(id, threads); }
+ARCWELD_DEVICE void named_bar_arrive(int id, int threads) { sim_bar_arrive(id, threads); }
+ARCWELD_DEVICE void mbar_init(u32 bar, int count) { sim_mbar_init(bar, count); }
+ARCWELD_DEVICE void mbar_expect_tx(u32 bar, int bytes) { sim_mbar_expect_tx(bar, bytes); }
+ARCWELD_DEVICE void mbar_arrive(u32 bar) { sim_mbar_arrive(bar); }
+ARCWELD_DEVICE void mbar_wait(u32 bar, int parity) { sim_mbar_wait(bar, parity); }
+ARCWELD_DEVICE void fence_mbar_init() { sim_fence_mbar_init(); }
+ARCWELD_DEVICE void fence_proxy_async() { sim_fence_proxy_async(); }
+ARCWELD_DEVICE void threadfence() {}
+
+// ---------------------------------------------------------------- TMA
+ARCWELD_DEVICE void tma_prefetch_map(const TensorMap*) {}
+ARCWELD_DEVICE void tma_load_2d(u32 dst, const TensorMap* map, u32 bar, int x0, int x1) {
+  sim_tma_load(dst, map, bar, 2, x0, x1, 0, 0);
+}
+ARCWELD_DEVICE void tma_load_3d(u32 dst, const TensorMap* map, u32 bar, int x0, int x1, int x2) {
+  sim_tma_load(dst, map, bar, 3, x0, x1, x2, 0);
+}
+ARCWELD_DEVICE void tma_load_4d(u32 dst, const TensorMap* map, u32 bar, int x0, int x1, int x2, int x3) {
+  sim_tma_load(dst, map, bar, 4, x0, x1, x2, x3);
+}
+ARCWELD_DEVICE void tma_store_2d(const TensorMap* map, u32 src, int x0, int x1) {
+  sim_tma_store(map, src, 2, x0, x1, 0, 0);
+}
+ARCWELD_DEVICE void tma_store_3d(const TensorMap* map, u32 src, int x0, int x1, int x2) {
+  sim_tma_store(map, src, 3, x0, x1, x2, 0);
+}
+ARCWELD_DEVICE void tma_store_4d(const TensorMap* map, u32 src, int x0, int x1, int x2, int x3) {
+  sim_tma_store(map, src, 4, x0, x1, x2, x3);
+}
+ARCWELD_DEVICE void tma_store_commit() { sim_tma_store_commit(); }
+template <int N>
+ARCWELD_DEVICE void tma_store_wait() {
+  sim_tma_store_wait(N);
+}
+template <int N>
+ARCWELD_DEVICE void tma_store_wait_read() {
+  sim_tma_store_wait(N);
+}
+
+// ---------------------------------------------------------------- wgmma
+ARCWELD_DEVICE int sim_is_bf16(ScalarTag<f16>) { return 0; }
+ARCWELD_DEVICE int sim_is_bf16(ScalarTag<bf16>) { return 1; }
+template <class T, int N, int TRANS_B>
+ARCWELD_DEVICE void wgmma_ss(f32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  sim_wgmma(d, N, a, nullptr, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
+}
+template <class T, int N, int TRANS_B>
+ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
+  sim_wgmma(d, N, 0, a, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
+}
+ARCWELD_DEVICE void wgmma_fence() {}
+ARCWELD_DEVICE void wgmma_commit() { sim_wgmma_commit(); }
+template <int N>
+ARCWELD_DEVICE void wgmma_wait() {
+  sim_wgmma_wait(N);
+}
+template <int N>
+ARCWELD_DEVICE void setmaxnreg_inc() {}
+template <int N>
+ARCWELD_DEVICE void setmaxnreg_dec() {}
+
+// ---------------------------------------------------------------- approximate math (exact here)
+ARCWELD_DEVICE f32 tanh_approx(f32 x) { return tanhf(x); }
+ARCWELD_DEVICE f32 ex2_approx(f32 x) { return exp2f(x); }
+
+// ---------------------------------------------------------------- atomics; each returns the old value
+ARCWELD_DEVICE f32 atomic_add(f32* p, f32 v) { return atomicAdd(p, v); }
+ARCWELD_DEVICE f64 atomic_add(f64* p, f64 v) { return atomicAdd(p, v); }
+ARCWELD_DEVICE i32 atomic_add(i32* p, i32 v) { return atomicAdd(p, v); }
+ARCWELD_DEVICE u32 atomic_add(u32* p, u32 v) { return atomicAdd(p, v); }
+ARCWELD_DEVICE i64 atomic_add(i64* p, i64 v) { return atomicAdd(p, v); }
+template <class T>
+SIM_UNCHECKED static __attribute__((noinline)) T sim_atomic_add16(T* p, T v) {
+  sim_atomic_access(p, 2);
+  const T old = *p;
+  *p = from_f32<T>(to_f32(old) + to_f32(v));
+  return old;
+}
+ARCWELD_DEVICE f16 atomic_add(f16* p, f16 v) { return sim_atomic_add16(p, v); }
+ARCWELD_DEVICE bf16 atomic_add(bf16* p, bf16 v) { return sim_atomic_add16(p, v); }
+ARCWELD_DEVICE i32 atomic_max(i32* p, i32 v) { return atomicMax(p, v); }
+ARCWELD_DEVICE i32 atomic_min(i32* p, i32 v) { return atomicMin(p, v); }
+ARCWELD_DEVICE i64 atomic_max(i64* p, i64 v) { return atomicMax(p, v); }
+ARCWELD_DEVICE i64 atomic_min(i64* p, i64 v) { return atomicMin(p, v); }
+SIM_UNCHECKED static __attribute__((noinline)) f32 atomic_max(f32* p, f32 v) {
+  sim_atomic_access(p, 4);
+  const f32 old = *p;
+  if (!(old >= v) && old == old) *p = v;
+  return old;
+}
+SIM_UNCHECKED static __attribute__((noinline)) f32 atomic_min(f32* p, f32 v) {
+  sim_atomic_access(p, 4);
+  const f32 old = *p;
+  if (!(old <= v) && old == old) *p = v;
+  return old;
+}

@@ -1,0 +1,81 @@
+// The state of the one block that runs, shared by the runtime's files. One OS thread runs every fiber: no locks, no TLS.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "sim_api.h"
+
+namespace sim {
+
+constexpr int kLanes = 32, kMaxWarps = 32, kMaxThreads = kLanes * kMaxWarps;
+constexpr size_t kMaxShared = 227 * 1024;   // what a block may ask for on sm_90
+constexpr u32 kSharedBase = 1024;           // the shared address of the first dynamic byte
+
+// ---------------------------------------------------------------- happens-before (checker.cpp)
+// Who can touch shared memory: 32 warps, and the asynchronous engines, which are agents of their own: wgmma of each of 8
+// warpgroups, TMA loads by mbarrier, TMA stores.
+constexpr int kWgmmaAgent = 32, kLoadAgent = 40, kLoadAgents = 23, kStoreAgent = 63, kAgents = 64;
+struct VectorClock {
+  u32 at[kAgents];
+};
+
+// ---------------------------------------------------------------- threads and warps
+enum class Run : u8 { Unstarted, Suspended, Done };
+
+struct Warp {
+  u32 all;      // the lanes that exist
+  u32 ready;    // ... that can run
+  u32 done;     // ... that have returned
+  u32 arrived;  // ... that wait in a warp operation
+  int rotation; // which ready lane runs first
+  void* slot[kLanes];
+  u32 mask[kLanes];
+  SimWarpOp op;
+  const char* name;
+};
+
+struct NamedBarrier {
+  int count, threads;
+  u32 waiting[kMaxWarps];
+  const char* site;
+  VectorClock released;
+};
+constexpr int kNamedBarriers = 16;
+
+extern SimThread threads[kMaxThreads];
+extern Run run_state[kMaxThreads];
+extern Warp warps[kMaxWarps];
+extern int thread_count, warp_count;
+extern size_t shared_bytes;
+extern int seed;
+extern bool running;    // a kernel's code is on the CPU
+
+// ---------------------------------------------------------------- scheduler (fibers.cpp)
+u64 random_bits();
+void park(u32* waiting);          // the current thread waits; its bit is added to waiting[its warp]
+void wake(u32* waiting);          // makes every thread of waiting[] ready and clears it
+void maybe_preempt();             // with a seed: sometimes lets another thread run
+bool in_fiber_stack(const void* p);
+
+// ---------------------------------------------------------------- each file's part of starting a block
+void barriers_reset();
+void cp_async_reset();
+void cp_async_check_exit(const SimThread& thread);
+void mbarriers_reset();
+void tma_reset();
+void tma_check_exit(const SimThread& thread);
+bool tma_land_one();              // completes one pending TMA load; false if there is none
+void tma_check_block_end();
+void wgmma_reset();
+void wgmma_check_exit(const SimThread& thread);
+void describe_waiting(char* text, size_t size);
+
+// Checked pointer to ``bytes`` of shared memory at a shared address.
+u8* shared_pointer(u32 address, int bytes, int alignment);
+
+// ---------------------------------------------------------------- mbarriers (mbarrier.cpp)
+void mbar_complete_bytes(u32 bar, int bytes, int agent, u32 clock);
+int mbar_agent(u32 bar);          // the agent of the TMA loads that complete on this mbarrier
+
+}  // namespace sim

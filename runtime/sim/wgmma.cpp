@@ -1,0 +1,252 @@
+// wgmma m64nNk16: 128 threads meet at issue. In the checked mode the product is computed only when it is waited for, and
+// until then the accumulators hold NaN; otherwise it is computed at issue.
+#include <stdlib.h>
+
+#include "checker.h"
+#include "half.h"
+#include "state.h"
+
+namespace sim {
+namespace {
+
+constexpr int kGroupThreads = 128, kMaxN = 256, kWarpgroups = kMaxThreads / kGroupThreads;
+
+struct Operand {  // what one thread passes
+  float* d;
+  u64 a, b;
+  u32 a_registers[4];
+  int n, transposed_b, accumulate, is_bf16, from_registers;
+};
+struct Operation {
+  Operand of[kGroupThreads];
+  float* saved;  // the accumulators before they were poisoned, or null
+  u32 clock;
+};
+struct Warpgroup {
+  int arrived;
+  u32 waiting[kMaxWarps];
+  Operand of[kGroupThreads];
+  Operation* pending;  // ring-less queue: [done, count) are still to run
+  int done, count, capacity;
+};
+struct Groups {  // of one thread: which operations each committed group ends with
+  int end[64];
+  int groups, seen;
+};
+Warpgroup warpgroups[kWarpgroups];
+Groups committed[kMaxThreads];
+
+const u16* swizzled_chunk(u32 address) { return (const u16*)shared_pointer(address ^ ((address >> 7 & 7) << 4), 16, 16); }
+
+struct Descriptor {
+  u32 start, leading, stride;
+  explicit Descriptor(u64 bits)
+      : start((u32)(bits & 0x3fff) << 4), leading((u32)(bits >> 16 & 0x3fff) << 4), stride((u32)(bits >> 32 & 0x3fff) << 4) {
+    if (bits >> 62 != 1) sim_fail("wgmma: only descriptors with the 128-byte swizzle are modelled");
+  }
+  // 16-byte chunk ``c`` (of 2) of row ``r``: K-major operands.
+  u32 k_major(int r, int c) const { return start + (u32)(r / 8) * stride + (u32)(r % 8) * 128 + (u32)c * 16; }
+  // 16-byte chunk ``c`` (of n / 8) of line ``k``: N-major operands, in blocks of 64 columns.
+  u32 n_major(int k, int c) const {
+    return start + (u32)(c / 8) * leading + (u32)(k / 8) * stride + (u32)(k % 8) * 128 + (u32)(c % 8) * 16;
+  }
+};
+
+void widen_chunk(float* to, const u16* from, bool bf16) {
+  if (bf16) widen8<true>(to, from);
+  else widen8<false>(to, from);
+}
+
+alignas(64) float dense_a[64][16], dense_b[16][kMaxN], dense_c[16][kMaxN];
+
+void read_a(const Operand* of) {
+  const bool bf16 = of[0].is_bf16;
+  if (of[0].from_registers) {
+    for (int t = 0; t < kGroupThreads; ++t)
+      for (int r = 0; r < 4; ++r) {
+        const int row = t / 32 * 16 + t % 32 / 4 + (r & 1) * 8, k = t % 4 * 2 + (r >> 1) * 8;
+        dense_a[row][k] = widen((u16)of[t].a_registers[r], bf16);
+        dense_a[row][k + 1] = widen((u16)(of[t].a_registers[r] >> 16), bf16);
+      }
+    return;
+  }
+  const Descriptor a(of[0].a);
+  for (int r = 0; r < 64; ++r)
+    for (int c = 0; c < 2; ++c) widen_chunk(&dense_a[r][c * 8], swizzled_chunk(a.k_major(r, c)), bf16);
+}
+
+void read_b(const Operand& o) {
+  const Descriptor b(o.b);
+  if (o.transposed_b) {
+    for (int k = 0; k < 16; ++k)
+      for (int c = 0; c < o.n / 8; ++c) widen_chunk(&dense_b[k][c * 8], swizzled_chunk(b.n_major(k, c)), o.is_bf16);
+    return;
+  }
+  for (int r = 0; r < o.n; ++r)
+    for (int c = 0; c < 2; ++c) {
+      alignas(32) float eight[8];
+      widen_chunk(eight, swizzled_chunk(b.k_major(r, c)), o.is_bf16);
+      for (int i = 0; i < 8; ++i) dense_b[c * 8 + i][r] = eight[i];
+    }
+}
+
+// dense_c[16][n] += 16 rows of A times B, eight columns at a time.
+void multiply(const float (*a)[16], int n) {
+  for (int j = 0; j < n; j += 8)
+    for (int half = 0; half < 16; half += 8) {
+      Float8 sum[8];
+      for (int i = 0; i < 8; ++i) sum[i] = *(const Float8*)&dense_c[half + i][j];
+      for (int k = 0; k < 16; ++k) {
+        const Float8 row = *(const Float8*)&dense_b[k][j];
+        for (int i = 0; i < 8; ++i) sum[i] += row * a[half + i][k];
+      }
+      for (int i = 0; i < 8; ++i) *(Float8*)&dense_c[half + i][j] = sum[i];
+    }
+}
+
+void compute(const Operand* of) {
+  const int n = of[0].n;
+  read_a(of);
+  read_b(of[0]);
+  for (int w = 0; w < 4; ++w) {
+    if (!of[0].accumulate) memset(dense_c, 0, sizeof dense_c);
+    else
+      for (int l = 0; l < kLanes; ++l)
+        for (int j = 0; j < n / 8; ++j) {
+          memcpy(&dense_c[l / 4][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4, 8);
+          memcpy(&dense_c[l / 4 + 8][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4 + 2, 8);
+        }
+    multiply(dense_a + w * 16, n);
+    for (int l = 0; l < kLanes; ++l)
+      for (int j = 0; j < n / 8; ++j) {
+        memcpy(of[w * 32 + l].d + j * 4, &dense_c[l / 4][j * 8 + l % 4 * 2], 8);
+        memcpy(of[w * 32 + l].d + j * 4 + 2, &dense_c[l / 4 + 8][j * 8 + l % 4 * 2], 8);
+      }
+  }
+}
+
+void check_operands(const Operand* of, int group, u32 clock, const void* pc) {
+  const int agent = kWgmmaAgent + group, first = group * 4;
+  auto touch = [&](u32 address) { check_agent(swizzled_chunk(address), 16, Access::Read, agent, clock, first, 4, pc); };
+  const Operand& o = of[0];
+  if (!o.from_registers)
+    for (int r = 0; r < 64; ++r)
+      for (int c = 0; c < 2; ++c) touch(Descriptor(o.a).k_major(r, c));
+  const Descriptor b(o.b);
+  for (int r = 0; r < (o.transposed_b ? 16 : o.n); ++r)
+    for (int c = 0; c < (o.transposed_b ? o.n / 8 : 2); ++c) touch(o.transposed_b ? b.n_major(r, c) : b.k_major(r, c));
+}
+
+// Saves and poisons the accumulators, unless an operation on them is already pending.
+float* hide_accumulators(const Warpgroup& g) {
+  for (int i = g.done; i < g.count; ++i)
+    if (g.pending[i].of[0].d == g.of[0].d) return nullptr;
+  const size_t each = (size_t)g.of[0].n / 2;
+  float* saved = (float*)malloc(kGroupThreads * each * sizeof(float));
+  if (!saved) abort();
+  for (int t = 0; t < kGroupThreads; ++t) {
+    memcpy(saved + (size_t)t * each, g.of[t].d, each * sizeof(float));
+    memset((void*)g.of[t].d, 0xff, each * sizeof(float));
+  }
+  return saved;
+}
+
+void run(Operation& op) {
+  if (op.saved) {
+    const size_t each = (size_t)op.of[0].n / 2;
+    for (int t = 0; t < kGroupThreads; ++t) memcpy(op.of[t].d, op.saved + (size_t)t * each, each * sizeof(float));
+    free(op.saved);
+    op.saved = nullptr;
+  }
+  compute(op.of);
+}
+
+void check_uniform(const Operand* of) {
+  for (int t = 1; t < kGroupThreads; ++t)
+    if ((!of[0].from_registers && of[t].a != of[0].a) || of[t].b != of[0].b || of[t].accumulate != of[0].accumulate ||
+        of[t].n != of[0].n || of[t].transposed_b != of[0].transposed_b || of[t].is_bf16 != of[0].is_bf16 ||
+        of[t].from_registers != of[0].from_registers)
+      sim_fail("wgmma: threads of one warpgroup disagree on the descriptors or the shape");
+  if (of[0].n % 8 || of[0].n < 8 || of[0].n > kMaxN) sim_fail("wgmma: N = %d is not a multiple of 8 up to 256", of[0].n);
+}
+
+void issue(Warpgroup& g, int group, const void* pc) {
+  check_uniform(g.of);
+  if (!checked) {
+    compute(g.of);
+    ++g.count;
+    g.done = g.count;
+    return;
+  }
+  if (g.count == g.capacity) {
+    g.capacity = g.capacity ? g.capacity * 2 : 16;
+    g.pending = (Operation*)realloc((void*)g.pending, (size_t)g.capacity * sizeof(Operation));
+    if (!g.pending) abort();
+  }
+  Operation& op = g.pending[g.count];
+  memcpy((void*)op.of, (const void*)g.of, sizeof g.of);
+  op.clock = agent_tick(kWgmmaAgent + group);
+  op.saved = hide_accumulators(g);
+  check_operands(g.of, group, op.clock, pc);
+  ++g.count;
+}
+
+}  // namespace
+
+void wgmma_reset() {
+  for (Warpgroup& g : warpgroups) {
+    for (int i = g.done; i < g.count && g.pending; ++i) free(g.pending[i].saved);
+    g.arrived = g.done = g.count = 0;
+    memset(g.waiting, 0, sizeof g.waiting);
+  }
+  for (int i = 0; i < thread_count; ++i) committed[i].groups = committed[i].seen = 0;
+}
+
+void wgmma_check_exit(const SimThread& thread) {
+  const Groups& mine = committed[thread.linear];
+  if (mine.groups || mine.seen != warpgroups[thread.linear / kGroupThreads].count)
+    sim_fail("a thread returned with wgmma operations that it never waited for");
+}
+
+}  // namespace sim
+
+using namespace sim;
+
+extern "C" {
+
+void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int is_bf16) {
+  const int group = sim_current->linear / kGroupThreads;
+  Warpgroup& g = warpgroups[group];
+  if ((group + 1) * kGroupThreads > thread_count) sim_fail("wgmma in a warpgroup that is not complete");
+  Operand& o = g.of[sim_current->linear % kGroupThreads];
+  o = {d, a, b, {0, 0, 0, 0}, n, transposed_b, accumulate != 0, is_bf16, a_registers != nullptr};
+  if (a_registers) memcpy(o.a_registers, a_registers, sizeof o.a_registers);
+  if (++g.arrived < kGroupThreads) {
+    park(g.waiting);
+    return;
+  }
+  g.arrived = 0;
+  issue(g, group, __builtin_return_address(0));
+  wake(g.waiting);
+}
+
+void sim_wgmma_commit() {
+  Groups& mine = committed[sim_current->linear];
+  if (mine.groups == 64) sim_fail("more than 64 wgmma groups in flight");
+  mine.end[mine.groups++] = warpgroups[sim_current->linear / kGroupThreads].count;
+}
+
+void sim_wgmma_wait(int newest) {
+  Warpgroup& g = warpgroups[sim_current->linear / kGroupThreads];
+  Groups& mine = committed[sim_current->linear];
+  const int finished = mine.groups - newest;
+  if (finished <= 0) return;
+  const int end = mine.end[finished - 1];
+  for (; g.done < end; ++g.done) run(g.pending[g.done]);
+  if (checked && end) hb_acquire_agent(sim_current->warp, kWgmmaAgent + sim_current->linear / kGroupThreads, g.pending[end - 1].clock);
+  mine.seen = end;
+  for (int i = finished; i < mine.groups; ++i) mine.end[i - finished] = mine.end[i];
+  mine.groups -= finished;
+}
+
+}  // extern "C"
