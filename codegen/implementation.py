@@ -1,0 +1,31 @@
+"""One way to render a template's kernels: what ``select`` chooses among, and what the tuner tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from arcweld.codegen.kernel import Kernel, KernelSource
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to render a template's kernels.
+
+    ``arch`` is the least architecture (``sm_80``) or the exact one (``sm_90a``) that it is for; ``supports`` gives the reason why
+    it can't render a kernel, or None; ``tactics`` lists the default first.
+    """
+
+    name: str
+    arch: str
+    render: Callable[[Kernel, Any, str], KernelSource]
+    tactics: Callable[[Kernel, str], tuple[Any, ...]]
+    supports: Callable[[Kernel, str], str | None]
+
+
+def runs_on(needed: str, arch: str) -> bool:
+    """True if code for ``needed`` runs on ``arch``: equal for names that end in ``a``, else not above it."""
+    if needed.endswith("a"):
+        return needed == arch
+    return int(needed[3:].rstrip("af")) <= int(arch[3:].rstrip("af"))
