@@ -23,6 +23,16 @@ class PointwiseTactic:
     threads: int = 256
 
 
+def tactics(kernel: Kernel, arch: str) -> tuple[PointwiseTactic, ...]:
+    """The default, then narrower vectors and other block sizes."""
+    return (PointwiseTactic(), PointwiseTactic(threads=128), PointwiseTactic(threads=512), PointwiseTactic(width=2))
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """Everything: this is the template of last resort."""
+    return None
+
+
 def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
     """The stores over one flat index; loop indices become quotients and remainders, which cancel where axes collapse."""
     outs = kernel.axes["out"]

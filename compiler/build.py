@@ -1,0 +1,252 @@
+"""The driver's middle: a graph goes in, all of an engine comes out. Passes, fusion, rendering, NVRTC, and the program."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from arcweld.codegen.cache import DiskCache
+from arcweld.codegen.kernel import Bound, KernelSource, ParamField
+from arcweld.codegen.lower import lower
+from arcweld.codegen.nvrtc import Job, headers
+from arcweld.codegen.nvrtc import version as nvrtc_version
+from arcweld.codegen.pool import compile_many
+from arcweld.codegen.select import runs_on, sources
+from arcweld.compiler.dims import Sym, to_text
+from arcweld.compiler.ir import Graph, Rewriter, Value
+from arcweld.compiler.options import Options
+from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.registry import make
+from arcweld.compiler.text import print_graph
+from arcweld.passes.fusion import fuse
+from arcweld.passes.pipeline import run_passes
+from arcweld.passes.schedule import schedule
+from arcweld.runtime import program as prog
+from arcweld.runtime.engine_file import EngineData
+
+DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
+PTX_ARCH = "sm_80"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A launch: the kernel with its tensors, and the sources that serve every architecture."""
+
+    name: str
+    bound: Bound
+    sources: tuple[KernelSource, ...]
+
+
+@dataclass
+class Build:
+    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, and how long it took."""
+
+    imported: Graph
+    fused: FusedGraph
+    planned: tuple[Planned, ...]
+    data: EngineData
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build_graph(
+    graph: Graph, options: Options, *, progress: Progress | None = None, dump: Path | None = None,
+    verify_each: bool = False, cache: DiskCache | None = None, compile_kernels: bool = True,
+) -> Build:  # fmt: skip
+    """Compiles a graph for ``options.arch``. ``progress(stage, done, total)`` is told how far it is.
+
+    With ``compile_kernels`` False no object code is made (an engine for the sim device). Raises UnsupportedError for operators that
+    can't be compiled, CompileError for kernels that NVRTC refuses.
+    """
+    archs = options.arch or DEFAULT_ARCHS
+    clock = _Clock()
+    optimised = run_passes(materialise_outputs(graph), options, dump=dump, verify_each=verify_each)
+    clock.lap("passes")
+    fused = schedule(fuse(materialise_outputs(optimised)))
+    clock.lap("fusion")
+    planned = plan_launches(fused, archs, progress)
+    clock.lap("codegen")
+    cubins, ptx = compile_sources(planned, archs, cache, progress) if compile_kernels else ({}, {})
+    clock.lap("nvrtc")
+    data = assemble(fused, planned, cubins, ptx)
+    if dump is not None:
+        _dump_kernels(dump, data)
+    return Build(graph, fused, planned, data, clock.laps)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def materialise_outputs(graph: Graph) -> Graph:
+    """Gives every output a node of its own: an output that is an input, a weight or another output is copied."""
+    made = graph.producers()
+    seen: set[str] = set()
+    if all(o.name in made and not (o.name in seen or seen.add(o.name)) for o in graph.outputs):  # type: ignore[func-returns-value]
+        return graph
+    rw = Rewriter(graph)
+    for n in graph.nodes:
+        rw.keep(n)
+    outputs: list[Value] = []
+    for o in graph.outputs:
+        copy = o.name not in made or any(o.name == x.name for x in outputs)
+        outputs.append(make(rw, "Identity", [o], {}, hint=f"{o.name}.out") if copy else o)
+    return graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), output_labels=graph.labels())
+
+
+def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None) -> tuple[Planned, ...]:
+    """Lowers and renders every region; equal kernels are rendered once."""
+    rendered: dict[object, tuple[KernelSource, ...]] = {}
+    planned = []
+    for i, region in enumerate(fused.regions):
+        bound = lower(region, fused.graph)
+        key = bound.kernel.key()
+        if key not in rendered:
+            rendered[key] = sources(bound.kernel, archs)
+        planned.append(Planned(region.name, bound, rendered[key]))
+        if progress is not None:
+            progress("codegen", i + 1, len(fused.regions))
+    return tuple(planned)
+
+
+def compile_sources(
+    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache | None, progress: Progress | None = None
+) -> tuple[dict[tuple[str, str], bytes], dict[str, bytes]]:
+    """Cubins by (arch, kernel) and PTX by kernel. An architecture with a source of its own doesn't get the portable one."""
+    jobs: dict[Job, tuple[str, str]] = {}
+    for p in planned:
+        for arch in archs:
+            fit = [s for s in p.sources if runs_on(s.arch, arch)]
+            best = max(fit, key=lambda s: s.arch.endswith("a"))
+            jobs[Job(best.source, arch, best.entry)] = (arch, best.entry)
+        for s in p.sources:
+            if not s.arch.endswith("a"):
+                jobs[Job(s.source, PTX_ARCH, s.entry, kind="ptx")] = ("ptx", s.entry)
+    tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
+    done = compile_many(list(jobs), strict=True, cache=cache or DiskCache(), progress=tell)
+    cubins = {where: c.code for where, c in zip(jobs.values(), done) if where[0] != "ptx"}
+    return cubins, {where[1]: c.code for where, c in zip(jobs.values(), done) if where[0] == "ptx"}
+
+
+# ----------------------------------------------------------------------------------------------------- the program
+
+
+def assemble(
+    fused: FusedGraph, planned: Sequence[Planned], cubins: Mapping[tuple[str, str], bytes], ptx: Mapping[str, bytes]
+) -> EngineData:
+    """The engine's data: tensors, launches, weights, sources and object code."""
+    graph = fused.graph
+    made = {o.name: o for r in fused.regions for o in r.outputs}
+    read = {t for p in planned for t in p.bound.tensors.values()}
+    weights = {n: w for n, w in graph.weights.items() if n in read}
+    labels = dict(zip((o.name for o in graph.outputs), graph.labels()))
+    outputs = {o.name for o in graph.outputs}
+    program = prog.Program(
+        schema=prog.SCHEMA,
+        name=graph.name,
+        symbols=tuple(_symbol(s) for s in graph.symbols()),
+        inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
+        outputs=tuple(_tensor(labels[o.name], o) for o in graph.outputs),
+        weights=tuple(
+            prog.Weight(
+                n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), w.source or n, _transform(w.transform)
+            )
+            for n, w in weights.items()
+        ),
+        temps=tuple(_tensor(n, v) for n, v in made.items() if n not in outputs),
+        aliases=(),
+        launches=tuple(_launch(p, labels) for p in planned),
+    )
+    texts = {s.entry: _titled(s, [p for p in planned if s in p.sources]) for p in planned for s in p.sources}
+    return EngineData(
+        program, texts, {n: _plain_array(w.data) for n, w in weights.items()}, dict(headers()), dict(cubins), dict(ptx),
+        print_graph(graph), _provenance(),
+    )  # fmt: skip
+
+
+def _plain_array(data: np.ndarray) -> np.ndarray:
+    return data if data.flags.c_contiguous else np.ascontiguousarray(data)
+
+
+def _dtype_of(data: np.ndarray) -> str:
+    from arcweld.compiler.dtypes import from_numpy
+
+    return from_numpy(data.dtype).value
+
+
+def _transform(steps: Sequence[tuple[str, tuple[object, ...]]]) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+    return tuple((name, tuple(a if isinstance(a, int | str) else str(a) for a in args)) for name, args in steps)
+
+
+def _symbol(s: Sym) -> prog.Symbol:
+    hi = s.hi if isinstance(s.hi, int) else None
+    return prog.Symbol(s.name, s.lo, hi, s.multiple_of)
+
+
+def _tensor(name: str, v: Value) -> prog.Tensor:
+    return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
+
+
+def _launch(p: Planned, labels: Mapping[str, str]) -> prog.Launch:
+    tensors = {k: labels.get(t, t) for k, t in p.bound.tensors.items()}
+    kernel = p.bound.kernel
+    zero = {b for s in p.sources for b in s.zero}
+    return prog.Launch(
+        name=p.name,
+        template=kernel.template,
+        variants=tuple(_variant(s, tensors) for s in p.sources),
+        reads=tuple(tensors[b.name] for b in kernel.buffers if not b.written),
+        writes=tuple(tensors[b.name] for b in kernel.buffers if b.written),
+        origin=p.bound.origin,
+        zero=tuple(tensors[b] for b in sorted(zero)),
+        flops=to_text(p.bound.flops),
+    )
+
+
+def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
+    grid = (to_text(s.grid[0]), to_text(s.grid[1]), to_text(s.grid[2]))
+    fields = tuple(_field(f, tensors) for f in s.fields)
+    return prog.Variant(s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, fields, s.cluster, s.pdl)
+
+
+def _field(f: ParamField, tensors: Mapping[str, str]) -> prog.Field:
+    if f.kind in ("buffer", "tensor_map"):
+        return prog.Field(
+            f.kind, tensors[f.value], to_text(f.offset), tuple(to_text(d) for d in f.dims),
+            tuple(to_text(d) for d in f.strides), f.box, f.element_strides, f.swizzle,
+        )  # fmt: skip
+    return prog.Field(f.kind, repr(float(f.value)) if f.kind == "f32" else to_text(f.value))
+
+
+def _titled(s: KernelSource, users: Sequence[Planned]) -> str:
+    """The stored source: what it computes and for which of the model's nodes, above the text that was compiled."""
+    lines = [f"// {s.entry} ({s.arch}), generated by Arcweld."]
+    for p in users[:8]:
+        lines.append(f"//   {p.name}: {', '.join(p.bound.origin[:12])}")
+    if len(users) > 8:
+        lines.append(f"//   … and {len(users) - 8} more launches of the same kernel")
+    return "\n".join(lines).replace("\\", "/") + "\n" + s.source
+
+
+def _provenance() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"arcweld": version("arcweld"), "nvrtc": nvrtc_version(), "python": platform.python_version()}
+
+
+def _dump_kernels(folder: Path, data: EngineData) -> None:
+    for name, text in data.sources.items():
+        (folder / f"{name}.cu").write_text(text, encoding="utf-8")
+    for (arch, name), code in data.cubins.items():
+        (folder / f"{name}.{arch}.cubin").write_bytes(code)

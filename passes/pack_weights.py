@@ -1,0 +1,44 @@
+"""Weight packing: constant convolution weights are stored in the order in which the kernels read them.
+
+Dense: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise: [taps, channel].
+The node keeps its operand's meaning: a Transpose (a view, read through an index map) stands between the packed weight and it.
+"""
+
+from __future__ import annotations
+
+from arcweld.compiler.ir import Graph, Node, Rewriter, rewrite_nodes
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import make
+from arcweld.compiler.weights import derive
+
+
+def pack_weights(graph: Graph, options: Options) -> Graph:
+    """Packs the weights of channels-last Conv and ConvTranspose nodes."""
+    return rewrite_nodes(graph, _pack)
+
+
+def _pack(rw: Rewriter, node: Node) -> bool:
+    if node.op not in ("Conv", "ConvTranspose") or node.attrs["layout"] != "NHWC":
+        return False
+    w = node.inputs[1]
+    if w is None or w.name not in rw.weights:
+        return False
+    packed_order = _order(node, w.type.rank)
+    if packed_order == tuple(range(w.type.rank)):
+        return False
+    packed = derive(rw, "Transpose", [w], {"perm": packed_order}, origin=node.origin, hint=f"{w.name}.packed")
+    back = tuple(packed_order.index(i) for i in range(w.type.rank))
+    view = make(rw, "Transpose", [packed], {"perm": back}, origin=node.origin, hint=f"{w.name}.view")
+    inputs = rw.inputs_of(node)
+    rw.nodes.append(Node(node.op, (inputs[0], view, *inputs[2:]), node.outputs, node.attrs, node.origin))
+    return True
+
+
+def _order(node: Node, rank: int) -> tuple[int, ...]:
+    """The stored axes of the weight. Conv has [O, I/g, taps], ConvTranspose [I, O/g, taps]."""
+    w = node.inputs[1]
+    assert w is not None
+    taps = tuple(range(2, rank))
+    if w.shape[1] == 1 and node.attrs["group"] == w.shape[0]:
+        return (*taps, 1, 0)
+    return (0, *taps, 1) if node.op == "Conv" else (1, *taps, 0)
