@@ -1,0 +1,123 @@
+"""Scaled dot-product attention as one operator: what the flash template computes.
+
+A row in which every score is minus infinity gives zeros (not NaN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dims import divides_exactly
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
+from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.shapes import (
+    FLOATS,
+    check_broadcast_to,
+    check_dtype,
+    check_equal,
+    check_rank,
+    same_dtype,
+    scalar,
+    split_optional,
+)
+from arcweld.compiler.registry import Attr, Case, Kind, OpDef, make, register
+
+Attrs = Mapping[str, Any]
+
+
+def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    (q, k, v), (mask,) = split_optional("Attention", types, 3, 4)
+    same_dtype("Attention", [q, k, v])
+    check_dtype("Attention", q, FLOATS)
+    for t in (q, k, v):
+        check_rank("Attention", t, 4, 4)
+    for what, a, b in (
+        ("batch of q and k", q.shape[0], k.shape[0]),
+        ("batch of q and v", q.shape[0], v.shape[0]),
+        ("heads of k and v", k.shape[1], v.shape[1]),
+        ("head size of q and k", q.shape[3], k.shape[3]),
+        ("length of k and v", k.shape[2], v.shape[2]),
+    ):
+        check_equal("Attention", what, a, b)
+    if divides_exactly(q.shape[1], k.shape[1]) is None:
+        raise ModelError(f"Attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} key heads")
+    if mask is not None:
+        check_dtype("Attention mask", mask, (q.dtype, DType.F32, DType.BOOL))
+        check_broadcast_to("Attention", "mask", mask.shape, (*q.shape[:3], k.shape[2]))
+    return (q.with_shape((*q.shape[:3], v.shape[3])),)
+
+
+def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    q, k, v, mask = widen(operand(arrays)), widen(operand(arrays, 1)), widen(operand(arrays, 2)), [*arrays, None][3]
+    repeat = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, repeat, axis=1), np.repeat(v, repeat, axis=1)
+    scores = np.matmul(q, np.swapaxes(k, 2, 3)) * np.asarray(attrs["scale"], q.dtype)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + widen(mask)
+    if attrs["is_causal"]:
+        scores = np.where(np.tril(np.ones(scores.shape[2:], np.bool_)), scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    e = np.exp(scores - np.where(np.isfinite(top), top, 0)).astype(q.dtype)
+    total = e.sum(axis=-1, keepdims=True)
+    out = np.matmul(e / np.where(total == 0, 1, total), v)
+    return (out.astype(operand(arrays).dtype, copy=False),)
+
+
+def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
+    """MatMul, scale, mask, Softmax, MatMul: for shapes or devices without a fused kernel."""
+    q, k, v, mask = [*node.inputs, None][:4]
+    assert q is not None and k is not None and v is not None
+
+    def emit(op: str, *inputs: Value, **attrs: Any) -> Value:
+        return make(rw, op, inputs, attrs, origin=node.origin)
+
+    if q.shape[1] != k.shape[1]:
+        k, v = (_repeat_heads(rw, node, t, q) for t in (k, v))
+    dtype = DType.F32 if q.dtype.is_half else q.dtype
+    scores = emit("MatMul", q, emit("Transpose", k, perm=(0, 1, 3, 2)))
+    scores = emit("Mul", emit("Cast", scores, to=dtype), scalar(rw, node.attrs["scale"], dtype))
+    low = scalar(rw, -np.inf, dtype)
+    if mask is not None and mask.dtype is DType.BOOL:
+        scores = emit("Where", mask, scores, low)
+    elif mask is not None:
+        scores = emit("Add", scores, emit("Cast", mask, to=dtype))
+    if node.attrs["is_causal"]:
+        ones = emit("ConstantOfShape", shape=scores.shape[2:], value=1, dtype=DType.BOOL)
+        scores = emit("Where", emit("Trilu", ones, upper=0), scores, low)
+    p = emit("Softmax", scores, axis=3)
+    if mask is not None:
+        p = emit("Where", emit("IsNaN", p), scalar(rw, 0, dtype), p)
+    return (emit("MatMul", emit("Cast", p, to=q.dtype), v),)
+
+
+def _repeat_heads(rw: Rewriter, node: Node, t: Value, q: Value) -> Value:
+    b, g, length, d = t.shape
+    each = divides_exactly(q.shape[1], g)
+    assert each is not None
+    y = make(rw, "Reshape", [t], {"shape": (b, g, 1, length, d)}, origin=node.origin)
+    y = make(rw, "Expand", [y], {"shape": (b, g, each, length, d)}, origin=node.origin)
+    return make(rw, "Reshape", [y], {"shape": (b, q.shape[1], length, d)}, origin=node.origin)
+
+
+_BOOL_MASK = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1] * 6, [0, 1, 1, 1, 1, 1]], np.bool_)
+register(
+    OpDef(
+        "Attention", Kind.ATTENTION, ("q", "k", "v", "mask?"), _infer, _reference,
+        {"scale": Attr("float", required=True), "is_causal": Attr("int", 0)}, decompose=_decompose, cost=256,
+        cases=(
+            Case(((2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 5)), {"scale": 0.35}, ("f32", "f16")),
+            Case(((1, 4, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8), (4, 6)), {"scale": 0.35}, ("f32",)),
+            Case(((1, 4, 5, 8), (1, 1, 5, 8), (1, 1, 5, 8)), {"scale": 0.35, "is_causal": 1}, ("f32",)),
+            Case(((2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 8), (2, 1, 1, 6)), {"scale": 0.5}, ("f32",)),
+            Case(((1, 2, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8), _BOOL_MASK), {"scale": 0.35}, ("f32",)),
+        ),
+        doc="q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv], H a multiple of G; mask broadcasts to [B,H,S,T]: added, or bool"
+        " (true = attend); is_causal lets position i see 0..i",
+    )
+)  # fmt: skip

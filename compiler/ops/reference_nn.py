@@ -1,0 +1,146 @@
+"""Numpy convolutions and pools, fast enough to evaluate whole models.
+
+Dense convolutions gather patches and multiply matrices (im2col); depthwise ones add shifted products. Tensors are
+[N, C, spatial...] here; the entries bring other layouts into this order first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+
+Ints = Sequence[int]
+
+
+def to_channels_first(x: np.ndarray, layout: str) -> np.ndarray:
+    """A view of ``x`` in the order N, C, spatial."""
+    return x if layout == "NCHW" else np.moveaxis(x, -1, 1)
+
+
+def from_channels_first(y: np.ndarray, layout: str) -> np.ndarray:
+    """The reverse of ``to_channels_first``, row-major."""
+    return np.ascontiguousarray(y if layout == "NCHW" else np.moveaxis(y, 1, -1))
+
+
+def pad_spatial(x: np.ndarray, pads: Ints, value: float = 0.0) -> np.ndarray:
+    """Pads the spatial axes (begins, then ends); negative pads crop."""
+    rank = len(pads) // 2
+    pairs = list(zip(pads[:rank], pads[rank:]))
+    crop = tuple(slice(max(-b, 0), d - max(-e, 0)) for d, (b, e) in zip(x.shape[2:], pairs))
+    x = x[(slice(None), slice(None), *crop)]
+    grow = [(0, 0), (0, 0), *((max(b, 0), max(e, 0)) for b, e in pairs)]
+    return x if not any(b or e for b, e in grow) else np.pad(x, grow, constant_values=value)
+
+
+def extents(spatial: Ints, kernel: Ints, strides: Ints, dilations: Ints) -> tuple[int, ...]:
+    """Positions of the window over already padded spatial extents."""
+    return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(spatial, kernel, strides, dilations))
+
+
+def taps(
+    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, out: Ints
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """For each kernel offset, the view of padded ``x`` that it meets at every output position."""
+    for offset in product(*(range(k) for k in kernel)):
+        box = tuple(
+            slice(o * d, o * d + (m - 1) * s + 1, s) for o, d, m, s in zip(offset, dilations, out, strides)
+        )
+        yield offset, x[(slice(None), slice(None), *box)]
+
+
+def conv(
+    x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, group: int
+) -> np.ndarray:
+    """Convolution of ``x`` [N, C, spatial] with ``w`` [O, C/group, kernel] -> [N, O, spatial']."""
+    kernel = w.shape[2:]
+    x = pad_spatial(x, pads)
+    out = extents(x.shape[2:], kernel, strides, dilations)
+    n, c, o = x.shape[0], x.shape[1], w.shape[0]
+    if group == c and w.shape[1] == 1:
+        return _depthwise(x, w, strides, dilations, out)
+    y = np.empty((n, o, *out), x.dtype)
+    per_in, per_out = c // group, o // group
+    size = int(np.prod(out))
+    for g in range(group):
+        xg = x[:, g * per_in : (g + 1) * per_in]
+        wg = w[g * per_out : (g + 1) * per_out].reshape(per_out, -1)
+        for b in range(n):
+            columns = np.empty((per_in, *kernel, *out), x.dtype)
+            for offset, view in taps(xg[b : b + 1], kernel, strides, dilations, out):
+                columns[(slice(None), *offset)] = view[0]
+            y[b, g * per_out : (g + 1) * per_out] = (wg @ columns.reshape(-1, size)).reshape(per_out, *out)
+    return y
+
+
+def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out: Ints) -> np.ndarray:
+    """One or several filters for each channel: w is [C * m, 1, kernel]."""
+    n, c = x.shape[:2]
+    m = w.shape[0] // c
+    filters = w.reshape(c, m, *w.shape[2:])
+    y = np.zeros((n, c, m, *out), x.dtype)
+    spread = (slice(None), slice(None), *[None] * len(out))
+    for offset, view in taps(x, w.shape[2:], strides, dilations, out):
+        y += view[:, :, None] * filters[(slice(None), slice(None), *offset)][spread]
+    return y.reshape(n, c * m, *out)
+
+
+def conv_transpose(
+    x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, output_padding: Ints, group: int
+) -> np.ndarray:
+    """Transposed convolution of ``x`` [N, C, spatial] with ``w`` [C, O/group, kernel], by scattering each input's patch."""
+    n, c, spatial, kernel = x.shape[0], x.shape[1], x.shape[2:], w.shape[2:]
+    rank, per_in, per_out = len(kernel), c // group, w.shape[1]
+    full = [
+        (i - 1) * s + d * (k - 1) + 1 + p for i, s, d, k, p in zip(spatial, strides, dilations, kernel, output_padding)
+    ]
+    y = np.zeros((n, per_out * group, *full), x.dtype)
+    for g in range(group):
+        xg = x[:, g * per_in : (g + 1) * per_in].reshape(n, per_in, -1)
+        wg = w[g * per_in : (g + 1) * per_in].reshape(per_in, -1)
+        patches = (wg.T @ xg).reshape(n, per_out, *kernel, *spatial)
+        yg = y[:, g * per_out : (g + 1) * per_out]
+        for offset, view in taps(yg, kernel, strides, dilations, spatial):
+            view += patches[(slice(None), slice(None), *offset)]
+    return pad_spatial(y, [-p for p in pads[:rank]] + [-p for p in pads[rank:]])
+
+
+def _covered(spatial: Ints, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints) -> list[int]:
+    """End padding of each axis that lets ``out`` windows fit (ceil mode may need more than ``pads`` says)."""
+    rank = len(kernel)
+    need = [(m - 1) * s + d * (k - 1) + 1 for m, s, d, k in zip(out, strides, dilations, kernel)]
+    return [max(pads[rank + a], need[a] - spatial[a] - pads[a]) for a in range(rank)]
+
+
+def max_pool(
+    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints
+) -> np.ndarray:
+    """Maximum over windows; padding never wins."""
+    least = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
+    ends = _covered(x.shape[2:], kernel, strides, dilations, pads, out)
+    padded = pad_spatial(x, [*pads[: len(kernel)], *ends], least)
+    y: np.ndarray | None = None
+    for _, view in taps(padded, kernel, strides, dilations, out):
+        y = view.copy() if y is None else np.maximum(y, view, out=y)
+    assert y is not None
+    return y
+
+
+def average_pool(
+    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints, count_include_pad: bool
+) -> np.ndarray:
+    """Mean over windows: over the data only, or over the declared padding too."""
+    rank = len(kernel)
+    ends = _covered(x.shape[2:], kernel, strides, dilations, pads, out)
+    padded = pad_spatial(x, [*pads[:rank], *ends])
+    ones = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    counted = pad_spatial(ones, pads, 1.0) if count_include_pad else pad_spatial(ones, pads)
+    counted = pad_spatial(counted, [0] * rank + [e - p for e, p in zip(ends, pads[rank:])])
+    y = np.zeros((*x.shape[:2], *out), x.dtype)
+    count = np.zeros((1, 1, *out), x.dtype)
+    for _, view in taps(padded, kernel, strides, dilations, out):
+        y += view
+    for _, view in taps(counted, kernel, strides, dilations, out):
+        count += view
+    return y / count

@@ -1,0 +1,259 @@
+"""Resize (nearest, linear, cubic): an index map with weights.
+
+Source positions are kept as exact fractions ``num / den`` of integers, so that a coordinate costs integer arithmetic and
+never depends on floating-point rounding; a scale that is not a ratio of small integers is taken as one within 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from itertools import product as combinations
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, ceildiv, floordiv, maximum, minimum, mod
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.expr import Expr, const, where
+from arcweld.compiler.ir import Node, TensorType
+from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_length, dim_expr, inside, present
+from arcweld.compiler.registry import Attr, Case, Kind, OpDef, Reader, register
+
+Attrs = Mapping[str, Any]
+Position = tuple[Dim, Dim]  # a source position as numerator and (positive) denominator
+Tap = tuple[Dim, Expr | None]  # source coordinate and weight (None: 1)
+
+MODES = ("nearest", "linear", "cubic")
+TRANSFORMS = (
+    "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
+)  # fmt: skip
+NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = present("Resize", types, 1)
+    check_length("Resize", "sizes", attrs["sizes"], x.rank)
+    if attrs["scales"] is not None:
+        check_length("Resize", "scales", attrs["scales"], x.rank)
+    for what, known in (
+        ("mode", MODES), ("coordinate_transformation_mode", TRANSFORMS), ("nearest_mode", NEAREST),
+    ):  # fmt: skip
+        if attrs[what] not in known:
+            raise ModelError(f"Resize: unknown {what} {attrs[what]}", hint=", ".join(known))
+    if attrs["mode"] != "nearest":
+        check_dtype("Resize", x, FLOATS)
+    return (x.with_shape(attrs["sizes"]),)
+
+
+def _supports(node: Node) -> str | None:
+    if node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        return "Resize with coordinate_transformation_mode=tf_crop_and_resize is not implemented"
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- reference
+
+
+def _positions(n: int, m: int, scale: float | None, transform: str) -> np.ndarray:
+    """The source position of each of ``m`` outputs along an axis of ``n`` inputs (f64)."""
+    s = m / n if scale is None else float(scale)
+    i = np.arange(m, dtype=np.float64)
+    if transform == "align_corners":
+        return i * (n - 1) / (m - 1) if m > 1 else np.zeros(m)
+    if transform == "asymmetric":
+        return i / s
+    if transform == "pytorch_half_pixel" and m == 1:
+        return np.zeros(m)
+    if transform == "half_pixel_symmetric":
+        return n / 2 * (1 - m / (s * n)) + (i + 0.5) / s - 0.5
+    return (i + 0.5) / s - 0.5
+
+
+def _nearest(at: np.ndarray, how: str) -> np.ndarray:
+    rules: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+    }
+    return rules[how](at).astype(np.int64)
+
+
+def _keys(d: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel at distance ``d``."""
+    d = np.abs(d)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+
+
+def _matrix(n: int, m: int, at: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """The interpolation along one axis as an ``[m, n]`` matrix."""
+    base = np.floor(at)
+    taps = (0, 1) if attrs["mode"] == "linear" else (-1, 0, 1, 2)
+    w = np.zeros((m, n))
+    for t in taps:
+        where_ = base + t
+        distance = np.abs(at - where_)
+        weight = 1 - distance if attrs["mode"] == "linear" else _keys(distance, attrs["cubic_coeff_a"])
+        if attrs["exclude_outside"]:
+            weight = weight * ((where_ >= 0) & (where_ < n))
+        np.add.at(w, (np.arange(m), np.clip(where_, 0, n - 1).astype(np.int64)), weight)
+    return w / w.sum(axis=1, keepdims=True) if attrs["exclude_outside"] else w
+
+
+def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x = operand(arrays)
+    y = x if attrs["mode"] == "nearest" else widen(x)
+    for axis, m in enumerate(attrs["sizes"]):
+        n = x.shape[axis]
+        scale = None if attrs["scales"] is None else attrs["scales"][axis]
+        if n == m and scale in (None, 1.0):
+            continue
+        at = _positions(n, m, scale, attrs["coordinate_transformation_mode"])
+        if attrs["mode"] == "nearest":
+            y = np.take(y, np.clip(_nearest(at, attrs["nearest_mode"]), 0, n - 1), axis)
+        else:
+            w = _matrix(n, m, at, attrs).astype(y.dtype)
+            y = np.moveaxis(np.moveaxis(y, axis, -1) @ w.T, -1, axis)
+    return (np.ascontiguousarray(y).astype(x.dtype, copy=False),)
+
+
+# ----------------------------------------------------------------------------------------------------- lowering
+
+
+def _ratio(scale: float) -> tuple[int, int]:
+    """The scale as a fraction: of small integers if one is within 1e-6 of it, else exactly."""
+    near = Fraction(scale).limit_denominator(4096)
+    exact = near if abs(near - Fraction(scale)) <= Fraction(scale) / 10**6 else Fraction(scale)
+    return exact.numerator, exact.denominator
+
+
+def position(c: Dim, n: Dim, m: Dim, scale: float | None, transform: str) -> Position:
+    """The source position of output ``c`` along an axis of ``n`` inputs and ``m`` outputs."""
+    if transform == "align_corners":
+        return (0, 1) if m == 1 else (c * (n - 1), maximum(m - 1, 1))
+    p, q = (m, n) if scale is None else _ratio(scale)  # the scale is p / q
+    if transform == "asymmetric":
+        return c * q, p
+    if transform == "pytorch_half_pixel" and m == 1:
+        return 0, 1
+    if transform == "half_pixel_symmetric":
+        # n/2 * (1 - m/(s*n)) + (c + 1/2)/s - 1/2 over the denominator 2p
+        return n * p - m * q + (2 * c + 1) * q - p, 2 * p
+    num = (2 * c + 1) * q - p
+    if transform == "pytorch_half_pixel" and not isinstance(m, int):
+        # m == 1 must give position 0: multiply by min(m - 1, 1)
+        num = num * minimum(m - 1, 1)
+    return num, 2 * p
+
+
+def _nearest_coord(at: Position, n: Dim, how: str) -> Dim:
+    num, den = at
+    if how == "floor":
+        found = floordiv(maximum(num, 0), den)
+    elif how == "ceil":
+        found = ceildiv(maximum(num, 0), den)
+    elif how == "round_prefer_ceil":
+        found = floordiv(maximum(2 * num + den, 0), 2 * den)
+    else:
+        found = ceildiv(maximum(2 * num - den, 0), 2 * den)
+    return minimum(found, n - 1)
+
+
+def _linear_taps(at: Position, n: Dim, dtype: DType) -> list[Tap]:
+    num, den = at
+    num = minimum(maximum(num, 0), (n - 1) * den)
+    base = floordiv(num, den)
+    t = dim_expr(mod(num, den), dtype) / dim_expr(den, dtype)
+    return [(base, 1.0 - t), (minimum(base + 1, n - 1), t)]
+
+
+def _cubic_taps(at: Position, n: Dim, attrs: Attrs, dtype: DType) -> list[Tap]:
+    num, den = at
+    base = floordiv(num + den, den) - 1  # positions are never below -1: the quotient is of non-negative numbers
+    t = dim_expr(mod(num + den, den), dtype) / dim_expr(den, dtype)
+    a = float(attrs["cubic_coeff_a"])
+    weights = [_far(t + 1.0, a), _near(t, a), _near(1.0 - t, a), _far(2.0 - t, a)]
+    if attrs["exclude_outside"]:
+        zero = const(0.0, dtype)
+        weights = [where(inside(base + k - 1, 0, n), w, zero) for k, w in enumerate(weights)]
+        total = weights[0] + weights[1] + weights[2] + weights[3]
+        weights = [w / total for w in weights]
+    return [(maximum(minimum(base + k - 1, n - 1), 0), w) for k, w in enumerate(weights)]
+
+
+def _near(d: Expr, a: float) -> Expr:
+    return (d * (a + 2) - (a + 3)) * d * d + 1.0
+
+
+def _far(d: Expr, a: float) -> Expr:
+    return ((d * a - 5 * a) * d + 8 * a) * d - 4 * a
+
+
+def _taps(node: Node, axis: int, c: Dim) -> list[Tap]:
+    attrs, n, m = node.attrs, node.operands()[0].shape[axis], node.output.shape[axis]
+    scale = None if attrs["scales"] is None else attrs["scales"][axis]
+    if n == m and scale in (None, 1.0):
+        return [(c, None)]
+    at = position(c, n, m, scale, attrs["coordinate_transformation_mode"])
+    if attrs["mode"] == "nearest":
+        return [(_nearest_coord(at, n, attrs["nearest_mode"]), None)]
+    dtype = node.output.dtype.compute
+    return _linear_taps(at, n, dtype) if attrs["mode"] == "linear" else _cubic_taps(at, n, attrs, dtype)
+
+
+def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
+    (x,) = node.operands()
+    axes = [_taps(node, axis, c) for axis, c in enumerate(coords)]
+    total: Expr | None = None
+    for taps in combinations(*axes):
+        term = reader.read(x, [at for at, _ in taps])
+        for _, weight in taps:
+            term = term if weight is None else term * weight
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def _case(shape: tuple[int, ...], sizes: tuple[int, ...], scaled: bool = False, **attrs: Any) -> Case:
+    scales = tuple(m / n for n, m in zip(shape, sizes)) if scaled else None
+    return Case((shape,), {"sizes": sizes, "scales": scales, **attrs}, ("f32",))
+
+
+register(
+    OpDef(
+        "Resize", Kind.MOVEMENT, ("x",), _infer, _reference,
+        attrs={
+            "sizes": Attr("dims", required=True),
+            "scales": Attr("floats", None),
+            "mode": Attr("str", "nearest"),
+            "coordinate_transformation_mode": Attr("str", "half_pixel"),
+            "nearest_mode": Attr("str", "round_prefer_floor"),
+            "cubic_coeff_a": Attr("float", -0.75),
+            "exclude_outside": Attr("int", 0),
+            "extrapolation_value": Attr("float", 0.0),
+        },
+        lower=_lower, supports=_supports, cost=24,
+        cases=(
+            _case((1, 2, 3, 4), (1, 2, 6, 8), True, coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+            _case((1, 2, 3, 4), (1, 2, 6, 8)),
+            _case((1, 1, 7, 5), (1, 1, 4, 9), nearest_mode="round_prefer_ceil"),
+            _case((1, 1, 7, 5), (1, 1, 4, 9), nearest_mode="ceil", coordinate_transformation_mode="align_corners"),
+            *(
+                _case((1, 2, 4, 5), (1, 2, 7, 3), mode=mode, coordinate_transformation_mode=transform)
+                for mode in ("linear", "cubic")
+                for transform in TRANSFORMS[:5]
+            ),
+            _case((1, 1, 4, 5), (1, 1, 8, 10), True, mode="linear"),
+            _case((1, 1, 5, 5), (1, 1, 9, 3), mode="cubic", exclude_outside=1, cubic_coeff_a=-0.5),
+            _case((1, 2, 4, 4), (1, 2, 1, 1), mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
+            _case((2, 3, 6), (2, 3, 9), True, mode="linear"),
+        ),
+        doc="sizes is the whole output shape; scales (or None: sizes over input sizes) set the coordinate map; no roi",
+    )
+)  # fmt: skip
