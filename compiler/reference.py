@@ -1,0 +1,160 @@
+"""Evaluates a graph with the registry's numpy references: the oracle of the tests and of constant folding.
+
+It also draws the inputs of the registry's test cases, so that every sweep runs the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, coefficient, evaluate, free_symbols, var
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import InputError, ModelError, VerifyError
+from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from arcweld.compiler.registry import Case, OpDef, check_attrs, concrete, opdef
+
+
+def run_reference(
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    keep: set[str] | None = None,
+    bind: Mapping[str, int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Evaluates ``graph``; returns its outputs by value name, and the values named in ``keep`` as well.
+
+    ``feeds`` maps input names to arrays of the declared dtypes. Symbolic dimensions are bound from their shapes and from
+    ``bind``. Intermediates are freed after their last use. Raises InputError for inputs that do not match the graph.
+    """
+    env = bind_symbols(graph.inputs, feeds, bind)
+    values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
+    wanted = graph.output_names() | (keep or set())
+    last_use = {v.name: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    for i, node in enumerate(graph.nodes):
+        arrays = [None if v is None else _operand(graph, values, v) for v in node.inputs]
+        for out, array in zip(node.outputs, evaluate_node(node, arrays, env)):
+            values[out.name] = array
+        for v in (*node.operands(), *node.outputs):
+            if last_use.get(v.name, -1) <= i and v.name not in wanted:
+                values.pop(v.name, None)
+    missing = wanted - set(values) - set(graph.weights)
+    if missing:
+        raise ModelError(f"the graph does not compute {', '.join(sorted(missing))}")
+    return {name: values[name] if name in values else graph.weights[name].data for name in sorted(wanted)}
+
+
+def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np.ndarray:
+    if value.name in values:
+        return values[value.name]
+    if value.name not in graph.weights:
+        raise ModelError(f"%{value.name} is read before it is computed")
+    return graph.weights[value.name].data
+
+
+def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
+    """The outputs of one node. Raises VerifyError where the reference contradicts the node's declared types."""
+    try:
+        outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
+    except (ValueError, IndexError, OverflowError) as error:
+        raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
+    if len(outs) < len(node.outputs):
+        raise VerifyError(f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name)
+    for out, array in zip(node.outputs, outs):
+        shape = tuple(evaluate(d, env) for d in out.shape)
+        if from_numpy(array.dtype) is not out.dtype or array.shape != shape:
+            got = f"{from_numpy(array.dtype).value}{list(array.shape)}"
+            raise VerifyError(f"{node.op} gives {got}, its type says {out.type} = {list(shape)}", node=node.name)
+    return outs
+
+
+# ------------------------------------------------------------------------------------------------ symbol binding
+
+
+def bind_symbols(
+    inputs: tuple[Value, ...], feeds: Mapping[str, np.ndarray], bind: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """The values of the symbolic dimensions, from the shapes of the arrays. Raises InputError for a mismatch."""
+    env = dict(bind or {})
+    pending: list[tuple[Value, int, Dim, int]] = []
+    for v in inputs:
+        array = _checked(v, feeds)
+        pending += [(v, k, d, n) for k, (d, n) in enumerate(zip(v.shape, array.shape))]
+    progress = True
+    while progress:
+        progress = False
+        for _, _, d, n in pending:
+            progress |= _solve(d, n, env)
+    for v, k, d, n in pending:
+        unknown = {s.name for s in free_symbols(d)} - set(env)
+        if not unknown and evaluate(d, env) != n:
+            raise InputError(f"axis {k} of input {v.name} is {n}, expected {d} = {evaluate(d, env)}")
+    return env
+
+
+def _checked(v: Value, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    if v.name not in feeds:
+        raise InputError(f"input {v.name} is missing")
+    array = np.asarray(feeds[v.name])
+    if from_numpy(array.dtype) is not v.dtype or array.ndim != len(v.shape):
+        raise InputError(f"input {v.name} is {array.dtype}{list(array.shape)}, expected {v.type}")
+    return array
+
+
+def _solve(d: Dim, n: int, env: dict[str, int]) -> bool:
+    """Binds the symbol of a dimension that is linear in one unknown; True if it did."""
+    unknown = [s for s in free_symbols(d) if s.name not in env]
+    if len(unknown) != 1:
+        return False
+    factor = coefficient(d, unknown[0])
+    if factor is None:
+        return False
+    slope = evaluate(factor, env)
+    rest = evaluate(d - var(unknown[0]) * factor, env)
+    if slope == 0 or (n - rest) % slope:
+        return False
+    env[unknown[0].name] = (n - rest) // slope
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- test cases
+
+
+def case_dtypes(case: Case) -> tuple[DType, ...]:
+    """The element types in which a case's random operands are drawn, one run each."""
+    return tuple(DType(d) for d in case.dtypes) or (DType.F32,)
+
+
+def case_inputs(case: Case, dtype: DType, seed: int = 0) -> list[np.ndarray | None]:
+    """The operands of a case: given arrays as they are, shapes filled at random in ``dtype``, None for absent ones."""
+    rng = np.random.default_rng(seed)
+    return [None if s is None else s if isinstance(s, np.ndarray) else _draw(rng, s, case, dtype) for s in case.shapes]
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], case: Case, dtype: DType) -> np.ndarray:
+    if dtype is DType.BOOL:
+        return np.asarray(rng.random(shape) < 0.5)
+    if dtype.is_int:
+        low = max(int(case.low), 0) if not dtype.is_signed else int(case.low)
+        return np.asarray(rng.integers(low, int(case.high) + 1, shape)).astype(dtype.numpy)
+    return np.asarray(rng.uniform(case.low, case.high, shape)).astype(dtype.numpy)
+
+
+def case_graph(op: OpDef, case: Case, dtype: DType, seed: int = 0) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A graph of one node for a case, every operand an input, and the arrays to feed it."""
+    arrays = case_inputs(case, dtype, seed)
+    types = [None if a is None else TensorType(from_numpy(a.dtype), tuple(a.shape)) for a in arrays]
+    operands = [None if t is None else Value(f"x{k}", t) for k, t in enumerate(types)]
+    attrs = check_attrs(op, case.attrs, op.name)
+    outs = tuple(Value(f"y{k}" if k else "y", t) for k, t in enumerate(op.infer(types, attrs)))
+    node = Node(op.name, tuple(operands), outs, attrs, (op.name,))
+    inputs = tuple(v for v in operands if v is not None)
+    feeds = {v.name: a for v, a in zip(operands, arrays) if v is not None and a is not None}
+    return Graph(op.name, inputs, outs, (node,)), feeds
+
+
+def all_cases(op: OpDef) -> Iterator[tuple[Case, DType]]:
+    """Every (case, element type) of an operator's sweep."""
+    return ((case, dtype) for case in op.cases for dtype in case_dtypes(case))
+
