@@ -1,0 +1,80 @@
+"""Loop axes of templates: several axes run as one flat index, and the kernel's expressions follow.
+
+Quotients and remainders of the flat index cancel wherever the axes are neighbours in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from arcweld.codegen.kernel import Axis, Kernel, Store, axis
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.expr import Expr, substitute_index
+
+
+def collapse(axes: Sequence[Axis], name: str) -> tuple[Axis, dict[dims.Atom, Dim]]:
+    """One axis over all points of ``axes`` in row-major order, and each index as an expression of the new
+    one.
+    """
+    flat = axis(name, dims.product(a.extent for a in axes))
+    table: dict[dims.Atom, Dim] = {}
+    inner: Dim = 1
+    for k, a in reversed(list(enumerate(axes))):
+        whole = dims.floordiv(flat.index, inner)
+        table[a.sym] = whole if k == 0 else dims.mod(whole, a.extent)
+        inner = inner * a.extent
+    return flat, table
+
+
+def rewrite(kernel: Kernel, axes: Mapping[str, tuple[Axis, ...]], table: Mapping[Any, Dim]) -> Kernel:
+    """The kernel over other axes: ``table`` gives the old indices in terms of the new ones."""
+
+    def expr(e: Expr) -> Expr:
+        return substitute_index(e, table)
+
+    return replace(
+        kernel,
+        axes=dict(axes),
+        loads={role: expr(e) for role, e in kernel.loads.items()},
+        stores=tuple(
+            Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), expr(s.value)) for s in kernel.stores
+        ),
+        attrs={k: tuple(rewrite_stage(s, expr) for s in v) if k == "stages" else v for k, v in kernel.attrs.items()},
+    )
+
+
+def rewrite_stage(stage: tuple[Any, ...], expr: Any) -> tuple[Any, ...]:
+    """A row-wise stage with ``expr`` applied to each of its expressions."""
+    return tuple(expr(part) if isinstance(part, Expr) else part for part in stage)
+
+
+def flatten_roles(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
+    """The kernel with each role's axes collapsed to a single axis of the given name; other roles stay as
+    they are.
+    """
+    axes = dict(kernel.axes)
+    table: dict[dims.Atom, Dim] = {}
+    for role, name in names.items():
+        flat, part = collapse(kernel.axes.get(role, ()), name)
+        axes[role] = (flat,)
+        table |= part
+    return rewrite(kernel, axes, table)
+
+
+def least(extent: Dim) -> int:
+    """The smallest value that a dimension can take."""
+    return dims.bounds(extent)[0] or 0
+
+
+def most(extent: Dim, otherwise: int) -> int:
+    """The largest value that a dimension can take, or ``otherwise`` if it is unbounded."""
+    hi = dims.bounds(extent)[1]
+    return otherwise if hi is None else hi
+
+
+def power_of_two_at_least(n: int) -> int:
+    """The smallest power of two that is not below ``n``."""
+    return 1 << max(0, (n - 1).bit_length())
