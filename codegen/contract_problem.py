@@ -1,0 +1,154 @@
+"""A contraction in normal form: one batch, row, column and reduction index each, and how each operand is best read.
+
+``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``; several axes of one role become one flat index, whose
+quotients and remainders cancel wherever the axes are adjacent in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arcweld.codegen.kernel import Axis, Kernel, Store, axis
+from arcweld.codegen.printer import Block, Hooks, Params, vector_width, wide_index
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim, Sym
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, loads, substitute_index, walk
+
+COPY_BYTES = 16
+UNKNOWN_EXTENT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """How a template reads ``a`` or ``b``.
+
+    along_k   neighbouring lanes of an access differ in k (else in the row: m for ``a``, n for ``b``)
+    width     lanes of one access through the load hook: 1, 2, 4 or 8, dividing the lane axis' extent
+    storage   the loaded type if the operand is nothing but one load (perhaps masked), else None
+    copyable  16 aligned neighbouring bytes can be copied as they are (all of them masked alike)
+    """
+
+    expr: Expr
+    row: Axis
+    along_k: bool
+    width: int
+    storage: DType | None
+    copyable: bool
+
+    @property
+    def masked(self) -> bool:
+        return bool(self.expr.args)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The normal form of a ``contract`` kernel (or of a ``conv`` seen as one)."""
+
+    kernel: Kernel
+    batch: Axis
+    m: Axis
+    n: Axis
+    k: Axis
+    a: Operand
+    b: Operand
+    stores: tuple[Store, ...]
+    acc: DType
+
+    @property
+    def itype(self) -> str:
+        """C type of a row index and of everything that addresses memory."""
+        return "long long" if wide_index(self.kernel) else "int"
+
+    def store_width(self) -> int:
+        """Neighbouring columns that the epilogue hook handles at once; divides the number of columns."""
+        return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)
+
+
+def flatten(axes: Sequence[Axis], name: str) -> tuple[Axis, dict[dims.Atom, Dim]]:
+    """One axis over all points of ``axes``, and each of their indices in terms of it."""
+    flat = axis(name, dims.product(a.extent for a in axes))
+    table: dict[dims.Atom, Dim] = {}
+    inner: Dim = 1
+    for position, a in reversed(list(enumerate(axes))):
+        whole = dims.floordiv(flat.index, inner)
+        table[a.sym] = whole if position == 0 else dims.mod(whole, a.extent)
+        inner = inner * a.extent
+    return flat, table
+
+
+def problem_of(
+    kernel: Kernel, roles: Sequence[Sequence[Axis]] | None = None, a_role: str = "a", b_role: str = "b"
+) -> Problem:
+    """The normal form; ``roles`` are the axes of batch, m, n, k (default: the kernel's axes of those names)."""
+    if roles is None:
+        roles = [kernel.axes.get(r, ()) for r in ("batch", "m", "n", "k")]
+    flats, table = [], {}
+    for name, axes in zip(("_b", "_m", "_n", "_k"), roles, strict=True):
+        flat, part = flatten(axes, name)
+        flats.append(flat)
+        table.update(part)
+    batch, m, n, k = flats
+    stores = tuple(
+        Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), substitute_index(s.value, table))
+        for s in kernel.stores
+    )
+    a = classify(kernel, substitute_index(kernel.loads[a_role], table), m, k)
+    b = classify(kernel, substitute_index(kernel.loads[b_role], table), n, k)
+    found = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
+    return Problem(kernel, batch, m, n, k, a, b, stores, found[0] if found else a.expr.dtype)
+
+
+def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
+    """The best way to read ``e``: wide accesses along whichever of ``row`` and ``k`` is contiguous in memory."""
+    widths = [vector_width(kernel, ax.extent, [e], (), ax.sym) if loads([e]) else 1 for ax in (k, row)]
+    along_k = widths[0] > widths[1] or (widths[0] == widths[1] and not _unit_stride(kernel, e, row.sym))
+    lane = k if along_k else row
+    storage = e.attr[1] if e.op == "load" else None
+    copyable = storage is not None and _copyable(kernel, e, lane, storage)
+    return Operand(e, row, along_k, max(widths), storage, copyable)
+
+
+def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
+    """True if some load moves by one element when ``sym`` moves by one."""
+    offsets = [kernel.buffer(x.attr[0]).offset(x.attr[2]) for x in loads([e])]
+    return any(dims.coefficient(d, sym) == 1 for d in offsets)
+
+
+def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
+    width = COPY_BYTES // storage.size
+    if not dims.is_multiple(lane.extent, width):
+        return False
+    block = Block(Params(kernel), {lane.sym: "i"}, lane=lane.sym, width=width)
+    if any(block.is_laned(mask) for mask in e.args):
+        return False
+    return block._contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
+
+
+def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym) -> str:
+    """``bool fn(const Params& p, int b, int row, int k, const T*& at)``: where 16 bytes of a copyable operand lie.
+
+    Returns false where the mask is; ``at`` is then the buffer's start, which is valid but not to be read.
+    """
+    name, storage, coords = operand.expr.attr
+    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES // storage.size)
+    buffer = hooks.kernel.buffer(name)
+    base = block._contiguous(buffer, coords)
+    assert base is not None, "address_hook needs a copyable operand"
+    mask = block.value(operand.expr.args[0]) if operand.masked else None
+    start = hooks.params.buffer(name)
+    offset = block._poly(base)
+    where = f"{mask} ? {start} + ({offset}) : {start}" if mask else f"{start} + ({offset})"
+    listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
+    head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"
+    tail = [f"at = {where};", f"return {mask or 'true'};"]
+    return "\n".join([head, *block.finish(), *("  " + t for t in tail), "}"])
+
+
+def likely(extent: Dim) -> int:
+    """A number to plan with: the extent itself, or for a symbolic one its upper bound, or a moderate guess."""
+    if isinstance(extent, int):
+        return extent
+    lo, hi = dims.bounds(extent)
+    return hi if hi is not None else max(lo or 1, UNKNOWN_EXTENT)
