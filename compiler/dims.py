@@ -175,20 +175,50 @@ def _recombine(acc: dict[Monomial, int]) -> None:
                 factor = _make({rest: c})
                 partner = mul(mul(floordiv(atom.a, atom.b), atom.b), factor)
                 need = _terms(partner)
-                if need and all(_covers(acc.get(pm, 0), pc) for pm, pc in need):
-                    acc[m] = 0
-                    for pm, pc in need:
-                        acc[pm] = acc.get(pm, 0) - pc
-                    for xm, xc in _terms(mul(atom.a, factor)):
-                        acc[xm] = acc.get(xm, 0) + xc
+                if need and all(acc.get(pm, 0) == pc for pm, pc in need):
+                    _exchange(acc, m, need, _terms(mul(atom.a, factor)))
+                    changed = True
+                    break
+                joined = _join_digits(acc, atom, factor)
+                if joined is not None:
+                    _exchange(acc, m, *joined)
                     changed = True
                     break
             if changed:
                 break
 
 
-def _covers(have: int, need: int) -> bool:
-    return have == need
+def _exchange(
+    acc: dict[Monomial, int], m: Monomial, gone: tuple[tuple[Monomial, int], ...], new: tuple[tuple[Monomial, int], ...]
+) -> None:
+    acc[m] = 0
+    for pm, pc in gone:
+        acc[pm] = acc.get(pm, 0) - pc
+    for xm, xc in new:
+        acc[xm] = acc.get(xm, 0) + xc
+
+
+def _join_digits(
+    acc: dict[Monomial, int], low: Call, factor: Dim
+) -> tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]] | None:
+    """``k*(x % d) + k*d*((x // d) % e)`` is ``k*(x % (d*e))``: the terms that go, and those that come."""
+    if not isinstance(low.b, int):
+        return None
+    quotient = floordiv(low.a, low.b)
+    for m, c in acc.items():
+        for high, power in m:
+            if (
+                c
+                and power == 1
+                and isinstance(high, Call)
+                and high.fn == "mod"
+                and high is not low
+                and high.a == quotient
+            ):
+                gone = _terms(mul(mul(var(high), low.b), factor))
+                if all(acc.get(pm, 0) == pc for pm, pc in gone):
+                    return gone, _terms(mul(mod(low.a, mul(low.b, high.b)), factor))
+    return None
 
 
 def mul(a: Dim, b: Dim) -> Dim:
@@ -514,9 +544,7 @@ def _shift_to_lo(e: Dim) -> Dim:
     """Substitutes ``sym -> sym + lo`` so that every symbol's least value is 0."""
     if not isinstance(e, IntExpr):
         return e
-    table: dict[Atom, Dim] = {
-        a: _add(var(Sym(a.name + "'", 0)), a.lo) for a in atoms(e) if isinstance(a, Sym) and a.lo
-    }
+    table: dict[Atom, Dim] = {a: _add(var(Sym(a.name + "'", 0)), a.lo) for a in atoms(e) if isinstance(a, Sym) and a.lo}
     return substitute(e, table) if table else e
 
 
@@ -692,12 +720,7 @@ def _from_ast(node: ast.expr, symbols: Mapping[str, Dim], depth: int) -> Dim:
             return floordiv(a, b)
         if isinstance(node.op, ast.Mod):
             return mod(a, b)
-    if (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and len(node.args) == 2
-        and not node.keywords
-    ):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 2 and not node.keywords:
         fn = _CALLS.get(node.func.id)
         if fn is not None:
             return fn(*(_from_ast(a, symbols, depth + 1) for a in node.args))
