@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
 from arcweld.codegen.cache import DiskCache
+from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import Bound, KernelSource, ParamField
 from arcweld.codegen.lower import lower
 from arcweld.codegen.nvrtc import Job, headers
 from arcweld.codegen.nvrtc import version as nvrtc_version
 from arcweld.codegen.pool import compile_many
-from arcweld.codegen.select import runs_on, sources
+from arcweld.codegen.select import sources
 from arcweld.compiler.dims import Sym, to_text
 from arcweld.compiler.ir import Graph, Rewriter, Value
 from arcweld.compiler.options import Options

@@ -1,0 +1,44 @@
+"""Which implementations can render which template, best first, and the choice among them for a set of architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from arcweld.codegen import contract, pointwise, rowwise
+from arcweld.codegen.implementation import Implementation, runs_on
+from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.compiler.errors import UnsupportedError
+
+IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
+    "pointwise": (
+        Implementation("pointwise", "sm_80", pointwise.render_pointwise, pointwise.tactics, pointwise.supports),
+    ),
+    "rowwise": (Implementation("rowwise", "sm_80", rowwise.render_rowwise, rowwise.tactics, rowwise.supports),),
+    "contract": contract.IMPLEMENTATIONS,
+}
+
+
+def implementations(kernel: Kernel, arch: str) -> list[Implementation]:
+    """Those that can render ``kernel`` for ``arch``, best first."""
+    return [i for i in IMPLEMENTATIONS[kernel.template] if runs_on(i.arch, arch) and i.supports(kernel, arch) is None]
+
+
+def select(kernel: Kernel, arch: str) -> KernelSource:
+    """The untuned choice for ``arch``. Raises UnsupportedError with every implementation's reason if there is none."""
+    found = implementations(kernel, arch)
+    if not found:
+        reasons = [f"{i.name}: {i.supports(kernel, arch)}" for i in IMPLEMENTATIONS[kernel.template]]
+        raise UnsupportedError(f"no implementation of {kernel.stem} for {arch}: {'; '.join(reasons)}", node=kernel.stem)
+    best = found[0]
+    return best.render(kernel, best.tactics(kernel, arch)[0], arch)
+
+
+def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
+    """The distinct sources that serve all of ``archs``: a portable one, and one for each exact architecture with its own."""
+    portable = select(kernel, "sm_80")
+    chosen = {portable.source: portable}
+    for arch in archs:
+        if arch.endswith("a"):
+            special = select(kernel, arch)
+            chosen.setdefault(special.source, special)
+    return tuple(chosen.values())

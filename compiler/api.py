@@ -1,0 +1,198 @@
+"""The driver: from whatever model the user has to a verified engine. What ``arcweld.compile`` and the command line call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from arcweld.codegen.nvrtc import Job, compile_job
+from arcweld.compiler.build import Build, Progress, build_graph
+from arcweld.compiler.dims import Dim, symbol
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import ModelError, UsageError
+from arcweld.compiler.evidence import VerifyPlan, verify_build
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.compiler.samples import sample_inputs, sample_sizes
+from arcweld.runtime import engine as runtime_engine
+from arcweld.runtime.device import Device
+from arcweld.runtime.devices import open_device
+from arcweld.runtime.engine import Engine
+
+log = logging.getLogger("arcweld")
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What is known of one input beforehand.
+
+    shape  one entry an axis: an int, a name (a symbolic dimension), or ``(name, lowest, highest)``; None keeps the model's
+    dtype  a numpy dtype or its name, checked against the model's
+    """
+
+    name: str
+    shape: Sequence[int | str | tuple[str, int, int | None]] | None = None
+    dtype: Any = None
+
+
+def compile(
+    model: Any, *args: Any, inputs: Sequence[Input] = (), precision: str = "fp32", arch: Sequence[str] | str | None = None,
+    device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None,
+    tf32: bool = False, disable: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+    progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+) -> Engine:  # fmt: skip
+    """Compiles a model and returns a verified engine.
+
+    model      a path to an ONNX file, its bytes, an ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a
+               ``torch.nn.Module`` followed by example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as in torch.export)
+    inputs     shapes and element types of inputs, where the model leaves them open or where they should be fixed
+    precision  fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
+    arch       architectures to compile for (``["sm_90a"]``); None: the local GPU's, or none at all for the sim device
+    device     where the engine runs: ``cuda``, ``sim``; None: ARCWELD_DEVICE, else a GPU, else sim
+    verify     quick (inside ``verify_budget`` seconds), full or off; ``tolerance`` bounds the engine's relative error
+    disable    names of passes to leave out
+
+    Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled, AccuracyError
+    above tolerance, UsageError, EnvironmentError_.
+    """
+    graph = import_model(model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
+    return compile_graph(
+        graph, precision=precision, arch=arch, device=device, verify=verify, verify_budget=verify_budget,
+        tolerance=tolerance, tf32=tf32, disable=disable, progress=progress, dump=dump,
+    )  # fmt: skip
+
+
+def import_model(
+    model: Any, *args: Any, inputs: Sequence[Input] = (), kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Graph:  # fmt: skip
+    """The graph of a model in any of the forms that ``compile`` takes."""
+    kind = type(model)
+    if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
+        from arcweld.compiler.onnx.importer import import_onnx
+
+        shapes, ranges = _input_shapes(inputs)
+        graph = import_onnx(model, shapes=shapes, ranges=ranges)
+    elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
+        from arcweld.compiler.torch import importer
+
+        if inputs:
+            raise UsageError(
+                "inputs= is for ONNX models", hint="give a torch module example arguments and dynamic_shapes"
+            )
+        if kind.__name__ == "ExportedProgram":
+            graph = importer.import_exported(model)
+        else:
+            graph = importer.import_module(model, args, dict(kwargs or {}), dynamic_shapes)
+    else:
+        raise UsageError(
+            f"can't compile a {kind.__module__}.{kind.__name__}",
+            hint="pass an ONNX path or ModelProto, a torch.nn.Module with example arguments, or an ExportedProgram",
+        )
+    _check_inputs(graph, inputs)
+    return graph
+
+
+def _input_shapes(inputs: Sequence[Input]) -> tuple[dict[str, list[Dim | str]], dict[str, tuple[int, int | None, int]]]:
+    shapes: dict[str, list[Dim | str]] = {}
+    for i in inputs:
+        if i.shape is not None:
+            shapes[i.name] = [symbol(d[0], d[1], d[2]) if isinstance(d, tuple) else d for d in i.shape]
+    return shapes, {}
+
+
+def _check_inputs(graph: Graph, inputs: Sequence[Input]) -> None:
+    found = {v.name: v for v in graph.inputs}
+    for i in inputs:
+        if i.name not in found:
+            raise UsageError(f"the model has no input {i.name!r}", hint=f"its inputs are {', '.join(found)}")
+        if i.dtype is not None:
+            asked = i.dtype if isinstance(i.dtype, DType) else from_numpy(np.dtype(i.dtype))
+            if asked is not found[i.name].dtype:
+                raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
+
+
+def compile_graph(
+    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None, device: Device | str | None = None,
+    verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None, tf32: bool = False,
+    disable: Sequence[str] = (), progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, np.ndarray] | None = None,
+) -> Engine:  # fmt: skip
+    """Compiles an imported graph; see ``compile``. ``feeds`` are the inputs to verify with, else ``sizes`` of dimensions."""
+    build, engine = build_engine(
+        graph, precision=precision, arch=arch, device=device, verify=verify, verify_budget=verify_budget,
+        tolerance=tolerance, tf32=tf32, disable=disable, progress=progress, dump=dump, sizes=sizes, feeds=feeds,
+    )  # fmt: skip
+    return engine
+
+
+def build_engine(
+    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None, device: Device | str | None = None,
+    verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None, tf32: bool = False,
+    disable: Sequence[str] = (), progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, np.ndarray] | None = None,
+) -> tuple[Build, Engine]:  # fmt: skip
+    """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
+    plan = VerifyPlan(verify, verify_budget, tolerance)
+    where = open_device(device) if device is None or isinstance(device, str) else device
+    archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
+    options = Options(precision=precision, arch=archs, disable=frozenset(disable), tf32=tf32)
+    started = time.monotonic()
+    folder = None if dump is None else Path(dump)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    build = build_graph(
+        graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.name == "cuda"
+    )
+    engine = Engine(build.data, where)
+    if plan.level != "off":
+        bound = sample_sizes(graph, sizes)
+        given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
+        evidence = verify_build(build, engine, given, _bind(graph, given, bound), plan, precision)
+        build.data = engine.data = replace(build.data, verify=evidence)
+    build.seconds["total"] = time.monotonic() - started
+    log.info("%s", summary(build, engine))
+    return build, engine
+
+
+def _bind(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[str, int]:
+    from arcweld.compiler.reference import bind_symbols
+
+    return {**sizes, **bind_symbols(graph.inputs, feeds, None)}
+
+
+def summary(build: Build, engine: Engine) -> str:
+    """The one line that says what a build made."""
+    data = build.data
+    evidence = data.verify or {}
+    errors = [o["error"] for o in evidence.get("outputs", []) if o["status"] == "verified"]
+    checked = [k for k in evidence.get("kernels", []) if k["status"] == "verified"]
+    verified = f"{len(checked)}/{len({p.sources[0].entry for p in build.planned})} kernels verified"
+    if errors:
+        verified += f", max err {max(errors):.1e}"
+    weights = sum(w.nbytes for w in data.weights.values())
+    return (
+        f"{len(build.imported.nodes)} nodes -> {len(build.planned)} kernels "
+        f"({len(data.sources)} distinct), {verified} on {engine.device.name}, "
+        f"{weights / 1e6:.1f} MB weights, built in {build.seconds['total']:.1f} s"
+    )
+
+
+def _rebuild(name: str, source: str, files: dict[str, str], arch: str) -> bytes:
+    """Compiles an engine's embedded source for an architecture that it was not built for."""
+    job = Job(source, arch, name, headers=tuple(sorted(files.items())))
+    return compile_job(job).code
+
+
+def install_rebuild_hook() -> None:
+    """Lets engines compile their own sources for GPUs they were not built for."""
+    runtime_engine.rebuild_hook = _rebuild
+
+
+install_rebuild_hook()

@@ -1,0 +1,206 @@
+"""Verification of a build: every distinct kernel once, then the whole engine, against the numpy references of the registry.
+
+What comes out is evidence, stored in the engine: what was compared, on which device, with which inputs and error, and what
+was not compared and why. A build above tolerance refuses to give an engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.build import Build, Planned
+from arcweld.compiler.dims import Dim, evaluate, parse
+from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.reference import run_reference
+from arcweld.runtime import program as prog
+from arcweld.runtime.device import Device
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.engine_file import EngineData
+
+log = logging.getLogger("arcweld.verify")
+
+LEVELS = ("off", "quick", "full")
+# relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the element type of what it stores
+KERNEL_TOLERANCE = {"f64": 1e-6, "f32": 1e-4, "f16": 5e-3, "bf16": 4e-2}
+ENGINE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
+# what the simulator manages on one core; only used to decide what fits the budget
+SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """``level`` off, quick (inside ``budget`` seconds) or full; ``tolerance`` None takes ENGINE_TOLERANCE of the precision."""
+
+    level: str = "quick"
+    budget: float = 20.0
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise UsageError(f"unknown verification level {self.level!r}", hint=f"one of {', '.join(LEVELS)}")
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """``‖got - want‖ / ‖want‖`` in f64; integers and bools: the share of differing elements. NaN and inf must agree in place."""
+    if want.dtype.kind in "iub":
+        return float(np.mean(got != want)) if want.size else 0.0
+    g, w = got.astype(np.float64), want.astype(np.float64)
+    odd = ~np.isfinite(w)
+    if not np.array_equal(np.isfinite(g), ~odd) or not np.array_equal(g[odd], w[odd], equal_nan=True):
+        return float("inf")
+    norm = float(np.linalg.norm(w[~odd]))
+    diff = float(np.linalg.norm(g[~odd] - w[~odd]))
+    return diff / norm if norm > 0 else diff
+
+
+def verify_build(
+    build: Build,
+    engine: Engine,
+    feeds: Mapping[str, np.ndarray],
+    sizes: Mapping[str, int],
+    plan: VerifyPlan,
+    precision: str,
+) -> dict[str, Any]:
+    """Compares kernels and engine with the references on ``feeds``; returns the evidence.
+
+    Raises AccuracyError, naming the kernel or the output and its error, where something is above tolerance.
+    """
+    if plan.level == "off":
+        return {"level": "off", "device": engine.device.name, "kernels": [], "outputs": []}
+    end = time.monotonic() + (plan.budget if plan.level == "quick" else float("inf"))
+    started = time.monotonic()
+    evidence: dict[str, Any] = {
+        "level": plan.level, "device": f"{engine.device.name} {engine.device.arch}", "metric": "norm(got - want) / norm(want)",
+        "shapes": {k: list(v.shape) for k, v in feeds.items()}, "kernels": [], "outputs": [],
+    }  # fmt: skip
+    wanted = {t for p in build.planned for t in p.bound.tensors.values()} - set(build.fused.graph.weights)
+    values = run_reference(build.fused.graph, feeds, keep=wanted, bind=sizes)
+    values.update(feeds)
+    for p in _distinct(build, sizes):
+        evidence["kernels"].append(_check_kernel(p, build.data, values, sizes, engine.device, end))
+    del values
+    evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, plan, precision, end)
+    evidence["seconds"] = round(time.monotonic() - started, 3)
+    return evidence
+
+
+def _distinct(build: Build, sizes: Mapping[str, int]) -> list[Planned]:
+    """One launch for each distinct kernel, the cheapest first so that a budget covers as many as it can."""
+    first: dict[str, Planned] = {}
+    for p in build.planned:
+        first.setdefault(p.sources[0].entry, p)
+    return sorted(first.values(), key=lambda p: _cost(p, sizes))
+
+
+def _cost(p: Planned, sizes: Mapping[str, int]) -> float:
+    """Seconds that the simulator needs for a launch, roughly."""
+    elements = sum(_numel(b.shape, sizes) for b in p.bound.kernel.buffers if b.written)
+    return evaluate(p.bound.flops, sizes) / SIM_FLOPS + elements / SIM_ELEMENTS
+
+
+def _numel(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> int:
+    return int(np.prod([evaluate(d, sizes) for d in shape], dtype=np.int64))
+
+
+def _check_kernel(
+    p: Planned, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device, end: float
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"kernel": p.sources[0].entry, "launch": p.name}
+    if device.name == "sim" and time.monotonic() + _cost(p, sizes) > end:
+        return {**entry, "status": "skipped", "reason": "the time budget was spent"}
+    outs = {b.name: p.bound.tensors[b.name] for b in p.bound.kernel.buffers if b.written}
+    got = run_launch(p, data, values, sizes, device)
+    worst = 0.0
+    for name, tensor in outs.items():
+        error = relative_error(got[tensor], values[tensor])
+        limit = KERNEL_TOLERANCE.get(p.bound.kernel.buffer(name).dtype.value, 0.0)
+        worst = max(worst, error)
+        if error > limit:
+            raise AccuracyError(
+                f"kernel {p.sources[0].entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}",
+                node=", ".join(p.bound.origin[:6]) or p.name,
+                hint="this is a defect of Arcweld: please report it; `--disable fusion-rule` or `--verify off` go round it",
+            )
+    return {**entry, "status": "verified", "error": worst}
+
+
+def run_launch(
+    p: Planned, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
+) -> dict[str, np.ndarray]:
+    """Runs one launch alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
+    single = single_launch(data, p.name, sizes)
+    feeds = {t.name: np.ascontiguousarray(values[t.name]) for t in single.program.inputs}
+    return Engine(single, device, graphs=False).run(feeds)
+
+
+def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> EngineData:
+    """An engine that holds one launch of ``data`` with every dimension fixed to ``sizes``."""
+    launch = next(x for x in data.program.launches if x.name == name)
+    tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
+    weights = tuple(w for w in data.program.weights if w.name in launch.reads)
+    names = {w.name for w in weights}
+
+    def fixed(text: str) -> str:
+        return str(evaluate(parse(text), sizes))
+
+    def tensor(n: str) -> prog.Tensor:
+        return replace_struct(tensors[n], shape=tuple(fixed(d) for d in tensors[n].shape))
+
+    def field(f: prog.Field) -> prog.Field:
+        value = fixed(f.value) if f.kind in ("i32", "i64") else f.value
+        return replace_struct(
+            f, value=value, offset=fixed(f.offset), dims=tuple(map(fixed, f.dims)), strides=tuple(map(fixed, f.strides))
+        )
+
+    variants = tuple(
+        replace_struct(v, grid=tuple(fixed(g) for g in v.grid), fields=tuple(field(f) for f in v.fields))
+        for v in launch.variants
+    )
+    used = {v.kernel for v in variants}
+    program = prog.Program(
+        prog.SCHEMA, name, (), tuple(tensor(n) for n in dict.fromkeys(launch.reads) if n not in names),
+        tuple(tensor(n) for n in dict.fromkeys(launch.writes)), weights, (), (),
+        (replace_struct(launch, variants=variants, flops="0"),),
+    )  # fmt: skip
+    return replace(
+        data, program=program, sources={k: v for k, v in data.sources.items() if k in used},
+        weights={n: data.weights[n] for n in names}, cubins={k: v for k, v in data.cubins.items() if k[1] in used},
+        ptx={k: v for k, v in data.ptx.items() if k in used}, graph="", verify=None,
+    )  # fmt: skip
+
+
+def replace_struct(value: Any, **changes: Any) -> Any:
+    """A copy of a msgspec struct with some fields changed."""
+    import msgspec
+
+    return msgspec.structs.replace(value, **changes)
+
+
+def _check_outputs(
+    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan, precision: str,
+    end: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    labels = build.imported.labels()
+    cost = sum(_cost(p, sizes) for p in build.planned)
+    if engine.device.name == "sim" and time.monotonic() + cost > end:
+        reason = f"about {cost:.0f} s on the simulator, beyond the budget"
+        return [{"output": n, "status": "skipped", "reason": reason} for n in labels]
+    want = run_reference(build.imported, feeds, bind=sizes)
+    got = engine.run(dict(feeds))
+    limit = plan.tolerance if plan.tolerance is not None else ENGINE_TOLERANCE[precision]
+    found = []
+    for label, o in zip(labels, build.imported.outputs):
+        error = relative_error(got[label], want[o.name])
+        if error > limit:
+            raise AccuracyError(
+                f"output {label} has relative error {error:.2e} against the reference, above {limit:.0e}",
+                node=label,
+                hint="try precision fp32, raise --tolerance if the model bears it, or report a defect",
+            )
+        found.append({"output": label, "status": "verified", "error": error, "tolerance": limit})
+    return found
