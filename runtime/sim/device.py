@@ -78,19 +78,21 @@ class _Prepared:
 class SimDevice:
     """Runs kernels on the CPU through the Device protocol.
 
-    ``arch``: ``sm_80`` or ``sm_90a``, the architecture whose kernels it takes. ``checked``: verify every access (slower,
-    10 to 50 times). ``seed``: 0 runs warps in order; any other value is a reproducible adversarial schedule. All streams
-    are the same one: every call returns when its work is done.
+    ``arch``: ``sm_80`` or ``sm_90a``, the architecture whose kernels it takes. ``checked``: verify every access (two
+    to ten times slower). ``seed``: 0 runs warps in order; any other value is a reproducible adversarial schedule. All
+    streams are the same one: every call returns when its work is done.
     """
 
-    name = "sim"
-    can_capture = False
-
     def __init__(self, arch: str = "sm_90a", checked: bool = False, seed: int = 0) -> None:
+        self.name = "sim"
         self.arch = arch
         self.checked = checked
         self.seed = seed
         self._kernels: dict[tuple[str, str, str], SimKernel] = {}
+
+    @property
+    def can_capture(self) -> bool:
+        return False
 
     # ------------------------------------------------------------ memory
     def allocate(self, nbytes: int) -> SimMemory:
@@ -198,10 +200,20 @@ class SimDevice:
     def synchronize(self, stream: int = 0) -> None:
         """Nothing to wait for: launches return when they are done."""
 
-    def begin_capture(self, stream: int) -> None:
+    def enter(self) -> int:
+        """There is one device only: it is always current."""
+        return 0
+
+    def leave(self, token: int) -> None:
+        """Undoes ``enter``."""
+
+    def is_capturing(self, stream: int) -> bool:
+        return False
+
+    def begin_capture(self) -> int:
         raise DeviceError("the sim device does not capture graphs")
 
-    def end_capture(self, stream: int) -> Any:
+    def end_capture(self) -> Any:
         raise DeviceError("the sim device does not capture graphs")
 
     def replay(self, graph: Any, stream: int = 0) -> None:

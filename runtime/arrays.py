@@ -1,0 +1,221 @@
+"""Arrays of callers: numpy, torch, CuPy and anything with ``__dlpack__`` in; results of the kind that came
+in.
+
+Nothing is copied that need not be: contiguous, 16-byte aligned arrays on the device are used where they
+lie. torch and CuPy are never imported for their own sake: an array of theirs means that the caller has
+imported them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import ArcweldError, InputError
+from arcweld.runtime.plan import Shape
+
+ALIGNMENT = 16
+_CPU_DEVICES = (1, 3)  # DLPack's codes: plain and pinned host memory
+_CUDA_DEVICES = (2, 13)  # device and managed memory
+
+
+@dataclass(slots=True)
+class Taken:
+    """An input made usable. ``host`` is set where its bytes must still be uploaded; ``keep`` owns the
+    memory.
+    """
+
+    kind: str
+    address: int
+    shape: Shape
+    nbytes: int
+    keep: object
+    host: np.ndarray | None = None
+
+
+class Arrays:
+    """Takes inputs for, and makes results on, one device. Kinds: ``numpy``, ``torch`` (by device) and
+    ``cupy``.
+    """
+
+    def __init__(self, *, on_gpu: bool, index: int = 0) -> None:
+        self.on_gpu = on_gpu
+        self.index = index
+        self._takers: dict[type, Callable[[str, Any, DType], Taken]] = {}
+        self._torch_dtypes: dict[DType, Any] = {}
+
+    def take(self, name: str, array: Any, dtype: DType) -> Taken:
+        """Raises InputError for what is no array, has another element type, or lies on another device."""
+        taker = self._takers.get(type(array))
+        if taker is None:
+            taker = self._takers[type(array)] = self._taker(name, array)
+        return taker(name, array, dtype)
+
+    def _taker(self, name: str, array: Any) -> Callable[[str, Any, DType], Taken]:
+        if isinstance(array, np.ndarray | np.generic):
+            return self._take_numpy
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(array, torch.Tensor):
+            return self._take_torch
+        cupy = sys.modules.get("cupy")
+        if cupy is not None and isinstance(array, cupy.ndarray):
+            return self._take_cupy
+        if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+            return self._take_dlpack
+        raise InputError(
+            f"input {name!r} is a {type(array).__name__}, not an array",
+            hint="pass a numpy array, a torch tensor, a CuPy array or an object with __dlpack__",
+        )
+
+    # ------------------------------------------------------------------------------------------ one kind each
+
+    def _take_numpy(self, name: str, array: Any, dtype: DType) -> Taken:
+        if array.dtype != dtype.numpy:
+            raise _wrong_dtype(name, str(array.dtype), dtype)
+        host = dense(np.asarray(array))
+        address = int(host.__array_interface__["data"][0])
+        return Taken("numpy", address, host.shape, host.nbytes, host, host if self.on_gpu else None)
+
+    def _take_torch(self, name: str, tensor: Any, dtype: DType) -> Taken:
+        if tensor.dtype is not self.torch_dtype(dtype):
+            raise _wrong_dtype(name, str(tensor.dtype).removeprefix("torch."), dtype)
+        if str(tensor.layout) != "torch.strided":
+            raise InputError(f"input {name!r} is a {tensor.layout} tensor", hint="call .to_dense() on it")
+        if tensor.is_neg():
+            tensor = tensor.resolve_neg()
+        if not tensor.is_contiguous():
+            tensor = tensor.contiguous()
+        shape = tuple(tensor.shape)
+        if tensor.is_cuda:
+            self._check_gpu(name, tensor.device.index)
+            if tensor.data_ptr() % ALIGNMENT:
+                tensor = tensor.clone()
+            return Taken("torch-gpu", tensor.data_ptr(), shape, tensor.nbytes, tensor)
+        if tensor.device.type != "cpu":
+            raise InputError(f"input {name!r} is on {tensor.device}", hint="move it to the CPU or to CUDA")
+        host = dense(host_view(tensor))
+        address = int(host.__array_interface__["data"][0])
+        return Taken("torch", address, shape, host.nbytes, (tensor, host), host if self.on_gpu else None)
+
+    def _take_cupy(self, name: str, array: Any, dtype: DType) -> Taken:
+        if array.dtype != dtype.numpy:
+            raise _wrong_dtype(name, str(array.dtype), dtype)
+        self._check_gpu(name, array.device.id)
+        if not array.flags.c_contiguous or array.data.ptr % ALIGNMENT:
+            array = array.copy(order="C")
+        return Taken("cupy", array.data.ptr, array.shape, array.nbytes, array)
+
+    def _take_dlpack(self, name: str, array: Any, dtype: DType) -> Taken:
+        place, index = array.__dlpack_device__()
+        if int(place) in _CPU_DEVICES:
+            try:
+                host = np.from_dlpack(array)
+            except (BufferError, RuntimeError, TypeError) as error:
+                raise InputError(f"input {name!r} cannot be read through DLPack: {error}") from None
+            return self._take_numpy(name, host, dtype)
+        if int(place) not in _CUDA_DEVICES:
+            raise InputError(f"input {name!r} is on a device that is neither CPU nor CUDA")
+        self._check_gpu(name, int(index))
+        import cupy
+
+        return self._take_cupy(name, cupy.from_dlpack(array), dtype)
+
+    def _check_gpu(self, name: str, index: int) -> None:
+        if not self.on_gpu:
+            raise InputError(
+                f"input {name!r} is on a GPU, but the engine runs on the sim device",
+                hint='load it with device="cuda", or pass .cpu()',
+            )
+        if index != self.index:
+            raise InputError(f"input {name!r} is on GPU {index}, the engine on GPU {self.index}")
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def empty(self, kind: str, shape: Shape, dtype: DType) -> tuple[Any, int, np.ndarray | None]:
+        """A new result array, its address, and the host view to download into where it is not on the
+        device.
+        """
+        if kind == "torch-gpu":
+            torch = sys.modules["torch"]
+            tensor = torch.empty(shape, dtype=self.torch_dtype(dtype), device=f"cuda:{self.index}")
+            return tensor, tensor.data_ptr(), None
+        if kind == "cupy":
+            cupy = sys.modules["cupy"]
+            array = cupy.empty(shape, dtype.numpy)
+            return array, array.data.ptr, None
+        if kind == "torch":
+            tensor = sys.modules["torch"].empty(shape, dtype=self.torch_dtype(dtype))
+            return tensor, tensor.data_ptr(), host_view(tensor) if self.on_gpu else None
+        host = aligned_empty(shape, dtype.numpy)
+        return host, int(host.__array_interface__["data"][0]), host if self.on_gpu else None
+
+    def stream(self, kind: str) -> int:
+        """The stream on which a caller of this kind expects the work: 0 for host arrays."""
+        if kind == "torch-gpu":
+            return int(sys.modules["torch"].cuda.current_stream(self.index).cuda_stream)
+        if kind == "cupy":
+            return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+        return 0
+
+    def torch_dtype(self, dtype: DType) -> Any:
+        """torch's name for an element type."""
+        if not self._torch_dtypes:
+            torch = sys.modules["torch"]
+            names = {d: _TORCH_NAMES.get(d, str(d.numpy)) for d in DType}
+            self._torch_dtypes = {d: getattr(torch, n, None) for d, n in names.items()}
+        return self._torch_dtypes[dtype]
+
+
+_TORCH_NAMES = {DType.BF16: "bfloat16", DType.BOOL: "bool"}
+
+
+def result_kind(taken: Sequence[Taken]) -> str:
+    """The kind that results have: arrays on the GPU win, then torch; numpy without inputs."""
+    kinds = {t.kind for t in taken}
+    return next((k for k in ("torch-gpu", "cupy", "torch") if k in kinds), "numpy")
+
+
+def dense(array: np.ndarray) -> np.ndarray:
+    """``array`` itself where it is C-contiguous and 16-byte aligned, else a copy that is."""
+    if array.flags.c_contiguous and array.__array_interface__["data"][0] % ALIGNMENT == 0:
+        return array
+    copy = aligned_empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def aligned_empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array whose data begin at a multiple of 16 bytes."""
+    array: np.ndarray = np.empty(shape, dtype)
+    if array.__array_interface__["data"][0] % ALIGNMENT == 0:
+        return array
+    raw = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + array.nbytes].view(dtype).reshape(shape)
+
+
+def host_view(tensor: Any) -> np.ndarray:
+    """The numpy view of a contiguous CPU tensor, bfloat16 included."""
+    torch = sys.modules["torch"]
+    names = {_TORCH_NAMES.get(d, str(d.numpy)): d for d in DType}
+    dtype = names.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise InputError(f"a tensor of {tensor.dtype} cannot be read")
+    flat = tensor.detach().reshape(-1).view(torch.uint8)
+    view: np.ndarray = flat.numpy().view(dtype.numpy).reshape(tuple(tensor.shape))
+    return view
+
+
+def _wrong_dtype(name: str, got: str, want: DType) -> InputError:
+    try:
+        shown = from_numpy(np.dtype(got)).value
+    except (ArcweldError, TypeError):
+        shown = got
+    return InputError(
+        f"input {name!r} must be {want.value}, got {shown}",
+        hint=f"convert it first, for example with .astype(np.{want.numpy}) or .to(torch.{want.numpy})",
+    )

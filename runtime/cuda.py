@@ -1,0 +1,334 @@
+"""The ``cuda`` device: CuPy owns memory and loads modules, cuda.bindings launches and owns the graphs.
+
+CuPy's own launch has neither clusters nor programmatic dependent launch; ``cuLaunchKernelEx`` with a
+configuration packed once has both, and costs about 4 µs of host time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.errors import DeviceError, EnvironmentError_
+from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
+
+STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory must be asked for
+PORTABLE_CLUSTER = 8
+MAP_BYTES = 128
+MAP_ALIGNMENT = 64
+
+# CUtensorMapDataType. Boolean and 8-bit integers are moved as bytes; NaN bits pass unchanged.
+_MAP_TYPES = {
+    "u8": 0, "i8": 0, "bool": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3, "u64": 4, "i64": 5, "f16": 6, "f32": 7,
+    "f64": 8, "bf16": 9,
+}  # fmt: skip
+_MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
+_MAP_L2_PROMOTION_256B = 3
+
+
+def _bindings() -> Any:
+    """cuda.bindings' driver module, of CUDA 12 or 13."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise EnvironmentError_(
+            f"cuda.bindings cannot be imported: {error}", hint="pip install 'cuda-bindings>=12.8'"
+        ) from None
+    return driver
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise EnvironmentError_(f"CuPy cannot be imported: {error}", hint="pip install cupy-cuda12x") from None
+    return cupy
+
+
+class CudaMemory:
+    """An allocation from CuPy's pool."""
+
+    __slots__ = ("_pointer", "address", "nbytes")
+
+    def __init__(self, pointer: Any, nbytes: int) -> None:
+        self._pointer = pointer
+        self.address = int(pointer.ptr)
+        self.nbytes = nbytes
+
+
+class CudaKernel:
+    """A function of a loaded module, which it keeps alive."""
+
+    __slots__ = ("function", "handle", "module", "name")
+
+    def __init__(self, name: str, module: Any, function: Any, handle: Any) -> None:
+        self.name = name
+        self.module = module
+        self.function = function
+        self.handle = handle
+
+
+class PreparedLaunch:
+    """Everything that ``cuLaunchKernelEx`` reads, at addresses that stay where they are."""
+
+    __slots__ = ("address", "config", "handle", "keep", "name", "stream")
+
+    def __init__(self, name: str, config: Any, handle: Any, params: bytes) -> None:
+        blob = params_buffer(params)
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(blob))
+        self.name = name
+        self.config = config
+        self.handle = handle
+        self.address = ctypes.addressof(pointers)
+        self.keep = (blob, pointers)
+        self.stream = -1
+
+
+class CudaGraph:
+    """An executable graph, destroyed with the object."""
+
+    __slots__ = ("_driver", "handle")
+
+    def __init__(self, driver: Any, handle: Any) -> None:
+        self._driver = driver
+        self.handle = handle
+
+    def __del__(self) -> None:
+        self._driver.cuGraphExecDestroy(self.handle)
+
+
+def params_buffer(params: bytes) -> ctypes.Array[ctypes.c_char]:
+    """The parameter struct in memory of its own, 64-byte aligned as a tensor map in it wants to be."""
+    raw = (ctypes.c_char * (len(params) + MAP_ALIGNMENT))()
+    start = -ctypes.addressof(raw) % MAP_ALIGNMENT
+    blob = (ctypes.c_char * max(len(params), 1)).from_buffer(raw, start)
+    ctypes.memmove(blob, params, len(params))
+    return blob
+
+
+def tensor_map_arguments(spec: TensorMapSpec) -> tuple[Any, ...]:
+    """The arguments of ``cuTensorMapEncodeTiled`` after the output pointer, as ctypes values.
+
+    Raises DeviceError for an element type that TMA does not move.
+    """
+    rank = len(spec.dims)
+    if spec.dtype not in _MAP_TYPES or spec.swizzle not in _MAP_SWIZZLES:
+        raise DeviceError(f"no tensor map for element type {spec.dtype} with swizzle {spec.swizzle}")
+    return (
+        ctypes.c_int(_MAP_TYPES[spec.dtype]),
+        ctypes.c_uint32(rank),
+        ctypes.c_void_p(spec.address),
+        (ctypes.c_uint64 * rank)(*spec.dims),
+        (ctypes.c_uint64 * max(rank - 1, 1))(*spec.strides),
+        (ctypes.c_uint32 * rank)(*spec.box),
+        (ctypes.c_uint32 * rank)(*spec.element_strides),
+        ctypes.c_int(0),  # no interleave
+        ctypes.c_int(_MAP_SWIZZLES[spec.swizzle]),
+        ctypes.c_int(_MAP_L2_PROMOTION_256B),
+        ctypes.c_int(0),  # zero fill outside
+    )
+
+
+class CudaDevice:
+    """One NVIDIA GPU through the Device protocol. Streams are CUstream handles as integers."""
+
+    def __init__(self, index: int = 0) -> None:
+        """Raises EnvironmentError_ without a driver, CuPy or cuda.bindings, or for a GPU older than sm_80."""
+        self.name = "cuda"
+        self.index = index
+        self._cupy = _cupy()
+        self._driver = _bindings()
+        self._runtime = self._cupy.cuda.runtime
+        try:
+            major, minor = divmod(int(self._cupy.cuda.Device(index).compute_capability), 10)
+            self.model = self._runtime.getDeviceProperties(index)["name"].decode()
+        except self._runtime.CUDARuntimeError as error:
+            raise EnvironmentError_(
+                f"GPU {index} cannot be used: {error}", hint="check nvidia-smi; the driver may be older than CUDA 12"
+            ) from None
+        if major < 8:
+            raise EnvironmentError_(f"{self.model} is sm_{major}{minor}; Arcweld needs sm_80 or newer")
+        # From Hopper on, code for exactly this architecture (wgmma, setmaxnreg) bears the suffix.
+        self.arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        self._encode: Any = None
+        self._launch = self._driver.cuLaunchKernelEx
+        self._local = threading.local()  # each thread captures on a stream of its own
+
+    def _check(self, result: tuple[Any, ...], doing: str = "a CUDA call") -> Any:
+        """The value of a driver call. Raises DeviceError with CUDA's own name and text for the trouble."""
+        error, *values = result
+        if error:
+            _, name = self._driver.cuGetErrorName(error)
+            _, text = self._driver.cuGetErrorString(error)
+            shown = name.decode() if name else str(error)
+            raise DeviceError(f"{doing} failed: {shown}: {text.decode() if text else 'unknown'}", node=self.model)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    # ------------------------------------------------------------------------------------------------ memory
+
+    def allocate(self, nbytes: int) -> CudaMemory:
+        """Raises DeviceError when the GPU's memory does not suffice."""
+        try:
+            return CudaMemory(self._cupy.cuda.alloc(max(nbytes, 256)), nbytes)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            free, total = self._runtime.memGetInfo()
+            raise DeviceError(
+                f"out of GPU memory for {nbytes:,} bytes ({free:,} of {total:,} free): {error}",
+                hint="use smaller shapes; engine.memory() tells the bytes before a run",
+            ) from None
+
+    def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        if not source.flags.c_contiguous:
+            raise DeviceError("upload needs a C-contiguous array")
+        if source.nbytes:
+            pointer = int(source.__array_interface__["data"][0])
+            result = self._driver.cuMemcpyHtoDAsync(address, pointer, source.nbytes, stream)
+            self._check(result, "copying to the GPU")
+
+    def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
+        if not destination.flags.c_contiguous or not destination.flags.writeable:
+            raise DeviceError("download needs a writable C-contiguous array")
+        if destination.nbytes:
+            pointer = int(destination.__array_interface__["data"][0])
+            result = self._driver.cuMemcpyDtoHAsync(pointer, address, destination.nbytes, stream)
+            self._check(result, "copying from the GPU")
+        self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
+
+    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        error = self._driver.cuMemcpyDtoDAsync(destination, source, nbytes, stream)
+        if error[0]:
+            self._check(error, "copying on the GPU")
+
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        self._check(self._driver.cuMemsetD8Async(address, 0, nbytes, stream), "clearing GPU memory")
+
+    # ------------------------------------------------------------------------------------------------ kernels
+
+    def compile_many(self, images: Sequence[KernelImage]) -> None:
+        """Nothing to do: object code is loaded, not compiled."""
+
+    def load_kernel(self, image: KernelImage, shared_bytes: int) -> CudaKernel:
+        """Loads a cubin, or lets the driver compile PTX. Raises DeviceError where the driver refuses it."""
+        code = image.cubin if image.cubin is not None else image.ptx
+        if code is None:
+            raise DeviceError(f"kernel {image.name} has neither a cubin nor PTX", node=image.name)
+        module = self._cupy.cuda.function.Module()
+        try:
+            module.load(code)
+            function = module.get_function(image.entry)
+        except self._cupy.cuda.driver.CUDADriverError as error:
+            raise DeviceError(f"kernel {image.name} does not load: {error}", node=image.name) from None
+        handle = self._driver.CUfunction(int(function.ptr))
+        if shared_bytes > STATIC_SHARED_LIMIT:
+            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            result = self._driver.cuFuncSetAttribute(handle, attribute, shared_bytes)
+            self._check(result, f"giving {shared_bytes} bytes of shared memory to {image.name}")
+        return CudaKernel(image.name, module, function, handle)
+
+    def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
+        """Calls the driver through ctypes, because the output must be 64-byte aligned. Raises DeviceError."""
+        if self._encode is None:
+            self._encode = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
+        raw = (ctypes.c_char * (MAP_BYTES + MAP_ALIGNMENT))()
+        address = ctypes.addressof(raw)
+        start = -address % MAP_ALIGNMENT
+        status = self._encode(ctypes.c_void_p(address + start), *tensor_map_arguments(spec))
+        if status:
+            self._check((self._driver.CUresult(status),), f"encoding the tensor map {spec}")
+        return raw.raw[start : start + MAP_BYTES]
+
+    def prepare(self, spec: LaunchSpec) -> PreparedLaunch:
+        """Packs one launch. Raises DeviceError for a cluster size that the GPU refuses."""
+        kernel: CudaKernel = spec.kernel
+        if spec.cluster > PORTABLE_CLUSTER:
+            attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            result = self._driver.cuFuncSetAttribute(kernel.handle, attribute, 1)
+            self._check(result, f"allowing clusters of {spec.cluster} for {spec.name}")
+        config = self._driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = spec.grid
+        config.blockDimX, config.blockDimY, config.blockDimZ = spec.block
+        config.sharedMemBytes = spec.shared_bytes
+        attributes = self._attributes(spec)
+        if attributes:
+            config.attrs = attributes
+        config.numAttrs = len(attributes)
+        return PreparedLaunch(spec.name, config, kernel.handle, spec.params)
+
+    def _attributes(self, spec: LaunchSpec) -> list[Any]:
+        driver, kinds = self._driver, self._driver.CUlaunchAttributeID
+        attributes: list[Any] = []
+        if spec.cluster > 1:
+            cluster = driver.CUlaunchAttribute()
+            cluster.id = kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            dims = cluster.value.clusterDim
+            dims.x, dims.y, dims.z = spec.cluster, 1, 1
+            attributes.append(cluster)
+        if spec.pdl and not self.arch.startswith("sm_8"):
+            pdl = driver.CUlaunchAttribute()
+            pdl.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            pdl.value.programmaticStreamSerializationAllowed = 1
+            attributes.append(pdl)
+        return attributes
+
+    def launch(self, prepared: Any, stream: int = 0) -> None:
+        """Raises DeviceError where the launch is refused; a fault inside the kernel shows at the next wait."""
+        if prepared.stream != stream:
+            prepared.config.hStream = self._driver.CUstream(stream)
+            prepared.stream = stream
+        error = self._launch(prepared.config, prepared.handle, prepared.address, 0)
+        if error[0]:
+            self._check(error, f"launching {prepared.name}")
+
+    def synchronize(self, stream: int = 0) -> None:
+        if stream:
+            self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
+        else:
+            self._check(self._driver.cuCtxSynchronize(), "waiting for the GPU")
+
+    def enter(self) -> int:
+        """Makes this GPU's primary context current; the token is the GPU that was current before."""
+        previous = int(self._runtime.getDevice())
+        self._runtime.setDevice(self.index)
+        return previous
+
+    def leave(self, token: int) -> None:
+        if token != self.index:
+            self._runtime.setDevice(token)
+
+    # ------------------------------------------------------------------------------------------------ graphs
+
+    @property
+    def can_capture(self) -> bool:
+        return True
+
+    def is_capturing(self, stream: int) -> bool:
+        """The default stream (0) cannot be captured."""
+        if stream == 0:
+            return False
+        status = self._check(self._driver.cuStreamIsCapturing(stream), "asking a stream")
+        return bool(status)
+
+    def begin_capture(self) -> int:
+        stream = getattr(self._local, "stream", None)
+        if stream is None:
+            flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            stream = self._local.stream = self._check(self._driver.cuStreamCreate(int(flag)), "making a stream")
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._check(self._driver.cuStreamBeginCapture(stream, mode), "beginning a graph")
+        return int(stream)
+
+    def end_capture(self) -> CudaGraph:
+        graph = self._check(self._driver.cuStreamEndCapture(self._local.stream), "ending a graph")
+        try:
+            executable = self._check(self._driver.cuGraphInstantiate(graph, 0), "making a graph")
+        finally:
+            self._driver.cuGraphDestroy(graph)
+        return CudaGraph(self._driver, executable)
+
+    def replay(self, graph: Any, stream: int = 0) -> None:
+        error = self._driver.cuGraphLaunch(graph.handle, stream)
+        if error[0]:
+            self._check(error, "launching a graph")

@@ -1,0 +1,89 @@
+"""Chooses and opens the device an engine runs on. The choice is explicit or said in the log, never silent."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+
+from arcweld.compiler.errors import EnvironmentError_, UsageError
+from arcweld.runtime.device import Device
+
+log = logging.getLogger("arcweld.runtime")
+
+VARIABLE = "ARCWELD_DEVICE"
+
+
+@functools.cache
+def gpu_count() -> int:
+    """Number of GPUs that the NVIDIA driver shows; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def choose(name: str | None = None) -> str:
+    """``name`` if given, else the environment's ARCWELD_DEVICE, else ``cuda`` where there is a GPU, else
+    ``sim``.
+    """
+    if name is not None:
+        return name
+    named = os.environ.get(VARIABLE)
+    if named:
+        return named
+    return "cuda" if gpu_count() else "sim"
+
+
+@functools.cache
+def _say(name: str, why: str) -> None:
+    """Once for each choice: a fall to the simulator is a warning, because it is some thousand times slower."""
+    level = logging.WARNING if why == "no NVIDIA GPU found" else logging.INFO
+    log.log(level, "running on device %s (%s)", name, why)
+
+
+def open_device(name: str | None = None) -> Device:
+    """Opens ``cuda``, ``cuda:1`` or ``sim`` (``sim:sm_80`` for the portable kernels).
+
+    Raises UsageError for another name, EnvironmentError_ where the device is not usable on this machine.
+    """
+    chosen = choose(name)
+    if name is not None:
+        why = "as asked"
+    elif os.environ.get(VARIABLE):
+        why = f"from {VARIABLE}"
+    else:
+        why = "the default" if gpu_count() else "no NVIDIA GPU found"
+    kind, _, detail = chosen.partition(":")
+    if kind == "cuda" and (not detail or detail.isdigit()):
+        device = _cuda(int(detail or 0))
+    elif kind == "sim" and detail in ("", "sm_80", "sm_90a"):
+        device = _sim(detail or "sm_90a")
+    else:
+        raise UsageError(f"{chosen!r} is not a device", hint="use cuda, cuda:N, sim or sim:sm_80")
+    _say(chosen, why)
+    return device
+
+
+@functools.cache
+def _cuda(index: int) -> Device:
+    if index >= gpu_count():
+        raise EnvironmentError_(
+            f"there is no GPU {index}: the NVIDIA driver shows {gpu_count()}",
+            hint='check nvidia-smi and CUDA_VISIBLE_DEVICES, or run with device="sim"',
+        )
+    from arcweld.runtime.cuda import CudaDevice
+
+    return CudaDevice(index)
+
+
+@functools.cache
+def _sim(arch: str) -> Device:
+    from arcweld.runtime.sim.device import SimDevice
+
+    return SimDevice(arch)

@@ -1,0 +1,262 @@
+"""``Engine``: a compiled model, ready to be called. Immutable but for its weights, and safe to share
+between threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.errors import InputError
+from arcweld.runtime.arena import aligned
+from arcweld.runtime.arrays import Arrays, host_view, result_kind
+from arcweld.runtime.bound import measure
+from arcweld.runtime.device import Device
+from arcweld.runtime.devices import open_device
+from arcweld.runtime.engine_file import EngineData, check_data, read_engine, write_engine
+from arcweld.runtime.executor import Context, Shared
+from arcweld.runtime.kernels import KernelLoader, Rebuild
+from arcweld.runtime.plan import Plan, describe
+from arcweld.runtime.program import Program, Tensor
+from arcweld.runtime.weights import DeviceWeights
+
+log = logging.getLogger("arcweld.runtime")
+
+MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
+
+# How to compile a kernel's source again, for a GPU that the engine was not built for. The package's public
+# face sets it, because the runtime itself does not import the code generator.
+rebuild_hook: Rebuild | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """Bytes on the device: ``weights`` once, ``arena`` and (under a CUDA graph) ``staging`` for each thread
+    and stream.
+    """
+
+    weights: int
+    arena: int
+    inputs: int
+    outputs: int
+
+    @property
+    def staging(self) -> int:
+        """Bytes of a graph's own inputs and outputs."""
+        return self.inputs + self.outputs
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.arena + self.staging
+
+
+class Engine:
+    """A compiled model on a device.
+
+    ``engine(x, y)`` or ``engine(x=..., y=...)`` returns one result, or a tuple in the order of ``outputs``.
+    Results are of the inputs' kind (numpy, torch, CuPy), on torch's or CuPy's current stream, and never
+    overwritten later.
+    """
+
+    def __init__(self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True) -> None:
+        """Loads every kernel and uploads the weights, so that no call compiles.
+
+        ``graphs``: replay CUDA graphs where the device can. Raises EngineFileError, DeviceError,
+        EnvironmentError_.
+        """
+        check_data(data)
+        self.data = data
+        self.device: Device = open_device(device) if device is None or isinstance(device, str) else device
+        token = self.device.enter()
+        try:
+            plan = Plan(data.program, self.device.arch)
+            self._loader = KernelLoader(data, self.device, rebuild_hook)
+            kernels = self._loader.load([launch.variant for launch in plan.launches])
+            self._weights = DeviceWeights(data.program.weights, data.weights, self.device)
+        finally:
+            self.device.leave(token)
+        arrays = Arrays(on_gpu=self.device.name == "cuda", index=getattr(self.device, "index", 0))
+        self._shared = Shared(plan, self.device, arrays, kernels, self._weights.addresses, graphs)
+        self._names = tuple(t.name for t in data.program.inputs)
+        self._dtypes = tuple(plan.tensors[n].dtype for n in self._names)
+        self._local = threading.local()
+        self._seen: set[tuple[tuple[int, ...], ...]] = set()
+        self._warned: set[str] = set()
+
+    # ------------------------------------------------------------------------------------------------ what
+    # it is
+
+    @property
+    def program(self) -> Program:
+        return self.data.program
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Names, element types and shapes (expression texts) of the inputs, in calling order."""
+        return self.data.program.inputs
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        return self.data.program.outputs
+
+    @property
+    def kernel_origins(self) -> dict[str, str]:
+        """Where each kernel's code came from: ``cubin sm_90a``, ``ptx``, ``rebuilt from source``,
+        ``source`` (sim).
+        """
+        return dict(self._loader.origins)
+
+    def memory(self, **symbols: int) -> MemoryReport:
+        """Exact device bytes for the given values of the symbolic dimensions, before anything runs."""
+        plan = self._shared.plan
+        missing = [s.name for s in self.program.symbols if s.name not in symbols]
+        if missing:
+            raise InputError(f"memory() needs a value for dimension {missing[0]!r}")
+        sizes = measure(plan, {s.name: int(symbols[s.name]) for s in self.program.symbols})
+        return MemoryReport(
+            weights=self._weights.nbytes,
+            arena=sizes.arena_bytes,
+            inputs=sum(aligned(sizes.nbytes[t.name]) for t in self.inputs),
+            outputs=sum(aligned(sizes.nbytes[t.name]) for t in self.outputs),
+        )
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)
+        gives = ", ".join(f"{t.name}: {describe(t)}" for t in self.outputs)
+        return f"<Engine {self.program.name}({takes}) -> ({gives}) on {self.device.name}>"
+
+    # ------------------------------------------------------------------------------------------------ calling
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model. Raises InputError for inputs that do not fit, DeviceError where the device fails."""
+        if kwargs or len(args) != len(self._names):
+            args = self._arrange(args, kwargs)
+        results = self._run(args)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with names: every input by name, every result by name."""
+        results = self._run(self._arrange((), feeds))
+        return {t.name: r for t, r in zip(self.outputs, results)}
+
+    def _run(self, args: tuple[Any, ...]) -> list[Any]:
+        shared = self._shared
+        token = shared.device.enter()
+        try:
+            take = shared.arrays.take
+            taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._dtypes)]
+            key = tuple([t.shape for t in taken])
+            if key not in self._seen:
+                self._first_look(key)
+            stream = shared.arrays.stream(result_kind(taken))
+            return self._context(stream).run(taken, stream)
+        finally:
+            shared.device.leave(token)
+
+    def _context(self, stream: int) -> Context:
+        contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
+        if contexts is None:
+            contexts = self._local.contexts = OrderedDict()
+        context = contexts.get(stream)
+        if context is None:
+            context = contexts[stream] = Context(self._shared)
+            while len(contexts) > MAX_CONTEXTS:
+                contexts.popitem(last=False)[1].release()
+        return context
+
+    def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Positional and named inputs in the program's order."""
+        names = self._names
+        wanted = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)
+        if len(args) > len(names):
+            raise InputError(f"{len(args)} inputs were given, the engine takes {len(names)}: {wanted}")
+        unknown = [k for k in kwargs if k not in names]
+        if unknown:
+            raise InputError(f"the engine has no input {unknown[0]!r}; it takes {wanted}")
+        twice = [n for n in names[: len(args)] if n in kwargs]
+        if twice:
+            raise InputError(f"input {twice[0]!r} was given twice")
+        missing = [n for n in names[len(args) :] if n not in kwargs]
+        if missing:
+            raise InputError(f"input {missing[0]!r} is missing; the engine takes {wanted}")
+        return (*args, *(kwargs[n] for n in names[len(args) :]))
+
+    def _first_look(self, key: tuple[tuple[int, ...], ...]) -> None:
+        """Checks shapes that come for the first time; warns once for each dimension outside its range."""
+        plan = self._shared.plan
+        env = plan.bind_symbols(key)
+        for symbol in plan.out_of_range(env):
+            if symbol.name not in self._warned:
+                self._warned.add(symbol.name)
+                upper = "∞" if symbol.hi is None else symbol.hi
+                warnings.warn(
+                    f"dimension {symbol.name} is {env[symbol.name]}; the engine was built and tuned for "
+                    f"{symbol.lo} to {upper}: it runs, maybe slower",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        if len(self._seen) > 4096:
+            self._seen.clear()
+        self._seen.add(key)
+
+    # ------------------------------------------------------------------------------------------------ keeping
+
+    def update_weights(self, values: Mapping[str, Any]) -> None:
+        """Replaces weights by new values under the model's own names, in the model's own layout.
+
+        numpy arrays or anything that ``numpy.asarray`` takes. Waits for the device; every thread sees the new
+        values from its next call on. Raises InputError, before anything changes, for a name or value that
+        does not fit.
+        """
+        packed = self._weights.pack({name: _host(value) for name, value in values.items()})
+        token = self.device.enter()
+        try:
+            self._weights.store(packed)
+        finally:
+            self.device.leave(token)
+        self.data = replace(self.data, weights={**self.data.weights, **packed})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the engine file. Raises EnvironmentError_ where the disk refuses."""
+        write_engine(path, self.data)
+
+    def release(self) -> None:
+        """Frees this thread's arenas and graphs; the next call allocates them again."""
+        contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
+        if contexts is None:
+            return
+        for context in contexts.values():
+            context.release()
+        contexts.clear()
+
+
+def _host(value: Any) -> np.ndarray:
+    """A host array of a new weight, from whatever kind of array."""
+    if hasattr(value, "detach"):  # torch
+        return host_view(value.detach().cpu().contiguous())
+    return np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy has get
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: Device | str | None = None,
+    *,
+    graphs: bool = True,
+    verify_weights: bool = True,
+) -> Engine:
+    """Opens an engine file on ``device``: ``cuda``, ``cuda:N``, ``sim``; None takes ARCWELD_DEVICE, else a
+    GPU, else sim.
+
+    Raises EngineFileError for a file that is not intact, DeviceError or EnvironmentError_ for the device's
+    troubles.
+    """
+    engine = Engine(read_engine(path, verify_weights=verify_weights), device, graphs=graphs)
+    log.info("loaded %s on %s (%s)", os.fspath(path), engine.device.name, engine.device.arch)
+    return engine

@@ -1,0 +1,127 @@
+"""Which implementation of each launch a device runs, and which object code: exact cubin, then PTX, then a
+rebuild.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from arcweld.compiler.errors import ArcweldError, DeviceError
+from arcweld.runtime.device import Device, KernelImage
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.program import Launch, Variant
+
+log = logging.getLogger("arcweld.runtime")
+
+# (kernel name, source, headers, arch) -> cubin for exactly that architecture.
+Rebuild = Callable[[str, str, dict[str, str], str], bytes]
+
+
+def parse_arch(arch: str) -> tuple[int, str]:
+    """``sm_90a`` is (90, "a"). The suffix marks code for one architecture (a) or one family (f)."""
+    match = re.fullmatch(r"sm_(\d{2,3})([af]?)", arch)
+    if match is None:
+        raise DeviceError(f"{arch!r} is not an architecture", hint="it is written like sm_80 or sm_90a")
+    return int(match[1]), match[2]
+
+
+def runs_on(code: str, device: str) -> bool:
+    """Whether source written for ``code`` is valid on ``device``."""
+    (need, suffix), (have, _) = parse_arch(code), parse_arch(device)
+    if suffix == "a":
+        return need == have
+    if suffix == "f":
+        return need // 10 == have // 10 and need <= have
+    return need <= have
+
+
+def choose_variant(launch: Launch, arch: str) -> Variant:
+    """The most specific implementation that runs on ``arch``; the first of equals. Raises DeviceError if
+    none does.
+    """
+    fit = [v for v in launch.variants if runs_on(v.arch, arch)]
+    if not fit:
+        built = ", ".join(sorted({v.arch for v in launch.variants}))
+        raise DeviceError(f"launch {launch.name} exists for {built}, not for {arch}", hint=f"build with --arch {arch}")
+    return max(fit, key=lambda v: (parse_arch(v.arch)[0], bool(parse_arch(v.arch)[1])))
+
+
+def binary_archs(archs: Sequence[str], device: str) -> list[str]:
+    """Those of ``archs`` whose cubins run on ``device``, best first: the same major version, no higher
+    minor.
+    """
+    have, _ = parse_arch(device)
+
+    def fits(arch: str) -> bool:
+        number, suffix = parse_arch(arch)
+        if suffix == "a":
+            return number == have
+        return number // 10 == have // 10 and number <= have
+
+    return sorted(filter(fits, archs), key=lambda a: (parse_arch(a)[0], parse_arch(a)[1]), reverse=True)
+
+
+class KernelLoader:
+    """Loads each (kernel, entry) of an engine once, and remembers in ``origins`` where its code came from."""
+
+    def __init__(self, data: EngineData, device: Device, rebuild: Rebuild | None) -> None:
+        self.data = data
+        self.device = device
+        self.rebuild = rebuild
+        self.origins: dict[str, str] = {}
+        self._handles: dict[tuple[str, str, int], Any] = {}
+
+    def load(self, variants: Sequence[Variant]) -> list[Any]:
+        """A handle for each variant. Raises DeviceError with the reasons where no code can be loaded."""
+        if self.device.name == "sim":
+            names = dict.fromkeys((v.kernel, v.entry) for v in variants)
+            self.device.compile_many([self._image(k, e) for k, e in names])
+        return [self._handle(v) for v in variants]
+
+    def _handle(self, v: Variant) -> Any:
+        key = (v.kernel, v.entry, v.shared_bytes)
+        if key not in self._handles:
+            self._handles[key] = self._load_one(v)
+        return self._handles[key]
+
+    def _load_one(self, v: Variant) -> Any:
+        reasons: list[str] = []
+        for origin, image in self._images(v):
+            try:
+                handle = self.device.load_kernel(image, v.shared_bytes)
+            except DeviceError as error:
+                log.info("kernel %s from %s: %s", v.kernel, origin, error.message)
+                reasons.append(f"{origin}: {error.message}")
+                continue
+            self.origins[v.kernel] = origin
+            return handle
+        why = "; ".join(reasons) or "the engine holds neither object code for it nor PTX"
+        raise DeviceError(
+            f"kernel {v.kernel} cannot be loaded on {self.device.name} ({self.device.arch}): {why}",
+            node=v.kernel,
+            hint=f"build the engine with --arch {self.device.arch}, or install NVRTC to rebuild it here",
+        )
+
+    def _images(self, v: Variant) -> Iterator[tuple[str, KernelImage]]:
+        if self.device.name == "sim":
+            yield "source", self._image(v.kernel, v.entry)
+            return
+        data, arch = self.data, self.device.arch
+        have = [a for a, k in data.cubins if k == v.kernel]
+        for candidate in binary_archs(have, arch):
+            cubin = data.cubins[candidate, v.kernel]
+            yield f"cubin {candidate}", self._image(v.kernel, v.entry, cubin=cubin)
+        if v.kernel in data.ptx:
+            yield "ptx", self._image(v.kernel, v.entry, ptx=data.ptx[v.kernel])
+        if self.rebuild is not None:
+            try:
+                cubin = self.rebuild(v.kernel, data.sources[v.kernel], dict(data.headers), arch)
+            except ArcweldError as error:
+                raise DeviceError(f"kernel {v.kernel} could not be rebuilt: {error}", node=v.kernel) from error
+            yield "rebuilt from source", self._image(v.kernel, v.entry, cubin=cubin)
+
+    def _image(self, kernel: str, entry: str, *, cubin: bytes | None = None, ptx: bytes | None = None) -> KernelImage:
+        return KernelImage(kernel, entry, self.data.sources[kernel], cubin, ptx)

@@ -1,0 +1,192 @@
+"""An engine's program made ready for binding: expressions compiled, aliases resolved, lifetimes known.
+
+Nothing here depends on shapes or addresses; one plan serves every context and every set of shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.runtime.expressions import Expression
+from arcweld.runtime.kernels import choose_variant
+from arcweld.runtime.program import Field, Launch, Program, Symbol, Tensor, Variant
+from arcweld.runtime.validate import field_layout, is_number
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor: its shape as functions of the symbols; its bytes lie in ``root``, from the sum of
+    ``offsets`` on.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Expression, ...]
+    root: str
+    offsets: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldPlan:
+    """A member of a kernel's parameters: its place in the struct, and its expressions by meaning.
+
+    ``value`` is None for literals (``literal``) and for tensors, which ``tensor`` names.
+    """
+
+    kind: str
+    place: int
+    tensor: str
+    offset: Expression
+    value: Expression | None
+    literal: float
+    dims: tuple[Expression, ...]
+    strides: tuple[Expression, ...]
+    source: Field
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """A launch in the implementation chosen for the device."""
+
+    launch: Launch
+    variant: Variant
+    grid: tuple[Expression, Expression, Expression]
+    fields: tuple[FieldPlan, ...]
+    params_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """First and last launch at which a temporary must keep its bytes; ``last`` is past the end for copied
+    outputs.
+    """
+
+    name: str
+    first: int
+    last: int
+
+
+class Plan:
+    """``program`` for devices of architecture ``arch``. Raises DeviceError where a launch has no variant
+    for it.
+    """
+
+    def __init__(self, program: Program, arch: str) -> None:
+        self.program = program
+        self._symbols = frozenset(s.name for s in program.symbols)
+        self.inputs = {t.name: i for i, t in enumerate(program.inputs)}
+        self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
+        self.tensors = _tensor_plans(program)
+        self.launches = tuple(
+            _launch_plan(launch, choose_variant(launch, arch)) for launch in program.launches
+        )
+        written = {self.tensors[n].root for launch in program.launches for n in launch.writes}
+        self.direct_outputs = {
+            t.name for t in program.outputs if self.tensors[t.name].root == t.name and t.name in written
+        }
+        self.lifetimes = self._lifetimes()
+
+    def _lifetimes(self) -> tuple[Lifetime, ...]:
+        own = {t.name for t in self.program.temps} | {t.name for t in self.program.outputs}
+        own -= self.direct_outputs | set(self.inputs) | {w.name for w in self.program.weights}
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for index, launch in enumerate(self.program.launches):
+            for name in (*launch.reads, *launch.writes):
+                root = self.tensors[name].root
+                if root in own:
+                    first.setdefault(root, index)
+                    last[root] = index
+        for name in self.outputs:
+            root = self.tensors[name].root
+            if root in last:
+                last[root] = len(self.program.launches)
+        return tuple(Lifetime(n, first[n], last[n]) for n in first)
+
+    def bind_symbols(self, shapes: Iterable[Shape]) -> dict[str, int]:
+        """The value of every symbol, from the inputs' shapes.
+
+        Raises InputError for a wrong rank, a fixed dimension that differs, or a symbol with two values.
+        """
+        env: dict[str, int] = {}
+        late: list[tuple[Tensor, int, int, Expression]] = []
+        for tensor, shape in zip(self.program.inputs, shapes, strict=True):
+            expected = self.tensors[tensor.name].shape
+            if len(shape) != len(expected):
+                raise InputError(_got(tensor, shape, f"{len(shape)} dimensions instead of {len(expected)}"))
+            for axis, (size, dim) in enumerate(zip(shape, expected)):
+                if dim.text.strip() in self._symbols and env.setdefault(dim.text.strip(), size) == size:
+                    continue
+                late.append((tensor, axis, size, dim))
+        for tensor, axis, size, dim in late:
+            want = dim(env)
+            if want != size:
+                where = next(s for t, s in zip(self.program.inputs, shapes) if t is tensor)
+                reason = f"dimension {axis} is {size}, not {want}" + (f" ({dim.text})" if dim.names else "")
+                raise InputError(_got(tensor, where, reason))
+        for s in self.program.symbols:
+            if env[s.name] % s.multiple_of:
+                raise InputError(
+                    f"dimension {s.name} is {env[s.name]}; it must be a multiple of {s.multiple_of}"
+                )
+        return env
+
+    def out_of_range(self, env: Mapping[str, int]) -> list[Symbol]:
+        """Symbols whose value lies outside the range that the engine was built for."""
+        return [
+            s for s in self.program.symbols if env[s.name] < s.lo or (s.hi is not None and env[s.name] > s.hi)
+        ]
+
+
+def describe(tensor: Tensor) -> str:
+    """``f32[n, 8]``."""
+    return f"{tensor.dtype}[{', '.join(tensor.shape)}]"
+
+
+def _got(tensor: Tensor, shape: Shape, reason: str) -> str:
+    return f"input {tensor.name!r} must be {describe(tensor)}, got shape {list(shape)}: {reason}"
+
+
+def _tensor_plans(program: Program) -> dict[str, TensorPlan]:
+    alias = {a.name: a for a in program.aliases}
+    tensors = [*program.inputs, *program.temps, *program.outputs]
+    tensors += [Tensor(w.name, w.dtype, tuple(map(str, w.shape))) for w in program.weights]
+    plans: dict[str, TensorPlan] = {}
+    for tensor in tensors:
+        root, offsets = tensor.name, []
+        while root in alias:
+            offsets.append(Expression(alias[root].offset))
+            root = alias[root].of
+            if len(offsets) > len(alias):
+                raise EngineFileError(f"the aliases of {tensor.name} form a circle")
+        shape = tuple(Expression(d) for d in tensor.shape)
+        plans[tensor.name] = TensorPlan(tensor.name, DType(tensor.dtype), shape, root, tuple(offsets))
+    return plans
+
+
+def _launch_plan(launch: Launch, variant: Variant) -> LaunchPlan:
+    places, size = field_layout(variant.fields)
+    x, y, z = (Expression(g) for g in variant.grid)
+    fields = tuple(_field_plan(f, place) for f, place in zip(variant.fields, places))
+    return LaunchPlan(launch, variant, (x, y, z), fields, size)
+
+
+def _field_plan(f: Field, place: int) -> FieldPlan:
+    is_tensor = f.kind in ("buffer", "tensor_map")
+    literal = f.kind == "f32" and is_number(f.value)
+    return FieldPlan(
+        kind=f.kind,
+        place=place,
+        tensor=f.value if is_tensor else "",
+        offset=Expression(f.offset),
+        value=None if is_tensor or literal else Expression(f.value),
+        literal=float(f.value) if literal else 0.0,
+        dims=tuple(Expression(d) for d in f.dims),
+        strides=tuple(Expression(s) for s in f.strides),
+        source=f,
+    )
