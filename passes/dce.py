@@ -13,6 +13,11 @@ from arcweld.compiler.options import Options
 
 def dce(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` without dead nodes and weights."""
+    return remove_dead(graph)
+
+
+def remove_dead(graph: Graph) -> Graph:
+    """The pass itself, for other passes to call."""
     live = graph.output_names()
     kept: list[Node] = []
     for node in reversed(graph.nodes):

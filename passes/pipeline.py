@@ -11,11 +11,14 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import print_graph
 from arcweld.compiler.verifier import verify
+from arcweld.passes.attention import attention
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
+from arcweld.passes.patterns_pointwise import activations, clips
+from arcweld.passes.patterns_rowwise import rowwise
 
 Observer = Callable[["Pass", Graph, Graph], None]
 
@@ -35,6 +38,10 @@ PASSES: tuple[Pass, ...] = (
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),
     # then the primitives that exporters wrote out become what kernels are written for
+    Pass("clips", clips, "write Max and Min with constants as Clip or Relu"),
+    Pass("activations", activations, "recover activation functions"),
+    Pass("rowwise", rowwise, "recover Softmax, LayerNormalization and RMSNormalization"),
+    Pass("attention", attention, "recover attention"),
     Pass("decompose", decompose, "write composite operators in terms of others"),
     Pass("dce", dce, "drop what no output needs"),
 )
@@ -64,9 +71,7 @@ def run_passes(
     off = disable | options.disable
     unknown = off - set(pass_names())
     if unknown:
-        raise UsageError(
-            f"no pass is called {', '.join(sorted(unknown))}", hint=f"passes: {', '.join(pass_names())}"
-        )
+        raise UsageError(f"no pass is called {', '.join(sorted(unknown))}", hint=f"passes: {', '.join(pass_names())}")
     _dump(dump, 0, "import", graph)
     if verify_each:
         verify(graph)
