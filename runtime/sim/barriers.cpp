@@ -63,6 +63,7 @@ void describe_waiting(char* text, size_t size) {
       n += (size_t)snprintf(text + n, size - n, " barrier %d has %d of %d threads%s%s;", i, barriers[i].count,
                             barriers[i].threads, barriers[i].site ? " at " : "",
                             barriers[i].site ? barriers[i].site : "");
+  n += describe_mbarriers(text + n, size - n);
   for (int i = 0; i < warp_count && n + 200 < size; ++i) {
     const Warp& w = warps[i];
     const u32 waiting = w.all & ~w.done & ~w.ready;
@@ -102,6 +103,7 @@ void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name) {
   if (mask & w.done) sim_fail("%s names lanes %08x that have returned", name, mask & w.done);
   w.slot[me->lane] = slot;
   w.mask[me->lane] = mask;
+  w.site[me->lane] = __builtin_return_address(0);
   w.op = op;
   w.name = name;
   w.arrived |= bit;

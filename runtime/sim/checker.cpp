@@ -67,7 +67,7 @@ struct Where {
     if (pc && dladdr(pc, &info))
       snprintf(text, sizeof text, "@[%s+0x%zx]", info.dli_fname, (size_t)((const char*)pc - (const char*)info.dli_fbase));
     else
-      snprintf(text, sizeof text, "a warp-level primitive");
+      snprintf(text, sizeof text, "an unknown place");
   }
 };
 

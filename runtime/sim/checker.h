@@ -10,7 +10,7 @@ enum class Access : u8 { Read, Write, Atomic };
 
 void checker_block_start();
 
-// Shared access by a thread through the generic proxy; ``pc`` is the code that made it, null inside a warp operation.
+// Shared access by a thread through the generic proxy; ``pc`` is the code that made it.
 void check_shared(const void* p, int bytes, Access access, int thread, const void* pc);
 // Global access; fails if it is outside the launch's buffers, or writes one that is read-only.
 void check_global(const void* p, size_t bytes, bool write, const void* pc);

@@ -234,7 +234,7 @@ void on_signal(int signal, siginfo_t* info, void*) {
     return;
   }
   if (signal == SIGFPE) sim_fail("integer division by zero");
-  sim_fail("invalid memory access at address %p (run in checked mode to see the line)", info->si_addr);
+  sim_fail("invalid or misaligned memory access (address %p); checked mode tells the line", info->si_addr);
 }
 
 struct SignalScope {

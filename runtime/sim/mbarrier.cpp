@@ -1,5 +1,7 @@
 // mbarriers: arrival counts, expected bytes and phases. Their state lives in a table; shared memory holds a seal that
 // shows when something else overwrites the barrier.
+#include <stdio.h>
+
 #include "checker.h"
 #include "state.h"
 
@@ -53,6 +55,19 @@ void arrive(MBarrier& m) {
 }
 
 }  // namespace
+
+size_t describe_mbarriers(char* text, size_t size) {
+  size_t n = 0;
+  for (int i = 0; i < table_size && n + 200 < size; ++i) {
+    const MBarrier& m = table[i];
+    bool waited = false;
+    for (u32 lanes : m.waiting) waited |= lanes != 0;
+    if (waited)
+      n += (size_t)snprintf(text + n, size - n, " the mbarrier at shared offset %u waits for %d arrivals and %lld bytes;",
+                            m.address - kSharedBase, m.pending, m.bytes);
+  }
+  return n;
+}
 
 void mbarriers_reset() { table_size = 0; }
 

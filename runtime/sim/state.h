@@ -31,6 +31,7 @@ struct Warp {
   int rotation; // which ready lane runs first
   void* slot[kLanes];
   u32 mask[kLanes];
+  const void* site[kLanes];  // the code that entered the operation
   SimWarpOp op;
   const char* name;
 };
@@ -70,6 +71,7 @@ void tma_check_block_end();
 void wgmma_reset();
 void wgmma_check_exit(const SimThread& thread);
 void describe_waiting(char* text, size_t size);
+size_t describe_mbarriers(char* text, size_t size);
 
 // Checked pointer to ``bytes`` of shared memory at a shared address.
 u8* shared_pointer(u32 address, int bytes, int alignment);

@@ -13,7 +13,7 @@ namespace {
 const u16* matrix_row(void** slots, int matrix, int row, Access access) {
   const int lane = matrix * 8 + row;
   const u8* p = shared_pointer(((SimFragment*)slots[lane])->address, 16, 16);
-  if (checked) check_shared(p, 16, access, sim_current->warp * kLanes + lane, nullptr);
+  if (checked) check_shared(p, 16, access, sim_current->warp * kLanes + lane, warps[sim_current->warp].site[lane]);
   return (const u16*)p;
 }
 
