@@ -1,1 +1,85 @@
-"""Arcweld: compile ONNX files and PyTorch modules to engines of fused CUDA kernels."""
+"""Arcweld: compile ONNX files and PyTorch modules to engines of fused CUDA kernels.
+
+    engine = arcweld.compile("model.onnx")
+    y = engine(x)
+    engine.save("model.engine")
+    engine = arcweld.load("model.engine", device="cuda")
+
+Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from arcweld.compiler.errors import (
+    AccuracyError,
+    ArcweldError,
+    CompileError,
+    DeviceError,
+    EngineFileError,
+    EnvironmentError_,
+    InputError,
+    ModelError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from arcweld.compiler.api import Input, compile
+    from arcweld.runtime.engine import Engine, load
+    from arcweld.runtime.session import InferenceSession
+
+__version__ = "0.1.0"
+
+# imported on first use, so that `import arcweld` costs milliseconds
+_LAZY = {
+    "compile": "arcweld.compiler.api",
+    "Input": "arcweld.compiler.api",
+    "Engine": "arcweld.runtime.engine",
+    "load": "arcweld.runtime.engine",
+    "InferenceSession": "arcweld.runtime.session",
+}
+
+__all__ = [
+    "AccuracyError", "ArcweldError", "CompileError", "DeviceError", "Engine", "EngineFileError", "EnvironmentError_",
+    "InferenceSession", "Input", "InputError", "ModelError", "UnsupportedError", "UsageError", "__version__", "compile",
+    "load",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'arcweld' has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name])
+    if _LAZY[name].startswith("arcweld.runtime"):
+        _let_engines_rebuild()
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def _let_engines_rebuild() -> None:
+    """Gives the runtime the code generator, which it does not import itself, for GPUs an engine was not built for."""
+    from arcweld.runtime import engine
+
+    def rebuild(name: str, source: str, headers: dict[str, str], arch: str) -> bytes:
+        from arcweld.compiler.api import rebuild_kernel
+
+        return rebuild_kernel(name, source, headers, arch)
+
+    engine.rebuild_hook = rebuild
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _set_up() -> None:
+    from arcweld.compiler.logs import configure
+
+    configure()
+
+
+_set_up()

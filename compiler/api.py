@@ -20,7 +20,6 @@ from arcweld.compiler.evidence import VerifyPlan, verify_build
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.samples import sample_inputs, sample_sizes
-from arcweld.runtime import engine as runtime_engine
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine import Engine
@@ -184,15 +183,7 @@ def summary(build: Build, engine: Engine) -> str:
     )
 
 
-def _rebuild(name: str, source: str, files: dict[str, str], arch: str) -> bytes:
-    """Compiles an engine's embedded source for an architecture that it was not built for."""
+def rebuild_kernel(name: str, source: str, files: dict[str, str], arch: str) -> bytes:
+    """The cubin of an engine's embedded source for an architecture that the engine was not built for."""
     job = Job(source, arch, name, headers=tuple(sorted(files.items())))
     return compile_job(job).code
-
-
-def install_rebuild_hook() -> None:
-    """Lets engines compile their own sources for GPUs they were not built for."""
-    runtime_engine.rebuild_hook = _rebuild
-
-
-install_rebuild_hook()

@@ -1,0 +1,33 @@
+"""Logging: quiet by default, switched on area by area with ``ARCWELD_LOG``."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from arcweld.compiler.errors import UsageError
+
+AREAS = ("passes", "fusion", "codegen", "nvrtc", "runtime", "verify", "torch", "sim")
+
+
+def configure(spec: str | None = None) -> None:
+    """Sets levels from ``spec`` or ``ARCWELD_LOG``: ``info``, ``debug``, or areas like ``+fusion,codegen`` (at debug level).
+
+    Raises UsageError for an unknown area.
+    """
+    text = os.environ.get("ARCWELD_LOG", "") if spec is None else spec
+    if not text:
+        return
+    root = logging.getLogger("arcweld")
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
+        root.addHandler(handler)
+    for word in (w.strip().lstrip("+").lower() for w in text.split(",")):
+        if word in ("info", "debug", "warning"):
+            root.setLevel(word.upper())
+        elif word in AREAS:
+            root.setLevel(min(root.level or logging.INFO, logging.INFO))
+            logging.getLogger(f"arcweld.{word}").setLevel(logging.DEBUG)
+        else:
+            raise UsageError(f"ARCWELD_LOG: unknown area {word!r}", hint=f"info, debug or some of {', '.join(AREAS)}")
