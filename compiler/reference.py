@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, coefficient, evaluate, free_symbols, var
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import InputError, ModelError, VerifyError
@@ -60,7 +59,9 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
     if len(outs) < len(node.outputs):
-        raise VerifyError(f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name)
+        raise VerifyError(
+            f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name
+        )
     for out, array in zip(node.outputs, outs):
         shape = tuple(evaluate(d, env) for d in out.shape)
         if from_numpy(array.dtype) is not out.dtype or array.shape != shape:
@@ -157,4 +158,3 @@ def case_graph(op: OpDef, case: Case, dtype: DType, seed: int = 0) -> tuple[Grap
 def all_cases(op: OpDef) -> Iterator[tuple[Case, DType]]:
     """Every (case, element type) of an operator's sweep."""
     return ((case, dtype) for case in op.cases for dtype in case_dtypes(case))
-

@@ -183,9 +183,7 @@ def check_attrs(op: OpDef, attrs: Mapping[str, Any], node: str) -> dict[str, Any
     return full
 
 
-def infer_types(
-    name: str, inputs: Sequence[TensorType | None], attrs: Mapping[str, Any]
-) -> tuple[TensorType, ...]:
+def infer_types(name: str, inputs: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
     """The result types of an operator. Raises ModelError where operands disagree."""
     return opdef(name).infer(inputs, attrs)
 
@@ -225,3 +223,13 @@ def unsupported_reason(node: Node) -> str | None:
         return f"operator {node.op} is not implemented"
     op = opdef(node.op)
     return op.supports(node) if op.supports else None
+
+
+def must_decompose(node: Node) -> bool:
+    """True for a composite operator, and for a row program along another axis than the last."""
+    op = opdef(node.op)
+    if op.decompose is None:
+        return False
+    if op.kind is Kind.ROWWISE:
+        return bool(node.attrs["axis"] != node.output.type.rank - 1)
+    return op.kind is Kind.COMPOSITE

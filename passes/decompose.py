@@ -11,7 +11,7 @@ from dataclasses import replace
 from arcweld.compiler.errors import CompileError
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
+from arcweld.compiler.registry import Kind, must_decompose, opdef
 from arcweld.passes.common import Tracker, rewrite
 
 MAX_ROUNDS = 16
@@ -31,7 +31,7 @@ def decompose(graph: Graph, options: Options) -> Graph:
 
 def _visit(rw: Tracker, node: Node) -> bool:
     op = opdef(node.op)
-    if op.kind is not Kind.COMPOSITE or op.decompose is None:
+    if op.decompose is None or not must_decompose(node):
         return False
     values = op.decompose(rw, replace(node, inputs=rw.inputs_of(node)))
     for old, new in zip(node.outputs, values, strict=True):

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from arcweld.compiler.dims import divides_exactly
+from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.shapes import (
     FLOATS,
@@ -23,10 +23,9 @@ from arcweld.compiler.ops.shapes import (
     check_equal,
     check_rank,
     same_dtype,
-    scalar,
     split_optional,
 )
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, make, register
+from arcweld.compiler.registry import Attr, Case, Kind, OpDef, register
 
 Attrs = Mapping[str, Any]
 
@@ -71,38 +70,35 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
 
 def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     """MatMul, scale, mask, Softmax, MatMul: for shapes or devices without a fused kernel."""
-    q, k, v, mask = [*node.inputs, None][:4]
-    assert q is not None and k is not None and v is not None
-
-    def emit(op: str, *inputs: Value, **attrs: Any) -> Value:
-        return make(rw, op, inputs, attrs, origin=node.origin)
-
+    e = Emit(rw, node)
+    q, k, v = node.operands()[:3]
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
     if q.shape[1] != k.shape[1]:
-        k, v = (_repeat_heads(rw, node, t, q) for t in (k, v))
-    dtype = DType.F32 if q.dtype.is_half else q.dtype
-    scores = emit("MatMul", q, emit("Transpose", k, perm=(0, 1, 3, 2)))
-    scores = emit("Mul", emit("Cast", scores, to=dtype), scalar(rw, node.attrs["scale"], dtype))
-    low = scalar(rw, -np.inf, dtype)
+        k, v = (_repeat_heads(e, t, q.shape[1]) for t in (k, v))
+    scores = e.wide(e("MatMul", q, e("Transpose", k, perm=(0, 1, 3, 2))))
+    dtype = scores.dtype
+    scores = e("Mul", scores, e.scalar(node.attrs["scale"], dtype))
+    low = e.scalar(-np.inf, dtype)
     if mask is not None and mask.dtype is DType.BOOL:
-        scores = emit("Where", mask, scores, low)
+        scores = e("Where", mask, scores, low)
     elif mask is not None:
-        scores = emit("Add", scores, emit("Cast", mask, to=dtype))
+        scores = e("Add", scores, e.cast(mask, dtype))
     if node.attrs["is_causal"]:
-        ones = emit("ConstantOfShape", shape=scores.shape[2:], value=1, dtype=DType.BOOL)
-        scores = emit("Where", emit("Trilu", ones, upper=0), scores, low)
-    p = emit("Softmax", scores, axis=3)
+        ones = e("ConstantOfShape", shape=scores.shape[2:], value=1, dtype=DType.BOOL)
+        scores = e("Where", e("Trilu", ones, upper=0), scores, low)
+    p = e("Softmax", scores, axis=3)
     if mask is not None:
-        p = emit("Where", emit("IsNaN", p), scalar(rw, 0, dtype), p)
-    return (emit("MatMul", emit("Cast", p, to=q.dtype), v),)
+        p = e("Where", e("IsNaN", p), e.scalar(0, dtype), p)
+    return (e("MatMul", e.cast(p, q.dtype), v),)
 
 
-def _repeat_heads(rw: Rewriter, node: Node, t: Value, q: Value) -> Value:
+def _repeat_heads(e: Emit, t: Value, heads: Dim) -> Value:
     b, g, length, d = t.shape
-    each = divides_exactly(q.shape[1], g)
+    each = divides_exactly(heads, g)
     assert each is not None
-    y = make(rw, "Reshape", [t], {"shape": (b, g, 1, length, d)}, origin=node.origin)
-    y = make(rw, "Expand", [y], {"shape": (b, g, each, length, d)}, origin=node.origin)
-    return make(rw, "Reshape", [y], {"shape": (b, q.shape[1], length, d)}, origin=node.origin)
+    y = e.reshape(t, (b, g, 1, length, d))
+    y = e("Expand", y, shape=(b, g, each, length, d))
+    return e.reshape(y, (b, heads, length, d))
 
 
 _BOOL_MASK = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1] * 6, [0, 1, 1, 1, 1, 1]], np.bool_)

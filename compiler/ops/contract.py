@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, TensorType

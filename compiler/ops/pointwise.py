@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, logical_not, unary, where

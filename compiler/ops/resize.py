@@ -12,7 +12,6 @@ from itertools import product as combinations
 from typing import Any
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, ceildiv, floordiv, maximum, minimum, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError

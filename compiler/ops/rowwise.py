@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.expr import Expr, binary, unary
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.shapes import (
     FLOATS,
@@ -26,7 +26,7 @@ from arcweld.compiler.ops.shapes import (
     same_dtype,
     split_optional,
 )
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, OpDef, Reader, RowProgram, RowStage, make, register
+from arcweld.compiler.registry import Attr, Case, Infer, Kind, OpDef, Reader, RowProgram, RowStage, register
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]
@@ -49,7 +49,8 @@ def _infer_softmax(op: str) -> Infer:
 def _softmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, axis = operand(arrays), attrs["axis"]
     wide = widen(x)
-    e = np.exp(wide - wide.max(axis=axis, keepdims=True))
+    with np.errstate(invalid="ignore"):  # a row of minus infinities gives NaN, as specified
+        e = np.exp(wide - wide.max(axis=axis, keepdims=True))
     return ((e / e.sum(axis=axis, keepdims=True)).astype(x.dtype),)
 
 
@@ -82,13 +83,11 @@ def _row_log_softmax(node: Node) -> RowProgram:
 
 def _last_axis(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     """The same operator along the last axis, between two transposes."""
-    (x,), axis = node.operands(), node.attrs["axis"]
+    (x,), axis, e = node.operands(), node.attrs["axis"], Emit(rw, node)
     last = x.type.rank - 1
     perm = tuple(k for k in range(last + 1) if k != axis) + (axis,)
     back = tuple(perm.index(k) for k in range(last + 1))
-    y = make(rw, "Transpose", [x], {"perm": perm}, origin=node.origin)
-    y = make(rw, node.op, [y], {"axis": last}, origin=node.origin)
-    return (make(rw, "Transpose", [y], {"perm": back}, origin=node.origin),)
+    return (e.transpose(e(node.op, e.transpose(x, perm), axis=last), back),)
 
 
 _SOFTMAX_CASES = (

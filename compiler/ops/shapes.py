@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from arcweld.compiler.dims import Dim, IntExpr, bounds, ceildiv, floordiv, is_nonneg, minimum, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, cast, const, index
-from arcweld.compiler.ir import Rewriter, TensorType, Value
-from arcweld.compiler.registry import Reader, make
+from arcweld.compiler.ir import TensorType, Value
+from arcweld.compiler.registry import Reader
 
 FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
 UNSIGNED = (DType.U64, DType.U32, DType.U16, DType.U8)
@@ -194,21 +192,6 @@ def both(a: Expr, b: Expr) -> Expr:
     """Conjunction of two bools."""
     return binary("and", a, b)
 
-
-# ------------------------------------------------------------------------------------- values for decompositions
-
-
-def scalar(rw: Rewriter, value: float, dtype: DType) -> Value:
-    """A rank 0 constant."""
-    return rw.constant(np.asarray(value, dtype.numpy), dtype)
-
-
-def dim_scalar(rw: Rewriter, value: Dim, dtype: DType, origin: tuple[str, ...]) -> Value:
-    """A dimension as a rank 0 tensor of ``dtype``."""
-    if isinstance(value, int):
-        return scalar(rw, value, dtype)
-    found = make(rw, "Dims", [], {"values": (value,), "shape": ()}, origin=origin)
-    return make(rw, "Cast", [found], {"to": dtype}, origin=origin)
 
 
 def dim_expr(value: Dim, dtype: DType) -> Expr:

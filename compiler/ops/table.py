@@ -3,9 +3,12 @@
 from arcweld.compiler.ops import (  # noqa: F401
     attention,
     composite,
+    composite_reduce,
     contract,
+    einsum,
     gather,
     generate,
+    integer,
     movement,
     pointwise,
     quantize,
