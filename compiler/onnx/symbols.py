@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
-
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.errors import ModelError, UsageError
@@ -39,8 +38,8 @@ def sanitise(name: str) -> str:
 class DimTable:
     """Hands out the symbols of one model.
 
-    ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of k > 1
-    is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
+    ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of
+    k > 1 is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
     """
 
     def __init__(self, ranges: Mapping[str, Range], params: Collection[str] = ()) -> None:
@@ -91,7 +90,7 @@ class DimTable:
         unknown = sorted(set(self._ranges) - self._used_ranges)
         if unknown:
             names = ", ".join(sorted(k for k, v in self._dims.items() if not isinstance(v, int)))
-            raise UsageError(f"no dimension is called {unknown[0]!r}", hint=f"the open dimensions are: {names or 'none'}")
+            raise UsageError(f"no dimension is called {unknown[0]!r}", hint=f"open dimensions: {names or 'none'}")
 
 
 def declared_dims(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...] | None:

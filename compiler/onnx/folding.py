@@ -1,0 +1,71 @@
+"""Finds the elements of a device value that depends on constants only, by running the registry's references.
+
+Handlers ask for it when a shape-like operand was computed by operators that shapes.py does not evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import numpy as np
+from arcweld.compiler import registry
+from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, Builder
+
+MAX_NODES = 1000
+
+
+def fold_value(builder: Builder, value: Value, refuse: Callable[[str], NoReturn]) -> np.ndarray:
+    """The elements of ``value``. Calls ``refuse`` with the reason when they depend on inputs or on dimensions."""
+    order, pending = _ancestors(builder, value)
+    if pending:
+        refuse(pending)
+    done: dict[str, np.ndarray] = {}
+    for node in order:
+        if any(_too_large(o) for o in node.outputs):
+            refuse(f"computing {node.outputs[0].name} while importing would take too much memory")
+        args = [None if v is None else _input(builder, v, done) for v in node.inputs]
+        results = registry.opdef(node.op).reference(args, node.attrs)
+        done.update((o.name, r) for o, r in zip(node.outputs, results))
+    return _input(builder, value, done)
+
+
+def _too_large(value: Value) -> bool:
+    n = value.type.numel
+    return not isinstance(n, int) or n > MAX_HOST_ELEMENTS
+
+
+def _input(builder: Builder, value: Value, done: dict[str, np.ndarray]) -> np.ndarray:
+    return done[value.name] if value.name in done else builder.rw.weights[value.name].data
+
+
+def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str]:
+    """The nodes that compute ``value``, operands first; and why it cannot be computed, if it cannot."""
+    order: list[Node] = []
+    state: dict[str, bool] = {}
+    stack: list[tuple[Value, bool]] = [(value, False)]
+    while stack:
+        v, leaving = stack.pop()
+        node = builder.producer(v)
+        if leaving:
+            if node is not None and node not in order:
+                order.append(node)
+            continue
+        if v.name in state:
+            continue
+        state[v.name] = True
+        if v.name in builder.notes:
+            return [], builder.notes[v.name]
+        if node is None:
+            if v.name not in builder.rw.weights:
+                return [], f"the values of {value.name} depend on the data of input {v.name}"
+            continue
+        if any(isinstance(d, IntExpr) for a in node.attrs.values() if isinstance(a, tuple) for d in a):
+            return [], f"the values of {value.name} depend on symbolic dimensions"
+        if len(state) > MAX_NODES:
+            return [], f"the values of {value.name} are computed by more than {MAX_NODES} nodes"
+        stack.append((v, True))
+        stack.extend((x, False) for x in node.operands())
+    return order, ""

@@ -1,0 +1,170 @@
+"""Handlers of quantised operators. Integer products run in floating point wide enough to be exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
+from arcweld.compiler.onnx.context import NodeContext, numel
+from arcweld.compiler.onnx.handlers import MICROSOFT, Result, handles
+from arcweld.compiler.onnx.handlers_matmul import matmul
+from arcweld.compiler.onnx.handlers_window import conv
+from arcweld.compiler.onnx.proto import element_type
+
+_EXACT_F32 = 2**24
+_EXACT_F64 = 2**53
+_INT8 = (DType.I8, DType.U8)
+
+
+@handles("QuantizeLinear")
+@handles("QuantizeLinear", domain=MICROSOFT)
+def _quantize(c: NodeContext) -> Result:
+    x, scale, zero = c.value(0), c.value(1), c.optional(2)
+    if zero is not None:
+        dtype = zero.dtype
+    else:
+        dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else DType.U8
+    axis = _quantised_axis(c, x, scale)
+    return c.emit("QuantizeLinear", x, c.cast(scale, x.dtype), zero, axis=axis, dtype=dtype)
+
+
+@handles("DequantizeLinear")
+@handles("DequantizeLinear", domain=MICROSOFT)
+def _dequantize(c: NodeContext) -> Result:
+    x, scale, zero = c.value(0), c.value(1), c.optional(2)
+    y = c.emit("DequantizeLinear", x, scale, zero, axis=_quantised_axis(c, x, scale))
+    return c.cast(y, element_type(c.int_attr("output_dtype"))) if c.int_attr("output_dtype") else y
+
+
+def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
+    if c.int_attr("block_size"):
+        c.unsupported("quantisation in blocks")
+    if scale.type.rank == 0 or (scale.type.rank == 1 and scale.shape[0] == 1):
+        return 0
+    return c.axis(c.int_attr("axis", 1), x.type.rank)
+
+
+@handles("DynamicQuantizeLinear")
+def _dynamic(c: NodeContext) -> Result:
+    return list(dynamic_quantize(c, c.value(0)))
+
+
+def dynamic_quantize(c: NodeContext, x: Value) -> tuple[Value, Value, Value]:
+    """Quantises ``x`` to u8 by its own range: the quantised tensor, the scale, the zero point."""
+    axes = tuple(range(x.type.rank))
+    zero = c.const(0.0, DType.F32)
+    low = c.emit("Min", c.emit("ReduceMin", x, axes=axes, keepdims=0), zero)
+    high = c.emit("Max", c.emit("ReduceMax", x, axes=axes, keepdims=0), zero)
+    scale = c.scale(c.emit("Sub", high, low), 1.0 / 255.0)
+    # an all-zero tensor has no range; any scale represents it
+    scale = c.emit("Where", c.emit("Equal", scale, zero), c.const(1.0, DType.F32), scale)
+    point = c.emit("Round", c.emit("Clip", c.emit("Div", c.emit("Neg", low), scale), min=0.0, max=255.0))
+    point = c.cast(point, DType.U8)
+    return c.emit("QuantizeLinear", x, scale, point, axis=0, dtype=DType.U8), scale, point
+
+
+# ------------------------------------------------------------------------------------------------ integer products
+
+
+def _exact_type(c: NodeContext, terms: Dim, left: Value, right: Value) -> DType:
+    """The narrowest floating-point type in which a sum of ``terms`` products of 8-bit integers is exact."""
+    if left.dtype not in _INT8 or right.dtype not in _INT8:
+        c.broken("the operands should be 8-bit integers")
+    if not isinstance(terms, int):
+        return DType.F64
+    if terms * 255 * 255 >= _EXACT_F64:
+        c.unsupported(f"sums of {terms} integer products are not exact")
+    return DType.F32 if terms * 255 * 255 < _EXACT_F32 else DType.F64
+
+
+def _centred(c: NodeContext, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
+    """``x - zero`` in floating point; a vector of zero points takes ``shape``."""
+    wide = c.cast(x, dtype)
+    if zero is None:
+        return wide
+    if zero.type.rank == 1 and zero.shape[0] != 1:
+        zero = c.reshape(zero, shape)
+    elif zero.type.rank == 1:
+        zero = c.reshape(zero, ())
+    return c.emit("Sub", wide, c.cast(zero, dtype))
+
+
+def integer_matmul(c: NodeContext, a: Value, b: Value, a_zero: Value | None, b_zero: Value | None) -> Value:
+    """The exact product of two 8-bit matrices less their zero points, as floating-point integers."""
+    dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b)
+    left = _centred(c, a, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1), dtype)
+    return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1],), dtype))
+
+
+def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zero: Value | None) -> Value:
+    """The exact convolution of 8-bit tensors less their zero points, as floating-point integers."""
+    rank = x.type.rank
+    if not 3 <= rank <= 5 or w.type.rank != rank:
+        c.broken(f"operands of rank {rank} and {w.type.rank}")
+    dtype = _exact_type(c, numel(w.shape[1:]), x, w)
+    weights = _centred(c, w, w_zero, (w.shape[0], *[1] * (rank - 1)), dtype)
+    return conv(c, _centred(c, x, x_zero, (1,), dtype), weights, None)
+
+
+@handles("MatMulInteger")
+def _matmul_integer(c: NodeContext) -> Result:
+    y = integer_matmul(c, c.value(0), c.value(1), c.optional(2), c.optional(3))
+    return c.cast(y, DType.I32)
+
+
+@handles("ConvInteger")
+def _conv_integer(c: NodeContext) -> Result:
+    return c.cast(integer_conv(c, c.value(0), c.value(1), c.optional(2), c.optional(3)), DType.I32)
+
+
+@handles("QLinearMatMul")
+def _qlinear_matmul(c: NodeContext) -> Result:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (c.value(i) for i in range(8))
+    exact = integer_matmul(c, a, b, a_zero, b_zero)
+    scale = c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale))
+    return _requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
+
+
+@handles("QLinearConv")
+def _qlinear_conv(c: NodeContext) -> Result:
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (c.value(i) for i in range(8))
+    exact = integer_conv(c, x, w, x_zero, w_zero)
+    channels = (w.shape[0], *[1] * (x.type.rank - 2))
+    if c.has(8):
+        exact = c.emit("Add", exact, c.cast(c.reshape(c.value(8), channels), exact.dtype))
+    scale = _scalar(c, w_scale)
+    if scale.type.rank == 1:
+        scale = c.reshape(scale, channels)
+    scale = c.emit("Mul", scale, _scalar(c, x_scale))
+    return _requantise(c, c.emit("Mul", c.cast(exact, DType.F32), scale), y_scale, y_zero)
+
+
+def _scalar(c: NodeContext, scale: Value) -> Value:
+    return c.reshape(scale, ()) if scale.shape == (1,) else scale
+
+
+def _row(c: NodeContext, scale: Value, a: Value) -> Value:
+    scale = _scalar(c, scale)
+    return c.reshape(scale, (*scale.shape, 1)) if scale.type.rank == 1 and a.type.rank > 1 else scale
+
+
+def _requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
+    return c.emit("QuantizeLinear", y, c.cast(_scalar(c, scale), DType.F32), _scalar(c, zero), axis=0, dtype=zero.dtype)
+
+
+@handles("MatMulIntegerToFloat", domain=MICROSOFT)
+def _matmul_to_float(c: NodeContext) -> Result:
+    a, b, a_scale, b_scale = (c.value(i) for i in range(4))
+    exact = c.cast(integer_matmul(c, a, b, c.optional(4), c.optional(5)), a_scale.dtype)
+    y = c.emit("Mul", exact, c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale)))
+    return c.emit("Add", y, c.value(6)) if c.has(6) else y
+
+
+@handles("DynamicQuantizeMatMul", domain=MICROSOFT)
+def _dynamic_matmul(c: NodeContext) -> Result:
+    quantised, scale, zero = dynamic_quantize(c, c.value(0))
+    exact = integer_matmul(c, quantised, c.value(1), zero, c.optional(3))
+    y = c.emit("Mul", c.cast(exact, DType.F32), c.emit("Mul", scale, _scalar(c, c.value(2))))
+    return c.emit("Add", y, c.value(4)) if c.has(4) else y

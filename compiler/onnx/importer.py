@@ -1,0 +1,238 @@
+"""Turns an ONNX model into an IR graph: the entry points ``import_onnx`` and ``support_report``.
+
+Shape arithmetic is evaluated while importing, so that shape tensors become attributes; every operator that cannot be
+imported is collected, and all are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
+from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.onnx.context import Builder, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.proto import ModelSource, element_type, load_model, tensor_array
+from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
+from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
+
+OLDEST_OPSET = 7
+
+
+class Support(NamedTuple):
+    """One node of a model, and whether it can be compiled."""
+
+    node: str
+    op: str
+    supported: bool
+    reason: str
+
+
+@dataclass(slots=True)
+class _Import:
+    """One run over a model: the inputs it found and what it collected."""
+
+    model: onnx.ModelProto
+    folder: Path | None
+    shapes: Shapes
+    ranges: Mapping[str, Range]
+    values: Mapping[str, np.ndarray]
+    scope: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+
+    def visitor(self) -> Visitor:
+        """Reads inputs and initializers, then visits every node."""
+        graph = self.model.graph
+        opsets = opset_table(self.model)
+        weights = self._initializers()
+        self._read_inputs(weights)
+        builder = Builder.start(graph.name or "model", self.inputs, self.folder)
+        functions = {(normal_domain(f.domain), f.name): f for f in self.model.functions}
+        visitor = Visitor(builder, functions)
+        visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
+        return visitor
+
+    def _initializers(self) -> dict[str, Operand | Unavailable]:
+        found: dict[str, Operand | Unavailable] = {}
+        for tensor in self.model.graph.initializer:
+            if tensor.name in found:
+                raise ModelError(f"initializer {tensor.name!r} occurs twice")
+            try:
+                data, dtype = tensor_array(tensor, self.folder)
+                found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
+            except UnsupportedError as error:
+                found[tensor.name] = Unavailable(f"initializer {tensor.name}", str(error.message))
+        for sparse in self.model.graph.sparse_initializer:
+            name = sparse.values.name
+            found[name] = Unavailable(f"initializer {name}", "sparse tensors are not supported")
+        return found
+
+    def _read_inputs(self, weights: Mapping[str, Any]) -> None:
+        infos = [i for i in self.model.graph.input if i.name not in weights]
+        names = {i.name for i in infos}
+        if len(names) != len(infos):
+            raise ModelError("two inputs of the model have the same name")
+        unknown = sorted((set(self.shapes) | set(self.values)) - names)
+        if unknown:
+            raise UsageError(
+                f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(sorted(names))}"
+            )
+        params = {d.dim_param for i in infos for d in i.type.tensor_type.shape.dim if d.dim_param}
+        table = DimTable(self.ranges, params)
+        shapes = self._input_shapes(infos, table)
+        taken: set[str] = set()
+        for info in infos:
+            self._read_input(info, shapes, taken)
+        table.check_ranges()
+
+    def _input_shapes(
+        self, infos: Sequence[onnx.ValueInfoProto], table: DimTable
+    ) -> dict[str, tuple[Dim, ...] | None]:
+        # overridden inputs first: what the user says about a dim_param holds for the other inputs too
+        shapes: dict[str, tuple[Dim, ...] | None] = {}
+        for info in sorted(infos, key=lambda i: i.name not in self.shapes):
+            override = self.shapes.get(info.name)
+            declared = declared_dims(info)
+            if declared is None and override is not None:
+                declared = (None,) * len(override)
+            if info.name in self.values:
+                continue
+            if not info.type.HasField("tensor_type") or declared is None:
+                shapes[info.name] = None
+            else:
+                shapes[info.name] = input_shape(table, info.name, declared, override)
+        return shapes
+
+    def _read_input(
+        self, info: onnx.ValueInfoProto, shapes: Mapping[str, tuple[Dim, ...] | None], taken: set[str]
+    ) -> None:
+        if info.name in self.values:
+            data = np.asarray(self.values[info.name])
+            self.scope[info.name] = on_host(data, from_numpy(data.dtype))
+            return
+        shape = shapes[info.name]
+        if shape is None:
+            kind = info.type.WhichOneof("value")
+            why = "its rank is not known: give its shape with shapes=" if kind == "tensor_type" else f"it is a {kind}"
+            self.scope[info.name] = Unavailable(f"input {info.name}", why)
+            return
+        try:
+            dtype = element_type(info.type.tensor_type.elem_type)
+        except UnsupportedError as error:
+            self.scope[info.name] = Unavailable(f"input {info.name}", error.message)
+            return
+        value = Value(_unique(sanitise(info.name), taken), TensorType(dtype, shape))
+        self.inputs.append(value)
+        self.scope[info.name] = on_device(value)
+
+    def graph(self, visitor: Visitor) -> Graph:
+        """The finished graph. Outputs that are inputs, weights or repeated get an Identity node of their own."""
+        outputs: list[Value] = []
+        rw = visitor.builder.rw
+        inner = {o.name for n in rw.nodes for o in n.outputs}
+        for info in self.model.graph.output:
+            found = visitor.results[info.name]
+            origin = (f"output {info.name}",)
+            value = visitor.builder.device(found, origin, f"{sanitise(info.name)}.const")
+            if value.name not in inner or value in outputs:
+                value = visitor.rename(
+                    rw.emit("Identity", (value,), value.type, origin=origin, name="identity"), info.name
+                )
+            outputs.append(value)
+        used = {v.name for n in rw.nodes for v in n.operands()}
+        weights = {k: w for k, w in rw.weights.items() if k in used}
+        labels = tuple(info.name for info in self.model.graph.output)
+        return rw.graph.replace(
+            nodes=tuple(rw.nodes), outputs=tuple(outputs), weights=weights, output_labels=labels
+        )
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    out, n = name, 1
+    while out in taken:
+        out, n = f"{name}.{n}", n + 1
+    taken.add(out)
+    return out
+
+
+def opset_table(model: onnx.ModelProto) -> dict[str, int]:
+    """The operator set versions a model imports, by domain. Raises UnsupportedError for one out of range."""
+    table = {normal_domain(o.domain): int(o.version) for o in model.opset_import}
+    version, newest = table.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
+    if version < OLDEST_OPSET:
+        raise UnsupportedError(
+            f"the model uses ONNX operator set {version}",
+            hint=f"convert it to {OLDEST_OPSET} or newer with onnx.version_converter",
+        )
+    if version > newest:
+        raise UnsupportedError(
+            f"the model uses ONNX operator set {version}; the installed onnx package knows {newest}",
+            hint="upgrade the onnx package",
+        )
+    return table
+
+
+def import_onnx(
+    model: ModelSource,
+    *,
+    shapes: Shapes | None = None,
+    ranges: Mapping[str, Range] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+) -> Graph:
+    """Imports an ONNX model.
+
+    model   a path, the file's bytes, or a ModelProto; external data needs a path
+    shapes  input name -> dimensions that replace the declared ones: ints, names, expressions such as "32*h", or Dims
+    ranges  dim_param -> (lowest, highest or None, multiple_of); without one a dimension is at least 1
+    values  input name -> array: the input becomes a constant (a mode switch, for example)
+
+    Raises ModelError for a damaged or inconsistent model, UnsupportedError listing every node that cannot be
+    imported, UsageError for overrides that contradict the model.
+    """
+    run, visitor = _run(model, shapes or {}, ranges or {}, values or {})
+    failed = [f for f in visitor.findings if f.reason]
+    for info in run.model.graph.output:
+        found = visitor.results.get(info.name)
+        if isinstance(found, Unavailable) and found.reason:
+            failed.append(Finding(info.name, "output", f"{found.node}: {found.reason}"))
+    if failed:
+        lines = "".join(f"\n  {f.op} [{f.node}]: {f.reason}" for f in failed)
+        raise UnsupportedError(
+            f"{len(failed)} node(s) of the model cannot be imported:{lines}",
+            node=failed[0].node,
+            hint=next((f.hint for f in failed if f.hint), None),
+        )
+    return run.graph(visitor)
+
+
+def support_report(
+    model: ModelSource, *, shapes: Shapes | None = None, values: Mapping[str, np.ndarray] | None = None
+) -> list[Support]:
+    """Every node of the model in order, with whether it can be imported, and why not.
+
+    Nodes behind an unsupported one count as supported when their operator has a handler. Raises ModelError.
+    """
+    _, visitor = _run(model, shapes or {}, {}, values or {})
+    return [Support(f.node, f.op, not f.reason, f.reason) for f in visitor.findings]
+
+
+def _run(
+    model: ModelSource, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, np.ndarray]
+) -> tuple[_Import, Visitor]:
+    try:
+        proto, folder = load_model(model)
+        run = _Import(proto, folder, shapes, ranges, values)
+        return run, run.visitor()
+    except ArcweldError:
+        raise
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(f"the model is damaged: {error}") from error
+
+
+__all__ = ["DType", "Support", "import_onnx", "support_report"]

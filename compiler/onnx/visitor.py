@@ -1,0 +1,313 @@
+"""Walks the nodes of a model and its subgraphs, and binds every name to an operand.
+
+Scopes nest as in ONNX: a branch of an If sees the names outside it, a function sees only its own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.onnx import shapes
+from arcweld.compiler.onnx.context import Builder, NodeContext, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.handlers import handler
+from arcweld.compiler.onnx.proto import attribute_value, tensor_array
+from arcweld.compiler.onnx.scalars import Undecided
+from arcweld.compiler.onnx.symbols import sanitise
+from onnx import FunctionProto, GraphProto, NodeProto
+
+MAX_DEPTH = 32
+MAX_VISITS = 1_000_000
+
+# what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
+_MALFORMED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A visited node; ``reason`` says why it cannot be imported, and is empty when it can."""
+
+    node: str
+    op: str
+    reason: str = ""
+    hint: str | None = None
+
+
+@dataclass(slots=True)
+class Scope:
+    """The names visible to a list of nodes."""
+
+    names: dict[str, Any]
+    opsets: Mapping[str, int]
+    outer: Scope | None = None
+    prefix: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    depth: int = 0
+
+    def lookup(self, name: str) -> Operand | Unavailable | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                found: Operand | Unavailable = scope.names[name]
+                return found
+            scope = scope.outer
+        return None
+
+
+def normal_domain(domain: str) -> str:
+    """The default domain has two spellings."""
+    return "" if domain == "ai.onnx" else domain
+
+
+class Visitor:
+    """Imports nodes into one Builder. ``results`` holds the operands of the graph's outputs afterwards."""
+
+    def __init__(self, builder: Builder, functions: Mapping[tuple[str, str], FunctionProto]) -> None:
+        self.builder = builder
+        self.functions = functions
+        self.findings: list[Finding] = []
+        self.results: dict[str, Operand] = {}
+        self.visits = 0
+
+    def visit_all(self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str]) -> list[Any]:
+        """Visits ``nodes`` in order and returns the operands called ``outputs``."""
+        used = set(outputs) | set(_names_read(nodes))
+        for node in nodes:
+            self.visits += 1
+            if self.visits > MAX_VISITS:
+                raise ModelError(f"the model expands to more than {MAX_VISITS} nodes")
+            self._visit(node, scope, used)
+        found = []
+        for name in outputs:
+            operand = scope.lookup(name)
+            if operand is None:
+                raise ModelError(f"nothing writes the output {name!r}")
+            found.append(operand)
+        if scope.depth == 0:
+            self.results = dict(zip(outputs, found))
+        return found
+
+    # ------------------------------------------------------------------------------------------------- one node
+
+    def _visit(self, node: NodeProto, scope: Scope, used: set[str]) -> None:
+        label = scope.prefix + (node.name or f"{node.op_type}_{next((o for o in node.output if o), '')}")
+        start = len(self.builder.rw.nodes)
+        missing = [n for n in node.input if n and scope.lookup(n) is None]
+        if missing:
+            raise ModelError(
+                f"{node.op_type} reads {missing[0]!r}, which no earlier node, input or initializer defines", node=label
+            )
+        operands = [scope.lookup(n) if n else None for n in node.input]
+        try:
+            results = self._import(node, scope, label, operands, used)
+        except UnsupportedError as error:
+            del self.builder.rw.nodes[start:]
+            self.findings.append(Finding(label, node.op_type, error.message, error.hint))
+            results = [Unavailable(label)] * len(node.output)
+        except ArcweldError as error:
+            if error.node is None:
+                error.node = label
+            raise
+        except _MALFORMED as error:
+            raise ModelError(f"{node.op_type} is malformed: {error}", node=label) from error
+        for name, result in zip(node.output, results):
+            if name:
+                if name in scope.names:
+                    raise ModelError(f"{name!r} is written twice", node=label)
+                scope.names[name] = result
+
+    def _import(
+        self, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any], used: set[str]
+    ) -> Sequence[Any]:
+        domain = normal_domain(node.domain)
+        bad = next((o for o in operands if isinstance(o, Unavailable)), None)
+        function = self.functions.get((domain, node.op_type))
+        if domain not in scope.opsets and function is None and domain == "":
+            raise ModelError(f"the model imports no operator set for {node.op_type}", node=label)
+        if bad is not None:
+            return self._behind(node, domain, label, bad)
+        attrs = self._attributes(node, scope)
+        if function is not None:
+            return self._call(function, node, scope, label, operands, attrs)
+        context = NodeContext(
+            self.builder, node.op_type, scope.opsets.get(domain, 1), label, operands, list(node.output), attrs,
+            [o != "" and o in used for o in node.output],
+        )  # fmt: skip
+        if domain == "" and node.op_type == "If":
+            return self._branch(context, scope)
+        if domain == "" and node.op_type == "Constant":
+            self.findings.append(Finding(label, node.op_type))
+            return [_constant(context)]
+        why = ""
+        if domain == "":
+            try:
+                results = shapes.evaluate(context)
+                if results is not None:
+                    self.findings.append(Finding(label, node.op_type))
+                    return results
+            except Undecided as error:
+                why = str(error)
+            except UnsupportedError as error:
+                why = error.message
+        return self._handle(context, domain, why)
+
+    def _handle(self, context: NodeContext, domain: str, why: str) -> Sequence[Operand | Unavailable]:
+        fn = handler(domain, context.op)
+        if fn is None:
+            name = f"{domain}.{context.op}" if domain else context.op
+            reason = f"operator {name} is not implemented"
+            raise UnsupportedError(f"{reason}; {why}" if why else reason)
+        start = len(self.builder.rw.nodes)
+        try:
+            raw = fn(context)
+        except ModelError as error:
+            if any(isinstance(d, IntExpr) for o in context.operands if o is not None for d in o.shape):
+                # with open dimensions a disagreement may only be one that is not provable
+                raise UnsupportedError(error.message, hint=error.hint or shapes_hint()) from error
+            raise
+        listed = [raw] if isinstance(raw, Value | Operand) else list(raw)
+        for i, wanted in enumerate(context.used):
+            if wanted and (i >= len(listed) or listed[i] is None):
+                raise UnsupportedError(f"output {i} of {context.op} is not supported")
+        self.findings.append(Finding(context.name, context.op))
+        return self._named(context, listed, start, why)
+
+    def _named(self, context: NodeContext, listed: Sequence[Any], start: int, why: str) -> list[Any]:
+        fresh = {o.name for n in self.builder.rw.nodes[start:] for o in n.outputs}
+        out: list[Any] = []
+        for name, result in zip(context.outputs, listed):
+            if isinstance(result, Value):
+                value = self.rename(result, name) if name and result.name in fresh else result
+                fresh.discard(result.name)
+                if why:
+                    self.builder.notes[value.name] = why
+                result = on_device(value)
+            out.append(Unavailable(context.name) if result is None else result)
+        return out + [Unavailable(context.name)] * (len(context.outputs) - len(out))
+
+    def rename(self, value: Value, name: str) -> Value:
+        """Calls a value that a node just emitted by its ONNX name."""
+        new = Value(self.builder.rw.fresh(sanitise(name)), value.type)
+        nodes = self.builder.rw.nodes
+        for i in range(len(nodes) - 1, -1, -1):
+            node = nodes[i]
+            if value in node.inputs or value in node.outputs:
+                nodes[i] = replace(node, inputs=_swap(node.inputs, value, new), outputs=_swap(node.outputs, value, new))
+            if value in node.outputs:
+                break
+        self.builder.producers.pop(value.name, None)
+        self.builder.scanned = min(self.builder.scanned, i)
+        return new
+
+    def _behind(self, node: NodeProto, domain: str, label: str, bad: Unavailable) -> Sequence[Any]:
+        known = handler(domain, node.op_type) is not None or (domain == "" and node.op_type in _BUILT_IN)
+        known = known or (domain, node.op_type) in self.functions
+        if not known:
+            name = f"{domain}.{node.op_type}" if domain else node.op_type
+            raise UnsupportedError(f"operator {name} is not implemented")
+        # an input or initializer that cannot be used is reported by its first reader
+        reason = f"{bad.node}: {bad.reason}" if bad.reason else ""
+        self.findings.append(Finding(label, node.op_type, reason))
+        return [Unavailable(bad.node)] * len(node.output)
+
+    def _attributes(self, node: NodeProto, scope: Scope) -> dict[str, Any]:
+        attrs: dict[str, Any] = {}
+        for attr in node.attribute:
+            if attr.name in attrs:
+                raise ModelError(f"{node.op_type} has two attributes {attr.name!r}")
+            if attr.ref_attr_name:
+                if attr.ref_attr_name in scope.attrs:
+                    attrs[attr.name] = scope.attrs[attr.ref_attr_name]
+            else:
+                attrs[attr.name] = attribute_value(attr, self.builder.folder)
+        return attrs
+
+    # -------------------------------------------------------------------------------------- functions, branches
+
+    def _call(
+        self, fn: FunctionProto, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any],
+        attrs: dict[str, Any],
+    ) -> Sequence[Any]:
+        self._check_depth(scope, label)
+        if len(operands) > len(fn.input) or len(node.output) > len(fn.output):
+            raise ModelError(f"function {fn.name} takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
+        names = {n: o for n, o in zip(fn.input, operands) if o is not None}
+        given = {a.name: attribute_value(a, self.builder.folder) for a in fn.attribute_proto} | attrs
+        opsets = {normal_domain(o.domain): int(o.version) for o in fn.opset_import}
+        inner = Scope(names, opsets, None, f"{label}/", given, scope.depth + 1)
+        return self.visit_all(fn.node, inner, list(fn.output)[: len(node.output)])
+
+    def _branch(self, context: NodeContext, scope: Scope) -> Sequence[Any]:
+        try:
+            taken = bool(context.number(0))
+        except UnsupportedError as error:
+            raise UnsupportedError(f"which branch runs is not known: {error.message}", hint=error.hint) from error
+        graph = context.graph_attr("then_branch" if taken else "else_branch")
+        self._check_depth(scope, context.name)
+        if len(graph.output) != len(context.outputs):
+            raise ModelError(f"a branch has {len(graph.output)} outputs, its If has {len(context.outputs)}")
+        self.findings.append(Finding(context.name, "If"))
+        return self.run_graph(graph, scope, f"{context.name}/", {})
+
+    def run_graph(self, graph: GraphProto, scope: Scope, prefix: str, bound: Mapping[str, Any]) -> list[Any]:
+        """Imports a subgraph in place; ``bound`` gives its formal inputs."""
+        names: dict[str, Any] = dict(bound)
+        for tensor in graph.initializer:
+            data, dtype = tensor_array(tensor, self.builder.folder)
+            names[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
+        inner = Scope(names, scope.opsets, scope, prefix, scope.attrs, scope.depth + 1)
+        return self.visit_all(graph.node, inner, [o.name for o in graph.output])
+
+    def _check_depth(self, scope: Scope, label: str) -> None:
+        if scope.depth >= MAX_DEPTH:
+            raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep", node=label)
+
+
+_BUILT_IN = {"Constant", "If", "Shape", "Size"}
+
+
+def shapes_hint() -> str:
+    from arcweld.compiler.onnx.context import SHAPES_HINT
+
+    return SHAPES_HINT
+
+
+def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
+    return tuple(new if v == old else v for v in values)
+
+
+def _names_read(nodes: Sequence[NodeProto], depth: int = 0) -> Iterator[str]:
+    """Every name that some node reads, those inside branches included."""
+    if depth > MAX_DEPTH:
+        raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep")
+    for node in nodes:
+        yield from node.input
+        for attr in node.attribute:
+            for graph in ([attr.g] if attr.HasField("g") else []) + list(attr.graphs):
+                yield from _names_read(graph.node, depth + 1)
+                yield from (o.name for o in graph.output)
+
+
+def _constant(c: NodeContext) -> Operand:
+    """The Constant operator in all its spellings."""
+    if len(c.attrs) != 1:
+        c.broken("exactly one attribute should give the value")
+    ((kind, value),) = c.attrs.items()
+    if kind == "value":
+        data, dtype = value
+        return on_host(data, dtype)
+    from arcweld.compiler.dtypes import DType
+
+    spelled = {"value_int": DType.I64, "value_ints": DType.I64, "value_float": DType.F32, "value_floats": DType.F32}
+    if kind not in spelled:
+        c.unsupported(f"a constant given as {kind}")
+    return on_host(np.array(value, spelled[kind].numpy), spelled[kind])
+
+
+__all__ = ["Finding", "Node", "Scope", "Visitor", "normal_domain", "onnx"]
