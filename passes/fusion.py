@@ -209,15 +209,15 @@ class Fuser:
         hero = g.hero
         assert hero is not None
         kind = opdef(hero.op).kind
+        epilogue = [n for n in g.nodes.values() if n is not hero]
         for i, v in enumerate(hero.inputs):
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (hero.op, i) in FREE_OPERANDS
                 self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
-        for n in list(g.nodes.values()):
-            if n is not hero:
-                for v in n.operands():
-                    if v.name not in g.nodes and self._is_epilogue_operand(g, v):
-                        self._inline(g, v, n, pointwise=True, reads=1)
+        for n in epilogue:
+            for v in n.operands():
+                if self._is_epilogue_operand(g, v):
+                    self._inline(g, v, n, pointwise=True, reads=1)
 
     def _is_epilogue_operand(self, g: _Group, v: Value) -> bool:
         return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
@@ -240,7 +240,7 @@ class Fuser:
         if not self._may_inline(g, p, reader, pointwise, reads, storable):
             return
         self._add(g, p)
-        if storable or not self._wanted_elsewhere(p, g):
+        if storable or not (is_view(p) or self._wanted_elsewhere(p, g)):
             self.owner[name] = g
         for o in p.operands():
             self._inline(g, o, p, pointwise=pointwise, reads=reads * _fan_out(p))
@@ -257,7 +257,8 @@ class Fuser:
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
         if self._wanted_elsewhere(p, g) and not storable:
-            if not (kind is Kind.MOVEMENT or opdef(p.op).cost <= 4) or not self._leaf(p):
+            cheap = kind is Kind.MOVEMENT or opdef(p.op).cost <= 4
+            if not (cheap and self._leaf(p)):
                 return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
             return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
@@ -275,8 +276,14 @@ class Fuser:
         return len(big) == 0
 
     def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
+        """True if somebody outside ``g`` reads ``p``, directly or through views that other kernels may read through too."""
         name = p.output.name
-        return name in self.outputs or any(c.output.name not in g.nodes for c in self.consumers.get(name, ()))
+        if name in self.outputs:
+            return True
+        return any(
+            c.output.name not in g.nodes or (is_view(c) and self._wanted_elsewhere(c, g))
+            for c in self.consumers.get(name, ())
+        )
 
     def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> bool:
         self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
