@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from arcweld.codegen import contract_ffma
+from arcweld.codegen import contract_ffma, contract_mma
 from arcweld.codegen.contract_problem import Problem, problem_of
 from arcweld.codegen.contract_tactic import ContractTactic
 from arcweld.codegen.implementation import Implementation, runs_on
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 # best first
-ENGINES: dict[str, Engine] = {"ffma": contract_ffma}
+ENGINES: dict[str, Engine] = {"mma": contract_mma, "ffma": contract_ffma}
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:

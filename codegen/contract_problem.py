@@ -39,7 +39,13 @@ class Operand:
 
     @property
     def masked(self) -> bool:
+        """True if the load has a mask (only meaningful where ``storage`` is known)."""
         return bool(self.expr.args)
+
+    @property
+    def start(self) -> str:
+        """C text of the loaded buffer's pointer."""
+        return f"p.{self.expr.attr[0]}"
 
 
 @dataclass(frozen=True, slots=True)
