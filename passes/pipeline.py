@@ -17,6 +17,8 @@ from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
+from arcweld.passes.fold_affine import fold_affine
+from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 
@@ -42,7 +44,10 @@ PASSES: tuple[Pass, ...] = (
     Pass("activations", activations, "recover activation functions"),
     Pass("rowwise", rowwise, "recover Softmax, LayerNormalization and RMSNormalization"),
     Pass("attention", attention, "recover attention"),
+    Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),
     Pass("decompose", decompose, "write composite operators in terms of others"),
+    Pass("fold-decomposed", constant_folding, "evaluate the constants that decomposition made"),
+    Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
     Pass("dce", dce, "drop what no output needs"),
 )
 

@@ -1,0 +1,210 @@
+"""Affine folding: scales and shifts by constants, one for each channel, move into the convolution or
+product beside them.
+
+Requires: batch normalisation not yet decomposed. Ensures: no BatchNormalization, Mul, Div, Add or Sub by
+per-channel constants follows a Conv or ConvTranspose of constant weights whose result nobody else reads, or
+precedes such a Conv (a shift: only without padding, which would not be shifted); no Mul or Div by constants
+follows a MatMul with a constant right operand. An Add after a MatMul stays: the kernel's epilogue does it
+for free. New weights are recorded as made from the old.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value, merge_origins
+from arcweld.compiler.options import Options
+from arcweld.passes.common import Tracker, rewrite, use_counts
+
+_CONV = frozenset({"Conv", "ConvTranspose"})
+
+
+def fold_affine(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` with per-channel scales and shifts folded into weights."""
+    uses = use_counts(graph)
+
+    def visit(rw: Tracker, node: Node) -> bool:
+        return _after(rw, node, uses) or _before(rw, node, uses)
+
+    return rewrite(graph, visit)
+
+
+# ------------------------------------------------------------------------------------- y * scale + shift,
+# after
+
+
+def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
+    """Folds ``node``, an affine map of a convolution's or product's result, into the latter."""
+    found = _affine(rw, node)
+    if found is None:
+        return False
+    old, scale, shift = found
+    hero = rw.producer(rw.get(old))
+    if hero is None or uses[old.name] != 1 or hero.output.shape != node.output.shape:
+        return False
+    weight = hero.inputs[1]
+    if weight is None or weight.name not in rw.weights or (hero.op not in _CONV and hero.op != "MatMul"):
+        return False
+    axis = hero.output.type.rank - 1 if hero.op == "MatMul" else _channel_axis(hero)
+    if hero.op == "MatMul" and (shift is not None or weight.type.rank < 2):
+        return False
+    fit = [None if v is None else _per_channel(rw, v, hero.output, axis) for v in (scale, shift)]
+    if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
+        return False
+    new = _scaled_hero(rw, hero, fit[0], fit[1], merge_origins((hero, node)))
+    rw.redirect(node, new)
+    return True
+
+
+def _affine(rw: Tracker, node: Node) -> tuple[Value, Value | None, Value | None] | None:
+    """``node`` as x * scale + shift with constants: (x of the old graph, scale, shift)."""
+    if node.op == "BatchNormalization":
+        scale, shift = batch_norm_constants(rw, node)
+        return None if scale is None else (node.operands()[0], scale, shift)
+    if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2 or not node.output.dtype.is_float:
+        return None
+    x, c = node.operands()
+    if rw.get(c).name not in rw.weights:
+        if node.op in ("Div", "Sub"):
+            return None
+        x, c = c, x
+    constant = rw.get(c)
+    if constant.name not in rw.weights or rw.get(x).name in rw.weights:
+        return None
+    if node.op == "Div":
+        constant = rw.make("Reciprocal", [constant], node.origin)
+    if node.op == "Sub":
+        constant = rw.make("Neg", [constant], node.origin)
+    return (x, constant, None) if node.op in ("Mul", "Div") else (x, None, constant)
+
+
+def batch_norm_constants(rw: Tracker, node: Node) -> tuple[Value | None, Value | None]:
+    """A batch normalisation's scale and shift, each [C, 1, ...] to fit [N, C, spatial]; None if not all are
+    constant.
+    """
+    rank = node.output.type.rank
+    parts = [rw.get(v) for v in node.operands()[1:]]
+    if len(parts) != 4 or any(v.name not in rw.weights for v in parts):
+        return None, None
+    scale, bias, mean, var = [_wide(rw, v) for v in parts]
+    eps = rw.constant(np.asarray(node.attrs["epsilon"], var.dtype.numpy), var.dtype, "epsilon")
+    rstd = rw.make("Rsqrt", [rw.make("Add", [var, eps], node.origin)], node.origin)
+    factor = rw.make("Mul", [scale, rstd], node.origin, f"{node.output.name}.scale")
+    shift = rw.make(
+        "Sub", [bias, rw.make("Mul", [mean, factor], node.origin)], node.origin, f"{node.output.name}.shift"
+    )
+    shape = (*scale.shape, *(1,) * (rank - 2)) if rank > 1 else scale.shape
+    return rw.make("Reshape", [factor], node.origin, shape=shape), rw.make("Reshape", [shift], node.origin, shape=shape)
+
+
+def _wide(rw: Tracker, v: Value) -> Value:
+    """A half constant as f32, so that folding rounds once."""
+    return rw.make("Cast", [v], (), to=DType.F32) if v.dtype.is_half else v
+
+
+def _channel_axis(hero: Node) -> int:
+    return 1 if hero.attrs["layout"] == "NCHW" else hero.output.type.rank - 1
+
+
+def _per_channel(rw: Tracker, constant: Value, y: Value, axis: int) -> Value | None:
+    """``constant`` as a vector [C] (or [1]) along ``axis`` of ``y``; None if it varies along other axes."""
+    first = y.type.rank - constant.type.rank
+    if first < 0 or any(d != 1 and first + k != axis for k, d in enumerate(constant.shape)):
+        return None
+    return rw.make("Reshape", [constant], (), shape=(constant.type.numel,))
+
+
+def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | None, origin: tuple[str, ...]) -> Value:
+    """A copy of ``hero`` whose result is scaled and shifted."""
+    x, weight = hero.operands()[:2]
+    bias = hero.inputs[2] if len(hero.inputs) > 2 else None
+    if scale is not None:
+        weight = _cast(
+            rw, rw.make("Mul", [_wide(rw, weight), _along_outputs(rw, hero, weight, scale)], origin), weight.dtype
+        )
+        if bias is not None:
+            bias = rw.make("Mul", [_wide(rw, bias), scale], origin)
+    if shift is not None:
+        channels = hero.output.shape[_channel_axis(hero)]
+        shift = rw.make("Expand", [shift], origin, shape=(channels,))
+        bias = shift if bias is None else rw.make("Add", [_wide(rw, bias), _wide(rw, shift)], origin)
+    inputs: list[Value | None] = [x, weight]
+    if bias is not None:
+        inputs.append(_cast(rw, bias, x.dtype))
+    return rw.make(hero.op, inputs, origin, hero.output.name, **hero.attrs)
+
+
+def _along_outputs(rw: Tracker, hero: Node, weight: Value, scale: Value) -> Value:
+    """``scale`` [C] (or [1]) shaped to broadcast along the output channels of the weight."""
+    scale = _wide(rw, scale)
+    rank = weight.type.rank
+    if hero.op == "MatMul" or scale.shape == (1,):
+        return scale
+    if hero.op == "Conv":
+        return rw.make("Reshape", [scale], (), shape=(weight.shape[0], *(1,) * (rank - 1)))
+    group, inputs, outputs = hero.attrs["group"], weight.shape[0], weight.shape[1]  # weight is [I, O/group, spatial]
+    assert isinstance(inputs, int)
+    rows = rw.make("Reshape", [scale], (), shape=(group, 1, outputs))
+    rows = rw.make("Expand", [rows], (), shape=(group, inputs // group, outputs))
+    return rw.make("Reshape", [rows], (), shape=(inputs, outputs, *(1,) * (rank - 2)))
+
+
+def _cast(rw: Tracker, v: Value, dtype: DType) -> Value:
+    return v if v.dtype is dtype else rw.make("Cast", [v], (), to=dtype)
+
+
+# -------------------------------------------------------------------------------------- x * scale + shift,
+# before
+
+
+def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
+    """Folds an affine map of ``node``'s input into ``node``, a Conv with constant weights."""
+    if node.op != "Conv" or node.attrs["group"] != 1:
+        return False
+    x, weight, *rest = rw.inputs_of(node)
+    assert x is not None
+    assert weight is not None
+    first = rw.producer(x)
+    bias = rest[0] if rest else None
+    if first is None or uses[node.operands()[0].name] != 1 or weight.name not in rw.weights:
+        return False
+    found = _affine(rw, first)
+    if found is None or (bias is not None and bias.name not in rw.weights):
+        return False
+    source, scale, shift = found
+    if source.shape != x.shape or (shift is not None and any(p != 0 for p in node.attrs["pads"])):
+        return False
+    axis = _channel_axis(node) if node.attrs["layout"] == "NHWC" else 1
+    fit = [None if v is None else _per_channel(rw, v, x, axis) for v in (scale, shift)]
+    if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
+        return False
+    origin = merge_origins((first, node))
+    inputs = _conv_of_affine(rw, node, [source, weight, bias], fit[0], fit[1], origin)
+    rw.redirect(node, rw.make("Conv", inputs, origin, node.output.name, **node.attrs))
+    return True
+
+
+def _conv_of_affine(
+    rw: Tracker,
+    node: Node,
+    inputs: list[Value | None],
+    scale: Value | None,
+    shift: Value | None,
+    origin: tuple[str, ...],
+) -> list[Value | None]:
+    """The operands of a Conv of x that equals the Conv of x * scale + shift: W * scale, and b + sum(W *
+    shift).
+    """
+    x, weight, bias = inputs
+    assert x is not None
+    assert weight is not None
+    spatial = tuple(range(2, weight.type.rank))
+    wide = _wide(rw, weight)
+    if shift is not None:
+        column = rw.make("Reshape", [_wide(rw, shift)], origin, shape=(*shift.shape, *(1,) * len(spatial)))
+        moved = rw.make("ReduceSum", [rw.make("Mul", [wide, column], origin)], origin, axes=(1, *spatial), keepdims=0)
+        bias = _cast(rw, moved if bias is None else rw.make("Add", [_wide(rw, bias), moved], origin), x.dtype)
+    if scale is not None:
+        column = rw.make("Reshape", [_wide(rw, scale)], origin, shape=(*scale.shape, *(1,) * len(spatial)))
+        weight = _cast(rw, rw.make("Mul", [wide, column], origin), weight.dtype)
+    return [x, weight] if bias is None else [x, weight, bias]

@@ -1,0 +1,110 @@
+"""Sibling products: MatMuls of one activation with several constant matrices become one MatMul and Slices
+of its result.
+
+Requires: constants folded. Ensures: no two MatMuls read the same left operand with constant [K, N] right
+operands, unless a result (or, after a bias Add, the sum) is a graph output or goes straight into a
+pointwise operator: there a product of its own has that operator as its epilogue, which a slice of a wider
+result could not. The typical case is Q, K and V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from arcweld.compiler.ir import Graph, Node, Value, merge_origins
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.common import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """One MatMul by a constant, and the Add of a constant vector behind it, if any."""
+
+    product: Node
+    weight: Value
+    add: Node | None
+    bias: Value | None
+
+    @property
+    def result(self) -> Value:
+        return (self.add or self.product).output
+
+
+def merge_matmuls(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` with sibling products merged."""
+    groups = _groups(graph)
+    if not groups:
+        return graph
+    first = {g[0].product.output.name: g for g in groups}
+    replaced = {b.result.name for g in groups for b in g}
+    rw = Tracker(graph)
+    for node in graph.nodes:
+        group = first.get(node.output.name)
+        if group is not None:
+            _emit(rw, group)
+        if node.output.name not in replaced:
+            rw.keep(node)
+    return rw.finish()
+
+
+def _groups(graph: Graph) -> list[list[_Branch]]:
+    consumers = graph.consumers()
+    outputs = graph.output_names()
+    found: dict[tuple[object, ...], list[_Branch]] = {}
+    for node in graph.nodes:
+        if node.op != "MatMul":
+            continue
+        x, w = node.operands()
+        if w.name not in graph.weights or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
+            continue
+        branch = _branch(graph, node, w, consumers, outputs)
+        if branch.result.name not in outputs and not _has_epilogue(branch, consumers):
+            found.setdefault((x.name, w.dtype), []).append(branch)
+    return [g for g in found.values() if len(g) > 1]
+
+
+def _branch(graph: Graph, node: Node, weight: Value, consumers: dict[str, list[Node]], outputs: set[str]) -> _Branch:
+    readers = consumers.get(node.output.name, [])
+    add = readers[0] if len(readers) == 1 and readers[0].op == "Add" and node.output.name not in outputs else None
+    if add is not None and add.output.shape == node.output.shape:
+        others = [v for v in add.operands() if v.name in graph.weights]
+        width = weight.shape[1]
+        if len(others) == 1 and others[0].shape in ((width,), (1, width), (1, 1, width)):
+            return _Branch(node, weight, add, others[0])
+    return _Branch(node, weight, None, None)
+
+
+def _has_epilogue(branch: _Branch, consumers: dict[str, list[Node]]) -> bool:
+    return any(opdef(n.op).kind is Kind.POINTWISE for n in consumers.get(branch.result.name, []))
+
+
+def _emit(rw: Tracker, group: list[_Branch]) -> None:
+    """One product for the whole group, placed where its first member was."""
+    nodes = [n for b in group for n in (b.product, b.add) if n is not None]
+    origin = merge_origins(nodes)
+    x = rw.get(group[0].product.operands()[0])
+    weight = rw.make("Concat", [b.weight for b in group], origin, f"{group[0].weight.name}.merged", axis=1)
+    y = rw.make("MatMul", [x, weight], origin, f"{group[0].product.output.name}.merged")
+    if any(b.bias is not None for b in group):
+        y = rw.make("Add", [y, rw.make("Concat", [_bias(rw, b) for b in group], origin, axis=0)], origin)
+    start = 0
+    for b in group:
+        width = b.weight.shape[1]
+        assert isinstance(width, int)
+        starts = (*(0,) * (y.type.rank - 1), start)
+        part = rw.make(
+            "Slice", [y], merge_origins([n for n in (b.product, b.add) if n is not None]), b.result.name,
+            starts=starts, sizes=(*y.shape[:-1], width), steps=(1,) * y.type.rank,
+        )  # fmt: skip
+        rw.alias(b.result, part)
+        start += width
+
+
+def _bias(rw: Tracker, b: _Branch) -> Value:
+    width = b.weight.shape[1]
+    assert isinstance(width, int)
+    if b.bias is None:
+        return rw.constant(np.zeros(width, b.weight.dtype.numpy), b.weight.dtype, "zeros")
+    return rw.make("Reshape", [b.bias], (), shape=(width,))
