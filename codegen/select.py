@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arcweld.codegen import contract, pointwise, rowwise
+from types import ModuleType
+
+from arcweld.codegen import contract, conv, pointwise, reduce, rowwise, window
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.compiler.errors import UnsupportedError
 
+
+def _portable(name: str, module: ModuleType) -> Implementation:
+    """A template's module as the one implementation that it has, for every architecture."""
+    return Implementation(name, "sm_80", getattr(module, f"render_{name}"), module.tactics, module.supports)
+
+
 IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
-    "pointwise": (
-        Implementation("pointwise", "sm_80", pointwise.render_pointwise, pointwise.tactics, pointwise.supports),
-    ),
-    "rowwise": (Implementation("rowwise", "sm_80", rowwise.render_rowwise, rowwise.tactics, rowwise.supports),),
+    "pointwise": (_portable("pointwise", pointwise),),
+    "reduce": (_portable("reduce", reduce),),
+    "rowwise": (_portable("rowwise", rowwise),),
+    "window": (_portable("window", window),),
     "contract": contract.IMPLEMENTATIONS,
+    "conv": conv.IMPLEMENTATIONS,
 }
 
 
