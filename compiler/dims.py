@@ -10,6 +10,7 @@ import ast
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias, Union
 
 from arcweld.compiler.errors import ModelError
@@ -42,7 +43,12 @@ class Call:
     b: Dim
 
     def key(self) -> str:
-        return f"{self.fn}({self.a}, {self.b})"
+        return _call_key(self)
+
+
+@lru_cache(maxsize=1 << 16)
+def _call_key(call: Call) -> str:
+    return f"{call.fn}({call.a}, {call.b})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,7 @@ def divides_exactly(e: Dim, d: Dim) -> Dim | None:
     return q if isinstance(r, int) and r == 0 else None
 
 
+@lru_cache(maxsize=1 << 16)
 def floordiv(e: Dim, d: Dim) -> Dim:
     """``e // d`` for a positive ``d``. Raises ZeroDivisionError for a constant zero divisor."""
     if isinstance(e, int) and isinstance(d, int):
@@ -326,6 +333,7 @@ def floordiv(e: Dim, d: Dim) -> Dim:
     return _add(q, var(Call("floordiv", r, d)))
 
 
+@lru_cache(maxsize=1 << 16)
 def mod(e: Dim, d: Dim) -> Dim:
     """``e % d`` for a positive ``d``, in ``[0, d)``."""
     if isinstance(e, int) and isinstance(d, int):
@@ -432,6 +440,7 @@ def minimum(a: Dim, b: Dim) -> Dim:
 # ------------------------------------------------------------------------------------------------------ ranges
 
 
+@lru_cache(maxsize=1 << 16)
 def bounds(e: Dim) -> tuple[int | None, int | None]:
     """Numeric interval ``(lo, hi)`` that holds ``e``; None means unbounded on that side."""
     if not isinstance(e, IntExpr):
@@ -478,6 +487,7 @@ def _atom_bounds(atom: Atom) -> tuple[int | None, int | None]:
     return atom.lo, (atom.hi if isinstance(atom.hi, int) or atom.hi is None else bounds(atom.hi)[1])
 
 
+@lru_cache(maxsize=1 << 16)
 def is_nonneg(e: Dim) -> bool:
     """True if ``e >= 0`` is provable from the ranges of its symbols; False means unknown, not negative."""
     if not isinstance(e, IntExpr):
