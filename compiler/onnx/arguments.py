@@ -12,6 +12,7 @@ import numpy as np
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.onnx.context import MAX_RANK, SHAPES_HINT, NodeContext, numel, text
+from arcweld.compiler.onnx.deduce import require_agreement
 
 _FAR = 2**31 - 1  # exporters write the largest int for "to the end"
 
@@ -83,6 +84,7 @@ def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_ze
     elif isinstance(total, int) and isinstance(rest, int) and total != rest:
         c.broken(f"{text(old)} cannot become {text(shape)}")
     elif total != rest:
+        require_agreement(total, rest)
         c.unsupported(f"whether {text(old)} can become {text(shape)} is not known", SHAPES_HINT)
     return tuple(shape)
 

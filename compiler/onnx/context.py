@@ -17,6 +17,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
+from arcweld.compiler.onnx.deduce import explain_mismatch, require_agreement
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from onnx import GraphProto
 
@@ -308,9 +309,13 @@ class NodeContext:
         last = len(inputs)
         while last and inputs[last - 1] is None:
             last -= 1
-        return registry.make(
-            self.builder.rw, op, inputs[:last], attrs, origin=self.origin, hint=f"{self.hint()}.{op.lower()}"
-        )
+        try:
+            return registry.make(
+                self.builder.rw, op, inputs[:last], attrs, origin=self.origin, hint=f"{self.hint()}.{op.lower()}"
+            )
+        except ModelError:
+            explain_mismatch(op, [None if v is None else v.shape for v in inputs], attrs)
+            raise
 
     def const(self, data: Any, dtype: DType) -> Value:
         """A constant array made by the importer."""
@@ -383,6 +388,7 @@ def broadcast_shape(c: NodeContext, a: Sequence[Dim], b: Sequence[Dim]) -> tuple
         elif isinstance(x, int) and isinstance(y, int):
             c.broken(f"shapes {text(a)} and {text(b)} do not broadcast")
         else:
+            require_agreement(x, y)
             c.unsupported(f"whether the dimensions {x} and {y} are equal is not known", SHAPES_HINT)
     return tuple(out)
 

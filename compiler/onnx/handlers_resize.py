@@ -63,9 +63,7 @@ def _all_axes(c: NodeContext, given: Sequence[Scalar], axes: Sequence[int] | Non
     return full
 
 
-def _sized(
-    c: NodeContext, sizes: Sequence[Scalar], axes: Sequence[int] | None, transform: str, nearest: str
-) -> Result:
+def _sized(c: NodeContext, sizes: Sequence[Scalar], axes: Sequence[int] | None, transform: str, nearest: str) -> Result:
     policy = c.choice_attr("keep_aspect_ratio_policy", "stretch", ("stretch", "not_larger", "not_smaller"))
     shape = c.shape(0)
     if policy == "stretch":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
@@ -21,7 +23,20 @@ class Window:
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    pads: tuple[int, ...]
+    pads: tuple[Dim, ...]
+
+    @property
+    def is_static(self) -> bool:
+        """False where auto_pad left pads that depend on symbolic dimensions."""
+        return all(isinstance(p, int) for p in self.pads)
+
+    def padded(self, c: NodeContext, x: Value, value: float) -> tuple[Value, tuple[int, ...]]:
+        """The operand and the pads that the operator still has to apply; symbolic ones become a Pad node."""
+        if self.is_static:
+            return x, tuple(int(p) for p in self.pads)  # type: ignore[arg-type]
+        n = len(self.kernel)
+        full = (0, 0, *self.pads[:n], 0, 0, *self.pads[n:])
+        return c.emit("Pad", x, pads=full, mode="constant", value=value), (0,) * (2 * n)
 
 
 def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transposed: bool = False) -> Window:
@@ -31,16 +46,16 @@ def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transp
     dilations = _positive(c, "dilations", n)
     if len(kernel) != n or any(k < 1 for k in kernel):
         c.broken(f"the kernel is {list(kernel)} for {n} spatial dimensions")
-    pads = c.ints_attr("pads") or (0,) * (2 * n)
+    pads: Sequence[Dim] = c.ints_attr("pads") or (0,) * (2 * n)
     auto = c.choice_attr("auto_pad", "NOTSET", _AUTO_PAD)
     if len(pads) != 2 * n:
         c.broken(f"{len(pads)} pads are given for {n} spatial dimensions")
     if auto == "VALID":
         pads = (0,) * (2 * n)
     elif auto != "NOTSET" and not transposed:
-        totals = [_same_total(c, d, k, s, e) for d, k, s, e in zip(spatial, kernel, strides, dilations)]
+        totals = [_same_total(d, k, s, e) for d, k, s, e in zip(spatial, kernel, strides, dilations)]
         pads = split_pads(totals, auto == "SAME_UPPER")
-    if any(abs(p) > 2**31 for p in pads):
+    if any(isinstance(p, int) and abs(p) > 2**31 for p in pads):
         c.broken(f"the pads are {list(pads)}")
     return Window(tuple(kernel), strides, dilations, tuple(pads))
 
@@ -52,19 +67,16 @@ def _positive(c: NodeContext, name: str, n: int) -> tuple[int, ...]:
     return values
 
 
-def _same_total(c: NodeContext, d: Dim, kernel: int, stride: int, dilation: int) -> int:
+def _same_total(d: Dim, kernel: int, stride: int, dilation: int) -> Dim:
     """The padding along one axis that makes the output ``ceil(d / stride)``."""
     reach = (kernel - 1) * dilation + 1
-    total = dims.maximum((dims.ceildiv(d, stride) - 1) * stride + reach - d, 0)
-    if not isinstance(total, int):
-        c.unsupported(f"auto_pad with stride {stride} depends on the dimension {d}", SHAPES_HINT)
-    return total
+    return dims.maximum((dims.ceildiv(d, stride) - 1) * stride + reach - d, 0)
 
 
-def split_pads(totals: Sequence[int], upper: bool) -> tuple[int, ...]:
+def split_pads(totals: Sequence[Dim], upper: bool) -> tuple[Dim, ...]:
     """Begins and ends from totals; ``upper`` puts the odd element at the end."""
-    small = [t // 2 for t in totals]
-    large = [t - t // 2 for t in totals]
+    small = [dims.floordiv(t, 2) for t in totals]
+    large = [t - s for t, s in zip(totals, small)]
     return (*small, *large) if upper else (*large, *small)
 
 
@@ -90,10 +102,10 @@ def conv(c: NodeContext, x: Value, w: Value, bias: Value | None) -> Value:
     group = c.int_attr("group", 1)
     if group < 1:
         c.broken(f"group is {group}")
+    x, pads = win.padded(c, x, 0.0)
     return c.emit(
-        "Conv", x, w, bias,
-        strides=win.strides, dilations=win.dilations, pads=win.pads, group=group, layout="NCHW",
-    )  # fmt: skip
+        "Conv", x, w, bias, strides=win.strides, dilations=win.dilations, pads=pads, group=group, layout="NCHW"
+    )
 
 
 @handles("ConvTranspose")
@@ -121,9 +133,7 @@ def _conv_transpose(c: NodeContext) -> Result:
     )  # fmt: skip
 
 
-def _transposed_total(
-    c: NodeContext, win: Window, i: int, d: Dim, wanted: Sequence[int] | None, extra: int
-) -> int:
+def _transposed_total(c: NodeContext, win: Window, i: int, d: Dim, wanted: Sequence[int] | None, extra: int) -> int:
     if wanted is not None and len(wanted) not in (len(win.kernel), len(win.kernel) + 2):
         c.broken(f"output_shape is {list(wanted)}")
     size: Dim = d * win.strides[i] if wanted is None else wanted[i - len(win.kernel)]
@@ -141,25 +151,30 @@ def _pool_window(c: NodeContext) -> Window:
     return window(c, c.shape(0)[2:], kernel)
 
 
+def _pool(c: NodeContext, op: str, x: Value, filler: float, **attrs: int) -> Value:
+    """A pool over ``x`` with the node's window; ``filler`` stands outside the tensor."""
+    win = _pool_window(c)
+    x, pads = win.padded(c, x, filler)
+    return c.emit(
+        op, x, kernel_shape=win.kernel, strides=win.strides, dilations=win.dilations, pads=pads,
+        ceil_mode=int(bool(c.int_attr("ceil_mode"))), layout="NCHW", **attrs,
+    )  # fmt: skip
+
+
 @handles("MaxPool")
 def _max_pool(c: NodeContext) -> Result:
     if len(c.used) > 1 and c.used[1]:
         c.unsupported("the indices of MaxPool")
-    win = _pool_window(c)
-    return c.emit(
-        "MaxPool", c.value(0), kernel_shape=win.kernel, strides=win.strides, dilations=win.dilations, pads=win.pads,
-        ceil_mode=int(bool(c.int_attr("ceil_mode"))), layout="NCHW",
-    )  # fmt: skip
+    x = c.value(0)
+    return _pool(c, "MaxPool", x, -math.inf if x.dtype.is_float else float(np.iinfo(x.dtype.numpy).min))
 
 
 @handles("AveragePool")
 def _average_pool(c: NodeContext) -> Result:
-    win = _pool_window(c)
-    return c.emit(
-        "AveragePool", c.value(0), kernel_shape=win.kernel, strides=win.strides, dilations=win.dilations,
-        pads=win.pads, ceil_mode=int(bool(c.int_attr("ceil_mode"))),
-        count_include_pad=int(bool(c.int_attr("count_include_pad"))), layout="NCHW",
-    )  # fmt: skip
+    include = int(bool(c.int_attr("count_include_pad")))
+    if not include and not _pool_window(c).is_static:
+        c.unsupported("auto_pad of AveragePool depends on a dimension", SHAPES_HINT)
+    return _pool(c, "AveragePool", c.value(0), 0.0, count_include_pad=include)
 
 
 @handles("LpPool")
@@ -169,14 +184,8 @@ def _lp_pool(c: NodeContext) -> Result:
         c.unsupported(f"LpPool with p = {p}")
     if c.int_attr("ceil_mode"):
         c.unsupported("LpPool with ceil_mode")
-    win = _pool_window(c)
     x = c.value(0)
-    area = 1
-    for k in win.kernel:
-        area *= k
-    mean = c.emit(
-        "AveragePool", c.emit("Abs", x) if p == 1 else c.emit("Mul", x, x), kernel_shape=win.kernel,
-        strides=win.strides, dilations=win.dilations, pads=win.pads, ceil_mode=0, count_include_pad=1, layout="NCHW",
-    )  # fmt: skip
-    total = c.scale(mean, float(area))
+    powers = c.emit("Abs", x) if p == 1 else c.emit("Mul", x, x)
+    mean = _pool(c, "AveragePool", powers, 0.0, count_include_pad=1)
+    total = c.scale(mean, float(math.prod(_pool_window(c).kernel)))
     return total if p == 1 else c.emit("Sqrt", total)

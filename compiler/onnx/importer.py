@@ -18,11 +18,13 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx.context import Builder, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.deduce import Refine
 from arcweld.compiler.onnx.proto import ModelSource, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
 from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
 
 OLDEST_OPSET = 7
+_MAX_CAPS = 64
 
 
 class Support(NamedTuple):
@@ -43,6 +45,7 @@ class _Import:
     shapes: Shapes
     ranges: Mapping[str, Range]
     values: Mapping[str, np.ndarray]
+    caps: Mapping[str, int]
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
 
@@ -84,16 +87,14 @@ class _Import:
                 f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(sorted(names))}"
             )
         params = {d.dim_param for i in infos for d in i.type.tensor_type.shape.dim if d.dim_param}
-        table = DimTable(self.ranges, params)
+        table = DimTable(self.ranges, params, self.caps)
         shapes = self._input_shapes(infos, table)
         taken: set[str] = set()
         for info in infos:
             self._read_input(info, shapes, taken)
         table.check_ranges()
 
-    def _input_shapes(
-        self, infos: Sequence[onnx.ValueInfoProto], table: DimTable
-    ) -> dict[str, tuple[Dim, ...] | None]:
+    def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
         # overridden inputs first: what the user says about a dim_param holds for the other inputs too
         shapes: dict[str, tuple[Dim, ...] | None] = {}
         for info in sorted(infos, key=lambda i: i.name not in self.shapes):
@@ -148,9 +149,7 @@ class _Import:
         used = {v.name for n in rw.nodes for v in n.operands()}
         weights = {k: w for k, w in rw.weights.items() if k in used}
         labels = tuple(info.name for info in self.model.graph.output)
-        return rw.graph.replace(
-            nodes=tuple(rw.nodes), outputs=tuple(outputs), weights=weights, output_labels=labels
-        )
+        return rw.graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), weights=weights, output_labels=labels)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -227,8 +226,16 @@ def _run(
 ) -> tuple[_Import, Visitor]:
     try:
         proto, folder = load_model(model)
-        run = _Import(proto, folder, shapes, ranges, values)
-        return run, run.visitor()
+        caps: dict[str, int] = {}
+        while True:
+            run = _Import(proto, folder, shapes, ranges, values, caps)
+            try:
+                return run, run.visitor()
+            except Refine as bound:
+                # every round lowers a bound or adds one, so this ends
+                if caps.get(bound.symbol, bound.high + 1) <= bound.high or len(caps) > _MAX_CAPS:
+                    raise ModelError(f"the bound {bound} does not settle the model's dimensions") from bound
+                caps = caps | {bound.symbol: bound.high}
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:

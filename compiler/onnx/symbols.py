@@ -40,10 +40,14 @@ class DimTable:
 
     ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of
     k > 1 is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
+    ``caps`` holds upper bounds that the model's own structure implies, by symbol.
     """
 
-    def __init__(self, ranges: Mapping[str, Range], params: Collection[str] = ()) -> None:
+    def __init__(
+        self, ranges: Mapping[str, Range], params: Collection[str] = (), caps: Mapping[str, int] | None = None
+    ) -> None:
         self._ranges = dict(ranges)
+        self._caps = dict(caps or {})
         self._params = frozenset(params)
         self._used_ranges: set[str] = set()
         self._dims: dict[str, Dim] = {}
@@ -75,8 +79,16 @@ class DimTable:
         if lo < 0 or step < 1 or (hi is not None and hi < max(lo, step)):
             raise UsageError(f"the range {lo}..{hi} (multiple of {step}) of dimension {param!r} is empty")
         if step == 1:
-            return dims.symbol(name, lo, hi)
-        return step * dims.symbol(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
+            return self._capped(name, lo, hi)
+        return step * self._capped(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
+
+    def _capped(self, name: str, lo: int, hi: int | None) -> Dim:
+        cap = self._caps.get(name)
+        if cap is not None:
+            if lo > cap:
+                raise UsageError(f"dimension {name!r} starts at {lo}, but the model works only up to {cap}")
+            hi = cap if hi is None else min(hi, cap)
+        return dims.symbol(name, lo, hi)
 
     def text(self, text: str) -> Dim:
         """A dimension from the user's text: a dim_param, a new name, or an expression such as ``32*h``."""

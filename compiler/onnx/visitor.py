@@ -231,7 +231,12 @@ class Visitor:
     # -------------------------------------------------------------------------------------- functions, branches
 
     def _call(
-        self, fn: FunctionProto, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any],
+        self,
+        fn: FunctionProto,
+        node: NodeProto,
+        scope: Scope,
+        label: str,
+        operands: Sequence[Any],
         attrs: dict[str, Any],
     ) -> Sequence[Any]:
         self._check_depth(scope, label)
