@@ -1,0 +1,90 @@
+"""The contract template against numpy, on the checked simulator, and through NVRTC."""
+
+from __future__ import annotations
+
+import cases_contract
+import numpy as np
+import pytest
+from arcweld.codegen.contract import render_contract, supports, tactics
+from arcweld.codegen.contract_problem import problem_of
+from arcweld.compiler.dtypes import DType
+from harness import assert_compiles, run_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import Case, assert_close, random
+
+CASES = cases_contract.cases()
+SLACK = 20.0  # sums of up to a few hundred products: a few roundings of the largest partial sum
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_case_matches_numpy(case: Case) -> None:
+    assert supports(case.kernel, "sm_80") is None
+    tactic = case.tactic or tactics(case.kernel, "sm_80")[0]
+    source = render_contract(case.kernel, tactic, "sm_80")
+    for seed in (0, 1, 2):
+        got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
+        assert_close(case.kernel, got, cases_contract.expected(case), SLACK if is_single(case) else 1.0)
+
+
+def is_single(case: Case) -> bool:
+    return case.kernel.buffer("out0").dtype in (DType.F32, DType.F64)
+
+
+@pytest.mark.parametrize("case", CASES[::5], ids=lambda c: c.id)
+def test_every_tactic_agrees(case: Case) -> None:
+    for tactic in tactics(case.kernel, "sm_80")[1:]:
+        got = run_kernel(render_contract(case.kernel, tactic, "sm_80"), case.kernel, case.inputs, case.env)
+        assert_close(case.kernel, got, cases_contract.expected(case), SLACK if is_single(case) else 1.0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+def test_case_compiles(case: Case) -> None:
+    assert_compiles(render_contract(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80"))
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16], ids=lambda d: d.value)
+def test_every_tactic_compiles_without_spills(dtype: DType) -> None:
+    kernel = cases_contract.matmul_kernel(512, 512, 512, dtype)
+    for tactic in tactics(kernel, "sm_80"):
+        source = render_contract(kernel, tactic, "sm_80")
+        assert source.shared_bytes <= 99 * 1024
+        assert_compiles(source, ("sm_80",))
+
+
+@settings(max_examples=12)
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70)),
+    dtype=st.sampled_from([DType.F32, DType.F16, DType.BF16]),
+    order=st.sampled_from(["mk,kn", "mk,nk", "km,kn", "km,nk"]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_any_shape_and_order(size: tuple[int, int, int], dtype: DType, order: str, seed: int) -> None:
+    kernel = cases_contract.matmul_kernel(*size, dtype, order)
+    rng = np.random.default_rng(seed)
+    inputs = {b.name: random(rng, b.shape, dtype) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
+    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, inputs, seed=seed)
+    assert_close(kernel, got, cases_contract.matmul(inputs, order), SLACK if dtype is DType.F32 else 1.0)
+
+
+def test_fp32_keeps_what_tf32_would_round_away() -> None:
+    kernel = cases_contract.matmul_kernel(16, 16, 16, DType.F32)
+    x = {"in0": np.full((16, 16), 1 + 2.0**-20, np.float32), "in1": np.eye(16, dtype=np.float32), "in2": np.zeros(16)}
+    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    np.testing.assert_array_equal(got, x["in0"])
+
+
+def test_nan_reaches_only_its_row_and_column() -> None:
+    kernel = cases_contract.matmul_kernel(40, 40, 40, DType.F16)
+    x = {b.name: np.ones(b.shape, np.float16) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
+    x["in0"][3, 5] = np.nan
+    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    assert np.isnan(got[3]).all()
+    assert not np.isnan(np.delete(got, 3, axis=0)).any()
+
+
+def test_aligned_operands_are_copied_asynchronously() -> None:
+    problem = problem_of(cases_contract.matmul_kernel(64, 64, 64, DType.F16))
+    assert problem.a.copyable
+    assert problem.b.copyable
+    assert not problem_of(cases_contract.matmul_kernel(64, 63, 65, DType.F16)).a.copyable
+
