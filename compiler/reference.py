@@ -24,8 +24,8 @@ def run_reference(
 ) -> dict[str, np.ndarray]:
     """Evaluates ``graph``; returns its outputs by value name, and the values named in ``keep`` as well.
 
-    ``feeds`` maps input names to arrays of the declared dtypes. Symbolic dimensions are bound from their shapes and from
-    ``bind``. Intermediates are freed after their last use. Raises InputError for inputs that do not match the graph.
+    ``feeds`` maps input names to arrays of the declared dtypes. Symbolic dimensions are bound from their shapes and
+    from ``bind``. Intermediates are freed after their last use. Raises InputError for inputs that do not match.
     """
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}

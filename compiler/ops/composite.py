@@ -44,8 +44,8 @@ def composite(
     """Registers an operator that is always decomposed."""
     return register(
         OpDef(
-            name, Kind.COMPOSITE, tuple(inputs.split()), infer, reference, attrs, decompose=decompose, cases=tuple(cases),
-            doc=doc,
+            name, Kind.COMPOSITE, tuple(inputs.split()), infer, reference, attrs, decompose=decompose,
+            cases=tuple(cases), doc=doc,
         )
     )  # fmt: skip
 
@@ -121,7 +121,7 @@ def _per_channel(a: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _normalised(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
-    return (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon)
+    return np.asarray((x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon))
 
 
 def _batch_norm(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -150,8 +150,8 @@ def _instance_norm(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 def _group_norm(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = operand(arrays)
-    y = widen(x).reshape(x.shape[0], attrs["num_groups"], -1)
-    y = _normalised(y, (2,), attrs["epsilon"]).reshape(x.shape)
+    rows = widen(x).reshape(x.shape[0], attrs["num_groups"], -1)
+    y = _normalised(rows, (2,), attrs["epsilon"]).reshape(x.shape)
     return ((y * _per_channel(operand(arrays, 1), x.ndim) + _per_channel(operand(arrays, 2), x.ndim)).astype(x.dtype),)
 
 

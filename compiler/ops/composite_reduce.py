@@ -65,7 +65,7 @@ def _log_sum_exp(e: Emit, x: Value, p: Attrs) -> Value:
 
 def _np_log_sum_exp(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
     with np.errstate(divide="ignore"):
-        return np.asarray(np.logaddexp.reduce(x, axis=axis, keepdims=keepdims))
+        return np.asarray(np.logaddexp.reduce(x, axis=axis, keepdims=keepdims))  # type: ignore[call-overload]
 
 
 def _np_mean(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:

@@ -199,7 +199,10 @@ register(
                 ((2, 4, 4, 3), (4, 3, 3, 3)),
                 _attrs(2, strides=(2, 3), pads=(1, 0, 1, 2), output_padding=(1, 0), group=2), _DTYPES[:1],
             ),
-            Case(((1, 4, 4, 3), (3, 2, 3, 3)), _attrs(2, dilations=(2, 1), output_padding=(0, 0), layout="NHWC"), _DTYPES),
+            Case(
+                ((1, 4, 4, 3), (3, 2, 3, 3)),
+                _attrs(2, dilations=(2, 1), output_padding=(0, 0), layout="NHWC"), _DTYPES,
+            ),
             Case(((2, 3, 5), (3, 2, 4)), _attrs(1, strides=(2,), pads=(1, 1), output_padding=(0,)), _DTYPES[:1]),
         ),
         doc="w is I, O/group, kernel in either layout",

@@ -110,7 +110,8 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     while todo:
         other = todo.pop(0)
         needed = {*plan.result, *(x for _, labels in todo for x in labels)}
-        done = _pair(e, _summed(e, done, needed | set(other[1])), _summed(e, other, needed | set(done[1])), needed, plan)
+        a, b = _summed(e, done, needed | set(other[1])), _summed(e, other, needed | set(done[1]))
+        done = _pair(e, a, b, needed, plan)
     value, labels = _summed(e, done, set(plan.result))
     # labels of extent 1 in every operand were squeezed away: they come back as axes of 1
     kept = [x for x in plan.result if x in labels]

@@ -58,8 +58,9 @@ def pointwise(
 ) -> OpDef:
     """Registers a pointwise operator.
 
-    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast and share one of ``dtypes``, or else pass ``check``.
-    ``test``, ``low`` and ``high`` are the element types and the range of the default test case; ``cases`` add to it.
+    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast and share one of ``dtypes``, or else
+    pass ``check``. ``test``, ``low`` and ``high`` are the element types and the range of the default test case;
+    ``cases`` add to it.
     """
     names = tuple(inputs.split())
     variadic = names[-1].endswith("*")

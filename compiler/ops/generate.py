@@ -127,7 +127,7 @@ def _infer_eye(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _eye(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = operand(arrays)
     dtype = attrs["dtype"].numpy if attrs["dtype"] else x.dtype
-    return (np.eye(*x.shape, k=attrs["k"]).astype(dtype),)
+    return (np.eye(x.shape[0], x.shape[1], attrs["k"]).astype(dtype),)
 
 
 def _lower_eye(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:

@@ -91,12 +91,13 @@ def _decompose_matmul(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 
 
 _SCALAR_ZERO = np.array(3, np.uint8)
+_ROW_ZERO, _COLUMN_ZERO = np.array([1, 0, 7], np.uint8), np.array([4, 3, 2, 1], np.uint8)
 composite(
     "MatMulInteger", "a b a_zero? b_zero?", _infer_matmul, _matmul, _decompose_matmul, {},
     [
         Case(((3, 6), (6, 4)), {}, ("u8", "i8"), -99.0, 99.0),
         Case(((3, 6), (6, 4), _SCALAR_ZERO, _SCALAR_ZERO), {}, ("u8",), 0.0, 255.0),
-        Case(((3, 6), (6, 4), np.array([1, 0, 7], np.uint8), np.array([4, 3, 2, 1], np.uint8)), {}, ("u8",), 0.0, 255.0),
+        Case(((3, 6), (6, 4), _ROW_ZERO, _COLUMN_ZERO), {}, ("u8",), 0.0, 255.0),
         Case(((2, 300), (300, 2)), {}, ("u8",), 200.0, 255.0),
     ],
 )  # fmt: skip

@@ -44,7 +44,7 @@ def movement(
     """Registers a movement operator."""
     return register(
         OpDef(
-            name, Kind.MOVEMENT, tuple(inputs.split()), infer, reference, attrs, lower, cases=tuple(cases), doc=doc, cost=1
+            name, Kind.MOVEMENT, tuple(inputs.split()), infer, reference, attrs, lower, cases=tuple(cases), doc=doc
         )
     )
 
@@ -87,7 +87,8 @@ def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence
         b = len(outs) - 1 if last else next((k for k in range(j, len(outs)) if out_prefix[k] == extent), -1)
         if b < j:
             continue
-        _regroup(result, ins[i : a + 1], source, [coords[k] for k in outs[j : b + 1]], [shape[k] for k in outs[j : b + 1]])
+        group = outs[j : b + 1]
+        _regroup(result, ins[i : a + 1], source, [coords[k] for k in group], [shape[k] for k in group])
         i, j = a + 1, b + 1
     return tuple(result)
 
@@ -246,9 +247,9 @@ def _infer_concat(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     shape = list(given[0].shape)
     for t in given[1:]:
         check_rank("Concat", t, given[0].rank, given[0].rank)
-        for k in range(t.rank):
+        for k, (a, b) in enumerate(zip(given[0].shape, t.shape)):
             if k != axis:
-                check_equal("Concat", f"axis {k} of {show(given[0].shape)} and {show(t.shape)}", given[0].shape[k], t.shape[k])
+                check_equal("Concat", f"axis {k} of {show(given[0].shape)} and {show(t.shape)}", a, b)
         shape[axis] = shape[axis] + t.shape[axis]
     return (given[0].with_shape(shape),)
 

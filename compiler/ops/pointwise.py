@@ -84,8 +84,8 @@ def _gelu(p: Attrs, x: Expr) -> Expr:
 def _np_gelu(p: Attrs, x: np.ndarray) -> np.ndarray:
     wide = x.astype(np.float64)
     if p["approximate"] == "tanh":
-        return wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
-    return wide / 2 * (1 + rm.erf(wide / np.sqrt(2)))
+        return np.asarray(wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))))
+    return np.asarray(wide / 2 * (1 + rm.erf(wide / np.sqrt(2))))
 
 
 def _isinf(p: Attrs, x: Expr) -> Expr:
@@ -357,7 +357,7 @@ def _check_where(types: Sequence[TensorType], p: Attrs) -> None:
 
 
 pointwise(
-    "Where", "cond x y", lambda p, c, x, y: where(c, x, y), lambda p, c, x, y: np.where(c, x, y),
+    "Where", "cond x y", lambda p, c, x, y: where(c, x, y), lambda p, c, x, y: np.asarray(np.where(c, x, y)),
     check=_check_where, result=second,
     cases=[
         Case((np.array([[True], [False], [True]]), (2, 3, 4), (4,)), {}, ("f32", "f16", "i32", "bool")),

@@ -55,7 +55,8 @@ def _along(a: np.ndarray, axis: int, rank: int) -> np.ndarray:
 
 def _quantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     x, scale, zero = [*arrays, None][:3]
-    assert x is not None and scale is not None
+    assert x is not None
+    assert scale is not None
     dtype = from_numpy(zero.dtype) if zero is not None else attrs["dtype"]
     info = np.iinfo(dtype.numpy)
     y = np.rint(widen(x) / _along(widen(scale), attrs["axis"], x.ndim))
@@ -66,7 +67,8 @@ def _quantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> 
 
 def _dequantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     x, scale, zero = [*arrays, None][:3]
-    assert x is not None and scale is not None
+    assert x is not None
+    assert scale is not None
     steps = x.astype(np.int32)
     if zero is not None:
         steps = steps - _along(zero, attrs["axis"], x.ndim).astype(np.int32)
@@ -81,7 +83,8 @@ def _parameter(reader: Reader, node: Node, value: Value, coords: tuple[Dim, ...]
 
 def _lower_quantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, scale, zero = [*node.inputs, None][:3]
-    assert x is not None and scale is not None
+    assert x is not None
+    assert scale is not None
     step = _parameter(reader, node, scale, coords)
     y = unary("round", cast(reader.read(x, coords), step.dtype) / step)
     if zero is not None:
@@ -94,7 +97,8 @@ def _lower_quantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr
 
 def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, scale, zero = [*node.inputs, None][:3]
-    assert x is not None and scale is not None
+    assert x is not None
+    assert scale is not None
     steps = cast(reader.read(x, coords), DType.I32)
     if zero is not None:
         steps = steps - cast(_parameter(reader, node, zero, coords), DType.I32)
@@ -114,7 +118,7 @@ register(
             Case(((2, 3, 4), _SCALE, _ZERO), dtypes=("f32",), low=-9.0, high=9.0),
             Case(((2, 3), _SCALE, _ZERO.astype(np.uint8) // 16), {"axis": 1}, ("f32",), -9.0, 9.0),
         ),
-        doc="saturate(round_half_even(x / scale) + zero_point); the zero point's type, or else ``dtype``, is the result's",
+        doc="saturate(round_half_even(x / scale) + zero_point); of the zero point's type, or else ``dtype``",
     )
 )  # fmt: skip
 register(

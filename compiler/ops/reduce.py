@@ -60,7 +60,7 @@ def _reference(fn: Callable[..., np.ndarray]) -> Reference:
 
 def _sum(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
     wide = np.float64 if x.dtype == np.float32 else x.dtype
-    return np.sum(x, axis=axis, keepdims=keepdims, dtype=wide)
+    return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=wide))
 
 
 def _reduce(

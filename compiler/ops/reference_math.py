@@ -28,31 +28,32 @@ def erf(x: np.ndarray) -> np.ndarray:
     v0, v1, s0, s1 = values[k], values[k + 1], slopes[k] / _STEPS, slopes[k + 1] / _STEPS
     d = v1 - v0
     y = v0 + t * (s0 + t * ((3 * d - 2 * s0 - s1) + t * (s0 + s1 - 2 * d)))
-    return np.where(np.isnan(a), a, np.copysign(y, x)).astype(np.asarray(x).dtype)
+    return np.asarray(np.where(np.isnan(a), a, np.copysign(y, x)), np.asarray(x).dtype)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
-    """The logistic function, without overflow on either side."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.asarray(x).dtype)
+    """The logistic function; exp's overflow to infinity is the right 0."""
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
     """log(1 + exp(x)) without overflow."""
-    return np.logaddexp(np.zeros((), np.asarray(x).dtype), x)
+    return np.asarray(np.logaddexp(np.zeros((), np.asarray(x).dtype), x))
 
 
 def truncating_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """C's division: integers round towards zero (by zero gives 0), floats divide."""
     if not np.issubdtype(a.dtype, np.integer):
-        return np.divide(a, b)
+        return np.asarray(np.divide(a, b))
     safe = np.where(b == 0, 1, b).astype(a.dtype)
-    return np.where(b == 0, 0, (a - np.fmod(a, safe)) // safe).astype(a.dtype)
+    return np.asarray(np.where(b == 0, 0, (a - np.fmod(a, safe)) // safe), a.dtype)
 
 
 def power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a ** b in a's type; integers with negative or fractional exponents go through f64."""
     if np.issubdtype(a.dtype, np.integer):
         if np.issubdtype(b.dtype, np.integer) and (b >= 0).all():
-            return np.power(a, b.astype(a.dtype))
-        return np.trunc(np.power(a.astype(np.float64), b.astype(np.float64))).astype(a.dtype)
-    return np.power(a, b.astype(a.dtype) if not np.issubdtype(b.dtype, np.floating) else b).astype(a.dtype)
+            return np.asarray(np.power(a, b.astype(a.dtype)))
+        return np.asarray(np.trunc(np.power(a.astype(np.float64), b.astype(np.float64)))).astype(a.dtype)
+    return np.asarray(np.power(a, b.astype(a.dtype)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def pad_spatial(x: np.ndarray, pads: Ints, value: float = 0.0) -> np.ndarray:
     rank = len(pads) // 2
     pairs = list(zip(pads[:rank], pads[rank:]))
     crop = tuple(slice(max(-b, 0), d - max(-e, 0)) for d, (b, e) in zip(x.shape[2:], pairs))
-    x = x[(slice(None), slice(None), *crop)]
+    x = x[:, :, *crop]
     grow = [(0, 0), (0, 0), *((max(b, 0), max(e, 0)) for b, e in pairs)]
     return x if not any(b or e for b, e in grow) else np.pad(x, grow, constant_values=value)
 
@@ -47,7 +48,7 @@ def taps(
         box = tuple(
             slice(o * d, o * d + (m - 1) * s + 1, s) for o, d, m, s in zip(offset, dilations, out, strides)
         )
-        yield offset, x[(slice(None), slice(None), *box)]
+        yield offset, x[:, :, *box]
 
 
 def conv(
@@ -69,7 +70,8 @@ def conv(
         for b in range(n):
             columns = np.empty((per_in, *kernel, *out), x.dtype)
             for offset, view in taps(xg[b : b + 1], kernel, strides, dilations, out):
-                columns[(slice(None), *offset)] = view[0]
+                at: tuple[Any, ...] = (slice(None), *offset)
+                columns[at] = view[0]
             y[b, g * per_out : (g + 1) * per_out] = (wg @ columns.reshape(-1, size)).reshape(per_out, *out)
     return y
 
@@ -80,16 +82,16 @@ def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out
     m = w.shape[0] // c
     filters = w.reshape(c, m, *w.shape[2:])
     y = np.zeros((n, c, m, *out), x.dtype)
-    spread = (slice(None), slice(None), *[None] * len(out))
     for offset, view in taps(x, w.shape[2:], strides, dilations, out):
-        y += view[:, :, None] * filters[(slice(None), slice(None), *offset)][spread]
+        at: tuple[Any, ...] = (slice(None), slice(None), *offset)
+        y += view[:, :, None] * filters[at].reshape(c, m, *[1] * len(out))
     return y.reshape(n, c * m, *out)
 
 
 def conv_transpose(
     x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, output_padding: Ints, group: int
 ) -> np.ndarray:
-    """Transposed convolution of ``x`` [N, C, spatial] with ``w`` [C, O/group, kernel], by scattering each input's patch."""
+    """Transposed convolution of ``x`` [N, C, spatial] with ``w`` [C, O/group, kernel]: each input adds a patch."""
     n, c, spatial, kernel = x.shape[0], x.shape[1], x.shape[2:], w.shape[2:]
     rank, per_in, per_out = len(kernel), c // group, w.shape[1]
     full = [
@@ -102,7 +104,7 @@ def conv_transpose(
         patches = (wg.T @ xg).reshape(n, per_out, *kernel, *spatial)
         yg = y[:, g * per_out : (g + 1) * per_out]
         for offset, view in taps(yg, kernel, strides, dilations, spatial):
-            view += patches[(slice(None), slice(None), *offset)]
+            view += patches[:, :, *offset]
     return pad_spatial(y, [-p for p in pads[:rank]] + [-p for p in pads[rank:]])
 
 
@@ -128,7 +130,7 @@ def max_pool(
 
 
 def average_pool(
-    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints, count_include_pad: bool
+    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints, count_include_pad: bool = False
 ) -> np.ndarray:
     """Mean over windows: over the data only, or over the declared padding too."""
     rank = len(kernel)

@@ -1,7 +1,7 @@
 """Resize (nearest, linear, cubic): an index map with weights.
 
-Source positions are kept as exact fractions ``num / den`` of integers, so that a coordinate costs integer arithmetic and
-never depends on floating-point rounding; a scale that is not a ratio of small integers is taken as one within 1e-6.
+Source positions are kept as exact fractions ``num / den`` of integers, so that a coordinate costs integer arithmetic
+and never depends on floating-point rounding; a scale that is not a ratio of small integers is taken as one within 1e-6.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def _infer_elements(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (data,)
 
 
-def _combine(data: np.ndarray, at: tuple[np.ndarray, ...], updates: np.ndarray, reduction: str) -> tuple[np.ndarray, ...]:
+def _combine(
+    data: np.ndarray, at: tuple[np.ndarray, ...], updates: np.ndarray, reduction: str
+) -> tuple[np.ndarray, ...]:
     out = widen(data).copy()
     new = widen(updates)
     if reduction == "none":
@@ -76,7 +78,7 @@ def _scatter_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 def _scatter_elements(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     data, indices, updates = operand(arrays), operand(arrays, 1), operand(arrays, 2)
-    at = list(np.indices(indices.shape))
+    at: list[np.ndarray] = list(np.indices(indices.shape))
     at[attrs["axis"]] = indices
     return _combine(data, tuple(at), updates, attrs["reduction"])
 

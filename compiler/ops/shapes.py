@@ -1,6 +1,6 @@
 """Shape and type rules shared by the operator entries: broadcasting, axes, window extents, and the checks that raise.
 
-Every rule takes symbolic dimensions; where two dimensions are not provably equal the rule raises ModelError naming both.
+Every rule takes symbolic dimensions; where two are not provably equal the rule raises ModelError naming both.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def read(reader: Reader, value: Value, coords: Sequence[Dim]) -> Expr:
 # ------------------------------------------------------------------------------------------------------ windows
 
 
-def window_extent(size: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim, ceil_mode: int = 0, begin: Dim = 0) -> Dim:
+def window_extent(
+    size: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim, ceil_mode: int = 0, begin: Dim = 0
+) -> Dim:
     """Positions of a sliding window over ``size`` elements with ``pad`` padding in all, ``begin`` of it in front.
 
     With ``ceil_mode`` a last partial window counts, unless it would start in the padding behind the data.
@@ -154,7 +156,7 @@ def window_extent(size: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim, 
 
 
 def spatial_range(layout: str, rank: int) -> range:
-    """The axes of the spatial dimensions of an image tensor in ``layout`` ("NCHW": N, C, spatial; "NHWC": N, spatial, C)."""
+    """The spatial axes of an image tensor in ``layout``: "NCHW" (N, C, spatial) or "NHWC" (N, spatial, C)."""
     if layout not in ("NCHW", "NHWC"):
         raise ModelError(f"unknown layout {layout}", hint="NCHW or NHWC")
     return range(2, rank) if layout == "NCHW" else range(1, rank - 1)

@@ -64,23 +64,23 @@ def _infer(op: str) -> Infer:
     return infer
 
 
-def _geometry(x: np.ndarray, op: str, attrs: Attrs) -> tuple[Any, ...]:
+def _geometry(x: np.ndarray, op: str, attrs: Attrs) -> dict[str, Any]:
     (out,) = _infer(op)([TensorType(DType.F32, tuple(x.shape))], attrs)
     spatial = [out.shape[a] for a in spatial_range(attrs["layout"], x.ndim)]
-    return attrs["kernel_shape"], attrs["strides"], attrs["dilations"], attrs["pads"], spatial
+    given = {what: attrs[what] for what in ("strides", "dilations", "pads")}
+    return {"kernel": attrs["kernel_shape"], **given, "out": spatial}
 
 
 def _max_pool(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = operand(arrays)
-    y = nn.max_pool(nn.to_channels_first(widen(x), attrs["layout"]), *_geometry(x, "MaxPool", attrs))
+    y = nn.max_pool(nn.to_channels_first(widen(x), attrs["layout"]), **_geometry(x, "MaxPool", attrs))
     return (nn.from_channels_first(y, attrs["layout"]).astype(x.dtype, copy=False),)
 
 
 def _average_pool(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = operand(arrays)
-    y = nn.average_pool(
-        nn.to_channels_first(widen(x), attrs["layout"]), *_geometry(x, "AveragePool", attrs), attrs["count_include_pad"]
-    )
+    wide, counted = nn.to_channels_first(widen(x), attrs["layout"]), bool(attrs["count_include_pad"])
+    y = nn.average_pool(wide, **_geometry(x, "AveragePool", attrs), count_include_pad=counted)
     return (nn.from_channels_first(y, attrs["layout"]).astype(x.dtype, copy=False),)
 
 
@@ -106,9 +106,9 @@ register(
         doc="padding never wins; the indices output is not supported",
     )
 )  # fmt: skip
-_PADDED = (
-    Case(((1, 2, 6, 6),), _attrs((3, 3), pads=(1, 1, 1, 1), strides=(2, 2), count_include_pad=1), ("f32",)),
-    Case(((1, 2, 6, 6),), _attrs((3, 3), pads=(1, 1, 1, 1), strides=(2, 2), count_include_pad=1, ceil_mode=1), ("f32",)),
+_PADDED = tuple(
+    Case(((1, 2, 6, 6),), _attrs((3, 3), pads=(1,) * 4, strides=(2, 2), count_include_pad=1, ceil_mode=c), ("f32",))
+    for c in (0, 1)
 )
 register(
     OpDef(
