@@ -32,7 +32,7 @@ _RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bs
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
-_CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=thread")
+_CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Toolchain:
     command: tuple[str, ...]
     version: str
     flags: tuple[str, ...]
+    instrument: tuple[str, ...]  # every memory access calls a __tsan_* hook, without linking the sanitizer's library
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +75,14 @@ def toolchain() -> Toolchain:
         )
     cpu = Path("/proc/cpuinfo").read_text(errors="replace")
     v3 = all(f" {flag}" in cpu for flag in ("avx2", "fma", "f16c", "bmi2"))
-    flags = ["-march=x86-64-v3"] if v3 else []
+    is_zig = any("zig" in part for part in command)
+    flags = [("-mcpu=x86_64_v3" if is_zig else "-march=x86-64-v3")] if v3 else []
+    version = probe.stdout.splitlines()[0]
     if "Free Software Foundation" in probe.stdout:
         flags.append("-fvect-cost-model=dynamic")  # clang's default; GCC's at -O2 leaves register tiles scalar
-    else:
-        flags.append("-fno-sanitize=undefined")  # on by default in zig's clang
-    return Toolchain(command, probe.stdout.splitlines()[0], tuple(flags))
+        return Toolchain(command, version, tuple(flags), ("-fsanitize=thread",))
+    flags.append("-fno-sanitize=undefined")  # on by default in zig's clang
+    return Toolchain(command, version, tuple(flags), ("-Xclang", "-fsanitize=thread"))
 
 
 def _find_compiler() -> tuple[str, ...]:
@@ -134,8 +137,9 @@ def kernel_libraries(kernels: Sequence[KernelSource], jobs: int = 2) -> list[Pat
 
 def _kernel_flags(kernel: KernelSource) -> list[str]:
     number = "".join(c for c in kernel.arch.removeprefix("sm_") if c.isdigit())
-    mode = _CHECKED_FLAGS if kernel.checked else _FAST_FLAGS
-    return [*_KERNEL_FLAGS, *toolchain().flags, *mode, f"-D__CUDA_ARCH__={number}0"]
+    tools = toolchain()
+    mode = (*_CHECKED_FLAGS, *tools.instrument) if kernel.checked else _FAST_FLAGS
+    return [*_KERNEL_FLAGS, *tools.flags, *mode, f"-D__CUDA_ARCH__={number}0"]
 
 
 @cache

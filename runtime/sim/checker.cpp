@@ -351,6 +351,20 @@ SIM_HOOKS(1) SIM_HOOKS(2) SIM_HOOKS(4) SIM_HOOKS(8) SIM_HOOKS(16)
 #undef SIM_HOOKS
 void __tsan_read_range(void* p, size_t n) { on_access(p, (int)n, false, false, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, size_t n) { on_access(p, (int)n, true, false, __builtin_return_address(0)); }
+void* __tsan_memset(void* p, int value, size_t n) {
+  on_access(p, (int)n, true, false, __builtin_return_address(0));
+  return memset(p, value, n);
+}
+void* __tsan_memcpy(void* to, const void* from, size_t n) {
+  on_access(from, (int)n, false, false, __builtin_return_address(0));
+  on_access(to, (int)n, true, false, __builtin_return_address(0));
+  return memcpy(to, from, n);
+}
+void* __tsan_memmove(void* to, const void* from, size_t n) {
+  on_access(from, (int)n, false, false, __builtin_return_address(0));
+  on_access(to, (int)n, true, false, __builtin_return_address(0));
+  return memmove(to, from, n);
+}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

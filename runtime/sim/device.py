@@ -139,7 +139,10 @@ class SimDevice:
 
     def _open(self, image: KernelImage, path: str) -> SimKernel:
         _runtime()
-        library = ctypes.CDLL(path)
+        try:
+            library = ctypes.CDLL(path)
+        except OSError as error:
+            raise DeviceError(f"kernel {image.name} cannot be loaded: {error}") from error
         try:
             entry = getattr(library, f"{image.entry}__sim")
         except AttributeError:

@@ -4,6 +4,10 @@
 
 #include "sim_api.h"
 
+#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)
+#define SIM_F16C_BUILTINS
+#endif
+
 namespace sim {
 
 typedef float Float8 __attribute__((vector_size(32), aligned(32)));
@@ -16,7 +20,7 @@ inline float widen(u16 bits, bool bf16) {
     memcpy(&r, &u, 4);
     return r;
   }
-#ifdef __F16C__
+#ifdef SIM_F16C_BUILTINS
   typedef short Half8 __attribute__((vector_size(16)));
   return __builtin_ia32_vcvtph2ps((Half8){(short)bits})[0];
 #else
@@ -28,7 +32,7 @@ inline float widen(u16 bits, bool bf16) {
 
 template <bool BF16>
 inline void widen8(float* to, const u16* from) {
-#ifdef __F16C__
+#ifdef SIM_F16C_BUILTINS
   if (!BF16) {
     typedef short Half8 __attribute__((vector_size(16)));
     Half8 h;

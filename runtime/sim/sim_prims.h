@@ -4,7 +4,7 @@
 #define ARCWELD_DEVICE __forceinline__
 
 // ---------------------------------------------------------------- 16-bit floats
-#ifdef __F16C__
+#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)  // newer clangs have only _Float16
 typedef short sim_half8 __attribute__((vector_size(16)));
 typedef float sim_float4 __attribute__((vector_size(16)));
 ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
