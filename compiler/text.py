@@ -31,7 +31,7 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 
-_NAME = r"[^\s,():%='\"]+"
+_NAME = r"[^\s,()%='\"]*[^\s,():%='\"]"  # a colon may stand inside a name, not at its end
 NAME = re.compile(_NAME)
 _ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*\[[^\]]*\]))?\s*")
 _OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
@@ -40,7 +40,8 @@ _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
 
 def sanitize(name: str) -> str:
     """A value name that the text can hold, made from any string: forbidden characters become ``_``."""
-    return "".join(c if c.isprintable() and NAME.fullmatch(c) else "_" for c in name) or "_"
+    kept = "".join(c if c.isprintable() and (c == ":" or NAME.fullmatch(c)) else "_" for c in name)
+    return re.sub(r":+$", "_", kept) or "_"
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -59,8 +60,7 @@ def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
     lines += [node_text(n) for n in graph.nodes]
     labels = graph.output_labels or ("",) * len(graph.outputs)
     lines += [
-        f"output %{_checked(o.name)}" + (f" {s!r}" if s else "")
-        for o, s in zip(graph.outputs, labels, strict=True)
+        f"output %{_checked(o.name)}" + (f" {s!r}" if s else "") for o, s in zip(graph.outputs, labels, strict=True)
     ]
     return "\n".join(lines) + "\n"
 
@@ -155,9 +155,7 @@ def _item(v: Value) -> str:
 
 def _checked(name: str) -> str:
     if sanitize(name) != name:
-        raise ModelError(
-            f"the value name {name!r} holds a character that IR text cannot", hint="use text.sanitize"
-        )
+        raise ModelError(f"the value name {name!r} holds a character that IR text cannot", hint="use text.sanitize")
     return name
 
 
@@ -267,9 +265,7 @@ class _Parser:
             return np.broadcast_to(np.zeros((), numpy_dtype), shape)
         array = self.arrays[value.name]
         if array.shape != shape or array.dtype != numpy_dtype:
-            raise ModelError(
-                f"%{value.name} is {value.type}, but the array given is {array.dtype}{list(array.shape)}"
-            )
+            raise ModelError(f"%{value.name} is {value.type}, but the array given is {array.dtype}{list(array.shape)}")
         return array
 
     def _output(self, text: str) -> None:
@@ -362,11 +358,7 @@ def _literal(node: ast.expr, symbols: Mapping[str, Dim]) -> Any:
         return node.value
     if isinstance(node, ast.Tuple):
         return tuple(_literal(e, symbols) for e in node.elts)
-    if (
-        isinstance(node, ast.UnaryOp)
-        and isinstance(node.op, ast.USub)
-        and isinstance(node.operand, ast.Constant)
-    ):
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
         return -node.operand.value  # type: ignore[operator]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1:
         if node.func.id == "dtype":

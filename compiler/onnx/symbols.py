@@ -32,7 +32,9 @@ def identifier(text: str) -> str:
 
 def sanitise(name: str) -> str:
     """``name`` with the characters that IR text cannot hold replaced by underscores."""
-    return "".join("_" if not c.isprintable() or c.isspace() or c in ",():%='\"" else c for c in name) or "_"
+    from arcweld.compiler.text import sanitize
+
+    return sanitize(name)
 
 
 class DimTable:
