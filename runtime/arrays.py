@@ -37,6 +37,24 @@ class Taken:
     host: np.ndarray | None = None
 
 
+class Element:
+    """An element type with its names in numpy and (once torch is there) in torch, looked up once."""
+
+    __slots__ = ("dtype", "numpy", "torch")
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+        self.numpy = dtype.numpy
+        self.torch: Any = None
+
+    def find_torch(self) -> Any:
+        """torch's dtype, or None where this version of torch lacks it."""
+        if self.torch is None and "torch" in sys.modules:
+            name = _TORCH_NAMES.get(self.dtype, str(self.numpy))
+            self.torch = getattr(sys.modules["torch"], name, None)
+        return self.torch
+
+
 class Arrays:
     """Takes inputs for, and makes results on, one device. Kinds: ``numpy``, ``torch`` (by device) and
     ``cupy``.
@@ -45,17 +63,16 @@ class Arrays:
     def __init__(self, *, on_gpu: bool, index: int = 0) -> None:
         self.on_gpu = on_gpu
         self.index = index
-        self._takers: dict[type, Callable[[str, Any, DType], Taken]] = {}
-        self._torch_dtypes: dict[DType, Any] = {}
+        self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {}
 
-    def take(self, name: str, array: Any, dtype: DType) -> Taken:
+    def take(self, name: str, array: Any, element: Element) -> Taken:
         """Raises InputError for what is no array, has another element type, or lies on another device."""
         taker = self._takers.get(type(array))
         if taker is None:
             taker = self._takers[type(array)] = self._taker(name, array)
-        return taker(name, array, dtype)
+        return taker(name, array, element)
 
-    def _taker(self, name: str, array: Any) -> Callable[[str, Any, DType], Taken]:
+    def _taker(self, name: str, array: Any) -> Callable[[str, Any, Element], Taken]:
         if isinstance(array, np.ndarray | np.generic):
             return self._take_numpy
         torch = sys.modules.get("torch")
@@ -73,16 +90,16 @@ class Arrays:
 
     # ------------------------------------------------------------------------------------------ one kind each
 
-    def _take_numpy(self, name: str, array: Any, dtype: DType) -> Taken:
-        if array.dtype != dtype.numpy:
-            raise _wrong_dtype(name, str(array.dtype), dtype)
+    def _take_numpy(self, name: str, array: Any, element: Element) -> Taken:
+        if array.dtype != element.numpy:
+            raise _wrong_dtype(name, str(array.dtype), element.dtype)
         host = dense(np.asarray(array))
         address = int(host.__array_interface__["data"][0])
         return Taken("numpy", address, host.shape, host.nbytes, host, host if self.on_gpu else None)
 
-    def _take_torch(self, name: str, tensor: Any, dtype: DType) -> Taken:
-        if tensor.dtype is not self.torch_dtype(dtype):
-            raise _wrong_dtype(name, str(tensor.dtype).removeprefix("torch."), dtype)
+    def _take_torch(self, name: str, tensor: Any, element: Element) -> Taken:
+        if tensor.dtype is not (element.torch or element.find_torch()):
+            raise _wrong_dtype(name, str(tensor.dtype).removeprefix("torch."), element.dtype)
         if str(tensor.layout) != "torch.strided":
             raise InputError(f"input {name!r} is a {tensor.layout} tensor", hint="call .to_dense() on it")
         if tensor.is_neg():
@@ -97,32 +114,32 @@ class Arrays:
             return Taken("torch-gpu", tensor.data_ptr(), shape, tensor.nbytes, tensor)
         if tensor.device.type != "cpu":
             raise InputError(f"input {name!r} is on {tensor.device}", hint="move it to the CPU or to CUDA")
-        host = dense(host_view(tensor))
+        host = dense(host_view(tensor, element.numpy))
         address = int(host.__array_interface__["data"][0])
         return Taken("torch", address, shape, host.nbytes, (tensor, host), host if self.on_gpu else None)
 
-    def _take_cupy(self, name: str, array: Any, dtype: DType) -> Taken:
-        if array.dtype != dtype.numpy:
-            raise _wrong_dtype(name, str(array.dtype), dtype)
+    def _take_cupy(self, name: str, array: Any, element: Element) -> Taken:
+        if array.dtype != element.numpy:
+            raise _wrong_dtype(name, str(array.dtype), element.dtype)
         self._check_gpu(name, array.device.id)
         if not array.flags.c_contiguous or array.data.ptr % ALIGNMENT:
             array = array.copy(order="C")
         return Taken("cupy", array.data.ptr, array.shape, array.nbytes, array)
 
-    def _take_dlpack(self, name: str, array: Any, dtype: DType) -> Taken:
+    def _take_dlpack(self, name: str, array: Any, element: Element) -> Taken:
         place, index = array.__dlpack_device__()
         if int(place) in _CPU_DEVICES:
             try:
                 host = np.from_dlpack(array)
             except (BufferError, RuntimeError, TypeError) as error:
                 raise InputError(f"input {name!r} cannot be read through DLPack: {error}") from None
-            return self._take_numpy(name, host, dtype)
+            return self._take_numpy(name, host, element)
         if int(place) not in _CUDA_DEVICES:
             raise InputError(f"input {name!r} is on a device that is neither CPU nor CUDA")
         self._check_gpu(name, int(index))
         import cupy
 
-        return self._take_cupy(name, cupy.from_dlpack(array), dtype)
+        return self._take_cupy(name, cupy.from_dlpack(array), element)
 
     def _check_gpu(self, name: str, index: int) -> None:
         if not self.on_gpu:
@@ -135,22 +152,22 @@ class Arrays:
 
     # ------------------------------------------------------------------------------------------------ results
 
-    def empty(self, kind: str, shape: Shape, dtype: DType) -> tuple[Any, int, np.ndarray | None]:
+    def empty(self, kind: str, shape: Shape, element: Element) -> tuple[Any, int, np.ndarray | None]:
         """A new result array, its address, and the host view to download into where it is not on the
         device.
         """
         if kind == "torch-gpu":
             torch = sys.modules["torch"]
-            tensor = torch.empty(shape, dtype=self.torch_dtype(dtype), device=f"cuda:{self.index}")
+            tensor = torch.empty(shape, dtype=element.torch or element.find_torch(), device=f"cuda:{self.index}")
             return tensor, tensor.data_ptr(), None
         if kind == "cupy":
             cupy = sys.modules["cupy"]
-            array = cupy.empty(shape, dtype.numpy)
+            array = cupy.empty(shape, element.numpy)
             return array, array.data.ptr, None
         if kind == "torch":
-            tensor = sys.modules["torch"].empty(shape, dtype=self.torch_dtype(dtype))
-            return tensor, tensor.data_ptr(), host_view(tensor) if self.on_gpu else None
-        host = aligned_empty(shape, dtype.numpy)
+            tensor = sys.modules["torch"].empty(shape, dtype=element.torch or element.find_torch())
+            return tensor, tensor.data_ptr(), host_view(tensor, element.numpy) if self.on_gpu else None
+        host = aligned_empty(shape, element.numpy)
         return host, int(host.__array_interface__["data"][0]), host if self.on_gpu else None
 
     def stream(self, kind: str) -> int:
@@ -160,14 +177,6 @@ class Arrays:
         if kind == "cupy":
             return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
         return 0
-
-    def torch_dtype(self, dtype: DType) -> Any:
-        """torch's name for an element type."""
-        if not self._torch_dtypes:
-            torch = sys.modules["torch"]
-            names = {d: _TORCH_NAMES.get(d, str(d.numpy)) for d in DType}
-            self._torch_dtypes = {d: getattr(torch, n, None) for d, n in names.items()}
-        return self._torch_dtypes[dtype]
 
 
 _TORCH_NAMES = {DType.BF16: "bfloat16", DType.BOOL: "bool"}
@@ -198,16 +207,19 @@ def aligned_empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     return raw[start : start + array.nbytes].view(dtype).reshape(shape)
 
 
-def host_view(tensor: Any) -> np.ndarray:
-    """The numpy view of a contiguous CPU tensor, bfloat16 included."""
-    torch = sys.modules["torch"]
-    names = {_TORCH_NAMES.get(d, str(d.numpy)): d for d in DType}
-    dtype = names.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None:
-        raise InputError(f"a tensor of {tensor.dtype} cannot be read")
-    flat = tensor.detach().reshape(-1).view(torch.uint8)
-    view: np.ndarray = flat.numpy().view(dtype.numpy).reshape(tuple(tensor.shape))
+def host_view(tensor: Any, dtype: np.dtype) -> np.ndarray:
+    """The numpy view of a contiguous CPU tensor whose elements are ``dtype`` (bfloat16 included)."""
+    flat = tensor.detach().reshape(-1).view(sys.modules["torch"].uint8)
+    view: np.ndarray = flat.numpy().view(dtype).reshape(tuple(tensor.shape))
     return view
+
+
+def torch_element(dtype: Any) -> Element:
+    """The element type of a torch dtype. Raises InputError for one that engines do not have."""
+    for candidate in map(Element, DType):
+        if candidate.find_torch() is dtype:
+            return candidate
+    raise InputError(f"tensors of {dtype} are not supported")
 
 
 def _wrong_dtype(name: str, got: str, want: DType) -> InputError:

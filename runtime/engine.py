@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from arcweld.compiler.errors import InputError
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.arrays import Arrays, host_view, result_kind
+from arcweld.runtime.arrays import Arrays, Element, host_view, result_kind, torch_element
 from arcweld.runtime.bound import measure
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
@@ -85,7 +85,7 @@ class Engine:
         arrays = Arrays(on_gpu=self.device.name == "cuda", index=getattr(self.device, "index", 0))
         self._shared = Shared(plan, self.device, arrays, kernels, self._weights.addresses, graphs)
         self._names = tuple(t.name for t in data.program.inputs)
-        self._dtypes = tuple(plan.tensors[n].dtype for n in self._names)
+        self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
         self._local = threading.local()
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
         self._warned: set[str] = set()
@@ -151,7 +151,7 @@ class Engine:
         token = shared.device.enter()
         try:
             take = shared.arrays.take
-            taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._dtypes)]
+            taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
             key = tuple([t.shape for t in taken])
             if key not in self._seen:
                 self._first_look(key)
@@ -240,7 +240,7 @@ class Engine:
 def _host(value: Any) -> np.ndarray:
     """A host array of a new weight, from whatever kind of array."""
     if hasattr(value, "detach"):  # torch
-        return host_view(value.detach().cpu().contiguous())
+        return host_view(value.detach().cpu().contiguous(), torch_element(value.dtype).numpy)
     return np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy has get
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.arrays import Arrays, Taken, result_kind
+from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.bound import Binder, Copy, Sizes, Step, issue, measure, prepare
 from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.plan import Plan, Shape
@@ -66,7 +66,8 @@ class Context:
         self.shared = shared
         self._bound: OrderedDict[tuple[Shape, ...], Bound] = OrderedDict()
         self._arena: Memory | None = None
-        self._dtypes = [shared.plan.tensors[t.name].dtype for t in shared.plan.program.outputs]
+        self._recorded: list[Memory] = []  # arenas in graphs of the caller's, which live as long as this context
+        self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
     def arena_bytes(self) -> int:
@@ -84,7 +85,10 @@ class Context:
         if bound.graph is None and self._may_capture(bound, stream):
             self._capture(bound)
         bound.calls += 1
-        if bound.graph is not None and not self.shared.device.is_capturing(stream):
+        recording = self.shared.device.is_capturing(stream)
+        if recording and self._arena is not None and self._arena not in self._recorded:
+            self._recorded.append(self._arena)
+        if bound.graph is not None and not recording:
             return self._replay(bound, bound.graph, inputs, stream)
         return self._launch(bound, inputs, stream)
 
@@ -157,8 +161,8 @@ class Context:
         results: list[Any] = []
         targets: list[int] = []
         downloads: list[tuple[np.ndarray, Memory]] = []
-        for shape, nbytes, dtype in zip(bound.outputs, bound.output_bytes, self._dtypes):
-            array, address, host = self.shared.arrays.empty(kind, shape, dtype)
+        for shape, nbytes, element in zip(bound.outputs, bound.output_bytes, self._elements):
+            array, address, host = self.shared.arrays.empty(kind, shape, element)
             if host is not None:
                 memory = self.shared.device.allocate(max(nbytes, 1))
                 address = memory.address
@@ -222,8 +226,8 @@ class Context:
         device.replay(graph.executable, stream)
         kind = result_kind(inputs)
         results: list[Any] = []
-        for index, (shape, nbytes, dtype) in enumerate(zip(bound.outputs, bound.output_bytes, self._dtypes)):
-            array, target, host = self.shared.arrays.empty(kind, shape, dtype)
+        for index, (shape, nbytes, element) in enumerate(zip(bound.outputs, bound.output_bytes, self._elements)):
+            array, target, host = self.shared.arrays.empty(kind, shape, element)
             if host is not None:
                 device.download(host, addresses[len(inputs) + index], stream)
             elif nbytes:

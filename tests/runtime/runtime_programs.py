@@ -31,9 +31,7 @@ EXPORT_KERNEL(row_sum)
 
 def variant(kernel: str, fields: tuple[Field, ...], count: str, arch: str = "sm_80") -> Variant:
     grid = (f"floordiv({count} + 127, 128)", "1", "1")
-    return Variant(
-        arch=arch, kernel=kernel, entry=kernel, grid=grid, block=(128, 1, 1), shared_bytes=0, fields=fields
-    )
+    return Variant(arch=arch, kernel=kernel, entry=kernel, grid=grid, block=(128, 1, 1), shared_bytes=0, fields=fields)
 
 
 def scale_add(name: str, x: str, w: str, y: str, factor: float, count: str, period: str) -> Launch:
@@ -107,3 +105,49 @@ def chain_reference(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """``chain`` in float64."""
     y = 3.0 * (2.0 * x.astype(np.float64) + w) + w
     return y, y.sum()
+
+
+# Each block brings one 8 x 32 tile of x into shared memory by TMA (128-byte swizzle) and writes it out
+# transposed.
+TILES = """#include "prims.cuh"
+struct Params { f32* y; i32 rows; TensorMap x; };
+extern "C" __global__ void __launch_bounds__(128) tiles(const __grid_constant__ Params p) {
+  DYN_SHARED(unsigned char, smem);
+  u32 tile = smem_u32(smem), bar = smem_u32(smem + 2048);
+  if (threadIdx.x == 0) {
+    mbar_init(bar, 1);
+    fence_mbar_init();
+  }
+  __syncthreads();
+  pdl_wait();
+  if (threadIdx.x == 0) {
+    mbar_expect_tx(bar, 8 * 32 * 4);
+    tma_load_2d(tile, &p.x, bar, 32 * blockIdx.x, 8 * blockIdx.y);
+  }
+  mbar_wait(bar, 0);
+  const f32* s = reinterpret_cast<const f32*>(smem);
+  for (int i = threadIdx.x; i < 256; i += 128) {
+    int row = i / 32, column = i % 32;
+    int chunk = (column / 4) ^ (row % 8);
+    f32 value = s[row * 32 + chunk * 4 + column % 4];
+    if (8 * blockIdx.y + row < p.rows) p.y[(32 * blockIdx.x + column) * p.rows + 8 * blockIdx.y + row] =
+    value;
+  }
+}
+EXPORT_KERNEL(tiles)
+"""
+
+
+def single(kernel: str, source: str, variant: Variant, inputs: tuple[Tensor, ...], y: Tensor) -> EngineData:
+    launch = Launch(kernel, kernel, (variant,), tuple(t.name for t in inputs), ("y",))
+    program = Program(SCHEMA, kernel, (Symbol("n"),), inputs, (y,), (), (), (), (launch,))
+    return EngineData(program, {kernel: source}, {})
+
+
+def tiles() -> EngineData:
+    """``y[64, n]``, the transpose of ``x[n, 64]``, read through a tensor map."""
+    map_field = Field("tensor_map", "x", dims=("64", "n"), strides=("256",), box=(32, 8), swizzle=128)
+    fields = (Field("buffer", "y"), Field("i32", "n"), map_field)
+    grid = ("2", "floordiv(n + 7, 8)", "1")
+    variant = Variant("sm_90", "tiles", "tiles", grid, (128, 1, 1), 2048 + 64, fields)
+    return single("tiles", TILES, variant, (Tensor("x", "f32", ("n", "64")),), Tensor("y", "f32", ("64", "n")))

@@ -4,6 +4,7 @@ sessions.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from dataclasses import replace
@@ -26,7 +27,7 @@ from arcweld.runtime.session import InferenceSession
 from arcweld.runtime.sim.device import SimDevice
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_programs import SCALE_ADD, chain, chain_reference, scale_add, weights
+from runtime_programs import SCALE_ADD, chain, chain_reference, scale_add, tiles, weights
 
 W = weights()["w"]
 
@@ -233,6 +234,35 @@ def test_a_launch_that_needs_too_much_is_refused() -> None:
     high = msgspec.structs.replace(data.program, launches=(msgspec.structs.replace(launch, variants=(variant,)),))
     with pytest.raises(InputError, match="grid"):
         Engine(replace(data, program=high), SimDevice())(np.zeros(5, np.float32), np.zeros(6, np.float32))
+
+
+def test_tensor_maps_follow_the_input() -> None:
+    engine = Engine(tiles(), SimDevice(checked=True))
+    for n in (8, 8, 29, 1):
+        x = np.random.default_rng(n).standard_normal((n, 64)).astype(np.float32)
+        np.testing.assert_array_equal(engine(x), x.T)
+
+
+def test_a_call_is_a_bounded_number_of_python_steps(engine: Engine) -> None:
+    """The host's share of a call, counted rather than timed: no clock of a busy machine decides."""
+    device = GraphDevice()
+    device.replay = lambda graph, stream=0: None  # type: ignore[method-assign]
+    engine = Engine(chain(), device)
+    x = rows(4)
+    for _ in range(3):
+        engine(x)
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        engine(x)
+    finally:
+        sys.setprofile(None)
+    assert steps < 70
 
 
 def test_no_inputs_and_no_launches() -> None:

@@ -1,0 +1,117 @@
+"""The cuda device's host side, on machines without a GPU: packed launches, tensor map arguments, missing
+drivers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from arcweld.compiler.errors import DeviceError, EnvironmentError_
+from arcweld.runtime import cuda, devices
+from arcweld.runtime.device import LaunchSpec, TensorMapSpec
+
+driver = pytest.importorskip("cuda.bindings.driver")
+
+
+def bare(arch: str) -> cuda.CudaDevice:
+    """A device object that has met no driver."""
+    device = object.__new__(cuda.CudaDevice)
+    device.arch = arch
+    device.model = "none"
+    device._driver = driver
+    return device
+
+
+def spec(**parts: object) -> LaunchSpec:
+    kernel = cuda.CudaKernel("k", None, None, driver.CUfunction(1234))
+    base = LaunchSpec("k", kernel, (7, 2, 3), (128, 2, 1), 4096, 1, False, b"0123456789abcdef", ())
+    return replace(base, **parts)  # type: ignore[arg-type]
+
+
+def test_prepared_launch_holds_the_configuration_and_one_parameter() -> None:
+    prepared = bare("sm_90a").prepare(spec())
+    config = prepared.config
+    assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (7, 2, 3)
+    assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (128, 2, 1)
+    assert config.sharedMemBytes == 4096
+    assert config.numAttrs == 0
+    (pointer,) = (ctypes.c_uint64 * 1).from_address(prepared.address)
+    assert pointer % cuda.MAP_ALIGNMENT == 0
+    assert ctypes.string_at(pointer, 16) == b"0123456789abcdef"
+
+
+@pytest.mark.parametrize("params", [b"", b"x", bytes(range(256)) * 16])
+def test_params_keep_their_bytes(params: bytes) -> None:
+    blob = cuda.params_buffer(params)
+    assert ctypes.addressof(blob) % cuda.MAP_ALIGNMENT == 0
+    assert bytes(blob)[: len(params)] == params
+
+
+def test_attributes_follow_the_launch_and_the_architecture() -> None:
+    kinds = driver.CUlaunchAttributeID
+    cluster, pdl = bare("sm_90a")._attributes(spec(cluster=4, pdl=True))
+    assert cluster.id == kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    dims = cluster.value.clusterDim
+    assert (dims.x, dims.y, dims.z) == (4, 1, 1)
+    assert pdl.id == kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert pdl.value.programmaticStreamSerializationAllowed == 1
+    assert bare("sm_86")._attributes(spec(pdl=True)) == []
+    assert len(bare("sm_120a")._attributes(spec(pdl=True))) == 1
+
+
+def test_tensor_map_arguments_are_those_of_the_driver() -> None:
+    arguments = cuda.tensor_map_arguments(
+        TensorMapSpec("bf16", 0x1000, (64, 128, 3), (256, 32768), (64, 8, 1), (1, 2, 1), 128)
+    )
+    dtype, rank, address, dims, strides, box, steps, interleave, swizzle, promotion, fill = arguments
+    assert dtype.value == int(driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
+    assert (rank.value, address.value) == (3, 0x1000)
+    assert (list(dims), list(strides)) == ([64, 128, 3], [256, 32768])
+    assert (list(box), list(steps)) == ([64, 8, 1], [1, 2, 1])
+    assert interleave.value == int(driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE)
+    assert swizzle.value == int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B)
+    assert promotion.value == int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
+    assert fill.value == int(driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
+    with pytest.raises(DeviceError):
+        cuda.tensor_map_arguments(TensorMapSpec("f8", 0, (64,), (), (64,), (1,), 128))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("u8", "UINT8"), ("u16", "UINT16"), ("u32", "UINT32"), ("i32", "INT32"), ("u64", "UINT64"), ("i64", "INT64"),
+        ("f16", "FLOAT16"), ("f32", "FLOAT32"), ("f64", "FLOAT64"),
+    ],
+)  # fmt: skip
+def test_tensor_map_types_are_the_drivers(ours: str, theirs: str) -> None:
+    number = int(getattr(driver.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{theirs}"))
+    assert cuda._MAP_TYPES[ours] == number
+
+
+def test_swizzles_are_the_drivers() -> None:
+    for width, code in cuda._MAP_SWIZZLES.items():
+        name = f"CU_TENSOR_MAP_SWIZZLE_{width}B" if width else "CU_TENSOR_MAP_SWIZZLE_NONE"
+        assert int(getattr(driver.CUtensorMapSwizzle, name)) == code
+
+
+def test_no_gpu_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "gpu_count", lambda: 0)
+    with pytest.raises(EnvironmentError_, match="there is no GPU 0") as caught:
+        devices.open_device("cuda")
+    assert "nvidia-smi" in (caught.value.hint or "")
+
+
+def test_every_call_that_the_device_makes_exists() -> None:
+    """CUDA 12's and 13's bindings, and CuPy, have each name that cuda.py uses."""
+    cupy = pytest.importorskip("cupy")
+    source = Path(cuda.__file__).read_text(encoding="utf-8")
+    for name in set(re.findall(r"(?<!cuda\.)\b_?driver\.(\w+)", source)):
+        assert hasattr(driver, name), name
+    assert cupy.cuda.memory.OutOfMemoryError
+    assert cupy.cuda.runtime.CUDARuntimeError
+    assert cupy.cuda.driver.CUDADriverError
+    assert cupy.cuda.function.Module().load
