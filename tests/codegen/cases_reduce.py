@@ -123,8 +123,8 @@ def _mean_and_scale(rows: Dim, cols: Dim) -> Kernel:
     d = at(x, (r, c)) - at(shift, (c,))
     mean = variable("acc", F32) * (1.0 / 64)
     return Kernel(
-        "reduce", "sub_square_mean", {"out": (r,), "reduce": (c,)}, {"x": d * d}, (put(y, (r,), mean * at(gain, (r,))),),
-        (x, shift, gain, y), {"combine": "sum"},
+        "reduce", "sub_square_mean", {"out": (r,), "reduce": (c,)}, {"x": d * d},
+        (put(y, (r,), mean * at(gain, (r,))),), (x, shift, gain, y), {"combine": "sum"},
     )  # fmt: skip
 
 
