@@ -1,4 +1,4 @@
-"""Kernels for the contract template: operand orders, prologues, epilogues, masks, broadcasts, odd and symbolic shapes."""
+"""Kernels for the contract template: operand orders, fused ends, masks, broadcasts, odd and symbolic sizes."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def conv_kernel(s: Shape, dtype: DType, prologue: bool = False, residual: bool =
     return Kernel(
         "conv", "conv_add_relu", {"n": (n,), "out": outs, "g": (g,), "co": (co,), "tap": taps, "ci": (ci,)},
         {"a": binary("max", a, const(0, F32)) if prologue else a, "w": at(w, [channel, *taps, ci])},
-        (put(y, [n, *outs, channel], binary("max", value, const(0, F32))),), (x, w, bias, *([res] if residual else []), y),
+        (put(y, [n, *outs, channel], binary("max", value, const(0, F32))),),
+        (x, w, bias, *([res] if residual else []), y),
         {"precision": precision or PRECISION[dtype], "strides": (s.stride,) * len(taps), "transposed": s.transposed,
          "dilations": (s.dilation,) * len(taps), "pads": (s.pad,) * 2 * len(taps)},
     )  # fmt: skip
@@ -108,7 +109,8 @@ def conv(i: Arrays, s: Shape, prologue: bool = False) -> Arrays:
         x = np.pad(x, [(0, 0), *[(s.pad, s.pad)] * len(size), (0, 0)])
     for tap in itertools.product(*map(range, s.taps)):
         steps = size if s.transposed else out
-        window = tuple(slice(t * s.dilation, t * s.dilation + (d - 1) * s.stride + 1, s.stride) for t, d in zip(tap, steps))
+        starts = [t * s.dilation for t in tap]
+        window = tuple(slice(b, b + (d - 1) * s.stride + 1, s.stride) for b, d in zip(starts, steps))
         for g in range(s.groups):
             weight = w[(slice(g * go, (g + 1) * go), *tap)].T
             own, made = slice(g * gi, (g + 1) * gi), slice(g * go, (g + 1) * go)

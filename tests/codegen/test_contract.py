@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from arcweld.codegen.contract import render_contract, supports, tactics
 from arcweld.codegen.contract_problem import problem_of
+from arcweld.codegen.contract_tactic import ContractTactic
 from arcweld.compiler.dtypes import DType
 from harness import assert_compiles, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
+from mutate import survivors
 
 CASES = cases_contract.cases()
+TWO_ROW_FRAGMENTS = ContractTactic("mma", 32, 32, 16, 32, 16, stages=3)
 SLACK = 20.0  # sums of up to a few hundred products: a few roundings of the largest partial sum
 
 
@@ -64,6 +67,19 @@ def test_any_shape_and_order(size: tuple[int, int, int], dtype: DType, order: st
     inputs = {b.name: random(rng, b.shape, dtype) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
     got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, inputs, seed=seed)
     assert_close(kernel, got, cases_contract.matmul(inputs, order), SLACK if dtype is DType.F32 else 1.0)
+
+
+@pytest.mark.parametrize("name", ["fp32_transposed", "f16_long", "f16_symbolic_all", "tf32_mk_kn"])
+def test_every_barrier_and_wait_is_needed(name: str) -> None:
+    case = next(c for c in CASES if c.id == name)
+    tactic = ContractTactic("ffma", 32, 32, 16, 4, 2) if name == "fp32_transposed" else TWO_ROW_FRAGMENTS
+    source = render_contract(case.kernel, tactic, "sm_80")
+
+    def passes(text: str) -> bool:
+        got = run_kernel(source, case.kernel, case.inputs, case.env, text=text)
+        return np.allclose(got["out0"].astype(float), cases_contract.expected(case)["out0"], 1e-2, 1e-2)
+
+    assert [(m.line, m.deleted) for m in survivors(source.source, passes)] == []
 
 
 def test_fp32_keeps_what_tf32_would_round_away() -> None:
