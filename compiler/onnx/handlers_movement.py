@@ -162,7 +162,19 @@ def _depth_to_space(c: NodeContext) -> Result:
 
 @handles("SpaceToDepth")
 def _space_to_depth(c: NodeContext) -> Result:
-    return c.emit("SpaceToDepth", c.value(0), blocksize=c.int_attr("blocksize"))
+    block = c.int_attr("blocksize")
+    x = c.value(0)
+    if c.choice_attr("mode", "DCR", ("DCR", "CRD")) == "DCR":
+        return c.emit("SpaceToDepth", x, blocksize=block)
+    c.needs_rank(0, 4, 4)
+    if block < 1:
+        c.broken(f"blocksize is {block}")
+    n, channels, height, width = x.shape
+    h, w = (dims.divides_exactly(d, block) for d in (height, width))
+    if h is None or w is None:
+        c.unsupported(f"whether {block} divides {height} and {width} is not known", SHAPES_HINT)
+    split = c.reshape(x, (n, channels, h, block, w, block))
+    return c.reshape(c.transpose(split, (0, 1, 3, 5, 2, 4)), (n, channels * block * block, h, w))
 
 
 @handles("Tile")

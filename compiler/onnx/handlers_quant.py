@@ -26,6 +26,12 @@ def _quantize(c: NodeContext) -> Result:
         dtype = zero.dtype
     else:
         dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else DType.U8
+    if c.int_attr("block_size"):
+        scale = _unblocked(c, scale, x)
+        y = c.emit("Round", c.emit("Div", x, c.cast(scale, x.dtype)))
+        if zero is not None:
+            y = c.emit("Add", y, c.cast(_unblocked(c, zero, x), x.dtype))
+        return c.emit("QuantizeLinear", y, c.const(1.0, x.dtype), None, axis=0, dtype=dtype)
     axis = _quantised_axis(c, x, scale)
     return c.emit("QuantizeLinear", x, c.cast(scale, x.dtype), zero, axis=axis, dtype=dtype)
 
@@ -34,13 +40,28 @@ def _quantize(c: NodeContext) -> Result:
 @handles("DequantizeLinear", domain=MICROSOFT)
 def _dequantize(c: NodeContext) -> Result:
     x, scale, zero = c.value(0), c.value(1), c.optional(2)
+    if c.int_attr("block_size"):
+        y = c.cast(x, scale.dtype)
+        if zero is not None:
+            y = c.emit("Sub", y, c.cast(_unblocked(c, zero, x), scale.dtype))
+        return c.emit("Mul", y, _unblocked(c, scale, x))
     y = c.emit("DequantizeLinear", x, scale, zero, axis=_quantised_axis(c, x, scale))
     return c.cast(y, element_type(c.int_attr("output_dtype"))) if c.int_attr("output_dtype") else y
 
 
+def _unblocked(c: NodeContext, p: Value, x: Value) -> Value:
+    """A scale or zero point given for blocks along the axis, repeated to the shape of ``x``."""
+    axis, block = c.axis(c.int_attr("axis", 1), x.type.rank), c.int_attr("block_size")
+    blocks = p.shape[axis] if p.type.rank == x.type.rank else 0
+    extent = x.shape[axis]
+    if not isinstance(blocks, int) or not isinstance(extent, int) or -(-extent // block) != blocks:
+        c.broken(f"scales of shape {list(p.shape)} for blocks of {block} along axis {axis} of {list(x.shape)}")
+    lead, rest = p.shape[: axis + 1], p.shape[axis + 1 :]
+    wide = c.expand(c.reshape(p, (*lead, 1, *rest)), (*lead, block, *rest))
+    return c.slice(c.reshape(wide, (*p.shape[:axis], blocks * block, *rest)), axis, 0, extent)
+
+
 def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
-    if c.int_attr("block_size"):
-        c.unsupported("quantisation in blocks")
     if scale.type.rank == 0 or (scale.type.rank == 1 and scale.shape[0] == 1):
         return 0
     return c.axis(c.int_attr("axis", 1), x.type.rank)

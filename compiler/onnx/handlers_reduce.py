@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.arguments import axes_argument
@@ -23,9 +26,25 @@ def _reduce(c: NodeContext) -> Result:
         return _elementwise(c, x)
     axes = sorted(axes) if axes else list(range(x.type.rank))
     keepdims = int(bool(c.int_attr("keepdims", 1)))
+    if c.op in ("ReduceMax", "ReduceMin") and any(x.shape[a] == 0 for a in axes):
+        return _empty(c, x, axes, keepdims)
     if x.dtype is DType.BOOL and c.op in ("ReduceMax", "ReduceMin"):
         return c.cast(reduce(c, c.op, c.cast(x, DType.U8), axes, keepdims), DType.BOOL)
     return reduce(c, c.op, x, axes, keepdims)
+
+
+def _empty(c: NodeContext, x: Value, axes: list[int], keepdims: int) -> Value:
+    """The extreme of no elements: the type's own opposite extreme."""
+    shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdims or i not in axes)
+    lowest = c.op == "ReduceMax"
+    value: float | int
+    if x.dtype.is_float:
+        value = -math.inf if lowest else math.inf
+    elif x.dtype is DType.BOOL:
+        value = 0 if lowest else 1
+    else:
+        value = int(np.iinfo(x.dtype.numpy).min if lowest else np.iinfo(x.dtype.numpy).max)
+    return c.emit("ConstantOfShape", shape=shape, value=value, dtype=x.dtype)
 
 
 def _elementwise(c: NodeContext, x: Value) -> Value:

@@ -80,9 +80,8 @@ def split_pads(totals: Sequence[Dim], upper: bool) -> tuple[Dim, ...]:
     return (*small, *large) if upper else (*large, *small)
 
 
-def _weight_kernel(c: NodeContext) -> tuple[int, ...]:
-    shape = tuple(c.concrete(d, "the kernel's shape") for d in c.shape(1))
-    kernel = shape[2:]
+def _weight_kernel(c: NodeContext, w: Value) -> tuple[int, ...]:
+    kernel = tuple(c.concrete(d, "the kernel's shape") for d in w.shape[2:])
     given = c.ints_attr("kernel_shape")
     if given is not None and given != kernel:
         c.broken(f"kernel_shape is {list(given)}, the weights have {list(kernel)}")
@@ -98,7 +97,7 @@ def _conv(c: NodeContext) -> Result:
 
 def conv(c: NodeContext, x: Value, w: Value, bias: Value | None) -> Value:
     """A convolution with the node's attributes."""
-    win = window(c, x.shape[2:], _weight_kernel(c))
+    win = window(c, x.shape[2:], _weight_kernel(c, w))
     group = c.int_attr("group", 1)
     if group < 1:
         c.broken(f"group is {group}")
@@ -113,7 +112,7 @@ def _conv_transpose(c: NodeContext) -> Result:
     rank = c.needs_rank(0, 3, 5)
     c.needs_rank(1, rank, rank)
     x, n = c.value(0), rank - 2
-    win = window(c, x.shape[2:], _weight_kernel(c), transposed=True)
+    win = window(c, x.shape[2:], _weight_kernel(c, c.value(1)), transposed=True)
     extra = c.ints_attr("output_padding") or (0,) * n
     group = c.int_attr("group", 1)
     if len(extra) != n or any(not 0 <= e < 2**31 for e in extra) or group < 1:
@@ -180,12 +179,16 @@ def _average_pool(c: NodeContext) -> Result:
 @handles("LpPool")
 def _lp_pool(c: NodeContext) -> Result:
     p = c.int_attr("p", 2)
-    if p not in (1, 2):
-        c.unsupported(f"LpPool with p = {p}")
+    if not 1 <= p <= 16:
+        c.broken(f"p is {p}")
     if c.int_attr("ceil_mode"):
         c.unsupported("LpPool with ceil_mode")
     x = c.value(0)
-    powers = c.emit("Abs", x) if p == 1 else c.emit("Mul", x, x)
+    powers = c.emit("Abs", x) if p != 2 else c.emit("Mul", x, x)
+    if p > 2:
+        powers = c.emit("Pow", powers, c.const(float(p), x.dtype))
     mean = _pool(c, "AveragePool", powers, 0.0, count_include_pad=1)
     total = c.scale(mean, float(math.prod(_pool_window(c).kernel)))
+    if p > 2:
+        return c.emit("Pow", total, c.const(1.0 / p, x.dtype))
     return total if p == 1 else c.emit("Sqrt", total)

@@ -16,13 +16,13 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import Builder, NodeContext, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
 from arcweld.compiler.onnx.handlers import handler
-from arcweld.compiler.onnx.proto import attribute_value, tensor_array
+from arcweld.compiler.onnx.proto import attribute_value
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.symbols import sanitise
-from onnx import FunctionProto, GraphProto, NodeProto
+from onnx import FunctionProto, NodeProto
 
-MAX_DEPTH = 32
 MAX_VISITS = 1_000_000
 
 # what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
@@ -49,6 +49,16 @@ class Scope:
     prefix: str = ""
     attrs: Mapping[str, Any] = field(default_factory=dict)
     depth: int = 0
+
+    def inside(self, names: dict[str, Any], prefix: str) -> Scope:
+        """The scope of a subgraph: it sees this one."""
+        return Scope(names, self.opsets, self, prefix, self.attrs, self.depth + 1)
+
+    def function(
+        self, names: dict[str, Any], opsets: Mapping[str, int], prefix: str, attrs: Mapping[str, Any]
+    ) -> Scope:
+        """The scope of a function's body: it sees its inputs only."""
+        return Scope(names, opsets, None, prefix, attrs, self.depth + 1)
 
     def lookup(self, name: str) -> Operand | Unavailable | None:
         scope: Scope | None = self
@@ -133,14 +143,17 @@ class Visitor:
         if bad is not None:
             return self._behind(node, domain, label, bad)
         attrs = self._attributes(node, scope)
-        if function is not None:
-            return self._call(function, node, scope, label, operands, attrs)
         context = NodeContext(
             self.builder, node.op_type, scope.opsets.get(domain, 1), label, operands, list(node.output), attrs,
             [o != "" and o in used for o in node.output],
         )  # fmt: skip
-        if domain == "" and node.op_type == "If":
-            return self._branch(context, scope)
+        if function is not None:
+            opsets = {normal_domain(o.domain): int(o.version) for o in function.opset_import}
+            return call_function(self, function, context, scope, opsets)
+        if domain == "" and node.op_type in CONTROL:
+            results = CONTROL[node.op_type](self, context, scope)
+            self.findings.append(Finding(label, node.op_type))
+            return results
         if domain == "" and node.op_type == "Constant":
             self.findings.append(Finding(label, node.op_type))
             return [_constant(context)]
@@ -155,6 +168,13 @@ class Visitor:
                 why = str(error)
             except UnsupportedError as error:
                 why = error.message
+        if domain == "" and handler(domain, node.op_type) is None:
+            standard = standard_function(node, context)
+            if standard is not None:
+                body, defaults = standard
+                context.attrs = defaults | attrs
+                opsets = dict(scope.opsets) | {normal_domain(o.domain): int(o.version) for o in body.opset_import}
+                return call_function(self, body, context, scope, opsets)
         return self._handle(context, domain, why)
 
     def _handle(self, context: NodeContext, domain: str, why: str) -> Sequence[Operand | Unavailable]:
@@ -228,53 +248,8 @@ class Visitor:
                 attrs[attr.name] = attribute_value(attr, self.builder.folder)
         return attrs
 
-    # -------------------------------------------------------------------------------------- functions, branches
 
-    def _call(
-        self,
-        fn: FunctionProto,
-        node: NodeProto,
-        scope: Scope,
-        label: str,
-        operands: Sequence[Any],
-        attrs: dict[str, Any],
-    ) -> Sequence[Any]:
-        self._check_depth(scope, label)
-        if len(operands) > len(fn.input) or len(node.output) > len(fn.output):
-            raise ModelError(f"function {fn.name} takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
-        names = {n: o for n, o in zip(fn.input, operands) if o is not None}
-        given = {a.name: attribute_value(a, self.builder.folder) for a in fn.attribute_proto} | attrs
-        opsets = {normal_domain(o.domain): int(o.version) for o in fn.opset_import}
-        inner = Scope(names, opsets, None, f"{label}/", given, scope.depth + 1)
-        return self.visit_all(fn.node, inner, list(fn.output)[: len(node.output)])
-
-    def _branch(self, context: NodeContext, scope: Scope) -> Sequence[Any]:
-        try:
-            taken = bool(context.number(0))
-        except UnsupportedError as error:
-            raise UnsupportedError(f"which branch runs is not known: {error.message}", hint=error.hint) from error
-        graph = context.graph_attr("then_branch" if taken else "else_branch")
-        self._check_depth(scope, context.name)
-        if len(graph.output) != len(context.outputs):
-            raise ModelError(f"a branch has {len(graph.output)} outputs, its If has {len(context.outputs)}")
-        self.findings.append(Finding(context.name, "If"))
-        return self.run_graph(graph, scope, f"{context.name}/", {})
-
-    def run_graph(self, graph: GraphProto, scope: Scope, prefix: str, bound: Mapping[str, Any]) -> list[Any]:
-        """Imports a subgraph in place; ``bound`` gives its formal inputs."""
-        names: dict[str, Any] = dict(bound)
-        for tensor in graph.initializer:
-            data, dtype = tensor_array(tensor, self.builder.folder)
-            names[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
-        inner = Scope(names, scope.opsets, scope, prefix, scope.attrs, scope.depth + 1)
-        return self.visit_all(graph.node, inner, [o.name for o in graph.output])
-
-    def _check_depth(self, scope: Scope, label: str) -> None:
-        if scope.depth >= MAX_DEPTH:
-            raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep", node=label)
-
-
-_BUILT_IN = {"Constant", "If", "Shape", "Size"}
+_BUILT_IN = {"Constant", "Shape", "Size", *CONTROL}
 
 
 def shapes_hint() -> str:

@@ -1,0 +1,205 @@
+"""Imports nodes that hold other nodes: If with a known condition, Loop and Scan unrolled, functions expanded.
+
+All of it happens in place: the IR has no subgraphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.proto import DTYPES, attribute_value, tensor_array
+from arcweld.compiler.onnx.symbols import sanitise
+from onnx import FunctionProto, GraphProto, NodeProto
+
+if TYPE_CHECKING:
+    from arcweld.compiler.onnx.visitor import Scope, Visitor
+
+MAX_DEPTH = 32
+MAX_ITERATIONS = 256
+
+Control = Callable[["Visitor", NodeContext, "Scope"], Sequence[Any]]
+
+
+def check_depth(scope: Scope, label: str) -> None:
+    """Raises ModelError for functions and subgraphs nested absurdly deep."""
+    if scope.depth >= MAX_DEPTH:
+        raise ModelError(f"functions and subgraphs nest more than {MAX_DEPTH} levels deep", node=label)
+
+
+def graph_constants(visitor: Visitor, graph: GraphProto) -> dict[str, Operand]:
+    """The initializers of a subgraph."""
+    found: dict[str, Operand] = {}
+    for tensor in graph.initializer:
+        data, dtype = tensor_array(tensor, visitor.builder.folder)
+        found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
+    return found
+
+
+def run_graph(
+    visitor: Visitor, graph: GraphProto, scope: Scope, prefix: str, bound: Mapping[str, Any]
+) -> list[Operand]:
+    """Imports a subgraph in place; ``bound`` gives its formal inputs and its initializers."""
+    results = visitor.visit_all(graph.node, scope.inside(dict(bound), prefix), [o.name for o in graph.output])
+    for r in results:
+        if isinstance(r, Unavailable):
+            raise UnsupportedError(f"{r.node} cannot be imported")
+    return results
+
+
+def import_if(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """The branch that is taken, when the host knows the condition."""
+    try:
+        taken = bool(c.number(0))
+    except UnsupportedError as error:
+        raise UnsupportedError(f"which branch runs is not known: {error.message}", hint=error.hint) from error
+    graph = c.graph_attr("then_branch" if taken else "else_branch")
+    check_depth(scope, c.name)
+    if len(graph.output) != len(c.outputs):
+        c.broken(f"a branch has {len(graph.output)} outputs, the node {len(c.outputs)}")
+    return run_graph(visitor, graph, scope, f"{c.name}/", graph_constants(visitor, graph))
+
+
+def import_loop(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """Unrolls a Loop whose trip count and conditions the host knows."""
+    body = c.graph_attr("body")
+    check_depth(scope, c.name)
+    trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
+    going = bool(c.number(1)) if c.has(1) else True
+    carried: list[Any] = [c.operand(i) for i in range(2, len(c.operands))]
+    scans = len(body.output) - 1 - len(carried)
+    if len(body.input) != 2 + len(carried) or scans < 0 or len(c.outputs) > len(carried) + scans:
+        c.broken("the body's inputs and outputs do not match the node's")
+    columns: list[list[Operand]] = [[] for _ in range(scans)]
+    constants = graph_constants(visitor, body)
+    done = 0
+    while going and done < trips:
+        if done >= MAX_ITERATIONS:
+            c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", SHAPES_HINT)
+        formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
+        bound = constants | {i.name: o for i, o in zip(body.input, formal)}
+        results = run_graph(visitor, body, scope, f"{c.name}/{done}/", bound)
+        if results[0].known is None or results[0].is_symbolic:
+            c.unsupported("how often the loop runs depends on the data")
+        going = bool(results[0].known.reshape(-1)[0])
+        carried = results[1 : 1 + len(carried)]
+        for column, item in zip(columns, results[1 + len(carried) :]):
+            column.append(item)
+        done += 1
+    if scans and not done:
+        c.unsupported("a loop that never runs")
+    return [*carried, *(_stack(c, column, 0) for column in columns)]
+
+
+def import_scan(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """Unrolls a Scan over a known length."""
+    if c.opset < 9:
+        c.unsupported("Scan before operator set 9")
+    body = c.graph_attr("body")
+    check_depth(scope, c.name)
+    count = c.int_attr("num_scan_inputs")
+    states = len(c.operands) - count
+    outputs = len(body.output) - states
+    if not 0 < count <= len(c.operands) or len(body.input) != len(c.operands) or outputs < 0:
+        c.broken("the body's inputs and outputs do not match the node's")
+    carried: list[Any] = [c.operand(i) for i in range(states)]
+    values = [c.value(i) for i in range(states, len(c.operands))]
+    in_axes = [c.axis(a, v.type.rank) for a, v in zip(c.ints_attr("scan_input_axes") or (0,) * count, values)]
+    in_back = c.ints_attr("scan_input_directions") or (0,) * count
+    out_axes = c.ints_attr("scan_output_axes") or (0,) * outputs
+    out_back = c.ints_attr("scan_output_directions") or (0,) * outputs
+    if not len(in_axes) == len(in_back) == count or not len(out_axes) == len(out_back) == outputs:
+        c.broken("the axes and directions do not match the scanned inputs and outputs")
+    length = c.concrete(values[0].shape[in_axes[0]], "the length of the scan")
+    if not 1 <= length <= MAX_ITERATIONS:
+        c.unsupported(f"a scan over {length} steps (1 to {MAX_ITERATIONS} are unrolled)")
+    constants = graph_constants(visitor, body)
+    columns: list[list[Operand]] = [[] for _ in range(outputs)]
+    for t in range(length):
+        slices = []
+        for v, axis, back in zip(values, in_axes, in_back):
+            part = c.slice(v, axis, length - 1 - t if back else t, 1)
+            slices.append(on_device(c.reshape(part, v.shape[:axis] + v.shape[axis + 1 :])))
+        bound = constants | {i.name: o for i, o in zip(body.input, [*carried, *slices])}
+        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", bound)
+        carried = results[:states]
+        for column, item in zip(columns, results[states:]):
+            column.append(item)
+    stacked = [_stack(c, col[::-1] if back else col, axis) for col, axis, back in zip(columns, out_axes, out_back)]
+    return [*carried, *stacked]
+
+
+def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
+    """Items of equal shape along a new axis."""
+    rank = items[0].rank + 1
+    at = c.axis(axis, rank)
+    values = [c.builder.device(i, c.origin, f"{c.hint()}.item") for i in items]
+    wide = [c.reshape(v, (*v.shape[:at], 1, *v.shape[at:])) for v in values]
+    return on_device(wide[0] if len(wide) == 1 else c.emit("Concat", *wide, axis=at))
+
+
+CONTROL: dict[str, Control] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}
+
+
+# ------------------------------------------------------------------------------------------------------- functions
+
+
+def call_function(
+    visitor: Visitor, fn: FunctionProto, c: NodeContext, scope: Scope, opsets: Mapping[str, int]
+) -> Sequence[Any]:
+    """Imports a function's body in place of a call; ``opsets`` are those the body uses."""
+    check_depth(scope, c.name)
+    if len(c.operands) > len(fn.input) or len(c.outputs) > len(fn.output):
+        c.broken(f"the function takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
+    names = {n: o for n, o in zip(fn.input, c.operands) if o is not None}
+    given = {a.name: attribute_value(a, visitor.builder.folder) for a in fn.attribute_proto} | dict(c.attrs)
+    inner = scope.function(names, opsets, f"{c.name}/", given)
+    return visitor.visit_all(fn.node, inner, list(fn.output)[: len(c.outputs)])
+
+
+def standard_function(node: NodeProto, c: NodeContext) -> tuple[FunctionProto, dict[str, Any]] | None:
+    """The body that the ONNX standard gives for an operator, and its default attributes; None without one."""
+    try:
+        schema = onnx.defs.get_schema(c.op, c.opset)
+    except onnx.defs.SchemaError:
+        return None
+    defaults = {
+        a.name: attribute_value(a.default_value, None)
+        for a in schema.attributes.values()
+        if a.default_value is not None and a.default_value.name
+    }
+    versions = [v for v in schema.function_opset_versions if v <= c.opset]
+    if versions:
+        return FunctionProto.FromString(schema.get_function_with_opset_version(max(versions))), defaults
+    versions = [v for v in schema.context_dependent_function_opset_versions if v <= c.opset]
+    if not versions:
+        return None
+    codes = {v: k for k, v in DTYPES.items()}
+    types = [_type_bytes(codes, o) for o in c.operands]
+    plain = _resolved(node, c.attrs).SerializeToString()
+    body = schema.get_context_dependent_function_with_opset_version(max(versions), plain, types)
+    return (FunctionProto.FromString(body), defaults) if body else None
+
+
+def _resolved(node: NodeProto, attrs: Mapping[str, Any]) -> NodeProto:
+    """The node with attributes that refer to an enclosing function's replaced by their values."""
+    out = NodeProto()
+    out.CopyFrom(node)
+    del out.attribute[:]
+    for attr in node.attribute:
+        if not attr.ref_attr_name:
+            out.attribute.append(attr)
+        elif isinstance(attrs.get(attr.name), int | float | str | tuple):
+            out.attribute.append(onnx.helper.make_attribute(attr.name, attrs[attr.name]))
+    return out
+
+
+def _type_bytes(codes: Mapping[DType, int], operand: Operand | None) -> bytes:
+    if operand is None:
+        return onnx.TypeProto().SerializeToString()
+    shape = [d if isinstance(d, int) else None for d in operand.shape]
+    return onnx.helper.make_tensor_type_proto(codes[operand.dtype], shape).SerializeToString()
