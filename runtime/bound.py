@@ -109,8 +109,12 @@ class Binder:
         """The launches with non-empty grids, in order; those that touch inputs or outputs are still
         unprepared.
         """
-        pairs = zip(self.plan.launches, self.kernels, strict=True)
-        return [step for launch, kernel in pairs if (step := self._step(launch, kernel)) is not None]
+        made: list[Step] = []
+        for launch, kernel in zip(self.plan.launches, self.kernels, strict=True):
+            step = self._step(launch, kernel, first=not made)
+            if step is not None:
+                made.append(step)
+        return made
 
     def copies(self) -> list[Copy]:
         """Outputs that no launch writes directly: aliases of others, and inputs or weights handed out."""
@@ -136,7 +140,7 @@ class Binder:
             return Place(len(self.plan.inputs) + self.plan.outputs[root], offset)
         return Place(FIXED, self.arena + self.sizes.arena.get(root, 0) + offset)
 
-    def _step(self, launch: LaunchPlan, kernel: Any) -> Step | None:
+    def _step(self, launch: LaunchPlan, kernel: Any, first: bool) -> Step | None:
         x, y, z = (g(self.sizes.env) for g in launch.grid)
         zero = tuple((self.place(n), self.sizes.nbytes[n]) for n in launch.launch.zero)
         if min(x, y, z) <= 0 and not any(size for _, size in zero):
@@ -166,7 +170,8 @@ class Binder:
             block=launch.variant.block,
             shared_bytes=launch.variant.shared_bytes,
             cluster=launch.variant.cluster,
-            pdl=launch.variant.pdl,
+            # Programmatic launch is between kernels: there is none before the first, nor right after a clear.
+            pdl=launch.variant.pdl and not first and not zero,
             params=bytes(params),
             buffers=(),
         )

@@ -1,15 +1,15 @@
 """Runs a plan: one Context for each thread and stream holds the arena, the bound shapes and the CUDA graphs.
 
-A set of shapes is bound on its first call, captured on its second (where the device can), and replayed from
-then on. Inputs are staged into and results copied out of memory that only the graph uses: a result never
-changes again.
+A set of shapes is bound on its first call and replayed as a graph from its second on (where the device
+can). Arrays that come back at the same addresses get a graph of their own, without any copy; others are
+staged through memory that only one graph uses. Either way a result, once handed out, never changes again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.plan import Plan, Shape
 
 MAX_SHAPES = 64
-MAX_GRAPHS = 16
+MAX_GRAPHS = 32  # of a context
+MAX_DIRECT = 4  # graphs on callers' own arrays, of one set of shapes
+MAX_REMEMBERED = 16  # addresses of earlier calls, of one set of shapes
 
 
 @dataclass(slots=True)
@@ -36,8 +38,8 @@ class Shared:
 
 
 @dataclass(slots=True)
-class Graph:
-    """A captured run: its executable, and the memory of its inputs and results (``addresses``, by slot)."""
+class Staged:
+    """A captured run with memory of its own for inputs and results (``addresses``, by slot)."""
 
     executable: Any
     memory: Memory
@@ -46,7 +48,11 @@ class Graph:
 
 @dataclass(slots=True)
 class Bound:
-    """A set of shapes in one context. ``addresses`` are those that the steps were last prepared for."""
+    """A set of shapes in one context. ``addresses`` are those that the steps were last prepared for.
+
+    ``direct`` holds graphs by the addresses of all inputs and results; ``seen`` the addresses of earlier
+    calls.
+    """
 
     sizes: Sizes
     steps: list[Step]
@@ -56,7 +62,13 @@ class Bound:
     output_bytes: list[int]
     addresses: tuple[int, ...] = ()
     calls: int = 0
-    graph: Graph | None = None
+    staged: Staged | None = None
+    direct: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    seen: OrderedDict[tuple[int, ...], None] = field(default_factory=OrderedDict)
+
+    @property
+    def graphs(self) -> int:
+        return len(self.direct) + (self.staged is not None)
 
 
 class Context:
@@ -76,21 +88,33 @@ class Context:
 
     def run(self, inputs: Sequence[Taken], stream: int) -> list[Any]:
         """Runs once. Results are fresh arrays of the inputs' kind, ready in the order of ``stream``."""
-        key = tuple(t.shape for t in inputs)
-        bound = self._bound.get(key)
-        if bound is None:
-            bound = self._bind(key)
-        else:
-            self._bound.move_to_end(key)
-        if bound.graph is None and self._may_capture(bound, stream):
-            self._capture(bound)
+        shared = self.shared
+        bound = self._find(tuple([t.shape for t in inputs]))
         bound.calls += 1
-        recording = self.shared.device.is_capturing(stream)
-        if recording and self._arena is not None and self._arena not in self._recorded:
+        results, targets, views = self._results(bound, result_kind(inputs))
+        if not (shared.graphs and bound.steps and shared.device.can_capture) or self._recorded_by_caller(stream):
+            self._launch(bound, inputs, targets, views, stream)
+            return results
+        on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
+        addresses = (*[t.address for t in inputs], *targets) if on_device else None
+        graph = self._direct_graph(bound, addresses) if addresses is not None else None
+        if graph is not None:
+            shared.device.replay(graph, stream)
+        elif bound.calls == 1:
+            self._launch(bound, inputs, targets, views, stream)
+        else:
+            self._replay_staged(bound, inputs, targets, views, stream)
+        return results
+
+    def _recorded_by_caller(self, stream: int) -> bool:
+        """True while the caller records a graph: it then holds on to this arena for as long as this context
+        lives.
+        """
+        if not self.shared.device.is_capturing(stream):
+            return False
+        if self._arena is not None and self._arena not in self._recorded:
             self._recorded.append(self._arena)
-        if bound.graph is not None and not recording:
-            return self._replay(bound, bound.graph, inputs, stream)
-        return self._launch(bound, inputs, stream)
+        return True
 
     def release(self) -> None:
         """Gives back the arena and every bound shape and graph. The next call allocates again."""
@@ -100,6 +124,13 @@ class Context:
         self._arena = None
 
     # ------------------------------------------------------------------------------------------------ binding
+
+    def _find(self, key: tuple[Shape, ...]) -> Bound:
+        bound = self._bound.get(key)
+        if bound is None:
+            return self._bind(key)
+        self._bound.move_to_end(key)
+        return bound
 
     def _bind(self, key: tuple[Shape, ...]) -> Bound:
         shared = self.shared
@@ -133,43 +164,49 @@ class Context:
                 prepare(step, addresses, self.shared.device)
             bound.addresses = addresses
 
-    # ------------------------------------------------------------------------------------------- one by one
-
-    def _launch(self, bound: Bound, inputs: Sequence[Taken], stream: int) -> list[Any]:
-        device = self.shared.device
-        uploads = [device.allocate(max(t.nbytes, 1)) if t.host is not None else None for t in inputs]
-        for taken, memory in zip(inputs, uploads):
-            if memory is not None and taken.host is not None:
-                device.upload(memory.address, taken.host, stream)
-        results, targets, downloads = self._results(bound, inputs)
-        sources = tuple(m.address if m is not None else t.address for t, m in zip(inputs, uploads))
-        addresses = sources + targets
-        self._place(bound, addresses)
-        issue(bound.steps, addresses, device, stream)
-        self._copy_outputs(bound, addresses, stream)
-        for host, memory in downloads:
-            device.download(host, memory.address, stream)
-        if any(m is not None for m in uploads) and not downloads:
-            device.synchronize(stream)
-        return results
-
-    def _results(
-        self, bound: Bound, inputs: Sequence[Taken]
-    ) -> tuple[list[Any], tuple[int, ...], list[tuple[np.ndarray, Memory]]]:
-        """New results, where kernels write them, and which device memory to download into which of them."""
-        kind = result_kind(inputs)
+    def _results(self, bound: Bound, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
+        """New results, their addresses, and the host view of each that must be downloaded."""
         results: list[Any] = []
         targets: list[int] = []
-        downloads: list[tuple[np.ndarray, Memory]] = []
-        for shape, nbytes, element in zip(bound.outputs, bound.output_bytes, self._elements):
-            array, address, host = self.shared.arrays.empty(kind, shape, element)
-            if host is not None:
-                memory = self.shared.device.allocate(max(nbytes, 1))
-                address = memory.address
-                downloads.append((host, memory))
+        views: list[np.ndarray | None] = []
+        for shape, element in zip(bound.outputs, self._elements):
+            array, address, view = self.shared.arrays.empty(kind, shape, element)
             results.append(array)
             targets.append(address)
-        return results, tuple(targets), downloads
+            views.append(view)
+        return results, targets, views
+
+    # --------------------------------------------------------------------------------------- launch by launch
+
+    def _launch(
+        self,
+        bound: Bound,
+        inputs: Sequence[Taken],
+        targets: Sequence[int],
+        views: Sequence[np.ndarray | None],
+        stream: int,
+    ) -> None:
+        """Runs every step on the caller's arrays; those on the host get device memory for this call."""
+        device = self.shared.device
+        held: dict[int, Memory] = {}
+        addresses = [*[t.address for t in inputs], *targets]
+        sizes = [*[t.nbytes for t in inputs], *bound.output_bytes]
+        on_host = [t.host is not None for t in inputs] + [v is not None for v in views]
+        for slot, size in enumerate(sizes):
+            if on_host[slot]:
+                held[slot] = device.allocate(max(size, 1))
+                addresses[slot] = held[slot].address
+        for taken, address in zip(inputs, addresses):
+            if taken.host is not None:
+                device.upload(address, taken.host, stream)
+        self._place(bound, tuple(addresses))
+        issue(bound.steps, addresses, device, stream)
+        self._copy_outputs(bound, addresses, stream)
+        for view, address in zip(views, addresses[len(inputs) :]):
+            if view is not None:
+                device.download(view, address, stream)
+        if held:
+            device.synchronize(stream)
 
     def _copy_outputs(self, bound: Bound, addresses: Sequence[int], stream: int) -> None:
         for copy in bound.copies:
@@ -179,58 +216,72 @@ class Context:
 
     # ------------------------------------------------------------------------------------------------ graphs
 
-    def _may_capture(self, bound: Bound, stream: int) -> bool:
-        """A shape is captured when it comes a second time, and never while the caller is recording."""
-        shared = self.shared
-        return (
-            bound.calls > 0
-            and shared.graphs
-            and bool(bound.steps)
-            and shared.device.can_capture
-            and not shared.device.is_capturing(stream)
-        )
+    def _direct_graph(self, bound: Bound, addresses: tuple[int, ...]) -> Any | None:
+        """The graph on exactly these arrays; made when the same addresses come a second time."""
+        graph = bound.direct.get(addresses)
+        if graph is not None:
+            return graph
+        if addresses in bound.seen and len(bound.direct) < MAX_DIRECT:
+            graph = bound.direct[addresses] = self._capture(bound, addresses)
+            return graph
+        bound.seen[addresses] = None
+        if len(bound.seen) > MAX_REMEMBERED:
+            bound.seen.popitem(last=False)
+        return None
 
-    def _capture(self, bound: Bound) -> None:
-        shared, device = self.shared, self.shared.device
-        names = [*shared.plan.inputs, *shared.plan.outputs]
-        inputs = [bound.sizes.nbytes[t.name] for t in shared.plan.program.inputs]
-        sizes = [*inputs, *bound.output_bytes]
-        assert len(sizes) == len(names)
-        memory = device.allocate(max(sum(aligned(s) for s in sizes), 256))
+    def _capture(self, bound: Bound, addresses: tuple[int, ...]) -> Any:
+        device = self.shared.device
+        if sum(b.graphs for b in self._bound.values()) >= MAX_GRAPHS:
+            self._forget_oldest()
+        self._place(bound, addresses)
+        stream = device.begin_capture()
+        try:
+            issue(bound.steps, addresses, device, stream)
+            self._copy_outputs(bound, addresses, stream)
+        finally:
+            executable = device.end_capture()
+        return executable
+
+    def _forget_oldest(self) -> None:
+        """Drops the graphs of the shapes that were not used for longest."""
+        self.shared.device.synchronize()
+        oldest = next(b for b in self._bound.values() if b.graphs)
+        oldest.direct.clear()
+        oldest.seen.clear()
+        oldest.staged = None
+
+    def _stage(self, bound: Bound) -> Staged:
+        nbytes = bound.sizes.nbytes
+        sizes = [*[nbytes[t.name] for t in self.shared.plan.program.inputs], *bound.output_bytes]
+        memory = self.shared.device.allocate(max(sum(aligned(s) for s in sizes), 256))
         addresses: list[int] = []
         at = memory.address
         for size in sizes:
             addresses.append(at)
             at += aligned(size)
-        fixed = tuple(addresses)
-        self._place(bound, fixed)
-        stream = device.begin_capture()
-        try:
-            issue(bound.steps, fixed, device, stream)
-            self._copy_outputs(bound, fixed, stream)
-        finally:
-            executable = device.end_capture()
-        bound.graph = Graph(executable, memory, fixed)
-        captured = [b for b in self._bound.values() if b.graph is not None]
-        if len(captured) > MAX_GRAPHS:
-            device.synchronize()
-            captured[0].graph = None
+        return Staged(self._capture(bound, tuple(addresses)), memory, tuple(addresses))
 
-    def _replay(self, bound: Bound, graph: Graph, inputs: Sequence[Taken], stream: int) -> list[Any]:
-        device, addresses = self.shared.device, graph.addresses
-        for taken, address in zip(inputs, addresses):
+    def _replay_staged(
+        self,
+        bound: Bound,
+        inputs: Sequence[Taken],
+        targets: Sequence[int],
+        views: Sequence[np.ndarray | None],
+        stream: int,
+    ) -> None:
+        device = self.shared.device
+        staged = bound.staged
+        if staged is None:
+            staged = bound.staged = self._stage(bound)
+        for taken, address in zip(inputs, staged.addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
             elif taken.nbytes:
                 device.copy(address, taken.address, taken.nbytes, stream)
-        device.replay(graph.executable, stream)
-        kind = result_kind(inputs)
-        results: list[Any] = []
-        for index, (shape, nbytes, element) in enumerate(zip(bound.outputs, bound.output_bytes, self._elements)):
-            array, target, host = self.shared.arrays.empty(kind, shape, element)
-            if host is not None:
-                device.download(host, addresses[len(inputs) + index], stream)
+        device.replay(staged.executable, stream)
+        made = staged.addresses[len(inputs) :]
+        for view, target, nbytes, address in zip(views, targets, bound.output_bytes, made):
+            if view is not None:
+                device.download(view, address, stream)
             elif nbytes:
-                device.copy(target, addresses[len(inputs) + index], nbytes, stream)
-            results.append(array)
-        return results
+                device.copy(target, address, nbytes, stream)

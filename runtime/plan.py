@@ -82,9 +82,7 @@ class Plan:
         self.inputs = {t.name: i for i, t in enumerate(program.inputs)}
         self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
         self.tensors = _tensor_plans(program)
-        self.launches = tuple(
-            _launch_plan(launch, choose_variant(launch, arch)) for launch in program.launches
-        )
+        self.launches = tuple(_launch_plan(launch, choose_variant(launch, arch)) for launch in program.launches)
         written = {self.tensors[n].root for launch in program.launches for n in launch.writes}
         self.direct_outputs = {
             t.name for t in program.outputs if self.tensors[t.name].root == t.name and t.name in written
@@ -123,6 +121,7 @@ class Plan:
                 if dim.text.strip() in self._symbols and env.setdefault(dim.text.strip(), size) == size:
                     continue
                 late.append((tensor, axis, size, dim))
+        self._solve(env, [(dim, size) for _, _, size, dim in late])
         for tensor, axis, size, dim in late:
             want = dim(env)
             if want != size:
@@ -131,16 +130,27 @@ class Plan:
                 raise InputError(_got(tensor, where, reason))
         for s in self.program.symbols:
             if env[s.name] % s.multiple_of:
-                raise InputError(
-                    f"dimension {s.name} is {env[s.name]}; it must be a multiple of {s.multiple_of}"
-                )
+                raise InputError(f"dimension {s.name} is {env[s.name]}; it must be a multiple of {s.multiple_of}")
         return env
+
+    def _solve(self, env: dict[str, int], dims: list[tuple[Expression, int]]) -> None:
+        """Finds symbols that occur only inside expressions (``2*n + 1``), where those are linear in them."""
+        waiting = [(d, size) for d, size in dims if d.names - env.keys()]
+        while waiting:
+            ready = next(((d, size) for d, size in waiting if len(d.names - env.keys()) == 1), None)
+            if ready is None:
+                names = ", ".join(sorted(waiting[0][0].names - env.keys()))
+                raise InputError(f"the inputs' shapes do not determine {names} (from {waiting[0][0].text})")
+            dim, size = ready
+            (name,) = dim.names - env.keys()
+            start = dim({**env, name: 0})
+            slope = dim({**env, name: 1}) - start
+            env[name] = max(0, (size - start) // slope) if slope else 0
+            waiting = [(d, size) for d, size in waiting if d.names - env.keys()]
 
     def out_of_range(self, env: Mapping[str, int]) -> list[Symbol]:
         """Symbols whose value lies outside the range that the engine was built for."""
-        return [
-            s for s in self.program.symbols if env[s.name] < s.lo or (s.hi is not None and env[s.name] > s.hi)
-        ]
+        return [s for s in self.program.symbols if env[s.name] < s.lo or (s.hi is not None and env[s.name] > s.hi)]
 
 
 def describe(tensor: Tensor) -> str:

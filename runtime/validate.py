@@ -99,9 +99,9 @@ class _Checker:
             if s.multiple_of < 1 or s.lo < 0 or (s.hi is not None and s.hi < s.lo):
                 raise refuse(f"symbol {s.name} has an impossible range")
             self.symbols.add(s.name)
-        plain = {d.strip() for t in self.program.inputs for d in t.shape}
-        for name in self.symbols - plain:
-            raise refuse(f"symbol {name} is no dimension of any input")
+        found = {n for t in self.program.inputs for d in t.shape for n in self.expression(d, t.name[:80]).names}
+        for name in self.symbols - found:
+            raise refuse(f"symbol {name} is in no dimension of any input")
 
     def check_tensors(self) -> None:
         p = self.program
@@ -176,10 +176,7 @@ class _Checker:
             raise refuse(f"{place} has an invalid entry point or architecture")
         for text in v.grid:
             self.expression(text, place)
-        if (
-            not all(1 <= b <= m for b, m in zip(v.block, (1024, 1024, 64)))
-            or math.prod(v.block) > MAX_THREADS
-        ):
+        if not all(1 <= b <= m for b, m in zip(v.block, (1024, 1024, 64))) or math.prod(v.block) > MAX_THREADS:
             raise refuse(f"{place} has the impossible block {v.block}")
         if not 0 <= v.shared_bytes <= MAX_SHARED or not 1 <= v.cluster <= MAX_CLUSTER:
             raise refuse(f"{place} asks for impossible shared memory or clusters")
@@ -194,9 +191,7 @@ class _Checker:
             raise refuse(f"{place} has a parameter of unknown kind {f.kind[:20]!r}")
         if f.kind in ("buffer", "tensor_map"):
             if f.value not in allowed:
-                raise refuse(
-                    f"{place} takes {f.value[:80]!r}, which it declares neither as read nor as written"
-                )
+                raise refuse(f"{place} takes {f.value[:80]!r}, which it declares neither as read nor as written")
             self.expression(f.offset, place)
         elif f.kind != "f32" or not is_number(f.value):
             self.expression(f.value, place)
