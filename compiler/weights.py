@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
@@ -38,9 +39,7 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
         return Weight(np.ascontiguousarray(data).reshape(data.shape))
     transform = (*steps, (op, (len(operands), text)))
     named = {str(args[0]) for step, args in steps if step == "source"}
-    return Weight(
-        np.ascontiguousarray(data).reshape(data.shape), named.pop() if len(named) == 1 else "", transform
-    )
+    return Weight(np.ascontiguousarray(data).reshape(data.shape), named.pop() if len(named) == 1 else "", transform)
 
 
 def record(name: str, weight: Weight) -> Transform:
@@ -91,8 +90,10 @@ def derive(
     origin: tuple[str, ...] = (),
     hint: str = "",
 ) -> Value:
-    """Like ``registry.make``, but evaluated at once, into a new weight, where every operand is a weight."""
-    if not all(v.name in rw.weights for v in inputs):
+    """Like ``registry.make``, but evaluated at once, into a new weight, where all operands and attributes
+    are constant.
+    """
+    if not all(v.name in rw.weights for v in inputs) or is_symbolic(tuple((attrs or {}).values())):
         return make(rw, op, inputs, attrs, origin=origin, hint=hint)
     spec = opdef(op)
     full = check_attrs(spec, attrs or {}, origin[0] if origin else op)
@@ -100,6 +101,11 @@ def derive(
     name = rw.fresh(hint or f"{inputs[0].name}.{op.lower()}")
     rw.weights[name] = weight
     return weight_value(name, weight.data, spec.infer([v.type for v in inputs], full)[0].dtype)
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether an attribute value holds a dimension that is not known."""
+    return isinstance(value, IntExpr) or (isinstance(value, tuple) and any(is_symbolic(v) for v in value))
 
 
 def _type_of(data: np.ndarray) -> TensorType:

@@ -67,8 +67,8 @@ def _build(rw: Tracker, m: Match) -> Value | None:
         infer_types("Attention", [v.type for v in operands], attrs)
     except ModelError:  # a batch or head axis that broadcasts
         return None
-    y = rw.make("Attention", operands, m.origin, m.root.output.name, **attrs)
-    return y if rank == 4 else rw.make("Reshape", [y], m.origin, shape=m.root.output.shape)
+    y = rw.make("Attention", operands, m.origin, m.name if rank == 4 else f"{m.name}.heads", **attrs)
+    return y if rank == 4 else rw.make("Reshape", [y], m.origin, m.name, shape=m.root.output.shape)
 
 
 def _without_scale(rw: Tracker, x: Value) -> tuple[Value, float]:

@@ -19,8 +19,22 @@ class Tracker(Rewriter):
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self.made: dict[str, Node] = {}
+        self._released: set[str] = set()
+
+    def release(self, node: Node) -> None:
+        """``node`` will be replaced: the next node that asks for the name of its result gets that very
+        name.
+        """
+        self._released.update(o.name for o in node.outputs)
+
+    def fresh(self, hint: str) -> str:
+        if hint in self._released:
+            self._released.remove(hint)
+            return hint
+        return super().fresh(hint)
 
     def keep(self, node: Node, **changes: Any) -> Node:
+        self._released.difference_update(o.name for o in node.outputs)
         return self._note(super().keep(node, **changes))
 
     def emit(
@@ -76,11 +90,14 @@ Visit = Callable[[Tracker, Node], bool]
 def rewrite(graph: Graph, visit: Visit) -> Graph:
     """Walks ``graph`` once; ``visit`` returns True if it dealt with the node, else the node is kept.
 
+    A replacement may take the name of the node's result; ``visit`` must not emit one and then return False.
+
     Returns the same graph if no node was dealt with.
     """
     rw = Tracker(graph)
     changed = False
     for node in graph.nodes:
+        rw.release(node)
         if visit(rw, node):
             changed = True
         else:

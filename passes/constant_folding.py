@@ -11,7 +11,7 @@ from __future__ import annotations
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Graph, Node, weight_value
 from arcweld.compiler.options import Options
-from arcweld.compiler.weights import evaluate
+from arcweld.compiler.weights import evaluate, is_symbolic
 from arcweld.passes.common import Tracker, rewrite
 
 SMALL = 64 * 1024  # bytes that may always be folded
@@ -24,9 +24,7 @@ def constant_folding(graph: Graph, options: Options) -> Graph:
 
 
 def _visit(rw: Tracker, node: Node) -> bool:
-    operands = [
-        (v.name, rw.weights[v.name]) for v in rw.inputs_of(node) if v is not None and v.name in rw.weights
-    ]
+    operands = [(v.name, rw.weights[v.name]) for v in rw.inputs_of(node) if v is not None and v.name in rw.weights]
     if (
         len(operands) != len(node.inputs)
         or len(node.outputs) != 1
@@ -42,10 +40,6 @@ def _visit(rw: Tracker, node: Node) -> bool:
 
 def _worthwhile(node: Node, operand_bytes: int) -> bool:
     size = node.output.type.nbytes
-    if isinstance(size, IntExpr) or any(_symbolic(a) for a in node.attrs.values()):
+    if isinstance(size, IntExpr) or is_symbolic(tuple(node.attrs.values())):
         return False
     return size <= max(SMALL, GROWTH * operand_bytes)
-
-
-def _symbolic(value: object) -> bool:
-    return isinstance(value, IntExpr) or (isinstance(value, tuple) and any(_symbolic(v) for v in value))

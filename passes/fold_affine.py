@@ -51,7 +51,7 @@ def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
     fit = [None if v is None else _per_channel(rw, v, hero.output, axis) for v in (scale, shift)]
     if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
         return False
-    new = _scaled_hero(rw, hero, fit[0], fit[1], merge_origins((hero, node)))
+    new = _scaled_hero(rw, hero, fit[0], fit[1], node)
     rw.redirect(node, new)
     return True
 
@@ -114,8 +114,9 @@ def _per_channel(rw: Tracker, constant: Value, y: Value, axis: int) -> Value | N
     return rw.make("Reshape", [constant], (), shape=(constant.type.numel,))
 
 
-def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | None, origin: tuple[str, ...]) -> Value:
-    """A copy of ``hero`` whose result is scaled and shifted."""
+def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | None, node: Node) -> Value:
+    """A copy of ``hero`` whose result is scaled and shifted, in the place of ``node``."""
+    origin = merge_origins((hero, node))
     x, weight = hero.operands()[:2]
     bias = hero.inputs[2] if len(hero.inputs) > 2 else None
     if scale is not None:
@@ -131,7 +132,7 @@ def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | No
     inputs: list[Value | None] = [x, weight]
     if bias is not None:
         inputs.append(_cast(rw, bias, x.dtype))
-    return rw.make(hero.op, inputs, origin, hero.output.name, **hero.attrs)
+    return rw.make(hero.op, inputs, origin, node.output.name, **hero.attrs)
 
 
 def _along_outputs(rw: Tracker, hero: Node, weight: Value, scale: Value) -> Value:

@@ -93,6 +93,7 @@ def _emit(rw: Tracker, group: list[_Branch]) -> None:
     for b in group:
         width = b.weight.shape[1]
         assert isinstance(width, int)
+        rw.release(b.add or b.product)
         starts = (*(0,) * (y.type.rank - 1), start)
         part = rw.make(
             "Slice", [y], merge_origins([n for n in (b.product, b.add) if n is not None]), b.result.name,

@@ -166,6 +166,11 @@ class Match:
         return self.producers[self.values[name].name]
 
     @property
+    def name(self) -> str:
+        """The name of the result, for the replacement to keep."""
+        return self.root.output.name
+
+    @property
     def origin(self) -> tuple[str, ...]:
         return merge_origins((self.root, *self.nodes))
 
@@ -446,8 +451,11 @@ def _replace(graph: Graph, matches: Mapping[str, tuple[Pattern, Match]], refused
 
 
 def _build(rw: Tracker, pattern: Pattern, match: Match) -> Value | None:
+    count = len(rw.nodes)
+    rw.release(match.root)
     value = pattern.build(rw, match)
     if value is None or value.shape != match.root.output.shape:  # a constant of higher rank adds axes
+        del rw.nodes[count:]
         return None
     return cast_to(rw, value, match.root.output.dtype, match.origin)
 

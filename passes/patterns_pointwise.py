@@ -21,7 +21,7 @@ _CUBIC_SIGMOID = f"Sigmoid({2 * _RPI} * (x + 0.044715 * x ** 3))"
 
 def _unary(op: str, **attrs: Any) -> Build:
     """Replaces the match by ``op`` of x."""
-    return lambda rw, m: rw.make(op, [rw.get(m.values["x"])], m.origin, **attrs)
+    return lambda rw, m: rw.make(op, [rw.get(m.values["x"])], m.origin, m.name, **attrs)
 
 
 def _clip(rw: Tracker, m: Match) -> Value | None:
@@ -32,26 +32,26 @@ def _clip(rw: Tracker, m: Match) -> Value | None:
     if not x.dtype.is_float:
         return None
     if low == 0.0 and high is None:
-        return rw.make("Relu", [x], m.origin)
-    return rw.make("Clip", [x], m.origin, min=low, max=high)
+        return rw.make("Relu", [x], m.origin, m.name)
+    return rw.make("Clip", [x], m.origin, m.name, min=low, max=high)
 
 
 def _clip_of_relu(rw: Tracker, m: Match) -> Value | None:
     low, high = m.scalars["A"], m.scalars["B"]
     if high is None or high < 0 or (low is not None and low > 0):
         return None
-    return rw.make("Clip", [rw.get(m.values["x"])], m.origin, min=0.0, max=high)
+    return rw.make("Clip", [rw.get(m.values["x"])], m.origin, m.name, min=0.0, max=high)
 
 
 def _hard_sigmoid(rw: Tracker, m: Match) -> Value | None:
     alpha, beta = m.scalars["K"], m.scalars["B"]
     if not alpha or (alpha, beta) == (1.0, 0.0):  # nothing scaled, nothing added: it is a Clip
         return None
-    return rw.make("HardSigmoid", [rw.get(m.values["x"])], m.origin, alpha=alpha, beta=beta)
+    return rw.make("HardSigmoid", [rw.get(m.values["x"])], m.origin, m.name, alpha=alpha, beta=beta)
 
 
 def _silu(rw: Tracker, m: Match) -> Value | None:
-    return rw.make("Silu", [rw.get(m.values["x"])], m.origin, alpha=m.scalars["K"])
+    return rw.make("Silu", [rw.get(m.values["x"])], m.origin, m.name, alpha=m.scalars["K"])
 
 
 CLIPS = (

@@ -33,14 +33,14 @@ def _norm(rw: Tracker, m: Match) -> Value | None:
     epsilon = m.scalars["E"]
     rank = x.type.rank
     if tuple(axes) == tuple(range(axes[0], rank)):
-        return rw.make(op, [x, *affine], m.origin, m.root.output.name, axis=axes[0], epsilon=epsilon)
+        return rw.make(op, [x, *affine], m.origin, m.name, axis=axes[0], epsilon=epsilon)
     if len(axes) != 1:
         return None
     perm = tuple(k for k in range(rank) if k != axes[0]) + (axes[0],)
     x = rw.make("Transpose", [x], m.origin, perm=perm)
     flat = [rw.make("Reshape", [v], m.origin, shape=(v.type.numel,)) for v in affine]
     y = rw.make(op, [x, *flat], m.origin, axis=rank - 1, epsilon=epsilon)
-    return rw.make("Transpose", [y], m.origin, perm=tuple(perm.index(k) for k in range(rank)))
+    return rw.make("Transpose", [y], m.origin, m.name, perm=tuple(perm.index(k) for k in range(rank)))
 
 
 def _varies_along_only(v: Value, x: Value, axes: tuple[int, ...]) -> bool:
@@ -58,12 +58,12 @@ def _softmax(rw: Tracker, m: Match) -> Value | None:
     axes = top.attrs["axes"]
     if len(axes) != 1 or total.attrs["axes"] != axes or not (top.attrs["keepdims"] and total.attrs["keepdims"]):
         return None
-    return rw.make("Softmax", [rw.get(m.values["x"])], m.origin, m.root.output.name, axis=axes[0])
+    return rw.make("Softmax", [rw.get(m.values["x"])], m.origin, m.name, axis=axes[0])
 
 
 def _log_softmax(rw: Tracker, m: Match) -> Value | None:
     axis = m.node("p").attrs["axis"]
-    return rw.make("LogSoftmax", [rw.get(m.values["x"])], m.origin, m.root.output.name, axis=axis)
+    return rw.make("LogSoftmax", [rw.get(m.values["x"])], m.origin, m.name, axis=axis)
 
 
 ROWWISE = (

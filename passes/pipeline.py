@@ -18,6 +18,7 @@ from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
 from arcweld.passes.fold_affine import fold_affine
+from arcweld.passes.layout import layout
 from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
@@ -46,8 +47,13 @@ PASSES: tuple[Pass, ...] = (
     Pass("attention", attention, "recover attention"),
     Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),
     Pass("decompose", decompose, "write composite operators in terms of others"),
-    Pass("fold-decomposed", constant_folding, "evaluate the constants that decomposition made"),
+    Pass("constant-folding", constant_folding, "evaluate the constants that decomposition made"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
+    Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
+    Pass("decompose", decompose, "also what layout wrote"),
+    Pass("constant-folding", constant_folding, "evaluate the constants of both"),
+    Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
+    Pass("cse", cse, "compute equal values once"),
     Pass("dce", dce, "drop what no output needs"),
 )
 
