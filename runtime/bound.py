@@ -111,7 +111,8 @@ class Binder:
         """
         made: list[Step] = []
         for launch, kernel in zip(self.plan.launches, self.kernels, strict=True):
-            step = self._step(launch, kernel, first=not made)
+            after_kernel = bool(made) and made[-1].spec.kernel is not None
+            step = self._step(launch, kernel, first=not after_kernel)
             if step is not None:
                 made.append(step)
         return made
