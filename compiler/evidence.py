@@ -174,7 +174,7 @@ def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> Engi
     )  # fmt: skip
 
 
-def replace_struct(value: Any, **changes: Any) -> Any:
+def replace_struct(value: Any, /, **changes: Any) -> Any:
     """A copy of a msgspec struct with some fields changed."""
     import msgspec
 

@@ -1,0 +1,7 @@
+"""``python -m arcweld`` is ``onnx-to-engine``."""
+
+import sys
+
+from arcweld.compiler.cli.app import main
+
+sys.exit(main())

@@ -1,0 +1,221 @@
+"""``run``, ``bench`` and ``verify``: what is done with an engine, or with a model that is compiled on the fly."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from arcweld.compiler.api import compile_graph
+from arcweld.compiler.cli.common import err, is_engine, note_ignored, open_graph, out
+from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes
+from arcweld.compiler.dims import evaluate, free_symbols, parse
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.evidence import relative_error
+from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.samples import sample_inputs, sample_sizes
+from arcweld.runtime.engine import Engine, load
+
+Opt = typer.Option
+Device = Annotated[str, Opt("--device", help="cuda, cuda:N or sim.")]
+Shapes = Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")]
+Load = Annotated[str, Opt("--loadInputs", "--load-inputs", help="x:file.npy,y:raw.bin or all.npz.")]
+Range = Annotated[list[str], Opt("--val-range", help="Range of random values: [0,1] or x:[0,1].")]
+Seed = Annotated[int, Opt("--seed", help="Seed of random inputs.")]
+
+
+def open_engine(path: str, device: str, shapes: str) -> Engine:
+    """Loads an engine file, or compiles a model for the device without object code for others."""
+    if is_engine(path):
+        return load(path, device or None)
+    graph = open_graph(path, parse_shapes(shapes) if shapes else None)
+    return compile_graph(graph, device=device or None, verify="off")
+
+
+def make_feeds(engine: Engine, shapes: str, files: str, ranges: list[str], seed: int) -> dict[str, np.ndarray]:
+    """Inputs for an engine: from files where given, else random."""
+    given = parse_shapes(shapes) if shapes else {}
+    graph = interface(engine)
+    sizes = sample_sizes(graph, _sizes(graph, given))
+    known: dict[str, tuple[np.dtype, Shape | None]] = {
+        v.name: (v.dtype.numpy, tuple(evaluate(d, sizes) for d in v.shape)) for v in graph.inputs
+    }
+    loaded = load_arrays(files, known) if files else {}
+    feeds = sample_inputs(graph, sizes, seed=seed, ranges=parse_ranges(ranges))
+    feeds.update(loaded)
+    return feeds
+
+
+def interface(engine: Engine) -> Graph:
+    """The engine's inputs as a graph; with the stored graph text, so that indices get values that are in range."""
+    from arcweld.compiler.errors import ModelError
+    from arcweld.compiler.text import parse_graph
+
+    if engine.data.graph:
+        try:
+            return parse_graph(engine.data.graph)
+        except ModelError as error:
+            raise ModelError(f"the engine's stored graph cannot be read: {error.message}") from error
+    inputs = tuple(
+        Value(t.name, TensorType(DType(t.dtype), tuple(parse(d) for d in t.shape))) for t in engine.inputs
+    )
+    return Graph(engine.program.name, inputs, (), ())
+
+
+def _sizes(graph: Graph, shapes: dict[str, Shape]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for v in graph.inputs:
+        for d, n in zip(v.shape, shapes.get(v.name, ())):
+            names = sorted(s.name for s in free_symbols(d)) if not isinstance(d, int) else []
+            if len(names) == 1 and str(d) == names[0]:
+                sizes[names[0]] = n
+    return sizes
+
+
+def run(
+    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
+    device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
+    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write the outputs to a .npz or .json file.")] = "",
+) -> None:  # fmt: skip
+    """Runs an engine once and prints what comes out."""
+    engine = open_engine(_path(path, load_engine), device, shapes)
+    feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
+    engine.run(feeds)
+    start = time.perf_counter()
+    results = engine.run(feeds)
+    seconds = time.perf_counter() - start
+    for name, array in results.items():
+        preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ")
+        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}")
+    out.print(f"ran on {engine.device.name} ({engine.device.arch}) in {seconds * 1e3:.3f} ms")
+    if export:
+        write_outputs(export, results)
+
+
+def write_outputs(path: str, results: dict[str, np.ndarray]) -> None:
+    """Writes results as .npz, or as trtexec's JSON. The file appears whole or not at all."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            if target.suffix == ".json":
+                rows = [
+                    {"name": k, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
+                    for k, v in results.items()
+                ]
+                stream.write(json.dumps(rows).encode())
+            else:
+                np.savez(stream, **results)  # type: ignore[arg-type]
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _path(path: str, other: str) -> str:
+    if bool(path) == bool(other):
+        raise UsageError("name one engine or model file")
+    return path or other
+
+
+def bench(
+    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
+    device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
+    iterations: Annotated[int, Opt("--iterations", help="Least number of timed runs.")] = 10,
+    warm_up: Annotated[float, Opt("--warmUp", help="Milliseconds of warming up.")] = 200.0,
+    duration: Annotated[float, Opt("--duration", help="Least seconds of timed runs.")] = 3.0,
+    percentile: Annotated[str, Opt("--percentile", help="Percentiles to print, like 90,95,99.")] = "90,95,99",
+    cuda_graph: Annotated[bool, Opt("--useCudaGraph/--noCudaGraph", help="Replay CUDA graphs.")] = True,
+    export_times: Annotated[str, Opt("--exportTimes", help="Write every latency to a JSON file.")] = "",
+    no_transfers: Annotated[bool, Opt("--noDataTransfers", help="Accepted; transfers are part of a call with host arrays.")] = False,
+) -> None:  # fmt: skip
+    """Times calls of an engine with host arrays, in trtexec's words. No figure is comparable across devices."""
+    note_ignored({"noDataTransfers": no_transfers})
+    engine = open_engine(_path(path, load_engine), device, shapes)
+    if not cuda_graph:
+        engine = Engine(engine.data, engine.device, graphs=False)
+    feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
+    end = time.perf_counter() + warm_up / 1e3
+    engine.run(feeds)
+    while time.perf_counter() < end:
+        engine.run(feeds)
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < iterations or time.perf_counter() - begin < duration:
+        start = time.perf_counter()
+        engine.run(feeds)
+        times.append((time.perf_counter() - start) * 1e3)
+    _print_times(times, [float(p) for p in percentile.split(",") if p], engine)
+    if export_times:
+        Path(export_times).write_text(json.dumps([{"latencyMs": t} for t in times]), encoding="utf-8")
+
+
+def _print_times(times: list[float], percentiles: list[float], engine: Engine) -> None:
+    t = np.array(times)
+    tail = ", ".join(f"percentile({p:g}%) = {np.percentile(t, p):.4g} ms" for p in percentiles)
+    out.print(f"device: {engine.device.name} ({engine.device.arch}), {len(times)} runs")
+    out.print(f"Throughput: {1e3 / t.mean():.6g} qps")
+    out.print(
+        f"Latency: min = {t.min():.6g} ms, max = {t.max():.6g} ms, mean = {t.mean():.6g} ms, "
+        f"median = {np.median(t):.6g} ms, {tail}"
+    )
+
+
+def verify(
+    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")],
+    model: Annotated[str, Opt("--onnx", "--model", help="The ONNX file that an engine was built from.")] = "",
+    onnxrt: Annotated[bool, Opt("--onnxrt", help="Compare with ONNX Runtime instead of the numpy references.")] = False,
+    atol: Annotated[float, Opt("--atol", help="Absolute tolerance of an element.")] = 1e-5,
+    rtol: Annotated[float, Opt("--rtol", help="Relative tolerance of an element.")] = 1e-3,
+    device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
+) -> None:  # fmt: skip
+    """Compares an engine's outputs with ONNX Runtime or the numpy references. Exit code 1 if they differ."""
+    source = model or ("" if is_engine(path) else path)
+    if not source:
+        raise UsageError("an engine is verified against its model", hint="add --onnx model.onnx")
+    engine = open_engine(path, device, shapes)
+    feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
+    want = _onnxruntime(source, feeds) if onnxrt else _numpy(source, feeds)
+    got = engine.run(feeds)
+    failed = []
+    for name, w in want.items():
+        g = np.asarray(got[name])
+        diff = np.abs(g.astype(np.float64) - w.astype(np.float64)) if w.size else np.zeros(1)
+        fine = g.shape == w.shape and np.allclose(g.astype(np.float64), w.astype(np.float64), rtol, atol, equal_nan=True)
+        out.print(
+            f"{'pass' if fine else 'FAIL'} {name}: max abs {np.nanmax(diff):.3e}, "
+            f"relative {relative_error(g, w.astype(g.dtype)):.3e}"
+        )
+        if not fine:
+            failed.append(name)
+    if failed:
+        raise AccuracyError(f"{len(failed)} of {len(want)} outputs differ: {', '.join(failed)}", node=path)
+
+
+def _onnxruntime(model: str, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime, or leave out --onnxrt") from None
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds)))
+
+
+def _numpy(model: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from arcweld.compiler.reference import run_reference
+
+    graph = open_graph(model)
+    values = run_reference(graph, feeds)
+    return {label: values[o.name] for label, o in zip(graph.labels(), graph.outputs)}
+
+
+__all__ = ["bench", "err", "run", "verify"]

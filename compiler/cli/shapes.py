@@ -1,0 +1,149 @@
+"""Parses what users write for shapes, value ranges and files: the spellings of trtexec and Polygraphy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from arcweld.compiler.dims import Dim, IntExpr, bounds, free_symbols, symbol
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
+
+Shape = tuple[int, ...]
+
+
+def _split(text: str, what: str) -> Iterator[tuple[str, str]]:
+    """``a:1,b:2`` as pairs. A name may hold colons: the last one separates. Commas inside brackets don't."""
+    depth, start, parts = 0, 0, []
+    for i, ch in enumerate(text):
+        depth += (ch == "[") - (ch == "]")
+        if ch == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    parts.append(text[start:])
+    for part in (p.strip() for p in parts):
+        name, colon, value = part.rpartition(":")
+        if not part or not value:
+            raise UsageError(f"{what}: cannot read {part!r}", hint="write name:value, separated by commas")
+        yield (name if colon else ""), value
+
+
+def parse_shapes(text: str) -> dict[str, Shape]:
+    """``x:1x3x224x224,y:1x8`` (also ``x:[1,3,224,224]``) by input name."""
+    shapes = {}
+    for name, value in _split(text, "shapes"):
+        try:
+            shape = tuple(int(d) for d in value.strip("[]").replace(",", "x").split("x") if d)
+        except ValueError:
+            raise UsageError(f"shapes: {value!r} is not a shape", hint="write x:1x3x224x224") from None
+        if any(d < 0 for d in shape):
+            raise UsageError(f"shapes: {value!r} has a negative dimension", hint="give every dimension a size")
+        shapes[name] = shape
+    return shapes
+
+
+def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Polygraphy's ``--val-range``: ``[0,1]`` for all inputs, ``x:[0,1]`` for one."""
+    ranges = {}
+    for item in items:
+        for name, value in _split(item, "val-range"):
+            try:
+                low, high = (float(v) for v in value.strip("[]()").split(","))
+            except ValueError:
+                raise UsageError(f"val-range: cannot read {value!r}", hint="write x:[0,1]") from None
+            ranges[name] = (low, high)
+    return ranges
+
+
+def load_arrays(text: str, shapes: Mapping[str, tuple[np.dtype, Shape | None]]) -> dict[str, np.ndarray]:
+    """``x:file.npy,y:data.bin`` or one ``all.npz``. Raw files hold elements of the input's type in row-major order."""
+    if text.endswith(".npz"):
+        with np.load(_existing(text), allow_pickle=False) as archive:
+            return {k: archive[k] for k in archive.files}
+    arrays = {}
+    for name, file in _split(text, "loadInputs"):
+        if name not in shapes:
+            raise UsageError(f"loadInputs: there is no input {name!r}", hint=f"inputs: {', '.join(shapes)}")
+        path = _existing(file)
+        dtype, shape = shapes[name]
+        if path.suffix == ".npy":
+            arrays[name] = np.load(path, allow_pickle=False)
+            continue
+        if shape is None:
+            raise UsageError(f"loadInputs: {file} has no shape of its own", hint="give --shapes, or use .npy files")
+        data = np.fromfile(path, dtype)
+        if data.size != int(np.prod(shape)):
+            raise UsageError(f"loadInputs: {file} holds {data.size} elements, {name} needs {int(np.prod(shape))}")
+        arrays[name] = data.reshape(shape)
+    return arrays
+
+
+def _existing(file: str) -> Path:
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"there is no file {file}")
+    return path
+
+
+def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Shape]) -> dict[str, list[Dim]]:
+    """Input shapes whose open dimensions range from ``low`` to ``high``: one symbol for each of the model's own."""
+    known = {v.name: v for v in graph.inputs}
+    ranges: dict[str, tuple[int, int]] = {}
+    for name in (*low, *high):
+        if name not in known:
+            raise UsageError(f"the model has no input {name!r}", hint=f"its inputs are {', '.join(known)}")
+    for v in graph.inputs:
+        lo, hi = low.get(v.name), high.get(v.name)
+        for shape in (lo, hi):
+            if shape is not None and len(shape) != len(v.shape):
+                raise UsageError(f"input {v.name} has rank {len(v.shape)}, a shape of rank {len(shape)} was given")
+        for i, d in enumerate(v.shape):
+            if isinstance(d, IntExpr) and (lo or hi):
+                s = next(iter(free_symbols(d)))
+                a = lo[i] if lo else (hi or ())[i]
+                b = hi[i] if hi else (lo or ())[i]
+                known_range = ranges.setdefault(s.name, (a, b))
+                if known_range != (a, b):
+                    raise UsageError(f"dimension {s.name} has the ranges {known_range} and {(a, b)}", node=v.name)
+            elif not isinstance(d, IntExpr):
+                _fixed(v.name, i, d, lo, hi)
+    return {v.name: [_ranged(d, ranges) for d in v.shape] for v in graph.inputs}
+
+
+def _fixed(name: str, axis: int, d: int, lo: Shape | None, hi: Shape | None) -> None:
+    for shape in (lo, hi):
+        if shape is not None and shape[axis] != d:
+            raise UsageError(f"axis {axis} of input {name} is {d} in the model, not {shape[axis]}")
+
+
+def _ranged(d: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
+    if not isinstance(d, IntExpr):
+        return d
+    s = next(iter(free_symbols(d)))
+    if s.name not in ranges:
+        return d
+    lo, hi = ranges[s.name]
+    return lo if lo == hi else symbol(s.name, max(lo, 1), hi)
+
+
+def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """The sizes of the graph's symbols that concrete input shapes imply. Raises UsageError where they disagree."""
+    sizes: dict[str, int] = {}
+    for v in graph.inputs:
+        for i, d in enumerate(v.shape if v.name in shapes else ()):
+            if not isinstance(d, IntExpr):
+                continue
+            s = next(iter(free_symbols(d)))
+            if d == symbol(s.name, s.lo, s.hi, s.multiple_of):
+                if sizes.setdefault(s.name, shapes[v.name][i]) != shapes[v.name][i]:
+                    raise UsageError(f"dimension {s.name} is given as {sizes[s.name]} and as {shapes[v.name][i]}")
+    return sizes
+
+
+def describe_dim(d: Dim) -> str:
+    """A dimension for people: ``batch (1 to 64)``."""
+    if not isinstance(d, IntExpr):
+        return str(d)
+    lo, hi = bounds(d)
+    return f"{d} ({lo} to {'∞' if hi is None else hi})"
