@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from types import ModuleType
 
-from arcweld.codegen import contract, conv, pointwise, reduce, rowwise, window
+from arcweld.codegen import contract, conv, pointwise, reduce, rowwise, transpose, window
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.compiler.errors import UnsupportedError
@@ -18,7 +18,7 @@ def _portable(name: str, module: ModuleType) -> Implementation:
 
 
 IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
-    "pointwise": (_portable("pointwise", pointwise),),
+    "pointwise": (_portable("transpose", transpose), _portable("pointwise", pointwise)),
     "reduce": (_portable("reduce", reduce),),
     "rowwise": (_portable("rowwise", rowwise),),
     "window": (_portable("window", window),),

@@ -20,6 +20,7 @@ from arcweld.passes.decompose import decompose
 from arcweld.passes.fold_affine import fold_affine
 from arcweld.passes.layout import layout
 from arcweld.passes.merge_matmuls import merge_matmuls
+from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 
@@ -53,6 +54,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
+    # last of all rewrites: folding must not undo it
+    Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
     Pass("cse", cse, "compute equal values once"),
     Pass("dce", dce, "drop what no output needs"),
 )
