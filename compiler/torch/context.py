@@ -1,0 +1,181 @@
+"""What an operator's handler works with: the call's arguments by name, the expected result, and the graph being built.
+
+A handler is a function ``(Call) -> Value`` (a tuple for several results; None for a result that is not computed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from arcweld.compiler.dims import Dim, IntExpr
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.ir import Rewriter, TensorType, Value
+from arcweld.compiler.registry import make
+from arcweld.compiler.torch.types import exactly, from_torch
+
+Result: TypeAlias = "Value | tuple[Value | None, ...]"
+Scalar: TypeAlias = "int | float | bool | IntExpr"
+
+HANDLERS: dict[str, Callable[[Call], Result]] = {}
+
+
+def aten(*names: str) -> Callable[[Callable[[Call], Result]], Callable[[Call], Result]]:
+    """Registers a handler for ATen overloads, as ``add.Tensor``; a bare name means its ``default`` overload."""
+
+    def register(fn: Callable[[Call], Result]) -> Callable[[Call], Result]:
+        for name in names:
+            key = "aten." + (name if "." in name else f"{name}.default")
+            if key in HANDLERS:
+                raise ValueError(f"{key} has two handlers")
+            HANDLERS[key] = fn
+        return fn
+
+    return register
+
+
+class Call:
+    """One call of an operator: ``call["self"]`` is an argument; ``out`` the type that torch gives the result.
+
+    Tensors arrive as Values, sizes as dimensions, absent tensors as None, everything else as torch passes it.
+    """
+
+    def __init__(
+        self,
+        rw: Rewriter,
+        args: Mapping[str, Any],
+        outs: Sequence[TensorType | None],
+        *,
+        origin: tuple[str, ...] = (),
+        hint: str = "",
+        constants: dict[tuple[Any, ...], Value] | None = None,
+        used: Sequence[int] = (0,),
+    ) -> None:
+        self.rw = rw
+        self.args = args
+        self.outs = tuple(outs)
+        self.origin = origin
+        self.hint = hint
+        self.used = frozenset(used)  # which of several results anybody reads
+        self._constants = {} if constants is None else constants
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.args.get(name, default)
+
+    @property
+    def out(self) -> TensorType:
+        """The type of the first result."""
+        first = self.outs[0]
+        assert first is not None
+        return first
+
+    def fail(self, reason: str) -> UnsupportedError:
+        """The error to raise for arguments that cannot be compiled."""
+        return UnsupportedError(reason)
+
+    def require_unused(self, *results: int) -> None:
+        """Raises UnsupportedError if somebody reads one of these results."""
+        for r in results:
+            if r in self.used:
+                raise self.fail(f"result {r} is used and is not computed")
+
+    # ------------------------------------------------------------------------------------------------- emission
+
+    def make(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        """Emits a node and returns its first output."""
+        return make(self.rw, op, inputs, attrs, origin=self.origin, hint=self.hint)
+
+    def cast(self, v: Value, dtype: DType) -> Value:
+        """``v`` in another element type; ``v`` itself if it has it already."""
+        return v if v.dtype is dtype else self.make("Cast", v, to=dtype)
+
+    def scalar(self, x: Scalar, dtype: DType) -> Value:
+        """A number as a rank 0 tensor; a symbolic one is computed on the host."""
+        if isinstance(x, IntExpr):
+            return self.cast(self.make("Dims", values=(x,), shape=()), dtype)
+        key = (repr(x), dtype)
+        if key not in self._constants:
+            with np.errstate(over="ignore"):
+                data = np.asarray(x).astype(dtype.numpy)
+            self._constants[key] = self.rw.constant(data, dtype, "scalar")
+        return self._constants[key]
+
+    def tensor(self, x: Value | Scalar, dtype: DType) -> Value:
+        """A tensor or a number as a tensor of ``dtype``."""
+        return self.cast(x, dtype) if isinstance(x, Value) else self.scalar(x, dtype)
+
+    def array(self, data: np.ndarray, dtype: DType) -> Value:
+        """A small constant array."""
+        return self.rw.constant(np.ascontiguousarray(data.astype(dtype.numpy)), dtype, "const")
+
+    def reshape(self, v: Value, shape: Sequence[Dim]) -> Value:
+        """``v`` with another shape; ``v`` itself if it has it already."""
+        return v if v.shape == tuple(shape) else self.make("Reshape", v, shape=tuple(shape))
+
+    def transpose(self, v: Value, perm: Sequence[int]) -> Value:
+        """``v`` with permuted axes; ``v`` itself for the identity."""
+        return v if list(perm) == list(range(len(perm))) else self.make("Transpose", v, perm=tuple(perm))
+
+    def expand(self, v: Value, shape: Sequence[Dim]) -> Value:
+        """``v`` broadcast to ``shape``."""
+        if v.shape == tuple(shape):
+            return v
+        aligned = self.reshape(v, (1,) * (len(shape) - len(v.shape)) + v.shape)
+        return aligned if aligned.shape == tuple(shape) else self.make("Expand", aligned, shape=tuple(shape))
+
+    def slice(self, v: Value, axis: int, start: Dim, size: Dim, step: int = 1) -> Value:
+        """``size`` elements of one axis from ``start`` on; ``v`` itself if that is all of it."""
+        if start == 0 and size == v.shape[axis] and step == 1:
+            return v
+        rank = len(v.shape)
+        starts = tuple(start if k == axis else 0 for k in range(rank))
+        sizes = tuple(size if k == axis else v.shape[k] for k in range(rank))
+        steps = tuple(step if k == axis else 1 for k in range(rank))
+        return self.make("Slice", v, starts=starts, sizes=sizes, steps=steps)
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        """The parts one behind the other; a single part is itself."""
+        return parts[0] if len(parts) == 1 else self.make("Concat", *parts, axis=axis)
+
+    def full(self, value: Scalar, shape: Sequence[Dim], dtype: DType) -> Value:
+        """A tensor of one value everywhere."""
+        if isinstance(value, IntExpr):
+            return self.expand(self.scalar(value, dtype), shape)
+        number = float(value) if dtype.is_float else int(value)
+        return self.make("ConstantOfShape", shape=tuple(shape), value=number, dtype=dtype)
+
+    def dtype(self, name: str = "dtype", default: DType | None = None) -> DType:
+        """A dtype argument as a DType; ``default`` (the result's own) where it is None."""
+        given = self.get(name)
+        return from_torch(given) if given is not None else (default or self.out.dtype)
+
+    def axis(self, dim: int, rank: int | None = None) -> int:
+        """A dimension argument as a non-negative axis of ``self`` (or of ``rank`` axes)."""
+        n = len(self["self"].shape) if rank is None else rank
+        return dim + n if dim < 0 else dim
+
+    # -------------------------------------------------------------------------------------------- element types
+
+    def arithmetic(self, *xs: Value | Scalar) -> tuple[DType, list[Value]]:
+        """Operands of one arithmetic operation, brought to the type it is computed in.
+
+        That is the result's type, except that a number which a 16-bit type would round (0.1) makes it f32: torch
+        computes with the unrounded number too.
+        """
+        dtype = self.out.dtype
+        if dtype.is_half and any(not isinstance(x, Value | IntExpr) and not exactly(x, dtype) for x in xs):
+            dtype = DType.F32
+        return dtype, [self.tensor(x, dtype) for x in xs]
+
+    def result(self, v: Value) -> Value:
+        """``v`` in the result's element type."""
+        return self.cast(v, self.out.dtype)
+
+    def apply(self, op: str, *xs: Value | Scalar, **attrs: Any) -> Value:
+        """One arithmetic operation on tensors and numbers, with torch's type promotion."""
+        return self.result(self.make(op, *self.arithmetic(*xs)[1], **attrs))

@@ -1,0 +1,326 @@
+"""Reads FX nodes one by one into a graph under construction; results are checked against torch's own types.
+
+Refusals are collected, so that one error lists everything that a model needs and Arcweld lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from arcweld.compiler.dims import IntExpr, free_symbols
+from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
+from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
+from arcweld.compiler.registry import unsupported_reason
+from arcweld.compiler.text import sanitize
+from arcweld.compiler.torch.context import Call
+from arcweld.compiler.torch.table import ASSERTIONS, HANDLERS, WRAPPERS
+from arcweld.compiler.torch.types import Sizes, as_array, from_torch
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A value that could not be computed at compile time; using it is an error with this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One node that cannot be compiled."""
+
+    target: str
+    reason: str
+    place: str
+
+
+class Reader:
+    """Builds one IR graph from FX nodes. ``env`` maps nodes to what they are worth."""
+
+    def __init__(self, name: str, sizes: Sizes) -> None:
+        self.name = name
+        self.sizes = sizes
+        self.rw = Rewriter(Graph(name, (), (), ()))
+        self.env: dict[fx.Node, Any] = {}
+        self.inputs: list[Value] = []
+        self.problems: list[Problem] = []
+        self._constants: dict[tuple[Any, ...], Value] = {}
+        self._weights: dict[tuple[Any, ...], Value] = {}
+        self._arrays: list[torch.Tensor] = []  # keeps tensors alive, so that their addresses stay theirs
+
+    # --------------------------------------------------------------------------------------------------- leaves
+
+    def input(self, name: str, type_: TensorType) -> Value:
+        """A new graph input."""
+        value = Value(self.rw.fresh(sanitize(name)), type_)
+        self.inputs.append(value)
+        return value
+
+    def weight(self, name: str, tensor: torch.Tensor) -> Value:
+        """A constant tensor, by reference; tensors that share memory, shape and strides are one weight."""
+        key: tuple[Any, ...] = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+        if key[0] == 0 or key not in self._weights:
+            dtype = from_torch(tensor.dtype)
+            self._weights[key] = self.rw.constant(as_array(tensor), dtype, sanitize(name), source=name)
+            self._arrays.append(tensor)
+        return self._weights[key]
+
+    def placeholder_value(self, type_: TensorType, hint: str) -> Value:
+        """A value that nothing computes: stands for a refused node, or for an operand when only asking."""
+        return Value(self.rw.fresh(sanitize(hint)), type_)
+
+    # ---------------------------------------------------------------------------------------------------- nodes
+
+    def read(self, node: fx.Node) -> None:
+        """Translates one call_function or get_attr node; a refusal is noted in ``problems``."""
+        try:
+            self.env[node] = self._value_of(node)
+        except ArcweldError as error:
+            if isinstance(error, VerifyError):
+                raise
+            self.problems.append(Problem(target_name(node), error.message, place_of(node)))
+            self.env[node] = self._stand_in(node)
+
+    def _value_of(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return self._attribute(node)
+        name = target_name(node)
+        if name in ASSERTIONS:
+            return None
+        if name == "getitem":
+            return self._item(node)
+        if is_symbolic_scalar(node):
+            return self._scalar(node)
+        if name in WRAPPERS:
+            return self._inline(node, WRAPPERS[name])
+        if name not in HANDLERS:
+            raise UnsupportedError("no such operator in Arcweld")
+        return self._call(node, name)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        owner: Any = node.graph.owning_module
+        for part in str(node.target).split("."):
+            owner = getattr(owner, part)
+        return self.weight(str(node.target), owner) if isinstance(owner, torch.Tensor) else owner
+
+    def _item(self, node: fx.Node) -> Any:
+        source, position = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node)
+        assert isinstance(position, int)
+        whole = self.env[source]
+        if isinstance(whole, Missing):
+            return whole
+        item = whole[position]
+        if item is None:
+            return Missing(f"result {position} of {target_name(source)} is not computed")
+        return item
+
+    def _scalar(self, node: fx.Node) -> Any:
+        value = node.meta["val"]
+        try:
+            if isinstance(value, bool | float):
+                return value
+            if isinstance(value, int | torch.SymInt):
+                return self.sizes.dim(value)
+        except UnsupportedError as error:
+            return Missing(error.message)
+        return Missing(f"{value} is a symbolic {type(value).__name__[3:].lower()}")
+
+    def _inline(self, node: fx.Node, position: int) -> Any:
+        """Reads the nodes of a wrapped sub-graph in place."""
+        body_node = node.args[position]
+        assert isinstance(body_node, fx.Node)
+        body = self.env[body_node]
+        skip = position + 2 if target_name(node) == "invoke_subgraph" else position + 1
+        operands = iter(node.args[skip:])
+        result: Any = None
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                self.env[inner] = self.argument(next(operands))
+            elif inner.op == "output":
+                result = fx.node.map_arg(inner.args[0], lambda n: self.env[n])
+            else:
+                self.read(inner)
+        return result
+
+    # ---------------------------------------------------------------------------------------------------- calls
+
+    def _call(self, node: fx.Node, name: str) -> Any:
+        outs = self.result_types(node)
+        call = Call(
+            self.rw,
+            self._arguments(node),
+            outs,
+            origin=(place_of(node),),
+            hint=sanitize(node.name),
+            constants=self._constants,
+            used=used_results(node),
+        )
+        before = len(self.rw.nodes)
+        found = HANDLERS[name](call)
+        for emitted in self.rw.nodes[before:]:
+            reason = unsupported_reason(emitted)
+            if reason is not None:
+                raise UnsupportedError(reason)
+        if isinstance(found, tuple):
+            return tuple(None if v is None else self._checked(call, name, v, t) for v, t in zip(found, outs))
+        return self._checked(call, name, found, outs[0])
+
+    def _checked(self, call: Call, name: str, v: Value, expected: TensorType | None) -> Value:
+        """``v`` if it has torch's type. Symbolic sizes that differ only in form are brought to torch's form."""
+        if expected is None or v.type == expected:
+            return v
+        pairs = list(zip(v.shape, expected.shape))
+        differs = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
+        if v.dtype is not expected.dtype or len(v.shape) != len(expected.shape) or differs:
+            raise VerifyError(f"{name} became {v.type}, torch says {expected}", node=call.origin[0])
+        return call.make("Reshape", v, shape=expected.shape)
+
+    def result_types(self, node: fx.Node) -> list[TensorType | None]:
+        """The types of a node's results by torch's own propagation; None for results that are not tensors."""
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return [self.sizes.type_of(value)]
+        if not isinstance(value, tuple | list):
+            raise UnsupportedError(f"the result is a {type(value).__name__}, not a tensor")
+        return [self._type_or_none(v) for v in value]
+
+    def _type_or_none(self, value: Any) -> TensorType | None:
+        try:
+            return self.sizes.type_of(value) if isinstance(value, torch.Tensor) else None
+        except UnsupportedError:  # of no consequence unless somebody reads it, and then its reader is refused
+            return None
+
+    def _arguments(self, node: fx.Node) -> dict[str, Any]:
+        """The arguments by name, with the schema's defaults filled in."""
+        schema = node.target._schema.arguments  # type: ignore[union-attr]
+        bound = {a.name: a.default_value for a in schema if a.has_default_value()}
+        bound.update({a.name: v for a, v in zip(schema, node.args)})
+        bound.update(node.kwargs)
+        return {k: self.argument(v) for k, v in bound.items()}
+
+    def argument(self, x: Any) -> Any:
+        """An FX argument as a handler sees it."""
+        if isinstance(x, fx.Node):
+            value = self.env[x]
+            if isinstance(value, Missing):
+                raise UnsupportedError(value.reason)
+            return value
+        if isinstance(x, list | tuple):
+            return [self.argument(i) for i in x]
+        if isinstance(x, torch.SymInt):
+            return self.sizes.dim(x)
+        return x
+
+    def _stand_in(self, node: fx.Node) -> Any:
+        """What later nodes see of a refused one: values of the right types, so that they are examined too."""
+        value = node.meta.get("val")
+
+        def one(v: Any) -> Any:
+            try:
+                if isinstance(v, torch.Tensor):
+                    return self.placeholder_value(self.sizes.type_of(v), node.name)
+            except UnsupportedError as error:
+                return Missing(error.message)
+            return Missing(f"{target_name(node)} is not supported")
+
+        return tuple(one(v) for v in value) if isinstance(value, tuple | list) else one(value)
+
+    # ---------------------------------------------------------------------------------------------------- result
+
+    def graph(self, outputs: Sequence[Value], labels: Sequence[str] = ()) -> Graph:
+        """The finished graph. Raises one UnsupportedError that lists every refused node."""
+        self.raise_problems()
+        distinct = self._distinct(outputs)
+        read = {v.name for n in self.rw.nodes for v in n.operands()} | {v.name for v in distinct}
+        weights = {k: w for k, w in self.rw.weights.items() if k in read}
+        graph = Graph(self.name, tuple(self.inputs), distinct, tuple(self.rw.nodes), weights, tuple(labels))
+        self._check_symbols(graph)
+        return graph
+
+    def _distinct(self, outputs: Sequence[Value]) -> tuple[Value, ...]:
+        """Outputs that each are a node's result of their own, as engines write each output once."""
+        taken = {v.name for v in self.inputs} | set(self.rw.weights)
+        out = []
+        for v in outputs:
+            if v.name in taken:
+                v = self.rw.emit("Identity", (v,), v.type, name=v.name)
+            taken.add(v.name)
+            out.append(v)
+        return tuple(out)
+
+    def _check_symbols(self, graph: Graph) -> None:
+        known = set(graph.symbols())
+        for v in graph.values():
+            for d in v.shape:
+                unknown = free_symbols(d) - known if isinstance(d, IntExpr) else set()
+                if unknown:
+                    name = min(s.name for s in unknown)
+                    raise UnsupportedError(f"the dimension {name} is not part of any input's shape", node=v.name)
+
+    def raise_problems(self) -> None:
+        """Raises UnsupportedError if any node was refused: each operator once, with count, reason and place."""
+        if not self.problems:
+            return
+        counts = Counter((p.target, p.reason) for p in self.problems)
+        first = {(p.target, p.reason): p.place for p in reversed(self.problems)}
+        lines = [f"  {t} ({n} x): {why} [first at {first[t, why]}]" for (t, why), n in counts.most_common()]
+        total = len(self.problems)
+        raise UnsupportedError(
+            f"{total} node{'s' * (total > 1)} of {self.name} cannot be compiled:\n" + "\n".join(lines),
+            node=self.problems[0].place,
+            hint='torch.compile(model, backend="arcweld") leaves such nodes to PyTorch',
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ FX nodes
+
+
+def target_name(node: fx.Node) -> str:
+    """``aten.add.Tensor``, ``getitem``, or the target's own text."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return str(target.name())
+    return str(getattr(target, "__name__", target))
+
+
+def is_symbolic_scalar(node: fx.Node) -> bool:
+    """True for arithmetic on sizes: its result is a number that the graph's types determine."""
+    return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
+
+
+def used_results(node: fx.Node) -> tuple[int, ...]:
+    """Which of a node's results anybody reads; result 0 counts for a node with a single one."""
+    if not isinstance(node.meta.get("val"), tuple | list):
+        return (0,)
+    return tuple(sorted({int(u.args[1]) for u in node.users if target_name(u) == "getitem"}))  # type: ignore[arg-type]
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_LIBRARY = ("/torch/", "torch/_", "torch/nn", "torch/fx")
+
+
+def place_of(node: fx.Node) -> str:
+    """Where the user wrote it: ``layer1.0.conv1 (resnet.py:102 in forward)``, as far as torch recorded it."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [f for f in frames if not any(part in f[0] for part in _LIBRARY)] or frames
+    line = f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]} in {own[-1][2]}" if own else ""
+    path = _module_path(node.meta.get("nn_module_stack") or {})
+    if path and line:
+        return f"{path} ({line})"
+    return path or line or node.name
+
+
+def _module_path(stack: Mapping[str, Any]) -> str:
+    names = [str(entry[0]) for entry in stack.values() if isinstance(entry, tuple) and entry[0]]
+    path = names[-1] if names else ""
+    path = re.sub(r"^L\['self'\]\.?|^L__self___?|^self\.", "", path)
+    path = re.sub(r"\._modules\['([^']+)'\]|\['([^']+)'\]", lambda m: "." + (m[1] or m[2]), path).strip(".")
+    return "" if path.startswith("_empty_nn_module_stack") else path

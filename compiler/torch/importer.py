@@ -1,0 +1,229 @@
+"""Imports PyTorch programs: an exported program, an FX graph of ATen operators, or a module that is exported first.
+
+The graphs speak the same operators as the ONNX importer's. Parameters and buffers become weights that share
+torch's memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
+from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
+from arcweld.compiler.torch.table import handled
+from arcweld.compiler.torch.types import Sizes, value_range
+from torch import fx
+from torch.utils import _pytree as pytree
+
+
+def import_module(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Graph:
+    """A module as a graph, traced by ``torch.export`` with example arguments.
+
+    ``dynamic_shapes`` is torch.export's argument of that name; its ``Dim`` names become the symbols' names. Raises
+    UsageError for a module in training mode, ModelError if torch cannot export it, UnsupportedError for operators
+    that Arcweld lacks.
+    """
+    if module.training:
+        raise UsageError("the module is in training mode", hint="call module.eval() first")
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                module, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+    except Exception as error:  # torch raises many unrelated types here
+        raise ModelError(
+            f"torch.export refused {type(module).__name__}: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    names = _symbol_names(module, program, dynamic_shapes)
+    return import_exported(program, name=type(module).__name__, symbol_names=names)
+
+
+def import_exported(
+    program: torch.export.ExportedProgram, *, name: str = "module", symbol_names: Mapping[str, str] | None = None
+) -> Graph:
+    """An exported program as a graph; its inputs and outputs are the tensors among the program's, in order.
+
+    Raises UnsupportedError, listing every operator that Arcweld lacks, and for programs that write to their inputs
+    or buffers.
+    """
+    program = program.run_decompositions(kept_composites())
+    ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
+    reader = Reader(name, Sizes(ranges, symbol_names))
+    _refuse_mutation(program)
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    outputs: Sequence[Any] = ()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            reader.env[node] = _exported_placeholder(reader, program, node, specs[node.name])
+        elif node.op == "output":
+            outputs = node.args[0]
+        else:
+            reader.read(node)
+    reader.raise_problems()
+    labels = _output_labels(program, len(outputs))
+    pairs = [(reader.argument(o), label) for o, label in zip(outputs, labels) if isinstance(o, fx.Node)]
+    tensors = [(v, label) for v, label in pairs if isinstance(v, Value)]
+    return reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+
+
+def import_fx(
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    name: str = "fx",
+    weights: Mapping[str, torch.Tensor] | None = None,
+    input_orders: Mapping[str, Sequence[int]] | None = None,
+    output_orders: Mapping[int, Sequence[int]] | None = None,
+) -> Graph:
+    """A graph module of ATen operators as a graph.
+
+    Nodes carry fake tensors in ``meta["val"]``; where they do not, ``example_inputs`` are propagated first. ``weights``
+    gives placeholders that are constants. ``input_orders`` and ``output_orders`` permute tensors at the border: input
+    ``x`` with order (0, 2, 3, 1) is taken as ``x.permute(0, 2, 3, 1)``, and an output is returned so.
+    """
+    if example_inputs is not None and any("val" not in n.meta for n in module.graph.nodes if n.op == "placeholder"):
+        from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+        FakeTensorProp(module).propagate(*example_inputs)
+    reader = Reader(name, Sizes())
+    outputs: Sequence[Any] = ()
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            reader.env[node] = _fx_placeholder(reader, node, weights or {}, input_orders or {})
+        elif node.op == "output":
+            outputs = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
+        else:
+            reader.read(node)
+    reader.raise_problems()
+    results = [reader.argument(o) for o in outputs if isinstance(o, fx.Node)]
+    orders = output_orders or {}
+    return reader.graph([_ordered(reader, v, orders.get(k)) for k, v in enumerate(results)])
+
+
+def kept_composites() -> dict[Any, Any]:
+    """Torch's decompositions down to core ATen, without those operators that have a handler of their own."""
+    table = torch.export.default_decompositions()
+    keep = handled()
+    for op in [op for op in table if str(op) in keep]:
+        table.pop(op)
+    return table  # type: ignore[no-any-return]
+
+
+# -------------------------------------------------------------------------------------------------- placeholders
+
+
+def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any) -> Any:
+    kind = spec.kind.name
+    if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
+        found = program.state_dict.get(spec.target, program.constants.get(spec.target))
+        if not isinstance(found, torch.Tensor):
+            raise ModelError(f"the exported program has no tensor {spec.target}")
+        return reader.weight(spec.target, found)
+    value = node.meta.get("val")
+    if kind != "USER_INPUT":
+        return Missing(f"an argument of kind {kind.lower()}")
+    if isinstance(value, torch.Tensor):
+        return reader.input(node.name, reader.sizes.type_of(value))
+    if isinstance(value, torch.SymInt):
+        return reader.sizes.dim(value)
+    return value
+
+
+def _fx_placeholder(
+    reader: Reader, node: fx.Node, weights: Mapping[str, torch.Tensor], orders: Mapping[str, Sequence[int]]
+) -> Any:
+    if node.name in weights:
+        return reader.weight(node.name, weights[node.name])
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return reader.sizes.dim(value) if isinstance(value, int | torch.SymInt) else value
+    type_ = reader.sizes.type_of(value)
+    order = orders.get(node.name)
+    if order is None:
+        return reader.input(node.name, type_)
+    outer = reader.input(node.name, type_.with_shape([type_.shape[k] for k in order]))
+    return _transposed(reader, outer, [list(order).index(k) for k in range(len(order))])
+
+
+def _ordered(reader: Reader, v: Any, order: Sequence[int] | None) -> Value:
+    if not isinstance(v, Value):
+        raise UnsupportedError("an output that is not a tensor")
+    return v if order is None else _transposed(reader, v, order)
+
+
+def _transposed(reader: Reader, v: Value, perm: Sequence[int]) -> Value:
+    type_ = TensorType(v.dtype, tuple(v.shape[k] for k in perm))
+    return reader.rw.emit("Transpose", (v,), type_, {"perm": tuple(perm)}, name=v.name)
+
+
+# ------------------------------------------------------------------------------------------ signatures and names
+
+
+def _refuse_mutation(program: Any) -> None:
+    written = [s for s in program.graph_signature.output_specs if "MUTATION" in s.kind.name]
+    if written:
+        names = ", ".join(sorted(str(s.target) for s in written))
+        raise UnsupportedError(
+            f"the module writes to its inputs or buffers: {names}",
+            hint='use torch.compile(model, backend="arcweld"), which keeps such effects',
+        )
+
+
+def _output_labels(program: Any, count: int) -> list[str]:
+    """Names for the outputs: the keys of a dict or dataclass result, else ``output``, or ``output_0`` and so on."""
+    plain = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
+    spec = program.call_spec.out_spec
+    if spec is None or spec.num_leaves != count:
+        return plain
+    tree = pytree.tree_unflatten(list(range(count)), spec)
+    labels = list(plain)
+    for path, position in pytree.tree_flatten_with_path(tree)[0]:
+        keys = [str(getattr(k, "key", getattr(k, "name", ""))) for k in path]
+        if keys and all(keys):
+            labels[position] = ".".join(keys)
+        elif keys and keys[0]:
+            labels[position] = ".".join(str(getattr(k, "key", getattr(k, "idx", ""))) for k in path)
+    return labels if len(set(labels)) == count else plain
+
+
+def _symbol_names(module: torch.nn.Module, program: Any, dynamic_shapes: Any) -> dict[str, str]:
+    """Torch's symbols (``s77``) by the names that the user gave their ``Dim`` objects, for plain tensor arguments."""
+    if dynamic_shapes is None:
+        return {}
+    if not isinstance(dynamic_shapes, Mapping):
+        parameters = list(inspect.signature(module.forward).parameters)
+        dynamic_shapes = dict(zip(parameters, dynamic_shapes))
+    shapes = {n.name: n.meta["val"].shape for n in program.graph.nodes if _is_tensor_input(n)}
+    names: dict[str, str] = {}
+    for argument, spec in dynamic_shapes.items():
+        entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+        for axis, dim in entries:
+            label = getattr(getattr(dim, "root", dim), "__name__", None)  # the root of a derived 2*batch is batch
+            if label is None or argument not in shapes or not isinstance(axis, int):
+                continue
+            size = shapes[argument][axis]
+            free = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
+            if len(free) == 1 and label not in names.values():
+                names[str(next(iter(free)))] = label
+    return names
+
+
+def _is_tensor_input(node: fx.Node) -> bool:
+    return node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else ""
+
+
+__all__ = ["import_exported", "import_fx", "import_module", "kept_composites", "target_name"]
