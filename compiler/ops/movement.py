@@ -258,12 +258,16 @@ def _lower_concat(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     axis = node.attrs["axis"]
     parts: list[tuple[Expr, Expr]] = []
     start: Dim = 0
-    for k, x in enumerate(node.operands()):
+    for x in node.operands():
+        if x.shape[axis] == 0:
+            continue
         end = start + x.shape[axis]
         at = [*coords[:axis], coords[axis] - start, *coords[axis + 1 :]]
-        mine = inside(coords[axis], start, end) if k else below(coords[axis], end)
+        mine = inside(coords[axis], start, end) if parts else below(coords[axis], end)
         parts.append((below(coords[axis], end), reader.read(x, at, mine)))
         start = end
+    if not parts:
+        return const(0, node.output.dtype)
     out = parts[-1][1]
     for chosen, element in reversed(parts[:-1]):
         out = where(chosen, element, out)

@@ -213,6 +213,7 @@ pointwise(
 )  # fmt: skip
 pointwise(
     "Gelu", "x", _gelu, _np_gelu, attrs={"approximate": Attr("str", "none")}, low=-4.0, high=4.0, cost=20,
+    test=("f32", "f16", "bf16"),
     cases=[Case(((3, 5),), {"approximate": "tanh"}, ("f32", "f16"), -4.0, 4.0)],
 )  # fmt: skip
 pointwise(
@@ -266,9 +267,9 @@ def _binary(name: str, op: str, fn: np.ufunc, **more: object) -> None:
 
 
 _ORDERED = Case((np.arange(6.0, dtype=np.float32), np.array([0.0, 3, 2, 1, 4, 9], np.float32)))
-_binary("Add", "add", np.add, dtypes=NUMERIC, test=FLOAT_AND_INT)
+_binary("Add", "add", np.add, dtypes=NUMERIC, test=(*FLOAT_AND_INT, "bf16", "f64"))
 _binary("Sub", "sub", np.subtract, dtypes=NUMERIC, test=FLOAT_AND_INT)
-_binary("Mul", "mul", np.multiply, dtypes=NUMERIC, test=FLOAT_AND_INT)
+_binary("Mul", "mul", np.multiply, dtypes=NUMERIC, test=(*FLOAT_AND_INT, "bf16"))
 _binary("And", "and", np.logical_and, dtypes=BOOLS, test=("bool",))
 _binary("Or", "or", np.logical_or, dtypes=BOOLS, test=("bool",))
 _binary("Xor", "xor", np.logical_xor, dtypes=BOOLS, test=("bool",))

@@ -22,7 +22,7 @@ Attrs = Mapping[str, Any]
 
 REDUCE_ATTRS = {"axes": Attr("ints", required=True), "keepdims": Attr("int", 1)}
 REDUCE_CASES = (
-    Case(((2, 3, 4),), {"axes": (2,), "keepdims": 1}, ("f32", "f16")),
+    Case(((2, 3, 4),), {"axes": (2,), "keepdims": 1}, ("f32", "f16", "bf16")),
     Case(((2, 3, 4),), {"axes": (0, 2), "keepdims": 0}, ("f32",)),
     Case(((2, 3, 4),), {"axes": (0, 1, 2), "keepdims": 0}, ("f32",)),
     Case(((5, 3),), {"axes": (0,), "keepdims": 1}, ("f32",)),

@@ -91,7 +91,7 @@ def _last_axis(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 
 
 _SOFTMAX_CASES = (
-    Case(((3, 7),), {"axis": 1}, ("f32", "f16"), -5.0, 5.0),
+    Case(((3, 7),), {"axis": 1}, ("f32", "f16", "bf16"), -5.0, 5.0),
     Case(((2, 4, 3),), {"axis": 1}, ("f32",), -5.0, 5.0),
     Case(((2, 1),), {"axis": 1}, ("f32",)),
 )
@@ -192,7 +192,7 @@ register(
         "LayerNormalization", Kind.ROWWISE, ("x", "scale?", "bias?"), _infer_norm("LayerNormalization", 3), _layer_norm,
         {"axis": Attr("int", required=True), "epsilon": Attr("float", 1e-5)}, row=_row_layer_norm, cost=6,
         cases=(
-            Case(((3, 8), (8,), (8,)), {"axis": 1}, ("f32", "f16")),
+            Case(((3, 8), (8,), (8,)), {"axis": 1}, ("f32", "f16", "bf16")),
             Case(((2, 3, 4), (3, 4), (3, 4)), {"axis": 1}, ("f32",)),
             Case(((2, 3, 4), (3, 1), (3, 1)), {"axis": 2, "epsilon": 1e-3}, ("f32",)),
             Case(((2, 3, 4), (4,)), {"axis": 2}, ("f32",)),

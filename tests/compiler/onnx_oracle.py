@@ -1,0 +1,216 @@
+"""Turns a registry test case into a one-node ONNX model: the independent oracle of the operator sweep.
+
+Written from the ONNX operator specifications; it knows which of our attributes are tensors there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, TensorType, Value
+
+OPSET = 21
+NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}
+RENAMED = {"Silu": "Swish"}
+
+REFUSALS = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
+onnxruntime.set_default_logger_severity(4)  # refused types are expected here, see by_either
+ELEMENT = {
+    DType.F64: TensorProto.DOUBLE, DType.F32: TensorProto.FLOAT, DType.F16: TensorProto.FLOAT16,
+    DType.BF16: TensorProto.BFLOAT16, DType.I64: TensorProto.INT64, DType.I32: TensorProto.INT32,
+    DType.I16: TensorProto.INT16, DType.I8: TensorProto.INT8, DType.U64: TensorProto.UINT64, DType.U32: TensorProto.UINT32,
+    DType.U16: TensorProto.UINT16, DType.U8: TensorProto.UINT8, DType.BOOL: TensorProto.BOOL,
+}  # fmt: skip
+
+Attrs = dict[str, Any]
+Extra = list[np.ndarray | None]  # constant inputs that follow (or, for None, an input left out)
+
+
+def i64(values: Any) -> np.ndarray:
+    return np.asarray(values, np.int64)
+
+
+def _axes_input(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {"keepdims": a["keepdims"]}, [i64(a["axes"])]
+
+
+def _clip(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    dtype = node.output.dtype.numpy
+    return {}, [None if a[k] is None else np.asarray(a[k], dtype) for k in ("min", "max")]
+
+
+def _slice(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    ends = [s + n * p for s, n, p in zip(a["starts"], a["sizes"], a["steps"])]
+    ends = [e if e >= 0 else -(1 << 40) for e in ends]
+    return {}, [i64(a["starts"]), i64(ends), i64(range(len(ends))), i64(a["steps"])]
+
+
+def _pad(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {"mode": a["mode"]}, [i64(a["pads"]), np.asarray(a["value"]).astype(node.output.dtype.numpy)]
+
+
+def _range(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    stop = a["start"] + a["length"] * a["step"]
+    return {}, [np.asarray(v, a["dtype"].numpy) for v in (a["start"], stop, a["step"])]
+
+
+def _constant(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {"value": numpy_helper.from_array(np.array([a["value"]], a["dtype"].numpy))}, [i64(a["shape"])]
+
+
+def _eye(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {"k": a["k"], "dtype": ELEMENT[a["dtype"] or node.operands()[0].dtype]}, []
+
+
+def _resize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    kept = {k: v for k, v in a.items() if k not in ("sizes", "scales")}
+    if a["scales"] is None:
+        return kept, [None, None, i64(a["sizes"])]
+    return kept, [None, np.asarray(a["scales"], np.float32)]
+
+
+def _no_layout(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {k: v for k, v in a.items() if k != "layout"}, []
+
+
+def _from_the_end(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    return {"axis": a["axis"] - node.output.type.rank, "epsilon": a["epsilon"]}, []
+
+
+# operators whose attributes ONNX passes differently; all others pass theirs unchanged
+REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
+    **dict.fromkeys(
+        ["ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceLogSum",
+         "ReduceLogSumExp", "ReduceSumSquare"], _axes_input),
+    "Clip": _clip,
+    "Cast": lambda n, a: ({"to": ELEMENT[a["to"]]}, []),
+    "Reshape": lambda n, a: ({"allowzero": 1}, [i64(a["shape"])]),
+    "Expand": lambda n, a: ({}, [i64(a["shape"])]),
+    "Tile": lambda n, a: ({}, [i64(a["repeats"])]),
+    "Trilu": lambda n, a: ({"upper": a["upper"]}, [i64(a["k"])]),
+    "CumSum": lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])]),
+    "Slice": _slice, "Pad": _pad, "Range": _range, "ConstantOfShape": _constant, "EyeLike": _eye, "Resize": _resize,
+    "Conv": _no_layout, "ConvTranspose": _no_layout, "MaxPool": _no_layout, "AveragePool": _no_layout,
+    "QuantizeLinear": lambda n, a: ({"axis": a["axis"]}, []),
+    "OneHot": lambda n, a: ({"axis": a["axis"]}, []),
+    "LayerNormalization": _from_the_end, "RMSNormalization": _from_the_end,
+}  # fmt: skip
+
+
+def _operands(node: Node) -> list[str]:
+    names = [v.name if v is not None else "" for v in node.inputs]
+    return [names[0], "depth", names[1]] if node.op == "OneHot" else names
+
+
+def onnx_model(graph: Graph) -> onnx.ModelProto:
+    """The ONNX model of a one-node graph, every operand a graph input."""
+    (node,) = graph.nodes
+    attrs, extra = REWRITE.get(node.op, lambda n, a: (dict(a), []))(node, dict(node.attrs))
+    if node.op == "OneHot":
+        extra = []
+    attrs = {k: v for k, v in attrs.items() if v != ()}
+    constants, names = [], []
+    for k, array in enumerate(extra):
+        names.append("" if array is None else f"c{k}")
+        if array is not None:
+            constants.append(_tensor(f"c{k}", array))
+    if node.op == "OneHot":
+        constants.append(_tensor("depth", i64(node.attrs["depth"])))
+    inputs = [helper.make_tensor_value_info(v.name, ELEMENT[v.dtype], list(v.shape)) for v in graph.inputs]
+    outputs = [helper.make_tensor_value_info(v.name, ELEMENT[v.dtype], list(v.shape)) for v in graph.outputs]
+    proto = helper.make_node(RENAMED.get(node.op, node.op), [*_operands(node), *names], [o.name for o in node.outputs], **attrs)
+    body = helper.make_graph([proto], "case", inputs, outputs, constants)
+    opset = NEWER.get(node.op, OPSET)
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def _tensor(name: str, array: np.ndarray) -> TensorProto:
+    if array.dtype == ml_dtypes.bfloat16:
+        return helper.make_tensor(name, TensorProto.BFLOAT16, array.shape, array.tobytes(), raw=True)
+    return numpy_helper.from_array(array, name)
+
+
+def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs according to onnxruntime, without graph optimisation."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(y) for y in session.run(None, dict(feeds))]
+
+
+def by_either(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs according to onnxruntime, or to onnx.reference for what onnxruntime refuses (and for bfloat16)."""
+    values = [*model.graph.input, *model.graph.output]
+    if all(v.type.tensor_type.elem_type != TensorProto.BFLOAT16 for v in values):
+        try:
+            return by_onnxruntime(model, feeds)
+        except REFUSALS:
+            pass
+    return [np.asarray(y) for y in ReferenceEvaluator(model).run(None, dict(feeds))]
+
+
+def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs of a one-node graph according to an independent implementation."""
+    (node,) = graph.nodes
+    if node.op in DIRECT:
+        return [DIRECT[node.op](node.attrs, *feeds.values())]
+    if node.attrs.get("layout") == "NHWC":
+        return _through_nchw(graph, feeds)
+    if node.op in ("LayerNormalization", "RMSNormalization") and len(graph.inputs) == 1:
+        return _with_unit_scale(graph, feeds)
+    return by_either(onnx_model(graph), feeds)
+
+
+def _through_nchw(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    (node,) = graph.nodes
+    first = graph.inputs[0]
+    n, *spatial, c = first.shape
+    swapped = Value(first.name, first.type.with_shape((n, c, *spatial)))
+    on, *ospatial, oc = graph.outputs[0].shape
+    out = Value("y", graph.outputs[0].type.with_shape((on, oc, *ospatial)))
+    inner = Node(node.op, (swapped, *node.inputs[1:]), (out,), node.attrs)
+    inputs = (swapped, *graph.inputs[1:])
+    moved = {**feeds, first.name: np.ascontiguousarray(np.moveaxis(feeds[first.name], -1, 1))}
+    return [np.moveaxis(y, 1, -1) for y in by_either(onnx_model(Graph("nchw", inputs, (out,), (inner,))), moved)]
+
+
+def _with_unit_scale(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    (node,) = graph.nodes
+    scale = np.ones(node.output.shape[node.attrs["axis"] :], node.output.dtype.numpy)
+    value = Value("scale", TensorType(node.output.dtype, tuple(scale.shape)))
+    inner = Node(node.op, (*node.inputs[:1], value), node.outputs, node.attrs)
+    return by_either(
+        onnx_model(Graph("unit", (*graph.inputs, value), graph.outputs, (inner,))), {**feeds, "scale": scale}
+    )
+
+
+def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) -> np.ndarray:
+    left, right = x.astype(object), y.astype(object)
+    if zero:
+        left = left - (zero[0].astype(object)[:, None] if zero[0].ndim else zero[0].astype(object))
+        right = right - zero[1].astype(object)
+    return np.dot(left, right).astype(np.int32)
+
+
+def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
+    return torch.rsqrt(torch.from_numpy(x)).numpy()
+
+
+# operators that ONNX does not have, and one whose per-row zero points neither implementation takes
+DIRECT: dict[str, Callable[..., np.ndarray]] = {
+    "Rsqrt": _rsqrt,
+    "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
+    "MatMulInteger": _integer_product,
+}
