@@ -7,9 +7,12 @@ columns are output channels, k runs over taps and then input channels, groups ar
 
 from __future__ import annotations
 
-from arcweld.codegen import contract
+from typing import Any
+
+from arcweld.codegen import contract, depthwise
 from arcweld.codegen.contract_problem import Problem, problem_of
-from arcweld.codegen.contract_tactic import ContractTactic
+from arcweld.codegen.depthwise import DepthwiseTactic
+from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 
 
@@ -20,21 +23,27 @@ def conv_problem(kernel: Kernel) -> Problem:
     return problem_of(kernel, roles, "a", "w")
 
 
-IMPLEMENTATIONS = contract.implementations(conv_problem)
+# best first
+IMPLEMENTATIONS = (
+    Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports),
+    *contract.implementations(conv_problem),
+)
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """None if some implementation can compute the kernel on ``arch``, else the reasons."""
-    reasons = {i.name: i.supports(kernel, arch) for i in IMPLEMENTATIONS}
+    reasons = {i.name: i.supports(kernel, arch) for i in IMPLEMENTATIONS if runs_on(i.arch, arch)}
     return None if None in reasons.values() else "; ".join(f"{n}: {r}" for n, r in reasons.items())
 
 
-def tactics(kernel: Kernel, arch: str) -> tuple[ContractTactic, ...]:
-    """Candidates of the best engine, the analytical default first."""
-    problem = conv_problem(kernel)
-    return contract.ENGINES[contract.supporting(problem, arch)[0]].tactics(problem, arch)
+def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
+    """Candidates of the best implementation that supports the kernel, the analytical default first."""
+    found = next(i for i in IMPLEMENTATIONS if runs_on(i.arch, arch) and i.supports(kernel, arch) is None)
+    return found.tactics(kernel, arch)
 
 
-def render_conv(kernel: Kernel, tactic: ContractTactic, arch: str) -> KernelSource:
-    """Renders the kernel with the tactic's engine."""
+def render_conv(kernel: Kernel, tactic: Any, arch: str) -> KernelSource:
+    """Renders the kernel by the implementation that the tactic belongs to."""
+    if isinstance(tactic, DepthwiseTactic):
+        return depthwise.render_depthwise(kernel, tactic, arch)
     return contract.ENGINES[tactic.engine].render_problem(conv_problem(kernel), tactic, arch)
