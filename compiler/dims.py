@@ -324,9 +324,10 @@ def floordiv(e: Dim, d: Dim) -> Dim:
         r, d = _reduce(r, g), floordiv(d, g)
         if isinstance(d, int) and d == 1:
             return _add(q, r)
-    atom = _single_call(r, "floordiv")
-    if atom is not None:
-        return _add(q, floordiv(atom.a, mul(atom.b, d)))
+    nested = _nested_quotient(r)
+    if nested is not None:
+        inner, rest = nested
+        return _add(q, floordiv(_add(inner.a, mul(inner.b, rest)), mul(inner.b, d)))
     parts = _low_part(r, d)
     if parts is not None:
         return _add(q, floordiv(parts[1], d // parts[0]))
@@ -353,6 +354,16 @@ def mod(e: Dim, d: Dim) -> Dim:
     if parts is not None:
         return _add(mul(mod(parts[1], d // parts[0]), parts[0]), parts[2])
     return var(Call("mod", r, d))
+
+
+def _nested_quotient(r: Dim) -> tuple[Call, Dim] | None:
+    """``r`` as one quotient plus the rest: ``(a // b + c) // d`` is ``(a + b*c) // (b*d)``."""
+    found = [m[0][0] for m, c in _terms(r) if c == 1 and len(m) == 1 and m[0][1] == 1 and isinstance(m[0][0], Call)]
+    quotients = [a for a in found if isinstance(a, Call) and a.fn == "floordiv"]
+    if len(quotients) != 1:
+        return None
+    rest = _add(r, mul(var(quotients[0]), -1))
+    return None if any(isinstance(a, Call) for a in atoms(rest)) else (quotients[0], rest)
 
 
 def _low_part(r: Dim, d: Dim) -> tuple[int, Dim, Dim] | None:

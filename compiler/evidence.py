@@ -116,8 +116,8 @@ def _check_kernel(
     outs = {b.name: p.bound.tensors[b.name] for b in p.bound.kernel.buffers if b.written}
     got = run_launch(p, data, values, sizes, device)
     worst = 0.0
-    for name, tensor in outs.items():
-        error = relative_error(got[tensor], values[tensor])
+    for (name, tensor), written in zip(outs.items(), _launch_of(data, p.name).writes):
+        error = relative_error(got[written], values[tensor])
         limit = KERNEL_TOLERANCE.get(p.bound.kernel.buffer(name).dtype.value, 0.0)
         worst = max(worst, error)
         if error > limit:
@@ -134,13 +134,13 @@ def run_launch(
 ) -> dict[str, np.ndarray]:
     """Runs one launch alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
     single = single_launch(data, p.name, sizes)
-    feeds = {t.name: np.ascontiguousarray(values[t.name]) for t in single.program.inputs}
+    feeds = {t.name: np.require(values[t.name], requirements="C") for t in single.program.inputs}
     return Engine(single, device, graphs=False).run(feeds)
 
 
 def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> EngineData:
     """An engine that holds one launch of ``data`` with every dimension fixed to ``sizes``."""
-    launch = next(x for x in data.program.launches if x.name == name)
+    launch = _launch_of(data, name)
     tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
     weights = tuple(w for w in data.program.weights if w.name in launch.reads)
     names = {w.name for w in weights}
@@ -172,6 +172,10 @@ def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> Engi
         weights={n: data.weights[n] for n in names}, cubins={k: v for k, v in data.cubins.items() if k[1] in used},
         ptx={k: v for k, v in data.ptx.items() if k in used}, graph="", verify=None,
     )  # fmt: skip
+
+
+def _launch_of(data: EngineData, name: str) -> prog.Launch:
+    return next(x for x in data.program.launches if x.name == name)
 
 
 def replace_struct(value: Any, /, **changes: Any) -> Any:

@@ -236,11 +236,11 @@ class Fuser:
         name = p.output.name
         if name in g.nodes:
             return
-        storable = storable and not is_view(p) and self.owner.get(name) is None
+        storable = storable and not self._free(p) and self.owner.get(name) is None
         if not self._may_inline(g, p, reader, pointwise, reads, storable):
             return
         self._add(g, p)
-        if storable or not (is_view(p) or self._wanted_elsewhere(p, g)):
+        if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
             self.owner[name] = g
         for o in p.operands():
             self._inline(g, o, p, pointwise=pointwise, reads=reads * _fan_out(p))
@@ -248,18 +248,15 @@ class Fuser:
     def _may_inline(
         self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool
     ) -> bool:
-        if is_view(p):
+        if self._free(p):
             # an owner means that it is stored anyway: then reading it back is as good
             return self.owner.get(p.output.name) is None
         if self.owner.get(p.output.name) is not None:
             return False
-        kind = opdef(p.op).kind
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
         if self._wanted_elsewhere(p, g) and not storable:
-            cheap = kind is Kind.MOVEMENT or opdef(p.op).cost <= 4
-            if not (cheap and self._leaf(p)):
-                return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
+            return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
             return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
         if len(self._outside(g, p)) > MAX_OPERANDS:
@@ -268,20 +265,28 @@ class Fuser:
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")
         return True
 
+    def _free(self, p: Node) -> bool:
+        """True if every kernel may compute ``p`` for itself: views, and what is made of constants."""
+        return is_view(p) or (not is_hero(p) and self._leaf(p))
+
     def _leaf(self, p: Node) -> bool:
-        """True if recomputing ``p`` reads no more than its result: constants, index arithmetic, tiny
-        operands.
-        """
-        big = [v for v in p.operands() if v.name not in self.graph.weights or v.type.numel != 1]
-        return len(big) == 0
+        """True if recomputing ``p`` reads nothing but single constants: index arithmetic, sizes, literals."""
+        for v in p.operands():
+            made_by = self.producers.get(v.name)
+            if made_by is None:
+                if v.name not in self.graph.weights or v.type.numel != 1:
+                    return False
+            elif is_hero(made_by) or not self._leaf(made_by):
+                return False
+        return True
 
     def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
-        """True if somebody outside ``g`` reads ``p``, directly or through views that other kernels may read through too."""
+        """True if somebody outside ``g`` reads ``p``, directly or through what others compute for themselves."""
         name = p.output.name
         if name in self.outputs:
             return True
         return any(
-            c.output.name not in g.nodes or (is_view(c) and self._wanted_elsewhere(c, g))
+            c.output.name not in g.nodes or (self._free(c) and self._wanted_elsewhere(c, g))
             for c in self.consumers.get(name, ())
         )
 
