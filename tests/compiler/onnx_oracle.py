@@ -14,11 +14,10 @@ import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 OPSET = 21
 NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}
@@ -29,8 +28,9 @@ onnxruntime.set_default_logger_severity(4)  # refused types are expected here, s
 ELEMENT = {
     DType.F64: TensorProto.DOUBLE, DType.F32: TensorProto.FLOAT, DType.F16: TensorProto.FLOAT16,
     DType.BF16: TensorProto.BFLOAT16, DType.I64: TensorProto.INT64, DType.I32: TensorProto.INT32,
-    DType.I16: TensorProto.INT16, DType.I8: TensorProto.INT8, DType.U64: TensorProto.UINT64, DType.U32: TensorProto.UINT32,
-    DType.U16: TensorProto.UINT16, DType.U8: TensorProto.UINT8, DType.BOOL: TensorProto.BOOL,
+    DType.I16: TensorProto.INT16, DType.I8: TensorProto.INT8, DType.U64: TensorProto.UINT64,
+    DType.U32: TensorProto.UINT32, DType.U16: TensorProto.UINT16, DType.U8: TensorProto.UINT8,
+    DType.BOOL: TensorProto.BOOL,
 }  # fmt: skip
 
 Attrs = dict[str, Any]
@@ -129,7 +129,8 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
         constants.append(_tensor("depth", i64(node.attrs["depth"])))
     inputs = [helper.make_tensor_value_info(v.name, ELEMENT[v.dtype], list(v.shape)) for v in graph.inputs]
     outputs = [helper.make_tensor_value_info(v.name, ELEMENT[v.dtype], list(v.shape)) for v in graph.outputs]
-    proto = helper.make_node(RENAMED.get(node.op, node.op), [*_operands(node), *names], [o.name for o in node.outputs], **attrs)
+    op_type, results = RENAMED.get(node.op, node.op), [o.name for o in node.outputs]
+    proto = helper.make_node(op_type, [*_operands(node), *names], results, **attrs)
     body = helper.make_graph([proto], "case", inputs, outputs, constants)
     opset = NEWER.get(node.op, OPSET)
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError
