@@ -40,10 +40,10 @@ def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
         return False
     old, scale, shift = found
     hero = rw.producer(rw.get(old))
-    if hero is None or uses[old.name] != 1 or hero.output.shape != node.output.shape:
+    if hero is None or (hero.op not in _CONV and hero.op != "MatMul"):
         return False
-    weight = hero.inputs[1]
-    if weight is None or weight.name not in rw.weights or (hero.op not in _CONV and hero.op != "MatMul"):
+    weight = hero.operands()[1]
+    if uses[old.name] != 1 or hero.output.shape != node.output.shape or weight.name not in rw.weights:
         return False
     axis = hero.output.type.rank - 1 if hero.op == "MatMul" else _channel_axis(hero)
     if hero.op == "MatMul" and (shift is not None or weight.type.rank < 2):

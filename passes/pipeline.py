@@ -23,6 +23,7 @@ from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
+from arcweld.passes.precision import precision
 
 Observer = Callable[["Pass", Graph, Graph], None]
 
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
+    Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # last of all rewrites: folding must not undo it
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),

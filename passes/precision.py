@@ -1,0 +1,197 @@
+"""Precision: f32 tensors become f16 or bf16, where ``Options.precision`` asks for it; kernels still compute
+in f32.
+
+Requires: layout chosen, composite operators decomposed. Ensures: graph inputs and outputs keep their types,
+behind Casts at the edges; f32 weights become half, by a recorded Cast; integers and f64 stay. What stays
+f32 as well: the nodes named in ``Options.keep_f32``; sums and products over axes with the pointwise nodes
+around them (a sum of squares overflows f16); values computed from integers and small constants alone
+(positions, rotary angles, masks); quantisation; and, for f16, arithmetic with constants so small that half
+would make them 0. Constants beyond the finite range are clamped to it, with a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value, weight_value
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.common import Tracker, scalar, use_counts
+
+log = logging.getLogger("arcweld.passes")
+
+SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula
+_SUMS = frozenset({"ReduceSum", "ReduceProd"})
+_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
+
+
+def precision(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` with its f32 tensors narrowed to ``options.float_type``."""
+    half = options.float_type
+    if half is DType.F32 or not any(v.dtype is DType.F32 for v in graph.values()):
+        return graph
+    rw = _Narrower(graph, half, keep_f32(graph, options))
+    for node in graph.nodes:
+        rw.visit(node)
+    return rw.finish()
+
+
+class _Narrower(Tracker):
+    """The graph being rebuilt: each old value in one or two element types."""
+
+    def __init__(self, graph: Graph, half: DType, kept: set[str]) -> None:
+        super().__init__(graph)
+        self.half = half
+        self.kept = kept
+        self._native: dict[str, Value] = {v.name: v for v in graph.inputs}
+        self._casts: dict[tuple[str, DType], Value] = {}
+        for v in graph.values():
+            if v.name in graph.weights:
+                self._native[v.name] = weight_value(v.name, graph.weights[v.name].data, v.dtype)
+        for node in graph.nodes:
+            self.release(node)
+
+    def native(self, old: Value) -> Value:
+        """The value as it was computed."""
+        return self._native[old.name]
+
+    def in_type(self, old: Value, dtype: DType, origin: tuple[str, ...] = ()) -> Value:
+        """The value in ``dtype``, through a Cast where it was computed in another."""
+        value = self.native(old)
+        if value.dtype is dtype:
+            return value
+        key = (old.name, dtype)
+        if key not in self._casts:
+            source = self._within_range(value) if value.name in self.weights and dtype.is_half else value
+            name = f"{old.name}.{dtype.value}" if dtype is not old.dtype else old.name
+            self._casts[key] = self.make("Cast", [source], origin, name, to=dtype)
+        return self._casts[key]
+
+    def _within_range(self, value: Value) -> Value:
+        """A constant without finite elements that ``half`` would turn into infinities."""
+        data = self.weights[value.name].data
+        top = largest(self.half)
+        finite = np.abs(data[np.isfinite(data)])
+        if finite.size == 0 or float(finite.max()) <= top:
+            return value
+        log.warning("%s: constants up to %.3g are clamped to %.3g", value.name, finite.max(), top)
+        return self.make("Clip", [value], (), f"{value.name}.clamped", min=-top, max=top)
+
+    def visit(self, node: Node) -> None:
+        """Emits ``node`` on f32 or half operands."""
+        target = DType.F32 if node.output.name in self.kept else self.half
+        inputs: list[Value | None] = []
+        for k, v in enumerate(node.inputs):
+            any_type = node.op == "Cast" or (node.op == "Attention" and k == 3 and v is not None and self._is_f32(v))
+            if v is None or v.dtype is not DType.F32 or any_type:
+                inputs.append(None if v is None else self.native(v))
+            else:
+                inputs.append(self.in_type(v, target, node.origin))
+        spec = opdef(node.op)
+        attrs = self._attrs(node, target)
+        types = spec.infer([None if v is None else v.type for v in inputs], attrs)
+        count = len(self.nodes)
+        self.emit(node.op, inputs, types, attrs, origin=node.origin, name=node.output.name)
+        for old, new in zip(node.outputs, self.nodes[count].outputs, strict=True):
+            self._native[old.name] = new
+
+    def _is_f32(self, mask: Value) -> bool:
+        value = self.native(mask)
+        return value.dtype is DType.F32 and value.name not in self.weights
+
+    def _attrs(self, node: Node, target: DType) -> dict[str, Any]:
+        attrs = dict(node.attrs)
+        for name, spec in opdef(node.op).attrs.items():
+            if spec.kind == "dtype" and attrs[name] is DType.F32:
+                attrs[name] = target
+        fill = attrs.get("value")
+        if isinstance(fill, float) and np.isfinite(fill) and target.is_half and abs(fill) > largest(target):
+            attrs["value"] = float(np.copysign(largest(target), fill))
+            log.warning("%s: the value %.3g is clamped to %.3g", node.name, fill, attrs["value"])
+        return attrs
+
+    def finish(self) -> Graph:
+        outputs = tuple(self.in_type(o, o.dtype) for o in self.graph.outputs)
+        return self.graph.replace(nodes=tuple(self.nodes), outputs=outputs, weights=self.weights)
+
+
+def largest(dtype: DType) -> float:
+    """The largest finite number of a half type."""
+    return 65504.0 if dtype is DType.F16 else 3.3895313892515355e38
+
+
+# ------------------------------------------------------------------------------------------- what stays f32
+
+
+def keep_f32(graph: Graph, options: Options) -> set[str]:
+    """The first results of the nodes that stay f32."""
+    kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
+    kept |= _from_integers(graph)
+    kept |= _around_sums(graph)
+    if options.float_type is DType.F16:
+        kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
+    return kept
+
+
+def _from_integers(graph: Graph) -> set[str]:
+    """Values whose every source is an integer, a bool, a dimension or a small constant."""
+    exact = {v.name for v in graph.inputs if not v.dtype.is_float}
+    exact |= {name for name, w in graph.weights.items() if w.data.size <= SMALL}
+    results: set[str] = set()
+    for n in graph.nodes:
+        if all(v.name in exact for v in n.operands()):
+            exact.update(o.name for o in n.outputs)
+            results.add(n.output.name)
+    return results
+
+
+def _around_sums(graph: Graph) -> set[str]:
+    """Sums over axes, the pointwise producers that only they read, and the pointwise consumers that read
+    nothing else.
+    """
+    producers, uses = graph.producers(), use_counts(graph)
+    kept: set[str] = set()
+    for n in graph.nodes:
+        if n.op in _SUMS and n.output.dtype is DType.F32:
+            kept.add(n.output.name)
+            kept.update(_private_producers(n, producers, uses))
+        elif _is_float_pointwise(n):
+            activations = [v for v in n.operands() if v.name not in graph.weights]
+            if activations and all(_sum_like(v, kept, producers) for v in activations):
+                kept.add(n.output.name)
+    return kept
+
+
+def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
+    """A kept value, or one made of dimensions alone."""
+    node = producers.get(v.name)
+    if node is None or v.name in kept:
+        return v.name in kept
+    return node.op == "Dims" or (node.op == "Cast" and _sum_like(node.operands()[0], kept, producers))
+
+
+def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int]) -> Iterable[str]:
+    for v in node.operands():
+        reads = sum(1 for o in node.operands() if o.name == v.name)
+        producer = producers.get(v.name)
+        if producer is not None and uses[v.name] == reads and _is_float_pointwise(producer):
+            yield v.name
+            yield from _private_producers(producer, producers, uses)
+
+
+def _is_float_pointwise(node: Node) -> bool:
+    return opdef(node.op).kind is Kind.POINTWISE and node.output.dtype is DType.F32
+
+
+def _has_tiny_constant(graph: Graph, node: Node) -> bool:
+    for v in node.operands():
+        weight = graph.weights.get(v.name)
+        value = scalar(weight.data) if weight is not None else None
+        if value and np.float16(value) == 0:
+            return True
+    return False
