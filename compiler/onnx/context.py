@@ -17,7 +17,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
-from arcweld.compiler.onnx.deduce import explain_mismatch, require_agreement
+from arcweld.compiler.onnx.deduce import pairs, require_agreement, suggest_multiple
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from onnx import GraphProto
 
@@ -313,8 +313,11 @@ class NodeContext:
             return registry.make(
                 self.builder.rw, op, inputs[:last], attrs, origin=self.origin, hint=f"{self.hint()}.{op.lower()}"
             )
-        except ModelError:
-            explain_mismatch(op, [None if v is None else v.shape for v in inputs], attrs)
+        except ModelError as error:
+            found = pairs(op, [None if v is None else v.shape for v in inputs], attrs)
+            for a, b in found:
+                require_agreement(a, b)
+            error.hint = suggest_multiple(found) or error.hint
             raise
 
     def const(self, data: Any, dtype: DType) -> Value:

@@ -51,24 +51,34 @@ def _bound(inner: Dim, limit: int) -> None:
         raise Refine(symbols[0].name, (limit - offset) // factor)
 
 
-def explain_mismatch(op: str, shapes: Sequence[Sequence[Dim] | None], attrs: Mapping[str, Any]) -> None:
-    """Looks for a bound where the operator ``op`` refused operands of these shapes. Raises Refine if it finds one."""
+def pairs(op: str, shapes: Sequence[Sequence[Dim] | None], attrs: Mapping[str, Any]) -> list[tuple[Dim, Dim]]:
+    """The dimensions of an operator's operands that have to agree (be equal, or one of them 1)."""
     given = [s for s in shapes if s is not None]
     if op == "Concat":
         axis = attrs["axis"]
-        for s in given[1:]:
-            for i, (x, y) in enumerate(zip(given[0], s)):
-                if i != axis:
-                    require_agreement(x, y)
-    elif op == "MatMul" and all(len(s) >= 2 for s in given):
-        require_agreement(given[0][-1], given[1][-2])
-        _aligned([s[:-2] for s in given])
-    elif registry.opdef(op).kind is registry.Kind.POINTWISE:
-        _aligned(given)
+        return [(x, y) for s in given[1:] for i, (x, y) in enumerate(zip(given[0], s)) if i != axis]
+    if op == "MatMul" and all(len(s) >= 2 for s in given):
+        return [(given[0][-1], given[1][-2]), *_aligned([s[:-2] for s in given])]
+    return _aligned(given) if registry.opdef(op).kind is registry.Kind.POINTWISE else []
 
 
-def _aligned(shapes: Sequence[Sequence[Dim]]) -> None:
-    for i, a in enumerate(shapes):
-        for b in shapes[i + 1 :]:
-            for x, y in zip(reversed(a), reversed(b)):
-                require_agreement(x, y)
+def _aligned(shapes: Sequence[Sequence[Dim]]) -> list[tuple[Dim, Dim]]:
+    return [
+        pair
+        for i, a in enumerate(shapes)
+        for b in shapes[i + 1 :]
+        for pair in zip(reversed(a), reversed(b))
+        if pair[0] != pair[1] and 1 not in pair
+    ]
+
+
+def suggest_multiple(found: Sequence[tuple[Dim, Dim]]) -> str | None:
+    """A hint when the dimensions would agree if some symbol were a multiple of a power of two."""
+    for a, b in found:
+        symbols = dims.free_symbols(a) | dims.free_symbols(b)
+        for k in (2, 4, 8, 16, 32, 64):
+            table: dict[dims.Atom, Dim] = {s: dims.symbol(s.name, 1) * k for s in symbols}
+            if dims.substitute(a, table) == dims.substitute(b, table):
+                names = " and ".join(sorted(s.name for s in symbols))
+                return f'they agree for multiples of {k}: write the dimension {names} as "{k}*n" in --shapes'
+    return None

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext
-from arcweld.compiler.onnx.handlers import Result, handles
+from arcweld.compiler.onnx.handlers import MICROSOFT, Result, handles
+from arcweld.compiler.onnx.handlers_quant import dynamic_quantize
 
 MAX_STEPS = 256
+QUANTISED = "DynamicQuantizeLSTM"
 
 _PLAIN = ("Sigmoid", "Tanh", "Relu", "Softsign", "Softplus")
 _ALPHA = {"LeakyRelu": 0.01, "Elu": 1.0, "ThresholdedRelu": 1.0}
@@ -61,6 +62,8 @@ def _rnn_step(cell: Cell, x: Value, state: list[Value]) -> list[Value]:
 
 def _lstm_step(cell: Cell, x: Value, state: list[Value]) -> list[Value]:
     h, old = state
+    if cell.c.op == QUANTISED:
+        h = _rounded(cell.c, h)
     g = cell.add(x, cell.c.emit("MatMul", h, cell.recurrence))
     i = cell.activate(0, cell.peek(cell.gate(g, 0), old, 0))
     if cell.c.int_attr("input_forget"):
@@ -93,10 +96,12 @@ def _gru_step(cell: Cell, x: Value, state: list[Value]) -> list[Value]:
 
 
 _STEPS = {"RNN": (1, 1, ("Tanh",), _rnn_step), "GRU": (3, 1, ("Sigmoid", "Tanh"), _gru_step),
-          "LSTM": (4, 2, ("Sigmoid", "Tanh", "Tanh"), _lstm_step)}  # fmt: skip
+          "LSTM": (4, 2, ("Sigmoid", "Tanh", "Tanh"), _lstm_step),
+          QUANTISED: (4, 2, ("Sigmoid", "Tanh", "Tanh"), _lstm_step)}  # fmt: skip
 
 
 @handles("RNN", "GRU", "LSTM")
+@handles(QUANTISED, domain=MICROSOFT)
 def _recurrent(c: NodeContext) -> Result:
     c.needs_rank(0, 3, 3)
     batch_first = bool(c.int_attr("layout"))
@@ -148,8 +153,10 @@ def _direction(
 
 def _cell(c: NodeContext, x: Value, d: int, directions: int) -> tuple[Cell, Value]:
     """The cell of direction ``d``, and the input's products for all steps ``[T, B, gates * H]``."""
-    gates, _, defaults, _ = _STEPS[c.op]
-    w, r = _own(c, 1, d, directions), _own(c, 2, d, directions)
+    gates, states, defaults, _ = _STEPS[c.op]
+    w, r = (_weights(c, i, d, directions) for i in (1, 2))
+    if c.op == QUANTISED:
+        x = _rounded(c, x)
     hidden = c.concrete(r.shape[-1], "the hidden size")
     if r.shape != (gates * hidden, hidden) or w.shape != (gates * hidden, x.shape[2]):
         c.broken(f"weights of shapes {list(w.shape)} and {list(r.shape)} for an input of {x.shape[2]} features")
@@ -161,10 +168,26 @@ def _cell(c: NodeContext, x: Value, d: int, directions: int) -> tuple[Cell, Valu
         products = c.emit("Add", products, own)
         if not (c.op == "GRU" and c.int_attr("linear_before_reset")):
             products, held = c.emit("Add", products, held), None
-    peephole = _own(c, 7, d, directions) if c.op == "LSTM" and c.has(7) else None
+    peephole = _own(c, 7, d, directions) if states == 2 and c.has(7) else None
     clip = c.float_attr("clip", 0.0) or None
     activations = _activations(c, d, directions, defaults)
     return Cell(c, hidden, gates, c.transpose(r, (1, 0)), held, peephole, activations, clip), products
+
+
+def _rounded(c: NodeContext, x: Value) -> Value:
+    """``x`` as its own dynamic 8-bit quantisation represents it."""
+    quantised, scale, zero = dynamic_quantize(c, x)
+    return c.emit("DequantizeLinear", quantised, scale, zero, axis=0)
+
+
+def _weights(c: NodeContext, i: int, d: int, directions: int) -> Value:
+    """Weights ``[gates * H, columns]`` of direction ``d``; quantised ones come transposed, with scales."""
+    own = _own(c, i, d, directions)
+    if c.op != QUANTISED:
+        return own
+    scale, zero = (c.value(k) for k in (6 + 2 * i, 7 + 2 * i))
+    scale, zero = (c.reshape(c.slice(p, 0, d, 1), p.shape[1:]) for p in (scale, zero))
+    return c.transpose(c.emit("DequantizeLinear", own, scale, zero, axis=1 if scale.type.rank else 0), (1, 0))
 
 
 def _own(c: NodeContext, i: int, d: int, directions: int) -> Value:
@@ -179,8 +202,6 @@ def _initial(
     c: NodeContext, i: int, d: int, directions: int, batch: Dim, hidden: int, x: Value, batch_first: bool
 ) -> Value:
     if not c.has(i):
-        if isinstance(batch, int):
-            return c.const(np.zeros((batch, hidden)), x.dtype)
         return c.emit("ConstantOfShape", shape=(batch, hidden), value=0.0, dtype=x.dtype)
     value = c.value(i)
     if value.type.rank != 3:

@@ -135,16 +135,18 @@ class _Import:
     def graph(self, visitor: Visitor) -> Graph:
         """The finished graph. Outputs that are inputs, weights or repeated get an Identity node of their own."""
         outputs: list[Value] = []
+        renamed: dict[str, Value] = {}
         rw = visitor.builder.rw
-        inner = {o.name for n in rw.nodes for o in n.outputs}
+        own = {v.name for v in self.inputs}
         for info in self.model.graph.output:
             found = visitor.results[info.name]
             origin = (f"output {info.name}",)
-            value = visitor.builder.device(found, origin, f"{sanitise(info.name)}.const")
-            if value.name not in inner or value in outputs:
-                value = visitor.rename(
-                    rw.emit("Identity", (value,), value.type, origin=origin, name="identity"), info.name
-                )
+            before = visitor.builder.device(found, origin, f"{sanitise(info.name)}.const")
+            value = renamed.get(before.name, before)
+            if value.name in own or value.name in rw.weights or value in outputs:
+                value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
+            if value.name != sanitise(info.name):
+                value = renamed[before.name] = visitor.rename(value, info.name)
             outputs.append(value)
         used = {v.name for n in rw.nodes for v in n.operands()}
         weights = {k: w for k, w in rw.weights.items() if k in used}

@@ -76,9 +76,23 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, name: str) -> onnx.ModelProto:
     try:
-        return onnx.ModelProto.FromString(data)
+        model = onnx.ModelProto.FromString(data)
     except (DecodeError, RuntimeError, ValueError) as error:
         raise ModelError(f"not an ONNX model: {error}", node=name) from error
+    _check_text(model, name)
+    return model
+
+
+def _check_text(message: Any, name: str) -> None:
+    """Raises ModelError for a string field that is not UTF-8: the decoder hands those out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if not isinstance(text, str):
+                    raise ModelError(f"the field {field.name} is not valid text", node=name)
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _check_text(inner, name)
 
 
 # --------------------------------------------------------------------------------------------------------- tensors

@@ -14,6 +14,7 @@ import onnx
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.errors import ModelError, UsageError
+from arcweld.compiler.text import sanitize
 
 Range: TypeAlias = "tuple[int, int | None, int]"
 Shapes: TypeAlias = "Mapping[str, Sequence[int | str | Dim]]"
@@ -32,8 +33,6 @@ def identifier(text: str) -> str:
 
 def sanitise(name: str) -> str:
     """``name`` with the characters that IR text cannot hold replaced by underscores."""
-    from arcweld.compiler.text import sanitize
-
     return sanitize(name)
 
 

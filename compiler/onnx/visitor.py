@@ -15,7 +15,7 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.onnx import shapes
-from arcweld.compiler.onnx.context import Builder, NodeContext, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.context import Builder, NodeContext, Operand, Unavailable, on_device, on_host, text
 from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
 from arcweld.compiler.onnx.handlers import handler
 from arcweld.compiler.onnx.proto import attribute_value
@@ -23,7 +23,8 @@ from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import FunctionProto, NodeProto
 
-MAX_VISITS = 1_000_000
+MAX_VISITS = 200_000
+MAX_ELEMENTS = 2**48
 
 # what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
 _MALFORMED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
@@ -203,6 +204,9 @@ class Visitor:
         out: list[Any] = []
         for name, result in zip(context.outputs, listed):
             if isinstance(result, Value):
+                elements = result.type.numel
+                if isinstance(elements, int) and not 0 <= elements <= MAX_ELEMENTS:
+                    raise ModelError(f"the result would have the shape {text(result.shape)}", node=context.name)
                 value = self.rename(result, name) if name and result.name in fresh else result
                 fresh.discard(result.name)
                 if why:
