@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nvrtc import compile_cubin
 from arcweld.compiler.dims import evaluate
@@ -18,11 +17,14 @@ from arcweld.runtime.sim.device import SimDevice
 
 def run_kernel(
     source: KernelSource, kernel: Kernel, inputs: Mapping[str, np.ndarray], env: Mapping[str, int] | None = None,
-    *, checked: bool = True, seed: int = 0, text: str | None = None,
+    *, checked: bool = True, seed: int = 0, text: str | None = None, device: Any = None, cubin: bytes | None = None,
 ) -> dict[str, np.ndarray]:
-    """Outputs of ``source`` on the sim device, by canonical buffer name. ``text`` replaces the source (mutation tests)."""
+    """Outputs of ``source``, by canonical buffer name, on the sim device or on ``device`` (which then gets ``cubin``).
+
+    ``text`` replaces the source (mutation tests).
+    """
     env = dict(env or {})
-    device = SimDevice(arch="sm_90a" if source.arch == "sm_90a" else "sm_80", checked=checked, seed=seed)
+    device = device or SimDevice(arch="sm_90a" if source.arch == "sm_90a" else "sm_80", checked=checked, seed=seed)
     memory, arrays = {}, {}
     for b in kernel.buffers:
         shape = tuple(evaluate(d, env) for d in b.shape)
@@ -35,7 +37,7 @@ def run_kernel(
             array = np.zeros_like(array)
         memory[b.name], arrays[b.name] = device.allocate(max(1, array.nbytes)), array
         device.upload(memory[b.name].address, array)
-    image = KernelImage(source.entry, source.entry, text or source.source, None, None)
+    image = KernelImage(source.entry, source.entry, text or source.source, cubin, None)
     handle = device.load_kernel(image, source.shared_bytes)
     buffers = tuple((memory[b.name].address, arrays[b.name].nbytes, b.written) for b in kernel.buffers)
     grid = tuple(evaluate(g, env) for g in source.grid)
@@ -62,7 +64,7 @@ def pack(
     for f in source.fields:
         if f.kind == "tensor_map":
             b = kernel.buffer(f.value)
-            many = lambda xs: tuple(evaluate(x, env) for x in xs)  # noqa: E731
+            many = lambda xs: tuple(evaluate(x, env) for x in xs)
             address = addresses[f.value] + evaluate(f.offset, env)
             spec = TensorMapSpec(
                 b.dtype.value, address, many(f.dims), many(f.strides), f.box, f.element_strides, f.swizzle
