@@ -1,4 +1,4 @@
-"""Every template's cases on a real GPU: each implementation that the card can run, with each of its tactics, against numpy."""
+"""Every template's cases on a real GPU: each implementation that the card can run, with each tactic, against numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from arcweld.codegen.implementation import Implementation
 from arcweld.codegen.nvrtc import Job
 from arcweld.codegen.pool import compile_many
-from arcweld.codegen.select import IMPLEMENTATIONS, implementations
+from arcweld.codegen.select import implementations
 from arcweld.runtime import devices
 from arcweld.runtime.device import Device
 
@@ -21,8 +21,8 @@ from kernel_cases import Case, assert_close
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices.gpu_count() == 0, reason="needs an NVIDIA GPU")]
 
-MODULES = tuple(f"cases_{t}" for t in ("rowwise", "reduce", "window", "transpose", "contract", "conv", "depthwise", "attention"))
-SLACK = 40.0  # fast intrinsics and the order of sums differ from the oracle's f64 by tens of roundings
+TEMPLATES = ("rowwise", "reduce", "window", "transpose", "contract", "gemv", "conv", "depthwise", "attention")
+MODULES = tuple(f"cases_{t}" for t in TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,15 @@ def device() -> Device:
 
 def attempts(case: Case, arch: str) -> list[tuple[Implementation, Any]]:
     """(implementation, tactic) pairs: all tactics of all implementations."""
-    found = [i for i in implementations(case.kernel, arch)]
-    return [(i, t) for i in found for t in i.tactics(case.kernel, arch)]
+    return [(i, t) for i in implementations(case.kernel, arch) for t in i.tactics(case.kernel, arch)]
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m[6:] in IMPLEMENTATIONS or m[6:] in ("transpose", "depthwise")])
+def slack(case: Case) -> float:
+    """Roundings allowed: the order of sums and the GPU's functions cost tens of f32 roundings, few of the 16-bit types."""
+    return 3.0 if any(b.dtype.is_half for b in case.kernel.buffers if b.written) else 40.0
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_cases_match_numpy(module: str, device: Device) -> None:
     cases = importlib.import_module(module)
     arch = device.arch
@@ -49,7 +53,7 @@ def test_cases_match_numpy(module: str, device: Device) -> None:
             problems.append(f"{label}: {object_code.spill_bytes} bytes of spills")
         try:
             got = run_kernel(source, case.kernel, case.inputs, case.env, device=device, cubin=object_code.code)
-            assert_close(case.kernel, got, cases.expected(case), SLACK)
+            assert_close(case.kernel, got, cases.expected(case), slack(case))
         except Exception as error:  # every case is tried, all failures are reported together
             problems.append(f"{label}: {type(error).__name__}: {str(error)[:300]}")
             if "illegal" in str(error).lower() or "launch failed" in str(error).lower():
