@@ -310,9 +310,10 @@ _LIBRARY = ("/torch/", "torch/_", "torch/nn", "torch/fx")
 def place_of(node: fx.Node) -> str:
     """Where the user wrote it: ``layer1.0.conv1 (resnet.py:102 in forward)``, as far as torch recorded it."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [f for f in frames if not any(part in f[0] for part in _LIBRARY)] or frames
-    line = f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]} in {own[-1][2]}" if own else ""
     path = _module_path(node.meta.get("nn_module_stack") or {})
+    own = [f for f in frames if not any(part in f[0] for part in _LIBRARY)]
+    shown = own or ([] if path else frames)
+    line = f"{shown[-1][0].rsplit('/', 1)[-1]}:{shown[-1][1]} in {shown[-1][2]}" if shown else ""
     if path and line:
         return f"{path} ({line})"
     return path or line or node.name

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.torch.importer import import_module
-from oracle import Functions, check, rand
+from torch_oracle import Functions, check, rand
 
 
 def test_views() -> None:
@@ -194,7 +194,7 @@ def test_dynamic_sizes() -> None:
                 torch.zeros(n, n) + x[:, :1],
             )
 
-    from oracle import compare
+    from torch_oracle import compare
 
     dims = ({0: 2 * torch.export.Dim("half", min=1, max=20)},)
     graph = import_module(Model().eval(), (rand(6, 4),), dynamic_shapes=dims)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import check, rand
+from torch_oracle import check, rand
 
 UNARY = [
     "abs",
@@ -244,5 +244,5 @@ def test_inputs_that_are_outputs() -> None:
 def test_labels_and_origins() -> None:
     graph = check({"doubled": lambda x: x * 2}, rand(3))
     assert graph.labels() == ("doubled",)
-    assert "oracle.py:" in graph.nodes[0].origin[0]
+    assert "torch_oracle.py:" in graph.nodes[0].origin[0]
     assert np.asarray(next(iter(graph.weights.values())).data) == 2
