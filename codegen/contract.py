@@ -8,11 +8,10 @@ with f32 accumulation), ``b_is_weight`` (``b`` does not depend on an earlier ker
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from arcweld.codegen import contract_ffma, contract_mma
+from arcweld.codegen import contract_ffma, contract_mma, gemv
 from arcweld.codegen.contract_problem import Problem, problem_of
-from arcweld.codegen.contract_tactic import ContractTactic
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 
@@ -24,13 +23,13 @@ class Engine(Protocol):
 
     def supports(self, problem: Problem, arch: str) -> str | None: ...
 
-    def tactics(self, problem: Problem, arch: str) -> tuple[ContractTactic, ...]: ...
+    def tactics(self, problem: Problem, arch: str) -> tuple[Any, ...]: ...
 
-    def render_problem(self, problem: Problem, tactic: ContractTactic, arch: str) -> KernelSource: ...
+    def render_problem(self, problem: Problem, tactic: Any, arch: str) -> KernelSource: ...
 
 
 # best first
-ENGINES: dict[str, Engine] = {"mma": contract_mma, "ffma": contract_ffma}
+ENGINES: dict[str, Engine] = {"gemv": gemv, "mma": contract_mma, "ffma": contract_ffma}
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:
@@ -65,12 +64,12 @@ def supports(kernel: Kernel, arch: str) -> str | None:
     return "; ".join(f"{name}: {e.supports(problem, arch)}" for name, e in ENGINES.items())
 
 
-def tactics(kernel: Kernel, arch: str) -> tuple[ContractTactic, ...]:
+def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
     """The candidates of the best engine that supports the kernel, the analytical default first."""
     problem = problem_of(kernel)
     return ENGINES[supporting(problem, arch)[0]].tactics(problem, arch)
 
 
-def render_contract(kernel: Kernel, tactic: ContractTactic, arch: str) -> KernelSource:
+def render_contract(kernel: Kernel, tactic: Any, arch: str) -> KernelSource:
     """Renders the kernel with the tactic's engine."""
     return ENGINES[tactic.engine].render_problem(problem_of(kernel), tactic, arch)
