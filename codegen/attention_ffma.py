@@ -1,0 +1,111 @@
+"""The attention engine for the ordinary pipelines: exact f32 or f64, any head size up to 256, any operand
+expressions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks
+from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.nest import most
+from arcweld.codegen.printer import Hooks
+from arcweld.codegen.render import render
+from arcweld.compiler import dims
+from arcweld.compiler.dtypes import DType
+
+SHARED_BUDGET = 99 * 1024
+SMS = 132
+USUAL_SYMBOLIC = 512
+
+
+@dataclass(frozen=True, slots=True)
+class FfmaTactic:
+    """A block of ``threads`` computes ``threads // across * row_tile`` queries, ``across * key_tile`` keys
+    at a time.
+
+    across    threads that share a query, a power of two up to 32
+    row_tile  queries of a thread
+    key_tile  keys of a thread in each step
+    """
+
+    across: int = 8
+    row_tile: int = 4
+    key_tile: int = 8
+    threads: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Extents and pitches (elements) of the shared arrays, and offsets in elements from the start of shared
+    memory.
+    """
+
+    rows: int
+    keys: int
+    depth: int
+    groups: int
+    k_pitch: int
+    v_pitch: int
+    p_pitch: int
+    k_at: int
+    v_at: int
+    p_at: int
+    total: int
+
+
+def layout(a: Attention, t: FfmaTactic) -> Layout:
+    """Pitches are odd multiples of 16 bytes (f32), so that a column of vectors meets all banks."""
+    rows, keys = t.threads // t.across * t.row_tile, t.across * t.key_tile
+    depth = -(-a.size // 4) * 4
+    groups = -(-a.value_size // (4 * t.across))
+    k_pitch = depth + (4 if depth // 4 % 2 == 0 else 8)
+    v_pitch = groups * t.across * 4
+    p_pitch = keys + 4
+    k_at = rows * k_pitch
+    v_at = k_at + keys * k_pitch
+    p_at = v_at + keys * v_pitch
+    return Layout(rows, keys, depth, groups, k_pitch, v_pitch, p_pitch, k_at, v_at, p_at, p_at + rows * p_pitch)
+
+
+def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
+    """The largest tiles that fit and still fill the card first."""
+    a = parts(kernel)
+    across = 8 if a.value_size <= 128 else 16
+    choices = [
+        FfmaTactic(across, r, n, threads)
+        for threads in (128, 64)
+        for r in (4, 2, 1)
+        for n in (8, 4, 2, 1)
+        if layout(a, FfmaTactic(across, r, n, threads)).total * a.ctype.size <= SHARED_BUDGET
+    ]
+    queries, heads = most(a.s.extent, USUAL_SYMBOLIC), most(a.heads, 16)
+    keys = most(a.t.extent, USUAL_SYMBOLIC)
+
+    def cost(t: FfmaTactic) -> float:
+        tile = layout(a, t)
+        blocks = heads * -(-queries // tile.rows)
+        resident = max(1, min(8, 200 * 1024 // (tile.total * a.ctype.size)))
+        waves = -(-blocks // (SMS * resident)) * resident if blocks > SMS else 1
+        reads = 1 / t.row_tile + 1 / t.key_tile
+        steps = -(-keys // tile.keys)
+        return waves * (steps * (tile.rows * tile.keys * (0.5 + reads) + 600) + 1500)
+
+    return tuple(sorted(choices, key=cost)[:6])
+
+
+def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
+    """Renders for any architecture."""
+    a = parts(kernel)
+    tile, hooks = layout(a, tactic), Hooks(kernel)
+    printed = print_hooks(a, hooks, {"q": 4, "k": 4, "v": 4, "mask": 1, "out": 4})
+    scalar = hooks.params.scalar
+    tiles = dims.ceildiv(a.s.extent, tile.rows)
+    return render(
+        "attention_ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
+        block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size, a=a, tactic=tactic, layout=tile, hooks=printed,
+        ctype=a.ctype.cuda,
+        exp2="exp2" if a.ctype is DType.F64 else "exp2f", scale=repr(a.scale * LOG2E), log2e=repr(LOG2E), tiles=scalar("query_tiles", tiles),
+        heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
+        keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),
+    )  # fmt: skip
