@@ -1,26 +1,28 @@
-# Set-up and everyday commands. A fresh machine needs only python3.11+, make and a C++ compiler.
+# Set-up and everyday commands. A fresh machine needs only Python 3.11 or newer, make and a C++ compiler.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST ?= $(BIN)/python -m pytest --durations=15
 
-.PHONY: test quick lint demo gpu bench clean
-$(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[torch,test]"
-	touch $@
+.PHONY: test quick lint types wheel demo gpu clean
 
-# Everything that CI runs: lint, types, all tests that need no GPU.
-test: $(STAMP) lint
-	$(BIN)/python -m pytest tests
+# Everything that continuous integration runs: lint, types, all tests that need no GPU.
+test: lint types
+	$(PYTEST) tests
 
 # The fast tier: under three minutes.
-quick: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not slow and not models"
+quick: lint
+	$(PYTEST) tests -m "not slow and not models"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+
+types: $(STAMP)
+	$(BIN)/python tests/project/typecheck.py
+
+wheel: $(STAMP)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 demo: $(STAMP)
 	$(BIN)/python -m arcweld.models.demo
@@ -32,3 +34,8 @@ gpu:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[torch,test]"
+	touch $@
