@@ -156,6 +156,7 @@ class CudaDevice:
         self._encode: Any = None
         self._launch = self._driver.cuLaunchKernelEx
         self._local = threading.local()  # each thread captures on a stream of its own
+        self._recording = threading.Lock()  # held while some thread records a graph
 
     def _check(self, result: tuple[Any, ...], doing: str = "a CUDA call") -> Any:
         """The value of a driver call. Raises DeviceError with CUDA's own name and text for the trouble."""
@@ -286,7 +287,8 @@ class CudaDevice:
         if stream:
             self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
         else:
-            self._check(self._driver.cuCtxSynchronize(), "waiting for the GPU")
+            with self._recording:  # the driver refuses to wait for a context while any stream of it is recorded
+                self._check(self._driver.cuCtxSynchronize(), "waiting for the GPU")
 
     def enter(self) -> int:
         """Makes this GPU's primary context current; the token is the GPU that was current before."""
@@ -317,11 +319,19 @@ class CudaDevice:
             flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
             stream = self._local.stream = self._check(self._driver.cuStreamCreate(int(flag)), "making a stream")
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self._check(self._driver.cuStreamBeginCapture(stream, mode), "beginning a graph")
+        self._recording.acquire()
+        try:
+            self._check(self._driver.cuStreamBeginCapture(stream, mode), "beginning a graph")
+        except DeviceError:
+            self._recording.release()
+            raise
         return int(stream)
 
     def end_capture(self) -> CudaGraph:
-        graph = self._check(self._driver.cuStreamEndCapture(self._local.stream), "ending a graph")
+        try:
+            graph = self._check(self._driver.cuStreamEndCapture(self._local.stream), "ending a graph")
+        finally:
+            self._recording.release()
         try:
             executable = self._check(self._driver.cuGraphInstantiate(graph, 0), "making a graph")
         finally:
