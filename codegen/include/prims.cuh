@@ -17,6 +17,8 @@ typedef float f32;
 typedef double f64;
 
 #define ARCWELD_DEVICE __device__ __forceinline__
+#define ARCWELD_CHUNK8 uint2  // what one 8-byte and one 16-byte access moves
+#define ARCWELD_CHUNK16 uint4
 #define EXPORT_KERNEL(name)
 // The block's dynamic shared memory, 1024-byte aligned: the only shared memory that kernels use.
 #define DYN_SHARED(T, name) extern __shared__ __align__(1024) T name[]

@@ -1,5 +1,5 @@
 // Scalar types, conversions and vector accesses, shared by the GPU (prims.cuh) and the simulator (sim_prims.h).
-// Both define f16_to_f32_bits, f32_to_f16_bits, bf16 likewise, and the type names before including this file.
+// Each defines the type names, the conversions of 16-bit patterns and the chunk types before including this file.
 #pragma once
 
 struct f16 {
@@ -102,11 +102,11 @@ struct VecChunk<4> {
 };
 template <>
 struct VecChunk<8> {
-  typedef uint2 type;
+  typedef ARCWELD_CHUNK8 type;
 };
 template <>
 struct VecChunk<16> {
-  typedef uint4 type;
+  typedef ARCWELD_CHUNK16 type;
 };
 
 template <int N, class T>

@@ -88,13 +88,13 @@ struct Who {
 
 bool ordered(const Mark& m, const VectorClock& known, u16 me) {
   if (m.clock <= known.at[agent_of(m)]) return true;
-  return (m.who & (kWho | kSeveral)) == me && me < kFirstAgent;
+  return (m.who & (kWho | kSeveral)) == (me & kWho) && (me & kWho) < kFirstAgent;
 }
 
 // A read mark keeps the last reader of each agent (modulo kReads); lanes that are not ordered among themselves merge.
 void record_read(Shadow& s, Mark me, const VectorClock& known) {
   Mark& slot = s.reads[agent_of(me) % kReads];
-  if (agent_of(slot) == agent_of(me) && (slot.who & kWho) != me.who && slot.clock > known.at[agent_of(me)])
+  if (agent_of(slot) == agent_of(me) && (slot.who & kWho) != (me.who & kWho) && slot.clock > known.at[agent_of(me)])
     me.who |= kSeveral;
   slot = me;
 }

@@ -50,7 +50,7 @@ class SimMemory:
     __slots__ = ("address", "array", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
-        self.array = _aligned(nbytes)
+        self.array = _aligned(max(nbytes, 1))
         self.address = int(self.array.ctypes.data)
         self.nbytes = nbytes
 

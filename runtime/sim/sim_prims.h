@@ -2,6 +2,11 @@
 #pragma once
 
 #define ARCWELD_DEVICE __forceinline__
+// Types that the compiler does not take apart: a 16-byte access stays one access, and its alignment is checked as such.
+typedef u32 sim_chunk16 __attribute__((vector_size(16), may_alias));
+typedef u64 __attribute__((may_alias)) sim_chunk8;
+#define ARCWELD_CHUNK8 sim_chunk8
+#define ARCWELD_CHUNK16 sim_chunk16
 
 // ---------------------------------------------------------------- 16-bit floats
 #if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)  // newer clangs have only _Float16

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sim_harness import Argument, In, Map, Out, image, run, source_of
-
 from arcweld.runtime.device import Device
+from sim_harness import Argument, In, Map, Out, image, run, source_of
 
 
 @dataclass(frozen=True, slots=True)

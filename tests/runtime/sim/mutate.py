@@ -31,7 +31,7 @@ class Mutation:
 
 
 def mutations(source: str) -> list[Mutation]:
-    """One mutation for each ``__syncthreads();``, ``cp_async_wait<..>();``, ``mbar_wait(..);`` and the like in ``source``.
+    """One mutation for each ``__syncthreads();``, ``cp_async_wait<..>();``, ``mbar_wait(..);`` and the like.
 
     Comments are left alone. Equal statements on different lines are separate mutations.
     """

@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import numpy as np
-
 from arcweld.codegen import include
 from arcweld.runtime.device import Device, KernelImage, LaunchSpec, TensorMapSpec
 
@@ -101,9 +100,7 @@ def run(
     params = params.ljust(-(-len(params) // 64) * 64, b"\0")
     handle = device.load_kernel(kernel, shared)
     full = lambda dims: (*dims, 1, 1)[:3]
-    spec = LaunchSpec(
-        kernel.name, handle, full(grid), full(block), shared, 1, False, params, tuple(buffers)
-    )
+    spec = LaunchSpec(kernel.name, handle, full(grid), full(block), shared, 1, False, params, tuple(buffers))
     device.launch(device.prepare(spec))
     device.synchronize()
     outputs = []
