@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.passes.common import Tracker, scalar, use_counts
@@ -83,13 +82,19 @@ def _tree(node: ast.expr) -> Tree:
         return Call(node.func.id, tuple(_tree(a) for a in node.args), attrs)
     if (number := _number(node)) is not None:
         return Number(number)
-    if isinstance(node, ast.BinOp | ast.UnaryOp):
+    if _is_arithmetic(node):
         is_sum = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
         terms: list[tuple[Tree, float]] = []
         constants: list[float | str] = []
         _flatten(node, 1.0, is_sum, terms, constants)
         return Algebra(is_sum, tuple(sorted(terms, key=lambda t: _generality(t[0]))), _fold(constants, is_sum))
     raise ValueError(f"not a formula: {ast.unparse(node)}")
+
+
+def _is_arithmetic(node: ast.expr) -> bool:
+    if isinstance(node, ast.UnaryOp):
+        return isinstance(node.op, ast.USub)
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult | ast.Div | ast.Pow)
 
 
 def _attribute(node: ast.expr) -> float | str | None:
@@ -307,12 +312,9 @@ class Matcher:
         for bound in self.match(trees[0], values[0], env):
             yield from self._all(trees[1:], values[1:], bound)
 
-    # a sum or product is opened node by node: at each step the items found so far are tried, then each item
-    # is opened
+    # a sum or product is opened node by node; the most opened form is tried first, so that constants are
+    # found
     def _expand(self, tree: Algebra, items: _Items, constant: float, start: int, env: _Env) -> Iterator[_Env]:
-        if len(items) == len(tree.terms):
-            for bound in self._constant(tree.constant, constant, env):
-                yield from self._assign(tree.terms, items, bound)
         for at in range(start, len(items)):
             opened = self._open(tree.is_sum, *items[at])
             if opened is None:
@@ -322,6 +324,9 @@ class Matcher:
             if len(grown) <= len(tree.terms):
                 total = constant + extra if tree.is_sum else constant * extra
                 yield from self._expand(tree, grown, total, at, env.cover(node))
+        if len(items) == len(tree.terms):
+            for bound in self._constant(tree.constant, constant, env):
+                yield from self._assign(tree.terms, items, bound)
 
     def _constant(self, wanted: float | str, found: float, env: _Env) -> Iterator[_Env]:
         if isinstance(wanted, str):
@@ -465,6 +470,7 @@ def cast_to(rw: Tracker, value: Value, dtype: DType, origin: tuple[str, ...]) ->
     return value if value.dtype is dtype else rw.make("Cast", [value], origin, to=dtype)
 
 
-def ones(rw: Tracker, extent: int, dtype: DType) -> Value:
-    """A constant vector of ones."""
-    return rw.constant(np.ones(extent, dtype.numpy), dtype, "ones")
+def at_least(rw: Tracker, value: Value, m: Match) -> Value:
+    """``value``, cast up where the result of the match is wider: what was computed in f32 stays so."""
+    dtype = m.root.output.dtype
+    return cast_to(rw, value, dtype, m.origin) if value.dtype.size < dtype.size else value

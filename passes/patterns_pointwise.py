@@ -8,7 +8,7 @@ from typing import Any
 from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker
-from arcweld.passes.patterns import Build, Match, Pattern, apply_patterns
+from arcweld.passes.patterns import Build, Match, Pattern, apply_patterns, at_least
 
 _R2 = 1 / math.sqrt(2)
 _RPI = math.sqrt(2 / math.pi)
@@ -19,16 +19,20 @@ _CUBIC_EXPANDED = f"Tanh({_RPI} * x + {_RPI * 0.044715} * x ** 3)"
 _CUBIC_SIGMOID = f"Sigmoid({2 * _RPI} * (x + 0.044715 * x ** 3))"
 
 
+def _x(rw: Tracker, m: Match) -> Value:
+    return at_least(rw, rw.get(m.values["x"]), m)
+
+
 def _unary(op: str, **attrs: Any) -> Build:
     """Replaces the match by ``op`` of x."""
-    return lambda rw, m: rw.make(op, [rw.get(m.values["x"])], m.origin, m.name, **attrs)
+    return lambda rw, m: rw.make(op, [_x(rw, m)], m.origin, m.name, **attrs)
 
 
 def _clip(rw: Tracker, m: Match) -> Value | None:
     low, high = m.scalars.get("A"), m.scalars.get("B")
     if low is not None and high is not None and low > high:
         return None
-    x = rw.get(m.values["x"])
+    x = _x(rw, m)
     if not x.dtype.is_float:
         return None
     if low == 0.0 and high is None:
@@ -40,18 +44,18 @@ def _clip_of_relu(rw: Tracker, m: Match) -> Value | None:
     low, high = m.scalars["A"], m.scalars["B"]
     if high is None or high < 0 or (low is not None and low > 0):
         return None
-    return rw.make("Clip", [rw.get(m.values["x"])], m.origin, m.name, min=0.0, max=high)
+    return rw.make("Clip", [_x(rw, m)], m.origin, m.name, min=0.0, max=high)
 
 
 def _hard_sigmoid(rw: Tracker, m: Match) -> Value | None:
     alpha, beta = m.scalars["K"], m.scalars["B"]
     if not alpha or (alpha, beta) == (1.0, 0.0):  # nothing scaled, nothing added: it is a Clip
         return None
-    return rw.make("HardSigmoid", [rw.get(m.values["x"])], m.origin, m.name, alpha=alpha, beta=beta)
+    return rw.make("HardSigmoid", [_x(rw, m)], m.origin, m.name, alpha=alpha, beta=beta)
 
 
 def _silu(rw: Tracker, m: Match) -> Value | None:
-    return rw.make("Silu", [rw.get(m.values["x"])], m.origin, m.name, alpha=m.scalars["K"])
+    return rw.make("Silu", [_x(rw, m)], m.origin, m.name, alpha=m.scalars["K"])
 
 
 CLIPS = (

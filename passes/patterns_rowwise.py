@@ -10,7 +10,7 @@ from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.ops.shapes import broadcast
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker
-from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
+from arcweld.passes.patterns import Match, Pattern, apply_patterns, at_least, cast_to
 
 _CENTRED = "(x - (mean := ReduceMean(x)))"
 _LAYER_NORM = f"{_CENTRED} * ((power := ReduceMean({_CENTRED} ** 2)) + E) ** -0.5"
@@ -21,14 +21,13 @@ _SHIFTED = "Exp(x - (top := ReduceMax(x)))"
 def _norm(rw: Tracker, m: Match) -> Value | None:
     """LayerNormalization where a mean is subtracted, else RMSNormalization."""
     reduces = [m.node(n) for n in ("mean", "power") if n in m.values]
-    x = rw.get(m.values["x"])
+    x = at_least(rw, rw.get(m.values["x"]), m)
     axes = reduces[0].attrs["axes"]
     if any(r.attrs["axes"] != axes or not r.attrs["keepdims"] for r in reduces) or not axes:
         return None
-    affine = [cast_to(rw, rw.get(m.values[n]), m.root.output.dtype, m.origin) for n in "sb" if n in m.values]
+    affine = [cast_to(rw, rw.get(m.values[n]), x.dtype, m.origin) for n in "sb" if n in m.values]
     if not all(_varies_along_only(v, x, axes) for v in affine):
         return None
-    x = cast_to(rw, x, m.root.output.dtype, m.origin)
     op = "LayerNormalization" if len(reduces) == 2 else "RMSNormalization"
     epsilon = m.scalars["E"]
     rank = x.type.rank
@@ -58,12 +57,12 @@ def _softmax(rw: Tracker, m: Match) -> Value | None:
     axes = top.attrs["axes"]
     if len(axes) != 1 or total.attrs["axes"] != axes or not (top.attrs["keepdims"] and total.attrs["keepdims"]):
         return None
-    return rw.make("Softmax", [rw.get(m.values["x"])], m.origin, m.name, axis=axes[0])
+    return rw.make("Softmax", [at_least(rw, rw.get(m.values["x"]), m)], m.origin, m.name, axis=axes[0])
 
 
 def _log_softmax(rw: Tracker, m: Match) -> Value | None:
     axis = m.node("p").attrs["axis"]
-    return rw.make("LogSoftmax", [rw.get(m.values["x"])], m.origin, m.name, axis=axis)
+    return rw.make("LogSoftmax", [at_least(rw, rw.get(m.values["x"]), m)], m.origin, m.name, axis=axis)
 
 
 ROWWISE = (

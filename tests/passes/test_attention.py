@@ -1,0 +1,252 @@
+"""Attention recovery: the forms in which exporters write it, and what must not become Attention."""
+
+from __future__ import annotations
+
+import pytest
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.passes.attention import attention
+from arcweld.passes.cleanup import cleanup
+from arcweld.passes.constant_folding import constant_folding
+from arcweld.passes.cse import cse
+from arcweld.passes.layout import layout
+from arcweld.passes.merge_matmuls import merge_matmuls
+from pass_tools import body, build, check, ops
+
+HEADER = """
+    input %q: f32[2, 3, 5, 8]
+    input %k: f32[2, 3, 7, 8]
+    input %v: f32[2, 3, 7, 4]
+    input %seen: bool[2, 1, 5, 7]
+    input %bias: f32[1, 3, 5, 7]
+    weight %c: f32[] data=0.35
+    weight %rc: f32[] data=2.857142857
+    weight %low: f32[] data=float(-inf)
+    weight %finite: f32[] data=-3e4
+    weight %zero: f32[] data=0.0
+    %kt = Transpose(%k, perm=(0, 1, 3, 2))
+"""
+SCORES = {
+    "plain": "%s = MatMul(%q, %kt)",
+    "times": "%m = MatMul(%q, %kt)\n%s = Mul(%m, %c)",
+    "over": "%m = MatMul(%q, %kt)\n%s = Div(%m, %rc)",
+    "query times": "%sq = Mul(%q, %c)\n%s = MatMul(%sq, %kt)",
+    "keys times": "%sk = Mul(%c, %kt)\n%s = MatMul(%q, %sk)",
+    "both times": "%sq = Div(%q, %rc)\n%sk = Mul(%kt, %c)\n%s = MatMul(%sq, %sk)",
+}
+SCALE = {"plain": 1.0, "both times": 0.1225}
+MASKS = {
+    "none": "%p = Softmax(%s, axis=3)",
+    "added": "%a = Add(%bias, %s)\n%p = Softmax(%a, axis=3)",
+    "seen": "%a = Where(%seen, %s, %finite)\n%p = Softmax(%a, axis=3)",
+    "unseen": "%n = Not(%seen)\n%a = Where(%n, %finite, %s)\n%p = Softmax(%a, axis=3)",
+    "seen and added": "%w = Where(%seen, %s, %finite)\n%a = Add(%w, %bias)\n%p = Softmax(%a, axis=3)",
+    "two added": "%w = Add(%s, %bias)\n%a = Add(%w, %bias)\n%p = Softmax(%a, axis=3)",
+    "guarded": "%a = Where(%seen, %s, %low)\n%r = Softmax(%a, axis=3)\n%i = IsNaN(%r)\n%p = Where(%i, %zero, %r)",
+}
+
+
+def found(graph: Graph) -> dict[str, object]:
+    (node,) = [n for n in graph.nodes if n.op == "Attention"]
+    assert not {"Softmax", "MatMul"} & set(ops(graph))
+    return dict(node.attrs)
+
+
+@pytest.mark.parametrize("scores", SCORES)
+def test_scales(scores: str) -> None:
+    text = f"{HEADER}{SCORES[scores]}\n%p = Softmax(%s, axis=3)\n%y = MatMul(%p, %v)\noutput %y"
+    attrs = found(check(text, attention))
+    assert attrs["scale"] == pytest.approx(SCALE.get(scores, 0.35), rel=1e-6)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks(mask: str) -> None:
+    text = f"{HEADER}{SCORES['times']}\n{MASKS[mask]}\n%y = MatMul(%p, %v)\noutput %y"
+    # a row that a finite number masks out entirely is uniform in the one form and 0 in the other: inputs
+    # avoid it
+    graph = build(text)
+    after = attention(graph, Options())
+    found(after)
+    assert after is not graph
+
+
+@pytest.mark.parametrize("mask", ["none", "added", "two added"])
+def test_masks_compute_the_same(mask: str) -> None:
+    check(f"{HEADER}{SCORES['times']}\n{MASKS[mask]}\n%y = MatMul(%p, %v)\noutput %y", attention)
+
+
+@pytest.mark.parametrize("mask", ["seen", "unseen", "seen and added", "guarded"])
+def test_boolean_masks_compute_the_same(mask: str) -> None:
+    # the first key is seen by every query, so that no row is masked out
+    seen = """
+        weight %first: bool[7] data=(True, False, False, False, False, False, False)
+        %some = Or(%seen, %first)
+    """
+    masked = MASKS[mask].replace("%seen", "%some")
+    check(f"{HEADER}{seen}{SCORES['times']}\n{masked}\n%y = MatMul(%p, %v)\noutput %y", attention)
+
+
+def test_keys_need_no_transpose_left() -> None:
+    text = """
+        input %x: f32[2, 5, 24]
+        %h = Reshape(%x, shape=(2, 5, 3, 8))
+        %q = Transpose(%h, perm=(0, 2, 1, 3))
+        %kt = Transpose(%h, perm=(0, 2, 3, 1))
+        %s = MatMul(%q, %kt)
+        %p = Softmax(%s, axis=3)
+        %o = MatMul(%p, %q)
+        %t = Transpose(%o, perm=(0, 2, 1, 3))
+        %y = Reshape(%t, shape=(2, 5, 24))
+        output %y
+    """
+    after = check(text, attention, cleanup, cse)
+    assert ops(after) == ["Reshape", "Transpose", "Attention", "Transpose", "Reshape"]
+    assert len({v.name for v in after.nodes[2].operands()}) == 1
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_without_heads(rank: int) -> None:
+    lead, perm = ("", "(1, 0)") if rank == 2 else ("6, ", "(0, 2, 1)")
+    text = f"""
+        input %q: f32[{lead}5, 8]
+        input %k: f32[{lead}7, 8]
+        input %v: f32[{lead}7, 4]
+        input %mask: f32[{lead}5, 7]
+        %kt = Transpose(%k, perm={perm})
+        %m = MatMul(%q, %kt)
+        %s = Add(%m, %mask)
+        %p = Softmax(%s, axis={rank - 1})
+        %y = MatMul(%p, %v)
+        output %y
+    """
+    found(check(text, attention))
+
+
+def test_repeated_keys_are_shared() -> None:
+    repeat = """
+        %{0}1 = Reshape(%{0}, shape=(2, 2, 1, 7, 8))
+        %{0}2 = Expand(%{0}1, shape=(2, 2, 3, 7, 8))
+        %{0}3 = Reshape(%{0}2, shape=(2, 6, 7, 8))
+    """
+    text = f"""
+        input %q: f32[2, 6, 5, 8]
+        input %k: f32[2, 2, 7, 8]
+        input %v: f32[2, 2, 7, 8]
+        {repeat.format("k")}{repeat.format("v")}
+        %kt = Transpose(%k3, perm=(0, 1, 3, 2))
+        %s = MatMul(%q, %kt)
+        %p = Softmax(%s, axis=3)
+        %y = MatMul(%p, %v3)
+        output %y
+    """
+    assert body(check(text, attention, cleanup)) == ("%y = Attention(%q, %k, %v, scale=1.0, is_causal=0)\noutput %y")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bool"])
+def test_a_constant_triangle_is_the_causal_mask(dtype: str) -> None:
+    seen = [j <= i for i in range(4) for j in range(4)]
+    if dtype == "bool":
+        weight = f"weight %t: bool[1, 1, 4, 4] data={tuple(seen)}"
+        masked = "weight %low: f32[] data=-1e9\n%a = Where(%t, %m, %low)"
+    else:
+        weight = f"weight %t: f32[4, 4] data={tuple(0.0 if s else -1e30 for s in seen)}"
+        masked = "%a = Add(%m, %t)"
+    text = f"""
+        input %q: f32[2, 3, 4, 8]
+        {weight}
+        %kt = Transpose(%q, perm=(0, 1, 3, 2))
+        %m = MatMul(%q, %kt)
+        {masked}
+        %p = Softmax(%a, axis=3)
+        %y = MatMul(%p, %q)
+        output %y
+    """
+    after = check(text, attention)
+    assert found(after)["is_causal"] == 1
+    assert len(after.nodes[-1].operands()) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("axis=3", "axis=2"),
+        ("output %y", "output %y\noutput %p"),
+        ("output %y", "output %y\noutput %s"),
+        ("%v: f32[2, 3, 7, 4]", "%v: f32[1, 3, 7, 4]"),
+        ("%a = Add(%bias, %s)", "%a = Mul(%bias, %s)"),
+    ],
+)
+def test_what_is_not_attention_stays(change: tuple[str, str]) -> None:
+    text = f"{HEADER}{SCORES['times']}\n{MASKS['added']}\n%y = MatMul(%p, %v)\noutput %y"
+    assert "Attention" not in ops(check(text.replace(*change), attention))
+
+
+def test_a_mask_of_small_numbers_is_no_mask() -> None:
+    text = f"{HEADER}weight %small: f32[] data=-5.0\n{SCORES['times']}\n%a = Where(%seen, %s, %small)\n"
+    assert "Attention" not in ops(check(text + "%p = Softmax(%a, axis=3)\n%y = MatMul(%p, %v)\noutput %y", attention))
+
+
+# ------------------------------------------------------------------------------------------------ sibling
+# products
+
+QKV = """
+    symbol n(lo=1, hi=64)
+    input %x: f32[2, n, 8]
+    weight %wq: f32[8, 6]
+    weight %wk: f32[8, 6]
+    weight %wv: f32[8, 4]
+    weight %bq: f32[6]
+    weight %bv: f32[1, 4]
+    %q0 = MatMul(%x, %wq)
+    %q = Add(%bq, %q0)
+    %k = MatMul(%x, %wk)
+    %v0 = MatMul(%x, %wv)
+    %v = Add(%v0, %bv)
+"""
+
+
+def test_sibling_products_become_one() -> None:
+    text = (
+        QKV
+        + """
+        %kt = Transpose(%k, perm=(0, 2, 1))
+        %s = MatMul(%q, %kt)
+        %p = Softmax(%s, axis=2)
+        %y = MatMul(%p, %v)
+        output %y
+    """
+    )
+    after = check(text, merge_matmuls, dims={"n": 5})
+    assert ops(after) == ["MatMul", "Add", "Slice", "Slice", "Slice", "Transpose", "MatMul", "Softmax", "MatMul"]
+    merged = after.weights[after.nodes[0].operands()[1].name]
+    assert merged.data.shape == (8, 16)
+    assert [args[0] for step, args in merged.transform if step == "source"] == ["wq", "wk", "wv"]
+
+
+@pytest.mark.parametrize("tail", ["%r = Relu(%{0})\noutput %r", "output %{0}"])
+def test_siblings_with_an_epilogue_stay(tail: str) -> None:
+    text = QKV + "\n".join(tail.format(v).replace("%r", f"%r{v}") for v in "qkv")
+    graph = build(text)
+    assert merge_matmuls(graph, Options()) is graph
+
+
+def test_transformer_block_keeps_only_the_head_transposes() -> None:
+    text = """
+        symbol n(lo=1, hi=64)
+        input %x: f32[2, n, 24]
+        weight %w: f32[24, 24]
+        %a = MatMul(%x, %w)
+        %h = Reshape(%a, shape=(2, n, 3, 8))
+        %q = Transpose(%h, perm=(0, 2, 1, 3))
+        %f = Reshape(%q, shape=(6, n, 8))
+        %ft = Transpose(%f, perm=(0, 2, 1))
+        %kt = Reshape(%ft, shape=(2, 3, 8, n))
+        %s = MatMul(%q, %kt)
+        %p = Softmax(%s, axis=3)
+        %o = MatMul(%p, %q)
+        %t = Transpose(%o, perm=(0, 2, 1, 3))
+        %y = Reshape(%t, shape=(2, n, 24))
+        output %y
+    """
+    after = check(text, attention, layout, constant_folding, cleanup, cse, dims={"n": 5})
+    assert ops(after) == ["MatMul", "Reshape", "Transpose", "Attention", "Transpose", "Reshape"]
