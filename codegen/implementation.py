@@ -13,8 +13,8 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 class Implementation:
     """One way to render a template's kernels.
 
-    ``arch`` is the least architecture (``sm_80``) or the exact one (``sm_90a``) that it is for; ``supports`` gives the reason
-    why it can't render a kernel, or None; ``tactics`` lists the default first.
+    ``arch`` is the least architecture (``sm_80``) or the exact one (``sm_90a``) that it is for; ``supports`` gives the
+    reason why it can't render a kernel, or None; ``tactics`` lists the default first.
     """
 
     name: str
