@@ -66,6 +66,7 @@ class Dyn:
 
 Atom: TypeAlias = Union[Sym, Call, Dyn]
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
+_Trade: TypeAlias = tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]]  # terms that go, that come
 
 
 def _mono_key(m: Monomial) -> tuple[int, tuple[tuple[str, int], ...]]:
@@ -179,10 +180,9 @@ def _recombine(acc: dict[Monomial, int]) -> None:
                     continue
                 rest = tuple(p for p in m if p[0] is not atom)
                 factor = _make({rest: c})
-                partner = mul(mul(floordiv(atom.a, atom.b), atom.b), factor)
-                need = _terms(partner)
-                if need and all(acc.get(pm, 0) == pc for pm, pc in need):
-                    _exchange(acc, m, need, _terms(mul(atom.a, factor)))
+                whole = _quotient_partner(acc, atom, factor)
+                if whole is not None:
+                    _exchange(acc, m, *whole)
                     changed = True
                     break
                 joined = _join_digits(acc, atom, factor)
@@ -192,6 +192,24 @@ def _recombine(acc: dict[Monomial, int]) -> None:
                     break
             if changed:
                 break
+
+
+def _quotient_partner(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trade | None:
+    """``k*d*(x // d) + k*(x % d)`` is ``k*x``: the terms that go beside the remainder, and those that come."""
+    candidates = [low.a]
+    candidates += [
+        high.a
+        for m, c in acc.items()
+        for high, p in m
+        if c and p == 1 and isinstance(high, Call) and high.fn == "floordiv" and high.b == low.b
+    ]
+    for x in candidates:
+        if x is not low.a and mod(x, low.b) != var(low):
+            continue
+        gone = _terms(mul(mul(floordiv(x, low.b), low.b), factor))
+        if gone and all(acc.get(pm, 0) == pc for pm, pc in gone):
+            return gone, _terms(mul(x, factor))
+    return None
 
 
 def _exchange(
@@ -204,9 +222,7 @@ def _exchange(
         acc[xm] = acc.get(xm, 0) + xc
 
 
-def _join_digits(
-    acc: dict[Monomial, int], low: Call, factor: Dim
-) -> tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]] | None:
+def _join_digits(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trade | None:
     """``k*(x % d) + k*d*((x // d) % e)`` is ``k*(x % (d*e))``: the terms that go, and those that come."""
     if not isinstance(low.b, int):
         return None
