@@ -159,30 +159,43 @@ def _cast(rw: Tracker, v: Value, dtype: DType) -> Value:
 
 
 def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
-    """Folds an affine map of ``node``'s input into ``node``, a Conv with constant weights."""
+    """Folds affine maps of ``node``'s input into ``node``, a Conv with constant weights, as many as there
+    are.
+    """
     if node.op != "Conv" or node.attrs["group"] != 1:
         return False
-    x, weight, *rest = rw.inputs_of(node)
-    assert x is not None
-    assert weight is not None
-    first = rw.producer(x)
-    bias = rest[0] if rest else None
-    if first is None or uses[node.operands()[0].name] != 1 or weight.name not in rw.weights:
+    inputs, covered = list(rw.inputs_of(node)), [node]
+    if any(v is not None and v.name not in rw.weights for v in inputs[1:]):
         return False
-    found = _affine(rw, first)
-    if found is None or (bias is not None and bias.name not in rw.weights):
+    old = node.operands()[0]
+    while uses.get(old.name) == 1:
+        first = rw.producer(rw.get(old))
+        step = _affine_input(rw, node, first) if first is not None else None
+        if first is None or step is None:
+            break
+        old, scale, shift = step
+        covered.insert(0, first)
+        inputs = _conv_of_affine(rw, node, [rw.get(old), *inputs[1:]], scale, shift, merge_origins(covered))
+    if len(covered) == 1:
         return False
-    source, scale, shift = found
-    if source.shape != x.shape or (shift is not None and any(p != 0 for p in node.attrs["pads"])):
-        return False
-    axis = _channel_axis(node) if node.attrs["layout"] == "NHWC" else 1
-    fit = [None if v is None else _per_channel(rw, v, x, axis) for v in (scale, shift)]
-    if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
-        return False
-    origin = merge_origins((first, node))
-    inputs = _conv_of_affine(rw, node, [source, weight, bias], fit[0], fit[1], origin)
-    rw.redirect(node, rw.make("Conv", inputs, origin, node.output.name, **node.attrs))
+    rw.redirect(node, rw.make("Conv", inputs, merge_origins(covered), node.output.name, **node.attrs))
     return True
+
+
+def _affine_input(rw: Tracker, node: Node, first: Node) -> tuple[Value, Value | None, Value | None] | None:
+    """``first``, which makes ``node``'s input, as (its own input, scale, shift) with vectors along the
+    channels.
+    """
+    found = _affine(rw, first)
+    if found is None:
+        return None
+    source, scale, shift = found
+    if source.shape != first.output.shape or (shift is not None and any(p != 0 for p in node.attrs["pads"])):
+        return None
+    fit = [None if v is None else _per_channel(rw, v, first.output, _channel_axis(node)) for v in (scale, shift)]
+    if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
+        return None
+    return source, fit[0], fit[1]
 
 
 def _conv_of_affine(
@@ -196,7 +209,7 @@ def _conv_of_affine(
     """The operands of a Conv of x that equals the Conv of x * scale + shift: W * scale, and b + sum(W *
     shift).
     """
-    x, weight, bias = inputs
+    x, weight, bias = [*inputs, None][:3]
     assert x is not None
     assert weight is not None
     spatial = tuple(range(2, weight.type.rank))

@@ -68,8 +68,7 @@ class _Narrower(Tracker):
         key = (old.name, dtype)
         if key not in self._casts:
             source = self._within_range(value) if value.name in self.weights and dtype.is_half else value
-            name = f"{old.name}.{dtype.value}" if dtype is not old.dtype else old.name
-            self._casts[key] = self.make("Cast", [source], origin, name, to=dtype)
+            self._casts[key] = self.make("Cast", [source], origin, f"{old.name}.{dtype.value}", to=dtype)
         return self._casts[key]
 
     def _within_range(self, value: Value) -> Value:
@@ -139,12 +138,15 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
 
 
 def _from_integers(graph: Graph) -> set[str]:
-    """Values whose every source is an integer, a bool, a dimension or a small constant."""
+    """Values whose every source is an integer, a bool, a dimension or a small constant (but no look-up in a
+    table).
+    """
     exact = {v.name for v in graph.inputs if not v.dtype.is_float}
     exact |= {name for name, w in graph.weights.items() if w.data.size <= SMALL}
     results: set[str] = set()
     for n in graph.nodes:
-        if all(v.name in exact for v in n.operands()):
+        learnt = n.op.startswith("Gather") and n.operands()[0].name in graph.weights
+        if not learnt and all(v.name in exact for v in n.operands()):
             exact.update(o.name for o in n.outputs)
             results.add(n.output.name)
     return results

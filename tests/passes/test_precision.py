@@ -1,0 +1,198 @@
+"""Narrowing to half types: types at the edges, what stays f32, constants in range, and accuracy."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.compiler.weights import replay
+from arcweld.passes.cleanup import cleanup
+from arcweld.passes.decompose import decompose
+from arcweld.passes.precision import precision
+from pass_tools import HALF, body, build, check, lines, ops, run
+
+FP16 = Options(precision="fp16")
+HALF_TOLERANCE = {"fp16": 1e-2, "bf16": 8e-2}
+
+
+def type_of(graph: Graph, name: str) -> DType:
+    return next(o.dtype for n in graph.nodes for o in n.outputs if o.name == name)
+
+
+def test_fp32_changes_nothing() -> None:
+    graph = build("input %x: f32[4]\n%y = Neg(%x)\noutput %y")
+    assert precision(graph, Options()) is graph
+
+
+def test_integer_graphs_stay() -> None:
+    graph = build("input %x: i64[4]\n%y = Neg(%x)\noutput %y")
+    assert precision(graph, FP16) is graph
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_edges_keep_their_types_and_weights_are_cast(name: str) -> None:
+    after = check(
+        """
+        input %x: f32[3, 8]
+        input %i: i64[3]
+        weight %w: f32[8, 4]
+        weight %t: f32[5, 4]
+        %a = MatMul(%x, %w)
+        %e = Gather(%t, %i, axis=0)
+        %b = Add(%a, %e)
+        %y = Relu(%b)
+        output %y
+        output %b
+        """,
+        precision, options=Options(precision=name), rtol=HALF_TOLERANCE[name], atol=4 * HALF_TOLERANCE[name],
+    )  # fmt: skip
+    assert body(after) == lines(f"""
+        %x.{HALF[name].value} = Cast(%x, to=dtype({HALF[name].value}))
+        %a = MatMul(%x.{HALF[name].value}, %w.{HALF[name].value})
+        %e = Gather(%t.{HALF[name].value}, %i, axis=0)
+        %b = Add(%a, %e)
+        %y = Relu(%b)
+        %y.f32 = Cast(%y, to=dtype(f32))
+        %b.f32 = Cast(%b, to=dtype(f32))
+        output %y.f32
+        output %b.f32
+    """)
+    assert all(type_of(after, n) is HALF[name] for n in "aeby")
+    weight = after.weights[f"w.{HALF[name].value}"]
+    new = np.full((8, 4), 1.001, np.float32)
+    assert replay(weight.transform, {"w": new}).dtype == HALF[name].numpy
+
+
+def test_a_variance_keeps_its_range() -> None:
+    # squares of 300 overflow f16, and so does their sum
+    text = """
+        input %x: f32[2, 64]
+        weight %k: f32[] data=300.0
+        weight %eps: f32[] data=1e-12
+        %s = Mul(%x, %k)
+        %m = ReduceMean(%s, axes=(1,), keepdims=1)
+        %d = Sub(%s, %m)
+        %q = Mul(%d, %d)
+        %v = ReduceMean(%q, axes=(1,), keepdims=1)
+        %ve = Add(%v, %eps)
+        %r = Rsqrt(%ve)
+        %y = Mul(%d, %r)
+        output %y
+    """
+    after = check(text, decompose, precision, cleanup, options=FP16, rtol=1e-2, atol=1e-2)
+    assert type_of(after, "q") is DType.F32
+    assert type_of(after, "ve") is DType.F32
+    assert type_of(after, "d") is DType.F16
+
+
+def test_values_from_positions_stay_f32() -> None:
+    text = """
+        symbol n(lo=1, hi=4096)
+        input %x: f32[n, 8]
+        weight %f: f32[1, 8]
+        %p = Range(start=0, step=1, length=n, dtype=dtype(i64))
+        %c = Cast(%p, to=dtype(f32))
+        %r = Reshape(%c, shape=(n, 1))
+        %a = MatMul(%r, %f)
+        %s = Sin(%a)
+        %y = Mul(%x, %s)
+        output %y
+    """
+    after = check(text, precision, options=FP16, dims={"n": 3000}, rtol=1e-2, atol=1e-2)
+    assert type_of(after, "s") is DType.F32
+    assert type_of(after, "y") is DType.F16
+
+
+def test_a_mask_of_huge_numbers_masks_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+        input %q: f32[1, 2, 4, 8]
+        input %keep: f32[1, 1, 1, 4]
+        weight %one: f32[] data=1.0
+        weight %low: f32[] data=-3.4028235e38
+        %g = Greater(%keep, %one)
+        %z = Sub(%one, %one)
+        %m = Where(%g, %z, %low)
+        %y = Attention(%q, %q, %q, %m, scale=0.3)
+        output %y
+    """
+    with caplog.at_level(logging.WARNING, logger="arcweld.passes"):
+        after = check(text, precision, options=FP16, rtol=1e-2, atol=1e-2)
+    assert "clamped to 6.55e+04" in caplog.text
+    assert all(np.isfinite(w.data).all() for w in after.weights.values())
+
+
+def test_fill_values_are_clamped_and_infinities_kept(caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+        input %x: f32[2, 4]
+        weight %inf: f32[] data=float(-inf)
+        weight %zero: f32[] data=0.0
+        %p = Pad(%x, pads=(0, 1, 0, 1), value=-1e30)
+        %g = Less(%x, %zero)
+        %w = Where(%g, %inf, %x)
+        output %p
+        output %w
+    """
+    with caplog.at_level(logging.WARNING, logger="arcweld.passes"):
+        after = run(build(text), precision, options=FP16)
+    (pad,) = [n for n in after.nodes if n.op == "Pad"]
+    assert pad.attrs["value"] == -65504.0
+    assert any(np.isneginf(w.data).any() for w in after.weights.values())
+    bf16 = run(build(text), precision, options=Options(precision="bf16"))
+    (pad,) = [n for n in bf16.nodes if n.op == "Pad"]
+    assert pad.attrs["value"] == -1e30
+
+
+def test_tiny_constants_are_added_in_f32() -> None:
+    text = """
+        input %x: f32[8]
+        weight %eps: f32[] data=1e-9
+        %r = Relu(%x)
+        %a = Add(%r, %eps)
+        %y = Log(%a)
+        output %y
+    """
+    after = run(build(text), precision, options=FP16)
+    assert type_of(after, "a") is DType.F32
+    assert type_of(after, "y") is DType.F16
+    assert type_of(run(build(text), precision, options=Options(precision="bf16")), "a") is DType.BF16
+
+
+def test_named_nodes_and_quantisation_stay_f32() -> None:
+    text = """
+        input %x: f32[2, 8]
+        weight %s: f32[] data=0.013
+        weight %z: u8[] data=128
+        weight %w: f32[8, 8]
+        %q = QuantizeLinear(%x, %s, %z, axis=0)
+        %d = DequantizeLinear(%q, %s, %z, axis=0)
+        %a = MatMul(%d, %w) @ 'delicate'
+        %y = MatMul(%a, %w) @ 'robust'
+        output %y
+    """
+    after = check(text, precision, options=Options("fp16", keep_f32=frozenset({"delicate"})), rtol=2e-2, atol=2e-2)
+    assert [type_of(after, n).value for n in ("d", "a", "y")] == ["f32", "f32", "f16"]
+
+
+def test_casts_of_the_model_follow() -> None:
+    text = """
+        input %x: f16[8]
+        input %i: i32[8]
+        %w = Cast(%x, to=dtype(f32))
+        %e = Exp(%w)
+        %b = Cast(%i, to=dtype(f64))
+        %n = Cast(%e, to=dtype(f16))
+        output %n
+        output %b
+    """
+    after = check(text, precision, cleanup, options=FP16, rtol=1e-2, atol=1e-2)
+    assert ops(after) == ["Exp", "Cast"]
+
+
+def test_unknown_precision_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="fp8"):
+        Options(precision="fp8")
