@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from types import ModuleType
 
-from arcweld.codegen import contract, conv, pointwise, reduce, rowwise, transpose, window
+from arcweld.codegen import attention, contract, conv, pointwise, reduce, rowwise, transpose, window
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.compiler.errors import UnsupportedError
@@ -24,6 +24,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "window": (_portable("window", window),),
     "contract": contract.IMPLEMENTATIONS,
     "conv": conv.IMPLEMENTATIONS,
+    "attention": (_portable("attention", attention),),
 }
 
 
