@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from arcweld.codegen import contract_ffma, contract_mma, gemv
+from arcweld.codegen import contract_ffma, contract_mma, contract_wgmma, gemv
 from arcweld.codegen.contract_problem import Problem, problem_of
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
@@ -29,7 +29,12 @@ class Engine(Protocol):
 
 
 # best first
-ENGINES: dict[str, Engine] = {"gemv": gemv, "mma": contract_mma, "ffma": contract_ffma}
+ENGINES: dict[str, Engine] = {
+    "gemv": gemv,
+    "wgmma": contract_wgmma,
+    "mma": contract_mma,
+    "ffma": contract_ffma,
+}
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:

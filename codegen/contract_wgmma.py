@@ -1,0 +1,173 @@
+"""The contraction on Hopper's tensor cores: wgmma from shared memory that TMA fills, for plain 16-bit operands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.contract_ffma import store_hook
+from arcweld.codegen.contract_mma import element_of
+from arcweld.codegen.contract_problem import Operand, Problem, likely
+from arcweld.codegen.contract_tactic import multiprocessors
+from arcweld.codegen.kernel import Axis, KernelSource, ParamField
+from arcweld.codegen.printer import Hooks, Plain, plain_load
+from arcweld.codegen.render import render
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+
+ARCH = "sm_90a"
+BK = 64  # one 128-byte swizzled line of 16-bit elements
+SHARED_LIMIT = 227 * 1024
+TMA_ALIGN = 16
+# tiles: rows are a multiple of 64, one warpgroup each; columns a multiple of 16
+TILES = (
+    (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
+    (128, 256), (192, 128), (256, 128),
+)  # fmt: skip
+# multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
+MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1500
+
+
+@dataclass(frozen=True, slots=True)
+class WgmmaTactic:
+    """Tile, stages of k = 64 in flight, and ``blocks``: at most so many, each taking several tiles (0: one each)."""
+
+    bm: int
+    bn: int
+    stages: int
+    blocks: int = 0
+    early: bool = True
+    engine: str = "wgmma"
+
+    @property
+    def chunk(self) -> int:
+        """Columns of one pass of the epilogue."""
+        return next(c for c in (64, 32, 16) if self.bn % c == 0)
+
+    @property
+    def shared_bytes(self) -> int:
+        scratch = self.bm // 16 * 16 * (self.chunk + 8) * 4
+        return self.stages * (self.bm + self.bn) * 128 + scratch + 16 * self.stages
+
+
+@dataclass(frozen=True, slots=True)
+class MappedOperand:
+    """An operand behind a TMA descriptor of ``rank`` dimensions, contiguous along k or along its row axis."""
+
+    field: ParamField
+    along_k: bool
+    rank: int
+
+
+def supports(problem: Problem, arch: str) -> str | None:
+    """Why this engine can't compute the problem, or None."""
+    if problem.kernel.attrs.get("precision") not in ("f16", "bf16"):
+        return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
+    if problem.acc is not DType.F32:
+        return f"the accumulator is {problem.acc.value}"
+    for name, operand in (("a", problem.a), ("b", problem.b)):
+        reason = _map_problem(problem, name, operand)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
+
+
+def _map_problem(problem: Problem, name: str, operand: Operand) -> str | None:
+    """Why TMA can't fetch the operand, or None."""
+    plain = _plain(problem, operand)
+    if plain is None:
+        return "not a plain load with constant strides"
+    if plain.buffer.dtype is not element_of(problem):
+        return f"stored as {plain.buffer.dtype.value}"
+    k, row, batch = (plain.strides[s.sym] for s in (problem.k, operand.row, problem.batch))
+    along_k = k == 1 or problem.k.extent == 1
+    lane, line = (problem.k, row) if along_k else (operand.row, k)
+    if plain.strides[lane.sym] != 1 and lane.extent != 1:
+        return "contiguous along neither k nor its rows"
+    if name == "a" and not along_k:
+        return "not contiguous along k"
+    per = TMA_ALIGN // plain.buffer.dtype.size
+    if not all(dims.is_multiple(d, per) for d in (plain.offset, line, batch)):
+        return "rows do not start on 16 bytes"
+    return None if all(dims.is_nonneg(d) for d in (line, batch)) else "a stride may be negative"
+
+
+def _plain(problem: Problem, operand: Operand) -> Plain | None:
+    return plain_load(problem.kernel, operand.expr, [problem.batch.sym, operand.row.sym, problem.k.sym])
+
+
+def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> MappedOperand:
+    """The descriptor of a supported operand: boxes of ``box_rows`` x 64 if contiguous along k, else of 64 x 64."""
+    plain = _plain(problem, operand)
+    assert plain is not None
+    along_k = plain.strides[problem.k.sym] == 1 or problem.k.extent == 1
+    inner, outer = (problem.k, operand.row) if along_k else (operand.row, problem.k)
+    axes = [inner, outer]
+    if problem.batch.extent != 1 and plain.strides[problem.batch.sym] != 0:
+        axes.append(problem.batch)
+    size = plain.buffer.dtype.size
+    field = ParamField(
+        "tensor_map", f"map_{name}", plain.buffer.name, plain.offset * size, dims=tuple(a.extent for a in axes),
+        strides=tuple(_stride(plain, a, inner) * size for a in axes[1:]),
+        box=(BK, box_rows if along_k else BK, 1)[: len(axes)], element_strides=(1,) * len(axes),
+    )  # fmt: skip
+    return MappedOperand(field, along_k, len(axes))
+
+
+def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
+    """Elements between lines; for a single line any legal number."""
+    stride = plain.strides[along.sym]
+    per = TMA_ALIGN // plain.buffer.dtype.size
+    return dims.ceildiv(inner.extent, per) * per if stride == 0 else stride
+
+
+def tactics(problem: Problem, arch: str) -> tuple[WgmmaTactic, ...]:
+    """Tiles in the order of their estimated time, each with the stages that fit; then variants of the best."""
+    steps = -(-likely(problem.k.extent) // BK)
+    n_major = not mapped(problem, problem.b, "b", 8).along_k
+    found = [_fitted(bm, bn, steps, multiprocessors(arch)) for bm, bn in TILES if not (n_major and bn % 64)]
+    ranked = sorted(found, key=lambda t: estimated_cycles(problem, t, steps, arch))[:9]
+    best = ranked[0]
+    variants = [replace(best, early=False), replace(best, stages=max(2, best.stages // 2))]
+    return tuple(dict.fromkeys([*ranked, *variants]))
+
+
+def _fitted(bm: int, bn: int, steps: int, blocks: int) -> WgmmaTactic:
+    """As many stages as fit: in half of the shared memory for small tiles, so that two blocks run side by side."""
+    stages = 2
+    small = (bm + bn) <= 160
+    limit = SHARED_LIMIT // 2 if small else SHARED_LIMIT
+    while stages < min(steps, 12) and WgmmaTactic(bm, bn, stages + 1).shared_bytes <= limit:
+        stages += 1
+    return WgmmaTactic(bm, bn, stages, blocks=0 if small else blocks)
+
+
+def estimated_cycles(problem: Problem, t: WgmmaTactic, steps: int, arch: str) -> float:
+    """Time of the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end."""
+    tiles = -(-likely(problem.m.extent) // t.bm) * -(-likely(problem.n.extent) // t.bn) * likely(problem.batch.extent)
+    rounds = -(-tiles // multiprocessors(arch))
+    step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
+    fill = 300 if t.stages >= min(4, steps) else 600
+    return rounds * (steps * step + TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0)) + fill
+
+
+def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
+    """Renders for sm_90a."""
+    kernel, hooks = problem.kernel, Hooks(problem.kernel)
+    a = mapped(problem, problem.a, "a", t.bm)
+    b = mapped(problem, problem.b, "b", t.bn)
+    for operand in (a, b):
+        hooks.params.tensor_map(operand.field)
+    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
+    tiles = problem.batch.extent * tiles_m * tiles_n
+    width, scalar = problem.store_width(), hooks.params.scalar
+    blocks = dims.minimum(tiles, t.blocks) if t.blocks else tiles
+    return render(
+        "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks, 1, 1), block=(2 * t.bm + 32, 1, 1),
+        shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
+        chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
+        b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
+        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
+        k_extent=scalar("depth", problem.k.extent),
+    )  # fmt: skip
