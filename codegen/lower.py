@@ -20,6 +20,7 @@ from arcweld.compiler.expr import Expr
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, merge_origins
 from arcweld.compiler.region import Region
 from arcweld.compiler.registry import Kind, opdef
+from arcweld.compiler.weights import sources
 
 Coords = tuple[Dim, ...]
 
@@ -90,8 +91,11 @@ class RegionReader:
         return self.hero.result(coords)
 
     def _scalar_weight(self, value: Value) -> Expr | None:
+        """The literal for a weight of one element; None for a vector of the model's own (a bias of one unit), which
+        may be replaced later.
+        """
         weight = self.graph.weights.get(value.name)
-        if weight is None or value.type.numel != 1:
+        if weight is None or value.type.numel != 1 or (value.type.rank > 0 and sources(weight)):
             return None
         return expr.const(np.asarray(weight.data).reshape(()).item(), value.dtype)
 

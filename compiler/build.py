@@ -18,11 +18,12 @@ from arcweld.codegen.nvrtc import version as nvrtc_version
 from arcweld.codegen.pool import compile_many
 from arcweld.codegen.select import sources
 from arcweld.compiler.dims import Sym, to_text
-from arcweld.compiler.ir import Graph, Rewriter, Value
+from arcweld.compiler.ir import Graph, Rewriter, Value, Weight
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.registry import make
 from arcweld.compiler.text import print_graph
+from arcweld.compiler.weights import sources as sources_of
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
@@ -159,14 +160,13 @@ def assemble(
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
         outputs=tuple(_tensor(labels[o.name], o) for o in graph.outputs),
         weights=tuple(
-            prog.Weight(
-                n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), w.source or n, _transform(w.transform)
-            )
+            prog.Weight(n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), _source(n, w), w.transform)
             for n, w in weights.items()
         ),
         temps=tuple(_tensor(n, v) for n, v in made.items() if n not in outputs),
         aliases=(),
         launches=tuple(_launch(p, labels) for p in planned),
+        fixed=_fixed(graph, read),
     )
     texts = {s.entry: _titled(s, [p for p in planned if s in p.sources]) for p in planned for s in p.sources}
     return EngineData(
@@ -185,8 +185,15 @@ def _dtype_of(data: np.ndarray) -> str:
     return from_numpy(data.dtype).value
 
 
-def _transform(steps: Sequence[tuple[str, tuple[object, ...]]]) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
-    return tuple((name, tuple(a if isinstance(a, int | str) else str(a) for a in args)) for name, args in steps)
+def _source(name: str, w: Weight) -> str:
+    """The model's name for a weight; none for one that was made from several."""
+    return w.source or ("" if w.transform else name)
+
+
+def _fixed(graph: Graph, read: set[str]) -> tuple[str, ...]:
+    """The model's weights that nodes use and no kernel reads from memory: single elements, printed as literals."""
+    used = {v.name for n in graph.nodes for v in n.operands()} & set(graph.weights)
+    return tuple(sorted({s for n in used - read for s in sources_of(graph.weights[n])}))
 
 
 def _symbol(s: Sym) -> prog.Symbol:

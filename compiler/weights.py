@@ -4,7 +4,7 @@ data.
 A record (``Weight.transform``) is a list of steps in postfix order, each (name, arguments), over a stack of
 arrays::
 
-    ("source", (name,))              push the model's weight of that name
+    ("source", (name, type))         push the model's weight of that name, such as "f32[64, 3]"
     ("constant", (type, values))     push an array written out, such as ("f32[2]", "(0.5, 1.0)")
     (operator, (n, attributes))      replace the n topmost arrays by the registered operator's result
 """
@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
-from arcweld.compiler.errors import ModelError
+from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
 from arcweld.compiler.registry import check_attrs, make, opdef
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
 
 Transform = tuple[tuple[str, tuple[Any, ...]], ...]
-INLINE_LIMIT = 64  # elements: a larger constant without a source counts as a source of its own
+# Elements: a larger constant without a name in the model counts as a source of its own. A scalar is always
+# written out: kernels hold it as a literal too.
+INLINE_LIMIT = 64
 
 
 def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str, Any]) -> Weight:
@@ -46,8 +48,8 @@ def record(name: str, weight: Weight) -> Transform:
     """The steps that push ``weight``, which the graph calls ``name``."""
     if weight.transform:
         return weight.transform
-    if weight.source or weight.data.size > INLINE_LIMIT:
-        return (("source", (weight.source or name,)),)
+    if weight.data.size > INLINE_LIMIT or (weight.source and weight.data.ndim):
+        return (("source", (weight.source or name, str(_type_of(weight.data)))),)
     return (("constant", (str(_type_of(weight.data)), literal_text(tuple(_plain(weight.data))))),)
 
 
@@ -58,15 +60,15 @@ def sources(weight: Weight) -> tuple[str, ...]:
 
 
 def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What ``transform`` makes of new source ``arrays``. Raises ModelError for a missing source or a
+    """What ``transform`` makes of new source ``arrays``.
+
+    Raises InputError for a source that is missing or of another type than the model's, ModelError for a
     damaged record.
     """
     stack: list[np.ndarray] = []
     for step, args in transform:
         if step == "source":
-            if args[0] not in arrays:
-                raise ModelError("a source weight is missing", node=str(args[0]))
-            stack.append(arrays[args[0]])
+            stack.append(_source(arrays, *args))
         elif step == "constant":
             stack.append(_constant(*args))
         else:
@@ -79,6 +81,15 @@ def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray
     if len(stack) != 1:
         raise ModelError("a weight's record is damaged: it does not leave one array")
     return stack[0]
+
+
+def _source(arrays: Mapping[str, np.ndarray], name: str, type_: str) -> np.ndarray:
+    if name not in arrays:
+        raise InputError(f"the weight {name!r} is missing")
+    given = str(_type_of(arrays[name]))
+    if given != type_:
+        raise InputError(f"the new value of weight {name!r} is {given}, the model's is {type_}")
+    return arrays[name]
 
 
 def derive(

@@ -79,7 +79,7 @@ class Engine:
             plan = Plan(data.program, self.device.arch)
             self._loader = KernelLoader(data, self.device, rebuild_hook)
             kernels = self._loader.load([launch.variant for launch in plan.launches])
-            self._weights = DeviceWeights(data.program.weights, data.weights, self.device)
+            self._weights = DeviceWeights(data.program, data.weights, self.device)
         finally:
             self.device.leave(token)
         arrays = Arrays(on_gpu=self.device.name == "cuda", index=getattr(self.device, "index", 0))

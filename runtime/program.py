@@ -32,9 +32,9 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A constant of the engine. ``name`` is its key in weights.safetensors.
 
-    ``source`` is the model's own name for the array and ``transform`` the recorded, replayable steps that
-    pack the source into what the kernels read, as (name, arguments) pairs; an empty tuple means stored as
-    it is.
+    ``source`` is the model's own name for the array and ``transform`` the recorded steps by which it was
+    made from one or more of the model's arrays (``arcweld.compiler.weights``), as (name, arguments) pairs;
+    an empty tuple means stored as it is.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that the executor needs. ``temps`` live in the arena, from the first launch that writes to the
-    last that reads.
+    last that reads. ``fixed`` names the model's weights that kernels hold as constants.
     """
 
     schema: int
@@ -122,3 +122,4 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temps: tuple[Tensor, ...]
     aliases: tuple[Alias, ...]
     launches: tuple[Launch, ...]
+    fixed: tuple[str, ...] = ()

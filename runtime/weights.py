@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.program import Weight
-
-Step = Callable[[np.ndarray, tuple[Any, ...]], np.ndarray]
+from arcweld.runtime.program import Program, Weight
 
 
-def _pad(array: np.ndarray, args: tuple[Any, ...]) -> np.ndarray:
-    """Zeros after the end of each axis: one count an axis."""
-    return np.pad(array, [(0, int(n)) for n in args])
+def sources(weight: Weight) -> tuple[str, ...]:
+    """The model's weights that ``weight`` is made from, each once."""
+    named = [str(args[0]) for step, args in weight.transform if step == "source" and args]
+    return tuple(dict.fromkeys(named)) or (weight.source or weight.name,)
 
 
-# The steps that a build may record in ``Weight.transform``. Each is a pure function of the array and its
-# arguments.
-STEPS: dict[str, Step] = {
-    "reshape": lambda array, args: array.reshape(args),
-    "transpose": lambda array, args: array.transpose(args),
-    "cast": lambda array, args: array.astype(DType(args[0]).numpy),
-    "pad": _pad,
-    "slice": lambda array, args: array[tuple(slice(b, e) for b, e in zip(args[::2], args[1::2]))],
-}
+def pack(weight: Weight, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the kernels read, from the model's own arrays: the steps of the build, done again on ``values``.
 
+    Raises InputError where the values do not fit, EngineFileError for steps that are no record of a build.
+    """
+    if not weight.transform:
+        return _fitting(weight, values[weight.source or weight.name])
+    from arcweld.compiler.weights import replay  # the operators' references are needed here only
 
-def replay(weight: Weight, source: np.ndarray) -> np.ndarray:
-    """What the kernels read, from the model's own array. Raises InputError where the steps do not fit it."""
-    array = source
     try:
-        for name, args in weight.transform:
-            if name not in STEPS:
-                raise EngineFileError(f"weight {weight.name!r} was packed by the unknown step {name!r}")
-            array = STEPS[name](array, args)
-    except (ValueError, TypeError, IndexError) as error:
-        raise InputError(f"the new value of weight {weight.source!r} cannot be packed: {error}") from None
+        array = replay(weight.transform, values)
+    except (ModelError, UnsupportedError) as error:
+        raise EngineFileError(f"the record of weight {weight.name!r} is damaged: {error.message}") from error
+    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
+        raise EngineFileError(f"the record of weight {weight.name!r} is damaged: {error}") from error
+    return _fitting(weight, array)
+
+
+def _fitting(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """``array`` as the engine holds it. Raises InputError for another shape or element type."""
     dtype = DType(weight.dtype).numpy
     if array.shape != weight.shape or array.dtype != dtype:
         raise InputError(
@@ -53,10 +50,11 @@ def replay(weight: Weight, source: np.ndarray) -> np.ndarray:
 class DeviceWeights:
     """All constants in one allocation, uploaded once and shared by every context."""
 
-    def __init__(self, weights: tuple[Weight, ...], arrays: Mapping[str, np.ndarray], device: Device) -> None:
-        self._weights = weights
+    def __init__(self, program: Program, arrays: Mapping[str, np.ndarray], device: Device) -> None:
+        self._weights = program.weights
+        self._fixed = frozenset(program.fixed)
         self._device = device
-        sizes = {w.name: arrays[w.name].nbytes for w in weights}
+        sizes = {w.name: arrays[w.name].nbytes for w in program.weights}
         self.nbytes = sum(map(aligned, sizes.values()))
         self._memory: Memory = device.allocate(max(self.nbytes, 256))
         self.addresses: dict[str, int] = {}
@@ -69,22 +67,30 @@ class DeviceWeights:
         device.synchronize()
 
     def pack(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Packed arrays by weight name, for new values by the model's names (or the engine's own).
+        """Packed arrays by weight name, for new values by the model's names, or by the engine's own (those as
+        the engine holds them).
 
-        Raises InputError for a name that the engine does not have or a value that does not fit.
+        Raises InputError for a name that the engine does not have, a value that does not fit, a weight that the
+        kernels hold as a constant, and where a weight was made from several of which not all are given.
         """
+        fixed = sorted(self._fixed & set(values))
+        if fixed:
+            raise InputError(f"weight {fixed[0]!r} is a constant inside the kernels", hint="compile the model again")
         packed: dict[str, np.ndarray] = {}
         used: set[str] = set()
         for weight in self._weights:
-            key = weight.source if weight.source in values else weight.name
-            if key in values:
-                used.add(key)
-                array = values[key]
-                stored = key == weight.name and key != weight.source
-                packed[weight.name] = replay(_stored(weight) if stored else weight, array)
+            needed = sources(weight)
+            given = [n for n in needed if n in values]
+            if given:
+                _check_complete(weight, needed, given)
+                packed[weight.name] = pack(weight, values)
+                used.update(given)
+            elif weight.name in values:
+                packed[weight.name] = _fitting(weight, values[weight.name])
+                used.add(weight.name)
         unknown = sorted(set(values) - used)
         if unknown:
-            names = ", ".join(sorted({w.source or w.name for w in self._weights})[:8])
+            names = ", ".join(sorted({n for w in self._weights for n in sources(w)})[:8])
             raise InputError(f"the engine has no weight {unknown[0]!r}", hint=f"its weights are {names}, …")
         return packed
 
@@ -97,6 +103,11 @@ class DeviceWeights:
         self._device.synchronize()
 
 
-def _stored(weight: Weight) -> Weight:
-    """The same weight as an array already packed."""
-    return Weight(weight.name, weight.dtype, weight.shape)
+def _check_complete(weight: Weight, needed: tuple[str, ...], given: list[str]) -> None:
+    missing = [n for n in needed if n not in given]
+    if missing:
+        raise InputError(
+            f"weight {given[0]!r} is stored joined with {', '.join(map(repr, missing))}",
+            node=weight.name,
+            hint="give new values for all of them in one call (those that stay as they are too)",
+        )

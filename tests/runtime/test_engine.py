@@ -352,19 +352,60 @@ def test_weights_that_do_not_fit_change_nothing(engine: Engine) -> None:
 
 
 def test_recorded_packing_is_replayed() -> None:
-    steps = (("transpose", (1, 0)), ("cast", ("f32",)), ("slice", (0, 2, 1, 3)), ("pad", (0, 2)), ("reshape", (8,)))
-    weight = Weight("w", "f32", (8,), "model.w", steps)
+    steps = (
+        ("source", ("model.w", "f64[3, 2]")),
+        ("Transpose", (1, "perm=(1, 0)")),
+        ("Cast", (1, "to=dtype(f32)")),
+        ("source", ("model.v", "f32[2, 1]")),
+        ("Concat", (2, "axis=1")),
+        ("constant", ("f32[4]", "(1.0, 2.0, 1.0, 1.0)")),
+        ("Mul", (2, "")),
+        ("Reshape", (1, "shape=(8,)")),
+    )
+    weight = Weight("w", "f32", (8,), "", steps)
     data = chain()
-    program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]))
+    program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]), fixed=("model.scalar",))
     engine = Engine(replace(data, program=program), SimDevice())
-    source = np.random.default_rng(5).standard_normal((3, 2))
-    engine.update_weights({"model.w": source})
-    packed = np.zeros((2, 4), np.float32)
-    packed[:, :2] = source.T[:, 1:]
+    rng = np.random.default_rng(5)
+    w, v = rng.standard_normal((3, 2)), rng.standard_normal((2, 1)).astype(np.float32)
+    engine.update_weights({"model.w": w, "model.v": v})
+    packed = np.hstack([w.T.astype(np.float32), v]) * np.array([1, 2, 1, 1], np.float32)
     x = rows(2)
+    np.testing.assert_allclose(engine(x)[0], chain_reference(x, packed.reshape(8))[0], rtol=1e-5, atol=1e-5)
+    for values, message in [
+        ({"model.w": w}, "joined with 'model.v'"),
+        ({"model.w": w, "model.v": v.astype(np.float16)}, r"'model.v' is f16\[2, 1\], the model's is f32\[2, 1\]"),
+        ({"model.w": w.T, "model.v": v}, r"'model.w' is f64\[2, 3\]"),
+        ({"model.scalar": v}, "constant"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            engine.update_weights(values)
     np.testing.assert_allclose(engine(x)[0], chain_reference(x, packed.reshape(8))[0], rtol=1e-5, atol=1e-5)
     engine.update_weights({"w": W})  # the engine's own name takes the packed form
     np.testing.assert_allclose(engine(x)[0], chain_reference(x, W)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("transpose", (1, 0)),),
+        (("source", ("model.w", "f32[8]")), ("Transpose", (2, "perm=(0,)"))),
+        (("source", ("model.w", "f32[8]")), ("Transpose", (1, "perm=("))),
+        (("source", ("model.w", "f32[8]")), ("Nothing", (1, ""))),
+        (("source", ("model.w", "f32[8]")), ("Reshape", (1, "shape=(3,)"))),
+        (("source", ("model.w", "f32[8]")), ("Transpose", ())),
+        (("source", ("model.w", "f32[8]")), ("source", ("model.w", "f32[8]"))),
+        (("source", ("model.w", 3)),),
+        (("source", ("model.w",)),),
+    ],
+)
+def test_a_damaged_record_is_refused(steps: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
+    data = chain()
+    weight = Weight("w", "f32", (8,), "model.w", steps)
+    program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]))
+    engine = Engine(replace(data, program=program), SimDevice())
+    with pytest.raises((EngineFileError, InputError)):
+        engine.update_weights({"model.w": W})
 
 
 def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
