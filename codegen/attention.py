@@ -7,16 +7,19 @@ Roles, attributes and the meaning of masks stand in ``attention_parts``. Engines
 
 from __future__ import annotations
 
-from arcweld.codegen import attention_ffma
+from arcweld.codegen import attention_ffma, attention_mma
 from arcweld.codegen.attention_ffma import FfmaTactic
+from arcweld.codegen.attention_mma import MmaTactic
 from arcweld.codegen.attention_parts import unsupported
 from arcweld.codegen.kernel import Kernel, KernelSource
 
-AttentionTactic = FfmaTactic
+AttentionTactic = FfmaTactic | MmaTactic
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[AttentionTactic, ...]:
-    """The analytical choice first."""
+    """The analytical choice first: tensor cores for f16 and bf16, else the ordinary pipelines."""
+    if attention_mma.supports(kernel, arch) is None:
+        return attention_mma.tactics(kernel, arch)
     return attention_ffma.tactics(kernel, arch)
 
 
@@ -27,4 +30,6 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 def render_attention(kernel: Kernel, tactic: AttentionTactic, arch: str) -> KernelSource:
     """Renders with the engine that ``tactic`` belongs to."""
+    if isinstance(tactic, MmaTactic):
+        return attention_mma.render_mma(kernel, tactic, arch)
     return attention_ffma.render_ffma(kernel, tactic, arch)

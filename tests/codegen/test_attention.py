@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import cases_attention
+import numpy as np
 import pytest
 from arcweld.codegen.attention import render_attention, supports, tactics
+from arcweld.codegen.attention_ffma import FfmaTactic
+from arcweld.codegen.attention_mma import MmaTactic
+from arcweld.codegen.kernel import axis
+from arcweld.codegen.nvrtc import compile_cubin
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import const
+from cases_attention import PROBLEMS, Shape, attend, attention_kernel, inputs
 from harness import assert_compiles, run_kernel
-from kernel_cases import Case, assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import Case, assert_close, matches
+from mutate import mutations, survivors
 
 CASES = cases_attention.cases()
+SPREADS = [
+    FfmaTactic(8, 4, 4, 64),
+    FfmaTactic(32, 2, 1, 128),
+    FfmaTactic(16, 1, 2, 32),
+    MmaTactic(4, 1, 32, 2),
+    MmaTactic(1, 4, 16, 3),
+    MmaTactic(2, 2, 16, 1),
+    MmaTactic(1, 1, 64, 1),
+]
+
+
+def check(x: Shape, tactic: Any, seed: int = 0, env: dict[str, int] | None = None) -> None:
+    """Renders ``x`` with ``tactic``, runs it on random operands and compares with numpy."""
+    kernel = attention_kernel(x)
+    data = inputs(x, np.random.default_rng(seed), env or {})
+    source = render_attention(kernel, tactic or tactics(kernel, "sm_80")[0], "sm_80")
+    assert_close(kernel, run_kernel(source, kernel, data, env, seed=seed), attend(x, data, env or {}), slack=2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -20,6 +52,100 @@ def test_case_matches_numpy(case: Case) -> None:
         assert_close(case.kernel, got, cases_attention.expected(case), slack=2)
 
 
-@pytest.mark.parametrize("case", CASES[::3], ids=lambda c: c.id)
+@pytest.mark.parametrize("case", CASES[::4], ids=lambda c: c.id)
 def test_case_compiles(case: Case) -> None:
     assert_compiles(render_attention(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80"))
+
+
+@pytest.mark.parametrize("tactic", SPREADS, ids=str)
+@pytest.mark.parametrize("name", ["tails", "causal", "bool_mask", "packed"])
+def test_every_spread_agrees(name: str, tactic: Any) -> None:
+    dtype = DType.F16 if isinstance(tactic, MmaTactic) else DType.F32
+    check(Shape(**{**vars(PROBLEMS[name]), "dtype": dtype}), tactic, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def test_tactics_for_real_shapes_compile_without_spills(size: int, dtype: DType) -> None:
+    for x in (
+        Shape(h=12, s=128, t=128, d=size, dtype=dtype, mask="key"),
+        Shape(b=16, h=16, s=512, t=512, d=size, dtype=dtype),
+    ):
+        kernel = attention_kernel(x)
+        for tactic in tactics(kernel, "sm_90a")[:2]:
+            source = render_attention(kernel, tactic, "sm_90a")
+            assert source.shared_bytes <= 99 * 1024
+            compile_cubin(source.source, "sm_90a", name=source.entry, strict=True)
+
+
+@given(
+    h=st.sampled_from([(2, 1), (4, 2)]), s=st.integers(1, 40), t=st.integers(1, 70), d=st.integers(1, 40),
+    dv=st.integers(1, 40), mask=st.sampled_from(["", "key", "bool", "add"]), causal=st.booleans(),
+    offset=st.integers(-3, 30), dtype=st.sampled_from([DType.F32, DType.F16]),
+    layout=st.sampled_from(["bhsd", "bshd"]), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=15)
+def test_any_problem(
+    h: tuple[int, int], s: int, t: int, d: int, dv: int, mask: str, causal: bool, offset: int, dtype: DType,
+    layout: str, seed: int,
+) -> None:  # fmt: skip
+    heads, groups = h
+    if mask == "bool":
+        s = max(s, 2)
+    check(Shape(1, heads, s, t, d, dv, groups, dtype, layout, mask, causal, offset), None, seed)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def test_a_mask_of_lowest_values_averages(dtype: DType) -> None:
+    """Exporters mask with the lowest finite value: a row of nothing else is uniform, one with -inf
+    elsewhere ignores those.
+    """
+    x = Shape(h=1, s=2, t=6, d=8, mask="add", dtype=dtype)
+    kernel = attention_kernel(x)
+    data = inputs(x, np.random.default_rng(0), {})
+    data["in3"][0, 0, 0] = np.finfo(dtype.numpy).min
+    data["in3"][0, 0, 1] = [-np.inf, 0, -np.inf, 0, np.finfo(dtype.numpy).min, -np.inf]
+    source = render_attention(kernel, tactics(kernel, "sm_80")[0], "sm_80")
+    got = run_kernel(source, kernel, data)["out0"][0, 0].astype(np.float64)
+    # adding a score to f32's lowest value leaves it unchanged; f16's lowest value is small enough for
+    # scores to count
+    if dtype is DType.F32:
+        np.testing.assert_allclose(got[0], data["in2"][0, 0].mean(0), rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_allclose(got[0], attend(x, data, {})["out0"][0, 0, 0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(got[1], attend(x, data, {})["out0"][0, 0, 1], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F16])
+def test_nan_spreads_to_its_query_only(dtype: DType) -> None:
+    x = Shape(h=1, s=5, t=20, d=16, dtype=dtype)
+    kernel = attention_kernel(x)
+    data = inputs(x, np.random.default_rng(0), {})
+    data["in0"][0, 0, 3, 2] = np.nan
+    got = run_kernel(render_attention(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, data)["out0"][0, 0]
+    assert np.isnan(got).any(-1).tolist() == [False, False, False, True, False]
+    assert np.isnan(got[3]).all()
+
+
+@pytest.mark.parametrize("tactic", [FfmaTactic(8, 1, 2, 64), MmaTactic(2, 1, 16, 2), MmaTactic(1, 2, 16, 1)], ids=str)
+def test_every_barrier_is_needed(tactic: Any) -> None:
+    x = Shape(h=1, s=32, t=90, d=16, dtype=DType.F16 if isinstance(tactic, MmaTactic) else DType.F32)
+    kernel = attention_kernel(x)
+    data = inputs(x, np.random.default_rng(0), {})
+    source, want = render_attention(kernel, tactic, "sm_80"), attend(x, data, {})
+
+    def passes(text: str) -> bool:
+        return matches(kernel, run_kernel(source, kernel, data, text=text), want, slack=2)
+
+    assert len(mutations(source.source)) >= 3
+    assert [m.deleted for m in survivors(source.source, passes)] == []
+
+
+def test_what_is_refused() -> None:
+    assert "head size" in (supports(attention_kernel(Shape(d=300)), "sm_80") or "")
+    plain = attention_kernel(Shape())
+    open_axes = {**plain.axes, "d": (axis("d", symbol("size", 1)),)}
+    assert "head size" in (supports(replace(plain, axes=open_axes), "sm_80") or "")
+    integer_mask = {**plain.loads, "mask": const(1, DType.I32)}
+    assert "mask" in (supports(replace(plain, loads=integer_mask), "sm_80") or "")

@@ -1,0 +1,168 @@
+"""The attention engine for f16 and bf16 on tensor cores (``mma.sync``, sm_80 and newer).
+
+A warp computes 16 queries; the warps of a block share tiles of keys and values, and may also split the keys
+of a tile, each with a softmax of its own, merged at the end. Keys and values come by asynchronous copies
+where they lie in memory as they are needed, through the load hooks otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks
+from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.nest import most
+from arcweld.codegen.printer import Block, Hooks, plain_load
+from arcweld.codegen.render import render
+from arcweld.compiler import dims
+from arcweld.compiler.dtypes import DType
+
+SHARED_BUDGET = 99 * 1024
+SMS = 132
+USUAL_SYMBOLIC = 512
+REGISTER_HEAD_SIZE = 128
+
+_LONG = ((4, 1, 64, 2), (4, 1, 32, 3), (8, 1, 64, 2), (4, 1, 64, 3), (2, 2, 32, 2), (2, 1, 32, 2), (4, 1, 32, 2))
+_SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16, 4), (1, 2, 32, 2), (2, 2, 16, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class MmaTactic:
+    """``query_warps`` x ``key_warps`` warps; each takes ``keys`` keys of a tile; a ring of ``stages``
+    tiles.
+    """
+
+    query_warps: int = 4
+    key_warps: int = 1
+    keys: int = 64
+    stages: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Extents, and pitches in elements: rows of an odd number of 16-byte pieces keep ldmatrix free of bank
+    conflicts.
+    """
+
+    rows: int
+    tile: int
+    depth: int
+    value_depth: int
+    k_pitch: int
+    v_pitch: int
+    q_shared: bool
+    ring_at: int
+    stage: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How an operand's rows reach shared memory: by ``cp_async16`` from ``row0`` with ``stride``, or by the
+    load hook.
+    """
+
+    role: str
+    is_async: bool
+    stride: str
+    width: int
+    function: str
+
+
+def layout(a: Attention, t: MmaTactic) -> Layout:
+    """Queries of a large head size go through shared memory, others stay in registers."""
+    rows, tile = 16 * t.query_warps, t.keys * t.key_warps
+    depth, value_depth = -(-a.size // 16) * 16, -(-a.value_size // 16) * 16
+    k_pitch, v_pitch = depth + 8, value_depth + 8
+    q_shared = depth > REGISTER_HEAD_SIZE
+    ring_at = rows * k_pitch * 2 if q_shared else 0
+    stage = tile * (k_pitch + v_pitch) * 2
+    warps = t.query_warps * t.key_warps
+    merge = warps * (value_depth // 8 + 1) * 512 if t.key_warps > 1 else 0
+    return Layout(
+        rows,
+        tile,
+        depth,
+        value_depth,
+        k_pitch,
+        v_pitch,
+        q_shared,
+        ring_at,
+        stage,
+        max(ring_at + t.stages * stage, merge),
+    )
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """The reason why this engine can't render the kernel, or None."""
+    if kernel.attrs["precision"] not in ("f16", "bf16"):
+        return f"precision {kernel.attrs['precision']} is not a tensor core type of this engine"
+    if kernel.loads["q"].dtype is not DType.F32:
+        return "operands are not 16-bit floats"
+    return None
+
+
+def tactics(kernel: Kernel, arch: str) -> tuple[MmaTactic, ...]:
+    """Blocks of 64 queries where there are enough of them; else smaller ones whose warps split the keys."""
+    a = parts(kernel)
+    queries, heads = most(a.s.extent, USUAL_SYMBOLIC), most(a.heads, 16)
+    steps_end = most(a.t.extent, USUAL_SYMBOLIC)
+    many = heads * -(-queries // 64) >= 2 * SMS
+    ordered = (_LONG + _SHORT) if many else (_SHORT + _LONG)
+    choices: list[MmaTactic] = []
+    for queries_, keys_, width, stages in ordered:
+        t = MmaTactic(queries_, keys_, width, min(stages, max(1, -(-steps_end // (width * keys_)))))
+        too_wide = t.keys * t.key_warps > max(64, 2 * steps_end) or 16 * (t.query_warps - 1) >= max(queries, 16)
+        if a.value_size > REGISTER_HEAD_SIZE:
+            t = MmaTactic(t.query_warps, t.key_warps, min(32, t.keys), t.stages)
+        if not too_wide and layout(a, t).bytes <= SHARED_BUDGET and t not in choices:
+            choices.append(t)
+    return tuple(choices[:10]) or (MmaTactic(1, 1, 16, 1),)
+
+
+def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
+    """Renders for sm_80 and newer."""
+    a, hooks = parts(kernel), Hooks(kernel)
+    space = layout(a, tactic)
+    printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, "k": 8, "v": 8, "mask": 2, "out": 2})
+    sources = [_source(a, hooks, role, getattr(printed, role)) for role in ("k", "v")]
+    scalar = hooks.params.scalar
+    tiles = dims.ceildiv(a.s.extent, space.rows)
+    return render(
+        "attention_mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
+        block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes, a=a, tactic=tactic,
+        layout=space, hooks=printed, sources=sources, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
+        fold=a.mask_kind == "none" and a.scale > 0, log2e=repr(LOG2E), group=_group(space.value_depth // 8),
+        tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),
+        queries=scalar("query_count", a.s.extent), keys=scalar("key_count", a.t.extent),
+        offset=scalar("causal_offset", a.causal_offset),
+    )  # fmt: skip
+
+
+def _group(tiles: int) -> int:
+    """Output fragments that one tensor core step handles: the largest even divisor up to 8."""
+    return max(n for n in (2, 4, 6, 8) if tiles % n == 0)
+
+
+def _source(a: Attention, hooks: Hooks, role: str, width: int) -> Source:
+    """Asynchronous where rows are contiguous, 16-byte aligned and of the tensor cores' type."""
+    lane = a.d if role == "k" else a.dv
+    plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
+    if (
+        plain is None
+        or plain.buffer.dtype.value != a.kernel.attrs["precision"]
+        or plain.strides[lane.sym] not in (1, 0)
+        or (plain.strides[lane.sym] == 0 and lane.extent != 1)
+        or not isinstance(lane.extent, int)
+        or lane.extent % 8
+        or not dims.is_multiple(plain.strides[a.t.sym], 8)
+        or not dims.is_multiple(plain.offset, 8)
+    ):
+        return Source(role, False, "", width, "")
+    block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
+    offset = block.dim(plain.offset)
+    t = plain.buffer.dtype.cuda
+    head = f"__device__ __forceinline__ const {t}* {role}_row0(const Params& p, {block.itype} b, {block.itype} h) {{"
+    body = [*block.finish([]), f"  return {hooks.params.buffer(plain.buffer.name)} + ({offset});", "}"]
+    stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
+    return Source(role, True, f"({block.itype}){stride}", width, "\n".join([head, *body]))
