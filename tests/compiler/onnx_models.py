@@ -59,9 +59,7 @@ def runtime(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     return list(session.run(None, dict(feeds)))
 
 
-def compare(
-    proto: onnx.ModelProto, feeds: Mapping[str, Array], tolerance: float = 2e-5, **options: Any
-) -> Graph:
+def compare(proto: onnx.ModelProto, feeds: Mapping[str, Array], tolerance: float = 2e-5, **options: Any) -> Graph:
     """Asserts that the imported model and ONNX Runtime agree; returns the imported graph."""
     graph = import_onnx(proto, **options)
     ours, theirs = evaluate(graph, feeds), runtime(proto, feeds)

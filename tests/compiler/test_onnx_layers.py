@@ -1,0 +1,211 @@
+"""Recurrent layers, attention, quantised operators and fused contrib operators, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
+from onnx.reference import ReferenceEvaluator
+from onnx_models import compare, evaluate, floats, ints, model, one_node
+
+F = floats
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def _recurrent(
+    op: str, attrs: dict[str, Any], *, bias: bool = True, initial: bool = True, peephole: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    directions = 2 if attrs.get("direction") == "bidirectional" else 1
+    steps, batch, features, hidden = 4, 2, 3, 5
+    rows = GATES[op] * hidden
+    constants = {1: F(directions, rows, features) / 2, 2: F(directions, rows, hidden, seed=1) / 2}
+    if bias:
+        constants[3] = F(directions, 2 * rows, seed=2)
+    if initial:
+        constants[5] = F(directions, batch, hidden, seed=3)
+        if op == "LSTM":
+            constants[6] = F(directions, batch, hidden, seed=4)
+    if peephole:
+        constants[7] = F(directions, 3 * hidden, seed=5)
+    outputs = 3 if op == "LSTM" else 2
+    attrs = {"hidden_size": hidden, **attrs}
+    return one_node(op, 14, [F(steps, batch, features, seed=6)], attrs, constants, outputs=outputs)
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_recurrent_layers(op: str, direction: str) -> None:
+    proto, feeds = _recurrent(op, {"direction": direction})
+    graph = compare(proto, feeds)
+    # the input's products for all steps are one matrix product a direction
+    rows = GATES[op] * 5
+    together = [n for n in graph.nodes if n.op == "MatMul" and n.output.shape == (4, 2, rows)]
+    assert len(together) == (2 if direction == "bidirectional" else 1)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "options"),
+    [
+        ("GRU", {"linear_before_reset": 1}, {}),
+        ("GRU", {"linear_before_reset": 1}, {"bias": False, "initial": False}),
+        ("LSTM", {"clip": 0.5}, {}),
+        ("LSTM", {}, {"peephole": True, "bias": False}),
+        ("LSTM", {"activations": ["HardSigmoid", "Relu", "Softsign"]}, {}),
+        ("LSTM", {"input_forget": 1}, {}),
+        ("RNN", {"activations": ["Relu"]}, {"initial": False}),
+    ],
+)
+def test_recurrent_options(op: str, attrs: dict[str, Any], options: dict[str, Any]) -> None:
+    compare(*_recurrent(op, attrs, **options))
+
+
+def test_batch_first_layout() -> None:
+    """ONNX Runtime refuses layout=1: the standard's reference evaluator is the oracle."""
+    constants = {1: F(1, 20, 3) / 2, 2: F(1, 20, 5) / 2, 5: F(2, 1, 5), 6: F(2, 1, 5, seed=1)}
+    proto, feeds = one_node("LSTM", 14, [F(2, 4, 3)], {"hidden_size": 5, "layout": 1}, constants, outputs=3)
+    swapped = {**constants, 5: constants[5].swapaxes(0, 1), 6: constants[6].swapaxes(0, 1)}
+    time_first, _ = one_node("LSTM", 14, [F(2, 4, 3).swapaxes(0, 1)], {"hidden_size": 5}, swapped, outputs=3)
+    y, h, c = ReferenceEvaluator(time_first).run(None, {"x0": F(2, 4, 3).swapaxes(0, 1)})
+    expected = [y.transpose(2, 0, 1, 3), h.swapaxes(0, 1), c.swapaxes(0, 1)]
+    for ours, theirs in zip(evaluate(import_onnx(proto), feeds), expected):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_open_number_of_steps_is_refused() -> None:
+    proto, _ = one_node("RNN", 14, [F(4, 2, 3)], {"hidden_size": 5}, {1: F(1, 5, 3), 2: F(1, 5, 5)}, open_dims=True)
+    with pytest.raises(UnsupportedError, match="time steps"):
+        import_onnx(proto)
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize(
+    ("attrs", "rank", "extra"),
+    [
+        ({}, 4, {}),
+        ({"is_causal": 1}, 4, {}),
+        ({"scale": 0.3}, 4, {3: F(4, 6)}),
+        ({"softcap": 2.0}, 4, {3: F(4, 6) > 0}),
+        ({"is_causal": 1, "softcap": 2.0}, 4, {}),
+        ({}, 4, {3: F(2, 1, 4, 6)}),
+        ({"q_num_heads": 4, "kv_num_heads": 2}, 3, {}),
+        ({"is_causal": 1}, 4, {4: F(2, 2, 3, 8), 5: F(2, 2, 3, 8, seed=1)}),
+        ({"is_causal": 1}, 4, {3: F(4, 9) > -1, 4: F(2, 2, 3, 8), 5: F(2, 2, 3, 8, seed=1)}),
+    ],
+)
+def test_attention(attrs: dict[str, Any], rank: int, extra: dict[int, Any]) -> None:
+    """Against the standard's reference evaluator, whose text defines the operator."""
+    shapes = [(2, 4, 4, 8), (2, 2, 6, 8), (2, 2, 6, 8)] if rank == 4 else [(2, 4, 32), (2, 6, 16), (2, 6, 16)]
+    proto, feeds = one_node("Attention", 23, [F(*s, seed=i) for i, s in enumerate(shapes)], attrs, extra)
+    (expected,) = ReferenceEvaluator(proto).run(None, feeds)
+    (ours,) = evaluate(import_onnx(proto), feeds)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("attrs", [{}, {"interleaved": 1}, {"rotary_embedding_dim": 4}])
+def test_rotary_embedding(attrs: dict[str, Any]) -> None:
+    half = attrs.get("rotary_embedding_dim", 8) // 2
+    positions = ints([0, 3, 1], [2, 5, 4])
+    constants = {1: F(6, half), 2: F(6, half, seed=1), 3: positions}
+    proto, feeds = one_node("RotaryEmbedding", 23, [F(2, 4, 3, 8)], attrs, constants)
+    (expected,) = ReferenceEvaluator(proto).run(None, feeds)
+    (ours,) = evaluate(import_onnx(proto), feeds)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- quantised
+
+
+def _u8(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _i8(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-127, 128, shape, dtype=np.int8)
+
+
+@pytest.mark.parametrize("depth", [16, 700])
+def test_integer_products_are_exact(depth: int) -> None:
+    """700 terms of 255 * 127 exceed what f32 holds exactly."""
+    proto, feeds = one_node("MatMulInteger", 13, [_u8(3, depth)], {}, {1: _i8(depth, 5), 2: np.uint8(7), 3: _i8(5)})
+    compare(proto, feeds)
+    constants = {1: _u8(2, depth, 3, 3), 2: np.uint8(9)}
+    proto, feeds = one_node("ConvInteger", 13, [_u8(1, depth, 4, 4)], {"pads": [1] * 4}, constants)
+    compare(proto, feeds)
+
+
+def test_quantise_and_dequantise() -> None:
+    scale, zero = np.float32([0.1, 0.2, 0.05]), np.uint8([100, 120, 130])
+    compare(*one_node("QuantizeLinear", 13, [F(2, 3, 4) * 3], {"axis": 1}, {1: scale, 2: zero}))
+    compare(*one_node("DequantizeLinear", 13, [_u8(2, 3, 4)], {"axis": -2}, {1: scale, 2: zero}))
+    compare(*one_node("DynamicQuantizeLinear", 13, [F(3, 4)], outputs=3))
+    blocks = {1: np.abs(F(2, 2)) + 0.1, 2: _i8(2, 2)}
+    compare(*one_node("DequantizeLinear", 21, [_i8(2, 6)], {"axis": 1, "block_size": 3}, blocks))
+
+
+def test_an_all_zero_tensor_quantises() -> None:
+    proto, _ = one_node("DynamicQuantizeLinear", 13, [np.zeros((2, 2), np.float32)], outputs=3)
+    y, _, zero = evaluate(import_onnx(proto), {"x0": np.zeros((2, 2), np.float32)})
+    assert (y == zero).all()
+
+
+def test_quantised_layers() -> None:
+    one = {1: np.float32(0.02), 2: np.uint8(120), 4: np.float32(0.01), 5: np.int8(3)}
+    one |= {6: np.float32(0.4), 7: np.uint8(110)}
+    compare(*one_node("QLinearMatMul", 13, [_u8(3, 8)], {}, {**one, 3: _i8(8, 4)}))
+    many = {4: np.float32([0.01, 0.02]), 5: np.int8([0, 0]), 8: np.array([100, -500], np.int32)}
+    compare(*one_node("QLinearConv", 13, [_u8(1, 3, 5, 5)], {"strides": [2, 2]}, {**one, **many, 3: _i8(2, 3, 3, 3)}))
+
+
+def test_int4_weights() -> None:
+    packed = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [3, 3], np.arange(-4, 5).tolist())
+    node = onnx.helper.make_node("DequantizeLinear", ["w", "s"], ["y"])
+    proto = model([node], {"s": (np.float32, [])}, ["y"], opset=21)
+    proto.graph.initializer.append(packed)
+    (ours,) = evaluate(import_onnx(proto), {"s": np.float32(0.5)})
+    np.testing.assert_array_equal(ours, np.arange(-4, 5, dtype=np.float32).reshape(3, 3) / 2)
+
+
+# --------------------------------------------------------------------------------------------------------- contrib
+
+CONTRIB: list[tuple[str, list[Any], dict[str, Any], dict[int, Any], int]] = [
+    ("Gelu", [F(3, 4)], {}, {}, 1),
+    ("BiasGelu", [F(3, 4)], {}, {1: F(4)}, 1),
+    ("FastGelu", [F(3, 4)], {}, {1: F(4)}, 1),
+    ("QuickGelu", [F(3, 4)], {"alpha": 1.5}, {}, 1),
+    ("FusedMatMul", [F(2, 4, 3), F(2, 5, 4)], {"transA": 1, "transB": 1, "alpha": 0.5}, {}, 1),
+    ("FusedConv", [F(1, 2, 5, 5)], {"activation": "Relu", "kernel_shape": [3, 3]}, {1: F(3, 2, 3, 3), 2: F(3)}, 1),
+    ("FusedGemm", [F(3, 4), F(4, 5)], {"activation": "LeakyRelu", "activation_alpha": 0.2}, {2: F(5)}, 1),
+    ("SkipLayerNormalization", [F(2, 3, 8), F(2, 3, 8, seed=1)], {}, {2: F(8), 3: F(8), 4: F(8, seed=2)}, 1),
+    ("SkipSimplifiedLayerNormalization", [F(2, 3, 8), F(2, 3, 8, seed=1)], {"epsilon": 1e-5}, {2: F(8)}, 1),
+    ("MultiHeadAttention", [F(2, 3, 8), F(2, 5, 8), F(2, 5, 8, seed=1)], {"num_heads": 2}, {3: F(24)}, 1),
+    ("Attention", [F(2, 3, 8)], {"num_heads": 2}, {1: F(8, 24), 2: F(24)}, 1),
+    ("RotaryEmbedding", [F(1, 3, 16)], {}, {1: ints([0, 2, 1]), 2: F(4, 4), 3: F(4, 4, seed=1)}, 1),
+    ("MatMulIntegerToFloat", [_u8(3, 8)], {}, {1: _i8(8, 4), 2: F(1), 3: F(1, seed=1), 4: np.uint8([9])}, 1),
+    ("DynamicQuantizeMatMul", [F(3, 8)], {}, {1: _i8(8, 4), 2: np.float32([0.2])}, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "feeds", "attrs", "constants", "outputs"), CONTRIB, ids=[c[0] for c in CONTRIB])
+def test_fused_operators(
+    op: str, feeds: list[Any], attrs: dict[str, Any], constants: dict[int, Any], outputs: int
+) -> None:
+    proto, given = one_node(
+        op, 17, feeds, attrs, {k: np.asarray(v) for k, v in constants.items()}, outputs=outputs, domain="com.microsoft"
+    )
+    compare(proto, given)
+
+
+def test_the_sum_of_a_skip_normalisation() -> None:
+    node = onnx.helper.make_node(
+        "SkipLayerNormalization", ["x", "s", "g"], ["y", "", "", "sum"], domain="com.microsoft", epsilon=1e-5
+    )
+    inputs = {"x": (np.float32, [2, 3, 8]), "s": (np.float32, [2, 3, 8])}
+    opsets = [onnx.helper.make_opsetid("com.microsoft", 1)]
+    proto = model([node], inputs, ["y", "sum"], {"g": F(8)}, opsets=opsets)
+    compare(proto, {"x": F(2, 3, 8), "s": F(2, 3, 8, seed=1)})
