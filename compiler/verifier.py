@@ -64,17 +64,13 @@ class _Verifier:
 
     def check_weights(self) -> None:
         for name, w in self.graph.weights.items():
-            if name in self.known:
-                self.fail(f"%{name} is both an input and a weight", "rename one of the two")
             if sanitize(name) != name:
                 self.fail(f"the name {name!r} cannot be written in IR text", "use text.sanitize")
             from_numpy(w.data.dtype)
 
     def check_node(self, node: Node) -> None:
         if not is_registered(node.op):
-            self.fail(
-                f"{node.op} is not a registered operator", "register it, or emit another operator", node
-            )
+            self.fail(f"{node.op} is not a registered operator", "register it, or emit another operator", node)
         if not node.outputs:
             self.fail("a node without outputs", "drop it", node)
         op = opdef(node.op)
@@ -91,17 +87,13 @@ class _Verifier:
         if weight is not None:
             if weight.data.shape != v.shape or from_numpy(weight.data.dtype) is not v.dtype:
                 found = f"{from_numpy(weight.data.dtype).value}{list(weight.data.shape)}"
-                self.fail(
-                    f"%{v.name} is read as {v.type}, but the weight is {found}", "use ir.weight_value", node
-                )
+                self.fail(f"%{v.name} is read as {v.type}, but the weight is {found}", "use ir.weight_value", node)
         elif v.name not in self.known:
             hint = "emit the producer first, and redirect readers with Rewriter.alias"
             self.fail(f"%{v.name} is read before it is written, or never written", hint, node)
         elif self.known[v.name] != v:
             written = self.known[v.name].type
-            self.fail(
-                f"%{v.name} is read as {v.type}, but was written as {written}", "rebuild the readers", node
-            )
+            self.fail(f"%{v.name} is read as {v.type}, but was written as {written}", "rebuild the readers", node)
 
     def check_arity(self, node: Node, op: OpDef) -> None:
         variadic = bool(op.inputs) and op.inputs[-1].endswith("*")
@@ -134,9 +126,7 @@ class _Verifier:
             self.fail(f"the operands do not fit: {error.message}", "correct the operands or attributes", node)
         if types != tuple(o.type for o in node.outputs):
             inferred, declared = ", ".join(map(str, types)), ", ".join(str(o.type) for o in node.outputs)
-            self.fail(
-                f"declared {declared}, but inferred {inferred}", "emit nodes through registry.make", node
-            )
+            self.fail(f"declared {declared}, but inferred {inferred}", "emit nodes through registry.make", node)
 
     def check_outputs(self) -> None:
         for o in self.graph.outputs:
