@@ -94,6 +94,11 @@ class Engine:
     # it is
 
     @property
+    def shared(self) -> Shared:
+        """The plan, kernels and weights that every thread's context uses; for the profiler and the benchmark."""
+        return self._shared
+
+    @property
     def program(self) -> Program:
         return self.data.program
 
