@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
 
 
 def ceilings() -> dict[str, float]:
-    """Measured rates: bytes per second of a large copy (read plus written), operations per second of a large f16 product."""
+    """Measured rates: bytes per second of a large copy (read and written), operations per second of an f16 product."""
     import torch
 
     a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
@@ -232,7 +232,8 @@ def bench_host() -> dict[str, float]:
     import torch
 
     built = build("bert", layers=2, hidden=128, heads=2, length=16)
-    engine = api.compile_graph(api.import_model(built.module, *built.args), precision="fp16", device="cuda", verify="off")
+    graph = api.import_model(built.module, *built.args)
+    engine = api.compile_graph(graph, precision="fp16", device="cuda", verify="off")
     x = built.args[0].cuda()
     for _ in range(20):
         engine(x)
@@ -252,7 +253,8 @@ def bench_load() -> dict[str, float]:
     import torch
 
     built = build("bert", layers=7, hidden=768)
-    _, engine = api.build_engine(api.import_model(built.module, *built.args), precision="fp16", device="cuda", verify="off")
+    graph = api.import_model(built.module, *built.args)
+    engine = api.compile_graph(graph, precision="fp16", device="cuda", verify="off")
     x = built.args[0].cuda()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.engine"

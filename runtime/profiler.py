@@ -15,7 +15,7 @@ from arcweld.runtime.expressions import Expression
 
 @dataclass(frozen=True, slots=True)
 class LaunchTime:
-    """One launch: its median seconds, the bytes of the arrays it reads and writes, and its floating-point operations."""
+    """One launch: its median seconds, the bytes of the arrays that it touches, and its floating-point operations."""
 
     name: str
     kernel: str
