@@ -187,7 +187,7 @@ ARCWELD_DEVICE void mbar_expect_tx(u32 bar, int bytes) {
 ARCWELD_DEVICE void mbar_arrive(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-// Waits until the phase of this parity has completed. ARCWELD_BOUNDED_WAIT turns a lost arrival into a trap instead of a
+// Waits until the phase of this parity has completed. ARCWELD_DEBUG turns a lost arrival into a trap instead of a
 // hang; it must stay off where setmaxnreg is used (with a trap in the loop ptxas ignores setmaxnreg).
 ARCWELD_DEVICE void mbar_wait(u32 bar, int parity) {
   for (u32 tries = 0;; ++tries) {
@@ -198,7 +198,7 @@ ARCWELD_DEVICE void mbar_wait(u32 bar, int parity) {
         : "r"(bar), "r"(parity)
         : "memory");
     if (done) break;
-#ifdef ARCWELD_BOUNDED_WAIT
+#ifdef ARCWELD_DEBUG
     if (tries > 4000000u) __trap();
 #endif
   }

@@ -40,9 +40,14 @@ const void* sites[1 << 16];
 struct Buffer {
   uintptr_t begin, end;
   bool writable;
+  bool dependent;  // an earlier kernel wrote it
 };
 Buffer* buffers;
 int buffer_count, buffer_capacity, last_buffer;
+
+bool overlapping;    // the launch may start before its predecessors end (programmatic dependent launch)
+u32 pdl_clock;       // what a warp must know of kPdlAgent to be past pdl_wait()
+u64 pdl_waits;
 
 int agent_of(const Mark& m) { return (m.who & kWho) < kFirstAgent ? (m.who & kWho) / kLanes : (m.who & kWho) - kFirstAgent; }
 bool valid(const Mark& m) { return m.clock > block_start[agent_of(m)]; }
@@ -148,6 +153,13 @@ void require_proxy_fence(const Shadow& s, size_t offset, const Mark& me, int fir
 
 }  // namespace
 
+void checker_launch_start() { pdl_waits = 0; }
+
+const char* checker_launch_end() {
+  if (!checked || !overlapping || pdl_waits) return nullptr;
+  return "no thread of the kernel called pdl_wait(): kernels after it could overtake those before it";
+}
+
 void checker_block_start() {
   if (!checked) return;
   if (!shadow)
@@ -162,6 +174,7 @@ void checker_block_start() {
     }
   }
   for (int i = 0; i < kAgents; ++i) block_start[i] = clock_of[i]++;
+  pdl_clock = clock_of[kPdlAgent];
   for (int w = 0; w < warp_count; ++w) memcpy(view[w].at, block_start, sizeof block_start);
   memcpy(fenced_view, view, sizeof view);
   for (int i = 0; i < thread_count; ++i) fenced_clock[i] = block_start[i / kLanes];
@@ -260,6 +273,9 @@ void check_global(const void* address, size_t bytes, bool write, const void* pc)
     const Buffer& b = buffers[k];
     if (p >= b.begin && p + bytes <= b.end && (b.writable || !write)) {
       last_buffer = k;
+      if (overlapping && (write || b.dependent) && view[sim_current->warp].at[kPdlAgent] < pdl_clock)
+        sim_fail("%s buffer #%d at %s before pdl_wait()", write ? "writes" : "reads the result of an earlier kernel,", k,
+                 Where(pc).text);
       return;
     }
     if (++k == buffer_count) k = 0;
@@ -289,6 +305,13 @@ void note_spin(const void* p, bool write) {
   }
 }
 
+bool in_buffer(uintptr_t p) {
+  if (last_buffer < buffer_count && p >= buffers[last_buffer].begin && p < buffers[last_buffer].end) return true;
+  for (int i = 0; i < buffer_count; ++i)
+    if (p >= buffers[i].begin && p < buffers[i].end) return true;
+  return false;
+}
+
 void on_access(const void* p, int bytes, bool write, bool aligned, const void* pc) {
   if (!running || !checked || in_fiber_stack(p)) return;
   if ((const char*)p >= &__ehdr_start && (const char*)p < &_end) return;  // the runtime's own variables (threadIdx...)
@@ -300,13 +323,7 @@ void on_access(const void* p, int bytes, bool write, bool aligned, const void* p
     return;
   }
   Dl_info info;
-  const uintptr_t a = (uintptr_t)p;
-  if (last_buffer < buffer_count && a >= buffers[last_buffer].begin && a + (uintptr_t)bytes <= buffers[last_buffer].end &&
-      (buffers[last_buffer].writable || !write))
-    return;
-  for (int i = 0; i < buffer_count; ++i)
-    if (a >= buffers[i].begin && a < buffers[i].end) return check_global(p, (size_t)bytes, write, pc);
-  if (dladdr(p, &info)) return;  // a constant table of the kernel itself
+  if (!in_buffer((uintptr_t)p) && dladdr(p, &info)) return;  // a constant table of the kernel itself
   check_global(p, (size_t)bytes, write, pc);
 }
 
@@ -317,8 +334,10 @@ using namespace sim;
 
 extern "C" {
 
-// The launch's buffers as (begin, bytes, writable) triples.
-void sim_set_buffers(int count, const u64* triples) {
+// The launch's buffers as (begin, bytes, flags) triples: flag 1 writable, 2 written by an earlier kernel. ``pdl``: the launch
+// may overlap its predecessors.
+void sim_set_buffers(int count, const u64* triples, int pdl) {
+  overlapping = pdl != 0;
   if (count > buffer_capacity) {
     buffer_capacity = count;
     buffers = (Buffer*)realloc(buffers, (size_t)count * sizeof(Buffer));
@@ -327,10 +346,18 @@ void sim_set_buffers(int count, const u64* triples) {
   buffer_count = count;
   last_buffer = 0;
   for (int i = 0; i < count; ++i)
-    buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], triples[3 * i + 2] != 0};
+    buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], (triples[3 * i + 2] & 1) != 0,
+                  (triples[3 * i + 2] & 2) != 0};
 }
 
 void sim_set_checked(int on) { checked = on != 0; }
+
+// Past this call the warp, and whoever synchronises with it, may use what earlier kernels wrote.
+void sim_pdl_wait() {
+  if (!checked) return;
+  ++pdl_waits;
+  hb_acquire_agent(sim_current->warp, kPdlAgent, pdl_clock);
+}
 
 void sim_atomic_access(const void* p, int bytes) {
   if (!checked) return;

@@ -8,11 +8,14 @@ extern bool checked;
 
 enum class Access : u8 { Read, Write, Atomic };
 
+void checker_launch_start();
 void checker_block_start();
+const char* checker_launch_end();  // what is wrong with the launch as a whole, or null
 
 // Shared access by a thread through the generic proxy; ``pc`` is the code that made it.
 void check_shared(const void* p, int bytes, Access access, int thread, const void* pc);
-// Global access; fails if it is outside the launch's buffers, or writes one that is read-only.
+// Global access; fails if it is outside the launch's buffers, writes one that is read-only, or comes before pdl_wait()
+// though an earlier kernel may still use the buffer.
 void check_global(const void* p, size_t bytes, bool write, const void* pc);
 
 // cp.async: between issue and wait the destination may not be touched.

@@ -34,7 +34,7 @@ def _runtime() -> ctypes.CDLL:
     library.sim_launch.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
     ]  # fmt: skip
-    library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     return library
 
 
@@ -71,7 +71,8 @@ class _Prepared:
     shape: np.ndarray  # grid and block, six u32
     shared_bytes: int
     params: np.ndarray
-    buffers: np.ndarray  # (begin, bytes, writable) triples, u64
+    buffers: tuple[tuple[int, int, bool], ...]
+    pdl: bool
     empty: bool
 
 
@@ -89,6 +90,7 @@ class SimDevice:
         self.checked = checked
         self.seed = seed
         self._kernels: dict[tuple[str, str, str], SimKernel] = {}
+        self._results: dict[int, int] = {}  # begin -> end of what kernels have written, in checked mode
 
     @property
     def can_capture(self) -> bool:
@@ -106,6 +108,7 @@ class SimDevice:
         if not source.flags.c_contiguous:
             raise DeviceError("upload needs a C-contiguous array")
         if source.nbytes:
+            self._forget_results(address, address + source.nbytes)
             ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
@@ -171,14 +174,14 @@ class SimDevice:
             raise DeviceError(f"{spec.name}: the sim device has no thread block clusters")
         params = _aligned(max(len(spec.params), 1))
         params[: len(spec.params)] = np.frombuffer(spec.params, np.uint8)
-        triples = [(begin, size, int(written)) for begin, size, written in spec.buffers]
         return _Prepared(
             spec.name,
             spec.kernel,
             np.array([*spec.grid, *spec.block], np.uint32),
             spec.shared_bytes,
             params,
-            np.array(triples, np.uint64).reshape(-1, 3),
+            spec.buffers,
+            spec.pdl,
             0 in spec.grid,
         )
 
@@ -192,13 +195,29 @@ class SimDevice:
         with _LOCK:
             runtime.sim_set_checked(int(self.checked))
             if self.checked:
-                runtime.sim_set_buffers(len(p.buffers), p.buffers.ctypes.data)
+                flags = self._buffer_flags(p.buffers)
+                runtime.sim_set_buffers(len(flags), flags.ctypes.data, int(p.pdl))
             failed = runtime.sim_launch(
                 p.kernel.address, p.params.ctypes.data, shape, shape + 12, p.shared_bytes, self.seed
             )
             message = runtime.sim_error().decode(errors="replace") if failed else ""
         if failed:
             raise DeviceError(f"kernel {p.kernel.name} failed: {resolve(message)}", node=p.name)
+
+    def _forget_results(self, begin: int, end: int) -> None:
+        """What the host writes is no kernel's result any more."""
+        self._results = {b: e for b, e in self._results.items() if e <= begin or b >= end}
+
+    def _buffer_flags(self, buffers: tuple[tuple[int, int, bool], ...]) -> np.ndarray:
+        """(begin, bytes, flags) as u64: flag 1 written by this launch, 2 written by an earlier kernel."""
+        rows = []
+        for begin, size, written in buffers:
+            dependent = any(b < begin + size and begin < e for b, e in self._results.items())
+            rows.append((begin, size, int(written) | 2 * int(dependent)))
+        for begin, size, written in buffers:
+            if written:
+                self._results[begin] = max(begin + size, self._results.get(begin, 0))
+        return np.array(rows, np.uint64).reshape(-1, 3)
 
     def synchronize(self, stream: int = 0) -> None:
         """Nothing to wait for: launches return when they are done."""

@@ -338,6 +338,7 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
   warp_count = (thread_count + kLanes - 1) / kLanes;
   shared_bytes = dynamic_bytes;
   start_threads();
+  checker_launch_start();
   SignalScope signals;
   for (u32 z = 0; z < grid[2]; ++z)
     for (u32 y = 0; y < grid[1]; ++y)
@@ -349,6 +350,10 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
         if (!running) return 1;
         running = false;
       }
+  if (const char* problem = checker_launch_end()) {
+    snprintf(error_text, sizeof error_text, "%s", problem);
+    return 1;
+  }
   return 0;
 }
 

@@ -95,6 +95,8 @@ void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transpos
 void sim_wgmma_commit();
 void sim_wgmma_wait(int newest);
 
+void sim_pdl_wait();
+
 // Told of every atomic access before it happens; does nothing outside the checked mode.
 void sim_atomic_access(const void* p, int bytes);
 }

@@ -48,8 +48,9 @@ ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
   return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
 }
 
-// ---------------------------------------------------------------- programmatic dependent launch: kernels never overlap here
-ARCWELD_DEVICE void pdl_wait() {}
+// ---------------------------------------------------------------- programmatic dependent launch
+// Kernels never overlap here; the checked mode still refuses what a kernel may not do before it has waited.
+ARCWELD_DEVICE void pdl_wait() { sim_pdl_wait(); }
 ARCWELD_DEVICE void pdl_launch_dependents() {}
 
 // ---------------------------------------------------------------- shared memory and matrix fragments

@@ -14,8 +14,8 @@ constexpr u32 kSharedBase = 1024;           // the shared address of the first d
 
 // ---------------------------------------------------------------- happens-before (checker.cpp)
 // Who can touch shared memory: 32 warps, and the asynchronous engines, which are agents of their own: wgmma of each of 8
-// warpgroups, TMA loads by mbarrier, TMA stores.
-constexpr int kWgmmaAgent = 32, kLoadAgent = 40, kLoadAgents = 23, kStoreAgent = 63, kAgents = 64;
+// warpgroups, TMA loads by mbarrier, TMA stores. One more agent stands for the kernels that ran before.
+constexpr int kWgmmaAgent = 32, kLoadAgent = 40, kLoadAgents = 22, kPdlAgent = 62, kStoreAgent = 63, kAgents = 64;
 struct VectorClock {
   u32 at[kAgents];
 };

@@ -38,7 +38,7 @@ def device() -> Device:
 
 
 def _compiled(source: str, entry: str, arch: str) -> KernelImage:
-    return KernelImage(entry, entry, source, compile_cubin(source, arch, name=entry).cubin, None)
+    return KernelImage(entry, entry, source, compile_cubin(source, arch, name=entry, debug=True).cubin, None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -28,7 +28,7 @@ class Demo:
     def error(self, device: Device, source: str | None = None) -> float:
         """The largest absolute error of a run, NaN where the output holds one."""
         kernel = image(source or self.source, self.entry)
-        (result,) = run(device, kernel, self.grid, (self.block,), self.arguments, self.shared)
+        (result,) = run(device, kernel, self.grid, (self.block,), self.arguments, self.shared, pdl=True)
         return float(np.abs(result.astype(np.float64) - self.reference).max())
 
     def passes(self, device: Device, source: str | None = None) -> bool:

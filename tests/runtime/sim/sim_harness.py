@@ -75,6 +75,7 @@ def run(
     block: tuple[int, ...],
     arguments: list[Argument],
     shared: int = 0,
+    pdl: bool = False,
 ) -> list[np.ndarray]:
     """Launches once and returns the arrays of the Out and written Map arguments, in order."""
     params, buffers, keep, results = b"", [], [], []
@@ -100,7 +101,7 @@ def run(
     params = params.ljust(-(-len(params) // 64) * 64, b"\0")
     handle = device.load_kernel(kernel, shared)
     full = lambda dims: (*dims, 1, 1)[:3]
-    spec = LaunchSpec(kernel.name, handle, full(grid), full(block), shared, 1, False, params, tuple(buffers))
+    spec = LaunchSpec(kernel.name, handle, full(grid), full(block), shared, 1, pdl, params, tuple(buffers))
     device.launch(device.prepare(spec))
     device.synchronize()
     outputs = []

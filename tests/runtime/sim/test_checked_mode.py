@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from arcweld.compiler.errors import DeviceError
-from arcweld.runtime.sim.device import SimDevice
+from arcweld.runtime.device import LaunchSpec
+from arcweld.runtime.sim.device import SimDevice, SimMemory
 from demo_kernels import DEMOS, Demo, edited
 from mutate import mutations, survivors
 from sim_harness import Argument, In, Out, image, run
@@ -222,3 +225,52 @@ def test_clean_demos_stay_clean_in_one_process_after_a_failure() -> None:
             broken.error(SimDevice(checked=True, seed=seed))
         assert demo.passes(SimDevice(checked=True, seed=seed))
         assert demo.passes(SimDevice(seed=seed))
+
+
+CHAIN = """#include "prims.cuh"
+struct Params { const f32* x; const f32* w; f32* y; };
+extern "C" __global__ void scale(const __grid_constant__ Params p) {
+  DYN_SHARED(f32, s);
+  const int t = threadIdx.x;
+  BODY
+}
+EXPORT_KERNEL(scale)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("const f32 w = p.w[t]; pdl_wait(); p.y[t] = p.x[t] * w;", None),
+        ("if (t == 0) { pdl_wait(); s[0] = p.x[0]; } __syncthreads(); p.y[t] = p.w[t] * s[0];", None),
+        (
+            "const f32 x = p.x[t]; pdl_wait(); p.y[t] = x;",
+            r"reads the result of an earlier kernel, buffer #0 at scale.cu:6",
+        ),
+        ("p.y[t] = p.w[t]; pdl_wait();", r"writes buffer #2 at scale.cu:6 before pdl_wait"),
+        ("if (t < 32) pdl_wait(); p.y[t] = p.w[t];", r"thread \(32,0,0\).*writes buffer #2"),
+        ("if (p.w[t] < -1e9f) pdl_wait();", r"no thread of the kernel called pdl_wait"),
+    ],
+)
+def test_programmatic_dependent_launch(body: str, message: str | None) -> None:
+    """A kernel launched with PDL may read weights, but no earlier kernel's result, before pdl_wait()."""
+    device = SimDevice(checked=True)
+    x, w, y = (device.allocate(256) for _ in range(3))
+    ones = np.ones(64, np.float32)
+    device.upload(w.address, ones)
+
+    def launch(body: str, source: SimMemory, target: SimMemory) -> None:
+        kernel = device.load_kernel(image(CHAIN.replace("BODY", body), "scale"), 256)
+        params = struct.pack("<QQQ", source.address, w.address, target.address)
+        buffers = ((source.address, 256, False), (w.address, 256, False), (target.address, 256, True))
+        device.launch(device.prepare(LaunchSpec("s", kernel, (1, 1, 1), (64, 1, 1), 256, 1, True, params, buffers)))
+
+    launch("pdl_wait(); p.y[t] = p.w[t];", y, x)
+    if message is None:
+        launch(body, x, y)
+        result = np.empty_like(ones)
+        device.download(result, y.address)
+        np.testing.assert_array_equal(result, ones)
+        return
+    with pytest.raises(DeviceError, match=rf"(?s){message}"):
+        launch(body, x, y)
