@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 Ints = Sequence[int]
+PATCH_BYTES = 4 << 20  # of the gathered patches: about a second-level cache
 
 
 def to_channels_first(x: np.ndarray, layout: str) -> np.ndarray:
@@ -55,25 +56,38 @@ def conv(
     x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, group: int
 ) -> np.ndarray:
     """Convolution of ``x`` [N, C, spatial] with ``w`` [O, C/group, kernel] -> [N, O, spatial']."""
-    kernel = w.shape[2:]
     x = pad_spatial(x, pads)
-    out = extents(x.shape[2:], kernel, strides, dilations)
+    out = extents(x.shape[2:], w.shape[2:], strides, dilations)
     n, c, o = x.shape[0], x.shape[1], w.shape[0]
-    if group == c and w.shape[1] == 1:
+    if group == c > 1:
         return _depthwise(x, w, strides, dilations, out)
     y = np.empty((n, o, *out), x.dtype)
     per_in, per_out = c // group, o // group
-    size = int(np.prod(out))
     for g in range(group):
-        xg = x[:, g * per_in : (g + 1) * per_in]
-        wg = w[g * per_out : (g + 1) * per_out].reshape(per_out, -1)
+        own_in, own_out = slice(g * per_in, (g + 1) * per_in), slice(g * per_out, (g + 1) * per_out)
         for b in range(n):
-            columns = np.empty((per_in, *kernel, *out), x.dtype)
-            for offset, view in taps(xg[b : b + 1], kernel, strides, dilations, out):
-                at: tuple[Any, ...] = (slice(None), *offset)
-                columns[at] = view[0]
-            y[b, g * per_out : (g + 1) * per_out] = (wg @ columns.reshape(-1, size)).reshape(per_out, *out)
+            _dense(x[b : b + 1, own_in], w[own_out], strides, dilations, y[b, own_out])
     return y
+
+
+def _dense(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, y: np.ndarray) -> None:
+    """One group of one image into ``y`` [O, spatial'], in slabs of rows so that the patches stay in the cache."""
+    o, out, kernel = y.shape[0], y.shape[1:], w.shape[2:]
+    filters = w.reshape(o, -1)
+    if all(k == 1 for k in kernel) and all(s == 1 for s in strides):
+        np.matmul(filters, x.reshape(x.shape[1], -1), out=y.reshape(o, -1))
+        return
+    row = filters.shape[1] * int(np.prod(out[1:])) * x.itemsize
+    height = max(1, min(out[0], PATCH_BYTES // max(row, 1)))
+    patches = np.empty((x.shape[1], *kernel, height, *out[1:]), x.dtype)
+    for top in range(0, out[0], height):
+        rows = slice(top, min(top + height, out[0]))
+        count = rows.stop - top
+        for offset, view in taps(x, kernel, strides, dilations, out):
+            at: tuple[Any, ...] = (slice(None), *offset, slice(count))
+            patches[at] = view[0, :, rows]
+        used = patches[(slice(None),) * (1 + len(kernel)) + (slice(count),)]
+        y[:, rows] = (filters @ used.reshape(filters.shape[1], -1)).reshape(o, count, *out[1:])
 
 
 def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out: Ints) -> np.ndarray:
