@@ -167,11 +167,9 @@ def value_range(bounds: Any) -> tuple[int, int | None]:
 
 
 def _finite(x: Any) -> int | None:
-    try:
-        value = int(x)
-    except (TypeError, ValueError, OverflowError):
+    if not (isinstance(x, int) or getattr(x, "is_Integer", False)):
         return None
-    return value if abs(value) < UNBOUNDED else None
+    return int(x) if abs(int(x)) < UNBOUNDED else None
 
 
 def exactly(value: float, dtype: DType) -> bool:

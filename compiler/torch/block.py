@@ -1,0 +1,173 @@
+"""A compiled block inside a torch graph: imports its nodes at the first call, keeps the engine, watches its parameters.
+
+Parameters and buffers are constants of the engine, packed once. When one changes (another tensor, or written in place)
+the block is built again, and after a few times it takes them as inputs from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.torch.backend_options import BackendOptions
+from arcweld.compiler.torch.importer import import_fx
+from arcweld.compiler.torch.layout import dense_order
+from arcweld.compiler.torch.report import BlockReport
+from arcweld.compiler.torch.truncate import truncate_double
+from arcweld.compiler.torch.types import Sizes, as_array
+from torch import fx
+
+log = logging.getLogger("arcweld.torch")
+
+MAX_REBUILDS = 2
+
+
+class EngineBuilder(Protocol):
+    """Makes the engine of a graph: ``compile_graph`` of the driver, or a stand-in in tests."""
+
+    def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any: ...
+
+
+class Block(torch.nn.Module):
+    """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order.
+
+    ``static`` marks inputs that are parameters or buffers. ``restride`` gives results whose strides PyTorch relies on.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        report: BlockReport,
+        build: EngineBuilder,
+        options: BackendOptions,
+        *,
+        static: Sequence[bool],
+        restride: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.aten = [module]  # in a list: not a submodule, whose parameters torch would count twice
+        self.report = report
+        self.options = options
+        self._build_engine = build
+        self._lock = threading.Lock()
+        self._static = tuple(static) if options.freeze else (False,) * len(static)
+        self._restride = dict(restride or {})
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        tensors = [n for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
+        self._names = [n.name for n in tensors]
+        sizes = Sizes()
+        self._in_orders = [dense_order(n.meta["val"], sizes) for n in tensors]
+        results = [n for n in _results(module) if isinstance(n, fx.Node)]
+        self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
+        self._out_types = [n.meta["val"].dtype for n in results]
+        self._engine: Any = None
+        self._bound: list[tuple[torch.Tensor, int, int]] = []
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        """The block's results for its tensor inputs, as a tuple."""
+        if self.report.fallback is not None:
+            return self._run_aten(args)
+        if self._engine is None or not self._weights_unchanged(args):
+            with self._lock:
+                self._prepare(args)
+            if self.report.fallback is not None:
+                return self._run_aten(args)
+        results = self._engine(*self._moving(args))
+        listed = results if isinstance(results, tuple) else (results,)
+        return tuple(self._returned(k, r) for k, r in enumerate(listed))
+
+    def _run_aten(self, args: Sequence[torch.Tensor]) -> Any:
+        return self.aten[0](*args)
+
+    def _moving(self, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The engine's inputs: those that are not its constants, axes in the order of memory."""
+        moving = []
+        for arg, order, static in zip(args, self._in_orders, self._static):
+            if static:
+                continue
+            if order is not None:
+                arg = arg.permute(order)
+            moving.append(arg.float() if arg.dtype is torch.float64 and self.options.truncate_double else arg)
+        return moving
+
+    def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
+        """Result ``k`` with its axes, element type and strides as PyTorch has them."""
+        order = self._out_orders[k]
+        if order is not None:
+            result = result.permute([order.index(a) for a in range(len(order))])
+        if result.dtype is not self._out_types[k]:
+            result = result.to(self._out_types[k])
+        if k in self._restride:
+            strided = torch.empty_strided(result.shape, self._restride[k], dtype=result.dtype, device=result.device)
+            result = strided.copy_(result)
+        return result
+
+    # ---------------------------------------------------------------------------------------------------- weights
+
+    def _weights_unchanged(self, args: Sequence[torch.Tensor]) -> bool:
+        """True if every parameter is the tensor that was packed, not written since."""
+        given = (a for a, static in zip(args, self._static) if static)
+        for tensor, (packed, address, version) in zip(given, self._bound):
+            if tensor is not packed and tensor.data_ptr() != address:
+                return False
+            if tensor._version != version:
+                return False
+        return True
+
+    def _prepare(self, args: Sequence[torch.Tensor]) -> None:
+        """Builds the engine, for the first time or because a parameter has changed."""
+        if self._engine is not None:
+            if self._weights_unchanged(args):
+                return  # another thread was first
+            if self.report.builds > MAX_REBUILDS:
+                log.warning("%s: its parameters keep changing; they are inputs from now on", self.report.name)
+                self._static = (False,) * len(self._static)
+            else:
+                log.info("%s: a parameter has changed, packing it again", self.report.name)
+        if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
+            self._static = (False,) * len(
+                self._static
+            )  # writes could not be seen, or nothing would be left to call with
+        try:
+            self._build(args)
+        except UnsupportedError as error:
+            if self.options.require_full_compilation:
+                raise
+            self.report.fallback = str(error.message)
+            log.warning("%s: left to PyTorch: %s", self.report.name, error)
+
+    def _build(self, args: Sequence[torch.Tensor]) -> None:
+        if not args:
+            raise UnsupportedError("the block reads no tensor")
+        started = time.monotonic()
+        fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
+        orders = zip(self._names, self._in_orders, self._static)
+        graph = import_fx(
+            self.aten[0],
+            name=self.report.name,
+            weights=fixed,
+            input_orders={n: o for n, o, static in orders if o is not None and not static},
+            output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
+        )
+        if self.options.truncate_double:
+            graph = truncate_double(graph)
+        feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, self._moving(args), strict=True)}
+        self._engine = self._build_engine(graph, feeds=feeds)
+        self._bound = [(a, a.data_ptr(), a._version) for a, s in zip(args, self._static) if s]
+        self.report.builds += 1
+        self.report.seconds += time.monotonic() - started
+        program = getattr(self._engine, "program", None)
+        self.report.kernels = None if program is None else len(program.launches)
+
+
+def _results(module: fx.GraphModule) -> Sequence[Any]:
+    (output,) = [n for n in module.graph.nodes if n.op == "output"]
+    result: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+    return result

@@ -1,0 +1,366 @@
+"""The torch.compile backend: eager's meaning kept, with blocks evaluated by the references in place of engines."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.reference import run_reference
+from arcweld.compiler.torch import backend
+from arcweld.compiler.torch.backend_options import BackendOptions, parse_options
+from arcweld.compiler.torch.report import clear_report, torch_report
+from arcweld.compiler.torch.types import as_array
+from arcweld.compiler.verifier import verify
+from arcweld.models.builders import build
+from torch import nn
+from torch_oracle import rand
+
+
+class ReferenceEngine:
+    """What an engine is to a block: callable with torch tensors. It demands what engines demand of their inputs."""
+
+    def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
+        verify(graph)
+        self.graph = graph
+        run_reference(graph, feeds)
+
+    def __call__(self, *args: torch.Tensor) -> Any:
+        assert all(a.is_contiguous() or a.numel() == 0 or a.dim() for a in args)
+        feeds = {v.name: as_array(a.contiguous()) for v, a in zip(self.graph.inputs, args, strict=True)}
+        found = run_reference(self.graph, feeds)
+        results = tuple(_tensor(found[v.name]) for v in self.graph.outputs)
+        return results[0] if len(results) == 1 else results
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def compiled(fn: Callable[..., Any], dynamic: bool | None = False, **options: Any) -> Callable[..., Any]:
+    """``torch.compile`` with the backend over reference engines."""
+    chosen = parse_options(options)
+
+    def build_engine(graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> ReferenceEngine:
+        return ReferenceEngine(graph, feeds)
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        return backend.compile_with(module, inputs, chosen, "sim", build_engine)
+
+    result: Callable[..., Any] = torch.compile(fn, backend=compiler, dynamic=dynamic)
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    torch._dynamo.reset()
+    clear_report()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def same(found: Any, expected: Any, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=atol, check_stride=True)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.gelu(self.a(x))).softmax(-1)
+
+
+def test_a_whole_model_is_one_block() -> None:
+    net, x = Net().eval(), rand(3, 8)
+    same(compiled(net)(x), net(x))
+    (report,) = torch_report()
+    assert [b.name.split(".")[1] for b in report.blocks] == ["block_0"]
+    assert report.compiled == report.nodes
+    assert not report.left
+    assert "0 left to PyTorch" in str(report)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "bert", "llama"])
+def test_models(name: str) -> None:
+    from test_import_models import SMALL
+
+    built = build(name, **SMALL[name])
+    same(compiled(built.module)(*built.args), built.module(*built.args))
+    (report,) = torch_report()
+    assert not report.left
+    assert len(report.blocks) == 1
+
+
+def test_unsupported_nodes_stay_in_the_same_callable(caplog: pytest.LogCaptureFixture) -> None:
+    def fn(x: torch.Tensor) -> Any:
+        y = F.silu(x * 2 + 1) + x.sin()
+        order = torch.sort(y, -1)[0]
+        return (order * 3).exp() + order.mean(-1, keepdim=True) - y
+
+    x = rand(4, 6)
+    same(compiled(fn)(x), fn(x))
+    (report,) = torch_report()
+    assert len(report.blocks) == 2
+    assert report.left == {("aten.sort.default", "no such operator in Arcweld"): 1}
+    assert "1 left to PyTorch: aten.sort.default x1 (no such operator in Arcweld)" in caplog.text
+
+
+def test_small_blocks_are_given_back() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.sort(x + 1)[0] * 2
+
+    x = rand(7)
+    same(compiled(fn)(x), fn(x))
+    assert torch_report()[0].compiled == 0
+    same(compiled(fn, min_block_size=1)(x), fn(x))
+    assert torch_report()[1].compiled == 2
+
+
+def test_torch_executed_ops_and_full_compilation() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return (x.exp() + 1).tanh() * x.sigmoid() * 2
+
+    x = rand(5)
+    for op in ("aten.tanh", "torch.ops.aten.tanh.default", torch.ops.aten.tanh.default, torch.ops.aten.tanh):
+        same(compiled(fn, torch_executed_ops=[op], min_block_size=1)(x), fn(x))
+        assert torch_report()[-1].left == {("aten.tanh.default", "listed in torch_executed_ops"): 1}
+        torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="listed in torch_executed_ops") as caught:
+        compiled(fn, torch_executed_ops=["aten.tanh"], require_full_compilation=True)(x)
+    assert isinstance(caught.value.inner_exception, UnsupportedError)
+    same(compiled(fn, require_full_compilation=True)(x), fn(x))
+
+
+def test_mutation_of_inputs_and_buffers() -> None:
+    class Cache(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("cache", torch.zeros(4, 6))
+
+        def forward(self, x: torch.Tensor, k: int) -> torch.Tensor:
+            self.cache[k] = x.sin() * 2 + 1
+            x.mul_(2).add_(1)
+            return (self.cache.cos() * 3 + x).sum(0)
+
+    eager = Cache()
+    fast = copy.deepcopy(eager)
+    run = compiled(fast)
+    for k in range(3):
+        x, y = rand(6, seed=k), rand(6, seed=k)
+        same(run(x, k), eager(y, k))
+        same(x, y)
+        same(fast.cache, eager.cache)
+
+
+def test_views_none_and_aliases() -> None:
+    def fn(x: torch.Tensor, y: torch.Tensor) -> Any:
+        z = (x @ y).relu() + 1
+        return {"t": z.t(), "none": None, "same": x, "view": x[1:], "twice": (z, z), "number": 3, "row": z[0]}
+
+    x, y = rand(3, 4), rand(4, 5)
+    found, expected = compiled(fn)(x, y), fn(x, y)
+    same(found, expected)
+    assert found["same"] is x
+    assert found["view"].data_ptr() == x[1:].data_ptr()
+
+
+def test_strides_of_inputs_and_results() -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1).eval().to(memory_format=torch.channels_last)
+
+    def fn(x: torch.Tensor) -> Any:
+        y = F.relu(conv(x)) * 2 + 1
+        return y, y.permute(2, 0, 1, 3), y.transpose(1, 3)
+
+    x = rand(2, 3, 6, 5).to(memory_format=torch.channels_last)
+    same(compiled(fn)(x), fn(x))
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2 + x
+
+    for v in (
+        rand(4, 6).t(),
+        rand(4, 6)[:, ::2],
+        rand(3, 1, 5).expand(3, 4, 5),
+        rand(8)[3:],
+        rand(2, 3, 4).permute(2, 0, 1),
+    ):
+        same(compiled(scaled)(v), scaled(v))
+
+
+def test_as_strided_after_a_block_sees_the_strides_it_expects() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = (x.t().sin() * 2 + 1).cos()
+        return torch.as_strided(y, (6,), (2,), 1)
+
+    x = rand(4, 3)
+    same(compiled(fn)(x), fn(x))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 5), ()])
+def test_empty_and_unit_sizes(shape: tuple[int, ...]) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2).exp() + x.sin() - 1
+
+    x = rand(*shape)
+    same(compiled(fn)(x), fn(x))
+
+
+def test_dynamic_sizes_compile_once() -> None:
+    net = Net().eval()
+    run = compiled(net, dynamic=True)
+    for n in (2, 5, 17):
+        same(run(rand(n, 8)), net(rand(n, 8)))
+    (report,) = torch_report()
+    assert report.blocks[0].builds == 1
+
+    def reshaped(x: torch.Tensor) -> torch.Tensor:
+        n, k = x.shape
+        return (x.reshape(k, n) * n + torch.arange(n)).flatten()[: n * k - 1].sin()
+
+    run = compiled(reshaped, dynamic=True)
+    for n, k in ((3, 4), (5, 2), (7, 9)):
+        same(run(rand(n, k)), reshaped(rand(n, k)))
+    assert len(torch_report()) == 2
+
+
+def test_parameters_that_change_are_seen() -> None:
+    net = Net().eval()
+    run, x = compiled(net), rand(3, 8)
+    same(run(x), net(x))
+    net.a.weight.mul_(0.5)
+    same(run(x), net(x))
+    net.load_state_dict({k: v + 0.1 for k, v in net.state_dict().items()})
+    same(run(x), net(x))
+    net.b = nn.Linear(16, 4)
+    same(run(x), net(x))
+    for _ in range(4):
+        net.b.bias.add_(1)
+        same(run(x), net(x))
+    assert all(b.builds <= 4 for r in torch_report() for b in r.blocks)
+
+
+def test_parameters_as_inputs() -> None:
+    net, x = Net().eval(), rand(3, 8)
+    run = compiled(net, freeze=False)
+    same(run(x), net(x))
+    net.a.weight.data.mul_(0.5)  # invisible to version counters
+    same(run(x), net(x))
+    assert torch_report()[0].blocks[0].builds == 1
+
+
+def test_inference_tensors() -> None:
+    with torch.inference_mode():
+        net, x = Net().eval(), rand(3, 8)
+        run = compiled(net)
+        same(run(x), net(x))
+        net.a.weight.mul_(0.5)
+        same(run(x), net(x))
+
+
+def test_random_numbers_come_in_eager_order() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        a = torch.rand_like(x)
+        y = (x.sin() * 2 + a).exp()
+        b = torch.rand_like(x)
+        return y * b + torch.rand_like(x)
+
+    x = rand(5)
+    torch.manual_seed(3)
+    expected = fn(x)
+    torch.manual_seed(3)
+    same(compiled(fn)(x), expected)
+
+
+def test_dropout_in_training_mode_stays_with_pytorch() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Tanh()).train()
+    x = rand(4, 8)
+    torch.manual_seed(1)
+    expected = net(x)
+    torch.manual_seed(1)
+    same(compiled(net, min_block_size=1)(x), expected)
+
+
+def test_double_is_truncated_only_when_asked() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return ((x + 1e-9) - x) * 1e9 + x.sin()
+
+    x = rand(4, dtype=torch.float64)
+    same(compiled(fn)(x), fn(x), atol=1e-6)
+    found = compiled(fn, truncate_double=True)(x)
+    assert found.dtype is torch.float64
+    same(found, x.sin(), atol=1e-5)
+
+
+def test_integer_and_half_inputs() -> None:
+    def fn(i: torch.Tensor, h: torch.Tensor) -> Any:
+        return i * 2 + 1, (h * 0.5).relu() + i, i > 2
+
+    i, h = torch.arange(6), rand(6, dtype=torch.bfloat16)
+    same(compiled(fn)(i, h), fn(i, h))
+
+
+def test_gradients_are_left_to_pytorch(caplog: pytest.LogCaptureFixture) -> None:
+    net, x = Net(), rand(3, 8)
+    with torch.enable_grad():
+        run = compiled(net)
+        run(x).square().sum().backward()
+        found = [p.grad.clone() for p in net.parameters()]
+        net.zero_grad()
+        net(x).square().sum().backward()
+    same(found, [p.grad for p in net.parameters()])
+    assert "torch.no_grad()" in caplog.text
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match="'min_blocksize'"):
+        parse_options({"min_blocksize": 1})
+    with pytest.raises(UsageError, match="min_block_size must be of type int"):
+        parse_options({"min_block_size": "3"})
+    with pytest.raises(UsageError, match="unknown precision"):
+        parse_options({"precision": "fp8"})
+    with pytest.raises(UsageError, match="mode"):
+        parse_options({}, "max-autotune")
+    with pytest.raises(UsageError, match="collection"):
+        parse_options({"torch_executed_ops": "aten.add"})
+    assert parse_options({"tolerance": 1e-2, "disable": ["cse"]}) == BackendOptions(
+        tolerance=1e-2, disable=frozenset(["cse"])
+    )
+
+
+def test_dryrun_reports_and_runs_eagerly() -> None:
+    net, x = Net().eval(), rand(3, 8)
+    same(compiled(net, dryrun=True)(x), net(x))
+    (report,) = torch_report()
+    assert report.eager == "dryrun"
+    assert report.compiled > 3
+
+
+def test_without_a_gpu_it_warns_once_and_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARCWELD_DEVICE", raising=False)
+    monkeypatch.setattr(backend, "gpu_count", lambda: 0)
+    backend._warn_once.cache_clear()
+    net, x = Net().eval(), rand(3, 8)
+    with pytest.warns(RuntimeWarning, match="ARCWELD_DEVICE=sim"):
+        same(torch.compile(net, backend="arcweld")(x), net(x))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        torch.compile(net, backend="arcweld")(x)
+
+
+def test_unknown_options_reach_the_user() -> None:
+    with pytest.raises(Exception, match="no option 'fast'"):
+        torch.compile(Net().eval(), backend="arcweld", options={"fast": True})(rand(3, 8))
