@@ -71,9 +71,10 @@ def layout(a: Attention, t: FfmaTactic) -> Layout:
 def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
     """The largest tiles that fit and still fill the card first."""
     a = parts(kernel)
-    across = 8 if a.value_size <= 128 else 16
+    spreads = (8, 16, 32) if a.value_size <= 128 else (16, 32)
     choices = [
         FfmaTactic(across, r, n, threads)
+        for across in spreads
         for threads in (128, 64)
         for r in (4, 2, 1)
         for n in (8, 4, 2, 1)

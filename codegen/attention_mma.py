@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks
+from arcweld.codegen.attention_parts import LOG2E, Attention, grouped, parts, print_hooks
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
 from arcweld.codegen.printer import Block, Hooks, plain_load
@@ -21,8 +21,10 @@ SHARED_BUDGET = 99 * 1024
 SMS = 132
 USUAL_SYMBOLIC = 512
 REGISTER_HEAD_SIZE = 128
+FEW_QUERIES = 64
 
 _LONG = ((4, 1, 64, 2), (4, 1, 32, 3), (8, 1, 64, 2), (4, 1, 64, 3), (2, 2, 32, 2), (2, 1, 32, 2), (4, 1, 32, 2))
+_DECODE = ((1, 8, 16, 2), (1, 4, 32, 2), (1, 8, 16, 1), (1, 4, 16, 4), (1, 4, 32, 1), (1, 4, 16, 2), (1, 2, 32, 2))
 _SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16, 4), (1, 2, 32, 2), (2, 2, 16, 2))
 
 
@@ -36,6 +38,7 @@ class MmaTactic:
     key_warps: int = 1
     keys: int = 64
     stages: int = 2
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +107,28 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 def tactics(kernel: Kernel, arch: str) -> tuple[MmaTactic, ...]:
     """Blocks of 64 queries where there are enough of them; else smaller ones whose warps split the keys."""
-    a = parts(kernel)
-    queries, heads = most(a.s.extent, USUAL_SYMBOLIC), most(a.heads, 16)
-    steps_end = most(a.t.extent, USUAL_SYMBOLIC)
-    many = heads * -(-queries // 64) >= 2 * SMS
-    ordered = (_LONG + _SHORT) if many else (_SHORT + _LONG)
+    packed = grouped(kernel)
+    few = packed is not None and most(packed.axes["s"][0].extent, USUAL_SYMBOLIC) <= FEW_QUERIES
+    a = parts(packed if packed is not None and few else kernel)
+    queries, keys = most(a.s.extent, USUAL_SYMBOLIC), most(a.t.extent, USUAL_SYMBOLIC)
+    many = most(a.heads, 16) * -(-queries // 64) >= 2 * SMS
+    ordered = _DECODE if queries <= 16 else (_LONG + _SHORT if many else _SHORT + _LONG)
     choices: list[MmaTactic] = []
-    for queries_, keys_, width, stages in ordered:
-        t = MmaTactic(queries_, keys_, width, min(stages, max(1, -(-steps_end // (width * keys_)))))
-        too_wide = t.keys * t.key_warps > max(64, 2 * steps_end) or 16 * (t.query_warps - 1) >= max(queries, 16)
-        if a.value_size > REGISTER_HEAD_SIZE:
-            t = MmaTactic(t.query_warps, t.key_warps, min(32, t.keys), t.stages)
+    for down, along, width, stages in ordered:
+        width = min(width, 32) if a.value_size > REGISTER_HEAD_SIZE else width
+        t = MmaTactic(down, along, width, min(stages, max(1, -(-keys // (width * along)))), few)
+        too_wide = width * along > max(64, 2 * keys) or 16 * (down - 1) >= max(queries, 16)
         if not too_wide and layout(a, t).bytes <= SHARED_BUDGET and t not in choices:
             choices.append(t)
-    return tuple(choices[:10]) or (MmaTactic(1, 1, 16, 1),)
+    return tuple(choices[:10]) or (MmaTactic(1, 1, 16, 1, few),)
 
 
 def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     """Renders for sm_80 and newer."""
+    packed = grouped(kernel) if tactic.grouped else kernel
+    if packed is None:
+        raise ValueError("no query heads share their keys and values")
+    kernel = packed
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
     printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, "k": 8, "v": 8, "mask": 2, "out": 2})

@@ -10,14 +10,15 @@ to no key gives zeros.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Axis, Kernel
+from arcweld.codegen.kernel import Axis, Kernel, axis
+from arcweld.codegen.nest import rewrite
 from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, walk
+from arcweld.compiler.expr import Expr, loads, walk
 
 MOST_HEAD_SIZE = 256
 LOG2E = math.log2(math.e)
@@ -39,6 +40,7 @@ class Attention:
     scale: float
     causal: bool
     causal_offset: Dim
+    period: int  # of the query axis: 0, or where the heads of a group follow one another on it, the queries of one head
 
     @property
     def size(self) -> int:
@@ -74,7 +76,38 @@ def parts(kernel: Kernel) -> Attention:
     kind = "none" if mask is None else ("bool" if mask.dtype is DType.BOOL else "add")
     attrs = kernel.attrs
     scale, causal, offset = float(attrs["scale"]), bool(attrs["causal"]), attrs.get("causal_offset", 0)
-    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, causal, offset)
+    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, causal, offset, attrs.get("period", 0))
+
+
+def grouped(kernel: Kernel) -> Kernel | None:
+    """The kernel with the query heads that share keys and values laid along the query axis, or None if
+    there are none.
+
+    The keys are then read once for the whole group, which is what counts when there are few queries.
+    """
+    h, s = kernel.axes["h"][0], kernel.axes["s"][0]
+    group = _group_size(kernel, h)
+    if group is None or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
+        return None
+    head, row = axis("h", h.extent // group), axis("s", group * s.extent)
+    table: dict[dims.Atom, Dim] = {
+        h.sym: head.index * group + dims.floordiv(row.index, s.extent),
+        s.sym: dims.mod(row.index, s.extent),
+    }
+    new = rewrite(kernel, {**kernel.axes, "h": (head,), "s": (row,)}, table)
+    if any(mentions(new.loads[role], row.sym) for role in ("k", "v")):
+        return None
+    return replace(new, attrs={**new.attrs, "period": s.extent})
+
+
+def _group_size(kernel: Kernel, h: Axis) -> int | None:
+    """The divisor in ``floordiv(h, g)``, if the keys use the head index in that way."""
+    for e in loads([kernel.loads["k"]]):
+        for coord in e.attr[2]:
+            for a in dims.atoms(coord):
+                if isinstance(a, dims.Call) and a.fn == "floordiv" and a.a == h.index and isinstance(a.b, int):
+                    return a.b
+    return None
 
 
 def unsupported(kernel: Kernel) -> str | None:

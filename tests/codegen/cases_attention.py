@@ -157,6 +157,12 @@ HALF: dict[str, Shape] = {
     "f16_head_96": Shape(s=40, t=70, d=96, dtype=F16),
     "f16_head_80": Shape(s=20, t=70, d=80, dtype=F16, layout="packed", h=1),
 }
+DECODE = {
+    "decode": Shape(b=2, h=3, s=1, t=150, d=64, dtype=F16),
+    "decode_grouped": Shape(b=2, h=8, s=1, t=130, d=32, groups=4, dtype=F16, layout="bshd", mask="key"),
+    "decode_few": Shape(h=4, s=3, t=90, d=32, groups=2, dtype=DType.BF16, causal=True, offset=87),
+    "decode_grouped_causal_before": Shape(h=6, s=4, t=20, d=16, groups=3, dtype=F16, causal=True, offset=-2),
+}
 HALF["f16_head_80"] = replace(HALF["f16_head_80"], s=50, t=50)
 
 
@@ -164,7 +170,7 @@ HALF["f16_head_80"] = replace(HALF["f16_head_80"], s=50, t=50)
 def suite() -> Suite:
     """All cases; small enough for the simulator."""
     s, rng = Suite(), np.random.default_rng(13)
-    for name, x in {**PROBLEMS, **HALF}.items():
+    for name, x in {**PROBLEMS, **HALF, **DECODE}.items():
         _add(s, rng, name, x, {})
     batch, n, m = symbol("batch", 1), symbol("seq", 1), symbol("past", 0)
     env = {"batch": 2, "seq": 21, "past": 13}
