@@ -85,7 +85,8 @@ def qkv(weights: Weights) -> onnx.ModelProto:
 
 def qkv_weights(seed: int) -> Weights:
     rng = np.random.default_rng(seed)
-    found = {f"{n}.w": rng.standard_normal((64, 64)) / 8 for n in "qkvo"} | {f"{n}.b": rng.standard_normal(64) for n in "qkv"}
+    found = {f"{n}.w": rng.standard_normal((64, 64)) / 8 for n in "qkvo"}
+    found |= {f"{n}.b": rng.standard_normal(64) for n in "qkv"}
     return {n: a.astype(np.float32) for n, a in found.items()}
 
 
@@ -99,8 +100,8 @@ def test_update_equals_compiling_again(
     build: Callable[[Weights], onnx.ModelProto], weights: Callable[[int], Weights], precision: str, tmp_path: Path
 ) -> None:
     old, new = weights(1), weights(2)
-    x = np.random.default_rng(3).standard_normal([d.dim_value for d in build(old).graph.input[0].type.tensor_type.shape.dim])
-    x = x.astype(np.float32)
+    shape = [d.dim_value for d in build(old).graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
     engine, again = compiled(build(old), precision), compiled(build(new), precision)
     want = again(x)
     assert np.abs(engine(x) - want).max() > 0.01
@@ -116,6 +117,6 @@ def test_update_equals_compiling_again(
 
 def test_a_joined_weight_needs_all_its_parts() -> None:
     engine = compiled(qkv(qkv_weights(1)))
-    with pytest.raises(InputError, match="stored joined with 'k.w', 'v.w'"):
+    with pytest.raises(InputError, match=r"stored joined with 'k.w', 'v.w'"):
         engine.update_weights({"q.w": qkv_weights(2)["q.w"]})
     engine.update_weights({"o.w": qkv_weights(2)["o.w"]})  # one that is stored by itself does not

@@ -1,7 +1,7 @@
 """Runs mypy over the package: ``python tests/project/typecheck.py [mypy arguments]``.
 
-The folders of the repository install under one import name (compiler/ is ``arcweld.compiler``), which mypy cannot follow
-by itself. So it gets a tree of symbolic links that has the installed shape.
+The folders of the repository install under one import name (compiler/ is ``arcweld.compiler``), which mypy cannot
+follow by itself. So it gets a tree of symbolic links that has the installed shape.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def link_tree() -> Path:
 
 def main(arguments: list[str]) -> int:
     """Checks the whole package with the settings of pyproject.toml; the exit status is mypy's."""
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
-    return subprocess.run([*command, "-p", "arcweld", *arguments], cwd=link_tree(), check=False).returncode
+    settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    command = [sys.executable, "-m", "mypy", *settings, "-p", "arcweld", *arguments]
+    return subprocess.run(command, cwd=link_tree(), check=False).returncode
 
 
 if __name__ == "__main__":
