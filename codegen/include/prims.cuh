@@ -310,7 +310,7 @@ ARCWELD_DEVICE u32 atomic_add(u32* p, u32 v) { return atomicAdd(p, v); }
 ARCWELD_DEVICE i64 atomic_add(i64* p, i64 v) { return (i64)atomicAdd((u64*)p, (u64)v); }
 ARCWELD_DEVICE f16 atomic_add(f16* p, f16 v) {
   f16 r;
-  asm volatile("atom.global.add.noftz.f16 %0, [%1], %2;" : "=h"(r.bits) : "l"(p), "h"(v.bits) : "memory");
+  asm volatile("atom.add.noftz.f16 %0, [%1], %2;" : "=h"(r.bits) : "l"(p), "h"(v.bits) : "memory");
   return r;
 }
 ARCWELD_DEVICE bf16 atomic_add(bf16* p, bf16 v) {
