@@ -79,7 +79,7 @@ def compile_with(
 def compile_graph_module(
     module: fx.GraphModule, options: BackendOptions, device: str, build: EngineBuilder
 ) -> Callable[..., Any]:
-    """Splits a functional ATen graph and returns what runs it. Raises UnsupportedError if all of it must be compiled."""
+    """Splits a functional ATen graph and returns what runs it. Raises UnsupportedError for one that must be whole."""
     name = f"graph_{next(_numbers)}"
     place = torch.device("cpu" if device.startswith("sim") else device)
     examine = Examiner(Sizes(), place, options.torch_executed_ops)
@@ -108,7 +108,7 @@ def compile_graph_module(
 
 
 def engine_device(options: BackendOptions, example_inputs: Sequence[Any]) -> str | None:
-    """Where engines run: as asked, else the inputs' GPU; None without a GPU where nobody asked for sim."""
+    """Where engines run: as asked, else the GPU of the inputs; None without a GPU if nobody asked for sim."""
     if options.device is None and not os.environ.get(VARIABLE):
         if not gpu_count():
             return None

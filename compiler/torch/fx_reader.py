@@ -239,7 +239,8 @@ class Reader:
         distinct = self._distinct(outputs)
         read = {v.name for n in self.rw.nodes for v in n.operands()} | {v.name for v in distinct}
         weights = {k: w for k, w in self.rw.weights.items() if k in read}
-        graph = Graph(self.name, tuple(self.inputs), distinct, tuple(self.rw.nodes), weights, tuple(labels))
+        labels = tuple(labels) or tuple(v.name for v in distinct)  # passes may rename values, never labels
+        graph = Graph(self.name, tuple(self.inputs), distinct, tuple(self.rw.nodes), weights, labels)
         self._check_symbols(graph)
         return graph
 

@@ -58,8 +58,8 @@ class Partition:
 
     @property
     def all_nodes(self) -> int:
-        """Nodes that are work of somebody."""
-        return self.compiled_nodes + sum(not _is_plumbing(n) for n in self.left)
+        """Nodes that are somebody's work; views of results are nobody's."""
+        return self.compiled_nodes + sum(not _is_plumbing(n) for n, why in self.left.items() if why != VIEW)
 
     @property
     def compiled_nodes(self) -> int:

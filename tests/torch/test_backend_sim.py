@@ -1,0 +1,89 @@
+"""``torch.compile(backend="arcweld")`` through the entry point, with generated kernels on the sim device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from arcweld.compiler.torch.report import clear_report, torch_report
+from arcweld.models.builders import build
+from torch import nn
+from torch_oracle import rand
+
+
+@pytest.fixture(autouse=True)
+def _sim(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ARCWELD_DEVICE", "sim")
+    torch._dynamo.reset()
+    clear_report()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def close(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, check_stride=True)
+
+
+class Mixed(nn.Module):
+    """A convolution, a normalisation, a product, a sort that only PyTorch has, and a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.conv(x)).flatten(2).transpose(1, 2)
+        y = self.fc(F.silu(self.norm(y)))
+        return (torch.sort(y, -1)[0] * 2 + y).softmax(-1)
+
+
+def test_a_model_with_a_hole() -> None:
+    model, x = Mixed().eval(), rand(2, 3, 8, 8)
+    run = torch.compile(model, backend="arcweld")
+    close(run(x), model(x))
+    (report,) = torch_report()
+    assert len(report.blocks) == 2
+    assert all(b.kernels and b.builds == 1 for b in report.blocks)
+    model.fc.weight.mul_(-1)
+    close(run(x), model(x))
+
+
+def test_dynamic_batch() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 4)).eval()
+    run = torch.compile(model, backend="arcweld", dynamic=True)
+    for n in (3, 7, 20):
+        close(run(rand(n, 8)), model(rand(n, 8)))
+    assert torch_report()[0].blocks[0].builds == 1
+
+
+def test_half_precision_by_option() -> None:
+    model, x = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8)).eval(), rand(4, 32)
+    run = torch.compile(model, backend="arcweld", options={"precision": "fp16"})
+    found = run(x)
+    assert found.dtype is torch.float32
+    close(found, model(x), 1e-2)
+    assert (found - model(x)).abs().max() > 1e-6  # it did compute in half precision
+
+
+def test_channels_last_and_bfloat16() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    x = rand(1, 4, 6, 6)
+    model, x = (t.to(torch.bfloat16).to(memory_format=torch.channels_last) for t in (model, x))
+    close(torch.compile(model, backend="arcweld")(x), model(x), 3e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "bert", "gpt2", "llama"])
+def test_models(name: str) -> None:
+    from test_import_models import SMALL
+
+    built = build(name, **SMALL[name])
+    run = torch.compile(built.module, backend="arcweld", dynamic=False)
+    close(run(*built.args), built.module(*built.args), 1e-3)
+    (report,) = torch_report()
+    assert not report.left
+    assert report.blocks[0].kernels
