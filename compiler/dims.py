@@ -64,7 +64,7 @@ class Dyn:
         return f"dyn:{self.name}"
 
 
-Atom: TypeAlias = Union[Sym, Call, Dyn]
+Atom: TypeAlias = Sym | Call | Dyn
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
 _Trade: TypeAlias = tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]]  # terms that go, that come
 
@@ -524,10 +524,20 @@ def is_nonneg(e: Dim) -> bool:
         return True
     low = _lower(e)
     if low is None:
-        return False
+        cleared = _clear_quotient(e)
+        return cleared is not None and is_nonneg(cleared)
     if all(c >= 0 for _, c in _terms(_shift_to_lo(low))):
         return True
     return all(c >= 0 for _, c in _terms(_shift_to_lo(_cap_negative(low))))
+
+
+def _clear_quotient(e: IntExpr) -> Dim | None:
+    """``b*(e + c*(a // b)) - c*a`` where ``e`` subtracts ``c*(a // b)``: at most ``b*e``, as a // b <= a/b."""
+    for m, c in e.terms:
+        atom, power = m[0] if len(m) == 1 else (None, 0)
+        if c < 0 and power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and isinstance(atom.b, int):
+            return _add(mul(_add(e, mul(var(atom), -c)), atom.b), mul(atom.a, c))
+    return None
 
 
 def _cap_negative(e: Dim) -> Dim:
