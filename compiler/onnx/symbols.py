@@ -86,9 +86,11 @@ class DimTable:
     def _capped(self, name: str, lo: int, hi: int | None) -> Dim:
         cap = self._caps.get(name)
         if cap is not None:
-            if lo > cap:
-                raise UsageError(f"dimension {name!r} starts at {lo}, but the model works only up to {cap}")
-            hi = cap if hi is None else min(hi, cap)
+            if lo > cap or (hi is not None and hi > cap):
+                raise UsageError(
+                    f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only up to {cap}"
+                )
+            hi = cap
         return dims.symbol(name, lo, hi)
 
     def text(self, text: str) -> Dim:
