@@ -106,6 +106,13 @@ def problem_of(
     return Problem(kernel, batch, m, n, k, a, b, stores, found[0] if found else a.expr.dtype)
 
 
+def conv_problem(kernel: Kernel) -> Problem:
+    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co, k = tap and ci."""
+    axes = kernel.axes
+    roles = (axes["g"], (*axes["n"], *axes["out"]), axes["co"], (*axes["tap"], *axes["ci"]))
+    return problem_of(kernel, roles, "a", "w")
+
+
 def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
     """The best way to read ``e``: wide accesses along whichever of ``row`` and ``k`` is contiguous in memory."""
     widths = [vector_width(kernel, ax.extent, [e], (), ax.sym) if loads([e]) else 1 for ax in (k, row)]

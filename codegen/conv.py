@@ -9,25 +9,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcweld.codegen import contract, depthwise
-from arcweld.codegen.contract_problem import Problem, problem_of
+from arcweld.codegen import contract, conv_wgmma, depthwise
+from arcweld.codegen.contract_problem import conv_problem
+from arcweld.codegen.conv_wgmma import ConvWgmmaTactic
 from arcweld.codegen.depthwise import DepthwiseTactic
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 
 
-def conv_problem(kernel: Kernel) -> Problem:
-    """The convolution as a contraction: batch = g, m = n and out, n = co, k = tap and ci."""
-    axes = kernel.axes
-    roles = (axes["g"], (*axes["n"], *axes["out"]), axes["co"], (*axes["tap"], *axes["ci"]))
-    return problem_of(kernel, roles, "a", "w")
-
-
 # best first
-IMPLEMENTATIONS = (
-    Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports),
-    *contract.implementations(conv_problem),
-)
+def _implementations() -> tuple[Implementation, ...]:
+    """Depthwise; then the contraction's engines, of which the boxes of ``conv_wgmma`` come before the portable ones."""
+    own = Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports)
+    boxes = Implementation(
+        "conv_wgmma", conv_wgmma.ARCH, conv_wgmma.render_conv_wgmma, conv_wgmma.tactics, conv_wgmma.supports
+    )
+    engines = contract.implementations(conv_problem)
+    portable = next(i for i, e in enumerate(engines) if e.name == "mma")
+    return (own, *engines[:portable], boxes, *engines[portable:])
+
+
+IMPLEMENTATIONS = _implementations()
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
@@ -46,4 +48,6 @@ def render_conv(kernel: Kernel, tactic: Any, arch: str) -> KernelSource:
     """Renders the kernel by the implementation that the tactic belongs to."""
     if isinstance(tactic, DepthwiseTactic):
         return depthwise.render_depthwise(kernel, tactic, arch)
+    if isinstance(tactic, ConvWgmmaTactic):
+        return conv_wgmma.render_conv_wgmma(kernel, tactic, arch)
     return contract.ENGINES[tactic.engine].render_problem(conv_problem(kernel), tactic, arch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import cases_conv
 import numpy as np
 import pytest
-from arcweld.codegen.conv import conv_problem, render_conv, supports, tactics
+from arcweld.codegen.contract_problem import conv_problem
+from arcweld.codegen.conv import render_conv, supports, tactics
 from arcweld.compiler.dtypes import DType
 from cases_conv import Shape
 from harness import assert_compiles, run_kernel
