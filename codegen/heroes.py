@@ -104,10 +104,16 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
         "a": reader.read(a, (*_broadcast(outer, a.shape[:-2], own), row, k.index)),
         "b": reader.read(b, (*_broadcast(outer, b.shape[:-2], own), k.index, n.index)),
     }
-    attrs = {"precision": float_precision((a, b)), "b_is_weight": b.name in reader.graph.weights}
+    attrs = {"precision": float_precision((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
     flops = dims.product(out.shape) * a.shape[-1] * 2
     axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
     return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
+
+
+def _of_weights(reader: RegionReader, e: Expr) -> bool:
+    """True if ``e`` reads weights only, perhaps through views: such loads need not wait for an earlier kernel."""
+    tensors = {b.name: name for name, b in reader.buffers.items()}
+    return all(tensors[x.attr[0]] in reader.graph.weights for x in expr.loads([e]))
 
 
 def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:
@@ -149,6 +155,7 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     attrs = {
         "precision": float_precision((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
         "dilations": tuple(node.attrs["dilations"]), "pads": tuple(node.attrs["pads"]),
+        "b_is_weight": _of_weights(reader, loads["w"]),
     }  # fmt: skip
     axes = {"n": (n,), "out": outs, "g": (g,), "co": (co,), "tap": taps, "ci": (ci,)}
     coords = place(n.index, g.index * co.extent + co.index, tuple(o.index for o in outs))
