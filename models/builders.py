@@ -20,7 +20,7 @@ SEED = 20260
 
 @dataclass(frozen=True)
 class Built:
-    """A module in evaluation mode and example arguments. ``batch_axes`` maps arguments' positions to their batch axis."""
+    """A module in evaluation mode and example arguments. ``batch_axes``: an argument's position to its batch axis."""
 
     name: str
     module: torch.nn.Module
@@ -139,7 +139,7 @@ def _first_tensor(module: torch.nn.Module, field: str, **fixed: Any) -> torch.nn
     """A module of plain tensors in and one tensor out, over a model that returns a structure."""
     import torch
 
-    class Plain(torch.nn.Module):
+    class Plain(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = module

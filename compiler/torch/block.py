@@ -35,7 +35,7 @@ class EngineBuilder(Protocol):
     def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any: ...
 
 
-class Block(torch.nn.Module):
+class Block(torch.nn.Module):  # type: ignore[misc]
     """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order.
 
     ``static`` marks inputs that are parameters or buffers. ``restride`` gives results whose strides PyTorch relies on.

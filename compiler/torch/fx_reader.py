@@ -17,8 +17,8 @@ from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
 from arcweld.compiler.registry import unsupported_reason
 from arcweld.compiler.text import sanitize
-from arcweld.compiler.torch.context import Call
-from arcweld.compiler.torch.table import ASSERTIONS, HANDLERS, WRAPPERS
+from arcweld.compiler.torch.context import HANDLERS, Call
+from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
 from arcweld.compiler.torch.types import Sizes, as_array, from_torch
 from torch import fx
 

@@ -30,10 +30,11 @@ def embedding(c: Call) -> Result:
 
 @aten("index_select")
 def index_select(c: Call) -> Result:
-    x, index = c["self"], index_tensor(c, c["index"])
+    x: Value = c["self"]
+    at = index_tensor(c, c["index"])
     if not x.shape:
         return x
-    return c.make("Gather", x, c.reshape(index, (index.type.numel,)), axis=c.axis(c["dim"]))
+    return c.make("Gather", x, c.reshape(at, (at.type.numel,)), axis=c.axis(c["dim"]))
 
 
 @aten("gather")

@@ -120,7 +120,7 @@ def unbind(c: Call) -> Result:
 
 @aten("flip")
 def flip(c: Call) -> Result:
-    x = c["self"]
+    x: Value = c["self"]
     for dim in c["dims"]:
         axis = c.axis(dim)
         x = c.slice(x, axis, x.shape[axis] - 1, x.shape[axis], -1)

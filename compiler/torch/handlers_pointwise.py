@@ -327,7 +327,7 @@ def isfinite(c: Call) -> Result:
 
 @aten("nan_to_num")
 def nan_to_num(c: Call) -> Result:
-    x = c["self"]
+    x: Value = c["self"]
     if not x.dtype.is_float:
         return x
     limits = torch.finfo(to_torch(x.dtype))
@@ -478,10 +478,11 @@ def copy(c: Call) -> Result:
 def dropout(c: Call) -> Result:
     if c.get("train", True) and c.get("p", 0.0) != 0:
         raise c.fail("random numbers (dropout in training mode)")
+    x: Value = c["input"]
     if len(c.outs) == 1:
-        return c.get("self", c.get("input"))
+        return x
     c.require_unused(1)
-    return c["input"], None
+    return x, None
 
 
 @aten("copy")

@@ -41,7 +41,7 @@ def split_module(module: fx.GraphModule, partition: Partition, make: MakeBlock) 
     return result
 
 
-class _Attributes(torch.nn.Module):
+class _Attributes(torch.nn.Module):  # type: ignore[misc]
     """The attributes that a new graph may refer to: the old module's, and the blocks."""
 
     def __init__(self, module: fx.GraphModule, parts: Mapping[str, torch.nn.Module]) -> None:

@@ -60,9 +60,11 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
         raise UnsupportedError(f"a tensor of layout {tensor.layout} cannot be a weight")
     host = tensor.detach().cpu().resolve_neg()
     if host.dtype is torch.bfloat16:
-        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        bits: np.ndarray = host.view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
     from_torch(host.dtype)
-    return host.numpy()
+    array: np.ndarray = host.numpy()
+    return array
 
 
 class Sizes:
