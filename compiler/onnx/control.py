@@ -5,7 +5,7 @@ All of it happens in place: the IR has no subgraphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -41,10 +41,16 @@ def graph_constants(visitor: Visitor, graph: GraphProto) -> dict[str, Operand]:
 
 
 def run_graph(
-    visitor: Visitor, graph: GraphProto, scope: Scope, prefix: str, bound: Mapping[str, Any]
+    visitor: Visitor,
+    graph: GraphProto,
+    scope: Scope,
+    prefix: str,
+    bound: Mapping[str, Any],
+    used: Set[str] | None = None,
 ) -> list[Operand]:
     """Imports a subgraph in place; ``bound`` gives its formal inputs and its initializers."""
-    results = visitor.visit_all(graph.node, scope.inside(dict(bound), prefix), [o.name for o in graph.output])
+    outputs = [o.name for o in graph.output]
+    results = visitor.visit_all(graph.node, scope.inside(dict(bound), prefix), outputs, used)
     for r in results:
         if isinstance(r, Unavailable):
             raise UnsupportedError(f"{r.node} cannot be imported")
@@ -75,14 +81,14 @@ def import_loop(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]
     if len(body.input) != 2 + len(carried) or scans < 0 or len(c.outputs) > len(carried) + scans:
         c.broken("the body's inputs and outputs do not match the node's")
     columns: list[list[Operand]] = [[] for _ in range(scans)]
-    constants = graph_constants(visitor, body)
+    constants, used = graph_constants(visitor, body), visitor.names_used(body)
     done = 0
     while going and done < trips:
         if done >= MAX_ITERATIONS:
             c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", SHAPES_HINT)
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         bound = constants | {i.name: o for i, o in zip(body.input, formal)}
-        results = run_graph(visitor, body, scope, f"{c.name}/{done}/", bound)
+        results = run_graph(visitor, body, scope, f"{c.name}/{done}/", bound, used)
         if results[0].known is None or results[0].is_symbolic:
             c.unsupported("how often the loop runs depends on the data")
         going = bool(results[0].known.reshape(-1)[0])
@@ -117,7 +123,7 @@ def import_scan(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]
     length = c.concrete(values[0].shape[in_axes[0]], "the length of the scan")
     if not 1 <= length <= MAX_ITERATIONS:
         c.unsupported(f"a scan over {length} steps (1 to {MAX_ITERATIONS} are unrolled)")
-    constants = graph_constants(visitor, body)
+    constants, used = graph_constants(visitor, body), visitor.names_used(body)
     columns: list[list[Operand]] = [[] for _ in range(outputs)]
     for t in range(length):
         slices = []
@@ -125,7 +131,7 @@ def import_scan(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]
             part = c.slice(v, axis, length - 1 - t if back else t, 1)
             slices.append(on_device(c.reshape(part, v.shape[:axis] + v.shape[axis + 1 :])))
         bound = constants | {i.name: o for i, o in zip(body.input, [*carried, *slices])}
-        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", bound)
+        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", bound, used)
         carried = results[:states]
         for column, item in zip(columns, results[states:]):
             column.append(item)

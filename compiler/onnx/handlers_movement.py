@@ -93,10 +93,8 @@ def _split(c: NodeContext) -> Result:
 
 @handles("Concat")
 def _concat(c: NodeContext) -> Result:
-    rank = c.needs_rank(0, 1)
-    if len(c.operands) == 1:
-        return c.operand(0)
-    return c.emit("Concat", *c.values(), axis=c.axis(c.int_attr("axis"), rank))
+    axis = c.axis(c.int_attr("axis"), c.needs_rank(0, 1))
+    return c.operand(0) if len(c.operands) == 1 else c.emit("Concat", *c.values(), axis=axis)
 
 
 @handles("Pad")

@@ -5,7 +5,7 @@ Scopes nest as in ONNX: a branch of an If sees the names outside it, a function 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import FunctionProto, NodeProto
 
-MAX_VISITS = 200_000
+MAX_VISITS = 100_000
 MAX_ELEMENTS = 2**48
 
 # what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
@@ -86,9 +86,14 @@ class Visitor:
         self.results: dict[str, Operand] = {}
         self.visits = 0
 
-    def visit_all(self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str]) -> list[Any]:
-        """Visits ``nodes`` in order and returns the operands called ``outputs``."""
-        used = set(outputs) | set(_names_read(nodes))
+    def visit_all(
+        self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None
+    ) -> list[Any]:
+        """Visits ``nodes`` in order and returns the operands called ``outputs``.
+
+        ``used`` may give ``names_used(nodes, outputs)`` when the same nodes are visited again and again.
+        """
+        used = names_used(nodes, outputs) if used is None else used
         for node in nodes:
             self.visits += 1
             if self.visits > MAX_VISITS:
@@ -104,9 +109,13 @@ class Visitor:
             self.results = dict(zip(outputs, found))
         return found
 
+    def names_used(self, graph: onnx.GraphProto) -> Set[str]:
+        """The names that a subgraph reads or returns."""
+        return names_used(graph.node, [o.name for o in graph.output])
+
     # ------------------------------------------------------------------------------------------------- one node
 
-    def _visit(self, node: NodeProto, scope: Scope, used: set[str]) -> None:
+    def _visit(self, node: NodeProto, scope: Scope, used: Set[str]) -> None:
         label = scope.prefix + (node.name or f"{node.op_type}_{next((o for o in node.output if o), '')}")
         start = len(self.builder.rw.nodes)
         missing = [n for n in node.input if n and scope.lookup(n) is None]
@@ -134,7 +143,7 @@ class Visitor:
                 scope.names[name] = result
 
     def _import(
-        self, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any], used: set[str]
+        self, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any], used: Set[str]
     ) -> Sequence[Any]:
         domain = normal_domain(node.domain)
         bad = next((o for o in operands if isinstance(o, Unavailable)), None)
@@ -264,6 +273,11 @@ def shapes_hint() -> str:
 
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
     return tuple(new if v == old else v for v in values)
+
+
+def names_used(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Set[str]:
+    """The names that something reads: a node, a subgraph, or the graph's own outputs."""
+    return set(outputs) | set(_names_read(nodes))
 
 
 def _names_read(nodes: Sequence[NodeProto], depth: int = 0) -> Iterator[str]:

@@ -56,7 +56,8 @@ def test_overrides_hold_for_every_input_with_the_dim_param() -> None:
 def test_ranges_bound_symbols_and_multiples_divide_exactly() -> None:
     nodes = [
         N("Shape", ["x"], ["s"]), N("Gather", ["s", "one"], ["d"]), N("Div", ["d", "k"], ["q"]),
-        N("Unsqueeze", ["q", "ax"], ["qu"]), N("Concat", ["qu", "rest"], ["t"], axis=0), N("Reshape", ["x", "t"], ["y"]),
+        N("Unsqueeze", ["q", "ax"], ["qu"]), N("Concat", ["qu", "rest"], ["t"], axis=0),
+        N("Reshape", ["x", "t"], ["y"]),
     ]  # fmt: skip
     constants = {"one": np.int64(1), "k": np.int64(4), "ax": ints(0), "rest": ints(-1)}
     graph = _import(nodes, constants, ranges={"S": (8, 100, 8), "N": (1, 4, 1)})
