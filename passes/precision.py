@@ -2,32 +2,25 @@
 in f32.
 
 Requires: layout chosen, composite operators decomposed. Ensures: graph inputs and outputs keep their types,
-behind Casts at the edges; f32 weights become half, by a recorded Cast; integers and f64 stay. What stays
-f32 as well: the nodes named in ``Options.keep_f32``; sums and products over axes with the pointwise nodes
-around them (a sum of squares overflows f16); values computed from integers and small constants alone
-(positions, rotary angles, masks); quantisation; and, for f16, arithmetic with constants so small that half
-would make them 0. Constants beyond the finite range are clamped to it, with a warning.
+behind Casts at the edges; f32 weights become half, by a recorded Cast; integers and f64 stay; so do the
+nodes that ``precision_rules.py`` lists, in f32. Constants beyond the finite range are clamped to it, with a
+warning.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, weight_value
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
-from arcweld.passes.common import Tracker, scalar, use_counts
+from arcweld.compiler.registry import opdef
+from arcweld.passes.common import Tracker
+from arcweld.passes.precision_rules import keep_f32
 
 log = logging.getLogger("arcweld.passes")
-
-SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula
-_SUMS = frozenset({"ReduceSum", "ReduceProd"})
-_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def precision(graph: Graph, options: Options) -> Graph:
@@ -122,78 +115,3 @@ class _Narrower(Tracker):
 def largest(dtype: DType) -> float:
     """The largest finite number of a half type."""
     return 65504.0 if dtype is DType.F16 else 3.3895313892515355e38
-
-
-# ------------------------------------------------------------------------------------------- what stays f32
-
-
-def keep_f32(graph: Graph, options: Options) -> set[str]:
-    """The first results of the nodes that stay f32."""
-    kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
-    kept |= _from_integers(graph)
-    kept |= _around_sums(graph)
-    if options.float_type is DType.F16:
-        kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
-    return kept
-
-
-def _from_integers(graph: Graph) -> set[str]:
-    """Values whose every source is an integer, a bool, a dimension or a small constant (but no look-up in a
-    table).
-    """
-    exact = {v.name for v in graph.inputs if not v.dtype.is_float}
-    exact |= {name for name, w in graph.weights.items() if w.data.size <= SMALL}
-    results: set[str] = set()
-    for n in graph.nodes:
-        learnt = n.op.startswith("Gather") and n.operands()[0].name in graph.weights
-        if not learnt and all(v.name in exact for v in n.operands()):
-            exact.update(o.name for o in n.outputs)
-            results.add(n.output.name)
-    return results
-
-
-def _around_sums(graph: Graph) -> set[str]:
-    """Sums over axes, the pointwise producers that only they read, and the pointwise consumers that read
-    nothing else.
-    """
-    producers, uses = graph.producers(), use_counts(graph)
-    kept: set[str] = set()
-    for n in graph.nodes:
-        if n.op in _SUMS and n.output.dtype is DType.F32:
-            kept.add(n.output.name)
-            kept.update(_private_producers(n, producers, uses))
-        elif _is_float_pointwise(n):
-            activations = [v for v in n.operands() if v.name not in graph.weights]
-            if activations and all(_sum_like(v, kept, producers) for v in activations):
-                kept.add(n.output.name)
-    return kept
-
-
-def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
-    """A kept value, or one made of dimensions alone."""
-    node = producers.get(v.name)
-    if node is None or v.name in kept:
-        return v.name in kept
-    return node.op == "Dims" or (node.op == "Cast" and _sum_like(node.operands()[0], kept, producers))
-
-
-def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int]) -> Iterable[str]:
-    for v in node.operands():
-        reads = sum(1 for o in node.operands() if o.name == v.name)
-        producer = producers.get(v.name)
-        if producer is not None and uses[v.name] == reads and _is_float_pointwise(producer):
-            yield v.name
-            yield from _private_producers(producer, producers, uses)
-
-
-def _is_float_pointwise(node: Node) -> bool:
-    return opdef(node.op).kind is Kind.POINTWISE and node.output.dtype is DType.F32
-
-
-def _has_tiny_constant(graph: Graph, node: Node) -> bool:
-    for v in node.operands():
-        weight = graph.weights.get(v.name)
-        value = scalar(weight.data) if weight is not None else None
-        if value and np.float16(value) == 0:
-            return True
-    return False

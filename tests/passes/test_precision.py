@@ -108,22 +108,73 @@ def test_values_from_positions_stay_f32() -> None:
     assert type_of(after, "y") is DType.F16
 
 
-def test_a_mask_of_huge_numbers_masks_as_before(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_mask_of_huge_numbers_stays_f32() -> None:
     text = """
         input %q: f32[1, 2, 4, 8]
-        input %keep: f32[1, 1, 1, 4]
+        input %keep: i64[1, 1, 1, 4]
         weight %one: f32[] data=1.0
         weight %low: f32[] data=-3.4028235e38
-        %g = Greater(%keep, %one)
-        %z = Sub(%one, %one)
-        %m = Where(%g, %z, %low)
+        %k = Cast(%keep, to=dtype(f32))
+        %z = Sub(%one, %k)
+        %m = Mul(%z, %low)
         %y = Attention(%q, %q, %q, %m, scale=0.3)
+        output %y
+    """
+    after = check(text, precision, options=FP16, rtol=1e-2, atol=1e-2)
+    assert type_of(after, "m") is DType.F32
+    assert type_of(after, "y") is DType.F16
+
+
+def test_products_of_8_bit_integers_are_exact() -> None:
+    # 64 * 127 * 255 is beyond f16: the product and its scaling stay f32
+    text = """
+        input %x: f32[2, 64]
+        weight %s: f32[] data=0.01
+        weight %z: u8[] data=3
+        weight %w: f32[64, 8] data=127.0
+        weight %k: f32[] data=1e-4
+        %q = QuantizeLinear(%x, %s, %z, axis=0)
+        %f = Cast(%q, to=dtype(f32))
+        %p = MatMul(%f, %w)
+        %i = Cast(%p, to=dtype(i32))
+        %g = Cast(%i, to=dtype(f32))
+        %y = Mul(%g, %k)
+        %r = Relu(%y)
+        output %r
+    """
+    after = check(text, precision, options=FP16, rtol=5e-3, atol=5e-3)
+    assert [type_of(after, n).value for n in "fpgyr"] == ["f32", "f32", "f32", "f32", "f16"]
+
+
+def test_a_network_on_integer_pixels_is_half_from_its_first_layer() -> None:
+    text = """
+        input %x: u8[1, 3, 8, 8]
+        weight %w: f32[4, 3, 3, 3]
+        weight %k: f32[] data=0.0039
+        %f = Cast(%x, to=dtype(f32))
+        %n = Mul(%f, %k)
+        %y = Conv(%n, %w, strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group=1)
+        output %y
+    """
+    after = check(text, precision, options=FP16, rtol=5e-3, atol=5e-3)
+    assert type_of(after, "y") is DType.F16
+
+
+def test_constants_beyond_the_range_are_clamped(caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+        input %x: f32[2, 8]
+        weight %low: f32[] data=-3.4028235e38
+        weight %zero: f32[] data=0.0
+        %g = Less(%x, %zero)
+        %w = Where(%g, %low, %x)
+        %y = Softmax(%w, axis=1)
         output %y
     """
     with caplog.at_level(logging.WARNING, logger="arcweld.passes"):
         after = check(text, precision, options=FP16, rtol=1e-2, atol=1e-2)
     assert "clamped to 6.55e+04" in caplog.text
-    assert all(np.isfinite(w.data).all() for w in after.weights.values())
+    (weight,) = [w.data for n, w in after.weights.items() if n.startswith("low")]
+    assert weight == -65504
 
 
 def test_fill_values_are_clamped_and_infinities_kept(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,137 @@
+"""What stays f32 when a build narrows to half: the places where 11 or 8 bits, or f16's range, do not suffice.
+
+* the nodes that ``Options.keep_f32`` names, quantisation, and single numbers;
+* sums over axes with the pointwise nodes around them: a sum of squares overflows f16;
+* what is rounded to integers: half cannot count beyond 2048;
+* what is computed from integers and small constants alone (positions, rotary angles, masks), and products
+of integers; * for f16, arithmetic with constants so small that half would make them 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.common import scalar, use_counts
+
+SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula
+ROUNDS_TO_ZERO = 2.0**-25  # in f16
+_PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
+_SUMS = frozenset({"ReduceSum", "ReduceProd"})
+_ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
+_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
+
+
+def keep_f32(graph: Graph, options: Options) -> set[str]:
+    """The first results of the nodes that stay f32."""
+    kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
+    kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
+    kept |= _around_integers(graph)
+    kept |= _around_sums_and_rounding(graph)
+    if options.float_type is DType.F16:
+        kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
+    return kept
+
+
+def _around_integers(graph: Graph) -> set[str]:
+    """What is computed from integers, bools, dimensions and small constants alone, and what reads products
+    of integers.
+    """
+    exact = {name for name, w in graph.weights.items() if w.data.size <= SMALL}
+    exact |= {v.name for v in graph.values() if not v.dtype.is_float}
+    results: set[str] = set()
+    products: set[str] = set()
+    for n in graph.nodes:
+        operands = n.operands()
+        follows = bool(products.intersection(v.name for v in operands))
+        if (opdef(n.op).kind in _PRODUCTS and _is_integer_product(graph, n, exact)) or (
+            follows and (n.op == "Cast" or not n.output.dtype.is_float or opdef(n.op).kind is Kind.MOVEMENT)
+        ):
+            products.add(n.output.name)
+        elif follows:  # sums of many products of 8-bit integers are beyond f16 until they are scaled
+            results.update(o.name for o in n.outputs if _is_float_pointwise(n))
+            continue
+        elif _is_learnt(graph, n) or not all(v.name in exact for v in operands):
+            continue
+        exact.update(o.name for o in n.outputs)
+        results.add(n.output.name)
+    return results
+
+
+def _is_learnt(graph: Graph, node: Node) -> bool:
+    """Whether the result is an activation, though it is made of integers and constants: a layer, or a table
+    look-up.
+    """
+    kind, first = opdef(node.op).kind, node.operands()[:1]
+    if kind is Kind.CONTRACT:
+        return first[0].shape[-1] != 1  # positions times frequencies are an outer product
+    lookup = node.op.startswith("Gather") and first[0].name in graph.weights
+    return lookup or kind is Kind.CONV or node.op == "DequantizeLinear"
+
+
+def _is_integer_product(graph: Graph, node: Node, exact: set[str]) -> bool:
+    """Whether a product or convolution multiplies integers: computed ones, by constants that are integers."""
+    x, w = node.operands()[:2]
+    if x.name not in exact:
+        return False
+    weight = graph.weights.get(w.name)
+    return w.name in exact if weight is None else bool(np.all(weight.data == np.rint(weight.data)))
+
+
+def _around_sums_and_rounding(graph: Graph) -> set[str]:
+    """Sums over axes, the pointwise producers that only they read, and the pointwise consumers that read
+    nothing else; what is rounded to integers, and its pointwise producers.
+    """
+    producers, uses = graph.producers(), use_counts(graph)
+    kept: set[str] = set()
+    for n in graph.nodes:
+        if n.op in _SUMS and n.output.dtype is DType.F32:
+            kept.add(n.output.name)
+            kept.update(_private_producers(n, producers, uses))
+        elif n.op in _ROUNDING or (n.op == "Cast" and n.output.dtype.is_int):
+            kept.update(o.name for o in n.outputs if o.dtype is DType.F32)
+            kept.update(_private_producers(n, producers, uses))
+        elif _is_float_pointwise(n):
+            activations = [v for v in n.operands() if v.name not in graph.weights]
+            if activations and all(_sum_like(v, kept, producers) for v in activations):
+                kept.add(n.output.name)
+    return kept
+
+
+def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
+    """A kept value, or one made of dimensions alone."""
+    node = producers.get(v.name)
+    if node is None or v.name in kept:
+        return v.name in kept
+    return node.op == "Dims" or (node.op == "Cast" and _sum_like(node.operands()[0], kept, producers))
+
+
+def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int]) -> Iterable[str]:
+    for v in node.operands():
+        reads = sum(1 for o in node.operands() if o.name == v.name)
+        producer = producers.get(v.name)
+        if producer is not None and uses[v.name] == reads and _is_float_pointwise(producer):
+            yield v.name
+            yield from _private_producers(producer, producers, uses)
+
+
+def _is_float_pointwise(node: Node) -> bool:
+    return opdef(node.op).kind is Kind.POINTWISE and node.output.dtype is DType.F32
+
+
+def _is_float_arithmetic(node: Node) -> bool:
+    return opdef(node.op).kind in (Kind.POINTWISE, Kind.REDUCE) and node.output.dtype is DType.F32
+
+
+def _has_tiny_constant(graph: Graph, node: Node) -> bool:
+    for v in node.operands():
+        weight = graph.weights.get(v.name)
+        value = scalar(weight.data) if weight is not None else None
+        if value and abs(value) <= ROUNDS_TO_ZERO:
+            return True
+    return False
