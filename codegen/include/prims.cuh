@@ -281,6 +281,12 @@ template <int N>
 ARCWELD_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
+// Keeps the compiler from moving uses of accumulators to before the wait that precedes this call.
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));

@@ -15,6 +15,14 @@ namespace sim {
 
 bool checked;
 
+Where::Where(const void* pc) {
+  Dl_info info;
+  if (pc && dladdr(pc, &info))
+    snprintf(text, sizeof text, "@[%s+0x%zx]", info.dli_fname, (size_t)((const char*)pc - (const char*)info.dli_fbase));
+  else
+    snprintf(text, sizeof text, "an unknown place");
+}
+
 namespace {
 
 constexpr u16 kInFlight = 0x8000, kAtomic = 0x4000, kSeveral = 0x2000, kWho = 0x07ff;
@@ -63,18 +71,6 @@ u16 site_of(const void* pc) {
   }
   return 0;
 }
-
-// "@[library+0xoffset]", which the Python side turns into file:line.
-struct Where {
-  char text[600];
-  explicit Where(const void* pc) {
-    Dl_info info;
-    if (pc && dladdr(pc, &info))
-      snprintf(text, sizeof text, "@[%s+0x%zx]", info.dli_fname, (size_t)((const char*)pc - (const char*)info.dli_fbase));
-    else
-      snprintf(text, sizeof text, "an unknown place");
-  }
-};
 
 struct Who {
   char text[40];
@@ -162,6 +158,7 @@ const char* checker_launch_end() {
 
 void checker_block_start() {
   if (!checked) return;
+  blocks_block_start();
   if (!shadow)
     shadow = (Shadow*)mmap(nullptr, kMaxShared * sizeof(Shadow), PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -268,6 +265,11 @@ namespace {
 }  // namespace
 
 void check_global(const void* address, size_t bytes, bool write, const void* pc) {
+  check_global_range(address, bytes, write, pc);
+  blocks_access(address, bytes, write, pc);
+}
+
+void check_global_range(const void* address, size_t bytes, bool write, const void* pc) {
   const uintptr_t p = (uintptr_t)address;
   for (int i = 0, k = last_buffer; i < buffer_count; ++i) {
     const Buffer& b = buffers[k];
@@ -345,6 +347,7 @@ void sim_set_buffers(int count, const u64* triples, int pdl) {
   }
   buffer_count = count;
   last_buffer = 0;
+  blocks_launch_start(count, triples);
   for (int i = 0; i < count; ++i)
     buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], (triples[3 * i + 2] & 1) != 0,
                   (triples[3 * i + 2] & 2) != 0};
@@ -364,7 +367,11 @@ void sim_atomic_access(const void* p, int bytes) {
   const void* pc = __builtin_return_address(0);
   if ((uintptr_t)p & (uintptr_t)(bytes - 1)) sim_fail("misaligned %d-byte atomic of address %p at %s", bytes, p, Where(pc).text);
   if (shared_offset(p) < kMaxShared) check_shared(p, bytes, Access::Atomic, sim_current->linear, pc);
-  else check_global(p, (size_t)bytes, true, pc);
+  else check_global_range(p, (size_t)bytes, true, pc);
+}
+
+void sim_threadfence() {
+  if (checked) blocks_fence();
 }
 
 #define SIM_HOOKS(N)                                                                                                  \

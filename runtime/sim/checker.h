@@ -17,6 +17,7 @@ void check_shared(const void* p, int bytes, Access access, int thread, const voi
 // Global access; fails if it is outside the launch's buffers, writes one that is read-only, or comes before pdl_wait()
 // though an earlier kernel may still use the buffer.
 void check_global(const void* p, size_t bytes, bool write, const void* pc);
+void check_global_range(const void* p, size_t bytes, bool write, const void* pc);  // atomics: without the rule for blocks
 
 // cp.async: between issue and wait the destination may not be touched.
 void check_copy_issue(const void* p, int bytes, int thread, const void* pc);
@@ -26,6 +27,18 @@ void check_copy_landed(const void* p, int bytes, int thread);
 // warps [first, first + count) on whose behalf it runs: what they do not know of may not be touched.
 u32 agent_tick(int agent);
 void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, int first, int count, const void* pc);
+
+// Blocks of one launch (blocks.cpp). ``pc`` as in check_global.
+void blocks_launch_start(int count, const u64* triples);
+void blocks_block_start();
+void blocks_fence();
+void blocks_access(const void* p, size_t bytes, bool write, const void* pc);
+
+// "file+offset" of a code address, which the Python side turns into file:line.
+struct Where {
+  char text[600];
+  explicit Where(const void* pc);
+};
 
 // Happens-before edges.
 void hb_release(VectorClock& into, int thread);  // what the thread's warp did until now becomes visible through ``into``

@@ -54,7 +54,7 @@ SIM_VECTOR_TYPE(unsigned long long, ulonglong, 16, 16)
 #define SIM_TEXT(x) SIM_TEXT2(x)
 #define __syncthreads() sim_syncthreads(__FILE__ ":" SIM_TEXT(__LINE__))
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { sim_warp_op(mask, sim_op_syncwarp, nullptr, "__syncwarp"); }
-static inline void __threadfence() {}
+static inline void __threadfence() { sim_threadfence(); }
 static inline void __threadfence_block() {}
 static inline void __nanosleep(unsigned) {}
 [[noreturn]] static inline void __trap() { sim_fail("__trap()"); }

@@ -96,6 +96,7 @@ void sim_wgmma_commit();
 void sim_wgmma_wait(int newest);
 
 void sim_pdl_wait();
+void sim_threadfence();
 
 // Told of every atomic access before it happens; does nothing outside the checked mode.
 void sim_atomic_access(const void* p, int bytes);

@@ -123,7 +123,7 @@ ARCWELD_DEVICE void mbar_arrive(u32 bar) { sim_mbar_arrive(bar); }
 ARCWELD_DEVICE void mbar_wait(u32 bar, int parity) { sim_mbar_wait(bar, parity); }
 ARCWELD_DEVICE void fence_mbar_init() { sim_fence_mbar_init(); }
 ARCWELD_DEVICE void fence_proxy_async() { sim_fence_proxy_async(); }
-ARCWELD_DEVICE void threadfence() {}
+ARCWELD_DEVICE void threadfence() { sim_threadfence(); }
 
 // ---------------------------------------------------------------- TMA
 ARCWELD_DEVICE void tma_prefetch_map(const TensorMap*) {}
@@ -172,6 +172,8 @@ template <int N>
 ARCWELD_DEVICE void wgmma_wait() {
   sim_wgmma_wait(N);
 }
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {}
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {}
 template <int N>

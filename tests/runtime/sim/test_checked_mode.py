@@ -274,3 +274,45 @@ def test_programmatic_dependent_launch(body: str, message: str | None) -> None:
         return
     with pytest.raises(DeviceError, match=rf"(?s){message}"):
         launch(body, x, y)
+
+
+BLOCKS = """#include "prims.cuh"
+struct Params { f32* x; f32* y; };
+extern "C" __global__ void blocks(const __grid_constant__ Params p) {
+  DYN_SHARED(f32, s);
+  const int t = threadIdx.x, i = blockIdx.x * 32 + t;
+  BODY
+}
+EXPORT_KERNEL(blocks)
+"""
+LAST_BLOCK = """
+  p.y[i] = p.x[i];
+  threadfence();
+  __syncthreads();
+  if (t == 0) s[0] = atomicAdd(reinterpret_cast<int*>(p.x) + 128, 1) == 3;
+  __syncthreads();
+  if (s[0] != 0.0f) {
+    threadfence();
+    p.x[t] = p.y[t] + p.y[t + 32] + p.y[t + 64] + p.y[t + 96];
+  }"""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("p.y[i] = p.x[i]; p.y[i] += 1.0f;", None),
+        ("p.x[i] += 1.0f; atomic_add(p.y, p.x[i]);", None),
+        (LAST_BLOCK.replace("p.x[t] = ", "p.y[t] = "), None),
+        ("p.y[i] = p.x[i] + (i >= 32 ? p.y[i - 32] : 0.0f);", "block number 1 reads at blocks.cu:6 what block"),
+        ("p.x[i] = p.x[(i + 32) % 128];", "block number 1 writes at blocks.cu:6 what block number 0 .* has read"),
+    ],
+)
+def test_blocks_of_one_launch_have_no_order(body: str, message: str | None) -> None:
+    arguments = [Out(np.zeros(129, np.float32)), Out(np.zeros(129, np.float32))]
+    kernel = image(BLOCKS.replace("BODY", body), "blocks")
+    launch = lambda: run(SimDevice(checked=True), kernel, (4,), (32,), list(arguments), 64)
+    if message is None:
+        launch()
+        return
+    with pytest.raises(DeviceError, match=message):
+        launch()
