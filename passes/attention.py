@@ -16,10 +16,9 @@ from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import infer_types
+from arcweld.passes.causal import MASKED_OUT, is_causal
 from arcweld.passes.common import Tracker, scalar
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
-
-MASKED_OUT = -1e4  # what exporters add to, or write into, a score that must not count, is this or less
 
 _SCALED = "MatMul(q, k) * K"
 _SCORES = (
@@ -147,7 +146,7 @@ def _mask(rw: Tracker, m: Match, rank: int, dtype: DType) -> tuple[Value | None,
     if added and condition is not None:
         low = rw.constant(np.asarray(-np.inf, dtype.numpy), dtype, "low")
         mask = rw.make("Where", [condition, mask, low], m.origin)
-    if _is_causal(rw.array(mask), m.root.output.shape[-2]):
+    if is_causal(rw, mask, m.root.output.shape[-2]):
         return None, True
     if rank == 4 or mask.type.rank <= 2:
         return mask, False
@@ -155,15 +154,3 @@ def _mask(rw: Tracker, m: Match, rank: int, dtype: DType) -> tuple[Value | None,
     if rank == 3:
         return rw.make("Reshape", [mask], m.origin, shape=(product(lead), 1, *mask.shape[-2:])), False
     return None
-
-
-def _is_causal(array: np.ndarray | None, length: Dim) -> bool:
-    """Whether a constant mask lets position i see 0..i and no other."""
-    if array is None or array.ndim < 2 or array.shape[-2:] != (length, length) or array.size != array.shape[-1] ** 2:
-        return False
-    visible = np.tril(np.ones(array.shape[-2:], np.bool_))
-    square = array.reshape(array.shape[-2:])
-    if array.dtype == np.bool_:
-        return bool(np.array_equal(square, visible))
-    wide = square.astype(np.float64)
-    return bool(np.all(np.where(visible, wide == 0, wide <= MASKED_OUT)))

@@ -14,6 +14,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.text import literal_text
 
 SMALL = 4096  # bytes: comparing larger constants costs more time than it can win
+_COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
 
 
 def cse(graph: Graph, options: Options) -> Graph:
@@ -39,7 +40,8 @@ def cse(graph: Graph, options: Options) -> Graph:
 def _key(rw: Rewriter, node: Node) -> Hashable:
     # the text tells 0.0 from -0.0 and 1 from 1.0 and True, which compare equal
     attrs = tuple(sorted((k, literal_text(v)) for k, v in node.attrs.items()))
-    return node.op, tuple(None if v is None else v.name for v in rw.inputs_of(node)), attrs, len(node.outputs)
+    operands = tuple("" if v is None else v.name for v in rw.inputs_of(node))
+    return node.op, tuple(sorted(operands)) if node.op in _COMMUTATIVE else operands, attrs, len(node.outputs)
 
 
 def _merge_constants(graph: Graph, rw: Rewriter) -> bool:

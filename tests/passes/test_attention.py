@@ -166,6 +166,57 @@ def test_a_constant_triangle_is_the_causal_mask(dtype: str) -> None:
     assert len(after.nodes[-1].operands()) == 3
 
 
+TRIANGLES = {
+    "tril of ones": "%o = ConstantOfShape(shape=(n, n), value=1, dtype=dtype(bool))\n%t = Trilu(%o, upper=0, k=0)",
+    "not triu": "%o = ConstantOfShape(shape=(1, n, n), value=1, dtype=dtype(bool))\n%u = Trilu(%o, upper=1, k=1)\n"
+    "%t = Not(%u)",
+    "rows >= columns": "%t = GreaterOrEqual(%rows, %columns)",
+    "columns <= rows": "%t = LessOrEqual(%columns, %rows)",
+    "not rows < columns": "%u = Less(%rows, %columns)\n%t = Not(%u)",
+}
+LOOKALIKES = {
+    "without the diagonal": "%t = Greater(%rows, %columns)",
+    "the other way": "%t = LessOrEqual(%rows, %columns)",
+    "shifted": "%o = ConstantOfShape(shape=(n, n), value=1, dtype=dtype(bool))\n%t = Trilu(%o, upper=0, k=1)",
+    "from 1": "%p1 = Range(start=1, step=1, length=n, dtype=dtype(i64))\n%r1 = Reshape(%p1, shape=(n, 1))\n"
+    "%t = GreaterOrEqual(%r1, %columns)",
+}
+
+
+def triangle_text(triangle: str, masked: str) -> str:
+    return f"""
+        symbol n(lo=1, hi=64)
+        input %q: f32[2, 3, n, 8]
+        weight %zero: f32[] data=0.0
+        weight %low: f32[] data=-1e9
+        %p0 = Range(start=0, step=1, length=n, dtype=dtype(i64))
+        %rows = Reshape(%p0, shape=(1, 1, n, 1))
+        %columns = Reshape(%p0, shape=(1, n))
+        {triangle}
+        %kt = Transpose(%q, perm=(0, 1, 3, 2))
+        %m = MatMul(%q, %kt)
+        {masked}
+        %p = Softmax(%a, axis=3)
+        %y = MatMul(%p, %q)
+        output %y
+    """
+
+
+@pytest.mark.parametrize("triangle", TRIANGLES)
+@pytest.mark.parametrize("masked", ["%a = Where(%t, %m, %low)", "%w = Where(%t, %zero, %low)\n%a = Add(%m, %w)"])
+def test_a_computed_triangle_is_the_causal_mask(triangle: str, masked: str) -> None:
+    after = check(triangle_text(TRIANGLES[triangle], masked), attention, dims={"n": 5})
+    assert found(after)["is_causal"] == 1
+    assert [op for op in ops(after) if op != "Transpose"] == ["Attention"]
+
+
+@pytest.mark.parametrize("triangle", LOOKALIKES)
+def test_other_triangles_stay_masks(triangle: str) -> None:
+    graph = build(triangle_text(LOOKALIKES[triangle], "%a = Where(%t, %m, %low)"))
+    after = attention(graph, Options())
+    assert found(after)["is_causal"] == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [

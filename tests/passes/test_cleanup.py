@@ -166,7 +166,7 @@ def test_cse_merges_equal_nodes_and_their_origins() -> None:
         weight %c: f32[] data=2.0
         weight %d: f32[] data=2.0
         %a = Mul(%x, %c) @ 'first'
-        %b = Mul(%x, %d) @ 'second'
+        %b = Mul(%d, %x) @ 'second'
         %e = Sub(%a, %b)
         %f = Clip(%x, min=0.0, max=1.0)
         %g = Clip(%x, min=0.0, max=2.0)
