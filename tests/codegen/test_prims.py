@@ -125,7 +125,9 @@ def _cases() -> Iterator[tuple[PrimCase, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "arch"), list(_cases()), ids=lambda value: value if isinstance(value, str) else value.name)
+@pytest.mark.parametrize(
+    ("case", "arch"), list(_cases()), ids=lambda value: value if isinstance(value, str) else value.name
+)
 def test_every_case_compiles(case: PrimCase, arch: str) -> None:
     assert compile_cubin(case.source, arch, name=case.name, strict=False).cubin
 
