@@ -60,7 +60,7 @@ def text_image(text: str, height: int, width: int) -> np.ndarray:
 
 def _planes(image: np.ndarray, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
     """An image as normalised ``f32[1, 3, H, W]``."""
-    scaled = (image.astype(np.float32) / 255.0 - np.float32(mean)) / np.float32(deviation)
+    scaled = (image / 255.0 - np.array(mean)) / np.array(deviation)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None].astype(np.float32))
 
 
@@ -110,9 +110,10 @@ def speech(samples: int) -> np.ndarray:
     """Something like a voice at 16 kHz: a gliding harmonic tone with pauses, as ``f32[samples]``."""
     t = np.arange(samples) / 16000.0
     pitch = 2 * np.pi * (140 * t + 15 * np.sin(3 * t))
-    voice = sum(np.sin(k * pitch) / k for k in range(1, 9))
+    voice = np.sum([np.sin(k * pitch) / k for k in range(1, 9)], axis=0)
     envelope = np.clip(np.sin(2 * np.pi * 2.1 * t), 0, 1)
-    return (0.1 * envelope * voice + 0.002 * _rng().standard_normal(samples)).astype(np.float32)
+    sound: np.ndarray = 0.1 * envelope * voice + 0.002 * _rng().standard_normal(samples)
+    return sound.astype(np.float32)
 
 
 def _vad(*, steps: int = 0, rate: bool = False) -> Callable[[], Feeds]:

@@ -78,7 +78,7 @@ def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_ze
     unknown = [i for i, d in enumerate(shape) if d == -1]
     if len(unknown) > 1:
         c.broken(f"the shape {text(wanted)} leaves more than one dimension open")
-    total, rest = numel(old), numel(d for i, d in enumerate(shape) if i not in unknown)
+    total, rest = numel(old), numel([d for i, d in enumerate(shape) if i not in unknown])
     if unknown:
         shape[unknown[0]] = _missing(c, total, rest)
     elif isinstance(total, int) and isinstance(rest, int) and total != rest:
@@ -116,11 +116,15 @@ class SliceSpec:
     steps: tuple[int, ...]
 
 
+def _dims_attr(c: NodeContext, name: str) -> list[Dim]:
+    return list(c.ints_attr(name) or ())
+
+
 def slice_spec(c: NodeContext) -> SliceSpec:
     """A Slice node's starts, sizes and steps for every axis, clamped to the operand."""
     shape = c.shape(0)
     if c.opset < 10:
-        begins, ends = list(c.ints_attr("starts") or ()), list(c.ints_attr("ends") or ())
+        begins, ends = _dims_attr(c, "starts"), _dims_attr(c, "ends")
         axes, strides = c.ints_attr("axes"), None
     else:
         begins, ends = c.dims(1), c.dims(2)
@@ -131,7 +135,8 @@ def slice_spec(c: NodeContext) -> SliceSpec:
     if not len(begins) == len(ends) == len(where) == len(by):
         c.broken("starts, ends, axes and steps differ in length")
     starts: list[Dim] = [0] * len(shape)
-    sizes, steps = list(shape), [1] * len(shape)
+    sizes: list[Dim] = list(shape)
+    steps = [1] * len(shape)
     for a, b, e, s in zip(where, begins, ends, by):
         if s == 0:
             c.broken("a step is 0")

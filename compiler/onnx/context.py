@@ -19,6 +19,7 @@ from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.deduce import pairs, require_agreement, suggest_multiple
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
+from arcweld.compiler.onnx.symbols import sanitise
 from onnx import GraphProto
 
 SHAPES_HINT = "give the dimension a value with --shapes (or shapes= in Python)"
@@ -300,8 +301,6 @@ class NodeContext:
 
     def hint(self) -> str:
         """A name for intermediate values."""
-        from arcweld.compiler.onnx.symbols import sanitise
-
         return sanitise(next((o for o in self.outputs if o), self.name))
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:

@@ -206,6 +206,6 @@ def _resolved(node: NodeProto, attrs: Mapping[str, Any]) -> NodeProto:
 
 def _type_bytes(codes: Mapping[DType, int], operand: Operand | None) -> bytes:
     if operand is None:
-        return onnx.TypeProto().SerializeToString()
+        return bytes(onnx.TypeProto().SerializeToString())
     shape = [d if isinstance(d, int) else None for d in operand.shape]
-    return onnx.helper.make_tensor_type_proto(codes[operand.dtype], shape).SerializeToString()
+    return bytes(onnx.helper.make_tensor_type_proto(codes[operand.dtype], shape).SerializeToString())

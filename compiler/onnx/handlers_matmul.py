@@ -53,9 +53,9 @@ def _det(c: NodeContext) -> Result:
     rank = c.needs_rank(0, 2)
     x = c.value(0)
     size = x.shape[rank - 1]
-    if size != x.shape[rank - 2] or size not in (1, 2, 3):
+    if size != x.shape[rank - 2] or not isinstance(size, int) or not 1 <= size <= 3:
         c.unsupported(f"determinants of {x.shape[rank - 2]} x {size} matrices")
-    return _determinant(c, x, list(range(int(size))), list(range(int(size))))
+    return _determinant(c, x, list(range(size)), list(range(size)))
 
 
 def _determinant(c: NodeContext, x: Value, rows: list[int], columns: list[int]) -> Value:

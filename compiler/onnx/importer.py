@@ -140,6 +140,7 @@ class _Import:
         own = {v.name for v in self.inputs}
         for info in self.model.graph.output:
             found = visitor.results[info.name]
+            assert isinstance(found, Operand)  # anything else was reported before
             origin = (f"output {info.name}",)
             before = visitor.builder.device(found, origin, f"{sanitise(info.name)}.const")
             value = renamed.get(before.name, before)

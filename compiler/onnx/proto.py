@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import onnx
 from arcweld.compiler.dtypes import DType
@@ -38,6 +37,14 @@ DTYPES: Mapping[int, DType] = {
     TensorProto.UINT16: DType.U16,
     TensorProto.UINT8: DType.U8,
     TensorProto.BOOL: DType.BOOL,
+}
+# the typed field that holds each element type where there is no raw data; narrow types share int32_data
+_FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
+    DType.F32: ("float_data", np.dtype(np.float32)),
+    DType.F64: ("double_data", np.dtype(np.float64)),
+    DType.I64: ("int64_data", np.dtype(np.int64)),
+    DType.U64: ("uint64_data", np.dtype(np.uint64)),
+    DType.U32: ("uint64_data", np.dtype(np.uint64)),
 }
 _NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: DType.U8}
 
@@ -149,20 +156,12 @@ def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: b
 
 
 def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, nibble: bool) -> np.ndarray:
-    if dtype is DType.F32:
-        field, stored = tensor.float_data, np.float32
-    elif dtype is DType.F64:
-        field, stored = tensor.double_data, np.float64
-    elif dtype is DType.I64:
-        field, stored = tensor.int64_data, np.int64
-    elif dtype in (DType.U64, DType.U32):
-        field, stored = tensor.uint64_data, np.uint64
-    else:
-        field, stored = tensor.int32_data, np.int32
+    field, stored = _FIELDS.get(dtype, ("int32_data", np.dtype(np.int32)))
+    values = getattr(tensor, field)
     need = _stored(shape, nibble)
-    if len(field) != need:
-        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} elements, it has {len(field)}")
-    array = np.array(field, stored)
+    if len(values) != need:
+        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} elements, it has {len(values)}")
+    array = np.array(values, stored)
     if nibble:
         return array.astype(np.uint8)
     return array.astype(np.uint16).view(dtype.numpy) if dtype.is_half else array.astype(dtype.numpy)
@@ -233,6 +232,3 @@ def attribute_value(attr: AttributeProto, folder: Path | None) -> AttrValue:
     if kind == "t":
         return tensor_array(value, folder)
     return tuple(value) if kind in ("ints", "floats", "tensors", "graphs") else value
-
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -107,6 +107,7 @@ def div_float(a: Scalar, b: Scalar) -> Scalar:
 def div_int(a: Scalar, b: Scalar) -> Scalar:
     """Integer division that rounds towards zero."""
     if isinstance(a, int) and isinstance(b, int):
+        a, b = int(a), int(b)
         if b == 0:
             raise Undecided("division by zero")
         q = abs(a) // abs(b)
@@ -148,9 +149,10 @@ def power(a: Scalar, b: Scalar) -> Scalar:
     if isinstance(b, float) and b.is_integer():
         b = int(b)
     if not is_symbolic(a) and not is_symbolic(b):
-        if abs(b) > 64:  # type: ignore[operator]
-            raise Undecided("the exponent is too large")
-        return a**b  # type: ignore[operator]
+        if abs(b) > 64 or (b < 0 and a == 0) or (a < 0 and not isinstance(b, int)):  # type: ignore[arg-type, operator]
+            raise Undecided(f"{a} to the power of {b}")
+        found: Scalar = a**b  # type: ignore[operator]
+        return found
     if not isinstance(b, int) or not 0 <= b <= 8:
         raise Undecided(f"{a} to the power of {b}")
     out: Scalar = 1

@@ -10,18 +10,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
 from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
-from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
-from arcweld.compiler.onnx.context import Builder, NodeContext, Operand, Unavailable, on_device, on_host, text
+from arcweld.compiler.onnx.context import (
+    SHAPES_HINT,
+    Builder,
+    NodeContext,
+    Operand,
+    Unavailable,
+    on_device,
+    on_host,
+    text,
+)
 from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
 from arcweld.compiler.onnx.handlers import handler
 from arcweld.compiler.onnx.proto import attribute_value
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.symbols import sanitise
-from onnx import FunctionProto, NodeProto
+from onnx import FunctionProto, GraphProto, NodeProto
 
 MAX_VISITS = 100_000
 MAX_ELEMENTS = 2**48
@@ -83,7 +92,7 @@ class Visitor:
         self.builder = builder
         self.functions = functions
         self.findings: list[Finding] = []
-        self.results: dict[str, Operand] = {}
+        self.results: dict[str, Operand | Unavailable] = {}
         self.visits = 0
 
     def visit_all(
@@ -109,7 +118,7 @@ class Visitor:
             self.results = dict(zip(outputs, found))
         return found
 
-    def names_used(self, graph: onnx.GraphProto) -> Set[str]:
+    def names_used(self, graph: GraphProto) -> Set[str]:
         """The names that a subgraph reads or returns."""
         return names_used(graph.node, [o.name for o in graph.output])
 
@@ -170,10 +179,10 @@ class Visitor:
         why = ""
         if domain == "":
             try:
-                results = shapes.evaluate(context)
-                if results is not None:
+                known = shapes.evaluate(context)
+                if known is not None:
                     self.findings.append(Finding(label, node.op_type))
-                    return results
+                    return known
             except Undecided as error:
                 why = str(error)
             except UnsupportedError as error:
@@ -199,7 +208,7 @@ class Visitor:
         except ModelError as error:
             if any(isinstance(d, IntExpr) for o in context.operands if o is not None for d in o.shape):
                 # with open dimensions a disagreement may only be one that is not provable
-                raise UnsupportedError(error.message, hint=error.hint or shapes_hint()) from error
+                raise UnsupportedError(error.message, hint=error.hint or SHAPES_HINT) from error
             raise
         listed = [raw] if isinstance(raw, Value | Operand) else list(raw)
         for i, wanted in enumerate(context.used):
@@ -265,12 +274,6 @@ class Visitor:
 _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL}
 
 
-def shapes_hint() -> str:
-    from arcweld.compiler.onnx.context import SHAPES_HINT
-
-    return SHAPES_HINT
-
-
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
     return tuple(new if v == old else v for v in values)
 
@@ -300,12 +303,7 @@ def _constant(c: NodeContext) -> Operand:
     if kind == "value":
         data, dtype = value
         return on_host(data, dtype)
-    from arcweld.compiler.dtypes import DType
-
     spelled = {"value_int": DType.I64, "value_ints": DType.I64, "value_float": DType.F32, "value_floats": DType.F32}
     if kind not in spelled:
         c.unsupported(f"a constant given as {kind}")
     return on_host(np.array(value, spelled[kind].numpy), spelled[kind])
-
-
-__all__ = ["Finding", "Node", "Scope", "Visitor", "normal_domain", "onnx"]
