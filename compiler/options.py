@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 
+OLDEST_ARCH = 80  # the templates use asynchronous copies
 _PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Choices of one build. Raises UsageError for a precision that does not exist.
+    """Choices of one build. Raises UsageError for a precision or architecture that does not exist.
 
     precision  "fp32" computes what the model says; "fp16" and "bf16" narrow f32 tensors to that type
     arch       the architectures to compile for, like ("sm_80", "sm_90a"); empty: the driver chooses
@@ -30,6 +32,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(_PRECISIONS)}")
+        for arch in self.arch:
+            match = re.fullmatch(r"sm_(\d{2,3})[af]?", arch)
+            if match is None or int(match[1]) < OLDEST_ARCH:
+                hint = f"written like sm_80 or sm_90a; sm_{OLDEST_ARCH} is the oldest that the kernels are written for"
+                raise UsageError(f"{arch!r} is no architecture that can be compiled for", hint=hint)
 
     @property
     def float_type(self) -> DType:

@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 from arcweld.compiler.api import build_engine, summary
 from arcweld.compiler.build import DEFAULT_ARCHS
-from arcweld.compiler.cli.common import err, note_ignored, open_graph, out, progress_bar
+from arcweld.compiler.cli.common import check_writable, err, note_ignored, open_graph, out, progress_bar
 from arcweld.compiler.cli.shapes import parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.runtime.devices import choose, gpu_count
 
 Opt = typer.Option
 _COMPATIBLE = "Accepted for compatibility."
+_ARCH = f"Architectures to compile for; default: the local GPU, else {','.join(DEFAULT_ARCHS)}."
+_TOLERANCE = "Largest relative error of the outputs; negative: the precision's own."
 
 
 def build(
@@ -30,11 +32,11 @@ def build(
     min_shapes: Annotated[str, Opt("--minShapes", help="Smallest input shapes.")] = "",
     opt_shapes: Annotated[str, Opt("--optShapes", help="Shapes to verify with.")] = "",
     max_shapes: Annotated[str, Opt("--maxShapes", help="Largest input shapes.")] = "",
-    arch: Annotated[str, Opt("--arch", help=f"Architectures, like sm_80,sm_90a; default: the local GPU, else {','.join(DEFAULT_ARCHS)}.")] = "",
+    arch: Annotated[str, Opt("--arch", help=_ARCH)] = "",
     device: Annotated[str, Opt("--device", help="Where to verify: cuda, cuda:N, sim.")] = "",
     verify: Annotated[str, Opt("--verify", help="full, quick or off.")] = "quick",
     verify_budget: Annotated[float, Opt("--verifyBudget", help="Seconds for quick verification.")] = 20.0,
-    tolerance: Annotated[float, Opt("--tolerance", help="Largest relative error of the outputs; negative: the precision's own.")] = -1.0,
+    tolerance: Annotated[float, Opt("--tolerance", help=_TOLERANCE)] = -1.0,
     disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
     quiet: Annotated[bool, Opt("--quiet", help="No progress bar.")] = False,
@@ -43,17 +45,24 @@ def build(
     optimization_level: Annotated[str, Opt("--builderOptimizationLevel", help=_COMPATIBLE)] = "",
     timing_cache: Annotated[str, Opt("--timingCacheFile", help=_COMPATIBLE)] = "",
     memory_pool: Annotated[str, Opt("--memPoolSize", help=_COMPATIBLE)] = "",
+    iterations: Annotated[str, Opt("--iterations", hidden=True)] = "",
+    warm_up: Annotated[str, Opt("--warmUp", hidden=True)] = "",
+    duration: Annotated[str, Opt("--duration", hidden=True)] = "",
+    cuda_graph: Annotated[bool, Opt("--useCudaGraph", hidden=True)] = False,
+    no_transfers: Annotated[bool, Opt("--noDataTransfers", hidden=True)] = False,
 ) -> None:  # fmt: skip
     """Builds an engine from an ONNX file, verifies it, and prints one line about it."""
     note_ignored(
         {
             "skipInference": skip_inference, "builderOptimizationLevel": optimization_level,
-            "timingCacheFile": timing_cache, "memPoolSize": memory_pool,
+            "timingCacheFile": timing_cache, "memPoolSize": memory_pool, "iterations": iterations, "warmUp": warm_up,
+            "duration": duration, "useCudaGraph": cuda_graph, "noDataTransfers": no_transfers,
         }
     )  # fmt: skip
     source = _one_source(model, onnx)
     if not output:
         raise UsageError("no engine file to write was named", hint="add -o model.engine")
+    check_writable(output)
     if int8 or fp8:
         raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
     if fp16 and bf16:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from arcweld.compiler.api import Input, import_model
 from arcweld.compiler.build import Progress as Report
 from arcweld.compiler.cli.shapes import Shape, dynamic_shapes
-from arcweld.compiler.dims import IntExpr, free_symbols
+from arcweld.compiler.dims import Dim, IntExpr, free_symbols, parse
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
-from arcweld.compiler.ir import Graph
+from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.text import parse_graph
+from arcweld.runtime.engine_file import EngineData
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+NO_EFFECT = {
+    "skipInference": "a build never times the engine, `onnx-to-engine bench` does",
+    "builderOptimizationLevel": "every build does all it can",
+    "timingCacheFile": "compiled kernels are kept in the folder ARCWELD_CACHE_DIR",
+    "memPoolSize": "the workspace is exactly what the model needs, `onnx-to-engine inspect` prints it",
+    "noDataTransfers": "copies are part of a call with host arrays",
+}
 STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
 
 
@@ -40,10 +51,12 @@ def progress_bar(quiet: bool = False) -> Iterator[Report | None]:
 
 
 def is_engine(path: str) -> bool:
-    """True for an engine file; raises UsageError where there is no file."""
-    if not Path(path).is_file():
-        raise UsageError(f"there is no file {path}")
-    return zipfile.is_zipfile(path)
+    """True for an engine file, intact or not, by its first bytes; raises UsageError where there is no file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def open_graph(
@@ -62,7 +75,7 @@ def open_graph(
     return import_model(model, inputs=[Input(n, [_entry(d) for d in s]) for n, s in ranged.items()])
 
 
-def _entry(d: object) -> object:
+def _entry(d: Dim) -> Any:
     """A dimension as ``Input.shape`` has it."""
     if not isinstance(d, IntExpr):
         return d
@@ -70,11 +83,37 @@ def _entry(d: object) -> object:
     return (s.name, s.lo, s.hi)
 
 
+def interface(data: EngineData) -> Graph:
+    """An engine's inputs as a graph: the whole stored graph, which tells which inputs are indices. Raises ModelError
+    where it cannot be read.
+    """
+    if data.graph:
+        return parse_graph(data.graph)
+    inputs = tuple(
+        Value(t.name, TensorType(DType(t.dtype), tuple(parse(d) for d in t.shape))) for t in data.program.inputs
+    )
+    return Graph(data.program.name, inputs, (), ())
+
+
 def note_ignored(flags: Mapping[str, object]) -> None:
     """Says which accepted flags have no effect here, and why none is needed."""
     for flag, value in flags.items():
         if value not in (None, False, ""):
-            err.print(f"note: --{flag} is accepted for compatibility and has no effect here")
+            why = NO_EFFECT.get(flag, "a build does not time the engine, `onnx-to-engine bench` does")
+            err.print(f"note: --{flag} has no effect: {why}", markup=False)
+
+
+def check_writable(path: str) -> Path:
+    """The path of a file to be written. Raises UsageError at once, not after minutes of work, where it can't be."""
+    target = Path(path)
+    folder = next(p for p in target.absolute().parents if p.exists())
+    if target.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a folder")
+    if not folder.is_dir():
+        raise UsageError(f"{path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{path} cannot be written: no permission to write to {folder}")
+    return target
 
 
 def megabytes(n: int) -> str:

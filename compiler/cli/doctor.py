@@ -29,9 +29,10 @@ def check_nvrtc() -> Finding:
     """NVRTC: compiles kernels, with or without a GPU."""
     from arcweld.codegen.nvrtc import compile_cubin, version
 
+    probe = '#include "prims.cuh"\nextern "C" __global__ void probe(float* x) { x[0] = 1.f; }\n'
     try:
         found = version()
-        compile_cubin('#include "prims.cuh"\nextern "C" __global__ void probe(float* x) { x[0] = 1.f; }\n', "sm_80", name="probe")
+        compile_cubin(probe, "sm_80", name="probe")
     except ArcweldError as error:
         return Finding("NVRTC", False, error.message, "compiling kernels", error.hint or "")
     return Finding("NVRTC", True, f"{found}, compiles for sm_80 with its own headers", "compiling kernels")
@@ -81,7 +82,8 @@ def check_cache() -> Finding:
     probe = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(probe).free
     if free < 1 << 28:
-        return Finding("cache", False, f"{folder}: {free / 1e6:.0f} MB free", "caches", "free some disk, or set ARCWELD_CACHE_DIR")
+        remedy = "free some disk, or set ARCWELD_CACHE_DIR"
+        return Finding("cache", False, f"{folder}: {free / 1e6:.0f} MB free", "caches", remedy)
     return Finding("cache", True, f"{folder}: {free / 1e9:.1f} GB free", "caches")
 
 
@@ -89,7 +91,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (check_driver, check_nvrtc, check_bi
 
 
 def doctor() -> None:
-    """Checks driver, NVRTC, headers, compiler and GPU; exit code 4 if neither device can work."""
+    """Checks driver, NVRTC, headers, compiler and GPU; exit code 4 if no device works or nothing can be built."""
     findings = [check() for check in CHECKS]
     for f in findings:
         out.print(f"{'ok  ' if f.ok else 'miss'} {f.name}: {f.found}", markup=False)
@@ -97,6 +99,7 @@ def doctor() -> None:
             out.print(f"     needed for {f.needed}; remedy: {f.remedy}", markup=False)
     state = {f.name: f.ok for f in findings}
     cuda = state["GPU"] and state["NVRTC"] and state["cuda-bindings"]
-    out.print(f"device cuda: {'ready' if cuda else 'not usable'}; device sim: {'ready' if state['C++ compiler'] else 'not usable'}")
-    if not (cuda or state["C++ compiler"]) or not state["NVRTC"]:
+    sim = state["C++ compiler"]
+    out.print(f"device cuda: {'ready' if cuda else 'not usable'}; device sim: {'ready' if sim else 'not usable'}")
+    if not (cuda or sim) or not state["NVRTC"]:
         raise typer.Exit(4)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from arcweld.compiler.build import materialise_outputs
-from arcweld.compiler.cli.common import is_engine, megabytes, open_graph, out
-from arcweld.compiler.cli.shapes import parse_shapes
+from arcweld.compiler.cli.common import interface, is_engine, megabytes, open_graph, out
+from arcweld.compiler.cli.shapes import parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.bound import measure
@@ -29,7 +30,9 @@ def inspect(
 ) -> None:
     """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
     if is_engine(path):
-        report = engine_report(read_engine(path), _shape_sizes(path, shapes))
+        data = read_engine(path)
+        sizes = sizes_of(interface(data), parse_shapes(shapes)) if shapes else {}
+        report = engine_report(data, sizes)
         out.print_json(json.dumps(report)) if as_json else _print_engine(report)
         return
     report = model_report(path, shapes)
@@ -45,7 +48,8 @@ def model_report(path: str, shapes: str) -> dict[str, Any]:
     rows = support_report(path, shapes=parse_shapes(shapes) if shapes else None)  # type: ignore[arg-type]
     bad = [{"node": r.node, "op": r.op, "reason": r.reason} for r in rows if not r.supported]
     report: dict[str, Any] = {
-        "model": path, "nodes": len(rows), "operators": dict(Counter(r.op for r in rows).most_common()), "unsupported": bad,
+        "model": path, "nodes": len(rows), "operators": dict(Counter(r.op for r in rows).most_common()),
+        "unsupported": bad,
     }  # fmt: skip
     if not bad:
         graph = open_graph(path, parse_shapes(shapes) if shapes else None)
@@ -94,16 +98,6 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     return report
 
 
-def _shape_sizes(path: str, shapes: str) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    given = parse_shapes(shapes) if shapes else {}
-    for t in read_engine(path).program.inputs if given else ():
-        for d, n in zip(t.shape, given.get(t.name, ())):
-            if d.isidentifier():
-                sizes[d] = n
-    return sizes
-
-
 def _print_engine(report: dict[str, Any]) -> None:
     out.print(f"{report['name']}: {len(report['launches'])} launches of {report['kernels']} kernels")
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
@@ -148,14 +142,14 @@ def explain(
     fused = fuse(materialise_outputs(run_passes(graph, Options(precision="fp16" if fp16 else "fp32"))))
     shown = 0
     for r in fused.regions:
-        names = [o for n in r.nodes for o in n.origin]
-        if words and all(any(w in n for n in names) for w in words):
+        names = merge_origins(r.nodes)
+        if all(any(w in n for n in names) for w in words):
             out.print(f"one {r.template} kernel: {escape(', '.join(names))}")
             shown += 1
     for refusal in fused.refusals:
         pair = (refusal.producer, refusal.consumer)
         if all(any(w in n for n in pair) for w in words):
-            out.print(f"{escape(pair[0])} -> {escape(pair[1])}: [{refusal.code}] {escape(refusal.detail)}", markup=False)
+            out.print(f"{pair[0]} -> {pair[1]}: [{refusal.code}] {refusal.detail}", markup=False)
             shown += 1
     if not shown:
         out.print("nothing was refused" if not words else f"no kernel and no refusal concerns {' and '.join(words)}")

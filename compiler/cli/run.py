@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +10,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from arcweld.compiler.api import compile_graph
-from arcweld.compiler.cli.common import err, is_engine, note_ignored, open_graph, out
-from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes
-from arcweld.compiler.dims import evaluate, free_symbols, parse
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.cli.common import check_writable, interface, is_engine, note_ignored, open_graph, out
+from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes, sizes_of
+from arcweld.compiler.dims import evaluate
 from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.evidence import relative_error
-from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.paths import replacing
 from arcweld.compiler.samples import sample_inputs, sample_sizes
 from arcweld.runtime.engine import Engine, load
 
@@ -41,8 +38,8 @@ def open_engine(path: str, device: str, shapes: str) -> Engine:
 def make_feeds(engine: Engine, shapes: str, files: str, ranges: list[str], seed: int) -> dict[str, np.ndarray]:
     """Inputs for an engine: from files where given, else random."""
     given = parse_shapes(shapes) if shapes else {}
-    graph = interface(engine)
-    sizes = sample_sizes(graph, _sizes(graph, given))
+    graph = interface(engine.data)
+    sizes = sample_sizes(graph, sizes_of(graph, given))
     known: dict[str, tuple[np.dtype, Shape | None]] = {
         v.name: (v.dtype.numpy, tuple(evaluate(d, sizes) for d in v.shape)) for v in graph.inputs
     }
@@ -52,39 +49,14 @@ def make_feeds(engine: Engine, shapes: str, files: str, ranges: list[str], seed:
     return feeds
 
 
-def interface(engine: Engine) -> Graph:
-    """The engine's inputs as a graph; with the stored graph text, so that indices get values that are in range."""
-    from arcweld.compiler.errors import ModelError
-    from arcweld.compiler.text import parse_graph
-
-    if engine.data.graph:
-        try:
-            return parse_graph(engine.data.graph)
-        except ModelError as error:
-            raise ModelError(f"the engine's stored graph cannot be read: {error.message}") from error
-    inputs = tuple(
-        Value(t.name, TensorType(DType(t.dtype), tuple(parse(d) for d in t.shape))) for t in engine.inputs
-    )
-    return Graph(engine.program.name, inputs, (), ())
-
-
-def _sizes(graph: Graph, shapes: dict[str, Shape]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for v in graph.inputs:
-        for d, n in zip(v.shape, shapes.get(v.name, ())):
-            names = sorted(s.name for s in free_symbols(d)) if not isinstance(d, int) else []
-            if len(names) == 1 and str(d) == names[0]:
-                sizes[names[0]] = n
-    return sizes
-
-
 def run(
     path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
     device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
-    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write the outputs to a .npz or .json file.")] = "",
+    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")] = "",
 ) -> None:  # fmt: skip
     """Runs an engine once and prints what comes out."""
+    target = check_writable(export) if export else None
     engine = open_engine(_path(path, load_engine), device, shapes)
     feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
     engine.run(feeds)
@@ -92,31 +64,25 @@ def run(
     results = engine.run(feeds)
     seconds = time.perf_counter() - start
     for name, array in results.items():
-        preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ")
+        preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ", max_line_width=1000)
         out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}")
     out.print(f"ran on {engine.device.name} ({engine.device.arch}) in {seconds * 1e3:.3f} ms")
-    if export:
-        write_outputs(export, results)
+    if target is not None:
+        write_outputs(target, results)
 
 
-def write_outputs(path: str, results: dict[str, np.ndarray]) -> None:
-    """Writes results as .npz, or as trtexec's JSON. The file appears whole or not at all."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            if target.suffix == ".json":
-                rows = [
-                    {"name": k, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
-                    for k, v in results.items()
-                ]
-                stream.write(json.dumps(rows).encode())
-            else:
-                np.savez(stream, **results)  # type: ignore[arg-type]
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
+    """Writes results as .npz, or as trtexec's JSON; bfloat16 as float32. The file appears whole or not at all."""
+    results = {k: v if v.dtype.kind in "biufc" else v.astype(np.float32) for k, v in results.items()}
+    with replacing(target) as temporary, temporary.open("wb") as stream:
+        if target.suffix == ".json":
+            rows = [
+                {"name": k, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
+                for k, v in results.items()
+            ]
+            stream.write(json.dumps(rows).encode())
+        else:
+            np.savez(stream, **results)  # type: ignore[arg-type]
 
 
 def _path(path: str, other: str) -> str:
@@ -135,10 +101,12 @@ def bench(
     percentile: Annotated[str, Opt("--percentile", help="Percentiles to print, like 90,95,99.")] = "90,95,99",
     cuda_graph: Annotated[bool, Opt("--useCudaGraph/--noCudaGraph", help="Replay CUDA graphs.")] = True,
     export_times: Annotated[str, Opt("--exportTimes", help="Write every latency to a JSON file.")] = "",
-    no_transfers: Annotated[bool, Opt("--noDataTransfers", help="Accepted; transfers are part of a call with host arrays.")] = False,
+    no_transfers: Annotated[bool, Opt("--noDataTransfers", help="Accepted for compatibility.")] = False,
 ) -> None:  # fmt: skip
     """Times calls of an engine with host arrays, in trtexec's words. No figure is comparable across devices."""
     note_ignored({"noDataTransfers": no_transfers})
+    percentiles = _percentiles(percentile)
+    target = check_writable(export_times) if export_times else None
     engine = open_engine(_path(path, load_engine), device, shapes)
     if not cuda_graph:
         engine = Engine(engine.data, engine.device, graphs=False)
@@ -153,9 +121,20 @@ def bench(
         start = time.perf_counter()
         engine.run(feeds)
         times.append((time.perf_counter() - start) * 1e3)
-    _print_times(times, [float(p) for p in percentile.split(",") if p], engine)
-    if export_times:
-        Path(export_times).write_text(json.dumps([{"latencyMs": t} for t in times]), encoding="utf-8")
+    _print_times(times, percentiles, engine)
+    if target is not None:
+        with replacing(target) as temporary:
+            temporary.write_text(json.dumps([{"latencyMs": t} for t in times]), encoding="utf-8")
+
+
+def _percentiles(text: str) -> list[float]:
+    try:
+        found = [float(p) for p in text.split(",") if p.strip()]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= p <= 100 for p in found):
+        raise UsageError(f"percentile: {text!r} is no list of numbers from 0 to 100", hint="write 90,95,99")
+    return found
 
 
 def _print_times(times: list[float], percentiles: list[float], engine: Engine) -> None:
@@ -188,8 +167,8 @@ def verify(
     failed = []
     for name, w in want.items():
         g = np.asarray(got[name])
-        diff = np.abs(g.astype(np.float64) - w.astype(np.float64)) if w.size else np.zeros(1)
-        fine = g.shape == w.shape and np.allclose(g.astype(np.float64), w.astype(np.float64), rtol, atol, equal_nan=True)
+        diff = np.abs(_wide(g) - _wide(w)) if w.size and g.shape == w.shape else np.zeros(1)
+        fine = g.shape == w.shape and np.allclose(_wide(g), _wide(w), rtol, atol, equal_nan=True)
         out.print(
             f"{'pass' if fine else 'FAIL'} {name}: max abs {np.nanmax(diff):.3e}, "
             f"relative {relative_error(g, w.astype(g.dtype)):.3e}"
@@ -200,11 +179,15 @@ def verify(
         raise AccuracyError(f"{len(failed)} of {len(want)} outputs differ: {', '.join(failed)}", node=path)
 
 
+def _wide(a: np.ndarray) -> np.ndarray:
+    return a.astype(np.float64)
+
+
 def _onnxruntime(model: str, feeds: dict[str, np.ndarray]) -> dict[str, Any]:
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime, or leave out --onnxrt") from None
+        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds)))
@@ -217,5 +200,3 @@ def _numpy(model: str, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     values = run_reference(graph, feeds)
     return {label: values[o.name] for label, o in zip(graph.labels(), graph.outputs)}
 
-
-__all__ = ["bench", "err", "run", "verify"]

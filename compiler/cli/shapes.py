@@ -88,16 +88,11 @@ def _existing(file: str) -> Path:
 
 def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Shape]) -> dict[str, list[Dim]]:
     """Input shapes whose open dimensions range from ``low`` to ``high``: one symbol for each of the model's own."""
-    known = {v.name: v for v in graph.inputs}
     ranges: dict[str, tuple[int, int]] = {}
-    for name in (*low, *high):
-        if name not in known:
-            raise UsageError(f"the model has no input {name!r}", hint=f"its inputs are {', '.join(known)}")
+    for shapes in (low, high):
+        _check_names(graph, shapes)
     for v in graph.inputs:
         lo, hi = low.get(v.name), high.get(v.name)
-        for shape in (lo, hi):
-            if shape is not None and len(shape) != len(v.shape):
-                raise UsageError(f"input {v.name} has rank {len(v.shape)}, a shape of rank {len(shape)} was given")
         for i, d in enumerate(v.shape):
             if isinstance(d, IntExpr) and (lo or hi):
                 s = next(iter(free_symbols(d)))
@@ -109,6 +104,17 @@ def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Sh
             elif not isinstance(d, IntExpr):
                 _fixed(v.name, i, d, lo, hi)
     return {v.name: [_ranged(d, ranges) for d in v.shape] for v in graph.inputs}
+
+
+def _check_names(graph: Graph, shapes: Mapping[str, Shape]) -> None:
+    """Raises UsageError for a shape of no input, or of another rank than the input's."""
+    known = {v.name: v for v in graph.inputs}
+    for name, shape in shapes.items():
+        if name not in known:
+            raise UsageError(f"there is no input {name!r}", hint=f"the inputs are {', '.join(known)}")
+        rank = len(known[name].shape)
+        if len(shape) != rank:
+            raise UsageError(f"input {name} has rank {rank}, a shape of rank {len(shape)} was given")
 
 
 def _fixed(name: str, axis: int, d: int, lo: Shape | None, hi: Shape | None) -> None:
@@ -128,16 +134,20 @@ def _ranged(d: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
 
 
 def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """The sizes of the graph's symbols that concrete input shapes imply. Raises UsageError where they disagree."""
+    """The sizes of the graph's symbols that concrete input shapes imply. Raises UsageError where they disagree with
+    each other or with the graph.
+    """
     sizes: dict[str, int] = {}
+    _check_names(graph, shapes)
     for v in graph.inputs:
         for i, d in enumerate(v.shape if v.name in shapes else ()):
             if not isinstance(d, IntExpr):
+                _fixed(v.name, i, d, shapes[v.name], None)
                 continue
             s = next(iter(free_symbols(d)))
-            if d == symbol(s.name, s.lo, s.hi, s.multiple_of):
-                if sizes.setdefault(s.name, shapes[v.name][i]) != shapes[v.name][i]:
-                    raise UsageError(f"dimension {s.name} is given as {sizes[s.name]} and as {shapes[v.name][i]}")
+            size = shapes[v.name][i]
+            if d == symbol(s.name, s.lo, s.hi, s.multiple_of) and sizes.setdefault(s.name, size) != size:
+                raise UsageError(f"dimension {s.name} is given as {sizes[s.name]} and as {size}")
     return sizes
 
 
