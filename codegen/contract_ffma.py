@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arcweld.codegen.contract_problem import Operand, Problem
-from arcweld.codegen.contract_tactic import ContractTactic, waves
+from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
@@ -36,15 +36,19 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
     """Tiles in the order of their estimated time."""
     limit = 64 * 64 if problem.acc.size > 4 else 128 * 128
 
-    def time(t: ContractTactic, efficiency: float) -> float:
-        return waves(problem, t, arch) * t.bm * t.bn / efficiency
-
     ranked = [
-        (ContractTactic("ffma", bm, bn, BK, tm, tn), efficiency)
+        (estimated_time(problem, t, arch, efficiency, t.workers // 32), t)
         for bm, bn, tm, tn, efficiency in TILES
-        if bm * bn <= limit
+        for t in splits(problem, ContractTactic("ffma", bm, bn, BK, tm, tn), bm * bn // (tm * tn))
+        if bm * bn <= limit and shared_bytes(t, problem.acc.size) <= SHARED_LIMIT
     ]
-    return tuple(t for t, _ in sorted(ranked, key=lambda r: time(*r)))
+    return tuple(t for _, t in sorted(ranked, key=lambda r: r[0])[:CANDIDATES])
+
+
+def shared_bytes(t: ContractTactic, size: int) -> int:
+    """Shared memory of every k-group's two buffers, or of the sums that they exchange if that is more."""
+    pad = 2 * (16 // size)
+    return max(t.split * 2 * t.bk * (t.bm + t.bn + pad), (t.split - 1) * t.bm * t.bn) * size
 
 
 def narrowed(operand: Operand) -> Operand:
@@ -63,8 +67,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     scalar = hooks.params.scalar
     return render(
         "contract_ffma.cu.j2", kernel, hooks.params, arch=ARCH,
-        grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers, 1, 1),
-        shared_bytes=2 * t.bk * (t.bm + t.bn + 2 * pad) * problem.acc.size,
+        grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers * t.split, 1, 1),
+        shared_bytes=shared_bytes(t, problem.acc.size),
         t=t, a=a, b=b, vm=vm, vn=vn, pad=pad, width=width, acc=problem.acc.cuda, itype=problem.itype,
         load_a=load_hook(hooks, problem, "load_a", a), load_b=load_hook(hooks, problem, "load_b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),

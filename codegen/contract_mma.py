@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arcweld.codegen.contract_ffma import load_hook, store_hook
-from arcweld.codegen.contract_problem import Operand, Problem, address_hook, likely
-from arcweld.codegen.contract_tactic import ContractTactic, waves
+from arcweld.codegen.contract_problem import Operand, Problem, address_hook
+from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
@@ -27,8 +27,6 @@ TILES = (
     (16, 64, 16, 16, 0.2),
 )
 STAGE_BYTES = 128  # of each line along k, where the tiles are small enough
-SHARED_LIMIT = 99 * 1024
-FIXED_COST = 16 * 64 * 64  # of one tile, in multiply-adds of the full-efficiency loop: launch, first loads, epilogue
 
 
 def supports(problem: Problem, arch: str) -> str | None:
@@ -48,17 +46,17 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
     """Tiles in the order of their estimated time."""
     size = element_of(problem).size
 
-    def time(t: ContractTactic, efficiency: float) -> float:
-        return waves(problem, t, arch) * (t.bm * t.bn * likely(problem.k.extent) / efficiency + FIXED_COST)
-
     ranked = []
     for bm, bn, wm, wn, efficiency in TILES:
         bk = (STAGE_BYTES if bm + bn <= 128 else STAGE_BYTES // 2) // size
-        ranked.append((ContractTactic("mma", bm, bn, bk, wm, wn, stages=4), efficiency))
-    ranked.sort(key=lambda r: time(*r))
-    best = ranked[0][0]
+        plain = ContractTactic("mma", bm, bn, bk, wm, wn, stages=4)
+        for t in splits(problem, plain, 32 * plain.workers):
+            if shared_bytes(t, size) <= SHARED_LIMIT:
+                ranked.append((estimated_time(problem, t, arch, efficiency, t.workers), t))
+    ranked.sort(key=lambda r: r[0])
+    best = ranked[0][1]
     variants = (replace(best, stages=3), replace(best, early=False))
-    return (*(t for t, _ in ranked), *variants)
+    return (*(t for _, t in ranked[: CANDIDATES - 2]), *variants)
 
 
 def tensor_operand(operand: Operand, element: DType) -> Operand:
@@ -68,8 +66,9 @@ def tensor_operand(operand: Operand, element: DType) -> Operand:
 
 
 def shared_bytes(t: ContractTactic, size: int) -> int:
-    """Shared memory of the pipeline, or of the epilogue's scratch if that is more."""
-    return max(t.stages * (t.bm + t.bn) * t.bk * size, t.workers * 16 * (t.tn + 8) * 4)
+    """Shared memory of the pipelines, or of the scratch after them if that is more."""
+    scratch = max(t.workers * 16 * (t.tn + 8), (t.split - 1) * t.bm * t.bn) * 4
+    return max(t.split * t.stages * (t.bm + t.bn) * t.bk * size, scratch)
 
 
 def operand_hook(hooks: Hooks, problem: Problem, name: str, operand: Operand) -> str:
@@ -90,8 +89,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     scalar, width = hooks.params.scalar, problem.store_width()
     return render(
         "contract_mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
-        block=(32 * t.workers, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b, element=element.cuda,
-        step=32 // element.size, width=width, itype=problem.itype,
+        block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b,
+        element=element.cuda, step=32 // element.size, width=width, itype=problem.itype,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),

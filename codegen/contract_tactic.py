@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arcweld.codegen.contract_problem import Problem, likely
+
+SHARED_LIMIT = 99 * 1024  # what the smallest supported cards give a block
+MAX_THREADS = 512  # of a block that splits k: each may then have 128 registers
+CANDIDATES = 12
+BUSY_WARPS, RESIDENT = 12, 3  # warps that keep a multiprocessor busy; blocks that usually fit side by side
+# in multiply-adds: the first loads and the epilogue of a tile; the exchange of one sum between k-groups
+FIXED_COST, MEETING_COST = 16 * 64 * 64, 8
 
 # streaming multiprocessors of the card that each architecture is usually found as
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 128, "sm_90a": 132, "sm_120": 170}
@@ -49,6 +56,20 @@ def tiles(problem: Problem, tactic: ContractTactic) -> int:
     return rows * -(-likely(problem.n.extent) // tactic.bn) * likely(problem.batch.extent)
 
 
-def waves(problem: Problem, tactic: ContractTactic, arch: str, resident: int = 1) -> int:
-    """Rounds in which the multiprocessors get through all tiles, ``resident`` at a time each."""
-    return -(-tiles(problem, tactic) // (multiprocessors(arch) * resident))
+def splits(problem: Problem, tactic: ContractTactic, threads: int) -> tuple[ContractTactic, ...]:
+    """``tactic`` with 1, 2, 4, ... k-groups of ``threads`` threads, as long as each has a few tiles of k to itself."""
+    steps = -(-likely(problem.k.extent) // tactic.bk)
+    return tuple(
+        replace(tactic, split=s) for s in (1, 2, 4, 8) if s == 1 or (s * threads <= MAX_THREADS and steps >= 3 * s)
+    )
+
+
+def estimated_time(problem: Problem, t: ContractTactic, arch: str, efficiency: float, warps: int) -> float:
+    """Multiply-adds that the busiest multiprocessor does one after another, weighed by how well it is occupied.
+
+    ``efficiency`` is the tile's share of peak on a full card, ``warps`` the size of one k-group.
+    """
+    rounds = -(-tiles(problem, t) // multiprocessors(arch))
+    occupied = min(1.0, warps * t.split * min(rounds, RESIDENT) / BUSY_WARPS)
+    work = t.bm * t.bn * likely(problem.k.extent) / (efficiency * occupied)
+    return rounds * (work + FIXED_COST) + t.split * t.bm * t.bn * MEETING_COST

@@ -78,6 +78,9 @@ def _matmuls(s: Suite, rng: np.random.Generator) -> None:
     add("fp32_symbolic", (45, 39, 50), F32, symbolic="mnk")
     add("fp32_symbolic_rows_weight", (45, 64, 48), F32, symbolic="m", weight=True)
     add("fp32_large_tile", (130, 129, 40), F32, ContractTactic("ffma", 128, 128, 16, 8, 8))
+    add("fp32_split", (40, 36, 130), F32, ContractTactic("ffma", 32, 32, 16, 4, 2, split=4))
+    add("fp32_split_short", (40, 36, 20), F32, ContractTactic("ffma", 32, 32, 16, 4, 2, split=4))
+    add("f64_split", (20, 40, 70), F64, ContractTactic("ffma", 16, 64, 16, 2, 4, split=2))
     add("fp32_prologue", (20, 24, 28), F32, prologue=True)
     add("fp32_one_column", (40, 1, 30), F32)
     add("f64", (19, 21, 23), F64)
@@ -94,6 +97,8 @@ def _matmuls(s: Suite, rng: np.random.Generator) -> None:
     add("f16_symbolic_all", (50, 47, 71), F16, symbolic="mnk")
     add("f16_long", (40, 48, 400), F16, ContractTactic("mma", 32, 32, 32, 16, 16, stages=3))
     add("f16_large_tile", (140, 136, 96), F16, ContractTactic("mma", 128, 128, 32, 64, 32, stages=4, early=False))
+    add("f16_split", (40, 48, 400), F16, ContractTactic("mma", 32, 32, 32, 16, 16, stages=3, split=4), weight=True)
+    add("f16_split_odd", (70, 37, 171), F16, ContractTactic("mma", 64, 32, 64, 32, 16, stages=2, split=2))
     add("f16_wide_warp", (70, 136, 64), F16, ContractTactic("mma", 64, 128, 32, 32, 64, stages=3))
     for order in ("mk,kn", "mk,nk", "km,kn"):
         add(f"tf32_{order.replace(',', '_')}", (72, 40, 56), F32, order=order, precision="tf32")

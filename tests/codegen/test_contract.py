@@ -69,10 +69,13 @@ def test_any_shape_and_order(size: tuple[int, int, int], dtype: DType, order: st
     assert_close(kernel, got, cases_contract.matmul(inputs, order), SLACK if dtype is DType.F32 else 1.0)
 
 
-@pytest.mark.parametrize("name", ["fp32_transposed", "f16_long", "f16_symbolic_all", "tf32_mk_kn"])
+@pytest.mark.parametrize(
+    "name", ["fp32_transposed", "fp32_split", "f16_long", "f16_symbolic_all", "f16_split_odd", "tf32_mk_kn"]
+)
 def test_every_barrier_and_wait_is_needed(name: str) -> None:
     case = next(c for c in CASES if c.id == name)
-    tactic = ContractTactic("ffma", 32, 32, 16, 4, 2) if name == "fp32_transposed" else TWO_ROW_FRAGMENTS
+    exact = ContractTactic("ffma", 32, 32, 16, 4, 2)
+    tactic = case.tactic if "split" in name else (exact if name.startswith("fp32") else TWO_ROW_FRAGMENTS)
     source = render_contract(case.kernel, tactic, "sm_80")
 
     def passes(text: str) -> bool:
