@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from arcweld.codegen.kernel import Buffer, Kernel, ParamField, Store
+from arcweld.codegen.scalar import literal, scalar_text
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, IntExpr, Sym, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, walk
-from arcweld.codegen.kernel import Buffer, Kernel, ParamField, Store
-from arcweld.codegen.scalar import literal, scalar_text
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -127,6 +127,7 @@ class Block:
         prefix: str = "t",
         streaming: bool = False,
         hoisted: Mapping[int, str] | None = None,
+        clamp: Dim | None = None,
     ) -> None:
         self.params = params
         self.names = dict(names)
@@ -147,8 +148,14 @@ class Block:
         self.itype = "long long" if wide_index(params.kernel) else "int"
         self._q = Sym("_q", 0)
         self._l = Sym("_l", 0, width - 1)
-        if self.lane is not None:
-            self.lane_table: dict[dims.Atom, Dim] = {self.lane: var(self._q) * width + var(self._l)}
+        self._clamp = clamp
+        self.lane_table: dict[dims.Atom, Dim] = {}
+        if self.lane is not None and clamp is None:
+            self.lane_table = {self.lane: var(self._q) * width + var(self._l)}
+        elif self.lane is not None:
+            # the width need not divide the extent: each lane has an index of its own, at most the last one
+            self._l = Sym("_clamped", 0, clamp - 1)
+            self.lane_table = {self.lane: var(self._l)}
 
     # ----- integer expressions
 
@@ -174,7 +181,7 @@ class Block:
 
     def _factor(self, d: Dim) -> str:
         text = self._poly(d)
-        simple = isinstance(d, int) or (len(d.terms) == 1 and d.terms[0][1] == 1 and len(d.terms[0][0]) == 1)
+        simple = isinstance(d, int) or (len(d.terms) == 1 and d.terms[0][1] == 1 and [p for _, p in d.terms[0][0]] == [1])
         return text if simple and not text.startswith("-") else f"({text})"
 
     def _atom(self, a: dims.Atom) -> str:
@@ -195,10 +202,17 @@ class Block:
             name = self.names[self.lane]
             return f"({name} / {self.width})"
         if a == self._l:
-            return "lane"
+            return "lane" if self._clamp is None else self._clamped_index()
         if a in self.names:
             return self.names[a]
         return self.params.symbol(a)
+
+    def _clamped_index(self) -> str:
+        if not any(line.startswith("const int at = ") for line in self._lane_lines):
+            assert self.lane is not None and self._clamp is not None
+            bound = Block(self.params, {})._poly(self._clamp - 1)
+            self._lane_lines.insert(0, f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));")
+        return "at"
 
     def _call_text(self, a: Call) -> str:
         x, y = self._factor(a.a), self._factor(a.b)
@@ -240,6 +254,8 @@ class Block:
     def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
         """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
         assert self.lane is not None
+        if self._clamp is not None:
+            return None
         d = dims.substitute(buffer.offset(tuple(coords)), self.lane_table)
         if dims.coefficient(d, self._l) != 1 or any(self.is_laned(x.payload) for x in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
             return None
@@ -427,8 +443,10 @@ class Hooks:
         if lane is not None and width > 1 and extent is not None and not dims.is_multiple(extent, width):
             first = next(n for n, s in args if s == lane)
             bound = block.dim(extent)
-            guard = lambda lane_text: f"{first} + {lane_text} < {bound}"  # noqa: E731
-            block = GuardedBlock(block, lane, extent)
+            guard = lambda lane_text: f"{first} + {lane_text} < {bound}"
+            block = Block(
+                self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, clamp=extent
+            )
         body = print_stores(block, stores, guard)
         head = self._head(fn, args, *_formal(variables or {}, width))
         return "\n".join([head, *body, "}"])
@@ -457,36 +475,6 @@ def _formal(variables: Mapping[str, tuple[str, DType, bool]], width: int) -> lis
         f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}"
         for c, t, is_laned in variables.values()
     ]
-
-
-class GuardedBlock(Block):
-    """A Block whose lanes may lie past the axis' end: loads that depend on the lane are clamped to the last valid one."""
-
-    def __init__(self, base: Block, lane: Sym, extent: Dim) -> None:
-        super().__init__(
-            base.params, base.names, lane=lane, width=base.width, variables=base.variables, indent=base.indent,
-            prefix=base.prefix,
-        )  # fmt: skip
-        self._extent = extent
-        self._lane_sym = lane
-
-    def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
-        return None
-
-    def dim(self, d: Dim) -> str:
-        if self._in_lanes:
-            d = dims.substitute(d, {self._lane_sym: var(Sym("_clamped", 0, self._extent - 1))})
-            self.names[Sym("_clamped", 0, self._extent - 1)] = self._clamped_name()
-            return self._poly(d)
-        return super().dim(d)
-
-    def _clamped_name(self) -> str:
-        if "at" not in self.__dict__:
-            self.__dict__["at"] = True
-            first = self.names[self._lane_sym]
-            bound = Block(self.params, {})._poly(self._extent - 1)
-            self._lane_lines.append(f"const int at = min({first} + lane, (int)({bound}));")
-        return "at"
 
 
 def vector_width(
