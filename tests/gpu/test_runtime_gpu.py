@@ -225,8 +225,8 @@ def test_arrays_that_come_back_use_graphs_without_copies(engine: Engine, torch: 
         want, want_total = chain_reference(rows(48, seed), W)
         np.testing.assert_allclose(y.cpu().numpy(), want, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(total.cpu().numpy(), want_total, rtol=1e-4, atol=1e-3)
-    context = next(reversed(engine._local.contexts.values()))
-    assert context._bound[((48, 8),)].direct
+    bound = [c._bound[((48, 8),)] for c in engine._local.contexts.values() if ((48, 8),) in c._bound]
+    assert any(b.direct for b in bound)
 
 
 def test_wrong_device_is_refused(torch: Any) -> None:
