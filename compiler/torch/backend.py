@@ -6,6 +6,7 @@ stays in ATen inside the same callable, counted and reported.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -59,17 +60,22 @@ def compile_with(
 ) -> Callable[..., Any]:
     """AOTAutograd over ``module``, with ``build`` making the engines of the compiled blocks."""
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     def inference(gm: fx.GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
         return _boxed(compile_graph_module(gm, options, device, build))
 
     def training(gm: fx.GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
-        return _boxed(_left_to_pytorch(gm))
+        if not options.training:
+            return _boxed(_left_to_pytorch(gm))
+        # parameters change at every step: packing them once would not pay
+        return _boxed(compile_graph_module(gm, dataclasses.replace(options, freeze=False), device, build))
 
     compiler = aot_autograd(
         fw_compiler=training,
         bw_compiler=training,
         inference_compiler=inference,
+        partition_fn=min_cut_rematerialization_partition,
         decompositions=_decompositions(),
     )
     result: Callable[..., Any] = compiler(module, example_inputs)
@@ -147,7 +153,7 @@ def _decompositions() -> dict[Any, Any]:
 
 def _left_to_pytorch(module: fx.GraphModule) -> Callable[..., Any]:
     name = f"graph_{next(_numbers)}"
-    why = "gradients are needed; call the model under torch.no_grad() or torch.inference_mode() to compile it"
+    why = "gradients are needed and training=False; call the model under torch.no_grad() to compile it"
     calls = sum(n.op == "call_function" for n in module.graph.nodes)
     add_report(GraphReport(name, calls, 0, eager=why))
     return module.forward  # type: ignore[no-any-return]

@@ -24,6 +24,7 @@ class BackendOptions:
     precision                 fp32 | fp16 | bf16, as in ``arcweld.compile``
     device                    cuda, cuda:N or sim; None: ARCWELD_DEVICE, else the GPU
     freeze                    parameters and buffers become constants of the engine, packed once and watched for changes
+    training                  compile forward and backward graphs too; their parameters are inputs, never constants
     verify, verify_budget, tolerance, tf32, disable, dump   as in ``arcweld.compile``
     dryrun                    report what would be compiled, and run with PyTorch
     """
@@ -35,6 +36,7 @@ class BackendOptions:
     precision: str = "fp32"
     device: str | None = None
     freeze: bool = True
+    training: bool = True
     verify: str = "quick"
     verify_budget: float = 20.0
     tolerance: float | None = None

@@ -68,7 +68,8 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
         self._out_types = [n.meta["val"].dtype for n in results]
         self._engine: Any = None
-        self._bound: list[tuple[torch.Tensor, int, int]] = []
+        self._plan: list[tuple[int, tuple[int, ...] | None]] = []  # the engine's inputs: position and axis order
+        self._bound: list[tuple[int, torch.Tensor, int, int]] = []  # its constants: position, tensor, address, version
 
     def forward(self, *args: torch.Tensor) -> Any:
         """The block's results for its tensor inputs, as a tuple."""
@@ -89,12 +90,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
     def _moving(self, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's inputs: those that are not its constants, axes in the order of memory."""
         moving = []
-        for arg, order, static in zip(args, self._in_orders, self._static):
-            if static:
-                continue
-            if order is not None:
-                arg = arg.permute(order)
-            moving.append(arg.float() if arg.dtype is torch.float64 and self.options.truncate_double else arg)
+        for k, order in self._plan:
+            arg = args[k] if order is None else args[k].permute(order)
+            moving.append(arg.float() if self.options.truncate_double and arg.dtype is torch.float64 else arg)
         return moving
 
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
@@ -113,11 +111,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
 
     def _weights_unchanged(self, args: Sequence[torch.Tensor]) -> bool:
         """True if every parameter is the tensor that was packed, not written since."""
-        given = (a for a, static in zip(args, self._static) if static)
-        for tensor, (packed, address, version) in zip(given, self._bound):
-            if tensor is not packed and tensor.data_ptr() != address:
-                return False
-            if tensor._version != version:
+        for k, packed, address, version in self._bound:
+            tensor = args[k]
+            if tensor._version != version or (tensor is not packed and tensor.data_ptr() != address):
                 return False
         return True
 
@@ -147,20 +143,21 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         if not args:
             raise UnsupportedError("the block reads no tensor")
         started = time.monotonic()
+        self._plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
         fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
-        orders = zip(self._names, self._in_orders, self._static)
         graph = import_fx(
             self.aten[0],
             name=self.report.name,
             weights=fixed,
-            input_orders={n: o for n, o, static in orders if o is not None and not static},
+            input_orders={self._names[k]: o for k, o in self._plan if o is not None},
             output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
         )
         if self.options.truncate_double:
             graph = truncate_double(graph)
         feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, self._moving(args), strict=True)}
         self._engine = self._build_engine(graph, feeds=feeds)
-        self._bound = [(a, a.data_ptr(), a._version) for a, s in zip(args, self._static) if s]
+        bound = [(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s]
+        self._bound = [(k, a, a.data_ptr(), a._version) for k, a in bound]
         self.report.builds += 1
         self.report.seconds += time.monotonic() - started
         program = getattr(self._engine, "program", None)

@@ -76,6 +76,19 @@ def test_channels_last_and_bfloat16() -> None:
     close(torch.compile(model, backend="arcweld")(x), model(x), 3e-2)
 
 
+def test_gradients() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 4)), rand(5, 8)
+    run = torch.compile(model, backend="arcweld")
+    gradients = []
+    for call in (run, model):
+        model.zero_grad()
+        with torch.enable_grad():
+            call(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    close(*gradients)
+    assert [r.compiled == r.nodes for r in torch_report()] == [True, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "bert", "gpt2", "llama"])
 def test_models(name: str) -> None:
