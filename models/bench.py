@@ -165,24 +165,36 @@ def graph_time(engine: Any, args: tuple[Any, ...]) -> float:
 
 
 def torch_times(built: Built, args: tuple[Any, ...]) -> dict[str, float]:
-    """torch in half precision: eager, and the same recorded in a CUDA graph."""
+    """torch in half precision, eager and recorded in a CUDA graph; images in the better of both memory formats."""
     import torch
 
+    torch.backends.cudnn.benchmark = True
     module = built.module.float().half().cuda()
     halves = tuple(a.half() if a.is_floating_point() else a for a in args)
+    found = _recorded_times(module, halves)
+    if any(a.dim() == 4 for a in halves):
+        last = torch.channels_last
+        module = module.to(memory_format=last)
+        other = _recorded_times(module, tuple(a.to(memory_format=last) if a.dim() == 4 else a for a in halves))
+        found = {k: min(v, other[k]) for k, v in found.items()}
+    module.cpu().float()
+    return found
+
+
+def _recorded_times(module: Any, args: tuple[Any, ...]) -> dict[str, float]:
+    import torch
+
     with torch.no_grad():
-        eager = timed(lambda: module(*halves), 10)
+        eager = timed(lambda: module(*args), 10)
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for _ in range(3):
-                module(*halves)
+                module(*args)
         torch.cuda.synchronize()
         recorded = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded, stream=stream):
-            module(*halves)
-        graph = timed(recorded.replay, 50)
-    module.cpu().float()
-    return {"eager": eager, "graph": graph}
+            module(*args)
+        return {"eager": eager, "graph": timed(recorded.replay, 50)}
 
 
 def bench_kernels(limits: dict[str, float]) -> dict[str, Any]:
