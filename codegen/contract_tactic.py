@@ -69,7 +69,7 @@ def estimated_time(problem: Problem, t: ContractTactic, arch: str, efficiency: f
 
     ``efficiency`` is the tile's share of peak on a full card, ``warps`` the size of one k-group.
     """
-    rounds = -(-tiles(problem, t) // multiprocessors(arch))
+    rounds = max(1, -(-tiles(problem, t) // multiprocessors(arch)))  # none where a dimension is 0
     occupied = min(1.0, warps * t.split * min(rounds, RESIDENT) / BUSY_WARPS)
     work = t.bm * t.bn * likely(problem.k.extent) / (efficiency * occupied)
     return rounds * (work + FIXED_COST) + t.split * t.bm * t.bn * MEETING_COST
