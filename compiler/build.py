@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,8 +152,9 @@ def assemble(
     made = {o.name: o for r in fused.regions for o in r.outputs}
     read = {t for p in planned for t in p.bound.tensors.values()}
     weights = {n: w for n, w in graph.weights.items() if n in read}
-    labels = dict(zip((o.name for o in graph.outputs), graph.labels()))
     outputs = {o.name for o in graph.outputs}
+    temps = {n: v for n, v in made.items() if n not in outputs}
+    labels = _program_names(graph, temps)
     program = prog.Program(
         schema=prog.SCHEMA,
         name=graph.name,
@@ -163,7 +165,7 @@ def assemble(
             prog.Weight(n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), _source(n, w), w.transform)
             for n, w in weights.items()
         ),
-        temps=tuple(_tensor(n, v) for n, v in made.items() if n not in outputs),
+        temps=tuple(_tensor(labels.get(n, n), v) for n, v in temps.items()),
         aliases=(),
         launches=tuple(_launch(p, labels) for p in planned),
         fixed=_fixed(graph, read),
@@ -173,6 +175,16 @@ def assemble(
         program, texts, {n: _plain_array(w.data) for n, w in weights.items()}, dict(headers()), dict(cubins), dict(ptx),
         print_graph(graph), _provenance(),
     )  # fmt: skip
+
+
+def _program_names(graph: Graph, temps: Iterable[str]) -> dict[str, str]:
+    """What the program calls tensors: outputs by their labels, and temporaries of such a name by another."""
+    names = dict(zip((o.name for o in graph.outputs), graph.labels()))
+    taken = {*names.values(), *graph.weights, *temps, *(v.name for v in graph.inputs)}
+    for n in set(names.values()) & set(temps):
+        names[n] = next(f"{n}.{k}" for k in itertools.count(1) if f"{n}.{k}" not in taken)
+        taken.add(names[n])
+    return names
 
 
 def _plain_array(data: np.ndarray) -> np.ndarray:

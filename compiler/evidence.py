@@ -137,7 +137,9 @@ def run_launch(
 ) -> dict[str, np.ndarray]:
     """Runs one launch alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
     single = single_launch(data, p.name, sizes)
-    feeds = {t.name: np.require(values[t.name], requirements="C") for t in single.program.inputs}
+    read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
+    names = dict(zip(_launch_of(data, p.name).reads, read))  # the program calls outputs by their labels
+    feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
     return Engine(single, device, graphs=False).run(feeds)
 
 

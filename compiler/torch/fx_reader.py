@@ -240,6 +240,8 @@ class Reader:
         read = {v.name for n in self.rw.nodes for v in n.operands()} | {v.name for v in distinct}
         weights = {k: w for k, w in self.rw.weights.items() if k in read}
         labels = tuple(labels) or tuple(v.name for v in distinct)  # passes may rename values, never labels
+        taken = {v.name for v in self.inputs} | set(weights)
+        labels = tuple(f"{label}_out" if label in taken else label for label in labels)
         graph = Graph(self.name, tuple(self.inputs), distinct, tuple(self.rw.nodes), weights, labels)
         self._check_symbols(graph)
         return graph

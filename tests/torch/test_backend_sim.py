@@ -100,3 +100,19 @@ def test_models(name: str) -> None:
     (report,) = torch_report()
     assert not report.left
     assert report.blocks[0].kernels
+
+
+def test_results_named_like_other_values() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+            mul = (x @ y).softmax(-1)
+            return {"mul": mul @ y, "softmax": mul, "add": mul + 1, "x": x @ x, "matmul": mul.sum(-1)}
+
+    import arcweld
+
+    x, y = rand(4, 4), rand(4, 4, seed=1)
+    found = arcweld.compile(Model().eval(), x, y, device="sim").run({"x": x, "y": y})
+    expected = Model()(x, y)
+    assert set(found) == {"mul", "softmax", "add", "x_out", "matmul"}
+    for name, value in expected.items():
+        close(found[name if name != "x" else "x_out"], value)
