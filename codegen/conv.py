@@ -7,6 +7,7 @@ columns are output channels, k runs over taps and then input channels, groups ar
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from arcweld.codegen import contract, conv_wgmma, depthwise
@@ -18,13 +19,23 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 
 
 # best first
+def _late(i: Implementation) -> Implementation:
+    """The implementation with the next kernel's launch triggered late: convolutions suffer from company (measured)."""
+
+    def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
+        found = i.tactics(kernel, arch)
+        return tuple(dict.fromkeys([*(replace(t, early=False) for t in found), found[0]]))
+
+    return replace(i, tactics=tactics)
+
+
 def _implementations() -> tuple[Implementation, ...]:
     """Depthwise; then the contraction's engines, of which the boxes of ``conv_wgmma`` come before the portable ones."""
     own = Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports)
     boxes = Implementation(
         "conv_wgmma", conv_wgmma.ARCH, conv_wgmma.render_conv_wgmma, conv_wgmma.tactics, conv_wgmma.supports
     )
-    engines = contract.implementations(conv_problem)
+    engines = [_late(i) for i in contract.implementations(conv_problem)]
     portable = next(i for i, e in enumerate(engines) if e.name == "mma")
     return (own, *engines[:portable], boxes, *engines[portable:])
 

@@ -45,7 +45,8 @@ def test_every_tactic_agrees(case: Case) -> None:
 @pytest.mark.parametrize("i", range(len(CASES)), ids=lambda i: CASES[i].id)
 def test_case_compiles(i: int) -> None:
     case = CASES[i]
-    assert_compiles(render_contract(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80"), (ARCHS[i % 2],))
+    tactic = case.tactic or tactics(case.kernel, "sm_80")[0]
+    assert_compiles(render_contract(case.kernel, tactic, "sm_80"), (ARCHS[i % 2],))
 
 
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16], ids=lambda d: d.value)
