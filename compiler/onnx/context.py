@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +17,7 @@ from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.deduce import pairs, require_agreement, suggest_multiple
+from arcweld.compiler.onnx.proto import Source
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import GraphProto
@@ -94,14 +94,14 @@ class Builder:
     """The graph under construction, shared by all nodes of a model."""
 
     rw: Rewriter
-    folder: Path | None = None
+    source: Source = field(default_factory=Source)
     notes: dict[str, str] = field(default_factory=dict)  # value name -> why the host does not know its elements
     producers: dict[str, Node] = field(default_factory=dict)
     scanned: int = 0
 
     @staticmethod
-    def start(name: str, inputs: Sequence[Value], folder: Path | None) -> Builder:
-        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), folder)
+    def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
+        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source)
 
     def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
         """The operand as a device value: a weight for concrete elements, a Dims node for symbolic ones."""

@@ -12,7 +12,7 @@ import onnx
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext, Operand, Unavailable, on_device, on_host
-from arcweld.compiler.onnx.proto import DTYPES, attribute_value, tensor_array
+from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import FunctionProto, GraphProto, NodeProto
 
@@ -35,7 +35,7 @@ def graph_constants(visitor: Visitor, graph: GraphProto) -> dict[str, Operand]:
     """The initializers of a subgraph."""
     found: dict[str, Operand] = {}
     for tensor in graph.initializer:
-        data, dtype = tensor_array(tensor, visitor.builder.folder)
+        data, dtype = tensor_array(tensor, visitor.builder.source)
         found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
     return found
 
@@ -162,7 +162,7 @@ def call_function(
     if len(c.operands) > len(fn.input) or len(c.outputs) > len(fn.output):
         c.broken(f"the function takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
     names = {n: o for n, o in zip(fn.input, c.operands) if o is not None}
-    given = {a.name: attribute_value(a, visitor.builder.folder) for a in fn.attribute_proto} | dict(c.attrs)
+    given = {a.name: attribute_value(a, visitor.builder.source) for a in fn.attribute_proto} | dict(c.attrs)
     inner = scope.function(names, opsets, f"{c.name}/", given)
     return visitor.visit_all(fn.node, inner, list(fn.output)[: len(c.outputs)])
 
@@ -174,7 +174,7 @@ def standard_function(node: NodeProto, c: NodeContext) -> tuple[FunctionProto, d
     except onnx.defs.SchemaError:
         return None
     defaults = {
-        a.name: attribute_value(a.default_value, None)
+        a.name: attribute_value(a.default_value, Source())
         for a in schema.attributes.values()
         if a.default_value is not None and a.default_value.name
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, 
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx.context import Builder, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.deduce import Refine
-from arcweld.compiler.onnx.proto import ModelSource, element_type, load_model, tensor_array
+from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
 from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
 
@@ -41,7 +40,7 @@ class _Import:
     """One run over a model: the inputs it found and what it collected."""
 
     model: onnx.ModelProto
-    folder: Path | None
+    source: Source
     shapes: Shapes
     ranges: Mapping[str, Range]
     values: Mapping[str, np.ndarray]
@@ -55,7 +54,7 @@ class _Import:
         opsets = opset_table(self.model)
         weights = self._initializers()
         self._read_inputs(weights)
-        builder = Builder.start(graph.name or "model", self.inputs, self.folder)
+        builder = Builder.start(graph.name or "model", self.inputs, self.source)
         functions = {(normal_domain(f.domain), f.name): f for f in self.model.functions}
         visitor = Visitor(builder, functions)
         visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
@@ -63,11 +62,12 @@ class _Import:
 
     def _initializers(self) -> dict[str, Operand | Unavailable]:
         found: dict[str, Operand | Unavailable] = {}
+        self.source.cursor = 0
         for tensor in self.model.graph.initializer:
             if tensor.name in found:
                 raise ModelError(f"initializer {tensor.name!r} occurs twice")
             try:
-                data, dtype = tensor_array(tensor, self.folder)
+                data, dtype = tensor_array(tensor, self.source)
                 found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
             except UnsupportedError as error:
                 found[tensor.name] = Unavailable(f"initializer {tensor.name}", str(error.message))
@@ -228,10 +228,10 @@ def _run(
     model: ModelSource, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, np.ndarray]
 ) -> tuple[_Import, Visitor]:
     try:
-        proto, folder = load_model(model)
+        proto, source = load_model(model)
         caps: dict[str, int] = {}
         while True:
-            run = _Import(proto, folder, shapes, ranges, values, caps)
+            run = _Import(proto, source, shapes, ranges, values, caps)
             try:
                 return run, run.visitor()
             except Refine as bound:

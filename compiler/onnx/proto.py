@@ -6,7 +6,9 @@ Nothing in a file is trusted: sizes are checked before anything is allocated, an
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +24,7 @@ AttrValue: TypeAlias = Any  # int, float, str, tuple of them, ndarray, GraphProt
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_ELEMENTS = 2**40
+_WORTH_MAPPING = 1 << 16
 
 DTYPES: Mapping[int, DType] = {
     TensorProto.DOUBLE: DType.F64,
@@ -49,34 +52,63 @@ _FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
 _NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: DType.U8}
 
 
-def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Path | None]:
-    """The decoded model, and the folder that its external data lies in (None when it did not come from a file).
+@dataclass(slots=True)
+class Source:
+    """Where a model came from: the folder of its external data and the mapped file; both None for one in memory."""
+
+    folder: Path | None = None
+    file: mmap.mmap | None = None
+    cursor: int = 0
+
+    def view(self, raw: bytes) -> bytes | memoryview:
+        """The same bytes inside the mapped file where they are many, so that the decoder's copy can go."""
+        if self.file is None or len(raw) < _WORTH_MAPPING:
+            return raw
+        for start in (self.cursor, 0):  # tensors lie in the file in the order in which they are read
+            at = self.file.find(raw[:64], start)
+            while at >= 0 and at + len(raw) <= len(self.file):
+                found = memoryview(self.file)[at : at + len(raw)]
+                if np.array_equal(np.frombuffer(found, np.uint8), np.frombuffer(raw, np.uint8)):
+                    self.cursor = at + len(raw)
+                    return found
+                at = self.file.find(raw[:64], at + 1)
+                if at >= 0 and at > start + 2 * len(raw):
+                    break  # repetitive data: not worth a long search
+        return raw
+
+
+def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
+    """The decoded model, and where it came from.
 
     Raises ModelError for a missing or undecodable file, and for a model without a graph or without opsets.
     """
     if isinstance(source, onnx.ModelProto):
-        model, folder, name = source, None, "model"
+        model, place, name = source, Source(), "model"
     elif isinstance(source, bytes):
-        model, folder, name = _decode(source, "model"), None, "model"
+        model, place, name = _decode(source, "model"), Source(), "model"
     else:
         path = Path(source)
-        model, folder, name = _decode(_read(path), str(path)), path.parent, str(path)
+        place, name = Source(path.parent, _map(path)), str(path)
+        model = _decode(b"" if place.file is None else place.file[:], name)
     if not model.HasField("graph"):
         raise ModelError("not an ONNX model: it holds no graph", node=name)
     if not model.opset_import:
         raise ModelError("the model does not say which operator set it uses", node=name)
-    return model, folder
+    return model, place
 
 
-def _read(path: Path) -> bytes:
+def _map(path: Path) -> mmap.mmap | None:
+    """The file, mapped; None for an empty one, which cannot be mapped."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
             raise ModelError(
                 "the file is larger than protobuf's limit of 2 GiB",
                 node=str(path),
                 hint="save the weights as external data",
             )
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
     except OSError as error:
         raise ModelError(f"cannot read the model file: {error.strerror or error}", node=str(path)) from error
 
@@ -121,7 +153,7 @@ def tensor_shape(tensor: TensorProto) -> tuple[int, ...]:
     return shape
 
 
-def tensor_array(tensor: TensorProto, folder: Path | None) -> tuple[np.ndarray, DType]:
+def tensor_array(tensor: TensorProto, source: Source) -> tuple[np.ndarray, DType]:
     """A tensor's contents: a view of its raw bytes, or a read-only memory map of its external data.
 
     4-bit integers are unpacked to 8 bits. Raises ModelError where sizes disagree, UnsupportedError for the type.
@@ -132,9 +164,9 @@ def tensor_array(tensor: TensorProto, folder: Path | None) -> tuple[np.ndarray, 
     nibble = tensor.data_type in _NIBBLES
     dtype = _NIBBLES[tensor.data_type] if nibble else element_type(tensor.data_type)
     if tensor.data_location == TensorProto.EXTERNAL:
-        array = _external(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, folder)
+        array = _external(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, source.folder)
     elif tensor.HasField("raw_data"):
-        array = _raw(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble)
+        array = _raw(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, source)
     else:
         array = _typed(tensor, shape, dtype, nibble)
     if nibble:
@@ -147,12 +179,12 @@ def _stored(shape: tuple[int, ...], nibble: bool) -> int:
     return (count + 1) // 2 if nibble else count
 
 
-def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool) -> np.ndarray:
+def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool, source: Source) -> np.ndarray:
     raw = tensor.raw_data
     need = _stored(shape, nibble) * dtype.itemsize
     if len(raw) != need:
         raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} bytes but holds {len(raw)}")
-    return np.frombuffer(raw, dtype)
+    return np.frombuffer(source.view(raw), dtype)
 
 
 def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, nibble: bool) -> np.ndarray:
@@ -210,7 +242,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def attribute_value(attr: AttributeProto, folder: Path | None) -> AttrValue:
+def attribute_value(attr: AttributeProto, source: Source) -> AttrValue:
     """An attribute as a Python value: int, float, str, tuple of them, (ndarray, DType), or GraphProto.
 
     Raises ModelError for an attribute without a value and for text that is not UTF-8.
@@ -230,5 +262,5 @@ def attribute_value(attr: AttributeProto, folder: Path | None) -> AttrValue:
     except UnicodeDecodeError as error:
         raise ModelError(f"attribute {attr.name!r} is not valid text") from error
     if kind == "t":
-        return tensor_array(value, folder)
+        return tensor_array(value, source)
     return tuple(value) if kind in ("ints", "floats", "tensors", "graphs") else value

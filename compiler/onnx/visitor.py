@@ -267,7 +267,7 @@ class Visitor:
                 if attr.ref_attr_name in scope.attrs:
                     attrs[attr.name] = scope.attrs[attr.ref_attr_name]
             else:
-                attrs[attr.name] = attribute_value(attr, self.builder.folder)
+                attrs[attr.name] = attribute_value(attr, self.builder.source)
         return attrs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,32 @@ def test_external_data_is_mapped_not_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, floats(2, 4) @ floats(4, 300), atol=1e-5)
 
 
-def test_large_initializers_are_views_of_the_file() -> None:
-    data = model([N("MatMul", ["x", "w"], ["y"])], X, ["y"], {"w": floats(4, 300)}).SerializeToString()
-    weight = import_onnx(data).weights["w"]
-    assert not weight.data.flags.owndata
-    assert weight.source == "w"
+def _root(array: np.ndarray) -> object:
+    """What a chain of views ends in."""
+    found: object = array
+    while isinstance(found, np.ndarray) and found.base is not None:
+        found = found.base
+    return found.obj if isinstance(found, memoryview) else found
+
+
+def test_large_initializers_are_views_of_the_file(tmp_path: Path) -> None:
+    weights = {
+        "w": floats(4, 30000),
+        "v": floats(30000, 2, seed=1),
+        "small": floats(2),
+        "zeros": np.zeros(40000, np.float32),
+    }
+    nodes = [N("MatMul", ["x", "w"], ["h"]), N("MatMul", ["h", "v"], ["t"]), N("Add", ["t", "small"], ["y"])]
+    nodes.append(N("Sub", ["zeros", "small_"], ["z"]))
+    proto = model(nodes, X, ["y", "z"], {**weights, "small_": np.float32(1)})
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    graph = import_onnx(tmp_path / "model.onnx")
+    for name, data in weights.items():
+        weight = graph.weights[name]
+        np.testing.assert_array_equal(weight.data, data)
+        assert weight.source == name
+        assert isinstance(_root(weight.data), mmap.mmap if name != "small" else bytes)
+    assert isinstance(_root(import_onnx(proto).weights["w"].data), bytes)
 
 
 def test_missing_external_data_names_tensor_and_file(tmp_path: Path) -> None:
