@@ -69,7 +69,7 @@ def build_graph(
     clock = _Clock()
     optimised = run_passes(materialise_outputs(graph), options, dump=dump, verify_each=verify_each)
     clock.lap("passes")
-    fused = schedule(fuse(materialise_outputs(optimised)))
+    fused = schedule(fuse(materialise_outputs(optimised), "fusion" not in options.disable))
     clock.lap("fusion")
     planned = plan_launches(fused, archs, progress)
     clock.lap("codegen")

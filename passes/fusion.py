@@ -53,7 +53,11 @@ class Fuser:
 
     # ----- driver
 
-    def run(self) -> FusedGraph:
+    def run(self, enabled: bool = True) -> FusedGraph:
+        if not enabled:
+            for node in self.graph.nodes:
+                self._open(node, TEMPLATE_OF_KIND[opdef(node.op).kind])
+            return FusedGraph(self.graph, tuple(self._regions()), ())
         for node in self.graph.nodes:
             if is_hero(node):
                 self._open(node, TEMPLATE_OF_KIND[opdef(node.op).kind])

@@ -24,6 +24,7 @@ from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 from arcweld.passes.precision import precision
+from arcweld.passes.unflatten import unflatten
 
 Observer = Callable[["Pass", Graph, Graph], None]
 
@@ -50,8 +51,10 @@ PASSES: tuple[Pass, ...] = (
     Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),
     Pass("decompose", decompose, "write composite operators in terms of others"),
     Pass("constant-folding", constant_folding, "evaluate the constants that decomposition made"),
+    Pass("unflatten", unflatten, "let products and row-wise work keep the axes that exporters flatten"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
+    Pass("attention", attention, "drop repeated keys that transposes had hidden"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
     Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
@@ -63,9 +66,13 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
+# what the driver runs after the passes, on regions instead of graphs
+STAGES = ("fusion",)
+
+
 def pass_names() -> tuple[str, ...]:
     """The names that ``disable`` knows, in the order of running."""
-    return tuple(dict.fromkeys(p.name for p in PASSES))
+    return (*dict.fromkeys(p.name for p in PASSES), *STAGES)
 
 
 def run_passes(
