@@ -48,6 +48,10 @@ class Params:
         """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if constant)."""
         if isinstance(value, int):
             return str(value)
+        return self.member(name, value)
+
+    def member(self, name: str, value: Dim) -> str:
+        """The same, a struct member even if constant: a loop count that the compiler can't unroll by."""
         return self._add(ParamField("i32", name, value), "int")
 
     def tensor_map(self, field: ParamField) -> str:
