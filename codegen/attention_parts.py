@@ -86,8 +86,9 @@ def grouped(kernel: Kernel) -> Kernel | None:
     The keys are then read once for the whole group, which is what counts when there are few queries.
     """
     h, s = kernel.axes["h"][0], kernel.axes["s"][0]
-    group = _group_size(kernel, h)
-    if group is None or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
+    shared = shared_heads(kernel, "k")
+    group = None if shared is None else shared.b
+    if not isinstance(group, int) or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
         return None
     head, row = axis("h", h.extent // group), axis("s", group * s.extent)
     table: dict[dims.Atom, Dim] = {
@@ -100,13 +101,13 @@ def grouped(kernel: Kernel) -> Kernel | None:
     return replace(new, attrs={**new.attrs, "period": s.extent})
 
 
-def _group_size(kernel: Kernel, h: Axis) -> int | None:
-    """The divisor in ``floordiv(h, g)``, if the keys use the head index in that way."""
-    for e in loads([kernel.loads["k"]]):
+def shared_heads(kernel: Kernel, role: str) -> dims.Call | None:
+    """The expression ``floordiv(h, g)``, if the operand uses the head index in that way."""
+    for e in loads([kernel.loads[role]]):
         for coord in e.attr[2]:
             for a in dims.atoms(coord):
-                if isinstance(a, dims.Call) and a.fn == "floordiv" and a.a == h.index and isinstance(a.b, int):
-                    return a.b
+                if isinstance(a, dims.Call) and a.fn == "floordiv" and a.a == kernel.axes["h"][0].index:
+                    return a
     return None
 
 
@@ -158,11 +159,11 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
         "v": ("t", a.t, "e", a.dv),
         "mask": ("s", a.s, "t", a.t),
     }
-    width: dict[str, int] = {"mask": 1}
+    width: dict[str, int] = dict.fromkeys(("q", "k", "v", "mask"), 1)
     functions: list[str] = []
     for role, (row, row_axis, col, lane) in spans.items():
         e = a.kernel.loads.get(role)
-        if e is None:
+        if e is None or role not in widest:
             continue
         width[role] = min(vector_width(a.kernel, lane.extent, [e], (), lane.sym), widest[role])
         args = [*lead, (row, row_axis.sym), (col, lane.sym)]
