@@ -1,7 +1,7 @@
 """A compiled block inside a torch graph: imports its nodes at the first call, keeps the engine, watches its parameters.
 
 Parameters and buffers are constants of the engine, packed once. When one changes (another tensor, or written in place)
-the block is built again, and after a few times it takes them as inputs from then on.
+they are packed again; where they change at every call, they are inputs from then on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from arcweld.compiler.torch.layout import dense_order
 from arcweld.compiler.torch.report import BlockReport
 from arcweld.compiler.torch.truncate import truncate_double
 from arcweld.compiler.torch.types import Sizes, as_array
+from arcweld.runtime.weights import sources
 from torch import fx
 
 log = logging.getLogger("arcweld.torch")
 
-MAX_REBUILDS = 2
+MAX_CHANGES = 2  # calls in a row that find other parameters; after one more they are inputs
 
 
 class EngineBuilder(Protocol):
@@ -68,6 +69,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
         self._out_types = [n.meta["val"].dtype for n in results]
         self._engine: Any = None
+        self._changes = 0
         self._plan: list[tuple[int, tuple[int, ...] | None]] = []  # the engine's inputs: position and axis order
         self._bound: list[tuple[int, torch.Tensor, int, int]] = []  # its constants: position, tensor, address, version
 
@@ -75,7 +77,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         """The block's results for its tensor inputs, as a tuple."""
         if self.report.fallback is not None:
             return self._run_aten(args)
-        if self._engine is None or not self._weights_unchanged(args):
+        if self._engine is not None and self._weights_unchanged(args):
+            self._changes = 0
+        else:
             with self._lock:
                 self._prepare(args)
             if self.report.fallback is not None:
@@ -89,11 +93,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
 
     def _moving(self, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's inputs: those that are not its constants, axes in the order of memory."""
-        moving = []
-        for k, order in self._plan:
-            arg = args[k] if order is None else args[k].permute(order)
-            moving.append(arg.float() if self.options.truncate_double and arg.dtype is torch.float64 else arg)
-        return moving
+        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in self._plan]
 
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
         """Result ``k`` with its axes, element type and strides as PyTorch has them."""
@@ -122,11 +122,12 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         if self._engine is not None:
             if self._weights_unchanged(args):
                 return  # another thread was first
-            if self.report.builds > MAX_REBUILDS:
-                log.warning("%s: its parameters keep changing; they are inputs from now on", self.report.name)
+            self._changes += 1
+            if self._changes > MAX_CHANGES:
+                log.warning("%s: its parameters change at every call; they are inputs from now on", self.report.name)
                 self._static = (False,) * len(self._static)
-            else:
-                log.info("%s: a parameter has changed, packing it again", self.report.name)
+            elif self._update(args):
+                return
         if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
             self._static = (False,) * len(
                 self._static
@@ -138,6 +139,28 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 raise
             self.report.fallback = str(error.message)
             log.warning("%s: left to PyTorch: %s", self.report.name, error)
+
+    def _update(self, args: Sequence[torch.Tensor]) -> bool:
+        """Gives the engine the parameters' new values; False where it has to be built again."""
+        if not hasattr(self._engine, "update_weights"):
+            return False
+        program = self._engine.program
+        bound = [(k, args[k]) for k, *_ in self._bound]
+        if {self._names[k] for k, _ in bound} & set(program.fixed):
+            return False
+        used = {s for w in program.weights for s in sources(w)}
+        values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
+        if values:
+            self._engine.update_weights(values)
+        self._bind(bound)
+        self.report.updates += 1
+        return True
+
+    def _bind(self, bound: Sequence[tuple[int, torch.Tensor]]) -> None:
+        self._bound = [(k, a, a.data_ptr(), a._version) for k, a in bound]
+
+    def _narrowed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
 
     def _build(self, args: Sequence[torch.Tensor]) -> None:
         if not args:
@@ -156,8 +179,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             graph = truncate_double(graph)
         feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, self._moving(args), strict=True)}
         self._engine = self._build_engine(graph, feeds=feeds)
-        bound = [(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s]
-        self._bound = [(k, a, a.data_ptr(), a._version) for k, a in bound]
+        self._bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
         self.report.builds += 1
         self.report.seconds += time.monotonic() - started
         program = getattr(self._engine, "program", None)

@@ -18,6 +18,7 @@ class BlockReport:
     kernels: int | None = None
     seconds: float = 0.0
     builds: int = 0
+    updates: int = 0
     fallback: str | None = None
 
 
