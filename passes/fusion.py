@@ -354,8 +354,9 @@ def _fan_out(node: Node) -> int:
     return 1
 
 
-def fuse(graph: Graph) -> FusedGraph:
-    """Runs fusion on a graph of registered, decomposed operators. Regions come in no particular order: see
-    schedule.
+def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
+    """Runs fusion on a graph of registered, decomposed operators; without it (``enabled``) each node is a kernel.
+
+    Regions come in no particular order: see schedule.
     """
-    return Fuser(graph).run()
+    return Fuser(graph).run(enabled)
