@@ -1,8 +1,8 @@
 """The contract template: every matrix product, with what is fused before and after it, on one of several engines.
 
 Roles: axes batch (0+), m, n, k (1+ each); loads ``a`` over batch, m, k and ``b`` over batch, k, n; stores over
-batch, m, n with the variable ``acc``. attrs: ``precision`` (``fp32``: exact; ``tf32``; ``f16``, ``bf16``: tensor cores
-with f32 accumulation), ``b_is_weight`` (``b`` does not depend on an earlier kernel of the same launch list).
+batch, m, n with the variable ``acc``. attrs: ``precision`` (``fp32``: exact; ``tf32``, ``tf32x3``, ``f16``, ``bf16``:
+tensor cores with f32 accumulation), ``b_is_weight`` (``b`` does not depend on an earlier kernel of the launch list).
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The contraction on tensor cores by ``mma.sync``: f16, bf16 and tf32 operands on sm_80 and everything after it."""
+"""The contraction on tensor cores by ``mma.sync``: f16, bf16 and tf32 operands on sm_80 and everything after it.
+
+``tf32x3`` splits each f32 operand in two tf32 numbers and adds three products: nearly f32's accuracy (2**-21 of each
+product is lost), at a third of tf32's rate.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
 ARCH = "sm_80"
-ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32}
+ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
 # tile, tile of a warp, and the share of peak it reaches once the card is full
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -91,6 +95,7 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         "contract_mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
         block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b,
         element=element.cuda, step=32 // element.size, width=width, itype=problem.itype,
+        products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),

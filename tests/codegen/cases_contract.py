@@ -102,6 +102,8 @@ def _matmuls(s: Suite, rng: np.random.Generator) -> None:
     add("f16_wide_warp", (70, 136, 64), F16, ContractTactic("mma", 64, 128, 32, 32, 64, stages=3))
     for order in ("mk,kn", "mk,nk", "km,kn"):
         add(f"tf32_{order.replace(',', '_')}", (72, 40, 56), F32, order=order, precision="tf32")
+    for order in ("mk,kn", "km,nk"):
+        add(f"tf32x3_{order.replace(',', '_')}", (40, 48, 72), F32, order=order, precision="tf32x3")
     add("tf32_odd", (33, 35, 37), F32, precision="tf32")
 
 

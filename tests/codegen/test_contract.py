@@ -95,6 +95,15 @@ def test_fp32_keeps_what_tf32_would_round_away() -> None:
     np.testing.assert_array_equal(got, x["in0"])
 
 
+def test_three_tf32_products_are_nearly_exact() -> None:
+    rng = np.random.default_rng(1)
+    kernel = cases_contract.matmul_kernel(64, 64, 512, DType.F32, precision="tf32x3")
+    x = {b.name: random(rng, b.shape, DType.F32) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
+    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    scale = np.abs(x["in0"]).astype(float) @ np.abs(x["in1"]).astype(float)
+    assert (np.abs(got - cases_contract.matmul(x)["out0"]) / scale).max() < 2.0**-20
+
+
 def test_nan_reaches_only_its_row_and_column() -> None:
     kernel = cases_contract.matmul_kernel(40, 40, 40, DType.F16)
     x = {b.name: np.ones(b.shape, np.float16) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
