@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
@@ -189,3 +191,44 @@ def _dynamic_matmul(c: NodeContext) -> Result:
     exact = integer_matmul(c, quantised, c.value(1), zero, c.optional(3))
     y = c.emit("Mul", c.cast(exact, DType.F32), c.emit("Mul", scale, _scalar(c, c.value(2))))
     return c.emit("Add", y, c.value(4)) if c.has(4) else y
+
+
+# -------------------------------------------------------------------------------------------------- packed weights
+
+
+@handles("MatMulNBits", domain=MICROSOFT)
+def _matmul_nbits(c: NodeContext) -> Result:
+    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``."""
+    bits, block = c.int_attr("bits", 4), c.int_attr("block_size")
+    k, n = c.int_attr("K"), c.int_attr("N")
+    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1 or c.has(4):
+        c.unsupported(f"{bits}-bit weights in blocks of {block}, or with a group index")
+    blocks = -(-k // block)
+    a = c.value(0)
+    weights = c.const(_unpacked(c, 1, bits, (n, blocks), block), DType.U8)
+    scales = c.reshape(c.value(2), (n, blocks, 1))
+    if not c.has(3):
+        zero = c.const(float(1 << (bits - 1)), scales.dtype)
+    elif c.operand(3).dtype is DType.U8:
+        packed = _unpacked(c, 3, bits, (n,), blocks)
+        zero = c.const(packed.reshape(n, blocks, 1), scales.dtype)
+    else:
+        zero = c.cast(c.reshape(c.value(3), (n, blocks, 1)), scales.dtype)
+    dense = c.emit("Mul", c.emit("Sub", c.cast(weights, scales.dtype), zero), scales)
+    dense = c.slice(c.reshape(dense, (n, blocks * block)), 1, 0, k)
+    y = matmul(c, a, c.transpose(c.cast(dense, a.dtype), (1, 0)))
+    return c.emit("Add", y, c.value(5)) if c.has(5) else y
+
+
+def _unpacked(c: NodeContext, i: int, bits: int, lead: tuple[int, ...], count: int) -> np.ndarray:
+    """Input ``i``: ``count`` unsigned integers for each leading index, packed low bits first, padded to whole bytes."""
+    operand = c.known(i)
+    if operand.dtype is not DType.U8 or operand.known is None:
+        c.broken(f"input {i} should hold bytes")
+    per_byte = 8 // bits
+    width = -(-count // per_byte)
+    if operand.known.size != math.prod(lead) * width:
+        c.broken(f"input {i} has {operand.known.size} bytes instead of {math.prod(lead) * width}")
+    data = operand.known.reshape(*lead, width)
+    parts = [(data >> (bits * p)) & ((1 << bits) - 1) for p in range(per_byte)]
+    return np.stack(parts, axis=-1).reshape(*lead, width * per_byte)[..., :count]

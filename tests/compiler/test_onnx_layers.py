@@ -209,3 +209,16 @@ def test_the_sum_of_a_skip_normalisation() -> None:
     opsets = [onnx.helper.make_opsetid("com.microsoft", 1)]
     proto = model([node], inputs, ["y", "sum"], {"g": F(8)}, opsets=opsets)
     compare(proto, {"x": F(2, 3, 8), "s": F(2, 3, 8, seed=1)})
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("k", [64, 80])
+def test_packed_weights(bits: int, zeros: bool, k: int) -> None:
+    n, block = 6, 32
+    blocks = -(-k // block)
+    constants = {1: _u8(n, blocks, block * bits // 8), 2: np.abs(F(n * blocks)) / 16}
+    if zeros:
+        constants[3] = _u8(n * -(-blocks * bits // 8), seed=1)
+    attrs = {"K": k, "N": n, "bits": bits, "block_size": block}
+    compare(*one_node("MatMulNBits", 17, [F(3, k)], attrs, constants, domain="com.microsoft"), tolerance=1e-4)
