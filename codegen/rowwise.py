@@ -23,6 +23,7 @@ from arcweld.compiler.dtypes import DType
 
 BLOCK = 128
 REGISTER_ELEMENTS = 32
+REGISTER_VECTORS = 8
 FULL_GRID = 132
 SMALL_GRID = FULL_GRID * 8
 USUAL_SYMBOLIC = 1024
@@ -66,7 +67,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
     usual = longest if isinstance(col.extent, int) else min(longest, USUAL_SYMBOLIC)
     first = default_lanes(usual, width, rows)
     lanes = [n for n in (first, first // 2, first * 2, first * 4) if 4 <= n <= 1024]
-    choices = [spread(n, width, longest, rows) for n in lanes]
+    choices = [spread(n, width, rows) for n in lanes]
     choices += [replace(t, rows=8) for t in choices if t.lanes == 32]
     return tuple(dict.fromkeys(choices))
 
@@ -85,11 +86,18 @@ def default_lanes(longest: int, width: int, rows: int) -> int:
     return lanes
 
 
-def spread(lanes: int, width: int, longest: int, rows: int) -> RowwiseTactic:
-    """The tactic for ``lanes`` threads a row: resident if a thread's share fits in registers."""
-    resident = -(-longest // (lanes * width)) * width <= 2 * REGISTER_ELEMENTS
+def spread(lanes: int, width: int, rows: int) -> RowwiseTactic:
+    """The tactic for ``lanes`` threads a row; short rows share a block, as long as there are blocks for the
+    whole card.
+    """
     share = max(1, min(BLOCK // lanes, rows // FULL_GRID)) if lanes <= 32 else 1
-    return RowwiseTactic(width, lanes, resident, max(32 // lanes, share))
+    return RowwiseTactic(width, lanes, True, max(32 // lanes, share))
+
+
+def resident_vectors(longest: int, step: int, width: int) -> int:
+    """How many vectors of its row a thread keeps: all if that is a reasonable number of registers."""
+    needed = -(-longest // step)
+    return needed if needed * width <= 2 * REGISTER_ELEMENTS else REGISTER_VECTORS
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
@@ -106,12 +114,12 @@ def natural_width(kernel: Kernel) -> int:
 
 
 def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSource:
-    """Renders for any architecture. The row length may be symbolic; residence then needs its upper bound."""
+    """Renders for any architecture. The row length may be symbolic."""
     kernel = flatten_roles(kernel, {"row": "row", "col": "col"})
     (row,), (col,) = kernel.axes["row"], kernel.axes["col"]
     width = tactic.width or natural_width(kernel)
     longest = most(col.extent, UNBOUNDED)
-    resident = tactic.resident and longest < UNBOUNDED
+    vectors = resident_vectors(longest, tactic.lanes * width, width) if tactic.resident else 0
     hooks = Hooks(kernel)
     functions, stages, variables = _print_stages(hooks, row, col, width)
     x = hooks.load("load_x", kernel.loads["x"], _args(row, col), lane=col.sym, width=width)
@@ -123,9 +131,10 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
     return render(
         "rowwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(dims.ceildiv(row.extent, rows), 1, 1),
         block=(threads, 1, 1), shared_bytes=scratch if tactic.lanes > 32 else 0,
-        functions=[x, *functions, out], stages=stages, width=width, lanes=tactic.lanes, rows=rows, resident=resident,
+        functions=[x, *functions, out], stages=stages, width=width, lanes=tactic.lanes, rows=rows,
+        again=vectors * tactic.lanes * width < longest,
         scratch="f64" if any("64" in s.ctype for s in stages) else "f32",
-        vectors=-(-longest // (tactic.lanes * width)), ctype=kernel.loads["x"].dtype.cuda,
+        vectors=vectors, ctype=kernel.loads["x"].dtype.cuda,
         row_count=hooks.params.scalar("row_count", row.extent), col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
 

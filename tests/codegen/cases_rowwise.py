@@ -192,7 +192,7 @@ def _add_norms(s: Suite, rng: np.random.Generator) -> None:
 
 def _add_symbolic(s: Suite, rng: np.random.Generator) -> None:
     batch, seq, bounded = symbol("batch", 1), symbol("seq", 1), symbol("seq", 1, 512)
-    for b, n in ((2, 33), (1, 300)):
+    for b, n in ((2, 33), (1, 300), (2, 256), (1, 257)):
         x = random(rng, (b, n), F32, 3.0)
         kernel = softmax_kernel((batch, seq), F32)
         s.add(f"softmax_symbolic_{b}x{n}", kernel, {"in0": x}, lambda x=x: {"out0": softmax(x)}, {"batch": b, "seq": n})

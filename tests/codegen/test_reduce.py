@@ -11,7 +11,8 @@ from arcweld.compiler.dtypes import DType
 from harness import assert_compiles, run_kernel
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import Case, assert_close, random
+from kernel_cases import Case, assert_close, matches, random
+from mutate import mutations, survivors
 
 CASES = cases_reduce.cases()
 
@@ -60,6 +61,19 @@ def test_the_variant_follows_the_contiguous_axis() -> None:
         kernel = cases_reduce.reduce_kernel((64, 512), axes, "sum", DType.F16)
         assert tactics(kernel, "sm_80")[0].variant == variant
         assert "load_vec<8>" in render_reduce(kernel, tactics(kernel, "sm_80")[0], "sm_80").source
+
+
+def test_the_hand_over_needs_its_barrier() -> None:
+    kernel = cases_reduce.reduce_kernel((200, 20), (0,), "sum", DType.F32)
+    x = random(np.random.default_rng(0), (200, 20), DType.F32)
+    source = render_reduce(kernel, ReduceTactic("column", lanes=32, outputs=8), "sm_80")
+    want = {"out0": cases_reduce.reduced(x, (0,), "sum")}
+
+    def passes(text: str) -> bool:
+        return matches(kernel, run_kernel(source, kernel, {"in0": x}, text=text), want, slack=4)
+
+    assert mutations(source.source)
+    assert survivors(source.source, passes) == []
 
 
 def test_what_is_refused() -> None:
