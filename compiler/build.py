@@ -1,11 +1,11 @@
-"""The driver's middle: a graph goes in, all of an engine comes out. Passes, fusion, rendering, NVRTC, and the program."""
+"""The driver's middle: a graph goes in, all of an engine comes out. Passes, fusion, rendering, NVRTC, the program."""
 
 from __future__ import annotations
 
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from arcweld.codegen.cache import DiskCache
 from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import Bound, KernelSource, ParamField
-from arcweld.codegen.lower import lower
+from arcweld.codegen.lower import lower_all
 from arcweld.codegen.nvrtc import Job, headers
 from arcweld.codegen.nvrtc import version as nvrtc_version
 from arcweld.codegen.pool import compile_many
@@ -47,7 +47,7 @@ class Planned:
 
 @dataclass
 class Build:
-    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, and how long it took."""
+    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, how long it took."""
 
     imported: Graph
     fused: FusedGraph
@@ -62,12 +62,13 @@ def build_graph(
 ) -> Build:  # fmt: skip
     """Compiles a graph for ``options.arch``. ``progress(stage, done, total)`` is told how far it is.
 
-    With ``compile_kernels`` False no object code is made (an engine for the sim device). Raises UnsupportedError for operators that
-    can't be compiled, CompileError for kernels that NVRTC refuses.
+    With ``compile_kernels`` False no object code is made (an engine for the sim device). Raises UnsupportedError for
+    operators that can't be compiled, CompileError for kernels that NVRTC refuses.
     """
     archs = options.arch or DEFAULT_ARCHS
     clock = _Clock()
-    optimised = run_passes(materialise_outputs(graph), options, dump=dump, verify_each=verify_each)
+    computed = without_passed_on(graph)
+    optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     clock.lap("passes")
     fused = schedule(fuse(materialise_outputs(optimised), "fusion" not in options.disable))
     clock.lap("fusion")
@@ -75,7 +76,7 @@ def build_graph(
     clock.lap("codegen")
     cubins, ptx = compile_sources(planned, archs, cache, progress) if compile_kernels else ({}, {})
     clock.lap("nvrtc")
-    data = assemble(fused, planned, cubins, ptx)
+    data = assemble(fused, planned, cubins, ptx, graph.labels())
     if dump is not None:
         _dump_kernels(dump, data)
     return Build(graph, fused, planned, data, clock.laps)
@@ -89,6 +90,20 @@ class _Clock:
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._last = now - self._last, now
+
+
+def without_passed_on(graph: Graph) -> Graph:
+    """The graph without outputs that are an input under its own name: the runtime copies those."""
+    inputs, made = {v.name for v in graph.inputs}, graph.producers()
+
+    def source(o: Value) -> str:
+        copy = made.get(o.name)
+        return copy.operands()[0].name if copy is not None and copy.op == "Identity" else o.name
+
+    kept = [(o, label) for o, label in zip(graph.outputs, graph.labels()) if label not in inputs or source(o) != label]
+    if len(kept) == len(graph.outputs):
+        return graph
+    return graph.replace(outputs=tuple(o for o, _ in kept), output_labels=tuple(label for _, label in kept))
 
 
 def materialise_outputs(graph: Graph) -> Graph:
@@ -112,11 +127,13 @@ def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | 
     rendered: dict[object, tuple[KernelSource, ...]] = {}
     planned = []
     for i, region in enumerate(fused.regions):
-        bound = lower(region, fused.graph)
-        key = bound.kernel.key()
-        if key not in rendered:
-            rendered[key] = sources(bound.kernel, archs)
-        planned.append(Planned(region.name, bound, rendered[key]))
+        *before, last = lower_all(region, fused.graph)
+        names = [f"{region.name}:{k}" for k in range(len(before))]
+        for name, bound in zip([*names, region.name], [*before, last]):
+            key = bound.kernel.key()
+            if key not in rendered:
+                rendered[key] = sources(bound.kernel, archs)
+            planned.append(Planned(name, bound, rendered[key]))
         if progress is not None:
             progress("codegen", i + 1, len(fused.regions))
     return tuple(planned)
@@ -125,7 +142,7 @@ def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | 
 def compile_sources(
     planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache | None, progress: Progress | None = None
 ) -> tuple[dict[tuple[str, str], bytes], dict[str, bytes]]:
-    """Cubins by (arch, kernel) and PTX by kernel. An architecture with a source of its own doesn't get the portable one."""
+    """Cubins by (arch, kernel), PTX by kernel. An architecture with its own source doesn't get the portable one."""
     jobs: dict[Job, tuple[str, str]] = {}
     for p in planned:
         for arch in archs:
@@ -145,24 +162,27 @@ def compile_sources(
 
 
 def assemble(
-    fused: FusedGraph, planned: Sequence[Planned], cubins: Mapping[tuple[str, str], bytes], ptx: Mapping[str, bytes]
-) -> EngineData:
-    """The engine's data: tensors, launches, weights, sources and object code."""
+    fused: FusedGraph, planned: Sequence[Planned], cubins: Mapping[tuple[str, str], bytes], ptx: Mapping[str, bytes],
+    order: Sequence[str],
+) -> EngineData:  # fmt: skip
+    """The engine's data: tensors, launches, weights, sources and object code. ``order`` names the model's outputs."""
     graph = fused.graph
     made = {o.name: o for r in fused.regions for o in r.outputs}
     read = {t for p in planned for t in p.bound.tensors.values()}
-    weights = {n: w for n, w in graph.weights.items() if n in read}
     outputs = {o.name for o in graph.outputs}
     temps = {n: v for n, v in made.items() if n not in outputs}
-    labels = _program_names(graph, temps)
+    labels = _program_names(graph, {*temps, *graph.weights})
+    weights = {labels.get(n, n): w for n, w in graph.weights.items() if n in read}
+    origins = {labels.get(n, n): _source(n, w) for n, w in graph.weights.items()}
+    results = {labels[o.name]: o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
     program = prog.Program(
         schema=prog.SCHEMA,
         name=graph.name,
         symbols=tuple(_symbol(s) for s in graph.symbols()),
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
-        outputs=tuple(_tensor(labels[o.name], o) for o in graph.outputs),
+        outputs=tuple(_tensor(label, results[label]) for label in order),
         weights=tuple(
-            prog.Weight(n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), _source(n, w), w.transform)
+            prog.Weight(n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), origins[n], w.transform)
             for n, w in weights.items()
         ),
         temps=tuple(_tensor(labels.get(n, n), v) for n, v in temps.items()),
@@ -177,11 +197,11 @@ def assemble(
     )  # fmt: skip
 
 
-def _program_names(graph: Graph, temps: Iterable[str]) -> dict[str, str]:
-    """What the program calls tensors: outputs by their labels, and temporaries of such a name by another."""
+def _program_names(graph: Graph, internal: set[str]) -> dict[str, str]:
+    """What the program calls tensors: outputs by their labels, and ``internal`` ones of such a name by another."""
     names = dict(zip((o.name for o in graph.outputs), graph.labels()))
-    taken = {*names.values(), *graph.weights, *temps, *(v.name for v in graph.inputs)}
-    for n in set(names.values()) & set(temps):
+    taken = {*names.values(), *internal, *(v.name for v in graph.inputs)}
+    for n in sorted((set(names.values()) & internal) - {o.name for o in graph.outputs}):
         names[n] = next(f"{n}.{k}" for k in itertools.count(1) if f"{n}.{k}" not in taken)
         taken.add(names[n])
     return names
