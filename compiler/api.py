@@ -172,13 +172,13 @@ def summary(build: Build, engine: Engine) -> str:
     evidence = data.verify or {}
     errors = [o["error"] for o in evidence.get("outputs", []) if o["status"] == "verified"]
     checked = [k for k in evidence.get("kernels", []) if k["status"] == "verified"]
-    verified = f"{len(checked)}/{len({p.sources[0].entry for p in build.planned})} kernels verified"
+    verified = f"{len(checked)}/{len(data.sources)} kernels verified"
     if errors:
         verified += f", max err {max(errors):.1e}"
     weights = sum(w.nbytes for w in data.weights.values())
     return (
         f"{len(build.imported.nodes)} nodes -> {len(build.planned)} kernels "
-        f"({len(data.sources)} distinct), {verified} on {engine.device.name}, "
+        f"({len(data.sources)} sources), {verified} on {engine.device.name}, "
         f"{weights / 1e6:.1f} MB weights, built in {build.seconds['total']:.1f} s"
     )
 

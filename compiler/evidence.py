@@ -1,22 +1,24 @@
-"""Verification of a build: every distinct kernel once, then the whole engine, against the numpy references of the registry.
+"""Verification of a build: every distinct kernel once, then the whole engine, against the registry's references.
 
-What comes out is evidence, stored in the engine: what was compared, on which device, with which inputs and error, and what
-was not compared and why. A build above tolerance refuses to give an engine.
+What comes out is evidence, stored in the engine: what was compared, on which device, with which inputs and error,
+and what was not compared and why. A build above tolerance refuses to give an engine.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from arcweld.codegen.implementation import runs_on
+from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.build import Build, Planned
 from arcweld.compiler.dims import Dim, evaluate, parse
 from arcweld.compiler.errors import AccuracyError, UsageError
-from arcweld.compiler.reference import run_reference
+from arcweld.compiler.reference import run_reference, stream_reference
 from arcweld.runtime import program as prog
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine
@@ -25,17 +27,17 @@ from arcweld.runtime.engine_file import EngineData
 log = logging.getLogger("arcweld.verify")
 
 LEVELS = ("off", "quick", "full")
-# relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the coarsest type among the values it computes:
-# the reference rounds each of them, a fused kernel only what it stores
+# relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the coarsest type among the values it
+# computes: the reference rounds each of them, a fused kernel only what it stores
 KERNEL_TOLERANCE = {"f64": 1e-6, "f32": 1e-4, "f16": 5e-3, "bf16": 4e-2}
 ENGINE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
-# what the simulator manages on one core; only used to decide what fits the budget
-SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
+# what the simulator and numpy manage on one core; only used to decide what fits the budget
+SIM_FLOPS, SIM_ELEMENTS, REFERENCE_FLOPS = 1.5e9, 30e6, 3e10
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyPlan:
-    """``level`` off, quick (inside ``budget`` seconds) or full; ``tolerance`` None takes ENGINE_TOLERANCE of the precision."""
+    """``level`` off, quick (inside ``budget`` seconds) or full; ``tolerance`` None takes the precision's own."""
 
     level: str = "quick"
     budget: float = 20.0
@@ -47,7 +49,7 @@ class VerifyPlan:
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """``‖got - want‖ / ‖want‖`` in f64; integers and bools: the share of differing elements. NaN and inf must agree in place."""
+    """``‖got - want‖ / ‖want‖`` in f64, NaN and inf agreeing in place; for integers the share of unequal elements."""
     if want.dtype.kind in "iub":
         return float(np.mean(got != want)) if want.size else 0.0
     g, w = got.astype(np.float64), want.astype(np.float64)
@@ -76,27 +78,83 @@ def verify_build(
     end = time.monotonic() + (plan.budget if plan.level == "quick" else float("inf"))
     started = time.monotonic()
     evidence: dict[str, Any] = {
-        "level": plan.level, "device": f"{engine.device.name} {engine.device.arch}", "metric": "norm(got - want) / norm(want)",
+        "level": plan.level, "device": f"{engine.device.name} {engine.device.arch}",
+        "metric": "norm(got - want) / norm(want)",
         "shapes": {k: list(v.shape) for k, v in feeds.items()}, "kernels": [], "outputs": [],
     }  # fmt: skip
-    wanted = {t for p in build.planned for t in p.bound.tensors.values()} - set(build.fused.graph.weights)
-    values = run_reference(build.fused.graph, feeds, keep=wanted, bind=sizes)
-    values.update(feeds)
+    checks, skipped = _select(build, sizes, engine.device, plan)
     dtypes = {r.name: {o.dtype.value for n in r.nodes for o in n.outputs} for r in build.fused.regions}
-    for p in _distinct(build, sizes):
-        evidence["kernels"].append(_check_kernel(p, dtypes[p.name], build.data, values, sizes, engine.device, end))
-    del values
+    for check, values in _with_values(build, checks, feeds, sizes):
+        found = _check_kernel(check, dtypes[check.planned.name], build.data, values, sizes, engine.device)
+        evidence["kernels"].append(found)
+    evidence["kernels"] += [{**c.label(), "status": "skipped", "reason": reason} for c, reason in skipped]
     evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, plan, precision, end)
     evidence["seconds"] = round(time.monotonic() - started, 3)
     return evidence
 
 
-def _distinct(build: Build, sizes: Mapping[str, int]) -> list[Planned]:
-    """One launch for each distinct kernel, the cheapest first so that a budget covers as many as it can."""
-    first: dict[str, Planned] = {}
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One distinct kernel, to be run as the first launch that uses it."""
+
+    planned: Planned
+    source: KernelSource
+
+    def tensors(self) -> set[str]:
+        return set(self.planned.bound.tensors.values())
+
+    def label(self) -> dict[str, Any]:
+        return {"kernel": self.source.entry, "arch": self.source.arch, "launch": self.planned.name}
+
+
+def _select(
+    build: Build, sizes: Mapping[str, int], device: Device, plan: VerifyPlan
+) -> tuple[list[_Check], list[tuple[_Check, str]]]:
+    """Every distinct kernel that the device can run, and those left out with the reason.
+
+    A budget covers as many as it can: the cheapest first, and none where the reference itself is too slow.
+    """
+    first: dict[str, _Check] = {}
     for p in build.planned:
-        first.setdefault(p.sources[0].entry, p)
-    return sorted(first.values(), key=lambda p: _cost(p, sizes))
+        for s in p.sources:
+            first.setdefault(s.entry, _Check(p, s))
+    checks = sorted(first.values(), key=lambda c: _cost(c.planned, sizes))
+    chosen, skipped = [], []
+    spent = sum(evaluate(p.bound.flops, sizes) for p in build.planned) / REFERENCE_FLOPS
+    for c in checks:
+        if not runs_on(c.source.arch, device.arch):
+            skipped.append((c, f"it is for {c.source.arch}, the device is {device.arch}"))
+            continue
+        spent += _cost(c.planned, sizes) if device.name == "sim" else 0.01
+        if plan.level == "quick" and spent > plan.budget:
+            skipped.append((c, f"beyond the budget of {plan.budget:g} s"))
+        else:
+            chosen.append(c)
+    return chosen, skipped
+
+
+def _with_values(
+    build: Build, checks: Sequence[_Check], feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> Iterator[tuple[_Check, Mapping[str, np.ndarray]]]:
+    """The checks in the order in which the reference reaches them, with the values that they need.
+
+    Values are freed as soon as no later node and no later check needs them, so that a large model fits.
+    """
+    graph = build.fused.graph
+    position = {o.name: i for i, n in enumerate(graph.nodes) for o in n.outputs}
+    due: dict[int, list[_Check]] = {}
+    hold: dict[str, int] = {}
+    for c in checks:
+        at = max((position.get(t, -1) for t in c.tensors()), default=-1)
+        due.setdefault(at, []).append(c)
+        for t in c.tensors() - set(graph.weights):
+            hold[t] = max(hold.get(t, -1), at)
+    last = max(due, default=-2)
+    for i, values in stream_reference(graph, feeds, hold=hold, bind=sizes):
+        for c in due.get(i, ()):
+            yield c, values
+        if i >= last:
+            return
 
 
 def _cost(p: Planned, sizes: Mapping[str, int]) -> float:
@@ -110,14 +168,12 @@ def _numel(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> int:
 
 
 def _check_kernel(
-    p: Planned, dtypes: set[str], data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int],
-    device: Device, end: float,
+    check: _Check, dtypes: set[str], data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int],
+    device: Device,
 ) -> dict[str, Any]:  # fmt: skip
-    entry: dict[str, Any] = {"kernel": p.sources[0].entry, "launch": p.name}
-    if device.name == "sim" and time.monotonic() + _cost(p, sizes) > end:
-        return {**entry, "status": "skipped", "reason": "the time budget was spent"}
+    p = check.planned
     outs = {b.name: p.bound.tensors[b.name] for b in p.bound.kernel.buffers if b.written}
-    got = run_launch(p, data, values, sizes, device)
+    got = run_launch(check, data, values, sizes, device)
     worst, coarsest = 0.0, max(KERNEL_TOLERANCE.get(t, 0.0) for t in dtypes)
     for (name, tensor), written in zip(outs.items(), _launch_of(data, p.name).writes):
         error = relative_error(got[written], values[tensor])
@@ -125,26 +181,27 @@ def _check_kernel(
         worst = max(worst, error)
         if error > limit:
             raise AccuracyError(
-                f"kernel {p.sources[0].entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}",
+                f"kernel {check.source.entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}",
                 node=", ".join(p.bound.origin[:6]) or p.name,
-                hint="this is a defect of Arcweld: please report it; `--disable fusion-rule` or `--verify off` go round it",
+                hint="this is a defect of Arcweld: please report it; `--disable fusion` may go round it",
             )
-    return {**entry, "status": "verified", "error": worst}
+    return {**check.label(), "status": "verified", "error": worst}
 
 
 def run_launch(
-    p: Planned, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
+    check: _Check, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
 ) -> dict[str, np.ndarray]:
-    """Runs one launch alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
-    single = single_launch(data, p.name, sizes)
+    """Runs one kernel alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
+    p = check.planned
+    single = single_launch(data, p.name, sizes, check.source.entry)
     read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
     names = dict(zip(_launch_of(data, p.name).reads, read))  # the program calls outputs by their labels
     feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
     return Engine(single, device, graphs=False).run(feeds)
 
 
-def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> EngineData:
-    """An engine that holds one launch of ``data`` with every dimension fixed to ``sizes``."""
+def single_launch(data: EngineData, name: str, sizes: Mapping[str, int], entry: str) -> EngineData:
+    """An engine that holds one launch of ``data``, as kernel ``entry``, with every dimension fixed to ``sizes``."""
     launch = _launch_of(data, name)
     tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
     weights = tuple(w for w in data.program.weights if w.name in launch.reads)
@@ -165,6 +222,7 @@ def single_launch(data: EngineData, name: str, sizes: Mapping[str, int]) -> Engi
     variants = tuple(
         replace_struct(v, grid=tuple(fixed(g) for g in v.grid), fields=tuple(field(f) for f in v.fields))
         for v in launch.variants
+        if v.entry == entry
     )
     used = {v.kernel for v in variants}
     program = prog.Program(
@@ -191,8 +249,8 @@ def replace_struct(value: Any, /, **changes: Any) -> Any:
 
 
 def _check_outputs(
-    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan, precision: str,
-    end: float,
+    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan,
+    precision: str, end: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     labels = build.imported.labels()
     cost = sum(_cost(p, sizes) for p in build.planned)

@@ -27,21 +27,44 @@ def run_reference(
     ``feeds`` maps input names to arrays of the declared dtypes. Symbolic dimensions are bound from their shapes and
     from ``bind``. Intermediates are freed after their last use. Raises InputError for inputs that do not match.
     """
-    env = bind_symbols(graph.inputs, feeds, bind)
-    values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
     wanted = graph.output_names() | (keep or set())
-    last_use = {v.name: i for i, node in enumerate(graph.nodes) for v in node.operands()}
-    for i, node in enumerate(graph.nodes):
-        arrays = [None if v is None else _operand(graph, values, v) for v in node.inputs]
-        for out, array in zip(node.outputs, evaluate_node(node, arrays, env)):
-            values[out.name] = array
-        for v in (*node.operands(), *node.outputs):
-            if last_use.get(v.name, -1) <= i and v.name not in wanted:
-                values.pop(v.name, None)
+    values: dict[str, np.ndarray] = {}
+    for _, live in stream_reference(graph, feeds, hold=dict.fromkeys(wanted, len(graph.nodes)), bind=bind):
+        values = live
     missing = wanted - set(values) - set(graph.weights)
     if missing:
         raise ModelError(f"the graph does not compute {', '.join(sorted(missing))}")
     return {name: values[name] if name in values else graph.weights[name].data for name in sorted(wanted)}
+
+
+def stream_reference(
+    graph: Graph,
+    feeds: Mapping[str, np.ndarray],
+    *,
+    hold: Mapping[str, int],
+    bind: Mapping[str, int] | None = None,
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Evaluates ``graph`` node by node; yields (position of the node just evaluated, live values), -1 before the first.
+
+    A value lives until its last reader, or until after the position that ``hold`` gives for its name. The dictionary is
+    the same every time. Raises as ``run_reference``.
+    """
+    env = bind_symbols(graph.inputs, feeds, bind)
+    values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
+    last_use = {v.name: i for i, node in enumerate(graph.nodes) for v in node.operands()}
+    until = {**last_use, **{name: max(position, last_use.get(name, -1)) for name, position in hold.items()}}
+    freed: dict[int, list[str]] = {}
+    for name, position in until.items():
+        freed.setdefault(position, []).append(name)
+    yield -1, values
+    for i, node in enumerate(graph.nodes):
+        arrays = [None if v is None else _operand(graph, values, v) for v in node.inputs]
+        for out, array in zip(node.outputs, evaluate_node(node, arrays, env)):
+            values[out.name] = array
+        yield i, values
+        dead = [*freed.get(i, ()), *(o.name for o in node.outputs if until.get(o.name, -1) <= i)]
+        for name in dead:
+            values.pop(name, None)
 
 
 def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np.ndarray:
