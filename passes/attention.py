@@ -13,11 +13,11 @@ import numpy as np
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.ir import Graph, Value
+from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import infer_types
 from arcweld.passes.causal import MASKED_OUT, is_causal
-from arcweld.passes.common import Tracker, scalar
+from arcweld.passes.common import Tracker, rewrite, scalar
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
 _SCALED = "MatMul(q, k) * K"
@@ -38,8 +38,23 @@ _FORMULAS = tuple(
 
 
 def attention(graph: Graph, options: Options) -> Graph:
-    """Recovers scaled dot-product attention."""
-    return apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),))
+    """Recovers scaled dot-product attention, and simplifies masks and repeated keys of what is there."""
+    return rewrite(apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),)), _simplify)
+
+
+def _simplify(rw: Tracker, node: Node) -> bool:
+    """Drops a causal mask, and the repetition of keys and values for groups of query heads."""
+    if node.op != "Attention":
+        return False
+    q, k, v, *mask = [rw.get(x) for x in node.operands()]
+    causal = bool(mask) and is_causal(rw, mask[0], q.shape[2]) and k.shape[2] == q.shape[2]
+    shared = _shared_heads(rw, k, v, node.origin)
+    if shared == [k, v] and not causal:
+        return False
+    attrs = {**node.attrs, "is_causal": 1 if causal else node.attrs["is_causal"]}
+    operands = [q, *shared, *([] if causal else mask)]
+    rw.redirect(node, rw.make("Attention", operands, node.origin, node.output.name, **attrs))
+    return True
 
 
 def _build(rw: Tracker, m: Match) -> Value | None:
@@ -54,14 +69,16 @@ def _build(rw: Tracker, m: Match) -> Value | None:
     if any(x.type.rank != rank for x in operands):
         return None
     operands = [_four_axes(rw, x, m.origin) for x in operands]
-    operands[1:] = _shared_heads(rw, *operands)
-    masked = _mask(rw, m, rank, dtype)
-    if masked is None:
+    if (m.scalars.get("N") or -np.inf) > MASKED_OUT:
         return None
-    mask, causal = masked
+    mask = _mask(rw, m, dtype)
+    if mask is not None and mask.type.rank > 2 and rank != 4:
+        if rank != 3:
+            return None
+        mask = rw.make("Reshape", [mask], m.origin, shape=(product(mask.shape[:-2]), 1, *mask.shape[-2:]))
     if mask is not None:
         operands.append(mask)
-    attrs = {"scale": (m.scalars["K"] or 0.0) * scale_q * scale_k, "is_causal": int(causal)}
+    attrs = {"scale": (m.scalars["K"] or 0.0) * scale_q * scale_k}
     try:
         infer_types("Attention", [v.type for v in operands], attrs)
     except ModelError:  # a batch or head axis that broadcasts
@@ -111,46 +128,56 @@ def _four_axes(rw: Tracker, x: Value, origin: tuple[str, ...]) -> Value:
     return rw.make("Reshape", [x], origin, shape=(*lead, *shape[-2:]))
 
 
-def _shared_heads(rw: Tracker, q: Value, k: Value, v: Value) -> list[Value]:
-    """Keys and values before they were repeated for groups of query heads, if both were."""
+def _shared_heads(rw: Tracker, k: Value, v: Value, origin: tuple[str, ...]) -> list[Value]:
+    """Keys and values before they were repeated for groups of query heads, if both were; else themselves."""
     before = [_before_repeat(rw, x) for x in (k, v)]
-    return [x for x in before if x is not None] if None not in before else [k, v]
+    if None in before:
+        return [k, v]
+    shared = []
+    for found in before:
+        assert found is not None
+        source, shape, perm = found
+        x = rw.make("Reshape", [source], origin, shape=shape)
+        shared.append(x if perm is None else rw.make("Transpose", [x], origin, perm=perm))
+    return shared
 
 
-def _before_repeat(rw: Tracker, x: Value) -> Value | None:
-    """The source [B,G,T,D] of [B,G,1,T,D] expanded to [B,G,R,T,D] and reshaped to [B,G*R,T,D]."""
-    merge = rw.producer(x, "Reshape")
+def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple[int, ...] | None] | None:
+    """What [B,H,T,D] was before its heads were repeated: a value, the shape to give it, and the order of
+    axes after that.
+
+    Repetition is written [B,G,1,T,D] -> [B,G,R,T,D] -> [B,G*R,T,D], or with T in front of the heads and a
+    Transpose.
+    """
+    transpose = rw.producer(x, "Transpose")
+    perm = None if transpose is None else transpose.attrs["perm"]
+    if perm not in (None, (0, 2, 1, 3)):
+        return None
+    merge = rw.producer(x if transpose is None else transpose.operands()[0], "Reshape")
     expand = rw.producer(merge.operands()[0], "Expand") if merge is not None else None
     split = rw.producer(expand.operands()[0], "Reshape") if expand is not None else None
     if merge is None or expand is None or split is None or expand.output.type.rank != 5:
         return None
-    b, g, r, t, d = expand.output.shape
-    source = split.operands()[0]
-    fits = split.output.shape == (b, g, 1, t, d) and source.shape == (b, g, t, d)
-    return source if fits and x.shape == (b, g * r, t, d) else None
+    axis = 2 if transpose is None else 3
+    repeated, single = list(expand.output.shape), list(split.output.shape)
+    heads = [*repeated[: axis - 1], repeated[axis - 1] * repeated[axis], *repeated[axis + 1 :]]
+    if single[axis] != 1 or list(merge.output.shape) != heads:
+        return None
+    groups = (*single[:axis], *single[axis + 1 :])
+    if groups != (*repeated[:axis], *repeated[axis + 1 :]):
+        return None
+    return split.operands()[0], groups, perm
 
 
-def _mask(rw: Tracker, m: Match, rank: int, dtype: DType) -> tuple[Value | None, bool] | None:
-    """The mask operand and whether it is the causal one instead; None where Attention cannot take it."""
+def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
+    """The mask operand, if there is one: a bool condition, or what is added, or both as one."""
     condition = next((rw.get(m.values[n]) for n in "cd" if n in m.values), None)  # true: seen (c), masked (d)
     added = [cast_to(rw, rw.get(m.values[n]), dtype, m.origin) for n in ("mask", "mask2") if n in m.values]
-    if condition is not None and (m.scalars["N"] or 0.0) > MASKED_OUT:
-        return None
     if condition is not None and "d" in m.values:
         condition = rw.make("Not", [condition], m.origin)
     if len(added) == 2:
         added = [rw.make("Add", added, m.origin)]
-    mask = added[0] if added else condition
-    if mask is None:
-        return None, False
     if added and condition is not None:
         low = rw.constant(np.asarray(-np.inf, dtype.numpy), dtype, "low")
-        mask = rw.make("Where", [condition, mask, low], m.origin)
-    if is_causal(rw, mask, m.root.output.shape[-2]):
-        return None, True
-    if rank == 4 or mask.type.rank <= 2:
-        return mask, False
-    lead = mask.shape[:-2]
-    if rank == 3:
-        return rw.make("Reshape", [mask], m.origin, shape=(product(lead), 1, *mask.shape[-2:])), False
-    return None
+        return rw.make("Where", [condition, added[0], low], m.origin)
+    return added[0] if added else condition

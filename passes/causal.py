@@ -24,8 +24,8 @@ def is_causal(rw: Tracker, mask: Value, length: Dim) -> bool:
         return _is_triangle(array.reshape(array.shape[-2:]))
     if not mask.dtype.is_float:
         return _seen(rw, mask, causal=True)
-    where = rw.producer(mask, "Where")
-    if where is None:
+    where = _behind_views(rw, mask)
+    if where is None or where.op != "Where":
         return False
     condition, yes, no = where.operands()
     a, b = scalar(rw.array(yes)), scalar(rw.array(no))

@@ -14,6 +14,7 @@ import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
+from arcweld.compiler.weights import sources
 from arcweld.passes.common import Tracker, rewrite
 
 
@@ -51,20 +52,22 @@ def _unchanged(rw: Tracker, node: Node) -> Value | None:
         return x if test(node, x) else None
     if node.op in _ARITHMETIC and len(operands) == 2:
         neutral, commutes = _ARITHMETIC[node.op]
-        if _is_constant(rw.array(operands[1]), neutral):
+        if _is_constant(rw, operands[1], neutral):
             return x
-        if commutes and _is_constant(rw.array(x), neutral):
+        if commutes and _is_constant(rw, x, neutral):
             return operands[1]
     return None
 
 
-def _is_constant(array: np.ndarray | None, value: float) -> bool:
-    return (
-        array is not None
-        and array.dtype != np.bool_
-        and 0 < array.size <= 65536
-        and bool(np.all(array == value))
-    )
+def _is_constant(rw: Tracker, v: Value | None, value: float) -> bool:
+    """Whether ``v`` is a constant of the given value in every element, and will remain so.
+
+    A tensor of the model's, such as a bias of zeros, may get new data later.
+    """
+    array = rw.array(v)
+    if v is None or array is None or (array.ndim > 0 and sources(rw.weights[v.name])):
+        return False
+    return array.dtype != np.bool_ and 0 < array.size <= 65536 and bool(np.all(array == value))
 
 
 def _resize_is_neutral(node: Node, x: Value) -> bool:

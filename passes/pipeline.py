@@ -54,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("unflatten", unflatten, "let products and row-wise work keep the axes that exporters flatten"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
+    Pass("cleanup", cleanup, "join the movements that layout left side by side"),
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),

@@ -142,6 +142,51 @@ def test_repeated_keys_are_shared() -> None:
     assert body(check(text, attention, cleanup)) == ("%y = Attention(%q, %k, %v, scale=1.0, is_causal=0)\noutput %y")
 
 
+def test_repeated_keys_behind_a_transpose_are_shared() -> None:
+    repeat = """
+        %{0}1 = Reshape(%{0}, shape=(2, 7, 2, 1, 8))
+        %{0}2 = Expand(%{0}1, shape=(2, 7, 2, 3, 8))
+        %{0}3 = Reshape(%{0}2, shape=(2, 7, 6, 8))
+        %{0}4 = Transpose(%{0}3, perm=(0, 2, 1, 3))
+    """
+    text = f"""
+        input %q: f32[2, 6, 5, 8]
+        input %k: f32[2, 7, 16]
+        input %v: f32[2, 7, 2, 8]
+        {repeat.format("k")}{repeat.format("v")}
+        %y = Attention(%q, %k4, %v4, scale=0.5)
+        output %y
+    """
+    after = check(text, attention, cleanup)
+    assert ops(after) == ["Reshape", "Transpose", "Transpose", "Attention"]
+    assert after.nodes[-1].operands()[1].shape == (2, 2, 7, 8)
+
+
+@pytest.mark.parametrize("shape", ["(2, 2, 7, 1, 8)", "(2, 7, 1, 2, 8)"])
+def test_other_expansions_are_not_heads(shape: str) -> None:
+    wide = shape.replace("1", "3")
+    text = f"""
+        input %q: f32[2, 6, 7, 8]
+        input %k: f32[2, 7, 16]
+        %k1 = Reshape(%k, shape={shape})
+        %k2 = Expand(%k1, shape={wide})
+        %k3 = Reshape(%k2, shape=(2, 6, 7, 8))
+        %y = Attention(%q, %k3, %k3, scale=0.5)
+        output %y
+    """
+    assert "Expand" in ops(check(text, attention, cleanup))
+
+
+def test_a_causal_mask_of_an_attention_node_goes() -> None:
+    text = """
+        input %q: f32[2, 3, 4, 8]
+        weight %m: bool[4, 4] data=(True, False, False, False, True, True, False, False, True, True, True, False, True, True, True, True)
+        %y = Attention(%q, %q, %q, %m, scale=0.5)
+        output %y
+    """  # noqa: E501
+    assert body(check(text, attention)) == "%y = Attention(%q, %q, %q, scale=0.5, is_causal=1)\noutput %y"
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bool"])
 def test_a_constant_triangle_is_the_causal_mask(dtype: str) -> None:
     seen = [j <= i for i in range(4) for j in range(4)]

@@ -52,14 +52,16 @@ def test_movements_with_an_effect_stay(line: str) -> None:
     assert cleanup(graph, Options()) is graph
 
 
-def test_neutral_arithmetic_goes_unless_it_broadcasts() -> None:
+def test_neutral_arithmetic_goes_unless_it_broadcasts_or_belongs_to_the_model() -> None:
     after = check(
         """
         input %x: f32[2, 4]
         weight %zero: f32[] data=0.0
         weight %one: f32[4] data=1.0
         weight %wide: f32[3, 1, 1] data=1.0
-        %a = Add(%x, %zero)
+        weight %bias: f32[4] source='layer.bias', data=0.0
+        %z = Add(%x, %bias)
+        %a = Add(%z, %zero)
         %b = Mul(%one, %a)
         %c = Sub(%b, %zero)
         %d = Div(%c, %one)
@@ -70,7 +72,8 @@ def test_neutral_arithmetic_goes_unless_it_broadcasts() -> None:
         cleanup,
     )
     assert body(after) == lines("""
-        %e = Sub(%zero, %x)
+        %z = Add(%x, %bias)
+        %e = Sub(%zero, %z)
         %y = Mul(%e, %wide)
         output %y
     """)
