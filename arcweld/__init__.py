@@ -28,6 +28,7 @@ from arcweld.compiler.errors import (
 
 if TYPE_CHECKING:
     from arcweld.compiler.api import Input, compile
+    from arcweld.compiler.torch.report import torch_report
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.session import InferenceSession
 
@@ -40,12 +41,13 @@ _LAZY = {
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
+    "torch_report": "arcweld.compiler.torch.report",
 }
 
 __all__ = [
     "AccuracyError", "ArcweldError", "CompileError", "DeviceError", "Engine", "EngineFileError", "EnvironmentError_",
     "InferenceSession", "Input", "InputError", "ModelError", "UnsupportedError", "UsageError", "__version__", "compile",
-    "load",
+    "load", "torch_report",
 ]  # fmt: skip
 
 

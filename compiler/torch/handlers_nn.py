@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
@@ -190,8 +191,8 @@ def _adaptive(rank: int, pool: str, fold: str) -> Any:
 
 
 def _adaptive_pool(c: Call, rank: int, pool: str, fold: str) -> Value:
-    """Windows of equal extent: the output's extent must divide the input's, or be 1."""
-    x = c["self"]
+    """Windows of equal extent where the sizes divide; else, for means of static sizes, a product for each axis."""
+    x: Value = c["self"]
     spatial, sizes = x.shape[-rank:], c.out.shape[-rank:]
     if all(s == 1 for s in sizes):
         axes = tuple(range(len(x.shape) - rank, len(x.shape)))
@@ -199,15 +200,40 @@ def _adaptive_pool(c: Call, rank: int, pool: str, fold: str) -> Value:
     windows = [divides_exactly(d, s) for d, s in zip(spatial, sizes)]
     kernel = tuple(w for w in windows if isinstance(w, int))
     if len(kernel) < rank:
-        raise c.fail(
-            f"adaptive pooling of {list(map(str, spatial))} to {list(map(str, sizes))}: windows of unequal size"
-        )
+        return _unequal_means(c, x, rank) if pool == "AveragePool" else _refuse_adaptive(c, spatial, sizes)
     batched = len(x.shape) == rank + 2
     y = c.make(
         pool, x if batched else c.reshape(x, (1, *x.shape)),
         kernel_shape=kernel, strides=kernel, dilations=(1,) * rank, pads=(0,) * (2 * rank), layout="NCHW",
     )  # fmt: skip
     return y if batched else c.reshape(y, y.shape[1:])
+
+
+def _refuse_adaptive(c: Call, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
+    shown = [f"[{', '.join(map(str, s))}]" for s in (spatial, sizes)]
+    raise c.fail(f"adaptive pooling of {shown[0]} to {shown[1]}: windows of unequal size")
+
+
+def _unequal_means(c: Call, x: Value, rank: int) -> Value:
+    """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
+    last = len(x.shape) - 1
+    for axis in range(len(x.shape) - rank, len(x.shape)):
+        n, m = x.shape[axis], c.out.shape[axis]
+        if not isinstance(n, int) or not isinstance(m, int):
+            return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
+        perm = [k for k in range(last + 1) if k != axis] + [axis]
+        y = c.make("MatMul", c.transpose(x, perm), c.array(_window_means(n, m), x.dtype))
+        x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
+    return x
+
+
+def _window_means(n: int, m: int) -> np.ndarray:
+    """[n, m]: column j has equal weights for the elements ``floor(j n / m)`` to ``ceil((j + 1) n / m)``."""
+    weights = np.zeros((n, m))
+    for j in range(m):
+        begin, end = j * n // m, -(-(j + 1) * n // m)
+        weights[begin:end, j] = 1 / (end - begin)
+    return weights
 
 
 for _rank in (1, 2, 3):

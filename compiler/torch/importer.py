@@ -29,11 +29,10 @@ def import_module(
     """A module as a graph, traced by ``torch.export`` with example arguments.
 
     ``dynamic_shapes`` is torch.export's argument of that name; its ``Dim`` names become the symbols' names. Raises
-    UsageError for a module in training mode, ModelError if torch cannot export it, UnsupportedError for operators
+    UsageError for layers in training mode, ModelError if torch cannot export it, UnsupportedError for operators
     that Arcweld lacks.
     """
-    if module.training:
-        raise UsageError("the module is in training mode", hint="call module.eval() first")
+    _refuse_training(module)
     try:
         with torch.no_grad():
             program = torch.export.export(
@@ -166,6 +165,18 @@ def _transposed(reader: Reader, v: Value, perm: Sequence[int]) -> Value:
 
 
 # ------------------------------------------------------------------------------------------ signatures and names
+
+
+def _refuse_training(module: torch.nn.Module) -> None:
+    """Dropout and batch normalisation compute something else in training mode; other layers do not care."""
+    from torch.nn.modules.batchnorm import _NormBase
+    from torch.nn.modules.dropout import _DropoutNd
+
+    for name, m in module.named_modules():
+        if m.training and (isinstance(m, _NormBase) or (isinstance(m, _DropoutNd) and m.p > 0)):
+            raise UsageError(
+                f"the layer {name or type(m).__name__} is in training mode", hint="call module.eval() first"
+            )
 
 
 def _refuse_mutation(program: Any) -> None:

@@ -145,6 +145,8 @@ def test_pools() -> None:
         "global": lambda x: F.adaptive_avg_pool2d(x, 1),
         "adaptive": lambda x: F.adaptive_avg_pool2d(x, (2, 3)),
         "adaptivemax": lambda x: F.adaptive_max_pool2d(x, (4, 1)),
+        "unequal": lambda x: F.adaptive_avg_pool2d(x, (3, 7)),
+        "larger": lambda x: F.adaptive_avg_pool2d(x[0], (11, 9)),
         "adaptive1d": lambda x: F.adaptive_avg_pool1d(x[0], 3),
         "unbatched": lambda x: F.max_pool2d(x[0], 2),
     }
@@ -193,7 +195,7 @@ def test_modules() -> None:
 
 def test_refusals_name_every_operator() -> None:
     functions = {
-        "adaptive": lambda x: F.adaptive_avg_pool2d(x, 3),
+        "adaptive": lambda x: F.adaptive_max_pool2d(x, 3),
         "sorted": lambda x: x.sort(-1)[0],
         "topk": lambda x: x.topk(2)[0],
         "complex": lambda x: torch.view_as_complex(x[..., :2].contiguous()).abs(),

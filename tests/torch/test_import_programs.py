@@ -138,7 +138,9 @@ def test_what_cannot_be_exported_is_a_model_error() -> None:
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(UsageError, match=r"module\.eval\(\)"):
-        import_module(nn.Linear(2, 2), (rand(1, 2),))
+        import_module(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), (rand(1, 2),))
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)).train()
+    compare(import_module(model, (rand(1, 2),)), model, (rand(1, 2),))
 
 
 def test_strided_and_tied_and_bf16_parameters() -> None:
