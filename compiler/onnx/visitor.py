@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from arcweld.compiler import registry
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
@@ -214,6 +215,10 @@ class Visitor:
         for i, wanted in enumerate(context.used):
             if wanted and (i >= len(listed) or listed[i] is None):
                 raise UnsupportedError(f"output {i} of {context.op} is not supported")
+        for emitted in self.builder.rw.nodes[start:]:
+            reason = registry.unsupported_reason(emitted)
+            if reason:
+                raise UnsupportedError(reason)
         self.findings.append(Finding(context.name, context.op))
         return self._named(context, listed, start, why)
 
