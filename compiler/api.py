@@ -1,4 +1,4 @@
-"""The driver: from whatever model the user has to a verified engine. What ``arcweld.compile`` and the command line call."""
+"""The driver: from whatever model the user has to a verified engine. ``arcweld.compile`` and the command line call it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from arcweld.codegen.nvrtc import Job, compile_job
@@ -31,7 +31,7 @@ log = logging.getLogger("arcweld")
 class Input:
     """What is known of one input beforehand.
 
-    shape  one entry an axis: an int, a name (a symbolic dimension), or ``(name, lowest, highest)``; None keeps the model's
+    shape  one entry an axis: an int, a name (a symbolic dimension) or ``(name, lowest, highest)``; None: the model's own
     dtype  a numpy dtype or its name, checked against the model's
     """
 
@@ -40,31 +40,51 @@ class Input:
     dtype: Any = None
 
 
+class CompileOptions(TypedDict, total=False):
+    """The keyword arguments that ``compile``, ``compile_graph`` and ``build_engine`` share.
+
+    precision      fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
+    arch           architectures to compile for (``["sm_90a"]``); absent: the local GPU's, or none for the sim device
+    device         where the engine runs: ``cuda``, ``sim``; absent: ARCWELD_DEVICE, else a GPU, else sim
+    verify         quick (inside ``verify_budget`` seconds), full or off
+    tolerance      bound of the outputs' relative error; absent: the precision's own
+    tf32           f32 matrix products may round their operands to tf32
+    disable        names of passes to leave out
+    progress       called with (stage, done, total)
+    dump           folder that gets the graph after each pass, every kernel and every cubin
+    sizes, feeds   what to verify with: sizes of symbolic dimensions, or whole inputs by name
+    """
+
+    precision: str
+    arch: Sequence[str] | str | None
+    device: Device | str | None
+    verify: str
+    verify_budget: float
+    tolerance: float | None
+    tf32: bool
+    disable: Sequence[str]
+    progress: Progress | None
+    dump: str | os.PathLike[str] | None
+    sizes: Mapping[str, int] | None
+    feeds: Mapping[str, np.ndarray] | None
+
+
 def compile(
-    model: Any, *args: Any, inputs: Sequence[Input] = (), precision: str = "fp32", arch: Sequence[str] | str | None = None,
-    device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None,
-    tf32: bool = False, disable: Sequence[str] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
-    progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+    model: Any, *args: Any, inputs: Sequence[Input] = (), kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
 ) -> Engine:  # fmt: skip
     """Compiles a model and returns a verified engine.
 
-    model      a path to an ONNX file, its bytes, an ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a
-               ``torch.nn.Module`` followed by example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as in torch.export)
-    inputs     shapes and element types of inputs, where the model leaves them open or where they should be fixed
-    precision  fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
-    arch       architectures to compile for (``["sm_90a"]``); None: the local GPU's, or none at all for the sim device
-    device     where the engine runs: ``cuda``, ``sim``; None: ARCWELD_DEVICE, else a GPU, else sim
-    verify     quick (inside ``verify_budget`` seconds), full or off; ``tolerance`` bounds the engine's relative error
-    disable    names of passes to leave out
+    model    a path to an ONNX file, its bytes, an ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a
+             ``torch.nn.Module`` followed by example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as torch.export's)
+    inputs   shapes and element types of inputs, where the model leaves them open or where they should be fixed
+    options  see ``CompileOptions``
 
-    Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled, AccuracyError
-    above tolerance, UsageError, EnvironmentError_.
+    Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled,
+    AccuracyError above tolerance, UsageError, EnvironmentError_.
     """
     graph = import_model(model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
-    return compile_graph(
-        graph, precision=precision, arch=arch, device=device, verify=verify, verify_budget=verify_budget,
-        tolerance=tolerance, tf32=tf32, disable=disable, progress=progress, dump=dump,
-    )  # fmt: skip
+    return compile_graph(graph, **options)
 
 
 def import_model(
@@ -117,25 +137,17 @@ def _check_inputs(graph: Graph, inputs: Sequence[Input]) -> None:
                 raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
 
 
-def compile_graph(
-    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None, device: Device | str | None = None,
-    verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None, tf32: bool = False,
-    disable: Sequence[str] = (), progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
-    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, np.ndarray] | None = None,
-) -> Engine:  # fmt: skip
-    """Compiles an imported graph; see ``compile``. ``feeds`` are the inputs to verify with, else ``sizes`` of dimensions."""
-    build, engine = build_engine(
-        graph, precision=precision, arch=arch, device=device, verify=verify, verify_budget=verify_budget,
-        tolerance=tolerance, tf32=tf32, disable=disable, progress=progress, dump=dump, sizes=sizes, feeds=feeds,
-    )  # fmt: skip
-    return engine
+def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
+    """Compiles an imported graph; see ``compile``."""
+    return build_engine(graph, **options)[1]
 
 
 def build_engine(
-    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None, device: Device | str | None = None,
-    verify: str = "quick", verify_budget: float = 20.0, tolerance: float | None = None, tf32: bool = False,
-    disable: Sequence[str] = (), progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
-    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, np.ndarray] | None = None,
+    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
+    device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
+    tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] = (), progress: Progress | None = None,
+    dump: str | os.PathLike[str] | None = None, sizes: Mapping[str, int] | None = None,
+    feeds: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Build, Engine]:  # fmt: skip
     """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
     plan = VerifyPlan(verify, verify_budget, tolerance)
