@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks
+from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks, source
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
 from arcweld.codegen.printer import Hooks
@@ -17,6 +17,10 @@ from arcweld.compiler.dtypes import DType
 SHARED_BUDGET = 99 * 1024
 SMS = 132
 USUAL_SYMBOLIC = 512
+SHARED_ON_SM = 200 * 1024
+# of one multiprocessor: multiply-adds and bytes from the L2 cache in a cycle; cycles until a tile that was
+# asked for arrives
+LANES, L2_BYTES, STEP_LATENCY = 128, 40, 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +77,32 @@ def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
     a = parts(kernel)
     spreads = (8, 16, 32) if a.value_size <= 128 else (16, 32)
     choices = [
-        FfmaTactic(across, r, n, threads)
+        t
         for across in spreads
-        for threads in (128, 64)
+        for threads in (256, 128, 64)
         for r in (4, 2, 1)
         for n in (8, 4, 2, 1)
-        if layout(a, FfmaTactic(across, r, n, threads)).total * a.ctype.size <= SHARED_BUDGET
+        if layout(a, t := FfmaTactic(across, r, n, threads)).total * a.ctype.size <= SHARED_BUDGET
     ]
-    queries, heads = most(a.s.extent, USUAL_SYMBOLIC), most(a.heads, 16)
-    keys = most(a.t.extent, USUAL_SYMBOLIC)
+    return tuple(sorted(choices, key=lambda t: estimated_cycles(a, t))[:6])
 
-    def cost(t: FfmaTactic) -> float:
-        tile = layout(a, t)
-        blocks = heads * -(-queries // tile.rows)
-        resident = max(1, min(8, 200 * 1024 // (tile.total * a.ctype.size)))
-        waves = -(-blocks // (SMS * resident)) * resident if blocks > SMS else 1
-        reads = 1 / t.row_tile + 1 / t.key_tile
-        steps = -(-keys // tile.keys)
-        return waves * (steps * (tile.rows * tile.keys * (0.5 + reads) + 600) + 1500)
 
-    return tuple(sorted(choices, key=cost)[:6])
+def estimated_cycles(a: Attention, t: FfmaTactic) -> float:
+    """Time of the busiest multiprocessor: blocks that share it hide each other's waits, not each other's
+    arithmetic.
+    """
+    tile = layout(a, t)
+    blocks = most(a.heads, 16) * -(-most(a.s.extent, USUAL_SYMBOLIC) // tile.rows)
+    steps = -(-most(a.t.extent, USUAL_SYMBOLIC) // tile.keys)
+    per_sm = -(-blocks // SMS)
+    together = max(1, min(per_sm, 16, SHARED_ON_SM // (tile.total * a.ctype.size), 2048 // t.threads))
+    macs = tile.rows * tile.keys * (tile.depth + tile.v_pitch)
+    reads = 0.5 / t.row_tile + 0.5 / t.key_tile  # of shared memory, 16 bytes for each four multiply-adds
+    arithmetic = macs * (1 + 2 * reads) + tile.rows * tile.keys * 16
+    lanes = min(LANES, together * t.threads / 4)  # four warps keep one scheduler busy
+    busy = arithmetic * together / lanes
+    wait = STEP_LATENCY + tile.keys * (tile.depth + tile.v_pitch) * a.ctype.size / L2_BYTES * min(per_sm, together)
+    return per_sm / together * (steps * (busy + wait) + 1500)
 
 
 def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
@@ -100,12 +110,13 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     a = parts(kernel)
     tile, hooks = layout(a, tactic), Hooks(kernel)
     printed = print_hooks(a, hooks, {"q": 4, "k": 4, "v": 4, "mask": 1, "out": 4})
+    sources = [source(a, hooks, role, getattr(printed, role), a.ctype) for role in ("k", "v")]
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, tile.rows)
     return render(
         "attention_ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size, a=a, tactic=tactic, layout=tile,
-        hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
+        sources=sources, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         scale=repr(a.scale * LOG2E), log2e=repr(LOG2E), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
         keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.attention_parts import LOG2E, Attention, grouped, parts, print_hooks
+from arcweld.codegen.attention_parts import LOG2E, Attention, grouped, parts, print_hooks, source
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
-from arcweld.codegen.printer import Block, Hooks, plain_load
+from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -57,19 +57,6 @@ class Layout:
     ring_at: int
     stage: int
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """How an operand's rows reach shared memory: by ``cp_async16`` from ``row0`` with ``stride``, or by the
-    load hook.
-    """
-
-    role: str
-    is_async: bool
-    stride: str
-    width: int
-    function: str
 
 
 def layout(a: Attention, t: MmaTactic) -> Layout:
@@ -132,7 +119,8 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
     printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, "k": 8, "v": 8, "mask": 2, "out": 2})
-    sources = [_source(a, hooks, role, getattr(printed, role)) for role in ("k", "v")]
+    element = DType(kernel.attrs["precision"])
+    sources = [source(a, hooks, role, getattr(printed, role), element) for role in ("k", "v")]
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, space.rows)
     return render(
@@ -149,27 +137,3 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
 def _group(tiles: int) -> int:
     """Output fragments that one tensor core step handles: the largest even divisor up to 8."""
     return max(n for n in (2, 4, 6, 8) if tiles % n == 0)
-
-
-def _source(a: Attention, hooks: Hooks, role: str, width: int) -> Source:
-    """Asynchronous where rows are contiguous, 16-byte aligned and of the tensor cores' type."""
-    lane = a.d if role == "k" else a.dv
-    plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
-    if (
-        plain is None
-        or plain.buffer.dtype.value != a.kernel.attrs["precision"]
-        or plain.strides[lane.sym] not in (1, 0)
-        or (plain.strides[lane.sym] == 0 and lane.extent != 1)
-        or not isinstance(lane.extent, int)
-        or lane.extent % 8
-        or not dims.is_multiple(plain.strides[a.t.sym], 8)
-        or not dims.is_multiple(plain.offset, 8)
-    ):
-        return Source(role, False, "", width, "")
-    block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
-    offset = block.dim(plain.offset)
-    t = plain.buffer.dtype.cuda
-    head = f"__device__ __forceinline__ const {t}* {role}_row0(const Params& p, {block.itype} b, {block.itype} h) {{"
-    body = [*block.finish([]), f"  return {hooks.params.buffer(plain.buffer.name)} + ({offset});", "}"]
-    stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
-    return Source(role, True, f"({block.itype}){stride}", width, "\n".join([head, *body]))

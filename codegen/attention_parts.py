@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.nest import rewrite
-from arcweld.codegen.printer import Hooks, vector_width
+from arcweld.codegen.printer import Block, Hooks, plain_load, vector_width
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -174,3 +174,39 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
     acc = {"acc": ("acc", a.ctype, True)}
     functions.append(hooks.store("store_out", a.kernel.stores, args, lane=a.dv.sym, width=out, variables=acc))
     return PrintedHooks(tuple(functions), width["q"], width["k"], width["v"], width["mask"], out)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How an operand's rows reach shared memory: by ``cp_async16`` of ``per`` elements from ``row0`` with
+    ``stride``, or by the load hook with vectors of ``width``.
+    """
+
+    role: str
+    is_async: bool
+    stride: str
+    width: int
+    per: int
+    function: str
+
+
+def source(a: Attention, hooks: Hooks, role: str, width: int, element: DType) -> Source:
+    """Asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
+    lane, per = (a.d if role == "k" else a.dv), 16 // element.size
+    plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
+    if (
+        plain is None
+        or plain.buffer.dtype is not element
+        or plain.strides[lane.sym] != 1
+        or not dims.is_multiple(lane.extent, per)
+        or not dims.is_multiple(plain.strides[a.t.sym], per)
+        or not dims.is_multiple(plain.offset, per)
+    ):
+        return Source(role, False, "", width, per, "")
+    block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
+    offset = block.dim(plain.offset)
+    arguments = f"const Params& p, {block.itype} b, {block.itype} h"
+    head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
+    body = [*block.finish([]), f"  return {hooks.params.buffer(plain.buffer.name)} + ({offset});", "}"]
+    stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
+    return Source(role, True, f"({block.itype}){stride}", width, per, "\n".join([head, *body]))
