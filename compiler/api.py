@@ -1,4 +1,4 @@
-"""The driver: from whatever model the user has to a verified engine. ``arcweld.compile`` and the command line call it."""
+"""The driver: from whatever model the user has to a verified engine; `arcweld.compile` and the command line call it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger("arcweld")
 class Input:
     """What is known of one input beforehand.
 
-    shape  one entry an axis: an int, a name (a symbolic dimension) or ``(name, lowest, highest)``; None: the model's own
+    shape  one entry an axis: an int, a name (a symbolic dimension) or ``(name, lowest, highest)``; None: unchanged
     dtype  a numpy dtype or its name, checked against the model's
     """
 
@@ -76,7 +76,7 @@ def compile(
     """Compiles a model and returns a verified engine.
 
     model    a path to an ONNX file, its bytes, an ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a
-             ``torch.nn.Module`` followed by example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as torch.export's)
+             ``torch.nn.Module`` and example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as torch.export has)
     inputs   shapes and element types of inputs, where the model leaves them open or where they should be fixed
     options  see ``CompileOptions``
 
