@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from arcweld.codegen.kernel import Axis, axis
 from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, float_precision
+from arcweld.codegen.scatter import lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -311,4 +312,5 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "conv": lower_conv,
     "window": lower_window,
     "attention": lower_attention,
+    "search": lower_search,
 }

@@ -56,11 +56,17 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes."""
+    """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes.
+
+    Only the pointwise template knows the rest: coordinates read at run time, ``mask`` (nothing is stored where it is false),
+    and ``reduction`` add, max or min (an atomic that combines with what is there).
+    """
 
     buffer: str
     coords: tuple[Dim, ...]
     value: Expr
+    mask: Expr | None = None
+    reduction: str = "none"
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Kernel:
             self.stem,
             tuple(sorted(self.axes.items())),
             tuple(sorted((k, id(v)) for k, v in self.loads.items())),
-            tuple((s.buffer, s.coords, id(s.value)) for s in self.stores),
+            tuple((s.buffer, s.coords, id(s.value), id(s.mask), s.reduction) for s in self.stores),
             self.buffers,
             tuple(sorted((k, repr(v)) for k, v in self.attrs.items())),
         )

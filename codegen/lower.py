@@ -210,7 +210,7 @@ def lower(region: Region, graph: Graph) -> Bound:
         else:
             raise VerifyError(f"region {region.name} cannot store {o.name}", hint="disable the pass fusion")
         stores.append(Store(reader.buffer(o, written=True).name, coords, value))
-    return _finish(
+    return finish(
         region,
         reader,
         hero.template or region.template,
@@ -222,6 +222,15 @@ def lower(region: Region, graph: Graph) -> Bound:
     )
 
 
+def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:
+    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites parts of what
+    the first one wrote.
+    """
+    from arcweld.codegen.scatter import lower_scatter
+
+    return lower_scatter(region, graph) if region.template == "scatter" else (lower(region, graph),)
+
+
 def _lower_pointwise(region: Region, reader: RegionReader) -> Bound:
     out = region.outputs[0]
     axes = tuple(axis(f"i{k}", d) for k, d in enumerate(out.shape))
@@ -231,32 +240,39 @@ def _lower_pointwise(region: Region, reader: RegionReader) -> Bound:
         if o.shape != out.shape:
             raise VerifyError(f"region {region.name} stores {o.type} beside {out.type}", node=o.name)
         stores.append(Store(reader.buffer(o, written=True).name, coords, reader.read(o, coords)))
-    return _finish(region, reader, "pointwise", {"out": axes}, {}, stores, {}, 0)
+    return finish(region, reader, "pointwise", {"out": axes}, {}, stores, {}, 0)
 
 
-def _finish(
+def finish(
     region: Region, reader: RegionReader, template: str, axes: dict[str, tuple[Axis, ...]], loads: dict[str, Expr],
-    stores: Sequence[Store], attrs: dict[str, Any], flops: Dim,
+    stores: Sequence[Store], attrs: dict[str, Any], flops: Dim, *, stem: str = "",
 ) -> Bound:  # fmt: skip
+    """The kernel over the buffers that its expressions use, and their tensors."""
+    masks = [s.mask for s in stores if s.mask is not None]
     used = {
         e.attr[0]
-        for e in expr.walk([*loads.values(), *(s.value for s in stores), *_stage_exprs(attrs)])
+        for e in expr.walk([*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)])
         if e.op == "load"
     }
     used |= {s.buffer for s in stores}
     buffers = {n: b for n, b in reader.buffers.items() if b.name in used}
     kernel = Kernel(
-        template, _stem(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs
+        template, stem or stem_of(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs
     )
     tensors = {b.name: n for n, b in buffers.items()}
     return Bound(kernel, tensors, merge_origins(region.nodes), flops)
+
+
+def _places(stores: Sequence[Store]) -> list[Expr]:
+    """What computes the run-time coordinates of stores."""
+    return [expr.index(c) for s in stores for c in s.coords if dims.dynamic_atoms(c)]
 
 
 def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
     return [e for stage in attrs.get("stages", ()) for e in stage[2:] if e is not None]
 
 
-def _stem(region: Region, template: str) -> str:
+def stem_of(region: Region, template: str) -> str:
     """A readable C identifier: the template and the operators that compute something."""
     ops = [n.op.lower() for n in region.nodes if n is region.hero or opdef(n.op).kind is not Kind.MOVEMENT]
     ops = ops or [region.nodes[-1].op.lower()]

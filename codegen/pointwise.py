@@ -5,14 +5,14 @@ Roles: axes ``out``; no loads; stores over the out axes. Tactic: lanes per threa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store, axis
 from arcweld.codegen.printer import Hooks, vector_width, wide_index
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.expr import substitute_index
+from arcweld.compiler.expr import substitute_dim, substitute_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,12 @@ def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
         table[a.sym] = whole if k == 0 else dims.mod(whole, a.extent)
         inner = inner * a.extent
     stores = tuple(
-        Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), substitute_index(s.value, table))
+        replace(
+            s,
+            coords=tuple(substitute_dim(c, table) for c in s.coords),
+            value=substitute_index(s.value, table),
+            mask=None if s.mask is None else substitute_index(s.mask, table),
+        )
         for s in kernel.stores
     )
     return flat, stores

@@ -376,19 +376,28 @@ def print_stores(
         buffer = block.params.kernel.buffer(s.buffer)
         pointer = block.params.buffer(s.buffer)
         value = from_compute(buffer.dtype, block.value(s.value))
-        base = block._contiguous(buffer, s.coords) if block.lane is not None and guard is None else None
+        conditions = [] if s.mask is None or s.mask.op == "const" else [block.value(s.mask)]
+        whole = block.lane is not None and guard is None and s.reduction == "none"
+        whole = whole and (not conditions or not block.is_laned(s.mask))  # type: ignore[arg-type]
+        base = block._contiguous(buffer, s.coords) if whole else None
         if base is not None:
             offset = block._poly(base)
             vec = f"Vec<{buffer.dtype.cuda}, {block.width}>"
             pre.append(f"{vec} out{n}_lanes;")
             sinks.append(f"out{n}_lanes.v[lane] = {value};")
-            post.append(f"store_vec<{block.width}>({pointer} + ({offset}), out{n}_lanes);")
+            masked = f"if ({conditions[0]}) " if conditions else ""
+            post.append(f"{masked}store_vec<{block.width}>({pointer} + ({offset}), out{n}_lanes);")
             continue
         saved, block._in_lanes = block._in_lanes, block.lane is not None
         offset = block.dim(buffer.offset(s.coords))
         block._in_lanes = saved
-        condition = f"if ({guard('lane' if block.lane is not None else '0')}) " if guard is not None else ""
-        sinks.append(f"{condition}{pointer}[{offset}] = {value};")
+        if guard is not None:
+            conditions.insert(0, guard("lane" if block.lane is not None else "0"))
+        condition = f"if ({' && '.join(conditions)}) " if conditions else ""
+        act = f"{pointer}[{offset}] = {value};"
+        if s.reduction != "none":
+            act = f"atomic_{s.reduction}({pointer} + ({offset}), {value});"
+        sinks.append(condition + act)
     lines = block.finish(sinks, pre)
     return lines + [block.indent + p for p in post]
 

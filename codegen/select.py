@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 from types import ModuleType
 
 from arcweld.codegen import attention, contract, conv, pointwise, reduce, rowwise, transpose, window
@@ -19,6 +18,7 @@ def _portable(name: str, module: ModuleType) -> Implementation:
 
 IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "pointwise": (_portable("transpose", transpose), _portable("pointwise", pointwise)),
+    "scatter": (_portable("pointwise", pointwise),),
     "reduce": (_portable("reduce", reduce),),
     "rowwise": (_portable("rowwise", rowwise),),
     "window": (_portable("window", window),),

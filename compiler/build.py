@@ -6,7 +6,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Planned:
-    """A launch: the kernel with its tensors, and the sources that serve every architecture."""
+    """A launch: the kernel with its tensors, and the sources that serve every architecture.
+
+    ``before`` are launches that write the same tensor first (a scatter's copy of the data).
+    """
 
     name: str
     bound: Bound
     sources: tuple[KernelSource, ...]
+    before: tuple[Planned, ...] = ()
 
 
 @dataclass
@@ -127,16 +131,21 @@ def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | 
     rendered: dict[object, tuple[KernelSource, ...]] = {}
     planned = []
     for i, region in enumerate(fused.regions):
-        *before, last = lower_all(region, fused.graph)
-        names = [f"{region.name}:{k}" for k in range(len(before))]
-        for name, bound in zip([*names, region.name], [*before, last]):
+        group: tuple[Planned, ...] = ()
+        for bound in lower_all(region, fused.graph):
             key = bound.kernel.key()
             if key not in rendered:
                 rendered[key] = sources(bound.kernel, archs)
-            planned.append(Planned(name, bound, rendered[key]))
+            group = (*group, Planned(f"{region.name}:{len(group)}", bound, rendered[key]))
+        planned.append(replace(group[-1], name=region.name, before=group[:-1]))
         if progress is not None:
             progress("codegen", i + 1, len(fused.regions))
     return tuple(planned)
+
+
+def in_order(planned: Sequence[Planned]) -> list[Planned]:
+    """Every launch, those that come before another one included."""
+    return [x for p in planned for x in (*p.before, p)]
 
 
 def compile_sources(
@@ -144,7 +153,7 @@ def compile_sources(
 ) -> tuple[dict[tuple[str, str], bytes], dict[str, bytes]]:
     """Cubins by (arch, kernel), PTX by kernel. An architecture with its own source doesn't get the portable one."""
     jobs: dict[Job, tuple[str, str]] = {}
-    for p in planned:
+    for p in in_order(planned):
         for arch in archs:
             fit = [s for s in p.sources if runs_on(s.arch, arch)]
             best = max(fit, key=lambda s: s.arch.endswith("a"))
@@ -166,7 +175,7 @@ def assemble(
     order: Sequence[str],
 ) -> EngineData:  # fmt: skip
     """The engine's data: tensors, launches, weights, sources and object code. ``order`` names the model's outputs."""
-    graph = fused.graph
+    graph, planned = fused.graph, in_order(planned)
     made = {o.name: o for r in fused.regions for o in r.outputs}
     read = {t for p in planned for t in p.bound.tensors.values()}
     outputs = {o.name for o in graph.outputs}

@@ -100,8 +100,11 @@ class _Check:
     planned: Planned
     source: KernelSource
 
+    def launches(self) -> list[Planned]:
+        return [*self.planned.before, self.planned]
+
     def tensors(self) -> set[str]:
-        return set(self.planned.bound.tensors.values())
+        return {t for p in self.launches() for t in p.bound.tensors.values()}
 
     def label(self) -> dict[str, Any]:
         return {"kernel": self.source.entry, "arch": self.source.arch, "launch": self.planned.name}
@@ -191,20 +194,25 @@ def _check_kernel(
 def run_launch(
     check: _Check, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
 ) -> dict[str, np.ndarray]:
-    """Runs one kernel alone on ``device``; its operands come from ``values``. Returns what it wrote, by tensor name."""
-    p = check.planned
-    single = single_launch(data, p.name, sizes, check.source.entry)
-    read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
-    names = dict(zip(_launch_of(data, p.name).reads, read))  # the program calls outputs by their labels
+    """Runs one kernel on ``device``, after those that must come before it; its operands come from ``values``.
+
+    Returns what it wrote, by tensor name.
+    """
+    single = single_launch(data, check, sizes)
+    names: dict[str, str] = {}  # the program calls outputs by their labels
+    for p in check.launches():
+        read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
+        names |= zip(_launch_of(data, p.name).reads, read)
     feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
     return Engine(single, device, graphs=False).run(feeds)
 
 
-def single_launch(data: EngineData, name: str, sizes: Mapping[str, int], entry: str) -> EngineData:
-    """An engine that holds one launch of ``data``, as kernel ``entry``, with every dimension fixed to ``sizes``."""
-    launch = _launch_of(data, name)
+def single_launch(data: EngineData, check: _Check, sizes: Mapping[str, int]) -> EngineData:
+    """An engine that holds the launch to check, and those before it, with every dimension fixed to ``sizes``."""
+    launches = [_launch_of(data, p.name) for p in check.launches()]
+    reads = dict.fromkeys(t for x in launches for t in x.reads)
     tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
-    weights = tuple(w for w in data.program.weights if w.name in launch.reads)
+    weights = tuple(w for w in data.program.weights if w.name in reads)
     names = {w.name for w in weights}
 
     def fixed(text: str) -> str:
@@ -219,16 +227,18 @@ def single_launch(data: EngineData, name: str, sizes: Mapping[str, int], entry: 
             f, value=value, offset=fixed(f.offset), dims=tuple(map(fixed, f.dims)), strides=tuple(map(fixed, f.strides))
         )
 
-    variants = tuple(
-        replace_struct(v, grid=tuple(fixed(g) for g in v.grid), fields=tuple(field(f) for f in v.fields))
-        for v in launch.variants
-        if v.entry == entry
-    )
-    used = {v.kernel for v in variants}
+    def variant(v: prog.Variant) -> prog.Variant:
+        return replace_struct(v, grid=tuple(fixed(g) for g in v.grid), fields=tuple(field(f) for f in v.fields))
+
+    def only(x: prog.Launch) -> prog.Launch:
+        kept = [v for v in x.variants if x is not launches[-1] or v.entry == check.source.entry]
+        return replace_struct(x, variants=tuple(variant(v) for v in kept), flops="0")
+
+    fixed_launches = tuple(only(x) for x in launches)
+    used = {v.kernel for x in fixed_launches for v in x.variants}
     program = prog.Program(
-        prog.SCHEMA, name, (), tuple(tensor(n) for n in dict.fromkeys(launch.reads) if n not in names),
-        tuple(tensor(n) for n in dict.fromkeys(launch.writes)), weights, (), (),
-        (replace_struct(launch, variants=variants, flops="0"),),
+        prog.SCHEMA, check.planned.name, (), tuple(tensor(n) for n in reads if n not in names),
+        tuple(tensor(n) for n in dict.fromkeys(launches[-1].writes)), weights, (), (), fixed_launches,
     )  # fmt: skip
     return replace(
         data, program=program, sources={k: v for k, v in data.sources.items() if k in used},

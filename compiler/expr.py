@@ -253,17 +253,26 @@ def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[int, Expr
     return found
 
 
-def substitute_index(e: Expr, table: Mapping[Any, Dim]) -> Expr:
-    """Replaces loop indices in every load, index and mask of ``e`` (run-time indices are rebuilt too)."""
-    memo: dict[int, Expr] = {}
+def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[int, Expr] | None = None) -> Dim:
+    """Replaces loop indices in ``d`` and in what its run-time indices are computed from."""
+    dyn: dict[Any, Dim] = {}
+    for a in dims.dynamic_atoms(d):
+        assert isinstance(a.payload, Expr)
+        payload = substitute_index(a.payload, table, memo)
+        if payload is not a.payload:
+            dyn[a] = _renamed_dyn(a, payload)
+    return dims.substitute(d, {**table, **dyn})
+
+
+def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[int, Expr] | None = None) -> Expr:
+    """Replaces loop indices in every load, index and mask of ``e`` (run-time indices are rebuilt too).
+
+    Calls that share ``memo`` must share ``table``.
+    """
+    memo = {} if memo is None else memo
 
     def dim(d: Dim) -> Dim:
-        dyn = {
-            a: _renamed_dyn(a, sub(a.payload))  # type: ignore[arg-type]
-            for a in dims.dynamic_atoms(d)
-            if sub(a.payload) is not a.payload  # type: ignore[arg-type]
-        }
-        return dims.substitute(d, {**table, **dyn})
+        return substitute_dim(d, table, memo)
 
     def leaf(x: Expr) -> Expr | None:
         if x.op == "load":
@@ -398,9 +407,7 @@ def _evaluate_dim(d: Dim, env: Mapping[str, Any]) -> Any:
         for atom, p in m:
             if isinstance(atom, dims.Call):
                 a, b = _evaluate_dim(atom.a, env), _evaluate_dim(atom.b, env)
-                fn = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}[
-                    atom.fn
-                ]
+                fn = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}[atom.fn]
                 value = fn(a, b)
             else:
                 value = env[atom.name]

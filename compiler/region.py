@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from arcweld.compiler.dims import product
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.registry import Kind, opdef
@@ -22,8 +24,30 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.CONV: "conv",
     Kind.WINDOW: "window",
     Kind.ATTENTION: "attention",
-    Kind.SCATTER: "scatter",
 }
+# up to this many updates may name one element, each output element looks through them
+MAX_SEARCH = 64
+# types whose atomics give what the reference gives, up to the order of summation
+ATOMIC: Mapping[str, tuple[DType, ...]] = {
+    "add": (DType.F32, DType.F64, DType.I32, DType.U32, DType.I64),
+    "max": (DType.F32, DType.I32, DType.I64),
+    "min": (DType.F32, DType.I32, DType.I64),
+}
+
+
+def template_of(node: Node) -> str:
+    """The template that computes a node. Scatters have two: ``search`` looks for each element's updates, ``scatter`` stores
+    each update where it belongs.
+    """
+    kind = opdef(node.op).kind
+    if kind is not Kind.SCATTER:
+        return TEMPLATE_OF_KIND[kind]
+    data, indices, _ = node.operands()
+    candidates = product(indices.shape[:-1]) if node.op == "ScatterND" else indices.shape[node.attrs["axis"]]
+    reduction = node.attrs["reduction"]
+    few = isinstance(candidates, int) and candidates <= MAX_SEARCH
+    exact = reduction == "none" or data.dtype in ATOMIC.get(reduction, ())
+    return "search" if few or not exact else "scatter"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.region import TEMPLATE_OF_KIND, FusedGraph, Refusal, Region, is_hero, is_view
+from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, template_of
 from arcweld.compiler.registry import Kind, opdef
 
 MAX_OPERANDS = 12
 MAX_RECOMPUTE = 40
 # how often an element of the operand is read: heroes that read each once can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
-# operands of other heroes that may be computed on the fly: masks are read like an epilogue operand
-FREE_OPERANDS = {("Attention", 3)}
+# operands of other heroes that may be computed on the fly: those that are read like an epilogue's
+FREE_OPERANDS = {("Attention", 3), ("ScatterND", 0), ("ScatterElements", 0)}
 
 
 class _Group:
@@ -56,14 +56,16 @@ class Fuser:
     def run(self, enabled: bool = True) -> FusedGraph:
         if not enabled:
             for node in self.graph.nodes:
-                self._open(node, TEMPLATE_OF_KIND[opdef(node.op).kind])
+                self._open(node, template_of(node))
             return FusedGraph(self.graph, tuple(self._regions()), ())
         for node in self.graph.nodes:
             if is_hero(node):
-                self._open(node, TEMPLATE_OF_KIND[opdef(node.op).kind])
+                self._open(node, template_of(node))
         heroes = list(self.groups)
         for g in heroes:
-            self._grow_epilogue(g)
+            # a scatter in place has nowhere to apply an epilogue: an element is final after the last update
+            if g.template != "scatter":
+                self._grow_epilogue(g)
         for g in heroes:
             self._grow_prologue(g)
         self._cover_rest()
