@@ -43,7 +43,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),
-    # then the primitives that exporters wrote out become what kernels are written for
+    # then the primitives that exporters wrote out become what kernels are written for, while composite
+    # operators (ReduceMean, BatchNormalization) are still whole; attention last, as it looks for Softmax
     Pass("clips", clips, "write Max and Min with constants as Clip or Relu"),
     Pass("activations", activations, "recover activation functions"),
     Pass("rowwise", rowwise, "recover Softmax, LayerNormalization and RMSNormalization"),
@@ -51,6 +52,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),
     Pass("decompose", decompose, "write composite operators in terms of others"),
     Pass("constant-folding", constant_folding, "evaluate the constants that decomposition made"),
+    # shapes before layout: a flattened operand has no channel axis to move, and siblings share an operand
+    # only unflattened
     Pass("unflatten", unflatten, "let products and row-wise work keep the axes that exporters flatten"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
@@ -58,6 +61,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
+    # behind layout, so that f32 sums of a normalisation that layout took apart are seen; transposed
+    # constants are cast once
     Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # last of all rewrites: folding must not undo it
