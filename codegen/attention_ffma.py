@@ -109,8 +109,9 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     """Renders for any architecture."""
     a = parts(kernel)
     tile, hooks = layout(a, tactic), Hooks(kernel)
-    printed = print_hooks(a, hooks, {"q": 4, "k": 4, "v": 4, "mask": 1, "out": 4})
-    sources = [source(a, hooks, role, getattr(printed, role), a.ctype) for role in ("k", "v")]
+    sources = [source(a, hooks, role, a.ctype) for role in ("k", "v")]
+    hooked = {s.role: 4 for s in sources if not s.is_async}
+    printed = print_hooks(a, hooks, {"q": 4, **hooked, "mask": 1, "out": 4})
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, tile.rows)
     return render(

@@ -118,9 +118,10 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     kernel = packed
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
-    printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, "k": 8, "v": 8, "mask": 2, "out": 2})
     element = DType(kernel.attrs["precision"])
-    sources = [source(a, hooks, role, getattr(printed, role), element) for role in ("k", "v")]
+    sources = [source(a, hooks, role, element) for role in ("k", "v")]
+    hooked = {s.role: 8 for s in sources if not s.is_async}
+    printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, **hooked, "mask": 2, "out": 2})
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, space.rows)
     return render(

@@ -190,7 +190,7 @@ class Source:
     function: str
 
 
-def source(a: Attention, hooks: Hooks, role: str, width: int, element: DType) -> Source:
+def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
     """Asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
     lane, per = (a.d if role == "k" else a.dv), 16 // element.size
     plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
@@ -202,11 +202,12 @@ def source(a: Attention, hooks: Hooks, role: str, width: int, element: DType) ->
         or not dims.is_multiple(plain.strides[a.t.sym], per)
         or not dims.is_multiple(plain.offset, per)
     ):
-        return Source(role, False, "", width, per, "")
+        return Source(role, False, "", per, "")
     block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
     offset = block.dim(plain.offset)
     arguments = f"const Params& p, {block.itype} b, {block.itype} h"
     head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
     body = [*block.finish([]), f"  return {hooks.params.buffer(plain.buffer.name)} + ({offset});", "}"]
     stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
-    return Source(role, True, f"({block.itype}){stride}", width, per, "\n".join([head, *body]))
+    wide = "" if block.itype == "int" else f"({block.itype})"
+    return Source(role, True, wide + stride, per, "\n".join([head, *body]))
