@@ -216,9 +216,9 @@ class Visitor:
             if wanted and (i >= len(listed) or listed[i] is None):
                 raise UnsupportedError(f"output {i} of {context.op} is not supported")
         for emitted in self.builder.rw.nodes[start:]:
-            reason = registry.unsupported_reason(emitted)
-            if reason:
-                raise UnsupportedError(reason)
+            refusal = registry.unsupported_reason(emitted)
+            if refusal:
+                raise UnsupportedError(refusal)
         self.findings.append(Finding(context.name, context.op))
         return self._named(context, listed, start, why)
 
