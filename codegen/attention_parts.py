@@ -179,13 +179,12 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
 @dataclass(frozen=True, slots=True)
 class Source:
     """How an operand's rows reach shared memory: by ``cp_async16`` of ``per`` elements from ``row0`` with
-    ``stride``, or by the load hook with vectors of ``width``.
+    ``stride``, or by the load hook.
     """
 
     role: str
     is_async: bool
     stride: str
-    width: int
     per: int
     function: str
 
