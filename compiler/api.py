@@ -16,9 +16,11 @@ from arcweld.compiler.build import Build, Progress, build_graph
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError, UsageError
-from arcweld.compiler.evidence import VerifyPlan, verify_build
+from arcweld.compiler.evidence import ENGINE_TOLERANCE, VerifyPlan, verify_build
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
+from arcweld.compiler.promotion import Promotion, promote, reference_seconds
+from arcweld.compiler.reference import bind_symbols
 from arcweld.compiler.samples import sample_inputs, sample_sizes
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
@@ -158,24 +160,42 @@ def build_engine(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, {})
+    promotion = _promotion(graph, options, given, bound, plan) if given and precision != "fp32" else None
+    if promotion is not None:
+        options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.name == "cuda"
     )
     engine = Engine(build.data, where)
     if plan.level != "off":
-        bound = sample_sizes(graph, sizes)
-        given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
-        evidence = verify_build(build, engine, given, _bind(graph, given, bound), plan, precision)
+        evidence = verify_build(build, engine, given, bound, plan, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, engine))
     return build, engine
 
 
-def _bind(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[str, int]:
-    from arcweld.compiler.reference import bind_symbols
+def _inputs_to_verify(
+    graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Inputs to verify with, given or random, and the sizes of all symbols that go with them."""
+    bound = sample_sizes(graph, sizes)
+    given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
+    return given, {**bound, **bind_symbols(graph.inputs, given, None)}
 
-    return {**sizes, **bind_symbols(graph.inputs, feeds, None)}
+
+def _promotion(
+    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan
+) -> Promotion:
+    tolerance = plan.tolerance if plan.tolerance is not None else ENGINE_TOLERANCE[options.precision]
+    seconds = 2 * reference_seconds(graph, sizes)
+    if plan.level == "quick" and seconds > plan.budget:
+        note = f"not tried: the reference would take about {seconds:.0f} s, beyond the budget"
+        return Promotion(frozenset(), float("nan"), note)
+    budget = plan.budget if plan.level == "quick" else 10 * max(seconds, plan.budget)
+    # the kernels sum in another order than numpy: aim a little below what will be asked of them
+    return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
 
 
 def summary(build: Build, engine: Engine) -> str:

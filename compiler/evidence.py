@@ -18,6 +18,8 @@ from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.build import Build, Planned
 from arcweld.compiler.dims import Dim, evaluate, parse
 from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.metrics import REFERENCE_FLOPS, relative_error
+from arcweld.compiler.promotion import Promotion
 from arcweld.compiler.reference import run_reference, stream_reference
 from arcweld.runtime import program as prog
 from arcweld.runtime.device import Device
@@ -31,8 +33,8 @@ LEVELS = ("off", "quick", "full")
 # computes: the reference rounds each of them, a fused kernel only what it stores
 KERNEL_TOLERANCE = {"f64": 1e-6, "f32": 1e-4, "f16": 5e-3, "bf16": 4e-2}
 ENGINE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
-# what the simulator and numpy manage on one core; only used to decide what fits the budget
-SIM_FLOPS, SIM_ELEMENTS, REFERENCE_FLOPS = 1.5e9, 30e6, 3e10
+# what the simulator manages on one core; only used to decide what fits the budget
+SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,6 @@ class VerifyPlan:
             raise UsageError(f"unknown verification level {self.level!r}", hint=f"one of {', '.join(LEVELS)}")
 
 
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """``‖got - want‖ / ‖want‖`` in f64, NaN and inf agreeing in place; for integers the share of unequal elements."""
-    if want.dtype.kind in "iub":
-        return float(np.mean(got != want)) if want.size else 0.0
-    g, w = got.astype(np.float64), want.astype(np.float64)
-    odd = ~np.isfinite(w)
-    if not np.array_equal(np.isfinite(g), ~odd) or not np.array_equal(g[odd], w[odd], equal_nan=True):
-        return float("inf")
-    norm = float(np.linalg.norm(w[~odd]))
-    diff = float(np.linalg.norm(g[~odd] - w[~odd]))
-    return diff / norm if norm > 0 else diff
-
-
 def verify_build(
     build: Build,
     engine: Engine,
@@ -68,6 +57,7 @@ def verify_build(
     sizes: Mapping[str, int],
     plan: VerifyPlan,
     precision: str,
+    promotion: Promotion | None = None,
 ) -> dict[str, Any]:
     """Compares kernels and engine with the references on ``feeds``; returns the evidence.
 
@@ -82,6 +72,8 @@ def verify_build(
         "metric": "norm(got - want) / norm(want)",
         "shapes": {k: list(v.shape) for k, v in feeds.items()}, "kernels": [], "outputs": [],
     }  # fmt: skip
+    if promotion is not None:
+        evidence["promotion"] = {"note": promotion.note, "f32": sorted(promotion.origins)}
     checks, skipped = _select(build, sizes, engine.device, plan)
     dtypes = {r.name: {o.dtype.value for n in r.nodes for o in n.outputs} for r in build.fused.regions}
     for check, values in _with_values(build, checks, feeds, sizes):

@@ -14,7 +14,7 @@ from arcweld.compiler.cli.common import check_writable, interface, is_engine, no
 from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes, sizes_of
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.errors import AccuracyError, UsageError
-from arcweld.compiler.evidence import relative_error
+from arcweld.compiler.metrics import relative_error
 from arcweld.compiler.paths import replacing
 from arcweld.compiler.samples import sample_inputs, sample_sizes
 from arcweld.runtime.engine import Engine, load
