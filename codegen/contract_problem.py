@@ -17,6 +17,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads, substitute_index, walk
 
 COPY_BYTES = 16
+NEAR = 24  # elements between neighbouring rows, up to which a warp's accesses share cache lines
 UNKNOWN_EXTENT = 512
 
 
@@ -28,6 +29,7 @@ class Operand:
     width     lanes of one access through the load hook: 1, 2, 4 or 8, dividing the lane axis' extent
     storage   the loaded type if the operand is nothing but one load (perhaps masked), else None
     copyable  16 aligned neighbouring bytes can be copied as they are (all of them masked alike)
+    by_rows   accesses of one element: neighbouring threads had better take neighbouring rows than neighbouring k
     """
 
     expr: Expr
@@ -36,6 +38,7 @@ class Operand:
     width: int
     storage: DType | None
     copyable: bool
+    by_rows: bool = False
 
     @property
     def masked(self) -> bool:
@@ -107,10 +110,14 @@ def problem_of(
 
 
 def conv_problem(kernel: Kernel) -> Problem:
-    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co, k = tap and ci."""
+    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, or ci and tap if that is wider."""
     axes = kernel.axes
-    roles = (axes["g"], (*axes["n"], *axes["out"]), axes["co"], (*axes["tap"], *axes["ci"]))
-    return problem_of(kernel, roles, "a", "w")
+    outer = (axes["g"], (*axes["n"], *axes["out"]), axes["co"])
+    channels_last = problem_of(kernel, (*outer, (*axes["tap"], *axes["ci"])), "a", "w")
+    if channels_last.a.width > 1 or axes["ci"][0].extent == 1:
+        return channels_last
+    channels_first = problem_of(kernel, (*outer, (*axes["ci"], *axes["tap"])), "a", "w")
+    return channels_first if channels_first.a.width > 1 else channels_last
 
 
 def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
@@ -120,13 +127,35 @@ def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
     lane = k if along_k else row
     storage = e.attr[1] if e.op == "load" else None
     copyable = storage is not None and _copyable(kernel, e, lane, storage)
-    return Operand(e, row, along_k, max(widths), storage, copyable)
+    by_rows = max(widths) == 1 and _stride(kernel, e, row, k) < min(NEAR, _stride(kernel, e, k, row))
+    return Operand(e, row, along_k, max(widths), storage, copyable, by_rows)
+
+
+def _stride(kernel: Kernel, e: Expr, along: Axis, other: Axis) -> int:
+    """How many elements apart the accesses of neighbouring ``along`` typically lie: the median over a few places."""
+    found = max(loads([e]), key=lambda x: len(dims.free_symbols(_offset(kernel, x))), default=None)
+    if found is None or dims.dynamic_atoms(_offset(kernel, found)):
+        return UNKNOWN_EXTENT
+    offset = _offset(kernel, found)
+    env = {s.name: likely(dims.var(s)) for s in dims.free_symbols(offset)}
+    steps = []
+    for place in range(5):
+        env[other.sym.name] = likely(other.extent) * place // 5
+        ends = []
+        for step in (0, 1):
+            env[along.sym.name] = min(likely(along.extent) * place // 5 + step, likely(along.extent) - 1)
+            ends.append(dims.evaluate(offset, env))
+        steps.append(abs(ends[1] - ends[0]))
+    return sorted(steps)[2]
+
+
+def _offset(kernel: Kernel, load: Expr) -> Dim:
+    return kernel.buffer(load.attr[0]).offset(load.attr[2])
 
 
 def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
     """True if some load moves by one element when ``sym`` moves by one."""
-    offsets = [kernel.buffer(x.attr[0]).offset(x.attr[2]) for x in loads([e])]
-    return any(dims.coefficient(d, sym) == 1 for d in offsets)
+    return any(dims.coefficient(_offset(kernel, x), sym) == 1 for x in loads([e]))
 
 
 def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
@@ -160,8 +189,8 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
 
 
 def likely(extent: Dim) -> int:
-    """A number to plan with: the extent itself, or for a symbolic one its upper bound, or a moderate guess."""
+    """A number to plan with, at least 1: the extent itself, for a symbolic one its upper bound or a moderate guess."""
     if isinstance(extent, int):
-        return extent
+        return max(extent, 1)
     lo, hi = dims.bounds(extent)
     return hi if hi is not None else max(lo or 1, UNKNOWN_EXTENT)

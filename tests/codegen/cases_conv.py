@@ -49,8 +49,10 @@ def within(mask: Expr | None, p: Dim, size: Dim) -> Expr:
     return both if mask is None else binary("and", mask, both)
 
 
-def conv_kernel(s: Shape, dtype: DType, prologue: bool = False, residual: bool = True, precision: str = "") -> Kernel:
-    """``relu(conv(x or relu(x), w) + bias + residual)``, channels last."""
+def conv_kernel(
+    s: Shape, dtype: DType, prologue: bool = False, residual: bool = True, precision: str = "", planes: bool = False
+) -> Kernel:
+    """``relu(conv(x or relu(x), w) + bias + residual)``, channels last; with ``planes`` x is f32 and channels first."""
     n, g = axis("n", s.n), axis("g", s.groups)
     co, ci = axis("co", s.co // s.groups), axis("ci", s.ci // s.groups)
     outs = tuple(axis(f"o{i}", d) for i, d in enumerate(s.out))
@@ -75,6 +77,9 @@ def conv_kernel(s: Shape, dtype: DType, prologue: bool = False, residual: bool =
     y = Buffer("out0", dtype, (s.n, *s.out, s.co), written=True)
     channel = g.index * co.extent + co.index
     a = at(x, [n, *place, g.index * ci.extent + ci.index], mask)
+    if planes:
+        x = Buffer("in0", F32, (s.n, s.ci, *s.size))
+        a = at(x, [n, g.index * ci.extent + ci.index, *place], mask)
     value = variable("acc", F32) + at(bias, [channel])
     if residual:
         value = value + at(res, [n, *outs, channel])
@@ -93,8 +98,11 @@ def conv_inputs(rng: np.random.Generator, kernel: Kernel, env: dict[str, int]) -
     return {name: random(rng, shape, kernel.buffer(name).dtype) for name, shape in shapes.items()}
 
 
-def conv(i: Arrays, s: Shape, prologue: bool = False) -> Arrays:
+def conv(i: Arrays, s: Shape, prologue: bool = False, planes: bool = False) -> Arrays:
     """The definition, tap by tap, in f64; a transposed convolution scatters where the other gathers."""
+    if planes:
+        rounded = np.moveaxis(i["in0"], 1, -1).astype(i["in1"].dtype)  # what the tensor cores multiply
+        return conv({**i, "in0": rounded}, s, prologue)
     x, w = i["in0"].astype(np.float64), i["in1"].astype(np.float64)
     x = np.maximum(x, 0) if prologue else x
     size = x.shape[1:-1]
@@ -150,12 +158,16 @@ def _suite() -> Suite:
     def add(name: str, shape: Shape, dtype: DType, env: dict[str, int] | None = None, **kw: Any) -> None:
         kernel = conv_kernel(shape, dtype, **kw)
         inputs = conv_inputs(rng, kernel, env or {})
-        s.add(name, kernel, inputs, functools.partial(conv, inputs, shape, kw.get("prologue", False)), env)
+        told = {k: v for k, v in kw.items() if k in ("prologue", "planes")}
+        s.add(name, kernel, inputs, functools.partial(conv, inputs, shape, **told), env)
 
     for name, shape in SHAPES.items():
         for dtype in (F32, F16):
             add(f"{name}_{dtype.value}", shape, dtype)
     add("3x3_bf16", SHAPES["3x3"], BF16)
+    for dtype in (F32, F16):
+        add(f"planes_{dtype.value}", SHAPES["first_layer"], dtype, planes=True)
+        add(f"planes_patches_{dtype.value}", Shape(2, (16, 24), 3, 16, (8, 8), stride=8), dtype, planes=True)
     add("3x3_prologue_f16", SHAPES["3x3"], F16, prologue=True)
     add("3x3_prologue_f32", SHAPES["3x3"], F32, prologue=True, residual=False)
     n, h, w = symbol("N", 1, 8), symbol("H", 8, 64), symbol("W", 8, 64)

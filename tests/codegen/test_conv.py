@@ -51,6 +51,13 @@ def test_any_shape(
     assert_close(kernel, got, cases_conv.conv(inputs, shape), SLACK[dtype])
 
 
+def test_planes_are_read_along_their_rows() -> None:
+    stem = conv_problem(cases_conv.conv_kernel(cases_conv.SHAPES["first_layer"], DType.F16, planes=True))
+    assert stem.a.by_rows
+    patches = conv_problem(cases_conv.conv_kernel(Shape(2, (16, 24), 3, 16, (8, 8), stride=8), DType.F16, planes=True))
+    assert (patches.a.along_k, patches.a.width) == (True, 4)
+
+
 def test_padding_is_copied_by_predicate() -> None:
     problem = conv_problem(cases_conv.conv_kernel(cases_conv.SHAPES["3x3"], DType.F16))
     assert problem.a.copyable
