@@ -24,8 +24,9 @@ def collapse(axes: Sequence[Axis], name: str) -> tuple[Axis, dict[dims.Atom, Dim
     inner: Dim = 1
     for k, a in reversed(list(enumerate(axes))):
         whole = dims.floordiv(flat.index, inner)
-        table[a.sym] = whole if k == 0 else dims.mod(whole, a.extent)
-        inner = inner * a.extent
+        extent = 1 if a.extent == 0 else a.extent  # nothing runs then, and nothing divides by zero
+        table[a.sym] = whole if k == 0 else dims.mod(whole, extent)
+        inner = inner * extent
     return flat, table
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store, axis
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store
+from arcweld.codegen.nest import collapse
 from arcweld.codegen.printer import Hooks, vector_width, wide_index
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim
 from arcweld.compiler.expr import substitute_dim, substitute_index
 
 
@@ -34,15 +34,8 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 
 def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
-    """The stores over one flat index; loop indices become quotients and remainders, which cancel where axes collapse."""
-    outs = kernel.axes["out"]
-    flat = axis("i", dims.product(a.extent for a in outs))
-    table: dict[dims.Atom, Dim] = {}
-    inner: Dim = 1
-    for k, a in reversed(list(enumerate(outs))):
-        whole = dims.floordiv(flat.index, inner)
-        table[a.sym] = whole if k == 0 else dims.mod(whole, a.extent)
-        inner = inner * a.extent
+    """The stores over one flat index; loop indices become quotients and remainders, which mostly cancel."""
+    flat, table = collapse(kernel.axes["out"], "i")
     stores = tuple(
         replace(
             s,

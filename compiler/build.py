@@ -71,6 +71,7 @@ def build_graph(
     """
     archs = options.arch or DEFAULT_ARCHS
     clock = _Clock()
+    graph = graph.replace(output_labels=graph.labels())  # passes may rename values
     computed = without_passed_on(graph)
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     clock.lap("passes")
