@@ -21,6 +21,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads, transform, variable
 
 UNBOUNDED = 1 << 30
+MOST_TILES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ def plan(kernel: Kernel) -> Plan | str:
         staged.append(e)
     if b is None:
         return "every load is contiguous along the stores' axis"
+    if len(staged) > MOST_TILES:
+        return f"{len(staged)} loads would each need a tile in shared memory"
     return _merged(kernel, outs, a, b, staged)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from pathlib import Path
 
 import cases_transpose
 import numpy as np
 import pytest
+from arcweld.codegen.kernel import Buffer, Kernel, axis
 from arcweld.codegen.transpose import plan, render_transpose, supports, tactics
 from arcweld.compiler.dtypes import DType
 from cases_transpose import permute_kernel
 from harness import assert_compiles, run_kernel
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from kernel_cases import Case, assert_close, matches, random
+from kernel_cases import Case, assert_close, at, matches, put, random
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime" / "sim"))
 from mutate import mutations, survivors
@@ -73,6 +76,15 @@ def test_a_copy_needs_no_tile() -> None:
     )
     with pytest.raises(ValueError, match="contiguous"):
         render_transpose(permute_kernel((4, 5), (0, 1), DType.F32), None, "sm_80")  # type: ignore[arg-type]
+
+
+def test_too_many_tiles_are_refused() -> None:
+    r, c = axis("r", 40), axis("c", 30)
+    sources = tuple(Buffer(f"in{n}", DType.F32, (30, 40)) for n in range(9))
+    out = Buffer("out0", DType.F32, (40, 30), True)
+    total = functools.reduce(operator.add, (at(b, (c, r)) for b in sources))
+    kernel = Kernel("transpose", "sum", {"out": (r, c)}, {}, (put(out, (r, c), total),), (*sources, out), {})
+    assert "9 loads" in (supports(kernel, "sm_80") or "")
 
 
 def test_the_barrier_is_needed() -> None:
