@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from arcweld.codegen.cache import DiskCache
 from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import Bound, KernelSource, ParamField
 from arcweld.codegen.lower import lower_all
-from arcweld.codegen.nvrtc import Job, headers
+from arcweld.codegen.nvrtc import Compiled, Job, headers, require_clean
 from arcweld.codegen.nvrtc import version as nvrtc_version
 from arcweld.codegen.pool import compile_many
 from arcweld.codegen.select import sources
@@ -31,8 +32,11 @@ from arcweld.passes.schedule import schedule
 from arcweld.runtime import program as prog
 from arcweld.runtime.engine_file import EngineData
 
+log = logging.getLogger("arcweld")
+
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
 PTX_ARCH = "sm_80"
+SPILL_BYTES = 64  # ptxas spills a few values even where registers are free; more than this is worth a warning
 Progress = Callable[[str, int, int], None]
 
 
@@ -163,9 +167,20 @@ def compile_sources(
             if not s.arch.endswith("a"):
                 jobs[Job(s.source, PTX_ARCH, s.entry, kind="ptx")] = ("ptx", s.entry)
     tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
-    done = compile_many(list(jobs), strict=True, cache=cache or DiskCache(), progress=tell)
+    done = compile_many(list(jobs), cache=cache or DiskCache(), progress=tell)
+    for c in done:
+        _judge(c)
     cubins = {where: c.code for where, c in zip(jobs.values(), done) if where[0] != "ptx"}
     return cubins, {where[1]: c.code for where, c in zip(jobs.values(), done) if where[0] == "ptx"}
+
+
+def _judge(c: Compiled) -> None:
+    """Refuses a kernel that ptxas warned about. A spill only costs time: it is told, the kernel is kept."""
+    if c.warnings:
+        require_clean(c)
+    if c.spill_bytes:
+        level = logging.WARNING if c.spill_bytes > SPILL_BYTES else logging.INFO
+        log.log(level, "%s for %s spills %d bytes of registers a thread", c.name, c.arch, c.spill_bytes)
 
 
 # ----------------------------------------------------------------------------------------------------- the program
