@@ -58,7 +58,7 @@ def text_image(text: str, height: int, width: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _planes(image: np.ndarray, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
+def planes(image: np.ndarray, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
     """An image as normalised ``f32[1, 3, H, W]``."""
     scaled = (image / 255.0 - np.array(mean)) / np.array(deviation)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None].astype(np.float32))
@@ -70,15 +70,15 @@ OCR_TEXT = "Hello World 2024"
 def _detector_input() -> Feeds:
     image = np.full((96, 192, 3), 255, np.uint8)
     image[20:68] = text_image("Sample text", 48, 192)
-    return {"x": _planes(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+    return {"x": planes(image, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 def _recogniser_input() -> Feeds:
-    return {"x": _planes(text_image(OCR_TEXT, 48, 320), (0.5,) * 3, (0.5,) * 3)}
+    return {"x": planes(text_image(OCR_TEXT, 48, 320), (0.5,) * 3, (0.5,) * 3)}
 
 
 def _classifier_input() -> Feeds:
-    return {"x": _planes(text_image("Upside down?", 48, 192)[::-1, ::-1], (0.5,) * 3, (0.5,) * 3)}
+    return {"x": planes(text_image("Upside down?", 48, 192)[::-1, ::-1], (0.5,) * 3, (0.5,) * 3)}
 
 
 def _grey_line() -> Feeds:

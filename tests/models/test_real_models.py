@@ -13,7 +13,7 @@ from arcweld.compiler import api
 from arcweld.compiler.build import Build
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.onnx.importer import import_onnx
-from arcweld.models.catalogue import MODELS, OCR_TEXT, Feeds, ctc_text, planes, text_image
+from arcweld.models.catalogue import MODELS, OCR_TEXT, Feeds, ctc_text, planes, speech, text_image
 from arcweld.models.fetch import fetch
 from arcweld.runtime.engine import Engine
 
@@ -38,7 +38,7 @@ KERNELS = {
     "dnsmos_sig": 14,
     "dnsmos_bak": 14,
     "minilm_l3": 28,
-    "crnn": 143,
+    "crnn": 145,
     "silero_vad": 16,
     "plcmos": 98,
     "aecmos_16k": 22,
@@ -87,7 +87,7 @@ def _errors(compiled: Compiled, feeds: Feeds) -> dict[str, float]:
         assert got.dtype == want.dtype
         assert got.shape == want.shape
         norm = np.linalg.norm(want.astype(np.float64))
-        assert norm > 1e-2 * np.sqrt(min(want.size, 100)), f"{label} is nearly zero: the input does not make a test"
+        assert np.abs(want).max() > 0.05, f"{label} is nearly zero: the input makes no test"
         found[label] = float(np.linalg.norm(got.astype(np.float64) - want.astype(np.float64)) / norm)
     return found
 
@@ -97,7 +97,8 @@ def test_agrees_with_onnxruntime(name: str) -> None:
     compiled = _shared(name)
     errors = _errors(compiled, MODELS[name].feeds())
     assert max(errors.values()) <= FP32, errors
-    assert len(compiled.build.planned) <= KERNELS[name]
+    kernels = len(compiled.build.planned)
+    assert kernels <= KERNELS[name]
 
 
 @pytest.mark.parametrize(("name", "kernels"), [("minilm_l6_int8", 44), ("open_nsfw", 57), ("ppocr_rec", 61)])
@@ -105,7 +106,8 @@ def test_half_precision(name: str, kernels: int) -> None:
     compiled = _compile(name, "fp16")
     errors = _errors(compiled, MODELS[name].feeds())
     assert max(errors.values()) <= 2e-2, errors
-    assert len(compiled.build.planned) <= kernels
+    found = len(compiled.build.planned)
+    assert found <= kernels
     wide = sum(w.nbytes for w in _shared(name).build.data.weights.values())
     assert sum(w.nbytes for w in compiled.build.data.weights.values()) < 0.6 * wide
 
@@ -120,7 +122,7 @@ def test_a_sentence_encoder_takes_any_batch_and_length(batch: int, length: int) 
     assert max(_errors(compiled, feeds).values()) <= FP32
 
 
-@pytest.mark.parametrize(("text", "width"), [(OCR_TEXT, 320), ("Total 81.50", 200), ("ok", 64)])
+@pytest.mark.parametrize(("text", "width"), [(OCR_TEXT, 320), ("Total 81.50", 200), ("Go", 64)])
 def test_the_recogniser_reads_text_of_any_width(text: str, width: int) -> None:
     compiled = _shared("ppocr_rec")
     feeds = {"x": planes(text_image(text, 48, width), (0.5,) * 3, (0.5,) * 3)}
@@ -142,8 +144,6 @@ def test_the_detector_takes_images_of_any_size(batch: int, width: int) -> None:
 
 def test_a_voice_detector_carries_its_state_over_frames() -> None:
     """Errors must not build up when outputs become inputs."""
-    from arcweld.models.catalogue import speech
-
     compiled = _shared("silero_vad")
     ours = theirs = np.zeros((2, 1, 128), np.float32)
     signal = speech(6 * 512 + 64)
