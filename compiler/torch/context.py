@@ -23,11 +23,14 @@ HANDLERS: dict[str, Callable[[Call], Result]] = {}
 
 
 def aten(*names: str) -> Callable[[Callable[[Call], Result]], Callable[[Call], Result]]:
-    """Registers a handler for ATen overloads, as ``add.Tensor``; a bare name means its ``default`` overload."""
+    """Registers a handler for ATen overloads, as ``add.Tensor``; a bare name means its ``default`` overload.
+
+    Operators of another namespace, which some decompositions leave behind, are written with it: ``prims.iota.default``.
+    """
 
     def register(fn: Callable[[Call], Result]) -> Callable[[Call], Result]:
         for name in names:
-            key = "aten." + (name if "." in name else f"{name}.default")
+            key = name if name.startswith("prims.") else "aten." + (name if "." in name else f"{name}.default")
             if key in HANDLERS:
                 raise ValueError(f"{key} has two handlers")
             HANDLERS[key] = fn

@@ -368,6 +368,11 @@ def _ramp(c: Call, start: Any, step: float, length: Dim) -> Value:
     return c.result(c.make("Add", steps, c.tensor(start, DType.F64)))
 
 
+@aten("prims.iota.default")
+def iota(c: Call) -> Result:
+    return c.make("Range", start=c["start"], step=c["step"], length=c["length"], dtype=c.out.dtype)
+
+
 @aten("linspace")
 def linspace(c: Call) -> Result:
     start, end, length = c["start"], c["end"], c.out.shape[0]

@@ -474,6 +474,11 @@ def copy(c: Call) -> Result:
     return c.cast(c["self"], c.out.dtype)
 
 
+@aten("prims.convert_element_type.default")
+def convert_element_type(c: Call) -> Result:
+    return c.cast(c["a"], c.out.dtype)
+
+
 @aten("dropout", "native_dropout", "feature_dropout", "alpha_dropout")
 def dropout(c: Call) -> Result:
     if c.get("train", True) and c.get("p", 0.0) != 0:

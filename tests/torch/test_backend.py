@@ -237,6 +237,21 @@ def test_dynamic_sizes_compile_once() -> None:
     assert len(torch_report()) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_decoders_of_any_batch_and_length(name: str) -> None:
+    from test_import_models import SMALL
+
+    built = build(name, **SMALL[name])
+    run = compiled(built.module, dynamic=True)
+    for batch, length in ((2, 9), (3, 7), (5, 12)):
+        ids = torch.randint(0, 99, (batch, length), generator=torch.Generator().manual_seed(length))
+        same(run(ids), built.module(ids))
+    (report,) = torch_report()
+    assert not report.left
+    assert [b.builds for b in report.blocks] == [1]
+
+
 def test_parameters_that_change_are_seen() -> None:
     net = Net().eval()
     run, x = compiled(net), rand(3, 8)
