@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -272,4 +273,16 @@ def _check_outputs(
                 hint="try precision fp32, raise --tolerance if the model bears it, or report a defect",
             )
         found.append({"output": label, "status": "verified", "error": error, "tolerance": limit})
+        odd = _nonfinite(want[o.name])
+        if odd:
+            found[-1]["nonfinite"] = odd
+            text = f"output {label} is NaN or infinite in {odd:.3g} of its elements, in the reference too"
+            warnings.warn(f"{text}: only their places could be compared", RuntimeWarning, stacklevel=2)
     return found
+
+
+def _nonfinite(array: np.ndarray) -> float:
+    """The share of elements that are NaN or infinite."""
+    if not array.size or array.dtype.kind in "biu":
+        return 0.0
+    return float(np.mean(~np.isfinite(array.astype(np.float64))))

@@ -77,16 +77,19 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
 
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     """The outputs of one node. Raises VerifyError where the reference contradicts the node's declared types."""
+    shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
+    if all(0 in shape for shape in shapes):
+        return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
     try:
-        outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
+        with np.errstate(all="ignore"):  # NaN and infinity are results like any other
+            outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
     if len(outs) < len(node.outputs):
         raise VerifyError(
             f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name
         )
-    for out, array in zip(node.outputs, outs):
-        shape = tuple(evaluate(d, env) for d in out.shape)
+    for out, array, shape in zip(node.outputs, outs, shapes):
         if from_numpy(array.dtype) is not out.dtype or array.shape != shape:
             got = f"{from_numpy(array.dtype).value}{list(array.shape)}"
             raise VerifyError(f"{node.op} gives {got}, its type says {out.type} = {list(shape)}", node=node.name)

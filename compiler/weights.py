@@ -34,7 +34,8 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
 
     ``attrs`` must be complete and concrete. Raises what the operator's reference raises.
     """
-    (data, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
+    with np.errstate(all="ignore"):  # NaN and infinity are results like any other
+        (data, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
     steps = [step for name, w in operands for step in record(name, w)]
     text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())
     if not any(step == "source" for step, _ in steps):
