@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arcweld.codegen.approximate import approximate
 from arcweld.codegen.contract_problem import Operand, Problem
 from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
 from arcweld.codegen.kernel import KernelSource
@@ -89,6 +90,6 @@ def store_hook(hooks: Hooks, problem: Problem, width: int) -> str:
     """The epilogue as ``store_out(p, b, m, n, acc)`` over ``width`` columns, which divides their number."""
     args = [("b", problem.batch.sym), ("m", problem.m.sym), ("n", problem.n.sym)]
     return hooks.store(
-        "store_out", problem.stores, args, lane=problem.n.sym, width=width,
+        "store_out", approximate(problem.kernel, problem.stores), args, lane=problem.n.sym, width=width,
         variables={"acc": ("acc", problem.acc, True)}, extent=problem.n.extent,
     )  # fmt: skip

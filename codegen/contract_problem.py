@@ -110,7 +110,7 @@ def problem_of(
 
 
 def conv_problem(kernel: Kernel) -> Problem:
-    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, or ci and tap if that is wider."""
+    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, in the order read wider."""
     axes = kernel.axes
     outer = (axes["g"], (*axes["n"], *axes["out"]), axes["co"])
     channels_last = problem_of(kernel, (*outer, (*axes["tap"], *axes["ci"])), "a", "w")

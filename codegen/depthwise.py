@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arcweld.codegen.approximate import approximate
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.codegen.render import render
@@ -96,7 +97,7 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
         load_a=hooks.load("load_a", a_expr, [*place, *at_tap[:-1], (at_tap[-1][0], last)], lane=g.sym, width=width),
         load_w=hooks.load("load_w", kernel.loads["w"], [("c", g.sym), *at_tap], lane=g.sym, width=width),
         store=hooks.store(
-            "store_out", kernel.stores, place, lane=g.sym, width=width, extent=g.extent,
+            "store_out", approximate(kernel, kernel.stores), place, lane=g.sym, width=width, extent=g.extent,
             variables={"acc": ("acc", DType.F32, True)},
         ),
     )  # fmt: skip

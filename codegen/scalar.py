@@ -38,6 +38,10 @@ FLOAT: dict[str, tuple[str, str]] = {
     "atan2": ("atan2f({0}, {1})", "atan2({0}, {1})"),
     "max": ("max_nan({0}, {1})", "max_nan({0}, {1})"),
     "min": ("min_nan({0}, {1})", "min_nan({0}, {1})"),
+    # what ``approximate`` makes of them
+    "fast_exp": ("__expf({0})", "exp({0})"),
+    "fast_erf": ("fast_erf({0})", "erf({0})"),
+    "fast_tanh": ("tanh_approx({0})", "tanh({0})"),
 }
 ANY: dict[str, str] = {
     "neg": "-{0}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from arcweld.codegen.kernel import Axis, Buffer, Kernel, axis
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, binary, cast, const, index, variable
+from arcweld.compiler.expr import Expr, binary, cast, const, index, unary, variable
 from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F16, BF16, F32, F64 = DType.F16, DType.BF16, DType.F32, DType.F64
@@ -172,6 +173,30 @@ def padded(rng: np.random.Generator, dtype: DType) -> tuple[Kernel, Arrays, Call
     return kernel, x, oracle
 
 
+def activations(rng: np.random.Generator, dtype: DType) -> tuple[Kernel, Arrays, Callable[[], Arrays]]:
+    """GELU (erf), SiLU and tanh of one product, in three buffers."""
+    m, n, k = axis("m", 40), axis("n", 24), axis("k", 32)
+    a, b = Buffer("in0", dtype, (40, 32)), Buffer("in1", dtype, (32, 24))
+    outs = [Buffer(f"out{i}", dtype, (40, 24), written=True) for i in range(3)]
+    x = acc()
+    values = [
+        x * 0.5 * (unary("erf", x * (0.5**0.5)) + 1), x / (unary("exp", -x) + 1), unary("tanh", x),
+    ]  # fmt: skip
+    kernel = Kernel(
+        "contract", "contract_activations", {"m": (m,), "n": (n,), "k": (k,)},
+        {"a": at(a, [m, k]), "b": at(b, [k, n])}, tuple(put(o, [m, n], v) for o, v in zip(outs, values)),
+        (a, b, *outs), {"precision": PRECISION.get(dtype, "fp32")},
+    )  # fmt: skip
+    i = {"in0": random(rng, (40, 32), dtype, 0.5), "in1": random(rng, (32, 24), dtype, 0.5)}
+
+    def oracle() -> Arrays:
+        x = i["in0"].astype(np.float64) @ i["in1"].astype(np.float64)
+        gelu = x * 0.5 * (1 + np.vectorize(math.erf)(x * 0.5**0.5))
+        return {"out0": gelu, "out1": x / (1 + np.exp(-x)), "out2": np.tanh(x)}
+
+    return kernel, i, oracle
+
+
 def mixed(rng: np.random.Generator, dtype: DType) -> tuple[Kernel, Arrays, Callable[[], Arrays]]:
     """f32 times 16-bit weights with exact arithmetic: each operand in its own storage type."""
     m, n, k = axis("m", 24), axis("n", 40), axis("k", 48)
@@ -188,7 +213,7 @@ def mixed(rng: np.random.Generator, dtype: DType) -> tuple[Kernel, Arrays, Calla
 def _suite() -> Suite:
     s, rng = Suite(), np.random.default_rng(5)
     _matmuls(s, rng)
-    builders: Sequence[Callable[..., Any]] = (attention_scores, split_axes, padded)
+    builders: Sequence[Callable[..., Any]] = (attention_scores, split_axes, padded, activations)
     for build in builders:
         for dtype in (F32, F16):
             s.add(f"{build.__name__}_{dtype.value}", *build(rng, dtype))
