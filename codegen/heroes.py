@@ -1,4 +1,5 @@
-"""How each kind of hero maps to its template's axes and operands. One function a template; roles as the template says."""
+"""How each kind of hero maps to its template's axes and operands. One function a template; roles as the template
+says."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def _accumulator(node: Node) -> Callable[[Coords], Expr]:
 # ------------------------------------------------------------------------------------------------------------- reduce
 
 COMBINE = {
-    "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min", "ReduceProd": "prod", "ArgMax": "argmax", "ArgMin": "argmin",
+    "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min", "ReduceProd": "prod", "ArgMax": "argmax",
+    "ArgMin": "argmin",
 }  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     for s in program.stages:
         value = s.value(element, scalars)
         scalars[s.name] = expr.variable(s.name, DType.F64 if x.dtype is DType.F64 else DType.F32)
-        finish = s.finish(scalars[s.name], {k: v for k, v in scalars.items()}) if s.finish else None
+        finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
         stages.append((s.name, s.combine, value, finish))
     loaded = reader.read(x, coords)
     hero = Hero(
@@ -227,7 +229,8 @@ def _both(a: Expr | None, b: Expr) -> Expr:
 
 
 def lower_window(reader: RegionReader, node: Node) -> Hero:
-    """MaxPool and AveragePool: axes ``out`` (channels last in NHWC) and ``reduce`` (the taps); load ``x`` already masked."""
+    """MaxPool and AveragePool: axes ``out`` (channels last in NHWC) and ``reduce`` (the taps); load ``x`` already
+    masked."""
     x, y = _operand(node, 0), node.output
     spatial = x.type.rank - 2
     last = node.attrs["layout"] == "NHWC"

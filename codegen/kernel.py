@@ -1,6 +1,7 @@
 """A lowered region: the loop axes, what the hero reads and what is stored, all as expressions over canonical buffers.
 
-Buffers are called ``in0, in1, …, out0, …`` so that two layers of a model that do the same thing give equal kernels, which
+Buffers are called ``in0, in1, …, out0, …`` so that two layers of a model that do the same thing give equal kernels,
+which
 are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``Bound``.
 """
 
@@ -58,7 +59,8 @@ class Buffer:
 class Store:
     """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes.
 
-    Only the pointwise template knows the rest: coordinates read at run time, ``mask`` (nothing is stored where it is false),
+    Only the pointwise template knows the rest: coordinates read at run time, ``mask`` (nothing is stored where it is
+    false),
     and ``reduction`` add, max or min (an atomic that combines with what is there).
     """
 
@@ -121,7 +123,8 @@ class Bound:
 class ParamField:
     """One member of the ``Params`` struct; mirrors ``runtime.program.Field``, with canonical buffer names.
 
-    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float) or ``tensor_map``
+    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float) or
+    ``tensor_map``
     (value: canonical buffer name, with dims innermost first, byte strides, box and element strides).
     """
 
@@ -140,7 +143,8 @@ class ParamField:
 class KernelSource:
     """A rendered kernel: CUDA text and everything needed to launch it.
 
-    ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions. ``zero`` lists
+    ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions.
+    ``zero`` lists
     canonical buffers that must be zeroed before the launch.
     """
 

@@ -44,7 +44,8 @@ def select(kernel: Kernel, arch: str) -> KernelSource:
 
 
 def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
-    """The distinct sources that serve all of ``archs``: a portable one, and one for each exact architecture with its own."""
+    """The distinct sources that serve all of ``archs``: a portable one, and one for each exact architecture with its
+    own."""
     portable = select(kernel, "sm_80")
     chosen = {portable.source: portable}
     for arch in archs:

@@ -1,6 +1,7 @@
 """Exact integer expressions over symbolic dimensions and loop indices, in canonical polynomial form.
 
-A dimension is an ``int`` or an ``IntExpr``; every operation returns an ``int`` as soon as the result is constant. Division
+A dimension is an ``int`` or an ``IntExpr``; every operation returns an ``int`` as soon as the result is constant.
+Division
 rounds towards minus infinity (Python's ``//``). Two expressions that normalise to the same polynomial compare equal.
 """
 
@@ -22,7 +23,8 @@ Dim: TypeAlias = Union[int, "IntExpr"]
 class Sym:
     """A named non-negative integer: a symbolic dimension, or a loop index.
 
-    ``hi`` is the inclusive upper bound: an int, an expression (a loop index below a symbolic extent), or None (unbounded).
+    ``hi`` is the inclusive upper bound: an int, an expression (a loop index below a symbolic extent), or None
+    (unbounded).
     """
 
     name: str
@@ -66,7 +68,8 @@ class Dyn:
 
 Atom: TypeAlias = Sym | Call | Dyn
 Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
-_Trade: TypeAlias = tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]]  # terms that go, that come
+# terms that go, and those that come for them
+_Trade: TypeAlias = tuple[tuple[tuple[Monomial, int], ...], tuple[tuple[Monomial, int], ...]]
 
 
 def _mono_key(m: Monomial) -> tuple[int, tuple[tuple[str, int], ...]]:
@@ -670,10 +673,9 @@ def coefficient(e: Dim, atom: Atom) -> Dim | None:
 
 
 def _mentions(e: Dim, atom: Atom) -> bool:
-    for a in atoms(e):
-        if a == atom or (isinstance(a, Call) and (_mentions(a.a, atom) or _mentions(a.b, atom))):
-            return True
-    return False
+    return any(
+        a == atom or (isinstance(a, Call) and (_mentions(a.a, atom) or _mentions(a.b, atom))) for a in atoms(e)
+    )
 
 
 def mentions(e: Dim, atom: Atom) -> bool:
@@ -736,7 +738,8 @@ def _atom_text(a: Atom) -> str:
 
 
 def parse(text: str, symbols: Mapping[str, Dim] | None = None) -> Dim:
-    """Reads the text of ``to_text``. Unknown names become symbols with no bounds. Raises ModelError for anything else."""
+    """Reads the text of ``to_text``. Unknown names become symbols with no bounds. Raises ModelError for anything
+    else."""
     if len(text) > 4096:
         raise ModelError("dimension expression is longer than 4096 characters")
     try:

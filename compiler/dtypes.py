@@ -6,7 +6,6 @@ from enum import Enum
 
 import ml_dtypes
 import numpy as np
-
 from arcweld.compiler.errors import UnsupportedError
 
 

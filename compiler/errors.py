@@ -7,7 +7,8 @@ from __future__ import annotations
 
 
 class ArcweldError(Exception):
-    """Base of all errors. ``code`` is a stable identifier, ``node`` the graph node or file at fault, ``hint`` the remedy.
+    """Base of all errors. ``code`` is a stable identifier, ``node`` the graph node or file at fault, ``hint`` the
+    remedy.
 
     ``str(error)`` is one sentence naming the thing and the place, followed by the hint.
     """

@@ -1,6 +1,7 @@
 """Scalar expressions: what a kernel computes for one element, as hash-consed immutable trees.
 
-An expression's dtype is the type it is *computed* in: f16 and bf16 tensors are loaded to f32 and rounded when stored. The
+An expression's dtype is the type it is *computed* in: f16 and bf16 tensors are loaded to f32 and rounded when
+stored. The
 numpy interpreter below is the oracle for the CUDA printer in ``codegen``.
 """
 
@@ -13,7 +14,6 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
-
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Dyn
 from arcweld.compiler.dtypes import DType
@@ -32,7 +32,8 @@ BITS = ("bitand", "bitor", "bitxor", "shl", "shr")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expr:
-    """One operation. ``op`` is ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot`` or a listed op.
+    """One operation. ``op`` is ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot`` or
+    a listed op.
 
     ``attr`` holds what is not an expression: the constant's value, the index's Dim, the load's (buffer, storage dtype,
     coordinates), the variable's name. Equal expressions are the same object (hash-consed), so ``is`` and ``==`` agree.
@@ -197,7 +198,8 @@ def _cast(x: Expr, dtype: DType) -> Expr:
 
 
 def dynamic_index(value: Expr, extent: Dim, name: str = "") -> Dim:
-    """An integer expression that stands for a loaded index, brought into ``[0, extent)``: negative ones count from the end."""
+    """An integer expression that stands for a loaded index, brought into ``[0, extent)``: negative ones count from
+    the end."""
     v = cast(value, DType.I64)
     n = index(extent)
     wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
@@ -243,7 +245,8 @@ def rebuild(e: Expr, args: Sequence[Expr]) -> Expr:
 
 
 def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[int, Expr] | None = None) -> Expr:
-    """Rewrites bottom-up: where ``leaf`` returns an expression it replaces that sub-tree, otherwise operands are rebuilt."""
+    """Rewrites bottom-up: where ``leaf`` returns an expression it replaces that sub-tree, otherwise operands are
+    rebuilt."""
     memo = {} if memo is None else memo
     found = memo.get(id(e))
     if found is None:

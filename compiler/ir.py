@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, IntExpr, Sym, free_symbols, product
 from arcweld.compiler.dtypes import DType
 
@@ -76,7 +75,8 @@ class Value:
 class Node:
     """An application of a registered operator. A missing optional input is None.
 
-    ``origin`` names what the user wrote: ONNX node names or Python source lines. It follows the node through every pass.
+    ``origin`` names what the user wrote: ONNX node names or Python source lines. It follows the node through every
+    pass.
     """
 
     op: str
@@ -104,7 +104,8 @@ class Node:
 class Weight:
     """A constant array. ``data`` may be a memory map; ``source`` is the model's own name for it.
 
-    ``transform`` records how ``data`` was made from the source (see ``compiler/weights.py``), so that new weights can be
+    ``transform`` records how ``data`` was made from the source (see ``compiler/weights.py``), so that new weights
+    can be
     packed the same way; an empty tuple means ``data`` is the source itself.
     """
 
@@ -172,7 +173,8 @@ def weight_value(name: str, data: np.ndarray, dtype: DType) -> Value:
 class Rewriter:
     """Builds a new graph from an old one, node by node, replacing values as it goes.
 
-    A pass walks ``graph.nodes`` and for each node calls ``keep`` (after substitution), or emits others through ``emit`` and
+    A pass walks ``graph.nodes`` and for each node calls ``keep`` (after substitution), or emits others through
+    ``emit`` and
     redirects the old outputs with ``alias``. ``finish`` returns the new graph; dead nodes are left for DCE.
     """
 
@@ -240,7 +242,8 @@ class Rewriter:
 
 
 def rewrite_nodes(graph: Graph, visit: Callable[[Rewriter, Node], bool]) -> Graph:
-    """Walks the graph once; ``visit`` returns True if it dealt with the node (emitted a replacement), else it is kept."""
+    """Walks the graph once; ``visit`` returns True if it dealt with the node (emitted a replacement), else it is
+    kept."""
     rw = Rewriter(graph)
     changed = False
     for node in graph.nodes:

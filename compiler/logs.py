@@ -11,7 +11,8 @@ AREAS = ("passes", "fusion", "codegen", "nvrtc", "runtime", "verify", "torch", "
 
 
 def configure(spec: str | None = None) -> None:
-    """Sets levels from ``spec`` or ``ARCWELD_LOG``: ``info``, ``debug``, or areas like ``+fusion,codegen`` (at debug level).
+    """Sets levels from ``spec`` or ``ARCWELD_LOG``: ``info``, ``debug``, or areas like ``+fusion,codegen`` (at debug
+    level).
 
     Raises UsageError for an unknown area.
     """

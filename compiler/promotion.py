@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
 from arcweld.compiler.dims import evaluate, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node

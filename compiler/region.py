@@ -1,6 +1,7 @@
 """A region: the nodes that become one kernel, grown around at most one hero operation.
 
-Fusion makes regions, codegen lowers them. View nodes (reshape, transpose, slice…) may belong to several regions: each reads
+Fusion makes regions, codegen lowers them. View nodes (reshape, transpose, slice…) may belong to several regions:
+each reads
 through them by its own index map.
 """
 
@@ -36,7 +37,8 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 
 
 def template_of(node: Node) -> str:
-    """The template that computes a node. Scatters have two: ``search`` looks for each element's updates, ``scatter`` stores
+    """The template that computes a node. Scatters have two: ``search`` looks for each element's updates, ``scatter``
+    stores
     each update where it belongs.
     """
     kind = opdef(node.op).kind
@@ -52,7 +54,8 @@ def template_of(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """``nodes`` are in graph order; ``inputs`` are read from memory, ``outputs`` written to it. ``hero`` is None for pointwise."""
+    """``nodes`` are in graph order; ``inputs`` are read from memory, ``outputs`` written to it. ``hero`` is None for
+    pointwise."""
 
     name: str
     template: str

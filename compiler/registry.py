@@ -1,6 +1,7 @@
 """The operator registry: one entry says everything that Arcweld knows about an operator.
 
-Importers, passes, the torch partitioner, the support matrix and the sweep tests all ask this table. An entry's ``reference``
+Importers, passes, the torch partitioner, the support matrix and the sweep tests all ask this table. An entry's
+``reference``
 is written from the operator's specification with numpy and must never share code with its ``lower``: that
 independence is what the tests rest on.
 """
@@ -13,7 +14,6 @@ from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
-
 from arcweld.compiler.dims import Dim, IntExpr, evaluate
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.expr import Expr
@@ -88,7 +88,8 @@ class RowProgram:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A test case of the sweep: input shapes (or arrays), dtypes and attributes. ``low``/``high`` bound random values."""
+    """A test case of the sweep: input shapes (or arrays), dtypes and attributes. ``low``/``high`` bound random
+    values."""
 
     shapes: tuple[Any, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -101,7 +102,8 @@ class Case:
 class OpDef:
     """All about one operator.
 
-    name       the operator's name in IR text: ONNX's name and meaning at its newest opset, unless ``doc`` says otherwise;
+    name       the operator's name in IR text: ONNX's name and meaning at its newest opset, unless ``doc`` says
+               otherwise;
                what ONNX passes as shape, axes or pads *tensors* are attributes here (ints or Dims)
     inputs     operand names; ``x?`` optional, ``x*`` variadic (last)
     infer      operand types and attributes -> result types; raises ModelError on disagreement

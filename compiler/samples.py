@@ -17,7 +17,8 @@ PASSES_INDICES = frozenset(
 
 
 def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A size for every symbol: the given one, else 1 for a leading (batch) dimension and about 32 for others, inside its range."""
+    """A size for every symbol: the given one, else 1 for a leading (batch) dimension and about 32 for others, inside
+    its range."""
     sizes: dict[str, int] = {}
     for v in graph.inputs:
         for axis, d in enumerate(v.shape):
@@ -45,7 +46,8 @@ def sample_inputs(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Random arrays for every input.
 
-    Floats are uniform in [0, 1); integers that index something stay below its extent, others are 0 or 1; ``ranges`` gives
+    Floats are uniform in [0, 1); integers that index something stay below its extent, others are 0 or 1; ``ranges``
+    gives
     (low, high) by input name, "" for all. Raises UsageError for an unknown name in ``ranges``.
     """
     unknown = sorted(set(ranges or {}) - {v.name for v in graph.inputs} - {""})

@@ -1,7 +1,8 @@
 """Weight packing: constant convolution weights are stored in the order in which the kernels read them.
 
-Dense: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise: [taps, channel].
-The node keeps its operand's meaning: a Transpose (a view, read through an index map) stands between the packed weight and it.
+Dense: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels.
+Depthwise: [taps, channel]. The node keeps its operand's meaning: a Transpose (a view, read through an index
+map) stands between the packed weight and it.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def run_kernel(
     buffers = tuple((memory[b.name].address, arrays[b.name].nbytes, b.written) for b in kernel.buffers)
     grid = tuple(evaluate(g, env) for g in source.grid)
     spec = LaunchSpec(
-        source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster, source.pdl,
-        pack(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
+        source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster,
+        source.pdl, pack(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
     )  # fmt: skip
     device.launch(device.prepare(spec))
     device.synchronize()
@@ -82,7 +82,8 @@ def pack(
 
 
 def grid_of(axes: tuple[Axis, ...], env: Mapping[str, int], rank: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Index arrays for ``axes``, shaped to broadcast in an iteration space of ``rank`` dimensions, axis i at ``first + i``."""
+    """Index arrays for ``axes``, shaped to broadcast in an iteration space of ``rank`` dimensions, axis i at ``first
+    + i``."""
     out = {}
     for i, a in enumerate(axes):
         shape = [1] * rank
