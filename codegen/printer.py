@@ -1,6 +1,7 @@
 """Prints expressions as CUDA statements, one scalar or a vector of lanes at a time.
 
-A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are contiguous along it
+A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are
+contiguous along it
 become one vector access, loads that don't depend on it are done once, all others lane by lane.
 """
 
@@ -45,7 +46,8 @@ class Params:
         return f"p.{name}"
 
     def scalar(self, name: str, value: Dim) -> str:
-        """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if constant)."""
+        """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if
+        constant)."""
         if isinstance(value, int):
             return str(value)
         return self.member(name, value)
@@ -101,7 +103,8 @@ def plain_load(kernel: Kernel, e: Expr, symbols: Sequence[Sym]) -> Plain | None:
 
 
 def wide_index(kernel: Kernel) -> bool:
-    """True if some buffer may hold 2**31 elements or more; unbounded dimensions count as fitting (checked at launch)."""
+    """True if some buffer may hold 2**31 elements or more; unbounded dimensions count as fitting (checked at
+    launch)."""
     for b in kernel.buffers:
         total: Dim = 1
         for d in b.shape:
@@ -185,7 +188,8 @@ class Block:
 
     def _factor(self, d: Dim) -> str:
         text = self._poly(d)
-        simple = isinstance(d, int) or (len(d.terms) == 1 and d.terms[0][1] == 1 and [p for _, p in d.terms[0][0]] == [1])
+        one = None if isinstance(d, int) or len(d.terms) != 1 else d.terms[0]
+        simple = isinstance(d, int) or (one is not None and one[1] == 1 and [p for _, p in one[0]] == [1])
         return text if simple and not text.startswith("-") else f"({text})"
 
     def _atom(self, a: dims.Atom) -> str:
@@ -213,7 +217,8 @@ class Block:
 
     def _clamped_index(self) -> str:
         if not any(line.startswith("const int at = ") for line in self._lane_lines):
-            assert self.lane is not None and self._clamp is not None
+            assert self.lane is not None
+            assert self._clamp is not None
             bound = Block(self.params, {})._poly(self._clamp - 1)
             self._lane_lines.insert(0, f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));")
         return "at"
@@ -337,7 +342,8 @@ class Block:
     # ----- whole blocks
 
     def finish(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[str]:
-        """All lines so far. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last lines inside it."""
+        """All lines so far. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last lines inside
+        it."""
         out = [*self.lines, *pre]
         body = [*self._lane_lines, *sinks]
         if self.lane is None:
@@ -367,7 +373,8 @@ def print_stores(
 ) -> list[str]:
     """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
 
-    ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then scalar.
+    ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then
+    scalar.
     """
     pre: list[str] = []
     sinks: list[str] = []
@@ -421,7 +428,8 @@ class Hooks:
         guard: bool = False,
         variables: Mapping[str, tuple[str, DType, bool]] | None = None,
     ) -> str:
-        """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along ``lane``.
+        """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along
+        ``lane``.
 
         T is the operand's compute type. With ``guard`` the caller may ask for lanes past the axis' end: they
         give 0. ``variables`` (as in ``store``) become parameters between the indices and ``out``.
@@ -447,7 +455,8 @@ class Hooks:
     ) -> str:
         """``void fn(const Params& p, int a, …, const T (&x)[width], …)``: the epilogue and its stores.
 
-        ``variables``: name in expressions -> (C name, dtype, one value a lane?). ``extent``: the lane axis' extent; where the width
+        ``variables``: name in expressions -> (C name, dtype, one value a lane?). ``extent``: the lane axis' extent;
+        where the width
         does not divide it, lanes beyond it are not stored.
         """
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}

@@ -1,4 +1,5 @@
-"""Renders a template file to a kernel's source: one Jinja environment, strict, with delimiters that inline PTX can't contain."""
+"""Renders a template file to a kernel's source: one Jinja environment, strict, with delimiters that inline PTX can't
+contain."""
 
 from __future__ import annotations
 
@@ -8,10 +9,9 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-
-from arcweld.compiler.dims import Dim
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printer import Params
+from arcweld.compiler.dims import Dim
 
 _ENTRY = "ENTRY_POINT"
 
@@ -48,8 +48,10 @@ def render(
 ) -> KernelSource:
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
-    Hooks must be printed before the call, so that ``params`` is complete. The entry point is named after the kernel and a
-    hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``, ``params``
+    Hooks must be printed before the call, so that ``params`` is complete. The entry point is named after the kernel
+    and a
+    hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``,
+    ``params``
     (the struct's text), ``kernel`` and everything in ``context``.
     """
     text = environment().get_template(template).render(

@@ -1,6 +1,7 @@
 """Scatters: elements of a copy of the data are replaced by, or combined with, updates whose places a tensor gives.
 
-With few updates for each place they are *searched*: every output element looks through the indices that could name it, in
+With few updates for each place they are *searched*: every output element looks through the indices that could name
+it, in
 one reduce kernel, always in the same order. Otherwise the updates are scattered *in place*: one kernel copies the data,
 the next one stores each update where it belongs, combining by atomics. An index out of range is not stored anywhere.
 """
@@ -46,7 +47,8 @@ def _below(index: Dim, extent: Dim) -> list[Expr]:
 def lower_search(reader: RegionReader, node: Node) -> Hero:
     """A scatter as a reduction over the updates: axes ``out`` (the data's) and ``reduce`` (the updates that may match).
 
-    Without a reduction, the last matching update counts. Load ``x`` is the update, or its position; the rest is epilogue.
+    Without a reduction, the last matching update counts. Load ``x`` is the update, or its position; the rest is
+    epilogue.
     """
     data, indices, updates = node.operands()
     outs = tuple(axis(f"o{k}", d) for k, d in enumerate(data.shape))
