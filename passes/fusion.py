@@ -145,8 +145,17 @@ class Fuser:
             if v.name not in made and v.name not in self.graph.weights
         }
 
+    def _feeds_products(self, name: str) -> bool:
+        """True if only matrix products read the view, as their left operand, which they want in rows."""
+        readers = self.consumers.get(name, ())
+        return bool(readers) and all(c.op == "MatMul" and c.operands()[0].name == name for c in readers)
+
     def _trim(self, g: _Group) -> None:
-        """Gives back trailing views that nobody needs in memory: their readers look through them."""
+        """Gives back trailing views that nobody needs in memory: their readers look through them.
+
+        Attention keeps those that merge its heads for a product: it may as well store its results in that order.
+        """
+        merged = g.hero is not None and g.hero.op == "Attention"
         changed = True
         while changed:
             changed = False
@@ -157,6 +166,7 @@ class Fuser:
                     and opdef(n.op).kind is Kind.MOVEMENT
                     and not inside
                     and name not in self.outputs
+                    and not (merged and self._feeds_products(name))
                 ):
                     self._remove(g, name)
                     changed = True
