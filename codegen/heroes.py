@@ -134,10 +134,12 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     spatial = x.type.rank - 2
     last = node.attrs["layout"] == "NHWC"
     groups = node.attrs["group"]
-    shape = (lambda t: (t[0], t[-1], *t[1:-1])) if last else (lambda t: tuple(t))  # to N, C, spatial
-    place = (lambda n, c, s: (n, *s, c)) if last else (lambda n, c, s: (n, c, *s))
-    _, cin, *size = shape(x.shape)
-    _, cout, *out_size = shape(y.shape)
+    cin, size = (x.shape[-1], x.shape[1:-1]) if last else (x.shape[1], x.shape[2:])
+    cout, out_size = (y.shape[-1], y.shape[1:-1]) if last else (y.shape[1], y.shape[2:])
+
+    def place(batch: Dim, channel: Dim, pixel: Coords) -> Coords:
+        return (batch, *pixel, channel) if last else (batch, channel, *pixel)
+
     n = axis("n", x.shape[0])
     outs = tuple(axis(f"o{i}", d) for i, d in enumerate(out_size))
     g, co, ci = (
@@ -303,7 +305,7 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
         "causal": bool(node.attrs["is_causal"]),
         "precision": float_precision((q, k, v)),
     }
-    axes = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
+    axes: dict[str, tuple[Axis, ...]] = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
     flops = dims.product(q.shape[:3]) * k.shape[2] * (d.extent + dv.extent) * 2
     return Hero(axes, loads, (b.index, h.index, s.index, dv.index), _accumulator(node), attrs, flops)
 

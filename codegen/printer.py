@@ -159,7 +159,7 @@ class Block:
         self.lane_table: dict[dims.Atom, Dim] = {}
         if self.lane is not None and clamp is None:
             self.lane_table = {self.lane: var(self._q) * width + var(self._l)}
-        elif self.lane is not None:
+        elif self.lane is not None and clamp is not None:
             # the width need not divide the extent: each lane has an index of its own, at most the last one
             self._l = Sym("_clamped", 0, clamp - 1)
             self.lane_table = {self.lane: var(self._l)}
@@ -195,9 +195,8 @@ class Block:
     def _atom(self, a: dims.Atom) -> str:
         if isinstance(a, Call):
             lanes = self.lane is not None and (dims.mentions(a.a, self._l) or dims.mentions(a.b, self._l))
-            lanes = lanes or (
-                self._in_lanes and any(self.is_laned(d.payload) for d in dims.dynamic_atoms(var(a)))
-            )  # type: ignore[arg-type]
+            payloads = [d.payload for d in dims.dynamic_atoms(var(a))]
+            lanes = lanes or (self._in_lanes and any(isinstance(p, Expr) and self.is_laned(p) for p in payloads))
             key = (a, lanes)
             if key not in self._calls:
                 self._calls[key] = self._define(self.itype, self._call_text(a), lanes, "ix")

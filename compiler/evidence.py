@@ -11,8 +11,9 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import KernelSource
@@ -28,6 +29,7 @@ from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 
 log = logging.getLogger("arcweld.verify")
+S = TypeVar("S", bound=msgspec.Struct)
 
 LEVELS = ("off", "quick", "full")
 # relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the coarsest type among the values it
@@ -244,10 +246,8 @@ def _launch_of(data: EngineData, name: str) -> prog.Launch:
     return next(x for x in data.program.launches if x.name == name)
 
 
-def replace_struct(value: Any, /, **changes: Any) -> Any:
+def replace_struct(value: S, /, **changes: Any) -> S:
     """A copy of a msgspec struct with some fields changed."""
-    import msgspec
-
     return msgspec.structs.replace(value, **changes)
 
 

@@ -319,14 +319,14 @@ def to_text(e: Expr) -> str:
 # ------------------------------------------------------------------------------------------------- interpreter
 
 
-def _c_div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _c_div(a: Any, b: Any) -> Any:
     if np.issubdtype(np.asarray(a).dtype, np.integer):
         q = np.floor_divide(a, b)
         return np.where((q < 0) & (q * b != a), q + 1, q).astype(np.asarray(a).dtype)
     return np.divide(a, b)
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
+def _erf(x: Any) -> Any:
     from math import erf
 
     return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)

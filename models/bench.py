@@ -107,7 +107,7 @@ def timed(fn: Callable[[], Any], runs: int, rounds: int = 7) -> float:
             fn()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3 / runs)
+        times.append(float(start.elapsed_time(end)) * 1e-3 / runs)
     return statistics.median(times)
 
 
@@ -220,7 +220,7 @@ def memory_bound() -> dict[str, Any]:
     import torch
     from torch import nn
 
-    class BiasGelu(nn.Module):
+    class BiasGelu(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.bias = nn.Parameter(torch.randn(4096))
@@ -228,7 +228,7 @@ def memory_bound() -> dict[str, Any]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.gelu(x + self.bias)
 
-    class SkipNorm(nn.Module):
+    class SkipNorm(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.norm = nn.LayerNorm(4096)
