@@ -83,9 +83,14 @@ class Writer:
         gap += ALIGNMENT if gap < 4 else 0
         return struct.pack("<2H", _PADDING_ID, gap - 4) + bytes(gap - 4)
 
-    def close(self) -> None:
-        """Writes the directory."""
-        self._zip.close()
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        """Writes the directory, unless something failed: then not even the archive's finaliser may write."""
+        if failed is None:
+            self._zip.close()
+        self._zip.fp = None
 
 
 def read_directory(data: memoryview) -> dict[str, Span]:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -113,7 +113,8 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as stream:
-            _write_members(stream, data)
+            with container.Writer(stream) as writer:
+                _write_members(writer, data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -138,9 +139,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_members(stream: BinaryIO, data: EngineData) -> None:
-    writer = container.Writer(stream)
-
+def _write_members(writer: container.Writer, data: EngineData) -> None:
     def add(name: str, content: str | bytes) -> None:
         body = content.encode() if isinstance(content, str) else content
         writer.add(name, [body], len(body))
@@ -162,7 +161,6 @@ def _write_members(stream: BinaryIO, data: EngineData) -> None:
     header, order, size = tensors_file.layout(weights)
     writer.add(WEIGHTS, tensors_file.chunks(weights, header, order), size)
     add(MANIFEST, _encode_manifest(data, writer.members))
-    writer.close()
 
 
 def _encode_manifest(data: EngineData, members: Mapping[str, tuple[int, str]]) -> bytes:

@@ -48,7 +48,8 @@ def same(a: EngineData, b: EngineData) -> None:
 
 def file_bytes(data: EngineData) -> bytes:
     stream = io.BytesIO()
-    engine_file._write_members(stream, data)
+    with container.Writer(stream) as writer:
+        engine_file._write_members(writer, data)
     return stream.getvalue()
 
 
@@ -107,11 +108,10 @@ def test_reads_what_the_safetensors_library_writes() -> None:
 def test_large_archives_use_64_bit_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # forces the records of files over 4 GB
     stream = io.BytesIO()
-    writer = container.Writer(stream)
-    writer.add("small", [b"abc"], 3)
-    writer.add("large", [bytes(500)], 500)
-    writer.add("late", [b"xyz"], 3)
-    writer.close()
+    with container.Writer(stream) as writer:
+        writer.add("small", [b"abc"], 3)
+        writer.add("large", [bytes(500)], 500)
+        writer.add("late", [b"xyz"], 3)
     data = memoryview(stream.getvalue())
     spans = container.read_directory(data)
     assert bytes(data[spans["late"].offset :][:3]) == b"xyz"
