@@ -152,15 +152,13 @@ POOL = """
 
 
 def test_workers_end_with_the_process_that_started_them(empty_cache: Path) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(POOL)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    assert parent.stdout.readline() == "ready\n"
-    workers = psutil.Process(parent.pid).children(recursive=True)
-    assert workers
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
+    command = [sys.executable, "-c", textwrap.dedent(POOL)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert workers
+        os.kill(parent.pid, signal.SIGKILL)
     end = time.monotonic() + 10
     while time.monotonic() < end and any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers):
         time.sleep(0.05)
