@@ -22,6 +22,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.promotion import Promotion, promote, reference_seconds
 from arcweld.compiler.reference import bind_symbols
 from arcweld.compiler.samples import sample_inputs, sample_sizes
+from arcweld.compiler.summary import summary
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine import Engine
@@ -43,7 +44,7 @@ class Input:
 
 
 class CompileOptions(TypedDict, total=False):
-    """The keyword arguments that ``compile``, ``compile_graph`` and ``build_engine`` share.
+    """The keyword arguments that ``compile``, ``compile_graph``, ``build_engine`` and ``build_data`` share.
 
     precision      fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
     arch           architectures to compile for (``["sm_90a"]``); absent: the local GPU's, or none for the sim device
@@ -144,14 +145,22 @@ def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
     return build_engine(graph, **options)[1]
 
 
-def build_engine(
+def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build, Engine]:
+    """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
+    build, device, engine = build_data(graph, **options)
+    return build, engine if engine is not None else Engine(build.data, device)
+
+
+def build_data(
     graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
     device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
     tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] = (), progress: Progress | None = None,
     dump: str | os.PathLike[str] | None = None, sizes: Mapping[str, int] | None = None,
     feeds: Mapping[str, np.ndarray] | None = None,
-) -> tuple[Build, Engine]:  # fmt: skip
-    """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
+) -> tuple[Build, Device, Engine | None]:  # fmt: skip
+    """What ``build_engine`` makes, before it is put on the device: the build, the device that was chosen, and the
+    engine where verification has opened one. Without it, weights stay where the importer mapped them.
+    """
     plan = VerifyPlan(verify, verify_budget, tolerance)
     where = open_device(device) if device is None or isinstance(device, str) else device
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
@@ -160,20 +169,24 @@ def build_engine(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, {})
+    given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, sample_sizes(graph, sizes))
     promotion = _promotion(graph, options, given, bound, plan) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.name == "cuda"
     )
-    engine = Engine(build.data, where)
+    build.sizes = bound
+    engine = None
     if plan.level != "off":
+        engine = Engine(build.data, where)
+        before = time.monotonic()
         evidence = verify_build(build, engine, given, bound, plan, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
+        build.seconds["verify"] = time.monotonic() - before
     build.seconds["total"] = time.monotonic() - started
-    log.info("%s", summary(build, engine))
-    return build, engine
+    log.info("%s", summary(build, where))
+    return build, where, engine
 
 
 def _inputs_to_verify(
@@ -196,23 +209,6 @@ def _promotion(
     budget = plan.budget if plan.level == "quick" else 10 * max(seconds, plan.budget)
     # the kernels sum in another order than numpy: aim a little below what will be asked of them
     return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
-
-
-def summary(build: Build, engine: Engine) -> str:
-    """The one line that says what a build made."""
-    data = build.data
-    evidence = data.verify or {}
-    errors = [o["error"] for o in evidence.get("outputs", []) if o["status"] == "verified"]
-    checked = [k for k in evidence.get("kernels", []) if k["status"] == "verified"]
-    verified = f"{len(checked)}/{len(data.sources)} kernels verified"
-    if errors:
-        verified += f", max err {max(errors):.1e}"
-    weights = sum(w.nbytes for w in data.weights.values())
-    return (
-        f"{len(build.imported.nodes)} nodes -> {len(build.planned)} kernels "
-        f"({len(data.sources)} sources), {verified} on {engine.device.name}, "
-        f"{weights / 1e6:.1f} MB weights, built in {build.seconds['total']:.1f} s"
-    )
 
 
 def rebuild_kernel(name: str, source: str, files: dict[str, str], arch: str) -> bytes:

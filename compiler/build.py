@@ -55,13 +55,18 @@ class Planned:
 
 @dataclass
 class Build:
-    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, how long it took."""
+    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, how long it took.
+
+    ``sizes`` are typical ones of the symbolic dimensions: those that it was verified with.
+    """
 
     imported: Graph
     fused: FusedGraph
     planned: tuple[Planned, ...]
     data: EngineData
+    precision: str
     seconds: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def build_graph(
@@ -88,7 +93,7 @@ def build_graph(
     data = assemble(fused, planned, cubins, ptx, graph.labels())
     if dump is not None:
         _dump_kernels(dump, data)
-    return Build(graph, fused, planned, data, clock.laps)
+    return Build(graph, fused, planned, data, options.precision, clock.laps)
 
 
 class _Clock:

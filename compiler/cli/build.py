@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from arcweld.compiler.api import build_engine, summary
+from arcweld.compiler.api import build_data
 from arcweld.compiler.build import DEFAULT_ARCHS
 from arcweld.compiler.cli.common import check_writable, err, note_ignored, open_graph, out, progress_bar
 from arcweld.compiler.cli.shapes import parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.compiler.summary import summary
 from arcweld.runtime.devices import choose, gpu_count
+from arcweld.runtime.engine_file import write_engine
 
 Opt = typer.Option
 _COMPATIBLE = "Accepted for compatibility."
@@ -73,16 +75,16 @@ def build(
     where = choose(device or None)
     archs = tuple(a.strip() for a in arch.split(",") if a.strip()) or (None if gpu_count() else DEFAULT_ARCHS)
     with progress_bar(quiet) as report:
-        done, engine = build_engine(
+        done, used, _ = build_data(
             graph, precision=precision, arch=archs, device=where, verify=verify, verify_budget=verify_budget,
             tolerance=None if tolerance < 0 else tolerance, tf32=tf32, progress=report, dump=dump or None,
             disable=[d for d in disable.split(",") if d], sizes=sizes,
         )  # fmt: skip
-        engine.save(output)
+        write_engine(output, done.data)
     if verbose:
         for stage, seconds in done.seconds.items():
             err.print(f"{stage:>10} {seconds:8.2f} s")
-    out.print(summary(done, engine))
+    out.print(summary(done, used))
 
 
 def _maybe(text: str) -> dict[str, tuple[int, ...]] | None:

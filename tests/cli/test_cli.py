@@ -42,7 +42,11 @@ def test_build_prints_one_line_and_no_progress_bar(model: Path, tmp_path: Path, 
     path = tmp_path / "a.engine"
     assert main([str(model), "-o", str(path), "--arch", "sm_80,sm_90a"]) == 0
     shown = capsys.readouterr()
-    assert re.fullmatch(r"4 nodes -> \d kernels .* kernels verified, max err .* on sim, .* built in .* s\n", shown.out)
+    line = (
+        r"4 nodes -> \d kernels, 0 fallbacks, max err \S+ \(\d/\d kernels verified on sim\), \S+ kB weights, "
+        r"\S+ kB workspace at \w+=\d+, built in \S+ s\n"
+    )
+    assert re.fullmatch(line, shown.out)
     assert "\x1b" not in shown.err
     assert read_engine(path).archs == ("sm_80", "sm_90a")
     assert [p.name for p in tmp_path.iterdir()] == ["a.engine"]
