@@ -91,13 +91,22 @@ def index_extent(graph: Graph, v: Value) -> Dim | None:
             continue
         seen.add(x.name)
         for n in consumers.get(x.name, ()):
-            extent = _indexed(n, x)
+            extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
             if extent is not None:
                 found.append(extent)
             elif n.op in PASSES_INDICES:
                 stack.extend(n.outputs)
     fixed = [d for d in found if isinstance(d, int)]
     return min(fixed) if fixed else (found[0] if found else None)
+
+
+def _one_hot_classes(graph: Graph, n: Node) -> int | None:
+    """The number of classes where ``n`` compares with 0, 1, 2, …: exporters write one-hot encoding like that."""
+    for v in n.operands():
+        values = graph.weights[v.name].data.ravel() if v.name in graph.weights else np.zeros(0)
+        if values.size > 1 and np.array_equal(values, np.arange(values.size)):
+            return int(values.size)
+    return None
 
 
 def _indexed(n: Node, x: Value) -> Dim | None:
