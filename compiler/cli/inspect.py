@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import json
 from collections import Counter
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ from arcweld.compiler.cli.shapes import parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
+from arcweld.compiler.region import FusedGraph
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.bound import measure
 from arcweld.runtime.engine_file import EngineData, read_engine
@@ -31,7 +34,7 @@ def inspect(
     """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
     if is_engine(path):
         data = read_engine(path)
-        sizes = sizes_of(interface(data), parse_shapes(shapes)) if shapes else {}
+        sizes = _sizes(data, shapes)
         report = engine_report(data, sizes)
         out.print_json(json.dumps(report)) if as_json else _print_engine(report)
         return
@@ -39,6 +42,14 @@ def inspect(
     out.print_json(json.dumps(report)) if as_json else _print_model(report)
     if report["unsupported"]:
         raise UnsupportedError(f"{len(report['unsupported'])} of {report['nodes']} nodes cannot be compiled", node=path)
+
+
+def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
+    """Sizes of the symbols: those of ``--shapes``, else those that the engine was verified with, if any."""
+    graph = interface(data)
+    verified: dict[str, list[int]] = (data.verify or {}).get("shapes", {})
+    given = parse_shapes(shapes) if shapes else {n: tuple(shape) for n, shape in verified.items()}
+    return sizes_of(graph, given)
 
 
 def model_report(path: str, shapes: str) -> dict[str, Any]:
@@ -72,7 +83,8 @@ def _print_model(report: dict[str, Any]) -> None:
 
 
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
-    """Kernels with their nodes, exact bytes (where every dimension is known), architectures and evidence."""
+    """Kernels with their nodes, exact bytes and the memory plan (where ``sizes`` gives every dimension), architectures
+    and evidence."""
     program = data.program
     launches = [
         {
@@ -90,9 +102,19 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
-        found = measure(Plan(program, data.archs[0] if data.archs else "sm_80"), sizes)
-        report["sizes"] = sizes
+        plan = Plan(program, data.archs[0] if data.archs else "sm_80")
+        found = measure(plan, {s.name: sizes[s.name] for s in program.symbols})
+        report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
         report["arena_bytes"] = found.arena_bytes
+        report["memory_plan"] = [
+            {
+                "tensor": t.name, "bytes": found.nbytes[t.name], "offset": found.arena[t.name],
+                "first_launch": t.first, "last_launch": t.last,
+            }
+            for t in plan.lifetimes
+        ]  # fmt: skip
+        for x in report["launches"]:
+            x["bytes"] = sum(found.nbytes[n] for n in dict.fromkeys((*x["reads"], *x["writes"])))
         report["input_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.inputs)
         report["output_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.outputs)
     return report
@@ -106,16 +128,18 @@ def _print_engine(report: dict[str, Any]) -> None:
             out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
     if "arena_bytes" in report:
-        out.print(f"  workspace {megabytes(report['arena_bytes'])} at {report['sizes'] or 'the fixed shapes'}")
+        sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
+        out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
     else:
-        open_ = [n for n in report["symbols"] if n not in report.get("sizes", {})]
-        out.print(f"  workspace depends on {', '.join(open_)}: give --shapes")
+        out.print(f"  workspace depends on {', '.join(report['symbols'])}: give --shapes")
     table = Table(box=None, pad_edge=False)
-    for column in ("kernel", "template", "nodes"):
-        table.add_column(column, overflow="fold")
-    for x in report["launches"]:
-        table.add_row(escape(x["kernel"]), x["template"], escape(", ".join(x["nodes"])))
+    for column in ("#", "kernel", "template", "bytes", "nodes"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("#", "bytes") else "left")
+    for i, x in enumerate(report["launches"]):
+        size = f"{x['bytes']:,}" if "bytes" in x else ""
+        table.add_row(str(i), escape(x["kernel"]), x["template"], size, escape(", ".join(x["nodes"])))
     out.print(table)
+    _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
     checked = [k for k in evidence["kernels"] if k["status"] == "verified"]
     where = evidence.get("device", "no device")
@@ -125,11 +149,24 @@ def _print_engine(report: dict[str, Any]) -> None:
         out.print(f"  output {escape(o['output'])}: {o['status']}, {detail}")
 
 
+def _print_memory(rows: list[dict[str, Any]]) -> None:
+    """The arena: which tensor lies where, from which launch to which."""
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("arena tensor", "offset", "bytes", "launches"):
+        table.add_column(column, overflow="fold", justify="left" if column == "arena tensor" else "right")
+    for r in rows:
+        span = f"{r['first_launch']}-{r['last_launch']}"
+        table.add_row(escape(r["tensor"]), f"{r['offset']:,}", f"{r['bytes']:,}", span)
+    out.print(table)
+
+
 def explain(
     model: Annotated[str, typer.Argument(help="ONNX file.")],
     nodes: Annotated[list[str] | None, typer.Argument(help="Names (or parts of names) of one or two nodes.")] = None,
-    fp16: Annotated[bool, Opt("--fp16")] = False,
-    shapes: Annotated[str, Opt("--shapes")] = "",
+    fp16: Annotated[bool, Opt("--fp16", help="As a half-precision build fuses.")] = False,
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Fixed input shapes: x:1x3x224x224.")] = "",
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
     from arcweld.passes.fusion import fuse
@@ -139,17 +176,65 @@ def explain(
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
     graph = open_graph(model, parse_shapes(shapes) if shapes else None)
+    wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
     fused = fuse(materialise_outputs(run_passes(graph, Options(precision="fp16" if fp16 else "fp32"))))
-    shown = 0
-    for r in fused.regions:
-        names = merge_origins(r.nodes)
-        if all(any(w in n for n in names) for w in words):
-            out.print(f"one {r.template} kernel: {escape(', '.join(names))}")
-            shown += 1
+    names = {r.name: merge_origins(r.nodes) for r in fused.regions}
+    lines = [
+        f"one {r.template} kernel: {', '.join(names[r.name])}"
+        for r in fused.regions
+        if all(w & set(names[r.name]) for w in wanted)
+    ]
+    lines += _refused(fused, wanted)
+    for line in lines or [_strangers(words, wanted, names)]:
+        out.print(line, markup=False)
+
+
+def _nodes_called(word: str, known: list[str]) -> set[str]:
+    """The nodes of that name; where there is none, those whose names hold it. Raises UsageError for none at all."""
+    found = {n for n in known if n == word} or {n for n in known if word in n}
+    if not found:
+        near = difflib.get_close_matches(word, known, 3, 0.3)
+        raise UsageError(f"the model has no node called {word!r}", hint=f"close: {', '.join(near)}" if near else None)
+    return found
+
+
+def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
+    """One line for each pair of neighbours that do not share a kernel: the rule that refused it, or what lies between
+    them."""
+    made = {n.name: n for n in fused.graph.nodes}
+    lines = []
     for refusal in fused.refusals:
-        pair = (refusal.producer, refusal.consumer)
-        if all(any(w in n for n in pair) for w in words):
-            out.print(f"{pair[0]} -> {pair[1]}: [{refusal.code}] {refusal.detail}", markup=False)
-            shown += 1
-    if not shown:
-        out.print("nothing was refused" if not words else f"no kernel and no refusal concerns {' and '.join(words)}")
+        if _concerns(wanted, made[refusal.producer].origin, made[refusal.consumer].origin):
+            lines.append(f"{refusal.producer} -> {refusal.consumer}: [{refusal.code}] {refusal.detail}")
+    refused = {(x.producer, x.consumer) for x in fused.refusals}
+    for a, b in itertools.permutations(fused.regions, 2):
+        between = [v.name for v in a.outputs if any(v.name == w.name for w in b.inputs)]
+        told = any((n.name, m.name) in refused for n in a.nodes for m in b.nodes)
+        if between and not told and _concerns(wanted, merge_origins(a.nodes), merge_origins(b.nodes)):
+            heroes = [r.hero for r in (a, b) if r.hero is not None]
+            if len(heroes) == 2:
+                reason = f"[heroes] a kernel has one of {heroes[0].op} and {heroes[1].op}, not both"
+            else:
+                readers = sum(between[0] in {v.name for v in r.inputs} for r in fused.regions)
+                reason = f"[stored] {between[0]} lies in memory, read by {readers} kernel{'s' * (readers > 1)}"
+            lines.append(f"{a.nodes[-1].name} -> {b.nodes[0].name}: {reason}")
+    return lines
+
+
+def _concerns(wanted: list[set[str]], producer: tuple[str, ...], consumer: tuple[str, ...]) -> bool:
+    """True if the pair is what was asked for: either of them for one name, both for two, in any order."""
+    p, c = set(producer), set(consumer)
+    if len(wanted) < 2:
+        return all(w & (p | c) for w in wanted)
+    first, second = wanted
+    return bool((first & p and second & c) or (first & c and second & p))
+
+
+def _strangers(words: list[str], wanted: list[set[str]], names: dict[str, tuple[str, ...]]) -> str:
+    """Why there is nothing to say of the nodes that were asked for."""
+    for word, nodes in zip(words, wanted):
+        if not any(nodes & set(origins) for origins in names.values()):
+            return f"{word} is in no kernel: it was computed while compiling, or is not needed"
+    if len(words) == 2:
+        return f"{words[0]} and {words[1]} are not neighbours: no kernel of one reads what a kernel of the other makes"
+    return "nothing was refused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
                 low, high = (float(v) for v in value.strip("[]()").split(","))
             except ValueError:
                 raise UsageError(f"val-range: cannot read {value!r}", hint="write x:[0,1]") from None
+            if not -math.inf < low <= high < math.inf:
+                raise UsageError(f"val-range: {value!r} is no range of finite numbers", hint="write x:[0,1]")
             ranges[name] = (low, high)
     return ranges
 

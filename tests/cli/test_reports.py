@@ -1,0 +1,60 @@
+"""``inspect`` and ``explain``: the memory plan, and an answer for any two nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from arcweld.compiler.cli.app import main
+from cli_models import mlp
+
+Words = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mlp(tmp_path_factory.mktemp("models") / "mlp.onnx")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        (["fc1", "relu"], "one contract kernel: fc1, relu\n"),
+        (["fc2", "softmax"], "fc2 -> softmax: [heroes] a kernel has one of MatMul and Softmax, not both\n"),
+        (["softmax", "fc2"], "fc2 -> softmax: [heroes] a kernel has one of MatMul and Softmax, not both\n"),
+        (["relu", "fc2"], "relu -> fc2: [heroes] a kernel has one of MatMul and MatMul, not both\n"),
+        (["fc1", "softmax"], "not neighbours"),
+    ],
+)
+def test_explain_answers_for_any_two_nodes(model: Path, capsys: Words, nodes: list[str], said: str) -> None:
+    assert main(["explain", str(model), *nodes]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_explain_refuses_names_that_no_node_has(model: Path, capsys: Words) -> None:
+    assert main(["explain", str(model), "softmux"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "no node called 'softmux'" in shown.err
+    assert "softmax" in shown.err
+
+
+def test_inspect_gives_the_memory_plan(model: Path, tmp_path: Path, capsys: Words) -> None:
+    path = tmp_path / "mlp.engine"
+    assert main([str(model), "-o", str(path), "--device=sim", "--arch=sm_80", "--verify=off"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(path), "--json", "--shapes=x:4x16"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sizes"] == {"N": 4}
+    bytes_of = {row["tensor"]: row["bytes"] for row in report["memory_plan"]}
+    assert sorted(bytes_of.values()) == [4 * 10 * 4, 4 * 32 * 4]
+    for row in report["memory_plan"]:  # written by one launch, read by the next; both alive during the middle one
+        assert row["last_launch"] == row["first_launch"] + 1
+        assert row["offset"] % 256 == 0
+        assert row["offset"] + row["bytes"] <= report["arena_bytes"]
+    assert [x["bytes"] for x in report["launches"]] == [
+        4 * (4 * 16 + 16 * 32 + 32 + 4 * 32), 4 * (4 * 32 + 32 * 10 + 4 * 10), 4 * (4 * 10 + 4 * 10),
+    ]  # fmt: skip
+    assert main(["inspect", str(path)]) == 0
+    assert "workspace depends on N: give --shapes" in capsys.readouterr().out
