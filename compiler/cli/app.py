@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import typer
+from arcweld.compiler.cli.bench import bench
 from arcweld.compiler.cli.build import build
 from arcweld.compiler.cli.common import err, out
 from arcweld.compiler.cli.doctor import doctor
 from arcweld.compiler.cli.inspect import explain, inspect
-from arcweld.compiler.cli.run import bench, run, verify
+from arcweld.compiler.cli.run import run, verify
 from arcweld.compiler.errors import ArcweldError
 
 app = typer.Typer(

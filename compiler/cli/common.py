@@ -27,7 +27,7 @@ NO_EFFECT = {
     "builderOptimizationLevel": "every build does all it can",
     "timingCacheFile": "compiled kernels are kept in the folder ARCWELD_CACHE_DIR",
     "memPoolSize": "the workspace is exactly what the model needs, `onnx-to-engine inspect` prints it",
-    "noDataTransfers": "copies are part of a call with host arrays",
+    "noDataTransfers": "there is nothing to copy to",
 }
 STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
 

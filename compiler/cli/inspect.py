@@ -126,6 +126,8 @@ def _print_engine(report: dict[str, Any]) -> None:
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
             out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
+    for name, (low, high) in report["symbols"].items():
+        out.print(f"  dimension {escape(name)}: from {low}{'' if high is None else f' to {high}'}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())

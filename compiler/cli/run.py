@@ -1,4 +1,4 @@
-"""``run``, ``bench`` and ``verify``: what is done with an engine, or with a model that is compiled on the fly."""
+"""``run`` and ``verify``: what is done with an engine, or with a model that is compiled on the fly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from arcweld.compiler.api import compile_graph
-from arcweld.compiler.cli.common import check_writable, interface, is_engine, note_ignored, open_graph, out
+from arcweld.compiler.cli.common import check_writable, interface, is_engine, open_graph, out
 from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes, sizes_of
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.errors import AccuracyError, UsageError
@@ -57,7 +57,7 @@ def run(
 ) -> None:  # fmt: skip
     """Runs an engine once and prints what comes out."""
     target = check_writable(export) if export else None
-    engine = open_engine(_path(path, load_engine), device, shapes)
+    engine = open_engine(one_path(path, load_engine), device, shapes)
     feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
     engine.run(feeds)
     start = time.perf_counter()
@@ -85,67 +85,11 @@ def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
             np.savez(stream, **results)  # type: ignore[arg-type]
 
 
-def _path(path: str, other: str) -> str:
+def one_path(path: str, other: str) -> str:
+    """The one of two spellings that was used. Raises UsageError for none or both."""
     if bool(path) == bool(other):
         raise UsageError("name one engine or model file")
     return path or other
-
-
-def bench(
-    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
-    load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
-    iterations: Annotated[int, Opt("--iterations", help="Least number of timed runs.")] = 10,
-    warm_up: Annotated[float, Opt("--warmUp", help="Milliseconds of warming up.")] = 200.0,
-    duration: Annotated[float, Opt("--duration", help="Least seconds of timed runs.")] = 3.0,
-    percentile: Annotated[str, Opt("--percentile", help="Percentiles to print, like 90,95,99.")] = "90,95,99",
-    cuda_graph: Annotated[bool, Opt("--useCudaGraph/--noCudaGraph", help="Replay CUDA graphs.")] = True,
-    export_times: Annotated[str, Opt("--exportTimes", help="Write every latency to a JSON file.")] = "",
-    no_transfers: Annotated[bool, Opt("--noDataTransfers", help="Accepted for compatibility.")] = False,
-) -> None:  # fmt: skip
-    """Times calls of an engine with host arrays, in trtexec's words. No figure is comparable across devices."""
-    note_ignored({"noDataTransfers": no_transfers})
-    percentiles = _percentiles(percentile)
-    target = check_writable(export_times) if export_times else None
-    engine = open_engine(_path(path, load_engine), device, shapes)
-    if not cuda_graph:
-        engine = Engine(engine.data, engine.device, graphs=False)
-    feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
-    end = time.perf_counter() + warm_up / 1e3
-    engine.run(feeds)
-    while time.perf_counter() < end:
-        engine.run(feeds)
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < iterations or time.perf_counter() - begin < duration:
-        start = time.perf_counter()
-        engine.run(feeds)
-        times.append((time.perf_counter() - start) * 1e3)
-    _print_times(times, percentiles, engine)
-    if target is not None:
-        with replacing(target) as temporary:
-            temporary.write_text(json.dumps([{"latencyMs": t} for t in times]), encoding="utf-8")
-
-
-def _percentiles(text: str) -> list[float]:
-    try:
-        found = [float(p) for p in text.split(",") if p.strip()]
-    except ValueError:
-        found = [-1.0]
-    if not all(0 <= p <= 100 for p in found):
-        raise UsageError(f"percentile: {text!r} is no list of numbers from 0 to 100", hint="write 90,95,99")
-    return found
-
-
-def _print_times(times: list[float], percentiles: list[float], engine: Engine) -> None:
-    t = np.array(times)
-    tail = ", ".join(f"percentile({p:g}%) = {np.percentile(t, p):.4g} ms" for p in percentiles)
-    out.print(f"device: {engine.device.name} ({engine.device.arch}), {len(times)} runs")
-    out.print(f"Throughput: {1e3 / t.mean():.6g} qps")
-    out.print(
-        f"Latency: min = {t.min():.6g} ms, max = {t.max():.6g} ms, mean = {t.mean():.6g} ms, "
-        f"median = {np.median(t):.6g} ms, {tail}"
-    )
 
 
 def verify(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from arcweld.compiler.dims import Dim, IntExpr, bounds, free_symbols, symbol
+from arcweld.compiler.dims import Dim, IntExpr, free_symbols, symbol
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
 
@@ -152,11 +152,3 @@ def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
             if d == symbol(s.name, s.lo, s.hi, s.multiple_of) and sizes.setdefault(s.name, size) != size:
                 raise UsageError(f"dimension {s.name} is given as {sizes[s.name]} and as {size}")
     return sizes
-
-
-def describe_dim(d: Dim) -> str:
-    """A dimension for people: ``batch (1 to 64)``."""
-    if not isinstance(d, IntExpr):
-        return str(d)
-    lo, hi = bounds(d)
-    return f"{d} ({lo} to {'∞' if hi is None else hi})"
