@@ -83,8 +83,8 @@ def _matches(reader: RegionReader, node: Node, coords: Coords, steps: Coords) ->
     """Whether the update at ``steps`` names the element at ``coords``."""
     data, indices, _ = node.operands()
     if node.op == "ScatterND":
-        found = [_place(reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
-        return _all_of([binary("eq", f, expr.index(c)) for f, c in zip(found, coords)])
+        places = [_place(reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
+        return _all_of([binary("eq", p, expr.index(c)) for p, c in zip(places, coords)])
     along = node.attrs["axis"]
     at = _update_coords(node, coords, steps)
     inside = [c for k, (x, d) in enumerate(zip(at, indices.shape)) if k != along for c in _below(x, d)]
@@ -137,7 +137,7 @@ def lower_scatter(region: Region, graph: Graph) -> tuple[Bound, Bound]:
     """The two kernels of a scatter in place: the copy of the data, and the stores of the updates."""
     node = region.hero
     assert node is not None
-    data, indices, updates = node.operands()
+    data, _, updates = node.operands()
     copy = RegionReader(region, graph)
     outs = tuple(axis(f"i{k}", d) for k, d in enumerate(data.shape))
     coords = tuple(a.index for a in outs)
