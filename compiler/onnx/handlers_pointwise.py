@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from arcweld.compiler import registry
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
@@ -137,17 +136,9 @@ def _bitcast(c: NodeContext) -> Result:
     return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
 
 
-def clip_ints(c: NodeContext, x: Value, low: float, high: float) -> Value:
-    """``x`` limited to ``[low, high]``, by Max and Min with constants of its type."""
-    return c.emit("Min", c.emit("Max", x, c.const(low, x.dtype)), c.const(high, x.dtype))
-
-
 def bias_add(c: NodeContext, x: Value, bias: Value | None) -> Value:
     """``x + bias``, or ``x`` without one."""
     if bias is None:
         return x
     broadcast_shape(c, x.shape, bias.shape)
     return c.emit("Add", x, bias)
-
-
-EPSILON = float(np.float32(1e-5))
