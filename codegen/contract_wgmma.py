@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
@@ -26,11 +28,17 @@ TILES = (
 )  # fmt: skip
 # multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
 MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1500
+# k split over a cluster: how many ways, cycles that its blocks need to meet, and steps that make it worth while
+SPLITS, MEETING_CYCLES, MIN_STEPS = (1, 2, 4, 8), 900, 4
 
 
 @dataclass(frozen=True, slots=True)
 class WgmmaTactic:
-    """Tile, stages of k = 64 in flight, and ``blocks``: at most so many, each taking several tiles (0: one each)."""
+    """Tile, stages of k = 64 in flight, and how the tiles fall to blocks.
+
+    blocks  at most so many blocks, each taking several tiles; 0: one tile each
+    split   blocks that share out the k of one tile: a cluster, whose last block adds up (needs ``blocks`` 0)
+    """
 
     bm: int
     bn: int
@@ -38,6 +46,7 @@ class WgmmaTactic:
     blocks: int = 0
     early: bool = True
     engine: str = "wgmma"
+    split: int = 1
 
     @property
     def chunk(self) -> int:
@@ -47,7 +56,11 @@ class WgmmaTactic:
     @property
     def shared_bytes(self) -> int:
         scratch = self.bm // 16 * 16 * (self.chunk + 8) * 4
-        return self.stages * (self.bm + self.bn) * 128 + scratch + 16 * self.stages
+        exchange = (self.split - 1) * self.bm * self.bn * 4
+        return self.stages * (self.bm + self.bn) * 128 + scratch + exchange + 16 * self.stages
+
+
+T = TypeVar("T", bound=WgmmaTactic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,30 +138,49 @@ def tactics(problem: Problem, arch: str) -> tuple[WgmmaTactic, ...]:
     """Tiles in the order of their estimated time, each with the stages that fit; then variants of the best."""
     steps = -(-likely(problem.k.extent) // BK)
     n_major = not mapped(problem, problem.b, "b", 8).along_k
-    found = [_fitted(bm, bn, steps, multiprocessors(arch)) for bm, bn in TILES if not (n_major and bn % 64)]
-    ranked = sorted(found, key=lambda t: estimated_cycles(problem, t, steps, arch))[:9]
-    best = ranked[0]
-    variants = [replace(best, early=False), replace(best, stages=max(2, best.stages // 2))]
-    return tuple(dict.fromkeys([*ranked, *variants]))
+    count = multiprocessors(arch)
+    found = [
+        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(WgmmaTactic(bm, bn, 2), steps, count)
+    ]
+    rows, columns, batch = (likely(d.extent) for d in (problem.m, problem.n, problem.batch))
+    return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, count)
 
 
-def _fitted(bm: int, bn: int, steps: int, blocks: int) -> WgmmaTactic:
-    """As many stages as fit: in half of the shared memory for small tiles, so that two blocks run side by side."""
-    stages = 2
-    small = (bm + bn) <= 160
-    limit = SHARED_LIMIT // 2 if small else SHARED_LIMIT
-    while stages < min(steps, 12) and WgmmaTactic(bm, bn, stages + 1).shared_bytes <= limit:
-        stages += 1
-    return WgmmaTactic(bm, bn, stages, blocks=0 if small else blocks)
+def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
+    """The tile with as many stages as fit, in half of the shared memory if small, so that two blocks run side by side.
+
+    Large tiles come as a fixed number of blocks, small ones also with k split over clusters.
+    """
+    small = t.bm + t.bn <= 160
+    found = []
+    for split in SPLITS if small else (1,):
+        limit = SHARED_LIMIT // 2 if small and split == 1 else SHARED_LIMIT
+        own = -(-steps // split)
+        if split > 1 and own < MIN_STEPS:
+            break
+        s = replace(t, split=split, blocks=0 if small else multiprocessors)
+        while s.stages < min(own, 12) and replace(s, stages=s.stages + 1).shared_bytes <= limit:
+            s = replace(s, stages=s.stages + 1)
+        if s.shared_bytes <= limit and (split == 1 or s.stages >= min(own, MIN_STEPS)):
+            found.append(s)
+    return found
 
 
-def estimated_cycles(problem: Problem, t: WgmmaTactic, steps: int, arch: str) -> float:
-    """Time of the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end."""
-    tiles = -(-likely(problem.m.extent) // t.bm) * -(-likely(problem.n.extent) // t.bn) * likely(problem.batch.extent)
-    rounds = -(-tiles // multiprocessors(arch))
-    step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
-    fill = 300 if t.stages >= min(4, steps) else 600
-    return rounds * (steps * step + TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0)) + fill
+def ranked(found: Sequence[T], tiles: Callable[[T], int], steps: int, multiprocessors: int) -> tuple[T, ...]:
+    """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages."""
+
+    def cycles(t: T) -> float:
+        # the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end
+        rounds = -(-tiles(t) * t.split // multiprocessors)
+        own = -(-steps // t.split)
+        step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
+        fill = 300 if t.stages >= min(4, own) else 600
+        meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
+        return rounds * (own * step + TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0)) + fill + meeting
+
+    best = sorted(found, key=cycles)[:9]
+    variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]
+    return tuple(dict.fromkeys([*best, *variants]))
 
 
 def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
@@ -163,7 +195,8 @@ def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
     width, scalar = problem.store_width(), hooks.params.scalar
     blocks = dims.minimum(tiles, t.blocks) if t.blocks else tiles
     return render(
-        "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks, 1, 1), block=(2 * t.bm + 32, 1, 1),
+        "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
+        block=(2 * t.bm + 32, 1, 1),
         shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
 from arcweld.codegen.contract_problem import Problem, conv_problem, likely
 from arcweld.codegen.contract_tactic import multiprocessors
-from arcweld.codegen.contract_wgmma import BK, L2_BYTES, MACS, SHARED_LIMIT, TILE_CYCLES, WgmmaTactic
+from arcweld.codegen.contract_wgmma import BK, WgmmaTactic, fitted, ranked
 from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
 from arcweld.codegen.printer import Hooks, plain_load
 from arcweld.codegen.render import render
@@ -175,28 +175,15 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
     rows = likely(dims.product(patches(shape, patch)))
     columns = likely(kernel.axes["co"][0].extent)
     steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // BK)
-    found = [_fitted(bm, bn, steps, patch, multiprocessors(arch)) for bm, bn in TILES if bn <= max(32, 2 * columns)]
-
-    def cycles(t: ConvWgmmaTactic) -> float:
-        tiles = -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * likely(shape.groups)
-        rounds = -(-tiles // multiprocessors(arch))
-        step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
-        return rounds * (steps * step + TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0))
-
-    ranked = sorted(found, key=cycles)
-    best = ranked[0]
-    variants = [replace(best, early=True), replace(best, stages=max(2, best.stages // 2))]
-    return tuple(dict.fromkeys([*ranked[:9], *variants]))
-
-
-def _fitted(bm: int, bn: int, steps: int, patch: tuple[int, int, int], blocks: int) -> ConvWgmmaTactic:
-    """As many stages as fit: in half of the shared memory for small tiles, so that two blocks run side by side."""
-    small = bm + bn <= 160
-    limit = SHARED_LIMIT // 2 if small else SHARED_LIMIT
-    t = ConvWgmmaTactic(bm, bn, 2, 0 if small else blocks, patch=patch)
-    while t.stages < min(steps, 12) and replace(t, stages=t.stages + 1).shared_bytes <= limit:
-        t = replace(t, stages=t.stages + 1)
-    return t
+    count = multiprocessors(arch)
+    found = [
+        t
+        for bm, bn in TILES
+        if bn <= max(32, 2 * columns)
+        for t in fitted(ConvWgmmaTactic(bm, bn, 2, patch=patch), steps, count)
+    ]
+    groups = likely(shape.groups)
+    return ranked(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, count)
 
 
 def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
@@ -211,7 +198,8 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
     width, scalar = problem.store_width(), hooks.params.scalar
     return render(
         "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(2 * t.bm + 32, 1, 1), t=t, itype=problem.itype,
-        grid=(dims.minimum(tiles, t.blocks) if t.blocks else tiles, 1, 1), shared_bytes=t.shared_bytes, patches=count,
+        grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
+        shared_bytes=t.shared_bytes, patches=count,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
         element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),

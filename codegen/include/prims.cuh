@@ -296,6 +296,19 @@ ARCWELD_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
+// ---------------------------------------------------------------- clusters (sm_90)
+// Every thread of every block of the cluster arrives, then waits, in turn; what was stored before arriving is visible after.
+ARCWELD_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+ARCWELD_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Stores 16 bytes at ``addr`` in the shared memory of block ``rank`` of the cluster, which must have started.
+ARCWELD_DEVICE void cluster_store(u32 addr, int rank, f32 a, f32 b, f32 c, f32 d) {
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};\n}" ::"r"(addr),
+      "r"(rank), "f"(a), "f"(b), "f"(c), "f"(d)
+      : "memory");
+}
+
 // ---------------------------------------------------------------- approximate math
 ARCWELD_DEVICE f32 tanh_approx(f32 x) {
   f32 r;

@@ -34,6 +34,7 @@ def _runtime() -> ctypes.CDLL:
     library.sim_launch.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
     ]  # fmt: skip
+    library.sim_set_cluster.argtypes = [ctypes.c_int]
     library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     return library
 
@@ -73,6 +74,7 @@ class _Prepared:
     params: np.ndarray
     buffers: tuple[tuple[int, int, bool], ...]
     pdl: bool
+    cluster: int
     empty: bool
 
 
@@ -169,9 +171,9 @@ class SimDevice:
 
     # ------------------------------------------------------------ launches
     def prepare(self, spec: LaunchSpec) -> Any:
-        """Packs a launch. Raises DeviceError for clusters, which the simulator does not model."""
-        if spec.cluster != 1:
-            raise DeviceError(f"{spec.name}: the sim device has no thread block clusters")
+        """Packs a launch."""
+        if spec.grid[0] % spec.cluster:
+            raise DeviceError(f"{spec.name}: {spec.grid[0]} blocks do not divide into clusters of {spec.cluster}")
         params = _aligned(max(len(spec.params), 1))
         params[: len(spec.params)] = np.frombuffer(spec.params, np.uint8)
         return _Prepared(
@@ -182,6 +184,7 @@ class SimDevice:
             params,
             spec.buffers,
             spec.pdl,
+            spec.cluster,
             0 in spec.grid,
         )
 
@@ -197,6 +200,7 @@ class SimDevice:
             if self.checked:
                 flags = self._buffer_flags(p.buffers)
                 runtime.sim_set_buffers(len(flags), flags.ctypes.data, int(p.pdl))
+            runtime.sim_set_cluster(p.cluster)
             failed = runtime.sim_launch(
                 p.kernel.address, p.params.ctypes.data, shape, shape + 12, p.shared_bytes, self.seed
             )

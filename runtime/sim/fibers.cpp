@@ -128,7 +128,10 @@ void finish_thread(SimThread& thread) {
   run_state[thread.linear] = Run::Done;
   w.ready &= ~bit;
   w.done |= bit;
-  if (++done_count == thread_count) tma_check_block_end();
+  if (++done_count == thread_count) {
+    tma_check_block_end();
+    cluster_block_end();
+  }
   if (w.arrived && (w.mask[__builtin_ctz(w.arrived)] & bit))
     sim_fail("a thread returned while other lanes of its warp wait in %s, whose mask names it", w.name);
 }
@@ -283,6 +286,7 @@ void start_block() {
   mbarriers_reset();
   tma_reset();
   wgmma_reset();
+  cluster_block_start();
   checker_block_start();
 }
 

@@ -95,6 +95,11 @@ void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transpos
 void sim_wgmma_commit();
 void sim_wgmma_wait(int newest);
 
+// The cluster barrier and stores to another block's shared memory (cluster.cpp).
+void sim_cluster_arrive();
+void sim_cluster_wait();
+void sim_cluster_store(u32 address, int to, f32 a, f32 b, f32 c, f32 d);
+
 void sim_pdl_wait();
 void sim_threadfence();
 

@@ -179,6 +179,11 @@ ARCWELD_DEVICE void setmaxnreg_inc() {}
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_dec() {}
 
+// ---------------------------------------------------------------- clusters
+ARCWELD_DEVICE void cluster_arrive() { sim_cluster_arrive(); }
+ARCWELD_DEVICE void cluster_wait() { sim_cluster_wait(); }
+ARCWELD_DEVICE void cluster_store(u32 addr, int rank, f32 a, f32 b, f32 c, f32 d) { sim_cluster_store(addr, rank, a, b, c, d); }
+
 // ---------------------------------------------------------------- approximate math (exact here)
 ARCWELD_DEVICE f32 tanh_approx(f32 x) { return tanhf(x); }
 ARCWELD_DEVICE f32 ex2_approx(f32 x) { return exp2f(x); }

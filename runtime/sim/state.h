@@ -68,6 +68,8 @@ void tma_reset();
 void tma_check_exit(const SimThread& thread);
 bool tma_land_one();              // completes one pending TMA load; false if there is none
 void tma_check_block_end();
+void cluster_block_start();
+void cluster_block_end();
 void wgmma_reset();
 void wgmma_check_exit(const SimThread& thread);
 void describe_waiting(char* text, size_t size);

@@ -22,6 +22,7 @@ LARGE: dict[str, tuple[Shape, ConvWgmmaTactic | None]] = {
     ),
     "stride_images": (Shape(3, (8, 9), 16, 32, (3, 3), stride=2, pad=1), ConvWgmmaTactic(64, 32, 2, patch=(2, 4, 5))),
     "groups": (Shape(1, (6, 6), 128, 64, (3, 3), pad=1, groups=2), ConvWgmmaTactic(64, 32, 4, patch=(1, 6, 6))),
+    "cluster": (Shape(1, (7, 7), 72, 40, (3, 3), pad=1), ConvWgmmaTactic(64, 32, 3, patch=(1, 7, 7), split=4)),
     "5x5_early": (Shape(1, (9, 9), 8, 16, (5, 5), pad=2), ConvWgmmaTactic(64, 32, 4, patch=(1, 7, 9), early=True)),
 }
 

@@ -9,6 +9,7 @@ from arcweld.codegen.contract_problem import problem_of
 from arcweld.codegen.contract_wgmma import render_problem, supports, tactics
 from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
 from cases_contract import attention_scores, matmul_kernel, padded
 from harness import assert_compiles, run_kernel
 from kernel_cases import Case, assert_close
@@ -52,8 +53,9 @@ def test_every_tactic_agrees() -> None:
         assert_close(case.kernel, got, cases_contract_wgmma.expected(case))
 
 
-def test_every_wait_is_needed() -> None:
-    case = next(c for c in CASES if c.id == "several_tiles_each_kn")
+@pytest.mark.parametrize("name", ["several_tiles_each_kn", "cluster_of_two"])
+def test_every_wait_is_needed(name: str) -> None:
+    case = next(c for c in CASES if c.id == name)
     source = rendered(case)
 
     def passes(text: str) -> bool:
@@ -61,7 +63,24 @@ def test_every_wait_is_needed() -> None:
         return np.allclose(got["out0"].astype(float), cases_contract_wgmma.expected(case)["out0"], 1e-2, 1e-2)
 
     unnoticed = {m.deleted for m in survivors(source.source, passes)}
-    assert unnoticed <= {"fence_proxy_async();"}  # orders mbar_init before TMA: the simulator has no proxies
+    # the fence orders mbar_init before TMA: the simulator has no proxies; lanes reunite before a cluster barrier
+    assert unnoticed <= {"fence_proxy_async();"} | ({"__syncwarp();"} if name == "cluster_of_two" else set())
+
+
+def test_every_cluster_barrier_is_needed() -> None:
+    case = next(c for c in CASES if c.id == "cluster_of_two")
+    source = rendered(case)
+    unnoticed = []
+    for call in ("cluster_arrive();", "cluster_wait();"):
+        pieces = source.source.split(call)
+        for i in range(1, len(pieces)):
+            text = call.join(pieces[:i]) + ";" + call.join(pieces[i:])
+            try:
+                run_kernel(source, case.kernel, case.inputs, case.env, text=text)
+                unnoticed.append(f"{call} {i} of {len(pieces) - 1}")
+            except DeviceError:
+                pass
+    assert unnoticed == ["cluster_wait(); 4 of 4"]  # the loading warp's last one: it only keeps the warp alive
 
 
 def test_small_batches_spread_over_the_card_and_large_ones_use_large_tiles() -> None:

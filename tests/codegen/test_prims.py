@@ -99,9 +99,10 @@ HOPPER = """
   wgmma_ss<f16, 64, 0>(w, wgmma_desc(s, 16, 1024), wgmma_desc(s, 16, 1024), 1); wgmma_ss<bf16, 64, 1>(w, 1, 2, 0);
   wgmma_rs<f16, 64, 1>(w, r4, 1, 1); wgmma_rs<bf16, 64, 0>(w, r4, 1, 1);
   wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w);
+  cluster_arrive(); cluster_wait(); cluster_store(s, 0, d[0], d[1], d[2], d[3]);
   d[0] += w[0] + w[31];
 """
-HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "wgmma_", "setmaxnreg")
+HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "wgmma_", "setmaxnreg", "cluster_")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
