@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcweld.codegen.kernel import Axis, Kernel, Store, axis
-from arcweld.codegen.printer import Block, Hooks, Params, vector_width, wide_index
+from arcweld.codegen.params import Params
+from arcweld.codegen.printer import Block, Hooks, vector_width, wide_index
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType

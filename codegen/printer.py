@@ -1,8 +1,7 @@
 """Prints expressions as CUDA statements, one scalar or a vector of lanes at a time.
 
 A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are
-contiguous along it
-become one vector access, loads that don't depend on it are done once, all others lane by lane.
+contiguous along it become one vector access, loads that don't depend on it are done once, all others lane by lane.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Buffer, Kernel, ParamField, Store
+from arcweld.codegen.kernel import Buffer, Kernel, Store
+from arcweld.codegen.params import Params
 from arcweld.codegen.scalar import literal, scalar_text
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, IntExpr, Sym, var
@@ -20,58 +20,6 @@ from arcweld.compiler.expr import Expr, walk
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
-
-
-class Params:
-    """Collects the members of a kernel's ``Params`` struct as printing asks for them."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self._fields: dict[str, ParamField] = {}
-        self._ctypes: dict[str, str] = {}
-        for b in kernel.buffers:
-            const = "" if b.written else "const "
-            self._add(ParamField("buffer", b.name, b.name), f"{const}{b.dtype.cuda}*")
-
-    def _add(self, field: ParamField, ctype: str) -> str:
-        known = self._fields.get(field.name)
-        if known is not None and known != field:
-            raise ValueError(f"two different parameters are called {field.name}")
-        self._fields[field.name] = field
-        self._ctypes[field.name] = ctype
-        return f"p.{field.name}"
-
-    def buffer(self, name: str) -> str:
-        """The C expression of a buffer's pointer."""
-        return f"p.{name}"
-
-    def scalar(self, name: str, value: Dim) -> str:
-        """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if
-        constant)."""
-        if isinstance(value, int):
-            return str(value)
-        return self.member(name, value)
-
-    def member(self, name: str, value: Dim) -> str:
-        """The same, a struct member even if constant: a loop count that the compiler can't unroll by."""
-        return self._add(ParamField("i32", name, value), "int")
-
-    def tensor_map(self, field: ParamField) -> str:
-        """A TMA descriptor member; returns its C expression."""
-        return self._add(field, "TensorMap")
-
-    def symbol(self, sym: Sym) -> str:
-        """A dimension that is known at launch."""
-        return self._add(ParamField("i32", sym.name, var(sym)), "int")
-
-    def struct(self) -> str:
-        """The struct's declaration: pointers first, then scalars, then descriptors (64-byte aligned)."""
-        lines = [f"  {self._ctypes[f.name]} {f.name};" for f in self.fields()]
-        return "struct Params {\n" + "\n".join(lines) + "\n};"
-
-    def fields(self) -> tuple[ParamField, ...]:
-        order = {"buffer": 0, "i64": 1, "i32": 2, "f32": 2, "tensor_map": 3}
-        return tuple(sorted(self._fields.values(), key=lambda f: order[f.kind]))
 
 
 @dataclass(frozen=True, slots=True)

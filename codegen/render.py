@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 from arcweld.codegen.kernel import Kernel, KernelSource
-from arcweld.codegen.printer import Params
+from arcweld.codegen.params import Params
 from arcweld.compiler.dims import Dim
 
 _ENTRY = "ENTRY_POINT"

@@ -17,7 +17,6 @@ MAX_LINES = 500
 # Files that are longer, each with the reason why splitting it would not help a reader.
 LONGER = {
     "compiler/dims.py": "one algebra: its rules refer to each other throughout",
-    "codegen/printer.py": "statements, stores and hooks share the printer's state",
     "tests/runtime/test_engine.py": "one fixture, many short tests of one class",
 }
 
