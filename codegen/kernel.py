@@ -1,8 +1,7 @@
 """A lowered region: the loop axes, what the hero reads and what is stored, all as expressions over canonical buffers.
 
 Buffers are called ``in0, in1, …, out0, …`` so that two layers of a model that do the same thing give equal kernels,
-which
-are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``Bound``.
+which are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``Bound``.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ class Store:
     """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes.
 
     Only the pointwise template knows the rest: coordinates read at run time, ``mask`` (nothing is stored where it is
-    false),
-    and ``reduction`` add, max or min (an atomic that combines with what is there).
+    false), and ``reduction`` add, max or min (an atomic that combines with what is there).
     """
 
     buffer: str
@@ -144,8 +142,7 @@ class KernelSource:
     """A rendered kernel: CUDA text and everything needed to launch it.
 
     ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions.
-    ``zero`` lists
-    canonical buffers that must be zeroed before the launch.
+    ``zero`` lists canonical buffers that must be zeroed before the launch.
     """
 
     entry: str

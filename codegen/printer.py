@@ -403,8 +403,7 @@ class Hooks:
         """``void fn(const Params& p, int a, …, const T (&x)[width], …)``: the epilogue and its stores.
 
         ``variables``: name in expressions -> (C name, dtype, one value a lane?). ``extent``: the lane axis' extent;
-        where the width
-        does not divide it, lanes beyond it are not stored.
+        where the width does not divide it, lanes beyond it are not stored.
         """
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
         block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)

@@ -49,10 +49,8 @@ def render(
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
     Hooks must be printed before the call, so that ``params`` is complete. The entry point is named after the kernel
-    and a
-    hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``,
-    ``params``
-    (the struct's text), ``kernel`` and everything in ``context``.
+    and a hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``,
+    ``params`` (the struct's text), ``kernel`` and everything in ``context``.
     """
     text = environment().get_template(template).render(
         entry=_ENTRY, params=params.struct(), kernel=kernel, grid=grid, block=block, **context

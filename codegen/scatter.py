@@ -1,9 +1,9 @@
 """Scatters: elements of a copy of the data are replaced by, or combined with, updates whose places a tensor gives.
 
 With few updates for each place they are *searched*: every output element looks through the indices that could name
-it, in
-one reduce kernel, always in the same order. Otherwise the updates are scattered *in place*: one kernel copies the data,
-the next one stores each update where it belongs, combining by atomics. An index out of range is not stored anywhere.
+it, in one reduce kernel, always in the same order. Otherwise the updates are scattered *in place*: one kernel copies
+the data, the next one stores each update where it belongs, combining by atomics. An index out of range is not stored
+anywhere.
 """
 
 from __future__ import annotations

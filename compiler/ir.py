@@ -104,9 +104,8 @@ class Node:
 class Weight:
     """A constant array. ``data`` may be a memory map; ``source`` is the model's own name for it.
 
-    ``transform`` records how ``data`` was made from the source (see ``compiler/weights.py``), so that new weights
-    can be
-    packed the same way; an empty tuple means ``data`` is the source itself.
+    ``transform`` records how ``data`` was made from the source (see ``compiler/weights.py``), so that new weights can
+    be packed the same way; an empty tuple means ``data`` is the source itself.
     """
 
     data: np.ndarray
@@ -174,8 +173,8 @@ class Rewriter:
     """Builds a new graph from an old one, node by node, replacing values as it goes.
 
     A pass walks ``graph.nodes`` and for each node calls ``keep`` (after substitution), or emits others through
-    ``emit`` and
-    redirects the old outputs with ``alias``. ``finish`` returns the new graph; dead nodes are left for DCE.
+    ``emit`` and redirects the old outputs with ``alias``. ``finish`` returns the new graph; dead nodes are left for
+    DCE.
     """
 
     def __init__(self, graph: Graph) -> None:

@@ -1,8 +1,7 @@
 """A region: the nodes that become one kernel, grown around at most one hero operation.
 
-Fusion makes regions, codegen lowers them. View nodes (reshape, transpose, slice…) may belong to several regions:
-each reads
-through them by its own index map.
+Fusion makes regions, codegen lowers them. View nodes (reshape, transpose, slice…) may belong to several regions: each
+reads through them by its own index map.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 
 def template_of(node: Node) -> str:
     """The template that computes a node. Scatters have two: ``search`` looks for each element's updates, ``scatter``
-    stores
-    each update where it belongs.
+    stores each update where it belongs.
     """
     kind = opdef(node.op).kind
     if kind is not Kind.SCATTER:

@@ -21,7 +21,7 @@ from arcweld.compiler import api
 from arcweld.compiler.build import DEFAULT_ARCHS, Build
 from arcweld.compiler.cli.common import progress_bar
 from arcweld.compiler.errors import ArcweldError, EnvironmentError_, UsageError
-from arcweld.compiler.evidence import relative_error
+from arcweld.compiler.metrics import relative_error
 from arcweld.compiler.paths import cache_dir
 from arcweld.compiler.summary import summary
 from arcweld.models.catalogue import Feeds, ctc_text, planes
