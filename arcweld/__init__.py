@@ -1,7 +1,9 @@
 """Arcweld: compile ONNX files and PyTorch modules to engines of fused CUDA kernels.
 
-    engine = arcweld.compile("model.onnx") y = engine(x) engine.save("model.engine") engine =
-    arcweld.load("model.engine", device="cuda")
+    engine = arcweld.compile("model.onnx")
+    y = engine(x)
+    engine.save("model.engine")
+    engine = arcweld.load("model.engine", device="cuda")
 
 Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``).
 """

@@ -2,9 +2,13 @@
 
 The grammar, one item a line (blank lines and lines that begin with ``#`` are skipped)::
 
-    graph 'name' symbol N(lo=1, hi=8, multiple_of=2) input %x: f32[N, 64] weight %w: f32[64, 10] source='fc.weight',
-    data=(0.5, ...) %y: f32[N, 10] = MatMul(%x, %w) @ 'fc' %z: f32[N, 10] = Clip(%y, min=0.0, max=6.0) @ 'relu6',
-    'relu6_copy' output %z 'scores'
+    graph 'name'
+    symbol N(lo=1, hi=8, multiple_of=2)
+    input %x: f32[N, 64]
+    weight %w: f32[64, 10] source='fc.weight', data=(0.5, ...)
+    %y: f32[N, 10] = MatMul(%x, %w) @ 'fc'
+    %z: f32[N, 10] = Clip(%y, min=0.0, max=6.0) @ 'relu6', 'relu6_copy'
+    output %z 'scores'
 
 A missing optional operand is ``_``. Attributes follow the operands; a value is a Python literal, a tuple,
 ``dtype(f16)``, ``float(inf)`` or a dimension expression. An output may be written without its type: then
