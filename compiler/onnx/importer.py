@@ -62,7 +62,6 @@ class _Import:
 
     def _initializers(self) -> dict[str, Operand | Unavailable]:
         found: dict[str, Operand | Unavailable] = {}
-        self.source.cursor = 0
         for tensor in self.model.graph.initializer:
             if tensor.name in found:
                 raise ModelError(f"initializer {tensor.name!r} occurs twice")

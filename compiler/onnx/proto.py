@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.skeleton import Cut, cut_weights
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
@@ -24,7 +26,6 @@ AttrValue: TypeAlias = Any  # int, float, str, tuple of them, ndarray, GraphProt
 
 MAX_FILE_BYTES = 2**31 - 1  # protobuf's own limit
 MAX_ELEMENTS = 2**40
-_WORTH_MAPPING = 1 << 16
 
 DTYPES: Mapping[int, DType] = {
     TensorProto.DOUBLE: DType.F64,
@@ -52,29 +53,24 @@ _FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
 _NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: DType.U8}
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model came from: the folder of its external data and the mapped file; both None for one in memory."""
+    """Where a model came from: the folder of its external data, and the large weights that the decoder did not see.
+
+    A decoded tensor whose raw data begins with ``marker`` has its contents in the mapped file, at ``cuts[n]``.
+    """
 
     folder: Path | None = None
     file: mmap.mmap | None = None
-    cursor: int = 0
+    marker: bytes = b""
+    cuts: Sequence[Cut] = ()
 
-    def view(self, raw: bytes) -> bytes | memoryview:
-        """The same bytes inside the mapped file where they are many, so that the decoder's copy can go."""
-        if self.file is None or len(raw) < _WORTH_MAPPING:
+    def contents(self, raw: bytes) -> bytes | memoryview:
+        """The raw data that a tensor stands for."""
+        if not self.cuts or self.file is None or not raw.startswith(self.marker):
             return raw
-        for start in (self.cursor, 0):  # tensors lie in the file in the order in which they are read
-            at = self.file.find(raw[:64], start)
-            while at >= 0 and at + len(raw) <= len(self.file):
-                found = memoryview(self.file)[at : at + len(raw)]
-                if np.array_equal(np.frombuffer(found, np.uint8), np.frombuffer(raw, np.uint8)):
-                    self.cursor = at + len(raw)
-                    return found
-                at = self.file.find(raw[:64], at + 1)
-                if at >= 0 and at > start + 2 * len(raw):
-                    break  # repetitive data: not worth a long search
-        return raw
+        offset, length = self.cuts[int.from_bytes(raw[len(self.marker) :], "little")]
+        return memoryview(self.file)[offset : offset + length]
 
 
 def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
@@ -88,13 +84,23 @@ def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
         model, place, name = _decode(source, "model"), Source(), "model"
     else:
         path = Path(source)
-        place, name = Source(path.parent, _map(path)), str(path)
-        model = _decode(b"" if place.file is None else place.file[:], name)
+        name, mapped = str(path), _map(path)
+        marker = secrets.token_bytes(16)  # no weight begins like this by chance, nor on purpose
+        rest, cuts = (b"", ()) if mapped is None else _without_weights(mapped, marker, name)
+        model, place = _decode(rest, name), Source(path.parent, mapped, marker, cuts)
     if not model.HasField("graph"):
         raise ModelError("not an ONNX model: it holds no graph", node=name)
     if not model.opset_import:
         raise ModelError("the model does not say which operator set it uses", node=name)
     return model, place
+
+
+def _without_weights(mapped: mmap.mmap, marker: bytes, name: str) -> tuple[bytes, Sequence[Cut]]:
+    with memoryview(mapped) as data:
+        try:
+            return cut_weights(data, marker)
+        except ModelError as error:
+            raise ModelError(error.message, node=name) from None
 
 
 def _map(path: Path) -> mmap.mmap | None:
@@ -180,11 +186,11 @@ def _stored(shape: tuple[int, ...], nibble: bool) -> int:
 
 
 def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool, source: Source) -> np.ndarray:
-    raw = tensor.raw_data
+    raw = source.contents(tensor.raw_data)
     need = _stored(shape, nibble) * dtype.itemsize
     if len(raw) != need:
         raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} bytes but holds {len(raw)}")
-    return np.frombuffer(source.view(raw), dtype)
+    return np.frombuffer(raw, dtype)
 
 
 def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, nibble: bool) -> np.ndarray:
