@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arcweld.codegen.approximate import approximate
 from arcweld.codegen.contract_problem import Operand, Problem
 from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
+from arcweld.codegen.epilogue import epilogue_hook
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
@@ -87,9 +87,6 @@ def load_hook(hooks: Hooks, problem: Problem, fn: str, operand: Operand) -> str:
 
 
 def store_hook(hooks: Hooks, problem: Problem, width: int) -> str:
-    """The epilogue as ``store_out(p, b, m, n, acc)`` over ``width`` columns, which divides their number."""
+    """The epilogue as ``store_out(p, b, m, n)(acc)`` over ``width`` columns, which divides their number."""
     args = [("b", problem.batch.sym), ("m", problem.m.sym), ("n", problem.n.sym)]
-    return hooks.store(
-        "store_out", approximate(problem.kernel, problem.stores), args, lane=problem.n.sym, width=width,
-        variables={"acc": ("acc", problem.acc, True)}, extent=problem.n.extent,
-    )  # fmt: skip
+    return epilogue_hook(hooks, problem.stores, args, problem.n.sym, width, problem.acc)

@@ -71,6 +71,11 @@ class Problem:
         """C type of a row index and of everything that addresses memory."""
         return "long long" if wide_index(self.kernel) else "int"
 
+    def epilogue_reads(self) -> int:
+        """How many loads of the epilogue differ from row to row: residuals and the like, but no bias."""
+        found = loads([s.value for s in self.stores])
+        return sum(dims.mentions(_offset(self.kernel, x), self.m.sym) for x in found)
+
     def store_width(self) -> int:
         """Neighbouring columns that the epilogue hook handles at once; divides the number of columns."""
         return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)

@@ -27,7 +27,7 @@ TILES = (
     (128, 256), (192, 128), (256, 128),
 )  # fmt: skip
 # multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
-MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1500
+MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1000
 # k split over a cluster: how many ways, cycles that its blocks need to meet, and steps that make it worth while
 SPLITS, MEETING_CYCLES, MIN_STEPS = (1, 2, 4, 8), 900, 4
 
@@ -143,7 +143,7 @@ def tactics(problem: Problem, arch: str) -> tuple[WgmmaTactic, ...]:
         t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(WgmmaTactic(bm, bn, 2), steps, count)
     ]
     rows, columns, batch = (likely(d.extent) for d in (problem.m, problem.n, problem.batch))
-    return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, count)
+    return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, problem, count)
 
 
 def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
@@ -166,8 +166,11 @@ def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
     return found
 
 
-def ranked(found: Sequence[T], tiles: Callable[[T], int], steps: int, multiprocessors: int) -> tuple[T, ...]:
+def ranked(
+    found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, multiprocessors: int
+) -> tuple[T, ...]:
     """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages."""
+    column_cycles = 8 + 10 * problem.epilogue_reads()
 
     def cycles(t: T) -> float:
         # the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end
@@ -176,7 +179,10 @@ def ranked(found: Sequence[T], tiles: Callable[[T], int], steps: int, multiproce
         step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
         fill = 300 if t.stages >= min(4, own) else 600
         meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
-        return rounds * (own * step + TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0)) + fill + meeting
+        beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
+        resident = 1 if t.blocks else min(rounds, SHARED_LIMIT // t.shared_bytes, 4)
+        tie = 1.0 if t.bm <= 128 else 1.05  # two warpgroups and a wide tile rather than four and a narrow one
+        return (rounds * (own * step + beside / resident) + fill + meeting) * tie
 
     best = sorted(found, key=cycles)[:9]
     variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]

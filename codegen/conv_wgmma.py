@@ -171,7 +171,7 @@ def best_patch(shape: Geometry) -> tuple[int, int, int]:
 
 def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
     """Tiles in the order of their estimated time; then variants of the best."""
-    shape, patch = geometry(kernel), best_patch(geometry(kernel))
+    problem, shape, patch = conv_problem(kernel), geometry(kernel), best_patch(geometry(kernel))
     rows = likely(dims.product(patches(shape, patch)))
     columns = likely(kernel.axes["co"][0].extent)
     steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // BK)
@@ -183,7 +183,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
         for t in fitted(ConvWgmmaTactic(bm, bn, 2, patch=patch), steps, count)
     ]
     groups = likely(shape.groups)
-    return ranked(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, count)
+    return ranked(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, problem, count)
 
 
 def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
