@@ -112,7 +112,7 @@ def bind_symbols(
     while progress:
         progress = False
         for _, _, d, n in pending:
-            progress |= _solve(d, n, env)
+            progress |= solve(d, n, env)
     for v, k, d, n in pending:
         unknown = {s.name for s in free_symbols(d)} - set(env)
         if not unknown and evaluate(d, env) != n:
@@ -129,8 +129,8 @@ def _checked(v: Value, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     return array
 
 
-def _solve(d: Dim, n: int, env: dict[str, int]) -> bool:
-    """Binds the symbol of a dimension that is linear in one unknown; True if it did."""
+def solve(d: Dim, n: int, env: dict[str, int]) -> bool:
+    """Binds in ``env`` the symbol of a dimension of size ``n`` that is linear in one unknown; True if it did."""
     unknown = [s for s in free_symbols(d) if s.name not in env]
     if len(unknown) != 1:
         return False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, evaluate, free_symbols
+from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evaluate, free_symbols
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, Node, Value
 
 DEFAULT_SIZE = 32
+MAX_DOUBLINGS = 5
 PASSES_INDICES = frozenset(
     {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
 )
@@ -23,14 +24,33 @@ def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[s
     for v in graph.inputs:
         for axis, d in enumerate(v.shape):
             for s in sorted(free_symbols(d), key=lambda t: t.name) if isinstance(d, IntExpr) else ():
-                sizes.setdefault(s.name, _size(s, 1 if axis == 0 else DEFAULT_SIZE))
+                sizes.setdefault(s.name, _size(s, 1 if axis == 0 else _about(d, s, DEFAULT_SIZE)))
     unknown = sorted(set(given or {}) - set(sizes))
     if unknown:
         raise UsageError(
             f"no dimension is called {', '.join(unknown)}", hint=f"dimensions: {', '.join(sizes) or 'none'}"
         )
     sizes.update(given or {})
+    return _large_enough(graph, sizes, set(given or {}))
+
+
+def _large_enough(graph: Graph, sizes: dict[str, int], given: set[str]) -> dict[str, int]:
+    """``sizes``, doubled where they are free until no value of the graph is empty: windows need room."""
+    batch = {s.name for v in graph.inputs for d in v.shape[:1] if isinstance(d, IntExpr) for s in free_symbols(d)}
+    free = [s for s in graph.symbols() if s.name in sizes and s.name not in given | batch]
+    dims = list(dict.fromkeys(d for n in graph.nodes for o in n.outputs for d in o.shape if isinstance(d, IntExpr)))
+    found = dict(sizes)
+    for _ in range(MAX_DOUBLINGS):
+        if all(evaluate(d, found) > 0 for d in dims):
+            return found
+        found.update({s.name: _size(s, 2 * found[s.name]) for s in free})
     return sizes
+
+
+def _about(d: Dim, s: Sym, size: int) -> int:
+    """The value of ``s`` that makes ``d``, a multiple of it, about ``size``."""
+    factor = coefficient(d, s)
+    return max(1, size // factor) if isinstance(factor, int) and factor > 1 else size
 
 
 def _size(s: Sym, wanted: int) -> int:

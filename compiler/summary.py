@@ -38,7 +38,7 @@ def accuracy(data: EngineData, device: Device) -> str:
     evidence: Mapping[str, Any] = data.verify or {"level": "off"}
     if evidence["level"] == "off":
         return "not verified"
-    errors = [o["error"] for o in evidence["outputs"] if o["status"] == "verified"]
+    errors = [o["error"] for o in evidence["outputs"] if o["status"] == "verified" and o.get("nonfinite", 0) < 1]
     checked = sum(k["status"] == "verified" for k in evidence["kernels"])
     worst = f"max err {max(errors):.1e}" if errors else "outputs not compared"
     return f"{worst} ({checked}/{len(evidence['kernels'])} kernels verified on {device.name})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,12 @@ def is_engine(path: str) -> bool:
 
 
 def open_graph(
-    model: str, shapes: Mapping[str, Shape] | None = None, low: Mapping[str, Shape] | None = None,
+    model: str, shapes: Mapping[str, Sequence[int | str]] | None = None, low: Mapping[str, Shape] | None = None,
     high: Mapping[str, Shape] | None = None,
 ) -> Graph:  # fmt: skip
-    """Imports an ONNX file with fixed ``shapes``, or with open dimensions between ``low`` and ``high``."""
+    """Imports an ONNX file with ``shapes`` (sizes, names, expressions), or with open dimensions between ``low`` and
+    ``high``.
+    """
     if shapes and (low or high):
         raise UsageError("give either --shapes or --minShapes/--maxShapes")
     if shapes:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from arcweld.compiler.build import materialise_outputs
 from arcweld.compiler.cli.common import interface, is_engine, megabytes, open_graph, out
-from arcweld.compiler.cli.shapes import parse_shapes, sizes_of
+from arcweld.compiler.cli.shapes import parse_open_shapes, parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
@@ -56,14 +56,14 @@ def model_report(path: str, shapes: str) -> dict[str, Any]:
     """Operators, how many of each, and every unsupported node with the reason."""
     from arcweld.compiler.onnx.importer import support_report
 
-    rows = support_report(path, shapes=parse_shapes(shapes) if shapes else None)  # type: ignore[arg-type]
+    rows = support_report(path, shapes=parse_open_shapes(shapes) if shapes else None)  # type: ignore[arg-type]
     bad = [{"node": r.node, "op": r.op, "reason": r.reason} for r in rows if not r.supported]
     report: dict[str, Any] = {
         "model": path, "nodes": len(rows), "operators": dict(Counter(r.op for r in rows).most_common()),
         "unsupported": bad,
     }  # fmt: skip
     if not bad:
-        graph = open_graph(path, parse_shapes(shapes) if shapes else None)
+        graph = open_graph(path, parse_open_shapes(shapes) if shapes else None)
         report["inputs"] = {v.name: str(v.type) for v in graph.inputs}
         report["outputs"] = {n: str(v.type) for n, v in zip(graph.labels(), graph.outputs)}
         report["weight_bytes"] = sum(w.data.nbytes for w in graph.weights.values())
@@ -177,7 +177,7 @@ def explain(
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
-    graph = open_graph(model, parse_shapes(shapes) if shapes else None)
+    graph = open_graph(model, parse_open_shapes(shapes) if shapes else None)
     wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
     fused = fuse(materialise_outputs(run_passes(graph, Options(precision="fp16" if fp16 else "fp32"))))
     names = {r.name: merge_origins(r.nodes) for r in fused.regions}

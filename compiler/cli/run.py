@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from arcweld.compiler.api import compile_graph
 from arcweld.compiler.cli.common import check_writable, interface, is_engine, open_graph, out
-from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_ranges, parse_shapes, sizes_of
+from arcweld.compiler.cli.shapes import Shape, load_arrays, parse_open_shapes, parse_ranges, parse_shapes, sizes_of
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.metrics import relative_error
@@ -31,7 +31,7 @@ def open_engine(path: str, device: str, shapes: str) -> Engine:
     """Loads an engine file, or compiles a model for the device without object code for others."""
     if is_engine(path):
         return load(path, device or None)
-    graph = open_graph(path, parse_shapes(shapes) if shapes else None)
+    graph = open_graph(path, parse_open_shapes(shapes) if shapes else None)
     return compile_graph(graph, device=device or None, verify="off")
 
 

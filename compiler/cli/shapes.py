@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from arcweld.compiler.dims import Dim, IntExpr, free_symbols, symbol
+from arcweld.compiler.dims import Dim, IntExpr, evaluate, free_symbols, symbol
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.reference import solve
 
 Shape = tuple[int, ...]
 
@@ -33,14 +35,25 @@ def _split(text: str, what: str) -> Iterator[tuple[str, str]]:
 def parse_shapes(text: str) -> dict[str, Shape]:
     """``x:1x3x224x224,y:1x8`` (also ``x:[1,3,224,224]``) by input name."""
     shapes = {}
+    for name, shape in parse_open_shapes(text).items():
+        if not all(isinstance(d, int) for d in shape):
+            raise UsageError(f"shapes: {shape} is no shape of numbers", hint="write x:1x3x224x224")
+        shapes[name] = tuple(int(d) for d in shape)
+    return shapes
+
+
+def parse_open_shapes(text: str) -> dict[str, tuple[int | str, ...]]:
+    """Shapes whose dimensions may stay open: names and expressions such as ``x:[n,3,32*h,32*w]``, or ``x:nx3x8*w``."""
+    shapes: dict[str, tuple[int | str, ...]] = {}
     for name, value in _split(text, "shapes"):
-        try:
-            shape = tuple(int(d) for d in value.strip("[]").replace(",", "x").split("x") if d)
-        except ValueError:
-            raise UsageError(f"shapes: {value!r} is not a shape", hint="write x:1x3x224x224") from None
-        if any(d < 0 for d in shape):
-            raise UsageError(f"shapes: {value!r} has a negative dimension", hint="give every dimension a size")
-        shapes[name] = shape
+        listed = value.startswith("[")
+        words = [d.strip() for d in (value.strip("[]").split(",") if listed else value.split("x")) if d.strip()]
+        for d in words:
+            if d.startswith("-"):
+                raise UsageError(f"shapes: {value!r} has a negative dimension", hint="give every dimension a size")
+            if not re.fullmatch(r"\d+|(\d+\*)?[A-Za-z_]\w*", d):
+                raise UsageError(f"shapes: {value!r} is not a shape", hint="write x:1x3x224x224, or x:[n,3,32*h,32*w]")
+        shapes[name] = tuple(int(d) if d.isdigit() else d for d in words)
     return shapes
 
 
@@ -142,13 +155,15 @@ def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     _check_names(graph, shapes)
-    for v in graph.inputs:
-        for i, d in enumerate(v.shape if v.name in shapes else ()):
-            if not isinstance(d, IntExpr):
-                _fixed(v.name, i, d, shapes[v.name], None)
-                continue
-            s = next(iter(free_symbols(d)))
-            size = shapes[v.name][i]
-            if d == symbol(s.name, s.lo, s.hi, s.multiple_of) and sizes.setdefault(s.name, size) != size:
-                raise UsageError(f"dimension {s.name} is given as {sizes[s.name]} and as {size}")
+    known = [(v, i, d) for v in graph.inputs for i, d in enumerate(v.shape if v.name in shapes else ())]
+    while any(isinstance(d, IntExpr) and solve(d, shapes[v.name][i], sizes) for v, i, d in known):
+        pass
+    for v, i, d in known:
+        size = shapes[v.name][i]
+        if not isinstance(d, IntExpr):
+            _fixed(v.name, i, d, shapes[v.name], None)
+        elif not {s.name for s in free_symbols(d)} <= set(sizes):
+            raise UsageError(f"axis {i} of input {v.name} is {d} in the model, which cannot be {size}")
+        elif evaluate(d, sizes) != size:
+            raise UsageError(f"axis {i} of input {v.name} is {d} = {evaluate(d, sizes)}, not {size}")
     return sizes

@@ -22,7 +22,7 @@ from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import GraphProto
 
-SHAPES_HINT = "give the dimension a value with --shapes (or shapes= in Python)"
+SHAPES_HINT = "give the dimension a value with --shapes (or inputs= in Python)"
 MAX_HOST_ELEMENTS = 1 << 16
 MAX_RANK = 32
 

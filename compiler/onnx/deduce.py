@@ -80,5 +80,6 @@ def suggest_multiple(found: Sequence[tuple[Dim, Dim]]) -> str | None:
             table: dict[dims.Atom, Dim] = {s: dims.symbol(s.name, 1) * k for s in symbols}
             if dims.substitute(a, table) == dims.substitute(b, table):
                 names = " and ".join(sorted(s.name for s in symbols))
-                return f'they agree for multiples of {k}: write the dimension {names} as "{k}*n" in --shapes'
+                multiple = f'write the dimension {names} as "{k}*n" in --shapes (or inputs= in Python)'
+                return f"they agree for multiples of {k}: {multiple}"
     return None

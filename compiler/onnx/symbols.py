@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import onnx
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim
+from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.errors import ModelError, UsageError
 from arcweld.compiler.text import sanitize
 
@@ -58,7 +58,9 @@ class DimTable:
         """Says that the dim_param ``param`` is ``value``. Raises UsageError when it was given another value."""
         old = self._dims.setdefault(param, value)
         if old != value:
-            raise UsageError(f"dimension {param!r} is given as {old} and as {value}")
+            hint = f"a multiple of it needs a name that the model does not use, such as {param}_n"
+            again = isinstance(value, IntExpr) and old in map(dims.var, dims.free_symbols(value))
+            raise UsageError(f"dimension {param!r} is given as {old} and as {value}", hint=hint if again else None)
 
     def named(self, param: str) -> Dim:
         """The dimension called ``param`` in the model."""

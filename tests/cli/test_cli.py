@@ -213,7 +213,7 @@ def test_version_and_help(capsys: Words) -> None:
         (["{model}", "-o", "{out}", "--int8"], 3, "not available"),
         (["{model}", "-o", "{out}", "--shapes=x:3x17"], 2, "17"),
         (["{model}", "-o", "{out}", "--shapes=z:3x16"], 2, "z"),
-        (["{model}", "-o", "{out}", "--shapes=x:ax16"], 2, "not a shape"),
+        (["{model}", "-o", "{out}", "--shapes=x:a+1x16"], 2, "not a shape"),
         (["{model}", "-o", "{out}", "--minShapes=x:1x16x2"], 2, "rank"),
         (["{model}", "-o", "{out}", "--minShapes=x:4x16", "--maxShapes=x:2x16"], 2, ""),
         (["{model}", "-o", "{out}", "--shapes=x:3x16", "--minShapes=x:1x16"], 2, "either"),

@@ -58,3 +58,19 @@ def test_inspect_gives_the_memory_plan(model: Path, tmp_path: Path, capsys: Word
     ]  # fmt: skip
     assert main(["inspect", str(path)]) == 0
     assert "workspace depends on N: give --shapes" in capsys.readouterr().out
+
+
+def test_open_shapes_keep_what_they_name_open(model: Path, tmp_path: Path, capsys: Words) -> None:
+    path = tmp_path / "mlp.engine"
+    flags = ["--device=sim", "--arch=sm_80", "--verify=off"]
+    assert main([str(model), "-o", str(path), "--shapes=x:[4*batch,16]", *flags]) == 0
+    assert main(["inspect", str(path), "--json", "--shapes=x:12x16"]) == 0
+    report = json.loads(capsys.readouterr().out.partition("\n")[2])
+    assert report["inputs"] == {"x": "f32[4*batch, 16]"}
+    assert report["sizes"] == {"batch": 3}
+    assert main(["run", str(path), "--device=sim", "--shapes=x:12x16"]) == 0
+    assert "y: float32[12, 10]" in capsys.readouterr().out
+    assert main(["run", str(path), "--device=sim", "--shapes=x:13x16"]) == 2
+    assert "axis 0 of input x is 4*batch in the model, which cannot be 13" in capsys.readouterr().err
+    assert main(["run", str(path), "--device=sim", "--shapes=x:nx16"]) == 2
+    assert "is no shape of numbers" in capsys.readouterr().err

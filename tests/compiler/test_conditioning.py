@@ -7,7 +7,6 @@ import pytest
 from arcweld.compiler import api
 from arcweld.compiler.conditioning import rounding_error
 from arcweld.compiler.reference import run_reference
-from arcweld.compiler.samples import sample_inputs
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -67,17 +66,3 @@ def test_a_build_tells_of_rounding_and_accepts_it() -> None:
     engine = api.compile_graph(graph, device="sim", feeds=feeds, tolerance=1.0)
     kernels = engine.data.verify["kernels"]
     assert all(k["error"] <= max(k.get("rounding", 0), 1e-4) for k in kernels)
-
-
-def test_classes_that_an_input_is_compared_with_bound_its_samples() -> None:
-    nodes = [helper.make_node("Equal", ["x", "classes"], ["e"]), helper.make_node("Cast", ["e"], ["y"], to=1)]
-    x = helper.make_tensor_value_info("x", TensorProto.INT32, [64, 1])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [64, 100])
-    classes = numpy_helper.from_array(np.arange(100, dtype=np.int32).reshape(1, 100), "classes")
-    model = helper.make_model(
-        helper.make_graph(nodes, "one_hot", [x], [y], [classes]),
-        opset_imports=[helper.make_opsetid("", 17)], ir_version=8,
-    )  # fmt: skip
-    drawn = sample_inputs(api.import_model(model), {})["x"]
-    assert drawn.min() >= 0
-    assert 50 < drawn.max() < 100
