@@ -181,7 +181,7 @@ def ranked(
         meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
         beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
         resident = 1 if t.blocks else min(rounds, SHARED_LIMIT // t.shared_bytes, 4)
-        tie = 1.0 if t.bm <= 128 else 1.05  # two warpgroups and a wide tile rather than four and a narrow one
+        tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
         return (rounds * (own * step + beside / resident) + fill + meeting) * tie
 
     best = sorted(found, key=cycles)[:9]
