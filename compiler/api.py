@@ -110,6 +110,11 @@ def import_model(
             )
         if kind.__name__ == "ExportedProgram":
             graph = importer.import_exported(model)
+        elif not args and not kwargs:
+            raise UsageError(
+                f"a {kind.__name__} is compiled with example arguments",
+                hint="arcweld.compile(module, x), or kwargs={…}",
+            )
         else:
             graph = importer.import_module(model, args, dict(kwargs or {}), dynamic_shapes)
     else:

@@ -59,7 +59,7 @@ class DimTable:
         old = self._dims.setdefault(param, value)
         if old != value:
             hint = f"a multiple of it needs a name that the model does not use, such as {param}_n"
-            again = isinstance(value, IntExpr) and old in map(dims.var, dims.free_symbols(value))
+            again = isinstance(value, IntExpr) and any(old == dims.var(s) for s in dims.free_symbols(value))
             raise UsageError(f"dimension {param!r} is given as {old} and as {value}", hint=hint if again else None)
 
     def named(self, param: str) -> Dim:

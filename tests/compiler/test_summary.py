@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from arcweld.compiler import api
+from arcweld.compiler.errors import UsageError
 from arcweld.compiler.summary import bytes_text, half_share, summary, workspace_bytes
 from arcweld.runtime.devices import open_device
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -62,3 +63,9 @@ def test_bytes_for_people(n: int, text: str) -> None:
 
 def test_the_device_is_the_one_that_was_asked_for() -> None:
     assert api.build_data(api.import_model(chain(4)), device="sim", verify="off")[1] is open_device("sim")
+
+
+def test_a_module_needs_example_arguments() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UsageError, match=r"Linear is compiled with example arguments"):
+        api.compile(torch.nn.Linear(2, 2), device="sim")
