@@ -129,6 +129,9 @@ def import_model(
 def _input_shapes(inputs: Sequence[Input]) -> tuple[dict[str, list[Dim | str]], dict[str, tuple[int, int | None, int]]]:
     shapes: dict[str, list[Dim | str]] = {}
     for i in inputs:
+        for name, low, high in (d for d in i.shape or () if isinstance(d, tuple)):
+            if high is not None and low > high:
+                raise UsageError(f"dimension {name} of input {i.name} ranges from {low} to {high}")
         if i.shape is not None:
             shapes[i.name] = [symbol(d[0], d[1], d[2]) if isinstance(d, tuple) else d for d in i.shape]
     return shapes, {}

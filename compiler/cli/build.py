@@ -8,7 +8,7 @@ import typer
 from arcweld.compiler.api import build_data
 from arcweld.compiler.build import DEFAULT_ARCHS
 from arcweld.compiler.cli.common import check_writable, err, note_ignored, open_graph, out, progress_bar
-from arcweld.compiler.cli.shapes import parse_open_shapes, parse_shapes, sizes_of
+from arcweld.compiler.cli.shapes import check_ranges, parse_open_shapes, parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.summary import summary
 from arcweld.runtime.devices import choose, gpu_count
@@ -72,6 +72,7 @@ def build(
     precision = "bf16" if bf16 else "fp16" if fp16 or best else "fp32"
     graph = open_graph(source, parse_open_shapes(shapes) if shapes else None, _maybe(min_shapes), _maybe(max_shapes))
     sizes = sizes_of(graph, parse_shapes(opt_shapes)) if opt_shapes else None
+    check_ranges(graph, sizes or {})
     where = choose(device or None)
     archs = tuple(a.strip() for a in arch.split(",") if a.strip()) or (None if gpu_count() else DEFAULT_ARCHS)
     with progress_bar(quiet) as report:

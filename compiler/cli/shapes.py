@@ -114,6 +114,8 @@ def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Sh
                 s = next(iter(free_symbols(d)))
                 a = lo[i] if lo else (hi or ())[i]
                 b = hi[i] if hi else (lo or ())[i]
+                if a > b:
+                    raise UsageError(f"axis {i} of input {v.name} ranges from {a} to {b}", hint="swap them")
                 known_range = ranges.setdefault(s.name, (a, b))
                 if known_range != (a, b):
                     raise UsageError(f"dimension {s.name} has the ranges {known_range} and {(a, b)}", node=v.name)
@@ -147,6 +149,15 @@ def _ranged(d: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
         return d
     lo, hi = ranges[s.name]
     return lo if lo == hi else symbol(s.name, max(lo, 1), hi)
+
+
+def check_ranges(graph: Graph, sizes: Mapping[str, int]) -> None:
+    """Raises UsageError for a size outside its dimension's range."""
+    for s in graph.symbols():
+        high = s.hi if isinstance(s.hi, int) else None
+        if s.name in sizes and not s.lo <= sizes[s.name] <= (sizes[s.name] if high is None else high):
+            limit = "" if high is None else f" to {high}"
+            raise UsageError(f"dimension {s.name} is {sizes[s.name]} in --optShapes, its range is {s.lo}{limit}")
 
 
 def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:

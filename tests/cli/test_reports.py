@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from arcweld.compiler import api
 from arcweld.compiler.cli.app import main
+from arcweld.compiler.errors import UsageError
 from cli_models import mlp
 
 Words = pytest.CaptureFixture[str]
@@ -74,3 +76,21 @@ def test_open_shapes_keep_what_they_name_open(model: Path, tmp_path: Path, capsy
     assert "axis 0 of input x is 4*batch in the model, which cannot be 13" in capsys.readouterr().err
     assert main(["run", str(path), "--device=sim", "--shapes=x:nx16"]) == 2
     assert "is no shape of numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--minShapes=x:4x16", "--maxShapes=x:2x16"], "axis 0 of input x ranges from 4 to 2"),
+        (["--minShapes=x:1x16", "--maxShapes=x:2x16", "--optShapes=x:3x16"], "in --optShapes, its range is 1 to 2"),
+    ],
+)
+def test_ranges_that_hold_nothing(model: Path, tmp_path: Path, capsys: Words, flags: list[str], said: str) -> None:
+    assert main([str(model), "-o", str(tmp_path / "m.engine"), "--device=sim", "--arch=sm_80", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_range_in_python(model: Path) -> None:
+    with pytest.raises(UsageError, match="dimension n of input x ranges from 4 to 2"):
+        api.compile(model, inputs=[api.Input("x", (("n", 4, 2), 16))], device="sim")
