@@ -169,7 +169,11 @@ def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
 def ranked(
     found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, multiprocessors: int
 ) -> tuple[T, ...]:
-    """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages."""
+    """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages.
+
+    The first, which untuned builds take, does not split k over a cluster: the gain of that is an estimate, and only a
+    measurement should pick it.
+    """
     column_cycles = 8 + 10 * problem.epilogue_reads()
 
     def cycles(t: T) -> float:
@@ -185,6 +189,7 @@ def ranked(
         return (rounds * (own * step + beside / resident) + fill + meeting) * tie
 
     best = sorted(found, key=cycles)[:9]
+    best.insert(0, min((t for t in found if t.split == 1), key=cycles))
     variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]
     return tuple(dict.fromkeys([*best, *variants]))
 
