@@ -93,3 +93,12 @@ def test_one_engine_serves_every_batch() -> None:
         with torch.no_grad():
             want = built.module(ids).numpy()
         assert relative_error(np.asarray(engine(ids.numpy())), want) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet50", "bert", "gpt2", "vit_b16"])
+def test_tensor_core_kernels_compile_without_warnings(name: str) -> None:
+    """At full size, where other tiles are chosen; ptxas' warnings are errors."""
+    built = build(name, **{k: v for k, v in MODELS[name][0].items() if k in ("depth", "layers")})
+    graph = api.import_model(built.module, *built.args)
+    done, _, _ = api.build_data(graph, precision="fp16", arch=["sm_90a"], device="sim", verify="off")
+    assert {arch for arch, _ in done.data.cubins} == {"sm_90a"}
