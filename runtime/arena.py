@@ -64,11 +64,3 @@ def _best_gap(starts: np.ndarray, stops: np.ndarray, size: int) -> int:
             best, spare = reached, gap - size
         reached = max(reached, end)
     return best if best >= 0 else reached
-
-
-def live_bytes(intervals: Sequence[Interval]) -> int:
-    """The largest sum of bytes alive at one launch: no arena can be smaller."""
-    points = sorted({i.first for i in intervals})
-    return max(
-        (sum(aligned(i.nbytes) for i in intervals if i.first <= p <= i.last) for p in points), default=0
-    )
