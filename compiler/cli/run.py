@@ -105,6 +105,7 @@ def verify(
     if not source:
         raise UsageError("an engine is verified against its model", hint="add --onnx model.onnx")
     engine = open_engine(path, device, shapes)
+    _check_same_model(engine, source)
     feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
     want = _onnxruntime(source, feeds) if onnxrt else _numpy(source, feeds)
     got = engine.run(feeds)
@@ -121,6 +122,21 @@ def verify(
             failed.append(name)
     if failed:
         raise AccuracyError(f"{len(failed)} of {len(want)} outputs differ: {', '.join(failed)}", node=path)
+
+
+def _check_same_model(engine: Engine, model: str) -> None:
+    """Raises UsageError where the names of inputs and outputs tell that the engine is another model's."""
+    from arcweld.compiler.onnx.proto import load_model
+    from arcweld.compiler.onnx.symbols import sanitise
+
+    graph = load_model(model)[0].graph
+    weights = {t.name for t in graph.initializer}
+    theirs = ({sanitise(v.name) for v in graph.input if v.name not in weights}, {v.name for v in graph.output})
+    ours = ({t.name for t in engine.inputs}, {t.name for t in engine.outputs})
+    for kind, mine, other in zip(("inputs", "outputs"), ours, theirs):
+        if mine != other:
+            names = f"{', '.join(sorted(mine))}, those of the model {', '.join(sorted(other))}"
+            raise UsageError(f"the engine was not built from {model}: its {kind} are {names}")
 
 
 def _wide(a: np.ndarray) -> np.ndarray:

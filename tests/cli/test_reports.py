@@ -9,7 +9,8 @@ import pytest
 from arcweld.compiler import api
 from arcweld.compiler.cli.app import main
 from arcweld.compiler.errors import UsageError
-from cli_models import mlp
+from cli_models import mlp, save_model
+from onnx import helper
 
 Words = pytest.CaptureFixture[str]
 
@@ -94,3 +95,13 @@ def test_ranges_that_hold_nothing(model: Path, tmp_path: Path, capsys: Words, fl
 def test_an_empty_range_in_python(model: Path) -> None:
     with pytest.raises(UsageError, match="dimension n of input x ranges from 4 to 2"):
         api.compile(model, inputs=[api.Input("x", (("n", 4, 2), 16))], device="sim")
+
+
+def test_verify_refuses_another_models_engine(model: Path, tmp_path: Path, capsys: Words) -> None:
+    path = tmp_path / "mlp.engine"
+    assert main([str(model), "-o", str(path), "--device=sim", "--arch=sm_80", "--verify=off"]) == 0
+    nodes = [helper.make_node("Relu", ["z"], ["y"], name="relu")]
+    other = save_model(tmp_path / "other.onnx", nodes, {"z": ["N", 16]}, {"y": ["N", 16]})
+    assert main(["verify", str(path), "--onnx", str(other), "--device=sim"]) == 2
+    assert "its inputs are x, those of the model z" in capsys.readouterr().err
+    assert main(["verify", str(path), "--onnx", str(model), "--device=sim", "--onnxrt"]) == 0
