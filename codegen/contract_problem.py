@@ -98,7 +98,11 @@ def problem_of(
 ) -> Problem:
     """The normal form; ``roles`` are the axes of batch, m, n, k (default: the kernel's axes of those names)."""
     if roles is None:
-        roles = [kernel.axes.get(r, ()) for r in ("batch", "m", "n", "k")]
+        if "problem" not in kernel.memo:
+            named = [kernel.axes.get(r, ()) for r in ("batch", "m", "n", "k")]
+            kernel.memo["problem"] = problem_of(kernel, named, a_role, b_role)
+        found: Problem = kernel.memo["problem"]
+        return found
     flats, table = [], {}
     for name, axes in zip(("_b", "_m", "_n", "_k"), roles, strict=True):
         flat, part = flatten(axes, name)
@@ -111,12 +115,19 @@ def problem_of(
     )
     a = classify(kernel, substitute_index(kernel.loads[a_role], table), m, k)
     b = classify(kernel, substitute_index(kernel.loads[b_role], table), n, k)
-    found = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
-    return Problem(kernel, batch, m, n, k, a, b, stores, found[0] if found else a.expr.dtype)
+    sums = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
+    return Problem(kernel, batch, m, n, k, a, b, stores, sums[0] if sums else a.expr.dtype)
 
 
 def conv_problem(kernel: Kernel) -> Problem:
     """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, in the order read wider."""
+    if "conv_problem" not in kernel.memo:
+        kernel.memo["conv_problem"] = _conv_problem(kernel)
+    found: Problem = kernel.memo["conv_problem"]
+    return found
+
+
+def _conv_problem(kernel: Kernel) -> Problem:
     axes = kernel.axes
     outer = (axes["g"], (*axes["n"], *axes["out"]), axes["co"])
     channels_last = problem_of(kernel, (*outer, (*axes["tap"], *axes["ci"])), "a", "w")

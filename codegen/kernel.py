@@ -77,6 +77,7 @@ class Kernel:
     loads   role -> the hero's operand as an expression over the axes
     stores  what is written, over the output axes and the template's variables (``acc``, ``x``, …)
     attrs   what the template needs beside expressions (combiner, strides, stages, …): hashable values only
+    memo    analyses of this very kernel that several questions about it start from
     stem    readable name: the template and the operators it fuses
     """
 
@@ -87,6 +88,7 @@ class Kernel:
     stores: tuple[Store, ...]
     buffers: tuple[Buffer, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
         for b in self.buffers:
