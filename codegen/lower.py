@@ -35,7 +35,8 @@ class Hero:
     result: Callable[[Coords], Expr]
     attrs: dict[str, Any] = field(default_factory=dict)
     flops: Dim = 0
-    # operands that the template visits element by element, with the coordinates at which it does: they may be stored too
+    # operands that the template visits element by element, with the coordinates at which it does: they may be stored
+    # too
     visited: dict[str, tuple[Coords, Expr]] = field(default_factory=dict)
     template: str = ""
 
@@ -57,7 +58,7 @@ class RegionReader:
         key = (value.name, tuple(coords), id(mask))
         found = self._memo.get(key)
         if found is None:
-            found = self._read(value, tuple(coords), mask)
+            found = _zero_where_not(self._read(value, tuple(coords), mask), mask)
             if found.dtype is not value.dtype.compute:
                 raise VerifyError(
                     f"the lowering of {value.name} gives {found.dtype.value}, its type is {value.type}",
@@ -106,6 +107,16 @@ class RegionReader:
             name = f"out{n}" if written else f"in{n}"
             self.buffers[value.name] = Buffer(name, value.dtype, value.shape, written)
         return self.buffers[value.name]
+
+
+def _zero_where_not(e: Expr, mask: Expr | None) -> Expr:
+    """``e`` where ``mask`` holds, else 0. Masked loads are 0 already, and so is what only moves or converts them."""
+    if mask is None:
+        return e
+    source = e
+    while source.op in ("cast", "neg", "abs"):
+        source = source.args[0]
+    return e if source.op == "load" and source.args else expr.where(mask, e, expr.const(0, e.dtype))
 
 
 class _Masked:
@@ -223,7 +234,8 @@ def lower(region: Region, graph: Graph) -> Bound:
 
 
 def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:
-    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites parts of what
+    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites parts of
+    what
     the first one wrote.
     """
     from arcweld.codegen.scatter import lower_scatter
@@ -296,6 +308,8 @@ def float_precision(values: Sequence[Value]) -> str:
 
 def delinearize(index: Dim, shape: Sequence[Dim]) -> Coords:
     """Row-major coordinates of a flat index into ``shape``."""
+    if any(d == 0 for d in shape):
+        return tuple(0 for _ in shape)
     coords: list[Dim] = []
     inner: Dim = 1
     for k in range(len(shape) - 1, -1, -1):

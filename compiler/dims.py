@@ -343,6 +343,10 @@ def floordiv(e: Dim, d: Dim) -> Dim:
         r, d = _reduce(r, g), floordiv(d, g)
         if isinstance(d, int) and d == 1:
             return _add(q, r)
+    digits = _single_call(r, "mod")
+    if digits is not None and (rest := divides_exactly(digits.b, d)) is not None and is_nonneg(rest):
+        # the upper digits of the lower ones are the lower ones of the upper: (a % (d*k)) // d is (a // d) % k
+        return _add(q, mod(floordiv(digits.a, d), rest))
     nested = _nested_quotient(r)
     if nested is not None:
         inner, rest = nested
@@ -535,11 +539,15 @@ def is_nonneg(e: Dim) -> bool:
 
 
 def _clear_quotient(e: IntExpr) -> Dim | None:
-    """``b*(e + c*(a // b)) - c*a`` where ``e`` subtracts ``c*(a // b)``: at most ``b*e``, as a // b <= a/b."""
+    """``b*(e + c*(a // b)) - c*a`` where ``e`` subtracts ``c*(a // b)``: at most ``b*e``, as a // b <= a/b.
+
+    For c = 1 the integer ``a // b`` is at most ``k`` even if ``a`` is ``b*k + b - 1``: the result may then be ``b - 1`` larger.
+    """
     for m, c in e.terms:
         atom, power = m[0] if len(m) == 1 else (None, 0)
         if c < 0 and power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and isinstance(atom.b, int):
-            return _add(mul(_add(e, mul(var(atom), -c)), atom.b), mul(atom.a, c))
+            slack = atom.b - 1 if c == -1 else 0
+            return _add(_add(mul(_add(e, mul(var(atom), -c)), atom.b), mul(atom.a, c)), slack)
     return None
 
 

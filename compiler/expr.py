@@ -151,6 +151,10 @@ def where(cond: Expr, a: Expr, b: Expr) -> Expr:
     """``a`` where ``cond`` holds, else ``b``; a constant condition decides at once."""
     if cond.op == "const":
         return a if cond.attr else b
+    if a.op == "where" and a.args[0] is cond:
+        a = a.args[1]
+    if b.op == "where" and b.args[0] is cond:
+        b = b.args[2]
     if a is b:
         return a
     if a.dtype is not b.dtype:

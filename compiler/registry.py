@@ -46,6 +46,8 @@ class Reader(Protocol):
         """
 
 
+MOST_HEAD_SIZE = 256  # of the attention template
+
 Infer = Callable[[Sequence[TensorType | None], Mapping[str, Any]], tuple[TensorType, ...]]
 Reference = Callable[[Sequence[np.ndarray | None], Mapping[str, Any]], tuple[np.ndarray, ...]]
 Lower = Callable[[Reader, Node, tuple[Dim, ...]], Expr]
@@ -227,11 +229,20 @@ def unsupported_reason(node: Node) -> str | None:
     return op.supports(node) if op.supports else None
 
 
+def fits_attention(head: Dim, value_head: Dim) -> bool:
+    """True if the attention template takes heads of these sizes."""
+    return all(isinstance(d, int) and 1 <= d <= MOST_HEAD_SIZE for d in (head, value_head))
+
+
 def must_decompose(node: Node) -> bool:
-    """True for a composite operator, and for a row program along another axis than the last."""
+    """True for a composite operator, for a row program along another axis than the last, and for attention whose heads
+    are too large for the attention template.
+    """
     op = opdef(node.op)
     if op.decompose is None:
         return False
+    if op.kind is Kind.ATTENTION:
+        return not fits_attention(node.operands()[0].shape[3], node.output.shape[3])
     if op.kind is Kind.ROWWISE:
         return bool(node.attrs["axis"] != node.output.type.rank - 1)
     return op.kind is Kind.COMPOSITE

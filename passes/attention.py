@@ -15,7 +15,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import infer_types
+from arcweld.compiler.registry import fits_attention, infer_types
 from arcweld.passes.causal import MASKED_OUT, is_causal
 from arcweld.passes.common import Tracker, rewrite, scalar
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
@@ -59,7 +59,7 @@ def _simplify(rw: Tracker, node: Node) -> bool:
 
 def _build(rw: Tracker, m: Match) -> Value | None:
     softmax = m.node("p")
-    if softmax.attrs["axis"] != softmax.output.type.rank - 1:
+    if softmax.op != "Softmax" or softmax.attrs["axis"] != softmax.output.type.rank - 1:
         return None
     q, scale_q = _without_scale(rw, rw.get(m.values["q"]))
     k, scale_k = _keys(rw, rw.get(m.values["k"]), m.origin)
@@ -82,6 +82,8 @@ def _build(rw: Tracker, m: Match) -> Value | None:
     try:
         infer_types("Attention", [v.type for v in operands], attrs)
     except ModelError:  # a batch or head axis that broadcasts
+        return None
+    if not fits_attention(operands[0].shape[3], operands[2].shape[3]):
         return None
     y = rw.make("Attention", operands, m.origin, m.name if rank == 4 else f"{m.name}.heads", **attrs)
     return y if rank == 4 else rw.make("Reshape", [y], m.origin, m.name, shape=m.root.output.shape)

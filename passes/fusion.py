@@ -277,9 +277,18 @@ class Fuser:
             return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
         if len(self._outside(g, p)) > MAX_OPERANDS:
             return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
-        if self._cycle_refusal(g, p) is not None:
+        if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")
         return True
+
+    def _feeds_back(self, g: _Group, p: Node) -> bool:
+        """True if ``g`` needs, through other kernels, what is computed from ``p``: then it can't be the one that stores it."""
+        floor = min(self.position[m] for m in (*g.nodes, p.output.name))
+        self._add(g, p)
+        self.owner[p.output.name] = g
+        found = self._reaches(list(self._group_inputs(g)), g, floor)
+        self._remove(g, p.output.name)
+        return found
 
     def _free(self, p: Node) -> bool:
         """True if every kernel may compute ``p`` for itself: views, and what is made of constants."""

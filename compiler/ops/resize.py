@@ -119,7 +119,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
         else:
             w = _matrix(n, m, at, attrs).astype(y.dtype)
             y = np.moveaxis(np.moveaxis(y, axis, -1) @ w.T, -1, axis)
-    return (np.ascontiguousarray(y).astype(x.dtype, copy=False),)
+    return (np.ascontiguousarray(y).reshape(y.shape).astype(x.dtype, copy=False),)
 
 
 # ----------------------------------------------------------------------------------------------------- lowering

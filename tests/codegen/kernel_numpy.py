@@ -1,0 +1,140 @@
+"""What a lowered kernel means, by numpy: loop axes become array axes, every expression is evaluated at all points at once.
+
+This stands between the graph's reference and the templates: it tests lowering without printing or running CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.codegen.kernel import Axis, Kernel
+from arcweld.compiler.dims import evaluate
+from arcweld.compiler.expr import Expr, index, interpret
+
+Arrays = Mapping[str, np.ndarray]
+FOLD = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+class Points:
+    """The iteration space of some axes: index arrays that broadcast together, and expressions evaluated over them."""
+
+    def __init__(self, axes: Sequence[Axis], buffers: Arrays, env: Mapping[str, int]) -> None:
+        self.shape = tuple(evaluate(a.extent, env) for a in axes)
+        self.buffers = buffers
+        self.at: dict[str, Any] = {k: np.asarray(v) for k, v in env.items()}
+        for k, (a, n) in enumerate(zip(axes, self.shape)):
+            self.at[a.sym.name] = np.arange(n).reshape([n if j == k else 1 for j in range(len(axes))])
+
+    def value(self, e: Expr, variables: Arrays | None = None) -> np.ndarray:
+        """``e`` at every point, as an array of the space's shape."""
+        return np.broadcast_to(interpret(e, self.buffers, self.at, variables), self.shape)
+
+
+def run_numpy(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """Writes the kernel's outputs into ``buffers`` (by canonical name), which holds every buffer at its full shape."""
+    KINDS[kernel.template](kernel, buffers, env)
+
+
+def _store(kernel: Kernel, points: Points, buffers: dict[str, np.ndarray], variables: Arrays | None = None) -> None:
+    for s in kernel.stores:
+        target = buffers[s.buffer].reshape(-1)
+        value = points.value(s.value, variables).astype(target.dtype)
+        at = points.value(index(kernel.buffer(s.buffer).offset(s.coords)), variables)
+        keep = np.ones(points.shape, bool) if s.mask is None else points.value(s.mask, variables)
+        if s.reduction == "none":
+            target[at[keep]] = value[keep]
+        else:
+            {"add": np.add, "max": np.maximum, "min": np.minimum}[s.reduction].at(target, at[keep], value[keep])
+
+
+def _pointwise(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    _store(kernel, Points(kernel.axes["out"], buffers, env), buffers)
+
+
+def _reduce(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    outs, steps = kernel.axes["out"], kernel.axes["reduce"]
+    x = Points((*outs, *steps), buffers, env).value(kernel.loads["x"])
+    small = Points(outs, buffers, env)
+    x = x.reshape(*small.shape, -1)
+    combine = kernel.attrs["combine"]
+    if combine in FOLD:
+        start = _identity(combine, x.dtype)
+        acc = FOLD[combine].reduce(x, axis=-1, initial=start, dtype=np.float64 if x.dtype == np.float32 else x.dtype)
+        variables = {"acc": acc.astype(x.dtype)}
+    else:
+        pick = np.argmax if combine == "argmax" else np.argmin
+        last = bool(kernel.attrs.get("select_last"))
+        where = x.shape[-1] - 1 - pick(x[..., ::-1], axis=-1) if last else pick(x, axis=-1)
+        variables = {"acc": where.astype(np.int64)}
+    _store(kernel, small, buffers, variables)
+
+
+def _identity(combine: str, dtype: np.dtype) -> Any:
+    if combine in ("sum", "prod"):
+        return int(combine == "prod")
+    if dtype.kind == "f":
+        return -np.inf if combine == "max" else np.inf
+    if dtype.kind == "b":
+        return combine == "min"
+    return np.iinfo(dtype).min if combine == "max" else np.iinfo(dtype).max
+
+
+def _rowwise(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
+    variables: dict[str, np.ndarray] = {"x": points.value(kernel.loads["x"])}
+    for name, combine, value, finish in kernel.attrs["stages"]:
+        full = points.value(value, variables)
+        wide = np.float64 if full.dtype == np.float32 and combine == "sum" else full.dtype
+        folded = FOLD[combine].reduce(full, axis=-1, keepdims=True, dtype=wide)
+        variables[name] = folded.astype(full.dtype)
+        if finish is not None:
+            variables[name] = interpret(finish, buffers, points.at, variables)
+    _store(kernel, points, buffers, variables)
+
+
+def _contract(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    outs = (*kernel.axes["batch"], *kernel.axes["m"], *kernel.axes["n"])
+    _products(kernel, outs, kernel.axes["k"], ("a", "b"), buffers, env)
+
+
+def _conv(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    outs = tuple(a for role in ("n", "out", "g", "co") for a in kernel.axes[role])
+    _products(kernel, outs, (*kernel.axes["tap"], *kernel.axes["ci"]), ("a", "w"), buffers, env)
+
+
+def _products(
+    kernel: Kernel, outs: tuple[Axis, ...], steps: tuple[Axis, ...], roles: tuple[str, str],
+    buffers: dict[str, np.ndarray], env: Mapping[str, int],
+) -> None:  # fmt: skip
+    points = Points((*outs, *steps), buffers, env)
+    a, b = (points.value(kernel.loads[r]) for r in roles)
+    last = tuple(range(len(outs), len(outs) + len(steps)))
+    acc = (a.astype(np.float64) * b.astype(np.float64)).sum(axis=last) if a.dtype.kind == "f" else (a * b).sum(axis=last)
+    _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(a.dtype)})
+
+
+def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    b, h, s, t, d, dv = (kernel.axes[r] for r in ("b", "h", "s", "t", "d", "dv"))
+    q, k = (Points((*b, *h, *s, *t, *d), buffers, env).value(kernel.loads[r]).astype(np.float64) for r in "qk")
+    score = (q * k).sum(-1) * kernel.attrs["scale"]
+    at = Points((*b, *h, *s, *t), buffers, env)
+    if kernel.attrs["causal"]:
+        score = np.where(at.at[t[0].sym.name] > at.at[s[0].sym.name], -np.inf, score)
+    if "mask" in kernel.loads:
+        mask = at.value(kernel.loads["mask"])
+        score = np.where(mask, score, -np.inf) if mask.dtype == np.bool_ else score + mask
+    top = score.max(-1, keepdims=True)
+    weight = np.exp(score - np.where(np.isfinite(top), top, 0))
+    total = weight.sum(-1, keepdims=True)
+    share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    v = Points((*b, *h, *s, *t, *dv), buffers, env).value(kernel.loads["v"]).astype(np.float64)
+    acc = (share[..., None] * v).sum(3).astype(np.float32)
+    _store(kernel, Points((*b, *h, *s, *dv), buffers, env), buffers, {"acc": acc})
+
+
+KINDS = {
+    "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
+    "contract": _contract, "conv": _conv, "attention": _attention,
+}  # fmt: skip

@@ -1,0 +1,200 @@
+"""Lowering: what fusion and lowering make of whole graphs computes what the graphs say.
+
+Random graphs are lowered and their kernels evaluated by numpy (which tests passes, fusion and lowering), and run on the
+checked simulator (printing and templates as well). The directed tests below are graphs that once went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from arcweld.compiler import region
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.text import parse_graph
+from graph_runs import assert_same, built, by_numpy, expected, on_simulator
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from random_graphs import SIZES, Maker, feeds_of
+
+OTHER_SIZES = {"N": 1, "S": 2}
+
+
+def random_graph(data: st.DataObject, most: int = 16) -> Graph:
+    """A graph whose every choice hypothesis makes, so that failures shrink."""
+    pick: Callable[[int], int] = lambda n: data.draw(st.integers(0, n - 1)) if n > 1 else 0
+    graph = Maker(pick, symbolic=bool(pick(2))).grow(2 + pick(most))
+    assume(bool(graph.nodes))
+    return graph
+
+
+def check_by_numpy(graph: Graph, disable: frozenset[str] = frozenset()) -> None:
+    build = built(graph, disable)
+    for seed, sizes in enumerate((SIZES, OTHER_SIZES)):
+        feeds = feeds_of(graph, sizes, seed)
+        assert_same(graph, by_numpy(build, feeds, sizes), expected(graph, feeds, sizes))
+
+
+def check_on_simulator(graph: Graph) -> None:
+    build = built(graph)
+    for seed, sizes in enumerate((SIZES, OTHER_SIZES)):
+        feeds = feeds_of(graph, sizes, seed)
+        assert_same(graph, on_simulator(build, feeds, seed), expected(graph, feeds, sizes))
+
+
+@given(st.data())
+@settings(max_examples=120)
+def test_random_graphs_by_numpy(data: st.DataObject) -> None:
+    check_by_numpy(random_graph(data))
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_random_graphs_without_fusion(data: st.DataObject) -> None:
+    check_by_numpy(random_graph(data), frozenset({"fusion"}))
+
+
+@given(st.data())
+@settings(max_examples=15)
+def test_random_graphs_on_the_simulator(data: st.DataObject) -> None:
+    check_on_simulator(random_graph(data, most=10))
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=500)
+def test_many_random_graphs_by_numpy(data: st.DataObject) -> None:
+    check_by_numpy(random_graph(data))
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=60)
+def test_many_random_graphs_on_the_simulator(data: st.DataObject) -> None:
+    check_on_simulator(random_graph(data))
+
+
+def graph_of(text: str) -> Graph:
+    return parse_graph("graph 'g'\n" + text)
+
+
+MASKED = {
+    # what is not read is 0, whatever the operator that would have computed it makes of a 0
+    "trilu": "%b: f32[3, 4] = Trilu(%a, upper=0, k=-1) @ 'b'\noutput %b",
+    "pad": """%b: f32[5, 6] = Pad(%a, pads=(1, 1, 1, 1), mode='constant', value=2.0) @ 'b'
+%c: f32[5, 6] = Trilu(%b, upper=1, k=1) @ 'c'
+output %c""",
+    "concat": """%b: f32[6, 4] = Concat(%a, %x, axis=0) @ 'b'
+%c: f32[6, 4] = Trilu(%b, upper=0, k=0) @ 'c'
+output %c""",
+    "constant": """%k: f32[3, 4] = ConstantOfShape(shape=(3, 4), value=2.0, dtype=dtype(f32)) @ 'k'
+%t: f32[3, 4] = Trilu(%k, upper=1, k=0) @ 't'
+%b: f32[3, 4] = Mul(%t, %a) @ 'b'
+output %b""",
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_reads_give_zero(name: str) -> None:
+    graph = graph_of("input %x: f32[3, 4]\n%a: f32[3, 4] = Sigmoid(%x) @ 'a'\n" + MASKED[name])
+    check_by_numpy(graph)
+    check_on_simulator(graph)
+
+
+def test_digits_of_a_symbolic_product_agree() -> None:
+    """The epilogue reads ``(m % (12*S)) // 12`` where the kernel makes ``(m // 12) % S``."""
+    check_by_numpy(graph_of("""symbol S(lo=2, hi=64)
+input %x: f32[2, S, 12, 4]
+weight %w: f32[4, 6] source='w'
+input %y: f32[2, 12*S, 1]
+%v: f32[2, S, 12, 6] = MatMul(%x, %w) @ 'v'
+%r: f32[2, 12*S, 6] = Reshape(%v, shape=(2, 12*S, 6)) @ 'r'
+%a: f32[2, 12*S, 6] = Add(%r, %y) @ 'a'
+output %a
+"""))
+
+
+HEADS = """symbol S(lo=2, hi=64)
+input %q: f32[1, 2, 3, {d}]
+input %k: f32[1, 2, 4, {d}]
+input %v: f32[1, 2, 4, {e}]
+%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'a'
+output %a
+"""
+
+
+@pytest.mark.parametrize(("d", "e", "fused"), [("S", "4", 0), ("4", "S", 0), ("257", "8", 0), ("256", "8", 1)])
+def test_heads_that_no_template_takes_are_decomposed(d: str, e: str, fused: int) -> None:
+    graph = graph_of(HEADS.format(d=d, e=e))
+    assert sum(p.bound.kernel.template == "attention" for p in built(graph).planned) == fused
+    check_by_numpy(graph)
+
+
+SCATTER = """symbol S(lo=2, hi=64)
+input %x: f32[S, 4]
+weight %i: i64[3, 1] data=(0, -1, {third})
+input %u: f32[3, 4]
+%a: f32[S, 4] = Relu(%x) @ 'a'
+%w: f32[3, 4] = Sigmoid(%u) @ 'w'
+%s: f32[S, 4] = ScatterND(%a, %i, %w, reduction='{how}') @ 's'
+%y: f32[S, 4] = Neg(%s) @ 'y'
+output %y
+"""
+
+
+@pytest.mark.parametrize("how", ["none", "add", "mul", "max", "min"])
+@pytest.mark.parametrize("most", [64, 0])
+def test_scatters_search_or_store_in_place(how: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few updates one kernel does it all; with many, a copy and the stores; products have no atomic."""
+    monkeypatch.setattr(region, "MAX_SEARCH", most)
+    graph = graph_of(SCATTER.format(how=how, third=2 if how == "none" else 0))
+    searched = most > 0 or how == "mul"
+    templates = [p.bound.kernel.template for p in built(graph).planned]
+    assert ("scatter" not in templates) == searched
+    for sizes in ({"S": 5}, {"S": 4}):
+        feeds = feeds_of(graph, sizes)
+        build = built(graph)
+        want = expected(graph, feeds, sizes)
+        assert_same(graph, by_numpy(build, feeds, sizes), want)
+        assert_same(graph, on_simulator(build, feeds), want)
+
+
+@pytest.mark.parametrize("most", [64, 0])
+def test_scatters_ignore_indices_out_of_range(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region, "MAX_SEARCH", most)
+    graph = graph_of("""input %x: f32[4, 2]
+weight %i: i64[3, 1] data=(7, 1, -5)
+input %u: f32[3, 2]
+%s: f32[4, 2] = ScatterND(%x, %i, %u, reduction='add') @ 's'
+output %s
+""")
+    feeds = feeds_of(graph, {})
+    want = feeds["x"].copy()
+    want[1] += feeds["u"][1]
+    assert_same(graph, on_simulator(built(graph), feeds), {"s": want})
+
+
+def test_outputs_keep_their_names_when_passes_rename_values() -> None:
+    graph = graph_of("input %x: f32[3, 4]\n%m: f32[3, 1] = ReduceMean(%x, axes=(1,), keepdims=1) @ 'm'\noutput %m\n")
+    assert [t.name for t in built(graph).data.program.outputs] == ["m"]
+
+
+def test_a_row_program_does_not_store_what_its_own_epilogue_waits_for() -> None:
+    """The softmax could store %b for others on the way; but %d, which its epilogue needs, is computed from %b."""
+    graph = graph_of("""input %x: f32[3]
+input %y: f32[3]
+%b: f32[3] = Add(%x, %y) @ 'b'
+%c: f32[3] = LogSoftmax(%b, axis=0) @ 'c'
+%d: f32[3] = Mul(%b, %y) @ 'd'
+%e: f32[3] = Mul(%c, %d) @ 'e'
+output %e
+output %c
+output %d
+""")
+    check_by_numpy(graph)
+
+
+def test_attention_that_was_decomposed_stays_so() -> None:
+    graph = graph_of(HEADS.format(d="S", e="S").replace("f32", "f16"))
+    assert all(p.bound.kernel.template != "attention" for p in built(graph).planned)
+    check_by_numpy(graph)
