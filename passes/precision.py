@@ -68,6 +68,8 @@ class _Narrower(Tracker):
         """A constant without finite elements that ``half`` would turn into infinities."""
         data = self.weights[value.name].data
         top = largest(self.half)
+        if data.size == 0 or (data.min() >= -top and data.max() <= top):  # the common case, which copies nothing
+            return value
         finite = np.abs(data[np.isfinite(data)])
         if finite.size == 0 or float(finite.max()) <= top:
             return value
