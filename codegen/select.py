@@ -53,3 +53,16 @@ def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
             special = select(kernel, arch)
             chosen.setdefault(special.source, special)
     return tuple(chosen.values())
+
+
+def alternatives(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
+    """Other tactics of the implementations for ``source``'s architecture, best first."""
+    found = {}
+    for i in implementations(kernel, source.arch):
+        if i.arch == source.arch:
+            for tactic in i.tactics(kernel, source.arch):
+                other = i.render(kernel, tactic, source.arch)
+                if other.arch == source.arch:
+                    found.setdefault(other.source, other)
+    found.pop(source.source, None)
+    return list(found.values())

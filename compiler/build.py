@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from arcweld.codegen.cache import DiskCache
-from arcweld.codegen.implementation import runs_on
-from arcweld.codegen.kernel import Bound, KernelSource, ParamField
+from arcweld.codegen.kernel import KernelSource, ParamField
 from arcweld.codegen.lower import lower_all
-from arcweld.codegen.nvrtc import Compiled, Job, headers, require_clean
+from arcweld.codegen.nvrtc import headers
 from arcweld.codegen.nvrtc import version as nvrtc_version
-from arcweld.codegen.pool import compile_many
 from arcweld.codegen.select import sources
 from arcweld.compiler.dims import Sym, to_text
 from arcweld.compiler.ir import Graph, Rewriter, Value, Weight
+from arcweld.compiler.object_code import ObjectCode, Planned, compile_planned, in_order
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.registry import make
@@ -32,25 +30,8 @@ from arcweld.passes.schedule import schedule
 from arcweld.runtime import program as prog
 from arcweld.runtime.engine_file import EngineData
 
-log = logging.getLogger("arcweld")
-
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
-PTX_ARCH = "sm_80"
-SPILL_BYTES = 64  # ptxas spills a few values even where registers are free; more than this is worth a warning
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A launch: the kernel with its tensors, and the sources that serve every architecture.
-
-    ``before`` are launches that write the same tensor first (a scatter's copy of the data).
-    """
-
-    name: str
-    bound: Bound
-    sources: tuple[KernelSource, ...]
-    before: tuple[Planned, ...] = ()
 
 
 @dataclass
@@ -88,9 +69,12 @@ def build_graph(
     clock.lap("fusion")
     planned = plan_launches(fused, archs, progress)
     clock.lap("codegen")
-    cubins, ptx = compile_sources(planned, archs, cache, progress) if compile_kernels else ({}, {})
+    code = ObjectCode({}, {})
+    if compile_kernels:
+        tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
+        planned, code = compile_planned(planned, archs, cache or DiskCache(), tell)
     clock.lap("nvrtc")
-    data = assemble(fused, planned, cubins, ptx, graph.labels())
+    data = assemble(fused, planned, code, graph.labels())
     if dump is not None:
         _dump_kernels(dump, data)
     return Build(graph, fused, planned, data, options.precision, clock.laps)
@@ -153,48 +137,12 @@ def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | 
     return tuple(planned)
 
 
-def in_order(planned: Sequence[Planned]) -> list[Planned]:
-    """Every launch, those that come before another one included."""
-    return [x for p in planned for x in (*p.before, p)]
-
-
-def compile_sources(
-    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache | None, progress: Progress | None = None
-) -> tuple[dict[tuple[str, str], bytes], dict[str, bytes]]:
-    """Cubins by (arch, kernel), PTX by kernel. An architecture with its own source doesn't get the portable one."""
-    jobs: dict[Job, tuple[str, str]] = {}
-    for p in in_order(planned):
-        for arch in archs:
-            fit = [s for s in p.sources if runs_on(s.arch, arch)]
-            best = max(fit, key=lambda s: s.arch.endswith("a"))
-            jobs[Job(best.source, arch, best.entry)] = (arch, best.entry)
-        for s in p.sources:
-            if not s.arch.endswith("a"):
-                jobs[Job(s.source, PTX_ARCH, s.entry, kind="ptx")] = ("ptx", s.entry)
-    tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
-    done = compile_many(list(jobs), cache=cache or DiskCache(), progress=tell)
-    for c in done:
-        _judge(c)
-    cubins = {where: c.code for where, c in zip(jobs.values(), done) if where[0] != "ptx"}
-    return cubins, {where[1]: c.code for where, c in zip(jobs.values(), done) if where[0] == "ptx"}
-
-
-def _judge(c: Compiled) -> None:
-    """Refuses a kernel that ptxas warned about. A spill only costs time: it is told, the kernel is kept."""
-    if c.warnings:
-        require_clean(c)
-    if c.spill_bytes:
-        level = logging.WARNING if c.spill_bytes > SPILL_BYTES else logging.INFO
-        log.log(level, "%s for %s spills %d bytes of registers a thread", c.name, c.arch, c.spill_bytes)
-
-
 # ----------------------------------------------------------------------------------------------------- the program
 
 
 def assemble(
-    fused: FusedGraph, planned: Sequence[Planned], cubins: Mapping[tuple[str, str], bytes], ptx: Mapping[str, bytes],
-    order: Sequence[str],
-) -> EngineData:  # fmt: skip
+    fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, order: Sequence[str]
+) -> EngineData:
     """The engine's data: tensors, launches, weights, sources and object code. ``order`` names the model's outputs."""
     graph, planned = fused.graph, in_order(planned)
     made = {o.name: o for r in fused.regions for o in r.outputs}
@@ -222,8 +170,8 @@ def assemble(
     )
     texts = {s.entry: _titled(s, [p for p in planned if s in p.sources]) for p in planned for s in p.sources}
     return EngineData(
-        program, texts, {n: _plain_array(w.data) for n, w in weights.items()}, dict(headers()), dict(cubins), dict(ptx),
-        print_graph(graph), _provenance(),
+        program, texts, {n: _plain_array(w.data) for n, w in weights.items()}, dict(headers()), dict(code.cubins),
+        dict(code.ptx), print_graph(graph), _provenance(),
     )  # fmt: skip
 
 

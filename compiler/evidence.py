@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import KernelSource
-from arcweld.compiler.build import Build, Planned
+from arcweld.compiler.build import Build
 from arcweld.compiler.conditioning import rounding_error
 from arcweld.compiler.dims import Dim, evaluate, parse
 from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.metrics import REFERENCE_FLOPS, relative_error
+from arcweld.compiler.object_code import Planned
 from arcweld.compiler.promotion import Promotion
 from arcweld.compiler.reference import run_reference, stream_reference
 from arcweld.compiler.region import Region

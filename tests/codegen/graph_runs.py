@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from arcweld.compiler.build import Build, build_graph, in_order
+from arcweld.compiler.build import Build, build_graph
+from arcweld.compiler.object_code import in_order
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
