@@ -57,7 +57,7 @@ def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
 
 def alternatives(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
     """Other tactics of the implementations for ``source``'s architecture, best first."""
-    found = {}
+    found: dict[str, KernelSource] = {}
     for i in implementations(kernel, source.arch):
         if i.arch == source.arch:
             for tactic in i.tactics(kernel, source.arch):
