@@ -19,6 +19,7 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
+from arcweld.compiler.mapped import give_back
 from arcweld.compiler.registry import check_attrs, make, opdef
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
 
@@ -35,14 +36,18 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
     ``attrs`` must be complete and concrete. Raises what the operator's reference raises.
     """
     with np.errstate(all="ignore"):  # NaN and infinity are results like any other
-        (data, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
+        (result, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
+    data = np.ascontiguousarray(result).reshape(result.shape)
+    for _, w in operands:
+        if not np.may_share_memory(data, w.data):
+            give_back(w.data)
     steps = [step for name, w in operands for step in record(name, w)]
     text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())
     if not any(step == "source" for step, _ in steps):
-        return Weight(np.ascontiguousarray(data).reshape(data.shape))
+        return Weight(data)
     transform = (*steps, (op, (len(operands), text)))
     named = {str(args[0]) for step, args in steps if step == "source"}
-    return Weight(np.ascontiguousarray(data).reshape(data.shape), named.pop() if len(named) == 1 else "", transform)
+    return Weight(data, named.pop() if len(named) == 1 else "", transform)
 
 
 def record(name: str, weight: Weight) -> Transform:

@@ -1,0 +1,34 @@
+"""Memory of mapped files: gives back pages of a weight that was read to make another of it."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+
+WORTHWHILE = 1 << 20  # bytes
+
+
+def give_back(data: np.ndarray) -> None:
+    """Drops the pages of a mapped file that only ``data`` covers from this process; a later access maps them again.
+
+    Does nothing for arrays in ordinary memory, small ones, and systems without ``madvise``.
+    """
+    mapped = root(data)
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):
+        return
+    if data.nbytes < WORTHWHILE or not data.flags.c_contiguous:
+        return
+    start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def root(data: np.ndarray) -> object:
+    """The object whose memory ``data`` is a view of; ``data`` itself where it owns its memory."""
+    found: object = data
+    while isinstance(found, np.ndarray) and found.base is not None:
+        found = found.base
+    return found.obj if isinstance(found, memoryview) else found
