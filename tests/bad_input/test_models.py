@@ -93,6 +93,7 @@ def change_input(graph: onnx.GraphProto, rng: random.Random) -> None:
         dims[rng.randrange(len(dims))].dim_value = rng.choice(INTEGERS)
 
 
+@pytest.mark.slow
 @settings(max_examples=2000)
 @given(st.integers(0, 2**32))
 def test_a_changed_model_is_refused_or_makes_a_sound_graph(seed: int) -> None:
@@ -105,6 +106,7 @@ def test_a_changed_model_is_refused_or_makes_a_sound_graph(seed: int) -> None:
     verify(graph)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.integers(0, 2**32))
 def test_a_changed_model_is_refused_or_compiles(seed: int) -> None:

@@ -49,6 +49,7 @@ def test_case_compiles(i: int) -> None:
     assert_compiles(render_contract(case.kernel, tactic, "sm_80"), (ARCHS[i % 2],))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16], ids=lambda d: d.value)
 def test_every_tactic_compiles_without_spills(dtype: DType) -> None:
     kernel = cases_contract.matmul_kernel(512, 512, 512, dtype)

@@ -37,8 +37,9 @@ def test_case_compiles(case: Case) -> None:
     assert_compiles(rendered(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["mk,nk", "mk,kn"])
-@pytest.mark.parametrize("rows", [128, pytest.param(4096, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [128, 4096])
 def test_every_tactic_compiles_without_spills(order: str, rows: int) -> None:
     problem = problem_of(matmul_kernel(rows, 1024, 1024, DType.F16, order, weight=True))
     for tactic in tactics(problem, ARCH):

@@ -36,7 +36,8 @@ def test_case_compiles(case: Case) -> None:
     assert_compiles(rendered(case))
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 32])
 def test_every_tactic_compiles_without_spills(batch: int) -> None:
     kernel = conv_kernel(Shape(batch, (28, 28), 128, 128, (3, 3), pad=1), DType.F16)
     for tactic in tactics(kernel, ARCH):

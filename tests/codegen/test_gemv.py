@@ -46,6 +46,7 @@ def test_case_compiles(i: int) -> None:
     assert_compiles(render_gemv(case.kernel, tactic_of(case), "sm_80"), (ARCHS[i % 2],))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 8])
 @pytest.mark.parametrize("order", ["mk,nk", "mk,kn"])
 def test_every_tactic_compiles_without_spills(rows: int, order: str) -> None:

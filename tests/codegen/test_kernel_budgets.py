@@ -47,7 +47,10 @@ def _describe(fused: FusedGraph) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize(("name", "options"), [("bert", {}), ("gpt2", {"vocabulary": 512}), ("vit_b16", {"size": 64})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param("bert", {}, marks=pytest.mark.slow), ("gpt2", {"vocabulary": 512}), ("vit_b16", {"size": 64})],
+)
 def test_a_transformer_layer_is_seven_kernels(name: str, options: dict[str, int], precision: str) -> None:
     """Norm, q/k/v, attention, output projection, norm, and the two products of the feed-forward part."""
     count = "depth" if name.startswith("vit") else "layers"
