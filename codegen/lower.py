@@ -261,11 +261,8 @@ def finish(
 ) -> Bound:  # fmt: skip
     """The kernel over the buffers that its expressions use, and their tensors."""
     masks = [s.mask for s in stores if s.mask is not None]
-    used = {
-        e.attr[0]
-        for e in expr.walk([*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)])
-        if e.op == "load"
-    }
+    printed = [*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)]
+    used = {e.attr[0] for e in expr.walk(printed) if e.op == "load"}
     used |= {s.buffer for s in stores}
     buffers = {n: b for n, b in reader.buffers.items() if b.name in used}
     kernel = Kernel(

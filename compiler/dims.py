@@ -541,7 +541,8 @@ def is_nonneg(e: Dim) -> bool:
 def _clear_quotient(e: IntExpr) -> Dim | None:
     """``b*(e + c*(a // b)) - c*a`` where ``e`` subtracts ``c*(a // b)``: at most ``b*e``, as a // b <= a/b.
 
-    For c = 1 the integer ``a // b`` is at most ``k`` even if ``a`` is ``b*k + b - 1``: the result may then be ``b - 1`` larger.
+    For c = 1 the integer ``a // b`` is at most ``k`` even if ``a`` is ``b*k + b - 1``: the result may then be ``b - 1``
+    larger.
     """
     for m, c in e.terms:
         atom, power = m[0] if len(m) == 1 else (None, 0)

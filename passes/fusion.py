@@ -282,7 +282,7 @@ class Fuser:
         return True
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
-        """True if ``g`` needs, through other kernels, what is computed from ``p``: then it can't be the one that stores it."""
+        """True if ``g`` needs, through other kernels, what is computed from ``p``: then it can't be what stores it."""
         floor = min(self.position[m] for m in (*g.nodes, p.output.name))
         self._add(g, p)
         self.owner[p.output.name] = g

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from arcweld.compiler.build import Build, build_graph
-from arcweld.compiler.object_code import in_order
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.object_code import in_order
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
 from arcweld.runtime.engine import Engine

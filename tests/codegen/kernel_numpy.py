@@ -1,4 +1,4 @@
-"""What a lowered kernel means, by numpy: loop axes become array axes, every expression is evaluated at all points at once.
+"""What a lowered kernel means, by numpy: loop axes become array axes, expressions are evaluated at all points at once.
 
 This stands between the graph's reference and the templates: it tests lowering without printing or running CUDA.
 """
@@ -111,7 +111,9 @@ def _products(
     points = Points((*outs, *steps), buffers, env)
     a, b = (points.value(kernel.loads[r]) for r in roles)
     last = tuple(range(len(outs), len(outs) + len(steps)))
-    acc = (a.astype(np.float64) * b.astype(np.float64)).sum(axis=last) if a.dtype.kind == "f" else (a * b).sum(axis=last)
+    if a.dtype.kind == "f":
+        a, b = a.astype(np.float64), b.astype(np.float64)
+    acc = (a * b).sum(axis=last)
     _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(a.dtype)})
 
 
