@@ -111,9 +111,8 @@ def _products(
     points = Points((*outs, *steps), buffers, env)
     a, b = (points.value(kernel.loads[r]) for r in roles)
     last = tuple(range(len(outs), len(outs) + len(steps)))
-    if a.dtype.kind == "f":
-        a, b = a.astype(np.float64), b.astype(np.float64)
-    acc = (a * b).sum(axis=last)
+    wide = np.float64 if a.dtype.kind == "f" else a.dtype
+    acc = (a.astype(wide) * b.astype(wide)).sum(axis=last)
     _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(a.dtype)})
 
 
