@@ -76,6 +76,13 @@ class Problem:
         found = loads([s.value for s in self.stores])
         return sum(dims.mentions(_offset(self.kernel, x), self.m.sym) for x in found)
 
+    def rows_together(self, columns: int, width: int) -> int:
+        """Accesses whose operands a lane reads before it stores any, in an epilogue of 16 x ``columns``.
+
+        Several hide each other's latency where rows read operands of their own; elsewhere they only cost registers.
+        """
+        return min(columns // width // 2, 4) if self.epilogue_reads() else 1
+
     def store_width(self) -> int:
         """Neighbouring columns that the epilogue hook handles at once; divides the number of columns."""
         return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)

@@ -210,6 +210,7 @@ def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
         block=(2 * t.bm + 32, 1, 1),
         shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
+        together=problem.rows_together(t.chunk, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
         tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),

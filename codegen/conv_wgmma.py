@@ -201,6 +201,7 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
         shared_bytes=t.shared_bytes, patches=count,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
+        together=problem.rows_together(t.chunk, width),
         element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
         spatial=shape.spatial,
