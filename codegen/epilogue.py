@@ -27,7 +27,7 @@ def epilogue_hook(
         hooks.params, {s: n for n, s in args}, lane=lane, width=width, variables={"acc": ("acc", True)}, indent="  "
     )
     lines = print_stores(block, approximate(hooks.kernel, stores))
-    half = next(i for i, line in enumerate(lines) if _SECOND_HALF.search(line))
+    half = next((i for i, line in enumerate(lines) if _SECOND_HALF.search(line)), 0)
     formal = ", ".join(["const Params& p", *(f"{hooks.itype} {n}" for n, _ in args)])
     return "\n".join([
         f"__device__ __forceinline__ auto store_out({formal}) {{", *lines[:half],

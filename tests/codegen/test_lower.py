@@ -198,3 +198,20 @@ def test_attention_that_was_decomposed_stays_so() -> None:
     graph = graph_of(HEADS.format(d="S", e="S").replace("f32", "f16"))
     assert all(p.bound.kernel.template != "attention" for p in built(graph).planned)
     check_by_numpy(graph)
+
+
+def test_an_epilogue_may_ignore_the_sums() -> None:
+    """The condition is known when kernels are printed: what is stored does not depend on the product any more."""
+    graph = graph_of("""input %x: f32[2, 3, 4]
+input %y: f32[2, 4, 2]
+input %z: f32[2, 3, 2]
+weight %i: i32[] data=0
+weight %k: i32[] data=1
+%v: f32[2, 3, 2] = MatMul(%x, %y) @ 'v'
+%c: bool[] = Equal(%i, %k) @ 'c'
+%w: f32[2, 3, 2] = Where(%c, %v, %z) @ 'w'
+output %w
+""")
+    build = built(graph, frozenset({"constant-folding"}))
+    feeds = feeds_of(graph, {})
+    assert_same(graph, on_simulator(build, feeds), expected(graph, feeds, {}))
