@@ -72,6 +72,9 @@ ANY: dict[str, str] = {
     "isnan": "{0} != {0}",
 }
 INTEGER: dict[str, str] = {
+    "div": "div_or_0({0}, {1})",
+    "mod": "mod_or_0({0}, {1})",
+    "fmod": "rem_or_0({0}, {1})",
     "abs": "abs_int({0})",
     "pow": "pow_int({0}, {1})",
     "max": "({0} < {1} ? {1} : {0})",
@@ -90,10 +93,15 @@ def scalar_text(e: Expr, args: list[str]) -> str:
         return f"{'fabsf' if operand is DType.F32 else 'fabs'}({args[0]}) == ({operand.cuda})INFINITY"
     if operand.is_float and e.op in FLOAT:
         return FLOAT[e.op][operand is DType.F64].format(*args)
-    table = ANY if e.op in ANY else INTEGER
+    table = INTEGER if e.op in INTEGER and not operand.is_float and not _divides_safely(e) else ANY
     text = table[e.op].format(*args)
     # C computes narrow integers as int: bring the result back so that overflow wraps as in numpy
     return f"({e.dtype.cuda})({text})" if e.dtype in _NARROW and e.op != "where" else text
+
+
+def _divides_safely(e: Expr) -> bool:
+    """True for a division by a constant that can neither be zero nor overflow."""
+    return e.op in ("div", "mod", "fmod") and e.args[1].op == "const" and e.args[1].attr not in (0, -1)
 
 
 def _cast_text(src: DType, dst: DType, x: str) -> str:
@@ -127,8 +135,4 @@ def literal(e: Expr) -> str:
 def _shortest_f32(v: float) -> str:
     import numpy as np
 
-    return (
-        np.format_float_scientific(np.float32(v), trim="-")
-        if v and not 1e-4 <= abs(v) < 1e7
-        else str(np.float32(v))
-    )
+    return np.format_float_scientific(np.float32(v), trim="-") if v and not 1e-4 <= abs(v) < 1e7 else str(np.float32(v))

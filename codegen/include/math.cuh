@@ -5,6 +5,20 @@ template <class T> __device__ __forceinline__ T floor_div(T a, T b) { const T q 
 template <class T> __device__ __forceinline__ T floor_mod(T a, T b) { const T r = a % b; return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r; }
 __device__ __forceinline__ float floor_mod(float a, float b) { const float r = fmodf(a, b); return (r != 0.f && ((r < 0.f) != (b < 0.f))) ? r + b : r; }
 __device__ __forceinline__ double floor_mod(double a, double b) { const double r = fmod(a, b); return (r != 0. && ((r < 0.) != (b < 0.))) ? r + b : r; }
+// Integer division of what the model computes. By zero it gives 0, as in numpy: a masked read may put a 0 there. Nothing
+// overflows: the least number divided by -1 is itself.
+template <class T> __device__ __forceinline__ bool is_minus_one(T x) { return T(-1) < T(0) && T(~x) == T(0); }
+template <class T> __device__ __forceinline__ T div_or_0(T a, T b) {
+  if (b == T(0)) return T(0);
+  return is_minus_one(b) ? T(u64(0) - u64(a)) : T(a / b);
+}
+template <class T> __device__ __forceinline__ T rem_or_0(T a, T b) {
+  return b == T(0) || is_minus_one(b) ? T(0) : T(a % b);
+}
+template <class T> __device__ __forceinline__ T mod_or_0(T a, T b) {
+  const T r = rem_or_0(a, b);
+  return r != T(0) && ((r < T(0)) != (b < T(0))) ? T(r + b) : r;
+}
 // C's remainder: the sign of the dividend
 template <class T> __device__ __forceinline__ T trunc_mod(T a, T b) { return a % b; }
 __device__ __forceinline__ float trunc_mod(float a, float b) { return fmodf(a, b); }
