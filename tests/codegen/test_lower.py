@@ -103,7 +103,8 @@ def test_masked_reads_give_zero(name: str) -> None:
 
 def test_digits_of_a_symbolic_product_agree() -> None:
     """The epilogue reads ``(m % (12*S)) // 12`` where the kernel makes ``(m // 12) % S``."""
-    check_by_numpy(graph_of("""symbol S(lo=2, hi=64)
+    check_by_numpy(
+        graph_of("""symbol S(lo=2, hi=64)
 input %x: f32[2, S, 12, 4]
 weight %w: f32[4, 6] source='w'
 input %y: f32[2, 12*S, 1]
@@ -111,7 +112,8 @@ input %y: f32[2, 12*S, 1]
 %r: f32[2, 12*S, 6] = Reshape(%v, shape=(2, 12*S, 6)) @ 'r'
 %a: f32[2, 12*S, 6] = Add(%r, %y) @ 'a'
 output %a
-"""))
+""")
+    )
 
 
 HEADS = """symbol S(lo=2, hi=64)

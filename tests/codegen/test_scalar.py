@@ -255,10 +255,11 @@ def test_integer_powers(dtype: DType) -> None:
 def test_logic() -> None:
     a, b = pairs(np.array([False, True]))
     x, y = operands([DType.BOOL, DType.BOOL], a.size)
-    results = [expr.binary(op, x, y) for op in expr.LOGIC] + [expr.logical_not(x), expr.where(x, y,
-    expr.logical_not(y))] results += [expr.binary("max", x, y), expr.binary("min", x, y)] wants = [a & b, a | b, a ^ b,
-    ~a, np.where(a, b, ~b), a | b, a & b] for g, want in zip(run(results, [a, b], [DType.BOOL, DType.BOOL]), wants,
-    strict=True):
+    results = [expr.binary(op, x, y) for op in expr.LOGIC]
+    results += [expr.logical_not(x), expr.where(x, y, expr.logical_not(y))]
+    results += [expr.binary("max", x, y), expr.binary("min", x, y)]
+    wants = [a & b, a | b, a ^ b, ~a, np.where(a, b, ~b), a | b, a & b]
+    for g, want in zip(run(results, [a, b], [DType.BOOL, DType.BOOL]), wants, strict=True):
         np.testing.assert_array_equal(g, want)
 
 
@@ -281,10 +282,12 @@ def test_casts(source: DType) -> None:
 @pytest.mark.parametrize("dtype", (DType.F16, DType.BF16), ids=lambda t: t.value)
 def test_stores_round_to_nearest_even(dtype: DType) -> None:
     rng = np.random.default_rng(0)
-    a = np.concatenate([[1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-9, 65520, 1e9, np.inf, -np.inf, 1e-8],
-    rng.normal(size=56)]) a = a.astype(np.float32) (x,) = operands([DType.F32], a.size) kernel = kernel_of([x],
-    [DType.F32], [dtype], a.size) got = run_kernel(render_pointwise(kernel, PointwiseTactic(), "sm_80"), kernel, {"in0":
-    a})["out0"] with np.errstate(over="ignore"):
+    special = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-9, 65520, 1e9, np.inf, -np.inf, 1e-8]
+    a = np.concatenate([special, rng.normal(size=56)]).astype(np.float32)
+    (x,) = operands([DType.F32], a.size)
+    kernel = kernel_of([x], [DType.F32], [dtype], a.size)
+    got = run_kernel(render_pointwise(kernel, PointwiseTactic(), "sm_80"), kernel, {"in0": a})["out0"]
+    with np.errstate(over="ignore"):
         np.testing.assert_array_equal(got.view(np.uint16), a.astype(dtype.numpy).view(np.uint16))
 
 
