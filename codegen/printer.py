@@ -79,9 +79,6 @@ class Block:
         width: int = 1,
         variables: Mapping[str, tuple[str, bool]] | None = None,
         indent: str = "  ",
-        prefix: str = "t",
-        streaming: bool = False,
-        hoisted: Mapping[int, str] | None = None,
         clamp: Dim | None = None,
     ) -> None:
         self.params = params
@@ -90,13 +87,10 @@ class Block:
         self.width = width
         self.variables = dict(variables or {})
         self.indent = indent
-        self.prefix = prefix
-        self.streaming = streaming
         self.lines: list[str] = []
         self._lane_lines: list[str] = []
         self._count = 0
         self._done: dict[int, str] = {}
-        self._hoisted = dict(hoisted or {})
         self._calls: dict[tuple[Call, bool], str] = {}
         self._laned: dict[int, bool] = {}
         self._in_lanes = False
@@ -160,7 +154,8 @@ class Block:
             return "lane" if self._clamp is None else self._clamped_index()
         if a in self.names:
             return self.names[a]
-        return self.params.symbol(a)
+        # a product of dimensions must not overflow before it meets an index
+        return f"({self.itype}){self.params.symbol(a)}" if self.itype != "int" else self.params.symbol(a)
 
     def _clamped_index(self) -> str:
         if not any(line.startswith("const int at = ") for line in self._lane_lines):
@@ -210,7 +205,7 @@ class Block:
     def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
         """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
         assert self.lane is not None
-        if self._clamp is not None:
+        if self._clamp is not None or self.width & (self.width - 1):
             return None
         d = dims.substitute(buffer.offset(tuple(coords)), self.lane_table)
         if dims.coefficient(d, self._l) != 1 or any(self.is_laned(x.payload) for x in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
@@ -221,8 +216,8 @@ class Block:
 
     # ----- values
 
-    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "") -> str:
-        name = f"{prefix or self.prefix}{self._count}"
+    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t") -> str:
+        name = f"{prefix}{self._count}"
         self._count += 1
         line = f"const {ctype} {name} = {text};"
         (self._lane_lines if laned else self.lines).append(line)
@@ -230,8 +225,6 @@ class Block:
 
     def value(self, e: Expr) -> str:
         """C text of ``e``: a literal or a name defined by earlier lines (inside the lane loop if it is laned)."""
-        if id(e) in self._hoisted:
-            return self._hoisted[id(e)]
         if id(e) in self._done:
             return self._done[id(e)]
         if e.op == "const":
@@ -279,8 +272,8 @@ class Block:
         saved, self._in_lanes = self._in_lanes, False
         offset = self._poly(base)
         self._in_lanes = saved
-        vec, fn = f"Vec<{dtype.cuda}, {self.width}>", "load_vec_stream" if self.streaming else "load_vec"
-        text = f"{fn}<{self.width}>({pointer} + ({offset}))"
+        vec = f"Vec<{dtype.cuda}, {self.width}>"
+        text = f"load_vec<{self.width}>({pointer} + ({offset}))"
         if mask is not None:
             text = f"{mask} ? {text} : {vec}{{}}"
         name = self._define(vec, text, False, "v")
@@ -372,14 +365,13 @@ class Hooks:
         *,
         lane: Sym | None = None,
         width: int = 1,
-        guard: bool = False,
         variables: Mapping[str, tuple[str, DType, bool]] | None = None,
     ) -> str:
         """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along
         ``lane``.
 
-        T is the operand's compute type. With ``guard`` the caller may ask for lanes past the axis' end: they
-        give 0. ``variables`` (as in ``store``) become parameters between the indices and ``out``.
+        T is the operand's compute type. ``variables`` (as in ``store``) become parameters between the indices and
+        ``out``.
         """
         ctype = e.dtype.cuda
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}

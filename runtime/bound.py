@@ -16,6 +16,7 @@ from arcweld.runtime.device import Device, LaunchSpec, TensorMapSpec
 from arcweld.runtime.plan import FieldPlan, LaunchPlan, Plan, Shape
 
 MAX_BYTES = 1 << 47
+MAX_ELEMENTS = 2**31 - 1  # that kernels index with 32 bits, as they do where a dimension has no upper bound
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
 FIXED = -1
 
@@ -74,11 +75,17 @@ def measure(plan: Plan, env: dict[str, int]) -> Sizes:
     """
     shapes: dict[str, Shape] = {}
     nbytes: dict[str, int] = {}
+    unbounded = {s.name for s in plan.program.symbols if s.hi is None}
     for name, tensor in plan.tensors.items():
         shape = tuple(d(env) for d in tensor.shape)
         size = math.prod(shape) * tensor.dtype.size
         if min(shape, default=0) < 0 or size > MAX_BYTES:
             raise InputError(f"with {_show(env)} tensor {name} has the impossible shape {list(shape)}")
+        if math.prod(shape) > MAX_ELEMENTS and any(d.names & unbounded for d in tensor.shape):
+            raise InputError(
+                f"with {_show(env)} tensor {name} has {math.prod(shape)} elements, beyond 32-bit indices",
+                hint="build with upper bounds for the dimensions: kernels then count in 64 bits where they must",
+            )
         shapes[name], nbytes[name] = shape, size
     intervals = [Interval(nbytes[t.name], t.first, t.last) for t in plan.lifetimes]
     offsets, total = pack(intervals)

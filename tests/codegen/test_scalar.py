@@ -125,7 +125,7 @@ COMPARE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", (DType.F32, DType.F64), ids=lambda t: t.value)
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F64], ids=lambda t: t.value)
 def test_binary_floats(dtype: DType) -> None:
     assert set(BINARY) == set(expr.BINARY)
     assert set(COMPARE) == set(expr.COMPARE)
@@ -279,7 +279,7 @@ def test_casts(source: DType) -> None:
         np.testing.assert_array_equal(g, a.astype(np.float64 if source.is_half else a.dtype).astype(target.numpy))
 
 
-@pytest.mark.parametrize("dtype", (DType.F16, DType.BF16), ids=lambda t: t.value)
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16], ids=lambda t: t.value)
 def test_stores_round_to_nearest_even(dtype: DType) -> None:
     rng = np.random.default_rng(0)
     special = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-9, 65520, 1e9, np.inf, -np.inf, 1e-8]
