@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
-from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evaluate, free_symbols
+from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evaluate, free_symbols, minimum
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, Node, Value
@@ -18,8 +19,10 @@ PASSES_INDICES = frozenset(
 
 
 def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A size for every symbol: the given one, else 1 for a leading (batch) dimension and about 32 for others, inside
-    its range."""
+    """A size for every symbol: the given one, else 1 for a leading (batch) dimension and about 32 for others.
+
+    Sizes lie inside the symbols' ranges. Raises UsageError for an unknown name in ``given``.
+    """
     sizes: dict[str, int] = {}
     for v in graph.inputs:
         for axis, d in enumerate(v.shape):
@@ -66,9 +69,9 @@ def sample_inputs(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Random arrays for every input.
 
-    Floats are uniform in [0, 1); integers that index something stay below its extent, others are 0 or 1; ``ranges``
-    gives
-    (low, high) by input name, "" for all. Raises UsageError for an unknown name in ``ranges``.
+    Floats are uniform in [0, 1); integers that index something stay below its extent, and name no element twice where
+    that would make the result undefined; others are 0 or 1. ``ranges`` gives (low, high) by input name, "" for all.
+    Raises UsageError for an unknown name in ``ranges``.
     """
     unknown = sorted(set(ranges or {}) - {v.name for v in graph.inputs} - {""})
     if unknown:
@@ -94,9 +97,31 @@ def _random(
         lo, hi = (0.0, 1.0) if low is None or high is None else (low, high)
         return rng.uniform(lo, hi, shape).astype(v.dtype.numpy)
     if low is None or high is None:
+        places = _distinct_places(rng, graph, v, shape, sizes)
+        if places is not None:
+            return places.astype(v.dtype.numpy)
         extent = index_extent(graph, v)
         low, high = 0, 1 if extent is None else evaluate(extent, sizes) - 1
     return rng.integers(int(low), int(high) + 1, shape).astype(v.dtype.numpy)
+
+
+def _distinct_places(
+    rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], sizes: Mapping[str, int]
+) -> np.ndarray | None:
+    """Places for the updates of a scatter, each named once; None where ``v`` says no such thing."""
+    for n in graph.consumers().get(v.name, ()):
+        if n.op not in ("ScatterND", "ScatterElements") or n.inputs[1] is None or n.inputs[1].name != v.name:
+            continue
+        data = tuple(evaluate(d, sizes) for d in n.operands()[0].shape)
+        if n.op == "ScatterElements":
+            axis = n.attrs["axis"]
+            order = np.argsort(rng.random((*shape[:axis], max(data[axis], shape[axis]), *shape[axis + 1 :])), axis=axis)
+            return np.take(order, np.arange(shape[axis]), axis) % max(data[axis], 1)
+        space = data[: shape[-1]]
+        count, total = int(np.prod(shape[:-1])), int(np.prod(space))
+        flat = rng.permutation(max(total, count))[:count] % max(total, 1)
+        return np.stack(np.unravel_index(flat, space), -1).reshape(shape) if space else np.zeros(shape, np.int64)
+    return None
 
 
 def index_extent(graph: Graph, v: Value) -> Dim | None:
@@ -136,5 +161,7 @@ def _indexed(n: Node, x: Value) -> Dim | None:
     if n.op in ("Gather", "GatherElements"):
         return data.shape[n.attrs["axis"]]
     if n.op == "GatherND":
-        return data.shape[n.attrs["batch_dims"]]
+        first, depth = n.attrs["batch_dims"], index.shape[-1]
+        extents = data.shape[first : first + depth] if isinstance(depth, int) else ()
+        return functools.reduce(minimum, extents) if extents else None
     return None
