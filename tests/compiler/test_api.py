@@ -1,0 +1,276 @@
+"""The driver: every form of a model in, a verified engine out, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from arcweld.codegen import lower
+from arcweld.compiler import api, expr
+from arcweld.compiler.options import Options
+from onnx import TensorProto, helper, numpy_helper
+
+import arcweld
+from arcweld import AccuracyError, Input, ModelError, UnsupportedError, UsageError
+
+WEIGHT = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype(np.float32)
+
+
+def model_of(shape: list[int | str | None], op: str = "Relu") -> onnx.ModelProto:
+    """``op(x @ w)`` over the last axis of 8."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node(op, ["h"], ["y"], name="act"),
+    ]
+    graph = helper.make_graph(
+        nodes, "small", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [numpy_helper.from_array(WEIGHT, "w")],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def sample(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
+
+
+def wanted(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x.astype(np.float64) @ WEIGHT.astype(np.float64), 0)
+
+
+class Module(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.from_numpy(WEIGHT.copy()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.w)
+
+
+def forms(folder: Path) -> dict[str, tuple[Any, ...]]:
+    path = folder / "m.onnx"
+    onnx.save(model_of([3, 8]), path)
+    x = torch.from_numpy(sample(3, 8))
+    exported = torch.export.export(Module(), (x,))
+    return {
+        "path": (path,), "text": (str(path),), "bytes": (path.read_bytes(),), "proto": (model_of([3, 8]),),
+        "module": (Module(), x), "exported": (exported,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["path", "text", "bytes", "proto", "module", "exported"])
+def test_every_form_of_a_model(form: str, tmp_path: Path) -> None:
+    model, *args = forms(tmp_path)[form]
+    engine = arcweld.compile(model, *args, device="sim")
+    assert engine.data.verify is not None
+    got = engine.run({engine.inputs[0].name: sample(3, 8)})
+    np.testing.assert_allclose(next(iter(got.values())), wanted(sample(3, 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_module_is_compiled_with_keyword_arguments_and_dynamic_shapes() -> None:
+    batch = torch.export.Dim("batch", min=1, max=16)
+    x = torch.from_numpy(sample(3, 8))
+    engine = arcweld.compile(Module(), kwargs={"x": x}, dynamic_shapes={"x": {0: batch}}, device="sim")
+    for n in (1, 7, 16):
+        (y,) = engine.run({engine.inputs[0].name: sample(n, 8)}).values()
+        np.testing.assert_allclose(y, wanted(sample(n, 8)), rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+def test_open_shapes_can_be_fixed() -> None:
+    engine = arcweld.compile(model_of(["n", 8]), inputs=[Input("x", (3, 8))], device="sim")
+    assert engine.inputs[0].shape == ("3", "8")
+    with pytest.raises(arcweld.InputError):
+        engine.run({"x": sample(4, 8)})
+
+
+def test_fixed_shapes_stay_fixed() -> None:
+    with pytest.raises(UsageError, match="fixed dimension of 3"):
+        arcweld.compile(model_of([3, 8]), inputs=[Input("x", ("rows", 8))], device="sim")
+
+
+def test_open_shapes_can_be_named_and_bounded() -> None:
+    engine = arcweld.compile(model_of([None, 8]), inputs=[Input("x", (("rows", 2, 6), 8))], device="sim")
+    for n in (2, 6):
+        np.testing.assert_allclose(engine.run({"x": sample(n, 8)})["y"], wanted(sample(n, 8)), rtol=1e-5, atol=1e-6)
+    (symbol,) = engine.data.program.symbols
+    assert (symbol.name, symbol.lo, symbol.hi) == ("rows", 2, 6)
+
+
+def test_verification_can_be_given_sizes_and_inputs() -> None:
+    graph = api.import_model(model_of(["n", 8]))
+    by_size = api.compile_graph(graph, device="sim", sizes={"n": 11})
+    by_feeds = api.compile_graph(graph, device="sim", feeds={"x": sample(5, 8)})
+    for engine, n in ((by_size, 11), (by_feeds, 5)):
+        assert engine.data.verify is not None
+        assert engine.data.verify["shapes"] == {"x": [n, 8]}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (Input("z"), UsageError, "no input 'z'"),
+        (Input("x", dtype="float16"), ModelError, "is f32, not f16"),
+        (Input("x", dtype=np.int64), ModelError, "is f32, not i64"),
+        (Input("x", (("n", 5, 3), 8)), UsageError, "ranges from 5 to 3"),
+        (Input("x", (3,)), arcweld.ArcweldError, "x"),
+    ],
+)
+def test_senseless_inputs_are_refused(given: Input, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        arcweld.compile(model_of(["n", 8]), inputs=[given], device="sim")
+
+
+def test_the_right_type_is_accepted() -> None:
+    for dtype in ("float32", np.float32, arcweld.compiler.dtypes.DType.F32):
+        api.import_model(model_of(["n", 8]), inputs=[Input("x", dtype=dtype)])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"precision": "int4"}, "precision"), ({"verify": "maybe"}, "verification level"), ({"arch": "sm_70"}, "sm_70"),
+        ({"disable": ["no-such-pass"]}, "no pass is called"), ({"device": "tpu"}, "tpu"),
+        ({"sizes": {"q": 1}}, "called q"),
+    ],
+)  # fmt: skip
+def test_senseless_options_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        arcweld.compile(model_of(["n", 8]), **{"device": "sim", **options})
+
+
+@pytest.mark.parametrize("model", [3, None, {"a": 1}, object()])
+def test_other_objects_are_refused(model: Any) -> None:
+    with pytest.raises(UsageError, match="can't compile a"):
+        arcweld.compile(model, device="sim")
+
+
+def test_shapes_of_a_module_come_from_its_arguments() -> None:
+    with pytest.raises(UsageError, match="for ONNX models"):
+        arcweld.compile(Module(), torch.zeros(3, 8), inputs=[Input("x", (3, 8))], device="sim")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(arcweld.ArcweldError, match=r"nowhere\.onnx"):
+        arcweld.compile(tmp_path / "nowhere.onnx", device="sim")
+
+
+def test_unknown_operators_are_all_listed() -> None:
+    model = model_of([3, 8])
+    model.graph.node[0].op_type, model.graph.node[1].op_type = "Frobnicate", "Twiddle"
+    with pytest.raises(UnsupportedError, match=r"(?s)Frobnicate.*Twiddle"):
+        arcweld.compile(model, device="sim")
+
+
+# ------------------------------------------------------------------------------------------------------ verification
+
+
+def test_evidence_says_what_was_compared() -> None:
+    engine = arcweld.compile(model_of([3, 8]), device="sim", verify="full")
+    evidence = engine.data.verify
+    assert evidence is not None
+    assert evidence["level"] == "full"
+    assert evidence["device"].startswith("sim")
+    (kernel,) = evidence["kernels"]
+    assert kernel["status"] == "verified"
+    assert kernel["kernel"] in engine.data.sources
+    assert 0 <= kernel["error"] < 1e-5
+    (output,) = evidence["outputs"]
+    assert (output["output"], output["status"]) == ("y", "verified")
+    assert output["error"] < output["tolerance"]
+
+
+def test_verification_can_be_left_out() -> None:
+    engine = arcweld.compile(model_of([3, 8]), device="sim", verify="off")
+    assert engine.data.verify is None
+    np.testing.assert_allclose(engine.run({"x": sample(3, 8)})["y"], wanted(sample(3, 8)), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_kernel_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lowering of Relu is made to forget the negative half."""
+    inline = lower.inline
+
+    def wrong(reader: Any, node: Any, coords: Any) -> expr.Expr:
+        e = inline(reader, node, coords)
+        return expr.unary("abs", e.args[0]) if node.op == "Relu" else e
+
+    monkeypatch.setattr(lower, "inline", wrong)
+    with pytest.raises(
+        AccuracyError, match=r"kernel contract_matmul_relu_\w+ computes y with relative error"
+    ) as caught:
+        arcweld.compile(model_of([3, 8]), device="sim", feeds={"x": sample(3, 8)})
+    assert "product" in str(caught.value)
+    assert "act" in str(caught.value)
+    engine = arcweld.compile(model_of([3, 8]), device="sim", verify="off")
+    assert engine.run({"x": sample(3, 8)})["y"].min() >= 0
+
+
+def test_a_wrong_pass_is_noticed_by_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel computes what the rewritten graph says: only the whole engine can show that the rewrite is wrong."""
+    from arcweld.compiler import build
+
+    run_passes = build.run_passes
+
+    def wrong(graph: Any, options: Options, **more: Any) -> Any:
+        g = run_passes(graph, options, **more)
+        return g.replace(weights={k: arcweld.compiler.ir.Weight(w.data * 1.01, w.source) for k, w in g.weights.items()})
+
+    monkeypatch.setattr(build, "run_passes", wrong)
+    with pytest.raises(AccuracyError, match="output y has relative error"):
+        arcweld.compile(model_of([3, 8]), device="sim")
+
+
+def test_the_tolerance_is_the_users() -> None:
+    with pytest.raises(AccuracyError):
+        arcweld.compile(model_of([3, 8]), precision="fp16", device="sim", tolerance=1e-9)
+    arcweld.compile(model_of([3, 8]), precision="fp16", device="sim", tolerance=0.1)
+
+
+def test_a_small_budget_skips_and_says_so() -> None:
+    engine = arcweld.compile(model_of([3, 8]), device="sim", verify_budget=0.0)
+    evidence = engine.data.verify
+    assert evidence is not None
+    assert {k["status"] for k in evidence["kernels"]} == {"skipped"}
+    assert all("budget" in k["reason"] for k in evidence["kernels"])
+
+
+# ----------------------------------------------------------------------------------------------------- saving, sessions
+
+
+def test_engines_are_saved_with_their_evidence(tmp_path: Path) -> None:
+    engine = arcweld.compile(model_of(["n", 8]), device="sim")
+    engine.save(tmp_path / "m.engine")
+    again = arcweld.load(tmp_path / "m.engine", device="sim")
+    assert again.data.verify == engine.data.verify
+    np.testing.assert_array_equal(again.run({"x": sample(5, 8)})["y"], engine.run({"x": sample(5, 8)})["y"])
+
+
+def test_sessions_are_called_like_those_of_onnx_runtime(tmp_path: Path) -> None:
+    arcweld.compile(model_of(["n", 8]), device="sim").save(tmp_path / "m.engine")
+    session = arcweld.InferenceSession(tmp_path / "m.engine", device="sim")
+    (x,), (y,) = session.get_inputs(), session.get_outputs()
+    assert (x.name, x.shape, x.type) == ("x", ("n", 8), "tensor(float)")
+    assert (y.name, y.shape) == ("y", ("n", 4))
+    for names in (None, ["y"]):
+        (got,) = session.run(names, {"x": sample(2, 8)})
+        np.testing.assert_allclose(got, wanted(sample(2, 8)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(arcweld.InputError, match="no output 'z'"):
+        session.run(["z"], {"x": sample(2, 8)})
+
+
+def test_a_build_is_dumped_step_by_step(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    build, _ = api.build_engine(
+        api.import_model(model_of([3, 8])), device="sim", dump=tmp_path / "d", progress=lambda *a: told.append(a)
+    )
+    names = sorted(p.name for p in (tmp_path / "d").iterdir())
+    assert names[0] == "00-import.txt"
+    assert [n for n in names if n.endswith(".cu")] == [f"{p.sources[0].entry}.cu" for p in build.planned]
+    assert told[-1][0] == "codegen"
+    assert told[-1][1] == told[-1][2] == len(build.planned)
+    assert build.seconds["total"] > 0
