@@ -311,9 +311,15 @@ class Fuser:
         if name in self.outputs:
             return True
         return any(
-            c.output.name not in g.nodes or (self._free(c) and self._wanted_elsewhere(c, g))
+            c.output.name not in g.nodes
+            or (self._free(c) and not self._only_stored(c, g) and self._wanted_elsewhere(c, g))
             for c in self.consumers.get(name, ())
         )
+
+    def _only_stored(self, view: Node, g: _Group) -> bool:
+        """True if ``g`` stores the view and nobody looks through it: then its readers don't reach what is behind."""
+        name = view.output.name
+        return self.owner.get(name) is g and all(m is g for m in self.members[name])
 
     def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> bool:
         self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
