@@ -6,6 +6,7 @@ Errors: exp 2**-21, tanh 2**-11 relative (half a unit of f16), erf 4e-5 beside t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from arcweld.codegen.kernel import Kernel, Store
 from arcweld.compiler.dtypes import DType
@@ -28,4 +29,4 @@ def approximate(kernel: Kernel, stores: Sequence[Store]) -> tuple[Store, ...]:
     def half(s: Store) -> bool:
         return kernel.buffer(s.buffer).dtype.is_half
 
-    return tuple(Store(s.buffer, s.coords, faster(s.value)) if half(s) else s for s in stores)
+    return tuple(replace(s, value=faster(s.value)) if half(s) else s for s in stores)

@@ -288,6 +288,8 @@ def stem_of(region: Region, template: str) -> str:
     short = {
         "layernormalization": "layernorm",
         "rmsnormalization": "rmsnorm",
+        "scatternd": "scatter",
+        "scatterelements": "scatter",
         "hardsigmoid": "hsigmoid",
         "hardswish": "hswish",
     }

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Buffer, Kernel, Store
 from arcweld.codegen.params import Params
 from arcweld.codegen.scalar import literal, scalar_text
+from arcweld.codegen.uniform import below_zero, is_negative
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, IntExpr, Sym, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, walk
+from arcweld.compiler.expr import Expr, transform, walk
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -93,6 +94,7 @@ class Block:
         self._done: dict[int, str] = {}
         self._calls: dict[tuple[Call, bool], str] = {}
         self._laned: dict[int, bool] = {}
+        self._uniform: dict[int, Expr] = {}
         self._in_lanes = False
         self.itype = "long long" if wide_index(params.kernel) else "int"
         self._q = Sym("_q", 0)
@@ -214,6 +216,22 @@ class Block:
         chunk = math.gcd(self.width, max(1, VECTOR_BYTES // buffer.dtype.size))
         return base if dims.is_multiple(base, chunk) else None
 
+    def uniform(self, e: Expr) -> Expr:
+        """``e`` with tests of indices that come out the same for all lanes written without the lane.
+
+        ``8*q + lane < 32`` is ``q < 4``: a vector is then read or left out as a whole.
+        """
+        return e if self.lane is None else transform(e, self._uniform_test, self._uniform)
+
+    def _uniform_test(self, e: Expr) -> Expr | None:
+        d = below_zero(e)
+        if d is None:
+            return None
+        group = dims.floordiv(d, self.width)  # is below zero exactly where d is
+        if not self.is_laned(e) or dims.mentions(dims.substitute(group, self.lane_table), self._l):
+            return e
+        return is_negative(group)
+
     # ----- values
 
     def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t") -> str:
@@ -320,6 +338,7 @@ def print_stores(
     sinks: list[str] = []
     post: list[str] = []
     for n, s in enumerate(stores):
+        s = replace(s, value=block.uniform(s.value), mask=None if s.mask is None else block.uniform(s.mask))
         buffer = block.params.kernel.buffer(s.buffer)
         pointer = block.params.buffer(s.buffer)
         value = from_compute(buffer.dtype, block.value(s.value))
@@ -377,7 +396,7 @@ class Hooks:
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
         block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
         target = "out[lane]" if block.lane is not None else "out[0]"
-        text = block.value(e)
+        text = block.value(block.uniform(e))
         head = self._head(fn, args, *_formal(variables or {}, width), f"{ctype} (&out)[{width}]")
         return "\n".join([head, *block.finish([f"{target} = {text};"]), "}"])
 

@@ -206,9 +206,10 @@ def _nested_quotient(r: Dim) -> tuple[Call, Dim] | None:
 
 def _low_part(r: Dim, d: Dim) -> tuple[int, Dim, Dim] | None:
     """``(g, a, s)`` with ``r == g*a + s``, ``g`` dividing ``d`` and ``0 <= s < g``: ``s`` can't reach a carry."""
-    if not isinstance(d, int) or not isinstance(r, IntExpr):
+    if not isinstance(r, IntExpr):
         return None
-    for g in sorted({math.gcd(d, c) for _, c in r.terms}, reverse=True):
+    whole = math.gcd(*(c for _, c in terms_of(d)))
+    for g in sorted({math.gcd(whole, c) for _, c in r.terms}, reverse=True):
         if g <= 1:
             continue
         high = make({m: c // g for m, c in r.terms if c % g == 0})

@@ -207,7 +207,7 @@ def dynamic_index(value: Expr, extent: Dim, name: str = "") -> Dim:
     v = cast(value, DType.I64)
     n = index(extent)
     wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
-    safe = binary("max", const(0, DType.I64), binary("min", wrapped, n - 1))
+    safe = binary("max", const(0, DType.I64), binary("min", wrapped, index(extent - 1)))
     digest = hashlib.sha256(to_text(safe).encode()).hexdigest()[:8]
     return dims.var(Dyn(name or f"gather_{digest}", safe, 0, extent - 1))
 

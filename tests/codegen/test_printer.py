@@ -1,5 +1,4 @@
-"""Printing: vectors and lanes, masks, gathers, tails, run-time stores and 64-bit indices, run on the checked simulator.
-"""
+"""Printing: vectors, masks, gathers, tails, run-time stores and 64-bit indices, run on the checked simulator."""
 
 from __future__ import annotations
 
@@ -386,3 +385,32 @@ def test_a_block_defines_each_value_once() -> None:
     assert block.value(x + x) == first
     assert block.finish() == ["  const f32 t0 = p.in0[i];", "  const f32 t1 = t0 + t0;"]
     assert block.finish() == []
+
+
+@pytest.mark.parametrize("op", ["lt", "le", "gt", "ge"])
+@pytest.mark.parametrize("bound", [3, 4, 7, 8, 9])
+def test_tests_that_agree_for_all_lanes_keep_vectors(op: str, bound: int) -> None:
+    """``4*q + lane < 8`` is ``q < 2``: both halves of a rotated row are read as vectors."""
+    i, j = axis("i", 3), axis("j", 16)
+    inside = binary(op, index(j.index), const(bound, I64))
+    x = expr.load("in0", F32, (i.index, dims.mod(j.index + 8, 16)), inside)
+    kernel = kernel_of(
+        (i, j), (Store("out0", (i.index, j.index), where(inside, -x, const(9, F32))),),
+        Buffer("in0", F32, (3, 16)), Buffer("out0", F32, (3, 16), True),
+    )  # fmt: skip
+    source = check(kernel, {"in0": values((3, 16), F32)}, width=4).source
+    first = bound + (op in ("le", "gt"))  # where the test changes its result
+    assert ("load_vec" in source) == (first % 4 == 0)
+
+
+@given(
+    st.sampled_from(["lt", "le", "gt", "ge"]), st.integers(-9, 20), st.sampled_from([1, 2, 3, 4, -1, -4]),
+    st.sampled_from([2, 3, 4, 8]),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_tests_of_indices_at_any_width(op: str, bound: int, factor: int, width: int) -> None:
+    i, n = axis("i", 24), symbol("n", 1, 20)
+    test = binary(op, index(i.index * factor + n), const(bound, I64))
+    kernel = kernel_of((i,), (Store("out0", (i.index,), test),), Buffer("out0", DType.BOOL, (24,), True))
+    for value in (1, 4, 20):
+        check(kernel, {}, {"n": value}, width=width)

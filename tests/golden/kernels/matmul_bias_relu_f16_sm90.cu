@@ -1,0 +1,237 @@
+// contract_matmul_relu: matrix product by wgmma, f16 operands fetched by TMA, f32 accumulation.
+// Tiles of 256 x 128; one warp keeps 3 tiles of k = 64 in flight, 4 warpgroups of 64 rows multiply.
+#include "prims.cuh"
+#include "math.cuh"
+#ifndef ARCWELD_SIM
+template <>
+struct WgmmaShape<128> {
+  template <int TRANS_B>
+  static ARCWELD_DEVICE void ss(f32 (&d)[64], u64 a, u64 b, int accumulate, ScalarTag<f16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "%64, %65, p, 1, 1, 0, %67;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANS_B));
+  }
+  template <int TRANS_B>
+  static ARCWELD_DEVICE void rs(f32 (&d)[64], const u32 (&a)[4], u64 b, int accumulate, ScalarTag<f16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "{%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS_B));
+  }
+  template <int TRANS_B>
+  static ARCWELD_DEVICE void ss(f32 (&d)[64], u64 a, u64 b, int accumulate, ScalarTag<bf16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "%64, %65, p, 1, 1, 0, %67;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(accumulate), "n"(TRANS_B));
+  }
+  template <int TRANS_B>
+  static ARCWELD_DEVICE void rs(f32 (&d)[64], const u32 (&a)[4], u64 b, int accumulate, ScalarTag<bf16>) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "{%64,%65,%66,%67}, %68, p, 1, 1, %70;\n}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS_B));
+  }
+};
+#endif
+
+
+struct Params {
+  const f16* in0;
+  const f16* in1;
+  f16* out0;
+  int tiles;
+  int tiles_m;
+  int rows;
+  TensorMap map_a;
+  TensorMap map_b;
+};
+
+typedef f16 T;
+constexpr int BM = 256, BN = 128, STAGES = 3, GROUPS = BM / 64, THREADS = 544;
+constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES;  // a line of k is 128 bytes, swizzled
+constexpr int CHUNK = 64;                                 // columns of one pass of the epilogue
+constexpr int SCRATCH = STAGES * STAGE, SCRATCH_EACH = 16 * (CHUNK + 8) * 4;  // one for each multiplying warp
+constexpr int BARRIERS = SCRATCH + GROUPS * 4 * SCRATCH_EACH;
+
+__device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
+  return [=, &p](const f32 (&acc)[8]) {
+    Vec<f16, 8> out0_lanes;
+    #pragma unroll
+    for (int lane = 0; lane < 8; ++lane) {
+      const f32 t0 = max_nan(acc[lane], 0.0f);
+      out0_lanes.v[lane] = from_f32<f16>(t0);
+    }
+    store_vec<8>(p.out0 + ((n / 8) * 8 + m * 1024), out0_lanes);
+  };
+}
+
+struct Tile {
+  int b, m, n;
+};
+// Neighbouring blocks share operands in the cache: they walk down GROUP rows of tiles before the next column.
+__device__ __forceinline__ Tile tile_at(const Params& p, int index) {
+  constexpr int GROUP = 8;
+  const int rows = p.tiles_m, columns = 8, plane = rows * columns;
+  const int batch = index / plane, inside = index - batch * plane;
+  const int group = inside / (GROUP * columns), first = group * GROUP;
+  const int left = inside - first * columns, height = rows - first < GROUP ? rows - first : GROUP;
+  return {batch, (first + left % height) * BM, (left / height) * BN};
+}
+
+// What one stage holds: BM rows of A and BN columns of B, 64 of k each.
+constexpr int STAGE_TRAFFIC = STAGE;
+__device__ __forceinline__ int step_count(const Params& p) { return (256 + 63) / 64; }
+
+__device__ __forceinline__ void fetch_a(const Params& p, u32 stage, u32 bar, const Tile& t, int step) {
+  tma_load_2d(stage, &p.map_a, bar, step * 64, (int)t.m);
+}
+__device__ __forceinline__ void fetch_b(const Params& p, u32 stage, u32 bar, const Tile& t, int step) {
+  tma_load_2d(stage + A_BYTES, &p.map_b, bar, step * 64, (int)t.n);
+}
+
+// The index of a tile's row, or -1 past the last one.
+__device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
+
+// The epilogue of 16 rows x CHUNK columns that a warp holds in mma fragments: through shared memory, so that each lane gets
+// 8 neighbouring columns of one row.
+__device__ __forceinline__ void store_rows(const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
+  constexpr int PITCH = CHUNK + 8;  // rows start 8 banks apart
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < CHUNK / 8; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      Vec<float, 2> pair;
+      pair[0] = acc[j][2 * half];
+      pair[1] = acc[j][2 * half + 1];
+      store_vec<2>(scratch + (lane / 4 + 8 * half) * PITCH + j * 8 + lane % 4 * 2, pair);
+    }
+  __syncwarp();
+  constexpr int ACROSS = CHUNK / 8, PASSES = ACROSS / 2;  // accesses of a row; of each lane
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass += 1) {
+    const int c0 = (pass + 0) * 32 + lane, column0 = c0 % ACROSS * 8;
+    const int m0 = row_at(p, top + c0 / ACROSS);
+    const bool inside0 = m0 >= 0 && left + column0 < 1024;
+    const auto store0 = store_out(p, b, inside0 ? m0 : 0, inside0 ? left + column0 : 0);
+    if (inside0) store0(load_vec<8>(scratch + c0 / ACROSS * PITCH + column0).v);
+  }
+  __syncwarp();
+}
+
+// Where a thread is in the ring of stages: the phase flips at each turn.
+struct Ring {
+  int stage, phase;
+  __device__ __forceinline__ void advance() {
+    if (++stage == STAGES) stage = 0, phase ^= 1;
+  }
+};
+
+// The steps of k that a block takes.
+struct Share {
+  int first, last;
+};
+__device__ __forceinline__ Share share_of(int steps) {
+  return {0, steps};
+}
+
+__device__ __forceinline__ void produce(const Params& p, u32 base, int tiles, const Share& share) {
+  const u32 full = base + BARRIERS, empty = full + 8 * STAGES;
+  Ring ring = {0, 0};
+  int k = share.first;
+  if (blockIdx.x < tiles) {
+    const Tile t = tile_at(p, blockIdx.x);
+    const int ahead = share.last - k < STAGES ? share.last - k : STAGES;
+    // Weights depend on no earlier kernel: they are requested before that kernel ends.
+    for (int i = 0; i < ahead; ++i) {
+      mbar_expect_tx(full + 8 * i, STAGE_TRAFFIC);
+      fetch_b(p, base + i * STAGE, full + 8 * i, t, k + i);
+    }
+    pdl_wait();
+    for (int i = 0; i < ahead; ++i) fetch_a(p, base + i * STAGE, full + 8 * i, t, k + i);
+    for (int i = 0; i < ahead; ++i, ++k) ring.advance();
+  }
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const Tile t = tile_at(p, index);
+    for (; k < share.last; ++k) {
+      mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
+      const u32 bar = full + 8 * ring.stage, stage = base + ring.stage * STAGE;
+      mbar_expect_tx(bar, STAGE_TRAFFIC);
+      fetch_a(p, stage, bar, t, k);
+      fetch_b(p, stage, bar, t, k);
+      ring.advance();
+    }
+    k = share.first;
+  }
+}
+
+__device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u32 base, int tiles, const Share& share) {
+  const u32 full = base + BARRIERS, empty = full + 8 * STAGES;
+  const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
+  float* scratch = reinterpret_cast<float*>(smem + SCRATCH + warp * SCRATCH_EACH);
+  Ring ring = {0, 0};
+  pdl_wait();
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    float acc[BN / 2];
+    int previous = 0;
+    for (int k = share.first; k < share.last; ++k) {
+      mbar_wait(full + 8 * ring.stage, ring.phase);
+      const u32 stage = base + ring.stage * STAGE;
+      const u64 a = wgmma_desc(stage + group * 8192, 16, 1024), b = wgmma_desc(stage + A_BYTES, 16, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) wgmma_ss<T, BN, 0>(acc, a + 2 * i, b + 2 * i, k > share.first || i > 0);
+      wgmma_commit();
+      wgmma_wait<1>();  // the products of the step before are done: its stage may be filled again
+      if (k > share.first && lane == 0) mbar_arrive(empty + 8 * previous);
+      previous = ring.stage;
+      ring.advance();
+    }
+    wgmma_wait<0>();
+    wgmma_pin(acc);
+    if (lane == 0) mbar_arrive(empty + 8 * previous);
+    const Tile t = tile_at(p, index);
+    float (*fragments)[4] = reinterpret_cast<float (*)[4]>(acc);
+#pragma unroll
+    for (int n = 0; n < BN; n += CHUNK) store_rows(p, scratch, fragments + n / 8, t.b, t.m + warp * 16, t.n + n);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2a5b381a(const __grid_constant__ Params p) {
+  DYN_SHARED(unsigned char, smem);
+  const u32 base = smem_u32(smem);
+  if (threadIdx.x == THREADS - 32) {
+    tma_prefetch_map(&p.map_a);
+    tma_prefetch_map(&p.map_b);
+  }
+  const int tiles = p.tiles;
+  const Share share = share_of(step_count(p));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; ++i) {
+      mbar_init(base + BARRIERS + 8 * i, 1);                        // full: the producer's own arrival, and the bytes
+      mbar_init(base + BARRIERS + 8 * (STAGES + i), GROUPS * 4);  // empty: one lane of each multiplying warp
+    }
+    fence_mbar_init();
+    fence_proxy_async();
+  }
+  __syncthreads();
+  pdl_launch_dependents();
+  if (threadIdx.x / 32 == GROUPS * 4) {
+    if (threadIdx.x % 32 == 0) {
+      produce(p, base, tiles, share);
+    }
+  } else {
+    consume(p, smem, base, tiles, share);
+  }
+}
+EXPORT_KERNEL(contract_matmul_relu_2a5b381a)
