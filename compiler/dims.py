@@ -96,7 +96,7 @@ def _evaluate_atom(atom: Atom, env: Mapping[str, int]) -> int:
 
 
 __all__ = [
-    "Atom", "Call", "Dim", "Dyn", "IntExpr", "Monomial", "Sym", "atoms", "bounds", "ceildiv", "coefficient",
+    "Atom", "Call", "Dim", "Dyn", "IntExpr", "Monomial", "Sym", "add", "atoms", "bounds", "ceildiv", "coefficient",
     "divides_exactly", "dynamic_atoms", "evaluate", "floordiv", "free_symbols", "is_multiple", "is_nonneg", "maximum",
-    "mentions", "minimum", "mod", "parse", "product", "substitute", "symbol", "to_text", "var",
+    "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol", "to_text", "var",
 ]  # fmt: skip
