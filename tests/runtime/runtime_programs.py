@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, Weight
 
@@ -151,3 +152,21 @@ def tiles() -> EngineData:
     grid = ("2", "floordiv(n + 7, 8)", "1")
     variant = Variant("sm_90", "tiles", "tiles", grid, (128, 1, 1), 2048 + 64, fields)
     return single("tiles", TILES, variant, (Tensor("x", "f32", ("n", "64")),), Tensor("y", "f32", ("64", "n")))
+
+
+W = weights()["w"]
+
+
+def rows(n: int, seed: int = 0) -> np.ndarray:
+    """An input of ``chain`` with ``n`` rows."""
+    return np.random.default_rng(seed).standard_normal((n, 8)).astype(np.float32)
+
+
+def check(engine: Engine, x: np.ndarray) -> None:
+    """Calls an engine made of ``chain`` and compares both results with numpy."""
+    y, total = engine(x)
+    want, want_total = chain_reference(x, W)
+    np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(total, want_total, rtol=1e-4, atol=1e-3)
+    assert y.dtype == np.float32
+    assert total.shape == ()

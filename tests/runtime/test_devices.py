@@ -1,0 +1,126 @@
+"""The choice of device and of object code for it, and sessions with ONNX Runtime's calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
+from arcweld.runtime import devices
+from arcweld.runtime import engine as engine_module
+from arcweld.runtime.device import KernelImage
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.kernels import binary_archs, choose_variant, runs_on
+from arcweld.runtime.session import InferenceSession
+from arcweld.runtime.sim.device import SimDevice
+from runtime_programs import chain, check, rows
+
+
+def test_device_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(devices.VARIABLE, raising=False)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 1)
+    assert devices.choose() == "cuda"
+    monkeypatch.setattr(devices, "gpu_count", lambda: 0)
+    assert devices.choose() == "sim"
+    monkeypatch.setenv(devices.VARIABLE, "sim:sm_80")
+    assert devices.open_device().arch == "sm_80"
+    assert devices.open_device("sim").arch == "sm_90a"
+    with pytest.raises(UsageError, match="not a device"):
+        devices.open_device("tpu")
+
+
+def test_falling_to_the_simulator_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(devices.VARIABLE, raising=False)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 0)
+    devices._say.cache_clear()
+    with caplog.at_level("WARNING", "arcweld.runtime"):
+        devices.open_device()
+        devices.open_device()
+    assert [r.message for r in caplog.records] == ["running on device sim (no NVIDIA GPU found)"]
+
+
+def test_variants_and_binaries_by_architecture() -> None:
+    assert runs_on("sm_80", "sm_90a")
+    assert runs_on("sm_90a", "sm_90a")
+    assert not runs_on("sm_90a", "sm_100a")
+    assert not runs_on("sm_90a", "sm_86")
+    assert runs_on("sm_100f", "sm_103a")
+    assert not runs_on("sm_100f", "sm_120a")
+    assert binary_archs(["sm_80", "sm_90a", "sm_86", "sm_90"], "sm_89") == ["sm_86", "sm_80"]
+    assert binary_archs(["sm_80", "sm_90a", "sm_90"], "sm_90a") == ["sm_90a", "sm_90"]
+    assert binary_archs(["sm_80", "sm_90a"], "sm_120a") == []
+    launch = chain().program.launches[0]
+    old = launch.variants[0]
+    both = msgspec.structs.replace(launch, variants=(old, msgspec.structs.replace(old, arch="sm_90a")))
+    assert choose_variant(both, "sm_90a").arch == "sm_90a"
+    assert choose_variant(both, "sm_86").arch == "sm_80"
+    with pytest.raises(DeviceError, match="exists for sm_80"):
+        choose_variant(launch, "sm_75")
+
+
+class FakeGpu(SimDevice):
+    """A simulator that claims to be a GPU and refuses some object code: for the order of attempts."""
+
+    def __init__(self, refuses: set[bytes]) -> None:
+        super().__init__("sm_90a")
+        self.name = "fake"
+        self.refuses = refuses
+
+    def load_kernel(self, image: KernelImage, shared_bytes: int) -> object:
+        if image.cubin in self.refuses or image.ptx in self.refuses:
+            raise DeviceError("no kernel image is available")
+        return super().load_kernel(image, shared_bytes)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "origin"),
+    [
+        (set(), "cubin sm_90a"),
+        ({b"exact"}, "cubin sm_90"),
+        ({b"exact", b"near"}, "ptx"),
+        ({b"exact", b"near", b"ptx"}, "rebuilt from source"),
+    ],
+)
+def test_object_code_by_preference(monkeypatch: pytest.MonkeyPatch, refuses: set[bytes], origin: str) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def rebuild(name: str, source: str, headers: dict[str, str], arch: str) -> bytes:
+        calls.append((name, arch))
+        return b"new"
+
+    monkeypatch.setattr(engine_module, "rebuild_hook", rebuild)
+    names = ("scale_add", "row_sum")
+    cubins = {("sm_90a", n): b"exact" for n in names} | {("sm_90", n): b"near" for n in names}
+    data = replace(chain(), cubins=cubins, ptx=dict.fromkeys(names, b"ptx"))
+    engine = Engine(data, FakeGpu(refuses))
+    assert engine.kernel_origins == dict.fromkeys(names, origin)
+    assert bool(calls) == (origin == "rebuilt from source")
+    check(engine, rows(2))
+    monkeypatch.setattr(engine_module, "rebuild_hook", None)
+    with pytest.raises(DeviceError, match="cannot be loaded"):
+        Engine(replace(data, cubins={}, ptx={}), FakeGpu(refuses))
+
+
+def test_session_has_onnx_runtimes_calls(tmp_path: Path) -> None:
+    Engine(chain(), SimDevice()).save(tmp_path / "chain.engine")
+    session = InferenceSession(tmp_path / "chain.engine", "sim")
+    (x,) = session.get_inputs()
+    assert (x.name, x.shape, x.type) == ("x", ("n", 8), "tensor(float)")
+    assert [o.name for o in session.get_outputs()] == ["y", "total"]
+    array = rows(3)
+    both = session.run(None, {"x": array})
+    (total,) = session.run(["total"], {"x": array})
+    assert total == both[1]
+    with pytest.raises(InputError, match="no output 'z'"):
+        session.run(["z"], {"x": array})
+    with pytest.raises(UsageError):
+        InferenceSession(session.engine, "sim")
+
+
+def test_a_damaged_engine_is_refused_before_anything_runs() -> None:
+    with pytest.raises(EngineFileError):
+        Engine(replace(chain(), weights={}), SimDevice())

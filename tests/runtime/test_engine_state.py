@@ -1,0 +1,156 @@
+"""What an engine keeps between calls: memory, weights that may change, the state of each thread."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.runtime.arena import aligned
+from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.program import Weight
+from arcweld.runtime.sim.device import SimDevice
+from runtime_programs import W, chain, chain_reference, check, rows
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(chain(), SimDevice(checked=True))
+
+
+def test_memory_is_exact(engine: Engine) -> None:
+    report = engine.memory(n=10)
+    assert report.arena == aligned(10 * 8 * 4)  # t and its alias; y is a result
+    assert report.weights == aligned(32) + aligned(30)
+    assert report.outputs == aligned(320) + aligned(4)
+    assert report.total == report.weights + report.arena + report.inputs + report.outputs
+    with pytest.raises(InputError, match="'n'"):
+        engine.memory()
+
+
+def test_the_arena_grows_and_is_released() -> None:
+    engine = Engine(chain(), SimDevice())
+    check(engine, rows(4))
+    check(engine, rows(60))
+    (context,) = engine._local.contexts.values()
+    assert context.arena_bytes == aligned(60 * 32)
+    check(engine, rows(4))
+    engine.release()
+    assert context.arena_bytes == 0
+    check(engine, rows(4))
+
+
+def test_many_shapes_are_bounded() -> None:
+    engine = Engine(chain(), SimDevice())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for n in range(1, 80):
+            engine(rows(n))
+    (context,) = engine._local.contexts.values()
+    assert len(context._bound) <= 64
+
+
+def test_save_load_and_update_weights(tmp_path: Path) -> None:
+    engine = Engine(chain(), SimDevice())
+    new = np.linspace(-1, 1, 8).astype(np.float32)
+    engine.update_weights({"model.w": new})
+    x = rows(3)
+    np.testing.assert_allclose(engine(x)[0], chain_reference(x, new)[0], rtol=1e-5, atol=1e-5)
+    engine.save(tmp_path / "chain.engine")
+    again = load(tmp_path / "chain.engine", "sim")
+    np.testing.assert_array_equal(again(x)[0], engine(x)[0])
+    assert again.kernel_origins == {"scale_add": "source", "row_sum": "source"}
+    assert repr(again).startswith("<Engine chain(x: f32[n, 8]) -> (y: f32[n, 8], total: f32[])")
+
+
+def test_weights_that_do_not_fit_change_nothing(engine: Engine) -> None:
+    before = engine(rows(3))[0]
+    for values, message in [
+        ({"w": np.zeros(9, np.float32)}, "packs to"),
+        ({"w": np.zeros(8)}, "packs to float64"),
+        ({"nothing": np.zeros(8)}, "no weight 'nothing'"),
+        ({"w": np.zeros(8, np.float32), "half": np.zeros(3)}, "packs to"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            engine.update_weights(values)
+    np.testing.assert_array_equal(engine(rows(3))[0], before)
+
+
+def test_recorded_packing_is_replayed() -> None:
+    steps = (
+        ("source", ("model.w", "f64[3, 2]")),
+        ("Transpose", (1, "perm=(1, 0)")),
+        ("Cast", (1, "to=dtype(f32)")),
+        ("source", ("model.v", "f32[2, 1]")),
+        ("Concat", (2, "axis=1")),
+        ("constant", ("f32[4]", "(1.0, 2.0, 1.0, 1.0)")),
+        ("Mul", (2, "")),
+        ("Reshape", (1, "shape=(8,)")),
+    )
+    weight = Weight("w", "f32", (8,), "", steps)
+    data = chain()
+    program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]), fixed=("model.scalar",))
+    engine = Engine(replace(data, program=program), SimDevice())
+    rng = np.random.default_rng(5)
+    w, v = rng.standard_normal((3, 2)), rng.standard_normal((2, 1)).astype(np.float32)
+    engine.update_weights({"model.w": w, "model.v": v})
+    packed = np.hstack([w.T.astype(np.float32), v]) * np.array([1, 2, 1, 1], np.float32)
+    x = rows(2)
+    np.testing.assert_allclose(engine(x)[0], chain_reference(x, packed.reshape(8))[0], rtol=1e-5, atol=1e-5)
+    for values, message in [
+        ({"model.w": w}, "joined with 'model.v'"),
+        ({"model.w": w, "model.v": v.astype(np.float16)}, r"'model.v' is f16\[2, 1\], the model's is f32\[2, 1\]"),
+        ({"model.w": w.T, "model.v": v}, r"'model.w' is f64\[2, 3\]"),
+        ({"model.scalar": v}, "constant"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            engine.update_weights(values)
+    np.testing.assert_allclose(engine(x)[0], chain_reference(x, packed.reshape(8))[0], rtol=1e-5, atol=1e-5)
+    engine.update_weights({"w": W})  # the engine's own name takes the packed form
+    np.testing.assert_allclose(engine(x)[0], chain_reference(x, W)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (("transpose", (1, 0)),),
+        (("source", ("model.w", "f32[8]")), ("Transpose", (2, "perm=(0,)"))),
+        (("source", ("model.w", "f32[8]")), ("Transpose", (1, "perm=("))),
+        (("source", ("model.w", "f32[8]")), ("Nothing", (1, ""))),
+        (("source", ("model.w", "f32[8]")), ("Reshape", (1, "shape=(3,)"))),
+        (("source", ("model.w", "f32[8]")), ("Transpose", ())),
+        (("source", ("model.w", "f32[8]")), ("source", ("model.w", "f32[8]"))),
+        (("source", ("model.w", 3)),),
+        (("source", ("model.w",)),),
+    ],
+)
+def test_a_damaged_record_is_refused(steps: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
+    data = chain()
+    weight = Weight("w", "f32", (8,), "model.w", steps)
+    program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]))
+    engine = Engine(replace(data, program=program), SimDevice())
+    with pytest.raises((EngineFileError, InputError)):
+        engine.update_weights({"model.w": W})
+
+
+def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for n in range(1, 12):
+                check(engine, rows(n, seed * 100 + n))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert failures == []

@@ -1,0 +1,152 @@
+"""Recorded graphs, on a simulator that records and replays launches as CUDA does."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from arcweld.runtime.device import LaunchSpec
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.sim.device import SimDevice
+from runtime_programs import W, chain, chain_reference, check, rows
+
+
+class GraphDevice(SimDevice):
+    """The simulator with graphs that record what is launched while capturing, as CUDA does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording: list[tuple[str, tuple[object, ...]]] | None = None
+        self.captures = self.replays = self.copies = 0
+        self.user_records = False
+
+    @property
+    def can_capture(self) -> bool:
+        return True
+
+    def is_capturing(self, stream: int) -> bool:
+        return self.user_records
+
+    def begin_capture(self) -> int:
+        self.recording = []
+        self.captures += 1
+        return 7
+
+    def end_capture(self) -> object:
+        graph, self.recording = self.recording, None
+        return graph
+
+    def replay(self, graph: object, stream: int = 0) -> None:
+        self.replays += 1
+        for name, args in graph:  # type: ignore[attr-defined]
+            getattr(SimDevice, name)(self, *args)
+
+    def launch(self, prepared: object, stream: int = 0) -> None:
+        if self.recording is not None:
+            assert stream == 7
+            self.recording.append(("launch", (prepared,)))
+        else:
+            super().launch(prepared)
+
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        if self.recording is not None:
+            self.recording.append(("fill_zero", (address, nbytes)))
+        else:
+            super().fill_zero(address, nbytes)
+
+    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        if self.recording is not None:
+            self.recording.append(("copy", (destination, source, nbytes)))
+        else:
+            self.copies += 1
+            super().copy(destination, source, nbytes)
+
+
+def test_new_arrays_are_staged_through_one_graph() -> None:
+    device = GraphDevice()
+    engine = Engine(chain(), device)
+    arrays, results = [rows(6, seed) for seed in range(5)], []
+    for x in arrays:
+        results.append(engine(x))
+    assert (device.captures, device.replays) == (1, 4)
+    for x, (y, _) in zip(arrays, results):
+        np.testing.assert_allclose(y, chain_reference(x, W)[0], rtol=1e-5, atol=1e-5)
+    device.user_records = True
+    check(engine, rows(6, 9))
+    assert device.replays == 4  # a caller who records gets plain launches
+
+
+def test_arrays_that_come_back_get_graphs_without_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = GraphDevice()
+    engine = Engine(chain(), device)
+    x, turn = rows(6), 0
+    pool = [(np.empty((6, 8), np.float32), np.empty((), np.float32)) for _ in range(2)]
+
+    def empty(kind: str, shape: tuple[int, ...], element: object) -> tuple[np.ndarray, int, None]:
+        array = pool[turn % 2][0 if shape else 1]
+        return array, array.ctypes.data, None
+
+    monkeypatch.setattr(engine._shared.arrays, "empty", empty)
+    for turn in range(12):
+        x[...] = rows(6, turn)
+        y, total = engine(x)
+        want, want_total = chain_reference(x, W)
+        np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(total, want_total, rtol=1e-4, atol=1e-3)
+        copies = device.copies
+    assert device.captures == 3  # one staged, then one for each pair of results
+    assert copies == device.copies == 3  # all by the one staged call
+
+
+def test_graphs_are_bounded_and_survive_a_growing_arena() -> None:
+    device = GraphDevice()
+    engine = Engine(chain(), device)
+    for n in [*range(1, 45), *range(1, 45), 3, 60, 60, 3, 3, 60]:
+        check(engine, rows(n, n))
+    (context,) = engine._local.contexts.values()
+    assert 0 < sum(b.graphs for b in context._bound.values()) <= 32
+
+
+def test_graphs_can_be_switched_off() -> None:
+    device = GraphDevice()
+    engine = Engine(chain(), device, graphs=False)
+    for seed in range(3):
+        check(engine, rows(6, seed))
+    assert device.captures == 0
+
+
+def test_prepared_launches_know_their_buffers() -> None:
+    specs: list[LaunchSpec] = []
+
+    class Recorder(SimDevice):
+        def prepare(self, spec: LaunchSpec) -> object:
+            specs.append(spec)
+            return super().prepare(spec)
+
+    Engine(chain(), Recorder())(rows(5))
+    first = next(s for s in specs if s.name == "first")
+    assert [(size, written) for _, size, written in first.buffers] == [(160, False), (32, False), (160, True)]
+    assert all(address % 16 == 0 for address, _, _ in first.buffers)
+
+
+def test_a_call_is_a_bounded_number_of_python_steps() -> None:
+    """The host's share of a call, counted rather than timed: no clock of a busy machine decides."""
+    device = GraphDevice()
+    device.replay = lambda graph, stream=0: None  # type: ignore[method-assign]
+    engine = Engine(chain(), device)
+    x = rows(4)
+    for _ in range(3):
+        engine(x)
+    steps = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        engine(x)
+    finally:
+        sys.setprofile(None)
+    assert steps < 70
