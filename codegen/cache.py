@@ -69,7 +69,7 @@ class DiskCache:
         except OSError as error:
             if not self._write_failed:
                 log.warning(
-                    "the kernel cache %s cannot be written (%s): kernels will be compiled again",
+                    "the cache %s cannot be written (%s): what it keeps will be made again",
                     self.folder,
                     error,
                 )

@@ -4,14 +4,17 @@ contain."""
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import jinja2
+from arcweld.codegen.cache import DiskCache, content_key
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.params import Params
 from arcweld.compiler.dims import Dim
+from arcweld.compiler.paths import cache_dir
 
 _ENTRY = "ENTRY_POINT"
 
@@ -38,7 +41,27 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
         autoescape=False,
+        bytecode_cache=_TemplateCode(),
     )
+
+
+class _TemplateCode(jinja2.BytecodeCache):
+    """Templates translated to Python, kept beside the object code: 0.2 s of the first kernels of every process."""
+
+    def __init__(self) -> None:
+        self._disk = DiskCache(cache_dir() / "templates")
+
+    def load_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        found = self._disk.get(self._key(bucket))
+        if found is not None:
+            bucket.bytecode_from_string(found)
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        self._disk.put(self._key(bucket), bucket.bytecode_to_string())
+
+    @staticmethod
+    def _key(bucket: jinja2.bccache.Bucket) -> str:
+        return content_key((jinja2.__version__, sys.version, bucket.key, bucket.checksum))
 
 
 def render(

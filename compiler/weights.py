@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from arcweld.compiler.bulk import contiguous
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import InputError, ModelError
@@ -37,7 +38,7 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
     """
     with np.errstate(all="ignore"):  # NaN and infinity are results like any other
         (result, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
-    data = np.ascontiguousarray(result).reshape(result.shape)
+    data = contiguous(result)
     for _, w in operands:
         if not np.may_share_memory(data, w.data):
             give_back(w.data)

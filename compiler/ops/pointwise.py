@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from arcweld.compiler.bulk import converted
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, logical_not, unary, where
@@ -175,7 +176,7 @@ def _check_cast(types: Sequence[TensorType], p: Attrs) -> None:
 
 
 pointwise(
-    "Cast", "x", lambda p, x: cast(x, p["to"]), lambda p, x: x.astype(p["to"].numpy),
+    "Cast", "x", lambda p, x: cast(x, p["to"]), lambda p, x: converted(x, p["to"].numpy),
     attrs={"to": Attr("dtype", required=True)}, result=lambda types, p: p["to"], check=_check_cast,
     cases=[
         Case(((3, 5),), {"to": to}, ("f32", "f16", "i32", "bool"), -4.0, 4.0)

@@ -1,0 +1,58 @@
+"""Copies of large arrays on all cores: numpy lets go of the interpreter while it copies or converts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+LARGE = 1 << 20  # elements: about a millisecond of one core, ten times the cost of starting threads
+_COLUMNS = 64
+
+
+def converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """``array.astype(dtype)``, which it equals in every element."""
+    if array.size < LARGE or not array.flags.c_contiguous:
+        return array.astype(dtype)
+    copy = np.empty(array.shape, dtype)
+    flat, target = array.reshape(-1), copy.reshape(-1)
+
+    def part(start: int, stop: int) -> None:
+        with np.errstate(all="ignore"):  # the caller's setting is its thread's own
+            target[start:stop] = flat[start:stop].astype(dtype)
+
+    _in_parts(part, array.size)
+    return copy
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """``array``, copied if its elements are not in C order.
+
+    numpy walks a transposed matrix along the rows of the copy, a cache line of the source for every element; 64
+    columns of the copy at a time use each line whole (three times as fast for 768 x 3072 of f16).
+    """
+    if array.ndim != 2 or array.flags.c_contiguous or not array.flags.f_contiguous:
+        return np.ascontiguousarray(array).reshape(array.shape)
+    copy = np.empty(array.shape, array.dtype)
+
+    def part(first: int, last: int) -> None:
+        for start in range(first, last, _COLUMNS):
+            stop = min(start + _COLUMNS, last)
+            copy[:, start:stop] = array[:, start:stop]
+
+    if array.size < LARGE:
+        part(0, array.shape[1])
+    else:
+        _in_parts(part, array.shape[1])
+    return copy
+
+
+def _in_parts(part: Callable[[int, int], None], size: int) -> None:
+    """Calls ``part(start, stop)`` for ranges that cover ``size``, each in a thread of its own."""
+    count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    step = -(-size // count)
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(part, start, min(start + step, size)) for start in range(0, size, step)]:
+            done.result()
