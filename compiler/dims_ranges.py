@@ -187,18 +187,20 @@ def _most(a: Atom) -> Dim | None:
 
 
 def _cleared(e: IntExpr) -> list[Dim]:
-    """For each quotient that ``e`` subtracts, an expression that is not negative only if ``e`` is not.
+    """For each quotient of ``e``, an expression that is not negative only if ``e`` is not.
 
     ``e = rest - c*(a // b)``: with a // b <= a/b that is ``b*rest - c*a``. For c = 1 the integer ``a // b`` stays at or
-    below ``rest`` even where ``a`` is ``b*rest + b - 1``.
+    below ``rest`` even where ``a`` is ``b*rest + b - 1``. ``e = rest + c*(a // b)``: with a // b >= (a - b + 1)/b that
+    is ``b*rest + c*(a - b + 1)``.
     """
     out: list[Dim] = []
     for m, c in e.terms:
         atom, power = m[0] if len(m) == 1 else (None, 0)
-        if c < 0 and power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and is_nonneg(sub(atom.b, 1)):
-            slack = sub(atom.b, 1) if c == -1 else 0
+        if power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and is_nonneg(sub(atom.b, 1)):
             rest = add(e, mul(var(atom), -c))
-            out.append(add(add(mul(rest, atom.b), mul(atom.a, c)), slack))
+            slack = sub(atom.b, 1) if c == -1 else 0
+            least = atom.a if c < 0 else sub(add(atom.a, 1), atom.b)
+            out.append(add(add(mul(rest, atom.b), mul(least, c)), slack))
     return out
 
 

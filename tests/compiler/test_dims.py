@@ -245,6 +245,14 @@ def test_ranges_that_bounds_checks_need() -> None:
     assert is_nonneg(N - minimum(N, S))
     assert is_nonneg(N - 1 - floordiv(symbol("c", 0, 6 * N - 1), 6))
     assert is_nonneg(N + 1 - floordiv(symbol("c", 0, 2 * (N + 2) - 1), 2))
+    assert is_nonneg(3 * floordiv(S + 2, 3) - S)  # rounding up to a multiple never makes smaller
+    assert not is_nonneg(3 * floordiv(S + 1, 3) - S)
+
+
+def test_padding_to_a_whole_window_leaves_no_clamp() -> None:
+    """What `SAME` padding of a strided window adds, and the window's extent."""
+    padded = maximum(0, 2 * floordiv(S + 1, 2) - S) + S
+    assert to_text(floordiv(padded, 2)) == f"floordiv({to_text(S)} + 1, 2)"
 
 
 def test_an_index_below_a_quotient_takes_no_remainder() -> None:
