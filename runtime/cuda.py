@@ -7,6 +7,7 @@ configuration packed once has both, and costs about 4 µs of host time.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 
 STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory must be asked for
 PORTABLE_CLUSTER = 8
+FIRST_PROGRAMMATIC = 90  # the architecture whose kernels can start before their predecessors end
 MAP_BYTES = 128
 MAP_ALIGNMENT = 64
 
@@ -60,15 +62,19 @@ class CudaMemory:
 
 
 class CudaKernel:
-    """A function of a loaded module, which it keeps alive."""
+    """A function of a loaded module, which it keeps alive.
 
-    __slots__ = ("function", "handle", "module", "name")
+    ``waits``: its code contains the waits that programmatic launches rely on.
+    """
 
-    def __init__(self, name: str, module: Any, function: Any, handle: Any) -> None:
+    __slots__ = ("function", "handle", "module", "name", "waits")
+
+    def __init__(self, name: str, module: Any, function: Any, handle: Any, waits: bool = True) -> None:
         self.name = name
         self.module = module
         self.function = function
         self.handle = handle
+        self.waits = waits
 
 
 class PreparedLaunch:
@@ -98,6 +104,18 @@ class CudaGraph:
 
     def __del__(self) -> None:
         self._driver.cuGraphExecDestroy(self.handle)
+
+
+def waits_for_predecessors(image: KernelImage) -> bool:
+    """Whether the code that a GPU of sm_90 or newer runs for ``image`` waits before it uses what earlier kernels wrote.
+
+    A cubin that such a GPU loads was compiled for sm_90 at least, which has the instruction. PTX for an older target
+    was compiled without it, and stays so on whatever GPU the driver translates it for.
+    """
+    if image.cubin is not None:
+        return True
+    target = re.search(rb"^\s*\.target\s+sm_(\d+)", image.ptx or b"", re.M)
+    return target is not None and int(target[1]) >= FIRST_PROGRAMMATIC
 
 
 def params_buffer(params: bytes) -> ctypes.Array[ctypes.c_char]:
@@ -227,7 +245,7 @@ class CudaDevice:
             attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             result = self._driver.cuFuncSetAttribute(handle, attribute, shared_bytes)
             self._check(result, f"giving {shared_bytes} bytes of shared memory to {image.name}")
-        return CudaKernel(image.name, module, function, handle)
+        return CudaKernel(image.name, module, function, handle, waits_for_predecessors(image))
 
     def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
         """Calls the driver through ctypes, because the output must be 64-byte aligned. Raises DeviceError."""
@@ -267,7 +285,7 @@ class CudaDevice:
             dims = cluster.value.clusterDim
             dims.x, dims.y, dims.z = spec.cluster, 1, 1
             attributes.append(cluster)
-        if spec.pdl and not self.arch.startswith("sm_8"):
+        if spec.pdl and spec.kernel.waits and not self.arch.startswith("sm_8"):
             pdl = driver.CUlaunchAttribute()
             pdl.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             pdl.value.programmaticStreamSerializationAllowed = 1

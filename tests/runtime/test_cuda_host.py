@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from arcweld.codegen.nvrtc import compile_ptx
 from arcweld.compiler.errors import DeviceError, EnvironmentError_
 from arcweld.runtime import cuda, devices
-from arcweld.runtime.device import LaunchSpec, TensorMapSpec
+from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 
 driver = pytest.importorskip("cuda.bindings.driver")
 
@@ -61,6 +62,23 @@ def test_attributes_follow_the_launch_and_the_architecture() -> None:
     assert pdl.value.programmaticStreamSerializationAllowed == 1
     assert bare("sm_86")._attributes(spec(pdl=True)) == []
     assert len(bare("sm_120a")._attributes(spec(pdl=True))) == 1
+
+
+WAITING = """#include "prims.cuh"
+extern "C" __global__ void k() { pdl_wait(); }
+"""
+
+
+@pytest.mark.parametrize(("arch", "waits"), [("sm_80", False), ("sm_89", False), ("sm_90", True), ("sm_90a", True)])
+def test_only_code_that_waits_is_launched_programmatically(arch: str, waits: bool) -> None:
+    """PTX for an old target has no ``griddepcontrol.wait``, on whatever GPU the driver translates it for."""
+    ptx = compile_ptx(WAITING, arch, name="k")
+    assert (b"griddepcontrol.wait" in ptx) == waits
+    image = KernelImage("k", "k", WAITING, None, ptx)
+    assert cuda.waits_for_predecessors(image) == waits
+    assert cuda.waits_for_predecessors(replace(image, cubin=b"ELF"))
+    kernel = cuda.CudaKernel("k", None, None, driver.CUfunction(1234), waits)
+    assert len(bare("sm_100a")._attributes(spec(pdl=True, kernel=kernel))) == int(waits)
 
 
 def test_tensor_map_arguments_are_those_of_the_driver() -> None:
