@@ -23,7 +23,7 @@ from arcweld.compiler.expr import Expr
 ARCH = "sm_90a"
 TILES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (128, 256), (192, 128), (256, 64), (256, 128))
 PATCH_ROWS = 64
-MAX_BOX = 256
+MAX_BOX, MAX_STEP = 256, 8  # elements that a TMA box spans in each dimension, and the distance between those it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ def _shape_problem(kernel: Kernel) -> str | None:
         return f"groups of {ci} channels"
     if not all(isinstance(t.extent, int) for t in kernel.axes["tap"]):
         return "the filter's size is not constant"
+    if any(s > MAX_STEP for s in kernel.attrs["strides"]):
+        return f"a stride above {MAX_STEP}"
     return "transposed" if kernel.attrs.get("transposed") else None
 
 
@@ -156,7 +158,7 @@ def patches(shape: Geometry, patch: tuple[int, int, int]) -> tuple[Dim, Dim, Dim
 def best_patch(shape: Geometry) -> tuple[int, int, int]:
     """Images x rows x columns, at most 64 pixels in a box that TMA takes, covering the output with the fewest."""
     if not all(isinstance(d, int) for d in shape.out):
-        return (1, 8, 8) if shape.spatial == 2 else (1, 1, 64)
+        return (1, 8, 8) if shape.spatial == 2 else (1, 1, min(PATCH_ROWS, MAX_BOX // shape.strides[1]))
     n, h, w = (likely(d) for d in (shape.images, *shape.out))
     best: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
     for tw in range(1, min(w, PATCH_ROWS, MAX_BOX // shape.strides[1]) + 1):

@@ -45,6 +45,8 @@ def _suite() -> Suite:
     n, h, w = symbol("N", 1, 8), symbol("H", 8, 64), symbol("W", 8, 64)
     add("symbolic", Shape(n, (h, w), 16, 24, (3, 3), pad=1), F16, None)
     add("symbolic_stride", Shape(n, (h, w), 8, 8, (3, 3), stride=2, pad=1), F16, None)
+    add("symbolic_1d_stride", Shape(n, (w,), 8, 8, (8,), stride=7, pad=3), F16, None)
+    add("largest_stride", Shape(1, (40, 40), 8, 16, (8, 8), stride=8), F16, None)
     return s
 
 

@@ -73,6 +73,8 @@ def test_reasons_for_refusal() -> None:
     ):  # fmt: skip
         assert reason in (supports(conv_kernel(SHAPES[name], DType.F16), ARCH) or "")
     assert "precision" in (supports(conv_kernel(SHAPES["3x3"], DType.F32), ARCH) or "")
+    patches = conv_kernel(Shape(1, (32, 32), 8, 16, (16, 16), stride=16), DType.F16)
+    assert "a stride above 8" in (supports(patches, ARCH) or "")
     assert "not a plain load" in (supports(conv_kernel(SHAPES["3x3"], DType.F16, prologue=True), ARCH) or "")
 
 
