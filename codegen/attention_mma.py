@@ -30,9 +30,7 @@ _SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16,
 
 @dataclass(frozen=True, slots=True)
 class MmaTactic:
-    """``query_warps`` x ``key_warps`` warps; each takes ``keys`` keys of a tile; a ring of ``stages``
-    tiles.
-    """
+    """``query_warps`` x ``key_warps`` warps; each takes ``keys`` keys of a tile; a ring of ``stages`` tiles."""
 
     query_warps: int = 4
     key_warps: int = 1

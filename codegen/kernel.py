@@ -123,9 +123,9 @@ class Bound:
 class ParamField:
     """One member of the ``Params`` struct; mirrors ``runtime.program.Field``, with canonical buffer names.
 
-    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float) or
-    ``tensor_map``
-    (value: canonical buffer name, with dims innermost first, byte strides, box and element strides).
+    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float)
+    or ``tensor_map`` (value: canonical buffer name, with dims innermost first, byte strides, box and element
+    strides).
     """
 
     kind: str

@@ -234,9 +234,8 @@ def lower(region: Region, graph: Graph) -> Bound:
 
 
 def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:
-    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites parts of
-    what
-    the first one wrote.
+    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites
+    parts of what the first one wrote.
     """
     from arcweld.codegen.scatter import lower_scatter
 

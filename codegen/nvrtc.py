@@ -59,9 +59,7 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One source to compile. ``kind`` is ``cubin`` or ``ptx``; ``headers`` None means those of this
-    package.
-    """
+    """One source to compile. ``kind`` is ``cubin`` or ``ptx``; ``headers`` None means those of this package."""
 
     source: str
     arch: str

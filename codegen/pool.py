@@ -1,8 +1,7 @@
 """Compiles many kernels at once: a kept pool of worker processes, identical jobs once, results cached.
 
-NVRTC compiles one program at a time in a process, so threads gain nothing. Workers are plain child
-processes running ``worker.py`` (not multiprocessing, whose spawned children import the user's main module
-again).
+NVRTC compiles one program at a time in a process, so threads gain nothing. Workers are plain child processes
+running ``worker.py`` (not multiprocessing, whose spawned children import the user's main module again).
 """
 
 from __future__ import annotations

@@ -73,9 +73,7 @@ def default_row(width: int, outputs: int, length: int) -> ReduceTactic:
 
 
 def default_column(width: int, outputs: int, length: int) -> ReduceTactic:
-    """A warp of neighbouring outputs; the reduced axes are split over more warps while the card is not
-    full.
-    """
+    """A warp of neighbouring outputs; the reduced axes are split over more warps while the card is not full."""
     vectors = -(-outputs // width)
     lanes = 1
     while lanes < 32 and vectors * lanes < SMS * 1024 and length >= 4 * lanes:

@@ -35,9 +35,9 @@ class RowwiseTactic:
     """How one row is spread.
 
     width     neighbouring elements that a lane handles at once (0: as many as the accesses allow)
-    lanes     threads per row: a power of two up to 32, or a multiple of 32 up to 1024 (then one row per
-    block) resident  keep the row in registers; otherwise it is read again for each statistic rows      rows
-    per block where ``lanes`` is at most 32
+    lanes     threads per row: a power of two up to 32, or a multiple of 32 up to 1024 (then one row per block)
+    resident  keep the row in registers; otherwise it is read again for each statistic
+    rows      rows per block where ``lanes`` is at most 32
     """
 
     width: int = 0
@@ -73,9 +73,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
 
 
 def default_lanes(longest: int, width: int, rows: int) -> int:
-    """Threads for a row of at most ``longest`` elements: about 32 elements each, fewer if there are few
-    rows.
-    """
+    """Threads for a row of at most ``longest`` elements: about 32 elements each, fewer if there are few rows."""
     if longest <= 32 * width:
         return min(32, max(4, power_of_two_at_least(-(-longest // width))))
     lanes = 32
@@ -146,9 +144,7 @@ def _args(*axes: Axis) -> list[tuple[str, dims.Sym]]:
 def _print_stages(
     hooks: Hooks, row: Axis, col: Axis, width: int
 ) -> tuple[list[str], list[Stage], dict[str, tuple[str, DType, bool]]]:
-    """The device functions of all statistics, their descriptions, and the variables that the stores may
-    use.
-    """
+    """The device functions of all statistics, their descriptions, and the variables that the stores may use."""
     functions: list[str] = []
     stages: list[Stage] = []
     known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}

@@ -26,9 +26,7 @@ MOST_TILES = 8
 
 @dataclass(frozen=True, slots=True)
 class TransposeTactic:
-    """The tile's extents along the stores' contiguous axis and along the loads', and the threads of a
-    block.
-    """
+    """The tile's extents along the stores' contiguous axis and along the loads', and the threads of a block."""
 
     along_store: int
     along_load: int

@@ -3,8 +3,7 @@ its outputs.
 
 Roles: axes ``out`` (the contiguous channel axis last, in NHWC) and ``reduce`` (the taps, constant extents);
 ``loads["x"]`` over both, already masked: the combiner's identity where a tap lies in the padding. ``attrs``
-and ``stores`` are those of the reduce template; an arg reduction's index counts the taps in row-major
-order.
+and ``stores`` are those of the reduce template; an arg reduction's index counts the taps in row-major order.
 """
 
 from __future__ import annotations

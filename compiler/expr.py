@@ -1,8 +1,7 @@
 """Scalar expressions: what a kernel computes for one element, as hash-consed immutable trees.
 
 An expression's dtype is the type it is *computed* in: f16 and bf16 tensors are loaded to f32 and rounded when
-stored. The
-numpy interpreter below is the oracle for the CUDA printer in ``codegen``.
+stored. The numpy interpreter below is the oracle for the CUDA printer in ``codegen``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The operator registry: one entry says everything that Arcweld knows about an operator.
 
-Importers, passes, the torch partitioner, the support matrix and the sweep tests all ask this table. An entry's
-``reference``
-is written from the operator's specification with numpy and must never share code with its ``lower``: that
-independence is what the tests rest on.
+Importers, passes, the torch partitioner, the support matrix and the sweep tests all ask this table. An
+entry's ``reference`` is written from the operator's specification with numpy and must never share code with
+its ``lower``: that independence is what the tests rest on.
 """
 
 from __future__ import annotations

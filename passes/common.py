@@ -12,9 +12,7 @@ from arcweld.compiler.weights import derive
 
 
 class Tracker(Rewriter):
-    """A Rewriter that also knows which node of the new graph writes a value, and evaluates what is
-    constant.
-    """
+    """A Rewriter that also knows which node of the new graph writes a value, and evaluates what is constant."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
@@ -22,9 +20,7 @@ class Tracker(Rewriter):
         self._released: set[str] = set()
 
     def release(self, node: Node) -> None:
-        """``node`` will be replaced: the next node that asks for the name of its result gets that very
-        name.
-        """
+        """``node`` will be replaced: the next node that asks for the name of its result gets that very name."""
         self._released.update(o.name for o in node.outputs)
 
     def fresh(self, hint: str) -> str:
@@ -68,9 +64,7 @@ class Tracker(Rewriter):
     def make(
         self, op: str, inputs: Sequence[Value | None], origin: tuple[str, ...], hint: str = "", **attrs: Any
     ) -> Value:
-        """Emits ``op`` with checked attributes and inferred types; constant operands give a constant at
-        once.
-        """
+        """Emits ``op`` with checked attributes and inferred types; constant operands give a constant at once."""
         given = [v for v in inputs if v is not None]
         if len(given) == len(inputs) and given and all(v.name in self.weights for v in given):
             return derive(self, op, given, attrs, origin=origin, hint=hint)

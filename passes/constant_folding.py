@@ -1,9 +1,8 @@
 """Constant folding: nodes whose operands are all weights are evaluated now, by the registry's references.
 
-Requires: nothing. Ensures: a node of constant operands is left only where its result would be large and
-much larger than its operands (a broadcast costs less as an index map than as memory), or where it has no
-result of fixed shape. How each new weight was made is recorded, so that it can be made again from new
-source weights.
+Requires: nothing. Ensures: a node of constant operands is left only where its result would be large and much
+larger than its operands (a broadcast costs less as an index map than as memory), or where it has no result of
+fixed shape. How each new weight was made is recorded, so that it can be made again from new source weights.
 """
 
 from __future__ import annotations

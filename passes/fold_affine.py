@@ -29,8 +29,7 @@ def fold_affine(graph: Graph, options: Options) -> Graph:
     return rewrite(graph, visit)
 
 
-# ------------------------------------------------------------------------------------- y * scale + shift,
-# after
+# ----------------------------------------------------------------------------------- y * scale + shift, after
 
 
 def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
@@ -154,8 +153,7 @@ def _cast(rw: Tracker, v: Value, dtype: DType) -> Value:
     return v if v.dtype is dtype else rw.make("Cast", [v], (), to=dtype)
 
 
-# -------------------------------------------------------------------------------------- x * scale + shift,
-# before
+# ---------------------------------------------------------------------------------- x * scale + shift, before
 
 
 def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:

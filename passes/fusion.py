@@ -2,12 +2,11 @@
 
 1. every hero (contract, conv, reduce, rowwise, window, attention, scatter) opens a region;
 2. each region takes the pointwise nodes that follow it over the same elements (epilogue);
-3. each region takes the cheap nodes that feed its hero (prologue: views always, pointwise where the
-template reads once); 4. what is left becomes pointwise regions, grown backwards from the values that
-somebody must find in memory.
+3. each region takes the cheap nodes that feed its hero (prologue: views always, pointwise where the template reads
+   each element once);
+4. what is left becomes pointwise regions, grown backwards from the values that somebody must find in memory.
 
-A region must never need, through other regions, a value that it makes itself; every refusal is recorded
-with a code.
+A region must never need, through other regions, a value that it makes itself; every refusal is recorded with a code.
 """
 
 from __future__ import annotations

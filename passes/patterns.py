@@ -222,9 +222,7 @@ class Matcher:
         self.tolerance = 1e-5
 
     def find(self, tree: Tree, root: Node) -> Iterator[Match]:
-        """The matches of ``tree`` whose result is ``root``'s, where no intermediate value is read
-        elsewhere.
-        """
+        """The matches of ``tree`` whose result is ``root``'s, where no intermediate value is read elsewhere."""
         roots = _ROOTS[tree.is_sum] if isinstance(tree, Algebra) else (tree.op,) if isinstance(tree, Call) else ()
         if root.op not in roots:
             return

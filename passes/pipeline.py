@@ -61,8 +61,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
-    # behind layout, so that f32 sums of a normalisation that layout took apart are seen; transposed
-    # constants are cast once
+    # behind layout, so that f32 sums of a normalisation that layout took apart are seen; transposed constants
+    # are cast once
     Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # last of all rewrites: folding must not undo it

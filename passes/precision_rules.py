@@ -3,8 +3,8 @@
 * the nodes that ``Options.keep_f32`` names, quantisation, and single numbers;
 * sums over axes with the pointwise nodes around them: a sum of squares overflows f16;
 * what is rounded to integers: half cannot count beyond 2048;
-* what is computed from integers and small constants alone (positions, rotary angles, masks), and products
-of integers; * for f16, arithmetic with constants so small that half would make them 0.
+* what is computed from integers and small constants alone (positions, rotary angles, masks), and products of integers;
+* for f16, arithmetic with constants so small that half would make them 0.
 """
 
 from __future__ import annotations

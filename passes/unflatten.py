@@ -33,8 +33,7 @@ def _reshapes(graph: Graph) -> int:
     return sum(n.op == "Reshape" for n in graph.nodes)
 
 
-# --------------------------------------------------------------------------- merging reshapes move behind
-# the work
+# ---------------------------------------------------------------------- merging reshapes move behind the work
 
 
 def _sink(rw: Tracker, node: Node) -> bool:
@@ -90,8 +89,7 @@ def _before_flattening(rw: Tracker, v: Value) -> Value | None:
     return source if kept and source.type.rank > v.type.rank else None
 
 
-# ------------------------------------------------------------------------ splitting reshapes move in front
-# of the work
+# --------------------------------------------------------------- splitting reshapes move in front of the work
 
 
 def _hoist(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:

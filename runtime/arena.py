@@ -29,9 +29,7 @@ def aligned(nbytes: int) -> int:
 
 
 def pack(intervals: Sequence[Interval]) -> tuple[list[int], int]:
-    """Byte offset of each buffer (multiples of 256) and the bytes of the whole arena. Empty buffers lie at
-    0.
-    """
+    """Byte offset of each buffer (multiples of 256) and the bytes of the whole arena. Empty buffers lie at 0."""
     count = len(intervals)
     offsets = [0] * count
     start = np.zeros(count, np.int64)  # of the buffers placed so far, in order of placing

@@ -25,9 +25,7 @@ _CUDA_DEVICES = (2, 13)  # device and managed memory
 
 @dataclass(slots=True)
 class Taken:
-    """An input made usable. ``host`` is set where its bytes must still be uploaded; ``keep`` owns the
-    memory.
-    """
+    """An input made usable. ``host`` is set where its bytes must still be uploaded; ``keep`` owns the memory."""
 
     kind: str
     address: int
@@ -153,9 +151,7 @@ class Arrays:
     # ------------------------------------------------------------------------------------------------ results
 
     def empty(self, kind: str, shape: Shape, element: Element) -> tuple[Any, int, np.ndarray | None]:
-        """A new result array, its address, and the host view to download into where it is not on the
-        device.
-        """
+        """A new result array, its address, and the host view to download into where it is not on the device."""
         if kind == "torch-gpu":
             torch = sys.modules["torch"]
             tensor = torch.empty(shape, dtype=element.torch or element.find_torch(), device=f"cuda:{self.index}")

@@ -70,9 +70,7 @@ class Copy:
 
 
 def measure(plan: Plan, env: dict[str, int]) -> Sizes:
-    """Shapes, sizes and the arena for one set of symbol values. Raises InputError for sizes out of any
-    range.
-    """
+    """Shapes, sizes and the arena for one set of symbol values. Raises InputError for sizes out of any range."""
     shapes: dict[str, Shape] = {}
     nbytes: dict[str, int] = {}
     unbounded = {s.name for s in plan.program.symbols if s.hi is None}

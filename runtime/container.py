@@ -48,9 +48,7 @@ def valid_name(name: str) -> bool:
 
 
 class Writer:
-    """Adds members one after another, aligned and hashed. The bytes depend on nothing but names and
-    contents.
-    """
+    """Adds members one after another, aligned and hashed. The bytes depend on nothing but names and contents."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

@@ -85,9 +85,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def check_data(data: EngineData) -> None:
-    """Checks the program and that its weights are there, of the right type and shape. Raises
-    EngineFileError.
-    """
+    """Checks the program and that its weights are there, of the right type and shape. Raises EngineFileError."""
     check_program(data.program, data.sources)
     for weight in data.program.weights:
         array = data.weights.get(weight.name)

@@ -50,9 +50,7 @@ def choose_variant(launch: Launch, arch: str) -> Variant:
 
 
 def binary_archs(archs: Sequence[str], device: str) -> list[str]:
-    """Those of ``archs`` whose cubins run on ``device``, best first: the same major version, no higher
-    minor.
-    """
+    """Those of ``archs`` whose cubins run on ``device``, best first: the same major version, no higher minor."""
     have, _ = parse_arch(device)
 
     def fits(arch: str) -> bool:

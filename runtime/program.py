@@ -47,11 +47,11 @@ class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One member of a kernel's ``Params`` struct, in declaration order.
 
-    kind ``buffer``: a device pointer to tensor ``value``, plus ``offset`` bytes (expression text).
-    kind ``i32``, ``i64``, ``f32``: the scalar that the expression or literal ``value`` evaluates to.
-    kind ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements),
-    ``strides`` (bytes, one fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle
-    where ``swizzle`` is 128.
+    kind ``buffer``: a device pointer to tensor ``value``, plus ``offset`` bytes (expression text). kind
+    ``i32``, ``i64``, ``f32``: the scalar that the expression or literal ``value`` evaluates to. kind
+    ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements), ``strides``
+    (bytes, one fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle where
+    ``swizzle`` is 128.
     """
 
     kind: str

@@ -37,9 +37,7 @@ def refuse(message: str) -> EngineFileError:
 
 
 def check_program(program: Program, kernels: Container[str]) -> None:
-    """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's
-    sources.
-    """
+    """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's sources."""
     if program.schema != SCHEMA:
         raise EngineFileError(
             f"the program has schema {program.schema}; this version of Arcweld reads schema {SCHEMA}",

@@ -30,9 +30,7 @@ def reduce_kernel(
     after: Map | None = None,
     last: bool = False,
 ) -> Kernel:
-    """Reduces ``in0`` over the axes ``reduced`` into ``out0``, with a map before and one after the
-    reduction.
-    """
+    """Reduces ``in0`` over the axes ``reduced`` into ``out0``, with a map before and one after the reduction."""
     axes = tuple(axis(f"i{n}", d) for n, d in enumerate(shape))
     out = tuple(a for n, a in enumerate(axes) if n not in reduced)
     arg = combine.startswith("arg")

@@ -1,6 +1,4 @@
-"""Kernels for the rowwise template: softmax and the norms, with prologues, masks, broadcasts and odd
-shapes.
-"""
+"""Kernels for the rowwise template: softmax and the norms, with prologues, masks, broadcasts and odd shapes."""
 
 from __future__ import annotations
 

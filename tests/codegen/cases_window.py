@@ -1,6 +1,4 @@
-"""Kernels for the window template: max and average pools, NHWC and NCHW, strides, padding, dilation,
-indices.
-"""
+"""Kernels for the window template: max and average pools, NHWC and NCHW, strides, padding, dilation, indices."""
 
 from __future__ import annotations
 

@@ -161,8 +161,8 @@ def test_a_mask_of_lowest_values_averages(dtype: DType) -> None:
     data["in3"][0, 0, 1] = [-np.inf, 0, -np.inf, 0, np.finfo(dtype.numpy).min, -np.inf]
     source = render_attention(kernel, tactics(kernel, "sm_80")[0], "sm_80")
     got = run_kernel(source, kernel, data)["out0"][0, 0].astype(np.float64)
-    # adding a score to f32's lowest value leaves it unchanged; f16's lowest value is small enough for
-    # scores to count
+    # adding a score to f32's lowest value leaves it unchanged; f16's lowest value is small enough for scores
+    # to count
     if dtype is DType.F32:
         np.testing.assert_allclose(got[0], data["in2"][0, 0].mean(0), rtol=1e-5, atol=1e-6)
     else:

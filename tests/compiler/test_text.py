@@ -76,8 +76,7 @@ def test_types_are_inferred_where_they_are_left_out() -> None:
         parse_graph("graph 'g'\ninput %x: f32[2]\n%y = NoSuchOperator(%x)")
 
 
-# ------------------------------------------------------------------------------------------------- round
-# trips
+# ------------------------------------------------------------------------------------------------ round trips
 
 SYMBOLS = [symbol("n", 1), symbol("h", 4, 4096, 4), symbol("w")]
 

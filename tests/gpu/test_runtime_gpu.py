@@ -82,8 +82,7 @@ def _no_range_warnings() -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------ numpy,
-# graphs
+# ---------------------------------------------------------------------------------------------- numpy, graphs
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -139,8 +138,7 @@ def test_threads(engine: Engine) -> None:
     assert failures == []
 
 
-# ------------------------------------------------------------------------------------------------ torch and
-# CuPy
+# --------------------------------------------------------------------------------------------- torch and CuPy
 
 
 def test_cupy_in_cupy_out(engine: Engine, cupy: Any) -> None:
@@ -306,8 +304,7 @@ def test_bad_launches_are_device_errors(device: Any) -> None:
         device.leave(token)
 
 
-# ------------------------------------------------------------------------------------- PDL chains, clusters
-# and TMA
+# ------------------------------------------------------------------------------- PDL chains, clusters and TMA
 
 
 def test_a_chain_under_programmatic_launch(device: Any) -> None:

@@ -1,6 +1,4 @@
-"""Shared by the pass tests: graphs from IR text with random weights, and the comparison before against
-after.
-"""
+"""Shared by the pass tests: graphs from IR text with random weights, and the comparison before against after."""
 
 from __future__ import annotations
 

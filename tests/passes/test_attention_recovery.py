@@ -282,8 +282,7 @@ def test_a_mask_of_small_numbers_is_no_mask() -> None:
     assert "Attention" not in ops(check(text + "%p = Softmax(%a, axis=3)\n%y = MatMul(%p, %v)\noutput %y", attention))
 
 
-# ------------------------------------------------------------------------------------------------ sibling
-# products
+# ------------------------------------------------------------------------------------------- sibling products
 
 QKV = """
     symbol n(lo=1, hi=64)
