@@ -22,6 +22,7 @@ from arcweld.compiler.torch.backend_options import BackendOptions, parse_options
 from arcweld.compiler.torch.block import Block, EngineBuilder
 from arcweld.compiler.torch.partition import Examiner, partition
 from arcweld.compiler.torch.report import BlockReport, GraphReport, add_report
+from arcweld.compiler.torch.simplify import simplify
 from arcweld.compiler.torch.split import split_module
 from arcweld.compiler.torch.table import handled
 from arcweld.compiler.torch.types import Sizes
@@ -87,6 +88,7 @@ def compile_graph_module(
 ) -> Callable[..., Any]:
     """Splits a functional ATen graph and returns what runs it. Raises UnsupportedError for one that must be whole."""
     name = f"graph_{next(_numbers)}"
+    simplify(module)
     place = torch.device("cpu" if device.startswith("sim") else device)
     examine = Examiner(Sizes(), place, options.torch_executed_ops)
     parts = partition(module.graph, examine, 1 if options.require_full_compilation else options.min_block_size)

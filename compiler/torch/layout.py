@@ -15,11 +15,17 @@ _PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
 
 
 def dense_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
-    """The axes from outermost to innermost in memory; None for a contiguous tensor, and for one with gaps or overlaps.
+    """``memory_order`` of a tensor that is not contiguous already; else None."""
+    order = memory_order(tensor, sizes)
+    return None if order is None or order == tuple(range(len(order))) else order
+
+
+def memory_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
+    """The axes from outermost to innermost in memory; None for a tensor with gaps or overlaps.
 
     Works on symbolic sizes: the order is guessed from distinct sample sizes and then proved on the expressions.
     """
-    if tensor.layout is not torch.strided or tensor.dim() < 2:
+    if tensor.layout is not torch.strided:
         return None
     try:
         shape = [sizes.dim(d) for d in tensor.shape]
@@ -37,7 +43,7 @@ def dense_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
         if extents[k] != 1 and strides[k] != expected:
             return None
         expected = expected * shape[k]
-    return None if order == list(range(len(order))) else tuple(order)
+    return tuple(order)
 
 
 def _with_unit_axes(order: list[int], extents: list[int]) -> list[int]:

@@ -17,6 +17,7 @@ from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.registry import Kind, opdef
 from arcweld.compiler.torch.context import HANDLERS
 from arcweld.compiler.torch.fx_reader import Missing, Reader, is_symbolic_scalar, target_name, used_results
+from arcweld.compiler.torch.simplify import has_no_elements
 from arcweld.compiler.torch.table import ASSERTIONS
 from arcweld.compiler.torch.types import Sizes
 from torch import fx
@@ -90,7 +91,7 @@ class Examiner:
         for tensor in (t for n in (*node.all_input_nodes, node) for t in _tensors_of(n)):
             if tensor.device != self.device and not _is_constant_scalar(tensor, node):
                 return Verdict(f"a tensor on {tensor.device}, the engine is on {self.device}")
-            if any(isinstance(d, int) and d == 0 for d in tensor.shape):
+            if has_no_elements(tensor):
                 return Verdict("a tensor without elements")
         reader = Reader("query", self.sizes)
         for operand in node.all_input_nodes:

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from arcweld.compiler.errors import UnsupportedError, UsageError
-from arcweld.compiler.ir import Graph
-from arcweld.compiler.reference import run_reference
 from arcweld.compiler.torch import backend
 from arcweld.compiler.torch.backend_options import BackendOptions, parse_options
 from arcweld.compiler.torch.report import clear_report, torch_report
-from arcweld.compiler.torch.types import as_array
-from arcweld.compiler.verifier import verify
 from arcweld.models.builders import build
+from backend_oracle import compiled, same
 from torch import nn
 from torch_oracle import rand
-
-
-class ReferenceEngine:
-    """What an engine is to a block: callable with torch tensors. It demands what engines demand of their inputs."""
-
-    def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
-        verify(graph)
-        self.graph = graph
-        run_reference(graph, feeds)
-
-    def __call__(self, *args: torch.Tensor) -> Any:
-        assert all(a.is_contiguous() or a.numel() == 0 or a.dim() for a in args)
-        feeds = {v.name: as_array(a.contiguous()) for v, a in zip(self.graph.inputs, args, strict=True)}
-        found = run_reference(self.graph, feeds)
-        results = tuple(_tensor(found[v.name]) for v in self.graph.outputs)
-        return results[0] if len(results) == 1 else results
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
-
-
-def compiled(fn: Callable[..., Any], dynamic: bool | None = False, **options: Any) -> Callable[..., Any]:
-    """``torch.compile`` with the backend over reference engines."""
-    chosen = parse_options(options)
-
-    def build_engine(graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> ReferenceEngine:
-        return ReferenceEngine(graph, feeds)
-
-    def compiler(module: Any, inputs: Any) -> Any:
-        return backend.compile_with(module, inputs, chosen, "sim", build_engine)
-
-    result: Callable[..., Any] = torch.compile(fn, backend=compiler, dynamic=dynamic)
-    return result
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +27,6 @@ def _clean() -> Iterator[None]:
     with torch.no_grad():
         yield
     torch._dynamo.reset()
-
-
-def same(found: Any, expected: Any, atol: float = 1e-4) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=atol, check_stride=True)
 
 
 class Net(nn.Module):

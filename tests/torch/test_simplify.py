@@ -1,0 +1,86 @@
+"""Empty parts of concatenations and dense ``as_strided`` do not part a graph, and mean what they mean in eager mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from arcweld.compiler.torch.report import clear_report, torch_report
+from backend_oracle import compiled, same
+from torch_oracle import rand
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    torch._dynamo.reset()
+    clear_report()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def whole(fn: Callable[..., Any], *args: torch.Tensor, dynamic: bool = False) -> None:
+    """Asserts that one block computes all of ``fn``, as eager torch does."""
+    same(compiled(fn, min_block_size=1, dynamic=dynamic)(*args), fn(*args))
+    (report,) = torch_report()
+    assert not report.left
+    assert len(report.blocks) == 1
+
+
+def test_a_cache_that_begins_empty() -> None:
+    def fn(x: torch.Tensor) -> Any:
+        keys = torch.cat([torch.tensor([]), (x * 2).transpose(1, 2)], dim=-2)
+        values = torch.cat([x.new_zeros(2, 0, 4), x.exp(), x[:, :0], x + 1], dim=1)
+        return keys.softmax(-1) @ values[:, :3], keys, values
+
+    whole(fn, rand(2, 3, 4))
+
+
+def test_an_empty_part_that_decides_the_element_type() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([torch.tensor([], dtype=torch.float64), x.exp() + 1])
+        return y * 2 + y.sin()
+
+    x = rand(5)
+    found = compiled(fn)(x)
+    assert found.dtype is torch.float64
+    same(found, fn(x))
+
+
+def test_nothing_but_empty_parts() -> None:
+    def fn(x: torch.Tensor) -> Any:
+        return torch.cat([x[:0], x[:0]]), x.exp() * 2 + 1
+
+    x = rand(5)
+    same(compiled(fn)(x), fn(x))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_pooling_to_one_element(memory_format: torch.memory_format, dynamic: bool) -> None:
+    whole(
+        lambda x: F.adaptive_avg_pool2d(x.relu(), 1).flatten(1).exp() * 2,
+        rand(4, 3, 8, 6).to(memory_format=memory_format), dynamic=dynamic,
+    )  # fmt: skip
+
+
+def test_strided_views_of_all_elements() -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        a = torch.as_strided(x * 2, (3, 4), (1, 3)).exp()
+        b = torch.as_strided(x.t() + 1, (2, 1, 2, 3), (2, 7, 1, 4)).sin()
+        return a.sum(0) * b.sum() + torch.as_strided(x + 3, (12,), (1,)).amax()
+
+    whole(fn, rand(4, 3))
+
+
+@pytest.mark.parametrize(("size", "stride", "offset"), [((2, 3), (3, 1), 3), ((4, 4), (2, 1), 0), ((3, 3), (0, 1), 0)])
+def test_other_strided_views_stay_with_pytorch(size: Any, stride: Any, offset: int) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.as_strided((x * 2 + 1).exp(), size, stride, offset).sin() * 3 + 1
+
+    x = rand(4, 3)
+    same(compiled(fn)(x), fn(x))
+    assert ("aten.as_strided.default", "no such operator in Arcweld") in torch_report()[0].left
