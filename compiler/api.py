@@ -34,13 +34,16 @@ log = logging.getLogger("arcweld")
 class Input:
     """What is known of one input beforehand.
 
-    shape  one entry an axis: an int, a name (a symbolic dimension) or ``(name, lowest, highest)``; None: unchanged
+    shape  one entry an axis: an int, a name (a symbolic dimension), an expression (``"32*h"``) or
+           ``(name, lowest, highest)``; None: unchanged
     dtype  a numpy dtype or its name, checked against the model's
+    value  a number or array that the input always has: the engine is compiled for it and has no such input
     """
 
     name: str
-    shape: Sequence[int | str | tuple[str, int, int | None]] | None = None
+    shape: Sequence[int | str | tuple[str, int, int | None] | Dim] | None = None
     dtype: Any = None
+    value: Any = None
 
 
 class CompileOptions(TypedDict, total=False):
@@ -99,8 +102,8 @@ def import_model(
     if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
         from arcweld.compiler.onnx.importer import import_onnx
 
-        shapes, ranges = _input_shapes(inputs)
-        graph = import_onnx(model, shapes=shapes, ranges=ranges)
+        values = {i.name: i.value for i in inputs if i.value is not None}
+        graph = import_onnx(model, shapes=_input_shapes(inputs), values=values)
     elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
         from arcweld.compiler.torch import importer
 
@@ -126,20 +129,23 @@ def import_model(
     return graph
 
 
-def _input_shapes(inputs: Sequence[Input]) -> tuple[dict[str, list[Dim | str]], dict[str, tuple[int, int | None, int]]]:
+def _input_shapes(inputs: Sequence[Input]) -> dict[str, list[Dim | str]]:
     shapes: dict[str, list[Dim | str]] = {}
     for i in inputs:
-        for name, low, high in (d for d in i.shape or () if isinstance(d, tuple)):
+        if i.shape is None:
+            continue
+        if i.value is not None:
+            raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
+        for name, low, high in (d for d in i.shape if isinstance(d, tuple)):
             if high is not None and low > high:
                 raise UsageError(f"dimension {name} of input {i.name} ranges from {low} to {high}")
-        if i.shape is not None:
-            shapes[i.name] = [symbol(d[0], d[1], d[2]) if isinstance(d, tuple) else d for d in i.shape]
-    return shapes, {}
+        shapes[i.name] = [symbol(d[0], d[1], d[2]) if isinstance(d, tuple) else d for d in i.shape]
+    return shapes
 
 
 def _check_inputs(graph: Graph, inputs: Sequence[Input]) -> None:
     found = {v.name: v for v in graph.inputs}
-    for i in inputs:
+    for i in (i for i in inputs if i.value is None):
         if i.name not in found:
             raise UsageError(f"the model has no input {i.name!r}", hint=f"its inputs are {', '.join(found)}")
         if i.dtype is not None:
@@ -176,7 +182,7 @@ def build_data(
     started = time.monotonic()
     folder = None if dump is None else Path(dump)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
     given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, sample_sizes(graph, sizes))
     promotion = _promotion(graph, options, given, bound, plan) if given and precision != "fp32" else None
     if promotion is not None:
@@ -195,6 +201,14 @@ def build_data(
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises UsageError where there can't be such a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
 def _inputs_to_verify(

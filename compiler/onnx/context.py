@@ -204,7 +204,9 @@ class NodeContext:
             from arcweld.compiler.onnx.folding import fold_value
 
             assert operand.value is not None
-            operand.known = fold_value(self.builder, operand.value, lambda why: self.unsupported(f"input {i}: {why}"))
+            operand.known = fold_value(
+                self.builder, operand.value, lambda why, remedy: self.unsupported(f"input {i}: {why}", remedy)
+            )
         return operand
 
     def dims(self, i: int) -> list[Dim]:

@@ -12,20 +12,23 @@ import numpy as np
 from arcweld.compiler import registry
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, Builder
+from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, SHAPES_HINT, Builder
 
 MAX_NODES = 1000
+VALUES_HINT = "if it is always the same, make it a constant with --values {0}:VALUE (or Input({0!r}, value=…) in Python)"
 
 
-def fold_value(builder: Builder, value: Value, refuse: Callable[[str], NoReturn]) -> np.ndarray:
-    """The elements of ``value``. Calls ``refuse`` with the reason when they depend on inputs or on dimensions."""
-    order, pending = _ancestors(builder, value)
+def fold_value(builder: Builder, value: Value, refuse: Callable[[str, str | None], NoReturn]) -> np.ndarray:
+    """The elements of ``value``. Calls ``refuse`` with the reason and a remedy when they depend on inputs or on
+    dimensions.
+    """
+    order, pending, remedy = _ancestors(builder, value)
     if pending:
-        refuse(pending)
+        refuse(pending, remedy)
     done: dict[str, np.ndarray] = {}
     for node in order:
         if any(_too_large(o) for o in node.outputs):
-            refuse(f"computing {node.outputs[0].name} while importing would take too much memory")
+            refuse(f"computing {node.outputs[0].name} while importing would take too much memory", None)
         args = [None if v is None else _input(builder, v, done) for v in node.inputs]
         results = registry.opdef(node.op).reference(args, node.attrs)
         done.update((o.name, r) for o, r in zip(node.outputs, results))
@@ -41,8 +44,8 @@ def _input(builder: Builder, value: Value, done: dict[str, np.ndarray]) -> np.nd
     return done[value.name] if value.name in done else builder.rw.weights[value.name].data
 
 
-def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str]:
-    """The nodes that compute ``value``, operands first; and why it cannot be computed, if it cannot."""
+def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, str | None]:
+    """The nodes that compute ``value``, operands first; and why it cannot be computed, if it cannot, with a remedy."""
     order: list[Node] = []
     state: dict[str, bool] = {}
     stack: list[tuple[Value, bool]] = [(value, False)]
@@ -57,15 +60,16 @@ def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str]:
             continue
         state[v.name] = True
         if v.name in builder.notes:
-            return [], builder.notes[v.name]
+            return [], builder.notes[v.name], None
         if node is None:
             if v.name not in builder.rw.weights:
-                return [], f"the values of {value.name} depend on the data of input {v.name}"
+                remedy = VALUES_HINT.format(v.name)
+                return [], f"the values of {value.name} depend on the data of input {v.name}", remedy
             continue
         if any(isinstance(d, IntExpr) for a in node.attrs.values() if isinstance(a, tuple) for d in a):
-            return [], f"the values of {value.name} depend on symbolic dimensions"
+            return [], f"the values of {value.name} depend on symbolic dimensions", SHAPES_HINT
         if len(state) > MAX_NODES:
-            return [], f"the values of {value.name} are computed by more than {MAX_NODES} nodes"
+            return [], f"the values of {value.name} are computed by more than {MAX_NODES} nodes", None
         stack.append((v, True))
         stack.extend((x, False) for x in node.operands())
-    return order, ""
+    return order, "", None

@@ -33,6 +33,7 @@ class Support(NamedTuple):
     op: str
     supported: bool
     reason: str
+    hint: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class _Import:
     source: Source
     shapes: Shapes
     ranges: Mapping[str, Range]
-    values: Mapping[str, np.ndarray]
+    values: Mapping[str, Any]
     caps: Mapping[str, int]
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
@@ -113,7 +114,7 @@ class _Import:
         self, info: onnx.ValueInfoProto, shapes: Mapping[str, tuple[Dim, ...] | None], taken: set[str]
     ) -> None:
         if info.name in self.values:
-            data = np.asarray(self.values[info.name])
+            data = constant_input(info, self.values[info.name])
             self.scope[info.name] = on_host(data, from_numpy(data.dtype))
             return
         shape = shapes[info.name]
@@ -154,6 +155,26 @@ class _Import:
         return rw.graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), weights=weights, output_labels=labels)
 
 
+def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:
+    """``value`` as an array of the input's declared type and rank. Raises UsageError where it is none."""
+    dtype = element_type(info.type.tensor_type.elem_type)
+    given = np.asarray(value)
+    if given.dtype.kind in "OSUc" or (given.dtype.kind == "f" and not dtype.is_float):
+        raise UsageError(f"the value of input {info.name!r} is {given.dtype}, not {dtype.value}")
+    data = given.astype(dtype.numpy)
+    if not dtype.is_float and not np.array_equal(data, given):
+        raise UsageError(f"the value of input {info.name!r} does not fit in {dtype.value}")
+    declared = declared_dims(info)
+    if declared is None:
+        return data
+    if data.size == 1:
+        data = data.reshape((1,) * len(declared))
+    if len(declared) != data.ndim or any(isinstance(d, int) and d != n for d, n in zip(declared, data.shape)):
+        wanted = ", ".join("?" if d is None else str(d) for d in declared)
+        raise UsageError(f"the value of input {info.name!r} has the shape {list(data.shape)}, not [{wanted}]")
+    return data
+
+
 def _unique(name: str, taken: set[str]) -> str:
     out, n = name, 1
     while out in taken:
@@ -184,14 +205,14 @@ def import_onnx(
     *,
     shapes: Shapes | None = None,
     ranges: Mapping[str, Range] | None = None,
-    values: Mapping[str, np.ndarray] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Graph:
     """Imports an ONNX model.
 
     model   a path, the file's bytes, or a ModelProto; external data needs a path
     shapes  input name -> dimensions that replace the declared ones: ints, names, expressions such as "32*h", or Dims
     ranges  dim_param -> (lowest, highest or None, multiple_of); without one a dimension is at least 1
-    values  input name -> array: the input becomes a constant (a mode switch, for example)
+    values  input name -> array or number: the input becomes a constant (a mode switch, for example)
 
     Raises ModelError for a damaged or inconsistent model, UnsupportedError listing every node that cannot be
     imported, UsageError for overrides that contradict the model.
@@ -213,18 +234,18 @@ def import_onnx(
 
 
 def support_report(
-    model: ModelSource, *, shapes: Shapes | None = None, values: Mapping[str, np.ndarray] | None = None
+    model: ModelSource, *, shapes: Shapes | None = None, values: Mapping[str, Any] | None = None
 ) -> list[Support]:
     """Every node of the model in order, with whether it can be imported, and why not.
 
     Nodes behind an unsupported one count as supported when their operator has a handler. Raises ModelError.
     """
     _, visitor = _run(model, shapes or {}, {}, values or {})
-    return [Support(f.node, f.op, not f.reason, f.reason) for f in visitor.findings]
+    return [Support(f.node, f.op, not f.reason, f.reason, f.hint) for f in visitor.findings]
 
 
 def _run(
-    model: ModelSource, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, np.ndarray]
+    model: ModelSource, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, Any]
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = load_model(model)

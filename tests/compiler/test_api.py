@@ -94,6 +94,30 @@ def test_fixed_shapes_stay_fixed() -> None:
         arcweld.compile(model_of([3, 8]), inputs=[Input("x", ("rows", 8))], device="sim")
 
 
+def test_an_input_can_be_frozen() -> None:
+    """The branch of an If, which cannot be compiled while its condition is an input."""
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    out = [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+    branches = [helper.make_graph([helper.make_node(op, ["x"], ["b"])], op, [], out) for op in ("Relu", "Neg")]
+    graph = helper.make_graph(
+        [helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1], name="choice")], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8]), flag],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(UnsupportedError, match="which branch runs") as caught:
+        arcweld.compile(model, device="sim")
+    assert "Input('flag', value=" in str(caught.value.hint)
+    for flag_value, want in ((True, np.maximum(sample(3, 8), 0)), (False, -sample(3, 8))):
+        engine = arcweld.compile(model, inputs=[Input("flag", value=flag_value)], device="sim")
+        assert [t.name for t in engine.inputs] == ["x"]
+        np.testing.assert_array_equal(engine(sample(3, 8)), want)
+    with pytest.raises(UsageError, match="no input 'flug'"):
+        arcweld.compile(model, inputs=[Input("flug", value=True)], device="sim")
+    with pytest.raises(UsageError, match="a value and a shape"):
+        arcweld.compile(model, inputs=[Input("flag", (), value=True)], device="sim")
+
+
 def test_open_shapes_can_be_named_and_bounded() -> None:
     engine = arcweld.compile(model_of([None, 8]), inputs=[Input("x", (("rows", 2, 6), 8))], device="sim")
     for n in (2, 6):

@@ -221,6 +221,40 @@ def test_values_make_an_input_a_constant() -> None:
     np.testing.assert_array_equal(evaluate(graph, {"x": floats(6)})[0], theirs)
 
 
+@pytest.mark.parametrize(
+    ("declared", "value", "want"),
+    [
+        (([], np.int64), 16000, "exact"), (([1], np.int64), 16000, "exact"), ((["n"], np.int64), [3, 4], "exact"),
+        (([], np.float32), 3, "exact"), (([], np.float32), 0.1, "exact"), (([], bool), True, "exact"),
+        (([], np.uint8), 256, "does not fit in u8"), (([], np.int64), 0.5, "is float64, not i64"),
+        (([], bool), 2, "does not fit in bool"), (([], np.int64), "a", "not i64"),
+        (([2], np.int64), 5, r"the shape \[1\], not \[2\]"), ((["n"], np.int64), [[3]], "exact"),
+        ((["n"], np.int64), [[3, 4]], r"the shape \[1, 2\], not \[n\]"),
+    ],
+)  # fmt: skip
+def test_values_have_the_inputs_type_and_rank(declared: tuple[list[int | str], type], value: object, want: str) -> None:
+    shape, dtype = declared
+    proto = model([N("Identity", ["c"], ["y"])], {"c": (dtype, shape)}, ["y"])
+    if want != "exact":
+        with pytest.raises(UsageError, match=want):
+            import_onnx(proto, values={"c": value})
+        return
+    graph = import_onnx(proto, values={"c": value})
+    assert graph.inputs == ()
+    (ours,) = evaluate(graph, {})
+    (theirs,) = runtime(proto, {"c": np.asarray(value, dtype).reshape([1] * len(shape) if np.size(value) == 1 else -1)})
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.dtype == theirs.dtype
+
+
+def test_what_depends_on_an_inputs_data_says_how_to_give_it() -> None:
+    inputs = {"x": (np.float32, ["N"]), "shape": (np.int64, [2])}
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(model([N("Reshape", ["x", "shape"], ["y"])], inputs, ["y"]))
+    assert "--values shape:VALUE" in str(caught.value.hint)
+    assert "Input('shape', value=" in str(caught.value.hint)
+
+
 def test_impossible_reshapes_are_model_errors() -> None:
     for target, shapes in (([5, -1], [2, 3, 8]), ([-1, -1], [2, 3, 8]), ([7], [2, 3, 8]), ([1, 1, 1, 0], [2, 3, 8])):
         with pytest.raises((ModelError, UnsupportedError)):
