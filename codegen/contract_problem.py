@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis, Kernel, Store, axis
+from arcweld.codegen.kernel import Axis, Kernel, Store
+from arcweld.codegen.nest import collapse
 from arcweld.codegen.params import Params
-from arcweld.codegen.printer import Block, Hooks, vector_width, wide_index
+from arcweld.codegen.printer import Block, Hooks, plus, vector_width, wide_index
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -88,18 +89,6 @@ class Problem:
         return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)
 
 
-def flatten(axes: Sequence[Axis], name: str) -> tuple[Axis, dict[dims.Atom, Dim]]:
-    """One axis over all points of ``axes``, and each of their indices in terms of it."""
-    flat = axis(name, dims.product(a.extent for a in axes))
-    table: dict[dims.Atom, Dim] = {}
-    inner: Dim = 1
-    for position, a in reversed(list(enumerate(axes))):
-        whole = dims.floordiv(flat.index, inner)
-        table[a.sym] = whole if position == 0 else dims.mod(whole, a.extent)
-        inner = inner * a.extent
-    return flat, table
-
-
 def problem_of(
     kernel: Kernel, roles: Sequence[Sequence[Axis]] | None = None, a_role: str = "a", b_role: str = "b"
 ) -> Problem:
@@ -112,7 +101,7 @@ def problem_of(
         return found
     flats, table = [], {}
     for name, axes in zip(("_b", "_m", "_n", "_k"), roles, strict=True):
-        flat, part = flatten(axes, name)
+        flat, part = collapse(axes, name)
         flats.append(flat)
         table.update(part)
     batch, m, n, k = flats
@@ -189,7 +178,7 @@ def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
     block = Block(Params(kernel), {lane.sym: "i"}, lane=lane.sym, width=width)
     if any(block.is_laned(mask) for mask in e.args):
         return False
-    return block._contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
+    return block.contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
 
 
 def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym) -> str:
@@ -200,12 +189,12 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     name, storage, coords = operand.expr.attr
     block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES // storage.size)
     buffer = hooks.kernel.buffer(name)
-    base = block._contiguous(buffer, coords)
+    base = block.contiguous(buffer, coords)
     assert base is not None, "address_hook needs a copyable operand"
     mask = block.value(operand.expr.args[0]) if operand.masked else None
     start = hooks.params.buffer(name)
-    offset = block._poly(base)
-    where = f"{mask} ? {start} + ({offset}) : {start}" if mask else f"{start} + ({offset})"
+    place = plus(start, block.dim(base))
+    where = f"{mask} ? {place} : {start}" if mask else place
     listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
     head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"
     tail = [f"at = {where};", f"return {mask or 'true'};"]

@@ -28,8 +28,9 @@ def epilogue_hook(
     )
     lines = print_stores(block, approximate(hooks.kernel, stores))
     half = next((i for i, line in enumerate(lines) if _SECOND_HALF.search(line)), 0)
+    inner = [line if line.startswith("#") else f"  {line}" for line in lines[half:]]
     formal = ", ".join(["const Params& p", *(f"{hooks.itype} {n}" for n, _ in args)])
     return "\n".join([
         f"__device__ __forceinline__ auto store_out({formal}) {{", *lines[:half],
-        f"  return [=, &p](const {acc.cuda} (&acc)[{width}]) {{", *(f"  {line}" for line in lines[half:]), "  };", "}",
+        f"  return [=, &p](const {acc.cuda} (&acc)[{width}]) {{", *inner, "  };", "}",
     ])  # fmt: skip

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.kernel import Buffer, Kernel, Store
 from arcweld.codegen.params import Params
 from arcweld.codegen.scalar import literal, scalar_text
-from arcweld.codegen.uniform import below_zero, is_negative
+from arcweld.codegen.uniform import below_zero, index_difference, is_negative, two_sides
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Call, Dim, Dyn, IntExpr, Sym, var
+from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, transform, walk
 
@@ -110,20 +110,31 @@ class Block:
 
     # ----- integer expressions
 
-    def dim(self, d: Dim) -> str:
-        """C text of an index expression at the current position."""
-        if self.lane is not None:
-            d = dims.substitute(d, self.lane_table)
-            if not self._in_lanes:
-                d = dims.substitute(d, {self._l: 0})
-        return self._poly(d)
+    def dim(self, d: Dim, *, laned: bool = False) -> str:
+        """C text of an index expression: ``laned`` inside the loop over the lanes, else at the first one."""
+        saved, self._in_lanes = self._in_lanes, laned
+        text = self._poly(self._at_lane(d))
+        self._in_lanes = saved
+        return text
+
+    def _at_lane(self, d: Dim) -> Dim:
+        """``d`` in terms of the group of lanes and, inside the lane loop, of the lane."""
+        if self.lane is None:
+            return d
+        d = dims.substitute(d, self.lane_table)
+        return d if self._in_lanes else dims.substitute(d, {self._l: 0})
 
     def _poly(self, d: Dim) -> str:
         if isinstance(d, int):
             return str(d) if -INDEX_LIMIT < d < INDEX_LIMIT else f"{d}ll"
         out = ""
         for m, c in d.terms:
-            factors = [self._atom(a) for a, p in m for _ in range(p)]
+            factors = [self._atom(a) for a, p in m for _ in range(p) if a != self._q]
+            if self.lane is not None and (self._q, 1) in m:
+                # the lane axis' index is a multiple of the width: in whole vectors it needs no division
+                whole = c % self.width == 0
+                factors.insert(0, self.names[self.lane] if whole else self._atom(self._q))
+                c = c // self.width if whole else c
             if abs(c) != 1 or not factors:
                 factors.append(str(abs(c)))
             text = " * ".join(factors)
@@ -135,6 +146,11 @@ class Block:
         one = None if isinstance(d, int) or len(d.terms) != 1 else d.terms[0]
         simple = isinstance(d, int) or (one is not None and one[1] == 1 and [p for _, p in one[0]] == [1])
         return text if simple and not text.startswith("-") else f"({text})"
+
+    def _argument(self, d: Dim) -> str:
+        """``d`` as an argument of max or min, both of which need the same type."""
+        text = self._poly(d)
+        return text if self.itype == "int" and not text.endswith("ll") else f"({self.itype})({text})"
 
     def _atom(self, a: dims.Atom) -> str:
         if isinstance(a, Call):
@@ -148,10 +164,9 @@ class Block:
         if isinstance(a, Dyn):
             assert isinstance(a.payload, Expr)
             return f"({self.itype}){self.value(a.payload)}" if self.itype == "int" else self.value(a.payload)
-        if a is self._q or a == self._q:
+        if a == self._q:
             assert self.lane is not None
-            name = self.names[self.lane]
-            return f"({name} / {self.width})"
+            return f"({self.names[self.lane]} / {self.width})"
         if a == self._l:
             return "lane" if self._clamp is None else self._clamped_index()
         if a in self.names:
@@ -168,9 +183,11 @@ class Block:
         return "at"
 
     def _call_text(self, a: Call) -> str:
-        x, y = self._factor(a.a), self._factor(a.b)
         if a.fn in ("max", "min"):
-            return f"{a.fn}(({self.itype})({x}), ({self.itype})({y}))"
+            return f"{a.fn}({self._argument(a.a)}, {self._argument(a.b)})"
+        if a.fn == "floordiv" and self.lane is not None and a.a == var(self._q) and isinstance(a.b, int):
+            return f"{self.names[self.lane]} / {self.width * a.b}"
+        x, y = self._factor(a.a), self._factor(a.b)
         if not dims.is_nonneg(a.a):
             fn = "floor_div" if a.fn == "floordiv" else "floor_mod"
             return f"{fn}<{self.itype}>({x}, {y})"
@@ -194,9 +211,7 @@ class Block:
             return self.variables[e.attr][1]
         if any(self.is_laned(a) for a in e.args):
             return True
-        parts: tuple[Dim, ...] = (
-            tuple(e.attr[2]) if e.op == "load" else ((e.attr,) if e.op == "index" else ())
-        )
+        parts: tuple[Dim, ...] = tuple(e.attr[2]) if e.op == "load" else ((e.attr,) if e.op == "index" else ())
         for d in parts:
             if dims.mentions(dims.substitute(d, self.lane_table), self._l):
                 return True
@@ -204,7 +219,7 @@ class Block:
                 return True
         return False
 
-    def _contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
+    def contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
         """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
         assert self.lane is not None
         if self._clamp is not None or self.width & (self.width - 1):
@@ -259,14 +274,25 @@ class Block:
 
     def _compute(self, e: Expr) -> str:
         laned = self.is_laned(e)
+        text = self._index(e, laned)
+        if text is not None:
+            return self._define(e.dtype.cuda, text, laned)
         args = [self.value(a) for a in e.args]
-        if e.op == "index":
-            saved, self._in_lanes = self._in_lanes, laned
-            text = f"(i64)({self.dim(e.attr)})"
-            self._in_lanes = saved
-        else:
-            text = scalar_text(e, args)
-        return self._define(e.dtype.cuda, text, laned)
+        return self._define(e.dtype.cuda, scalar_text(e, args), laned)
+
+    def _index(self, e: Expr, laned: bool) -> str | None:
+        """Text of an index as a number, of its conversion, or of a test of indices: computed as indices are."""
+        if e.op == "index" or (e.op == "cast" and e.args[0].op == "index" and e.dtype is not DType.BOOL):
+            text = self.dim((e if e.op == "index" else e.args[0]).attr, laned=laned)
+            return f"({e.dtype.cuda}){text if text.isidentifier() else f'({text})'}"
+        difference = index_difference(e)
+        if difference is None:
+            return None
+        saved, self._in_lanes = self._in_lanes, laned
+        left, op, right = two_sides(self._at_lane(difference), e.op)
+        text = f"{self._poly(left)} {op} {self._poly(right)}"
+        self._in_lanes = saved
+        return text
 
     def _load(self, e: Expr) -> str:
         name, dtype, coords = e.attr
@@ -275,23 +301,18 @@ class Block:
         mask = self.value(e.args[0]) if e.args else None
         laned = self.is_laned(e)
         if laned and not (e.args and self.is_laned(e.args[0])):
-            base = self._contiguous(buffer, coords)
+            base = self.contiguous(buffer, coords)
             if base is not None:
                 return self._vector_load(e, dtype, pointer, base, mask)
-        saved, self._in_lanes = self._in_lanes, laned
-        offset = self.dim(buffer.offset(tuple(coords)))
-        self._in_lanes = saved
+        offset = self.dim(buffer.offset(tuple(coords)), laned=laned)
         text = _to_compute(dtype, f"{pointer}[{offset}]")
         if mask is not None:
             text = f"{mask} ? {text} : {_zero(e.dtype)}"
         return self._define(e.dtype.cuda, text, laned)
 
     def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
-        saved, self._in_lanes = self._in_lanes, False
-        offset = self._poly(base)
-        self._in_lanes = saved
         vec = f"Vec<{dtype.cuda}, {self.width}>"
-        text = f"load_vec<{self.width}>({pointer} + ({offset}))"
+        text = f"load_vec<{self.width}>({plus(pointer, self.dim(base))})"
         if mask is not None:
             text = f"{mask} ? {text} : {vec}{{}}"
         name = self._define(vec, text, False, "v")
@@ -310,7 +331,14 @@ class Block:
             out += ["#pragma unroll", f"for (int lane = 0; lane < {self.width}; ++lane) {{"]
             out += ["  " + b for b in body] + ["}"]
         self.lines, self._lane_lines = [], []
-        return [self.indent + line for line in out]
+        return [line if line.startswith("#") else self.indent + line for line in out]
+
+
+def plus(pointer: str, offset: str) -> str:
+    """C text of a pointer moved by ``offset`` elements, which are counted before the pointer is touched."""
+    return (
+        pointer if offset == "0" else f"{pointer} + {f'({offset})' if ' + ' in offset or ' - ' in offset else offset}"
+    )
 
 
 def _to_compute(dtype: DType, text: str) -> str:
@@ -326,9 +354,7 @@ def from_compute(dtype: DType, text: str) -> str:
     return f"from_f32<{dtype.cuda}>({text})" if dtype.is_half else text
 
 
-def print_stores(
-    block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None
-) -> list[str]:
+def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[str]:
     """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
 
     ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then
@@ -345,24 +371,22 @@ def print_stores(
         conditions = [] if s.mask is None or s.mask.op == "const" else [block.value(s.mask)]
         whole = block.lane is not None and guard is None and s.reduction == "none"
         whole = whole and (not conditions or not block.is_laned(s.mask))  # type: ignore[arg-type]
-        base = block._contiguous(buffer, s.coords) if whole else None
+        base = block.contiguous(buffer, s.coords) if whole else None
         if base is not None:
-            offset = block._poly(base)
+            place = plus(pointer, block.dim(base))
             vec = f"Vec<{buffer.dtype.cuda}, {block.width}>"
             pre.append(f"{vec} out{n}_lanes;")
             sinks.append(f"out{n}_lanes.v[lane] = {value};")
             masked = f"if ({conditions[0]}) " if conditions else ""
-            post.append(f"{masked}store_vec<{block.width}>({pointer} + ({offset}), out{n}_lanes);")
+            post.append(f"{masked}store_vec<{block.width}>({place}, out{n}_lanes);")
             continue
-        saved, block._in_lanes = block._in_lanes, block.lane is not None
-        offset = block.dim(buffer.offset(s.coords))
-        block._in_lanes = saved
+        offset = block.dim(buffer.offset(s.coords), laned=block.lane is not None)
         if guard is not None:
             conditions.insert(0, guard("lane" if block.lane is not None else "0"))
         condition = f"if ({' && '.join(conditions)}) " if conditions else ""
         act = f"{pointer}[{offset}] = {value};"
         if s.reduction != "none":
-            act = f"atomic_{s.reduction}({pointer} + ({offset}), {value});"
+            act = f"atomic_{s.reduction}({plus(pointer, offset)}, {value});"
         sinks.append(condition + act)
     lines = block.finish(sinks, pre)
     return lines + [block.indent + p for p in post]
@@ -423,9 +447,7 @@ class Hooks:
             first = next(n for n, s in args if s == lane)
             bound = block.dim(extent)
             guard = lambda lane_text: f"{first} + {lane_text} < {bound}"
-            block = Block(
-                self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, clamp=extent
-            )
+            block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, clamp=extent)
         body = print_stores(block, stores, guard)
         head = self._head(fn, args, *_formal(variables or {}, width))
         return "\n".join([head, *body, "}"])
@@ -450,15 +472,10 @@ class Hooks:
 
 def _formal(variables: Mapping[str, tuple[str, DType, bool]], width: int) -> list[str]:
     """The parameter declarations of template variables."""
-    return [
-        f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}"
-        for c, t, is_laned in variables.values()
-    ]
+    return [f"const {t.cuda} (&{c})[{width}]" if is_laned else f"{t.cuda} {c}" for c, t, is_laned in variables.values()]
 
 
-def vector_width(
-    kernel: Kernel, extent: Dim, exprs: Sequence[Expr], stores: Sequence[Store], lane: Sym
-) -> int:
+def vector_width(kernel: Kernel, extent: Dim, exprs: Sequence[Expr], stores: Sequence[Store], lane: Sym) -> int:
     """The widest of 8, 4, 2, 1 lanes that divides ``extent`` and makes the narrowest-typed access 16 bytes at most.
 
     Wider is only worth it if at least one access becomes a vector.
@@ -471,17 +488,12 @@ def vector_width(
             continue
         block = Block(params, {lane: "i"}, lane=lane, width=width)
         block.variables = {e.attr: ("x", True) for e in walk(list(exprs)) if e.op == "var"}
-        hits = [block._contiguous(kernel.buffer(s.buffer), s.coords) is not None for s in stores]
+        hits = [block.contiguous(kernel.buffer(s.buffer), s.coords) is not None for s in stores]
         hits += [
-            block._contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
+            block.contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
             for e in walk(list(exprs))
             if e.op == "load" and block.is_laned(e)
         ]
         if any(hits):
             return width
     return 1
-
-
-__all__ = [
-    "Block", "Hooks", "IntExpr", "Params", "Plain", "from_compute", "plain_load", "print_stores", "vector_width",
-]  # fmt: skip

@@ -97,6 +97,7 @@ def _evaluate_atom(atom: Atom, env: Mapping[str, int]) -> int:
 
 __all__ = [
     "Atom", "Call", "Dim", "Dyn", "IntExpr", "Monomial", "Sym", "add", "atoms", "bounds", "ceildiv", "coefficient",
-    "divides_exactly", "dynamic_atoms", "evaluate", "floordiv", "free_symbols", "is_multiple", "is_nonneg", "maximum",
-    "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol", "to_text", "var",
+    "divides_exactly", "dynamic_atoms", "evaluate", "floordiv", "free_symbols", "is_multiple", "is_nonneg", "make",
+    "maximum", "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol", "terms_of", "to_text",
+    "var",
 ]  # fmt: skip

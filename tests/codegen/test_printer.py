@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +13,9 @@ from arcweld.codegen.kernel import Axis, Buffer, Kernel, KernelSource, Store, ax
 from arcweld.codegen.params import Params
 from arcweld.codegen.pointwise import PointwiseTactic, render_pointwise
 from arcweld.codegen.printer import Block, Hooks, plain_load, vector_width, wide_index
+from arcweld.codegen.uniform import two_sides
 from arcweld.compiler import dims, expr
-from arcweld.compiler.dims import Dim, Sym, symbol
+from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, const, dynamic_index, index, where
 from arcweld.compiler.text import parse_graph
@@ -373,7 +376,7 @@ def test_lane_variables() -> None:
     )  # fmt: skip
     assert "void store_out(const Params& p, int i, const f32 (&acc)[4], f32 s)" in text
     assert "acc[lane] > s" in text
-    assert "store_vec<4>(p.out0 + (i / 4" in text or "store_vec<4>(p.out0 + ((i / 4)" in text
+    assert "store_vec<4>(p.out0 + i, " in text
 
 
 def test_a_block_defines_each_value_once() -> None:
@@ -401,6 +404,24 @@ def test_tests_that_agree_for_all_lanes_keep_vectors(op: str, bound: int) -> Non
     source = check(kernel, {"in0": values((3, 16), F32)}, width=4).source
     first = bound + (op in ("le", "gt"))  # where the test changes its result
     assert ("load_vec" in source) == (first % 4 == 0)
+
+
+@given(
+    st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), st.integers(-9, 9), st.integers(-6, 6), st.integers(-6, 6)
+)
+def test_comparisons_are_printed_without_minus_signs(op: str, constant: int, first: int, second: int) -> None:
+    difference = var(Sym("i")) * first + var(Sym("j")) * second + constant
+    left, symbol_, right = two_sides(difference, op)
+    assert "-" not in f"{left}{right}"
+    assert isinstance(right, int) or not isinstance(left, int)
+    compare = {
+        "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+        "!=": operator.ne,
+    }  # fmt: skip
+    for i, j in itertools.product(range(4), range(4)):
+        env = {"i": i, "j": j}
+        found = compare[symbol_](dims.evaluate(left, env), dims.evaluate(right, env))
+        assert found == getattr(operator, op)(first * i + second * j + constant, 0)
 
 
 @given(

@@ -12,8 +12,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (out_index * 1000 + (step / 4) * 4));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (out_index * 1000 + step));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 ac
   p.out0[out_index] = acc;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_argmax_23df0303(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_argmax_6039c3f7(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(Indexed<f32>, scratch);
   const int thread = threadIdx.x % 128;
@@ -51,4 +51,4 @@ extern "C" __global__ void __launch_bounds__(128) reduce_argmax_23df0303(const _
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total.index, total.value);
 }
-EXPORT_KERNEL(reduce_argmax_23df0303)
+EXPORT_KERNEL(reduce_argmax_6039c3f7)

@@ -16,8 +16,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_q(const Params& p, int b, int h, int s, int d, f32 (&out)[2]) {
-  const Vec<f16, 2> v0 = load_vec<2>(p.in0 + (h * p.s * 64 + b * p.s * 768 + s * 64 + (d / 2) * 2));
-  #pragma unroll
+  const Vec<f16, 2> v0 = load_vec<2>(p.in0 + (h * p.s * 64 + b * p.s * 768 + s * 64 + d));
+#pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -26,11 +26,11 @@ __device__ __forceinline__ void load_q(const Params& p, int b, int h, int s, int
 
 __device__ __forceinline__ void store_out(const Params& p, int b, int h, int s, int e, const f32 (&acc)[2]) {
   Vec<f16, 2> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(acc[lane]);
   }
-  store_vec<2>(p.out0 + (h * p.s * 64 + b * p.s * 768 + s * 64 + (e / 2) * 2), out0_lanes);
+  store_vec<2>(p.out0 + (h * p.s * 64 + b * p.s * 768 + s * 64 + e), out0_lanes);
 }
 
 __device__ __forceinline__ const f16* k_row0(const Params& p, int b, int h) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ void load_tile(const Params& p, int b, int h, int t0,
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1) attention_f2e93f1b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128, 1) attention_95457492(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* const ring = reinterpret_cast<f16*>(smem + 0);  // [2] stages of 18432 bytes: k, then v
@@ -196,4 +196,4 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_f2e93f1b(const __
     }
   }
 }
-EXPORT_KERNEL(attention_f2e93f1b)
+EXPORT_KERNEL(attention_95457492)

@@ -19,8 +19,8 @@ struct Params {
 __device__ __forceinline__ f32 with_mask(f32 score, bool attend) { return attend ? score : -(f32)INFINITY; }
 
 __device__ __forceinline__ void load_q(const Params& p, int b, int h, int s, int d, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + (d / 4) * 4));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + d));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -34,11 +34,11 @@ __device__ __forceinline__ void load_mask(const Params& p, int b, int h, int s, 
 
 __device__ __forceinline__ void store_out(const Params& p, int b, int h, int s, int e, const f32 (&acc)[4]) {
   Vec<f32, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     out0_lanes.v[lane] = acc[lane];
   }
-  store_vec<4>(p.out0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + (e / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + e), out0_lanes);
 }
 
 __device__ __forceinline__ const f32* k_row0(const Params& p, int b, int h) {
@@ -71,7 +71,7 @@ __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, f
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) attention_f2f83f66(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) attention_b5cb3ae3(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, smem);
   f32* const q_tile = smem;                     // [128][36]
@@ -201,4 +201,4 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_f2f83f66(const __
     }
   }
 }
-EXPORT_KERNEL(attention_f2f83f66)
+EXPORT_KERNEL(attention_b5cb3ae3)

@@ -11,51 +11,48 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int tap, f32 (&out)[4]) {
-  const int ix0 = (out_index / 4) / 112;
+  const int ix0 = out_index / 448;
   const int ix1 = ix0 % 7;
   const int ix2 = tap / 3;
-  const i64 t3 = (i64)(ix1 * 2 + ix2 - 1);
-  const bool t4 = t3 >= 0ll;
-  const bool t5 = t3 < 13ll;
-  const bool t6 = t4 && t5;
-  const int ix7 = tap % 3;
-  const int ix8 = (out_index / 4) / 16;
-  const int ix9 = ix8 % 7;
-  const i64 t10 = (i64)(ix7 + ix9 * 2 - 1);
-  const bool t11 = t10 >= 0ll;
-  const bool t12 = t6 && t11;
-  const bool t13 = t10 < 13ll;
-  const bool t14 = t12 && t13;
-  const int ix15 = (out_index / 4) % 16;
-  const int ix16 = (out_index / 4) / 784;
-  #pragma unroll
+  const bool t3 = ix1 * 2 + ix2 >= 1;
+  const bool t4 = ix1 * 2 + ix2 < 14;
+  const bool t5 = t3 && t4;
+  const int ix6 = tap % 3;
+  const int ix7 = out_index / 64;
+  const int ix8 = ix7 % 7;
+  const bool t9 = ix6 + ix8 * 2 >= 1;
+  const bool t10 = t5 && t9;
+  const bool t11 = ix6 + ix8 * 2 < 14;
+  const bool t12 = t10 && t11;
+  const int ix13 = (out_index / 4) % 16;
+  const int ix14 = out_index / 3136;
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
-    const f32 t17 = t14 ? p.in0[ix7 + ix9 * 2 + ix1 * 26 + ix15 * 676 + ix2 * 13 + ix16 * 10816 + lane * 169 - 14] : f32(0);
-    out[lane] = t17;
+    const f32 t15 = t12 ? p.in0[ix6 + ix8 * 2 + ix1 * 26 + ix13 * 676 + ix2 * 13 + ix14 * 10816 + lane * 169 - 14] : f32(0);
+    out[lane] = t15;
   }
 }
 
 __device__ __forceinline__ void store_out(const Params& p, int out_index, const f32 (&acc)[4]) {
-  const int ix0 = (out_index / 4) / 112;
+  const int ix0 = out_index / 448;
   const int ix1 = ix0 % 7;
-  const int ix2 = min((int)((-ix1 * 2 + 14)), (int)(3));
-  const int ix3 = (out_index / 4) / 16;
+  const int ix2 = min(-ix1 * 2 + 14, 3);
+  const int ix3 = out_index / 64;
   const int ix4 = ix3 % 7;
-  const int ix5 = min((int)((-ix4 * 2 + 14)), (int)(3));
-  const int ix6 = max((int)((-ix4 * 2 + 1)), (int)(0));
-  const int ix7 = max((int)((-ix1 * 2 + 1)), (int)(0));
-  const i64 t8 = (i64)(ix2 * ix5 - ix6 * ix2 - ix7 * ix5 + ix7 * ix6);
-  const f32 t9 = (f32)t8;
+  const int ix5 = min(-ix4 * 2 + 14, 3);
+  const int ix6 = max(-ix4 * 2 + 1, 0);
+  const int ix7 = max(-ix1 * 2 + 1, 0);
+  const f32 t8 = (f32)(ix2 * ix5 - ix6 * ix2 - ix7 * ix5 + ix7 * ix6);
   Vec<f32, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
-    const f32 t10 = acc[lane] / t9;
-    out0_lanes.v[lane] = t10;
+    const f32 t9 = acc[lane] / t8;
+    out0_lanes.v[lane] = t9;
   }
-  store_vec<4>(p.out0 + ((out_index / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) window_averagepool_68fedf24(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) window_averagepool_a6af8ae1(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int out_index = (blockIdx.x * 128 + threadIdx.x) * 4;
@@ -72,14 +69,14 @@ extern "C" __global__ void __launch_bounds__(128) window_averagepool_68fedf24(co
         part[lane] = OpSum()(part[lane], x[lane]);
     }
     f32 acc[4];
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
       acc[lane] = part[lane];
     }
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(window_averagepool_68fedf24)
+EXPORT_KERNEL(window_averagepool_a6af8ae1)
 
 // pointwise_transpose: tiles of 32 x 32 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 1 (along a) written.
@@ -92,8 +89,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (outer * 3136 + a * 64 + (b / 4) * 4));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (outer * 3136 + a * 64 + b));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -104,7 +101,7 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   p.out0[outer * 3136 + b * 49 + a] = x0[0];
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_81063d4c(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_b37dc71a(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* tile_x0 = reinterpret_cast<f32*>(smem + 0);  // [32][33]
@@ -150,4 +147,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_81063d4c(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_81063d4c)
+EXPORT_KERNEL(pointwise_transpose_b37dc71a)

@@ -21,37 +21,35 @@ __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f
   const int ix0 = row / 14;
   const int ix1 = ix0 % 14;
   const int ix2 = k / 192;
-  const i64 t3 = (i64)(ix1 * 2 + ix2 - 1);
-  const bool t4 = t3 >= 0ll;
-  const int ix5 = k / 64;
-  const int ix6 = ix5 % 3;
-  const int ix7 = row % 14;
-  const i64 t8 = (i64)(ix6 + ix7 * 2 - 1);
-  const bool t9 = t8 >= 0ll;
-  const bool t10 = t4 && t9;
-  const int ix11 = k % 64;
-  const int ix12 = row / 196;
-  const f32 t13 = t10 ? to_f32(p.in0[ix1 * 56 + ix6 + ix7 * 2 + ix11 * 784 + ix12 * 50176 + ix2 * 28 - 29]) : f32(0);
-  out[0] = t13;
+  const bool t3 = ix1 * 2 + ix2 >= 1;
+  const int ix4 = k / 64;
+  const int ix5 = ix4 % 3;
+  const int ix6 = row % 14;
+  const bool t7 = ix5 + ix6 * 2 >= 1;
+  const bool t8 = t3 && t7;
+  const int ix9 = k % 64;
+  const int ix10 = row / 196;
+  const f32 t11 = t8 ? to_f32(p.in0[ix1 * 56 + ix5 + ix6 * 2 + ix9 * 784 + ix10 * 50176 + ix2 * 28 - 29]) : f32(0);
+  out[0] = t11;
 }
 
 __device__ __forceinline__ bool address_b(const Params& p, int b, int row, int k, const f16*& at) {
-  at = p.in1 + ((k / 8) * 8 + row * 576);
+  at = p.in1 + (k + row * 576);
   return true;
 }
 
 __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in2 + ((n / 8) * 8));
+  const Vec<f16, 8> v0 = load_vec<8>(p.in2 + n);
   return [=, &p](const f32 (&acc)[8]) {
     Vec<f16, 8> out0_lanes;
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 8; ++lane) {
       const f32 t1 = to_f32(v0.v[lane]);
       const f32 t2 = acc[lane] + t1;
       const f32 t3 = max_nan(t2, 0.0f);
       out0_lanes.v[lane] = from_f32<f16>(t3);
     }
-    store_vec<8>(p.out0 + ((n / 8) * 8 + m * 128), out0_lanes);
+    store_vec<8>(p.out0 + (n + m * 128), out0_lanes);
   };
 }
 
@@ -206,7 +204,7 @@ __device__ __forceinline__ void store_rows(const Params& p, float* scratch, cons
   __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(256) conv_relu_0fb692fd(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) conv_relu_eb59fdd0(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, shared);
   unsigned char* smem = shared + group_of_thread() * STAGES * STAGE;
   const u32 base = smem_u32(smem);
@@ -257,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(256) conv_relu_0fb692fd(const __gri
     for (int i = 0; i < MI; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
   }
 }
-EXPORT_KERNEL(conv_relu_0fb692fd)
+EXPORT_KERNEL(conv_relu_eb59fdd0)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.
@@ -270,8 +268,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 25088 + a * 128 + (b / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 25088 + a * 128 + b));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -280,14 +278,14 @@ __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b
 
 __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b, const f32 (&x0)[4]) {
   Vec<f16, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(x0[lane]);
   }
-  store_vec<4>(p.out0 + (outer * 25088 + b * 196 + (a / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + (outer * 25088 + b * 196 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_5ea28611(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_a2685b3f(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
@@ -333,4 +331,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_5ea28611(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_5ea28611)
+EXPORT_KERNEL(pointwise_transpose_a2685b3f)

@@ -14,25 +14,23 @@ constexpr int WIDTH = 8, PIXELS = 2, TAPS = 3, STRIDE = 1;
 constexpr int SPAN = (PIXELS - 1) * STRIDE + TAPS;  // inputs along a row that the thread's pixels see
 
 __device__ __forceinline__ void load_a(const Params& p, int n, int o0, int o1, int c, int tap0, int tap1, f32 (&out)[8]) {
-  const i64 t0 = (i64)(tap0 + o0 - 1);
-  const bool t1 = t0 >= 0ll;
-  const bool t2 = t0 < 14ll;
-  const bool t3 = t1 && t2;
-  const i64 t4 = (i64)(tap1 - 1);
-  const bool t5 = t4 >= 0ll;
-  const bool t6 = t3 && t5;
-  const bool t7 = t4 < 14ll;
-  const bool t8 = t6 && t7;
-  #pragma unroll
+  const bool t0 = tap0 + o0 >= 1;
+  const bool t1 = tap0 + o0 < 15;
+  const bool t2 = t0 && t1;
+  const bool t3 = tap1 >= 1;
+  const bool t4 = t2 && t3;
+  const bool t5 = tap1 < 15;
+  const bool t6 = t4 && t5;
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
-    const f32 t9 = t8 ? to_f32(p.in0[tap0 * 14 + o0 * 14 + n * 18816 + (c / 8) * 1568 + tap1 + lane * 196 - 15]) : f32(0);
-    out[lane] = t9;
+    const f32 t7 = t6 ? to_f32(p.in0[tap0 * 14 + o0 * 14 + n * 18816 + c * 196 + tap1 + lane * 196 - 15]) : f32(0);
+    out[lane] = t7;
   }
 }
 
 __device__ __forceinline__ void load_w(const Params& p, int c, int tap0, int tap1, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in1 + (tap1 * 96 + tap0 * 288 + (c / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in1 + (tap1 * 96 + tap0 * 288 + c));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -41,7 +39,7 @@ __device__ __forceinline__ void load_w(const Params& p, int c, int tap0, int tap
 
 __device__ __forceinline__ void store_out(const Params& p, int n, int o0, int o1, int c, const f32 (&acc)[8]) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t0 = acc[lane] * 0.16666667f;
     const f32 t1 = t0 + 0.5f;
@@ -50,10 +48,10 @@ __device__ __forceinline__ void store_out(const Params& p, int n, int o0, int o1
     const f32 t4 = acc[lane] * t3;
     out0_lanes.v[lane] = from_f32<f16>(t4);
   }
-  store_vec<8>(p.out0 + (o1 * 96 + o0 * 1344 + n * 18816 + (c / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + (o1 * 96 + o0 * 1344 + n * 18816 + c), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_hswish_e7487485(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_hswish_c4df5d53(const __grid_constant__ Params p) {
   pdl_wait();
   int index = (int)blockIdx.x * 128 + threadIdx.x;
   if (index < p.threads) {
@@ -91,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_hswish_e7487485(const __g
   }
   pdl_launch_dependents();
 }
-EXPORT_KERNEL(conv_hswish_e7487485)
+EXPORT_KERNEL(conv_hswish_c4df5d53)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.
@@ -104,8 +102,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 18816 + a * 96 + (b / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 18816 + a * 96 + b));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -114,14 +112,14 @@ __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b
 
 __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b, const f32 (&x0)[4]) {
   Vec<f16, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(x0[lane]);
   }
-  store_vec<4>(p.out0 + (outer * 18816 + b * 196 + (a / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + (outer * 18816 + b * 196 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_0c5c9986(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_1d8ef6af(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
@@ -167,4 +165,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_0c5c9986(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_0c5c9986)
+EXPORT_KERNEL(pointwise_transpose_1d8ef6af)

@@ -19,23 +19,21 @@ __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f
   const int ix0 = row / 32;
   const int ix1 = ix0 % 32;
   const int ix2 = k / 9;
-  const i64 t3 = (i64)(ix1 + ix2 - 1);
-  const bool t4 = t3 >= 0ll;
-  const bool t5 = t3 < 32ll;
-  const bool t6 = t4 && t5;
-  const int ix7 = k / 3;
-  const int ix8 = ix7 % 3;
-  const int ix9 = row % 32;
-  const i64 t10 = (i64)(ix8 + ix9 - 1);
-  const bool t11 = t10 >= 0ll;
-  const bool t12 = t6 && t11;
-  const bool t13 = t10 < 32ll;
-  const bool t14 = t12 && t13;
-  const int ix15 = row % 1024;
-  const int ix16 = k % 3;
-  const int ix17 = row / 1024;
-  const f32 t18 = t14 ? p.in0[ix8 + ix15 + ix16 * 1024 + ix17 * 3072 + ix2 * 32 - 33] : f32(0);
-  out[0] = t18;
+  const bool t3 = ix1 + ix2 >= 1;
+  const bool t4 = ix1 + ix2 < 33;
+  const bool t5 = t3 && t4;
+  const int ix6 = k / 3;
+  const int ix7 = ix6 % 3;
+  const int ix8 = row % 32;
+  const bool t9 = ix7 + ix8 >= 1;
+  const bool t10 = t5 && t9;
+  const bool t11 = ix7 + ix8 < 33;
+  const bool t12 = t10 && t11;
+  const int ix13 = row % 1024;
+  const int ix14 = k % 3;
+  const int ix15 = row / 1024;
+  const f32 t16 = t12 ? p.in0[ix7 + ix13 + ix14 * 1024 + ix15 * 3072 + ix2 * 32 - 33] : f32(0);
+  out[0] = t16;
 }
 
 __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f32 (&out)[1]) {
@@ -46,11 +44,11 @@ __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f
 __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
   return [=, &p](const f32 (&acc)[4]) {
     Vec<f32, 4> out0_lanes;
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
       out0_lanes.v[lane] = acc[lane];
     }
-    store_vec<4>(p.out0 + ((n / 4) * 4 + m * 16), out0_lanes);
+    store_vec<4>(p.out0 + (n + m * 16), out0_lanes);
   };
 }
 
@@ -160,7 +158,7 @@ __device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_f38b455c(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_dfdfb288(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   f32* buffers = reinterpret_cast<f32*>(smem);
   const Tile t = tile_at(p, blockIdx.x);
@@ -203,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_f38b455c(const __grid_con
     }
   }
 }
-EXPORT_KERNEL(conv_f38b455c)
+EXPORT_KERNEL(conv_dfdfb288)
 
 // pointwise_transpose: tiles of 64 x 16 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.
@@ -216,8 +214,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (outer * 16384 + a * 16 + (b / 4) * 4));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (outer * 16384 + a * 16 + b));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -226,14 +224,14 @@ __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b
 
 __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b, const f32 (&x0)[4]) {
   Vec<f32, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     out0_lanes.v[lane] = x0[lane];
   }
-  store_vec<4>(p.out0 + (outer * 16384 + b * 1024 + (a / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + (outer * 16384 + b * 1024 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_1ddba422(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_4428a04a(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* tile_x0 = reinterpret_cast<f32*>(smem + 0);  // [64][17]
@@ -279,4 +277,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_1ddba422(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_1ddba422)
+EXPORT_KERNEL(pointwise_transpose_4428a04a)

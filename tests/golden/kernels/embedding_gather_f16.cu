@@ -11,7 +11,7 @@ struct Params {
 
 __device__ __forceinline__ void compute(const Params& p, int i) {
   const int ix0 = (i / 8) % 16;
-  const int ix1 = (i / 8) / 16;
+  const int ix1 = i / 128;
   const i64 t2 = p.in0[ix1];
   const bool t3 = t2 < 0ll;
   const i64 t4 = t2 + 1000ll;
@@ -20,18 +20,18 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const i64 t7 = (0ll < t6 ? t6 : 0ll);
   const Vec<f16, 8> v8 = load_vec<8>(p.in1 + (ix0 * 8 + (int)t7 * 128));
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t9 = to_f32(v8.v[lane]);
     out0_lanes.v[lane] = from_f32<f16>(t9);
   }
-  store_vec<8>(p.out0 + ((i / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_gather_4027d7b5(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_gather_97ac49d9(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 8;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_gather_4027d7b5)
+EXPORT_KERNEL(pointwise_gather_97ac49d9)

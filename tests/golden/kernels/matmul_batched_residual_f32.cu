@@ -15,8 +15,8 @@ constexpr int VM = 4, VN = 4;  // a thread's rows and columns come in groups of 
 constexpr int PITCH_A = BM + 4, PITCH_B = BN + 4, BUFFER = BK * (PITCH_A + PITCH_B);
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + ((k / 4) * 4 + row * 128 + b * 8192));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (k + row * 128 + b * 8192));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -24,8 +24,8 @@ __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f
 }
 
 __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in1 + ((row / 4) * 4 + k * 64 + b * 8192));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in1 + (row + k * 64 + b * 8192));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out[lane] = t1;
@@ -33,16 +33,16 @@ __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f
 }
 
 __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in2 + ((n / 4) * 4 + m * 64 + b * 4096));
+  const Vec<f32, 4> v0 = load_vec<4>(p.in2 + (n + m * 64 + b * 4096));
   return [=, &p](const f32 (&acc)[4]) {
     Vec<f32, 4> out0_lanes;
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 4; ++lane) {
       const f32 t1 = v0.v[lane];
       const f32 t2 = acc[lane] + t1;
       out0_lanes.v[lane] = t2;
     }
-    store_vec<4>(p.out0 + ((n / 4) * 4 + m * 64 + b * 4096), out0_lanes);
+    store_vec<4>(p.out0 + (n + m * 64 + b * 4096), out0_lanes);
   };
 }
 
@@ -169,7 +169,7 @@ __device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_66b93819(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_9f6d54d1(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   f32* buffers = reinterpret_cast<f32*>(smem) + group_of_thread() * 2 * BUFFER;
   pdl_launch_dependents();
@@ -214,4 +214,4 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_66b93819(c
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_add_66b93819)
+EXPORT_KERNEL(contract_matmul_add_9f6d54d1)

@@ -17,19 +17,19 @@ constexpr int THREADS = 256, PER = 16 / sizeof(T);  // PER: elements of one 16-b
 constexpr int STEP = 16, MI = WM / 16, NJ = WN / 8;  // k of one mma; fragments of a warp
 
 __device__ __forceinline__ bool address_a(const Params& p, int b, int row, int k, const f16*& at) {
-  at = p.in0 + ((k / 8) * 8 + row * 256);
+  at = p.in0 + (k + row * 256);
   return true;
 }
 
 __device__ __forceinline__ bool address_b(const Params& p, int b, int row, int k, const f16*& at) {
-  at = p.in1 + ((k / 8) * 8 + row * 256);
+  at = p.in1 + (k + row * 256);
   return true;
 }
 
 __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
   return [=, &p](const f32 (&acc)[8]) {
     Vec<f16, 8> out0_lanes;
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 8; ++lane) {
       const f32 t0 = acc[lane] * 0.5f;
       const f32 t1 = acc[lane] * 0.70710677f;
@@ -38,7 +38,7 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
       const f32 t4 = t0 * t3;
       out0_lanes.v[lane] = from_f32<f16>(t4);
     }
-    store_vec<8>(p.out0 + ((n / 8) * 8 + m * 1024), out0_lanes);
+    store_vec<8>(p.out0 + (n + m * 1024), out0_lanes);
   };
 }
 
@@ -165,7 +165,7 @@ __device__ __forceinline__ void store_rows(const Params& p, float* scratch, cons
   __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_81dc7091(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_3d23d608(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   pdl_launch_dependents();
@@ -213,4 +213,4 @@ extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_81dc7091(
     for (int i = 0; i < MI; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
   }
 }
-EXPORT_KERNEL(contract_matmul_gelu_81dc7091)
+EXPORT_KERNEL(contract_matmul_gelu_3d23d608)

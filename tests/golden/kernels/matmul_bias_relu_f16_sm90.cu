@@ -66,12 +66,12 @@ constexpr int BARRIERS = SCRATCH + GROUPS * 4 * SCRATCH_EACH;
 __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
   return [=, &p](const f32 (&acc)[8]) {
     Vec<f16, 8> out0_lanes;
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 8; ++lane) {
       const f32 t0 = max_nan(acc[lane], 0.0f);
       out0_lanes.v[lane] = from_f32<f16>(t0);
     }
-    store_vec<8>(p.out0 + ((n / 8) * 8 + m * 1024), out0_lanes);
+    store_vec<8>(p.out0 + (n + m * 1024), out0_lanes);
   };
 }
 
@@ -207,7 +207,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2a5b381a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_9a2f1056(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
@@ -234,4 +234,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2a
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_2a5b381a)
+EXPORT_KERNEL(contract_matmul_relu_9a2f1056)

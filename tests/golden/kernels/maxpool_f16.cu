@@ -11,37 +11,35 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int tap, f32 (&out)[8]) {
-  const int ix0 = (out_index / 8) / 224;
+  const int ix0 = out_index / 1792;
   const int ix1 = ix0 % 28;
   const int ix2 = tap / 3;
-  const i64 t3 = (i64)(ix1 * 2 + ix2 - 1);
-  const bool t4 = t3 >= 0ll;
-  const int ix5 = tap % 3;
-  const int ix6 = (out_index / 8) / 8;
-  const int ix7 = ix6 % 28;
-  const i64 t8 = (i64)(ix5 + ix7 * 2 - 1);
-  const bool t9 = t8 >= 0ll;
-  const bool t10 = t4 && t9;
-  const int ix11 = (out_index / 8) % 8;
-  const int ix12 = (out_index / 8) / 6272;
-  #pragma unroll
+  const bool t3 = ix1 * 2 + ix2 >= 1;
+  const int ix4 = tap % 3;
+  const int ix5 = out_index / 64;
+  const int ix6 = ix5 % 28;
+  const bool t7 = ix4 + ix6 * 2 >= 1;
+  const bool t8 = t3 && t7;
+  const int ix9 = (out_index / 8) % 8;
+  const int ix10 = out_index / 50176;
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
-    const f32 t13 = t10 ? to_f32(p.in0[ix5 + ix7 * 2 + ix1 * 112 + ix11 * 25088 + ix2 * 56 + ix12 * 200704 + lane * 3136 - 57]) : f32(0);
-    const f32 t14 = t10 ? t13 : (f32)-INFINITY;
-    out[lane] = t14;
+    const f32 t11 = t8 ? to_f32(p.in0[ix4 + ix6 * 2 + ix1 * 112 + ix9 * 25088 + ix2 * 56 + ix10 * 200704 + lane * 3136 - 57]) : f32(0);
+    const f32 t12 = t8 ? t11 : (f32)-INFINITY;
+    out[lane] = t12;
   }
 }
 
 __device__ __forceinline__ void store_out(const Params& p, int out_index, const f32 (&acc)[8]) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(acc[lane]);
   }
-  store_vec<8>(p.out0 + ((out_index / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) window_maxpool_cda79da7(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) window_maxpool_ce8a65b5(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int out_index = (blockIdx.x * 128 + threadIdx.x) * 8;
@@ -58,14 +56,14 @@ extern "C" __global__ void __launch_bounds__(128) window_maxpool_cda79da7(const 
         part[lane] = OpMax()(part[lane], x[lane]);
     }
     f32 acc[8];
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 8; ++lane) {
       acc[lane] = part[lane];
     }
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(window_maxpool_cda79da7)
+EXPORT_KERNEL(window_maxpool_ce8a65b5)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 8 (along a) written.
@@ -78,8 +76,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 50176 + a * 64 + (b / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * 50176 + a * 64 + b));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -88,14 +86,14 @@ __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b
 
 __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b, const f32 (&x0)[8]) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(x0[lane]);
   }
-  store_vec<8>(p.out0 + (outer * 50176 + b * 784 + (a / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + (outer * 50176 + b * 784 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_620cfc4f(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_06d3e463(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
@@ -141,4 +139,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_620cfc4f(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_620cfc4f)
+EXPORT_KERNEL(pointwise_transpose_06d3e463)

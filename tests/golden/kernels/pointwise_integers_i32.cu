@@ -10,11 +10,11 @@ struct Params {
 };
 
 __device__ __forceinline__ void compute(const Params& p, int i) {
-  const Vec<i32, 4> v0 = load_vec<4>(p.in0 + ((i / 4) * 4));
+  const Vec<i32, 4> v0 = load_vec<4>(p.in0 + i);
   const int ix2 = (i / 4) % 2;
-  const Vec<i32, 4> v3 = load_vec<4>(p.in1 + (ix2 * 4));
+  const Vec<i32, 4> v3 = load_vec<4>(p.in1 + ix2 * 4);
   Vec<i32, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const i32 t1 = v0.v[lane];
     const i32 t4 = v3.v[lane];
@@ -22,13 +22,13 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
     const i32 t6 = mod_or_0(t5, t4);
     out0_lanes.v[lane] = t6;
   }
-  store_vec<4>(p.out0 + ((i / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_div_mod_fac7e2cb(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_div_mod_e7b71443(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_div_mod_fac7e2cb)
+EXPORT_KERNEL(pointwise_div_mod_e7b71443)

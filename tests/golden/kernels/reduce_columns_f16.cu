@@ -12,8 +12,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (step * 256 + (out_index / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (step * 256 + out_index));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -22,14 +22,14 @@ __device__ __forceinline__ void load_x(const Params& p, int out_index, int step,
 
 __device__ __forceinline__ void store_out(const Params& p, int out_index, const f32 (&acc)[8]) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(acc[lane]);
   }
-  store_vec<8>(p.out0 + ((out_index / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_reducemax_3f3e85c3(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_reducemax_ab162de1(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, handed_over);  // [lane][thread]
   const int slice = threadIdx.x / 8;
@@ -67,11 +67,11 @@ extern "C" __global__ void __launch_bounds__(256) reduce_reducemax_3f3e85c3(cons
 
   if (slice == 0 && out_index < 256) {
     f32 acc[8];
-    #pragma unroll
+#pragma unroll
     for (int lane = 0; lane < 8; ++lane) {
       acc[lane] = part[lane];
     }
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(reduce_reducemax_3f3e85c3)
+EXPORT_KERNEL(reduce_reducemax_ab162de1)

@@ -12,8 +12,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, f32 (&out)[4]) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (out_index * 1024 + (step / 4) * 4));
-  #pragma unroll
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (out_index * 1024 + step));
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     const f32 t2 = expf(t1);
@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, f32 ac
   p.out0[out_index] = acc;
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_exp_reducesum_c46f3d1a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_exp_reducesum_ecedbd8d(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, scratch);
   const int thread = threadIdx.x % 256;
@@ -52,4 +52,4 @@ extern "C" __global__ void __launch_bounds__(256) reduce_exp_reducesum_c46f3d1a(
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_exp_reducesum_c46f3d1a)
+EXPORT_KERNEL(reduce_exp_reducesum_ecedbd8d)

@@ -14,9 +14,9 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int row, int col, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (row * 768 + (col / 8) * 8));
-  const Vec<f16, 8> v2 = load_vec<8>(p.in1 + (row * 768 + (col / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (row * 768 + col));
+  const Vec<f16, 8> v2 = load_vec<8>(p.in1 + (row * 768 + col));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     const f32 t3 = to_f32(v2.v[lane]);
@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_x(const Params& p, int row, int col, f32 (&
 }
 
 __device__ __forceinline__ void mean_value(const Params& p, int row, int col, const f32 (&x)[8], f32 (&out)[8]) {
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out[lane] = x[lane];
   }
@@ -38,7 +38,7 @@ __device__ __forceinline__ void mean_finish(const Params& p, int row, f32 row_me
 }
 
 __device__ __forceinline__ void rstd_value(const Params& p, int row, int col, const f32 (&x)[8], f32 row_mean, f32 (&out)[8]) {
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t0 = x[lane] - row_mean;
     const f32 t1 = t0 * t0;
@@ -54,10 +54,10 @@ __device__ __forceinline__ void rstd_finish(const Params& p, int row, f32 row_me
 }
 
 __device__ __forceinline__ void store_row(const Params& p, int row, int col, const f32 (&x)[8], f32 row_mean, f32 row_rstd) {
-  const Vec<f16, 8> v2 = load_vec<8>(p.in2 + ((col / 8) * 8));
+  const Vec<f16, 8> v2 = load_vec<8>(p.in2 + col);
   Vec<f16, 8> out0_lanes;
   Vec<f16, 8> out1_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t0 = x[lane] - row_mean;
     const f32 t1 = t0 * row_rstd;
@@ -67,11 +67,11 @@ __device__ __forceinline__ void store_row(const Params& p, int row, int col, con
     out0_lanes.v[lane] = from_f32<f16>(x[lane]);
     out1_lanes.v[lane] = from_f32<f16>(t5);
   }
-  store_vec<8>(p.out0 + (row * 768 + (col / 8) * 8), out0_lanes);
-  store_vec<8>(p.out1 + (row * 768 + (col / 8) * 8), out1_lanes);
+  store_vec<8>(p.out0 + (row * 768 + col), out0_lanes);
+  store_vec<8>(p.out1 + (row * 768 + col), out1_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) rowwise_add_layernorm_ad23146b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) rowwise_add_layernorm_b5c473c0(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 32;
   const int own_row = blockIdx.x * 4 + threadIdx.x / 32;
@@ -125,4 +125,4 @@ extern "C" __global__ void __launch_bounds__(128) rowwise_add_layernorm_ad23146b
     if (col < cols) store_row(p, row, col, x[i], row_mean[0], row_rstd[0]);
   }
 }
-EXPORT_KERNEL(rowwise_add_layernorm_ad23146b)
+EXPORT_KERNEL(rowwise_add_layernorm_b5c473c0)

@@ -9,23 +9,23 @@ struct Params {
 };
 
 __device__ __forceinline__ void compute(const Params& p, int i) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + ((i / 4) * 4));
+  const Vec<f32, 4> v0 = load_vec<4>(p.in0 + i);
   Vec<f32, 4> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     out0_lanes.v[lane] = t1;
   }
-  store_vec<4>(p.out0 + ((i / 4) * 4), out0_lanes);
+  store_vec<4>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) copy_scatter_1e0a7a1b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) copy_scatter_a9a6fea1(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(copy_scatter_1e0a7a1b)
+EXPORT_KERNEL(copy_scatter_a9a6fea1)
 
 // scatter_scatter: one thread computes 4 neighbouring elements of the outputs.
 #include "prims.cuh"
@@ -39,8 +39,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void compute(const Params& p, int i) {
-  const Vec<f32, 4> v0 = load_vec<4>(p.in1 + ((i / 4) * 4));
-  const int ix2 = (i / 4) / 16;
+  const Vec<f32, 4> v0 = load_vec<4>(p.in1 + i);
+  const int ix2 = i / 64;
   const i64 t3 = p.in0[ix2];
   const bool t4 = t3 < 0ll;
   const i64 t5 = (i64)(p.s);
@@ -53,17 +53,17 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const i64 t12 = (i64)(p.s - 1);
   const i64 t13 = (t12 < t7 ? t12 : t7);
   const i64 t14 = (0ll < t13 ? t13 : 0ll);
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
     if (t10) atomic_add(p.out0 + (ix11 * 4 + (int)t14 * 64 + lane), t1);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) scatter_scatter_c0b0ffcb(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) scatter_scatter_784e2c59(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < 32000) compute(p, first);
 }
-EXPORT_KERNEL(scatter_scatter_c0b0ffcb)
+EXPORT_KERNEL(scatter_scatter_784e2c59)

@@ -15,18 +15,18 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, i64 (&out)[2]) {
-  const Vec<i64, 2> v0 = load_vec<2>(p.in0 + ((step / 2) * 2));
+  const Vec<i64, 2> v0 = load_vec<2>(p.in0 + step);
   const i64 t3 = (i64)(p.s);
   const int ix6 = out_index / 64;
-  const i64 t7 = (i64)(ix6);
-  #pragma unroll
+  const i64 t7 = (i64)ix6;
+#pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
     const i64 t1 = v0.v[lane];
     const bool t2 = t1 < 0ll;
     const i64 t4 = t1 + t3;
     const i64 t5 = t2 ? t4 : t1;
     const bool t8 = t5 == t7;
-    const i64 t9 = (i64)((step / 2) * 2 + lane);
+    const i64 t9 = (i64)(step + lane);
     const i64 t10 = t8 ? t9 : (-1ll);
     out[lane] = t10;
   }
@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 ac
   p.out0[out_index] = t9;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_scatter_3f67da95(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_scatter_38d09e64(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 2;
   const int own = blockIdx.x * 64 + threadIdx.x / 2;
@@ -72,4 +72,4 @@ extern "C" __global__ void __launch_bounds__(128) reduce_scatter_3f67da95(const 
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_scatter_3f67da95)
+EXPORT_KERNEL(reduce_scatter_38d09e64)

@@ -13,8 +13,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_x(const Params& p, int row, int col, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (row * p.s + (col / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (row * p.s + col));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -22,14 +22,14 @@ __device__ __forceinline__ void load_x(const Params& p, int row, int col, f32 (&
 }
 
 __device__ __forceinline__ void m_value(const Params& p, int row, int col, const f32 (&x)[8], f32 (&out)[8]) {
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out[lane] = x[lane];
   }
 }
 
 __device__ __forceinline__ void s_value(const Params& p, int row, int col, const f32 (&x)[8], f32 row_m, f32 (&out)[8]) {
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t0 = x[lane] - row_m;
     const f32 t1 = expf(t0);
@@ -39,17 +39,17 @@ __device__ __forceinline__ void s_value(const Params& p, int row, int col, const
 
 __device__ __forceinline__ void store_row(const Params& p, int row, int col, const f32 (&x)[8], f32 row_m, f32 row_s) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t0 = x[lane] - row_m;
     const f32 t1 = expf(t0);
     const f32 t2 = t1 / row_s;
     out0_lanes.v[lane] = from_f32<f16>(t2);
   }
-  store_vec<8>(p.out0 + (row * p.s + (col / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + (row * p.s + col), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) rowwise_softmax_c0f47598(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) rowwise_softmax_9b33b5ae(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 32;
   const int own_row = blockIdx.x * 4 + threadIdx.x / 32;
@@ -103,4 +103,4 @@ extern "C" __global__ void __launch_bounds__(128) rowwise_softmax_c0f47598(const
     if (col < cols) store_row(p, row, col, x[i], row_m[0], row_s[0]);
   }
 }
-EXPORT_KERNEL(rowwise_softmax_c0f47598)
+EXPORT_KERNEL(rowwise_softmax_9b33b5ae)

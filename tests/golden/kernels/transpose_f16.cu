@@ -12,8 +12,8 @@ struct Params {
 };
 
 __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * p.s * 64 + a * p.s + (b / 8) * 8));
-  #pragma unroll
+  const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (outer * p.s * 64 + a * p.s + b));
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
     out[lane] = t1;
@@ -22,14 +22,14 @@ __device__ __forceinline__ void load_b0(const Params& p, int outer, int a, int b
 
 __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b, const f32 (&x0)[8]) {
   Vec<f16, 8> out0_lanes;
-  #pragma unroll
+#pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     out0_lanes.v[lane] = from_f32<f16>(x0[lane]);
   }
-  store_vec<8>(p.out0 + (outer * p.s * 64 + b * 64 + (a / 8) * 8), out0_lanes);
+  store_vec<8>(p.out0 + (outer * p.s * 64 + b * 64 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_f7eba2a0(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_c2858879(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
@@ -75,4 +75,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_f7eba2a0(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_f7eba2a0)
+EXPORT_KERNEL(pointwise_transpose_c2858879)
