@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from arcweld.codegen.kernel import Kernel, Store
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, rebuild, unary
+from arcweld.compiler.expr import UNARY_FAST, Expr, rebuild, unary
 
-FAST = {"exp": "fast_exp", "erf": "fast_erf", "tanh": "fast_tanh"}
+FAST = {name.removeprefix("fast_"): name for name in UNARY_FAST}
 
 
 def approximate(kernel: Kernel, stores: Sequence[Store]) -> tuple[Store, ...]:

@@ -19,8 +19,8 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads, walk
+from arcweld.compiler.registry import MOST_HEAD_SIZE
 
-MOST_HEAD_SIZE = 256
 LOG2E = math.log2(math.e)
 
 

@@ -18,7 +18,6 @@ from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 
 
-# best first
 def _late(i: Implementation) -> Implementation:
     """The implementation with the next kernel's launch triggered late: convolutions suffer from company (measured)."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from arcweld.codegen.kernel import Axis, axis
 from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, float_precision
-from arcweld.codegen.scatter import lower_search
+from arcweld.codegen.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -142,11 +142,7 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
 
     n = axis("n", x.shape[0])
     outs = tuple(axis(f"o{i}", d) for i, d in enumerate(out_size))
-    g, co, ci = (
-        axis("g", groups),
-        axis("co", dims.floordiv(cout, groups)),
-        axis("ci", dims.floordiv(cin, groups)),
-    )
+    g, co, ci = axis("g", groups), axis("co", dims.floordiv(cout, groups)), axis("ci", dims.floordiv(cin, groups))
     taps = tuple(axis(f"t{i}", d) for i, d in enumerate(w.shape[2:]))
     position = _transposed_position if transposed else _position
     at, mask = position(node, outs, taps, size, spatial)
@@ -165,13 +161,10 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     axes = {"n": (n,), "out": outs, "g": (g,), "co": (co,), "tap": taps, "ci": (ci,)}
     coords = place(n.index, g.index * co.extent + co.index, tuple(o.index for o in outs))
     flops = dims.product(y.shape) * dims.product(w.shape[2:]) * ci.extent * 2
-    hero = Hero(axes, loads, coords, _conv_result(reader, node, cout, coords, last), attrs, flops)
-    return hero
+    return Hero(axes, loads, coords, _conv_result(reader, node, coords, last), attrs, flops)
 
 
-def _conv_result(
-    reader: RegionReader, node: Node, cout: Dim, coords: Coords, last: bool
-) -> Callable[[Coords], Expr]:
+def _conv_result(reader: RegionReader, node: Node, coords: Coords, last: bool) -> Callable[[Coords], Expr]:
     acc = expr.variable(ACC, node.output.dtype)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is None:
@@ -186,11 +179,8 @@ def _position(
     at: list[Dim] = []
     mask: Expr | None = None
     for i in range(spatial):
-        p: Dim = (
-            outs[i].index * node.attrs["strides"][i]
-            + taps[i].index * node.attrs["dilations"][i]
-            - node.attrs["pads"][i]
-        )
+        stride, dilation, pad = (node.attrs[name][i] for name in ("strides", "dilations", "pads"))
+        p: Dim = outs[i].index * stride + taps[i].index * dilation - pad
         at.append(p)
         mask = _within(mask, p, size[i])
     return tuple(at), mask
@@ -208,7 +198,7 @@ def _transposed_position(
         if stride > 1:
             rest = dims.mod(p, stride)
             if not (isinstance(rest, int) and rest == 0):
-                mask = _both(mask, expr.binary("eq", expr.index(rest), expr.const(0, DType.I64)))
+                mask = expr.all_of([mask, expr.binary("eq", expr.index(rest), expr.const(0, DType.I64))])
             p = dims.floordiv(p, stride)
         at.append(p)
         mask = _within(mask, p, size[i])
@@ -216,15 +206,10 @@ def _transposed_position(
 
 
 def _within(mask: Expr | None, p: Dim, size: Dim) -> Expr | None:
-    if not dims.is_nonneg(p):
-        mask = _both(mask, expr.binary("ge", expr.index(p), expr.const(0, DType.I64)))
-    if not dims.is_nonneg(size - 1 - p):
-        mask = _both(mask, expr.binary("lt", expr.index(p), expr.index(size)))
-    return mask
-
-
-def _both(a: Expr | None, b: Expr) -> Expr:
-    return b if a is None else expr.binary("and", a, b)
+    """``mask``, and that ``p`` lies in ``[0, size)`` where that is not known."""
+    low = None if dims.is_nonneg(p) else expr.binary("ge", expr.index(p), expr.const(0, DType.I64))
+    high = None if dims.is_nonneg(size - 1 - p) else expr.binary("lt", expr.index(p), expr.index(size))
+    return expr.all_of([mask, low, high])
 
 
 # ------------------------------------------------------------------------------------------------------------- window
@@ -247,8 +232,7 @@ def lower_window(reader: RegionReader, node: Node) -> Hero:
     element = reader.read(x, source, mask)
     is_max = node.op == "MaxPool"
     if is_max and mask is not None:
-        lowest = -float("inf") if x.dtype.is_float else _lowest(x.dtype)
-        element = expr.where(mask, element, expr.const(lowest, x.dtype))
+        element = expr.where(mask, element, expr.const(identity("max", x.dtype), x.dtype))
     acc = expr.variable(ACC, y.dtype)
     count = None if is_max else _pool_count(node, outs, size, spatial)
     result = (lambda _: acc) if count is None else (lambda _: expr.binary("div", acc, count))
@@ -256,12 +240,6 @@ def lower_window(reader: RegionReader, node: Node) -> Hero:
     attrs = {"combine": "max" if is_max else "sum", "select_last": False}
     flops = dims.product(y.shape) * dims.product(node.attrs["kernel_shape"])
     return Hero(axes, {"x": element}, coords, result, attrs, flops)
-
-
-def _lowest(dtype: DType) -> int:
-    import numpy as np
-
-    return int(np.iinfo(dtype.numpy).min)
 
 
 def _pool_count(node: Node, outs: Sequence[Axis], size: Sequence[Dim], spatial: int) -> Expr:
@@ -299,12 +277,8 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
         full = (b.index, h.index, s.index, t.index)
         at = tuple(0 if e == 1 else c for c, e in zip(full[4 - mask.type.rank :], mask.shape))
         loads["mask"] = reader.read(mask, at)
-    scale = node.attrs["scale"]
-    attrs = {
-        "scale": float(scale),
-        "causal": bool(node.attrs["is_causal"]),
-        "precision": float_precision((q, k, v)),
-    }
+    causal = bool(node.attrs["is_causal"])
+    attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": float_precision((q, k, v))}
     axes: dict[str, tuple[Axis, ...]] = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
     flops = dims.product(q.shape[:3]) * k.shape[2] * (d.extent + dv.extent) * 2
     return Hero(axes, loads, (b.index, h.index, s.index, dv.index), _accumulator(node), attrs, flops)

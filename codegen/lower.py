@@ -35,8 +35,7 @@ class Hero:
     result: Callable[[Coords], Expr]
     attrs: dict[str, Any] = field(default_factory=dict)
     flops: Dim = 0
-    # operands that the template visits element by element, with the coordinates at which it does: they may be stored
-    # too
+    # operands that the template visits element by element, with the coordinates where it does: they may be stored too
     visited: dict[str, tuple[Coords, Expr]] = field(default_factory=dict)
     template: str = ""
 
@@ -127,12 +126,7 @@ class _Masked:
         self.mask = mask
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        both = (
-            mask
-            if self.mask is None
-            else (self.mask if mask is None else expr.binary("and", self.mask, mask))
-        )
-        return self.reader.read(value, coords, both)
+        return self.reader.read(value, coords, expr.all_of([self.mask, mask]))
 
 
 def inline(reader: Any, node: Node, coords: Coords) -> Expr:
@@ -157,9 +151,7 @@ class _Capture:
         return expr.variable("captured", value.dtype)
 
 
-def _through(
-    op: str, source: TensorType, target: TensorType, attrs: Mapping[str, Any], coords: Coords
-) -> Coords:
+def _through(op: str, source: TensorType, target: TensorType, attrs: Mapping[str, Any], coords: Coords) -> Coords:
     """Where ``op``: source -> target reads, for the target element at ``coords``."""
     capture = _Capture()
     node = Node(op, (Value("x", source),), (Value("y", target),), attrs)
@@ -177,9 +169,7 @@ def forward(node: Node, source: Value, coords: Coords) -> Coords:
         return tuple(coords[p] for p in perm)
     if opdef(node.op).kind is Kind.POINTWISE and node.output.shape == source.shape:
         return coords
-    raise VerifyError(
-        f"{node.op} cannot follow a hero in one kernel", node=node.name, hint="disable the pass fusion"
-    )
+    raise VerifyError(f"{node.op} cannot follow a hero in one kernel", node=node.name, hint="disable the pass fusion")
 
 
 def epilogue_coords(region: Region, start: Value, coords: Coords) -> dict[str, Coords]:
@@ -221,16 +211,8 @@ def lower(region: Region, graph: Graph) -> Bound:
         else:
             raise VerifyError(f"region {region.name} cannot store {o.name}", hint="disable the pass fusion")
         stores.append(Store(reader.buffer(o, written=True).name, coords, value))
-    return finish(
-        region,
-        reader,
-        hero.template or region.template,
-        hero.axes,
-        hero.loads,
-        stores,
-        hero.attrs,
-        hero.flops,
-    )
+    template = hero.template or region.template
+    return finish(region, reader, template, hero.axes, hero.loads, stores, hero.attrs, hero.flops)
 
 
 def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:

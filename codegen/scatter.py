@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from arcweld.codegen.kernel import Axis, Bound, Store, axis
 from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, finish, stem_of
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, binary, const
+from arcweld.compiler.expr import Expr, all_of, binary, both, const
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import Region
 
@@ -27,14 +28,6 @@ def _place(value: Expr, extent: Dim) -> Expr:
     """The index as i64; negative ones count from the end."""
     v = expr.cast(value, DType.I64)
     return expr.where(binary("lt", v, const(0, DType.I64)), v + expr.index(extent), v)
-
-
-def _all_of(conditions: Sequence[Expr]) -> Expr:
-    """The conjunction of bools; true for none."""
-    out = const(True, DType.BOOL)
-    for c in conditions:
-        out = binary("and", out, c)
-    return out
 
 
 def _below(index: Dim, extent: Dim) -> list[Expr]:
@@ -84,13 +77,14 @@ def _matches(reader: RegionReader, node: Node, coords: Coords, steps: Coords) ->
     data, indices, _ = node.operands()
     if node.op == "ScatterND":
         places = [_place(reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
-        return _all_of([binary("eq", p, expr.index(c)) for p, c in zip(places, coords)])
+        return all_of(binary("eq", p, expr.index(c)) for p, c in zip(places, coords)) or const(True, DType.BOOL)
     along = node.attrs["axis"]
     at = _update_coords(node, coords, steps)
     inside = [c for k, (x, d) in enumerate(zip(at, indices.shape)) if k != along for c in _below(x, d)]
-    mask = _all_of(inside) if inside else None
-    found = _place(reader.read(indices, at, mask), data.shape[along])
-    return _all_of([*inside, binary("eq", found, expr.index(coords[along]))])
+    exists = all_of(inside)
+    found = _place(reader.read(indices, at, exists), data.shape[along])
+    named = binary("eq", found, expr.index(coords[along]))
+    return named if exists is None else both(exists, named)
 
 
 def _depth(indices: Value) -> int:
@@ -120,8 +114,6 @@ def _last_update(reader: RegionReader, node: Node, many: Sequence[Axis], coords:
 
 def identity(combine: str, dtype: DType) -> float | int | bool:
     """The value that a combiner leaves unchanged."""
-    import numpy as np
-
     if combine in ("sum", "prod"):
         return int(combine == "prod")
     if dtype.is_float:
@@ -149,7 +141,7 @@ def lower_scatter(region: Region, graph: Graph) -> tuple[Bound, Bound]:
     at = tuple(a.index for a in steps)
     places, conditions = _places(reader, node, at)
     target = reader.buffer(node.output, written=True).name
-    stored = Store(target, places, reader.read(updates, at), _all_of(conditions), node.attrs["reduction"])
+    stored = Store(target, places, reader.read(updates, at), all_of(conditions), node.attrs["reduction"])
     flops = dims.product(updates.shape)
     return first, finish(region, reader, "scatter", {"out": steps}, {}, [stored], {}, flops)
 

@@ -6,8 +6,10 @@ stored. The numpy interpreter below is the oracle for the CUDA printer in ``code
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +25,13 @@ UNARY_FLOAT = (
 )  # fmt: skip
 UNARY_ANY = ("neg", "abs", "floor", "ceil", "round", "trunc", "sign")
 UNARY_TEST = ("isnan", "isinf")
+UNARY_FAST = ("fast_exp", "fast_erf", "fast_tanh")  # codegen.approximate's, for f32 results that are rounded to 16 bits
 BINARY = ("add", "sub", "mul", "div", "mod", "fmod", "pow", "min", "max", "atan2")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 LOGIC = ("and", "or", "xor")
 BITS = ("bitand", "bitor", "bitxor", "shl", "shr")
+_UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST))
+_BINARY = frozenset((*BINARY, *COMPARE, *LOGIC, *BITS))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +124,12 @@ def variable(name: str, dtype: DType) -> Expr:
 
 
 def unary(op: str, x: Expr) -> Expr:
-    """A unary operation; ``isnan`` and ``isinf`` give bool, the rest the operand's type."""
+    """A unary operation; ``isnan`` and ``isinf`` give bool, the rest the operand's type.
+
+    Raises ValueError for an unknown operation, TypeError for one that the operand's type does not have.
+    """
+    if op not in _UNARY:
+        raise ValueError(f"{op} is no unary operation")
     if op in UNARY_TEST:
         return _intern(op, (x,), DType.BOOL) if x.dtype.is_float else const(False, DType.BOOL)
     if op in UNARY_FLOAT and not x.dtype.is_float:
@@ -130,7 +140,12 @@ def unary(op: str, x: Expr) -> Expr:
 
 
 def binary(op: str, a: Expr, b: Expr) -> Expr:
-    """A binary operation on two operands of one type; comparisons and logic give bool."""
+    """A binary operation on two operands of one type; comparisons and logic give bool.
+
+    Raises ValueError for an unknown operation, TypeError for operands of different types.
+    """
+    if op not in _BINARY:
+        raise ValueError(f"{op} is no binary operation")
     if a.dtype is not b.dtype:
         raise TypeError(f"{op} of {a.dtype.value} and {b.dtype.value}: cast one of them first")
     if op in COMPARE:
@@ -144,6 +159,17 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
                 return a
         return _intern(op, (a, b), DType.BOOL)
     return _intern(op, (a, b), a.dtype)
+
+
+def both(a: Expr, b: Expr) -> Expr:
+    """Conjunction of two bools."""
+    return binary("and", a, b)
+
+
+def all_of(conditions: Iterable[Expr | None]) -> Expr | None:
+    """Conjunction of the bools that are there; None for none."""
+    found = [c for c in conditions if c is not None]
+    return functools.reduce(both, found) if found else None
 
 
 def where(cond: Expr, a: Expr, b: Expr) -> Expr:
@@ -176,39 +202,30 @@ def cast(x: Expr, dtype: DType) -> Expr:
     dtype = dtype.compute
     if x.dtype is dtype:
         return x
-    if x.op == "const":
-        return (
-            const(bool(x.attr) if dtype is DType.BOOL else x.attr, dtype)
-            if not _odd_const(x, dtype)
-            else _cast(x, dtype)
-        )
-    return _cast(x, dtype)
-
-
-def _odd_const(x: Expr, dtype: DType) -> bool:
-    if dtype.is_int and x.dtype.is_float:
-        return not np.isfinite(x.attr) or not _fits(int(x.attr), dtype)
-    return dtype.is_int and not _fits(int(x.attr), dtype)
-
-
-def _fits(value: int, dtype: DType) -> bool:
-    info = np.iinfo(dtype.numpy)
-    return int(info.min) <= value <= int(info.max)
-
-
-def _cast(x: Expr, dtype: DType) -> Expr:
+    if x.op == "const" and (not dtype.is_int or _fits(x.attr, dtype)):
+        return const(x.attr, dtype)
     return _intern("cast", (x,), dtype)
 
 
-def dynamic_index(value: Expr, extent: Dim, name: str = "") -> Dim:
+def _fits(value: float, dtype: DType) -> bool:
+    """Whether the integer type holds ``value``: what a cast of anything else gives is left to the device."""
+    info = np.iinfo(dtype.numpy)
+    return math.isfinite(value) and int(info.min) <= int(value) <= int(info.max)
+
+
+def dynamic_index(value: Expr, extent: Dim) -> Dim:
     """An integer expression that stands for a loaded index, brought into ``[0, extent)``: negative ones count from
     the end."""
     v = cast(value, DType.I64)
     n = index(extent)
     wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
     safe = binary("max", const(0, DType.I64), binary("min", wrapped, index(extent - 1)))
-    digest = hashlib.sha256(to_text(safe).encode()).hexdigest()[:8]
-    return dims.var(Dyn(name or f"gather_{digest}", safe, 0, extent - 1))
+    return dims.var(Dyn(_index_name(safe), safe, 0, extent - 1))
+
+
+def _index_name(payload: Expr) -> str:
+    """A name for a run-time index, derived from what it computes: equal indices have equal names."""
+    return f"gather_{hashlib.sha256(to_text(payload).encode()).hexdigest()[:8]}"
 
 
 # --------------------------------------------------------------------------------------------------- traversal
@@ -266,7 +283,7 @@ def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[int, Expr] | Non
         assert isinstance(a.payload, Expr)
         payload = substitute_index(a.payload, table, memo)
         if payload is not a.payload:
-            dyn[a] = _renamed_dyn(a, payload)
+            dyn[a] = dims.var(Dyn(_index_name(payload), payload, a.lo, a.hi))
     return dims.substitute(d, {**table, **dyn})
 
 
@@ -291,12 +308,6 @@ def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[int, Expr] | 
         return transform(x, leaf, memo)
 
     return sub(e)
-
-
-def _renamed_dyn(atom: Dyn, payload: Expr) -> Dim:
-    """The same run-time index over other loop indices: a new name, derived from what it now computes."""
-    digest = hashlib.sha256(to_text(payload).encode()).hexdigest()[:8]
-    return dims.var(Dyn(f"gather_{digest}", payload, atom.lo, atom.hi))
 
 
 def loads(roots: Sequence[Expr]) -> list[Expr]:
@@ -330,9 +341,7 @@ def _c_div(a: Any, b: Any) -> Any:
 
 
 def _erf(x: Any) -> Any:
-    from math import erf
-
-    return np.vectorize(erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
 
 
 NUMPY: dict[str, Callable[..., Any]] = {

@@ -12,11 +12,10 @@ import numpy as np
 from arcweld.compiler.dims import Dim, ceildiv, divides_exactly, floordiv, is_nonneg, maximum, minimum, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, const, where
+from arcweld.compiler.expr import Expr, both, const, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.shapes import (
     below,
-    both,
     broadcast,
     check_axis,
     check_equal,

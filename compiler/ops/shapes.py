@@ -11,7 +11,7 @@ from typing import Any
 from arcweld.compiler.dims import Dim, IntExpr, bounds, ceildiv, floordiv, is_nonneg, minimum, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, cast, const, index
+from arcweld.compiler.expr import Expr, binary, both, cast, const, index
 from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.registry import Reader
 
@@ -188,12 +188,6 @@ def below(a: Dim, b: Dim) -> Expr:
 def inside(c: Dim, lo: Dim, hi: Dim) -> Expr:
     """``lo <= c < hi`` as a bool expression."""
     return both(below(lo - 1, c), below(c, hi))
-
-
-def both(a: Expr, b: Expr) -> Expr:
-    """Conjunction of two bools."""
-    return binary("and", a, b)
-
 
 
 def dim_expr(value: Dim, dtype: DType) -> Expr:
