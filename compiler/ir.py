@@ -6,7 +6,7 @@ or an array that somebody else owns) and never copied by the compiler unless a p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -238,19 +238,6 @@ class Rewriter:
     def finish(self) -> Graph:
         outputs = tuple(self.get(o) for o in self.graph.outputs)
         return self.graph.replace(nodes=tuple(self.nodes), outputs=outputs, weights=self.weights)
-
-
-def rewrite_nodes(graph: Graph, visit: Callable[[Rewriter, Node], bool]) -> Graph:
-    """Walks the graph once; ``visit`` returns True if it dealt with the node (emitted a replacement), else it is
-    kept."""
-    rw = Rewriter(graph)
-    changed = False
-    for node in graph.nodes:
-        if visit(rw, node):
-            changed = True
-        else:
-            rw.keep(node)
-    return rw.finish() if changed else graph
 
 
 def merge_origins(nodes: Iterable[Node]) -> tuple[str, ...]:

@@ -7,29 +7,29 @@ a Transpose (a view, read through an index map) stands between the packed weight
 
 from __future__ import annotations
 
-from arcweld.compiler.ir import Graph, Node, Rewriter, Value, rewrite_nodes
+from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import make
-from arcweld.compiler.weights import derive
+from arcweld.passes.common import Tracker, rewrite
 
 
 def pack_weights(graph: Graph, options: Options) -> Graph:
     """Packs the weights of channels-last Conv and ConvTranspose nodes, and of MatMul."""
-    return rewrite_nodes(graph, _pack)
+    return rewrite(graph, _pack)
 
 
-def _pack(rw: Rewriter, node: Node) -> bool:
-    w = node.inputs[1] if node.op in ("Conv", "ConvTranspose", "MatMul") else None
+def _pack(rw: Tracker, node: Node) -> bool:
+    w = rw.inputs_of(node)[1] if node.op in ("Conv", "ConvTranspose", "MatMul") else None
     if w is None or w.name not in rw.weights:
         return False
     packed_order = _product_order(w) if node.op == "MatMul" else _order(node, w.type.rank)
     if packed_order == tuple(range(w.type.rank)):
         return False
-    packed = derive(rw, "Transpose", [w], {"perm": packed_order}, origin=node.origin, hint=f"{w.name}.packed")
+    packed = rw.make("Transpose", [w], node.origin, f"{w.name}.packed", perm=packed_order)
     back = tuple(packed_order.index(i) for i in range(w.type.rank))
     view = make(rw, "Transpose", [packed], {"perm": back}, origin=node.origin, hint=f"{w.name}.view")
-    inputs = rw.inputs_of(node)
-    rw.nodes.append(Node(node.op, (inputs[0], view, *inputs[2:]), node.outputs, node.attrs, node.origin))
+    x, _, *rest = rw.inputs_of(node)
+    rw.redirect(node, rw.make(node.op, [x, view, *rest], node.origin, node.output.name, **node.attrs))
     return True
 
 
