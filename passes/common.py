@@ -112,3 +112,8 @@ def use_counts(graph: Graph) -> dict[str, int]:
     for v in (*(v for n in graph.nodes for v in n.operands()), *graph.outputs):
         counts[v.name] = counts.get(v.name, 0) + 1
     return counts
+
+
+def count_ops(graph: Graph, op: str) -> int:
+    """How many nodes are of this operator."""
+    return sum(n.op == op for n in graph.nodes)

@@ -12,6 +12,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.text import print_graph
 from arcweld.compiler.verifier import verify
 from arcweld.passes.attention import attention
+from arcweld.passes.batches import batches
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
@@ -47,6 +48,7 @@ PASSES: tuple[Pass, ...] = (
     # operators (ReduceMean, BatchNormalization) are still whole; attention last, as it looks for Softmax
     Pass("clips", clips, "write Max and Min with constants as Clip or Relu"),
     Pass("activations", activations, "recover activation functions"),
+    Pass("batches", batches, "give products the batch axes that frameworks merge, as attention has them"),
     Pass("rowwise", rowwise, "recover Softmax, LayerNormalization and RMSNormalization"),
     Pass("attention", attention, "recover attention"),
     Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),

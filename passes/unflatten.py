@@ -14,7 +14,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import Kind, opdef
 from arcweld.passes.cleanup import cleanup
-from arcweld.passes.common import Tracker, rewrite, use_counts
+from arcweld.passes.common import Tracker, count_ops, rewrite, use_counts
 from arcweld.passes.dce import remove_dead
 
 
@@ -26,11 +26,7 @@ def unflatten(graph: Graph, options: Options) -> Graph:
     if result is graph:
         return graph
     result = remove_dead(cleanup(result, options))
-    return result if _reshapes(result) < _reshapes(graph) else graph
-
-
-def _reshapes(graph: Graph) -> int:
-    return sum(n.op == "Reshape" for n in graph.nodes)
+    return result if count_ops(result, "Reshape") < count_ops(graph, "Reshape") else graph
 
 
 # ---------------------------------------------------------------------- merging reshapes move behind the work

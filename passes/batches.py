@@ -1,0 +1,80 @@
+"""Batches: products whose batch axes an exporter merged into one get them back.
+
+Frameworks write [B, H, M, K] x [B, H, K, N] as [B*H, M, K] x [B*H, K, N] between reshapes, which hides attention.
+Requires: nothing. Ensures: the graph has fewer reshapes, or is the same. Products, softmax, transposes and pointwise
+work on merged batches are done on the axes before merging.
+"""
+
+from __future__ import annotations
+
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.options import Options
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.cleanup import cleanup
+from arcweld.passes.common import Tracker, count_ops, rewrite
+from arcweld.passes.dce import remove_dead
+
+RANK = 3  # of values with one batch axis
+
+
+def batches(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` with the batch axes of products taken apart, if that leaves fewer reshapes."""
+    if not any(_is_batched_product(n) for n in graph.nodes):
+        return graph
+    result = rewrite(graph, _visit)
+    if result is graph:
+        return graph
+    result = remove_dead(cleanup(result, options))
+    before = remove_dead(cleanup(graph, options))
+    return result if count_ops(result, "Reshape") < count_ops(before, "Reshape") else graph
+
+
+def _is_batched_product(node: Node) -> bool:
+    return node.op == "MatMul" and all(v.type.rank == RANK for v in node.operands())
+
+
+def _visit(rw: Tracker, node: Node) -> bool:
+    """Work on operands whose batch was merged becomes work on the axes before, and a Reshape behind it."""
+    if len(node.outputs) != 1 or node.output.type.rank != RANK or None in node.inputs:
+        return False
+    operands = [rw.get(v) for v in node.operands()]
+    batch = node.output.shape[0]
+    lead = next((axes for v in operands if v.shape[:1] == (batch,) and (axes := _merged_axes(rw, v))), None)
+    attrs = None if lead is None else _attributes(node, len(lead))
+    if lead is None or attrs is None or not all(_fits(node, v) for v in operands):
+        return False
+    apart = [_taken_apart(rw, node, v, lead) for v in operands]
+    y = rw.make(node.op, apart, node.origin, f"{node.output.name}.batches", **attrs)
+    rw.redirect(node, rw.make("Reshape", [y], node.origin, node.output.name, shape=node.output.shape))
+    return True
+
+
+def _merged_axes(rw: Tracker, v: Value) -> tuple[Dim, ...] | None:
+    """The axes that a Reshape merged into the first one of ``v``, if that is all it did."""
+    node = rw.producer(v, "Reshape")
+    source = None if node is None or v.type.rank != RANK else node.operands()[0].shape
+    return source[:-2] if source is not None and len(source) > RANK and source[-2:] == v.shape[1:] else None
+
+
+def _attributes(node: Node, axes: int) -> dict[str, object] | None:
+    """The attributes of the same work with ``axes`` in place of the first axis; None if it does not keep that one."""
+    attrs, more = dict(node.attrs), axes - 1
+    if node.op == "Transpose":
+        perm = attrs["perm"]
+        return {"perm": (*range(axes), *(p + more for p in perm[1:]))} if perm[0] == 0 else None
+    if node.op == "Softmax":
+        return {**attrs, "axis": attrs["axis"] + more} if attrs["axis"] > 0 else None
+    pointwise = opdef(node.op).kind is Kind.POINTWISE and "axis" not in attrs
+    return attrs if pointwise or _is_batched_product(node) else None
+
+
+def _fits(node: Node, v: Value) -> bool:
+    """Whether an operand has the result's batch axis, or broadcasts along it."""
+    return v.type.rank < RANK or v.shape[0] in (1, node.output.shape[0])
+
+
+def _taken_apart(rw: Tracker, node: Node, v: Value, lead: tuple[Dim, ...]) -> Value:
+    if v.type.rank < RANK or v.shape[0] != node.output.shape[0]:
+        return v
+    return rw.make("Reshape", [v], node.origin, shape=(*lead, *v.shape[1:]))
