@@ -28,6 +28,8 @@ TILES = (
 )  # fmt: skip
 # multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
 MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1000
+# registers of a multiprocessor and most of a thread; those beside the sums that an access read ahead needs
+REGISTERS, MOST_REGISTERS, READ_REGISTERS = 65536, 255, 24
 # k split over a cluster: how many ways, cycles that its blocks need to meet, and steps that make it worth while
 SPLITS, MEETING_CYCLES, MIN_STEPS = (1, 2, 4, 8), 900, 4
 
@@ -52,6 +54,24 @@ class WgmmaTactic:
     def chunk(self) -> int:
         """Columns of one pass of the epilogue."""
         return next(c for c in (64, 32, 16) if self.bn % c == 0)
+
+    @property
+    def threads(self) -> int:
+        """One warpgroup for 64 rows, and the warp that loads."""
+        return 2 * self.bm + 32
+
+    @property
+    def spare_registers(self) -> int:
+        """Registers of a thread beside its sums: warps get theirs in fours, and in steps of 8."""
+        own = REGISTERS // (-(-self.threads // 128) * 128) // 8 * 8
+        return min(own, MOST_REGISTERS) - self.bn // 2
+
+    def together(self, problem: Problem, width: int) -> int:
+        """Accesses that the epilogue reads ahead: no more than registers are left for."""
+        wanted = problem.rows_together(self.chunk, width)
+        while wanted > 1 and wanted * READ_REGISTERS > self.spare_registers:
+            wanted //= 2
+        return wanted
 
     @property
     def shared_bytes(self) -> int:
@@ -207,10 +227,10 @@ def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
     blocks = dims.minimum(tiles, t.blocks) if t.blocks else tiles
     return render(
         "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
-        block=(2 * t.bm + 32, 1, 1),
+        block=(t.threads, 1, 1),
         shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
-        together=problem.rows_together(t.chunk, width),
+        together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
         tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),

@@ -199,11 +199,11 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
     tiles = problem.batch.extent * tiles_m * tiles_n
     width, scalar = problem.store_width(), hooks.params.scalar
     return render(
-        "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(2 * t.bm + 32, 1, 1), t=t, itype=problem.itype,
+        "contract_wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(t.threads, 1, 1), t=t, itype=problem.itype,
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
         shared_bytes=t.shared_bytes, patches=count,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
-        together=problem.rows_together(t.chunk, width),
+        together=t.together(problem, width),
         element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
         spatial=shape.spatial,

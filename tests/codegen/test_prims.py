@@ -82,7 +82,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   atomic_max((i64*)p.out, (i64)1); atomic_min((i64*)p.out, (i64)1);
   atomic_max(p.out, hi); atomic_min(p.out, hi);
   HOPPER
-  p.out[threadIdx.x] = d[0] + d[2] + e[0] + r4[0] + r2[0] + tile[0][0][0];
+  p.out[opaque(threadIdx.x)] = d[0] + d[2] + e[0] + r4[0] + r2[0] + tile[0][0][0];
 }
 EXPORT_KERNEL(everything)
 """
