@@ -106,7 +106,7 @@ __device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.row
 // 8 neighbouring columns of one row.
 __device__ __forceinline__ void store_rows(const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
   constexpr int PITCH = CHUNK + 8;  // rows start 8 banks apart
-  const int lane = threadIdx.x % 32;
+  const int lane = opaque(threadIdx.x % 32);
 #pragma unroll
   for (int j = 0; j < CHUNK / 8; ++j)
 #pragma unroll
@@ -207,7 +207,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_9a2f1056(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2ba7cd94(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
@@ -234,4 +234,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_9a
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_9a2f1056)
+EXPORT_KERNEL(contract_matmul_relu_2ba7cd94)
