@@ -14,7 +14,8 @@ from arcweld.compiler.weights import evaluate, is_symbolic
 from arcweld.passes.common import Tracker, rewrite
 
 SMALL = 64 * 1024  # bytes that may always be folded
-GROWTH = 4  # a larger result may take this many times its operands' bytes: int8 weights dequantise to f32
+# a larger result may take this many times its operands' bytes: int8 weights become f32, or f64 for exact sums
+GROWTH = 8
 
 
 def constant_folding(graph: Graph, options: Options) -> Graph:

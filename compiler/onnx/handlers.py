@@ -41,6 +41,7 @@ def handler(domain: str, op: str) -> Handler | None:
         handlers_movement,
         handlers_norm,
         handlers_pointwise,
+        handlers_qlinear,
         handlers_quant,
         handlers_recurrent,
         handlers_reduce,

@@ -1,4 +1,8 @@
-"""Handlers of quantised operators. Integer products run in floating point wide enough to be exact."""
+"""Handlers of quantised operators. Integer products run in floating point wide enough to be exact.
+
+They are cast to i32 before they are scaled, so that no pass moves the scale into the weights: a result on the edge
+between two steps would then fall to either side.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,7 @@ def _quantize(c: NodeContext) -> Result:
             y = c.emit("Add", y, c.cast(_unblocked(c, zero, x), x.dtype))
         return c.emit("QuantizeLinear", y, c.const(1.0, x.dtype), None, axis=0, dtype=dtype)
     axis = _quantised_axis(c, x, scale)
+    scale, zero = one_or_along(c, scale, zero)
     return c.emit("QuantizeLinear", x, c.cast(scale, x.dtype), zero, axis=axis, dtype=dtype)
 
 
@@ -47,7 +52,9 @@ def _dequantize(c: NodeContext) -> Result:
         if zero is not None:
             y = c.emit("Sub", y, c.cast(_unblocked(c, zero, x), scale.dtype))
         return c.emit("Mul", y, _unblocked(c, scale, x))
-    y = c.emit("DequantizeLinear", x, scale, zero, axis=_quantised_axis(c, x, scale))
+    axis = _quantised_axis(c, x, scale)
+    scale, zero = one_or_along(c, scale, zero)
+    y = c.emit("DequantizeLinear", x, scale, zero, axis=axis)
     return c.cast(y, element_type(c.int_attr("output_dtype"))) if c.int_attr("output_dtype") else y
 
 
@@ -69,6 +76,11 @@ def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
     return c.axis(c.int_attr("axis", 1), x.type.rank)
 
 
+def one_or_along(c: NodeContext, scale: Value, zero: Value | None) -> tuple[Value, Value | None]:
+    """A scale and its zero point; those of one element as scalars, which files spell ``[]`` and ``[1]`` at will."""
+    return _scalar(c, scale), None if zero is None else _scalar(c, zero)
+
+
 @handles("DynamicQuantizeLinear")
 def _dynamic(c: NodeContext) -> Result:
     return list(dynamic_quantize(c, c.value(0)))
@@ -80,7 +92,7 @@ def dynamic_quantize(c: NodeContext, x: Value) -> tuple[Value, Value, Value]:
     zero = c.const(0.0, DType.F32)
     low = c.emit("Min", c.emit("ReduceMin", x, axes=axes, keepdims=0), zero)
     high = c.emit("Max", c.emit("ReduceMax", x, axes=axes, keepdims=0), zero)
-    scale = c.scale(c.emit("Sub", high, low), 1.0 / 255.0)
+    scale = c.emit("Div", c.emit("Sub", high, low), c.const(255.0, DType.F32))
     # an all-zero tensor has no range; any scale represents it
     scale = c.emit("Where", c.emit("Equal", scale, zero), c.const(1.0, DType.F32), scale)
     point = c.emit("Round", c.emit("Clip", c.emit("Div", c.emit("Neg", low), scale), min=0.0, max=255.0))
@@ -91,15 +103,36 @@ def dynamic_quantize(c: NodeContext, x: Value) -> tuple[Value, Value, Value]:
 # ------------------------------------------------------------------------------------------------ integer products
 
 
-def _exact_type(c: NodeContext, terms: Dim, left: Value, right: Value) -> DType:
-    """The narrowest floating-point type in which a sum of ``terms`` products of 8-bit integers is exact."""
+def _exact_type(c: NodeContext, terms: Dim, left: Value, right: Value, weights: int | None) -> DType:
+    """The narrowest floating-point type in which a sum of ``terms`` products of 8-bit integers is exact.
+
+    ``weights`` is the largest sum of the right operand's magnitudes, where they are known.
+    """
     if left.dtype not in _INT8 or right.dtype not in _INT8:
         c.broken("the operands should be 8-bit integers")
-    if not isinstance(terms, int):
+    if weights is not None:
+        largest = weights * 255
+    elif isinstance(terms, int):
+        largest = terms * 255 * 255
+    else:
         return DType.F64
-    if terms * 255 * 255 >= _EXACT_F64:
+    if largest >= _EXACT_F64:
         c.unsupported(f"sums of {terms} integer products are not exact")
-    return DType.F32 if terms * 255 * 255 < _EXACT_F32 else DType.F64
+    return DType.F32 if largest < _EXACT_F32 else DType.F64
+
+
+def _largest_sum(c: NodeContext, w: Value, zero: Value | None, axes: tuple[int, ...], channels: int) -> int | None:
+    """The largest sum of ``|w - zero|`` over ``axes``, where both are constants; None elsewhere.
+
+    A vector of zero points lies along the axis ``channels``.
+    """
+    known = [c.builder.rw.weights.get(v.name) for v in (w, zero) if v is not None]
+    if any(k is None for k in known):
+        return None
+    data, *rest = (k.data.astype(np.int64) for k in known if k is not None)
+    if rest:
+        data = data - rest[0].reshape([-1 if i == channels else 1 for i in range(data.ndim)])
+    return int(np.abs(data).sum(axis=axes).max(initial=0))
 
 
 def _centred(c: NodeContext, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
@@ -116,7 +149,8 @@ def _centred(c: NodeContext, x: Value, zero: Value | None, shape: Sequence[Dim],
 
 def integer_matmul(c: NodeContext, a: Value, b: Value, a_zero: Value | None, b_zero: Value | None) -> Value:
     """The exact product of two 8-bit matrices less their zero points, as floating-point integers."""
-    dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b)
+    known = _largest_sum(c, b, b_zero, (b.type.rank - 2,), b.type.rank - 1) if b.type.rank > 1 else None
+    dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b, known)
     left = _centred(c, a, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1), dtype)
     return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1],), dtype))
 
@@ -126,7 +160,8 @@ def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zer
     rank = x.type.rank
     if not 3 <= rank <= 5 or w.type.rank != rank:
         c.broken(f"operands of rank {rank} and {w.type.rank}")
-    dtype = _exact_type(c, numel(w.shape[1:]), x, w)
+    known = _largest_sum(c, w, w_zero, tuple(range(1, rank)), 0)
+    dtype = _exact_type(c, numel(w.shape[1:]), x, w, known)
     weights = _centred(c, w, w_zero, (w.shape[0], *[1] * (rank - 1)), dtype)
     return conv(c, _centred(c, x, x_zero, (1,), dtype), weights, None)
 
@@ -145,9 +180,9 @@ def _conv_integer(c: NodeContext) -> Result:
 @handles("QLinearMatMul")
 def _qlinear_matmul(c: NodeContext) -> Result:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (c.value(i) for i in range(8))
-    exact = integer_matmul(c, a, b, a_zero, b_zero)
+    exact = c.cast(integer_matmul(c, a, b, a_zero, b_zero), DType.I32)
     scale = c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale))
-    return _requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
+    return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
 
 
 @handles("QLinearConv")
@@ -155,13 +190,14 @@ def _qlinear_conv(c: NodeContext) -> Result:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (c.value(i) for i in range(8))
     exact = integer_conv(c, x, w, x_zero, w_zero)
     channels = (w.shape[0], *[1] * (x.type.rank - 2))
+    exact = c.cast(exact, DType.I32)
     if c.has(8):
-        exact = c.emit("Add", exact, c.cast(c.reshape(c.value(8), channels), exact.dtype))
+        exact = c.emit("Add", exact, c.reshape(c.value(8), channels))
     scale = _scalar(c, w_scale)
     if scale.type.rank == 1:
         scale = c.reshape(scale, channels)
     scale = c.emit("Mul", scale, _scalar(c, x_scale))
-    return _requantise(c, c.emit("Mul", c.cast(exact, DType.F32), scale), y_scale, y_zero)
+    return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), scale), y_scale, y_zero)
 
 
 def _scalar(c: NodeContext, scale: Value) -> Value:
@@ -173,7 +209,8 @@ def _row(c: NodeContext, scale: Value, a: Value) -> Value:
     return c.reshape(scale, (*scale.shape, 1)) if scale.type.rank == 1 and a.type.rank > 1 else scale
 
 
-def _requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
+def requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
+    """``y`` in steps of ``scale``, of the zero point's type."""
     return c.emit("QuantizeLinear", y, c.cast(_scalar(c, scale), DType.F32), _scalar(c, zero), axis=0, dtype=zero.dtype)
 
 

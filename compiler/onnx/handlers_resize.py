@@ -7,6 +7,8 @@ from fractions import Fraction
 
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext, elements
 from arcweld.compiler.onnx.handlers import Result, handles
@@ -91,9 +93,20 @@ def _emit(
         return c.operand(0)
     if any(isinstance(s, int) and s < 1 for s in sizes):
         c.broken(f"the result would have the shape {list(sizes)}")
+    x = c.value(0)
+    if mode != "nearest" and not x.dtype.is_float:
+        # integers are interpolated in f32 and cut off, as ONNX Runtime does
+        return c.cast(_resized(c, c.cast(x, DType.F32), sizes, scales, transform, nearest), x.dtype)
+    return _resized(c, x, sizes, scales, transform, nearest)
+
+
+def _resized(
+    c: NodeContext, x: Value, sizes: Sequence[Dim], scales: Sequence[Scalar] | None, transform: str, nearest: str
+) -> Value:
+    mode = c.str_attr("mode", "nearest")
     return c.emit(
         "Resize",
-        c.value(0),
+        x,
         sizes=tuple(sizes),
         scales=None if scales is None else tuple(float(s) for s in scales),  # type: ignore[arg-type]
         mode="linear" if mode == "bilinear" else mode,

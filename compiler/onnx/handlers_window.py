@@ -170,10 +170,15 @@ def _max_pool(c: NodeContext) -> Result:
 
 @handles("AveragePool")
 def _average_pool(c: NodeContext) -> Result:
+    return average_pool(c, c.value(0))
+
+
+def average_pool(c: NodeContext, x: Value) -> Value:
+    """The mean over ``x`` with the node's window."""
     include = int(bool(c.int_attr("count_include_pad")))
     if not include and not _pool_window(c).is_static:
         c.unsupported("auto_pad of AveragePool depends on a dimension", SHAPES_HINT)
-    return _pool(c, "AveragePool", c.value(0), 0.0, count_include_pad=include)
+    return _pool(c, "AveragePool", x, 0.0, count_include_pad=include)
 
 
 @handles("LpPool")

@@ -200,9 +200,7 @@ class Visitor:
     def _handle(self, context: NodeContext, domain: str, why: str) -> Sequence[Operand | Unavailable]:
         fn = handler(domain, context.op)
         if fn is None:
-            name = f"{domain}.{context.op}" if domain else context.op
-            reason = f"operator {name} is not implemented"
-            raise UnsupportedError(f"{reason}; {why}" if why else reason)
+            raise _not_implemented(domain, context.op, why)
         start = len(self.builder.rw.nodes)
         try:
             raw = fn(context)
@@ -256,8 +254,7 @@ class Visitor:
         known = handler(domain, node.op_type) is not None or (domain == "" and node.op_type in _BUILT_IN)
         known = known or (domain, node.op_type) in self.functions
         if not known:
-            name = f"{domain}.{node.op_type}" if domain else node.op_type
-            raise UnsupportedError(f"operator {name} is not implemented")
+            raise _not_implemented(domain, node.op_type)
         # an input or initializer that cannot be used is reported by its first reader
         reason = f"{bad.node}: {bad.reason}" if bad.reason else ""
         self.findings.append(Finding(label, node.op_type, reason))
@@ -274,6 +271,18 @@ class Visitor:
             else:
                 attrs[attr.name] = attribute_value(attr, self.builder.source)
         return attrs
+
+
+_REMEDIES = {
+    "com.microsoft.nchwc": "the file was optimised for one kind of CPU: save it with ORT_ENABLE_EXTENDED or less",
+    "com.microsoft.nhwc": "the file was optimised for one kind of CPU: save it with ORT_ENABLE_EXTENDED or less",
+}
+
+
+def _not_implemented(domain: str, op: str, why: str = "") -> UnsupportedError:
+    name = f"{domain}.{op}" if domain else op
+    reason = f"operator {name} is not implemented"
+    return UnsupportedError(f"{reason}; {why}" if why else reason, hint=_REMEDIES.get(domain))
 
 
 _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL}
