@@ -7,6 +7,9 @@ fixed shape. How each new weight was made is recorded, so that it can be made ag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Graph, Node, weight_value
 from arcweld.compiler.options import Options
@@ -14,8 +17,7 @@ from arcweld.compiler.weights import evaluate, is_symbolic
 from arcweld.passes.common import Tracker, rewrite
 
 SMALL = 64 * 1024  # bytes that may always be folded
-# a larger result may take this many times its operands' bytes: int8 weights become f32, or f64 for exact sums
-GROWTH = 8
+GROWTH = 4  # a larger result may take this many times its operands' bytes: int8 weights dequantise to f32
 
 
 def constant_folding(graph: Graph, options: Options) -> Graph:
@@ -28,7 +30,7 @@ def _visit(rw: Tracker, node: Node) -> bool:
     if (
         len(operands) != len(node.inputs)
         or len(node.outputs) != 1
-        or not _worthwhile(node, sum(w.data.nbytes for _, w in operands))
+        or not _worthwhile(node, [w.data for _, w in operands])
     ):
         return False
     weight = evaluate(node.op, operands, node.attrs)
@@ -38,8 +40,10 @@ def _visit(rw: Tracker, node: Node) -> bool:
     return True
 
 
-def _worthwhile(node: Node, operand_bytes: int) -> bool:
+def _worthwhile(node: Node, operands: Sequence[np.ndarray]) -> bool:
     size = node.output.type.nbytes
     if isinstance(size, IntExpr) or is_symbolic(tuple(node.attrs.values())):
         return False
-    return size <= max(SMALL, GROWTH * operand_bytes)
+    # what has no more elements than an operand is only wider: 8-bit weights in f64, for exact sums
+    widest = max((a.size for a in operands), default=0)
+    return size <= max(SMALL, GROWTH * sum(a.nbytes for a in operands)) or node.output.type.numel <= widest

@@ -262,6 +262,21 @@ def test_folding_does_not_expand_constants_but_dequantises_them() -> None:
     assert ops(after) == ["Expand", "Mul", "Add"]
 
 
+def test_folding_widens_large_integers() -> None:
+    """However much wider: exact sums of 8-bit products may need f64."""
+    after = check(
+        """
+        input %x: f64[40000]
+        weight %q: u8[40000]
+        %d = Cast(%q, to=f64)
+        %y = Add(%x, %d)
+        output %y
+        """,
+        constant_folding,
+    )
+    assert ops(after) == ["Add"]
+
+
 def test_folding_leaves_symbolic_attributes() -> None:
     text = """
         symbol n(lo=1, hi=8)
