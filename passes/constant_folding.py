@@ -41,9 +41,9 @@ def _visit(rw: Tracker, node: Node) -> bool:
 
 
 def _worthwhile(node: Node, operands: Sequence[np.ndarray]) -> bool:
-    size = node.output.type.nbytes
-    if isinstance(size, IntExpr) or is_symbolic(tuple(node.attrs.values())):
+    size, elements = node.output.type.nbytes, node.output.type.numel
+    if isinstance(size, IntExpr) or isinstance(elements, IntExpr) or is_symbolic(tuple(node.attrs.values())):
         return False
     # what has no more elements than an operand is only wider: 8-bit weights in f64, for exact sums
     widest = max((a.size for a in operands), default=0)
-    return size <= max(SMALL, GROWTH * sum(a.nbytes for a in operands)) or node.output.type.numel <= widest
+    return size <= max(SMALL, GROWTH * sum(a.nbytes for a in operands)) or elements <= widest

@@ -268,7 +268,7 @@ def test_folding_widens_large_integers() -> None:
         """
         input %x: f64[40000]
         weight %q: u8[40000]
-        %d = Cast(%q, to=f64)
+        %d = Cast(%q, to=dtype(f64))
         %y = Add(%x, %d)
         output %y
         """,
