@@ -27,7 +27,11 @@ MAX_REMEMBERED = 16  # addresses of earlier calls, of one set of shapes
 
 @dataclass(slots=True)
 class Shared:
-    """What all contexts of an engine use and none changes."""
+    """What all contexts of an engine use and none changes.
+
+    ``recorded`` are arenas in graphs of callers', who may replay those as long as the engine lives, even when the
+    thread that recorded is gone.
+    """
 
     plan: Plan
     device: Device
@@ -35,6 +39,7 @@ class Shared:
     kernels: Sequence[Any]
     weights: Mapping[str, int]
     graphs: bool = True
+    recorded: list[Memory] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -78,7 +83,6 @@ class Context:
         self.shared = shared
         self._bound: OrderedDict[tuple[Shape, ...], Bound] = OrderedDict()
         self._arena: Memory | None = None
-        self._recorded: list[Memory] = []  # arenas in graphs of the caller's, which live as long as this context
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
@@ -107,13 +111,11 @@ class Context:
         return results
 
     def _recorded_by_caller(self, stream: int) -> bool:
-        """True while the caller records a graph: it then holds on to this arena for as long as this context
-        lives.
-        """
+        """True while the caller records a graph, which then uses this arena for as long as it is replayed."""
         if not self.shared.device.is_capturing(stream):
             return False
-        if self._arena is not None and self._arena not in self._recorded:
-            self._recorded.append(self._arena)
+        if self._arena is not None and all(self._arena is not m for m in self.shared.recorded):
+            self.shared.recorded.append(self._arena)
         return True
 
     def release(self) -> None:
@@ -273,15 +275,20 @@ class Context:
         staged = bound.staged
         if staged is None:
             staged = bound.staged = self._stage(bound)
+        in_use = False  # pinned memory of the caller's is read until the stream has come so far
         for taken, address in zip(inputs, staged.addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
+                in_use = True
             elif taken.nbytes:
                 device.copy(address, taken.address, taken.nbytes, stream)
         device.replay(staged.executable, stream)
         made = staged.addresses[len(inputs) :]
         for view, target, nbytes, address in zip(views, targets, bound.output_bytes, made):
             if view is not None:
-                device.download(view, address, stream)
+                device.download(view, address, stream)  # which waits
+                in_use = False
             elif nbytes:
                 device.copy(target, address, nbytes, stream)
+        if in_use:
+            device.synchronize(stream)

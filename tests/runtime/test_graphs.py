@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from arcweld.runtime.arrays import Element, Taken
 from arcweld.runtime.device import LaunchSpec
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
@@ -106,6 +111,49 @@ def test_graphs_are_bounded_and_survive_a_growing_arena() -> None:
         check(engine, rows(n, n))
     (context,) = engine._local.contexts.values()
     assert 0 < sum(b.graphs for b in context._bound.values()) <= 32
+
+
+def test_arenas_in_the_callers_graphs_outlive_their_context() -> None:
+    """A caller may record in one thread, or on a stream that the engine later forgets, and replay afterwards."""
+    device = GraphDevice()
+    engines = [Engine(chain(), device)]
+
+    def work() -> None:
+        for device.user_records in (False, True, True):
+            check(engines[0], rows(6))
+        (context,) = engines[0]._local.contexts.values()
+        arenas.append(weakref.ref(context._arena.array))
+
+    arenas: list[weakref.ref[np.ndarray]] = []
+    for target in (work, work):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert len(arenas) == 2
+    assert all(a() is not None for a in arenas)
+    engines.clear()
+    gc.collect()
+    assert all(a() is None for a in arenas)
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_call_waits_where_the_callers_memory_is_still_read(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory is copied from while the call has long returned; results on the GPU don't make it wait."""
+    device = GraphDevice()
+    engine = Engine(chain(), device)
+    take = engine._shared.arrays.take
+
+    def taken(name: str, array: np.ndarray, element: Element) -> Taken:
+        found = take(name, array, element)
+        return replace(found, host=array if on_host else None)
+
+    monkeypatch.setattr(engine._shared.arrays, "take", taken)
+    waits: list[int] = []
+    device.synchronize = waits.append  # type: ignore[method-assign,assignment]
+    for seed in range(3):
+        check(engine, rows(6, seed))
+        assert len(waits) == (seed + 1 if on_host else 0)
 
 
 def test_graphs_can_be_switched_off() -> None:
