@@ -11,6 +11,7 @@ Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``AR
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from arcweld.compiler.errors import (
@@ -81,7 +82,10 @@ def __dir__() -> list[str]:
 def _set_up() -> None:
     from arcweld.compiler.logs import configure
 
-    configure()
+    try:
+        configure()
+    except UsageError as error:  # a misspelt variable must not make the package unusable
+        warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 _set_up()

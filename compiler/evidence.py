@@ -55,6 +55,9 @@ class VerifyPlan:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise UsageError(f"unknown verification level {self.level!r}", hint=f"one of {', '.join(LEVELS)}")
+        for name, number in (("budget", self.budget), ("tolerance", self.tolerance)):
+            if number is not None and not number >= 0:  # NaN compares with nothing: it would allow everything
+                raise UsageError(f"{number} is no {name} of verification", hint="a number from 0 on")
 
 
 def verify_build(

@@ -48,7 +48,7 @@ def _say(name: str, why: str) -> None:
 
 
 def open_device(name: str | None = None) -> Device:
-    """Opens ``cuda``, ``cuda:1`` or ``sim`` (``sim:sm_80`` for the portable kernels).
+    """Opens ``cuda``, ``cuda:1`` (also ``1``) or ``sim`` (``sim:sm_80`` for the portable kernels).
 
     Raises UsageError for another name, EnvironmentError_ where the device is not usable on this machine.
     """
@@ -59,7 +59,7 @@ def open_device(name: str | None = None) -> Device:
         why = f"from {VARIABLE}"
     else:
         why = "the default" if gpu_count() else "no NVIDIA GPU found"
-    kind, _, detail = chosen.partition(":")
+    kind, _, detail = chosen.partition(":") if not chosen.isdigit() else ("cuda", ":", chosen)
     if kind == "cuda" and (not detail or detail.isdigit()):
         device = _cuda(int(detail or 0))
     elif kind == "sim" and detail in ("", "sm_80", "sm_90a"):

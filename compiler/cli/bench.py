@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,14 +11,26 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from arcweld.compiler.cli.common import check_writable, note_ignored, out
+from arcweld.compiler.cli.common import check_writable, note, out, print_table
+from arcweld.compiler.cli.inputs import (
+    Bf16,
+    Device,
+    Fp16,
+    Load,
+    Range,
+    Seed,
+    Shapes,
+    Values,
+    Verbose,
+    feeds_for,
+    open_engine,
+    precision_of,
+)
 from arcweld.compiler.cli.inspect import engine_report
-from arcweld.compiler.cli.run import Device, Load, Range, Seed, Shapes, make_feeds, one_path, open_engine
+from arcweld.compiler.cli.run import one_path
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.runtime.engine import Engine
-from rich.markup import escape
-from rich.table import Table
 
 Opt = typer.Option
 _DEVICE_ARRAYS = "Keep inputs and results on the GPU, so that copies are not timed."
@@ -26,10 +39,12 @@ _DEVICE_ARRAYS = "Keep inputs and results on the GPU, so that copies are not tim
 def bench(
     path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    device: Device = "", shapes: Shapes = "", load_inputs: Load = "", val_range: Range = [], seed: Seed = 0,  # noqa: B006
-    iterations: Annotated[int, Opt("--iterations", help="Least number of timed runs.")] = 10,
-    warm_up: Annotated[float, Opt("--warmUp", help="Milliseconds of warming up.")] = 200.0,
-    duration: Annotated[float, Opt("--duration", help="Least seconds of timed runs.")] = 3.0,
+    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
+    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+    iterations: Annotated[int, Opt("--iterations", min=1, help="Least number of timed runs.")] = 10,
+    warm_up: Annotated[float, Opt("--warmUp", min=0, help="Milliseconds of warming up.")] = 200.0,
+    duration: Annotated[float, Opt("--duration", min=0, help="Least seconds of timed runs.")] = 3.0,
     percentile: Annotated[str, Opt("--percentile", help="Percentiles to print, like 90,95,99.")] = "90,95,99",
     cuda_graph: Annotated[bool, Opt("--useCudaGraph/--noCudaGraph", help="Replay CUDA graphs.")] = True,
     no_transfers: Annotated[bool, Opt("--noDataTransfers", help=_DEVICE_ARRAYS)] = False,
@@ -41,13 +56,18 @@ def bench(
 ) -> None:  # fmt: skip
     """Times calls of an engine, in trtexec's words. No figure is comparable across devices."""
     percentiles = _percentiles(percentile)
-    times_to, profile_to, layers_to = map(_target, (export_times, export_profile, export_layers))
-    engine = open_engine(one_path(path, load_engine), device, shapes)
+    if not (math.isfinite(warm_up) and math.isfinite(duration)):
+        raise UsageError("--warmUp and --duration are finite numbers")
+    source = one_path(path or onnx, load_engine)
+    times_to, profile_to, layers_to = (_target(p, source) for p in (export_times, export_profile, export_layers))
+    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
+    if (dump_profile or profile_to) and engine.device.name != "cuda":
+        raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:
         engine = Engine(engine.data, engine.device, graphs=False)
     if dump_layers or layers_to:
         _show_layers(engine, dump_layers, layers_to)
-    feeds = make_feeds(engine, shapes, load_inputs, val_range, seed)
+    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
     times = _measure(_call(engine, feeds, no_transfers), iterations, warm_up / 1e3, duration)
     _print_times(times, percentiles, engine)
     _write(times_to, [{"latencyMs": t} for t in times])
@@ -60,7 +80,7 @@ def _call(engine: Engine, feeds: dict[str, np.ndarray], on_device: bool) -> Call
     if not on_device:
         return lambda: engine.run(feeds)
     if engine.device.name != "cuda":
-        note_ignored({"noDataTransfers": True})
+        note("--noDataTransfers has no effect: there is nothing to copy to")
         return lambda: engine.run(feeds)
     import cupy
 
@@ -109,8 +129,8 @@ def _print_times(times: list[float], percentiles: list[float], engine: Engine) -
     )
 
 
-def _target(path: str) -> Path | None:
-    return check_writable(path) if path else None
+def _target(path: str, source: str) -> Path | None:
+    return check_writable(path, source) if path else None
 
 
 def _write(target: Path | None, rows: Any) -> None:
@@ -144,8 +164,10 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
     _write(target, rows)
     if not shown:
         return
-    table = Table("us", "%", "GB/s", "TFLOP/s", "kernel", "nodes", box=None, pad_edge=False)
-    for r in sorted(rows, key=lambda r: -r["timeMs"]):
-        figures = (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}")
-        table.add_row(*figures, escape(r["kernel"]), escape(r["nodes"]))
-    out.print(table)
+    cells = [
+        (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}", r["kernel"],
+         r["nodes"])
+        for r in sorted(rows, key=lambda r: -r["timeMs"])
+    ]  # fmt: skip
+    numbers = ("us", "%", "GB/s", "TFLOP/s")
+    print_table((*numbers, "kernel", "nodes"), cells, numbers)

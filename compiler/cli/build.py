@@ -7,17 +7,18 @@ from typing import Annotated
 import typer
 from arcweld.compiler.api import build_data
 from arcweld.compiler.build import DEFAULT_ARCHS
-from arcweld.compiler.cli.common import check_writable, err, note_ignored, open_graph, out, progress_bar
-from arcweld.compiler.cli.shapes import check_ranges, parse_open_shapes, parse_shapes, sizes_of
+from arcweld.compiler.cli.common import check_writable, err, is_engine, open_graph, out, progress_bar
+from arcweld.compiler.cli.inputs import Load, Range, Values, make_feeds, precision_of
+from arcweld.compiler.cli.shapes import check_ranges, parse_shapes, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.summary import summary
 from arcweld.runtime.devices import choose, gpu_count
 from arcweld.runtime.engine_file import write_engine
 
 Opt = typer.Option
-_COMPATIBLE = "Accepted for compatibility."
 _ARCH = f"Architectures to compile for; default: the local GPU, else {','.join(DEFAULT_ARCHS)}."
-_TOLERANCE = "Largest relative error of the outputs; negative: the precision's own."
+_SHAPES = "Input shapes: x:1x3x224x224,y:1x8, or open ones: x:[n,3,32*h,32*w]."
+_TOLERANCE = "Largest relative error of the outputs; default: the precision's own."
 
 
 def build(
@@ -30,66 +31,50 @@ def build(
     int8: Annotated[bool, Opt("--int8", help="Not available yet.")] = False,
     fp8: Annotated[bool, Opt("--fp8", help="Not available yet.")] = False,
     tf32: Annotated[bool, Opt("--tf32/--noTF32", help="Let f32 matrix products round operands to tf32.")] = False,
-    shapes: Annotated[str, Opt("--shapes", help="Fixed input shapes: x:1x3x224x224,y:1x8.")] = "",
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help=_SHAPES)] = "",
     min_shapes: Annotated[str, Opt("--minShapes", help="Smallest input shapes.")] = "",
     opt_shapes: Annotated[str, Opt("--optShapes", help="Shapes to verify with.")] = "",
     max_shapes: Annotated[str, Opt("--maxShapes", help="Largest input shapes.")] = "",
+    values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     arch: Annotated[str, Opt("--arch", help=_ARCH)] = "",
     device: Annotated[str, Opt("--device", help="Where to verify: cuda, cuda:N, sim.")] = "",
     verify: Annotated[str, Opt("--verify", help="full, quick or off.")] = "quick",
     verify_budget: Annotated[float, Opt("--verifyBudget", help="Seconds for quick verification.")] = 20.0,
-    tolerance: Annotated[float, Opt("--tolerance", help=_TOLERANCE)] = -1.0,
+    tolerance: Annotated[float | None, Opt("--tolerance", help=_TOLERANCE)] = None,
     disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
     quiet: Annotated[bool, Opt("--quiet", help="No progress bar.")] = False,
     verbose: Annotated[bool, Opt("--verbose", help="Time of each stage.")] = False,
-    skip_inference: Annotated[bool, Opt("--skipInference", "--buildOnly", help=_COMPATIBLE)] = False,
-    optimization_level: Annotated[str, Opt("--builderOptimizationLevel", help=_COMPATIBLE)] = "",
-    timing_cache: Annotated[str, Opt("--timingCacheFile", help=_COMPATIBLE)] = "",
-    memory_pool: Annotated[str, Opt("--memPoolSize", help=_COMPATIBLE)] = "",
-    iterations: Annotated[str, Opt("--iterations", hidden=True)] = "",
-    warm_up: Annotated[str, Opt("--warmUp", hidden=True)] = "",
-    duration: Annotated[str, Opt("--duration", hidden=True)] = "",
-    cuda_graph: Annotated[bool, Opt("--useCudaGraph", hidden=True)] = False,
-    no_transfers: Annotated[bool, Opt("--noDataTransfers", hidden=True)] = False,
 ) -> None:  # fmt: skip
     """Builds an engine from an ONNX file, verifies it, and prints one line about it."""
-    note_ignored(
-        {
-            "skipInference": skip_inference, "builderOptimizationLevel": optimization_level,
-            "timingCacheFile": timing_cache, "memPoolSize": memory_pool, "iterations": iterations, "warmUp": warm_up,
-            "duration": duration, "useCudaGraph": cuda_graph, "noDataTransfers": no_transfers,
-        }
-    )  # fmt: skip
     source = _one_source(model, onnx)
+    is_engine(source)  # says what is wrong with the file before anything else
     if not output:
-        raise UsageError("no engine file to write was named", hint="add -o model.engine")
-    check_writable(output)
+        bench = f"`onnx-to-engine bench {source}` times it without a file"
+        raise UsageError("no engine file to write was named", hint=f"add -o model.engine; {bench}")
+    check_writable(output, source)
     if int8 or fp8:
         raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
-    if fp16 and bf16:
-        raise UsageError("--fp16 and --bf16 exclude each other")
-    precision = "bf16" if bf16 else "fp16" if fp16 or best else "fp32"
-    graph = open_graph(source, parse_open_shapes(shapes) if shapes else None, _maybe(min_shapes), _maybe(max_shapes))
+    precision = precision_of(fp16 or (best and not bf16), bf16)
+    graph = open_graph(source, shapes, min_shapes, max_shapes, values)
     sizes = sizes_of(graph, parse_shapes(opt_shapes)) if opt_shapes else None
     check_ranges(graph, sizes or {})
+    feeds = None
+    if load_inputs or val_range:
+        feeds = make_feeds(graph, parse_shapes(opt_shapes) if opt_shapes else {}, load_inputs, val_range)
     where = choose(device or None)
     archs = tuple(a.strip() for a in arch.split(",") if a.strip()) or (None if gpu_count() else DEFAULT_ARCHS)
     with progress_bar(quiet) as report:
         done, used, _ = build_data(
             graph, precision=precision, arch=archs, device=where, verify=verify, verify_budget=verify_budget,
-            tolerance=None if tolerance < 0 else tolerance, tf32=tf32, progress=report, dump=dump or None,
-            disable=[d for d in disable.split(",") if d], sizes=sizes,
+            tolerance=tolerance, tf32=tf32, progress=report, dump=dump or None,
+            disable=[d.strip() for d in disable.split(",") if d.strip()], sizes=sizes, feeds=feeds,
         )  # fmt: skip
         write_engine(output, done.data)
     if verbose:
         for stage, seconds in done.seconds.items():
             err.print(f"{stage:>10} {seconds:8.2f} s")
     out.print(summary(done, used))
-
-
-def _maybe(text: str) -> dict[str, tuple[int, ...]] | None:
-    return parse_shapes(text) if text else None
 
 
 def _one_source(model: str, onnx: str) -> str:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from arcweld.compiler.api import Input, import_model
 from arcweld.compiler.build import Progress as Report
-from arcweld.compiler.cli.shapes import Shape, dynamic_shapes
-from arcweld.compiler.dims import Dim, IntExpr, free_symbols, parse
+from arcweld.compiler.cli.shapes import dynamic_shapes, parse_open_shapes, parse_shapes, parse_values
+from arcweld.compiler.dims import Dim, parse
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.summary import bytes_text
 from arcweld.compiler.text import parse_graph
 from arcweld.runtime.engine_file import EngineData
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-NO_EFFECT = {
-    "skipInference": "a build never times the engine, `onnx-to-engine bench` does",
-    "builderOptimizationLevel": "every build does all it can",
-    "timingCacheFile": "compiled kernels are kept in the folder ARCWELD_CACHE_DIR",
-    "memPoolSize": "the workspace is exactly what the model needs, `onnx-to-engine inspect` prints it",
-    "noDataTransfers": "there is nothing to copy to",
-}
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # the command's exit code is not rich's to choose
+
+
+out = _Console(highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
 
 
@@ -59,30 +63,22 @@ def is_engine(path: str) -> bool:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def open_graph(
-    model: str, shapes: Mapping[str, Sequence[int | str]] | None = None, low: Mapping[str, Shape] | None = None,
-    high: Mapping[str, Shape] | None = None,
-) -> Graph:  # fmt: skip
-    """Imports an ONNX file with ``shapes`` (sizes, names, expressions), or with open dimensions between ``low`` and
-    ``high``.
+def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", values: str = "") -> Graph:
+    """Imports an ONNX file. ``shapes`` may hold sizes, names and expressions, ``low`` and ``high`` bound what stays
+    open, ``values`` makes inputs constants; all as on the command line.
     """
-    if shapes and (low or high):
-        raise UsageError("give either --shapes or --minShapes/--maxShapes")
-    if shapes:
-        return import_model(model, inputs=[Input(n, s) for n, s in shapes.items()])
-    graph = import_model(model)
+    if Path(model).is_file() and is_engine(model):
+        raise UsageError(f"{model} is an engine, an ONNX model is needed here")
+    constants = [Input(n, value=v) for n, v in parse_values(values).items()]
+
+    def read(given: Mapping[str, Sequence[int | str | Dim]]) -> Graph:
+        return import_model(model, inputs=[*(Input(n, s) for n, s in given.items()), *constants])
+
+    graph = read(parse_open_shapes(shapes) if shapes else {})
     if not (low or high):
         return graph
-    ranged = dynamic_shapes(graph, low or {}, high or {})
-    return import_model(model, inputs=[Input(n, [_entry(d) for d in s]) for n, s in ranged.items()])
-
-
-def _entry(d: Dim) -> Any:
-    """A dimension as ``Input.shape`` has it."""
-    if not isinstance(d, IntExpr):
-        return d
-    s = next(iter(free_symbols(d)))
-    return (s.name, s.lo, s.hi)
+    least, most = (parse_shapes(text) if text else {} for text in (low, high))
+    return read(dynamic_shapes(graph, least or most, most or least))
 
 
 def interface(data: EngineData) -> Graph:
@@ -97,27 +93,62 @@ def interface(data: EngineData) -> Graph:
     return Graph(data.program.name, inputs, (), ())
 
 
-def note_ignored(flags: Mapping[str, object]) -> None:
-    """Says which accepted flags have no effect here, and why none is needed."""
-    for flag, value in flags.items():
-        if value not in (None, False, ""):
-            why = NO_EFFECT.get(flag, "a build does not time the engine, `onnx-to-engine bench` does")
-            err.print(f"note: --{flag} has no effect: {why}", markup=False)
+def note(text: str) -> None:
+    """A line on stderr about what does not stop the command."""
+    err.print(f"note: {text}", markup=False)
 
 
-def check_writable(path: str) -> Path:
-    """The path of a file to be written. Raises UsageError at once, not after minutes of work, where it can't be."""
+def check_writable(path: str, *sources: str) -> Path:
+    """The path of a file to be written. Raises UsageError at once, not after minutes of work, where it can't be, or
+    where it is one of the files to be read.
+    """
     target = Path(path)
-    folder = next(p for p in target.absolute().parents if p.exists())
+    folder = target.absolute().parent
     if target.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder")
+    if not folder.exists():
+        raise UsageError(f"{path} cannot be written: there is no folder {folder}", hint=f"mkdir -p {folder}")
     if not folder.is_dir():
         raise UsageError(f"{path} cannot be written: {folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"{path} cannot be written: no permission to write to {folder}")
+    if target.exists() and any(Path(s).exists() and target.samefile(s) for s in sources):
+        raise UsageError(f"{path} cannot be written: it is read", hint="give the result a name of its own")
     return target
 
 
 def megabytes(n: int) -> str:
     """Bytes, exactly, with the rounded size for people: ``23,590,724 B (23.6 MB)``."""
-    return f"{n:,} B ({n / 1e6:.1f} MB)"
+    return f"{n:,} B ({bytes_text(n)})"
+
+
+def print_json(report: object) -> None:
+    """A report as JSON and nothing else, whatever the terminal; numbers that JSON lacks become null."""
+    print(json.dumps(_finite(report), indent=2))
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
+    """A table, ``right`` naming the columns of numbers. On a terminal the last column is folded into the width;
+    elsewhere every row is one line.
+    """
+    if out.is_terminal:
+        table = Table(box=None, pad_edge=False)
+        for c in columns:
+            last = c == columns[-1]
+            table.add_column(c, justify="right" if c in right else "left", overflow="fold", no_wrap=not last)
+        for r in rows:
+            table.add_row(*map(escape, r))
+        out.print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(columns, *rows)]
+    for r in (columns, *rows):
+        cells = (x.rjust(w) if c in right else x.ljust(w) for x, w, c in zip(r, widths, columns))
+        out.print("  ".join(cells).rstrip(), markup=False)

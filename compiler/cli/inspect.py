@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 from collections import Counter
 from typing import Annotated, Any
 
 import typer
 from arcweld.compiler.build import materialise_outputs
-from arcweld.compiler.cli.common import interface, is_engine, megabytes, open_graph, out
-from arcweld.compiler.cli.shapes import parse_open_shapes, parse_shapes, sizes_of
+from arcweld.compiler.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
+from arcweld.compiler.cli.inputs import Values, precision_of
+from arcweld.compiler.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
@@ -21,7 +21,6 @@ from arcweld.runtime.bound import measure
 from arcweld.runtime.engine_file import EngineData, read_engine
 from arcweld.runtime.plan import Plan
 from rich.markup import escape
-from rich.table import Table
 
 Opt = typer.Option
 
@@ -29,17 +28,20 @@ Opt = typer.Option
 def inspect(
     path: Annotated[str, typer.Argument(help="ONNX or engine file.")],
     as_json: Annotated[bool, Opt("--json", help="Print JSON.")] = False,
-    shapes: Annotated[str, Opt("--shapes", help="Input shapes to compute exact bytes for: x:1x3x224x224.")] = "",
+    shapes: Annotated[
+        str, Opt("--shapes", "--input-shapes", help="Input shapes to compute exact bytes for: x:1x3x224x224.")
+    ] = "",
+    values: Values = "",
 ) -> None:
     """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
     if is_engine(path):
         data = read_engine(path)
         sizes = _sizes(data, shapes)
         report = engine_report(data, sizes)
-        out.print_json(json.dumps(report)) if as_json else _print_engine(report)
+        print_json(report) if as_json else _print_engine(report)
         return
-    report = model_report(path, shapes)
-    out.print_json(json.dumps(report)) if as_json else _print_model(report)
+    report = model_report(path, shapes, values)
+    print_json(report) if as_json else _print_model(report)
     if report["unsupported"]:
         raise UnsupportedError(f"{len(report['unsupported'])} of {report['nodes']} nodes cannot be compiled", node=path)
 
@@ -52,34 +54,56 @@ def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
     return sizes_of(graph, given)
 
 
-def model_report(path: str, shapes: str) -> dict[str, Any]:
-    """Operators, how many of each, and every unsupported node with the reason."""
+def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any]:
+    """Inputs, operators, how many of each, and every unsupported node with the reason and the remedy, if any."""
     from arcweld.compiler.onnx.importer import support_report
 
-    rows = support_report(path, shapes=parse_open_shapes(shapes) if shapes else None)  # type: ignore[arg-type]
-    bad = [{"node": r.node, "op": r.op, "reason": r.reason} for r in rows if not r.supported]
+    given: Any = parse_open_shapes(shapes) if shapes else None
+    rows = support_report(path, shapes=given, values=parse_values(values))
+    bad = [{"node": r.node, "op": r.op, "reason": r.reason, "hint": r.hint} for r in rows if not r.supported]
     report: dict[str, Any] = {
         "model": path, "nodes": len(rows), "operators": dict(Counter(r.op for r in rows).most_common()),
-        "unsupported": bad,
+        "unsupported": bad, "inputs": _declared_inputs(path),
     }  # fmt: skip
     if not bad:
-        graph = open_graph(path, parse_open_shapes(shapes) if shapes else None)
+        graph = open_graph(path, shapes, values=values)
         report["inputs"] = {v.name: str(v.type) for v in graph.inputs}
         report["outputs"] = {n: str(v.type) for n, v in zip(graph.labels(), graph.outputs)}
         report["weight_bytes"] = sum(w.data.nbytes for w in graph.weights.values())
     return report
 
 
+def _declared_inputs(path: str) -> dict[str, str]:
+    """Types and shapes of the inputs as the file declares them."""
+    from arcweld.compiler.onnx.proto import load_model
+    from arcweld.compiler.onnx.symbols import declared_dims
+    from onnx import TensorProto
+
+    graph = load_model(path)[0].graph
+    weights = {t.name for t in graph.initializer}
+    found = {}
+    for info in (i for i in graph.input if i.name not in weights):
+        if not info.type.HasField("tensor_type"):
+            found[info.name] = str(info.type.WhichOneof("value"))
+            continue
+        dims = declared_dims(info)
+        shape = "of any rank" if dims is None else f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
+        found[info.name] = TensorProto.DataType.Name(info.type.tensor_type.elem_type).lower() + shape
+    return found
+
+
 def _print_model(report: dict[str, Any]) -> None:
-    out.print(f"{report['model']}: {report['nodes']} nodes")
+    out.print(f"{report['model']}: {report['nodes']} nodes", markup=False)
     for kind in ("inputs", "outputs"):
         for name, text in report.get(kind, {}).items():
-            out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
+            out.print(f"  {kind[:-1]} {name}: {text}", markup=False)
     if "weight_bytes" in report:
         out.print(f"  weights {megabytes(report['weight_bytes'])}")
-    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()))
+    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()), markup=False)
     for row in report["unsupported"]:
-        out.print(f"  unsupported {escape(row['node'])} ({row['op']}): {escape(row['reason'])}")
+        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}", markup=False)
+        if row["hint"]:
+            out.print(f"    hint: {row['hint']}", markup=False)
 
 
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
@@ -134,13 +158,11 @@ def _print_engine(report: dict[str, Any]) -> None:
         out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
     else:
         out.print(f"  workspace depends on {', '.join(report['symbols'])}: give --shapes")
-    table = Table(box=None, pad_edge=False)
-    for column in ("#", "kernel", "template", "bytes", "nodes"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("#", "bytes") else "left")
-    for i, x in enumerate(report["launches"]):
-        size = f"{x['bytes']:,}" if "bytes" in x else ""
-        table.add_row(str(i), escape(x["kernel"]), x["template"], size, escape(", ".join(x["nodes"])))
-    out.print(table)
+    rows = [
+        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", ", ".join(x["nodes"]))
+        for i, x in enumerate(report["launches"])
+    ]
+    print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
     _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
     checked = [k for k in evidence["kernels"] if k["status"] == "verified"]
@@ -155,20 +177,19 @@ def _print_memory(rows: list[dict[str, Any]]) -> None:
     """The arena: which tensor lies where, from which launch to which."""
     if not rows:
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("arena tensor", "offset", "bytes", "launches"):
-        table.add_column(column, overflow="fold", justify="left" if column == "arena tensor" else "right")
-    for r in rows:
-        span = f"{r['first_launch']}-{r['last_launch']}"
-        table.add_row(escape(r["tensor"]), f"{r['offset']:,}", f"{r['bytes']:,}", span)
-    out.print(table)
+    cells = [
+        (r["tensor"], f"{r['offset']:,}", f"{r['bytes']:,}", f"{r['first_launch']}-{r['last_launch']}") for r in rows
+    ]
+    print_table(("arena tensor", "offset", "bytes", "launches"), cells, ("offset", "bytes", "launches"))
 
 
 def explain(
     model: Annotated[str, typer.Argument(help="ONNX file.")],
     nodes: Annotated[list[str] | None, typer.Argument(help="Names (or parts of names) of one or two nodes.")] = None,
     fp16: Annotated[bool, Opt("--fp16", help="As a half-precision build fuses.")] = False,
-    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Fixed input shapes: x:1x3x224x224.")] = "",
+    bf16: Annotated[bool, Opt("--bf16", help="As a bfloat16 build fuses.")] = False,
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
+    values: Values = "",
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
     from arcweld.passes.fusion import fuse
@@ -177,9 +198,9 @@ def explain(
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
-    graph = open_graph(model, parse_open_shapes(shapes) if shapes else None)
+    graph = open_graph(model, shapes, values=values)
     wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
-    fused = fuse(materialise_outputs(run_passes(graph, Options(precision="fp16" if fp16 else "fp32"))))
+    fused = fuse(materialise_outputs(run_passes(graph, Options(precision=precision_of(fp16, bf16)))))
     names = {r.name: merge_origins(r.nodes) for r in fused.regions}
     lines = [
         f"one {r.template} kernel: {', '.join(names[r.name])}"

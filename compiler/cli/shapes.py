@@ -1,14 +1,19 @@
-"""Parses what users write for shapes, value ranges and files: the spellings of trtexec and Polygraphy."""
+"""Parses what users write for shapes, values, ranges and files: the spellings of trtexec and Polygraphy."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from arcweld.compiler.dims import Dim, IntExpr, evaluate, free_symbols, symbol
+from arcweld.compiler.dims import Dim, IntExpr, Sym, evaluate, free_symbols, substitute, symbol
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import solve
@@ -16,8 +21,11 @@ from arcweld.compiler.reference import solve
 Shape = tuple[int, ...]
 
 
-def _split(text: str, what: str) -> Iterator[tuple[str, str]]:
-    """``a:1,b:2`` as pairs. A name may hold colons: the last one separates. Commas inside brackets don't."""
+def split_pairs(text: str, what: str, named: bool = True) -> Iterator[tuple[str, str]]:
+    """``a:1,b:2`` as pairs. A name may hold colons: the last one separates. Commas inside brackets don't.
+
+    Without ``named`` a value may stand alone, under the name "".
+    """
     depth, start, parts = 0, 0, []
     for i, ch in enumerate(text):
         depth += (ch == "[") - (ch == "]")
@@ -29,6 +37,8 @@ def _split(text: str, what: str) -> Iterator[tuple[str, str]]:
         name, colon, value = part.rpartition(":")
         if not part or not value:
             raise UsageError(f"{what}: cannot read {part!r}", hint="write name:value, separated by commas")
+        if named and not (colon and name):
+            raise UsageError(f"{what}: {part!r} does not name an input", hint=f"write name:{value}")
         yield (name if colon else ""), value
 
 
@@ -45,7 +55,7 @@ def parse_shapes(text: str) -> dict[str, Shape]:
 def parse_open_shapes(text: str) -> dict[str, tuple[int | str, ...]]:
     """Shapes whose dimensions may stay open: names and expressions such as ``x:[n,3,32*h,32*w]``, or ``x:nx3x8*w``."""
     shapes: dict[str, tuple[int | str, ...]] = {}
-    for name, value in _split(text, "shapes"):
+    for name, value in split_pairs(text, "shapes"):
         listed = value.startswith("[")
         words = [d.strip() for d in (value.strip("[]").split(",") if listed else value.split("x")) if d.strip()]
         for d in words:
@@ -61,7 +71,7 @@ def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Polygraphy's ``--val-range``: ``[0,1]`` for all inputs, ``x:[0,1]`` for one."""
     ranges = {}
     for item in items:
-        for name, value in _split(item, "val-range"):
+        for name, value in split_pairs(item, "val-range", named=False):
             try:
                 low, high = (float(v) for v in value.strip("[]()").split(","))
             except ValueError:
@@ -72,27 +82,81 @@ def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
     return ranges
 
 
-def load_arrays(text: str, shapes: Mapping[str, tuple[np.dtype, Shape | None]]) -> dict[str, np.ndarray]:
-    """``x:file.npy,y:data.bin`` or one ``all.npz``. Raw files hold elements of the input's type in row-major order."""
-    if text.endswith(".npz"):
-        with np.load(_existing(text), allow_pickle=False) as archive:
-            return {k: archive[k] for k in archive.files}
-    arrays = {}
-    for name, file in _split(text, "loadInputs"):
-        if name not in shapes:
-            raise UsageError(f"loadInputs: there is no input {name!r}", hint=f"inputs: {', '.join(shapes)}")
-        path = _existing(file)
-        dtype, shape = shapes[name]
-        if path.suffix == ".npy":
-            arrays[name] = np.load(path, allow_pickle=False)
+def parse_values(text: str) -> dict[str, Any]:
+    """``sr:16000,mode:[1,0],table:t.npy``: numbers, lists and arrays by input name."""
+    values: dict[str, Any] = {}
+    for name, value in split_pairs(text, "values") if text else ():
+        if value.endswith(".npy"):
+            values[name] = _read_numpy(_existing(value))
             continue
-        if shape is None:
-            raise UsageError(f"loadInputs: {file} has no shape of its own", hint="give --shapes, or use .npy files")
-        data = np.fromfile(path, dtype)
-        if data.size != int(np.prod(shape)):
-            raise UsageError(f"loadInputs: {file} holds {data.size} elements, {name} needs {int(np.prod(shape))}")
-        arrays[name] = data.reshape(shape)
+        try:
+            values[name] = np.asarray(json.loads(value.lower()))
+        except ValueError:
+            raise UsageError(f"values: cannot read {value!r}", hint="write sr:16000, or mode:[1,0]") from None
+    return values
+
+
+def parse_tolerance(text: str, what: str, outputs: Sequence[str]) -> dict[str, float]:
+    """Polygraphy's ``--atol``: ``1e-3`` for all outputs, ``y:1e-3`` for one; by output name, "" for the others."""
+    found: dict[str, float] = {}
+    for name, value in split_pairs(text, what, named=False) if text else ():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = math.nan
+        if not 0 <= found[name] < math.inf:
+            raise UsageError(f"{what}: {value!r} is no tolerance", hint="write 1e-3, or y:1e-3")
+        if name and name not in outputs:
+            raise UsageError(f"{what}: there is no output {name!r}", hint=f"outputs: {', '.join(outputs)}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A file that holds nothing but elements, in row-major order."""
+
+    path: Path
+
+    def read(self, name: str, dtype: np.dtype, shape: Shape) -> np.ndarray:
+        """The array for the input ``name``. Raises UsageError where the file has another size."""
+        data = np.fromfile(self.path, dtype)
+        if data.nbytes != self.path.stat().st_size or data.size != math.prod(shape):
+            size = self.path.stat().st_size / dtype.itemsize
+            raise UsageError(
+                f"loadInputs: {self.path} holds {size:g} elements, {name} of shape {list(shape)} needs "
+                f"{math.prod(shape)}",
+                hint="say with --shapes how large the input is",
+            )
+        return data.reshape(shape)
+
+
+def load_arrays(text: str, types: Mapping[str, DType]) -> dict[str, np.ndarray | RawFile]:
+    """``x:file.npy,y:data.bin`` or one ``all.npz``: arrays, and raw files whose shape has to come from elsewhere."""
+    arrays: dict[str, np.ndarray | RawFile] = {}
+    if text.endswith(".npz") and ":" not in text:
+        arrays.update(_read_numpy(_existing(text)))
+    else:
+        for name, file in split_pairs(text, "loadInputs"):
+            path = _existing(file)
+            arrays[name] = _read_numpy(path) if path.suffix == ".npy" else RawFile(path)
+    for name, array in arrays.items():
+        if name not in types:
+            raise UsageError(f"loadInputs: there is no input {name!r}", hint=f"inputs: {', '.join(types)}")
+        wanted = types[name].numpy
+        if isinstance(array, np.ndarray) and array.dtype.kind == "V" and array.dtype.itemsize == wanted.itemsize:
+            arrays[name] = array.view(wanted)  # numpy's files do not know bfloat16
     return arrays
+
+
+def _read_numpy(path: Path) -> Any:
+    """The array of a ``.npy`` file, or those of a ``.npz`` file by name."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray) != (path.suffix == ".npy"):
+            raise ValueError("the file's name does not say what it is")
+        return found if isinstance(found, np.ndarray) else {k: found[k] for k in found.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read as an array: {error}") from None
 
 
 def _existing(file: str) -> Path:
@@ -103,25 +167,26 @@ def _existing(file: str) -> Path:
 
 
 def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Shape]) -> dict[str, list[Dim]]:
-    """Input shapes whose open dimensions range from ``low`` to ``high``: one symbol for each of the model's own."""
-    ranges: dict[str, tuple[int, int]] = {}
-    for shapes in (low, high):
-        _check_names(graph, shapes)
-    for v in graph.inputs:
-        lo, hi = low.get(v.name), high.get(v.name)
-        for i, d in enumerate(v.shape):
-            if isinstance(d, IntExpr) and (lo or hi):
-                s = next(iter(free_symbols(d)))
-                a = lo[i] if lo else (hi or ())[i]
-                b = hi[i] if hi else (lo or ())[i]
-                if a > b:
-                    raise UsageError(f"axis {i} of input {v.name} ranges from {a} to {b}", hint="swap them")
-                known_range = ranges.setdefault(s.name, (a, b))
-                if known_range != (a, b):
-                    raise UsageError(f"dimension {s.name} has the ranges {known_range} and {(a, b)}", node=v.name)
-            elif not isinstance(d, IntExpr):
-                _fixed(v.name, i, d, lo, hi)
-    return {v.name: [_ranged(d, ranges) for d in v.shape] for v in graph.inputs}
+    """Input shapes whose open dimensions range from ``low`` to ``high``; either alone stands for both.
+
+    Raises UsageError for shapes that don't fit the graph, or ranges that hold nothing.
+    """
+    for name in sorted({*low, *high}):
+        for i, (a, b) in enumerate(zip(low.get(name, ()), high.get(name, ()))):
+            if a > b:
+                raise UsageError(f"axis {i} of input {name} ranges from {a} to {b}", hint="swap them")
+    least, most = sizes_of(graph, low), sizes_of(graph, high)
+    table: dict[Any, Dim] = {}
+    for s in graph.symbols():
+        if s.name in least or s.name in most:
+            table[s] = _ranged(s, least.get(s.name, most.get(s.name, 0)), most.get(s.name, least.get(s.name, 0)))
+    return {v.name: [substitute(d, table) for d in v.shape] for v in graph.inputs}
+
+
+def _ranged(s: Sym, low: int, high: int) -> Dim:
+    if low > high:
+        raise UsageError(f"dimension {s.name} ranges from {low} to {high}", hint="swap them")
+    return low if low == high else symbol(s.name, max(low, 1), high)
 
 
 def _check_names(graph: Graph, shapes: Mapping[str, Shape]) -> None:
@@ -135,20 +200,9 @@ def _check_names(graph: Graph, shapes: Mapping[str, Shape]) -> None:
             raise UsageError(f"input {name} has rank {rank}, a shape of rank {len(shape)} was given")
 
 
-def _fixed(name: str, axis: int, d: int, lo: Shape | None, hi: Shape | None) -> None:
-    for shape in (lo, hi):
-        if shape is not None and shape[axis] != d:
-            raise UsageError(f"axis {axis} of input {name} is {d} in the model, not {shape[axis]}")
-
-
-def _ranged(d: Dim, ranges: Mapping[str, tuple[int, int]]) -> Dim:
-    if not isinstance(d, IntExpr):
-        return d
-    s = next(iter(free_symbols(d)))
-    if s.name not in ranges:
-        return d
-    lo, hi = ranges[s.name]
-    return lo if lo == hi else symbol(s.name, max(lo, 1), hi)
+def _fixed(name: str, axis: int, d: int, size: int) -> None:
+    if size != d:
+        raise UsageError(f"axis {axis} of input {name} is {d}, not {size}")
 
 
 def check_ranges(graph: Graph, sizes: Mapping[str, int]) -> None:
@@ -172,7 +226,7 @@ def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
     for v, i, d in known:
         size = shapes[v.name][i]
         if not isinstance(d, IntExpr):
-            _fixed(v.name, i, d, shapes[v.name], None)
+            _fixed(v.name, i, d, size)
         elif not {s.name for s in free_symbols(d)} <= set(sizes):
             raise UsageError(f"axis {i} of input {v.name} is {d} in the model, which cannot be {size}")
         elif evaluate(d, sizes) != size:

@@ -15,7 +15,7 @@ from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, SHAPES_HINT, Builder
 
 MAX_NODES = 1000
-VALUES_HINT = "if it is always the same, make it a constant with --values {0}:VALUE (or Input({0!r}, value=…) in Python)"
+VALUES_HINT = "if it never changes, make it a constant with --values {0}:VALUE (or Input({0!r}, value=…) in Python)"
 
 
 def fold_value(builder: Builder, value: Value, refuse: Callable[[str, str | None], NoReturn]) -> np.ndarray:

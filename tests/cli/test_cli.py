@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from arcweld.compiler.cli import app as cli
 from arcweld.compiler.cli.app import COMMANDS, app, main
+from arcweld.compiler.cli.arguments import INERT
 from arcweld.compiler.errors import AccuracyError, EnvironmentError_
 from arcweld.runtime.engine_file import read_engine
 from cli_models import mlp, mlp_result, mlp_weights, unknown_operators
@@ -216,7 +217,7 @@ def test_version_and_help(capsys: Words) -> None:
         (["{model}", "-o", "{out}", "--shapes=x:a+1x16"], 2, "not a shape"),
         (["{model}", "-o", "{out}", "--minShapes=x:1x16x2"], 2, "rank"),
         (["{model}", "-o", "{out}", "--minShapes=x:4x16", "--maxShapes=x:2x16"], 2, ""),
-        (["{model}", "-o", "{out}", "--shapes=x:3x16", "--minShapes=x:1x16"], 2, "either"),
+        (["{model}", "-o", "{out}", "--shapes=x:3x16", "--minShapes=x:1x16"], 2, "axis 0 of input x is 3, not 1"),
         (["{model}", "-o", "{out}", "--optShapes=x:4x15"], 2, "15"),
         (["{model}", "-o", "{out}", "--arch=sm_9"], 2, "sm_9"),
         (["{model}", "-o", "{out}", "--disable=fusoin"], 2, "no pass is called fusoin"),
@@ -312,6 +313,8 @@ def test_every_option_is_documented() -> None:
         for parameter in sub.params:
             for option in parameter.opts if parameter.param_type_name == "option" else ():
                 assert f"`{option}`" in text, f"{name} {option}"
+    for option in INERT:
+        assert f"`--{option}`" in text, option
 
 
 def test_the_entry_point_is_main() -> None:
