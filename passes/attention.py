@@ -16,8 +16,9 @@ from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import fits_attention, infer_types
-from arcweld.passes.causal import MASKED_OUT, is_causal
+from arcweld.passes.causal import MASKED_OUT, Remainder, without_causal
 from arcweld.passes.common import Tracker, rewrite, scalar
+from arcweld.passes.elements import Elements
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
 _SCALED = "MatMul(q, k) * K"
@@ -39,20 +40,25 @@ _FORMULAS = tuple(
 
 def attention(graph: Graph, options: Options) -> Graph:
     """Recovers scaled dot-product attention, and simplifies masks and repeated keys of what is there."""
-    return rewrite(apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),)), _simplify)
+    found: dict[int, Elements] = {}
+
+    def visit(rw: Tracker, node: Node) -> bool:
+        return node.op == "Attention" and _simplify(rw, node, found.setdefault(id(rw), Elements(rw)))
+
+    return rewrite(apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),)), visit)
 
 
-def _simplify(rw: Tracker, node: Node) -> bool:
-    """Drops a causal mask, and the repetition of keys and values for groups of query heads."""
-    if node.op != "Attention":
-        return False
-    q, k, v, *mask = [rw.get(x) for x in node.operands()]
-    causal = bool(mask) and is_causal(rw, mask[0], q.shape[2]) and k.shape[2] == q.shape[2]
+def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
+    """Drops what need not be read of the mask, and the repetition of keys and values for groups of query heads."""
+    q, k, v, *masks = [rw.get(x) for x in node.operands()]
+    mask = masks[0] if masks else None
+    length = q.shape[2] if q.shape[2] == k.shape[2] else None
+    rest = Remainder(None, False) if mask is None else without_causal(rw, elements, mask, length, node.origin)
     shared = _shared_heads(rw, k, v, node.origin)
-    if shared == [k, v] and not causal:
+    if shared == [k, v] and rest.mask is mask:
         return False
-    attrs = {**node.attrs, "is_causal": 1 if causal else node.attrs["is_causal"]}
-    operands = [q, *shared, *([] if causal else mask)]
+    attrs = {**node.attrs, "is_causal": 1 if rest.causal else node.attrs["is_causal"]}
+    operands = [q, *shared, *([] if rest.mask is None else [rest.mask])]
     rw.redirect(node, rw.make("Attention", operands, node.origin, node.output.name, **attrs))
     return True
 

@@ -1,76 +1,106 @@
-"""Recognises the causal mask, in which position i sees 0..i, so that attention need not read it from memory.
+"""What attention need not read of its mask: the causal triangle, and conditions that hold everywhere.
 
-Forms: a constant triangle; Trilu of ones; a comparison of row and column numbers; and Where(one of these,
-0, -large).
+Position i sees 0..i in a causal mask, and attention computes that itself. Exporters write it as a constant, as
+Trilu of ones, or as a comparison of positions, behind any arithmetic that ``elements.py`` understands, joined
+with other conditions by And, and often as numbers to add: Where(condition, 0, -large).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Node, Value
 from arcweld.passes.common import Tracker, scalar
+from arcweld.passes.elements import ALWAYS, Conjunction, Elements, coordinates, negation
 
 MASKED_OUT = -1e4  # what exporters add to, or write into, a score that must not count, is this or less
 _VIEWS = frozenset({"Reshape", "Expand", "Cast", "Identity"})
 
 
-def is_causal(rw: Tracker, mask: Value, length: Dim) -> bool:
-    """Whether ``mask`` (bool: true = seen; else added) is causal for ``length`` queries and as many keys."""
-    if mask.type.rank < 2 or mask.shape[-2:] != (length, length) or any(d != 1 for d in mask.shape[:-2]):
-        return False
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """A mask without what attention computes itself: ``mask`` is None where nothing else is left."""
+
+    mask: Value | None
+    causal: bool
+
+
+def without_causal(
+    rw: Tracker, elements: Elements, mask: Value, length: Dim | None, origin: tuple[str, ...]
+) -> Remainder:
+    """Takes apart ``mask`` (bool: true = seen; else added). ``length``: of queries and keys, None if they differ."""
+    if not mask.dtype.is_float:
+        return _of_condition(rw, elements, mask, length, origin)
     array = rw.array(mask)
     if array is not None:
-        return _is_triangle(array.reshape(array.shape[-2:]))
-    if not mask.dtype.is_float:
-        return _seen(rw, mask, causal=True)
-    where = _behind_views(rw, mask)
-    if where is None or where.op != "Where":
-        return False
-    condition, yes, no = where.operands()
+        causal = _is_square(mask, length) and all(_is_added_triangle(m) for m in array.reshape(-1, *array.shape[-2:]))
+        return Remainder(None if causal else mask, causal)
+    chosen = _behind_views(rw, mask)
+    if chosen is None or chosen.op != "Where":
+        return Remainder(mask, False)
+    condition, yes, no = chosen.operands()
     a, b = scalar(rw.array(yes)), scalar(rw.array(no))
-    if a is None or b is None:
+    if a == 0 and b is not None and b <= MASKED_OUT:
+        rest = _of_condition(rw, elements, condition, length, origin)
+        if rest.mask is None or rest.mask is condition:
+            return Remainder(None if rest.mask is None else mask, rest.causal)
+        return Remainder(rw.make("Where", [rest.mask, yes, no], origin), rest.causal)
+    if b == 0 and a is not None and a <= MASKED_OUT:
+        seen = negation(elements.formula(condition))
+        if seen == ALWAYS or _is_causal(seen, condition, length):
+            return Remainder(None, seen != ALWAYS)
+    return Remainder(mask, False)
+
+
+def _of_condition(
+    rw: Tracker, elements: Elements, condition: Value, length: Dim | None, origin: tuple[str, ...]
+) -> Remainder:
+    kept: list[Value] = []
+    causal = False
+    terms = list(_terms(rw, condition))
+    for term in terms:
+        formula = elements.formula(term)
+        if not isinstance(formula, frozenset):
+            kept.append(term)
+        elif _is_causal(formula, term, length):
+            causal = True
+        elif formula != ALWAYS:
+            kept.append(term)
+    if len(kept) == len(terms):
+        return Remainder(condition, False)
+    rest = kept[0] if kept else None
+    for term in kept[1:]:
+        rest = rw.make("And", [rest, term], origin)
+    return Remainder(rest, causal)
+
+
+def _terms(rw: Tracker, condition: Value) -> list[Value]:
+    """The conditions that must all hold; a repetition along an axis is left to attention, which broadcasts."""
+    node = rw.producer(condition)
+    if node is not None and node.op == "Expand" and node.operands()[0].type.rank >= 2:
+        return _terms(rw, node.operands()[0])
+    if node is not None and node.op == "And":
+        return [t for x in node.operands() for t in _terms(rw, x)]
+    return [condition]
+
+
+def _is_causal(formula: Conjunction | None, v: Value, length: Dim | None) -> bool:
+    if formula is None or not _is_square(v, length):
         return False
-    if a == 0 and b <= MASKED_OUT:
-        return _seen(rw, condition, causal=True)
-    return b == 0 and a <= MASKED_OUT and _seen(rw, condition, causal=False)
+    query, key = coordinates(v)[-2:]
+    return formula == frozenset({query - key})
 
 
-def _is_triangle(square: np.ndarray) -> bool:
+def _is_square(v: Value, length: Dim | None) -> bool:
+    return v.type.rank >= 2 and v.shape[-2:] == (length, length)
+
+
+def _is_added_triangle(square: np.ndarray) -> bool:
     visible = np.tril(np.ones(square.shape, np.bool_))
-    if square.dtype == np.bool_:
-        return bool(np.array_equal(square, visible))
     wide = square.astype(np.float64)
     return bool(np.all(np.where(visible, wide == 0, wide <= MASKED_OUT)))
-
-
-def _seen(rw: Tracker, condition: Value, *, causal: bool) -> bool:
-    """Whether the bool ``condition`` [.., S, S] is true exactly for keys at or before the query
-    (``causal``) or after it.
-    """
-    array = rw.array(condition)
-    if array is not None:
-        square = array.reshape(array.shape[-2:]) if array.size == array.shape[-1] ** 2 else None
-        return square is not None and _is_triangle(square == causal)
-    node = _behind_views(rw, condition)
-    if node is None:
-        return False
-    if node.op == "Not":
-        return _seen(rw, node.operands()[0], causal=not causal)
-    if node.op == "Trilu" and _is_filled(rw, node.operands()[0]):
-        return (node.attrs["upper"], node.attrs["k"]) == ((0, 0) if causal else (1, 1))
-    order = _COMPARISONS[causal].get(node.op)
-    if order is None:
-        return False
-    axes = [_number_axis(rw, v) for v in node.operands()]
-    return axes == list(order)
-
-
-# which operand counts queries (axis -2) and which keys (axis -1)
-_COMPARISONS: dict[bool, dict[str, tuple[int, int]]] = {
-    True: {"GreaterOrEqual": (-2, -1), "LessOrEqual": (-1, -2)},
-    False: {"Less": (-2, -1), "Greater": (-1, -2)},
-}
 
 
 def _behind_views(rw: Tracker, v: Value) -> Node | None:
@@ -79,29 +109,3 @@ def _behind_views(rw: Tracker, v: Value) -> Node | None:
     while node is not None and node.op in _VIEWS and node.operands()[0].shape[-2:] == v.shape[-2:]:
         node = rw.producer(node.operands()[0])
     return node
-
-
-def _is_filled(rw: Tracker, v: Value) -> bool:
-    """Whether every element is true (or 1)."""
-    array = rw.array(v)
-    if array is not None:
-        return bool(np.all(array == 1))
-    node = rw.producer(v)
-    if node is not None and node.op in _VIEWS:
-        return _is_filled(rw, node.operands()[0])
-    return node is not None and node.op == "ConstantOfShape" and node.attrs["value"] == 1
-
-
-def _number_axis(rw: Tracker, v: Value) -> int | None:
-    """The axis (from the end) along which ``v`` counts 0, 1, 2, ..; None if it is anything else."""
-    extents = [k - v.type.rank for k, d in enumerate(v.shape) if d != 1]
-    if len(extents) != 1:
-        return None
-    array = rw.array(v)
-    if array is not None:
-        return extents[0] if np.array_equal(array.ravel(), np.arange(array.size)) else None
-    node = rw.producer(v)
-    while node is not None and node.op in _VIEWS and node.operands()[0].type.numel == v.type.numel:
-        node = rw.producer(node.operands()[0])
-    counts = node is not None and node.op == "Range" and (node.attrs["start"], node.attrs["step"]) == (0, 1)
-    return extents[0] if counts else None

@@ -63,6 +63,25 @@ def test_a_transformer_layer_is_seven_kernels(name: str, options: dict[str, int]
     assert counts[1] - counts[0] <= 7, _describe(fused)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+def test_a_decoder_computes_no_mask(name: str, dynamic: bool) -> None:
+    """Its library derives the mask from positions, with running sums and gathers: attention knows that it is causal.
+
+    512 tokens, so that the mask is too large to be folded to a constant.
+    """
+    more = {"groups": 2, "intermediate": 128} if name == "llama" else {}
+    built = build(name, batch=2, layers=1, hidden=64, heads=4, length=512, vocabulary=512, **more)
+    dims = (torch.export.Dim("batch", min=1, max=8), torch.export.Dim("length", min=2, max=1024))
+    shapes = (dict(enumerate(dims)),) if dynamic else None
+    graph = api.import_model(built.module.eval(), *built.args, dynamic_shapes=shapes)
+    fused = fuse(materialise_outputs(run_passes(materialise_outputs(graph), Options())))
+    (attention,) = [n for n in fused.graph.nodes if n.op == "Attention"]
+    assert attention.attrs["is_causal"] == 1
+    assert len(attention.operands()) == 3
+    assert not {"And", "Equal", "LessOrEqual", "GatherND", "ReduceSum"} & {n.op for n in fused.graph.nodes}
+
+
 def _pooled(*blocks: torch.nn.Module) -> torch.nn.Module:
     """Blocks in the middle of a network: what leaves it is not an image, whose layout would cost a kernel."""
     return torch.nn.Sequential(*blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())

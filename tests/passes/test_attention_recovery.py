@@ -255,6 +255,56 @@ def test_a_computed_triangle_is_the_causal_mask(triangle: str, masked: str) -> N
     assert [op for op in ops(after) if op != "Transpose"] == ["Attention"]
 
 
+PARTS = """
+    input %q: f32[b, 3, n, 8]
+    input %seen: bool[b, 1, 1, n]
+    weight %zero: f32[] data=0.0
+    weight %low: f32[] data=-1e30
+    %positions = Range(start=0, step=1, length=n, dtype=dtype(i64))
+    %rows = Reshape(%positions, shape=(n, 1))
+    %columns = Reshape(%positions, shape=(1, n))
+    %triangle = LessOrEqual(%columns, %rows)
+    weight %naught: i64[] data=0
+    %every = GreaterOrEqual(%rows, %naught)
+"""
+JOINED = {
+    "causal and given": ("%t = And(%triangle, %seen)", 1, ["%seen"]),
+    "given and all and causal": ("%u = And(%seen, %every)\n%t = And(%u, %triangle)", 1, ["%seen"]),
+    "repeated": ("%u = And(%triangle, %seen)\n%t = Expand(%u, shape=(b, 3, n, n))", 1, ["%seen"]),
+    "all": ("%t = Expand(%every, shape=(b, 1, n, n))", 0, []),
+    "given and all": ("%t = And(%every, %seen)", 0, ["%seen"]),
+    "given": ("%t = Identity(%seen)", 0, ["%t"]),
+}
+
+
+@pytest.mark.parametrize("joined", JOINED)
+def test_of_joined_conditions_only_the_unknown_stay(joined: str) -> None:
+    node, causal, rest = JOINED[joined]
+    text = f"{PARTS}{node}\n%y = Attention(%q, %q, %q, %t, scale=0.5)\noutput %y"
+    after = check(text, attention, dims={"n": 5, "b": 2})
+    assert found(after)["is_causal"] == causal
+    assert [f"%{v.name}" for v in after.nodes[-1].operands()[3:]] == rest
+
+
+@pytest.mark.parametrize("joined", ["causal and given", "repeated", "all"])
+def test_joined_conditions_as_numbers_to_add(joined: str) -> None:
+    node, causal, rest = JOINED[joined]
+    # the first key is seen by everybody: a row without any is noise where numbers are added
+    text = f"""
+        {PARTS.replace("%seen:", "%given:")}
+        weight %first: i64[] data=0
+        %is_first = Equal(%columns, %first)
+        %seen = Or(%given, %is_first)
+        {node}
+        %w = Where(%t, %zero, %low)
+        %y = Attention(%q, %q, %q, %w, scale=0.5)
+        output %y
+    """
+    after = check(text, attention, dims={"n": 5, "b": 2})
+    assert found(after)["is_causal"] == causal
+    assert len(after.nodes[-1].operands()) == 3 + len(rest)
+
+
 @pytest.mark.parametrize("triangle", LOOKALIKES)
 def test_other_triangles_stay_masks(triangle: str) -> None:
     graph = build(triangle_text(LOOKALIKES[triangle], "%a = Where(%t, %m, %low)"))

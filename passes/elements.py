@@ -1,0 +1,299 @@
+"""What an element of integers or conditions is, as a formula of its coordinates, where the graph settles it.
+
+Exporters compute positions and masks with tensors: ranges, comparisons, running sums, gathers at computed places.
+The registry's lowerings say what one element of that is; folding the expression gives an integer formula
+(``Dim``), or a conjunction: a set of formulas that must all be at least 0. The empty set always holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dims import (
+    Dim,
+    Sym,
+    add,
+    coefficient,
+    dynamic_atoms,
+    free_symbols,
+    is_nonneg,
+    maximum,
+    mentions,
+    minimum,
+    mul,
+    substitute,
+    symbol,
+    var,
+)
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, binary, cast, const, index, variable, where
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.registry import opdef
+from arcweld.passes.common import Tracker
+
+Conjunction = frozenset[Dim]
+Formula = Dim | Conjunction
+ALWAYS: Conjunction = frozenset()
+NEVER: Conjunction = frozenset({-1})
+MOST_ELEMENTS = 1 << 22  # of a constant that is searched for a rule
+
+
+class Elements:
+    """Formulas of the values of one graph; each is found once."""
+
+    def __init__(self, rw: Tracker) -> None:
+        self._rw = rw
+        self._read: dict[tuple[str, tuple[Dim, ...]], Expr] = {}
+        self._folded: dict[int, Formula | None] = {}
+        self._rules: dict[str, Formula | None] = {}
+
+    def formula(self, v: Value) -> Formula | None:
+        """The element of ``v`` at ``coordinates(v)``; None where it depends on data or is not understood."""
+        return self._fold(self.read(v, coordinates(v)))
+
+    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
+        """The element of ``value`` at ``coords`` as an expression; the protocol of the registry's lowerings."""
+        key = (value.name, tuple(coords))
+        if key not in self._read:
+            self._read[key] = self._element(value, tuple(coords))
+        found = self._read[key]
+        return found if mask is None else where(mask, found, const(0, found.dtype))
+
+    def _element(self, value: Value, coords: tuple[Dim, ...]) -> Expr:
+        unknown = variable(value.name, value.dtype)
+        node = self._rw.producer(value)
+        if node is None:
+            rule = self._rule(value) if value.name in self._rw.weights else None
+            if rule is None:
+                return unknown
+            return _expression(rule, dict(zip(_axes(value), coords)), value.dtype)
+        if node.op == "ReduceSum":
+            total = self._total(node, coords)
+            return unknown if total is None else cast(index(total), value.dtype)
+        lower = opdef(node.op).lower
+        if lower is None:
+            return unknown
+        return lower(_Unmasked(self) if node.op in _SELECTING else self, node, coords)
+
+    def _total(self, node: Node, coords: tuple[Dim, ...]) -> Dim | None:
+        """A sum of equal elements."""
+        (x,), axes = node.operands(), node.attrs["axes"]
+        own = {a: symbol(f"sum{a}.{node.name}", 0, x.shape[a] - 1) for a in axes}
+        kept = iter(c for a, c in enumerate(coords) if not (node.attrs["keepdims"] and a in own))
+        element = self._fold(self.read(x, [own[a] if a in own else next(kept) for a in range(x.type.rank)]))
+        if element is None or isinstance(element, frozenset):
+            return None
+        if any(mentions(element, s) for o in own.values() for s in free_symbols(o)):
+            return None
+        for a in axes:
+            element = mul(element, x.shape[a])
+        return element
+
+    def _rule(self, value: Value) -> Formula | None:
+        if value.name not in self._rules:
+            self._rules[value.name] = _array_rule(self._rw.weights[value.name].data, _axes(value))
+        return self._rules[value.name]
+
+    # ------------------------------------------------------------------------------------------------- folding
+
+    def _fold(self, e: Expr) -> Formula | None:
+        if id(e) not in self._folded:
+            self._folded[id(e)] = self._step(e)
+        return self._folded[id(e)]
+
+    def _step(self, e: Expr) -> Formula | None:
+        if e.op == "const":
+            return None if e.dtype.is_float else _truth(e.attr) if e.dtype is DType.BOOL else int(e.attr)
+        if e.op == "index":
+            return self._settled(e.attr)
+        if e.op in ("load", "var"):
+            return None
+        args = [self._fold(a) for a in e.args]
+        if e.op == "and":
+            return _both(*args)
+        if e.op == "or":
+            return _either(*args)
+        if any(a is None for a in args):
+            return None
+        if e.op == "where":
+            return _choice(*args)
+        if e.op == "not":
+            return negation(args[0])
+        if e.op == "cast":
+            return _converted(args[0], e.dtype)
+        if len(args) == 2 and not any(isinstance(a, frozenset) for a in args):
+            return _arithmetic(e.op, *args)
+        return None
+
+    def _settled(self, d: Dim) -> Dim | None:
+        """``d`` with the indices that it reads from tensors replaced by their formulas."""
+        table: dict[Any, Dim] = {}
+        for dyn in dynamic_atoms(d):
+            assert isinstance(dyn.payload, Expr)
+            found = self._fold(dyn.payload)
+            if found is None or isinstance(found, frozenset):
+                return None
+            table[dyn] = found
+        return substitute(d, table)
+
+
+# their lowerings choose between what they read, so that what a masked element is does not matter
+_SELECTING = frozenset({"Concat", "Pad"})
+
+
+class _Unmasked:
+    """Reads formulas also where they are not asked for: they are defined for every integer."""
+
+    def __init__(self, elements: Elements) -> None:
+        self._elements = elements
+
+    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
+        return self._elements.read(value, coords)
+
+
+def coordinates(v: Value) -> tuple[Dim, ...]:
+    """The names of ``v``'s coordinates in formulas; 0 along an axis of extent 1."""
+    return tuple(0 if d == 1 else var(axis) for d, axis in zip(v.shape, _axes(v)))
+
+
+def _axes(v: Value) -> tuple[Sym, ...]:
+    return tuple(Sym(f"axis{k}", 0, d - 1) for k, d in enumerate(v.shape))
+
+
+def _array_rule(array: np.ndarray, axes: Sequence[Sym]) -> Formula | None:
+    """A constant as a formula: equal elements, a linear function of the coordinates, or a lower triangle."""
+    if not 0 < array.size <= MOST_ELEMENTS or array.dtype.kind not in "biu":
+        return None
+    first = array.flat[0]
+    if (array == first).all():
+        return _truth(bool(first)) if array.dtype == np.bool_ else int(first)
+    if array.dtype == np.bool_:
+        square = array.ndim >= 2 and array.size == array.shape[-1] ** 2 and array.shape[-2] == array.shape[-1]
+        if square and np.array_equal(array.reshape(array.shape[-2:]), np.tril(np.ones(array.shape[-2:], np.bool_))):
+            return frozenset({var(axes[-2]) - var(axes[-1])})
+        return None
+    total: Dim = int(first)
+    fitted = np.asarray(int(first))
+    for k, axis in enumerate(axes):
+        if array.shape[k] > 1:
+            slope = int(array[tuple(int(j == k) for j in range(array.ndim))]) - int(first)
+            steps = np.arange(array.shape[k]) * slope
+            fitted = fitted + steps.reshape([-1 if j == k else 1 for j in range(array.ndim)])
+            total = add(total, mul(slope, var(axis)))
+    return total if np.array_equal(array, fitted) else None
+
+
+def _expression(rule: Formula, at: dict[Any, Dim], dtype: DType) -> Expr:
+    """A rule at other coordinates, as an expression again."""
+    if not isinstance(rule, frozenset):
+        return cast(index(substitute(rule, at)), dtype)
+    out = const(True, DType.BOOL)
+    for e in rule:
+        out = binary("and", out, binary("ge", index(substitute(e, at)), const(0, DType.I64)))
+    return out
+
+
+# -------------------------------------------------------------------------------------------------- rules of folding
+
+
+def _truth(value: bool) -> Conjunction:
+    return ALWAYS if value else NEVER
+
+
+def at_least_zero(e: Dim) -> Conjunction:
+    """The condition ``e >= 0``, decided where the ranges of its symbols allow."""
+    if is_nonneg(e):
+        return ALWAYS
+    return NEVER if is_nonneg(-e - 1) else frozenset({e})
+
+
+def negation(c: Formula | None) -> Conjunction | None:
+    """The opposite of a condition; of a conjunction of several there is none."""
+    if not isinstance(c, frozenset) or len(c) > 1:
+        return None
+    return NEVER if not c else at_least_zero(-next(iter(c)) - 1)
+
+
+def _both(a: Formula | None, b: Formula | None) -> Conjunction | None:
+    if NEVER in (a, b):
+        return NEVER
+    return a | b if isinstance(a, frozenset) and isinstance(b, frozenset) else None
+
+
+def _either(a: Formula | None, b: Formula | None) -> Conjunction | None:
+    if ALWAYS in (a, b):
+        return ALWAYS
+    for x, y in ((a, b), (b, a)):
+        if x in (NEVER, y) and isinstance(y, frozenset):
+            return y
+    return None
+
+
+def _converted(x: Formula | None, dtype: DType) -> Formula | None:
+    if isinstance(x, frozenset):
+        return x if dtype is DType.BOOL else {ALWAYS: 1, NEVER: 0}.get(x) if dtype.is_int else None
+    if dtype is DType.BOOL:
+        return _truth(x != 0) if isinstance(x, int) else None
+    return x if dtype in (DType.I64, DType.I32) else None
+
+
+def _arithmetic(op: str, a: Any, b: Any) -> Formula | None:
+    if op == "eq":
+        low, high = at_least_zero(a - b), at_least_zero(b - a)
+        return NEVER if NEVER in (low, high) else low | high
+    if op == "ne":
+        return negation(_arithmetic("eq", a, b))
+    if op in _ORDER:
+        return at_least_zero(_ORDER[op](a, b))
+    return _INTEGER[op](a, b) if op in _INTEGER else None
+
+
+_ORDER: dict[str, Any] = {
+    "le": lambda a, b: b - a,
+    "lt": lambda a, b: b - a - 1,
+    "ge": lambda a, b: a - b,
+    "gt": lambda a, b: a - b - 1,
+}
+_INTEGER: dict[str, Any] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "min": minimum,
+    "max": maximum,
+}
+
+
+def _choice(condition: Any, yes: Any, no: Any) -> Formula | None:
+    """``yes`` where the condition holds, else ``no``."""
+    if condition == ALWAYS or yes == no:
+        return yes  # type: ignore[no-any-return]
+    if condition == NEVER:
+        return no  # type: ignore[no-any-return]
+    if isinstance(yes, frozenset):
+        if (yes, no) == (ALWAYS, NEVER):
+            return condition  # type: ignore[no-any-return]
+        if (yes, no) == (NEVER, ALWAYS):
+            return negation(condition)
+        return _both(condition, yes) if no == NEVER else None
+    # one branch may be a single place, at which the other branch's formula gives the same
+    for c, here, elsewhere in ((condition, yes, no), (negation(condition), no, yes)):
+        place = _only_place(c)
+        if place and substitute(here, place) == substitute(elsewhere, place):
+            return elsewhere  # type: ignore[no-any-return]
+    return None
+
+
+def _only_place(c: Conjunction | None) -> dict[Any, Dim]:
+    """The one value of a coordinate for which the condition holds, where it is the first or the last one."""
+    if c is None or len(c) != 1:
+        return {}
+    (e,) = c
+    for s in free_symbols(e):
+        slope = coefficient(e, s)
+        if slope == -1 and e + var(s) == s.lo:
+            return {s: s.lo}
+        if slope == 1 and s.hi is not None and e - var(s) == -s.hi:
+            return {s: s.hi}
+    return {}
