@@ -7,6 +7,7 @@ running ``worker.py`` (not multiprocessing, whose spawned children import the us
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import queue
 import subprocess
@@ -19,6 +20,8 @@ from arcweld.codegen import worker
 from arcweld.codegen.cache import DiskCache
 from arcweld.codegen.nvrtc import Compiled, Job, check_arch, compile_job, finish, from_cache, require_clean
 from arcweld.compiler.errors import CompileError
+
+log = logging.getLogger("arcweld.nvrtc")
 
 Progress = Callable[[int, int, str], None]
 
@@ -103,6 +106,7 @@ class CompilePool:
                 progress(len(results), len(unique), job.name)
         for job, done in self._compile(todo, cache):
             results[job] = done
+            log.debug("%s for %s: %d bytes, %d spilled", job.name, job.arch, len(done.code), done.spill_bytes)
             if progress is not None:
                 progress(len(results), len(unique), job.name)
         if strict:

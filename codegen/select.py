@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 
@@ -9,6 +10,8 @@ from arcweld.codegen import attention, contract, conv, pointwise, reduce, rowwis
 from arcweld.codegen.implementation import Implementation, runs_on
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.compiler.errors import UnsupportedError
+
+log = logging.getLogger("arcweld.codegen")
 
 
 def _portable(name: str, module: ModuleType) -> Implementation:
@@ -40,7 +43,9 @@ def select(kernel: Kernel, arch: str) -> KernelSource:
         reasons = [f"{i.name}: {i.supports(kernel, arch)}" for i in IMPLEMENTATIONS[kernel.template]]
         raise UnsupportedError(f"no implementation of {kernel.stem} for {arch}: {'; '.join(reasons)}", node=kernel.stem)
     best = found[0]
-    return best.render(kernel, best.tactics(kernel, arch)[0], arch)
+    tactic = best.tactics(kernel, arch)[0]
+    log.debug("%s for %s: %s with %s", kernel.stem, arch, best.name, tactic)
+    return best.render(kernel, tactic, arch)
 
 
 def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:

@@ -11,11 +11,14 @@ A region must never need, through other regions, a value that it makes itself; e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, template_of
 from arcweld.compiler.registry import Kind, opdef
+
+log = logging.getLogger("arcweld.fusion")
 
 MAX_OPERANDS = 12
 MAX_RECOMPUTE = 40
@@ -385,4 +388,9 @@ def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
 
     Regions come in no particular order: see schedule.
     """
-    return Fuser(graph).run(enabled)
+    fused = Fuser(graph).run(enabled)
+    for r in fused.regions:
+        log.debug("%s: %s of %s", r.name, r.template, ", ".join(n.op for n in r.nodes))
+    for x in fused.refusals:
+        log.debug("%s and %s are apart (%s): %s", x.producer, x.consumer, x.code, x.detail)
+    return fused

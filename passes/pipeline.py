@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 from arcweld.passes.precision import precision
 from arcweld.passes.unflatten import unflatten
+
+log = logging.getLogger("arcweld.passes")
 
 Observer = Callable[["Pass", Graph, Graph], None]
 
@@ -113,6 +116,8 @@ def run_passes(
         _dump(dump, number, step.name, graph)
         if verify_each and graph is not before:
             verify(graph, after=step.name)
+        if graph is not before:
+            log.debug("%s: %d nodes -> %d", step.name, len(before.nodes), len(graph.nodes))
         if observer is not None:
             observer(step, before, graph)
     return graph

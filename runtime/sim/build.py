@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import importlib.util
+import logging
 import os
 import platform
 import shlex
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from arcweld.compiler.errors import CompileError, EnvironmentError_
 from arcweld.compiler.paths import cache_dir, replacing
+
+log = logging.getLogger("arcweld.sim")
 
 _HERE = Path(__file__).parent
 _COMMON_FLAGS = (
@@ -116,7 +119,7 @@ def runtime_library() -> Path:
 
 
 def kernel_library(kernel: KernelSource) -> Path:
-    """The kernel's shared library, compiled unless it is cached. Raises CompileError naming the template's line."""
+    """The kernel's shared library, compiled unless it is cached. Raises CompileError naming the kernel's line."""
     path = _kernel_path(kernel)
     if not path.exists():
         _compile(kernel, path)
@@ -170,6 +173,7 @@ def _digest(tools: Toolchain, flags: Sequence[str], files: Sequence[Path], text:
 def _compile(kernel: KernelSource, path: Path) -> None:
     includes = [f"-I{folder}" for folder in include_dirs()]
     text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
+    log.debug("compiling %s%s", kernel.name, " with checks" if kernel.checked else "")
     with replacing(path) as temporary:
         _run(
             [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h"]
