@@ -12,11 +12,11 @@ from arcweld.codegen.attention_ffma import FfmaTactic
 from arcweld.codegen.attention_mma import MmaTactic
 from arcweld.codegen.attention_parts import parts, unsupported
 from arcweld.codegen.attention_wgmma import WgmmaTactic
+from arcweld.codegen.card import SMS
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
 
 AttentionTactic = FfmaTactic | MmaTactic | WgmmaTactic
-SMS = 132
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[AttentionTactic, ...]:

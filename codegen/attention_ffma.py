@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks, source
+from arcweld.codegen.card import SHARED_LIMIT, SMS
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
 from arcweld.codegen.printer import Hooks
@@ -14,8 +15,6 @@ from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
-SHARED_BUDGET = 99 * 1024
-SMS = 132
 USUAL_SYMBOLIC = 512
 SHARED_ON_SM = 200 * 1024
 # of one multiprocessor: multiply-adds and bytes from the L2 cache in a cycle; cycles until a tile that was
@@ -82,7 +81,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
         for threads in (256, 128, 64)
         for r in (4, 2, 1)
         for n in (8, 4, 2, 1)
-        if layout(a, t := FfmaTactic(across, r, n, threads)).total * a.ctype.size <= SHARED_BUDGET
+        if layout(a, t := FfmaTactic(across, r, n, threads)).total * a.ctype.size <= SHARED_LIMIT
     ]
     return tuple(sorted(choices, key=lambda t: estimated_cycles(a, t))[:6])
 

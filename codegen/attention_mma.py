@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arcweld.codegen.attention_parts import LOG2E, Attention, grouped, parts, print_hooks, source
+from arcweld.codegen.card import SHARED_LIMIT, SMS
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
 from arcweld.codegen.printer import Hooks
@@ -17,8 +18,6 @@ from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
-SHARED_BUDGET = 99 * 1024
-SMS = 132
 USUAL_SYMBOLIC = 512
 REGISTER_HEAD_SIZE = 128
 FEW_QUERIES = 64
@@ -103,7 +102,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[MmaTactic, ...]:
         width = min(width, 32) if a.value_size > REGISTER_HEAD_SIZE else width
         t = MmaTactic(down, along, width, min(stages, max(1, -(-keys // (width * along)))), few)
         too_wide = width * along > max(64, 2 * keys) or 16 * (down - 1) >= max(queries, 16)
-        if not too_wide and layout(a, t).bytes <= SHARED_BUDGET and t not in choices:
+        if not too_wide and layout(a, t).bytes <= SHARED_LIMIT and t not in choices:
             choices.append(t)
     return tuple(choices[:10]) or (MmaTactic(1, 1, 16, 1, few),)
 

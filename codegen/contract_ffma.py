@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arcweld.codegen.card import SHARED_LIMIT
 from arcweld.codegen.contract_problem import Operand, Problem
-from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
+from arcweld.codegen.contract_tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.codegen.epilogue import epilogue_hook
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arcweld.codegen.card import SHARED_LIMIT
 from arcweld.codegen.contract_ffma import load_hook, store_hook
 from arcweld.codegen.contract_problem import Operand, Problem, address_hook
-from arcweld.codegen.contract_tactic import CANDIDATES, SHARED_LIMIT, ContractTactic, estimated_time, splits
+from arcweld.codegen.contract_tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render

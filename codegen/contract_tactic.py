@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_problem import Problem, likely
 
-SHARED_LIMIT = 99 * 1024  # what the smallest supported cards give a block
 MAX_THREADS = 512  # of a block that splits k: each may then have 128 registers
 CANDIDATES = 12
 BUSY_WARPS, RESIDENT = 12, 3  # warps that keep a multiprocessor busy; blocks that usually fit side by side
 # in multiply-adds: the first loads and the epilogue of a tile; the exchange of one sum between k-groups
 FIXED_COST, MEETING_COST = 16 * 64 * 64, 8
-
-# streaming multiprocessors of the card that each architecture is usually found as
-MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 128, "sm_90a": 132, "sm_120": 170}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +40,6 @@ class ContractTactic:
     def workers(self) -> int:
         """Threads (ffma) or warps (mma) of one k-group."""
         return (self.bm // self.tm) * (self.bn // self.tn)
-
-
-def multiprocessors(arch: str) -> int:
-    """How many blocks the ranking takes to run side by side."""
-    return MULTIPROCESSORS.get(arch, MULTIPROCESSORS["sm_80"])
 
 
 def tiles(problem: Problem, tactic: ContractTactic) -> int:

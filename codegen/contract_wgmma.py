@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
 from arcweld.codegen.contract_problem import Operand, Problem, likely
-from arcweld.codegen.contract_tactic import multiprocessors
 from arcweld.codegen.kernel import Axis, KernelSource, ParamField
 from arcweld.codegen.printer import Hooks, Plain, plain_load
 from arcweld.codegen.render import render

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
 from arcweld.codegen.contract_problem import Problem, conv_problem, likely
-from arcweld.codegen.contract_tactic import multiprocessors
 from arcweld.codegen.contract_wgmma import BK, WgmmaTactic, fitted, ranked
 from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
 from arcweld.codegen.printer import Hooks, plain_load

@@ -83,7 +83,8 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
     width = tactic.width or _channels(kernel, g)
     stride = _constant(kernel.attrs["strides"][-1])
     shared = shared_loads(kernel.loads["a"], outs[-1], taps[-1], stride)
-    place = [("n", kernel.axes["n"][0].sym), *((f"o{i}", a.sym) for i, a in enumerate(outs)), ("c", g.sym)]
+    pixel = [("n", kernel.axes["n"][0].sym), *((f"o{i}", a.sym) for i, a in enumerate(outs))]
+    place = [*pixel, ("c", g.sym)]
     at_tap = [(f"tap{i}", a.sym) for i, a in enumerate(taps)]
     a_expr, last = shared if shared is not None else (kernel.loads["a"], taps[-1].sym)
     counts = _thread_counts(outs, g, tactic, width)
@@ -92,7 +93,8 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
     return render(
         "depthwise.cu.j2", kernel, hooks.params, arch=ARCH, grid=(dims.ceildiv(total, tactic.threads), 1, 1),
         block=(tactic.threads, 1, 1), t=tactic, width=width, stride=stride, shared=shared is not None,
-        itype=hooks.itype, spatial=len(outs), taps=[_constant(a.extent) for a in taps], total=scalar("threads", total),
+        itype=hooks.itype, spatial=len(outs), place=[name for name, _ in pixel], at_tap=[name for name, _ in at_tap],
+        taps=[_constant(a.extent) for a in taps], total=scalar("threads", total),
         counts={k: scalar(f"{k}_count", v) for k, v in counts.items()}, row=scalar("row", outs[-1].extent),
         load_a=hooks.load("load_a", a_expr, [*place, *at_tap[:-1], (at_tap[-1][0], last)], lane=g.sym, width=width),
         load_w=hooks.load("load_w", kernel.loads["w"], [("c", g.sym), *at_tap], lane=g.sym, width=width),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import load_hook, store_hook
 from arcweld.codegen.contract_problem import Operand, Problem, likely, problem_of
-from arcweld.codegen.contract_tactic import multiprocessors
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
@@ -100,5 +100,3 @@ def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
 def render_gemv(kernel: Kernel, tactic: GemvTactic, arch: str) -> KernelSource:
     """Renders a ``contract`` kernel."""
     return render_problem(problem_of(kernel), tactic, arch)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from arcweld.codegen.kernel import Axis, axis
+from arcweld.codegen.kernel import Axis, Stage, axis
 from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, float_precision
 from arcweld.codegen.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
@@ -72,7 +72,7 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
         value = s.value(element, scalars)
         scalars[s.name] = expr.variable(s.name, DType.F64 if x.dtype is DType.F64 else DType.F32)
         finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
-        stages.append((s.name, s.combine, value, finish))
+        stages.append(Stage(s.name, s.combine, value, finish))
     loaded = reader.read(x, coords)
     hero = Hero(
         {"row": rows, "col": (col,)}, {"x": loaded}, coords,

@@ -6,7 +6,7 @@ which are then rendered and compiled once. Which tensors they stand for is kept 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,30 @@ class Store:
     value: Expr
     mask: Expr | None = None
     reduction: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One statistic of a row, for the rowwise template.
+
+    name     the variable that holds it in later expressions, and in ``finish`` the combined value
+    combine  sum, prod, max or min
+    value    what is combined: an expression over the row's element ``x``, earlier statistics and loads
+    finish   what the combined value becomes; None keeps it
+    """
+
+    name: str
+    combine: str
+    value: Expr
+    finish: Expr | None = None
+
+    def exprs(self) -> tuple[Expr, ...]:
+        """The expressions that are there."""
+        return (self.value,) if self.finish is None else (self.value, self.finish)
+
+    def mapped(self, change: Callable[[Expr], Expr]) -> Stage:
+        """The stage with each of its expressions changed."""
+        return Stage(self.name, self.combine, change(self.value), None if self.finish is None else change(self.finish))
 
 
 @dataclass(frozen=True)

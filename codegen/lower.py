@@ -23,6 +23,7 @@ from arcweld.compiler.registry import Kind, opdef
 from arcweld.compiler.weights import sources
 
 Coords = tuple[Dim, ...]
+STEM_LENGTH = 56  # of a kernel's name, before the hash
 
 
 @dataclass
@@ -259,23 +260,20 @@ def _places(stores: Sequence[Store]) -> list[Expr]:
 
 
 def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
-    return [e for stage in attrs.get("stages", ()) for e in stage[2:] if e is not None]
+    return [e for stage in attrs.get("stages", ()) for e in stage.exprs()]
 
 
 def stem_of(region: Region, template: str) -> str:
-    """A readable C identifier: the template and the operators that compute something."""
-    ops = [n.op.lower() for n in region.nodes if n is region.hero or opdef(n.op).kind is not Kind.MOVEMENT]
-    ops = ops or [region.nodes[-1].op.lower()]
-    short = {
-        "layernormalization": "layernorm",
-        "rmsnormalization": "rmsnorm",
-        "scatternd": "scatter",
-        "scatterelements": "scatter",
-        "hardsigmoid": "hsigmoid",
-        "hardswish": "hswish",
-    }
-    words = [template, *dict.fromkeys(short.get(o, o) for o in ops if o != template)]
-    return "_".join(words)[:56].rstrip("_")
+    """A readable C identifier: the template and the operators that compute something, or all if none does."""
+    ops = [n.op for n in region.nodes if n is region.hero or opdef(n.op).kind is not Kind.MOVEMENT]
+    words = dict.fromkeys([template, *(_short_name(op) for op in ops or [n.op for n in region.nodes])])
+    return "_".join(words)[:STEM_LENGTH].rstrip("_")
+
+
+def _short_name(op: str) -> str:
+    """``layernorm`` for LayerNormalization, ``scatter`` for ScatterND, ``sum`` for ReduceSum."""
+    name = op.lower().replace("normalization", "norm").removeprefix("reduce")
+    return "scatter" if name.startswith("scatter") else name
 
 
 def float_precision(values: Sequence[Value]) -> str:

@@ -43,13 +43,8 @@ def rewrite(kernel: Kernel, axes: Mapping[str, tuple[Axis, ...]], table: Mapping
         stores=tuple(
             Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), expr(s.value)) for s in kernel.stores
         ),
-        attrs={k: tuple(rewrite_stage(s, expr) for s in v) if k == "stages" else v for k, v in kernel.attrs.items()},
+        attrs={k: tuple(s.mapped(expr) for s in v) if k == "stages" else v for k, v in kernel.attrs.items()},
     )
-
-
-def rewrite_stage(stage: tuple[Any, ...], expr: Any) -> tuple[Any, ...]:
-    """A row-wise stage with ``expr`` applied to each of its expressions."""
-    return tuple(expr(part) if isinstance(part, Expr) else part for part in stage)
 
 
 def flatten_roles(kernel: Kernel, names: Mapping[str, str]) -> Kernel:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arcweld.codegen.card import SMS
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nest import flatten_roles, most, power_of_two_at_least
 from arcweld.codegen.printer import INDEX_LIMIT, Hooks, vector_width
@@ -19,7 +20,6 @@ from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.expr import loads
 
-SMS = 132
 USUAL_SYMBOLIC = 1024
 
 

@@ -56,6 +56,11 @@ class Combiner:
     variables: Mapping[str, tuple[str, DType, bool]]
     size: int
 
+    @property
+    def is_arg(self) -> bool:
+        """True if it carries the index of the winner along."""
+        return "value" in self.variables
+
 
 def combiner(kernel: Kernel, laned: bool) -> Combiner:
     """The combiner of a ``reduce`` or ``window`` kernel; ``laned`` if the store hook takes a vector of
@@ -73,14 +78,9 @@ def combiner(kernel: Kernel, laned: bool) -> Combiner:
     variables = {"acc": ("acc", DType.I64, laned), "value": ("value", dtype, laned)}
     acc = f"Indexed<{t}>"
     return Combiner(
-        acc,
-        f"OpArg<{largest}, {last}>",
-        f"no_candidate<{t}, {last}>({identity(combine, dtype)})",
-        acc + "{{{0}, (i32)({1})}}",
-        ("{0}.index", "{0}.value"),
-        variables,
-        16 if dtype.size == 8 else 8,
-    )
+        acc, f"OpArg<{largest}, {last}>", f"no_candidate<{t}, {last}>({identity(combine, dtype)})",
+        acc + "{{{0}, (i32)({1})}}", ("{0}.index", "{0}.value"), variables, 16 if dtype.size == 8 else 8,
+    )  # fmt: skip
 
 
 def unsupported_combiner(kernel: Kernel) -> str | None:

@@ -2,17 +2,15 @@
 registers if it fits.
 
 Roles: axes ``row`` (any number) and ``col`` (any number, flattened); ``loads["x"]`` over row and col;
-``attrs["stages"]``, a tuple of ``(name, combine, value, finish)``: each row statistic combines ``value``
-(over ``x``, earlier statistics and loads) by sum, max or min, then maps the result (a variable of its own
-name) by ``finish`` where that is not None. Stores are over row and col, with the variables ``x`` and the
-statistics.
+``attrs["stages"]``, a tuple of ``kernel.Stage``, one for each statistic of the row. Stores are over row and
+col, with the variables ``x`` and the statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.card import SMS
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nest import flatten_roles, most, power_of_two_at_least
 from arcweld.codegen.printer import Hooks, vector_width
@@ -24,8 +22,7 @@ from arcweld.compiler.dtypes import DType
 BLOCK = 128
 REGISTER_ELEMENTS = 32
 REGISTER_VECTORS = 8
-FULL_GRID = 132
-SMALL_GRID = FULL_GRID * 8
+SMALL_GRID = SMS * 8
 USUAL_SYMBOLIC = 1024
 UNBOUNDED = 1 << 30
 
@@ -47,8 +44,8 @@ class RowwiseTactic:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """A row statistic as the template needs it."""
+class PrintedStage:
+    """A row statistic as the template needs it: C names and types before and after ``finish``."""
 
     name: str
     combine: str
@@ -88,7 +85,7 @@ def spread(lanes: int, width: int, rows: int) -> RowwiseTactic:
     """The tactic for ``lanes`` threads a row; short rows share a block, as long as there are blocks for the
     whole card.
     """
-    share = max(1, min(BLOCK // lanes, rows // FULL_GRID)) if lanes <= 32 else 1
+    share = max(1, min(BLOCK // lanes, rows // SMS)) if lanes <= 32 else 1
     return RowwiseTactic(width, lanes, True, max(32 // lanes, share))
 
 
@@ -100,14 +97,14 @@ def resident_vectors(longest: int, step: int, width: int) -> int:
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """None: every rowwise kernel can be rendered. A combiner that is unknown is named."""
-    unknown = [s[1] for s in kernel.attrs["stages"] if s[1] not in ("sum", "prod", "max", "min")]
+    unknown = [s.combine for s in kernel.attrs["stages"] if s.combine not in COMBINERS]
     return f"combiner {unknown[0]} is not a row statistic" if unknown else None
 
 
 def natural_width(kernel: Kernel) -> int:
     """The vector width that the kernel's accesses along ``col`` allow."""
     (col,) = kernel.axes["col"]
-    exprs = [kernel.loads["x"], *(s[2] for s in kernel.attrs["stages"]), *(s.value for s in kernel.stores)]
+    exprs = [kernel.loads["x"], *(s.value for s in kernel.attrs["stages"]), *(s.value for s in kernel.stores)]
     return vector_width(kernel, col.extent, exprs, kernel.stores, col.sym)
 
 
@@ -143,29 +140,23 @@ def _args(*axes: Axis) -> list[tuple[str, dims.Sym]]:
 
 def _print_stages(
     hooks: Hooks, row: Axis, col: Axis, width: int
-) -> tuple[list[str], list[Stage], dict[str, tuple[str, DType, bool]]]:
+) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:
     """The device functions of all statistics, their descriptions, and the variables that the stores may use."""
     functions: list[str] = []
-    stages: list[Stage] = []
+    stages: list[PrintedStage] = []
     known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}
-    for name, combine, value, finish in hooks.kernel.attrs["stages"]:
+    for s in hooks.kernel.attrs["stages"]:
+        own, raw, done = f"row_{s.name}", s.value.dtype, (s.finish or s.value).dtype
         functions.append(
-            hooks.load(f"{name}_value", value, _args(row, col), lane=col.sym, width=width, variables=known)
+            hooks.load(f"{s.name}_value", s.value, _args(row, col), lane=col.sym, width=width, variables=known)
         )
-        raw = {name: (f"row_{name}", value.dtype, False)}
-        if finish is not None:
-            scalars: Mapping[str, tuple[str, DType, bool]] = {k: v for k, v in known.items() if k != "x"}
-            functions.append(hooks.load(f"{name}_finish", finish, _args(row), variables={**scalars, **raw}))
-        kind = (finish if finish is not None else value).dtype
+        if s.finish is not None:
+            scalars = {k: v for k, v in known.items() if k != "x"} | {s.name: (own, raw, False)}
+            functions.append(hooks.load(f"{s.name}_finish", s.finish, _args(row), variables=scalars))
         stages.append(
-            Stage(
-                name,
-                COMBINERS[combine],
-                identity(combine, value.dtype),
-                value.dtype.cuda,
-                kind.cuda,
-                finish is not None,
+            PrintedStage(
+                s.name, COMBINERS[s.combine], identity(s.combine, raw), raw.cuda, done.cuda, s.finish is not None
             )
         )
-        known[name] = (f"row_{name}", kind, False)
+        known[s.name] = (own, done, False)
     return functions, stages, known

@@ -1,10 +1,23 @@
 // Scalar helpers that expressions print: integer floor division, sign, rounding, and the like. No inline PTX.
 #pragma once
 
-template <class T> __device__ __forceinline__ T floor_div(T a, T b) { const T q = a / b; return (a % b != 0 && ((a < 0) != (b < 0))) ? q - 1 : q; }
-template <class T> __device__ __forceinline__ T floor_mod(T a, T b) { const T r = a % b; return (r != 0 && ((r < 0) != (b < 0))) ? r + b : r; }
-__device__ __forceinline__ float floor_mod(float a, float b) { const float r = fmodf(a, b); return (r != 0.f && ((r < 0.f) != (b < 0.f))) ? r + b : r; }
-__device__ __forceinline__ double floor_mod(double a, double b) { const double r = fmod(a, b); return (r != 0. && ((r < 0.) != (b < 0.))) ? r + b : r; }
+// Division that rounds towards minus infinity, and its remainder, which has the divisor's sign.
+template <class T> __device__ __forceinline__ T floor_div(T a, T b) {
+  const T q = a / b;
+  return a % b != 0 && (a < 0) != (b < 0) ? q - 1 : q;
+}
+template <class T> __device__ __forceinline__ T floor_mod(T a, T b) {
+  const T r = a % b;
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+__device__ __forceinline__ float floor_mod(float a, float b) {
+  const float r = fmodf(a, b);
+  return r != 0.f && (r < 0.f) != (b < 0.f) ? r + b : r;
+}
+__device__ __forceinline__ double floor_mod(double a, double b) {
+  const double r = fmod(a, b);
+  return r != 0. && (r < 0.) != (b < 0.) ? r + b : r;
+}
 // Integer division of what the model computes. By zero it gives 0, as in numpy: a masked read may put a 0 there. Nothing
 // overflows: the least number divided by -1 is itself.
 template <class T> __device__ __forceinline__ bool is_minus_one(T x) { return T(-1) < T(0) && T(~x) == T(0); }
@@ -36,7 +49,8 @@ template <class T> __device__ __forceinline__ T pow_int(T base, T exponent) {
     if (exponent & T(1)) result *= base;
   return result;
 }
-// For results that are stored in 16 bits. erf as tanh(x Q(x^2)), Q fitted to atanh(erf(x)) / x: 4e-5 beside tanh's own error.
+// For results that are stored in 16 bits. erf as tanh(x Q(x^2)), Q fitted to atanh(erf(x)) / x: 4e-5 beside tanh's own
+// error.
 __device__ __forceinline__ float fast_erf(float x) {
   const float s = x * x < 20.0f ? x * x : 20.0f;
   return tanh_approx(x * ((-1.78649e-3f * s + 0.10408121f) * s + 1.12814337f));

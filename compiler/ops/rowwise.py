@@ -62,21 +62,21 @@ def _log_softmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 _EXP_SUM = (
-    RowStage("m", "max", lambda x, s: x),
-    RowStage("s", "sum", lambda x, s: unary("exp", x - s["m"])),
+    RowStage("max", "max", lambda x, s: x),
+    RowStage("sum", "sum", lambda x, s: unary("exp", x - s["max"])),
 )
 
 
 def _row_softmax(node: Node) -> RowProgram:
     def result(reader: Reader, node: Node, x: Expr, s: Scalars, coords: tuple[Dim, ...]) -> Expr:
-        return unary("exp", x - s["m"]) / s["s"]
+        return unary("exp", x - s["max"]) / s["sum"]
 
     return RowProgram(1, _EXP_SUM, result)
 
 
 def _row_log_softmax(node: Node) -> RowProgram:
     def result(reader: Reader, node: Node, x: Expr, s: Scalars, coords: tuple[Dim, ...]) -> Expr:
-        return x - s["m"] - unary("log", s["s"])
+        return x - s["max"] - unary("log", s["sum"])
 
     return RowProgram(1, _EXP_SUM, result)
 

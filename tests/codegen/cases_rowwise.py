@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from arcweld.codegen.kernel import Buffer, Kernel, axis
+from arcweld.codegen.kernel import Buffer, Kernel, Stage, axis
 from arcweld.codegen.rowwise import RowwiseTactic
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
@@ -17,8 +16,8 @@ from kernel_cases import Arrays, Case, Suite, at, put, random
 F32 = DType.F32
 X = variable("x", F32)
 SOFTMAX = (
-    ("max", "max", X, None),
-    ("sum", "sum", unary("exp", X - variable("max", F32)), unary("recip", variable("sum", F32))),
+    Stage("max", "max", X),
+    Stage("sum", "sum", unary("exp", X - variable("max", F32)), unary("recip", variable("sum", F32))),
 )
 PROBABILITY = unary("exp", X - variable("max", F32)) * variable("sum", F32)
 
@@ -39,13 +38,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def norm_stages(cols: Dim, eps: float, centred: bool) -> tuple[Any, ...]:
+def norm_stages(cols: Dim, eps: float, centred: bool) -> tuple[Stage, ...]:
     """Mean and reciprocal deviation (LayerNorm), or the reciprocal root mean square alone."""
     count = cast(index(cols), F32)
     mean = variable("mean", F32)
     centre = X - mean if centred else X
-    rstd = ("rstd", "sum", centre * centre, unary("rsqrt", variable("rstd", F32) / count + eps))
-    return (("mean", "sum", X, mean / count), rstd) if centred else (rstd,)
+    rstd = Stage("rstd", "sum", centre * centre, unary("rsqrt", variable("rstd", F32) / count + eps))
+    return (Stage("mean", "sum", X, mean / count), rstd) if centred else (rstd,)
 
 
 def layernorm_kernel(rows: Dim, cols: Dim, dtype: DType, param: DType = F32, eps: float = 1e-5) -> Kernel:
@@ -139,7 +138,7 @@ def column_softmax_kernel(n: int, m: int) -> Kernel:
     r, c = axis("r", m), axis("c", n)
     x, y = Buffer("in0", DType.F64, (n, m)), Buffer("out0", DType.F64, (n, m), True)
     v, top = variable("x", DType.F64), variable("max", DType.F64)
-    stages = (("max", "max", v, None), ("sum", "sum", unary("exp", v - top), None))
+    stages = (Stage("max", "max", v), Stage("sum", "sum", unary("exp", v - top)))
     value = unary("exp", v - top) / variable("sum", DType.F64)
     return Kernel(
         "rowwise", "softmax_axis0", {"row": (r,), "col": (c,)}, {"x": at(x, (c, r))}, (put(y, (c, r), value),), (x, y),

@@ -84,13 +84,13 @@ def _identity(combine: str, dtype: np.dtype) -> Any:
 def _rowwise(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
     variables: dict[str, np.ndarray] = {"x": points.value(kernel.loads["x"])}
-    for name, combine, value, finish in kernel.attrs["stages"]:
-        full = points.value(value, variables)
-        wide = np.float64 if full.dtype == np.float32 and combine == "sum" else full.dtype
-        folded = FOLD[combine].reduce(full, axis=-1, keepdims=True, dtype=wide)
-        variables[name] = folded.astype(full.dtype)
-        if finish is not None:
-            variables[name] = interpret(finish, buffers, points.at, variables)
+    for s in kernel.attrs["stages"]:
+        full = points.value(s.value, variables)
+        wide = np.float64 if full.dtype == np.float32 and s.combine == "sum" else full.dtype
+        folded = FOLD[s.combine].reduce(full, axis=-1, keepdims=True, dtype=wide)
+        variables[s.name] = folded.astype(full.dtype)
+        if s.finish is not None:
+            variables[s.name] = interpret(s.finish, buffers, points.at, variables)
     _store(kernel, points, buffers, variables)
 
 

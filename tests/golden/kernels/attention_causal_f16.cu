@@ -1,5 +1,6 @@
 // attention: f16 on tensor cores. 4 x 1 warps of 16 queries and 64 keys a step;
-// keys and values pass through a ring of 2 tiles of 64; online softmax in base 2, probabilities stay in registers.
+// keys and values pass through a ring of 2 tiles of 64;
+// online softmax in base 2, probabilities stay in registers.
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
@@ -46,20 +47,18 @@ __device__ __forceinline__ void load_tile(const Params& p, int b, int h, int t0,
   for (int i = threadIdx.x; i < 512; i += 128) {
     const int row = i / 8, col = i % 8 * 8, t = t0 + row;
     const bool inside = t < p.key_count;
-    const int from_col = col;
-    const f16* from = k_row0(p, b, h) + min(t, p.key_count - 1) * 64 + from_col;
-    cp_async16(smem_u32(k_tile + row * 72 + col), from, inside ? 16 : 0);
+    const f16* row_start = k_row0(p, b, h) + min(t, p.key_count - 1) * 64;
+    cp_async16(smem_u32(k_tile + row * 72 + col), row_start + col, inside ? 16 : 0);
   }
   for (int i = threadIdx.x; i < 512; i += 128) {
     const int row = i / 8, col = i % 8 * 8, t = t0 + row;
     const bool inside = t < p.key_count;
-    const int from_col = col;
-    const f16* from = v_row0(p, b, h) + min(t, p.key_count - 1) * 64 + from_col;
-    cp_async16(smem_u32(v_tile + row * 72 + col), from, inside ? 16 : 0);
+    const f16* row_start = v_row0(p, b, h) + min(t, p.key_count - 1) * 64;
+    cp_async16(smem_u32(v_tile + row * 72 + col), row_start + col, inside ? 16 : 0);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1) attention_95457492(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128, 1) attention_d8b351c7(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* const ring = reinterpret_cast<f16*>(smem + 0);  // [2] stages of 18432 bytes: k, then v
@@ -70,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_95457492(const __
   const int h = blockIdx.x / p.query_tiles % 12, b = blockIdx.x / p.query_tiles / 12;
   const int s0 = tile * 64;
   const int s = s0 + query_warp * 16 + quad_row;  // this lane's queries are s and s + 8
-  const int visible = max(0, min(p.key_count, s0 + 63 + 1 + 0));  // no query of the block sees more keys
+  // no query of the block sees more keys
+  const int visible = max(0, min(p.key_count, s0 + 63 + 1 + 0));
   const int steps = (visible + 63) / 64;
   pdl_wait();
 
@@ -196,4 +196,4 @@ extern "C" __global__ void __launch_bounds__(128, 1) attention_95457492(const __
     }
   }
 }
-EXPORT_KERNEL(attention_95457492)
+EXPORT_KERNEL(attention_d8b351c7)

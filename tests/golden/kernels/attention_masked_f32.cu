@@ -56,22 +56,20 @@ __device__ __forceinline__ void fetch_k(const Params& p, int b, int h, int t0, f
   for (int i = threadIdx.x; i < 512; i += 256) {
     const int row = i / 8, col = i % 8 * 4, t = t0 + row;
     const bool inside = t < p.key_count;
-    const int from_col = col;
-    const f32* from = k_row0(p, b, h) + min(t, p.key_count - 1) * 32 + from_col;
-    cp_async16(smem_u32(k_tile + row * 36 + col), from, inside ? 16 : 0);
+    const f32* row_start = k_row0(p, b, h) + min(t, p.key_count - 1) * 32;
+    cp_async16(smem_u32(k_tile + row * 36 + col), row_start + col, inside ? 16 : 0);
   }
 }
 __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, f32* v_tile) {
   for (int i = threadIdx.x; i < 512; i += 256) {
     const int row = i / 8, col = i % 8 * 4, t = t0 + row;
     const bool inside = t < p.key_count;
-    const int from_col = col;
-    const f32* from = v_row0(p, b, h) + min(t, p.key_count - 1) * 32 + from_col;
-    cp_async16(smem_u32(v_tile + row * 32 + col), from, inside ? 16 : 0);
+    const f32* row_start = v_row0(p, b, h) + min(t, p.key_count - 1) * 32;
+    cp_async16(smem_u32(v_tile + row * 32 + col), row_start + col, inside ? 16 : 0);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) attention_b5cb3ae3(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) attention_19759a4a(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, smem);
   f32* const q_tile = smem;                     // [128][36]
@@ -201,4 +199,4 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_b5cb3ae3(const __
     }
   }
 }
-EXPORT_KERNEL(attention_b5cb3ae3)
+EXPORT_KERNEL(attention_19759a4a)

@@ -2,7 +2,6 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
-#include "arg_reduce.cuh"
 
 struct Params {
   const f32* in0;
@@ -52,7 +51,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, const 
   store_vec<4>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) window_averagepool_a6af8ae1(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) window_averagepool_d07d31af(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int out_index = (blockIdx.x * 128 + threadIdx.x) * 4;
@@ -76,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(128) window_averagepool_a6af8ae1(co
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(window_averagepool_a6af8ae1)
+EXPORT_KERNEL(window_averagepool_d07d31af)
 
 // pointwise_transpose: tiles of 32 x 32 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 1 (along a) written.

@@ -1,5 +1,6 @@
 // conv_relu: matrix product on tensor cores, f16 operands, f32 accumulation.
-// A block of 4 warps computes 128 x 64, each warp 64 x 32; 4 tiles of k = 32 are in flight.
+// A block of 4 warps computes 128 x 64, each warp 64 x 32;
+// 4 tiles of k = 32 are in flight.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -66,7 +67,7 @@ __device__ __forceinline__ Tile tile_at(const Params& p, int index) {
   return {batch, (first + left % height) * BM, (left / height) * BN};
 }
 
-// 2 groups of THREADS threads compute the same tile, each from every 2th piece of k.
+// 2 groups of THREADS threads compute the same tile, each from one piece of k in 2.
 __device__ __forceinline__ int group_of_thread() { return threadIdx.x / THREADS; }
 __device__ __forceinline__ int thread_of_group() { return threadIdx.x % THREADS; }
 __device__ __forceinline__ void group_sync() { named_bar_sync(1 + group_of_thread(), THREADS); }
@@ -87,16 +88,22 @@ __device__ __forceinline__ void add_groups(Acc* scratch, Acc (&acc)[COUNT]) {
   }
 }
 
-// Shared memory in lines of 16-byte pieces. Pieces change places by the line number, so that the lines which ldmatrix (or a
-// warp of word reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four and two pieces of each (2).
+// Shared memory in lines of 16-byte pieces. Pieces change places by the line number, so that the lines which ldmatrix
+// (or a warp of word reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four
+// lines and two pieces of each (SPREAD 2).
 template <int LINES, int PIECES, int SPREAD>
 struct SharedTile {
   static constexpr int BYTES = LINES * PIECES * 16, COUNT = LINES * PIECES, EACH = (COUNT + THREADS - 1) / THREADS;
   static __device__ __forceinline__ int line(int i) { return (thread_of_group() + i * THREADS) / PIECES; }
   static __device__ __forceinline__ int piece(int i) { return (thread_of_group() + i * THREADS) % PIECES; }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   static __device__ __forceinline__ int offset(int line, int piece) {
-    const int swap = PIECES % 8 == 0 ? line * SPREAD % 8 : PIECES % 4 == 0 ? line / 2 % 4 : PIECES % 2 == 0 ? line / 4 % 2 : 0;
+    const int swap = PIECES % 8 == 0   ? line * SPREAD % 8
+                     : PIECES % 4 == 0 ? line / 2 % 4
+                     : PIECES % 2 == 0 ? line / 4 % 2
+                                       : 0;
     return (line * PIECES + (piece ^ swap)) * 16;
   }
 };
@@ -177,9 +184,10 @@ __device__ __forceinline__ void multiply(float (&acc)[MI][NJ][4], const unsigned
 // The index of a tile's row, or -1 past the last one.
 __device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
 
-// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that each lane gets
-// 8 neighbouring columns of one row.
-__device__ __forceinline__ void store_rows(const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
+// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that
+// each lane gets 8 neighbouring columns of one row.
+__device__ __forceinline__ void store_rows(
+    const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
   constexpr int PITCH = WN + 8;  // rows start 8 banks apart
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -204,7 +212,7 @@ __device__ __forceinline__ void store_rows(const Params& p, float* scratch, cons
   __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(256) conv_relu_eb59fdd0(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) conv_relu_a33848f9(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, shared);
   unsigned char* smem = shared + group_of_thread() * STAGES * STAGE;
   const u32 base = smem_u32(smem);
@@ -247,15 +255,14 @@ extern "C" __global__ void __launch_bounds__(256) conv_relu_eb59fdd0(const __gri
   }
   pdl_launch_dependents();
   add_groups(reinterpret_cast<float*>(shared), reinterpret_cast<float (&)[MI * NJ * 4]>(acc));
-  if (group_of_thread() == 0)
-  {
+  if (group_of_thread() == 0) {
     group_sync();  // what shared memory held before becomes the epilogue's scratch
     float* scratch = reinterpret_cast<float*>(smem) + warp * 16 * (WN + 8);
 #pragma unroll
     for (int i = 0; i < MI; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
   }
 }
-EXPORT_KERNEL(conv_relu_eb59fdd0)
+EXPORT_KERNEL(conv_relu_a33848f9)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

@@ -1,5 +1,6 @@
-// conv_hswish: a filter of 3 x 3 taps over each channel on its own.
-// A thread computes 8 channels of 2 neighbouring pixels, which share the inputs they load.
+// conv_hardswish: a filter of 3 x 3 taps over each channel on its own.
+// A thread computes 8 channels of 2 neighbouring pixels,
+// which share the inputs that they load.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -51,7 +52,7 @@ __device__ __forceinline__ void store_out(const Params& p, int n, int o0, int o1
   store_vec<8>(p.out0 + (o1 * 96 + o0 * 1344 + n * 18816 + c), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_hswish_c4df5d53(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_hardswish_7f57f62c(const __grid_constant__ Params p) {
   pdl_wait();
   int index = (int)blockIdx.x * 128 + threadIdx.x;
   if (index < p.threads) {
@@ -89,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_hswish_c4df5d53(const __g
   }
   pdl_launch_dependents();
 }
-EXPORT_KERNEL(conv_hswish_c4df5d53)
+EXPORT_KERNEL(conv_hardswish_7f57f62c)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

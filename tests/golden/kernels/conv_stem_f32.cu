@@ -1,5 +1,6 @@
 // conv: f32 matrix product on the ordinary arithmetic units, exact to rounding.
-// A block computes 64 x 32, each thread 4 x 4; tiles of k = 16 alternate between two shared buffers.
+// A block computes 64 x 32, each thread 4 x 4;
+// tiles of k = 16 alternate between two shared buffers.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -69,7 +70,7 @@ __device__ __forceinline__ int group_of_thread() { return 0; }
 __device__ __forceinline__ int thread_of_group() { return threadIdx.x; }
 __device__ __forceinline__ void group_sync() { __syncthreads(); }
 
-// 1 neighbouring element of A along k a chunk; zero past the edges.
+// Chunks of one element of A along k; zero past the edges.
 struct ChunksA {
   static constexpr int WIDTH = 1, COUNT = BM * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -80,7 +81,9 @@ struct ChunksA {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) / (BM / WIDTH);
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -94,7 +97,7 @@ struct ChunksA {
   }
 };
 
-// 1 neighbouring element of B along k a chunk; zero past the edges.
+// Chunks of one element of B along k; zero past the edges.
 struct ChunksB {
   static constexpr int WIDTH = 1, COUNT = BN * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -105,7 +108,9 @@ struct ChunksB {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) % (BK / WIDTH) * WIDTH;
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -158,7 +163,7 @@ __device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_dfdfb288(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_9c739a1e(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   f32* buffers = reinterpret_cast<f32*>(smem);
   const Tile t = tile_at(p, blockIdx.x);
@@ -201,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_dfdfb288(const __grid_con
     }
   }
 }
-EXPORT_KERNEL(conv_dfdfb288)
+EXPORT_KERNEL(conv_9c739a1e)
 
 // pointwise_transpose: tiles of 64 x 16 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

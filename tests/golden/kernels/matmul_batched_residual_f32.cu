@@ -1,5 +1,6 @@
 // contract_matmul_add: f32 matrix product on the ordinary arithmetic units, exact to rounding.
-// A block computes 64 x 64, each thread 4 x 4; tiles of k = 16 alternate between two shared buffers.
+// A block computes 64 x 64, each thread 4 x 4;
+// tiles of k = 16 alternate between two shared buffers.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -59,7 +60,7 @@ __device__ __forceinline__ Tile tile_at(const Params& p, int index) {
   return {batch, (first + left % height) * BM, (left / height) * BN};
 }
 
-// 2 groups of THREADS threads compute the same tile, each from every 2th piece of k.
+// 2 groups of THREADS threads compute the same tile, each from one piece of k in 2.
 __device__ __forceinline__ int group_of_thread() { return threadIdx.x / THREADS; }
 __device__ __forceinline__ int thread_of_group() { return threadIdx.x % THREADS; }
 __device__ __forceinline__ void group_sync() { named_bar_sync(1 + group_of_thread(), THREADS); }
@@ -80,7 +81,7 @@ __device__ __forceinline__ void add_groups(Acc* scratch, Acc (&acc)[COUNT]) {
   }
 }
 
-// 4 neighbouring elements of A along k a chunk; zero past the edges.
+// Chunks of 4 neighbouring elements of A along k; zero past the edges.
 struct ChunksA {
   static constexpr int WIDTH = 4, COUNT = BM * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -91,7 +92,9 @@ struct ChunksA {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) % (BK / WIDTH) * WIDTH;
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -105,7 +108,7 @@ struct ChunksA {
   }
 };
 
-// 4 neighbouring elements of B along the row a chunk; zero past the edges.
+// Chunks of 4 neighbouring elements of B along the row; zero past the edges.
 struct ChunksB {
   static constexpr int WIDTH = 4, COUNT = BN * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -116,7 +119,9 @@ struct ChunksB {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) / (BN / WIDTH);
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -169,7 +174,7 @@ __device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_9f6d54d1(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_75a2c0ab(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   f32* buffers = reinterpret_cast<f32*>(smem) + group_of_thread() * 2 * BUFFER;
   pdl_launch_dependents();
@@ -214,4 +219,4 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_9f6d54d1(c
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_add_9f6d54d1)
+EXPORT_KERNEL(contract_matmul_add_75a2c0ab)

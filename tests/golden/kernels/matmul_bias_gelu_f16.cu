@@ -1,5 +1,6 @@
 // contract_matmul_gelu: matrix product on tensor cores, f16 operands, f32 accumulation.
-// A block of 8 warps computes 128 x 128, each warp 64 x 32; 4 tiles of k = 32 are in flight.
+// A block of 8 warps computes 128 x 128, each warp 64 x 32;
+// 4 tiles of k = 32 are in flight.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -59,16 +60,22 @@ __device__ __forceinline__ int group_of_thread() { return 0; }
 __device__ __forceinline__ int thread_of_group() { return threadIdx.x; }
 __device__ __forceinline__ void group_sync() { __syncthreads(); }
 
-// Shared memory in lines of 16-byte pieces. Pieces change places by the line number, so that the lines which ldmatrix (or a
-// warp of word reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four and two pieces of each (2).
+// Shared memory in lines of 16-byte pieces. Pieces change places by the line number, so that the lines which ldmatrix
+// (or a warp of word reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four
+// lines and two pieces of each (SPREAD 2).
 template <int LINES, int PIECES, int SPREAD>
 struct SharedTile {
   static constexpr int BYTES = LINES * PIECES * 16, COUNT = LINES * PIECES, EACH = (COUNT + THREADS - 1) / THREADS;
   static __device__ __forceinline__ int line(int i) { return (thread_of_group() + i * THREADS) / PIECES; }
   static __device__ __forceinline__ int piece(int i) { return (thread_of_group() + i * THREADS) % PIECES; }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   static __device__ __forceinline__ int offset(int line, int piece) {
-    const int swap = PIECES % 8 == 0 ? line * SPREAD % 8 : PIECES % 4 == 0 ? line / 2 % 4 : PIECES % 2 == 0 ? line / 4 % 2 : 0;
+    const int swap = PIECES % 8 == 0   ? line * SPREAD % 8
+                     : PIECES % 4 == 0 ? line / 2 % 4
+                     : PIECES % 2 == 0 ? line / 4 % 2
+                                       : 0;
     return (line * PIECES + (piece ^ swap)) * 16;
   }
 };
@@ -138,9 +145,10 @@ __device__ __forceinline__ void multiply(float (&acc)[MI][NJ][4], const unsigned
 // The index of a tile's row, or -1 past the last one.
 __device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
 
-// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that each lane gets
-// 8 neighbouring columns of one row.
-__device__ __forceinline__ void store_rows(const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
+// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that
+// each lane gets 8 neighbouring columns of one row.
+__device__ __forceinline__ void store_rows(
+    const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
   constexpr int PITCH = WN + 8;  // rows start 8 banks apart
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -165,7 +173,7 @@ __device__ __forceinline__ void store_rows(const Params& p, float* scratch, cons
   __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_3d23d608(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_67b86cd4(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   pdl_launch_dependents();
@@ -213,4 +221,4 @@ extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_3d23d608(
     for (int i = 0; i < MI; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
   }
 }
-EXPORT_KERNEL(contract_matmul_gelu_3d23d608)
+EXPORT_KERNEL(contract_matmul_gelu_67b86cd4)

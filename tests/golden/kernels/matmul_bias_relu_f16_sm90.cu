@@ -102,9 +102,10 @@ __device__ __forceinline__ void fetch_b(const Params& p, u32 stage, u32 bar, con
 // The index of a tile's row, or -1 past the last one.
 __device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
 
-// The epilogue of 16 rows x CHUNK columns that a warp holds in mma fragments: through shared memory, so that each lane gets
-// 8 neighbouring columns of one row.
-__device__ __forceinline__ void store_rows(const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
+// The epilogue of 16 rows x CHUNK columns that a warp holds in mma fragments: through shared memory, so that
+// each lane gets 8 neighbouring columns of one row.
+__device__ __forceinline__ void store_rows(
+    const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
   constexpr int PITCH = CHUNK + 8;  // rows start 8 banks apart
   const int lane = opaque(threadIdx.x % 32);
 #pragma unroll
@@ -207,7 +208,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2ba7cd94(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_4a74d5cf(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
@@ -234,4 +235,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_2b
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_2ba7cd94)
+EXPORT_KERNEL(contract_matmul_relu_4a74d5cf)

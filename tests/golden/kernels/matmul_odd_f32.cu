@@ -1,5 +1,6 @@
 // contract_matmul: f32 matrix product on the ordinary arithmetic units, exact to rounding.
-// A block computes 32 x 32, each thread 4 x 2; tiles of k = 16 alternate between two shared buffers.
+// A block computes 32 x 32, each thread 4 x 2;
+// tiles of k = 16 alternate between two shared buffers.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -48,7 +49,7 @@ __device__ __forceinline__ int group_of_thread() { return 0; }
 __device__ __forceinline__ int thread_of_group() { return threadIdx.x; }
 __device__ __forceinline__ void group_sync() { __syncthreads(); }
 
-// 1 neighbouring element of A along k a chunk; zero past the edges.
+// Chunks of one element of A along k; zero past the edges.
 struct ChunksA {
   static constexpr int WIDTH = 1, COUNT = BM * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -59,7 +60,9 @@ struct ChunksA {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) % (BK / WIDTH) * WIDTH;
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -73,7 +76,7 @@ struct ChunksA {
   }
 };
 
-// 1 neighbouring element of B along the row a chunk; zero past the edges.
+// Chunks of one element of B along the row; zero past the edges.
 struct ChunksB {
   static constexpr int WIDTH = 1, COUNT = BN * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
   f32 v[EACH][WIDTH];
@@ -84,7 +87,9 @@ struct ChunksB {
   static __device__ __forceinline__ int k(int i) {
     return (thread_of_group() + i * THREADS) / (BN / WIDTH);
   }
-  static __device__ __forceinline__ bool exists(int i) { return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT; }
+  static __device__ __forceinline__ bool exists(int i) {
+    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
+  }
   __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
@@ -137,7 +142,7 @@ __device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(128) contract_matmul_56166b55(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) contract_matmul_04464656(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   f32* buffers = reinterpret_cast<f32*>(smem);
   pdl_launch_dependents();
@@ -180,4 +185,4 @@ extern "C" __global__ void __launch_bounds__(128) contract_matmul_56166b55(const
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_56166b55)
+EXPORT_KERNEL(contract_matmul_04464656)

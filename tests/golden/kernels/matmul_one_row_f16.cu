@@ -1,4 +1,5 @@
-// contract_matmul_silu: 1 row times a matrix that is read once, 8 elements at a time along k.
+// contract_matmul_silu: 1 row times a matrix that is read once,
+// 8 elements at a time along k.
 // A warp computes 2 columns, its lanes share out k.
 #include "prims.cuh"
 #include "math.cuh"
@@ -10,7 +11,8 @@ struct Params {
   f16* out0;
 };
 
-constexpr int ROWS = 1, COLUMNS = 16, WIDTH = 8, BATCH = 4, SPLIT = 1, THREADS = 256;
+constexpr int ROWS = 1, COLUMNS = 16, WIDTH = 8;
+constexpr int BATCH = 4, SPLIT = 1, THREADS = 256;
 constexpr int OWN = 2;              // columns of a warp
 constexpr int STEP = 32 * SPLIT * WIDTH;  // k between a thread's pieces
 
@@ -43,7 +45,7 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_16d08e7d(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_02337dcc(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   pdl_launch_dependents();
   const int b = blockIdx.x / 256, n0 = blockIdx.x % 256 * COLUMNS, K = 1024;
@@ -105,4 +107,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_16d08
     if (n0 + o % COLUMNS < 4096) store_out(p, b, o / COLUMNS, n0 + o % COLUMNS)(sum);
   }
 }
-EXPORT_KERNEL(contract_matmul_silu_16d08e7d)
+EXPORT_KERNEL(contract_matmul_silu_02337dcc)

@@ -2,7 +2,6 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
-#include "arg_reduce.cuh"
 
 struct Params {
   const f16* in0;
@@ -39,7 +38,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, const 
   store_vec<8>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) window_maxpool_ce8a65b5(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) window_maxpool_721f8cda(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int out_index = (blockIdx.x * 128 + threadIdx.x) * 8;
@@ -63,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(128) window_maxpool_ce8a65b5(const 
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(window_maxpool_ce8a65b5)
+EXPORT_KERNEL(window_maxpool_721f8cda)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 8 (along a) written.

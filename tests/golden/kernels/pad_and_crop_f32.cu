@@ -1,4 +1,4 @@
-// pointwise_slice: one thread computes 4 neighbouring elements of the outputs.
+// pointwise_pad_slice: one thread computes 4 neighbouring elements of the outputs.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -28,10 +28,10 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   store_vec<4>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_slice_1a5ee4b6(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_pad_slice_9878600b(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_slice_1a5ee4b6)
+EXPORT_KERNEL(pointwise_pad_slice_9878600b)

@@ -1,9 +1,8 @@
-// reduce_reducemax: threads lie along the outputs, 8 neighbouring ones each;
+// reduce_max: threads lie along the outputs, 8 neighbouring ones each;
 // 32 threads share an output's elements.
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
-#include "arg_reduce.cuh"
 
 struct Params {
   const f16* in0;
@@ -29,7 +28,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, const 
   store_vec<8>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_reducemax_ab162de1(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_max_45ea20c2(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, handed_over);  // [lane][thread]
   const int slice = threadIdx.x / 8;
@@ -74,4 +73,4 @@ extern "C" __global__ void __launch_bounds__(256) reduce_reducemax_ab162de1(cons
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(reduce_reducemax_ab162de1)
+EXPORT_KERNEL(reduce_max_45ea20c2)

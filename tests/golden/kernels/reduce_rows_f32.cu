@@ -1,9 +1,8 @@
-// reduce_exp_reducesum: 256 threads share an output and read along the reduced axes,
+// reduce_exp_sum: 256 threads share an output and read along the reduced axes,
 // 4 neighbouring elements at a time.
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
-#include "arg_reduce.cuh"
 
 struct Params {
   const f32* in0;
@@ -25,7 +24,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, f32 ac
   p.out0[out_index] = acc;
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_exp_reducesum_ecedbd8d(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_exp_sum_79ea5e65(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, scratch);
   const int thread = threadIdx.x % 256;
@@ -52,4 +51,4 @@ extern "C" __global__ void __launch_bounds__(256) reduce_exp_reducesum_ecedbd8d(
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_exp_reducesum_ecedbd8d)
+EXPORT_KERNEL(reduce_exp_sum_79ea5e65)

@@ -27,7 +27,7 @@ extern "C" __global__ void __launch_bounds__(256) copy_scatter_a9a6fea1(const __
 }
 EXPORT_KERNEL(copy_scatter_a9a6fea1)
 
-// scatter_scatter: one thread computes 4 neighbouring elements of the outputs.
+// scatter: one thread computes 4 neighbouring elements of the outputs.
 #include "prims.cuh"
 #include "math.cuh"
 
@@ -60,10 +60,10 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) scatter_scatter_784e2c59(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) scatter_820c52c4(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < 32000) compute(p, first);
 }
-EXPORT_KERNEL(scatter_scatter_784e2c59)
+EXPORT_KERNEL(scatter_820c52c4)

@@ -3,7 +3,6 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
-#include "arg_reduce.cuh"
 
 struct Params {
   const i64* in0;
@@ -46,7 +45,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 ac
   p.out0[out_index] = t9;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_scatter_38d09e64(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_scatter_a9ad09d0(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 2;
   const int own = blockIdx.x * 64 + threadIdx.x / 2;
@@ -72,4 +71,4 @@ extern "C" __global__ void __launch_bounds__(128) reduce_scatter_38d09e64(const 
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_scatter_38d09e64)
+EXPORT_KERNEL(reduce_scatter_a9ad09d0)
