@@ -16,9 +16,9 @@ from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.nest import rewrite
 from arcweld.codegen.printer import Block, Hooks, plain_load, vector_width
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim, Sym
+from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, loads, walk
+from arcweld.compiler.expr import Expr, loads, mentions
 from arcweld.compiler.registry import MOST_HEAD_SIZE
 
 LOG2E = math.log2(math.e)
@@ -124,15 +124,6 @@ def unsupported(kernel: Kernel) -> str | None:
     if mask is not None and mask.dtype is not DType.BOOL and mask.dtype not in kinds:
         return f"the mask is {mask.dtype.value}: neither bool nor of the scores' type"
     return None
-
-
-def mentions(e: Expr, sym: Sym) -> bool:
-    """True if the value of ``e`` depends on the index ``sym``."""
-    for x in walk([e]):
-        coords = x.attr[2] if x.op == "load" else ((x.attr,) if x.op == "index" else ())
-        if any(dims.mentions(c, sym) for c in coords):
-            return True
-    return False
 
 
 @dataclass(frozen=True, slots=True)

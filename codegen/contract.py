@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from arcweld.codegen import contract_ffma, contract_mma, contract_wgmma, gemv
 from arcweld.codegen.contract_problem import Problem, problem_of
-from arcweld.codegen.implementation import Implementation, runs_on
+from arcweld.codegen.implementation import Implementation
 from arcweld.codegen.kernel import Kernel, KernelSource
 
 
@@ -52,29 +52,3 @@ def _implementation(name: str, engine: Engine, normal: Callable[[Kernel], Proble
 
 
 IMPLEMENTATIONS = implementations(problem_of)
-
-
-def supporting(problem: Problem, arch: str) -> list[str]:
-    """The engines that can compute the problem on ``arch``, best first."""
-    return [
-        name for name, e in ENGINES.items() if runs_on(e.ARCH, arch) and e.supports(problem, arch) is None
-    ]
-
-
-def supports(kernel: Kernel, arch: str) -> str | None:
-    """None if some engine can compute the kernel on ``arch``, else the reasons."""
-    problem = problem_of(kernel)
-    if supporting(problem, arch):
-        return None
-    return "; ".join(f"{name}: {e.supports(problem, arch)}" for name, e in ENGINES.items())
-
-
-def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
-    """The candidates of the best engine that supports the kernel, the analytical default first."""
-    problem = problem_of(kernel)
-    return ENGINES[supporting(problem, arch)[0]].tactics(problem, arch)
-
-
-def render_contract(kernel: Kernel, tactic: Any, arch: str) -> KernelSource:
-    """Renders the kernel with the tactic's engine."""
-    return ENGINES[tactic.engine].render_problem(problem_of(kernel), tactic, arch)

@@ -12,10 +12,8 @@ from typing import Any
 
 from arcweld.codegen import contract, conv_wgmma, depthwise
 from arcweld.codegen.contract_problem import conv_problem
-from arcweld.codegen.conv_wgmma import ConvWgmmaTactic
-from arcweld.codegen.depthwise import DepthwiseTactic
-from arcweld.codegen.implementation import Implementation, runs_on
-from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.implementation import Implementation
+from arcweld.codegen.kernel import Kernel
 
 
 def _late(i: Implementation) -> Implementation:
@@ -40,24 +38,3 @@ def _implementations() -> tuple[Implementation, ...]:
 
 
 IMPLEMENTATIONS = _implementations()
-
-
-def supports(kernel: Kernel, arch: str) -> str | None:
-    """None if some implementation can compute the kernel on ``arch``, else the reasons."""
-    reasons = {i.name: i.supports(kernel, arch) for i in IMPLEMENTATIONS if runs_on(i.arch, arch)}
-    return None if None in reasons.values() else "; ".join(f"{n}: {r}" for n, r in reasons.items())
-
-
-def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
-    """Candidates of the best implementation that supports the kernel, the analytical default first."""
-    found = next(i for i in IMPLEMENTATIONS if runs_on(i.arch, arch) and i.supports(kernel, arch) is None)
-    return found.tactics(kernel, arch)
-
-
-def render_conv(kernel: Kernel, tactic: Any, arch: str) -> KernelSource:
-    """Renders the kernel by the implementation that the tactic belongs to."""
-    if isinstance(tactic, DepthwiseTactic):
-        return depthwise.render_depthwise(kernel, tactic, arch)
-    if isinstance(tactic, ConvWgmmaTactic):
-        return conv_wgmma.render_conv_wgmma(kernel, tactic, arch)
-    return contract.ENGINES[tactic.engine].render_problem(conv_problem(kernel), tactic, arch)

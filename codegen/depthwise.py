@@ -17,7 +17,7 @@ from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, substitute_index, walk
+from arcweld.compiler.expr import Expr, mentions, substitute_index
 
 ARCH = "sm_80"
 MAX_TAPS = 128  # all taps are unrolled
@@ -66,15 +66,7 @@ def shared_loads(e: Expr, out: Axis, tap: Axis, stride: int) -> tuple[Expr, Sym]
     """
     position = Sym("_position", 0, (out.extent - 1) * stride + tap.extent - 1)
     moved = substitute_index(e, {tap.sym: dims.var(position) - out.index * stride})
-    if any(dims.mentions(d, out.sym) for x in walk([moved]) for d in _indices(x)):
-        return None
-    return moved, position
-
-
-def _indices(e: Expr) -> tuple[Dim, ...]:
-    if e.op == "load":
-        return tuple(e.attr[2])
-    return (e.attr,) if e.op == "index" else ()
+    return None if mentions(moved, out.sym) else (moved, position)
 
 
 def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> KernelSource:

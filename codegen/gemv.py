@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import load_hook, store_hook
-from arcweld.codegen.contract_problem import Operand, Problem, likely, problem_of
-from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.contract_problem import Operand, Problem, likely
+from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
@@ -95,8 +95,3 @@ def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
         tiles=scalar("tiles", tiles), n_extent=scalar("columns", problem.n.extent),
         k_extent=scalar("depth", problem.k.extent),
     )  # fmt: skip
-
-
-def render_gemv(kernel: Kernel, tactic: GemvTactic, arch: str) -> KernelSource:
-    """Renders a ``contract`` kernel."""
-    return render_problem(problem_of(kernel), tactic, arch)

@@ -17,7 +17,7 @@ from arcweld.codegen.uniform import below_zero, index_difference, is_negative, t
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, transform, walk
+from arcweld.compiler.expr import Expr, coordinates, transform, walk
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -211,8 +211,7 @@ class Block:
             return self.variables[e.attr][1]
         if any(self.is_laned(a) for a in e.args):
             return True
-        parts: tuple[Dim, ...] = tuple(e.attr[2]) if e.op == "load" else ((e.attr,) if e.op == "index" else ())
-        for d in parts:
+        for d in coordinates(e):
             if dims.mentions(dims.substitute(d, self.lane_table), self._l):
                 return True
             if any(self.is_laned(dyn.payload) for dyn in dims.dynamic_atoms(d)):  # type: ignore[arg-type]

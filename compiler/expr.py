@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim, Dyn
+from arcweld.compiler.dims import Dim, Dyn, Sym
 from arcweld.compiler.dtypes import DType
 
 UNARY_FLOAT = (
@@ -242,7 +242,7 @@ def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
         seen.add(id(e))
         for a in e.args:
             visit(a)
-        for d in _index_parts(e):
+        for d in coordinates(e):
             for dyn in sorted(dims.dynamic_atoms(d), key=lambda t: t.name):
                 assert isinstance(dyn.payload, Expr)
                 visit(dyn.payload)
@@ -253,7 +253,8 @@ def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
     return iter(out)
 
 
-def _index_parts(e: Expr) -> tuple[Dim, ...]:
+def coordinates(e: Expr) -> tuple[Dim, ...]:
+    """The integer expressions in ``e`` itself, its operands aside: where a load reads, or an index's value."""
     if e.op == "load":
         return tuple(e.attr[2])
     return (e.attr,) if e.op == "index" else ()
@@ -308,6 +309,11 @@ def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[int, Expr] | 
         return transform(x, leaf, memo)
 
     return sub(e)
+
+
+def mentions(e: Expr, sym: Sym) -> bool:
+    """True if the value of ``e`` depends on the index ``sym``."""
+    return any(dims.mentions(d, sym) for x in walk([e]) for d in coordinates(x))
 
 
 def loads(roots: Sequence[Expr]) -> list[Expr]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nvrtc import compile_cubin
+from arcweld.codegen.select import IMPLEMENTATIONS, implementations
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.expr import interpret
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
@@ -127,3 +128,15 @@ def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm
         done = compile_cubin(source.source, arch, name=source.entry)
         assert not done.warnings, f"{source.entry} for {arch}: {done.warnings[0]}"
         assert done.spill_bytes <= spills, f"{source.entry} for {arch}: {done.spill_bytes} bytes of spills\n{done.log}"
+
+
+def tactics(kernel: Kernel, arch: str = "sm_80") -> tuple[Any, ...]:
+    """The candidates of the implementation that an untuned build takes, its choice first."""
+    return implementations(kernel, arch)[0].tactics(kernel, arch)
+
+
+def render_with(kernel: Kernel, tactic: Any, arch: str = "sm_80") -> KernelSource:
+    """The kernel, rendered by the implementation of its template that ``tactic`` belongs to."""
+    name = getattr(tactic, "engine", "depthwise")
+    (found,) = (i for i in IMPLEMENTATIONS[kernel.template] if i.name == name)
+    return found.render(kernel, tactic, arch)

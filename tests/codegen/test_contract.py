@@ -5,11 +5,10 @@ from __future__ import annotations
 import cases_contract
 import numpy as np
 import pytest
-from arcweld.codegen.contract import render_contract, supports, tactics
 from arcweld.codegen.contract_problem import problem_of
 from arcweld.codegen.contract_tactic import ContractTactic
 from arcweld.compiler.dtypes import DType
-from harness import assert_compiles, run_kernel
+from harness import assert_compiles, render_with, run_kernel, tactics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
@@ -23,9 +22,8 @@ SLACK = 20.0  # sums of up to a few hundred products: a few roundings of the lar
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_case_matches_numpy(case: Case) -> None:
-    assert supports(case.kernel, "sm_80") is None
-    tactic = case.tactic or tactics(case.kernel, "sm_80")[0]
-    source = render_contract(case.kernel, tactic, "sm_80")
+    tactic = case.tactic or tactics(case.kernel)[0]
+    source = render_with(case.kernel, tactic)
     for seed in (0, 1, 2):
         got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
         assert_close(case.kernel, got, cases_contract.expected(case), SLACK if is_single(case) else 1.0)
@@ -37,24 +35,24 @@ def is_single(case: Case) -> bool:
 
 @pytest.mark.parametrize("case", CASES[::5], ids=lambda c: c.id)
 def test_every_tactic_agrees(case: Case) -> None:
-    for tactic in tactics(case.kernel, "sm_80")[1:]:
-        got = run_kernel(render_contract(case.kernel, tactic, "sm_80"), case.kernel, case.inputs, case.env)
+    for tactic in tactics(case.kernel)[1:]:
+        got = run_kernel(render_with(case.kernel, tactic), case.kernel, case.inputs, case.env)
         assert_close(case.kernel, got, cases_contract.expected(case), SLACK if is_single(case) else 1.0)
 
 
 @pytest.mark.parametrize("i", range(len(CASES)), ids=lambda i: CASES[i].id)
 def test_case_compiles(i: int) -> None:
     case = CASES[i]
-    tactic = case.tactic or tactics(case.kernel, "sm_80")[0]
-    assert_compiles(render_contract(case.kernel, tactic, "sm_80"), (ARCHS[i % 2],))
+    tactic = case.tactic or tactics(case.kernel)[0]
+    assert_compiles(render_with(case.kernel, tactic), (ARCHS[i % 2],))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [DType.F32, DType.F16], ids=lambda d: d.value)
 def test_every_tactic_compiles_without_spills(dtype: DType) -> None:
     kernel = cases_contract.matmul_kernel(512, 512, 512, dtype)
-    for tactic in tactics(kernel, "sm_80"):
-        source = render_contract(kernel, tactic, "sm_80")
+    for tactic in tactics(kernel):
+        source = render_with(kernel, tactic)
         assert source.shared_bytes <= 99 * 1024
         assert_compiles(source, ("sm_80",))
 
@@ -69,7 +67,7 @@ def test_any_shape_and_order(size: tuple[int, int, int], dtype: DType, order: st
     kernel = cases_contract.matmul_kernel(*size, dtype, order)
     rng = np.random.default_rng(seed)
     inputs = {b.name: random(rng, b.shape, dtype) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
-    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, inputs, seed=seed)
+    got = run_kernel(render_with(kernel, tactics(kernel)[0]), kernel, inputs, seed=seed)
     assert_close(kernel, got, cases_contract.matmul(inputs, order), SLACK if dtype is DType.F32 else 1.0)
 
 
@@ -80,7 +78,7 @@ def test_every_barrier_and_wait_is_needed(name: str) -> None:
     case = next(c for c in CASES if c.id == name)
     exact = ContractTactic("ffma", 32, 32, 16, 4, 2)
     tactic = case.tactic if "split" in name else (exact if name.startswith("fp32") else TWO_ROW_FRAGMENTS)
-    source = render_contract(case.kernel, tactic, "sm_80")
+    source = render_with(case.kernel, tactic)
 
     def passes(text: str) -> bool:
         got = run_kernel(source, case.kernel, case.inputs, case.env, text=text)
@@ -92,7 +90,7 @@ def test_every_barrier_and_wait_is_needed(name: str) -> None:
 def test_fp32_keeps_what_tf32_would_round_away() -> None:
     kernel = cases_contract.matmul_kernel(16, 16, 16, DType.F32)
     x = {"in0": np.full((16, 16), 1 + 2.0**-20, np.float32), "in1": np.eye(16, dtype=np.float32), "in2": np.zeros(16)}
-    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    got = run_kernel(render_with(kernel, tactics(kernel)[0]), kernel, x)["out0"]
     np.testing.assert_array_equal(got, x["in0"])
 
 
@@ -100,7 +98,7 @@ def test_three_tf32_products_are_nearly_exact() -> None:
     rng = np.random.default_rng(1)
     kernel = cases_contract.matmul_kernel(64, 64, 512, DType.F32, precision="tf32x3")
     x = {b.name: random(rng, b.shape, DType.F32) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
-    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    got = run_kernel(render_with(kernel, tactics(kernel)[0]), kernel, x)["out0"]
     scale = np.abs(x["in0"]).astype(float) @ np.abs(x["in1"]).astype(float)
     assert (np.abs(got - cases_contract.matmul(x)["out0"]) / scale).max() < 2.0**-20
 
@@ -109,7 +107,7 @@ def test_nan_reaches_only_its_row_and_column() -> None:
     kernel = cases_contract.matmul_kernel(40, 40, 40, DType.F16)
     x = {b.name: np.ones(b.shape, np.float16) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
     x["in0"][3, 5] = np.nan
-    got = run_kernel(render_contract(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, x)["out0"]
+    got = run_kernel(render_with(kernel, tactics(kernel)[0]), kernel, x)["out0"]
     assert np.isnan(got[3]).all()
     assert not np.isnan(np.delete(got, 3, axis=0)).any()
 

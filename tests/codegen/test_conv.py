@@ -6,10 +6,9 @@ import cases_conv
 import numpy as np
 import pytest
 from arcweld.codegen.contract_problem import conv_problem
-from arcweld.codegen.conv import render_conv, supports, tactics
 from arcweld.compiler.dtypes import DType
 from cases_conv import Shape
-from harness import assert_compiles, run_kernel
+from harness import assert_compiles, render_with, run_kernel, tactics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close
@@ -21,8 +20,7 @@ SLACK = {DType.F32: 20.0, DType.F16: 1.0, DType.BF16: 1.0}
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_case_matches_numpy(case: Case) -> None:
-    assert supports(case.kernel, "sm_80") is None
-    source = render_conv(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80")
+    source = render_with(case.kernel, case.tactic or tactics(case.kernel)[0])
     slack = SLACK[case.kernel.buffer("out0").dtype]
     for seed in (0, 1, 2):
         got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
@@ -32,7 +30,7 @@ def test_case_matches_numpy(case: Case) -> None:
 @pytest.mark.parametrize("i", range(len(CASES)), ids=lambda i: CASES[i].id)
 def test_case_compiles(i: int) -> None:
     case = CASES[i]
-    assert_compiles(render_conv(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80"), (ARCHS[i % 2],))
+    assert_compiles(render_with(case.kernel, case.tactic or tactics(case.kernel)[0]), (ARCHS[i % 2],))
 
 
 @settings(max_examples=10)
@@ -47,7 +45,7 @@ def test_any_shape(
     shape = Shape(1, size, ci, co, taps, stride=stride, pad=pad)
     kernel = cases_conv.conv_kernel(shape, dtype)
     inputs = cases_conv.conv_inputs(np.random.default_rng(seed), kernel, {})
-    got = run_kernel(render_conv(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, inputs, seed=seed)
+    got = run_kernel(render_with(kernel, tactics(kernel)[0]), kernel, inputs, seed=seed)
     assert_close(kernel, got, cases_conv.conv(inputs, shape), SLACK[dtype])
 
 

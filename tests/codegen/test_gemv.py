@@ -6,10 +6,10 @@ import cases_gemv
 import numpy as np
 import pytest
 from arcweld.codegen.contract_problem import problem_of
-from arcweld.codegen.gemv import GemvTactic, render_gemv, supports, tactics
+from arcweld.codegen.gemv import GemvTactic, supports, tactics
 from arcweld.compiler.dtypes import DType
 from cases_contract import matmul, matmul_kernel
-from harness import assert_compiles, run_kernel
+from harness import assert_compiles, render_with, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
@@ -27,7 +27,7 @@ def tactic_of(case: Case) -> GemvTactic:
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_case_matches_numpy(case: Case) -> None:
     assert supports(problem_of(case.kernel), "sm_80") is None
-    source = render_gemv(case.kernel, tactic_of(case), "sm_80")
+    source = render_with(case.kernel, tactic_of(case))
     for seed in (0, 1, 2):
         got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
         assert_close(case.kernel, got, cases_gemv.expected(case), SLACK[case.kernel.buffer("out0").dtype])
@@ -36,14 +36,14 @@ def test_case_matches_numpy(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES[::6], ids=lambda c: c.id)
 def test_every_tactic_agrees(case: Case) -> None:
     for tactic in tactics(problem_of(case.kernel), "sm_80"):
-        got = run_kernel(render_gemv(case.kernel, tactic, "sm_80"), case.kernel, case.inputs, case.env)
+        got = run_kernel(render_with(case.kernel, tactic), case.kernel, case.inputs, case.env)
         assert_close(case.kernel, got, cases_gemv.expected(case), SLACK[case.kernel.buffer("out0").dtype])
 
 
 @pytest.mark.parametrize("i", range(len(CASES)), ids=lambda i: CASES[i].id)
 def test_case_compiles(i: int) -> None:
     case = CASES[i]
-    assert_compiles(render_gemv(case.kernel, tactic_of(case), "sm_80"), (ARCHS[i % 2],))
+    assert_compiles(render_with(case.kernel, tactic_of(case)), (ARCHS[i % 2],))
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_case_compiles(i: int) -> None:
 def test_every_tactic_compiles_without_spills(rows: int, order: str) -> None:
     kernel = matmul_kernel(rows, 4096, 4096, DType.F16, order)
     for tactic in tactics(problem_of(kernel), "sm_80"):
-        assert_compiles(render_gemv(kernel, tactic, "sm_80"), ("sm_80",))
+        assert_compiles(render_with(kernel, tactic), ("sm_80",))
 
 
 @settings(max_examples=12)
@@ -65,13 +65,13 @@ def test_any_shape(size: tuple[int, int, int], order: str, dtype: DType, seed: i
     kernel = matmul_kernel(*size, dtype, order)
     rng = np.random.default_rng(seed)
     inputs = {b.name: random(rng, b.shape, dtype) for b in kernel.buffers[:3]}  # type: ignore[arg-type]
-    source = render_gemv(kernel, tactics(problem_of(kernel), "sm_80")[0], "sm_80")
+    source = render_with(kernel, tactics(problem_of(kernel), "sm_80")[0])
     assert_close(kernel, run_kernel(source, kernel, inputs, seed=seed), matmul(inputs, order), SLACK[dtype])
 
 
 def test_the_barrier_is_needed() -> None:
     case = next(c for c in CASES if c.id == "f32_split")
-    source = render_gemv(case.kernel, case.tactic, "sm_80")
+    source = render_with(case.kernel, case.tactic)
 
     def passes(text: str) -> bool:
         got = run_kernel(source, case.kernel, case.inputs, case.env, text=text)
