@@ -31,14 +31,8 @@ def _accumulator(node: Node) -> Callable[[Coords], Expr]:
 
 # ------------------------------------------------------------------------------------------------------------- reduce
 
-COMBINE = {
-    "ReduceSum": "sum", "ReduceMax": "max", "ReduceMin": "min", "ReduceProd": "prod", "ArgMax": "argmax",
-    "ArgMin": "argmin",
-}  # fmt: skip
-
-
 def lower_reduce(reader: RegionReader, node: Node) -> Hero:
-    """ReduceSum/Max/Min/Prod and ArgMax/ArgMin: axes ``out`` and ``reduce``, one load ``x``."""
+    """Reductions over ``axes``, or over one ``axis``: axes ``out`` and ``reduce``, one load ``x``."""
     x = _operand(node, 0)
     reduced = (node.attrs["axis"],) if "axis" in node.attrs else tuple(node.attrs["axes"])
     every = [axis(f"{'r' if k in reduced else 'o'}{k}", d) for k, d in enumerate(x.shape)]
@@ -46,7 +40,7 @@ def lower_reduce(reader: RegionReader, node: Node) -> Hero:
     coords = tuple(a.index for a in kept)
     if node.attrs["keepdims"]:
         coords = tuple(0 if k in reduced else a.index for k, a in enumerate(every))
-    attrs = {"combine": COMBINE[node.op], "select_last": bool(node.attrs.get("select_last_index", 0))}
+    attrs = {"combine": opdef(node.op).combine, "select_last": bool(node.attrs.get("select_last_index", 0))}
     loads = {"x": reader.read(x, [a.index for a in every])}
     axes = {"out": tuple(kept), "reduce": tuple(every[k] for k in sorted(reduced))}
     return Hero(axes, loads, coords, _accumulator(node), attrs, x.type.numel)

@@ -110,10 +110,12 @@ class OpDef:
     infer      operand types and attributes -> result types; raises ModelError on disagreement
     reference  numpy arrays and concrete attributes -> arrays (accumulating in f32 or wider for f16/bf16 inputs)
     lower      (POINTWISE, MOVEMENT) the element of output 0 at coords, reading operands through a Reader
+    combine    (REDUCE) the reduce template's combiner: sum, prod, max, min, argmax or argmin
     row        (ROWWISE) the row program of a node
     decompose  an equivalent sequence of other operators, emitted through the Rewriter (operands already substituted)
     supports   None, or why this node cannot be compiled
     cost       scalar operations for one output element: what recomputing it would cost
+    fan_out    how many elements of an operand one output element reads; None: one
     """
 
     name: str
@@ -123,12 +125,14 @@ class OpDef:
     reference: Reference
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     lower: Lower | None = None
+    combine: str = ""
     row: Callable[[Node], RowProgram] | None = None
     decompose: Decompose | None = None
     supports: Callable[[Node], str | None] | None = None
     cases: tuple[Case, ...] = ()
     tolerance: float = 1e-5
     cost: int = 1
+    fan_out: Callable[[Node], int] | None = None
     doc: str = ""
 
 

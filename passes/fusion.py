@@ -378,9 +378,8 @@ class Fuser:
 
 def _fan_out(node: Node) -> int:
     """How many elements of an operand one element of the result reads."""
-    if node.op == "Resize":
-        return {"nearest": 1, "linear": 4, "cubic": 16}[node.attrs["mode"]]
-    return 1
+    count = opdef(node.op).fan_out
+    return 1 if count is None else count(node)
 
 
 def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:

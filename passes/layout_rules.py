@@ -11,7 +11,8 @@ from typing import Any
 
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.ir import Node, Value
-from arcweld.passes.layout import Layouts, Perm, Rule, channels_last, identity, vote
+from arcweld.compiler.registry import Kind, opdef
+from arcweld.passes.axis_orders import Layouts, Perm, Rule, channels_last, identity, vote
 
 
 def pointwise(rw: Layouts, node: Node) -> bool:
@@ -236,11 +237,13 @@ def _divides(part: Dim, whole: Dim) -> bool:
     return divides_exactly(whole, part) is not None
 
 
-RULES: dict[str, Rule] = {
-    "Conv": convolution,
-    "ConvTranspose": convolution,
-    "MaxPool": convolution,
-    "AveragePool": convolution,
+OF_KIND: dict[Kind, Rule] = {
+    Kind.POINTWISE: pointwise,
+    Kind.REDUCE: reduce,
+    Kind.CONV: convolution,
+    Kind.WINDOW: convolution,
+}
+OF_OPERATOR: dict[str, Rule] = {
     "Transpose": transpose,
     "Reshape": reshape,
     "Concat": concat,
@@ -254,10 +257,9 @@ RULES: dict[str, Rule] = {
     "LogSoftmax": softmax,
     "LayerNormalization": normalization,
     "RMSNormalization": normalization,
-    "ReduceSum": reduce,
-    "ReduceMax": reduce,
-    "ReduceMin": reduce,
-    "ReduceProd": reduce,
-    "ArgMax": reduce,
-    "ArgMin": reduce,
 }
+
+
+def rule_of(node: Node) -> Rule | None:
+    """The rule for a node, by its operator or else its kind; None: it works on operands in their own order."""
+    return OF_OPERATOR.get(node.op) or OF_KIND.get(opdef(node.op).kind)

@@ -21,7 +21,7 @@ from arcweld.passes.common import scalar, use_counts
 SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula
 ROUNDS_TO_ZERO = 2.0**-25  # in f16
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
-_SUMS = frozenset({"ReduceSum", "ReduceProd"})
+_SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
 _QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -90,7 +90,7 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
     producers, uses = graph.producers(), use_counts(graph)
     kept: set[str] = set()
     for n in graph.nodes:
-        if n.op in _SUMS and n.output.dtype is DType.F32:
+        if opdef(n.op).combine in _SUMS and n.output.dtype is DType.F32:
             kept.add(n.output.name)
             kept.update(_private_producers(n, producers, uses))
         elif n.op in _ROUNDING or (n.op == "Cast" and n.output.dtype.is_int):

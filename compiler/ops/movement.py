@@ -5,7 +5,7 @@ Their lowering is an index map: the same read at other coordinates, masked where
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,15 @@ ANY_TYPE = ("f32", "f16", "i64", "bool")
 
 def movement(
     name: str, inputs: str, infer: Infer, reference: Reference, lower: Lower, attrs: Mapping[str, Attr],
-    cases: Sequence[Case], doc: str = "",
+    cases: Sequence[Case], doc: str = "", *, cost: int = 1, fan_out: Callable[[Node], int] | None = None,
 ) -> OpDef:  # fmt: skip
     """Registers a movement operator."""
     return register(
         OpDef(
-            name, Kind.MOVEMENT, tuple(inputs.split()), infer, reference, attrs, lower, cases=tuple(cases), doc=doc
+            name, Kind.MOVEMENT, tuple(inputs.split()), infer, reference, attrs, lower, cases=tuple(cases), doc=doc,
+            cost=cost, fan_out=fan_out,
         )
-    )
+    )  # fmt: skip
 
 
 def operand(arrays: Arrays, k: int = 0) -> np.ndarray:

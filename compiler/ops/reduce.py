@@ -64,21 +64,22 @@ def _sum(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
 
 
 def _reduce(
-    name: str, fn: Callable[..., np.ndarray], dtypes: Sequence[DType], more: Sequence[Case] = (), doc: str = ""
-) -> None:
+    name: str, combine: str, fn: Callable[..., np.ndarray], dtypes: Sequence[DType], more: Sequence[Case] = (),
+    doc: str = "",
+) -> None:  # fmt: skip
     register(
         OpDef(
-            name, Kind.REDUCE, ("x",), infer_reduce(name, dtypes), _reference(fn), REDUCE_ATTRS,
+            name, Kind.REDUCE, ("x",), infer_reduce(name, dtypes), _reference(fn), REDUCE_ATTRS, combine=combine,
             cases=(*REDUCE_CASES, *more), doc=doc,
         )
     )  # fmt: skip
 
 
 _INTS = Case(((2, 3, 4),), {"axes": (1,), "keepdims": 0}, ("i32", "i64"), -9.0, 9.0)
-_reduce("ReduceSum", _sum, NUMERIC, [_INTS, Case(((2, 0, 3),), {"axes": (1,), "keepdims": 1}, ("f32",))])
-_reduce("ReduceMax", np.max, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: any")
-_reduce("ReduceMin", np.min, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: all")
-_reduce("ReduceProd", np.prod, NUMERIC, [_INTS])
+_reduce("ReduceSum", "sum", _sum, NUMERIC, [_INTS, Case(((2, 0, 3),), {"axes": (1,), "keepdims": 1}, ("f32",))])
+_reduce("ReduceMax", "max", np.max, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: any")
+_reduce("ReduceMin", "min", np.min, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: all")
+_reduce("ReduceProd", "prod", np.prod, NUMERIC, [_INTS])
 
 
 # ---------------------------------------------------------------------------------------------- ArgMax, ArgMin
@@ -107,7 +108,7 @@ def _arg(pick: Callable[..., np.ndarray]) -> Reference:
 
 
 _TIES = np.array([[3, 1, 3, 0, 0], [2, 2, 2, 2, 2]], np.int32)
-for _name, _pick in (("ArgMax", np.argmax), ("ArgMin", np.argmin)):
+for _name, _combine, _pick in (("ArgMax", "argmax", np.argmax), ("ArgMin", "argmin", np.argmin)):
     register(
         OpDef(
             _name, Kind.REDUCE, ("x",), _infer_arg(_name), _arg(_pick),
@@ -116,6 +117,7 @@ for _name, _pick in (("ArgMax", np.argmax), ("ArgMin", np.argmin)):
                 "keepdims": Attr("int", 1),
                 "select_last_index": Attr("int", 0),
             },
+            combine=_combine,
             cases=(
                 Case(((2, 3, 4),), {"axis": 2}, ("f32", "f16", "i32")),
                 Case(((2, 3, 4),), {"axis": 1, "keepdims": 0}, ("f32",)),

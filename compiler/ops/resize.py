@@ -26,7 +26,8 @@ Attrs = Mapping[str, Any]
 Position = tuple[Dim, Dim]  # a source position as numerator and (positive) denominator
 Tap = tuple[Dim, Expr | None]  # source coordinate and weight (None: 1)
 
-MODES = ("nearest", "linear", "cubic")
+TAPS = {"nearest": 1, "linear": 2, "cubic": 4}  # elements that are read along one axis
+MODES = tuple(TAPS)
 TRANSFORMS = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
 )  # fmt: skip
@@ -219,6 +220,10 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     return total
 
 
+def _fan_out(node: Node) -> int:
+    return int(TAPS[node.attrs["mode"]] ** 2)  # images are usually resized along two axes
+
+
 def _case(shape: tuple[int, ...], sizes: tuple[int, ...], scaled: bool = False, **attrs: Any) -> Case:
     scales = tuple(m / n for n, m in zip(shape, sizes)) if scaled else None
     return Case((shape,), {"sizes": sizes, "scales": scales, **attrs}, ("f32",))
@@ -237,7 +242,7 @@ register(
             "exclude_outside": Attr("int", 0),
             "extrapolation_value": Attr("float", 0.0),
         },
-        lower=_lower, supports=_supports, cost=24,
+        lower=_lower, supports=_supports, cost=24, fan_out=_fan_out,
         cases=(
             _case((1, 2, 3, 4), (1, 2, 6, 8), True, coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
             _case((1, 2, 3, 4), (1, 2, 6, 8)),
