@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from typing import TextIO
 
 from arcweld.compiler.errors import UsageError
 
 AREAS = ("passes", "fusion", "codegen", "nvrtc", "runtime", "verify", "torch", "sim")
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at that moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def configure(spec: str | None = None) -> None:
@@ -21,7 +34,7 @@ def configure(spec: str | None = None) -> None:
         return
     root = logging.getLogger("arcweld")
     if not root.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("[%(name)s] %(message)s"))
         root.addHandler(handler)
     for word in (w.strip().lstrip("+").lower() for w in text.split(",")):

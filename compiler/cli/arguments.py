@@ -95,8 +95,7 @@ def _joined(words: Sequence[str]) -> list[str]:
         if grows and re.match(r"[^-].*:.", w) and not Path(w).exists():
             out[-1] += "," + w
             continue
-        previous = out[-1].partition("=") if out else ("", "", "")
-        grows = (w.partition("=")[0] in _LISTS and "=" in w) or (previous[0] in _LISTS and not previous[1])
+        grows = bool(out) and out[-1] in _LISTS
         out.append(w)
     return out
 

@@ -119,7 +119,7 @@ def check_writable(path: str, *sources: str) -> Path:
 
 def megabytes(n: int) -> str:
     """Bytes, exactly, with the rounded size for people: ``23,590,724 B (23.6 MB)``."""
-    return f"{n:,} B ({bytes_text(n)})"
+    return f"{n:,} B ({bytes_text(n)})" if n >= 1000 else f"{n} B"
 
 
 def print_json(report: object) -> None:

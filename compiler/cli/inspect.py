@@ -75,20 +75,22 @@ def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any
 
 def _declared_inputs(path: str) -> dict[str, str]:
     """Types and shapes of the inputs as the file declares them."""
-    from arcweld.compiler.onnx.proto import load_model
+    from arcweld.compiler.onnx.proto import DTYPES, load_model
     from arcweld.compiler.onnx.symbols import declared_dims
     from onnx import TensorProto
 
     graph = load_model(path)[0].graph
     weights = {t.name for t in graph.initializer}
+    names = {v: k.lower() for k, v in TensorProto.DataType.items()}
     found = {}
     for info in (i for i in graph.input if i.name not in weights):
         if not info.type.HasField("tensor_type"):
             found[info.name] = str(info.type.WhichOneof("value"))
             continue
-        dims = declared_dims(info)
-        shape = "of any rank" if dims is None else f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
-        found[info.name] = TensorProto.DataType.Name(info.type.tensor_type.elem_type).lower() + shape
+        code, dims = info.type.tensor_type.elem_type, declared_dims(info)
+        element = DTYPES[code].value if code in DTYPES else names.get(code, f"type {code}")
+        shape = " of any rank" if dims is None else f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
+        found[info.name] = element + shape
     return found
 
 

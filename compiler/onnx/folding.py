@@ -60,7 +60,7 @@ def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, str | N
             continue
         state[v.name] = True
         if v.name in builder.notes:
-            return [], builder.notes[v.name], None
+            return [], builder.notes[v.name], SHAPES_HINT
         if node is None:
             if v.name not in builder.rw.weights:
                 remedy = VALUES_HINT.format(v.name)

@@ -118,7 +118,7 @@ def test_inspect_an_engine(engine: Path, capsys: Words) -> None:
     assert report["verify"]["outputs"][0]["status"] == "verified"
     assert main(["inspect", str(engine)]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"workspace 512 B .* at N=1", text)  # the size that it was verified with
+    assert re.search(r"workspace 512 B at N=1", text)  # the size that it was verified with
     assert "fc1, relu" in text
 
 
