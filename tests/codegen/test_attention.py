@@ -20,6 +20,7 @@ from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import const
 from cases_attention import PROBLEMS, Shape, attend, attention_kernel, inputs
+from cases_attention_wgmma import SHAPES, TACTICS
 from harness import assert_compiles, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,32 +84,11 @@ def test_tactics_for_real_shapes_compile_without_spills(size: int, dtype: DType)
             compile_cubin(source.source, "sm_90a", name=source.entry, strict=True)
 
 
-WGMMA = [
-    WgmmaTactic(1, 64, 2),
-    WgmmaTactic(1, 48, 1, overlap=True, persistent=True, blocks=2),
-    WgmmaTactic(2, 32, 2, True, True),
-    WgmmaTactic(2, 64, 3, True, True, True),
-    WgmmaTactic(3, 16, 2, True, True, True),
-]
-FOR_TMA = {
-    "tails": Shape(b=2, h=2, s=150, t=213, d=64, dtype=DType.F16),
-    "two_chunks": Shape(h=1, s=70, t=100, d=128, dv=80, dtype=DType.BF16),
-    "odd_head": Shape(h=2, s=40, t=70, d=24, dv=40, dtype=DType.F16, layout="bshd"),
-    "packed": Shape(b=2, h=2, s=90, t=90, d=32, dtype=DType.F16, layout="packed"),
-    "grouped": Shape(h=4, s=30, t=130, d=32, groups=2, dtype=DType.F16, layout="bshd"),
-    "causal": Shape(h=3, s=200, t=200, d=16, dtype=DType.F16, causal=True),
-    "causal_before": Shape(h=1, s=140, t=60, d=16, dtype=DType.F16, causal=True, offset=-70),
-    "key_mask": Shape(b=2, h=1, s=70, t=150, d=32, dtype=DType.F16, mask="key"),
-    "bool_mask": Shape(h=1, s=70, t=75, d=16, dtype=DType.F16, mask="bool"),
-    "add_mask": Shape(h=2, s=70, t=80, d=16, dtype=DType.BF16, mask="add"),
-}
-
-
-@pytest.mark.parametrize("tactic", WGMMA, ids=lambda t: f"{t.groups}x64x{t.keys}s{t.stages}{'p' * t.persistent}")
-@pytest.mark.parametrize("name", FOR_TMA)
+@pytest.mark.parametrize("tactic", TACTICS, ids=lambda t: f"{t.groups}x64x{t.keys}s{t.stages}{'p' * t.persistent}")
+@pytest.mark.parametrize("name", SHAPES)
 def test_wgmma_engine_matches_numpy(name: str, tactic: WgmmaTactic) -> None:
-    assert attention_wgmma.supports(attention_kernel(FOR_TMA[name]), "sm_90a") is None
-    check(FOR_TMA[name], tactic, seed=1)
+    assert attention_wgmma.supports(attention_kernel(SHAPES[name]), "sm_90a") is None
+    check(SHAPES[name], tactic, seed=1)
 
 
 @pytest.mark.parametrize(
