@@ -24,18 +24,12 @@ SAME = (
 )  # fmt: skip
 
 _KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "Elu": {"alpha": 1.0}, "LeakyRelu": {"alpha": 0.01}, "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
-    "Selu": {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}, "Shrink": {"bias": 0.0, "lambd": 0.5},
-    "ThresholdedRelu": {"alpha": 1.0}, "Celu": {"alpha": 1.0}, "Gelu": {"approximate": "none"}, "Mod": {"fmod": 0},
-    "IsInf": {"detect_negative": 1, "detect_positive": 1},
-}  # fmt: skip
 
 
 def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
-    """The node's attributes, checked against the registry's schema."""
+    """The node's attributes, checked against the registry's schema; the registry knows the defaults of the others."""
     schema = registry.opdef(ir_op).attrs
-    attrs = dict(_DEFAULTS.get(c.op, {}))
+    attrs: dict[str, Any] = {}
     for name, value in c.attrs.items():
         if name not in schema:
             c.broken(f"unknown attribute {name}")
