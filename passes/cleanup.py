@@ -3,7 +3,7 @@
 Requires: nothing. Ensures: no Identity (but between an input and an output of the graph), no Cast to the
 same type, no Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand, no
 arithmetic with a neutral constant, no Reshape of a Reshape, Transpose of a Transpose, or Cast of a lossless
-Cast.
+Cast, and no Gather of an activation at places that constants or ranges number in equal steps (a Slice instead).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from arcweld.compiler.dims import Dim, coefficient, free_symbols, is_nonneg, substitute
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.weights import sources
 from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.elements import Elements, coordinates
 
 
 def cleanup(graph: Graph, options: Options) -> Graph:
@@ -139,10 +141,39 @@ def _join_cast(rw: Tracker, node: Node) -> Value | None:
     return rw.make("Cast", [source], node.origin, node.output.name, to=node.attrs["to"])
 
 
+def _gather_as_slice(rw: Tracker, node: Node) -> Value | None:
+    x, places = (rw.get(v) for v in node.operands())
+    axis, line = node.attrs["axis"], [k for k, d in enumerate(places.shape) if d != 1]
+    if x.name in rw.weights or len(line) > 1:
+        return None
+    at = Elements(rw).formula(places)
+    if at is None or isinstance(at, frozenset):
+        return None
+    counter = coordinates(places)[line[0]] if line else 0
+    (symbol,) = free_symbols(counter) or (None,)
+    step = 1 if symbol is None else coefficient(at, symbol)
+    start = at if symbol is None else substitute(at, {symbol: 0})
+    size = places.type.numel
+    if not isinstance(step, int) or step < 1 or at != start + counter * step:
+        return None
+    if isinstance(start, int) and start < 0:
+        start += x.shape[axis]
+    if not (is_nonneg(start) and is_nonneg(x.shape[axis] - 1 - start - (size - 1) * step)):
+        return None
+    starts: list[Dim] = [0] * x.type.rank
+    sizes, steps = list(x.shape), [1] * x.type.rank
+    starts[axis], sizes[axis], steps[axis] = start, size, step
+    cut = rw.make("Slice", [x], node.origin, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
+    if cut.shape == node.output.shape:
+        return cut
+    return rw.make("Reshape", [cut], node.origin, node.output.name, shape=node.output.shape)
+
+
 _JOIN: dict[str, Callable[[Tracker, Node], Value | None]] = {
     "Reshape": _join_reshape,
     "Transpose": _join_transpose,
     "Cast": _join_cast,
+    "Gather": _gather_as_slice,
 }
 
 

@@ -312,3 +312,34 @@ def test_decomposition_ends_without_composites(line: str) -> None:
     assert all(opdef(op).kind is not Kind.COMPOSITE for op in ops(after))
     assert all(n.origin == ("here",) for n in after.nodes)
     assert decompose(after, Options()) is after
+
+
+PLACES = {
+    "one": ("weight %i: i64[] data=2", True),
+    "one from the end": ("weight %i: i64[] data=-1", True),
+    "a piece": ("weight %i: i64[3] data=(1, 2, 3)", True),
+    "every other": ("weight %i: i64[2, 1] data=(0, 2)", True),
+    "the last two": ("weight %i: i64[2] data=(-2, -1)", True),
+    "backwards": ("weight %i: i64[3] data=(3, 2, 1)", False),
+    "around the end": ("weight %i: i64[3] data=(-1, 0, 1)", False),
+    "uneven": ("weight %i: i64[3] data=(0, 1, 3)", False),
+    "a block": ("weight %i: i64[2, 2] data=(0, 1, 1, 2)", False),
+    "a range": ("%r = Range(start=1, step=1, length=n, dtype=dtype(i64))\n%i = Reshape(%r, shape=(1, n))", False),
+}
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_a_gather_at_even_places_is_a_slice(places: str) -> None:
+    line, sliced = PLACES[places]
+    after = check(
+        f"input %x: f32[2, 5, 3]\ninput %z: f32[n]\n{line}\n%g = Gather(%x, %i, axis=1)\n%y = Relu(%g)\noutput %y",
+        cleanup, dims={"n": 3},
+    )  # fmt: skip
+    assert ("Gather" not in ops(after)) == sliced
+    assert ("Slice" in ops(after)) == sliced
+
+
+def test_a_gather_by_a_range_within_an_open_axis_is_a_slice() -> None:
+    line = "%i = Range(start=0, step=2, length=n, dtype=dtype(i64))"
+    after = check(f"input %x: f32[2*n, 3]\n{line}\n%y = Gather(%x, %i, axis=0)\noutput %y", cleanup, dims={"n": 3})
+    assert ops(after) == ["Slice"]
