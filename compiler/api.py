@@ -176,7 +176,7 @@ def build_data(
     engine where verification has opened one. Without it, weights stay where the importer mapped them.
     """
     plan = VerifyPlan(verify, verify_budget, tolerance)
-    where = open_device(device) if device is None or isinstance(device, str) else device
+    where = open_device(device)
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
     options = Options(precision=precision, arch=archs, disable=frozenset(disable), tf32=tf32)
     started = time.monotonic()

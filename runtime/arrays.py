@@ -71,6 +71,8 @@ class Arrays:
         return taker(name, array, element)
 
     def _taker(self, name: str, array: Any) -> Callable[[str, Any, Element], Taken]:
+        if isinstance(array, np.ma.MaskedArray):
+            raise InputError(f"input {name!r} is a masked array, whose mask would be lost", hint="call .filled() on it")
         if isinstance(array, np.ndarray | np.generic):
             return self._take_numpy
         torch = sys.modules.get("torch")

@@ -47,11 +47,16 @@ def _say(name: str, why: str) -> None:
     log.log(level, "running on device %s (%s)", name, why)
 
 
-def open_device(name: str | None = None) -> Device:
-    """Opens ``cuda``, ``cuda:1`` (also ``1``) or ``sim`` (``sim:sm_80`` for the portable kernels).
+def open_device(name: Device | str | None = None) -> Device:
+    """``name`` itself where it is an open device, else opens ``cuda``, ``cuda:1`` (also ``1``) or ``sim``
+    (``sim:sm_80`` for the portable kernels).
 
     Raises UsageError for another name, EnvironmentError_ where the device is not usable on this machine.
     """
+    if name is not None and not isinstance(name, str):
+        if not hasattr(name, "arch"):
+            raise UsageError(f"a {type(name).__name__} is not a device", hint="use cuda, cuda:N, sim or sim:sm_80")
+        return name
     chosen = choose(name)
     if name is not None:
         why = "as asked"

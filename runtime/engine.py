@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from arcweld.compiler.errors import InputError
+from arcweld.compiler.errors import EngineFileError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_view, result_kind, torch_element
 from arcweld.runtime.bound import measure
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
-from arcweld.runtime.engine_file import EngineData, check_data, read_engine, write_engine
+from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.kernels import KernelLoader, Rebuild
 from arcweld.runtime.plan import Plan, describe
@@ -73,7 +73,7 @@ class Engine:
         """
         check_data(data)
         self.data = data
-        self.device: Device = open_device(device) if device is None or isinstance(device, str) else device
+        self.device: Device = open_device(device)
         token = self.device.enter()
         try:
             plan = Plan(data.program, self.device.arch)
@@ -120,10 +120,16 @@ class Engine:
     def memory(self, **symbols: int) -> MemoryReport:
         """Exact device bytes for the given values of the symbolic dimensions, before anything runs."""
         plan = self._shared.plan
-        missing = [s.name for s in self.program.symbols if s.name not in symbols]
+        names = [s.name for s in self.program.symbols]
+        missing = [n for n in names if n not in symbols]
         if missing:
             raise InputError(f"memory() needs a value for dimension {missing[0]!r}")
-        sizes = measure(plan, {s.name: int(symbols[s.name]) for s in self.program.symbols})
+        for name, value in symbols.items():
+            if name not in names:
+                raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(names) or 'none'}")
+            if not isinstance(value, int | np.integer):
+                raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
+        sizes = measure(plan, {n: int(symbols[n]) for n in names})
         return MemoryReport(
             weights=self._weights.nbytes,
             arena=sizes.arena_bytes,
@@ -147,6 +153,8 @@ class Engine:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The same with names: every input by name, every result by name."""
+        if not isinstance(feeds, Mapping):
+            raise InputError(f"inputs are given by name, not as a {type(feeds).__name__}", hint="pass {name: array}")
         results = self._run(self._arrange((), feeds))
         return {t.name: r for t, r in zip(self.outputs, results)}
 
@@ -219,6 +227,8 @@ class Engine:
         values from its next call on. Raises InputError, before anything changes, for a name or value that
         does not fit.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
         packed = self._weights.pack({name: _host(value) for name, value in values.items()})
         token = self.device.enter()
         try:
@@ -249,18 +259,24 @@ def _host(value: Any) -> np.ndarray:
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | bytes,
     device: Device | str | None = None,
     *,
     graphs: bool = True,
     verify_weights: bool = True,
 ) -> Engine:
-    """Opens an engine file on ``device``: ``cuda``, ``cuda:N``, ``sim``; None takes ARCWELD_DEVICE, else a
-    GPU, else sim.
+    """Opens an engine file (its path or its bytes) on ``device``: ``cuda``, ``cuda:N``, ``sim``; None takes
+    ARCWELD_DEVICE, else a GPU, else sim.
 
     Raises EngineFileError for a file that is not intact, DeviceError or EnvironmentError_ for the device's
     troubles.
     """
-    engine = Engine(read_engine(path, verify_weights=verify_weights), device, graphs=graphs)
-    log.info("loaded %s on %s (%s)", os.fspath(path), engine.device.name, engine.device.arch)
+    if isinstance(path, bytes):
+        data = parse_engine(memoryview(path), verify_weights=verify_weights)
+    elif os.fspath(path).endswith(".onnx"):
+        raise EngineFileError(f"{os.fspath(path)} is a model, not an engine", hint="arcweld.compile makes an engine")
+    else:
+        data = read_engine(path, verify_weights=verify_weights)
+    engine = Engine(data, device, graphs=graphs)
+    log.info("loaded %s on %s (%s)", data.program.name, engine.device.name, engine.device.arch)
     return engine

@@ -18,37 +18,62 @@ _TYPES = {
 }  # fmt: skip
 
 
+_PROVIDER = "CUDAExecutionProvider"
+
+
 @dataclass(frozen=True, slots=True)
 class NodeArg:
-    """An input or output. ``shape`` holds ints, and texts for symbolic dimensions; ``type`` is
+    """An input or output. ``shape`` is a list of ints, and of texts for symbolic dimensions; ``type`` is
     ``tensor(float)``.
     """
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: list[int | str]
     type: str
 
 
 class InferenceSession:
-    """Runs an engine file (or an Engine) by names."""
+    """Runs an engine file (its path or its bytes, or an Engine) by names, with ONNX Runtime's calls."""
 
-    def __init__(self, path: str | os.PathLike[str] | Engine, device: Device | str | None = None) -> None:
-        """Raises UsageError when both an open Engine and a device are given; otherwise as ``load``."""
-        if isinstance(path, Engine):
-            if device is not None:
-                raise UsageError("an open engine already has a device", hint="pass the engine file's path instead")
-            self.engine = path
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes | Engine,
+        device: Device | str | None = None,
+        *,
+        sess_options: None = None,
+        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+    ) -> None:
+        """``providers`` is read for the device: ``CUDAExecutionProvider``, with its option ``device_id``.
+
+        Raises UsageError for other providers, for session options, which have no meaning here, and when an open
+        Engine is given a device; otherwise as ``load``.
+        """
+        if sess_options is not None:
+            raise UsageError("session options have no meaning for an engine", hint="leave sess_options out")
+        if device is not None and providers is not None:
+            raise UsageError("providers and device both name the device", hint="give one of them")
+        where = device if providers is None else _device_of(providers)
+        if not isinstance(path_or_bytes, Engine):
+            self.engine = load(path_or_bytes, where)
+        elif where is None:
+            self.engine = path_or_bytes
         else:
-            self.engine = load(path, device)
+            raise UsageError("an open engine already has a device", hint="pass the engine file's path instead")
 
-    def run(self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]:
-        """Results in the order of ``output_names``, or all of them for None. Raises InputError."""
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: None = None
+    ) -> list[Any]:
+        """Results in the order of ``output_names``, or all of them for None or none. Raises InputError."""
+        if run_options is not None:
+            raise UsageError("run options have no meaning for an engine", hint="leave run_options out")
+        if isinstance(output_names, str):
+            raise InputError("output names are a list", hint=f"write [{output_names!r}]")
         known = [t.name for t in self.engine.outputs]
-        names = known if output_names is None else list(output_names)
+        names = list(output_names or known)
         for name in names:
             if name not in known:
                 raise InputError(f"the engine has no output {name!r}; it gives {', '.join(known)}")
-        results = self.engine.run(feeds)
+        results = self.engine.run(input_feed)
         return [results[n] for n in names]
 
     def get_inputs(self) -> list[NodeArg]:
@@ -59,5 +84,19 @@ class InferenceSession:
 
 
 def _node_arg(tensor: Tensor) -> NodeArg:
-    shape = tuple(int(d) if d.isdigit() else d for d in tensor.shape)
+    shape: list[int | str] = [int(d) if d.isdigit() else d for d in tensor.shape]
     return NodeArg(tensor.name, shape, f"tensor({_TYPES[tensor.dtype]})")
+
+
+def _device_of(providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> str:
+    """The device that the first provider stands for; those after it would be fallbacks, which there are none of."""
+    first = providers[0] if providers and not isinstance(providers, str) else ""
+    name, options = (first, {}) if isinstance(first, str) else first
+    if name != _PROVIDER:
+        raise UsageError(
+            f"there is no provider {providers!r}",
+            hint=f'providers=["{_PROVIDER}"], or device="sim" for the CPU simulator',
+        )
+    if unknown := sorted(set(options) - {"device_id"}):
+        raise UsageError(f"{_PROVIDER}: the option {unknown[0]!r} is not known", hint="device_id is")
+    return f"cuda:{int(options.get('device_id', 0))}"

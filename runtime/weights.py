@@ -90,8 +90,9 @@ class DeviceWeights:
                 used.add(weight.name)
         unknown = sorted(set(values) - used)
         if unknown:
-            names = ", ".join(sorted({n for w in self._weights for n in sources(w)})[:8])
-            raise InputError(f"the engine has no weight {unknown[0]!r}", hint=f"its weights are {names}, …")
+            names = sorted({n for w in self._weights for n in sources(w)})
+            listed = ", ".join(names[:8]) + ", …" * (len(names) > 8)
+            raise InputError(f"the engine has no weight {unknown[0]!r}", hint=f"its weights are {listed or 'none'}")
         return packed
 
     def store(self, packed: Mapping[str, np.ndarray]) -> None:

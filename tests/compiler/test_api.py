@@ -278,8 +278,8 @@ def test_sessions_are_called_like_those_of_onnx_runtime(tmp_path: Path) -> None:
     arcweld.compile(model_of(["n", 8]), device="sim").save(tmp_path / "m.engine")
     session = arcweld.InferenceSession(tmp_path / "m.engine", device="sim")
     (x,), (y,) = session.get_inputs(), session.get_outputs()
-    assert (x.name, x.shape, x.type) == ("x", ("n", 8), "tensor(float)")
-    assert (y.name, y.shape) == ("y", ("n", 4))
+    assert (x.name, x.shape, x.type) == ("x", ["n", 8], "tensor(float)")
+    assert (y.name, y.shape) == ("y", ["n", 4])
     for names in (None, ["y"]):
         (got,) = session.run(names, {"x": sample(2, 8)})
         np.testing.assert_allclose(got, wanted(sample(2, 8)), rtol=1e-5, atol=1e-6)

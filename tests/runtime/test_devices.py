@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
-from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
+from arcweld.compiler.errors import ArcweldError, DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import devices
 from arcweld.runtime import engine as engine_module
 from arcweld.runtime.device import KernelImage
@@ -109,7 +111,7 @@ def test_session_has_onnx_runtimes_calls(tmp_path: Path) -> None:
     Engine(chain(), SimDevice()).save(tmp_path / "chain.engine")
     session = InferenceSession(tmp_path / "chain.engine", "sim")
     (x,) = session.get_inputs()
-    assert (x.name, x.shape, x.type) == ("x", ("n", 8), "tensor(float)")
+    assert (x.name, x.shape, x.type) == ("x", ["n", 8], "tensor(float)")
     assert [o.name for o in session.get_outputs()] == ["y", "total"]
     array = rows(3)
     both = session.run(None, {"x": array})
@@ -119,6 +121,44 @@ def test_session_has_onnx_runtimes_calls(tmp_path: Path) -> None:
         session.run(["z"], {"x": array})
     with pytest.raises(UsageError):
         InferenceSession(session.engine, "sim")
+
+
+def test_calls_of_onnx_runtime_by_habit(tmp_path: Path) -> None:
+    Engine(chain(), SimDevice()).save(tmp_path / "chain.engine")
+    session = InferenceSession((tmp_path / "chain.engine").read_bytes(), "sim")
+    array = rows(3)
+    want = session.run(None, {"x": array})
+    for results in (session.run([], {"x": array}), session.run(output_names=None, input_feed={"x": array})):
+        np.testing.assert_array_equal(results[0], want[0])
+    path = tmp_path / "chain.engine"
+    refused: list[tuple[str, Callable[[], object]]] = [
+        ("output names are a list", lambda: session.run("y", {"x": array})),
+        ("run options", lambda: session.run(None, {"x": array}, object())),  # type: ignore[arg-type]
+        ("by name, not as a list", lambda: session.run(None, [array])),  # type: ignore[arg-type]
+        ("by name, not as a NoneType", lambda: session.run(None, None)),  # type: ignore[arg-type]
+        ("masked array", lambda: session.run(None, {"x": np.ma.masked_array(array)})),
+        ("session options", lambda: InferenceSession(path, sess_options=object())),  # type: ignore[arg-type]
+        ("a object is not a device", lambda: InferenceSession(path, object())),  # type: ignore[arg-type]
+        ("no provider", lambda: InferenceSession(path, providers=["CPUExecutionProvider"])),
+        ("no provider", lambda: InferenceSession(path, providers=[])),
+        ("no provider", lambda: InferenceSession(path, providers="CUDAExecutionProvider")),
+        ("option 'arena'", lambda: InferenceSession(path, providers=[("CUDAExecutionProvider", {"arena": 1})])),
+        ("both name the device", lambda: InferenceSession(path, "sim", providers=["CUDAExecutionProvider"])),
+        ("is a model, not an engine", lambda: InferenceSession(tmp_path / "m.onnx", "sim")),
+        ("no GPU 7", lambda: InferenceSession(path, providers=[("CUDAExecutionProvider", {"device_id": 7}), "x"])),
+    ]
+    for message, call in refused:
+        with pytest.raises(ArcweldError, match=message):
+            call()
+
+
+def test_dimensions_of_the_memory_report_are_checked() -> None:
+    engine = Engine(chain(), SimDevice())
+    for sizes, message in (({"n": 2, "q": 1}, "no dimension 'q'"), ({"n": "2"}, "whole number"), ({}, "for dimension")):
+        with pytest.raises(InputError, match=message):
+            engine.memory(**sizes)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="by name, not as a list"):
+        engine.update_weights([])  # type: ignore[arg-type]
 
 
 def test_a_damaged_engine_is_refused_before_anything_runs() -> None:
