@@ -40,12 +40,35 @@ _FORMULAS = tuple(
 
 def attention(graph: Graph, options: Options) -> Graph:
     """Recovers scaled dot-product attention, and simplifies masks and repeated keys of what is there."""
+    graph = rewrite(graph, _mask_of_groups)
     found: dict[int, Elements] = {}
 
     def visit(rw: Tracker, node: Node) -> bool:
         return node.op == "Attention" and _simplify(rw, node, found.setdefault(id(rw), Elements(rw)))
 
     return rewrite(apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),)), visit)
+
+
+def _mask_of_groups(rw: Tracker, node: Node) -> bool:
+    """Softmax of scores that are split into groups, masked and joined again: the mask takes their shape instead.
+
+    So do windows of an image that was shifted: a mask for each window, the same in every image of the batch.
+    """
+    joined = rw.producer(rw.get(node.operands()[0]), "Reshape") if node.op == "Softmax" else None
+    add = rw.producer(joined.operands()[0], "Add") if joined is not None else None
+    if joined is None or add is None:
+        return False
+    for scores, mask in (add.operands(), add.operands()[::-1]):
+        split = rw.producer(scores, "Reshape")
+        if split is None or scores.shape != add.output.shape or split.operands()[0].shape != joined.output.shape:
+            continue
+        if mask.shape != scores.shape:
+            mask = rw.make("Expand", [mask], add.origin, shape=scores.shape)
+        mask = rw.make("Reshape", [mask], add.origin, shape=joined.output.shape)
+        masked = rw.make("Add", [split.operands()[0], mask], add.origin)
+        rw.redirect(node, rw.make("Softmax", [masked], node.origin, node.output.name, **node.attrs))
+        return True
+    return False
 
 
 def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:

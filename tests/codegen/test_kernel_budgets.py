@@ -82,6 +82,18 @@ def test_a_decoder_computes_no_mask(name: str, dynamic: bool) -> None:
     assert not {"And", "Equal", "LessOrEqual", "GatherND", "ReduceSum"} & {n.op for n in fused.graph.nodes}
 
 
+def test_a_block_of_shifted_windows_is_eight_kernels() -> None:
+    """As a transformer layer, and a kernel that pads, rolls and cuts the windows."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    counts = []
+    for depth in (2, 4):
+        module = SwinTransformer([4, 4], 32, [depth], [2], [7, 7], stochastic_depth_prob=0.0, num_classes=5)
+        counts.append(_fused(module, (torch.randn(2, 3, 64, 64),)))
+    more = len(counts[1].regions) - len(counts[0].regions)
+    assert more <= 2 * 8, _describe(counts[1])
+
+
 def _pooled(*blocks: torch.nn.Module) -> torch.nn.Module:
     """Blocks in the middle of a network: what leaves it is not an image, whose layout would cost a kernel."""
     return torch.nn.Sequential(*blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())

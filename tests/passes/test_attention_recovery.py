@@ -395,3 +395,26 @@ def test_transformer_block_keeps_only_the_head_transposes() -> None:
     """
     after = check(text, attention, layout, constant_folding, cleanup, cse, dims={"n": 5})
     assert ops(after) == ["MatMul", "Reshape", "Transpose", "Attention", "Transpose", "Reshape"]
+
+
+@pytest.mark.parametrize("groups", ["1, 3", "2, 3"])
+def test_masks_of_groups_of_windows(groups: str) -> None:
+    """Scores are split into images and windows, each window has a mask, and they are joined again."""
+    images = int(groups[0])
+    text = f"""
+        input %q: f32[{3 * images}, 2, 4, 8]
+        input %bias: f32[1, 2, 4, 4]
+        input %m: f32[3, 4, 4]
+        %kt = Transpose(%q, perm=(0, 1, 3, 2))
+        %s = MatMul(%q, %kt)
+        %b = Add(%s, %bias)
+        %split = Reshape(%b, shape=({groups}, 2, 4, 4))
+        %m5 = Reshape(%m, shape=(1, 3, 1, 4, 4))
+        %masked = Add(%split, %m5)
+        %joined = Reshape(%masked, shape=({3 * images}, 2, 4, 4))
+        %p = Softmax(%joined, axis=3)
+        %y = MatMul(%p, %q)
+        output %y
+    """
+    after = check(text, attention, cleanup)
+    assert found(after)["scale"] == 1.0
