@@ -29,8 +29,8 @@ demo: $(STAMP)
 
 # On a machine with a GPU: its tests and the benchmark, JSON under docs/benchmarks/ (or OUT=dir). Uses the current python.
 gpu:
-	$(PYTHON) -m pytest tests/gpu -m gpu -q
-	$(PYTHON) -m arcweld.models.bench --out $(or $(OUT),docs/benchmarks)
+	@status=0; $(PYTHON) tests/gpu/isolated.py || status=1; \
+	$(PYTHON) -m arcweld.models.bench --out $(or $(OUT),docs/benchmarks) || status=1; exit $$status
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
