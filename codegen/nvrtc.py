@@ -18,7 +18,6 @@ from arcweld.codegen.cache import DiskCache, content_key
 from arcweld.compiler.errors import CompileError, EnvironmentError_
 
 INCLUDE = Path(__file__).parent / "include"
-TEMPLATES = Path(__file__).parent / "templates"
 
 # Part of every cache key: raise it when the meaning of a cached entry changes.
 CACHE_VERSION = "1"
@@ -155,9 +154,8 @@ def compile_cubin(
 ) -> Compiled:
     """Compiles one source for exactly ``arch``.
 
-    ``strict`` refuses register spills and ptxas' performance warnings, ``debug`` bounds the waits of
-    mbarriers. Raises CompileError with the template's line and an excerpt; EnvironmentError_ where NVRTC is
-    missing or too old.
+    ``strict`` refuses register spills and ptxas' performance warnings, ``debug`` bounds the waits of mbarriers.
+    Raises CompileError with the line and an excerpt; EnvironmentError_ where NVRTC is missing or too old.
     """
     return compile_job(Job(source, arch, name, "cubin", debug), strict=strict, cache=cache)
 
@@ -233,7 +231,7 @@ def require_clean(done: Compiled) -> None:
 
 
 def compile_error(job: Job, log: str) -> CompileError:
-    """A CompileError that names the template's line (from ``#line``) and shows the lines around it."""
+    """A CompileError that names the line of the generated source and shows the lines around it."""
     match = _ERROR_FIRST.search(log)
     if match is None:
         first = next((line for line in log.splitlines() if "error" in line or "fatal" in line), log[:300])
@@ -245,10 +243,8 @@ def compile_error(job: Job, log: str) -> CompileError:
 
 
 def text_of(job: Job, file: str) -> str:
-    """The text that an error's file name refers to: a template, a header, or the source itself."""
+    """The text that an error's file name refers to: a header, or the source itself."""
     base = Path(file).name
-    if base.endswith(".j2") and (TEMPLATES / base).is_file():
-        return (TEMPLATES / base).read_text(encoding="utf-8")
     for name, text in job.headers if job.headers is not None else headers():
         if name == base:
             return text

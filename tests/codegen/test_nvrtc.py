@@ -1,4 +1,4 @@
-"""NVRTC without a GPU: object code, resources, errors with the template's line, the cache and the worker
+"""NVRTC without a GPU: object code, resources, errors with the source's line, the cache and the worker
 pool.
 """
 
@@ -96,19 +96,13 @@ def test_wgmma_warning_is_refused_when_strict() -> None:
         nvrtc.require_clean(done)
 
 
-def test_error_names_the_template_line_and_shows_it() -> None:
+def test_an_error_names_the_line_and_shows_it() -> None:
     source = '\n\nextern "C" __global__ void k(float* x) {\n    x[0] = missing;\n}\n'
     with pytest.raises(CompileError) as caught:
         compile_cubin(source, "sm_80", name="bad")
     assert caught.value.node == "bad.cu:4"
     assert '"missing" is undefined' in str(caught.value)
     assert ">     4 |     x[0] = missing;" in str(caught.value)
-
-
-def test_line_directives_lead_to_the_template() -> None:
-    with pytest.raises(CompileError) as caught:
-        compile_cubin('#line 41 "pointwise.cu.j2"\nint x = nothing;', "sm_80")
-    assert caught.value.node == "pointwise.cu.j2:41"
 
 
 def test_ptxas_errors_are_reported() -> None:
