@@ -130,7 +130,7 @@ def _chain(rw: Tracker, v: Value, uses: dict[str, int]) -> tuple[Value, list[Nod
 def _is_row_wise(node: Node) -> bool:
     """Whether the node has one operand of rows, and others that are the same for every row."""
     kind, rank = opdef(node.op).kind, node.output.type.rank
-    if len(node.operands()) != len(node.inputs) or node.operands().count(_row(node)) != 1:
+    if not node.inputs or len(node.operands()) != len(node.inputs) or node.operands().count(_row(node)) != 1:
         return False
     if kind is Kind.CONTRACT:
         return node.op == "MatMul" and node.operands()[1].type.rank == 2 and _row(node) == node.operands()[0]

@@ -16,7 +16,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
-from arcweld.compiler.onnx.deduce import pairs, require_agreement, suggest_multiple
+from arcweld.compiler.onnx.deduce import pairs, require_agreement, require_at_least, suggest_multiple
 from arcweld.compiler.onnx.proto import Source
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from arcweld.compiler.onnx.symbols import sanitise
@@ -370,6 +370,15 @@ class NodeContext:
         if not low <= rank <= high:
             self.broken(f"input {i} has rank {rank}")
         return rank
+
+    def at_least(self, a: Dim, b: Dim) -> None:
+        """Checks that ``a >= b``; a symbol on whose size that depends gets a lower bound."""
+        if dims.is_nonneg(a - b):
+            return
+        if isinstance(a - b, int):
+            self.broken(f"{b} of {a} elements")
+        require_at_least(a - b, 0)
+        self.unsupported(f"whether the dimension {a} is at least {b} is not known", SHAPES_HINT)
 
     def equal_dims(self, a: Dim, b: Dim) -> bool:
         """Whether two dimensions are equal; unsupported when that is not known."""

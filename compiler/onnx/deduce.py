@@ -1,54 +1,109 @@
-"""Deduces upper bounds of dimensions from what the model must satisfy to run at all.
+"""Deduces bounds of dimensions from what the model must satisfy to run at all.
 
 A table of 512 positions sliced to the sequence length, then added to the tokens, works only for lengths up to 512:
-where two dimensions have to agree and one is ``min(512, s)`` of the other, ``s`` is at most 512.
+where two dimensions have to agree and one is ``min(512, s)`` of the other, ``s`` is at most 512. In the same way
+``max(0, s // 10 - 1)``, where that has to be ``s // 10 - 1``, says that ``s`` is at least 10.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from arcweld.compiler import dims, registry
 from arcweld.compiler.dims import Call, Dim, IntExpr, Sym
 
 
-class Refine(Exception):
-    """The import has to start again with the dimension ``symbol`` at most ``high``."""
+class Bounds(NamedTuple):
+    """What a model allows a dimension to be, as far as it is known."""
 
-    def __init__(self, symbol: str, high: int) -> None:
-        super().__init__(f"{symbol} <= {high}")
+    low: int = 0
+    high: int | None = None
+
+
+class Refine(Exception):
+    """The import has to start again with the dimension ``symbol`` inside ``bounds``."""
+
+    def __init__(self, symbol: str, bounds: Bounds) -> None:
+        super().__init__(f"{symbol} from {bounds.low}" + ("" if bounds.high is None else f" to {bounds.high}"))
         self.symbol = symbol
-        self.high = high
+        self.bounds = bounds
 
 
 def require_agreement(a: Dim, b: Dim) -> None:
-    """Raises Refine when the model's validity bounds a symbol: ``a`` and ``b`` must be equal, or one of them 1."""
-    for capped, other in ((a, b), (b, a)):
-        if not isinstance(capped, IntExpr) or len(capped.terms) != 1:
+    """Raises Refine when the model's validity bounds a symbol: ``a`` and ``b`` must be equal, or one of them 1.
+
+    They may be equal on one side of a ``min`` or ``max`` that they hold; on the other side they must then be neither
+    equal nor 1.
+    """
+    for atom in sorted(dims.atoms(a) | dims.atoms(b), key=str):
+        if not isinstance(atom, Call) or atom.fn not in ("min", "max"):
             continue
-        ((factors, coefficient),) = capped.terms
-        if coefficient != 1 or len(factors) != 1 or factors[0][1] != 1:
-            continue
-        atom = factors[0][0]
-        if isinstance(atom, Call) and atom.fn == "min":
-            for limit, inner in ((atom.a, atom.b), (atom.b, atom.a)):
-                # min(limit, inner) == inner means inner <= limit; so does either being 1, with a limit above 1
-                if isinstance(limit, int) and limit > 1 and inner == other:
-                    _bound(inner, limit)
+        for limit, inner in ((atom.a, atom.b), (atom.b, atom.a)):
+            if not isinstance(limit, int):
+                continue
+            for value, other in ((inner, limit), (limit, inner)):
+                if dims.substitute(a, {atom: value}) != dims.substitute(b, {atom: value}):
+                    continue
+                found = (_least if (atom.fn == "max") == (value is inner) else _most)(inner, limit)
+                if found is not None and not any(_may_be_one(d, atom, other, found) for d in (a, b)):
+                    raise Refine(found.symbol.name, found.bounds)
 
 
-def _bound(inner: Dim, limit: int) -> None:
-    """Raises Refine for the symbol of ``inner``, which is ``k * symbol + offset`` and at most ``limit``."""
-    if not isinstance(inner, IntExpr):
-        return
-    symbols = [a for a in dims.atoms(inner) if isinstance(a, Sym)]
-    if len(symbols) != 1 or len(dims.atoms(inner)) != 1:
-        return
-    factor = dims.coefficient(inner, symbols[0])
-    offset = dims.substitute(inner, {symbols[0]: 0})
-    if isinstance(factor, int) and isinstance(offset, int) and factor > 0 and limit > offset:
-        raise Refine(symbols[0].name, (limit - offset) // factor)
+class _Found(NamedTuple):
+    """A bound of a symbol, and the symbol beyond that bound."""
+
+    symbol: Sym
+    bounds: Bounds
+    beyond: Dim
+
+
+def _may_be_one(d: Dim, atom: Call, value: Dim, found: _Found) -> bool:
+    """Whether ``d`` can be 1 beyond the bound, where ``atom`` is ``value``."""
+    there = dims.substitute(dims.substitute(d, {atom: value}), {found.symbol: found.beyond})
+    return there == 1 if isinstance(there, int) else not (dims.is_nonneg(there - 2) or dims.is_nonneg(-there))
+
+
+def require_at_least(e: Dim, limit: int) -> None:
+    """Raises Refine for the symbol of ``e``, if it grows with it alone, so that ``e`` is at least ``limit``."""
+    found = _least(e, limit)
+    if found is not None:
+        raise Refine(found.symbol.name, found.bounds)
+
+
+def _least(e: Dim, limit: int) -> _Found | None:
+    """What makes ``e`` at least ``limit``, where it grows with one symbol alone."""
+    atom, factor, offset = _affine(e)
+    least = -((offset - limit) // factor)
+    if isinstance(atom, Sym):
+        return _Found(atom, Bounds(low=least), dims.symbol(atom.name, atom.lo, max(least - 1, atom.lo)))
+    if isinstance(atom, Call) and atom.fn == "floordiv" and isinstance(atom.b, int):
+        return _least(atom.a, least * atom.b)
+    return None
+
+
+def _most(e: Dim, limit: int) -> _Found | None:
+    """What makes ``e`` at most ``limit``, where it grows with one symbol alone and starts below."""
+    atom, factor, offset = _affine(e)
+    most = (limit - offset) // factor
+    if isinstance(atom, Sym) and most > 0:
+        return _Found(atom, Bounds(high=most), dims.symbol(atom.name, max(most + 1, atom.lo), atom.hi))
+    if isinstance(atom, Call) and atom.fn == "floordiv" and isinstance(atom.b, int):
+        return _most(atom.a, most * atom.b + atom.b - 1)
+    return None
+
+
+def _affine(e: Dim) -> tuple[dims.Atom | None, int, int]:
+    """``(atom, factor, offset)`` of ``factor * atom + offset`` with a positive factor; no atom for anything else."""
+    offset, factor, atom = 0, 1, None
+    for factors, coefficient in e.terms if isinstance(e, IntExpr) else ():
+        if not factors:
+            offset = coefficient
+        elif atom is None and len(factors) == 1 and factors[0][1] == 1 and coefficient > 0:
+            atom, factor = factors[0][0], coefficient
+        else:
+            return None, 1, 0
+    return atom, factor, offset
 
 
 def pairs(op: str, shapes: Sequence[Sequence[Dim] | None], attrs: Mapping[str, Any]) -> list[tuple[Dim, Dim]]:
@@ -76,6 +131,8 @@ def suggest_multiple(found: Sequence[tuple[Dim, Dim]]) -> str | None:
     """A hint when the dimensions would agree if some symbol were a multiple of a power of two."""
     for a, b in found:
         symbols = dims.free_symbols(a) | dims.free_symbols(b)
+        if a == b or not symbols:
+            continue
         for k in (2, 4, 8, 16, 32, 64):
             table: dict[dims.Atom, Dim] = {s: dims.symbol(s.name, 1) * k for s in symbols}
             if dims.substitute(a, table) == dims.substitute(b, table):

@@ -139,6 +139,30 @@ def _gather_nd(c: NodeContext) -> Result:
     return c.emit("GatherND", c.value(0), c.value(1), batch_dims=c.int_attr("batch_dims"))
 
 
+@handles("TopK")
+def _top_k(c: NodeContext) -> Result:
+    x = c.value(0)
+    axis = c.axis(c.int_attr("axis", -1), c.needs_rank(0, 1))
+    wanted = [c.int_attr("k", -1)] if c.opset < 10 else c.dims(1)
+    if len(wanted) != 1:
+        c.broken(f"k has {len(wanted)} elements")
+    c.at_least(x.shape[axis], wanted[0])
+    largest = int(c.opset < 11 or c.int_attr("largest", 1) != 0)
+    found = c.emit("TopKIndices", x, k=wanted[0], axis=axis, largest=largest)
+    return [c.emit("GatherElements", x, found, axis=axis), found]
+
+
+@handles("GridSample")
+def _grid_sample(c: NodeContext) -> Result:
+    mode = c.choice_attr("mode", "linear", ("linear", "bilinear", "nearest", "cubic", "bicubic"))
+    if mode.endswith("cubic") and c.operand(0).rank != 4:
+        c.unsupported("cubic interpolation along other than two axes")
+    return c.emit(
+        "GridSample", c.value(0), c.value(1), mode=mode.removeprefix("bi"), align_corners=c.int_attr("align_corners"),
+        padding_mode=c.choice_attr("padding_mode", "zeros", ("zeros", "border", "reflection")),
+    )  # fmt: skip
+
+
 @handles("ScatterElements", "Scatter")
 def _scatter_elements(c: NodeContext) -> Result:
     axis = c.axis(c.int_attr("axis"), c.needs_rank(0, 1))

@@ -35,13 +35,36 @@ def _lp(c: NodeContext) -> Result:
 
 @handles("BatchNormalization")
 def _batch(c: NodeContext) -> Result:
-    if c.int_attr("training_mode") or (c.opset < 9 and not c.int_attr("spatial", 1)):
-        c.unsupported("BatchNormalization in training mode or not per channel")
+    if c.opset < 9 and not c.int_attr("spatial", 1):
+        c.unsupported("BatchNormalization that is not per channel")
+    if c.int_attr("training_mode"):
+        return _batch_in_training(c)
     if any(c.used[1:]):
         c.unsupported("the running statistics of BatchNormalization")
     x = c.value(0)
     params = [c.cast(c.value(i), x.dtype) for i in range(1, 5)]
     return c.emit("BatchNormalization", x, *params, epsilon=c.float_attr("epsilon", 1e-5))
+
+
+def _batch_in_training(c: NodeContext) -> Result:
+    """By the statistics of the batch itself, as weight standardisation is exported; and the running ones."""
+    rank = c.needs_rank(0, 2)
+    x, wide = c.value(0), c.cast(c.value(0), c.operand(0).dtype.compute)
+    scale, bias, mean, variance = (c.cast(c.value(i), wide.dtype) for i in range(1, 5))
+    axes = (0, *range(2, rank))
+    own = c.emit("ReduceMean", wide, axes=axes, keepdims=1)
+    centred = c.emit("Sub", wide, own)
+    spread = c.emit("ReduceMean", c.emit("Mul", centred, centred), axes=axes, keepdims=1)
+    epsilon = c.const(c.float_attr("epsilon", 1e-5), wide.dtype)
+    y = c.emit("Div", centred, c.emit("Sqrt", c.emit("Add", spread, epsilon)))
+    channels = (x.shape[1], *[1] * (rank - 2))
+    y = c.emit("Add", c.emit("Mul", y, c.reshape(scale, channels)), c.reshape(bias, channels))
+    keep = c.float_attr("momentum", 0.9)
+    running = [
+        c.emit("Add", c.scale(old, keep), c.scale(c.reshape(new, old.shape), 1 - keep))
+        for old, new in ((mean, own), (variance, spread))
+    ]
+    return [c.cast(y, x.dtype), *(c.cast(r, c.operand(i).dtype) for i, r in enumerate(running, 3))]
 
 
 @handles("InstanceNormalization")

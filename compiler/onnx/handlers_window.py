@@ -11,6 +11,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext
+from arcweld.compiler.onnx.deduce import require_at_least
 from arcweld.compiler.onnx.handlers import Result, handles
 
 _AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
@@ -57,6 +58,11 @@ def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transp
         pads = split_pads(totals, auto == "SAME_UPPER")
     if any(isinstance(p, int) and abs(p) > 2**31 for p in pads):
         c.broken(f"the pads are {list(pads)}")
+    for i, d in enumerate(spatial if not transposed else ()):
+        # a model that can run at all gives the window room
+        room = d + pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] - 1
+        if not dims.is_nonneg(room):
+            require_at_least(room, 0)
     return Window(tuple(kernel), strides, dilations, tuple(pads))
 
 

@@ -17,13 +17,13 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx.context import Builder, Operand, Unavailable, on_device, on_host
-from arcweld.compiler.onnx.deduce import Refine
+from arcweld.compiler.onnx.deduce import Bounds, Refine
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
 from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
 
 OLDEST_OPSET = 7
-_MAX_CAPS = 64
+_MAX_BOUNDS = 64
 
 
 class Support(NamedTuple):
@@ -45,7 +45,7 @@ class _Import:
     shapes: Shapes
     ranges: Mapping[str, Range]
     values: Mapping[str, Any]
-    caps: Mapping[str, int]
+    bounds: Mapping[str, Bounds]
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ class _Import:
                 f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(sorted(names))}"
             )
         params = {d.dim_param for i in infos for d in i.type.tensor_type.shape.dim if d.dim_param}
-        table = DimTable(self.ranges, params, self.caps)
+        table = DimTable(self.ranges, params, self.bounds)
         shapes = self._input_shapes(infos, table)
         taken: set[str] = set()
         for info in infos:
@@ -249,20 +249,28 @@ def _run(
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = load_model(model)
-        caps: dict[str, int] = {}
+        bounds: dict[str, Bounds] = {}
         while True:
-            run = _Import(proto, source, shapes, ranges, values, caps)
+            run = _Import(proto, source, shapes, ranges, values, bounds)
             try:
                 return run, run.visitor()
-            except Refine as bound:
-                # every round lowers a bound or adds one, so this ends
-                if caps.get(bound.symbol, bound.high + 1) <= bound.high or len(caps) > _MAX_CAPS:
-                    raise ModelError(f"the bound {bound} does not settle the model's dimensions") from bound
-                caps = caps | {bound.symbol: bound.high}
+            except Refine as found:
+                # every round narrows a range or adds one, so this ends
+                before = bounds.get(found.symbol, Bounds())
+                after = _narrowed(before, found.bounds)
+                if after == before or len(bounds) > _MAX_BOUNDS:
+                    raise ModelError(f"{found} does not settle the model's dimensions") from found
+                bounds = bounds | {found.symbol: after}
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"the model is damaged: {error}") from error
+
+
+def _narrowed(a: Bounds, b: Bounds) -> Bounds:
+    """What satisfies both."""
+    highs = [h for h in (a.high, b.high) if h is not None]
+    return Bounds(max(a.low, b.low), min(highs, default=None))
 
 
 __all__ = ["DType", "Support", "import_onnx", "support_report"]

@@ -14,6 +14,7 @@ import onnx
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.errors import ModelError, UsageError
+from arcweld.compiler.onnx.deduce import Bounds
 from arcweld.compiler.text import sanitize
 
 Range: TypeAlias = "tuple[int, int | None, int]"
@@ -41,14 +42,14 @@ class DimTable:
 
     ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of
     k > 1 is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
-    ``caps`` holds upper bounds that the model's own structure implies, by symbol.
+    ``bounds`` holds what the model's own structure implies, by symbol.
     """
 
     def __init__(
-        self, ranges: Mapping[str, Range], params: Collection[str] = (), caps: Mapping[str, int] | None = None
+        self, ranges: Mapping[str, Range], params: Collection[str] = (), bounds: Mapping[str, Bounds] | None = None
     ) -> None:
         self._ranges = dict(ranges)
-        self._caps = dict(caps or {})
+        self._bounds = dict(bounds or {})
         self._params = frozenset(params)
         self._used_ranges: set[str] = set()
         self._dims: dict[str, Dim] = {}
@@ -82,18 +83,20 @@ class DimTable:
         if lo < 0 or step < 1 or (hi is not None and hi < max(lo, step)):
             raise UsageError(f"the range {lo}..{hi} (multiple of {step}) of dimension {param!r} is empty")
         if step == 1:
-            return self._capped(name, lo, hi)
-        return step * self._capped(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
+            return self.bounded(name, lo, hi)
+        return step * self.bounded(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
 
-    def _capped(self, name: str, lo: int, hi: int | None) -> Dim:
-        cap = self._caps.get(name)
-        if cap is not None:
-            if lo > cap or (hi is not None and hi > cap):
-                raise UsageError(
-                    f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only up to {cap}"
-                )
-            hi = cap
-        return dims.symbol(name, lo, hi)
+    def bounded(self, name: str, lo: int, hi: int | None) -> Dim:
+        """A symbol inside both the given range and what the model allows. Raises UsageError where they disagree.
+
+        A lowest value of 1 is what stands where nobody gave one, so the model may raise it.
+        """
+        low, high = self._bounds.get(name, Bounds())
+        if high is not None and (lo > high or (hi is not None and hi > high)):
+            raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only up to {high}")
+        if (1 < lo < low) or (hi is not None and hi < low):
+            raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only from {low}")
+        return dims.symbol(name, max(lo, low), hi if high is None else high)
 
     def text(self, text: str) -> Dim:
         """A dimension from the user's text: a dim_param, a new name, or an expression such as ``32*h``."""
@@ -146,7 +149,11 @@ def input_shape(
 
 
 def _overridden(table: DimTable, name: str, dim: int | str | None, given: int | str | Dim) -> Dim:
-    value = table.text(given) if isinstance(given, str) else given
+    if isinstance(given, str):
+        value = table.text(given)
+    else:
+        highs = {s: s.hi if isinstance(s.hi, int) else None for s in dims.free_symbols(given)}
+        value = dims.substitute(given, {s: table.bounded(s.name, s.lo, hi) for s, hi in highs.items()})
     if isinstance(value, int) and not 0 <= value <= MAX_DIM:
         raise UsageError(f"a dimension of input {name!r} cannot be {value}")
     if isinstance(dim, int) and dim != value:

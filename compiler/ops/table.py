@@ -8,6 +8,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     einsum,
     gather,
     generate,
+    grid_sample,
     integer,
     movement,
     pointwise,
@@ -16,5 +17,6 @@ from arcweld.compiler.ops import (  # noqa: F401
     resize,
     rowwise,
     scatter,
+    topk,
     window,
 )

@@ -205,6 +205,18 @@ def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) 
     return np.dot(left, right).astype(np.int32)
 
 
+def _topk_indices(a: Attrs, x: np.ndarray) -> np.ndarray:
+    """ONNX's TopK, by onnxruntime."""
+    element = helper.np_dtype_to_tensor_dtype(x.dtype)
+    node = helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=a["axis"], largest=a["largest"])
+    body = helper.make_graph(
+        [node], "topk", [helper.make_tensor_value_info("x", element, x.shape)],
+        [helper.make_tensor_value_info("i", TensorProto.INT64, None)], [numpy_helper.from_array(i64([a["k"]]), "k")],
+    )  # fmt: skip
+    (found,) = by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})
+    return found
+
+
 def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
     return torch.rsqrt(torch.from_numpy(x)).numpy()
 
@@ -214,4 +226,5 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Rsqrt": _rsqrt,
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
+    "TopKIndices": _topk_indices,
 }

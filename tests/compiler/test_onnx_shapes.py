@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from arcweld.compiler import dims
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
@@ -159,6 +160,69 @@ def test_slicing_a_table_bounds_the_dimension() -> None:
     assert {s.name: s.hi for s in graph.symbols()} == {"N": None, "S": 16}
     with pytest.raises(UsageError, match="only up to 16"):
         import_onnx(proto, ranges={"S": (4, 32, 1)})
+
+
+def _counted() -> onnx.ModelProto:
+    """A pool of 20 elements, plus as many numbers as it gives."""
+    nodes = [
+        N("AveragePool", ["x"], ["p"], kernel_shape=[20], strides=[10]), N("Shape", ["p"], ["s"], start=2),
+        N("Squeeze", ["s"], ["n"]), N("Range", ["zero", "n", "one"], ["r"]), N("Cast", ["r"], ["f"], to=1),
+        N("Add", ["p", "f"], ["y"]),
+    ]  # fmt: skip
+    return model(nodes, {"x": (np.float32, ["N", 2, "S"])}, ["y"], {"zero": np.int64(0), "one": np.int64(1)})
+
+
+def test_the_least_size_of_a_dimension_is_deduced() -> None:
+    graph = compare(_counted(), {"x": floats(2, 2, 35)})
+    assert {s.name: s.lo for s in graph.symbols()} == {"N": 1, "S": 20}
+    compare(_counted(), {"x": floats(1, 2, 64)}, shapes={"x": ["N", 2, dims.symbol("T", 1) * 32]})
+    for options in ({"ranges": {"S": (4, 32, 1)}}, {"shapes": {"x": ["N", 2, dims.symbol("S", 1, 19)]}}):
+        with pytest.raises(UsageError, match="only from 20"):
+            import_onnx(_counted(), **options)
+
+
+def test_what_is_left_of_a_slice_may_bound_the_dimension() -> None:
+    """x[:, 3:] has max(0, S - 3) columns; a sum with S - 3 of them says that S is at least 3."""
+    nodes = [
+        N("Slice", ["x", "three", "end", "axis"], ["a"]), N("Shape", ["x"], ["s"]), N("Sub", ["s", "off"], ["t"]),
+        N("Expand", ["c", "t"], ["e"]), N("Add", ["a", "e"], ["y"]),
+    ]  # fmt: skip
+    constants = {"three": ints(3), "end": ints(2**62), "axis": ints(1), "off": ints(0, 3), "c": floats(1, 1)}
+    graph = compare(model(nodes, {"x": (np.float32, ["N", "S"])}, ["y"], constants), {"x": floats(2, 7)})
+    assert {s.name: s.lo for s in graph.symbols()} == {"N": 1, "S": 3}
+
+
+def test_as_many_elements_as_are_asked_for_must_be_there() -> None:
+    proto = model([N("TopK", ["x", "k"], ["v", "i"])], {"x": (np.float32, ["N", "S"])}, ["v", "i"], {"k": ints(3)})
+    graph = compare(proto, {"x": floats(2, 7)})
+    assert {s.name: s.lo for s in graph.symbols()} == {"N": 1, "S": 3}
+    with pytest.raises(ModelError, match="3 of 2"):
+        import_onnx(proto, shapes={"x": [4, 2]})
+
+
+def test_bounds_are_deduced_behind_divisions() -> None:
+    """A table of 16 rows serves (S + 1) // 2 positions, so S is at most 32."""
+    nodes = [
+        N("MaxPool", ["x"], ["p"], kernel_shape=[1], strides=[2]), N("Shape", ["p"], ["s"], start=2),
+        N("Slice", ["table", "zero", "s", "zero"], ["t"]), N("Add", ["p", "t"], ["y"]),
+    ]  # fmt: skip
+    proto = model(nodes, {"x": (np.float32, ["N", 2, "S"])}, ["y"], {"zero": ints(0), "table": floats(16)})
+    graph = compare(proto, {"x": floats(2, 2, 32)})
+    assert {s.name: s.hi for s in graph.symbols()} == {"N": None, "S": 32}
+
+
+def test_the_hint_names_the_dimension_that_matters() -> None:
+    """Cutting an image into even and odd rows needs an even height, whatever the batch is."""
+    nodes = [
+        N("Slice", ["x", "zero", "end", "two", "two"], ["a"]), N("Slice", ["x", "one", "end", "two", "two"], ["b"]),
+        N("Concat", ["a", "b"], ["y"], axis=1),
+    ]  # fmt: skip
+    constants = {"zero": ints(0), "one": ints(1), "two": ints(2), "end": ints(2**62)}
+    proto = model(nodes, {"x": (np.float32, ["N", 3, "H", 4])}, ["y"], constants)
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(proto)
+    assert 'the dimension H as "2*n"' in str(caught.value.hint)
+    compare(proto, {"x": floats(2, 3, 6, 4)}, shapes={"x": ["N", 3, "2*n", 4]})
 
 
 @given(

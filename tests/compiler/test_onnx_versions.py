@@ -124,6 +124,11 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], dict[int, Any
     ("SoftmaxCrossEntropyLoss", (13,), [F(4, 5)], {"reduction": "sum"}, {1: ints(1, 0, 4, 2)}),
     ("NegativeLogLikelihoodLoss", (13,), [F(4, 5)], {}, {1: ints(1, 0, 4, 2), 2: np.abs(F(5))}),
     ("HannWindow", (17,), [], {"periodic": 0}, {0: np.int64(9)}),
+    ("TopK", (7,), [F(3, 6)], {"axis": 0, "k": 2}, {}),
+    ("TopK", (10, 11), [F(3, 6)], {}, {1: ints(4)}),
+    ("TopK", (11,), [ints([3, 1, 3], [2, 2, 5])], {"axis": 1, "largest": 0}, {1: ints(2)}),
+    ("GridSample", (16,), [F(2, 3, 4, 5), F(2, 2, 3, 2)], {"mode": "bicubic", "padding_mode": "reflection"}, {}),
+    ("GridSample", (20,), [F(2, 3, 4, 5), F(2, 2, 3, 2)], {"mode": "linear", "align_corners": 1}, {}),
 ]  # fmt: skip
 
 
@@ -132,10 +137,17 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], dict[int, Any
     [pytest.param(o, v, f, a, c, id=f"{o}-{v}-{i}") for i, (o, vs, f, a, c) in enumerate(CASES) for v in vs],
 )
 def test_operator(op: str, opset: int, feeds: list[Any], attrs: dict[str, Any], constants: dict[int, Any]) -> None:
-    outputs = 2 if op == "Split" else 1
+    outputs = 2 if op in ("Split", "TopK") else 1
     arrays = [np.asarray(f) for f in feeds]
     proto, given = one_node(op, opset, arrays, attrs, {k: np.asarray(v) for k, v in constants.items()}, outputs=outputs)
     compare(proto, given)
+
+
+def test_normalisation_by_the_batchs_own_statistics() -> None:
+    statistics = {1: floats(3), 2: floats(3), 3: floats(3, seed=2), 4: np.abs(floats(3))}
+    attrs = {"training_mode": 1, "momentum": 0.8}
+    proto, feeds = one_node("BatchNormalization", 15, [floats(2, 3, 4)], attrs, statistics, outputs=3)
+    compare(proto, feeds)
 
 
 WINDOWS: list[dict[str, Any]] = [

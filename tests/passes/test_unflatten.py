@@ -82,6 +82,8 @@ def test_a_split_joins_the_reshape_in_front_of_the_work() -> None:
         "%y = Reshape(%m, shape=(1, 1, 8))\noutput %y",
         # a normalisation of columns
         "%f = Reshape(%x, shape=(5*b, 8))\n%m = Softmax(%f, axis=0)\n%y = Reshape(%m, shape=(b, 5, 8))\noutput %y",
+        # what is split has no operand
+        "%m = Range(start=0, step=1, length=20, dtype=dtype(f32))\n%y = Reshape(%m, shape=(4, 5))\noutput %y",
         # an operand that varies by row
         "input %r: f32[5*b, 8]\n%f = Reshape(%x, shape=(5*b, 8))\n%m = Add(%f, %r)\n%y = Reshape(%m, shape=(b, 5, 8))\n"
         "output %y",

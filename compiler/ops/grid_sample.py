@@ -1,0 +1,179 @@
+"""GridSample: an image read at positions that a tensor gives, interpolated between its neighbours.
+
+Positions are normalised: -1 and 1 are the corners' centres (``align_corners``) or the image's edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product as combinations
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.expr import Expr, all_of, binary, both, cast, const, dynamic_index, unary, where
+from arcweld.compiler.ir import Node, TensorType
+from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.movement import movement, operand
+from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, dim_expr, present
+from arcweld.compiler.registry import Attr, Case, Reader
+
+Attrs = Mapping[str, Any]
+# a source coordinate, where there is a source (None: always), the weight (None: 1)
+Tap = tuple[Dim, Expr | None, Expr | None]
+
+MODES = ("linear", "nearest", "cubic")
+PADDINGS = ("zeros", "border", "reflection")
+_CUBIC = -0.75
+
+
+def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    x, grid = present("GridSample", types, 2)
+    check_dtype("GridSample", x, FLOATS)
+    check_dtype("GridSample grid", grid, FLOATS)
+    check_rank("GridSample", x, 3, 5)
+    check_rank("GridSample grid", grid, x.rank, x.rank)
+    check_equal("GridSample", "batch", x.shape[0], grid.shape[0])
+    check_equal("GridSample", "coordinates of a position", grid.shape[-1], x.rank - 2)
+    for what, known in (("mode", MODES), ("padding_mode", PADDINGS)):
+        if attrs[what] not in known:
+            raise ModelError(f"GridSample: unknown {what} {attrs[what]}", hint=", ".join(known))
+    return (x.with_shape((*x.shape[:2], *grid.shape[1:-1])),)
+
+
+# ---------------------------------------------------------------------------------------------------- reference
+
+
+def _folded(at: np.ndarray, n: int, align: bool) -> np.ndarray:
+    """Positions reflected at the image's borders until they lie inside."""
+    first, period = (0.0, 2.0 * (n - 1)) if align else (-0.5, 2.0 * n)
+    if period == 0:
+        return np.zeros_like(at)
+    rest = np.mod(at - first, period)
+    return np.asarray(first + np.minimum(rest, period - rest))
+
+
+def _np_taps(at: np.ndarray, n: int, attrs: Attrs) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(index, weight) pairs for positions along an axis of ``n``; the weight is 0 outside."""
+    padding, align = attrs["padding_mode"], bool(attrs["align_corners"])
+    if attrs["mode"] != "cubic":
+        at = np.clip(at, 0, n - 1) if padding == "border" else at
+        at = _folded(at, n, align) if padding == "reflection" else at
+    if attrs["mode"] == "nearest":
+        weighted = [(np.rint(at), np.ones_like(at))]
+    elif attrs["mode"] == "linear":
+        weighted = [(np.floor(at) + k, 1 - np.abs(at - np.floor(at) - k)) for k in (0, 1)]
+    else:
+        weighted = [(np.floor(at) + k, _kernel(np.abs(at - np.floor(at) - k))) for k in (-1, 0, 1, 2)]
+    out = []
+    for index, weight in weighted:
+        if padding == "zeros":
+            weight = np.where((index >= 0) & (index < n), weight, 0)
+        elif padding == "reflection":
+            index = np.rint(_folded(index, n, align))
+        out.append((np.clip(index, 0, n - 1).astype(np.int64), weight))
+    return out
+
+
+def _kernel(d: np.ndarray) -> np.ndarray:
+    a = _CUBIC
+    return np.where(d <= 1, (a + 2) * d**3 - (a + 3) * d**2 + 1, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
+
+
+def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x, grid = widen(operand(arrays)), widen(operand(arrays, 1))
+    axes = []
+    for axis, n in enumerate(x.shape[2:]):
+        g = grid[..., x.ndim - 3 - axis]
+        at = (g + 1) / 2 * (n - 1) if attrs["align_corners"] else ((g + 1) * n - 1) / 2
+        axes.append(_np_taps(at, n, attrs))
+    batch = np.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 2))
+    total = np.zeros((*grid.shape[:-1], x.shape[1]), x.dtype)
+    rows = np.moveaxis(x, 1, -1)
+    for taps in combinations(*axes):
+        weight = np.prod([w for _, w in taps], axis=0)[..., None]
+        # what lies outside counts nothing, even if the element that stands in for it is infinite
+        total += np.where(weight == 0, 0, rows[(batch, *(i for i, _ in taps))] * weight).astype(x.dtype)
+    return (np.moveaxis(total, -1, 1).astype(operand(arrays).dtype),)
+
+
+# ----------------------------------------------------------------------------------------------------- lowering
+
+
+def _reflected(at: Expr, n: Expr, align: bool) -> Expr:
+    """``at`` reflected at the borders of ``n`` elements until it lies inside."""
+    low = const(0.0 if align else -0.5, at.dtype)
+    span = binary("max", n - 1.0, const(1.0, at.dtype)) if align else n
+    away = unary("abs", at - low)
+    turns = unary("floor", away / span)
+    rest = away - turns * span
+    is_odd = binary("gt", turns - unary("floor", turns * 0.5) * 2.0, const(0.5, at.dtype))
+    return low + where(is_odd, span - rest, rest)
+
+
+def _tap(at: Expr, n: Dim, padding: str, align: bool, weight: Expr | None) -> Tap:
+    """The source at the whole number ``at``."""
+    extent, zero = dim_expr(n, at.dtype), const(0.0, at.dtype)
+    seen = None
+    if padding == "zeros":
+        seen = both(binary("ge", at, zero), binary("lt", at, extent))
+    elif padding == "reflection":
+        at = unary("round", _reflected(at, extent, align))
+    # brought into range as a float: what is far outside has no integer
+    return dynamic_index(cast(binary("max", binary("min", at, extent - 1.0), zero), DType.I64), n), seen, weight
+
+
+def _taps(g: Expr, n: Dim, attrs: Attrs) -> list[Tap]:
+    align, padding, extent = bool(attrs["align_corners"]), attrs["padding_mode"], dim_expr(n, g.dtype)
+    at = (g + 1.0) * 0.5 * (extent - 1.0) if align else ((g + 1.0) * extent - 1.0) * 0.5
+    if attrs["mode"] != "cubic" and padding == "border":
+        at = binary("max", binary("min", at, extent - 1.0), const(0.0, at.dtype))
+    elif attrs["mode"] != "cubic" and padding == "reflection":
+        at = _reflected(at, extent, align)
+    if attrs["mode"] == "nearest":
+        return [_tap(unary("round", at), n, padding, align, None)]
+    base = unary("floor", at)
+    t = at - base
+    if attrs["mode"] == "linear":
+        return [_tap(base, n, padding, align, 1.0 - t), _tap(base + 1.0, n, padding, align, t)]
+    a = _CUBIC
+    near = [((a + 2) * d - (a + 3)) * d * d + 1.0 for d in (t, 1.0 - t)]
+    far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1.0, 2.0 - t)]
+    weights = (far[0], near[0], near[1], far[1])
+    return [_tap(base + float(k - 1), n, padding, align, w) for k, w in enumerate(weights)]
+
+
+def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
+    x, grid = node.operands()
+    n, c, *at = coords
+    last = x.type.rank - 3  # positions list the last axis first
+    axes = [_taps(reader.read(grid, (n, *at, last - axis)), x.shape[2 + axis], node.attrs) for axis in range(last + 1)]
+    total: Expr | None = None
+    for taps in combinations(*axes):
+        term = reader.read(x, (n, c, *(i for i, _, _ in taps)), all_of([seen for _, seen, _ in taps]))
+        for _, _, weight in taps:
+            term = term if weight is None else term * cast(weight, term.dtype)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+_GRID = np.array([[[-1.3, 0.2], [0.0, 0.0], [0.9, -0.71]], [[1.0, 1.0], [-1.0, 0.4], [2.7, -4.1]]], np.float32)[None]
+_DEEP = np.stack([np.linspace(-1.2, 1.1, 8), np.linspace(0.9, -0.8, 8), np.linspace(-0.3, 1.4, 8)], -1)
+movement(
+    "GridSample", "x grid", _infer, _reference, _lower,
+    {"mode": Attr("str", "linear"), "padding_mode": Attr("str", "zeros"), "align_corners": Attr("int", 0)},
+    [
+        Case(((1, 2, 4, 5), _GRID), {"mode": m, "padding_mode": p, "align_corners": a}, ("f32",))
+        for m in MODES
+        for p in PADDINGS
+        for a in (0, 1)
+    ] + [
+        Case(((1, 2, 4, 5), _GRID.astype(np.float16)), {}, ("f16",)),
+        Case(((1, 1, 3, 4, 2), _DEEP.reshape(1, 2, 2, 2, 3).astype(np.float32)), {"padding_mode": "border"}, ("f32",)),
+        Case(((1, 2, 1, 1), _GRID), {"padding_mode": "reflection", "mode": "linear"}, ("f32",)),
+    ],
+    doc="x [N,C,*image], grid [N,*out,axes]: positions list the image's last axis first; mode linear, nearest or cubic",
+)  # fmt: skip

@@ -1,0 +1,84 @@
+"""The indices of the k largest or smallest elements of a row, by counting: a rank is how many elements come before.
+
+That is n^2 comparisons a row, which fuse into one reduction kernel; nothing of that size is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
+from arcweld.compiler.ops.composite import composite
+from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.emit import Emit
+from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, present
+from arcweld.compiler.registry import Attr, Case
+
+Attrs = Mapping[str, Any]
+
+
+def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = present("TopKIndices", types, 1)
+    check_dtype("TopKIndices", x, NUMERIC)
+    axis, k = check_axis("TopKIndices", attrs["axis"], x.rank), attrs["k"]
+    n = x.shape[axis]
+    if isinstance(k, int) and (k < 0 or (isinstance(n, int) and k > n)):
+        raise ModelError(f"TopKIndices: {k} of {n} elements")
+    return (TensorType(DType.I64, (*x.shape[:axis], k, *x.shape[axis + 1 :])),)
+
+
+def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x = np.moveaxis(widen(operand(arrays)), attrs["axis"], -1)
+    if attrs["largest"]:
+        # a stable sort of the reversed row, read backwards: descending, and of equals the first one first
+        order = x.shape[-1] - 1 - np.argsort(x[..., ::-1], axis=-1, kind="stable")[..., ::-1]
+    else:
+        order = np.argsort(x, axis=-1, kind="stable")
+    return (np.ascontiguousarray(np.moveaxis(order[..., : attrs["k"]], -1, attrs["axis"]).astype(np.int64)),)
+
+
+def _above(e: Emit, a: Value, b: Value) -> Value:
+    """``a > b``, where NaN is above all numbers and not above itself."""
+    if not a.dtype.is_float:
+        return e("Greater", a, b)
+    return e("And", e("Not", e("LessOrEqual", a, b)), e("Equal", b, b))
+
+
+def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
+    (x,), p, e = node.operands(), node.attrs, Emit(rw, node)
+    last = x.type.rank - 1
+    behind = [a for a in range(last + 1) if a != p["axis"]]
+    row = e.transpose(x, (*behind, p["axis"]))
+    lead, n = row.shape[:-1], row.shape[-1]
+    mine, other = e.reshape(row, (*lead, n, 1)), e.reshape(row, (*lead, 1, n))
+    count = e("Range", start=0, step=1, length=n, dtype=DType.I32)
+    earlier = e("Less", e.reshape(count, (1, n)), e.reshape(count, (n, 1)))
+    high, low = (other, mine) if p["largest"] else (mine, other)
+    # of equals the first comes first
+    before = e("Where", earlier, e("Not", _above(e, low, high)), _above(e, high, low))
+    rank = e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
+    places = e.reshape(e("Range", start=0, step=1, length=p["k"], dtype=DType.I32), (p["k"], 1))
+    here = e("Equal", e.reshape(rank, (*lead, 1, n)), places)
+    number = e("Where", here, e("Range", start=0, step=1, length=n, dtype=DType.I64), e.scalar(0, DType.I64))
+    found = e("ReduceSum", number, axes=(last + 1,), keepdims=0)
+    return (e.transpose(found, (*range(p["axis"]), last, *range(p["axis"], last))),)
+
+
+_TIES = np.array([[1, 3, 3, 0, 3, -1], [2, 2, 2, 2, 2, 2]], np.float32)
+composite(
+    "TopKIndices", "x", _infer, _reference, _decompose,
+    {"k": Attr("dim", required=True), "axis": Attr("int", required=True), "largest": Attr("int", 1)},
+    [
+        Case(((3, 7),), {"k": 3, "axis": 1}, ("f32", "f16", "i64", "u8"), 0.0, 9.0),
+        Case(((2, 5, 3),), {"k": 5, "axis": 1, "largest": 0}, ("f32",)),
+        Case(((4, 3),), {"k": 1, "axis": 0}, ("f32", "i32"), -9.0, 9.0),
+        Case((_TIES,), {"k": 4, "axis": 1}),
+        Case((_TIES,), {"k": 6, "axis": 1, "largest": 0}),
+    ],
+    doc="ONNX's TopK without the values, sorted; of equal elements the first comes first; NaN is the largest",
+)  # fmt: skip
