@@ -173,7 +173,7 @@ def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
             break
         old, scale, shift = step
         covered.insert(0, first)
-        inputs = _conv_of_affine(rw, node, [rw.get(old), *inputs[1:]], scale, shift, merge_origins(covered))
+        inputs = _conv_of_affine(rw, [rw.get(old), *inputs[1:]], scale, shift, merge_origins(covered))
     if len(covered) == 1:
         return False
     rw.redirect(node, rw.make("Conv", inputs, merge_origins(covered), node.output.name, **node.attrs))
@@ -197,16 +197,9 @@ def _affine_input(rw: Tracker, node: Node, first: Node) -> tuple[Value, Value | 
 
 
 def _conv_of_affine(
-    rw: Tracker,
-    node: Node,
-    inputs: list[Value | None],
-    scale: Value | None,
-    shift: Value | None,
-    origin: tuple[str, ...],
+    rw: Tracker, inputs: list[Value | None], scale: Value | None, shift: Value | None, origin: tuple[str, ...]
 ) -> list[Value | None]:
-    """The operands of a Conv of x that equals the Conv of x * scale + shift: W * scale, and b + sum(W *
-    shift).
-    """
+    """The operands of a Conv of x that equals the Conv of x * scale + shift: W * scale, and b + sum(W * shift)."""
     x, weight, bias = [*inputs, None][:3]
     assert x is not None
     assert weight is not None

@@ -105,7 +105,7 @@ Term = tuple[Value, Labels]
 def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     e = Emit(rw, node)
     plan = parse_equation(node.attrs["equation"], [v.shape for v in node.operands()])
-    todo = [_squeezed(e, v, labels, plan) for v, labels in zip(node.operands(), plan.terms)]
+    todo = [_squeezed(e, v, labels) for v, labels in zip(node.operands(), plan.terms)]
     done = todo.pop(0)
     while todo:
         other = todo.pop(0)
@@ -119,7 +119,7 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     return (e.reshape(value, [plan.extents[x] for x in plan.result]),)
 
 
-def _squeezed(e: Emit, value: Value, labels: Labels, plan: Plan) -> Term:
+def _squeezed(e: Emit, value: Value, labels: Labels) -> Term:
     """Without the axes of extent 1: they only broadcast."""
     keep = [k for k, d in enumerate(value.shape) if d != 1]
     return e.reshape(value, [value.shape[k] for k in keep]), tuple(labels[k] for k in keep)

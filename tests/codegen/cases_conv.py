@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +183,3 @@ def cases() -> list[Case]:
 
 def expected(case: Case) -> dict[str, np.ndarray]:
     return _suite().expected(case)
-
-
-def out_pixels(s: Shape) -> Sequence[Dim]:
-    return s.out

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc import compile_cubin
 from arcweld.codegen.select import IMPLEMENTATIONS, implementations
 from arcweld.compiler.dims import evaluate
-from arcweld.compiler.expr import interpret
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice
 
@@ -80,45 +79,6 @@ def pack(
             align = len(data)
         blob += b"\0" * (-len(blob) % align) + data
     return blob + b"\0" * (-len(blob) % (64 if any(f.kind == "tensor_map" for f in source.fields) else 8))
-
-
-def grid_of(axes: tuple[Axis, ...], env: Mapping[str, int], rank: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Index arrays for ``axes``, shaped to broadcast in an iteration space of ``rank`` dimensions, axis i at ``first
-    + i``."""
-    out = {}
-    for i, a in enumerate(axes):
-        shape = [1] * rank
-        n = evaluate(a.extent, env)
-        shape[first + i] = n
-        out[a.sym.name] = np.arange(n).reshape(shape)
-    return out
-
-
-def expected_stores(
-    kernel: Kernel, inputs: Mapping[str, np.ndarray], env: Mapping[str, int], indices: Mapping[str, np.ndarray],
-    variables: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """What the stores should leave in the written buffers, by numpy (buffers not written everywhere keep NaN or -1)."""
-    out = {}
-    every = {**{k: np.asarray(v) for k, v in env.items()}, **indices}
-    for s in kernel.stores:
-        b = kernel.buffer(s.buffer)
-        shape = tuple(evaluate(d, env) for d in b.shape)
-        kind = np.float64 if b.dtype.is_float else b.dtype.numpy
-        value = interpret(s.value, inputs, every, variables)
-        flat = interpret_dim(b.offset(s.coords), every)
-        value, flat = np.broadcast_arrays(value, flat)
-        target = np.full(int(np.prod(shape)), np.nan if b.dtype.is_float else 0, kind)
-        target[flat.ravel()] = value.ravel()
-        out[s.buffer] = target.reshape(shape)
-    return out
-
-
-def interpret_dim(d: Any, indices: Mapping[str, np.ndarray]) -> np.ndarray:
-    """An integer expression over index arrays."""
-    from arcweld.compiler.expr import index
-
-    return interpret(index(d), {}, indices)
 
 
 def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm_90a"), spills: int = 0) -> None:
