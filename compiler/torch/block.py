@@ -10,22 +10,27 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from arcweld.compiler.dims import var
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.backend_options import BackendOptions
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.layout import dense_order
 from arcweld.compiler.torch.report import BlockReport
+from arcweld.compiler.torch.symbols import is_size, solvable
 from arcweld.compiler.torch.truncate import truncate_double
 from arcweld.compiler.torch.types import Sizes, as_array
 from arcweld.runtime.weights import sources
 from torch import fx
 
 log = logging.getLogger("arcweld.torch")
+
+Plan: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
 MAX_CHANGES = 2  # calls in a row that find other parameters; after one more they are inputs
 
@@ -36,8 +41,26 @@ class EngineBuilder(Protocol):
     def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An engine, its inputs (position and axis order), and its constants (position, tensor, address, version)."""
+
+    engine: Any
+    plan: Plan
+    bound: Sequence[tuple[int, torch.Tensor, int, int]]
+
+    def holds(self, args: Sequence[torch.Tensor]) -> bool:
+        """True if every parameter is the tensor that was packed, not written since."""
+        for k, packed, address, version in self.bound:
+            tensor = args[k]
+            if tensor._version != version or (tensor is not packed and tensor.data_ptr() != address):
+                return False
+        return True
+
+
 class Block(torch.nn.Module):  # type: ignore[misc]
-    """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order.
+    """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order: tensors,
+    and sizes, which the engine reads off the tensors.
 
     ``static`` marks inputs that are parameters or buffers. ``restride`` gives results whose strides PyTorch relies on.
     """
@@ -58,42 +81,51 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self.options = options
         self._build_engine = build
         self._lock = threading.Lock()
-        self._static = tuple(static) if options.freeze else (False,) * len(static)
         self._restride = dict(restride or {})
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-        tensors = [n for n in placeholders if isinstance(n.meta.get("val"), torch.Tensor)]
+        self._tensors = [k for k, n in enumerate(placeholders) if isinstance(n.meta.get("val"), torch.Tensor)]
+        self._static = tuple(static[k] and options.freeze for k in self._tensors)
+        tensors = [placeholders[k] for k in self._tensors]
+        self._placeholders = [n.name for n in placeholders]
         self._names = [n.name for n in tensors]
         sizes = Sizes()
+        self._carried = _carried(placeholders, sizes)
         self._in_orders = [dense_order(n.meta["val"], sizes) for n in tensors]
         results = [n for n in _results(module) if isinstance(n, fx.Node)]
         self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
         self._out_types = [n.meta["val"].dtype for n in results]
-        self._engine: Any = None
         self._changes = 0
-        self._plan: list[tuple[int, tuple[int, ...] | None]] = []  # the engine's inputs: position and axis order
-        self._bound: list[tuple[int, torch.Tensor, int, int]] = []  # its constants: position, tensor, address, version
+        self._ready: _Ready | None = None  # replaced as a whole, as other threads may be running
 
-    def forward(self, *args: torch.Tensor) -> Any:
-        """The block's results for its tensor inputs, as a tuple."""
-        if self.report.fallback is not None:
-            return self._run_aten(args)
-        if self._engine is not None and self._weights_unchanged(args):
-            self._changes = 0
-        else:
-            with self._lock:
-                self._prepare(args)
-            if self.report.fallback is not None:
-                return self._run_aten(args)
-        results = self._engine(*self._moving(args))
-        listed = results if isinstance(results, tuple) else (results,)
-        return tuple(self._returned(k, r) for k, r in enumerate(listed))
+    def forward(self, *given: Any) -> Any:
+        """The block's results for its inputs, as a tuple."""
+        args: list[torch.Tensor] = [given[k] for k in self._tensors]
+        unchanged = True
+        while self.report.fallback is None:
+            ready = self._ready
+            if ready is None or not ready.holds(args):
+                unchanged = False
+                with self._lock:
+                    self._prepare(given, args)
+                continue
+            results = ready.engine(*self._moving(ready.plan, args), *self._carrier(given, args))
+            if self._ready is not ready:
+                continue  # another thread gave the engine other parameters meanwhile
+            if unchanged:
+                self._changes = 0
+            listed = results if isinstance(results, tuple) else (results,)
+            return tuple(self._returned(k, r) for k, r in enumerate(listed))
+        return self.aten[0](*given)
 
-    def _run_aten(self, args: Sequence[torch.Tensor]) -> Any:
-        return self.aten[0](*args)
-
-    def _moving(self, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _moving(self, plan: Plan, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's inputs: those that are not its constants, axes in the order of memory."""
-        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in self._plan]
+        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in plan]
+
+    def _carrier(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """An input without elements whose shape brings along the sizes that no other input's shape tells."""
+        if not self._carried:
+            return []
+        return [torch.empty([*(given[k] for k in self._carried), 0], dtype=torch.uint8, device=args[0].device)]
 
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
         """Result ``k`` with its axes, element type and strides as PyTorch has them."""
@@ -109,81 +141,90 @@ class Block(torch.nn.Module):  # type: ignore[misc]
 
     # ---------------------------------------------------------------------------------------------------- weights
 
-    def _weights_unchanged(self, args: Sequence[torch.Tensor]) -> bool:
-        """True if every parameter is the tensor that was packed, not written since."""
-        for k, packed, address, version in self._bound:
-            tensor = args[k]
-            if tensor._version != version or (tensor is not packed and tensor.data_ptr() != address):
-                return False
-        return True
-
-    def _prepare(self, args: Sequence[torch.Tensor]) -> None:
+    def _prepare(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
         """Builds the engine, for the first time or because a parameter has changed."""
-        if self._engine is not None:
-            if self._weights_unchanged(args):
-                return  # another thread was first
+        before, self._ready = self._ready, None
+        if before is not None:
+            if before.holds(args):
+                self._ready = before  # another thread was first
+                return
             self._changes += 1
             if self._changes > MAX_CHANGES:
                 log.warning("%s: its parameters change at every call; they are inputs from now on", self.report.name)
                 self._static = (False,) * len(self._static)
-            elif self._update(args):
+            elif self._update(before, args):
                 return
         if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
-            self._static = (False,) * len(
-                self._static
-            )  # writes could not be seen, or nothing would be left to call with
+            # writes could not be seen, or nothing would be left to call with
+            self._static = (False,) * len(self._static)
         try:
-            self._build(args)
+            self._build(given, args)
         except UnsupportedError as error:
             if self.options.require_full_compilation:
                 raise
             self.report.fallback = str(error.message)
             log.warning("%s: left to PyTorch: %s", self.report.name, error)
 
-    def _update(self, args: Sequence[torch.Tensor]) -> bool:
+    def _update(self, before: _Ready, args: Sequence[torch.Tensor]) -> bool:
         """Gives the engine the parameters' new values; False where it has to be built again."""
-        if not hasattr(self._engine, "update_weights"):
+        engine = before.engine
+        if not hasattr(engine, "update_weights"):
             return False
-        program = self._engine.program
-        bound = [(k, args[k]) for k, *_ in self._bound]
-        if {self._names[k] for k, _ in bound} & set(program.fixed):
+        bound = [(k, args[k]) for k, *_ in before.bound]
+        if {self._names[k] for k, _ in bound} & set(engine.program.fixed):
             return False
-        used = {s for w in program.weights for s in sources(w)}
+        used = {s for w in engine.program.weights for s in sources(w)}
         values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
+        found = _Ready(engine, before.plan, _bind(bound))
         if values:
-            self._engine.update_weights(values)
-        self._bind(bound)
+            engine.update_weights(values)
+        self._ready = found
         self.report.updates += 1
         return True
-
-    def _bind(self, bound: Sequence[tuple[int, torch.Tensor]]) -> None:
-        self._bound = [(k, a, a.data_ptr(), a._version) for k, a in bound]
 
     def _narrowed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
 
-    def _build(self, args: Sequence[torch.Tensor]) -> None:
+    def _build(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
         if not args:
             raise UnsupportedError("the block reads no tensor")
         started = time.monotonic()
-        self._plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
+        plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
         fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
         graph = import_fx(
             self.aten[0],
             name=self.report.name,
             weights=fixed,
-            input_orders={self._names[k]: o for k, o in self._plan if o is not None},
+            input_orders={self._names[k]: o for k, o in plan if o is not None},
             output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
+            carried=[self._placeholders[k] for k in self._carried],
         )
         if self.options.truncate_double:
             graph = truncate_double(graph)
-        feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, self._moving(args), strict=True)}
-        self._engine = self._build_engine(graph, feeds=feeds)
-        self._bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
+        inputs = [*self._moving(plan, args), *self._carrier(given, args)]
+        feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, inputs, strict=True)}
+        bound = _bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
+        engine = self._build_engine(graph, feeds=feeds)
+        self._ready = _Ready(engine, plan, bound)
         self.report.builds += 1
         self.report.seconds += time.monotonic() - started
-        program = getattr(self._engine, "program", None)
+        program = getattr(engine, "program", None)
         self.report.kernels = None if program is None else len(program.launches)
+
+
+def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
+    """The positions of those inputs that are symbols which the shapes of the tensors do not determine."""
+    values = [n.meta.get("val") for n in placeholders]
+    try:
+        shapes = [d for v in values if isinstance(v, torch.Tensor) for d in sizes.type_of(v).shape]
+    except UnsupportedError:  # the import will say so
+        return []
+    told = {var(s) for s in solvable(shapes)}
+    return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
+
+
+def _bind(bound: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
+    return [(k, a, a.data_ptr(), a._version) for k, a in bound]
 
 
 def _results(module: fx.GraphModule) -> Sequence[Any]:

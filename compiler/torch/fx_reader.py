@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
 from arcweld.compiler.registry import unsupported_reason
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import HANDLERS, Call
+from arcweld.compiler.torch.symbols import solvable
 from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
 from arcweld.compiler.torch.types import Sizes, as_array, from_torch
 from torch import fx
@@ -258,13 +259,14 @@ class Reader:
         return tuple(out)
 
     def _check_symbols(self, graph: Graph) -> None:
-        known = set(graph.symbols())
-        for v in graph.values():
-            for d in v.shape:
-                unknown = free_symbols(d) - known if isinstance(d, IntExpr) else set()
-                if unknown:
-                    name = min(s.name for s in unknown)
-                    raise UnsupportedError(f"the dimension {name} is not part of any input's shape", node=v.name)
+        known = solvable(d for v in graph.inputs for d in v.shape)
+        sizes = [(v.name, d) for v in graph.values() for d in v.shape]
+        sizes += [(n.output.name, d) for n in graph.nodes for d in _dimensions(tuple(n.attrs.values()))]
+        for name, d in sizes:
+            unknown = free_symbols(d) - known
+            if unknown:
+                symbol = min(s.name for s in unknown)
+                raise UnsupportedError(f"the dimension {symbol} does not follow from any input's shape", node=name)
 
     def raise_problems(self) -> None:
         """Raises UnsupportedError if any node was refused: each operator once, with count, reason and place."""
@@ -279,6 +281,15 @@ class Reader:
             node=self.problems[0].place,
             hint='torch.compile(model, backend="arcweld") leaves such nodes to PyTorch',
         )
+
+
+def _dimensions(attribute: Any) -> Iterator[IntExpr]:
+    """The symbolic dimensions in attributes."""
+    if isinstance(attribute, IntExpr):
+        yield attribute
+    elif isinstance(attribute, tuple):
+        for a in attribute:
+            yield from _dimensions(a)
 
 
 # ------------------------------------------------------------------------------------------------------ FX nodes

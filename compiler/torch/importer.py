@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
@@ -82,12 +83,14 @@ def import_fx(
     weights: Mapping[str, torch.Tensor] | None = None,
     input_orders: Mapping[str, Sequence[int]] | None = None,
     output_orders: Mapping[int, Sequence[int]] | None = None,
+    carried: Sequence[str] = (),
 ) -> Graph:
     """A graph module of ATen operators as a graph.
 
     Nodes carry fake tensors in ``meta["val"]``; where they do not, ``example_inputs`` are propagated first. ``weights``
     gives placeholders that are constants. ``input_orders`` and ``output_orders`` permute tensors at the border: input
-    ``x`` with order (0, 2, 3, 1) is taken as ``x.permute(0, 2, 3, 1)``, and an output is returned so.
+    ``x`` with order (0, 2, 3, 1) is taken as ``x.permute(0, 2, 3, 1)``, and an output is returned so. ``carried`` names
+    placeholders that are sizes which no tensor's shape tells: a last input without elements has them as its shape.
     """
     if example_inputs is not None and any("val" not in n.meta for n in module.graph.nodes if n.op == "placeholder"):
         from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -103,6 +106,9 @@ def import_fx(
         else:
             reader.read(node)
     reader.raise_problems()
+    if carried:
+        sizes = [reader.env[n] for n in module.graph.nodes if n.name in set(carried)]
+        reader.input("sizes", TensorType(DType.U8, (*sizes, 0)))
     results = [reader.argument(o) for o in outputs if isinstance(o, fx.Node)]
     orders = output_orders or {}
     return reader.graph([_ordered(reader, v, orders.get(k)) for k, v in enumerate(results)])

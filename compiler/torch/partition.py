@@ -204,7 +204,7 @@ def _stages(
     for n in nodes:
         mine = n not in left
         stage = 0 if mine else -1
-        before = [p for p in n.all_input_nodes if p in stages and not (mine and is_symbolic_scalar(p))]
+        before = [p for p in n.all_input_nodes if p in stages]
         if n in effects:
             before.append(effects[n])
         for p in before:

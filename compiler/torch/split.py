@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from arcweld.compiler.torch.block import Block
-from arcweld.compiler.torch.fx_reader import is_symbolic_scalar, target_name
+from arcweld.compiler.torch.fx_reader import target_name
 from arcweld.compiler.torch.layout import dense_order
 from arcweld.compiler.torch.partition import Partition, run_order
+from arcweld.compiler.torch.symbols import placeholder_symbols, symbols_in
 from arcweld.compiler.torch.types import Sizes
 from torch import fx
 
@@ -60,9 +61,8 @@ def _call_block(
 ) -> Block:  # fmt: skip
     nodes = partition.blocks[stage]
     body, inputs, outputs = _extract(module, nodes)
-    tensors = [n for n in inputs if not is_symbolic_scalar(n)]
-    block = make(name, body, tensors, _strides_relied_on(outputs, set(nodes)))
-    call = graph.call_module(name, tuple(new[n] for n in tensors))
+    block = make(name, body, inputs, _strides_relied_on(outputs, set(nodes)))
+    call = graph.call_module(name, tuple(new[n] for n in inputs))
     for k, n in enumerate(outputs):
         new[n] = graph.call_function(_item, (call, k))
     return block
@@ -73,7 +73,10 @@ def _item(results: tuple[Any, ...], k: int) -> Any:
 
 
 def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node], list[fx.Node]]:
-    """The nodes as a module of their own, with the outer nodes that it reads and those of its nodes read outside."""
+    """The nodes as a module of their own, with the outer nodes that it reads and those of its nodes read outside.
+
+    The symbols in its sizes are inputs too, as far as they are inputs of the whole graph.
+    """
     inside = set(nodes)
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
@@ -89,6 +92,12 @@ def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModu
                 new[o].meta = dict(o.meta)
                 inputs.append(o)
         new[n] = graph.node_copy(n, lambda o: new[o])
+    missing = symbols_in(nodes)
+    for name, o in placeholder_symbols(module.graph).items():
+        if name in missing and o not in new:
+            new[o] = graph.placeholder(o.name)
+            new[o].meta = dict(o.meta)
+            inputs.append(o)
     outputs = [
         n for n in nodes if any(u not in inside for u in n.users) and not isinstance(n.meta["val"], tuple | list)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -221,6 +222,52 @@ def test_parameters_that_change_are_seen() -> None:
         net.b.bias.add_(1)
         same(run(x), net(x))
     assert max(b.builds for r in torch_report() for b in r.blocks) <= 4
+
+
+def test_two_threads_with_parameters_of_their_own() -> None:
+    nets = [Net().eval() for _ in range(2)]
+    run, x = compiled(lambda net, x: net(x)), rand(3, 8)
+    expected = [net(x) for net in nets]
+    failures: list[Exception] = []
+
+    def work(net: nn.Module, want: torch.Tensor) -> None:
+        try:
+            with torch.no_grad():
+                for _ in range(5):
+                    same(run(net, x), want)
+        except Exception as error:
+            failures.append(error)
+
+    run(nets[0], x)
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(nets * 2, expected * 2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_a_size_that_no_tensor_has() -> None:
+    def fn(x: torch.Tensor, k: int) -> torch.Tensor:
+        return (x.exp() * k + 1).sin() * (k + 2)
+
+    run = compiled(fn, dynamic=True)
+    for k in (3, 4, -5, 0):  # an integer among the arguments may be negative, so no shape can bring it along
+        same(run(rand(2, 7), k), fn(rand(2, 7), k))
+    reasons = {b.fallback for r in torch_report() for b in r.blocks}
+    assert any(reason is not None and "does not follow from any input's shape" in reason for reason in reasons)
+
+
+def test_sizes_that_only_occur_in_products() -> None:
+    def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        b, s, _ = x.shape
+        y = torch.sort((x * 2 + 1).exp().view(b * s, 4), 0)[0]
+        return ((y @ w).relu() + s).view(b, s, -1).softmax(1)
+
+    run, w = compiled(fn, dynamic=True, min_block_size=1), rand(4, 3)
+    for b, s in ((2, 3), (3, 5), (4, 2)):
+        same(run(rand(b, s, 4), w), fn(rand(b, s, 4), w))
+    assert {b.fallback for r in torch_report() for b in r.blocks} == {None}
 
 
 def test_parameters_as_inputs() -> None:
