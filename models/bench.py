@@ -9,11 +9,13 @@ bytes / measured copy bandwidth and operations / measured matrix rate. Outputs a
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and writes one JSON file named after the card. Exit code 4 without a GPU."""
+    """Runs the benchmark and writes one JSON file named after the card. Returns 1 where a part failed.
+
+    A part that fails is in the file with its error. The file of a whole run is only replaced by another whole run.
+    Raises EnvironmentError_ without a GPU.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="docs/benchmarks")
     parser.add_argument("--only", default="")
@@ -49,25 +55,49 @@ def main(argv: list[str] | None = None) -> int:
         raise EnvironmentError_("the benchmark needs an NVIDIA GPU", hint="onnx-to-engine doctor says what is missing")
     names = [n for n in options.only.split(",") if n] or list(CASES)
     report: dict[str, Any] = {"environment": environment(), "ceilings": ceilings(), "models": {}}
+    limits = report["ceilings"]
+    parts: dict[str, Callable[[], dict[str, Any]]] = {} if options.only else {
+        "kernels": functools.partial(bench_kernels, limits), "host": bench_host, "load": bench_load,
+    }  # fmt: skip
+    failed: list[str] = []
     for name in names:
         started = time.perf_counter()
-        report["models"][name] = bench_model(name, options.profile, report["ceilings"])
-        print(f"{name}: {headline(report['models'][name])} ({time.perf_counter() - started:.0f} s)", flush=True)
-    if not options.only:
-        report["kernels"] = bench_kernels(report["ceilings"])
-        report["host"] = bench_host()
-        report["load"] = bench_load()
-        for part in ("kernels", "host", "load"):
-            print(part, json.dumps(report[part]), flush=True)
-    folder = Path(options.out)
+        entry = attempt(name, functools.partial(bench_model, name, options.profile, limits), failed)
+        report["models"][name] = entry
+        print(f"{name}: {headline(entry)} ({time.perf_counter() - started:.0f} s)", flush=True)
+        write(report, Path(options.out), whole=False)
+    for name, part in parts.items():
+        report[name] = attempt(name, part, failed)
+        print(name, json.dumps(report[name]), flush=True)
+    whole = not options.only and not failed
+    print(f"wrote {write(report, Path(options.out), whole)}")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def attempt(name: str, part: Callable[[], dict[str, Any]], failed: list[str]) -> dict[str, Any]:
+    """What a part measures; where it fails its error instead, so that the hour's other numbers are not lost."""
+    try:
+        return part()
+    except Exception as error:
+        traceback.print_exc()
+        failed.append(name)
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def write(report: dict[str, Any], folder: Path, whole: bool) -> Path:
+    """Writes the report as CARD.json, or as CARD.partial.json while parts are missing; returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
     card = report["environment"]["gpu"].replace(" ", "-").lower()
-    target = folder / f"{card}.json"
-    temporary = target.with_suffix(".tmp")
+    target, partial = folder / f"{card}.json", folder / f"{card}.partial.json"
+    path = target if whole else partial
+    temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(target)
-    print(f"wrote {target}")
-    return 0
+    temporary.replace(path)
+    if whole:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def environment() -> dict[str, str]:
@@ -284,6 +314,8 @@ def bench_load() -> dict[str, float]:
 
 def headline(entry: dict[str, Any]) -> str:
     """One line of the report."""
+    if "error" in entry:
+        return str(entry["error"])
     return (
         f"{entry['arcweld_graph_ms']:.3f} ms in a graph ({entry['arcweld_call_ms']:.3f} per call), torch graph "
         f"{entry['torch_graph_ms']:.3f} ms, {entry['ratio_to_torch_graph']:.2f}x, {entry['kernels']} kernels, "

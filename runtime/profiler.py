@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from arcweld.compiler.errors import UsageError
-from arcweld.runtime.bound import Binder, measure, prepare
+from arcweld.runtime.bound import Binder, issue, measure, prepare
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.expressions import Expression
 
@@ -33,37 +33,53 @@ def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20
     """
     if engine.device.name != "cuda":
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
-    import cupy
+    token = engine.device.enter()
+    try:
+        return _profile(engine, feeds, repeat, rounds)
+    finally:
+        engine.device.leave(token)
 
+
+def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, rounds: int) -> list[LaunchTime]:
+    """Each launch is timed when its turn comes: its operands are then what they should be, indices above all."""
     shared = engine.shared
     plan, device = shared.plan, shared.device
-    env = plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs))
-    sizes = measure(plan, env)
+    sizes = measure(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
+    memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*engine.inputs, *engine.outputs)]
+    for tensor, place in zip(engine.inputs, memory):
+        array = np.ascontiguousarray(feeds[tensor.name])
+        if array.dtype != plan.tensors[tensor.name].dtype.numpy:
+            raise UsageError(f"input {tensor.name!r} must be {tensor.dtype}, got {array.dtype}")
+        device.upload(place.address, array)
     arena = device.allocate(max(sizes.arena_bytes, 256))
-    inputs = [cupy.asarray(np.ascontiguousarray(feeds[t.name])) for t in engine.inputs]
-    outputs = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in engine.outputs]
-    addresses = [*[a.data.ptr for a in inputs], *[m.address for m in outputs]]
+    addresses = [m.address for m in memory]
     launches = {p.launch.name: p for p in plan.launches}
     found = []
     for step in Binder(plan, sizes, device, shared.kernels, shared.weights, arena.address).steps():
         prepare(step, addresses, device)
-        # once in order first: operands of later launches must be real values
-        device.launch(step.prepared)
-    for step in Binder(plan, sizes, device, shared.kernels, shared.weights, arena.address).steps():
-        prepare(step, addresses, device)
+        issue([step], addresses, device, 0)
+        if step.prepared is None:  # only clears memory
+            continue
         launch = launches[step.spec.name]
         touched = dict.fromkeys((*launch.launch.reads, *launch.launch.writes))
+        seconds = _time(device, step.prepared, repeat, rounds)
+        if step.zero:  # it has added to its result at each repetition
+            issue([step], addresses, device, 0)
         found.append(
             LaunchTime(
-                step.spec.name, launch.variant.entry, launch.launch.template,
-                _time(device, step.prepared, repeat, rounds, cupy), sum(sizes.nbytes[t] for t in touched),
-                Expression(launch.launch.flops)(env),
+                step.spec.name, launch.variant.entry, launch.launch.template, seconds,
+                sum(sizes.nbytes[t] for t in touched), Expression(launch.launch.flops)(sizes.env),
             )
         )  # fmt: skip
+    device.synchronize()
     return found
 
 
-def _time(device: Any, prepared: Any, repeat: int, rounds: int, cupy: Any) -> float:
+def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
+    """Median seconds of one launch among ``repeat`` in a graph."""
+    import cupy
+
+    device.synchronize()
     stream = device.begin_capture()
     for _ in range(repeat):
         device.launch(prepared, stream)
