@@ -60,6 +60,9 @@ void cluster_block_start() {
 void cluster_block_end() {
   if (cluster_size == 1) return;
   if (arrived_count) sim_fail("%d of %d threads arrive at the cluster barrier", arrived_count, thread_count);
+  for (int i = 0; is_last() && i < store_count; ++i)
+    if (stores[i].visible > phase)
+      sim_fail("a remote store at shared address %u that no cluster barrier follows: its target may have ended", stores[i].address);
   if (rank() == 0) first_phases = phase;
   if (phase != first_phases)
     sim_fail("the cluster barrier: this block goes through %d phases, the first one of its cluster through %d", phase, first_phases);

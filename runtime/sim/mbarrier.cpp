@@ -18,6 +18,7 @@ struct MBarrier {
   VectorClock released, completed;
 };
 constexpr int kMaxBarriers = 128;
+constexpr int kMostBytes = (1 << 20) - 1;  // and arrivals
 MBarrier table[kMaxBarriers];
 int table_size;
 
@@ -100,7 +101,7 @@ extern "C" {
 
 void sim_mbar_init(u32 bar, int count) {
   u8* p = shared_pointer(bar, 8, 8);
-  if (count < 1 || count > (1 << 20) - 1) sim_fail("mbarrier count %d", count);
+  if (count < 1 || count > kMostBytes) sim_fail("mbarrier count %d", count);
   if (checked) check_shared(p, 8, Access::Write, sim_current->linear, __builtin_return_address(0));
   MBarrier* m = lookup(bar);
   if (!m) {
@@ -117,6 +118,7 @@ void sim_mbar_init(u32 bar, int count) {
 void sim_mbar_expect_tx(u32 bar, int bytes) {
   MBarrier& m = find(bar, __builtin_return_address(0));
   m.bytes += bytes;
+  if (bytes < 0 || m.bytes > kMostBytes) sim_fail("expect_tx of %d bytes: an mbarrier counts up to %d", bytes, kMostBytes);
   arrive(m);
 }
 

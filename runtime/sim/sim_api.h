@@ -93,6 +93,7 @@ void sim_tma_store_wait(int newest);
 // wgmma: ``a`` is a descriptor, or ``a_registers`` four registers.
 void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int is_bf16);
 void sim_wgmma_commit();
+void sim_wgmma_fence();
 void sim_wgmma_wait(int newest);
 
 // The cluster barrier and stores to another block's shared memory (cluster.cpp).

@@ -166,7 +166,7 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   sim_wgmma(d, N, 0, a, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
 }
-ARCWELD_DEVICE void wgmma_fence() {}
+ARCWELD_DEVICE void wgmma_fence() { sim_wgmma_fence(); }
 ARCWELD_DEVICE void wgmma_commit() { sim_wgmma_commit(); }
 template <int N>
 ARCWELD_DEVICE void wgmma_wait() {

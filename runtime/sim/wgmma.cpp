@@ -35,14 +35,19 @@ struct Groups {  // of one thread: which operations each committed group ends wi
 };
 Warpgroup warpgroups[kWarpgroups];
 Groups committed[kMaxThreads];
+bool fenced[kMaxThreads];  // a wgmma_fence() since the thread last waited: its registers are ready for wgmma
 
 const u16* swizzled_chunk(u32 address) { return (const u16*)shared_pointer(address ^ ((address >> 7 & 7) << 4), 16, 16); }
+
+constexpr u64 kDescriptorBits = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
 
 struct Descriptor {
   u32 start, leading, stride;
   explicit Descriptor(u64 bits)
       : start((u32)(bits & 0x3fff) << 4), leading((u32)(bits >> 16 & 0x3fff) << 4), stride((u32)(bits >> 32 & 0x3fff) << 4) {
     if (bits >> 62 != 1) sim_fail("wgmma: only descriptors with the 128-byte swizzle are modelled");
+    if (bits & ~kDescriptorBits) sim_fail("wgmma: the descriptor 0x%llx has bits outside its fields, or a base offset", bits);
+    if (start & 0x380) sim_fail("wgmma: the operand at shared address %u does not start at a line of the swizzle's 1024 bytes", start);
   }
   // 16-byte chunk ``c`` (of 2) of row ``r``: K-major operands.
   u32 k_major(int r, int c) const { return start + (u32)(r / 8) * stride + (u32)(r % 8) * 128 + (u32)c * 16; }
@@ -199,7 +204,10 @@ void wgmma_reset() {
     g.arrived = g.done = g.count = 0;
     memset(g.waiting, 0, sizeof g.waiting);
   }
-  for (int i = 0; i < thread_count; ++i) committed[i].groups = committed[i].seen = 0;
+  for (int i = 0; i < thread_count; ++i) {
+    committed[i].groups = committed[i].seen = 0;
+    fenced[i] = false;
+  }
 }
 
 void wgmma_check_exit(const SimThread& thread) {
@@ -218,6 +226,8 @@ void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transpos
   const int group = sim_current->linear / kGroupThreads;
   Warpgroup& g = warpgroups[group];
   if ((group + 1) * kGroupThreads > thread_count) sim_fail("wgmma in a warpgroup that is not complete");
+  if (checked && !fenced[sim_current->linear])
+    sim_fail("wgmma without a wgmma_fence() after the start or the last wgmma_wait(): its registers may still be written");
   Operand& o = g.of[sim_current->linear % kGroupThreads];
   o = {d, a, b, {0, 0, 0, 0}, n, transposed_b, accumulate != 0, is_bf16, a_registers != nullptr};
   if (a_registers) memcpy(o.a_registers, a_registers, sizeof o.a_registers);
@@ -230,6 +240,8 @@ void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transpos
   wake(g.waiting);
 }
 
+void sim_wgmma_fence() { fenced[sim_current->linear] = true; }
+
 void sim_wgmma_commit() {
   Groups& mine = committed[sim_current->linear];
   if (mine.groups == 64) sim_fail("more than 64 wgmma groups in flight");
@@ -237,6 +249,7 @@ void sim_wgmma_commit() {
 }
 
 void sim_wgmma_wait(int newest) {
+  fenced[sim_current->linear] = false;
   Warpgroup& g = warpgroups[sim_current->linear / kGroupThreads];
   Groups& mine = committed[sim_current->linear];
   const int finished = mine.groups - newest;

@@ -14,6 +14,7 @@ _CALLS = (
     r"cp_async_wait<[^<>;]*>\(\)",
     r"mbar_wait\([^;]*?\)",
     r"named_bar_sync\([^;]*?\)",
+    r"wgmma_fence\(\)",
     r"wgmma_wait<[^<>;]*>\(\)",
     r"tma_store_wait(?:_read)?<[^<>;]*>\(\)",
     r"fence_proxy_async\(\)",

@@ -53,6 +53,16 @@ BUGS = {
         "    if (lane == 0) mbar_arrive(empty + 8 * s);\n    wgmma_commit();\n",
         ".*",
     ),
+    "no fence before wgmma": ("wgmma", "    wgmma_fence();\n", "", "without a wgmma_fence"),
+    "no fence after waiting": (
+        "wgmma", "    wgmma_fence();\n", "    if (t == 0) wgmma_fence();\n", "without a wgmma_fence",
+    ),
+    "an operand between lines of the swizzle": (
+        "wgmma", "wgmma_desc(as + k * 32", "wgmma_desc(as + k * 128", "1024 bytes",
+    ),
+    "a descriptor with a base offset": (
+        "wgmma", "wgmma_desc(as + k * 32, 16, 1024)", "(wgmma_desc(as + k * 32, 16, 1024) | 1ull << 49)", "base offset",
+    ),
     "wgmma operand out of bounds": (
         "wgmma",
         "wgmma_desc(as + k * 32",
@@ -201,6 +211,10 @@ def test_mask_that_names_returned_lanes() -> None:
             "if (t == 0) mbar_init(smem_u32(s), 1); __syncthreads(); mbar_expect_tx(smem_u32(s), 16);",
             "more than 1 arrivals|16 bytes",
         ),
+        (
+            "if (t == 0) mbar_init(smem_u32(s), 1); __syncthreads(); if (t == 0) mbar_expect_tx(smem_u32(s), 1 << 20);",
+            "counts up to 1048575",
+        ),
         ("named_bar_sync(1, t < 32 ? 64 : 32);", "disagree|deadlock"),
         ("named_bar_sync(1, 40);", "multiple of 32"),
         ("cp_async16(smem_u32(s) + t * 16, p.x); cp_async_commit();", "never waited for"),
@@ -225,6 +239,44 @@ def test_clean_demos_stay_clean_in_one_process_after_a_failure() -> None:
             broken.error(SimDevice(checked=True, seed=seed))
         assert demo.passes(SimDevice(checked=True, seed=seed))
         assert demo.passes(SimDevice(seed=seed))
+
+
+GATHER = """#include "prims.cuh"
+struct Params { f32* y; };
+extern "C" __global__ void gather(const __grid_constant__ Params p) {
+  DYN_SHARED(f32, s);
+  cluster_arrive();
+  cluster_wait();
+  if (blockIdx.x == 0) cluster_store(smem_u32(s) + threadIdx.x * 16, 1, 1.0f, 2.0f, 3.0f, 4.0f);
+  AFTER
+  if (blockIdx.x == 1) p.y[threadIdx.x] = READ;
+}
+EXPORT_KERNEL(gather)
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "read", "message"),
+    [
+        ("cluster_arrive(); cluster_wait();", "s[4 * threadIdx.x + 2]", None),
+        ("", "0.0f", "no cluster barrier follows"),
+        ("", "s[4 * threadIdx.x + 2]", "uninitialised"),
+    ],
+)
+def test_remote_stores_need_a_barrier_before_their_target_ends(after: str, read: str, message: str | None) -> None:
+    device = SimDevice(checked=True)
+    y = device.allocate(32 * 4)
+    kernel = device.load_kernel(image(GATHER.replace("AFTER", after).replace("READ", read), "gather"), 512)
+    params = struct.pack("<Q", y.address)
+    spec = LaunchSpec("gather", kernel, (2, 1, 1), (32, 1, 1), 512, 2, False, params, ((y.address, y.nbytes, True),))
+    if message is None:
+        device.launch(device.prepare(spec))
+        result = np.empty(32, np.float32)
+        device.download(result, y.address)
+        assert (result == 3).all()
+    else:
+        with pytest.raises(DeviceError, match=message):
+            device.launch(device.prepare(spec))
 
 
 CHAIN = """#include "prims.cuh"
