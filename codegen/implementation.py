@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.compiler.archs import runs_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,6 @@ class Implementation:
     tactics: Callable[[Kernel, str], tuple[Any, ...]]
     supports: Callable[[Kernel, str], str | None]
 
-
-def runs_on(needed: str, arch: str) -> bool:
-    """True if code for ``needed`` runs on ``arch``: equal for names that end in ``a``, else not above it."""
-    if needed.endswith("a"):
-        return needed == arch
-    return int(needed[3:].rstrip("af")) <= int(arch[3:].rstrip("af"))
+    def fits(self, kernel: Kernel, arch: str) -> bool:
+        """True if it can render ``kernel`` for ``arch``."""
+        return runs_on(self.arch, arch) and self.supports(kernel, arch) is None

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from arcweld.codegen import worker
 from arcweld.codegen.cache import DiskCache, content_key
+from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.errors import CompileError, EnvironmentError_
 
 INCLUDE = Path(__file__).parent / "include"
@@ -132,10 +133,10 @@ def supported_archs() -> tuple[int, ...]:
 
 def check_arch(arch: str) -> None:
     """Raises EnvironmentError_ for an architecture that this NVRTC does not know or that is not one."""
-    match = re.fullmatch(r"sm_(\d{2,3})([af]?)", arch)
-    if match is None:
+    parsed = parse_arch(arch)
+    if parsed is None:
         raise EnvironmentError_(f"{arch!r} is not an architecture", hint="write it as sm_80, sm_90a, sm_120")
-    if int(match[1]) not in supported_archs():
+    if parsed[0] not in supported_archs():
         known = " ".join(f"sm_{a}" for a in supported_archs())
         raise EnvironmentError_(
             f"NVRTC {version()} does not compile for {arch}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from arcweld.codegen import attention, contract, conv, pointwise, reduce, rowwise, transpose, window
-from arcweld.codegen.implementation import Implementation, runs_on
+from arcweld.codegen.implementation import Implementation
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.compiler.errors import UnsupportedError
 
@@ -33,7 +33,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
 
 def implementations(kernel: Kernel, arch: str) -> list[Implementation]:
     """Those that can render ``kernel`` for ``arch``, best first."""
-    return [i for i in IMPLEMENTATIONS[kernel.template] if runs_on(i.arch, arch) and i.supports(kernel, arch) is None]
+    return [i for i in IMPLEMENTATIONS[kernel.template] if i.fits(kernel, arch)]
 
 
 def select(kernel: Kernel, arch: str) -> KernelSource:

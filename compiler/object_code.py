@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from arcweld.codegen.cache import DiskCache
-from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import Bound, Kernel, KernelSource
 from arcweld.codegen.nvrtc import Compiled, Job, require_clean
 from arcweld.codegen.pool import Progress as PoolProgress
 from arcweld.codegen.pool import compile_many
 from arcweld.codegen.select import alternatives
+from arcweld.compiler.archs import runs_on
 
 log = logging.getLogger("arcweld.codegen")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 
@@ -33,8 +33,8 @@ class Options:
         if self.precision not in _PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(_PRECISIONS)}")
         for arch in self.arch:
-            match = re.fullmatch(r"sm_(\d{2,3})[af]?", arch)
-            if match is None or int(match[1]) < OLDEST_ARCH:
+            parsed = parse_arch(arch)
+            if parsed is None or parsed[0] < OLDEST_ARCH:
                 hint = f"written like sm_80 or sm_90a; sm_{OLDEST_ARCH} is the oldest that the kernels are written for"
                 raise UsageError(f"{arch!r} is no architecture that can be compiled for", hint=hint)
 

@@ -5,10 +5,10 @@ rebuild.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from arcweld.compiler.archs import parse_arch, runs_on
 from arcweld.compiler.errors import ArcweldError, DeviceError
 from arcweld.runtime.device import Device, KernelImage
 from arcweld.runtime.engine_file import EngineData
@@ -20,22 +20,11 @@ log = logging.getLogger("arcweld.runtime")
 Rebuild = Callable[[str, str, dict[str, str], str], bytes]
 
 
-def parse_arch(arch: str) -> tuple[int, str]:
-    """``sm_90a`` is (90, "a"). The suffix marks code for one architecture (a) or one family (f)."""
-    match = re.fullmatch(r"sm_(\d{2,3})([af]?)", arch)
-    if match is None:
+def _parsed(arch: str) -> tuple[int, str]:
+    found = parse_arch(arch)
+    if found is None:
         raise DeviceError(f"{arch!r} is not an architecture", hint="it is written like sm_80 or sm_90a")
-    return int(match[1]), match[2]
-
-
-def runs_on(code: str, device: str) -> bool:
-    """Whether source written for ``code`` is valid on ``device``."""
-    (need, suffix), (have, _) = parse_arch(code), parse_arch(device)
-    if suffix == "a":
-        return need == have
-    if suffix == "f":
-        return need // 10 == have // 10 and need <= have
-    return need <= have
+    return found
 
 
 def choose_variant(launch: Launch, arch: str) -> Variant:
@@ -46,20 +35,20 @@ def choose_variant(launch: Launch, arch: str) -> Variant:
     if not fit:
         built = ", ".join(sorted({v.arch for v in launch.variants}))
         raise DeviceError(f"launch {launch.name} exists for {built}, not for {arch}", hint=f"build with --arch {arch}")
-    return max(fit, key=lambda v: (parse_arch(v.arch)[0], bool(parse_arch(v.arch)[1])))
+    return max(fit, key=lambda v: (_parsed(v.arch)[0], bool(_parsed(v.arch)[1])))
 
 
 def binary_archs(archs: Sequence[str], device: str) -> list[str]:
     """Those of ``archs`` whose cubins run on ``device``, best first: the same major version, no higher minor."""
-    have, _ = parse_arch(device)
+    have, _ = _parsed(device)
 
     def fits(arch: str) -> bool:
-        number, suffix = parse_arch(arch)
+        number, suffix = _parsed(arch)
         if suffix == "a":
             return number == have
         return number // 10 == have // 10 and number <= have
 
-    return sorted(filter(fits, archs), key=lambda a: (parse_arch(a)[0], parse_arch(a)[1]), reverse=True)
+    return sorted(filter(fits, archs), key=_parsed, reverse=True)
 
 
 class KernelLoader:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from arcweld.codegen.conv import IMPLEMENTATIONS
 from arcweld.codegen.conv_wgmma import best_patch, geometry, render_conv_wgmma, supports, tactics
-from arcweld.codegen.implementation import runs_on
 from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.object_code import SPILL_BYTES
@@ -86,5 +85,5 @@ def test_reasons_for_refusal() -> None:
 )  # fmt: skip
 def test_best_implementation(name: str, arch: str, best: str) -> None:
     kernel = conv_kernel(SHAPES[name], DType.F16)
-    found = [i.name for i in IMPLEMENTATIONS if runs_on(i.arch, arch) and i.supports(kernel, arch) is None]
+    found = [i.name for i in IMPLEMENTATIONS if i.fits(kernel, arch)]
     assert found[0] == best

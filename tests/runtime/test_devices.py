@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from arcweld.compiler.archs import parse_arch, runs_on
 from arcweld.compiler.errors import ArcweldError, DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import devices
 from arcweld.runtime import engine as engine_module
 from arcweld.runtime.device import KernelImage
 from arcweld.runtime.engine import Engine
-from arcweld.runtime.kernels import binary_archs, choose_variant, runs_on
+from arcweld.runtime.kernels import binary_archs, choose_variant
 from arcweld.runtime.session import InferenceSession
 from arcweld.runtime.sim.device import SimDevice
 from runtime_programs import chain, check, rows
@@ -52,6 +53,9 @@ def test_variants_and_binaries_by_architecture() -> None:
     assert not runs_on("sm_90a", "sm_86")
     assert runs_on("sm_100f", "sm_103a")
     assert not runs_on("sm_100f", "sm_120a")
+    assert not runs_on("sm_90a", "sm_90")  # code for sm_90 may not use what only sm_90a has
+    assert parse_arch("sm_90a") == (90, "a")
+    assert {parse_arch(a) for a in ("volta", "sm_09", "sm_9", "sm_90b", "sm_90a ")} == {None}
     assert binary_archs(["sm_80", "sm_90a", "sm_86", "sm_90"], "sm_89") == ["sm_86", "sm_80"]
     assert binary_archs(["sm_80", "sm_90a", "sm_90"], "sm_90a") == ["sm_90a", "sm_90"]
     assert binary_archs(["sm_80", "sm_90a"], "sm_120a") == []

@@ -1,0 +1,29 @@
+"""Names of GPU architectures, such as ``sm_80`` and ``sm_90a``, and which code runs on which.
+
+The suffix marks code for exactly one architecture (a) or for one family of them (f), as nvcc has it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NAME = re.compile(r"sm_([1-9]\d{1,2})([af]?)")
+
+
+def parse_arch(name: str) -> tuple[int, str] | None:
+    """``sm_90a`` as (90, "a"); None for anything that is not an architecture."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (int(match[1]), match[2])
+
+
+def runs_on(code: str, target: str) -> bool:
+    """Whether what was written for ``code`` is valid on ``target``. Raises ValueError for other names."""
+    written, given = parse_arch(code), parse_arch(target)
+    if written is None or given is None:
+        raise ValueError(f"{code!r} or {target!r} is not an architecture")
+    (need, suffix), (have, _) = written, given
+    if suffix == "a":
+        return written == given
+    if suffix == "f":
+        return need // 10 == have // 10 and need <= have
+    return need <= have
