@@ -373,12 +373,17 @@ class NodeContext:
 
     def at_least(self, a: Dim, b: Dim) -> None:
         """Checks that ``a >= b``; a symbol on whose size that depends gets a lower bound."""
+        self.has_room(a, b)
         if dims.is_nonneg(a - b):
             return
         if isinstance(a - b, int):
             self.broken(f"{b} of {a} elements")
-        require_at_least(a - b, 0)
         self.unsupported(f"whether the dimension {a} is at least {b} is not known", SHAPES_HINT)
+
+    def has_room(self, a: Dim, b: Dim) -> None:
+        """Takes it that ``a >= b``, as the node demands: where ranges leave it open, a symbol gets a lower bound."""
+        if not dims.is_nonneg(a - b):
+            require_at_least(a - b, 0)
 
     def equal_dims(self, a: Dim, b: Dim) -> bool:
         """Whether two dimensions are equal; unsupported when that is not known."""

@@ -131,7 +131,11 @@ def _gather(c: NodeContext) -> Result:
 
 @handles("GatherElements")
 def _gather_elements(c: NodeContext) -> Result:
-    return c.emit("GatherElements", c.value(0), c.value(1), axis=c.axis(c.int_attr("axis"), c.needs_rank(0, 1)))
+    axis = c.axis(c.int_attr("axis"), c.needs_rank(0, 1))
+    for k, (d, wanted) in enumerate(zip(c.shape(0), c.shape(1))):
+        if k != axis:
+            c.has_room(d, wanted)
+    return c.emit("GatherElements", c.value(0), c.value(1), axis=axis)
 
 
 @handles("GatherND")

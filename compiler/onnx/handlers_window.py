@@ -11,7 +11,6 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext
-from arcweld.compiler.onnx.deduce import require_at_least
 from arcweld.compiler.onnx.handlers import Result, handles
 
 _AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
@@ -60,9 +59,7 @@ def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transp
         c.broken(f"the pads are {list(pads)}")
     for i, d in enumerate(spatial if not transposed else ()):
         # a model that can run at all gives the window room
-        room = d + pads[i] + pads[n + i] - (kernel[i] - 1) * dilations[i] - 1
-        if not dims.is_nonneg(room):
-            require_at_least(room, 0)
+        c.has_room(d + pads[i] + pads[n + i], (kernel[i] - 1) * dilations[i] + 1)
     return Window(tuple(kernel), strides, dilations, tuple(pads))
 
 

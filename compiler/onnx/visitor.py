@@ -104,7 +104,7 @@ class Visitor:
         ``used`` may give ``names_used(nodes, outputs)`` when the same nodes are visited again and again.
         """
         used = names_used(nodes, outputs) if used is None else used
-        for node in nodes:
+        for node in in_order(nodes):
             self.visits += 1
             if self.visits > MAX_VISITS:
                 raise ModelError(f"the model expands to more than {MAX_VISITS} nodes")
@@ -290,6 +290,30 @@ _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL}
 
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
     return tuple(new if v == old else v for v in values)
+
+
+def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
+    """The nodes so that each follows what it reads. The standard demands that order; some converters append at the end.
+
+    Nodes stay where they are as far as that goes, and those on a cycle come last.
+    """
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    reads = [{maker[name] for name in _names_read([node]) if name in maker} for node in nodes]
+    if all(before < i for i, needed in enumerate(reads) for before in needed):
+        return nodes
+    placed: dict[int, None] = {}
+    waiting = list(range(len(nodes)))
+    while waiting:
+        held = []
+        for i in waiting:
+            if reads[i] <= placed.keys():
+                placed[i] = None
+            else:
+                held.append(i)
+        if len(held) == len(waiting):
+            break
+        waiting = held
+    return [nodes[i] for i in (*placed, *waiting)]
 
 
 def names_used(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Set[str]:

@@ -195,6 +195,24 @@ def test_damage_to_the_copy_before_a_scatter_is_found(monkeypatch: pytest.Monkey
         verified(damaged(build, "max_nan(", "min_nan("))
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [("f32", 1e-3), ("f16", 2e-2), ("bf16", 8e-2)])
+def test_a_model_in_half_precision_is_judged_as_such(dtype: str, limit: float) -> None:
+    """Its reference rounds after every step, the engine only what it stores."""
+    text = f"""graph 'g'
+    input %x: {dtype}[4, 64]
+    %a = Mul(%x, %x)
+    %b = Sin(%a)
+    %c = Mul(%b, %x)
+    output %c"""
+    graph = parse_graph(text)
+    build = build_graph(graph, Options(), compile_kernels=False)
+    found = verify_build(
+        build, Engine(build.data, SimDevice()), sample_inputs(graph, {}), {}, VerifyPlan("full"), "fp32"
+    )
+    (output,) = found["outputs"]
+    assert output["tolerance"] == limit
+
+
 def test_a_graph_that_changed_its_meaning_is_found() -> None:
     build = build_of("input %x: f32[64]\n%y: f32[64] = Sigmoid(%x) @ 'y'\noutput %y\n")
     other: Graph = parse_graph("graph 'g'\ninput %x: f32[64]\n%y: f32[64] = Tanh(%x) @ 'y'\noutput %y\n")

@@ -52,6 +52,27 @@ def test_a_branch_on_data_is_unsupported() -> None:
     assert [n.op for n in graph.nodes] == ["Relu"]
 
 
+def test_nodes_may_come_in_any_order() -> None:
+    """Some converters append nodes at the end; ONNX Runtime sorts them too."""
+    always = {
+        "then_branch": _branch([N("Neg", ["h"], ["t"])], ["t"]),
+        "else_branch": _branch([N("Exp", ["h"], ["e"])], ["e"]),
+    }
+    nodes = [
+        N("Add", ["i", "h"], ["y"]), N("If", ["on"], ["i"], **always), N("Relu", ["g"], ["h"]), N("Exp", ["x"], ["g"]),
+        N("Add", ["h", "x"], ["z"]),
+    ]  # fmt: skip
+    proto = model(nodes, X, ["y", "z"], {"on": np.bool_(True)})
+    graph = compare(proto, {"x": floats(2, 4)})
+    assert [n.op for n in graph.nodes] == ["Exp", "Relu", "Add", "Neg", "Add"]
+
+
+def test_nodes_on_a_cycle_are_damage() -> None:
+    proto = model([N("Add", ["x", "b"], ["a"]), N("Relu", ["a"], ["b"]), N("Exp", ["x"], ["y"])], X, ["y", "a"])
+    with pytest.raises(ModelError, match="reads 'b', which no earlier node"):
+        import_onnx(proto)
+
+
 def test_functions_are_expanded() -> None:
     inner = N("Elu", ["a"], ["b"])
     inner.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT))

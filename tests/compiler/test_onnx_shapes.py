@@ -200,6 +200,12 @@ def test_as_many_elements_as_are_asked_for_must_be_there() -> None:
         import_onnx(proto, shapes={"x": [4, 2]})
 
 
+def test_indices_of_a_fixed_shape_bound_what_they_pick_from() -> None:
+    constants = {"i": np.array([[2, 0], [1, -1]], np.int64)}
+    proto = model([N("GatherElements", ["x", "i"], ["y"], axis=1)], {"x": (np.float32, ["N", 3])}, ["y"], constants)
+    assert {s.name: s.lo for s in compare(proto, {"x": floats(2, 3)}).symbols()} == {"N": 2}
+
+
 def test_bounds_are_deduced_behind_divisions() -> None:
     """A table of 16 rows serves (S + 1) // 2 positions, so S is at most 32."""
     nodes = [
