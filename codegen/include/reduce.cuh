@@ -31,7 +31,7 @@ struct OpMin {
 template <class T>
 ARCWELD_DEVICE T shuffle_xor(T v, int lane_mask) {
   constexpr int words = (sizeof(T) + 3) / 4;
-  u32 w[words];
+  alignas(u32) alignas(T) u32 w[words];
   if constexpr (sizeof(T) < 4) w[0] = 0;
   *reinterpret_cast<T*>(w) = v;
 #pragma unroll
