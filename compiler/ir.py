@@ -203,9 +203,12 @@ class Rewriter:
 
     def keep(self, node: Node, **changes: Any) -> Node:
         """Copies ``node`` with its inputs substituted and the given fields changed."""
-        new = replace(node, inputs=self.inputs_of(node), **changes)
-        self.nodes.append(new)
-        return new
+        return self.append(replace(node, inputs=self.inputs_of(node), **changes))
+
+    def append(self, node: Node) -> Node:
+        """Adds a node of the new graph."""
+        self.nodes.append(node)
+        return node
 
     def emit(
         self,
@@ -221,7 +224,7 @@ class Rewriter:
         listed = (types,) if isinstance(types, TensorType) else tuple(types)
         hint = name or op.lower()
         outs = tuple(Value(self.fresh(hint), t) for t in listed)
-        self.nodes.append(Node(op, tuple(inputs), outs, dict(attrs), origin))
+        self.append(Node(op, tuple(inputs), outs, dict(attrs), origin))
         return outs[0]
 
     def constant(self, data: np.ndarray, dtype: DType, hint: str = "const", source: str = "") -> Value:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from arcweld.compiler.ir import EMPTY, AttrValue, Graph, Node, Rewriter, TensorType, Value
-from arcweld.compiler.registry import check_attrs, opdef
+from arcweld.compiler.ir import Graph, Node, Rewriter, Value
+from arcweld.compiler.registry import make
 from arcweld.compiler.weights import derive
 
 
@@ -31,21 +31,10 @@ class Tracker(Rewriter):
 
     def keep(self, node: Node, **changes: Any) -> Node:
         self._released.difference_update(o.name for o in node.outputs)
-        return self._note(super().keep(node, **changes))
+        return super().keep(node, **changes)
 
-    def emit(
-        self,
-        op: str,
-        inputs: Sequence[Value | None],
-        types: TensorType | Sequence[TensorType],
-        attrs: Mapping[str, AttrValue] = EMPTY,
-        *,
-        origin: tuple[str, ...] = (),
-        name: str = "",
-    ) -> Value:
-        value = super().emit(op, inputs, types, attrs, origin=origin, name=name)
-        self._note(self.nodes[-1])
-        return value
+    def append(self, node: Node) -> Node:
+        return self._note(super().append(node))
 
     def _note(self, node: Node) -> Node:
         self.made.update((o.name, node) for o in node.outputs)
@@ -68,10 +57,7 @@ class Tracker(Rewriter):
         given = [v for v in inputs if v is not None]
         if len(given) == len(inputs) and given and all(v.name in self.weights for v in given):
             return derive(self, op, given, attrs, origin=origin, hint=hint)
-        spec = opdef(op)
-        full = check_attrs(spec, attrs, origin[0] if origin else hint or op)
-        types = spec.infer([None if v is None else v.type for v in inputs], full)
-        return self.emit(op, inputs, types, full, origin=origin, name=hint)
+        return make(self, op, inputs, attrs, origin=origin, hint=hint)
 
     def redirect(self, node: Node, value: Value) -> None:
         """``node``'s only result is ``value`` from here on."""
