@@ -26,16 +26,19 @@ _SCORES = (
     f"{_SCALED} + mask + mask2",
     f"Where(c, {_SCALED}, N) + mask",
     f"Where(d, N, {_SCALED}) + mask",
+    f"Where(c, {_SCALED} + mask, N)",
+    f"Where(d, N, {_SCALED} + mask)",
     f"{_SCALED} + mask",
     f"Where(c, {_SCALED}, N)",
     f"Where(d, N, {_SCALED})",
     _SCALED,
 )
-_FORMULAS = tuple(
-    formula
-    for s in _SCORES
-    for formula in (f"MatMul(Where(IsNaN(p), 0, (p := Softmax({s}))), v)", f"MatMul((p := Softmax({s})), v)")
+_PROBABILITIES = (  # those that give 0 for a row without any score, and those that leave NaN there
+    "Where(IsNaN(p), 0, (p := Softmax({0})))",
+    "Where(IsInf((top := ReduceMax(s)), detect_positive=0, detect_negative=1), 0, (p := Softmax((s := {0}))))",
+    "(p := Softmax({0}))",
 )
+_FORMULAS = tuple(f"MatMul({p.format(s)}, v)" for s in _SCORES for p in _PROBABILITIES)
 
 
 def attention(graph: Graph, options: Options) -> Graph:
@@ -88,7 +91,10 @@ def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
 
 def _build(rw: Tracker, m: Match) -> Value | None:
     softmax = m.node("p")
-    if softmax.op != "Softmax" or softmax.attrs["axis"] != softmax.output.type.rank - 1:
+    last = softmax.output.type.rank - 1
+    if softmax.op != "Softmax" or softmax.attrs["axis"] != last:
+        return None
+    if "top" in m.values and m.node("top").attrs["axes"] != (last,):
         return None
     q, scale_q = _without_scale(rw, rw.get(m.values["q"]))
     k, scale_k = _keys(rw, rw.get(m.values["k"]), m.origin)
@@ -139,6 +145,10 @@ def _keys(rw: Tracker, kt: Value, origin: tuple[str, ...]) -> tuple[Value, float
     rank = kt.type.rank
     if rank < 2:
         return kt, scale
+    spread = rw.producer(kt, "Expand")
+    if spread is not None and spread.operands()[0].shape[-2:] == kt.shape[-2:]:  # over heads: the same keys for each
+        k, more = _keys(rw, spread.operands()[0], origin)
+        return rw.make("Expand", [k], origin, shape=(*kt.shape[:-2], *k.shape[-2:])), scale * more
     perm = (*range(rank - 2), rank - 1, rank - 2)
     node = rw.producer(kt, "Transpose")
     if node is not None:
@@ -178,8 +188,12 @@ def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple
     axes after that.
 
     Repetition is written [B,G,1,T,D] -> [B,G,R,T,D] -> [B,G*R,T,D], or with T in front of the heads and a
-    Transpose.
+    Transpose; and [B,1,T,D] -> [B,H,T,D] for a single group.
     """
+    spread = rw.producer(x, "Expand")
+    if spread is not None:
+        group = spread.operands()[0]
+        return (group, group.shape, None) if group.shape == (x.shape[0], 1, *x.shape[2:]) else None
     transpose = rw.producer(x, "Transpose")
     perm = None if transpose is None else transpose.attrs["perm"]
     if perm not in (None, (0, 2, 1, 3)):

@@ -42,6 +42,15 @@ MASKS = {
     "unseen": "%n = Not(%seen)\n%a = Where(%n, %finite, %s)\n%p = Softmax(%a, axis=3)",
     "seen and added": "%w = Where(%seen, %s, %finite)\n%a = Add(%w, %bias)\n%p = Softmax(%a, axis=3)",
     "two added": "%w = Add(%s, %bias)\n%a = Add(%w, %bias)\n%p = Softmax(%a, axis=3)",
+    "added, then seen": "%w = Add(%s, %bias)\n%a = Where(%seen, %w, %finite)\n%p = Softmax(%a, axis=3)",
+    "added, then unseen": "%w = Add(%s, %bias)\n%n = Not(%seen)\n%a = Where(%n, %low, %w)\n%p = Softmax(%a, axis=3)",
+    "safe": """
+        %a = Add(%s, %bias)
+        %t = ReduceMax(%a, axes=(3,), keepdims=1)
+        %i = IsInf(%t, detect_negative=1, detect_positive=0)
+        %r = Softmax(%a, axis=3)
+        %p = Where(%i, %zero, %r)
+    """,
     "guarded": "%a = Where(%seen, %s, %low)\n%r = Softmax(%a, axis=3)\n%i = IsNaN(%r)\n%p = Where(%i, %zero, %r)",
 }
 
@@ -70,12 +79,14 @@ def test_masks(mask: str) -> None:
     assert after is not graph
 
 
-@pytest.mark.parametrize("mask", ["none", "added", "two added"])
+@pytest.mark.parametrize("mask", ["none", "added", "two added", "safe"])
 def test_masks_compute_the_same(mask: str) -> None:
     check(f"{HEADER}{SCORES['times']}\n{MASKS[mask]}\n%y = MatMul(%p, %v)\noutput %y", attention)
 
 
-@pytest.mark.parametrize("mask", ["seen", "unseen", "seen and added", "guarded"])
+@pytest.mark.parametrize(
+    "mask", ["seen", "unseen", "seen and added", "added, then seen", "added, then unseen", "guarded"]
+)
 def test_boolean_masks_compute_the_same(mask: str) -> None:
     # the first key is seen by every query, so that no row is masked out
     seen = """
@@ -84,6 +95,52 @@ def test_boolean_masks_compute_the_same(mask: str) -> None:
     """
     masked = MASKS[mask].replace("%seen", "%some")
     check(f"{HEADER}{seen}{SCORES['times']}\n{masked}\n%y = MatMul(%p, %v)\noutput %y", attention)
+
+
+@pytest.mark.parametrize(("axis", "positive"), [(2, 0), (3, 1)])
+def test_another_guard_stays(axis: int, positive: int) -> None:
+    guard = f"""
+        %t = ReduceMax(%s, axes=({axis},), keepdims=1)
+        %i = IsInf(%t, detect_negative=1, detect_positive={positive})
+        %r = Softmax(%s, axis=3)
+        %p = Where(%i, %zero, %r)
+    """
+    after = check(f"{HEADER}{SCORES['times']}\n{guard}\n%y = MatMul(%p, %v)\noutput %y", attention)
+    assert "Attention" not in ops(after)
+
+
+def test_keys_of_one_group_are_shared() -> None:
+    text = """
+        input %q: f32[2, 6, 5, 8]
+        input %k: f32[2, 1, 7, 8]
+        input %v: f32[2, 1, 7, 4]
+        weight %c: f32[] data=0.5
+        %kt = Transpose(%k, perm=(0, 1, 3, 2))
+        %ks = Mul(%kt, %c)
+        %k6 = Expand(%ks, shape=(2, 6, 8, 7))
+        %v6 = Expand(%v, shape=(2, 6, 7, 4))
+        %s = MatMul(%q, %k6)
+        %p = Softmax(%s, axis=3)
+        %y = MatMul(%p, %v6)
+        output %y
+    """
+    after = check(text, attention, cleanup)
+    assert body(after) == "%y = Attention(%q, %k, %v, scale=0.5, is_causal=0)\noutput %y"
+
+
+def test_keys_repeated_over_the_batch_stay_repeated() -> None:
+    text = """
+        input %q: f32[2, 6, 5, 8]
+        input %k: f32[1, 6, 7, 8]
+        input %v: f32[2, 6, 7, 4]
+        %kt = Transpose(%k, perm=(0, 1, 3, 2))
+        %k6 = Expand(%kt, shape=(2, 6, 8, 7))
+        %s = MatMul(%q, %k6)
+        %p = Softmax(%s, axis=3)
+        %y = MatMul(%p, %v)
+        output %y
+    """
+    assert ops(check(text, attention, cleanup)) == ["Expand", "Attention"]
 
 
 def test_keys_need_no_transpose_left() -> None:
