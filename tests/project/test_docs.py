@@ -1,0 +1,184 @@
+"""What the documentation prints is what happens: its Python runs, its commands run, its lists are the code's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.defs
+import pytest
+import torch
+from arcweld.compiler.cli.app import main
+from arcweld.compiler.ops import composite_reduce, pointwise
+from cli_models import mlp
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def fenced(name: str, language: str) -> list[str]:
+    """The fenced blocks of a page in a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(name), re.S | re.M)
+    return [text for kind, text in blocks if kind == language]
+
+
+def indented(name: str) -> list[str]:
+    """The blocks of a page that are code by their indentation."""
+    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", text_of(name), re.M)
+    return ["\n".join(line[4:] for line in b.splitlines()) for b in blocks if b.strip()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the pages' files are: a model of images, with the names that the pages use, and inputs for it."""
+    rng = np.random.default_rng(0)
+    weights = {"conv.weight": rng.standard_normal((4, 3, 3, 3)), "fc.weight": rng.standard_normal((4, 5))}
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight"], ["c"], name="conv1", strides=[8, 8]),
+        helper.make_node("Relu", ["c"], ["r"], name="relu1"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "fc.weight"], ["y"], name="fc"),
+    ]
+    graph = helper.make_graph(
+        nodes, "m", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        [numpy_helper.from_array(a.astype(np.float32), n) for n, a in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    mlp(tmp_path / "mlp.onnx")
+    np.save(tmp_path / "x.npy", rng.random((2, 3, 32, 32), np.float32))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCWELD_DEVICE", "sim")
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------------ python
+
+
+def test_python_of_the_readme(folder: Path) -> None:
+    with_files, with_torch = fenced("README.md", "python")
+    x = np.load("x.npy")
+    names: dict[str, Any] = {"x": x, "w": np.ones((4, 5), np.float32)}
+    exec(with_files, names)
+    wanted = np.maximum(names["engine"].run({"x": x})["y"], -np.inf)
+    np.testing.assert_array_equal(names["session"].run(None, {"x": x})[0].shape, wanted.shape)
+    assert np.ptp(wanted, axis=1).max() <= 1e-3 * np.abs(wanted).max()  # all columns of the new weight are equal
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    names = {"torch": torch, "model": model}
+    exec(with_torch, names)
+    given = torch.rand(2, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(names["fast"](given), model(given), atol=2e-2, rtol=2e-2)
+
+
+def test_python_of_the_torch_page(folder: Path) -> None:
+    ahead, compiled = indented("docs/torch.md")
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
+    x = torch.rand(2, 8)
+    import arcweld
+
+    names: dict[str, Any] = {"arcweld": arcweld, "torch": torch, "module": module, "model": module, "x": x}
+    exec(ahead, names)
+    assert (folder / "model.engine").is_file()
+    with torch.no_grad():
+        torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
+        exec(compiled, names)
+        torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
+
+
+def test_entries_of_the_page_about_operators_use_names_that_exist() -> None:
+    """The examples are entries of the registry already, so they are only read, and their references tried."""
+    for block in fenced("docs/add-an-op.md", "python"):
+        seen: list[tuple[Any, ...]] = []
+
+        def record(*args: Any, seen: list[tuple[Any, ...]] = seen, **_: Any) -> None:
+            seen.append(args)
+
+        names = {**vars(pointwise), **vars(composite_reduce), "pointwise": record, "_reduction": record}
+        exec(block, names)
+        assert seen
+        for entry in seen:
+            functions: list[Callable[..., Any]] = [a for a in entry if callable(a)]
+            assert len(functions) == 2, entry
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+def commands(block: str) -> list[str]:
+    """The command lines of a block, without prompts and remarks."""
+    lines = [line.removeprefix("$ ").partition("  #")[0].strip() for line in block.splitlines()]
+    return [line for line in lines if line.startswith("onnx-to-engine ")]
+
+
+QUICK = {"bench": ["--iterations=1", "--warmUp=0", "--duration=0"]}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_commands_run_as_they_are_printed(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [c for b in indented(page) for c in commands(b)]
+    assert len(found) >= 4
+    for line in found:
+        words = shlex.split(line)[1:]
+        assert main([*words, *QUICK.get(words[0], [])]) == 0, line
+    assert capsys.readouterr().out
+
+
+def test_printed_results_are_the_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [b for b in fenced("README.md", "") if b.startswith("$ onnx-to-engine explain")]
+    line, _, printed = block.partition("\n")
+    assert main(shlex.split(line)[2:]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_files_that_pages_name_exist() -> None:
+    folders = "arcweld|compiler|passes|codegen|runtime|models|tests|docs"
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.*-]*\.(?:py|md|j2|cuh|h|cu))\b", text)
+        links = re.findall(r"\]\(([^)#:]+)\)", text)
+        for name, base in [(n, ROOT) for n in named] + [(n, page.parent) for n in links]:
+            assert list(base.glob(name)), f"{page.name} names {name}"
+
+
+# ------------------------------------------------------------------------------------------------------------- lists
+
+
+def test_the_readme_lists_what_is_missing_of_onnx() -> None:
+    """Every operator of the standard has a handler, a body of other operators, or a place in the README's list."""
+    from arcweld.compiler.onnx.handlers import HANDLERS, handler
+    from arcweld.compiler.onnx.visitor import _BUILT_IN
+
+    text = text_of("README.md").replace("\n", " ")
+    match = re.search(r"these are missing: (.*?)\. If and Loop", text)
+    assert match is not None
+    listed = set(re.findall(r"\b[A-Z]\w+", match[1]))
+    assert all(word in match[1] for word in ("random numbers", "sequences", "optional values", "strings"))
+    groups = re.compile("Random|Bernoulli|Multinomial|.*Sequence|Optional|String|RegexFullMatch|TfIdf|ImageDecoder")
+    handler("", "Relu")  # fills the table
+    known = {op for domain, op in HANDLERS if domain == ""} | set(_BUILT_IN)
+    schemas = {s.name: s for s in onnx.defs.get_all_schemas() if s.domain == "" and not s.deprecated}
+    bodies = {n for n, s in schemas.items() if s.has_function or s.has_context_dependent_function}
+    missing = {n for n in schemas if n not in known | bodies and not groups.match(n)}
+    assert missing == listed
+
+
+def test_the_readme_counts_the_operators_of_pytorch() -> None:
+    from arcweld.compiler.torch.table import handled
+
+    match = re.search(r"(\d+) ATen overloads", text_of("README.md"))
+    assert match is not None
+    assert int(match[1]) == len(handled())
