@@ -106,6 +106,19 @@ class CudaGraph:
         self._driver.cuGraphExecDestroy(self.handle)
 
 
+class RecordingStream:
+    """A thread's stream to record graphs on, destroyed when the thread ends."""
+
+    __slots__ = ("_driver", "handle")
+
+    def __init__(self, driver: Any, handle: Any) -> None:
+        self._driver = driver
+        self.handle = handle
+
+    def __del__(self) -> None:
+        self._driver.cuStreamDestroy(self.handle)
+
+
 def waits_for_predecessors(image: KernelImage) -> bool:
     """Whether the code that a GPU of sm_90 or newer runs for ``image`` waits before it uses what earlier kernels wrote.
 
@@ -332,22 +345,23 @@ class CudaDevice:
         return bool(status)
 
     def begin_capture(self) -> int:
-        stream = getattr(self._local, "stream", None)
-        if stream is None:
+        own: RecordingStream | None = getattr(self._local, "stream", None)
+        if own is None:
             flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-            stream = self._local.stream = self._check(self._driver.cuStreamCreate(int(flag)), "making a stream")
+            handle = self._check(self._driver.cuStreamCreate(int(flag)), "making a stream")
+            own = self._local.stream = RecordingStream(self._driver, handle)
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._recording.acquire()
         try:
-            self._check(self._driver.cuStreamBeginCapture(stream, mode), "beginning a graph")
+            self._check(self._driver.cuStreamBeginCapture(own.handle, mode), "beginning a graph")
         except DeviceError:
             self._recording.release()
             raise
-        return int(stream)
+        return int(own.handle)
 
     def end_capture(self) -> CudaGraph:
         try:
-            graph = self._check(self._driver.cuStreamEndCapture(self._local.stream), "ending a graph")
+            graph = self._check(self._driver.cuStreamEndCapture(self._local.stream.handle), "ending a graph")
         finally:
             self._recording.release()
         try:

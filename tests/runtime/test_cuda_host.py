@@ -5,7 +5,9 @@ drivers.
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +81,61 @@ def test_only_code_that_waits_is_launched_programmatically(arch: str, waits: boo
     assert cuda.waits_for_predecessors(replace(image, cubin=b"ELF"))
     kernel = cuda.CudaKernel("k", None, None, driver.CUfunction(1234), waits)
     assert len(bare("sm_100a")._attributes(spec(pdl=True, kernel=kernel))) == int(waits)
+
+
+class Streams:
+    """The driver's calls about streams and graphs, in so far as recording makes them."""
+
+    CUstream_flags = driver.CUstream_flags
+    CUstreamCaptureMode = driver.CUstreamCaptureMode
+
+    def __init__(self) -> None:
+        self.made, self.destroyed, self.recording = 0, [], set()
+
+    def cuStreamCreate(self, flags: int) -> tuple[int, int]:
+        self.made += 1
+        return 0, 100 + self.made
+
+    def cuStreamDestroy(self, stream: int) -> tuple[int]:
+        self.destroyed.append(stream)
+        return (0,)
+
+    def cuStreamBeginCapture(self, stream: int, mode: object) -> tuple[int]:
+        self.recording.add(stream)
+        return (0,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[int, str]:
+        self.recording.remove(stream)
+        return 0, "graph"
+
+    def cuGraphInstantiate(self, graph: str, flags: int) -> tuple[int, str]:
+        return 0, "executable"
+
+    def cuGraphDestroy(self, graph: str) -> tuple[int]:
+        return (0,)
+
+    def cuGraphExecDestroy(self, executable: str) -> tuple[int]:
+        return (0,)
+
+
+def test_a_thread_records_on_one_stream_of_its_own_until_it_ends() -> None:
+    device, streams = bare("sm_90a"), Streams()
+    device._driver, device._local, device._recording = streams, threading.local(), threading.Lock()
+    used: list[int] = []
+
+    def work() -> None:
+        for _ in range(2):
+            used.append(device.begin_capture())
+            assert streams.recording == {used[-1]}
+            device.end_capture()
+
+    for _ in range(3):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        gc.collect()
+    assert used == [101, 101, 102, 102, 103, 103]
+    assert streams.destroyed == [101, 102, 103]
 
 
 def test_tensor_map_arguments_are_those_of_the_driver() -> None:
