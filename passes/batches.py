@@ -51,10 +51,18 @@ def _visit(rw: Tracker, node: Node) -> bool:
 
 
 def _merged_axes(rw: Tracker, v: Value) -> tuple[Dim, ...] | None:
-    """The axes that a Reshape merged into the first one of ``v``, if that is all it did."""
+    """The axes that a Reshape merged into the first one of ``v``, if that is all it did.
+
+    Axes of one element in front of two others are left out: a slice of a stack has them until it is reshaped.
+    """
     node = rw.producer(v, "Reshape")
-    source = None if node is None or v.type.rank != RANK else node.operands()[0].shape
-    return source[:-2] if source is not None and len(source) > RANK and source[-2:] == v.shape[1:] else None
+    source = () if node is None or v.type.rank != RANK else node.operands()[0].shape
+    if len(source) <= RANK or source[-2:] != v.shape[1:]:
+        return None
+    lead = source[:-2]
+    while len(lead) > 2 and lead[0] == 1:
+        lead = lead[1:]
+    return lead
 
 
 def _attributes(node: Node, axes: int) -> dict[str, object] | None:
