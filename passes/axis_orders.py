@@ -64,11 +64,12 @@ class Layouts(Tracker):
     def is_constant(self, old: Value) -> bool:
         return self.native[old.name][0].name in self.weights
 
-    def feeds_convolution(self, old: Value, depth: int = 4) -> bool:
-        """Whether a convolution or pool reads ``old``, at once or behind a few pointwise operators."""
+    def feeds_convolution(self, old: Value, depth: int = 4, reshaped: bool = False) -> bool:
+        """Whether a convolution or pool reads ``old``, at once or behind a few pointwise operators (and reshapes)."""
         for node in self._consumers.get(old.name, ()):
             kind = opdef(node.op).kind
-            if kind in IMAGES or (kind is Kind.POINTWISE and depth and self.feeds_convolution(node.output, depth - 1)):
+            passes_on = kind is Kind.POINTWISE or (reshaped and node.op == "Reshape")
+            if kind in IMAGES or (passes_on and depth and self.feeds_convolution(node.output, depth - 1, reshaped)):
                 return True
         return False
 

@@ -122,19 +122,22 @@ def _trailing(perm: Perm, axes: Sequence[int]) -> Perm:
 
 
 def normalization(rw: Layouts, node: Node) -> bool:
-    """LayerNormalization and RMSNormalization: as rows where the normalised axes are last, else as
-    reductions.
+    """LayerNormalization and RMSNormalization: as rows of the last axes.
+
+    Between convolutions the channels stay last, and other axes are normalised by reductions where they are.
     """
     x, *affine = node.operands()
     rank, perm = x.type.rank, rw.order(x)
     axes = tuple(range(node.attrs["axis"], rank))
-    new = rw.get_in(x, perm, node.origin)
-    fitted = [rw.broadcast_in(v, perm, node.origin) for v in affine]
-    if _trailing(perm, axes) == perm:
-        rw.copy(node, [new, *fitted], perm, axis=rank - len(axes))
+    if _trailing(perm, axes) != perm and rw.feeds_convolution(node.output, reshaped=True):
+        fitted = [rw.broadcast_in(v, perm, node.origin) for v in affine]
+        where = tuple(sorted(perm.index(a) for a in axes))
+        new = rw.get_in(x, perm, node.origin)
+        rw.set(node.output, _norm_by_reductions(rw, node, new, fitted, where), perm)
         return True
-    where = tuple(sorted(perm.index(a) for a in axes))
-    rw.set(node.output, _norm_by_reductions(rw, node, new, fitted, where), perm)
+    perm = _trailing(perm, axes)
+    fitted = [rw.broadcast_in(v, perm, node.origin) for v in affine]
+    rw.copy(node, [rw.get_in(x, perm, node.origin), *fitted], perm, axis=rank - len(axes))
     return True
 
 

@@ -94,6 +94,17 @@ def test_a_block_of_shifted_windows_is_eight_kernels() -> None:
     assert more <= 2 * 8, _describe(counts[1])
 
 
+def test_a_mixer_block_is_seven_kernels() -> None:
+    """Two norms, four products, and a sum: its norms stay rows, though tokens and channels change places."""
+    from timm.models.mlp_mixer import MlpMixer
+
+    counts = []
+    for depth in (1, 3):
+        module = MlpMixer(num_classes=5, img_size=64, patch_size=16, num_blocks=depth, embed_dim=64)
+        counts.append(_fused(module, (torch.randn(2, 3, 64, 64),)))
+    assert len(counts[1].regions) - len(counts[0].regions) <= 2 * 7, _describe(counts[1])
+
+
 def _pooled(*blocks: torch.nn.Module) -> torch.nn.Module:
     """Blocks in the middle of a network: what leaves it is not an image, whose layout would cost a kernel."""
     return torch.nn.Sequential(*blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
