@@ -79,7 +79,10 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not land among the replies
     while (request := receive(sys.stdin.buffer)) is not None:
-        send(replies, compile_once(request))
+        try:
+            send(replies, compile_once(request))
+        except BrokenPipeError:  # whoever asked was killed meanwhile
+            os._exit(1)  # without the traceback of another flush
 
 
 if __name__ == "__main__":

@@ -242,7 +242,8 @@ def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
             else:
                 readers = sum(between[0] in {v.name for v in r.inputs} for r in fused.regions)
                 reason = f"[stored] {between[0]} lies in memory, read by {readers} kernel{'s' * (readers > 1)}"
-            lines.append(f"{a.nodes[-1].name} -> {b.nodes[0].name}: {reason}")
+            reader = heroes[1] if len(heroes) == 2 else b.nodes[0]
+            lines.append(f"{a.nodes[-1].name} -> {reader.name}: {reason}")
     return lines
 
 
