@@ -265,7 +265,7 @@ def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
 
 def stem_of(region: Region, template: str) -> str:
     """A readable C identifier: the template and the operators that compute something, or all if none does."""
-    ops = [n.op for n in region.nodes if n is region.hero or opdef(n.op).kind is not Kind.MOVEMENT]
+    ops = [n.op for n in region.nodes if n.op != "Cast" and opdef(n.op).kind is not Kind.MOVEMENT]
     words = dict.fromkeys([template, *(_short_name(op) for op in ops or [n.op for n in region.nodes])])
     return "_".join(words)[:STEM_LENGTH].rstrip("_")
 

@@ -22,7 +22,7 @@ from arcweld.runtime.sim.build import KernelSource, kernel_libraries, kernel_lib
 from arcweld.runtime.sim.symbols import resolve
 
 _ALIGNMENT = 256
-_MAP_MAGIC = 0x50414D5F4D495341
+_MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
 _ELEMENT_BYTES = {t.value: t.size for t in DType}
 _LOCK = threading.Lock()  # the runtime library holds the state of one running block
 
