@@ -15,6 +15,7 @@ from arcweld.compiler.dims_poly import (
     Dim,
     IntExpr,
     Monomial,
+    Sym,
     Terms,
     add,
     atoms,
@@ -60,6 +61,8 @@ def floordiv(e: Dim, d: Dim) -> Dim:
     parts = _low_part(r, d)
     if parts is not None:
         return add(q, floordiv(parts[1], floordiv(d, parts[0])))
+    if _is_negative(r, d):
+        return sub(q, ceildiv(mul(r, -1), d))
     return add(q, var(Call("floordiv", r, d)))
 
 
@@ -75,15 +78,18 @@ def mod(e: Dim, d: Dim) -> Dim:
     _, r = _split(e, d)
     if _in_range(r, d):
         return r
-    atom = _single_call(r, "mod")
+    sign, atom = _signed_call(r, "mod")
     if atom is not None and divides_exactly(atom.b, d) is not None:
-        return mod(atom.a, d)
+        return mod(mul(atom.a, sign), d)
     g = _common(r, d, exact=True)
     if g > 1:
         return mul(mod(_reduced(r, g), floordiv(d, g)), g)
     parts = _low_part(r, d)
     if parts is not None:
         return add(mul(mod(parts[1], floordiv(d, parts[0])), parts[0]), parts[2])
+    if _is_negative(r, d):
+        # what pads x to a multiple of d, (-x) % d, is the next multiple less x: x and its padding make d*ceil(x/d)
+        return add(mul(ceildiv(mul(r, -1), d), d), r)
     return var(Call("mod", r, d))
 
 
@@ -192,6 +198,19 @@ def _single_call(e: Dim, fn: str) -> Call | None:
             if isinstance(atom, Call) and atom.fn == fn:
                 return atom
     return None
+
+
+def _signed_call(e: Dim, fn: str) -> tuple[int, Call | None]:
+    """The call of ``fn`` that ``e`` or ``-e`` is, and which of them; None without one."""
+    call = _single_call(e, fn)
+    return (1, call) if call is not None else (-1, _single_call(mul(e, -1), fn))
+
+
+def _is_negative(e: Dim, d: Dim) -> bool:
+    """Whether ``e`` is a negative sum of symbols, to be divided by a number. Loop indices start at 0: those stay."""
+    if not isinstance(e, IntExpr) or not isinstance(d, int):
+        return False
+    return all(isinstance(a, Sym) for a in atoms(e)) and is_nonneg(sub(mul(e, -1), 1))
 
 
 def _nested_quotient(r: Dim) -> tuple[Call, Dim] | None:

@@ -255,6 +255,16 @@ def test_padding_to_a_whole_window_leaves_no_clamp() -> None:
     assert to_text(floordiv(padded, 2)) == f"floordiv({to_text(S)} + 1, 2)"
 
 
+def test_padding_to_a_multiple_divides() -> None:
+    """What frameworks write to pad a length to the next multiple, in its spellings."""
+    for padding in (mod(-S, 4), mod(4 - mod(S, 4), 4), mod(-mod(S, 4), 4)):
+        assert divides_exactly(S + padding, 4) == ceildiv(S, 4)
+        assert is_nonneg(padding)
+        assert is_nonneg(3 - padding)
+    assert floordiv(-S, 4) == -ceildiv(S, 4)
+    assert mod(-S, 4) + 4 * floordiv(-S, 4) == -S
+
+
 def test_an_index_below_a_quotient_takes_no_remainder() -> None:
     """``o < S//2 + 1`` stays below that extent, and so does a column of rows that are ``N + 2`` long."""
     extent = floordiv(S + 1, 2) + 1
