@@ -32,9 +32,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that replaces it on success and is deleted on failure.
 
     Readers see the old file or the whole new one, never a part; two writers of the same content do no harm.
+    Raises EnvironmentError_ where the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise EnvironmentError_(
+            f"{path} cannot be written: {error.strerror}",
+            hint="check permissions and disk space; for the caches, ARCWELD_CACHE_DIR names another folder",
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
+import os
 import re
 import shlex
 import shutil
@@ -34,14 +35,15 @@ class Finding:
 
 def check_nvrtc() -> Finding:
     """NVRTC: compiles kernels, with or without a GPU."""
-    from arcweld.codegen.nvrtc import compile_cubin, version
+    from arcweld.codegen.nvrtc import compile_cubin, missing_nvrtc, version
 
     probe = '#include "prims.cuh"\nextern "C" __global__ void probe(float* x) { x[0] = 1.f; }\n'
     try:
         found = version()
         compile_cubin(probe, "sm_80", name="probe")
     except ArcweldError as error:
-        return Finding("NVRTC", False, error.message, "compiling kernels", error.hint or "")
+        remedy = error.hint or str(missing_nvrtc("").hint).replace("install", "install --force-reinstall")
+        return Finding("NVRTC", False, error.message, "compiling kernels", remedy)
     return Finding("NVRTC", True, f"{found}, compiles for sm_80 with its own headers", "compiling kernels")
 
 
@@ -125,8 +127,10 @@ def check_compiler() -> Finding:
 def check_cache() -> Finding:
     """The cache folder and the room in it."""
     folder = cache_dir()
-    probe = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(probe).free
+    if not os.access(folder, os.W_OK | os.X_OK):
+        remedy = "set ARCWELD_CACHE_DIR to a folder that can be written"
+        return Finding("cache", False, f"no permission to write to {folder}", EVERYTHING, remedy)
+    free = shutil.disk_usage(folder).free
     if free < 1 << 28:
         remedy = "free some disk, or set ARCWELD_CACHE_DIR"
         return Finding("cache", False, f"{folder}: {free / 1e6:.0f} MB free", "caches", remedy)

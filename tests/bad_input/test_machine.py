@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -90,6 +92,31 @@ def test_a_cache_folder_that_cannot_be_made(model: Path, monkeypatch: pytest.Mon
     with pytest.raises(EnvironmentError_, match="cache folder") as caught:
         compile_model(model, device="sim")
     assert "ARCWELD_CACHE_DIR" in str(caught.value)
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    """The simulator needs its cache; what NVRTC keeps there is only made again. (The tests may run as root.)"""
+    make = tempfile.mkstemp
+
+    def refuse(*args: object, dir: Path, **more: object) -> tuple[int, str]:
+        if empty_cache in Path(dir).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return make(*args, dir=dir, **more)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(EnvironmentError_, match=r"cannot be written: Permission denied") as caught:
+        compile_model(model, device="sim")
+    assert "ARCWELD_CACHE_DIR" in str(caught.value)
+    assert main(["run", str(model), "--device=sim"]) == 4
+    words = [str(model), "-o", str(model.parent / "x.engine"), "--arch=sm_80", "--device=sim", "--verify=off"]
+    assert main(words) == 0
+    assert engines(model.parent) == ["x.engine"]
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    capsys.readouterr()
+    assert main(["doctor"]) == 4
+    assert "miss cache: no permission to write to" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("older", [False, True])
