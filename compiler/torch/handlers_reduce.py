@@ -285,3 +285,20 @@ def batch_norm(c: Call) -> Result:
         return y
     c.require_unused(*range(1, len(c.outs)))
     return (y, *[None] * (len(c.outs) - 1))
+
+
+@aten("_native_batch_norm_legit.no_stats")
+def batch_norm_without_statistics(c: Call) -> Result:
+    """Normalises each channel over the batch: standardised convolution weights are written so."""
+    x = c["input"]
+    c.require_unused(1, 2)
+    wide = c.cast(x, DType.F32) if x.dtype.is_half else x
+    axes = tuple(a for a in range(len(x.shape)) if a != 1)
+    centred = c.make("Sub", wide, c.make("ReduceMean", wide, axes=axes, keepdims=1))
+    variance = c.make("ReduceMean", c.make("Mul", centred, centred), axes=axes, keepdims=1)
+    y = c.make("Mul", centred, c.make("Rsqrt", c.make("Add", variance, c.full(float(c["eps"]), (), wide.dtype))))
+    for op, name in (("Mul", "weight"), ("Add", "bias")):
+        if c[name] is not None:
+            shape = (c[name].shape[0], *(1,) * (len(x.shape) - 2))
+            y = c.make(op, y, c.make("Reshape", c.cast(c[name], wide.dtype), shape=shape))
+    return c.cast(y, x.dtype), None, None

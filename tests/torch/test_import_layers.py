@@ -84,6 +84,8 @@ def test_normalisations() -> None:
         "instance": lambda x: F.instance_norm(x, weight=w, bias=b),
         "batch": lambda x: F.batch_norm(x, w, b.abs() + 0.1, w, b),
         "plain": lambda x: F.batch_norm(x, w, b.abs() + 0.1),
+        "batch without statistics": lambda x: F.batch_norm(x, None, None, w, b, training=True),
+        "standardised": lambda x: F.batch_norm(x.reshape(1, 6, -1), None, None, w, training=True, eps=1e-3),
     }
     check(functions, rand(2, 6, 4, 5))
 
