@@ -48,6 +48,15 @@ def test_every_tactic_compiles_with_hardly_a_spill(order: str, rows: int) -> Non
         assert_compiles(render_problem(problem, tactic, ARCH), spills=SPILL_BYTES if i else 0)
 
 
+@pytest.mark.slow
+def test_columns_that_are_stored_one_by_one_do_not_spill() -> None:
+    """As a language model's vocabulary of odd size."""
+    problem = problem_of(matmul_kernel(512, 50257, 768, DType.F16, "mk,nk", weight=True))
+    assert problem.store_width() == 1
+    for tactic in tactics(problem, ARCH)[:3]:
+        assert_compiles(render_problem(problem, tactic, ARCH))
+
+
 def test_every_tactic_agrees() -> None:
     case = next(c for c in CASES if c.id == "f16_nk")
     for tactic in tactics(problem_of(case.kernel), ARCH):
