@@ -109,9 +109,10 @@ def _exit_code(error: BaseException) -> int:
         _drop_output()
         return BROKEN_PIPE
     if isinstance(error, OSError):
+        reason = error.strerror or str(error)
         if error.filename is None:
             _drop_output()
-        _fail(" ".join(filter(None, (error.strerror or str(error), error.filename and f"[at {error.filename}]"))))
+        _fail(f"{reason} [at {error.filename}]" if error.filename else f"not all could be written: {reason}")
         return ENVIRONMENT
     if isinstance(error, MemoryError):
         _fail(f"there is not enough memory: {error}", "give smaller shapes with --shapes")

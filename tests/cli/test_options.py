@@ -300,7 +300,7 @@ def test_output_that_nobody_can_take(engine: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", SCRIPT, "inspect", engine], stdout=full, stderr=-1, check=False)
     assert done.returncode == 4
-    assert done.stderr == b"error: No space left on device\n"
+    assert done.stderr == b"error: not all could be written: No space left on device\n"
 
 
 def test_output_is_plain_and_whole_where_it_is_no_terminal(engine: Path) -> None:
