@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 
@@ -80,6 +81,7 @@ INTEGER: dict[str, str] = {
     "max": "({0} < {1} ? {1} : {0})",
     "min": "({1} < {0} ? {1} : {0})",
 }
+F32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # half a unit above the largest: rounds to infinity
 _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 
 
@@ -119,7 +121,7 @@ def literal(e: Expr) -> str:
         suffix = "f" if e.dtype is DType.F32 else ""
         if math.isnan(v):
             return f"({e.dtype.cuda})NAN"
-        if math.isinf(v) or (e.dtype is DType.F32 and abs(v) > 3.4028235677973366e38):
+        if math.isinf(v) or (e.dtype is DType.F32 and abs(v) >= F32_OVERFLOW):
             return f"({e.dtype.cuda}){'-' if v < 0 else ''}INFINITY"
         text = repr(float(v)) if e.dtype is DType.F64 else _shortest_f32(v)
         return (text if any(ch in text for ch in ".en") else text + ".0") + suffix
@@ -133,6 +135,4 @@ def literal(e: Expr) -> str:
 
 
 def _shortest_f32(v: float) -> str:
-    import numpy as np
-
     return np.format_float_scientific(np.float32(v), trim="-") if v and not 1e-4 <= abs(v) < 1e7 else str(np.float32(v))

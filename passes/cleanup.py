@@ -19,6 +19,8 @@ from arcweld.compiler.weights import sources
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.elements import Elements, coordinates
 
+MOST_COMPARED = 1 << 16  # elements of a constant that is searched for another value than the neutral one
+
 
 def cleanup(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` without movements and arithmetic that have no effect."""
@@ -69,7 +71,7 @@ def _is_constant(rw: Tracker, v: Value | None, value: float) -> bool:
     array = rw.array(v)
     if v is None or array is None or (array.ndim > 0 and sources(rw.weights[v.name])):
         return False
-    return array.dtype != np.bool_ and 0 < array.size <= 65536 and bool(np.all(array == value))
+    return array.dtype != np.bool_ and 0 < array.size <= MOST_COMPARED and bool(np.all(array == value))
 
 
 def _resize_is_neutral(node: Node, x: Value) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, weight_value
@@ -116,4 +117,4 @@ class _Narrower(Tracker):
 
 def largest(dtype: DType) -> float:
     """The largest finite number of a half type."""
-    return 65504.0 if dtype is DType.F16 else 3.3895313892515355e38
+    return float(ml_dtypes.finfo(dtype.numpy).max)

@@ -75,7 +75,8 @@ class Device(Protocol):
     name: str
     arch: str
 
-    def allocate(self, nbytes: int) -> Memory: ...
+    def allocate(self, nbytes: int) -> Memory:
+        """``nbytes`` bytes of undefined content; of 0 bytes an address that nobody else has."""
 
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
         """Copies a C-contiguous host array to device memory."""

@@ -139,7 +139,7 @@ class Context:
         sizes = measure(shared.plan, shared.plan.bind_symbols(key))
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
             self.release()  # everything bound points into the smaller arena
-            self._arena = shared.device.allocate(max(sizes.arena_bytes, 256))
+            self._arena = shared.device.allocate(sizes.arena_bytes)
         binder = Binder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, self._arena.address)
         steps = binder.steps()
         names = [t.name for t in shared.plan.program.outputs]
@@ -255,7 +255,7 @@ class Context:
     def _stage(self, bound: Bound) -> Staged:
         nbytes = bound.sizes.nbytes
         sizes = [*[nbytes[t.name] for t in self.shared.plan.program.inputs], *bound.output_bytes]
-        memory = self.shared.device.allocate(max(sum(aligned(s) for s in sizes), 256))
+        memory = self.shared.device.allocate(sum(aligned(s) for s in sizes))
         addresses: list[int] = []
         at = memory.address
         for size in sizes:

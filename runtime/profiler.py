@@ -51,7 +51,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
         if array.dtype != plan.tensors[tensor.name].dtype.numpy:
             raise UsageError(f"input {tensor.name!r} must be {tensor.dtype}, got {array.dtype}")
         device.upload(place.address, array)
-    arena = device.allocate(max(sizes.arena_bytes, 256))
+    arena = device.allocate(sizes.arena_bytes)
     addresses = [m.address for m in memory]
     launches = {p.launch.name: p for p in plan.launches}
     found = []

@@ -56,7 +56,7 @@ class DeviceWeights:
         self._device = device
         sizes = {w.name: arrays[w.name].nbytes for w in program.weights}
         self.nbytes = sum(map(aligned, sizes.values()))
-        self._memory: Memory = device.allocate(max(self.nbytes, 256))
+        self._memory: Memory = device.allocate(self.nbytes)
         self.addresses: dict[str, int] = {}
         at = self._memory.address
         for name, size in sizes.items():
