@@ -1,7 +1,7 @@
 """Object code for a plan's kernels: every source for every architecture that it serves, without spilled registers.
 
-An untuned tactic is an estimate; where ptxas has to spill registers for it, the kernel's other tactics are compiled too
-and the one that spills least takes its place.
+An untuned tactic is an estimate; where ptxas has to spill registers for it, or warns that it serialised something, the
+kernel's other tactics are compiled too and the best of them takes its place.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def compile_planned(
 ) -> tuple[tuple[Planned, ...], ObjectCode]:
     """Compiles every kernel; returns the plan with tactics that spill exchanged, and the object code.
 
-    Raises CompileError for a kernel that NVRTC refuses or that ptxas warns about.
+    Raises CompileError for a kernel that NVRTC refuses, or all of whose tactics ptxas warns about.
     """
     done = _compile(planned, archs, cache, progress)
-    spilled = {c.name for c in done.values() if c.spill_bytes > SPILL_BYTES}
+    spilled = {c.name for c in done.values() if c.spill_bytes > SPILL_BYTES or c.warnings}
     if spilled:
         planned = _exchange(planned, spilled, archs, cache)
         done = _compile(planned, archs, cache, progress)
@@ -91,7 +91,7 @@ def _compile(
 def _exchange(
     planned: Sequence[Planned], spilled: set[str], archs: Sequence[str], cache: DiskCache
 ) -> tuple[Planned, ...]:
-    """The plan with the sources named in ``spilled`` replaced by the tactic of the same kernel that spills least."""
+    """The plan with the sources named in ``spilled`` replaced by the tactic of the same kernel that fares best."""
     better: dict[str, KernelSource] = {}
     for p in in_order(planned):
         for s in p.sources:
@@ -111,7 +111,7 @@ def _least_spilling(kernel: Kernel, source: KernelSource, archs: Sequence[str], 
     jobs = [Job(s.source, a, s.entry) for s in candidates for a in targets]
     done = compile_many(jobs, cache=cache)
     groups = [done[i * len(targets) : (i + 1) * len(targets)] for i in range(len(candidates))]
-    worst = [max(c.spill_bytes for c in group) for group in groups]
+    worst = [max((len(c.warnings), c.spill_bytes) for c in group) for group in groups]
     best = worst.index(min(worst))  # the first of equals: tactics come best first
-    log.info("%s spills %d bytes; %s spills %d", source.entry, worst[0], candidates[best].entry, worst[best])
+    log.info("%s spills %d bytes; %s spills %d", source.entry, worst[0][1], candidates[best].entry, worst[best][1])
     return candidates[best]
