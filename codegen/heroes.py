@@ -31,6 +31,7 @@ def _accumulator(node: Node) -> Callable[[Coords], Expr]:
 
 # ------------------------------------------------------------------------------------------------------------- reduce
 
+
 def lower_reduce(reader: RegionReader, node: Node) -> Hero:
     """Reductions over ``axes``, or over one ``axis``: axes ``out`` and ``reduce``, one load ``x``."""
     x = _operand(node, 0)

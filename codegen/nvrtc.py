@@ -119,9 +119,7 @@ def missing_nvrtc(reason: str) -> EnvironmentError_:
         remedy = "pip install nvidia-cuda-nvrtc-cu12"
     else:
         remedy = "pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12"
-    return EnvironmentError_(
-        f"NVRTC, the CUDA compiler library, cannot be loaded: {reason.strip()}", hint=remedy
-    )
+    return EnvironmentError_(f"NVRTC, the CUDA compiler library, cannot be loaded: {reason.strip()}", hint=remedy)
 
 
 @functools.cache
@@ -261,6 +259,5 @@ def excerpt(text: str, line: int, around: int = 2) -> str:
         return ""
     first = max(1, line - around)
     return "\n".join(
-        f"{'>' if n == line else ' '} {n:5d} | {lines[n - 1]}"
-        for n in range(first, min(len(lines), line + around) + 1)
+        f"{'>' if n == line else ' '} {n:5d} | {lines[n - 1]}" for n in range(first, min(len(lines), line + around) + 1)
     )

@@ -68,16 +68,15 @@ def render(
     template: str, kernel: Kernel, params: Params, *, arch: str, grid: tuple[Dim, Dim, Dim],
     block: tuple[int, int, int], shared_bytes: int = 0, cluster: int = 1, pdl: bool = True,
     zero: tuple[str, ...] = (), **context: Any,
-) -> KernelSource:
+) -> KernelSource:  # fmt: skip
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
     Hooks must be printed before the call, so that ``params`` is complete. The entry point is named after the kernel
     and a hash of the text: the same kernel always has the same name and the same bytes. In the template: ``entry``,
     ``params`` (the struct's text), ``kernel`` and everything in ``context``.
     """
-    text = environment().get_template(template).render(
-        entry=_ENTRY, params=params.struct(), kernel=kernel, grid=grid, block=block, **context
-    )
+    page = environment().get_template(template)
+    text = page.render(entry=_ENTRY, params=params.struct(), kernel=kernel, grid=grid, block=block, **context)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     entry = f"{kernel.stem}_{digest}"
     return KernelSource(

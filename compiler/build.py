@@ -141,9 +141,7 @@ def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | 
 # ----------------------------------------------------------------------------------------------------- the program
 
 
-def assemble(
-    fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, order: Sequence[str]
-) -> EngineData:
+def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -> EngineData:
     """The engine's data: tensors, launches, weights, sources and object code. ``order`` names the model's outputs."""
     graph, planned = fused.graph, in_order(planned)
     made = {o.name: o for r in fused.regions for o in r.outputs}

@@ -112,4 +112,3 @@ def _local_error(
     with np.errstate(all="ignore"):
         got = opdef(node.op).reference(arrays, concrete(node.attrs, sizes))[0]
     return relative_error(np.asarray(got, np.float32), want)
-

@@ -47,9 +47,7 @@ class Fuser:
         self.position = {n.output.name: i for i, n in enumerate(graph.nodes)}
         self.outputs = graph.output_names()
         self.groups: list[_Group] = []
-        self.owner: dict[
-            str, _Group
-        ] = {}  # node (by first output) -> the group that computes and may store it
+        self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
         self.refusals: list[Refusal] = []
 
@@ -76,9 +74,7 @@ class Fuser:
 
     def _together(self, r: Refusal) -> bool:
         names = [
-            {n.name for n in g.nodes.values()}
-            for g in self.groups
-            if r.producer in {n.name for n in g.nodes.values()}
+            {n.name for n in g.nodes.values()} for g in self.groups if r.producer in {n.name for n in g.nodes.values()}
         ]
         return any(r.consumer in n for n in names)
 
@@ -140,12 +136,7 @@ class Fuser:
     def _outside(self, g: _Group, extra: Node) -> set[str]:
         nodes = [*g.nodes.values(), extra]
         made = {o.name for n in nodes for o in n.outputs}
-        return {
-            v.name
-            for n in nodes
-            for v in n.operands()
-            if v.name not in made and v.name not in self.graph.weights
-        }
+        return {v.name for n in nodes for v in n.operands() if v.name not in made and v.name not in self.graph.weights}
 
     def _feeds_products(self, name: str) -> bool:
         """True if only matrix products read the view, as their left operand, which they want in rows."""
@@ -263,9 +254,7 @@ class Fuser:
         for o in p.operands():
             self._inline(g, o, p, pointwise=pointwise, reads=reads * _fan_out(p))
 
-    def _may_inline(
-        self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool
-    ) -> bool:
+    def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
         if self._free(p):
             # an owner means that it is stored anyway: then reading it back is as good
             return self.owner.get(p.output.name) is None
@@ -346,10 +335,7 @@ class Fuser:
             return True
         name = node.output.name
         readers = (
-            g
-            for o in node.outputs
-            for c in self.consumers.get(o.name, ())
-            for g in self.members.get(c.output.name, ())
+            g for o in node.outputs for c in self.consumers.get(o.name, ()) for g in self.members.get(c.output.name, ())
         )
         return any(name not in g.nodes for g in readers)
 

@@ -152,17 +152,13 @@ def _read_entries(data: memoryview, at: int, size: int, count: int) -> dict[str,
     return members
 
 
-def _member(
-    data: memoryview, name: str, entry: tuple[int, ...], extra: memoryview, limit: int
-) -> tuple[Span, int]:
+def _member(data: memoryview, name: str, entry: tuple[int, ...], extra: memoryview, limit: int) -> tuple[Span, int]:
     """Checks one entry against its local header; returns where its bytes and its header lie."""
     flags, method, stored, size, start = entry[5], entry[6], entry[10], entry[11], entry[18]
     if 0xFFFFFFFF in (stored, size, start):
         size, stored, start = _zip64(extra, size, stored, start)
     if flags or method or stored != size:
-        raise EngineFileError(
-            f"member {name} is compressed or encrypted", hint="engine files hold stored members only"
-        )
+        raise EngineFileError(f"member {name} is compressed or encrypted", hint="engine files hold stored members only")
     if start + _LOCAL.size > limit:
         raise EngineFileError(f"member {name} lies outside the file")
     local = _LOCAL.unpack_from(data, start)

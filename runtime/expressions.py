@@ -39,9 +39,7 @@ class Expression:
         """
         self.text = text
         self.names: frozenset[str] = frozenset()
-        self.constant: int | None = (
-            int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-        )
+        self.constant: int | None = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
         self._code: CodeType | None = None
         if self.constant is None:
             self._compile()

@@ -28,7 +28,7 @@ Fold = Callable[[Emit, Value, Mapping[str, Any]], Value]  # (emit, wide operand,
 def _reduction(
     name: str, numpy: Callable[..., np.ndarray], fold: Fold, dtypes: Sequence[DType], more: Sequence[Case] = (),
     low: float = -2.0,
-) -> None:
+) -> None:  # fmt: skip
     def reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
         x = operand(arrays)
         wide = x.astype(np.float64) if x.dtype == np.float32 else widen(x)

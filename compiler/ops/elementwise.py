@@ -121,4 +121,3 @@ def widen(a: np.ndarray) -> np.ndarray:
     """f16 and bf16 arrays as f32, others as they are: the type in which references compute."""
     compute = from_numpy(a.dtype).compute.numpy
     return a if a.dtype == compute else a.astype(compute)
-

@@ -111,9 +111,7 @@ def _gather_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_gather_nd(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     batch, lead, depth = node.attrs["batch_dims"], indices.type.rank - 1, int(indices.shape[-1])  # type: ignore[arg-type]
-    found = [
-        dynamic_index(reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)
-    ]
+    found = [dynamic_index(reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)]
     return reader.read(x, (*coords[:batch], *found, *coords[lead:]))
 
 

@@ -46,15 +46,11 @@ def taps(
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """For each kernel offset, the view of padded ``x`` that it meets at every output position."""
     for offset in product(*(range(k) for k in kernel)):
-        box = tuple(
-            slice(o * d, o * d + (m - 1) * s + 1, s) for o, d, m, s in zip(offset, dilations, out, strides)
-        )
+        box = tuple(slice(o * d, o * d + (m - 1) * s + 1, s) for o, d, m, s in zip(offset, dilations, out, strides))
         yield offset, x[:, :, *box]
 
 
-def conv(
-    x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, group: int
-) -> np.ndarray:
+def conv(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, group: int) -> np.ndarray:
     """Convolution of ``x`` [N, C, spatial] with ``w`` [O, C/group, kernel] -> [N, O, spatial']."""
     x = pad_spatial(x, pads)
     out = extents(x.shape[2:], w.shape[2:], strides, dilations)
@@ -129,9 +125,7 @@ def _covered(spatial: Ints, kernel: Ints, strides: Ints, dilations: Ints, pads: 
     return [max(pads[rank + a], need[a] - spatial[a] - pads[a]) for a in range(rank)]
 
 
-def max_pool(
-    x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints
-) -> np.ndarray:
+def max_pool(x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints) -> np.ndarray:
     """Maximum over windows; padding never wins."""
     least = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
     ends = _covered(x.shape[2:], kernel, strides, dilations, pads, out)

@@ -16,8 +16,16 @@ from arcweld.runtime.sim.device import SimDevice
 
 
 def run_kernel(
-    source: KernelSource, kernel: Kernel, inputs: Mapping[str, np.ndarray], env: Mapping[str, int] | None = None,
-    *, checked: bool = True, seed: int = 0, text: str | None = None, device: Any = None, cubin: bytes | None = None,
+    source: KernelSource,
+    kernel: Kernel,
+    inputs: Mapping[str, np.ndarray],
+    env: Mapping[str, int] | None = None,
+    *,
+    checked: bool = True,
+    seed: int = 0,
+    text: str | None = None,
+    device: Any = None,
+    cubin: bytes | None = None,
 ) -> dict[str, np.ndarray]:
     """Outputs of ``source``, by canonical buffer name, on the sim device or on ``device`` (which then gets ``cubin``).
 

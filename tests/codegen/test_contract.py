@@ -117,4 +117,3 @@ def test_aligned_operands_are_copied_asynchronously() -> None:
     assert problem.a.copyable
     assert problem.b.copyable
     assert not problem_of(cases_contract.matmul_kernel(64, 63, 65, DType.F16)).a.copyable
-

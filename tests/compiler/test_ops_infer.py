@@ -90,9 +90,7 @@ def test_broadcasting_agrees_with_numpy(a: list[int], b: list[int]) -> None:
         assert broadcast("Add", [a, b]) == want
 
 
-@given(
-    st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.booleans()
-)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.booleans())
 def test_pool_extents_with_a_symbolic_size_agree_with_numpy(
     size: int, kernel: int, stride: int, dilation: int, pad: int, ceil: bool
 ) -> None:

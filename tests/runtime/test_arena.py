@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 def live_bytes(intervals: Sequence[Interval]) -> int:
     """The largest sum of bytes alive at one launch: no arena can be smaller."""
     points = sorted({i.first for i in intervals})
-    return max(
-        (sum(aligned(i.nbytes) for i in intervals if i.first <= p <= i.last) for p in points), default=0
-    )
+    return max((sum(aligned(i.nbytes) for i in intervals if i.first <= p <= i.last) for p in points), default=0)
 
 
 @st.composite

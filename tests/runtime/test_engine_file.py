@@ -327,9 +327,7 @@ BROKEN = {
     "unbound symbol": changed(symbols=(Symbol("n"), Symbol("m"))),
     "empty range": changed(symbols=(Symbol("n", 5, 4),)),
     "negative weight": changed(weights=(msgspec.structs.replace(P.weights[0], shape=(-8,)), P.weights[1])),
-    "huge weight": changed(
-        weights=(msgspec.structs.replace(P.weights[0], shape=(1 << 47, 1 << 47)), P.weights[1])
-    ),
+    "huge weight": changed(weights=(msgspec.structs.replace(P.weights[0], shape=(1 << 47, 1 << 47)), P.weights[1])),
     "alias circle": changed(aliases=(Alias("flat", "t"), Alias("t", "flat"))),
     "alias of nothing": changed(aliases=(Alias("flat", "nothing"),)),
     "alias of an input's name": changed(aliases=(Alias("x", "t"),)),
