@@ -24,8 +24,9 @@ MAX_OPERANDS = 12
 MAX_RECOMPUTE = 40
 # how often an element of the operand is read: heroes that read each once can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
-# operands of other heroes that may be computed on the fly: those that are read like an epilogue's
-FREE_OPERANDS = {("Attention", 3), ("ScatterND", 0), ("ScatterElements", 0)}
+# operands of other heroes that may be computed on the fly, as they are read like an epilogue's: attention's mask, the
+# data that a scatter copies
+FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 
 
 class _Group:
@@ -141,14 +142,16 @@ class Fuser:
     def _feeds_products(self, name: str) -> bool:
         """True if only matrix products read the view, as their left operand, which they want in rows."""
         readers = self.consumers.get(name, ())
-        return bool(readers) and all(c.op == "MatMul" and c.operands()[0].name == name for c in readers)
+        return bool(readers) and all(
+            opdef(c.op).kind is Kind.CONTRACT and c.operands()[0].name == name for c in readers
+        )
 
     def _trim(self, g: _Group) -> None:
         """Gives back trailing views that nobody needs in memory: their readers look through them.
 
         Attention keeps those that merge its heads for a product: it may as well store its results in that order.
         """
-        merged = g.hero is not None and g.hero.op == "Attention"
+        merged = g.template == "attention"
         changed = True
         while changed:
             changed = False
@@ -221,7 +224,7 @@ class Fuser:
         epilogue = [n for n in g.nodes.values() if n is not hero]
         for i, v in enumerate(hero.inputs):
             if v is not None:
-                free = (kind in READ_ONCE and i == 0) or (hero.op, i) in FREE_OPERANDS
+                free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
                 self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
         for n in epilogue:
             for v in n.operands():
