@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from arcweld.codegen.nvrtc import Job, compile_job
 from arcweld.compiler.build import Build, Progress, build_graph
-from arcweld.compiler.dims import Dim, symbol
-from arcweld.compiler.dtypes import DType, from_numpy
-from arcweld.compiler.errors import ModelError, UsageError
+from arcweld.compiler.errors import UsageError
 from arcweld.compiler.evidence import ENGINE_TOLERANCE, VerifyPlan, verify_build
+from arcweld.compiler.inputs import Input as Input
+from arcweld.compiler.inputs import checked_sizes, wishes
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.promotion import Promotion, promote, reference_seconds
 from arcweld.compiler.reference import bind_symbols
 from arcweld.compiler.samples import sample_inputs, sample_sizes
 from arcweld.compiler.summary import summary
+from arcweld.runtime.arrays import host_array
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine import Engine
 
 log = logging.getLogger("arcweld")
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """What is known of one input beforehand.
-
-    shape  one entry an axis: an int, a name (a symbolic dimension), an expression (``"32*h"``) or
-           ``(name, lowest, highest)``; None: unchanged
-    dtype  a numpy dtype or its name, checked against the model's
-    value  a number or array that the input always has: the engine is compiled for it and has no such input
-    """
-
-    name: str
-    shape: Sequence[int | str | tuple[str, int, int | None] | Dim] | None = None
-    dtype: Any = None
-    value: Any = None
+ENGINE_HEAD = b"PK\x03\x04"
 
 
 class CompileOptions(TypedDict, total=False):
@@ -68,15 +55,15 @@ class CompileOptions(TypedDict, total=False):
     verify_budget: float
     tolerance: float | None
     tf32: bool
-    disable: Sequence[str]
+    disable: Sequence[str] | str
     progress: Progress | None
     dump: str | os.PathLike[str] | None
     sizes: Mapping[str, int] | None
-    feeds: Mapping[str, np.ndarray] | None
+    feeds: Mapping[str, Any] | None
 
 
 def compile(
-    model: Any, *args: Any, inputs: Sequence[Input] = (), kwargs: Mapping[str, Any] | None = None,
+    model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
 ) -> Engine:  # fmt: skip
     """Compiles a model and returns a verified engine.
@@ -89,21 +76,28 @@ def compile(
     Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled,
     AccuracyError above tolerance, UsageError, EnvironmentError_.
     """
+    if unknown := [name for name in options if name not in CompileOptions.__annotations__]:
+        near = difflib.get_close_matches(unknown[0], CompileOptions.__annotations__, 1)
+        known = f"did you mean {near[0]}?" if near else f"options: {', '.join(CompileOptions.__annotations__)}"
+        raise UsageError(f"compile has no option {unknown[0]!r}", hint=known)
     graph = import_model(model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
     return compile_graph(graph, **options)
 
 
 def import_model(
-    model: Any, *args: Any, inputs: Sequence[Input] = (), kwargs: Mapping[str, Any] | None = None,
+    model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> Graph:  # fmt: skip
     """The graph of a model in any of the forms that ``compile`` takes."""
     kind = type(model)
+    asked = wishes(inputs)
     if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
         from arcweld.compiler.onnx.importer import import_onnx
 
-        values = {i.name: i.value for i in inputs if i.value is not None}
-        graph = import_onnx(model, shapes=_input_shapes(inputs), values=values)
+        if args or kwargs or dynamic_shapes:
+            raise UsageError("example arguments are for torch modules", hint="inputs= says what is known of the inputs")
+        _refuse_engine(model)
+        graph = import_onnx(model, shapes=asked.shapes, values=asked.values)
     elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
         from arcweld.compiler.torch import importer
 
@@ -125,33 +119,19 @@ def import_model(
             f"can't compile a {kind.__module__}.{kind.__name__}",
             hint="pass an ONNX path or ModelProto, a torch.nn.Module with example arguments, or an ExportedProgram",
         )
-    _check_inputs(graph, inputs)
+    asked.check(graph)
     return graph
 
 
-def _input_shapes(inputs: Sequence[Input]) -> dict[str, list[Dim | str]]:
-    shapes: dict[str, list[Dim | str]] = {}
-    for i in inputs:
-        if i.shape is None:
-            continue
-        if i.value is not None:
-            raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
-        for name, low, high in (d for d in i.shape if isinstance(d, tuple)):
-            if high is not None and low > high:
-                raise UsageError(f"dimension {name} of input {i.name} ranges from {low} to {high}")
-        shapes[i.name] = [symbol(d[0], d[1], d[2]) if isinstance(d, tuple) else d for d in i.shape]
-    return shapes
-
-
-def _check_inputs(graph: Graph, inputs: Sequence[Input]) -> None:
-    found = {v.name: v for v in graph.inputs}
-    for i in (i for i in inputs if i.value is None):
-        if i.name not in found:
-            raise UsageError(f"the model has no input {i.name!r}", hint=f"its inputs are {', '.join(found)}")
-        if i.dtype is not None:
-            asked = i.dtype if isinstance(i.dtype, DType) else from_numpy(np.dtype(i.dtype))
-            if asked is not found[i.name].dtype:
-                raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
+def _refuse_engine(model: Any) -> None:
+    """Raises UsageError for an engine file, which the ONNX reader would call damaged."""
+    head = model[:4] if isinstance(model, bytes) else b""
+    if isinstance(model, str | os.PathLike) and Path(model).is_file():
+        with open(model, "rb") as file:
+            head = file.read(4)
+    if head == ENGINE_HEAD:
+        name = "this" if isinstance(model, bytes) else os.fspath(model)
+        raise UsageError(f"{name} is an engine, an ONNX model is needed here", hint="arcweld.load opens engines")
 
 
 def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
@@ -168,17 +148,20 @@ def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build
 def build_data(
     graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
     device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
-    tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] = (), progress: Progress | None = None,
-    dump: str | os.PathLike[str] | None = None, sizes: Mapping[str, int] | None = None,
-    feeds: Mapping[str, np.ndarray] | None = None,
+    tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] | str = (),
+    progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """What ``build_engine`` makes, before it is put on the device: the build, the device that was chosen, and the
     engine where verification has opened one. Without it, weights stay where the importer mapped them.
     """
     plan = VerifyPlan(verify, verify_budget, tolerance)
+    sizes = checked_sizes(sizes)
+    feeds = None if feeds is None else _checked_feeds(graph, feeds)
     where = open_device(device)
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
-    options = Options(precision=precision, arch=archs, disable=frozenset(disable), tf32=tf32)
+    left_out = {disable} if isinstance(disable, str) else disable
+    options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32)
     started = time.monotonic()
     folder = None if dump is None else Path(dump)
     if folder is not None:
@@ -201,6 +184,14 @@ def build_data(
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine
+
+
+def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays on the host by input name, from whatever kind of array. Raises UsageError for names of no input."""
+    known = [v.name for v in graph.inputs]
+    if unknown := sorted(set(feeds) - set(known)):
+        raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(known)}")
+    return {name: host_array(value) for name, value in feeds.items()}
 
 
 def _make_folder(folder: Path) -> None:

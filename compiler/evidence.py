@@ -58,8 +58,10 @@ class VerifyPlan:
         if self.level not in LEVELS:
             raise UsageError(f"unknown verification level {self.level!r}", hint=f"one of {', '.join(LEVELS)}")
         for name, number in (("budget", self.budget), ("tolerance", self.tolerance)):
-            if number is not None and not number >= 0:  # NaN compares with nothing: it would allow everything
-                raise UsageError(f"{number} is no {name} of verification", hint="a number from 0 on")
+            # NaN compares with nothing: as a tolerance it would allow everything
+            good = isinstance(number, int | float) and number >= 0
+            if not good and (number is not None or name == "budget"):
+                raise UsageError(f"{number!r} is no {name} of verification", hint="a number from 0 on")
 
 
 def verify_build(

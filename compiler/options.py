@@ -33,7 +33,7 @@ class Options:
         if self.precision not in _PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}", hint=f"one of {', '.join(_PRECISIONS)}")
         for arch in self.arch:
-            parsed = parse_arch(arch)
+            parsed = parse_arch(arch) if isinstance(arch, str) else None
             if parsed is None or parsed[0] < OLDEST_ARCH:
                 hint = f"written like sm_80 or sm_90a; sm_{OLDEST_ARCH} is the oldest that the kernels are written for"
                 raise UsageError(f"{arch!r} is no architecture that can be compiled for", hint=hint)

@@ -212,6 +212,13 @@ def host_view(tensor: Any, dtype: np.dtype) -> np.ndarray:
     return view
 
 
+def host_array(value: Any) -> np.ndarray:
+    """The numpy array of an array of whatever kind; copied from a GPU."""
+    if hasattr(value, "detach"):  # torch
+        return host_view(value.detach().cpu().contiguous(), torch_element(value.dtype).numpy)
+    return np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy has get
+
+
 def torch_element(dtype: Any) -> Element:
     """The element type of a torch dtype. Raises InputError for one that engines do not have."""
     for candidate in map(Element, DType):

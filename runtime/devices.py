@@ -47,12 +47,14 @@ def _say(name: str, why: str) -> None:
     log.log(level, "running on device %s (%s)", name, why)
 
 
-def open_device(name: Device | str | None = None) -> Device:
+def open_device(name: Device | str | int | None = None) -> Device:
     """``name`` itself where it is an open device, else opens ``cuda``, ``cuda:1`` (also ``1``) or ``sim``
     (``sim:sm_80`` for the portable kernels).
 
     Raises UsageError for another name, EnvironmentError_ where the device is not usable on this machine.
     """
+    if isinstance(name, int) or type(name).__module__ == "torch":
+        name = str(name)  # a GPU's number, a torch.device
     if name is not None and not isinstance(name, str):
         if not hasattr(name, "arch"):
             raise UsageError(f"a {type(name).__name__} is not a device", hint="use cuda, cuda:N, sim or sim:sm_80")

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.compiler.errors import EngineFileError, InputError, UsageError
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.arrays import Arrays, Element, host_view, result_kind, torch_element
+from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
 from arcweld.runtime.bound import measure
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
@@ -71,6 +71,8 @@ class Engine:
         ``graphs``: replay CUDA graphs where the device can. Raises EngineFileError, DeviceError,
         EnvironmentError_.
         """
+        if not isinstance(data, EngineData):
+            raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
         check_data(data)
         self.data = data
         self.device: Device = open_device(device)
@@ -229,7 +231,7 @@ class Engine:
         """
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
-        packed = self._weights.pack({name: _host(value) for name, value in values.items()})
+        packed = self._weights.pack({name: host_array(value) for name, value in values.items()})
         token = self.device.enter()
         try:
             self._weights.store(packed)
@@ -241,6 +243,9 @@ class Engine:
         """Writes the engine file. Raises EnvironmentError_ where the disk refuses."""
         write_engine(path, self.data)
 
+    def __reduce__(self) -> Any:
+        raise TypeError("an Engine holds a device: save it to a file, and load that in the other process")
+
     def release(self) -> None:
         """Frees this thread's arenas and graphs; the next call allocates them again."""
         contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
@@ -249,13 +254,6 @@ class Engine:
         for context in contexts.values():
             context.release()
         contexts.clear()
-
-
-def _host(value: Any) -> np.ndarray:
-    """A host array of a new weight, from whatever kind of array."""
-    if hasattr(value, "detach"):  # torch
-        return host_view(value.detach().cpu().contiguous(), torch_element(value.dtype).numpy)
-    return np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy has get
 
 
 def load(

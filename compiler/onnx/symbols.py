@@ -18,7 +18,7 @@ from arcweld.compiler.onnx.deduce import Bounds
 from arcweld.compiler.text import sanitize
 
 Range: TypeAlias = "tuple[int, int | None, int]"
-Shapes: TypeAlias = "Mapping[str, Sequence[int | str | Dim]]"
+Shapes: TypeAlias = "Mapping[str, Sequence[int | str | Dim | None]]"
 
 _RESERVED = {"floordiv", "mod", "max", "min"}
 MAX_DIM = 2**48
@@ -130,17 +130,21 @@ def declared_dims(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...] | N
 
 
 def input_shape(
-    table: DimTable, name: str, declared: tuple[int | str | None, ...], override: Sequence[int | str | Dim] | None
+    table: DimTable,
+    name: str,
+    declared: tuple[int | str | None, ...],
+    override: Sequence[int | str | Dim | None] | None,
 ) -> tuple[Dim, ...]:
-    """The shape of one input. Raises UsageError when the override contradicts the file."""
+    """The shape of one input; None in the override keeps what the file says. Raises UsageError for contradictions."""
     if override is not None and len(override) != len(declared):
         raise UsageError(
             f"input {name!r} has rank {len(declared)}, the shape given for it has {len(override)} dimensions"
         )
     shape: list[Dim] = []
     for i, dim in enumerate(declared):
-        if override is not None:
-            shape.append(_overridden(table, name, dim, override[i]))
+        given = None if override is None else override[i]
+        if given is not None:
+            shape.append(_overridden(table, name, dim, given))
         elif isinstance(dim, int):
             shape.append(dim)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def test_verification_can_be_given_sizes_and_inputs() -> None:
         (Input("x", dtype="float16"), ModelError, "is f32, not f16"),
         (Input("x", dtype=np.int64), ModelError, "is f32, not i64"),
         (Input("x", (("n", 5, 3), 8)), UsageError, "ranges from 5 to 3"),
+        (Input("x", (("n", -1, 3), 8)), UsageError, "ranges from -1 to 3"),
+        (Input("x", (1.0, 8)), UsageError, "1.0 is no dimension"),  # type: ignore[arg-type]
+        (Input("x", "1x8"), UsageError, "is no dimension"),
+        (Input("x", dtype="floot"), UsageError, "'floot' is no element type"),
+        ("x", UsageError, "a list of Input, not of str"),
+        (("x", (3, 8)), UsageError, "a list of Input, not of tuple"),
         (Input("x", (3,)), arcweld.ArcweldError, "x"),
     ],
 )
@@ -150,8 +157,21 @@ def test_senseless_inputs_are_refused(given: Input, error: type[Exception], text
         arcweld.compile(model_of(["n", 8]), inputs=[given], device="sim")
 
 
+def test_an_input_is_given_once() -> None:
+    with pytest.raises(UsageError, match="x is given twice"):
+        arcweld.compile(model_of(["n", 8]), inputs=[Input("x", (3, 8)), Input("x", (4, 8))], device="sim")
+
+
+def test_axes_may_be_left_to_the_model() -> None:
+    graph = api.import_model(model_of(["n", 8]), inputs=Input("x", (None, np.int64(8))))
+    assert str(graph.inputs[0].type) == "f32[n, 8]"
+    graph = api.import_model(model_of(["n", 8]), inputs=Input("x", (("m", 2), None)))
+    assert str(graph.inputs[0].type) == "f32[m, 8]"
+    assert [(s.lo, s.hi) for s in graph.symbols()] == [(2, None)]
+
+
 def test_the_right_type_is_accepted() -> None:
-    for dtype in ("float32", np.float32, arcweld.compiler.dtypes.DType.F32):
+    for dtype in ("float32", np.float32, torch.float32, arcweld.compiler.dtypes.DType.F32):
         api.import_model(model_of(["n", 8]), inputs=[Input("x", dtype=dtype)])
 
 
@@ -160,7 +180,12 @@ def test_the_right_type_is_accepted() -> None:
     [
         ({"precision": "int4"}, "precision"), ({"verify": "maybe"}, "verification level"), ({"arch": "sm_70"}, "sm_70"),
         ({"disable": ["no-such-pass"]}, "no pass is called"), ({"device": "tpu"}, "tpu"),
-        ({"sizes": {"q": 1}}, "called q"),
+        ({"sizes": {"q": 1}}, "called q"), ({"sizes": {"n": -1}}, "-1 is no size"), ({"arch": [80]}, "80 is no arch"),
+        ({"sizes": {"n": "a"}}, "'a' is no size"), ({"precison": "fp16"}, "no option 'precison'"),
+        ({"verify": True}, "verification level"), ({"tolerance": float("nan")}, "nan is no tolerance"),
+        ({"tolerance": "a"}, "'a' is no tolerance"), ({"verify_budget": None}, "None is no budget"),
+        ({"feeds": {"q": 1}}, "no input 'q'"), ({"kwargs": {"x": 1}}, "for torch modules"),
+        ({"device": torch.device("cpu")}, "'cpu' is not a device"), ({"device": 1.5}, "a float is not a device"),
     ],
 )  # fmt: skip
 def test_senseless_options_are_refused(options: dict[str, Any], text: str) -> None:
@@ -182,6 +207,25 @@ def test_shapes_of_a_module_come_from_its_arguments() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(arcweld.ArcweldError, match=r"nowhere\.onnx"):
         arcweld.compile(tmp_path / "nowhere.onnx", device="sim")
+
+
+def test_an_engine_is_not_a_model(tmp_path: Path) -> None:
+    engine = arcweld.compile(model_of([3, 8]), device="sim", verify="off")
+    engine.save(tmp_path / "m.engine")
+    for model in (tmp_path / "m.engine", (tmp_path / "m.engine").read_bytes()):
+        with pytest.raises(UsageError, match="is an engine, an ONNX model is needed"):
+            arcweld.compile(model, device="sim")
+    with pytest.raises(UsageError, match="a PosixPath is no engine's data"):
+        arcweld.Engine(tmp_path / "m.engine")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="save it to a file"):
+        pickle.dumps(engine)
+
+
+def test_feeds_of_any_kind_verify() -> None:
+    for array in (sample(5, 8), torch.from_numpy(sample(5, 8))):
+        engine = arcweld.compile(model_of(["n", 8]), device="sim", feeds={"x": array})
+        assert engine.data.verify is not None
+        assert engine.data.verify["shapes"] == {"x": [5, 8]}
 
 
 def test_unknown_operators_are_all_listed() -> None:

@@ -179,6 +179,6 @@ def test_the_readme_lists_what_is_missing_of_onnx() -> None:
 def test_the_readme_counts_the_operators_of_pytorch() -> None:
     from arcweld.compiler.torch.table import handled
 
-    match = re.search(r"(\d+) ATen overloads", text_of("README.md"))
+    match = re.search(r"more than (\d+) ATen overloads", text_of("README.md"))
     assert match is not None
-    assert int(match[1]) == len(handled())
+    assert 0 < len(handled()) - int(match[1]) < 50
