@@ -303,15 +303,16 @@ def test_output_that_nobody_can_take(engine: Path) -> None:
     assert done.stderr == b"error: not all could be written: No space left on device\n"
 
 
-def test_output_is_plain_and_whole_where_it_is_no_terminal(engine: Path) -> None:
+def test_output_is_plain_and_whole_where_it_is_no_terminal(engine: Path, tmp_path: Path) -> None:
     loud = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "20", "PYTHONIOENCODING": "ascii"}
     report = command("inspect", engine, "--json", env=loud, stdin=subprocess.DEVNULL)
     assert json.loads(report.stdout)["name"] == "mlp"
     text = command("inspect", engine, env={**os.environ, "COLUMNS": "20", "NO_COLOR": "1"}).stdout
     assert "\x1b" not in text
     assert any("rowwise_softmax" in line and line.endswith("softmax") for line in text.splitlines())
-    noted = command("run", engine, "--shapes=x:0x16", env=loud)  # the note has a sign that ASCII lacks
-    assert noted.returncode == 0
+    shown = command("inspect", mlp(tmp_path / "größer.onnx"), env=loud)  # a name that ASCII cannot say
+    assert shown.returncode == 0
+    assert "gr\\xf6\\xdfer.onnx: 4 nodes" in shown.stdout
 
 
 def test_reports_hold_no_numbers_that_json_lacks(capsys: Words) -> None:
