@@ -201,6 +201,29 @@ def test_inside_torchs_graph_capture(engine: Engine, torch: Any) -> None:
         np.testing.assert_allclose(y.cpu().numpy(), chain_reference(rows(10, seed), W)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_recorded_graph_outlives_its_context(device: Any, torch: Any) -> None:
+    """Calls on further streams make the engine forget the one that the caller recorded on, but not its memory."""
+    engine = Engine(built(chain(), device.arch), device)
+    x = torch.from_numpy(rows(300)).cuda()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        engine(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        y, _ = engine(x)
+    others = [torch.cuda.Stream() for _ in range(6)]
+    for seed in range(3):
+        x.copy_(torch.from_numpy(rows(300, seed)))
+        torch.cuda.synchronize()
+        graph.replay()
+        for stream in others:  # at the same time as the replay
+            with torch.cuda.stream(stream):
+                engine(torch.ones_like(x))
+        torch.cuda.synchronize()
+        np.testing.assert_allclose(y.cpu().numpy(), chain_reference(rows(300, seed), W)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_torch_and_the_engine_share_the_memory(engine: Engine, torch: Any) -> None:
     """No hidden host copies: a call allocates its results and nothing that stays."""
     x = torch.from_numpy(rows(64)).cuda()
@@ -307,8 +330,12 @@ def test_bad_launches_are_device_errors(device: Any) -> None:
 # ------------------------------------------------------------------------------- PDL chains, clusters and TMA
 
 
-def test_a_chain_under_programmatic_launch(device: Any) -> None:
-    """200 dependent kernels, each waiting for its predecessor: one that runs early spoils the result."""
+@pytest.mark.parametrize("code", ["cubin", "ptx"])
+def test_a_chain_under_programmatic_launch(device: Any, code: str) -> None:
+    """200 dependent kernels, each waiting for its predecessor: one that runs early spoils the result.
+
+    PTX for sm_80 has no instruction to wait with: its kernels must not be launched programmatically at all.
+    """
     length = 200
     temps = tuple(Tensor(f"t{i}", "f32", ("n",)) for i in range(length - 1))
     names = ["x", *(t.name for t in temps), "y"]
@@ -328,7 +355,10 @@ def test_a_chain_under_programmatic_launch(device: Any) -> None:
             aliases=(),
             launches=steps,
         )
-        engine = Engine(built(EngineData(program, {"scale_add": SCALE_ADD}, {"w": W}), device.arch), device)
+        data = EngineData(program, {"scale_add": SCALE_ADD}, {"w": W})
+        if code == "ptx":
+            data = replace(data, ptx={"scale_add": compile_ptx(SCALE_ADD, "sm_80", name="scale_add")})
+        engine = Engine(built(data, device.arch) if code == "cubin" else data, device)
         assert engine.memory(n=1 << 16).arena == 2 << 18
         x = np.random.default_rng(3).standard_normal(1 << 16).astype(np.float32)
         want = x.astype(np.float64) + length * np.tile(W, (1 << 16) // 8)
