@@ -24,7 +24,7 @@ from arcweld.compiler.torch.partition import Examiner, partition
 from arcweld.compiler.torch.report import BlockReport, GraphReport, add_report
 from arcweld.compiler.torch.simplify import simplify
 from arcweld.compiler.torch.split import split_module
-from arcweld.compiler.torch.table import handled
+from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes
 from arcweld.runtime.devices import VARIABLE, choose, gpu_count
 from torch import fx
@@ -150,7 +150,8 @@ def _decompositions() -> dict[Any, Any]:
     from torch._decomp import core_aten_decompositions
 
     keep = handled()
-    return {op: fn for op, fn in core_aten_decompositions().items() if str(op) not in keep}
+    core = {op: fn for op, fn in core_aten_decompositions().items() if str(op) not in keep}
+    return {**core, **more_decompositions()}
 
 
 def _left_to_pytorch(module: fx.GraphModule) -> Callable[..., Any]:

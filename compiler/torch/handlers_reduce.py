@@ -215,13 +215,14 @@ def _saved_moments(c: Call, x: Value, axes: Sequence[int], eps: float) -> tuple[
     centred = c.make("Sub", wide, mean)
     var = c.make("ReduceMean", c.make("Mul", centred, centred), axes=tuple(axes), keepdims=1)
     rstd = c.make("Rsqrt", c.make("Add", var, c.scalar(eps, wide.dtype)))
-    outs = [c.outs[1], c.outs[2]]
-    assert outs[0] is not None
-    assert outs[1] is not None
-    return (
-        c.reshape(c.cast(mean, outs[0].dtype), outs[0].shape),
-        c.reshape(c.cast(rstd, outs[1].dtype), outs[1].shape),
-    )
+    return _saved(c, 1, mean), _saved(c, 2, rstd)
+
+
+def _saved(c: Call, result: int, v: Value) -> Value:
+    """``v`` as torch has that result."""
+    out = c.outs[result]
+    assert out is not None
+    return c.reshape(c.cast(v, out.dtype), out.shape)
 
 
 @aten("rms_norm", "_fused_rms_norm")
@@ -236,8 +237,11 @@ def rms_norm(c: Call) -> Result:
     y = c.make("RMSNormalization", x, weight, axis=axis, epsilon=float(eps))
     if len(c.outs) == 1:
         return y
-    c.require_unused(1)
-    return y, None
+    if 1 not in c.used:
+        return y, None
+    wide = c.cast(x, x.dtype.compute)
+    square = c.make("ReduceMean", c.make("Mul", wide, wide), axes=tuple(range(axis, len(x.shape))), keepdims=1)
+    return y, _saved(c, 1, c.make("Rsqrt", c.make("Add", square, c.scalar(float(eps), wide.dtype))))
 
 
 @aten("group_norm", "native_group_norm")
@@ -251,8 +255,8 @@ def group_norm(c: Call) -> Result:
     y = c.make("GroupNormalization", x, scale, bias, epsilon=float(c["eps"]), num_groups=groups)
     if len(c.outs) == 1:
         return y
-    c.require_unused(1, 2)
-    return y, None, None
+    rows = c.reshape(x, (x.shape[0], groups, product((channels // groups, *x.shape[2:]))))
+    return (y, *_saved_moments(c, rows, [2], float(c["eps"])))
 
 
 @aten("instance_norm")

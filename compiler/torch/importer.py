@@ -15,7 +15,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
-from arcweld.compiler.torch.table import handled
+from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, value_range
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -120,6 +120,7 @@ def kept_composites() -> dict[Any, Any]:
     keep = handled()
     for op in [op for op in table.keys() if str(op) in keep]:  # noqa: SIM118 (a lazy table: only keys() fills it)
         table.pop(op)
+    table.update(more_decompositions())
     return table  # type: ignore[no-any-return]
 
 

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import torch
+from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.torch.fx_reader import target_name
 from arcweld.compiler.torch.layout import memory_order
 from arcweld.compiler.torch.types import Sizes
@@ -56,30 +57,83 @@ def _without_empty(node: fx.Node) -> bool:
 
 
 def _as_views(node: fx.Node) -> bool:
-    """``as_strided`` that takes all elements of a dense tensor in some order of its axes: permute, reshape, permute."""
-    source, size, _, *offset = node.args
+    """``as_strided`` of a dense tensor: its elements in memory order, reshaped if all are taken, or else gathered."""
+    source, size, stride, *offset = node.args
     assert isinstance(source, fx.Node)
-    assert isinstance(size, list | tuple)
-    before, after = source.meta["val"], node.meta["val"]
     start = offset[0] if offset else node.kwargs.get("storage_offset")
+    start = source.meta["val"].storage_offset() if start is None else start
+    source = _owner(source)
+    if not isinstance(start, int) or not isinstance(source.meta["val"].storage_offset(), int):
+        return False
+    assert isinstance(size, list | tuple)
+    assert isinstance(stride, list | tuple)
+    before, after = source.meta["val"], node.meta["val"]
     sizes = Sizes()
-    orders = [memory_order(t, sizes) for t in (before, after)]
-    if any(o is None for o in orders) or not (start is None or start == before.storage_offset()):
+    into, out = (memory_order(t, sizes) for t in (before, after))
+    if into is None or any(u.op == "output" for u in node.users):
         return False
-    if sizes.type_of(before).numel != sizes.type_of(after).numel or any(u.op == "output" for u in node.users):
+    start = start - before.storage_offset()
+    if start == 0 and out is not None and _count(before, sizes) == _count(after, sizes):
+        return _reordered(node, source, into, [size[k] for k in out], out)
+    if not all(isinstance(d, int) for d in (start, *size, *stride, *before.shape)) or after.numel() == 0:
         return False
-    into, out = (o for o in orders if o is not None)
+    last = start + sum((n - 1) * s for n, s in zip(size, stride))
+    return start >= 0 and last < before.numel() and _gathered(node, source, into, start)
+
+
+def _count(tensor: torch.Tensor, sizes: Sizes) -> Dim:
+    return product(sizes.dim(d) for d in tensor.shape)
+
+
+def _owner(source: fx.Node) -> fx.Node:
+    """What ``source`` is a strided view of: strides count in the memory of that."""
+    while (earlier := source.meta.get("strided_view_of")) is not None:
+        source = earlier
+    return source
+
+
+def _reordered(node: fx.Node, source: fx.Node, into: tuple[int, ...], size: list[Any], out: tuple[int, ...]) -> bool:
+    """Permute to memory order, reshape, permute back from the memory order ``out`` of the result."""
+    before, after = source.meta["val"], node.meta["val"]
     with node.graph.inserting_before(node):
-        flat = node.graph.call_function(aten.permute.default, (source, list(into)))
-        flat.meta["val"] = before.permute(into)
-        wide = node.graph.call_function(aten.view.default, (flat, [size[k] for k in out]))
-        wide.meta["val"] = flat.meta["val"].view([after.shape[k] for k in out])
+        flat = _call(node, aten.permute.default, before.permute(into), source, list(into))
+        wide = _call(node, aten.view.default, flat.meta["val"].view([after.shape[k] for k in out]), flat, size)
         back = node.graph.call_function(aten.permute.default, (wide, [out.index(k) for k in range(len(out))]))
-    _replace(node, back)
+    _replace(node, back, source)
     return True
 
 
-def _replace(node: fx.Node, new: fx.Node) -> None:
-    new.meta = dict(node.meta)
+def _gathered(node: fx.Node, source: fx.Node, into: tuple[int, ...], start: int) -> bool:
+    """The elements at ``start + sum(index * stride)`` of memory."""
+    before, after = source.meta["val"], node.meta["val"]
+    with node.graph.inserting_before(node):
+        ordered = _call(node, aten.permute.default, before.permute(into), source, list(into))
+        flat = _call(node, aten.view.default, ordered.meta["val"].view([-1]), ordered, [before.numel()])
+        at: fx.Node | None = None
+        for axis, (n, s) in enumerate(zip(after.shape, after.stride())):
+            shape = [n if k == axis else 1 for k in range(after.dim())]
+            like = before.new_empty([n], dtype=torch.int64)
+            first = start if axis == 0 else 0
+            kept = {"dtype": torch.int64, "device": before.device, "pin_memory": False}
+            numbers = _call(node, aten.arange.start_step, like, first, first + n * s, s, **kept) if s else None
+            if numbers is None:
+                numbers = _call(node, aten.full.default, like, [n], first, **kept)
+            column = _call(node, aten.view.default, like.view(shape), numbers, shape)
+            total = column.meta["val"] if at is None else at.meta["val"] + column.meta["val"]
+            at = column if at is None else _call(node, aten.add.Tensor, total, at, column)
+        taken = flat if at is None else node.graph.call_function(aten.index.Tensor, (flat, [at]))
+    _replace(node, taken, source)
+    return True
+
+
+def _call(near: fx.Node, op: Any, value: torch.Tensor, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node, at the graph's insertion point, that results in ``value``."""
+    new = near.graph.call_function(op, args, kwargs)
+    new.meta = {**near.meta, "val": value}
+    return new
+
+
+def _replace(node: fx.Node, new: fx.Node, owner: fx.Node | None = None) -> None:
+    new.meta = {**node.meta, "strided_view_of": owner}
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)

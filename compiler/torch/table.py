@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from arcweld.compiler.torch import (  # noqa: F401
     handlers_index,
     handlers_movement,
     handlers_nn,
     handlers_pointwise,
     handlers_reduce,
+    handlers_special,
 )
 from arcweld.compiler.torch.context import HANDLERS
 
@@ -25,6 +29,25 @@ ASSERTIONS = frozenset(
 
 # operators that wrap a sub-graph which runs as if written in place: name -> position of the sub-graph's argument
 WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "invoke_subgraph": 0}
+
+
+# operators whose decomposition by torch is into ones with a handler, beyond those that torch decomposes anyway
+DECOMPOSED = frozenset(
+    f"aten.{name}"
+    for name in (
+        "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
+        "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
+        "batch_norm_backward.default", "bucketize.Tensor", "diagonal.default", "grid_sampler_2d.default",
+        "tril_indices.default", "triu_indices.default", "unfold.default",
+    )
+)  # fmt: skip
+
+
+def more_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Torch's decompositions of ``DECOMPOSED``."""
+    from torch._decomp import decomposition_table
+
+    return {op: fn for op, fn in decomposition_table.items() if str(op) in DECOMPOSED}
 
 
 def handled() -> frozenset[str]:

@@ -377,6 +377,21 @@ def test_training_steps_follow_eager() -> None:
     assert all(b.builds == 1 for r in torch_report() for b in r.blocks)
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8, affine=True), nn.RMSNorm([8, 4, 4])]
+)
+def test_normalisations_in_training(norm: nn.Module) -> None:
+    eager = nn.Sequential(norm, nn.SiLU(), nn.Flatten(), nn.Linear(128, 3)).double()
+    fast = copy.deepcopy(eager)
+    run, x = compiled(fast), rand(2, 8, 4, 4).double()
+    for _ in range(2):
+        expected, found = (_gradients(net, call, (x,)) for net, call in ((eager, eager), (fast, run)))
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    for a, b in zip(fast.buffers(), eager.buffers()):
+        torch.testing.assert_close(a, b)
+    assert not any(r.left for r in torch_report())
+
+
 def test_training_can_be_left_to_pytorch(caplog: pytest.LogCaptureFixture) -> None:
     net, x = Net(), (rand(3, 8),)
     same(_gradients(net, compiled(net, training=False), x), _gradients(net, net, x))
