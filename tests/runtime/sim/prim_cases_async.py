@@ -247,6 +247,8 @@ def wgmma_cases() -> list[PrimCase]:
         _wgmma_case("f16", f16, 64, True, False, 0),
         _wgmma_case("bf16", BF16, 64, True, True, 1),
         _wgmma_case("f16", f16, 192, True, True, 0),
+        _wgmma_case("f16", f16, 48, True, False, 0),  # less than a block of 64 columns, and one and a bit
+        _wgmma_case("bf16", BF16, 80, True, True, 1),
     ]
 
 
