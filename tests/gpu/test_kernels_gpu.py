@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from arcweld.codegen.implementation import Implementation
-from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc import Compiled, Job
 from arcweld.codegen.pool import compile_many
 from arcweld.codegen.select import implementations
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError
+from arcweld.compiler.expr import walk
 from arcweld.compiler.object_code import SPILL_BYTES
 from arcweld.runtime import devices
 from arcweld.runtime.device import Device
@@ -57,11 +59,18 @@ def attempts(case: Case, arch: str) -> list[Attempt]:
     wanted = {"transpose": "pointwise", "depthwise": "conv"}.get(case.kernel.template, case.kernel.template)
     kernel = replace(case.kernel, template=wanted)
     found = [(i, i.tactics(kernel, arch)) for i in implementations(kernel, arch)]
-    if kernel.attrs.get("precision") == "tf32":  # the oracle rounds operands as tensor cores do
+    if _rounds(kernel):  # and so does the oracle, but ordinary arithmetic doesn't
         found = [(i, known) for i, known in found if i.name != "ffma"]
     if case.tactic is None:
         return [Attempt(case, i, t, n == 0) for i, known in found for n, t in enumerate(known)]
     return [Attempt(case, i, case.tactic, False) for i, known in found if any(_alike(case.tactic, t) for t in known)]
+
+
+def _rounds(kernel: Kernel) -> bool:
+    """True if tensor cores take the operands in a narrower type than memory holds them in."""
+    stored = {e.attr[1] for e in walk(list(kernel.loads.values())) if e.op == "load"}
+    precision = kernel.attrs.get("precision")
+    return precision == "tf32" or (precision in ("f16", "bf16") and DType.F32 in stored)
 
 
 def _alike(a: Any, b: Any) -> bool:
