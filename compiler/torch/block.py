@@ -51,11 +51,11 @@ class _Ready:
 
     def holds(self, args: Sequence[torch.Tensor]) -> bool:
         """True if every parameter is the tensor that was packed, not written since."""
-        for k, packed, address, version in self.bound:
-            tensor = args[k]
-            if tensor._version != version or (tensor is not packed and tensor.data_ptr() != address):
-                return False
-        return True
+        return all(_is_packed(args[k], *entry) for k, *entry in self.bound)
+
+
+def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version: int) -> bool:
+    return tensor._version == version and (tensor is packed or tensor.data_ptr() == address)
 
 
 class Block(torch.nn.Module):  # type: ignore[misc]
@@ -171,8 +171,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         if not hasattr(engine, "update_weights"):
             return False
         bound = [(k, args[k]) for k, *_ in before.bound]
-        if {self._names[k] for k, _ in bound} & set(engine.program.fixed):
-            return False
+        changed = [k for k, *entry in before.bound if not _is_packed(args[k], *entry)]
+        if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
+            return False  # kernels hold numbers as literals, and so do the records of how weights were made
         used = {s for w in engine.program.weights for s in sources(w)}
         values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
         found = _Ready(engine, before.plan, _bind(bound))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,49 @@ def test_models(name: str) -> None:
     (report,) = torch_report()
     assert not report.left
     assert report.blocks[0].kernels
+
+
+class Scaled(nn.Module):
+    """A product with a scaled weight, a normalisation that counts its calls, and a bias of one element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(rand(6, 4)), nn.Parameter(torch.tensor(0.5))
+        self.shift = nn.Parameter(torch.tensor([0.25]))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = (x @ (self.weight * self.scale.exp()) + self.shift).relu()
+        self.calls.add_(1)
+        return y * self.scale, self.calls * 2
+
+
+def test_parameters_of_every_rank_that_change() -> None:
+    eager = Scaled()
+    fast = copy.deepcopy(eager)
+    run, x = torch.compile(fast, backend="arcweld"), rand(3, 6)
+    changes = (
+        lambda m: None, lambda m: None, lambda m: m.scale.mul_(2), lambda m: m.weight.add_(1), lambda m: None,
+        lambda m: m.shift.zero_(), lambda m: m.scale.fill_(-1.0), lambda m: setattr(m, "scale", nn.Parameter(x[0, 0])),
+    )  # fmt: skip
+    for change in changes:
+        for m in (eager, fast):
+            change(m)
+        close(run(x), eager(x))
+        assert fast.calls == eager.calls
+
+
+def test_changed_weights_are_packed_into_the_same_engine() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)).eval(), rand(3, 6)
+    run = torch.compile(model, backend="arcweld")
+    for _ in range(2):
+        close(run(x), model(x))
+        close(run(x), model(x))
+        model[0].weight.mul_(0.5)
+        model[2].bias.add_(1.0)
+    close(run(x), model(x))
+    (report,) = torch_report()
+    assert [(b.builds, b.updates) for b in report.blocks] == [(1, 2)]
 
 
 def test_results_named_like_other_values() -> None:
