@@ -30,7 +30,7 @@ from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine import Engine
 
 log = logging.getLogger("arcweld")
-ENGINE_HEAD = b"PK\x03\x04"
+TAIL = 1 << 16  # bytes at the end of an archive that hold its last names
 
 
 class CompileOptions(TypedDict, total=False):
@@ -96,7 +96,7 @@ def import_model(
 
         if args or kwargs or dynamic_shapes:
             raise UsageError("example arguments are for torch modules", hint="inputs= says what is known of the inputs")
-        _refuse_engine(model)
+        _refuse_archive(model)
         graph = import_onnx(model, shapes=asked.shapes, values=asked.values)
     elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
         from arcweld.compiler.torch import importer
@@ -123,15 +123,23 @@ def import_model(
     return graph
 
 
-def _refuse_engine(model: Any) -> None:
-    """Raises UsageError for an engine file, which the ONNX reader would call damaged."""
-    head = model[:4] if isinstance(model, bytes) else b""
-    if isinstance(model, str | os.PathLike) and Path(model).is_file():
+def _refuse_archive(model: Any) -> None:
+    """Raises UsageError for an engine file or another archive, which the ONNX reader would only call damaged."""
+    name, head, tail = "this", b"", b""
+    if isinstance(model, bytes):
+        head, tail = model[:4], model[-TAIL:]
+    elif isinstance(model, str | os.PathLike) and Path(model).is_file():
+        name = os.fspath(model)
         with open(model, "rb") as file:
             head = file.read(4)
-    if head == ENGINE_HEAD:
-        name = "this" if isinstance(model, bytes) else os.fspath(model)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            tail = file.read()
+    if head != b"PK\x03\x04":
+        return
+    if b"manifest.json" in tail:
         raise UsageError(f"{name} is an engine, an ONNX model is needed here", hint="arcweld.load opens engines")
+    hint = "a PyTorch model is loaded in Python, and its module given to arcweld.compile"
+    raise UsageError(f"{name} is an archive, not an ONNX model", hint=hint)
 
 
 def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:

@@ -67,8 +67,6 @@ def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", valu
     """Imports an ONNX file. ``shapes`` may hold sizes, names and expressions, ``low`` and ``high`` bound what stays
     open, ``values`` makes inputs constants; all as on the command line.
     """
-    if Path(model).is_file() and is_engine(model):
-        raise UsageError(f"{model} is an engine, an ONNX model is needed here")
     constants = [Input(n, value=v) for n, v in parse_values(values).items()]
 
     def read(given: Mapping[str, Sequence[int | str | Dim]]) -> Graph:

@@ -147,7 +147,8 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def _print_engine(report: dict[str, Any]) -> None:
-    out.print(f"{report['name']}: {len(report['launches'])} launches of {report['kernels']} kernels")
+    distinct = len({x["kernel"] for x in report["launches"]})
+    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels", markup=False)
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():

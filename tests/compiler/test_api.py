@@ -215,6 +215,10 @@ def test_an_engine_is_not_a_model(tmp_path: Path) -> None:
     for model in (tmp_path / "m.engine", (tmp_path / "m.engine").read_bytes()):
         with pytest.raises(UsageError, match="is an engine, an ONNX model is needed"):
             arcweld.compile(model, device="sim")
+    torch.save(Module().state_dict(), tmp_path / "m.pt")
+    with pytest.raises(UsageError, match=r"m\.pt is an archive, not an ONNX model") as caught:
+        arcweld.compile(tmp_path / "m.pt", device="sim")
+    assert "arcweld.compile" in str(caught.value.hint)
     with pytest.raises(UsageError, match="a PosixPath is no engine's data"):
         arcweld.Engine(tmp_path / "m.engine")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="save it to a file"):
