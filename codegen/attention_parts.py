@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.nest import rewrite
-from arcweld.codegen.printer import Block, Hooks, plain_load, vector_width
+from arcweld.codegen.printer import Block, Hooks, plain_load, plus, vector_width
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -197,7 +197,7 @@ def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
     offset = block.dim(plain.offset)
     arguments = f"const Params& p, {block.itype} b, {block.itype} h"
     head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
-    body = [*block.finish([]), f"  return {hooks.params.buffer(plain.buffer.name)} + ({offset});", "}"]
+    body = [*block.finish([]), f"  return {plus(hooks.params.buffer(plain.buffer.name), offset)};", "}"]
     stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
     wide = "" if block.itype == "int" else f"({block.itype})"
     return Source(role, True, wide + stride, per, "\n".join([head, *body]))

@@ -100,13 +100,14 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   p.out0[outer * 3136 + b * 49 + a] = x0[0];
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_b37dc71a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_700f8abf(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* tile_x0 = reinterpret_cast<f32*>(smem + 0);  // [32][33]
-  const int a0 = blockIdx.x % 2 * 32;
-  const int b0 = blockIdx.x / 2 % 2 * 32;
-  const int outer = blockIdx.x / 2 / 2;
+  const int tiles_a = 2, tiles_b = 2;
+  const int a0 = blockIdx.x % tiles_a * 32;
+  const int b0 = blockIdx.x / tiles_a % tiles_b * 32;
+  const int outer = blockIdx.x / tiles_a / tiles_b;
   pdl_wait();
 
   // all reads of the tile are in flight before the first one is needed
@@ -146,4 +147,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_b37dc71a(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_b37dc71a)
+EXPORT_KERNEL(pointwise_transpose_700f8abf)

@@ -292,13 +292,14 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   store_vec<4>(p.out0 + (outer * 25088 + b * 196 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_a2685b3f(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_5faf86ed(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
-  const int a0 = blockIdx.x % 4 * 64;
-  const int b0 = blockIdx.x / 4 % 2 * 64;
-  const int outer = blockIdx.x / 4 / 2;
+  const int tiles_a = 4, tiles_b = 2;
+  const int a0 = blockIdx.x % tiles_a * 64;
+  const int b0 = blockIdx.x / tiles_a % tiles_b * 64;
+  const int outer = blockIdx.x / tiles_a / tiles_b;
   pdl_wait();
 
   // all reads of the tile are in flight before the first one is needed
@@ -338,4 +339,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_a2685b3f(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_a2685b3f)
+EXPORT_KERNEL(pointwise_transpose_5faf86ed)

@@ -236,13 +236,14 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   store_vec<4>(p.out0 + (outer * 16384 + b * 1024 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_4428a04a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_eeb9940f(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* tile_x0 = reinterpret_cast<f32*>(smem + 0);  // [64][17]
-  const int a0 = blockIdx.x % 16 * 64;
-  const int b0 = blockIdx.x / 16 % 1 * 16;
-  const int outer = blockIdx.x / 16 / 1;
+  const int tiles_a = 16, tiles_b = 1;
+  const int a0 = blockIdx.x % tiles_a * 64;
+  const int b0 = blockIdx.x / tiles_a % tiles_b * 16;
+  const int outer = blockIdx.x / tiles_a / tiles_b;
   pdl_wait();
 
   // all reads of the tile are in flight before the first one is needed
@@ -282,4 +283,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_4428a04a(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_4428a04a)
+EXPORT_KERNEL(pointwise_transpose_eeb9940f)

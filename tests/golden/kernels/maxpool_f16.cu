@@ -92,13 +92,14 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   store_vec<8>(p.out0 + (outer * 50176 + b * 784 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_06d3e463(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_57cc60cf(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
-  const int a0 = blockIdx.x % 13 * 64;
-  const int b0 = blockIdx.x / 13 % 1 * 64;
-  const int outer = blockIdx.x / 13 / 1;
+  const int tiles_a = 13, tiles_b = 1;
+  const int a0 = blockIdx.x % tiles_a * 64;
+  const int b0 = blockIdx.x / tiles_a % tiles_b * 64;
+  const int outer = blockIdx.x / tiles_a / tiles_b;
   pdl_wait();
 
   // all reads of the tile are in flight before the first one is needed
@@ -138,4 +139,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_06d3e463(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_06d3e463)
+EXPORT_KERNEL(pointwise_transpose_57cc60cf)

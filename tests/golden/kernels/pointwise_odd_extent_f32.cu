@@ -17,10 +17,10 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   p.out0[i] = t4;
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_sigmoid_0a7d3561(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_sigmoid_11df0003(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
-  const int first = (int)blockIdx.x * 256 + threadIdx.x;
+  const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 1;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_sigmoid_0a7d3561)
+EXPORT_KERNEL(pointwise_sigmoid_11df0003)

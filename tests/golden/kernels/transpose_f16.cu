@@ -29,13 +29,14 @@ __device__ __forceinline__ void store_a(const Params& p, int outer, int a, int b
   store_vec<8>(p.out0 + (outer * p.s * 64 + b * 64 + a), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_c2858879(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_2b212387(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f16* tile_x0 = reinterpret_cast<f16*>(smem + 0);  // [64][66]
-  const int a0 = blockIdx.x % 1 * 64;
-  const int b0 = blockIdx.x / 1 % p.tiles_b * 64;
-  const int outer = blockIdx.x / 1 / p.tiles_b;
+  const int tiles_a = 1, tiles_b = p.tiles_b;
+  const int a0 = blockIdx.x % tiles_a * 64;
+  const int b0 = blockIdx.x / tiles_a % tiles_b * 64;
+  const int outer = blockIdx.x / tiles_a / tiles_b;
   pdl_wait();
 
   // all reads of the tile are in flight before the first one is needed
@@ -75,4 +76,4 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_transpose_c2858879(c
     }
   }
 }
-EXPORT_KERNEL(pointwise_transpose_c2858879)
+EXPORT_KERNEL(pointwise_transpose_2b212387)
