@@ -27,6 +27,8 @@ _MAP_TYPES = {
     "u8": 0, "i8": 0, "bool": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3, "u64": 4, "i64": 5, "f16": 6, "f32": 7,
     "f64": 8, "bf16": 9,
 }  # fmt: skip
+# CUresult: faults inside kernels (illegal address, launch timeout, assert, illegal instruction, …) that end a context
+_LASTING = {700, 702, 710, *range(714, 720)}
 _MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _MAP_L2_PROMOTION_256B = 3
 
@@ -196,7 +198,11 @@ class CudaDevice:
             _, name = self._driver.cuGetErrorName(error)
             _, text = self._driver.cuGetErrorString(error)
             shown = name.decode() if name else str(error)
-            raise DeviceError(f"{doing} failed: {shown}: {text.decode() if text else 'unknown'}", node=self.model)
+            raise DeviceError(
+                f"{doing} failed: {shown}: {text.decode() if text else 'unknown'}", node=self.model,
+                hint="a kernel has failed, and CUDA refuses all further work of this process: start it anew"
+                if int(error) in _LASTING else None,
+            )  # fmt: skip
         return values[0] if len(values) == 1 else tuple(values)
 
     # ------------------------------------------------------------------------------------------------ memory

@@ -10,6 +10,7 @@ import re
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from arcweld.codegen.nvrtc import compile_ptx
@@ -81,6 +82,20 @@ def test_only_code_that_waits_is_launched_programmatically(arch: str, waits: boo
     assert cuda.waits_for_predecessors(replace(image, cubin=b"ELF"))
     kernel = cuda.CudaKernel("k", None, None, driver.CUfunction(1234), waits)
     assert len(bare("sm_100a")._attributes(spec(pdl=True, kernel=kernel))) == int(waits)
+
+
+@pytest.mark.parametrize(
+    ("code", "lasting"),
+    [("CUDA_ERROR_ILLEGAL_ADDRESS", True), ("CUDA_ERROR_LAUNCH_FAILED", True), ("CUDA_ERROR_MISALIGNED_ADDRESS", True),
+     ("CUDA_ERROR_ASSERT", True), ("CUDA_ERROR_INVALID_VALUE", False), ("CUDA_ERROR_OUT_OF_MEMORY", False)],
+)  # fmt: skip
+def test_errors_that_last_are_said_to(code: str, lasting: bool) -> None:
+    device = bare("sm_90a")
+    texts = {"cuGetErrorName": lambda error: (0, error.name.encode()), "cuGetErrorString": lambda error: (0, b"no")}
+    device._driver = SimpleNamespace(**texts)
+    with pytest.raises(DeviceError, match=f"launching k failed: {code}: no") as caught:
+        device._check((getattr(driver.CUresult, code),), "launching k")
+    assert ("start it anew" in (caught.value.hint or "")) == lasting
 
 
 class Streams:
