@@ -28,7 +28,7 @@ from arcweld.compiler.dims_poly import (
     terms_of,
     var,
 )
-from arcweld.compiler.dims_ranges import is_nonneg
+from arcweld.compiler.dims_ranges import bounds, is_nonneg
 
 _Trade: TypeAlias = tuple[Terms, Terms]  # terms that go, and those that come for them
 
@@ -155,10 +155,12 @@ def _divide(e: Dim, d: Dim) -> tuple[Dim, Dim]:
 
 
 def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:
-    """``e == q*d + r`` with the constant part of r brought into ``[0, d)`` when d is an int."""
+    """``e == q*d + r`` with r brought into ``[0, d)`` when d is an int: by its range, else its constant part."""
     q, r = _divide(e, d)
     if isinstance(d, int) and isinstance(r, IntExpr):
-        k = dict(r.terms).get((), 0) // d
+        low, high = bounds(r)
+        same = low is not None and high is not None and low // d == high // d
+        k = low // d if same and low is not None else dict(r.terms).get((), 0) // d
         if k:
             q, r = add(q, k), add(r, -k * d)
     elif isinstance(d, int) and isinstance(r, int):

@@ -38,13 +38,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Everything that follows from the shapes alone. ``arena`` holds each temporary's offset."""
+    """Everything that follows from the shapes alone. ``arena`` holds each temporary's offset.
+
+    ``idle``: no output has an element, so that nothing need run.
+    """
 
     env: dict[str, int]
     shapes: dict[str, Shape]
     nbytes: dict[str, int]
     arena: dict[str, int]
     arena_bytes: int
+    idle: bool
 
 
 @dataclass(slots=True)
@@ -70,7 +74,20 @@ class Copy:
 
 
 def measure(plan: Plan, env: dict[str, int]) -> Sizes:
-    """Shapes, sizes and the arena for one set of symbol values. Raises InputError for sizes out of any range."""
+    """Shapes, sizes and the arena for one set of symbol values.
+
+    Raises InputError for a dimension outside its range, by which kernels and indices were simplified: a table that
+    was read up to ``min(512, n)`` is read up to n. It raises too for tensors beyond what kernels can count.
+    """
+    idle = all(0 in (d(env) for d in plan.tensors[t.name].shape) for t in plan.program.outputs)
+    for symbol in plan.out_of_range(env):
+        if idle and env[symbol.name] == 0 and symbol.lo == 1:
+            continue  # an empty batch has empty results
+        upper = f"to {symbol.hi}" if symbol.hi is not None else "or more"
+        raise InputError(
+            f"dimension {symbol.name} is {env[symbol.name]}; the engine serves {symbol.lo} {upper}",
+            hint="build with a wider range (inputs=, --minShapes and --maxShapes), or none, if the model allows it",
+        )
     shapes: dict[str, Shape] = {}
     nbytes: dict[str, int] = {}
     unbounded = {s.name for s in plan.program.symbols if s.hi is None}
@@ -88,7 +105,7 @@ def measure(plan: Plan, env: dict[str, int]) -> Sizes:
     intervals = [Interval(nbytes[t.name], t.first, t.last) for t in plan.lifetimes]
     offsets, total = pack(intervals)
     arena = {t.name: offset for t, offset in zip(plan.lifetimes, offsets)}
-    return Sizes(env, shapes, nbytes, arena, total)
+    return Sizes(env, shapes, nbytes, arena, total, idle)
 
 
 class Binder:
@@ -115,6 +132,8 @@ class Binder:
         unprepared.
         """
         made: list[Step] = []
+        if self.sizes.idle:
+            return made
         for launch, kernel in zip(self.plan.launches, self.kernels, strict=True):
             after_kernel = bool(made) and made[-1].spec.kernel is not None
             step = self._step(launch, kernel, first=not after_kernel)

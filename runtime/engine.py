@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -89,8 +88,6 @@ class Engine:
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
         self._local = threading.local()
-        self._seen: set[tuple[tuple[int, ...], ...]] = set()
-        self._warned: set[str] = set()
 
     # --------------------------------------------------------------------------------------------- what it is
 
@@ -166,9 +163,6 @@ class Engine:
         try:
             take = shared.arrays.take
             taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
-            key = tuple([t.shape for t in taken])
-            if key not in self._seen:
-                self._first_look(key)
             stream = shared.arrays.stream(result_kind(taken))
             return self._context(stream).run(taken, stream)
         finally:
@@ -201,24 +195,6 @@ class Engine:
         if missing:
             raise InputError(f"input {missing[0]!r} is missing; the engine takes {wanted}")
         return (*args, *(kwargs[n] for n in names[len(args) :]))
-
-    def _first_look(self, key: tuple[tuple[int, ...], ...]) -> None:
-        """Checks shapes that come for the first time; warns once for each dimension outside its range."""
-        plan = self._shared.plan
-        env = plan.bind_symbols(key)
-        for symbol in plan.out_of_range(env):
-            if symbol.name not in self._warned:
-                self._warned.add(symbol.name)
-                upper = "∞" if symbol.hi is None else symbol.hi
-                warnings.warn(
-                    f"dimension {symbol.name} is {env[symbol.name]}; the engine was built and tuned for "
-                    f"{symbol.lo} to {upper}: it runs, maybe slower",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-        if len(self._seen) > 4096:
-            self._seen.clear()
-        self._seen.add(key)
 
     # ------------------------------------------------------------------------------------------------ keeping
 

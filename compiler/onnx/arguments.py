@@ -12,7 +12,7 @@ import numpy as np
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.onnx.context import MAX_RANK, SHAPES_HINT, NodeContext, numel, text
-from arcweld.compiler.onnx.deduce import require_agreement
+from arcweld.compiler.onnx.deduce import require_agreement, require_equal_numbers
 
 _FAR = 2**31 - 1  # exporters write the largest int for "to the end"
 
@@ -85,6 +85,7 @@ def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_ze
         c.broken(f"{text(old)} cannot become {text(shape)}")
     elif total != rest:
         require_agreement(total, rest)
+        require_equal_numbers(total, rest)
         c.unsupported(f"whether {text(old)} can become {text(shape)} is not known", SHAPES_HINT)
     return tuple(shape)
 

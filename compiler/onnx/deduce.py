@@ -2,7 +2,8 @@
 
 A table of 512 positions sliced to the sequence length, then added to the tokens, works only for lengths up to 512:
 where two dimensions have to agree and one is ``min(512, s)`` of the other, ``s`` is at most 512. In the same way
-``max(0, s // 10 - 1)``, where that has to be ``s // 10 - 1``, says that ``s`` is at least 10.
+``max(0, s // 10 - 1)``, where that has to be ``s // 10 - 1``, says that ``s`` is at least 10; and a reshape that
+drops the rows of an image, of which ``(h + 15) // 48`` are left, says that ``h`` is 33 to 80.
 """
 
 from __future__ import annotations
@@ -48,6 +49,25 @@ def require_agreement(a: Dim, b: Dim) -> None:
                 found = (_least if (atom.fn == "max") == (value is inner) else _most)(inner, limit)
                 if found is not None and not any(_may_be_one(d, atom, other, found) for d in (a, b)):
                     raise Refine(found.symbol.name, found.bounds)
+
+
+def require_equal_numbers(a: Dim, b: Dim) -> None:
+    """Raises Refine when ``a`` elements are ``b`` only where a quotient is 1, which bounds a symbol."""
+    for whole, part in ((a, b), (b, a)):
+        quotient = dims.divides_exactly(whole, part)
+        atom, factor, offset = _affine(quotient) if quotient is not None else (None, 1, 0)
+        if not isinstance(atom, Call) or atom.fn != "floordiv" or (factor, offset) != (1, 0):
+            continue
+        if isinstance(atom.b, int):
+            for bound in (_least(atom.a, atom.b), _most(atom.a, 2 * atom.b - 1)):
+                if bound is not None and _narrows(bound):
+                    raise Refine(bound.symbol.name, bound.bounds)
+
+
+def _narrows(found: _Found) -> bool:
+    low, high = found.bounds
+    hi = found.symbol.hi
+    return low > found.symbol.lo or (high is not None and not (isinstance(hi, int) and hi <= high))
 
 
 class _Found(NamedTuple):

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from arcweld.compiler.api import compile as compile_model
 from arcweld.compiler.cli.app import main
-from arcweld.compiler.errors import AccuracyError
+from arcweld.compiler.errors import AccuracyError, InputError
 from bad_models import varied_model
 from cli_models import mlp, mlp_weights
 from onnx import TensorProto, helper, numpy_helper
@@ -75,7 +75,6 @@ def test_half_precision_that_overflows_is_refused_or_mended(tmp_path: Path) -> N
     np.testing.assert_allclose(engine(x), onnx_result(onnx.load(path), x)[0], atol=2e-2)
 
 
-@pytest.mark.filterwarnings("ignore:dimension N is 0")
 def test_an_empty_batch(tmp_path: Path) -> None:
     model = varied_model()
     engine = compile_model(model, device="sim", verify="off")
@@ -87,6 +86,26 @@ def test_an_empty_batch(tmp_path: Path) -> None:
 
 
 node = helper.make_node
+
+
+def test_a_size_that_the_model_cannot_have_is_refused() -> None:
+    """A table of 8 positions serves 8 rows; nothing is read behind its end."""
+    nodes = [
+        node("Shape", ["x"], ["s"], end=1), node("Slice", ["t", "zero", "s", "zero"], ["p"]),
+        node("Add", ["x", "p"], ["y"]),
+    ]  # fmt: skip
+    arrays = {"t": np.arange(32, dtype=np.float32).reshape(8, 4), "zero": np.zeros(1, np.int64)}
+    graph = helper.make_graph(
+        nodes, "table", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in arrays.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    engine = compile_model(model, device="sim")
+    np.testing.assert_array_equal(engine(np.ones((8, 4), np.float32)), arrays["t"] + 1)
+    with pytest.raises(InputError, match="dimension n is 9; the engine serves 1 to 8"):
+        engine(np.ones((9, 4), np.float32))
+    assert engine(np.ones((0, 4), np.float32)).shape == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,18 @@ def test_indices_of_a_fixed_shape_bound_what_they_pick_from() -> None:
     assert {s.name: s.lo for s in compare(proto, {"x": floats(2, 3)}).symbols()} == {"N": 2}
 
 
+def test_dropped_rows_bound_what_they_are_divided_from() -> None:
+    """Of S rows S // 16 are left, which a reshape drops: they must be one, so that S is 16 to 31."""
+    nodes = [
+        N("MaxPool", ["x"], ["p"], kernel_shape=[16, 1], strides=[16, 1]), N("Shape", ["x"], ["s"]),
+        N("Gather", ["s", "places"], ["t"]), N("Reshape", ["p", "t"], ["y"]),
+    ]  # fmt: skip
+    proto = model(nodes, {"x": (np.float32, ["N", 2, "S", "T"])}, ["y"], {"places": ints(0, 1, 3)})
+    graph = compare(proto, {"x": floats(2, 2, 20, 5)})
+    assert {s.name: (s.lo, s.hi) for s in graph.symbols()} == {"N": (1, None), "S": (16, 31), "T": (1, None)}
+    compare(proto, {"x": floats(1, 2, 31, 3)})
+
+
 def test_bounds_are_deduced_behind_divisions() -> None:
     """A table of 16 rows serves (S + 1) // 2 positions, so S is at most 32."""
     nodes = [

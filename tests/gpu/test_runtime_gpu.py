@@ -8,8 +8,6 @@ import gc
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +71,6 @@ def check(engine: Engine, x: np.ndarray, given: Any = None, back: Any = np.asarr
     want, want_total = chain_reference(x, W)
     np.testing.assert_allclose(back(y), want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(back(total), want_total, rtol=1e-4, atol=1e-3)
-
-
-@pytest.fixture(autouse=True)
-def _no_range_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        yield
 
 
 # ---------------------------------------------------------------------------------------------- numpy, graphs

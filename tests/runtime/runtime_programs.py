@@ -72,7 +72,7 @@ def chain() -> EngineData:
     program = Program(
         schema=SCHEMA,
         name="chain",
-        symbols=(Symbol("n", 1, 64),),
+        symbols=(Symbol("n", 1, 4096),),
         inputs=(Tensor("x", "f32", ("n", "8")),),
         outputs=(Tensor("y", "f32", ("n", "8")), Tensor("total", "f32", ())),
         weights=(Weight("w", "f32", (8,), "model.w"), Weight("half", "f16", (3, 5))),
