@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from arcweld.codegen.attention_parts import LOG2E, Attention, grouped, parts, print_hooks, source
 from arcweld.codegen.card import SHARED_LIMIT, SMS
+from arcweld.codegen.hooks import Hooks
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import most
-from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType

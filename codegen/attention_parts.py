@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.hooks import Hooks, plain_load, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.nest import rewrite
-from arcweld.codegen.printer import Block, Hooks, plain_load, plus, vector_width
+from arcweld.codegen.printer import Block, plus
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arcweld.codegen.attention_parts import LOG2E, Attention, parts, print_hooks, shared_heads
+from arcweld.codegen.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, ParamField, axis
 from arcweld.codegen.nest import most
-from arcweld.codegen.printer import Hooks, Plain, plain_load
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim

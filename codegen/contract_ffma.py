@@ -8,8 +8,8 @@ from arcweld.codegen.card import SHARED_LIMIT
 from arcweld.codegen.contract_problem import Operand, Problem
 from arcweld.codegen.contract_tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.codegen.epilogue import epilogue_hook
+from arcweld.codegen.hooks import Hooks
 from arcweld.codegen.kernel import KernelSource
-from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 

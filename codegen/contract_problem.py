@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, Store
 from arcweld.codegen.nest import collapse
 from arcweld.codegen.params import Params
-from arcweld.codegen.printer import Block, Hooks, plus, vector_width, wide_index
+from arcweld.codegen.printer import Block, index_type, plus
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -70,7 +71,7 @@ class Problem:
     @property
     def itype(self) -> str:
         """C type of a row index and of everything that addresses memory."""
-        return "long long" if wide_index(self.kernel) else "int"
+        return index_type(self.kernel)
 
     def epilogue_reads(self) -> int:
         """How many loads of the epilogue differ from row to row: residuals and the like, but no bias."""

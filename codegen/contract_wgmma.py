@@ -10,8 +10,8 @@ from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
 from arcweld.codegen.contract_problem import Operand, Problem, likely
+from arcweld.codegen.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.kernel import Axis, KernelSource, ParamField
-from arcweld.codegen.printer import Hooks, Plain, plain_load
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim

@@ -12,8 +12,8 @@ from arcweld.codegen.contract_ffma import store_hook
 from arcweld.codegen.contract_mma import element_of
 from arcweld.codegen.contract_problem import Problem, conv_problem, likely
 from arcweld.codegen.contract_wgmma import BK, WgmmaTactic, fitted, ranked
+from arcweld.codegen.hooks import Hooks, plain_load
 from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
-from arcweld.codegen.printer import Hooks, plain_load
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arcweld.codegen.approximate import approximate
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
-from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym

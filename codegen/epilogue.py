@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 from arcweld.codegen.approximate import approximate
+from arcweld.codegen.hooks import Hooks
 from arcweld.codegen.kernel import Store
-from arcweld.codegen.printer import Block, Hooks, print_stores
+from arcweld.codegen.printer import Block, print_stores
 from arcweld.compiler.dims import Sym
 from arcweld.compiler.dtypes import DType
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.card import multiprocessors
 from arcweld.codegen.contract_ffma import load_hook, store_hook
 from arcweld.codegen.contract_problem import Operand, Problem, likely
+from arcweld.codegen.hooks import Hooks
 from arcweld.codegen.kernel import KernelSource
-from arcweld.codegen.printer import Hooks
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store
 from arcweld.codegen.nest import collapse
-from arcweld.codegen.printer import Hooks, vector_width, wide_index
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.expr import substitute_dim, substitute_index
@@ -53,11 +53,10 @@ def render_pointwise(kernel: Kernel, tactic: PointwiseTactic, arch: str) -> Kern
     flat, stores = flatten(kernel)
     hooks = Hooks(kernel)
     width = tactic.width or vector_width(kernel, flat.extent, [s.value for s in stores], stores, flat.sym)
-    itype = "long long" if wide_index(kernel) else "int"
     text = hooks.store("compute", stores, [("i", flat.sym)], lane=flat.sym, width=width, extent=flat.extent)
     count = hooks.params.scalar("count", flat.extent)
     blocks = dims.ceildiv(flat.extent, tactic.threads * width)
     return render(
         "pointwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(blocks, 1, 1), block=(tactic.threads, 1, 1),
-        store=text, width=width, itype=itype, count=count,
+        store=text, width=width, itype=hooks.itype, count=count,
     )  # fmt: skip

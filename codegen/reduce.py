@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arcweld.codegen.card import SMS
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printer import INDEX_LIMIT, Hooks, vector_width
+from arcweld.codegen.printer import INDEX_LIMIT
 from arcweld.codegen.reduce_ops import combiner, unsupported_combiner
 from arcweld.codegen.render import render
 from arcweld.compiler import dims

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from arcweld.codegen.card import SMS
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.codegen.reduce_ops import COMBINERS, identity
 from arcweld.codegen.render import render
 from arcweld.compiler import dims

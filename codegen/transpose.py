@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.nest import collapse, most, power_of_two_at_least, rewrite
-from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.codegen.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim

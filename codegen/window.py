@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arcweld.codegen.hooks import Hooks, vector_width
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nest import flatten_roles
-from arcweld.codegen.printer import Hooks, vector_width
 from arcweld.codegen.reduce_ops import combiner, unsupported_combiner
 from arcweld.codegen.render import render
 from arcweld.compiler import dims

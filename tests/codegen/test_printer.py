@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arcweld.codegen.hooks import Hooks, plain_load, vector_width
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, KernelSource, Store, axis
 from arcweld.codegen.params import Params
 from arcweld.codegen.pointwise import PointwiseTactic, render_pointwise
-from arcweld.codegen.printer import Block, Hooks, plain_load, vector_width, wide_index
+from arcweld.codegen.printer import Block, wide_index
 from arcweld.codegen.uniform import two_sides
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, symbol, var
