@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from arcweld.compiler.dims import var
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import AccuracyError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.backend_options import BackendOptions
 from arcweld.compiler.torch.importer import import_fx
@@ -159,7 +159,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             self._static = (False,) * len(self._static)
         try:
             self._build(given, args)
-        except UnsupportedError as error:
+        except (UnsupportedError, AccuracyError) as error:
             if self.options.require_full_compilation:
                 raise
             self.report.fallback = str(error.message)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.compiler.errors import AccuracyError, UnsupportedError, UsageError
 from arcweld.compiler.torch import backend
 from arcweld.compiler.torch.backend_options import BackendOptions, parse_options
 from arcweld.compiler.torch.report import clear_report, torch_report
@@ -268,6 +268,28 @@ def test_sizes_that_only_occur_in_products() -> None:
     for b, s in ((2, 3), (3, 5), (4, 2)):
         same(run(rand(b, s, 4), w), fn(rand(b, s, 4), w))
     assert {b.fallback for r in torch_report() for b in r.blocks} == {None}
+
+
+def test_a_block_that_fails_verification_is_left_to_pytorch() -> None:
+    def build_engine(graph: Any, *, feeds: Any) -> Any:
+        raise AccuracyError("output y has relative error 2e-02, above 1e-03")
+
+    def compiler(module: Any, inputs: Any) -> Any:
+        return backend.compile_with(module, inputs, chosen, "sim", build_engine)
+
+    x = rand(3, 8)
+    for whole in (False, True):
+        torch._dynamo.reset()
+        chosen = parse_options({"require_full_compilation": whole})
+        run = torch.compile(lambda x: (x.exp() * 2 + 1).sin().sum(), backend=compiler)
+        if whole:
+            with pytest.raises(AccuracyError):
+                run(x)
+        else:
+            same(run(x), (x.exp() * 2 + 1).sin().sum())
+            (block,) = torch_report()[-1].blocks
+            assert block.fallback is not None
+            assert "relative error" in block.fallback
 
 
 def test_parameters_as_inputs() -> None:
