@@ -84,7 +84,7 @@ def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
     for _ in range(repeat):
         device.launch(prepared, stream)
     graph = device.end_capture()
-    external = cupy.cuda.ExternalStream(stream)
+    external = cupy_stream(stream)
     start, end = cupy.cuda.Event(), cupy.cuda.Event()
     times = []
     for _ in range(rounds):
@@ -94,3 +94,22 @@ def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) * 1e-3 / repeat)
     return float(np.median(times))
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """A CUDA stream by the protocol that CuPy 14 and others take."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def cupy_stream(handle: int) -> Any:
+    """CuPy's object for a stream that it does not own."""
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        return cupy.cuda.Stream.from_external(_Handle(handle))
+    return cupy.cuda.ExternalStream(handle)

@@ -67,3 +67,9 @@ def test_what_cannot_be_profiled(engine: Engine) -> None:
         profiler.profile(engine, {"x": rows(4).astype(np.float64)})
     with pytest.raises(UsageError, match="cannot be profiled"):
         profiler.profile(Engine(chain(), SimDevice()), {"x": rows(4)})
+
+
+@pytest.mark.filterwarnings("error")
+def test_cupy_takes_the_stream_that_was_recorded_on() -> None:
+    pytest.importorskip("cupy")
+    assert profiler.cupy_stream(77).ptr == 77
