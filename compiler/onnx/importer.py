@@ -6,17 +6,19 @@ imported is collected, and all are reported at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.onnx.context import Builder, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.context import SHAPES_HINT, Builder, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.deduce import Bounds, Refine
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
@@ -60,6 +62,18 @@ class _Import:
         visitor = Visitor(builder, functions)
         visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
         return visitor
+
+    def hint(self, finding: Finding) -> str | None:
+        """The remedy; where that is a dimension's value, which axes of which inputs are meant."""
+        if finding.hint != SHAPES_HINT:
+            return finding.hint
+        named = [
+            f"{d} is axis {k} of input {v.name}"
+            for v in self.inputs
+            for k, d in enumerate(v.shape)
+            if any(re.search(rf"\b{re.escape(s.name)}\b", finding.reason) for s in dims.free_symbols(d))
+        ]
+        return f"{SHAPES_HINT}: {', '.join(named)}" if named else SHAPES_HINT
 
     def _initializers(self) -> dict[str, Operand | Unavailable]:
         found: dict[str, Operand | Unavailable] = {}
@@ -228,7 +242,7 @@ def import_onnx(
         raise UnsupportedError(
             f"{len(failed)} node(s) of the model cannot be imported:{lines}",
             node=failed[0].node,
-            hint=next((f.hint for f in failed if f.hint), None),
+            hint=next((run.hint(f) for f in failed if f.hint), None),
         )
     return run.graph(visitor)
 
@@ -240,8 +254,8 @@ def support_report(
 
     Nodes behind an unsupported one count as supported when their operator has a handler. Raises ModelError.
     """
-    _, visitor = _run(model, shapes or {}, {}, values or {})
-    return [Support(f.node, f.op, not f.reason, f.reason, f.hint) for f in visitor.findings]
+    run, visitor = _run(model, shapes or {}, {}, values or {})
+    return [Support(f.node, f.op, not f.reason, f.reason, run.hint(f)) for f in visitor.findings]
 
 
 def _run(

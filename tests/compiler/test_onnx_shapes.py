@@ -341,3 +341,11 @@ def test_impossible_reshapes_are_model_errors() -> None:
     for target, shapes in (([5, -1], [2, 3, 8]), ([-1, -1], [2, 3, 8]), ([7], [2, 3, 8]), ([1, 1, 1, 0], [2, 3, 8])):
         with pytest.raises((ModelError, UnsupportedError)):
             _import([N("Reshape", ["x", "t"], ["y"])], {"t": ints(*target)}, shapes={"x": shapes})
+
+
+def test_the_remedy_names_the_axis_whose_size_decides() -> None:
+    nodes = [N("Reshape", ["x", "t"], ["y"])]
+    proto = model(nodes, {"x": (np.float32, ["N", "S", 4])}, ["y"], {"t": ints(0, 12)})
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(proto)
+    assert "S is axis 1 of input x" in str(caught.value.hint)
