@@ -49,7 +49,7 @@ class Toolchain:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelSource:
+class SimSource:
     """What a kernel library is made from. ``arch`` is ``sm_80`` or ``sm_90a`` and sets ``__CUDA_ARCH__``."""
 
     name: str
@@ -118,7 +118,7 @@ def runtime_library() -> Path:
     return path
 
 
-def kernel_library(kernel: KernelSource) -> Path:
+def kernel_library(kernel: SimSource) -> Path:
     """The kernel's shared library, compiled unless it is cached. Raises CompileError naming the kernel's line."""
     path = _kernel_path(kernel)
     if not path.exists():
@@ -126,7 +126,7 @@ def kernel_library(kernel: KernelSource) -> Path:
     return path
 
 
-def kernel_libraries(kernels: Sequence[KernelSource], jobs: int = 2) -> list[Path]:
+def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
     """``kernel_library`` of each kernel: what is missing is compiled by ``jobs`` processes, equal sources once."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -138,7 +138,7 @@ def kernel_libraries(kernels: Sequence[KernelSource], jobs: int = 2) -> list[Pat
     return paths
 
 
-def _kernel_flags(kernel: KernelSource) -> list[str]:
+def _kernel_flags(kernel: SimSource) -> list[str]:
     number = "".join(c for c in kernel.arch.removeprefix("sm_") if c.isdigit())
     tools = toolchain()
     mode = (*_CHECKED_FLAGS, *tools.instrument) if kernel.checked else _FAST_FLAGS
@@ -150,7 +150,7 @@ def _headers() -> tuple[Path, ...]:
     return tuple(path for folder in include_dirs() for path in sorted([*folder.glob("*.h"), *folder.glob("*.cuh")]))
 
 
-def _kernel_path(kernel: KernelSource) -> Path:
+def _kernel_path(kernel: SimSource) -> Path:
     key = _digest(toolchain(), _kernel_flags(kernel), _headers(), kernel.name + "\0" + kernel.source)
     return cache_dir() / "sim" / f"{kernel.entry[:60]}-{key}.so"
 
@@ -170,7 +170,7 @@ def _digest(tools: Toolchain, flags: Sequence[str], files: Sequence[Path], text:
     return h.hexdigest()[:24]
 
 
-def _compile(kernel: KernelSource, path: Path) -> None:
+def _compile(kernel: SimSource, path: Path) -> None:
     includes = [f"-I{folder}" for folder in include_dirs()]
     text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
     log.debug("compiling %s%s", kernel.name, " with checks" if kernel.checked else "")

@@ -18,7 +18,7 @@ import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
-from arcweld.runtime.sim.build import KernelSource, kernel_libraries, kernel_library, runtime_library
+from arcweld.runtime.sim.build import SimSource, kernel_libraries, kernel_library, runtime_library
 from arcweld.runtime.sim.symbols import resolve
 
 _ALIGNMENT = 256
@@ -139,8 +139,8 @@ class SimDevice:
         """Fills the cache for ``images`` with ``jobs`` compilers at once, so that ``load_kernel`` is instant."""
         kernel_libraries([self._source(image) for image in images], jobs)
 
-    def _source(self, image: KernelImage) -> KernelSource:
-        return KernelSource(image.name, image.entry, image.source, self.arch, self.checked)
+    def _source(self, image: KernelImage) -> SimSource:
+        return SimSource(image.name, image.entry, image.source, self.arch, self.checked)
 
     def _open(self, image: KernelImage, path: str) -> SimKernel:
         _runtime()
