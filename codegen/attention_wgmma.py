@@ -107,6 +107,8 @@ def supports(kernel: Kernel, arch: str) -> str | None:
         return f"a head size above {MOST_HEAD_SIZE}"
     if a.scale <= 0:
         return "the scale is not positive"
+    if not dims.is_nonneg(a.t.extent - 1):
+        return "there may be no keys, which no descriptor can say"
     for role in ("q", "k", "v"):
         problem = _map_problem(a, role)
         if problem is not None:

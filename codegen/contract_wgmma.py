@@ -98,6 +98,8 @@ def supports(problem: Problem, arch: str) -> str | None:
         return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
     if problem.acc is not DType.F32:
         return f"the accumulator is {problem.acc.value}"
+    if not dims.is_nonneg(problem.k.extent - 1):
+        return "the depth may be 0, which no descriptor can say"
     for name, operand in (("a", problem.a), ("b", problem.b)):
         reason = _map_problem(problem, name, operand)
         if reason is not None:

@@ -91,6 +91,17 @@ def test_wgmma_engine_matches_numpy(name: str, tactic: WgmmaTactic) -> None:
     check(SHAPES[name], tactic, seed=1)
 
 
+def test_attention_without_keys_is_left_to_another_engine() -> None:
+    x = Shape(h=2, s=70, t=symbol("t", 0, 90), d=16, dtype=DType.F16)
+    kernel = attention_kernel(x)
+    assert "no keys" in (attention_wgmma.supports(kernel, "sm_90a") or "")
+    source = render_attention(kernel, tactics(kernel, "sm_90a")[0], "sm_90a")
+    for keys in (0, 33):
+        data = inputs(x, np.random.default_rng(0), {"t": keys})
+        want = attend(x, data, {"t": keys}) if keys else {"out0": np.zeros((1, 2, 70, 16))}
+        assert_close(kernel, run_kernel(source, kernel, data, {"t": keys}), want, slack=2)
+
+
 @pytest.mark.parametrize(
     "tactic", [WgmmaTactic(2, 16, 2, True, True, True), WgmmaTactic(1, 16, 1, persistent=True)], ids=str
 )

@@ -8,6 +8,8 @@ import pytest
 from arcweld.codegen.contract_problem import problem_of
 from arcweld.codegen.contract_wgmma import render_problem, supports, tactics
 from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.select import select
+from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError
 from arcweld.compiler.object_code import SPILL_BYTES
@@ -102,10 +104,21 @@ def test_small_batches_spread_over_the_card_and_large_ones_use_large_tiles() -> 
     assert large.blocks == 132
 
 
+def test_a_product_of_depth_0_is_left_to_another_engine() -> None:
+    kernel = matmul_kernel(20, 40, symbol("K", 0, 64, 8), DType.F16, "mk,nk")
+    source = select(kernel, ARCH)
+    bias = np.arange(40, dtype=np.float16)
+    for depth in (0, 16):
+        inputs = {"in0": np.ones((20, depth), np.float16), "in1": np.ones((40, depth), np.float16), "in2": bias}
+        got = run_kernel(source, kernel, inputs, {"K": depth})
+        np.testing.assert_array_equal(got["out0"], np.tile(bias + depth, (20, 1)))
+
+
 def test_reasons_for_refusal() -> None:
     rng = np.random.default_rng(0)
     for kernel, reason in (
         (matmul_kernel(64, 64, 64, DType.F32), "precision fp32"),
+        (matmul_kernel(64, 64, symbol("K", 0, 64, 8), DType.F16, "mk,nk"), "the depth may be 0"),
         (matmul_kernel(64, 64, 64, DType.F16, "km,nk"), "a: not contiguous along k"),
         (matmul_kernel(64, 64, 63, DType.F16), "a: rows do not start on 16 bytes"),
         (matmul_kernel(64, 64, 64, DType.F16, prologue=True), "a: not a plain load"),
