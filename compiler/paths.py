@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,19 +34,29 @@ def replacing(path: Path) -> Iterator[Path]:
     Readers see the old file or the whole new one, never a part; two writers of the same content do no harm.
     Raises EnvironmentError_ where the folder cannot be written.
     """
+    path = replaceable(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        open(temporary, "xb").close()
     except OSError as error:
         raise EnvironmentError_(
             f"{path} cannot be written: {error.strerror}",
             hint="check permissions and disk space; for the caches, ARCWELD_CACHE_DIR names another folder",
         ) from error
-    os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replaceable(path: Path) -> Path:
+    """The file that ``path`` stands for, symbolic links followed. Raises EnvironmentError_ for what is there and no
+    file, such as a device: a new file would take its place.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise EnvironmentError_(f"{path} cannot be written: it is not a file")
+    return target

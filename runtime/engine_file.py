@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, EnvironmentError_
+from arcweld.compiler.paths import replaceable
 from arcweld.runtime import container, tensors_file
 from arcweld.runtime.program import Program
 from arcweld.runtime.validate import check_program
@@ -107,7 +108,7 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
     Raises EngineFileError for inconsistent data, EnvironmentError_ where the disk refuses.
     """
     check_data(data)
-    target = Path(path)
+    target = replaceable(Path(path))
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as stream:

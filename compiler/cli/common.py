@@ -104,6 +104,8 @@ def check_writable(path: str, *sources: str) -> Path:
     folder = target.absolute().parent
     if target.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{path} cannot be written: it is not a file")
     if not folder.exists():
         raise UsageError(f"{path} cannot be written: there is no folder {folder}", hint=f"mkdir -p {folder}")
     if not folder.is_dir():

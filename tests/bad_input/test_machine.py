@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from arcweld.codegen import nvrtc, worker
+from arcweld.compiler import paths
 from arcweld.compiler.api import compile as compile_model
 from arcweld.compiler.cli.app import main
 from arcweld.compiler.errors import EnvironmentError_
@@ -98,18 +99,16 @@ def test_a_cache_folder_that_cannot_be_written(
     model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
 ) -> None:
     """The simulator needs its cache; what NVRTC keeps there is only made again. (The tests may run as root.)"""
-    make = tempfile.mkstemp
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
 
-    def refuse(*args: object, dir: Path, **more: object) -> tuple[int, str]:
-        if empty_cache in Path(dir).parents:
-            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
-        return make(*args, dir=dir, **more)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    with pytest.raises(EnvironmentError_, match=r"cannot be written: Permission denied") as caught:
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # NVRTC's entries
+    monkeypatch.setattr(paths.secrets, "token_hex", lambda n: "x" * 300)  # the simulator's: too long a name
+    with pytest.raises(EnvironmentError_, match="cannot be written") as caught:
         compile_model(model, device="sim")
     assert "ARCWELD_CACHE_DIR" in str(caught.value)
     assert main(["run", str(model), "--device=sim"]) == 4
+    monkeypatch.setattr(paths.secrets, "token_hex", lambda n: "1234")
     words = [str(model), "-o", str(model.parent / "x.engine"), "--arch=sm_80", "--device=sim", "--verify=off"]
     assert main(words) == 0
     assert engines(model.parent) == ["x.engine"]
@@ -117,6 +116,27 @@ def test_a_cache_folder_that_cannot_be_written(
     capsys.readouterr()
     assert main(["doctor"]) == 4
     assert "miss cache: no permission to write to" in capsys.readouterr().out
+
+
+def test_what_is_no_file_is_not_replaced(model: Path, capsys: Shown) -> None:
+    pipe, link, real = (model.parent / n for n in ("pipe", "link.engine", "real.engine"))
+    os.mkfifo(pipe)
+    words = [str(model), "--arch=sm_80", "--device=sim", "--verify=off", "-o"]
+    assert main([*words, str(pipe)]) == 2
+    assert "it is not a file" in capsys.readouterr().err
+    engine = compile_model(model, device="sim", verify="off")
+    with pytest.raises(EnvironmentError_, match="it is not a file"):
+        engine.save(pipe)
+    assert pipe.is_fifo()
+    link.symlink_to(real)
+    assert main([*words, str(link)]) == 0
+    assert main(["run", str(model), "--device=sim", f"--exportOutput={model.parent / 'y.npz'}"]) == 0
+    assert link.is_symlink()
+    load(real, "sim")
+    umask = os.umask(0)
+    os.umask(umask)
+    for made in (real, model.parent / "y.npz"):
+        assert made.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 @pytest.mark.parametrize("older", [False, True])
