@@ -105,12 +105,12 @@ class Block:
             return str(d) if -INDEX_LIMIT < d < INDEX_LIMIT else f"{d}ll"
         out = ""
         for m, c in d.terms:
-            factors = [self._atom(a) for a, p in m for _ in range(p) if a != self._q]
-            if self.lane is not None and (self._q, 1) in m:
+            factors = [self._atom(a) for a, p in m for _ in range(p)]
+            if self.lane is not None and (self._q, 1) in m and c % self.width == 0:
                 # the lane axis' index is a multiple of the width: in whole vectors it needs no division
-                whole = c % self.width == 0
-                factors.insert(0, self.names[self.lane] if whole else self._atom(self._q))
-                c = c // self.width if whole else c
+                factors.remove(self._atom(self._q))
+                factors.insert(0, self.names[self.lane])
+                c //= self.width
             if abs(c) != 1 or not factors:
                 factors.append(str(abs(c)))
             text = " * ".join(factors)
@@ -121,7 +121,7 @@ class Block:
         text = self._poly(d)
         one = None if isinstance(d, int) or len(d.terms) != 1 else d.terms[0]
         simple = isinstance(d, int) or (one is not None and one[1] == 1 and [p for _, p in one[0]] == [1])
-        return text if simple and not text.startswith("-") else f"({text})"
+        return text if (simple and not text.startswith("-")) or text.isidentifier() else f"({text})"
 
     def _argument(self, d: Dim) -> str:
         """``d`` as an argument of max or min, both of which need the same type."""

@@ -18,7 +18,7 @@ from arcweld.codegen.uniform import two_sides
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, binary, const, dynamic_index, index, where
+from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
 from arcweld.compiler.text import parse_graph
 from arcweld.runtime.bound import measure
 from arcweld.runtime.plan import Plan
@@ -361,6 +361,14 @@ def test_dimensions_inside_templates() -> None:
     assert hooks.dim(12) == "12"
     with pytest.raises(ValueError, match="scalar parameter"):
         hooks.dim(dims.floordiv(symbol("n", 1), 3))
+
+
+def test_powers_of_the_lane_axis_are_printed_whole() -> None:
+    i = axis("i", 64)
+    squares = cast(index(i.index * i.index * 3 + i.index), F32)
+    kernel = kernel_of((i,), (Store("out0", (i.index,), squares),), Buffer("out0", F32, (64,), True))
+    check(kernel, {}, width=4)
+    check(kernel, {}, width=1)
 
 
 def test_lane_variables() -> None:
