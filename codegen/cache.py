@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from arcweld.compiler.paths import cache_dir
+from arcweld.compiler.errors import EnvironmentError_
+from arcweld.compiler.paths import cache_dir, replacing
 
 log = logging.getLogger("arcweld.codegen.cache")
 
@@ -64,9 +63,9 @@ class DiskCache:
         """Stores a value. A cache that cannot be written is reported once and otherwise harmless."""
         path = self._path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, _MAGIC + hashlib.sha256(value).digest() + value)
-        except OSError as error:
+            with replacing(path) as temporary:
+                temporary.write_bytes(_MAGIC + hashlib.sha256(value).digest() + value)
+        except (OSError, EnvironmentError_) as error:
             if not self._write_failed:
                 log.warning(
                     "the cache %s cannot be written (%s): what it keeps will be made again",
@@ -82,16 +81,3 @@ class DiskCache:
     def keys(self) -> list[str]:
         """Every stored key, sorted."""
         return sorted(p.parent.name + p.name for p in self.folder.glob("??/*") if not p.name.startswith("."))
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, then a rename. Raises OSError."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -9,14 +9,13 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from arcweld.codegen import nvrtc, worker
+from arcweld.codegen import cache, nvrtc, worker
 from arcweld.compiler import paths
 from arcweld.compiler.api import compile as compile_model
 from arcweld.compiler.cli.app import main
@@ -102,7 +101,7 @@ def test_a_cache_folder_that_cannot_be_written(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)  # NVRTC's entries
+    monkeypatch.setattr(cache, "replacing", refuse)  # NVRTC's entries
     monkeypatch.setattr(paths.secrets, "token_hex", lambda n: "x" * 300)  # the simulator's: too long a name
     with pytest.raises(EnvironmentError_, match="cannot be written") as caught:
         compile_model(model, device="sim")
