@@ -9,6 +9,8 @@ row that is masked out entirely gives zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
@@ -17,7 +19,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.registry import fits_attention, infer_types
 from arcweld.passes.causal import MASKED_OUT, Remainder, without_causal
-from arcweld.passes.common import Tracker, rewrite, scalar
+from arcweld.passes.common import Tracker, rewrite, scalar, use_counts
 from arcweld.passes.elements import Elements
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
@@ -44,6 +46,8 @@ _FORMULAS = tuple(f"MatMul({p.format(s)}, v)" for s in _SCORES for p in _PROBABI
 def attention(graph: Graph, options: Options) -> Graph:
     """Recovers scaled dot-product attention, and simplifies masks and repeated keys of what is there."""
     graph = rewrite(graph, _mask_of_groups)
+    uses = use_counts(graph)
+    graph = rewrite(graph, lambda rw, node: _scale_of_heads(rw, node, uses))
     found: dict[int, Elements] = {}
 
     def visit(rw: Tracker, node: Node) -> bool:
@@ -58,20 +62,62 @@ def _mask_of_groups(rw: Tracker, node: Node) -> bool:
     So do windows of an image that was shifted: a mask for each window, the same in every image of the batch.
     """
     joined = rw.producer(rw.get(node.operands()[0]), "Reshape") if node.op == "Softmax" else None
-    add = rw.producer(joined.operands()[0], "Add") if joined is not None else None
-    if joined is None or add is None:
+    found = None if joined is None else _groups(rw, joined.operands()[0], joined.output.shape)
+    if joined is None or found is None or not found[1]:
         return False
-    for scores, mask in (add.operands(), add.operands()[::-1]):
-        split = rw.producer(scores, "Reshape")
-        if split is None or scores.shape != add.output.shape or split.operands()[0].shape != joined.output.shape:
+    scores, (mask, *others) = found
+    for other in others:
+        mask = rw.make("Add", [mask, other], joined.origin)
+    if mask.shape != joined.operands()[0].shape:
+        mask = rw.make("Expand", [mask], joined.origin, shape=joined.operands()[0].shape)
+    mask = rw.make("Reshape", [mask], joined.origin, shape=joined.output.shape)
+    masked = rw.make("Add", [scores, mask], joined.origin)
+    rw.redirect(node, rw.make("Softmax", [masked], node.origin, node.output.name, **node.attrs))
+    return True
+
+
+def _groups(rw: Tracker, x: Value, shape: tuple[Dim, ...]) -> tuple[Value, list[Value]] | None:
+    """The scores of ``shape`` that a Reshape splits, and what is added to them before they are ``x``."""
+    split, add = rw.producer(x, "Reshape"), rw.producer(x, "Add")
+    if split is not None and split.operands()[0].shape == shape:
+        return split.operands()[0], []
+    for scores, mask in () if add is None else (add.operands(), add.operands()[::-1]):
+        found = _groups(rw, scores, shape) if scores.shape == x.shape else None
+        if found is not None:
+            return found[0], [mask, *found[1]]
+    return None
+
+
+def _scale_of_heads(rw: Tracker, node: Node, uses: Mapping[str, int]) -> bool:
+    """Scores times a number for each head, which models learn: the queries are multiplied instead."""
+    if node.op != "Softmax" or node.output.type.rank < 3:
+        return False
+    scores = _with_scaled_queries(rw, rw.get(node.operands()[0]), uses, node.origin)
+    if scores is None:
+        return False
+    rw.redirect(node, rw.make("Softmax", [scores], node.origin, node.output.name, **node.attrs))
+    return True
+
+
+def _with_scaled_queries(rw: Tracker, x: Value, uses: Mapping[str, int], origin: tuple[str, ...]) -> Value | None:
+    """``MatMul(q, k) * factor``, perhaps with something added, as ``MatMul(q * factor, k)``; None for other values."""
+    node = rw.producer(x)
+    if node is None or node.op not in ("Add", "Mul") or uses.get(x.name) != 1:
+        return None
+    for scores, other in (node.operands(), node.operands()[::-1]):
+        if scores.shape != x.shape:
             continue
-        if mask.shape != scores.shape:
-            mask = rw.make("Expand", [mask], add.origin, shape=scores.shape)
-        mask = rw.make("Reshape", [mask], add.origin, shape=joined.output.shape)
-        masked = rw.make("Add", [split.operands()[0], mask], add.origin)
-        rw.redirect(node, rw.make("Softmax", [masked], node.origin, node.output.name, **node.attrs))
-        return True
-    return False
+        if node.op == "Add":
+            inner = _with_scaled_queries(rw, scores, uses, origin)
+            if inner is not None:
+                return rw.make("Add", [inner, other], origin)
+            continue
+        matmul = rw.producer(scores, "MatMul")
+        for_each_head = other.shape[-2:] == (1, 1) and other.type.numel != 1
+        if matmul is not None and for_each_head and uses.get(scores.name) == 1:
+            q, k = matmul.operands()
+            return rw.make("MatMul", [rw.make("Mul", [q, other], origin), k], origin)
+    return None
 
 
 def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:

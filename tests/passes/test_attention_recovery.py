@@ -109,6 +109,29 @@ def test_another_guard_stays(axis: int, positive: int) -> None:
     assert "Attention" not in ops(after)
 
 
+LEARNED = """
+    input %h: f32[3, 1, 1]
+    %m = MatMul(%q, %kt)
+    %g = Mul({scores})
+    %a = Add(%bias, %g)
+    %p = Softmax(%a, axis=3)
+    %y = MatMul(%p, %v)
+"""
+
+
+@pytest.mark.parametrize("scores", ["%m, %h", "%h, %m"])
+def test_a_learned_scale_for_each_head_multiplies_the_queries(scores: str) -> None:
+    after = check(f"{HEADER}{LEARNED.format(scores=scores)}output %y", attention)
+    assert found(after)["scale"] == 1.0
+    assert ops(after).count("Mul") == 1
+
+
+@pytest.mark.parametrize("output", ["%m", "%g", "%a"])
+def test_scores_that_are_read_elsewhere_keep_their_scale(output: str) -> None:
+    after = check(f"{HEADER}{LEARNED.format(scores='%m, %h')}output %y\noutput {output}", attention)
+    assert "Attention" not in ops(after)
+
+
 def test_keys_of_one_group_are_shared() -> None:
     text = """
         input %q: f32[2, 6, 5, 8]
@@ -454,8 +477,9 @@ def test_transformer_block_keeps_only_the_head_transposes() -> None:
     assert ops(after) == ["MatMul", "Reshape", "Transpose", "Attention", "Transpose", "Reshape"]
 
 
+@pytest.mark.parametrize("again", ["", "%more = Add(%m5, %masked)"])
 @pytest.mark.parametrize("groups", ["1, 3", "2, 3"])
-def test_masks_of_groups_of_windows(groups: str) -> None:
+def test_masks_of_groups_of_windows(groups: str, again: str) -> None:
     """Scores are split into images and windows, each window has a mask, and they are joined again."""
     images = int(groups[0])
     text = f"""
@@ -468,7 +492,8 @@ def test_masks_of_groups_of_windows(groups: str) -> None:
         %split = Reshape(%b, shape=({groups}, 2, 4, 4))
         %m5 = Reshape(%m, shape=(1, 3, 1, 4, 4))
         %masked = Add(%split, %m5)
-        %joined = Reshape(%masked, shape=({3 * images}, 2, 4, 4))
+        {again}
+        %joined = Reshape(%{"more" if again else "masked"}, shape=({3 * images}, 2, 4, 4))
         %p = Softmax(%joined, axis=3)
         %y = MatMul(%p, %q)
         output %y

@@ -77,9 +77,15 @@ def windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.softmax(scores.view(B, H, S, S), -1) @ v
 
 
+def cosines(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Angles between queries and keys, with a scale for each head that the model learns, and a bias."""
+    scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+    return F.softmax(scores * q.mean((0, 2, 3)).exp()[:, None, None] + slopes(), -1) @ v
+
+
 FORMS: Mapping[str, Callable[..., torch.Tensor]] = {
     f.__name__: f
-    for f in (matrix_products, merged_heads, filled_after_the_bias, chosen_scores, one_group, groups, windows)
+    for f in (matrix_products, merged_heads, filled_after_the_bias, chosen_scores, one_group, groups, windows, cosines)
 }
 
 
