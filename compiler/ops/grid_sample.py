@@ -17,6 +17,7 @@ from arcweld.compiler.expr import Expr, all_of, binary, both, cast, const, dynam
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import movement, operand
+from arcweld.compiler.ops.resize import TAPS
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, dim_expr, present
 from arcweld.compiler.registry import Attr, Case, Reader
 
@@ -162,6 +163,10 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
 
 _GRID = np.array([[[-1.3, 0.2], [0.0, 0.0], [0.9, -0.71]], [[1.0, 1.0], [-1.0, 0.4], [2.7, -4.1]]], np.float32)[None]
 _DEEP = np.stack([np.linspace(-1.2, 1.1, 8), np.linspace(0.9, -0.8, 8), np.linspace(-0.3, 1.4, 8)], -1)
+def _fan_out(node: Node) -> int:
+    return int(TAPS[node.attrs["mode"]] ** (node.output.type.rank - 2))
+
+
 movement(
     "GridSample", "x grid", _infer, _reference, _lower,
     {"mode": Attr("str", "linear"), "padding_mode": Attr("str", "zeros"), "align_corners": Attr("int", 0)},
@@ -175,5 +180,6 @@ movement(
         Case(((1, 1, 3, 4, 2), _DEEP.reshape(1, 2, 2, 2, 3).astype(np.float32)), {"padding_mode": "border"}, ("f32",)),
         Case(((1, 2, 1, 1), _GRID), {"padding_mode": "reflection", "mode": "linear"}, ("f32",)),
     ],
+    cost=24, fan_out=_fan_out,
     doc="x [N,C,*image], grid [N,*out,axes]: positions list the image's last axis first; mode linear, nearest or cubic",
 )  # fmt: skip

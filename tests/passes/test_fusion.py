@@ -225,8 +225,9 @@ output %c
     assert groups(f) == [("t", "a", "b", "c")]
 
 
-def test_expensive_chains_are_not_repeated_for_every_tap() -> None:
-    f = fused(RESIZED)
+@pytest.mark.parametrize("sampler", ["resize", "grid sample"])
+def test_expensive_chains_are_not_repeated_for_every_tap(sampler: str) -> None:
+    f = fused(RESIZED if sampler == "resize" else SAMPLED)
     assert ("b", "c", "recompute") in refusals(f)
 
 
@@ -236,6 +237,14 @@ RESIZED = """input %x: f32[1, 1, 8, 8]
 %c: f32[1, 1, 16, 16] = Resize(%b, sizes=(1, 1, 16, 16), scales=None, mode='cubic', \
 coordinate_transformation_mode='half_pixel', nearest_mode='floor', cubic_coeff_a=-0.75, exclude_outside=0, \
 extrapolation_value=0.0) @ 'c'
+output %c
+"""
+
+SAMPLED = """input %x: f32[1, 1, 8, 8]
+input %g: f32[1, 16, 16, 2]
+%a: f32[1, 1, 8, 8] = Erf(%x) @ 'a'
+%b: f32[1, 1, 8, 8] = Tanh(%a) @ 'b'
+%c: f32[1, 1, 16, 16] = GridSample(%b, %g, mode='cubic', padding_mode='zeros', align_corners=0) @ 'c'
 output %c
 """
 
