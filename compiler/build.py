@@ -97,7 +97,10 @@ def without_passed_on(graph: Graph) -> Graph:
 
     def source(o: Value) -> str:
         copy = made.get(o.name)
-        return copy.operands()[0].name if copy is not None and copy.op == "Identity" else o.name
+        while copy is not None and copy.op == "Identity":
+            o = copy.operands()[0]
+            copy = made.get(o.name)
+        return o.name
 
     kept = [(o, label) for o, label in zip(graph.outputs, graph.labels()) if label not in inputs or source(o) != label]
     if len(kept) == len(graph.outputs):

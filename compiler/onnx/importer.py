@@ -54,6 +54,8 @@ class _Import:
     def visitor(self) -> Visitor:
         """Reads inputs and initializers, then visits every node."""
         graph = self.model.graph
+        if not graph.output:
+            raise ModelError("the model has no outputs")
         opsets = opset_table(self.model)
         weights = self._initializers()
         self._read_inputs(weights)
@@ -134,7 +136,8 @@ class _Import:
         shape = shapes[info.name]
         if shape is None:
             kind = info.type.WhichOneof("value")
-            why = "its rank is not known: give its shape with shapes=" if kind == "tensor_type" else f"it is a {kind}"
+            unknown = "its rank is not known: give its shape with --shapes (inputs= in Python)"
+            why = unknown if kind == "tensor_type" else f"it is a {kind}"
             self.scope[info.name] = Unavailable(f"input {info.name}", why)
             return
         try:

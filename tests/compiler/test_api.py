@@ -232,6 +232,35 @@ def test_feeds_of_any_kind_verify() -> None:
         assert engine.data.verify["shapes"] == {"x": [5, 8]}
 
 
+@pytest.mark.parametrize(
+    ("ops", "outputs"),
+    [
+        ({}, ["x"]), ({"y": "Identity"}, ["y", "x"]), ({"y": "Identity"}, ["x", "y"]),
+        ({"y": "Identity", "z": "Identity"}, ["z", "x", "y"]), ({"y": "Relu"}, ["x", "y"]),
+        ({"y": "Relu", "z": "Identity"}, ["z", "x", "y"]),
+    ],
+)  # fmt: skip
+def test_inputs_as_outputs(ops: dict[str, str], outputs: list[str]) -> None:
+    info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 8]) for n in ("x", *outputs)]
+    nodes = [helper.make_node(op, ["x"], [name]) for name, op in ops.items()]
+    graph = helper.make_graph(nodes, "copies", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = sample(3, 8)
+    got = arcweld.compile(model, device="sim").run({"x": x})
+    want = {"x": x, **{n: np.maximum(x, 0) if op == "Relu" else x for n, op in ops.items()}}
+    assert list(got) == outputs
+    for name in outputs:
+        np.testing.assert_array_equal(got[name], want[name])
+        assert not np.shares_memory(got[name], x)
+
+
+def test_a_model_without_outputs_is_none() -> None:
+    model = model_of([3, 8])
+    del model.graph.output[:]
+    with pytest.raises(ModelError, match="has no outputs"):
+        arcweld.compile(model, device="sim")
+
+
 def test_unknown_operators_are_all_listed() -> None:
     model = model_of([3, 8])
     model.graph.node[0].op_type, model.graph.node[1].op_type = "Frobnicate", "Twiddle"
