@@ -163,7 +163,12 @@ class Engine:
         try:
             take = shared.arrays.take
             taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
-            stream = shared.arrays.stream(result_kind(taken))
+            kind = result_kind(taken)
+            stream = shared.arrays.stream(kind)
+            if kind == "torch-gpu" and "cupy" in {t.kind for t in taken}:
+                other = shared.arrays.stream("cupy")
+                if other != stream:  # what makes those arrays may still be under way there
+                    shared.device.synchronize(other)
             return self._context(stream).run(taken, stream)
         finally:
             shared.device.leave(token)

@@ -13,8 +13,10 @@ import pytest
 from arcweld.runtime.arrays import Element, Taken
 from arcweld.runtime.device import LaunchSpec
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.program import SCHEMA, Program, Symbol, Tensor
 from arcweld.runtime.sim.device import SimDevice
-from runtime_programs import W, chain, chain_reference, check, rows
+from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add
 
 
 class GraphDevice(SimDevice):
@@ -154,6 +156,25 @@ def test_a_call_waits_where_the_callers_memory_is_still_read(on_host: bool, monk
     for seed in range(3):
         check(engine, rows(6, seed))
         assert len(waits) == (seed + 1 if on_host else 0)
+
+
+@pytest.mark.parametrize(("torchs", "cupys", "waits"), [(5, 9, [9]), (5, 5, [])])
+def test_arrays_of_two_libraries(torchs: int, cupys: int, waits: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's and CuPy's current streams may differ: what CuPy is still computing must be there first."""
+    x, w, y = (Tensor(name, "f32", ("n", "8")) for name in "xwy")
+    launch = scale_add("add", "x", "w", "y", 2.0, "8*n", "8*n")
+    program = Program(SCHEMA, "add", (Symbol("n"),), (x, w), (y,), (), (), (), (launch,))
+    device = GraphDevice()
+    engine = Engine(EngineData(program, {"scale_add": SCALE_ADD}, {}), device)
+    arrays, kinds = engine._shared.arrays, {"x": "torch-gpu", "w": "cupy"}
+    take, empty = arrays.take, arrays.empty
+    monkeypatch.setattr(arrays, "take", lambda n, a, e: replace(take(n, a, e), kind=kinds[n]))
+    monkeypatch.setattr(arrays, "empty", lambda kind, shape, element: empty("numpy", shape, element))
+    monkeypatch.setattr(arrays, "stream", lambda kind: cupys if kind == "cupy" else torchs)
+    waited: list[int] = []
+    device.synchronize = waited.append  # type: ignore[method-assign,assignment]
+    np.testing.assert_allclose(engine(rows(3, 1), rows(3, 2)), 2 * rows(3, 1) + rows(3, 2), rtol=1e-6)
+    assert waited == waits
 
 
 def test_graphs_can_be_switched_off() -> None:
