@@ -73,6 +73,7 @@ class Block:
         self._uniform: dict[int, Expr] = {}
         self._in_lanes = False
         self.itype = index_type(params.kernel)
+        # the lane axis' index is width * _q + _l: the vector's number, and the lane inside it
         self._q = Sym("_q", 0)
         self._l = Sym("_l", 0, width - 1)
         self._clamp = clamp

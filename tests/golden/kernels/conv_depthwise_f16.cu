@@ -52,7 +52,7 @@ __device__ __forceinline__ void store_out(const Params& p, int n, int o0, int o1
   store_vec<8>(p.out0 + (o1 * 96 + o0 * 1344 + n * 18816 + c), out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(128) conv_hardswish_7f57f62c(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_hardswish_19cc2929(const __grid_constant__ Params p) {
   pdl_wait();
   int index = (int)blockIdx.x * 128 + threadIdx.x;
   if (index < p.threads) {
@@ -65,8 +65,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_hardswish_7f57f62c(const 
     const int n = index;
     f32 acc[PIXELS][WIDTH] = {};
 #pragma unroll
-    for (int tap0 = 0; tap0 < 3; ++tap0)
-    {
+    for (int tap0 = 0; tap0 < 3; ++tap0) {
       f32 w[TAPS][WIDTH];
 #pragma unroll
       for (int tap1 = 0; tap1 < TAPS; ++tap1) load_w(p, c, tap0, tap1, w[tap1]);
@@ -90,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_hardswish_7f57f62c(const 
   }
   pdl_launch_dependents();
 }
-EXPORT_KERNEL(conv_hardswish_7f57f62c)
+EXPORT_KERNEL(conv_hardswish_19cc2929)
 
 // pointwise_transpose: tiles of 64 x 64 pass through shared memory; 8 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.
