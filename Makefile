@@ -27,10 +27,12 @@ wheel: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python -m arcweld.models.demo
 
-# On a machine with a GPU: its tests and the benchmark, JSON under docs/benchmarks/ (or OUT=dir). Uses the current python.
+# On a machine with a GPU: its tests and the benchmark, JSON under docs/benchmarks/ (or OUT=dir), at most LIMIT seconds of it.
+# Uses the current python, in which the package is installed (pip install --no-deps --no-build-isolation -e . needs no network).
 gpu:
 	@status=0; $(PYTHON) tests/gpu/isolated.py || status=1; \
-	$(PYTHON) -m arcweld.models.bench --out $(or $(OUT),docs/benchmarks) || status=1; exit $$status
+	timeout -k 10 $(or $(LIMIT),1500) $(PYTHON) -m arcweld.models.bench --out $(or $(OUT),docs/benchmarks) || status=1; \
+	exit $$status
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
