@@ -10,7 +10,6 @@ from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.layout import layout
-from arcweld.passes.merge_matmuls import merge_matmuls
 from pass_tools import body, build, check, ops
 
 HEADER = """
@@ -130,6 +129,13 @@ def test_a_learned_scale_for_each_head_multiplies_the_queries(scores: str) -> No
 def test_scores_that_are_read_elsewhere_keep_their_scale(output: str) -> None:
     after = check(f"{HEADER}{LEARNED.format(scores='%m, %h')}output %y\noutput {output}", attention)
     assert "Attention" not in ops(after)
+
+
+@pytest.mark.parametrize("mask", ["seen", "unseen", "seen and added", "added, then seen", "added, then unseen"])
+def test_rows_that_the_lowest_number_masks_out_stay_uniform(mask: str) -> None:
+    lowest = "weight %lowest: f32[] data=-3.4e38\nweight %none: bool[1] data=(False,)\n%few = And(%seen, %none)\n"
+    masked = MASKS[mask].replace("%seen", "%few").replace("%finite", "%lowest").replace("%low,", "%lowest,")
+    found(check(f"{HEADER}{lowest}{SCORES['times']}\n{masked}\n%y = MatMul(%p, %v)\noutput %y", attention))
 
 
 def test_keys_of_one_group_are_shared() -> None:
@@ -410,49 +416,6 @@ def test_what_is_not_attention_stays(change: tuple[str, str]) -> None:
 def test_a_mask_of_small_numbers_is_no_mask() -> None:
     text = f"{HEADER}weight %small: f32[] data=-5.0\n{SCORES['times']}\n%a = Where(%seen, %s, %small)\n"
     assert "Attention" not in ops(check(text + "%p = Softmax(%a, axis=3)\n%y = MatMul(%p, %v)\noutput %y", attention))
-
-
-# ------------------------------------------------------------------------------------------- sibling products
-
-QKV = """
-    symbol n(lo=1, hi=64)
-    input %x: f32[2, n, 8]
-    weight %wq: f32[8, 6]
-    weight %wk: f32[8, 6]
-    weight %wv: f32[8, 4]
-    weight %bq: f32[6]
-    weight %bv: f32[1, 4]
-    %q0 = MatMul(%x, %wq)
-    %q = Add(%bq, %q0)
-    %k = MatMul(%x, %wk)
-    %v0 = MatMul(%x, %wv)
-    %v = Add(%v0, %bv)
-"""
-
-
-def test_sibling_products_become_one() -> None:
-    text = (
-        QKV
-        + """
-        %kt = Transpose(%k, perm=(0, 2, 1))
-        %s = MatMul(%q, %kt)
-        %p = Softmax(%s, axis=2)
-        %y = MatMul(%p, %v)
-        output %y
-    """
-    )
-    after = check(text, merge_matmuls, dims={"n": 5})
-    assert ops(after) == ["MatMul", "Add", "Slice", "Slice", "Slice", "Transpose", "MatMul", "Softmax", "MatMul"]
-    merged = after.weights[after.nodes[0].operands()[1].name]
-    assert merged.data.shape == (8, 16)
-    assert [args[0] for step, args in merged.transform if step == "source"] == ["wq", "wk", "wv"]
-
-
-@pytest.mark.parametrize("tail", ["%r = Relu(%{0})\noutput %r", "output %{0}"])
-def test_siblings_with_an_epilogue_stay(tail: str) -> None:
-    text = QKV + "\n".join(tail.format(v).replace("%r", f"%r{v}") for v in "qkv")
-    graph = build(text)
-    assert merge_matmuls(graph, Options()) is graph
 
 
 def test_transformer_block_keeps_only_the_head_transposes() -> None:
