@@ -15,7 +15,7 @@ from arcweld.compiler.cli.shapes import parse_open_shapes, parse_shapes, parse_v
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
-from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.region import FusedGraph, Region
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.bound import measure
 from arcweld.runtime.engine_file import EngineData, read_engine
@@ -226,26 +226,42 @@ def _nodes_called(word: str, known: list[str]) -> set[str]:
 
 def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
     """One line for each pair of neighbours that do not share a kernel: the rule that refused it, or what lies between
-    them."""
+    them. Nodes are neighbours too where their kernels are.
+    """
     made = {n.name: n for n in fused.graph.nodes}
-    lines = []
-    for refusal in fused.refusals:
-        if _concerns(wanted, made[refusal.producer].origin, made[refusal.consumer].origin):
-            lines.append(f"{refusal.producer} -> {refusal.consumer}: [{refusal.code}] {refusal.detail}")
-    refused = {(x.producer, x.consumer) for x in fused.refusals}
+    shown = {
+        x: f"{x.producer} -> {x.consumer}: [{x.code}] {x.detail}"
+        for x in fused.refusals
+        if _concerns(wanted, made[x.producer].origin, made[x.consumer].origin)
+    }
+    lines = list(shown.values())
     for a, b in itertools.permutations(fused.regions, 2):
-        between = [v.name for v in a.outputs if any(v.name == w.name for w in b.inputs)]
-        told = any((n.name, m.name) in refused for n in a.nodes for m in b.nodes)
-        if between and not told and _concerns(wanted, merge_origins(a.nodes), merge_origins(b.nodes)):
-            heroes = [r.hero for r in (a, b) if r.hero is not None]
-            if len(heroes) == 2:
-                reason = f"[heroes] a kernel has one of {heroes[0].op} and {heroes[1].op}, not both"
-            else:
-                readers = sum(between[0] in {v.name for v in r.inputs} for r in fused.regions)
-                reason = f"[stored] {between[0]} lies in memory, read by {readers} kernel{'s' * (readers > 1)}"
-            reader = heroes[1] if len(heroes) == 2 else b.nodes[0]
-            lines.append(f"{a.nodes[-1].name} -> {reader.name}: {reason}")
+        if not _passed(a, b) or not _concerns(wanted, merge_origins(a.nodes), merge_origins(b.nodes)):
+            continue
+        ends = {n.name for n in a.nodes}, {n.name for n in b.nodes}
+        found = [x for x in fused.refusals if x.producer in ends[0] and x.consumer in ends[1]]
+        if not found:
+            lines.append(_unasked(fused, a, b))
+        elif not any(x in shown for x in found):
+            lines += [f"{x.producer} -> {x.consumer}: [{x.code}] {x.detail}" for x in found]
     return lines
+
+
+def _passed(a: Region, b: Region) -> list[str]:
+    """The values that the kernel of ``a`` stores and that of ``b`` reads."""
+    return [v.name for v in a.outputs if any(v.name == w.name for w in b.inputs)]
+
+
+def _unasked(fused: FusedGraph, a: Region, b: Region) -> str:
+    """Why two neighbouring kernels are two, where no rule was asked."""
+    heroes = [r.hero for r in (a, b) if r.hero is not None]
+    if len(heroes) == 2:
+        reason, reader = f"[heroes] a kernel has one of {heroes[0].op} and {heroes[1].op}, not both", heroes[1]
+    else:
+        value, reader = _passed(a, b)[0], b.nodes[0]
+        readers = sum(value in {v.name for v in r.inputs} for r in fused.regions)
+        reason = f"[stored] {value} lies in memory, read by {readers} kernel{'s' * (readers > 1)}"
+    return f"{a.nodes[-1].name} -> {reader.name}: {reason}"
 
 
 def _concerns(wanted: list[set[str]], producer: tuple[str, ...], consumer: tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from arcweld.compiler import api
 from arcweld.compiler.cli.app import main
@@ -33,6 +34,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_explain_answers_for_any_two_nodes(model: Path, capsys: Words, nodes: list[str], said: str) -> None:
     assert main(["explain", str(model), *nodes]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_explain_answers_for_every_edge(tmp_path: Path, capsys: Words) -> None:
+    """Residual blocks: an Add is read both inside the next block's kernels and past them."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((4, 4, 3, 3)).astype(np.float32) for i in range(3)}
+    nodes, last = [], "x"
+    for i in range(3):
+        nodes += [
+            helper.make_node("Conv", [last, f"w{i}"], [f"c{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]),
+            helper.make_node("Sigmoid", [f"c{i}"], [f"s{i}"], name=f"sigmoid{i}"),
+            helper.make_node("Mul", [f"c{i}", f"s{i}"], [f"m{i}"], name=f"mul{i}"),
+            helper.make_node("Add", [last, f"m{i}"], [f"a{i}"], name=f"add{i}"),
+        ]
+        last = f"a{i}"
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["y"], name="pool"))
+    path = save_model(tmp_path / "r.onnx", nodes, {"x": [1, 4, 8, 8]}, {"y": [1, 4, 1, 1]}, weights)
+    made = {n.output[0]: n.name for n in nodes}
+    for node in nodes:
+        for value in set(node.input) & set(made):
+            for pair in ((made[value], node.name), (node.name, made[value])):
+                assert main(["explain", str(path), *pair]) == 0
+                out = capsys.readouterr().out
+                assert "one " in out or "]" in out, pair
+                assert "not neighbours" not in out, pair
+    assert main(["explain", str(path), "conv0", "pool"]) == 0
+    assert "not neighbours" in capsys.readouterr().out
 
 
 def test_explain_refuses_names_that_no_node_has(model: Path, capsys: Words) -> None:
