@@ -3,8 +3,8 @@ computes it.
 
 Requires: Softmax and scalar arithmetic as nodes (pattern passes have run). Ensures: the formulas below
 occur only where their operands do not fit Attention ([B,H,S,D] with a common batch), or where a score or a
-probability is read elsewhere. Scores in which a mask writes a large negative number count as masked out; a
-row that is masked out entirely gives zeros.
+probability is read elsewhere. A row that a mask fills with a large negative number weighs all keys alike, as
+the formulas do; one that it fills with minus infinity, where they give NaN, gives zeros.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from arcweld.passes.common import Tracker, rewrite, scalar, use_counts
 from arcweld.passes.elements import Elements
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
+ABSORBING = -1e30  # a number this low plus a score is the same number, in f32 and in types of its range
 _SCALED = "MatMul(q, k) * K"
 _SCORES = (
     f"{_SCALED} + mask + mask2",
@@ -261,14 +262,22 @@ def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple
 
 
 def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
-    """The mask operand, if there is one: a bool condition, or what is added, or both as one."""
+    """The mask operand, if there is one: a bool condition, or what is added, or both as one.
+
+    A number so low that adding a score leaves it as it is is added where the condition has it written: a row that is
+    masked out entirely then has equal probabilities, as it had.
+    """
     condition = next((rw.get(m.values[n]) for n in "cd" if n in m.values), None)  # true: seen (c), masked (d)
     added = [cast_to(rw, rw.get(m.values[n]), dtype, m.origin) for n in ("mask", "mask2") if n in m.values]
-    if condition is not None and "d" in m.values:
-        condition = rw.make("Not", [condition], m.origin)
+    written = m.scalars.get("N")
+    absorbs = written is not None and np.isfinite(written) and written <= ABSORBING
     if len(added) == 2:
         added = [rw.make("Add", added, m.origin)]
-    if added and condition is not None:
-        low = rw.constant(np.asarray(-np.inf, dtype.numpy), dtype, "low")
-        return rw.make("Where", [condition, added[0], low], m.origin)
-    return added[0] if added else condition
+    if condition is None or (not added and not absorbs):
+        if condition is not None and "d" in m.values:
+            condition = rw.make("Not", [condition], m.origin)
+        return added[0] if added else condition
+    with np.errstate(over="ignore"):
+        low = rw.constant(np.asarray(written if absorbs else -np.inf).astype(dtype.numpy), dtype, "low")
+    seen = added[0] if added else rw.constant(np.zeros((), dtype.numpy), dtype, "seen")
+    return rw.make("Where", [condition, *((low, seen) if "d" in m.values else (seen, low))], m.origin)

@@ -44,8 +44,10 @@ def without_causal(
     a, b = scalar(rw.array(yes)), scalar(rw.array(no))
     if a == 0 and b is not None and b <= MASKED_OUT:
         rest = _of_condition(rw, elements, condition, length, origin)
-        if rest.mask is None or rest.mask is condition:
-            return Remainder(None if rest.mask is None else mask, rest.causal)
+        # a row that other conditions empty weighs all keys alike, those behind the triangle too
+        equal_rows = rest.causal and rest.mask is not None and not np.isinf(b)
+        if rest.mask is None or rest.mask is condition or equal_rows:
+            return Remainder(None, rest.causal) if rest.mask is None else Remainder(mask, False)
         return Remainder(rw.make("Where", [rest.mask, yes, no], origin), rest.causal)
     if b == 0 and a is not None and a <= MASKED_OUT:
         seen = negation(elements.formula(condition))

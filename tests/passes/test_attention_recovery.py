@@ -373,11 +373,11 @@ def test_of_joined_conditions_only_the_unknown_stay(joined: str) -> None:
 
 
 @pytest.mark.parametrize("joined", ["causal and given", "repeated", "all"])
-def test_joined_conditions_as_numbers_to_add(joined: str) -> None:
+def test_joined_conditions_as_infinity_to_add(joined: str) -> None:
     node, causal, rest = JOINED[joined]
-    # the first key is seen by everybody: a row without any is noise where numbers are added
+    # the first key is seen by everybody: a row without any would be NaN
     text = f"""
-        {PARTS.replace("%seen:", "%given:")}
+        {PARTS.replace("%seen:", "%given:").replace("-1e30", "float(-inf)")}
         weight %first: i64[] data=0
         %is_first = Equal(%columns, %first)
         %seen = Or(%given, %is_first)
@@ -388,6 +388,22 @@ def test_joined_conditions_as_numbers_to_add(joined: str) -> None:
     """
     after = check(text, attention, dims={"n": 5, "b": 2})
     assert found(after)["is_causal"] == causal
+    assert len(after.nodes[-1].operands()) == 3 + len(rest)
+
+
+@pytest.mark.parametrize("joined", ["causal and given", "repeated", "all", "given and all"])
+def test_joined_conditions_as_numbers_to_add(joined: str) -> None:
+    """A row that is masked out entirely weighs all keys alike, those behind the triangle too: the mask stays whole."""
+    node, _, rest = JOINED[joined]
+    nobody = "weight %none: bool[1] data=(False,)\n%seen = And(%given, %none)\n"
+    text = f"""
+        {PARTS.replace("%seen:", "%given:")}{nobody}{node}
+        %w = Where(%t, %zero, %low)
+        %y = Attention(%q, %q, %q, %w, scale=0.5)
+        output %y
+    """
+    after = check(text, attention, dims={"n": 5, "b": 2})
+    assert found(after)["is_causal"] == 0
     assert len(after.nodes[-1].operands()) == 3 + len(rest)
 
 
