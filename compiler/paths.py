@@ -16,7 +16,11 @@ def cache_dir() -> Path:
 
     Raises EnvironmentError_ if it cannot be created.
     """
-    path = Path(os.environ.get("ARCWELD_CACHE_DIR") or Path.home() / ".cache" / "arcweld")
+    given = os.environ.get("ARCWELD_CACHE_DIR")
+    try:
+        path = Path(given) if given else Path.home() / ".cache" / "arcweld"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise EnvironmentError_(str(error), hint="set ARCWELD_CACHE_DIR to a folder that can be written") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -94,6 +94,16 @@ def test_a_cache_folder_that_cannot_be_made(model: Path, monkeypatch: pytest.Mon
     assert "ARCWELD_CACHE_DIR" in str(caught.value)
 
 
+def test_a_user_without_a_home(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ARCWELD_CACHE_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert main(["run", str(model), "--device=sim"]) == 4
+    assert main(["doctor"]) == 4
+
+
 def test_a_cache_folder_that_cannot_be_written(
     model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
 ) -> None:
