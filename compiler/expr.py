@@ -407,6 +407,8 @@ def interpret(
                 at = [np.where(where_, a, 0) for a in at]
             if any((a < 0).any() for a in at):
                 raise IndexError(f"negative coordinate in {to_text(x)}")
+            if where_ is not None and not np.any(where_):  # nothing is read, not even of an empty buffer
+                return np.zeros(np.broadcast_shapes(np.shape(where_), *(a.shape for a in at)), dt)
             value = array[tuple(at)] if at else array[()]
             value = np.asarray(value).astype(dt)
             return value if where_ is None else np.where(where_, value, dt.type(0))

@@ -5,6 +5,7 @@ This stands between the graph's reference and the templates: it tests lowering w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def _reduce(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, in
     outs, steps = kernel.axes["out"], kernel.axes["reduce"]
     x = Points((*outs, *steps), buffers, env).value(kernel.loads["x"])
     small = Points(outs, buffers, env)
-    x = x.reshape(*small.shape, -1)
+    x = x.reshape(*small.shape, math.prod(x.shape[len(small.shape) :]))
     combine = kernel.attrs["combine"]
     if combine in FOLD:
         start = _identity(combine, x.dtype)
