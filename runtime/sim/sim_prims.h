@@ -187,8 +187,12 @@ ARCWELD_DEVICE void cluster_store(u32 addr, int rank, f32 a, f32 b, f32 c, f32 d
 // ---------------------------------------------------------------- the compiler
 ARCWELD_DEVICE int opaque(int x) { return x; }
 
-// ---------------------------------------------------------------- approximate math (exact here)
-ARCWELD_DEVICE f32 tanh_approx(f32 x) { return tanhf(x); }
+// ---------------------------------------------------------------- approximate math
+// tanh with the relative error that the GPU's instruction may have, 2**-11; powers of two are exact here.
+ARCWELD_DEVICE f32 tanh_approx(f32 x) {
+  const f32 exact = tanhf(x);
+  return exact == exact ? __uint_as_float((__float_as_uint(exact) + 0x1000u) & ~0x1fffu) : exact;
+}
 ARCWELD_DEVICE f32 ex2_approx(f32 x) { return exp2f(x); }
 
 // ---------------------------------------------------------------- atomics; each returns the old value
