@@ -46,6 +46,7 @@ def handler(domain: str, op: str) -> Handler | None:
         handlers_recurrent,
         handlers_reduce,
         handlers_resize,
+        handlers_spectral,
         handlers_window,
     )
 

@@ -1,0 +1,70 @@
+"""Fourier transforms and mel filters, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
+from onnx_models import compare, floats, ints, one_node
+
+WINDOW = np.hanning(16).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("opset", "shape", "attrs", "constants"),
+    [
+        (17, (2, 8, 1), {"axis": 1}, {}),
+        (17, (2, 7, 3, 2), {"axis": 1}, {}),
+        (17, (2, 3, 7, 2), {"axis": -2}, {}),
+        (17, (2, 8, 1), {"onesided": 1}, {}),
+        (17, (2, 9, 1), {"onesided": 1}, {}),
+        (17, (2, 8, 2), {"inverse": 1}, {}),
+        (17, (2, 8, 1), {"onesided": 1}, {1: np.int64(6)}),
+        (17, (2, 8, 1), {}, {1: np.int64(12)}),
+        (20, (2, 8, 3, 1), {}, {2: np.int64(1)}),
+        (20, (2, 8, 1), {}, {}),
+    ],
+)
+def test_transforms(opset: int, shape: tuple[int, ...], attrs: dict[str, Any], constants: dict[int, Any]) -> None:
+    compare(*one_node("DFT", opset, [floats(*shape)], attrs, constants))
+
+
+@pytest.mark.parametrize("onesided", [0, 1])
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {1: np.int64(8), 2: WINDOW},
+        {1: np.int64(8), 2: WINDOW, 3: np.int64(16)},
+        {1: np.int64(5), 3: np.int64(10)},
+    ],
+)
+def test_frames(onesided: int, constants: dict[int, Any]) -> None:
+    compare(*one_node("STFT", 17, [floats(2, 67, 1)], {"onesided": onesided}, constants))
+
+
+def test_frames_of_a_signal_of_any_length() -> None:
+    fixed = {1: np.int64(8), 2: WINDOW}
+    proto, feeds = one_node("STFT", 17, [floats(2, 40, 1)], {}, fixed)
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "n"
+    graph = compare(proto, feeds)
+    assert {s.name: s.lo for s in graph.symbols()} == {"n": 16}
+
+
+@pytest.mark.parametrize(
+    ("bins", "length", "rate", "low", "high"), [(8, 64, 8192, 0, 4096), (40, 512, 16000, 20, 8000)]
+)
+def test_mel_filters(bins: int, length: int, rate: int, low: float, high: float) -> None:
+    constants = {0: ints(bins)[0], 1: ints(length)[0], 2: ints(rate)[0], 3: np.float32(low), 4: np.float32(high)}
+    compare(*one_node("MelWeightMatrix", 17, [], {}, constants))
+
+
+def test_what_cannot_be_transformed_is_refused() -> None:
+    proto, _ = one_node("STFT", 17, [floats(2, 67, 1)], {}, {1: np.int64(8)})
+    with pytest.raises(ModelError, match="neither a window nor a frame length"):
+        import_onnx(proto)
+    proto, _ = one_node("DFT", 17, [floats(2, 8, 1)], {}, open_dims=True)
+    with pytest.raises(UnsupportedError, match="number of parts"):
+        import_onnx(proto)
