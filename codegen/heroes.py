@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from arcweld.codegen.kernel import Axis, Stage, axis
-from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, float_precision
+from arcweld.codegen.reading import Coords, Hero, RegionReader, delinearize, float_precision
 from arcweld.codegen.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from arcweld.codegen.kernel import Axis, Bound, Store, axis
-from arcweld.codegen.lower import Coords, Hero, RegionReader, delinearize, finish, stem_of
+from arcweld.codegen.reading import Coords, Hero, RegionReader, delinearize, finish, stem_of
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType

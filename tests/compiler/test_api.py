@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from arcweld.codegen import lower
+from arcweld.codegen import reading
 from arcweld.compiler import api, expr
 from arcweld.compiler.options import Options
 from onnx import TensorProto, helper, numpy_helper
@@ -294,13 +294,13 @@ def test_verification_can_be_left_out() -> None:
 
 def test_a_wrong_kernel_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lowering of Relu is made to forget the negative half."""
-    inline = lower.inline
+    inline = reading.inline
 
     def wrong(reader: Any, node: Any, coords: Any) -> expr.Expr:
         e = inline(reader, node, coords)
         return expr.unary("abs", e.args[0]) if node.op == "Relu" else e
 
-    monkeypatch.setattr(lower, "inline", wrong)
+    monkeypatch.setattr(reading, "inline", wrong)
     with pytest.raises(
         AccuracyError, match=r"kernel contract_matmul_relu_\w+ computes y with relative error"
     ) as caught:
