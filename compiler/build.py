@@ -17,6 +17,7 @@ from arcweld.codegen.nvrtc import headers
 from arcweld.codegen.nvrtc import version as nvrtc_version
 from arcweld.codegen.select import sources
 from arcweld.compiler.dims import Sym, to_text
+from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value, Weight
 from arcweld.compiler.object_code import ObjectCode, Planned, compile_planned, in_order
 from arcweld.compiler.options import Options
@@ -162,7 +163,7 @@ def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, or
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
         outputs=tuple(_tensor(label, results[label]) for label in order),
         weights=tuple(
-            prog.Weight(n, _dtype_of(w.data), tuple(int(d) for d in w.data.shape), origins[n], w.transform)
+            prog.Weight(n, from_numpy(w.data.dtype).value, tuple(int(d) for d in w.data.shape), origins[n], w.transform)
             for n, w in weights.items()
         ),
         temps=tuple(_tensor(labels.get(n, n), v) for n, v in temps.items()),
@@ -189,12 +190,6 @@ def _program_names(graph: Graph, internal: set[str]) -> dict[str, str]:
 
 def _plain_array(data: np.ndarray) -> np.ndarray:
     return data if data.flags.c_contiguous else np.ascontiguousarray(data)
-
-
-def _dtype_of(data: np.ndarray) -> str:
-    from arcweld.compiler.dtypes import from_numpy
-
-    return from_numpy(data.dtype).value
 
 
 def _source(name: str, w: Weight) -> str:
