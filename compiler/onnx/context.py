@@ -60,6 +60,12 @@ class Unavailable:
     reason: str = ""
 
 
+class Items(tuple[Operand, ...]):
+    """A sequence of operands, known while importing."""
+
+    __slots__ = ()
+
+
 def on_device(value: Value) -> Operand:
     return Operand(value.dtype, value.shape, value=value)
 
@@ -180,6 +186,8 @@ class NodeContext:
         found = self.operands[i] if i < len(self.operands) else None
         if found is None:
             raise ModelError(f"{self.op} lacks its input {i}", node=self.name)
+        if isinstance(found, Items):
+            raise ModelError(f"{self.op}: input {i} is a sequence", node=self.name)
         return found
 
     def value(self, i: int) -> Value:

@@ -76,7 +76,7 @@ def import_loop(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]
     check_depth(scope, c.name)
     trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
     going = bool(c.number(1)) if c.has(1) else True
-    carried: list[Any] = [c.operand(i) for i in range(2, len(c.operands))]
+    carried: list[Any] = [c.operands[i] if c.has(i) else c.operand(i) for i in range(2, len(c.operands))]
     scans = len(body.output) - 1 - len(carried)
     if len(body.input) != 2 + len(carried) or scans < 0 or len(c.outputs) > len(carried) + scans:
         c.broken("the body's inputs and outputs do not match the node's")

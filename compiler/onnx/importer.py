@@ -18,7 +18,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.onnx.context import SHAPES_HINT, Builder, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.context import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.deduce import Bounds, Refine
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
@@ -240,6 +240,8 @@ def import_onnx(
         found = visitor.results.get(info.name)
         if isinstance(found, Unavailable) and found.reason:
             failed.append(Finding(info.name, "output", f"{found.node}: {found.reason}"))
+        elif isinstance(found, Items):
+            failed.append(Finding(info.name, "output", "it is a sequence of tensors"))
     if failed:
         lines = "".join(f"\n  {f.op} [{f.node}]: {f.reason}" for f in failed)
         raise UnsupportedError(

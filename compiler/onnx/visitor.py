@@ -19,6 +19,7 @@ from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import (
     SHAPES_HINT,
     Builder,
+    Items,
     NodeContext,
     Operand,
     Unavailable,
@@ -30,6 +31,7 @@ from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, sta
 from arcweld.compiler.onnx.handlers import handler
 from arcweld.compiler.onnx.proto import attribute_value
 from arcweld.compiler.onnx.scalars import Undecided
+from arcweld.compiler.onnx.sequences import SEQUENCES
 from arcweld.compiler.onnx.symbols import sanitise
 from onnx import FunctionProto, GraphProto, NodeProto
 
@@ -174,6 +176,15 @@ class Visitor:
             results = CONTROL[node.op_type](self, context, scope)
             self.findings.append(Finding(label, node.op_type))
             return results
+        if domain == "" and node.op_type in SEQUENCES:
+            results = SEQUENCES[node.op_type](context)
+            self.findings.append(Finding(label, node.op_type))
+            return results
+        if any(isinstance(o, Items) for o in operands):
+            if (domain, node.op_type) != ("", "Identity"):
+                context.broken("an operand is a sequence")
+            self.findings.append(Finding(label, node.op_type))
+            return operands
         if domain == "" and node.op_type == "Constant":
             self.findings.append(Finding(label, node.op_type))
             return [_constant(context)]
@@ -285,7 +296,7 @@ def _not_implemented(domain: str, op: str, why: str = "") -> UnsupportedError:
     return UnsupportedError(f"{reason}; {why}" if why else reason, hint=_REMEDIES.get(domain))
 
 
-_BUILT_IN = {"Constant", "Shape", "Size", *CONTROL}
+_BUILT_IN = {"Constant", "Shape", "Size", *CONTROL, *SEQUENCES}
 
 
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
