@@ -27,8 +27,8 @@ ABSORBING = -1e30  # a number this low plus a score is the same number, in f32 a
 _SCALED = "MatMul(q, k) * K"
 _SCORES = (
     f"{_SCALED} + mask + mask2",
-    f"Where(c, {_SCALED}, N) + mask",
-    f"Where(d, N, {_SCALED}) + mask",
+    f"(w := Where(c, {_SCALED}, N)) + mask",
+    f"(w := Where(d, N, {_SCALED})) + mask",
     f"Where(c, {_SCALED} + mask, N)",
     f"Where(d, N, {_SCALED} + mask)",
     f"{_SCALED} + mask",
@@ -279,5 +279,7 @@ def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
         return added[0] if added else condition
     with np.errstate(over="ignore"):
         low = rw.constant(np.asarray(written if absorbs else -np.inf).astype(dtype.numpy), dtype, "low")
+    if absorbs and "w" in m.values:  # what is written is added to as well: twice the lowest number is minus infinity
+        low = rw.make("Add", [added[0], low], m.origin)
     seen = added[0] if added else rw.constant(np.zeros((), dtype.numpy), dtype, "seen")
     return rw.make("Where", [condition, *((low, seen) if "d" in m.values else (seen, low))], m.origin)

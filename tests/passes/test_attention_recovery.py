@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
@@ -136,6 +137,27 @@ def test_rows_that_the_lowest_number_masks_out_stay_uniform(mask: str) -> None:
     lowest = "weight %lowest: f32[] data=-3.4e38\nweight %none: bool[1] data=(False,)\n%few = And(%seen, %none)\n"
     masked = MASKS[mask].replace("%seen", "%few").replace("%finite", "%lowest").replace("%low,", "%lowest,")
     found(check(f"{HEADER}{lowest}{SCORES['times']}\n{masked}\n%y = MatMul(%p, %v)\noutput %y", attention))
+
+
+@pytest.mark.parametrize("scores", ["Where(%seen, %s, %lowest)", "Where(%unseen, %lowest, %s)"])
+def test_two_masks_of_lowest_numbers_overflow_where_both_hold(scores: str) -> None:
+    """A row that one mask empties weighs alike the keys that the other leaves."""
+    text = f"""
+        {HEADER}{SCORES["times"]}
+        weight %lowest: f32[] data=-3.4e38
+        %unseen = Not(%seen)
+        %w = {scores}
+        %emptied = Mul(%bias, %zero)
+        %everywhere = Add(%emptied, %lowest)
+        %a = Add(%w, %everywhere)
+        %p = Softmax(%a, axis=3)
+        %r = IsNaN(%p)
+        %f = Where(%r, %zero, %p)
+        %y = MatMul(%f, %v)
+        output %y
+    """
+    with np.errstate(over="ignore"):
+        found(check(text, attention))
 
 
 def test_keys_of_one_group_are_shared() -> None:
