@@ -18,17 +18,32 @@ from torch import fx
 
 aten = torch.ops.aten
 
+_ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_")
+
 
 def simplify(module: fx.GraphModule) -> None:
     """Rewrites such nodes in place; a node that cannot be rewritten stays as it is."""
     rules = {"aten.cat.default": _without_empty, "aten.as_strided.default": _as_views}
     changed = False
     for node in list(module.graph.nodes):
-        rule = rules.get(target_name(node))
+        name = target_name(node)
+        if name.removeprefix("aten.").startswith(_ATTENTION) and "backward" not in name:
+            _require_equal_lengths(node)
+        rule = rules.get(name)
         changed |= rule is not None and rule(node)
     if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
+
+
+def _require_equal_lengths(node: fx.Node) -> None:
+    """Has PyTorch guard that keys and values are equally many, which its own attention takes for granted.
+
+    Their lengths are symbols of their own where both come from a cache that grows.
+    """
+    key, value = (o.meta["val"].shape[-2] if isinstance(o, fx.Node) else 0 for o in node.args[1:3])
+    if isinstance(key, torch.SymInt) or isinstance(value, torch.SymInt):
+        bool(key == value)  # comparing symbolic sizes makes a guard
 
 
 def has_no_elements(value: Any) -> bool:

@@ -112,3 +112,18 @@ def test_views_beyond_a_tensor_and_complex_numbers_stay_with_pytorch() -> None:
 
     x = rand(4, 2)
     same(compiled(fn)(x), fn(x))
+
+
+def test_keys_and_values_of_two_caches_are_equally_long() -> None:
+    def fn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = (torch.cat([t, q], 2) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v) * 2
+
+    run = compiled(fn, dynamic=True, min_block_size=1)
+    for batch, length in ((2, 5), (2, 6), (3, 9)):
+        q, k, v = rand(batch, 4, 1, 8), rand(batch, 4, length, 8), rand(batch, 4, length, 8, seed=1)
+        for t in (q, k, v):
+            torch._dynamo.maybe_mark_dynamic(t, 2)
+            torch._dynamo.mark_static(t, 3)
+        same(run(q, k, v), fn(q, k, v))
+    assert not any(r.left for r in torch_report())
