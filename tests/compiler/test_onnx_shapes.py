@@ -181,6 +181,15 @@ def test_the_least_size_of_a_dimension_is_deduced() -> None:
             import_onnx(_counted(), **options)
 
 
+@pytest.mark.parametrize(("ceil_mode", "least"), [(0, 3), (1, 2)])
+def test_a_window_may_be_cut_off_where_the_extent_is_rounded_up(ceil_mode: int, least: int) -> None:
+    attrs = {"kernel_shape": [3], "strides": [2], "ceil_mode": ceil_mode}
+    proto = model([N("MaxPool", ["x"], ["y"], **attrs)], {"x": (np.float32, ["N", 2, "S"])}, ["y"])
+    for size in (least, 4, 7):
+        graph = compare(proto, {"x": floats(2, 2, size)})
+    assert {s.name: s.lo for s in graph.symbols()} == {"N": 1, "S": least}
+
+
 def test_what_is_left_of_a_slice_may_bound_the_dimension() -> None:
     """x[:, 3:] has max(0, S - 3) columns; a sum with S - 3 of them says that S is at least 3."""
     nodes = [
