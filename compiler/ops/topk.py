@@ -1,6 +1,7 @@
 """The indices of the k largest or smallest elements of a row, by counting: a rank is how many elements come before.
 
-That is n^2 comparisons a row, which fuse into one reduction kernel; nothing of that size is ever stored.
+That is n^2 comparisons a row, which fuse into one reduction kernel; nothing of that size is ever stored. Of long rows
+the best of each part are found first, and then the best of those.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
@@ -20,6 +22,7 @@ from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, presen
 from arcweld.compiler.registry import Attr, Case
 
 Attrs = Mapping[str, Any]
+PART = 1024  # elements of a part of a long row
 
 
 def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -53,20 +56,48 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     (x,), p, e = node.operands(), node.attrs, Emit(rw, node)
     last = x.type.rank - 1
     behind = [a for a in range(last + 1) if a != p["axis"]]
-    row = e.transpose(x, (*behind, p["axis"]))
+    found = _places(e, e.transpose(x, (*behind, p["axis"])), p["k"], bool(p["largest"]))
+    return (e.transpose(found, (*range(p["axis"]), last, *range(p["axis"], last))),)
+
+
+def _places(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
+    """The places of the k first elements of rows along the last axis; long rows go through the best of their parts."""
+    n = row.shape[-1]
+    if not isinstance(n, int) or not isinstance(k, int) or n <= 2 * PART or 4 * k > PART:
+        return _by_rank(e, row, k, largest)
+    parts = -(-n // PART)
+    worst = (np.nan if not largest else -np.inf) if row.dtype.is_float else _worst_integer(row.dtype, largest)
+    ends = (*[0] * row.type.rank, *[0] * (row.type.rank - 1), parts * PART - n)
+    row = e("Pad", row, pads=ends, mode="constant", value=worst)
+    split = e.reshape(row, (*row.shape[:-1], parts, PART))
+    best = _by_rank(e, split, k, largest)
+    start = e("Range", start=0, step=PART, length=parts, dtype=DType.I64)
+    # candidates stand in the order of their places among equals, so that the first of equals stays the first
+    places = e.reshape(e("Add", best, e.reshape(start, (parts, 1))), (*row.shape[:-1], parts * k))
+    axis = row.type.rank - 1
+    chosen = _places(e, e("GatherElements", row, places, axis=axis), k, largest)
+    return e("GatherElements", places, chosen, axis=axis)
+
+
+def _worst_integer(dtype: DType, largest: bool) -> int:
+    info = np.iinfo(dtype.numpy)
+    return int(info.min if largest else info.max)
+
+
+def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
+    last = row.type.rank - 1
     lead, n = row.shape[:-1], row.shape[-1]
     mine, other = e.reshape(row, (*lead, n, 1)), e.reshape(row, (*lead, 1, n))
     count = e("Range", start=0, step=1, length=n, dtype=DType.I32)
     earlier = e("Less", e.reshape(count, (1, n)), e.reshape(count, (n, 1)))
-    high, low = (other, mine) if p["largest"] else (mine, other)
+    high, low = (other, mine) if largest else (mine, other)
     # of equals the first comes first
     before = e("Where", earlier, e("Not", _above(e, low, high)), _above(e, high, low))
     rank = e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
-    places = e.reshape(e("Range", start=0, step=1, length=p["k"], dtype=DType.I32), (p["k"], 1))
+    places = e.reshape(e("Range", start=0, step=1, length=k, dtype=DType.I32), (k, 1))
     here = e("Equal", e.reshape(rank, (*lead, 1, n)), places)
     number = e("Where", here, e("Range", start=0, step=1, length=n, dtype=DType.I64), e.scalar(0, DType.I64))
-    found = e("ReduceSum", number, axes=(last + 1,), keepdims=0)
-    return (e.transpose(found, (*range(p["axis"]), last, *range(p["axis"], last))),)
+    return e("ReduceSum", number, axes=(last + 1,), keepdims=0)
 
 
 _TIES = np.array([[1, 3, 3, 0, 3, -1], [2, 2, 2, 2, 2, 2]], np.float32)
@@ -79,6 +110,8 @@ composite(
         Case(((4, 3),), {"k": 1, "axis": 0}, ("f32", "i32"), -9.0, 9.0),
         Case((_TIES,), {"k": 4, "axis": 1}),
         Case((_TIES,), {"k": 6, "axis": 1, "largest": 0}),
+        Case(((2, 2500),), {"k": 7, "axis": 1}, ("f32",)),
+        Case(((2, 2500),), {"k": 5, "axis": 1, "largest": 0}, ("i32",), 0.0, 40.0),
     ],
     doc="ONNX's TopK without the values, sorted; of equal elements the first comes first; NaN is the largest",
 )  # fmt: skip

@@ -127,6 +127,8 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], dict[int, Any
     ("TopK", (7,), [F(3, 6)], {"axis": 0, "k": 2}, {}),
     ("TopK", (10, 11), [F(3, 6)], {}, {1: ints(4)}),
     ("TopK", (11,), [ints([3, 1, 3], [2, 2, 5])], {"axis": 1, "largest": 0}, {1: ints(2)}),
+    ("TopK", (11,), [np.round(F(2, 2500) * 2)], {}, {1: ints(200)}),  # of equals the first, across parts of a row
+    ("TopK", (11,), [np.where(F(1, 2100) > 3, F(1, 2100), -np.inf)], {"largest": 1}, {1: ints(20)}),
     ("GridSample", (16,), [F(2, 3, 4, 5), F(2, 2, 3, 2)], {"mode": "bicubic", "padding_mode": "reflection"}, {}),
     ("GridSample", (20,), [F(2, 3, 4, 5), F(2, 2, 3, 2)], {"mode": "linear", "align_corners": 1}, {}),
 ]  # fmt: skip
