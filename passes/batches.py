@@ -7,6 +7,8 @@ work on merged batches are done on the axes before merging.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
@@ -22,7 +24,8 @@ def batches(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` with the batch axes of products taken apart, if that leaves fewer reshapes."""
     if not any(_is_batched_product(n) for n in graph.nodes):
         return graph
-    result = rewrite(graph, _visit)
+    wanted = _wanted_axes(graph)
+    result = rewrite(graph, lambda rw, node: _visit(rw, node, wanted))
     if result is graph:
         return graph
     result = remove_dead(cleanup(result, options))
@@ -34,13 +37,28 @@ def _is_batched_product(node: Node) -> bool:
     return node.op == "MatMul" and all(v.type.rank == RANK for v in node.operands())
 
 
-def _visit(rw: Tracker, node: Node) -> bool:
+def _wanted_axes(graph: Graph) -> dict[str, tuple[Dim, ...]]:
+    """The axes into which a Reshape behind a value takes its batch apart, looking through work on merged batches."""
+    wanted: dict[str, tuple[Dim, ...]] = {}
+    for node in reversed(graph.nodes):
+        operands = [v for v in node.operands() if v.type.rank == RANK]
+        if node.op == "Reshape" and operands and node.output.shape[-2:] == operands[0].shape[1:]:
+            wanted[operands[0].name] = node.output.shape[:-2]
+        elif node.output.name in wanted and _attributes(node, 1) is not None:
+            lead = wanted[node.output.name]
+            wanted.update((v.name, lead) for v in operands if v.shape[0] == node.output.shape[0])
+    return wanted
+
+
+def _visit(rw: Tracker, node: Node, wanted: Mapping[str, tuple[Dim, ...]]) -> bool:
     """Work on operands whose batch was merged becomes work on the axes before, and a Reshape behind it."""
     if len(node.outputs) != 1 or node.output.type.rank != RANK or None in node.inputs:
         return False
     operands = [rw.get(v) for v in node.operands()]
     batch = node.output.shape[0]
     lead = next((axes for v in operands if v.shape[:1] == (batch,) and (axes := _merged_axes(rw, v))), None)
+    if lead is not None:
+        lead = _without_units(lead, wanted.get(node.output.name))
     attrs = None if lead is None else _attributes(node, len(lead))
     if lead is None or attrs is None or not all(_fits(node, v) for v in operands):
         return False
@@ -51,15 +69,19 @@ def _visit(rw: Tracker, node: Node) -> bool:
 
 
 def _merged_axes(rw: Tracker, v: Value) -> tuple[Dim, ...] | None:
-    """The axes that a Reshape merged into the first one of ``v``, if that is all it did.
-
-    Axes of one element in front of two others are left out: a slice of a stack has them until it is reshaped.
-    """
+    """The axes that a Reshape merged into the first one of ``v``, if that is all it did."""
     node = rw.producer(v, "Reshape")
     source = () if node is None or v.type.rank != RANK else node.operands()[0].shape
-    if len(source) <= RANK or source[-2:] != v.shape[1:]:
-        return None
-    lead = source[:-2]
+    return source[:-2] if len(source) > RANK and source[-2:] == v.shape[1:] else None
+
+
+def _without_units(lead: tuple[Dim, ...], wanted: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
+    """The same axes with those of one element where ``wanted`` has them; else without those in front of two others.
+
+    A slice of a stack has such an axis in front until it is reshaped.
+    """
+    if wanted is not None and [d for d in wanted if d != 1] == [d for d in lead if d != 1]:
+        return wanted
     while len(lead) > 2 and lead[0] == 1:
         lead = lead[1:]
     return lead

@@ -76,6 +76,27 @@ def test_an_operand_that_was_never_merged_is_taken_apart_too() -> None:
     """)
 
 
+@pytest.mark.parametrize("axes", ["1, 2, 3", "2, 1, 3", "2, 3"])
+def test_axes_of_one_element_are_those_of_the_scores(axes: str) -> None:
+    after = check(
+        f"""
+        input %q: f32[1, 2, 3, 5, 8]
+        %qm = Reshape(%q, shape=(6, 5, 8))
+        %kt = Transpose(%q, perm=(0, 1, 2, 4, 3))
+        %km = Reshape(%kt, shape=(6, 8, 5))
+        %s = MatMul(%qm, %km)
+        %a = Reshape(%s, shape=({axes}, 5, 5))
+        %p = Softmax(%a, axis={axes.count(",") + 2})
+        %pm = Reshape(%p, shape=(6, 5, 5))
+        %om = MatMul(%pm, %qm)
+        %o = Reshape(%om, shape=({axes}, 5, 8))
+        output %o
+        """,
+        batches, attention,
+    )  # fmt: skip
+    assert ops(after).count("Attention") == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
