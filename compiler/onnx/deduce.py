@@ -52,7 +52,11 @@ def require_agreement(a: Dim, b: Dim) -> None:
 
 
 def require_equal_numbers(a: Dim, b: Dim) -> None:
-    """Raises Refine when ``a`` elements are ``b`` only where a quotient is 1, which bounds a symbol."""
+    """Raises Refine when ``a`` elements are ``b`` only where a symbol has one value, or a quotient is 1."""
+    for whole, part in ((a, b), (b, a)):
+        exact = _only_value(whole, part)
+        if exact is not None:
+            raise Refine(exact[0].name, Bounds(exact[1], exact[1]))
     for whole, part in ((a, b), (b, a)):
         quotient = dims.divides_exactly(whole, part)
         atom, factor, offset = _affine(quotient) if quotient is not None else (None, 1, 0)
@@ -62,6 +66,18 @@ def require_equal_numbers(a: Dim, b: Dim) -> None:
             for bound in (_least(atom.a, atom.b), _most(atom.a, 2 * atom.b - 1)):
                 if bound is not None and _narrows(bound):
                     raise Refine(bound.symbol.name, bound.bounds)
+
+
+def _only_value(a: Dim, b: Dim) -> tuple[Sym, int] | None:
+    """The symbol and its value that make ``a``, one product, equal to ``b``, the same without that symbol."""
+    if not isinstance(a, IntExpr) or len(a.terms) != 1:
+        return None
+    ((factors, coefficient),) = a.terms
+    for atom, power in factors:
+        value = dims.divides_exactly(b, dims.substitute(a, {atom: 1})) if power == 1 and coefficient > 0 else None
+        if isinstance(atom, Sym) and isinstance(value, int) and value >= 1:
+            return atom, value
+    return None
 
 
 def _narrows(found: _Found) -> bool:

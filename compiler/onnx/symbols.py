@@ -96,6 +96,8 @@ class DimTable:
             raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only up to {high}")
         if (1 < lo < low) or (hi is not None and hi < low):
             raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only from {low}")
+        if low == high:
+            return low
         return dims.symbol(name, max(lo, low), hi if high is None else high)
 
     def text(self, text: str) -> Dim:

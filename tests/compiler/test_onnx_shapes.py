@@ -190,6 +190,16 @@ def test_a_window_may_be_cut_off_where_the_extent_is_rounded_up(ceil_mode: int, 
     assert {s.name: s.lo for s in graph.symbols()} == {"N": 1, "S": least}
 
 
+def test_a_dimension_that_a_trace_has_fixed_is_fixed() -> None:
+    """An open length, and a Reshape that was traced for 6: the model runs for 6 only."""
+    nodes = [N("Shape", ["x"], ["n"], end=1), N("Concat", ["six", "n", "eight"], ["s"], axis=0)]
+    proto = model([*nodes, N("Reshape", ["x", "s"], ["y"])], X, ["y"], {"six": ints(6), "eight": ints(8)})
+    graph = compare(proto, {"x": floats(3, 6, 8)})
+    assert [str(v.type) for v in graph.inputs] == ["f32[N, 6, 8]"]
+    with pytest.raises(UsageError, match="only up to 6"):
+        import_onnx(proto, ranges={"S": (8, 32, 1)})
+
+
 def test_what_is_left_of_a_slice_may_bound_the_dimension() -> None:
     """x[:, 3:] has max(0, S - 3) columns; a sum with S - 3 of them says that S is at least 3."""
     nodes = [
@@ -354,7 +364,7 @@ def test_impossible_reshapes_are_model_errors() -> None:
 
 def test_the_remedy_names_the_axis_whose_size_decides() -> None:
     nodes = [N("Reshape", ["x", "t"], ["y"])]
-    proto = model(nodes, {"x": (np.float32, ["N", "S", 4])}, ["y"], {"t": ints(0, 12)})
+    proto = model(nodes, {"x": (np.float32, ["N", "S", 4])}, ["y"], {"t": ints(5, 12)})
     with pytest.raises(UnsupportedError) as caught:
         import_onnx(proto)
     assert "S is axis 1 of input x" in str(caught.value.hint)
