@@ -168,3 +168,34 @@ def _rows(c: Call, source: Value, reduction: str) -> Value:
     at = c.reshape(index_, (index_.type.numel, 1))
     y = c.make("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
+
+
+# ------------------------------------------------------------------------------------------- largest, sampled places
+
+_MOST = 2048  # elements of a row that may all be compared with each other; more where few of them are wanted
+
+
+@aten("topk")
+def topk(c: Call) -> Result:
+    """The largest or smallest of a row and where they are, always in order. Of equal ones the first comes first."""
+    x, k = c["self"], c["k"]
+    if not x.shape:
+        return x, c.scalar(0, DType.I64)
+    axis = c.axis(c["dim"])
+    n = x.shape[axis]
+    if not isinstance(n, int) or not isinstance(k, int) or (n > _MOST and k > _MOST // 8):
+        raise c.fail(f"the first {k} of {n} elements: PyTorch sorts these faster")
+    found = c.make("TopKIndices", x, k=k, axis=axis, largest=int(c["largest"]))
+    return c.make("GatherElements", x, found, axis=axis), found
+
+
+_SAMPLING = ("linear", "nearest", "cubic")
+_OUTSIDE = ("zeros", "border", "reflection")
+
+
+@aten("grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(c: Call) -> Result:
+    return c.make(
+        "GridSample", c["input"], c["grid"], mode=_SAMPLING[c["interpolation_mode"]],
+        padding_mode=_OUTSIDE[c["padding_mode"]], align_corners=int(c["align_corners"]),
+    )  # fmt: skip

@@ -37,7 +37,7 @@ DECOMPOSED = frozenset(
     for name in (
         "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
         "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
-        "batch_norm_backward.default", "bucketize.Tensor", "diagonal.default", "grid_sampler_2d.default",
+        "batch_norm_backward.default", "bucketize.Tensor", "diagonal.default",
         "tril_indices.default", "triu_indices.default", "unfold.default",
     )
 )  # fmt: skip

@@ -71,17 +71,46 @@ def test_rounding_to_decimals(decimals: int) -> None:
     check({"round": lambda x: torch.round(x, decimals=decimals)}, torch.tensor([1.234, -0.555, 25.5, 17.0, 0.0]))
 
 
-def test_operators_that_torch_decomposes() -> None:
-    x, grid = rand(2, 3, 6, 6), rand(2, 4, 4, 2, scale=0.8)
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_first_of_a_row(largest: bool) -> None:
+    x = torch.randperm(60, generator=torch.Generator().manual_seed(0)).float().reshape(3, 20)
     check(
         {
-            "bilinear": lambda x, g: torch.nn.functional.grid_sample(x, g, align_corners=False),
-            "nearest": lambda x, g: torch.nn.functional.grid_sample(
-                x, g, mode="nearest", padding_mode="border", align_corners=True
-            ),
-            "statistics of the batch": lambda x, g: torch.nn.functional.batch_norm(x, None, None, training=True),
-            "bucketize": lambda x, g: torch.bucketize(x, torch.linspace(-1, 1, 5)),
-            "triangle": lambda x, g: x[..., torch.tril_indices(6, 6)[0], torch.tril_indices(6, 6)[1]],
+            "last": lambda x: torch.topk(x, 4, largest=largest), "first axis": lambda x: x.topk(2, 0, largest),
+            "integers": lambda x: x.long().topk(3, largest=largest), "all": lambda x: x.topk(20, largest=largest),
+            "scalar": lambda x: x[0, 0].topk(1),
         },
-        x, grid,
+        x,
     )  # fmt: skip
+
+
+def test_long_rows_are_left_to_sorting() -> None:
+    check({"few": lambda x: x.topk(5)}, torch.linspace(-9, 9, 5000).sin())
+    with pytest.raises(UnsupportedError, match="the first 900 of 5000 elements"):
+        import_module(Functions({"y": lambda x: x.topk(900)}), (rand(5000),))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_sampling_a_grid(mode: str, padding: str) -> None:
+    check(
+        {
+            f"corners {aligned}": lambda x, g, aligned=aligned: torch.nn.functional.grid_sample(
+                x, g, mode=mode, padding_mode=padding, align_corners=aligned
+            )
+            for aligned in (False, True)
+        },
+        rand(2, 3, 6, 5), rand(2, 4, 4, 2, scale=0.8),
+    )  # fmt: skip
+
+
+def test_operators_that_torch_decomposes() -> None:
+    x = rand(2, 3, 6, 6)
+    check(
+        {
+            "statistics of the batch": lambda x: torch.nn.functional.batch_norm(x, None, None, training=True),
+            "bucketize": lambda x: torch.bucketize(x, torch.linspace(-1, 1, 5)),
+            "triangle": lambda x: x[..., torch.tril_indices(6, 6)[0], torch.tril_indices(6, 6)[1]],
+        },
+        x,
+    )
