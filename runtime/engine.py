@@ -207,8 +207,8 @@ class Engine:
         """Replaces weights by new values under the model's own names, in the model's own layout.
 
         numpy arrays or anything that ``numpy.asarray`` takes. Waits for the device; every thread sees the new
-        values from its next call on. Raises InputError, before anything changes, for a name or value that
-        does not fit.
+        values from its next call on, and the evidence of verification lists the names from then on. Raises
+        InputError, before anything changes, for a name or value that does not fit.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
@@ -218,7 +218,10 @@ class Engine:
             self._weights.store(packed)
         finally:
             self.device.leave(token)
-        self.data = replace(self.data, weights={**self.data.weights, **packed})
+        evidence = self.data.verify
+        if evidence is not None:  # it speaks of other values
+            evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
+        self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine file. Raises EnvironmentError_ where the disk refuses."""

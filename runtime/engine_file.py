@@ -26,7 +26,7 @@ from arcweld.compiler.errors import EngineFileError, EnvironmentError_
 from arcweld.compiler.paths import replaceable
 from arcweld.runtime import container, tensors_file
 from arcweld.runtime.program import Program
-from arcweld.runtime.validate import check_program
+from arcweld.runtime.validate import check_evidence, check_program
 
 FORMAT = "arcweld-engine"
 FORMAT_VERSION = 1
@@ -86,8 +86,12 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def check_data(data: EngineData) -> None:
-    """Checks the program and that its weights are there, of the right type and shape. Raises EngineFileError."""
+    """Checks the program, that its weights are there, of the right type and shape, and the form of the evidence.
+
+    Raises EngineFileError.
+    """
     check_program(data.program, data.sources)
+    check_evidence(data.verify)
     for weight in data.program.weights:
         array = data.weights.get(weight.name)
         if array is None:

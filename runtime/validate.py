@@ -12,7 +12,9 @@ import math
 import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.runtime.expressions import Expression
@@ -30,6 +32,38 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _KERNEL = re.compile(r"[A-Za-z0-9_\-]{1,200}")
 _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
 _SCALARS = {"i32": (4, 4), "i64": (8, 8), "f32": (4, 4), "buffer": (8, 8), "tensor_map": (128, 64)}
+
+
+class _Kernel(msgspec.Struct):
+    status: str
+
+
+class _Output(msgspec.Struct):
+    output: str
+    status: str
+    error: float | None = None
+    reason: str = ""
+    tolerance: float | None = None
+
+
+class _Evidence(msgspec.Struct):
+    """What every reader of an engine's evidence relies on."""
+
+    level: str
+    kernels: list[_Kernel]
+    outputs: list[_Output]
+    device: str = ""
+    shapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    replaced: list[str] = msgspec.field(default_factory=list)
+
+
+def check_evidence(evidence: Any) -> None:
+    """Raises EngineFileError where the evidence of verification is not what builds write."""
+    try:
+        if evidence is not None:
+            msgspec.convert(evidence, _Evidence)
+    except msgspec.ValidationError as error:
+        raise EngineFileError(f"the evidence of verification is damaged: {error}") from None
 
 
 def refuse(message: str) -> EngineFileError:

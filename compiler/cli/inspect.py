@@ -172,8 +172,10 @@ def _print_engine(report: dict[str, Any]) -> None:
     where = evidence.get("device", "no device")
     out.print(f"verified ({evidence['level']}) on {where}: {len(checked)} of {len(evidence['kernels'])} kernels")
     for o in evidence["outputs"]:
-        detail = f"error {o['error']:.2e}" if o["status"] == "verified" else o["reason"]
+        detail = f"error {o['error']:.2e}" if o.get("error") is not None else o.get("reason", "")
         out.print(f"  output {escape(o['output'])}: {o['status']}, {detail}")
+    if evidence.get("replaced"):
+        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}", markup=False)
 
 
 def _print_memory(rows: list[dict[str, Any]]) -> None:

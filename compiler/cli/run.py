@@ -132,7 +132,7 @@ def verify(
 def _promised(engine: Engine, output: str) -> float | None:
     """The relative error that a 16-bit engine was allowed when it was built; None where f32 was compared."""
     rows: list[dict[str, Any]] = (engine.data.verify or {}).get("outputs", [])
-    found = next((float(r["tolerance"]) for r in rows if r["output"] == output and "tolerance" in r), 0.0)
+    found = next((float(r["tolerance"]) for r in rows if r["output"] == output and r.get("tolerance")), 0.0)
     return found if found > ENGINE_TOLERANCE["fp32"] else None
 
 

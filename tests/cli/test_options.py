@@ -181,11 +181,13 @@ def test_integers_are_equal_or_wrong(tmp_path: Path) -> None:
     assert main(["verify", str(built), f"--onnx={second}", "--onnxrt", "--val-range=[5000,6000]", "--atol=1"]) == 0
 
 
-def test_changed_weights_are_noticed(model: Path, engine: Path, tmp_path: Path) -> None:
+def test_changed_weights_are_noticed(model: Path, engine: Path, tmp_path: Path, capsys: Words) -> None:
     changed = load(engine, "sim")
     weights = {n: a * (1.01 if n == "w2" else 1) for n, a in mlp_weights().items()}
     changed.update_weights({"w2": weights["w2"].astype(np.float32)})
     changed.save(tmp_path / "changed.engine")
+    assert main(["inspect", str(tmp_path / "changed.engine")]) == 0
+    assert "weights replaced since: w2\n" in capsys.readouterr().out
     for against in ([], ["--onnxrt"]):
         assert main(["verify", str(tmp_path / "changed.engine"), f"--onnx={model}", *against]) == 1
     other = mlp(tmp_path / "other.onnx", {n: a.astype(np.float32) for n, a in weights.items()})

@@ -218,3 +218,17 @@ def test_a_graph_that_changed_its_meaning_is_found() -> None:
     other: Graph = parse_graph("graph 'g'\ninput %x: f32[64]\n%y: f32[64] = Tanh(%x) @ 'y'\noutput %y\n")
     with pytest.raises(AccuracyError, match="output y has relative error"):
         verified(replace(build, imported=other))
+
+
+def test_the_relative_error_of_the_largest_and_the_least_numbers() -> None:
+    """Their squares are infinite or 0, in f64 too."""
+    a = np.random.default_rng(0).uniform(1, 2, 100)
+    wrong = a.copy()
+    wrong[0] *= 3
+    want = np.linalg.norm(wrong - a) / np.linalg.norm(a)
+    for scale in (1.0, 1e-300, 1e-200, 1e200, 1e307):
+        assert relative_error(a * scale, a * scale) == 0
+        np.testing.assert_allclose(relative_error(wrong * scale, a * scale), want, rtol=1e-9)
+    assert relative_error(np.ones(3), np.zeros(3)) == pytest.approx(np.sqrt(3))
+    assert relative_error(np.zeros(3), np.zeros(3)) == 0
+    assert relative_error(np.zeros(0), np.zeros(0)) == 0

@@ -408,3 +408,18 @@ def test_undefined_and_huge_values_are_input_errors() -> None:
         Expression("8 // n")({"n": 0})
     with pytest.raises(InputError, match="62 bits"):
         Expression("*".join("n" * 60))({"n": 1 << 40})
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        3, [], "text", {}, {"level": "full"}, {"level": 1, "kernels": [], "outputs": []},
+        {"level": "full", "kernels": [1], "outputs": []}, {"level": "full", "kernels": [{}], "outputs": []},
+        {"level": "full", "kernels": [], "outputs": [{"output": "y"}]},
+        {"level": "full", "kernels": [], "outputs": [], "shapes": {"x": "3"}},
+        {"level": "full", "kernels": [], "outputs": [{"output": "y", "status": "verified", "error": "small"}]},
+    ],
+)  # fmt: skip
+def test_evidence_of_another_form_is_refused(evidence: object) -> None:
+    with pytest.raises(EngineFileError, match="evidence of verification is damaged"):
+        engine_file.check_data(replace(full(), verify=evidence))
