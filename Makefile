@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST ?= $(BIN)/python -m pytest --durations=15
+# Two workers, a file's tests in one of them: fixtures of a module are made once.
+PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
 .PHONY: test quick lint types wheel demo gpu clean
 
