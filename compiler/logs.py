@@ -9,7 +9,7 @@ from typing import TextIO
 
 from arcweld.compiler.errors import UsageError
 
-AREAS = ("passes", "fusion", "codegen", "nvrtc", "runtime", "verify", "torch", "sim")
+AREAS = ("import", "passes", "fusion", "codegen", "nvrtc", "runtime", "verify", "torch", "sim")
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

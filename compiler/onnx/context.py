@@ -16,7 +16,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
-from arcweld.compiler.onnx.deduce import pairs, require_agreement, require_at_least, suggest_multiple
+from arcweld.compiler.onnx.deduce import pairs, require_agreement, require_at_least, require_multiple
 from arcweld.compiler.onnx.proto import Source
 from arcweld.compiler.onnx.scalars import Ratio, Undecided
 from arcweld.compiler.onnx.symbols import sanitise
@@ -322,11 +322,11 @@ class NodeContext:
             return registry.make(
                 self.builder.rw, op, inputs[:last], attrs, origin=self.origin, hint=f"{self.hint()}.{op.lower()}"
             )
-        except ModelError as error:
+        except ModelError:
             found = pairs(op, [None if v is None else v.shape for v in inputs], attrs)
             for a, b in found:
                 require_agreement(a, b)
-            error.hint = suggest_multiple(found) or error.hint
+            require_multiple(found, self.name)
             raise
 
     def const(self, data: Any, dtype: DType) -> Value:
@@ -415,6 +415,7 @@ def broadcast_shape(c: NodeContext, a: Sequence[Dim], b: Sequence[Dim]) -> tuple
             c.broken(f"shapes {text(a)} and {text(b)} do not broadcast")
         else:
             require_agreement(x, y)
+            require_multiple([(x, y)], c.name)
             c.unsupported(f"whether the dimensions {x} and {y} are equal is not known", SHAPES_HINT)
     return tuple(out)
 

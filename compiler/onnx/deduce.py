@@ -4,10 +4,14 @@ A table of 512 positions sliced to the sequence length, then added to the tokens
 where two dimensions have to agree and one is ``min(512, s)`` of the other, ``s`` is at most 512. In the same way
 ``max(0, s // 10 - 1)``, where that has to be ``s // 10 - 1``, says that ``s`` is at least 10; and a reshape that
 drops the rows of an image, of which ``(h + 15) // 48`` are left, says that ``h`` is 33 to 80.
+
+A network that halves its image and doubles it again, then adds the two, works for multiples of the strides' product.
+Sizes between them may happen to work too, but no expression tells which: they are left out, and that is said.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +24,26 @@ class Bounds(NamedTuple):
 
     low: int = 0
     high: int | None = None
+    multiple: int = 1
+
+    def __str__(self) -> str:
+        steps = f", multiples of {self.multiple}" if self.multiple > 1 else ""
+        return f"from {self.low}" + ("" if self.high is None else f" to {self.high}") + steps
+
+    def within(self, other: Bounds) -> Bounds:
+        """What satisfies both."""
+        highs = [h for h in (self.high, other.high) if h is not None]
+        return Bounds(max(self.low, other.low), min(highs, default=None), math.lcm(self.multiple, other.multiple))
 
 
 class Refine(Exception):
-    """The import has to start again with the dimension ``symbol`` inside ``bounds``."""
+    """The import has to start again with the dimension ``symbol`` inside ``bounds``; ``node`` says what asks for it."""
 
-    def __init__(self, symbol: str, bounds: Bounds) -> None:
-        super().__init__(f"{symbol} from {bounds.low}" + ("" if bounds.high is None else f" to {bounds.high}"))
+    def __init__(self, symbol: str, bounds: Bounds, node: str = "") -> None:
+        super().__init__(f"{symbol} {bounds}")
         self.symbol = symbol
         self.bounds = bounds
+        self.node = node
 
 
 def require_agreement(a: Dim, b: Dim) -> None:
@@ -81,7 +96,7 @@ def _only_value(a: Dim, b: Dim) -> tuple[Sym, int] | None:
 
 
 def _narrows(found: _Found) -> bool:
-    low, high = found.bounds
+    low, high = found.bounds.low, found.bounds.high
     hi = found.symbol.hi
     return low > found.symbol.lo or (high is not None and not (isinstance(hi, int) and hi <= high))
 
@@ -163,16 +178,21 @@ def _aligned(shapes: Sequence[Sequence[Dim]]) -> list[tuple[Dim, Dim]]:
     ]
 
 
-def suggest_multiple(found: Sequence[tuple[Dim, Dim]]) -> str | None:
-    """A hint when the dimensions would agree if some symbol were a multiple of a power of two."""
+def require_multiple(found: Sequence[tuple[Dim, Dim]], node: str) -> None:
+    """Raises Refine where dimensions that ``node`` wants to agree do so when a symbol is a multiple of a power of two.
+
+    Where several symbols have to be, it takes the first; those left follow when the import starts again.
+    """
     for a, b in found:
-        symbols = dims.free_symbols(a) | dims.free_symbols(b)
-        if a == b or not symbols:
-            continue
-        for k in (2, 4, 8, 16, 32, 64):
-            table: dict[dims.Atom, Dim] = {s: dims.symbol(s.name, 1) * k for s in symbols}
-            if dims.substitute(a, table) == dims.substitute(b, table):
-                names = " and ".join(sorted(s.name for s in symbols))
-                multiple = f'write the dimension {names} as "{k}*n" in --shapes (or inputs= in Python)'
-                return f"they agree for multiples of {k}: {multiple}"
-    return None
+        symbols = sorted(dims.free_symbols(a) | dims.free_symbols(b), key=Sym.key) if a != b else []
+        for chosen in (*([s] for s in symbols), *([symbols] if len(symbols) > 1 else [])):
+            for k in (2, 4, 8, 16, 32, 64):
+                table: dict[dims.Atom, Dim] = {s: m for s in chosen if (m := _multiples(s, k)) is not None}
+                if len(table) == len(chosen) and dims.substitute(a, table) == dims.substitute(b, table):
+                    raise Refine(chosen[0].name, Bounds(multiple=k), node)
+
+
+def _multiples(s: Sym, k: int) -> Dim | None:
+    """``s`` as a multiple of ``k``; None where none is in its range."""
+    low, high = -(-s.lo // k), None if s.hi is None else s.hi // k
+    return None if isinstance(high, int) and high < low else k * dims.symbol(s.name, low, high)

@@ -6,6 +6,7 @@ imported is collected, and all are reported at once.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
 from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
 
+log = logging.getLogger("arcweld.import")
 OLDEST_OPSET = 7
 _MAX_BOUNDS = 64
 
@@ -269,14 +271,19 @@ def _run(
     try:
         proto, source = load_model(model)
         bounds: dict[str, Bounds] = {}
+        steps: list[Refine] = []
         while True:
             run = _Import(proto, source, shapes, ranges, values, bounds)
             try:
-                return run, run.visitor()
+                visitor = run.visitor()
+                for step in steps:
+                    log.warning("%s", _left_out(run, step))
+                return run, visitor
             except Refine as found:
+                steps += [found] if found.bounds.multiple > 1 else []
                 # every round narrows a range or adds one, so this ends
                 before = bounds.get(found.symbol, Bounds())
-                after = _narrowed(before, found.bounds)
+                after = before.within(found.bounds)
                 if after == before or len(bounds) > _MAX_BOUNDS:
                     raise ModelError(f"{found} does not settle the model's dimensions") from found
                 bounds = bounds | {found.symbol: after}
@@ -286,10 +293,17 @@ def _run(
         raise ModelError(f"the model is damaged: {error}") from error
 
 
-def _narrowed(a: Bounds, b: Bounds) -> Bounds:
-    """What satisfies both."""
-    highs = [h for h in (a.high, b.high) if h is not None]
-    return Bounds(max(a.low, b.low), min(highs, default=None))
+def _left_out(run: _Import, step: Refine) -> str:
+    """Says which sizes the engine will refuse, and why."""
+    by = f"{step.symbol}_by{step.bounds.multiple}"
+    axes = [
+        f"axis {k} of input {v.name}"
+        for v in run.inputs
+        for k, d in enumerate(v.shape)
+        if any(s.name.startswith(by) for s in dims.free_symbols(d))
+    ]
+    where = ", ".join(axes) or step.symbol
+    return f"{where}: only multiples of {step.bounds.multiple}, so that the operands of {step.node} agree"
 
 
 __all__ = ["DType", "Support", "import_onnx", "support_report"]

@@ -84,21 +84,26 @@ class DimTable:
             raise UsageError(f"the range {lo}..{hi} (multiple of {step}) of dimension {param!r} is empty")
         if step == 1:
             return self.bounded(name, lo, hi)
-        return step * self.bounded(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
+        return self._multiple(name, step, lo, hi)
 
     def bounded(self, name: str, lo: int, hi: int | None) -> Dim:
         """A symbol inside both the given range and what the model allows. Raises UsageError where they disagree.
 
         A lowest value of 1 is what stands where nobody gave one, so the model may raise it.
         """
-        low, high = self._bounds.get(name, Bounds())
+        low, high, multiple = self._bounds.get(name, Bounds())
         if high is not None and (lo > high or (hi is not None and hi > high)):
             raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only up to {high}")
         if (1 < lo < low) or (hi is not None and hi < low):
             raise UsageError(f"dimension {name!r} ranges over {lo}..{hi or ''}, but the model works only from {low}")
         if low == high:
             return low
-        return dims.symbol(name, max(lo, low), hi if high is None else high)
+        least, most = max(lo, low), hi if high is None else high
+        return dims.symbol(name, least, most) if multiple == 1 else self._multiple(name, multiple, least, most)
+
+    def _multiple(self, name: str, step: int, lo: int, hi: int | None) -> Dim:
+        """``step`` times a symbol: the multiples from ``lo`` to ``hi``."""
+        return step * self.bounded(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
 
     def text(self, text: str) -> Dim:
         """A dimension from the user's text: a dim_param, a new name, or an expression such as ``32*h``."""
