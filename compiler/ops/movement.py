@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from arcweld.compiler.dims import Dim, ceildiv, divides_exactly, floordiv, is_nonneg, maximum, minimum, mod
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dims import Dim, divides_exactly, floordiv, mod
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, both, const, where
+from arcweld.compiler.expr import Expr, const, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.shapes import (
     below,
@@ -282,88 +281,6 @@ movement(
         Case(((2, 3), (0, 3), (1, 3)), {"axis": 0}, ("f32",)),
         Case(((2, 3),), {"axis": 0}, ("f32",)),
     ],
-)  # fmt: skip
-
-# --------------------------------------------------------------------------------------------------------- Pad
-
-
-def _infer_pad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (x,) = present("Pad", types, 1)
-    check_length("Pad", "pads", attrs["pads"], 2 * x.rank)
-    if attrs["mode"] not in ("constant", "reflect", "edge", "wrap"):
-        raise ModelError(f"Pad: unknown mode {attrs['mode']}")
-    shape = [d + b + e for d, b, e in zip(x.shape, attrs["pads"], attrs["pads"][x.rank :])]
-    if any(isinstance(d, int) and d < 0 for d in shape):
-        raise ModelError(f"Pad: {attrs['pads']} crops more than {x} has")
-    return (x.with_shape(shape),)
-
-
-def _pad(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    x = operand(arrays)
-    pairs = list(zip(attrs["pads"], attrs["pads"][x.ndim :]))
-    x = x[tuple(slice(max(-b, 0), d - max(-e, 0)) for d, (b, e) in zip(x.shape, pairs))]
-    grow = [(max(b, 0), max(e, 0)) for b, e in pairs]
-    if attrs["mode"] == "constant":
-        value = np.asarray(attrs["value"]).astype(x.dtype)
-        return (np.pad(x, grow, constant_values=value),) if grow else (x,)
-    return (np.pad(x, grow, mode=attrs["mode"]) if grow else x,)
-
-
-def _padded_coord(mode: str, c: Dim, extent: Dim, begin: Dim, end: Dim) -> Dim:
-    """The source coordinate of ``c`` (already shifted by ``begin``) for the modes that repeat the data."""
-    if mode == "edge":
-        return maximum(minimum(c, extent - 1), 0)
-    if mode == "wrap":
-        return mod(c + _whole(begin, extent), extent)
-    if is_nonneg(extent - 1 - begin) and is_nonneg(extent - 1 - end):
-        c = maximum(c, c * -1)
-        return minimum(c, 2 * (extent - 1) - c)
-    period = maximum(2 * (extent - 1), 1)
-    c = mod(c + _whole(begin, period), period)
-    return minimum(c, period - c) if extent != 1 else 0
-
-
-def _whole(least: Dim, period: Dim) -> Dim:
-    """The smallest multiple of ``period`` that is not below ``least``."""
-    return ceildiv(least, period) * period if not isinstance(least, int) or least > 0 else 0
-
-
-def _lower_pad(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
-    (x,), attrs = node.operands(), node.attrs
-    rank = len(coords)
-    at: list[Dim] = []
-    mask = const(True, DType.BOOL)
-    for k, (c, d) in enumerate(zip(coords, x.shape)):
-        begin, end = attrs["pads"][k], attrs["pads"][rank + k]
-        source = c - begin
-        if begin == 0 and end == 0:
-            at.append(c)
-        elif attrs["mode"] == "constant":
-            at.append(source)
-            mask = both(mask, inside(source, 0, d))
-        else:
-            at.append(_padded_coord(attrs["mode"], source, d, begin, end))
-    if mask.op == "const" and mask.attr:
-        return reader.read(x, at)
-    element = reader.read(x, at, mask)
-    return where(mask, element, const(attrs["value"], node.output.dtype))
-
-
-movement(
-    "Pad", "x", _infer_pad, _pad, _lower_pad,
-    {
-        "pads": Attr("dims", required=True),
-        "mode": Attr("str", "constant"),
-        "value": Attr("float", 0.0),
-    },
-    [
-        Case(((3, 4),), {"pads": (1, 0, 0, 2)}, ANY_TYPE),
-        Case(((3, 4),), {"pads": (0, -1, 2, -1), "value": 1.5}, ("f32", "f16")),
-        *(Case(((3, 4),), {"pads": (2, 1, 1, 3), "mode": m}, ("f32",)) for m in ("reflect", "edge", "wrap")),
-        Case(((3, 4),), {"pads": (7, 0, 5, 9), "mode": "reflect"}, ("f32",)),
-        Case(((3, 4),), {"pads": (7, 0, 5, 9), "mode": "wrap"}, ("f32",)),
-    ],
-    doc="pads: begin of every axis, then end of every axis; negative ones crop",
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------------- depth and space, Trilu

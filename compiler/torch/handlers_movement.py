@@ -229,6 +229,8 @@ def _pad(c: Call, pairs: Sequence[Dim], mode: str, value: float) -> Value:
         if cut_b or cut_e:
             x = c.slice(x, axis, cut_b, x.shape[axis] - cut_b - cut_e)
             begin[axis], end[axis] = begin[axis] + cut_b, end[axis] + cut_e
+            if mode != "constant" and x.shape[axis] == 0 and begin[axis] + end[axis] != 0:
+                raise c.fail(f"padding in mode {mode} crops all of axis {axis}")
     if all(d == 0 for d in (*begin, *end)):
         return x
     return c.make("Pad", x, pads=(*begin, *end), mode=mode, value=value)

@@ -101,6 +101,20 @@ def test_masked_reads_give_zero(name: str) -> None:
     check_on_simulator(graph)
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge", "wrap"])
+@pytest.mark.parametrize("pads", [(-1, -2, 3, 2), (2, 3, -1, -2), (-1, -4, 1, 0), (5, -1, 7, -1)])
+def test_what_is_cropped_is_not_repeated(mode: str, pads: tuple[int, ...]) -> None:
+    """An axis that is cropped at one end and grows at the other repeats what is left of it."""
+    rows, columns = pads[0] + pads[2], 4 + pads[1] + pads[3]
+    graph = graph_of(f"""symbol S(lo=2, hi=64)
+input %x: f32[S, 4]
+%y: f32[S + {rows}, {columns}] = Pad(%x, pads={pads}, mode='{mode}', value=2.0) @ 'y'
+output %y
+""")
+    check_by_numpy(graph)
+    check_on_simulator(graph)
+
+
 def test_digits_of_a_symbolic_product_agree() -> None:
     """The epilogue reads ``(m % (12*S)) // 12`` where the kernel makes ``(m // 12) % S``."""
     check_by_numpy(

@@ -41,6 +41,8 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], dict[int, Any
     ("Pad", (13,), [F(3, 4)], {}, {1: ints(1, -1, 0, 2), 2: np.float32(7)}),
     ("Pad", (18, 19), [F(3, 4, 5)], {}, {1: ints(1, 2), 2: np.float32(7), 3: ints(-2)}),
     ("Pad", (19,), [F(3, 4)], {"mode": "wrap"}, {1: ints(2, 1, 0, 3)}),
+    ("Pad", (19,), [F(4, 5)], {"mode": "wrap"}, {1: ints(-2, 3, 3, -1)}),
+    ("Pad", (13,), [F(4, 5)], {"mode": "edge"}, {1: ints(-3, 2, 3, -4)}),
     ("Split", (7, 11), [F(6, 4)], {"axis": 0, "split": [1, 5]}, {}),
     ("Split", (11,), [F(6, 4)], {"axis": 1}, {}),
     ("Split", (13,), [F(6, 4)], {"axis": -2}, {1: ints(2, 4)}),

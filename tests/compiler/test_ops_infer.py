@@ -199,6 +199,8 @@ def test_conditions_on_dimensions_are_decided_where_ranges_allow() -> None:
         ("Slice", [f32(4)], {"starts": (2,), "sizes": (3,), "steps": (1,)}, ["axis 0"]),
         ("Slice", [f32(4)], {"starts": (0,), "sizes": (3,), "steps": (0,)}, ["step 0"]),
         ("Pad", [f32(4)], {"pads": (0,)}, ["pads"]),
+        ("Pad", [f32(2, 4)], {"pads": (0, -4, 0, 5), "mode": "edge"}, ["axis 1", "left to repeat"]),
+        ("Pad", [f32(0, 4)], {"pads": (1, 0, 0, 0), "mode": "wrap"}, ["axis 0", "left to repeat"]),
         ("Pad", [f32(4)], {"pads": (-3, -3)}, ["crops"]),
         ("Gather", [f32(4), f32(2)], {}, ["f32"]),
         ("ReduceSum", [f32(4)], {"axes": (1,)}, ["axis 1"]),

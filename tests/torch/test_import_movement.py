@@ -76,8 +76,12 @@ def test_padding() -> None:
         "edge": lambda x: F.pad(x, (1, 2, 2, 1), mode="replicate"),
         "circular": lambda x: F.pad(x, (1, 2, 2, 1), mode="circular"),
         "last": lambda x: F.pad(x, (3, 0)),
+        "crop_reflect": lambda x: F.pad(x, (-2, 2, 2, -1), mode="reflect"),
+        "crop_edge": lambda x: F.pad(x, (-4, 3, 2, -3), mode="replicate"),
     }
     check(functions, rand(2, 3, 4, 5))
+    with pytest.raises(UnsupportedError, match="mode edge crops all of axis 3"):
+        check({"nothing": lambda x: F.pad(x, (-5, 6, 0, 0), mode="replicate")}, rand(2, 3, 4, 5))
 
 
 def test_space_and_depth() -> None:
