@@ -171,7 +171,12 @@ def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, or
         launches=tuple(_launch(p, labels) for p in planned),
         fixed=_fixed(graph, read),
     )
-    texts = {s.entry: _titled(s, [p for p in planned if s in p.sources], labels) for p in planned for s in p.sources}
+    sources = {s.entry: s for p in planned for s in p.sources}
+    users: dict[str, list[Planned]] = {entry: [] for entry in sources}
+    for p in planned:
+        for s in p.sources:
+            users[s.entry].append(p)
+    texts = {entry: _titled(s, users[entry], labels) for entry, s in sources.items()}
     return EngineData(
         program, texts, {n: _plain_array(w.data) for n, w in weights.items()}, dict(headers()), dict(code.cubins),
         dict(code.ptx), print_graph(graph), _provenance(),

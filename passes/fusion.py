@@ -70,14 +70,17 @@ class Fuser:
         for g in heroes:
             self._grow_prologue(g)
         self._cover_rest()
-        apart = [r for r in self.refusals if not self._together(r)]
-        return FusedGraph(self.graph, tuple(self._regions()), tuple(dict.fromkeys(apart)))
+        return FusedGraph(self.graph, tuple(self._regions()), self._apart())
 
-    def _together(self, r: Refusal) -> bool:
-        names = [
-            {n.name for n in g.nodes.values()} for g in self.groups if r.producer in {n.name for n in g.nodes.values()}
-        ]
-        return any(r.consumer in n for n in names)
+    def _apart(self) -> tuple[Refusal, ...]:
+        """The refusals whose nodes no kernel computes together after all."""
+        where: dict[str, set[int]] = {}
+        for k, g in enumerate(self.groups):
+            for n in g.nodes.values():
+                where.setdefault(n.name, set()).add(k)
+        alone: set[int] = set()
+        apart = (r for r in self.refusals if where.get(r.producer, alone).isdisjoint(where.get(r.consumer, alone)))
+        return tuple(dict.fromkeys(apart))
 
     def _add(self, g: _Group, node: Node) -> None:
         g.nodes[node.output.name] = node
