@@ -3,7 +3,8 @@
 Requires: nothing. Ensures: no Identity (but between an input and an output of the graph), no Cast to the
 same type, no Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand, no
 arithmetic with a neutral constant, no Reshape of a Reshape, Transpose of a Transpose, or Cast of a lossless
-Cast, and no Gather of an activation at places that constants or ranges number in equal steps (a Slice instead).
+Cast, no Gather of an activation at places that constants or ranges number in equal steps (a Slice instead), and
+nothing that computes tensors without elements.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ def cleanup(graph: Graph, options: Options) -> Graph:
 
 
 def _visit(rw: Tracker, node: Node, edge: set[str]) -> bool:
+    if node.op != "ConstantOfShape" and all(o.type.numel == 0 for o in node.outputs):
+        for o in node.outputs:
+            shape, dtype = o.shape, o.dtype
+            rw.alias(o, rw.make("ConstantOfShape", [], node.origin, o.name, shape=shape, dtype=dtype, value=0.0))
+        return True
     if len(node.outputs) != 1 or not node.inputs or node.inputs[0] is None:
         return False
     same = _unchanged(rw, node)

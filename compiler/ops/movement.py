@@ -182,7 +182,7 @@ def _infer_tile(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _lower_tile(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     (x,) = node.operands()
-    at = [c if r == 1 else mod(c, d) for c, d, r in zip(coords, x.shape, node.attrs["repeats"])]
+    at = [c if r == 1 or d == 0 else mod(c, d) for c, d, r in zip(coords, x.shape, node.attrs["repeats"])]
     return reader.read(x, at)
 
 

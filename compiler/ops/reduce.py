@@ -63,6 +63,20 @@ def _sum(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
     return np.asarray(np.sum(x, axis=axis, keepdims=keepdims, dtype=wide))
 
 
+def _extreme(fn: Callable[..., np.ndarray], sign: int) -> Callable[..., np.ndarray]:
+    """``np.max`` (sign 1) or ``np.min`` (-1); of no elements: the least or the largest value of the type."""
+
+    def reference(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
+        if x.dtype.kind in "iu":
+            bounds = np.iinfo(x.dtype)
+            none: Any = bounds.min if sign > 0 else bounds.max
+        else:
+            none = sign < 0 if x.dtype.kind == "b" else -sign * np.inf
+        return fn(x, axis=axis, keepdims=keepdims, initial=none)
+
+    return reference
+
+
 def _reduce(
     name: str, combine: str, fn: Callable[..., np.ndarray], dtypes: Sequence[DType], more: Sequence[Case] = (),
     doc: str = "",
@@ -77,9 +91,11 @@ def _reduce(
 
 _INTS = Case(((2, 3, 4),), {"axes": (1,), "keepdims": 0}, ("i32", "i64"), -9.0, 9.0)
 _reduce("ReduceSum", "sum", _sum, NUMERIC, [_INTS, Case(((2, 0, 3),), {"axes": (1,), "keepdims": 1}, ("f32",))])
-_reduce("ReduceMax", "max", np.max, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: any")
-_reduce("ReduceMin", "min", np.min, ANY, [_INTS, Case(((2, 3),), {"axes": (1,)}, ("bool",))], "of bools: all")
-_reduce("ReduceProd", "prod", np.prod, NUMERIC, [_INTS])
+_BOOLS = Case(((2, 3),), {"axes": (1,)}, ("bool",))
+_NONE = Case(((2, 0, 3),), {"axes": (1,), "keepdims": 1}, ("f32", "i32"))
+_reduce("ReduceMax", "max", _extreme(np.max, 1), ANY, [_INTS, _BOOLS, _NONE], "of bools: any")
+_reduce("ReduceMin", "min", _extreme(np.min, -1), ANY, [_INTS, _BOOLS, _NONE], "of bools: all")
+_reduce("ReduceProd", "prod", np.prod, NUMERIC, [_INTS, Case(((2, 0, 3),), {"axes": (1,)}, ("f32",))])
 
 
 # ---------------------------------------------------------------------------------------------- ArgMax, ArgMin

@@ -138,6 +138,8 @@ def roll(c: Call) -> Result:
     for shift, dim in zip(shifts, dims):
         axis = dim + len(x.shape) if dim < 0 else dim
         extent = x.shape[axis]
+        if extent == 0:
+            continue
         cut = (extent - shift) % extent if isinstance(extent, int) else _symbolic_cut(c, extent, shift)
         tail = c.slice(x, axis, cut, extent - cut)
         x = tail if cut == 0 else c.concat([tail, c.slice(x, axis, 0, cut)], axis)

@@ -306,7 +306,7 @@ def attention(c: Call) -> Result:
         depth = q.shape[-1]
         if not isinstance(depth, int):
             raise c.fail(f"attention over a symbolic head size {depth}")
-        scale = 1 / math.sqrt(depth)
+        scale = 1 / math.sqrt(max(depth, 1))
     y = c.make("Attention", q4, k4, v4, _mask(c, mask, q4, k4), scale=float(scale), is_causal=int(c["is_causal"]))
     y = c.reshape(y, c.outs[0].shape) if c.outs[0] is not None else y
     return y if len(c.outs) == 1 else (y, *[None] * (len(c.outs) - 1))
