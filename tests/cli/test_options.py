@@ -379,8 +379,8 @@ def test_doctor_knows_which_packages_are_needed(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(importlib.metadata, "version", fake)
     assert main(["doctor"]) == 4
     out = capsys.readouterr().out
-    assert "miss packages: missing or too old: onnx>=1.16, rich>=13\n" in out
-    assert "remedy: pip install 'onnx>=1.16' 'rich>=13'\n" in out
+    assert "miss packages: missing or too old: onnx>=1.19, rich>=13.9\n" in out
+    assert "remedy: pip install 'onnx>=1.19' 'rich>=13.9'\n" in out
 
 
 @pytest.mark.parametrize(

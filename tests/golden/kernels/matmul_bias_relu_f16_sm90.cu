@@ -184,6 +184,8 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   pdl_wait();
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     float acc[BN / 2];
+#pragma unroll
+    for (int i = 0; i < BN / 2; ++i) acc[i] = 0.0f;  // were the first product to overwrite, ptxas 12.8 would serialise all
     int previous = 0;
     for (int k = share.first; k < share.last; ++k) {
       mbar_wait(full + 8 * ring.stage, ring.phase);
@@ -191,7 +193,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
       const u64 a = wgmma_desc(stage + group * 8192, 16, 1024), b = wgmma_desc(stage + A_BYTES, 16, 1024);
       wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) wgmma_ss<T, BN, 0>(acc, a + 2 * i, b + 2 * i, k > share.first || i > 0);
+      for (int i = 0; i < 4; ++i) wgmma_ss<T, BN, 0>(acc, a + 2 * i, b + 2 * i, 1);
       wgmma_commit();
       wgmma_wait<1>();  // the products of the step before are done: its stage may be filled again
       if (k > share.first && lane == 0) mbar_arrive(empty + 8 * previous);
@@ -208,7 +210,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_4a74d5cf(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_6e83a724(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
@@ -235,4 +237,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_4a
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_4a74d5cf)
+EXPORT_KERNEL(contract_matmul_relu_6e83a724)
