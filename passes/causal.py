@@ -41,7 +41,7 @@ def without_causal(
     if chosen is None or chosen.op != "Where":
         return Remainder(mask, False)
     condition, yes, no = chosen.operands()
-    a, b = scalar(rw.array(yes)), scalar(rw.array(no))
+    a, b = _number(rw, yes), _number(rw, no)
     if a == 0 and b is not None and b <= MASKED_OUT:
         rest = _of_condition(rw, elements, condition, length, origin)
         # a row that other conditions empty weighs all keys alike, those behind the triangle too
@@ -54,6 +54,17 @@ def without_causal(
         if seen == ALWAYS or _is_causal(seen, condition, length):
             return Remainder(None, seen != ALWAYS)
     return Remainder(mask, False)
+
+
+def _number(rw: Tracker, v: Value) -> float | None:
+    """The value of all elements of ``v``: a constant of one element, or a tensor filled with it."""
+    node = rw.producer(v)
+    while node is not None and node.op in _VIEWS:
+        v = node.operands()[0]
+        node = rw.producer(v)
+    if node is not None and node.op == "ConstantOfShape":
+        return float(node.attrs["value"])
+    return scalar(rw.array(v))
 
 
 def _of_condition(

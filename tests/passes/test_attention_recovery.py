@@ -266,8 +266,16 @@ def triangle_text(triangle: str, masked: str) -> str:
     """
 
 
+MASKED = {
+    "chosen": "%a = Where(%t, %m, %low)",
+    "added": "%w = Where(%t, %zero, %low)\n%a = Add(%m, %w)",
+    "filled, then added": "%f = ConstantOfShape(shape=(n, n), value=-1e9, dtype=dtype(f32))\n"
+    "%w = Where(%t, %zero, %f)\n%a = Add(%m, %w)",
+}
+
+
 @pytest.mark.parametrize("triangle", TRIANGLES)
-@pytest.mark.parametrize("masked", ["%a = Where(%t, %m, %low)", "%w = Where(%t, %zero, %low)\n%a = Add(%m, %w)"])
+@pytest.mark.parametrize("masked", MASKED.values(), ids=MASKED)
 def test_a_computed_triangle_is_the_causal_mask(triangle: str, masked: str) -> None:
     after = check(triangle_text(TRIANGLES[triangle], masked), attention, dims={"n": 5})
     assert found(after)["is_causal"] == 1
