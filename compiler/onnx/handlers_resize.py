@@ -13,6 +13,7 @@ from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext, elements
 from arcweld.compiler.onnx.handlers import Result, handles
 from arcweld.compiler.onnx.scalars import Scalar
+from arcweld.compiler.resampling import resample
 
 _TRANSFORMS = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
@@ -40,8 +41,6 @@ def _resize(c: NodeContext) -> Result:
         c.unsupported("coordinate_transformation_mode tf_crop_and_resize")
     if transform == "tf_half_pixel_for_nn":
         c.unsupported("coordinate_transformation_mode tf_half_pixel_for_nn")
-    if c.int_attr("antialias"):
-        c.unsupported("antialiased resizing")
     nearest = c.str_attr("nearest_mode", "round_prefer_floor")
     has_scales = c.has(2) and c.operand(2).shape != (0,)
     has_sizes = c.has(3) and c.operand(3).shape != (0,)
@@ -94,6 +93,8 @@ def _emit(
     if any(isinstance(s, int) and s < 1 for s in sizes):
         c.broken(f"the result would have the shape {list(sizes)}")
     x = c.value(0)
+    if mode != "nearest" and c.int_attr("antialias"):
+        return _antialiased(c, x, sizes, scales, transform)
     if mode != "nearest" and not x.dtype.is_float:
         # integers are interpolated in f32 and cut off, as ONNX Runtime does
         return c.cast(_resized(c, c.cast(x, DType.F32), sizes, scales, transform, nearest), x.dtype)
@@ -116,6 +117,18 @@ def _resized(
         exclude_outside=c.int_attr("exclude_outside"),
         extrapolation_value=c.float_attr("extrapolation_value", 0.0),
     )
+
+
+def _antialiased(
+    c: NodeContext, x: Value, sizes: Sequence[Dim], scales: Sequence[Scalar] | None, transform: str
+) -> Value:
+    if not x.dtype.is_float:
+        c.unsupported(f"antialiased resizing of {x.dtype.value}")
+    return resample(
+        c.builder.rw, x, sizes, None if scales is None else [float(s) for s in scales],  # type: ignore[arg-type]
+        c.origin, c.hint(), mode="cubic" if c.str_attr("mode", "") == "cubic" else "linear", transform=transform,
+        coefficient=c.float_attr("cubic_coeff_a", -0.75), clipped=bool(c.int_attr("exclude_outside")),
+    )  # fmt: skip
 
 
 def _scaled(c: NodeContext, d: Dim, scale: Scalar) -> Dim:

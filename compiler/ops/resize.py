@@ -58,7 +58,7 @@ def _supports(node: Node) -> str | None:
 # ---------------------------------------------------------------------------------------------------- reference
 
 
-def _positions(n: int, m: int, scale: float | None, transform: str) -> np.ndarray:
+def positions(n: int, m: int, scale: float | None, transform: str) -> np.ndarray:
     """The source position of each of ``m`` outputs along an axis of ``n`` inputs (f64)."""
     s = m / n if scale is None else float(scale)
     i = np.arange(m, dtype=np.float64)
@@ -83,7 +83,7 @@ def _nearest(at: np.ndarray, how: str) -> np.ndarray:
     return rules[how](at).astype(np.int64)
 
 
-def _keys(d: np.ndarray, a: float) -> np.ndarray:
+def keys(d: np.ndarray, a: float) -> np.ndarray:
     """Keys' cubic convolution kernel at distance ``d``."""
     d = np.abs(d)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -99,7 +99,7 @@ def _matrix(n: int, m: int, at: np.ndarray, attrs: Attrs) -> np.ndarray:
     for t in taps:
         where_ = base + t
         distance = np.abs(at - where_)
-        weight = 1 - distance if attrs["mode"] == "linear" else _keys(distance, attrs["cubic_coeff_a"])
+        weight = 1 - distance if attrs["mode"] == "linear" else keys(distance, attrs["cubic_coeff_a"])
         if attrs["exclude_outside"]:
             weight = weight * ((where_ >= 0) & (where_ < n))
         np.add.at(w, (np.arange(m), np.clip(where_, 0, n - 1).astype(np.int64)), weight)
@@ -114,7 +114,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
         scale = None if attrs["scales"] is None else attrs["scales"][axis]
         if n == m and scale in (None, 1.0):
             continue
-        at = _positions(n, m, scale, attrs["coordinate_transformation_mode"])
+        at = positions(n, m, scale, attrs["coordinate_transformation_mode"])
         if attrs["mode"] == "nearest":
             y = np.take(y, np.clip(_nearest(at, attrs["nearest_mode"]), 0, n - 1), axis)
         else:

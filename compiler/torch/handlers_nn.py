@@ -13,6 +13,7 @@ import numpy as np
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
+from arcweld.compiler.resampling import resample
 from arcweld.compiler.torch.context import Call, Result, aten
 from arcweld.compiler.torch.handlers_pointwise import scaled
 
@@ -280,6 +281,23 @@ for _rank, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
     )
     aten(f"upsample_{_linear}{_rank}d", f"upsample_{_linear}{_rank}d.vec")(_resize("linear", _rank))
 aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
+
+
+def _antialiased(mode: str) -> Any:
+    def handler(c: Call) -> Result:
+        if c["align_corners"]:
+            raise c.fail("antialiased resizing with align_corners")
+        x = c["self"] if "self" in c.args else c["input"]
+        return resample(
+            c.rw, x, c.out.shape, _scales(c, 2), c.origin, c.hint, mode=mode, transform="half_pixel",
+            coefficient=-0.5, clipped=True,
+        )  # fmt: skip
+
+    return handler
+
+
+aten("_upsample_bilinear2d_aa", "_upsample_bilinear2d_aa.vec")(_antialiased("linear"))
+aten("_upsample_bicubic2d_aa", "_upsample_bicubic2d_aa.vec")(_antialiased("cubic"))
 
 
 # ---------------------------------------------------------------------------------------------------- attention

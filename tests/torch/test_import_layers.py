@@ -164,6 +164,9 @@ def test_interpolation() -> None:
         "corners": lambda x: F.interpolate(x, size=(9, 4), mode="bilinear", align_corners=True),
         "factor": lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bilinear"),
         "bicubic": lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic"),
+        "smooth": lambda x: F.interpolate(x, size=(3, 9), mode="bilinear", antialias=True),
+        "smooth_factor": lambda x: F.interpolate(x, scale_factor=(0.7, 0.6), mode="bilinear", antialias=True),
+        "smooth_bicubic": lambda x: F.interpolate(x, size=(3, 2), mode="bicubic", antialias=True),
         "linear": lambda x: F.interpolate(x[:, :, 0], scale_factor=3, mode="linear"),
         "trilinear": lambda x: F.interpolate(x.unsqueeze(2), size=(2, 8, 9), mode="trilinear"),
     }
