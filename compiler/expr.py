@@ -350,6 +350,16 @@ def _erf(x: Any) -> Any:
     return np.vectorize(math.erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
 
 
+def _power(a: Any, b: Any) -> Any:
+    """Integers by squaring: numpy refuses negative exponents."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.dtype.kind == "f":
+        return np.power(a, b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fraction = np.trunc(np.power(a.astype(np.float64), np.minimum(b, 0).astype(np.float64)))
+    return np.where(b < 0, np.where(a == 0, 0, fraction).astype(a.dtype), np.power(a, np.maximum(b, 0)))
+
+
 NUMPY: dict[str, Callable[..., Any]] = {
     "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "erf": _erf, "tanh": np.tanh,
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
@@ -357,7 +367,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "recip": lambda x: 1 / x, "log1p": np.log1p, "expm1": np.expm1, "neg": np.negative, "abs": np.abs,
     "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc, "sign": np.sign, "isnan": np.isnan,
     "isinf": np.isinf, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _c_div, "mod": np.mod,
-    "fmod": np.fmod, "pow": np.power, "min": np.minimum, "max": np.maximum, "atan2": np.arctan2, "eq": np.equal,
+    "fmod": np.fmod, "pow": _power, "min": np.minimum, "max": np.maximum, "atan2": np.arctan2, "eq": np.equal,
     "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not,
     "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "bitnot": np.bitwise_not,

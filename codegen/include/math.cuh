@@ -44,10 +44,10 @@ template <class T> __device__ __forceinline__ T sign_of(T x) { return x > T(0) ?
 template <class T> __device__ __forceinline__ T abs_int(T x) { return x < T(0) ? T(-x) : x; }
 template <class T> __device__ __forceinline__ T pow_int(T base, T exponent) {
   if (exponent < T(0)) return base == T(1) ? T(1) : (base == T(-1) ? (exponent % 2 ? T(-1) : T(1)) : T(0));
-  T result = T(1);
-  for (; exponent > T(0); exponent >>= 1, base *= base)
-    if (exponent & T(1)) result *= base;
-  return result;
+  u64 result = 1, factor = (u64)base;  // unsigned: overflow wraps round
+  for (u64 e = (u64)exponent; e; e >>= 1, factor *= factor)
+    if (e & 1) result *= factor;
+  return T(result);
 }
 // For results that are stored in 16 bits. erf as tanh(x Q(x^2)), Q fitted to atanh(erf(x)) / x: 4e-5 beside tanh's own
 // error.

@@ -105,8 +105,10 @@ def _pow(p: Attrs, a: Expr, b: Expr) -> Expr:
     simple = {2.0: lambda: a * a, 1.0: lambda: a, 3.0: lambda: a * a * a}
     if b.op == "const" and b.attr in simple:
         return simple[b.attr]()
-    if not a.dtype.is_float:
+    if not a.dtype.is_float and b.dtype.is_float:
         return cast(binary("pow", cast(a, DType.F64), cast(b, DType.F64)), a.dtype)
+    if not a.dtype.is_float:
+        return binary("pow", a, cast(b, a.dtype))  # exact, modulo the type's range
     if b.op == "const" and b.attr == 0.5:
         return unary("sqrt", a)
     if b.op == "const" and b.attr == -1.0:

@@ -51,9 +51,11 @@ def truncating_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a ** b in a's type; integers with negative or fractional exponents go through f64."""
+    """a ** b in a's type: integers wrap round and drop fractions; with float exponents they go through f64."""
     if np.issubdtype(a.dtype, np.integer):
-        if np.issubdtype(b.dtype, np.integer) and (b >= 0).all():
-            return np.asarray(np.power(a, b.astype(a.dtype)))
+        if np.issubdtype(b.dtype, np.integer):
+            whole = np.power(a, np.maximum(b, 0).astype(a.dtype))
+            unit = np.where(a == 1, 1, np.where((a + 1 == 0) & (a < 0), 1 - 2 * (b % 2), 0))
+            return np.asarray(np.where(b < 0, unit.astype(a.dtype), whole))
         return np.asarray(np.trunc(np.power(a.astype(np.float64), b.astype(np.float64)))).astype(a.dtype)
     return np.asarray(np.power(a, b.astype(a.dtype)))

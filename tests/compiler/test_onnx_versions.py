@@ -108,6 +108,7 @@ CASES: list[tuple[str, tuple[int, ...], list[Any], dict[str, Any], dict[int, Any
     ("Cast", (7, 13), [F(3, 3) * 5], {"to": 7}, {}),
     ("Mod", (10, 13), [ints(7, -7, 5), ints(3, 3, -3)], {}, {}),
     ("Pow", (12, 15), [F(4) ** 2, ints(1, 2, 3, 0)], {}, {}),
+    ("Pow", (15,), [ints(1, 2, 3, -2, -1, 5, -1), ints(-4, 3, 33, 31, -3, -1, -2)], {}, {}),
     ("Pow", (13,), [ints(1, 2, 3), np.array([2.0, 0.5, 3.0], np.float32)], {}, {}),
     ("Gelu", (20,), [F(3, 4)], {"approximate": "tanh"}, {}),
     ("HardSwish", (14,), [F(3, 4) * 4], {}, {}),

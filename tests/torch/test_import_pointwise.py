@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from graph_runs import built, on_simulator
 from torch_oracle import check, rand
 
 UNARY = [
@@ -246,3 +247,14 @@ def test_labels_and_origins() -> None:
     assert graph.labels() == ("doubled",)
     assert "torch_oracle.py:" in graph.nodes[0].origin[0]
     assert np.asarray(next(iter(graph.weights.values())).data) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_integer_powers_are_exact(dtype: torch.dtype) -> None:
+    """Beyond what f64 holds, round and round the type's range, and of negative exponents."""
+    low = 0 if dtype is torch.uint8 else -10
+    base = torch.arange(low, 11).to(dtype)[:, None]
+    exponents = torch.tensor([0, 1, 5, 20, 33, 63, 64] + ([-9, -2, -1] if low else [])).to(dtype)
+    graph = check({"pow": torch.pow}, base, exponents)
+    (got,) = on_simulator(built(graph), {v.name: t.numpy() for v, t in zip(graph.inputs, (base, exponents))}).values()
+    np.testing.assert_array_equal(got, torch.pow(base, exponents).numpy())
