@@ -44,7 +44,12 @@ def resample(
     rw: Rewriter, x: Value, sizes: Sequence[Dim], scales: Sequence[float] | None, origin: tuple[str, ...], hint: str,
     *, mode: str, transform: str, coefficient: float, clipped: bool,
 ) -> Value:  # fmt: skip
-    """``x`` resized to ``sizes``. Raises UnsupportedError where an axis that changes has an open size."""
+    """``x`` resized to ``sizes``. Raises UnsupportedError for integers, and where an axis that changes has an open size.
+
+    Frameworks round integers behind each axis, which this does not.
+    """
+    if not x.dtype.is_float:
+        raise UnsupportedError(f"antialiased resizing of {x.dtype.value}")
 
     def make(op: str, *inputs: Value, **attrs: object) -> Value:
         return registry.make(rw, op, inputs, attrs, origin=origin, hint=hint)

@@ -122,8 +122,6 @@ def _resized(
 def _antialiased(
     c: NodeContext, x: Value, sizes: Sequence[Dim], scales: Sequence[Scalar] | None, transform: str
 ) -> Value:
-    if not x.dtype.is_float:
-        c.unsupported(f"antialiased resizing of {x.dtype.value}")
     return resample(
         c.builder.rw, x, sizes, None if scales is None else [float(s) for s in scales],  # type: ignore[arg-type]
         c.origin, c.hint(), mode="cubic" if c.str_attr("mode", "") == "cubic" else "linear", transform=transform,

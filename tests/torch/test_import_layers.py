@@ -171,6 +171,9 @@ def test_interpolation() -> None:
         "trilinear": lambda x: F.interpolate(x.unsqueeze(2), size=(2, 8, 9), mode="trilinear"),
     }
     check(functions, rand(2, 3, 5, 6), atol=1e-4)
+    smooth_bytes = {"smooth": lambda x: F.interpolate(x, size=(3, 3), mode="bilinear", antialias=True)}
+    with pytest.raises(UnsupportedError, match="antialiased resizing of u8"):
+        check(smooth_bytes, rand(2, 3, 5, 6, dtype=torch.uint8))
 
 
 def test_attention() -> None:
