@@ -44,9 +44,10 @@ def resample(
     rw: Rewriter, x: Value, sizes: Sequence[Dim], scales: Sequence[float] | None, origin: tuple[str, ...], hint: str,
     *, mode: str, transform: str, coefficient: float, clipped: bool,
 ) -> Value:  # fmt: skip
-    """``x`` resized to ``sizes``. Raises UnsupportedError for integers, and where an axis that changes has an open size.
+    """``x`` resized to ``sizes``.
 
-    Frameworks round integers behind each axis, which this does not.
+    Raises UnsupportedError where an axis that changes has an open size, and for integers: frameworks round those
+    behind each axis, which this does not.
     """
     if not x.dtype.is_float:
         raise UnsupportedError(f"antialiased resizing of {x.dtype.value}")
