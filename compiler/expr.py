@@ -351,7 +351,7 @@ def _erf(x: Any) -> Any:
 
 
 def _power(a: Any, b: Any) -> Any:
-    """Integers by squaring: numpy refuses negative exponents."""
+    """numpy's, and for integers what is left of the fraction where the exponent is negative, which numpy refuses."""
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype.kind == "f":
         return np.power(a, b)

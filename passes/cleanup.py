@@ -30,7 +30,7 @@ def cleanup(graph: Graph, options: Options) -> Graph:
 
 
 def _visit(rw: Tracker, node: Node, edge: set[str]) -> bool:
-    if node.op != "ConstantOfShape" and all(o.type.numel == 0 for o in node.outputs):
+    if node.op != "ConstantOfShape" and all(0 in o.shape for o in node.outputs):
         for o in node.outputs:
             shape, dtype = o.shape, o.dtype
             rw.alias(o, rw.make("ConstantOfShape", [], node.origin, o.name, shape=shape, dtype=dtype, value=0.0))

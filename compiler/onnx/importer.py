@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -276,8 +276,8 @@ def _run(
             run = _Import(proto, source, shapes, ranges, values, bounds)
             try:
                 visitor = run.visitor()
-                for step in steps:
-                    log.warning("%s", _left_out(run, step))
+                for line in _left_out(run.inputs, steps):
+                    log.warning("%s", line)
                 return run, visitor
             except Refine as found:
                 steps += [found] if found.bounds.multiple > 1 else []
@@ -293,17 +293,16 @@ def _run(
         raise ModelError(f"the model is damaged: {error}") from error
 
 
-def _left_out(run: _Import, step: Refine) -> str:
-    """Says which sizes the engine will refuse, and why."""
-    by = f"{step.symbol}_by{step.bounds.multiple}"
-    axes = [
-        f"axis {k} of input {v.name}"
-        for v in run.inputs
-        for k, d in enumerate(v.shape)
-        if any(s.name.startswith(by) for s in dims.free_symbols(d))
-    ]
-    where = ", ".join(axes) or step.symbol
-    return f"{where}: only multiples of {step.bounds.multiple}, so that the operands of {step.node} agree"
+def _left_out(inputs: Sequence[Value], steps: Sequence[Refine]) -> Iterator[str]:
+    """Says for each axis that takes multiples only which, and what asked for them: other sizes are refused."""
+    for v in inputs:
+        for axis, d in enumerate(v.shape):
+            for s in dims.free_symbols(d):
+                nodes = [r.node for r in steps if s.name.startswith(f"{r.symbol}_by{r.bounds.multiple}")]
+                if nodes:
+                    factor = dims.coefficient(d, s)
+                    where = f"axis {axis} of input {v.name}: only multiples of {factor}"
+                    yield f"{where}, so that the operands of {' and '.join(nodes)} agree"
 
 
 __all__ = ["DType", "Support", "import_onnx", "support_report"]

@@ -61,6 +61,21 @@ def test_it_is_said_which_sizes_are_left_out(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == []
 
 
+def test_what_several_nodes_ask_for_is_said_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    """The first Add needs an even width, the second one, of the halves, a multiple of 4."""
+    nodes = []
+    for top, half, again, joined in (("x", "a", "b", "c"), ("a", "d", "e", "f")):
+        pool = {"kernel_shape": [1, 3], "strides": [1, 2], "pads": [0, 1, 0, 1]}
+        nodes += [
+            N("MaxPool", [top], [half], **pool), N("Resize", [half, "", "scales"], [again], mode="nearest"),
+            N("Add", [again, top], [joined]),
+        ]  # fmt: skip
+    proto = model(nodes, IMAGE, ["c", "f"], {"scales": np.array([1, 1, 1, 2], np.float32)})
+    graph = compare(proto, {"x": floats(1, 2, 3, 12)})
+    assert str(graph.inputs[0].shape[3]) == "4*width_by2_by2"
+    assert caplog.messages == ["axis 3 of input x: only multiples of 4, so that the operands of Add_c and Add_f agree"]
+
+
 def test_declared_ranges_hold_for_the_multiples() -> None:
     for options in (
         {"shapes": {"x": [1, 2, dims.symbol("h", 10, 100), 16]}},

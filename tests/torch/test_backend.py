@@ -455,7 +455,8 @@ def test_without_a_gpu_it_warns_once_and_stays_eager(monkeypatch: pytest.MonkeyP
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.compile(net, backend="arcweld")(x)
-    assert not [w for w in seen if "ARCWELD_DEVICE" in str(w.message)]
+    torch_itself = "Guards may run slower on Python 3.13.0"
+    assert not [w for w in seen if issubclass(w.category, RuntimeWarning) and torch_itself not in str(w.message)]
 
 
 def test_unknown_options_reach_the_user() -> None:

@@ -183,9 +183,11 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   Ring ring = {0, 0};
   pdl_wait();
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    // Every product adds: a block's share of the steps may be empty, and were the first one to overwrite, ptxas 12.8 would
+    // serialise them all.
     float acc[BN / 2];
 #pragma unroll
-    for (int i = 0; i < BN / 2; ++i) acc[i] = 0.0f;  // were the first product to overwrite, ptxas 12.8 would serialise all
+    for (int i = 0; i < BN / 2; ++i) acc[i] = 0.0f;
     int previous = 0;
     for (int k = share.first; k < share.last; ++k) {
       mbar_wait(full + 8 * ring.stage, ring.phase);
@@ -210,7 +212,7 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_6e83a724(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_7ff302fd(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
@@ -237,4 +239,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_6e
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_6e83a724)
+EXPORT_KERNEL(contract_matmul_relu_7ff302fd)
