@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types wheel demo gpu clean
+.PHONY: test quick lint types replay wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -21,6 +21,10 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/python tests/project/typecheck.py
+
+# Every kernel of the working tree against those of another revision: `make replay BASE=main`.
+replay: $(STAMP)
+	$(BIN)/python tests/replay $(BASE)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
