@@ -28,21 +28,21 @@ from arcweld.compiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from arcweld.compiler.api import Input, compile
-    from arcweld.compiler.torch.report import torch_report
+    from arcweld.driver.api import Input, compile
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.session import InferenceSession
+    from arcweld.torch.report import torch_report
 
 __version__ = "0.1.0"
 
 # imported on first use, so that `import arcweld` costs milliseconds
 _LAZY = {
-    "compile": "arcweld.compiler.api",
-    "Input": "arcweld.compiler.api",
+    "compile": "arcweld.driver.api",
+    "Input": "arcweld.driver.api",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
-    "torch_report": "arcweld.compiler.torch.report",
+    "torch_report": "arcweld.torch.report",
 }
 
 __all__ = [
@@ -68,7 +68,7 @@ def _let_engines_rebuild() -> None:
     from arcweld.runtime import engine
 
     def rebuild(name: str, source: str, headers: dict[str, str], arch: str) -> bytes:
-        from arcweld.compiler.api import rebuild_kernel
+        from arcweld.driver.api import rebuild_kernel
 
         return rebuild_kernel(name, source, headers, arch)
 

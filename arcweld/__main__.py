@@ -2,6 +2,6 @@
 
 import sys
 
-from arcweld.compiler.cli.app import main
+from arcweld.cli.app import main
 
 sys.exit(main())

@@ -6,6 +6,7 @@ from enum import Enum
 
 import ml_dtypes
 import numpy as np
+
 from arcweld.compiler.errors import UnsupportedError
 
 

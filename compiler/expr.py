@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Dyn, Sym
 from arcweld.compiler.dtypes import DType

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, IntExpr, Sym, free_symbols, product
 from arcweld.compiler.dtypes import DType
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, coefficient, evaluate, free_symbols, var
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
-from arcweld.compiler.registry import Case, OpDef, check_attrs, concrete, opdef
+from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
 
 def run_reference(

@@ -13,7 +13,7 @@ from arcweld.compiler.dims import product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.registry import Kind, opdef
+from arcweld.compiler.ops.registry import Kind, opdef
 
 TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.POINTWISE: "pointwise",

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr, Sym
 from arcweld.compiler.dtypes import DType, from_numpy
@@ -311,7 +312,7 @@ class _Parser:
     ) -> None:
         types = [t for _, t in outs if t is not None]
         if len(types) != len(outs):
-            from arcweld.compiler.registry import check_attrs, infer_types, opdef
+            from arcweld.compiler.ops.registry import check_attrs, infer_types, opdef
 
             attrs = check_attrs(opdef(op), attrs, op)
             types = list(infer_types(op, [None if v is None else v.type for v in operands], attrs))

@@ -12,7 +12,7 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, VerifyError
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.registry import OpDef, is_registered, opdef
+from arcweld.compiler.ops.registry import OpDef, is_registered, opdef
 from arcweld.compiler.text import all_symbols, sanitize
 
 

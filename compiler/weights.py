@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.bulk import contiguous
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
 from arcweld.compiler.mapped import give_back
-from arcweld.compiler.registry import check_attrs, make, opdef
+from arcweld.compiler.ops.registry import check_attrs, make, opdef
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
 
 Transform = tuple[tuple[str, tuple[Any, ...]], ...]

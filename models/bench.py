@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arcweld.compiler import api
+
 from arcweld.compiler.errors import EnvironmentError_
+from arcweld.driver import api
 from arcweld.models.builders import Built, build
 from arcweld.runtime.devices import gpu_count
 from arcweld.runtime.engine import load
@@ -103,7 +104,8 @@ def write(report: dict[str, Any], folder: Path, whole: bool) -> Path:
 def environment() -> dict[str, str]:
     """The card and the versions that were measured."""
     import torch
-    from arcweld.codegen.nvrtc import version
+
+    from arcweld.codegen.nvrtc.compiler import version
 
     return {
         "gpu": torch.cuda.get_device_name(0), "torch": torch.__version__, "nvrtc": version(),

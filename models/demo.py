@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import onnx
-from arcweld.compiler import api
-from arcweld.compiler.build import DEFAULT_ARCHS, Build
-from arcweld.compiler.cli.common import progress_bar
+from rich.console import Console
+from rich.table import Table
+
+from arcweld.cli.common import progress_bar
 from arcweld.compiler.errors import ArcweldError, EnvironmentError_, UsageError
-from arcweld.compiler.metrics import relative_error
 from arcweld.compiler.paths import cache_dir
-from arcweld.compiler.summary import summary
+from arcweld.driver import api
+from arcweld.driver.build import DEFAULT_ARCHS, Build
+from arcweld.driver.metrics import relative_error
+from arcweld.driver.summary import summary
 from arcweld.models.catalogue import Feeds, ctc_text, planes
 from arcweld.models.fetch import fetch, is_fetched
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import choose, gpu_count, open_device
 from arcweld.runtime.engine import Engine, load
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import fits_attention, infer_types
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import fits_attention, infer_types
 from arcweld.passes.causal import MASKED_OUT, Remainder, without_causal
 from arcweld.passes.common import Tracker, rewrite, scalar, use_counts
 from arcweld.passes.elements import Elements

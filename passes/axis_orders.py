@@ -8,7 +8,7 @@ from typing import Any
 
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.ir import Graph, Node, Value, weight_value
-from arcweld.compiler.registry import Kind, opdef
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.passes.common import Tracker
 
 Perm = tuple[int, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Node, Value
 from arcweld.passes.common import Tracker, scalar

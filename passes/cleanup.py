@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, coefficient, free_symbols, is_nonneg, substitute
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value

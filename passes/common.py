@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.ir import Graph, Node, Rewriter, Value
-from arcweld.compiler.registry import make
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.weights import derive
 
 

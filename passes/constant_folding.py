@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Graph, Node, weight_value
 from arcweld.compiler.options import Options

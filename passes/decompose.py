@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from arcweld.compiler.errors import CompileError
 from arcweld.compiler.ir import Graph, Node
+from arcweld.compiler.ops.registry import Kind, must_decompose, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, must_decompose, opdef
 from arcweld.passes.common import Tracker, rewrite
 
 MAX_ROUNDS = 16

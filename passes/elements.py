@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import (
     Dim,
     Sym,
@@ -30,7 +31,7 @@ from arcweld.compiler.dims import (
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, cast, const, index, variable, where
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.registry import opdef
+from arcweld.compiler.ops.registry import opdef
 from arcweld.passes.common import Tracker
 
 Conjunction = frozenset[Dim]

@@ -11,6 +11,7 @@ for free. New weights are recorded as made from the old.
 from __future__ import annotations
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.compiler.options import Options

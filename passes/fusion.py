@@ -15,8 +15,8 @@ import logging
 from collections.abc import Iterable
 
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, template_of
-from arcweld.compiler.registry import Kind, opdef
 
 log = logging.getLogger("arcweld.fusion")
 

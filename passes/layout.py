@@ -15,8 +15,8 @@ consumer asks for another order.
 from __future__ import annotations
 
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.ops.registry import opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import opdef
 from arcweld.passes.axis_orders import IMAGES, Layouts
 from arcweld.passes.layout_rules import rule_of
 

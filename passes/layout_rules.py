@@ -11,7 +11,7 @@ from typing import Any
 
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.registry import Kind, opdef
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.passes.axis_orders import Layouts, Perm, Rule, channels_last, identity, vote
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
 from arcweld.passes.common import Tracker
 
 

@@ -8,8 +8,8 @@ a Transpose (a view, read through an index map) stands between the packed weight
 from __future__ import annotations
 
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import make
 from arcweld.passes.common import Tracker, rewrite
 
 

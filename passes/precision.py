@@ -14,10 +14,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, weight_value
+from arcweld.compiler.ops.registry import opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import opdef
 from arcweld.passes.common import Tracker
 from arcweld.passes.precision_rules import keep_f32
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
 from arcweld.passes.common import scalar, use_counts
 
 SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.common import Tracker, count_ops, rewrite, use_counts
 from arcweld.passes.dce import remove_dead

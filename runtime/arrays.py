@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, InputError
 from arcweld.runtime.plan import Shape

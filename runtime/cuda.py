@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.errors import DeviceError, EnvironmentError_
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.errors import EngineFileError, InputError, UsageError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind

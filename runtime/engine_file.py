@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, EnvironmentError_
 from arcweld.compiler.paths import replaceable

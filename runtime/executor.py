@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.bound import Binder, Copy, Sizes, Step, issue, measure, prepare

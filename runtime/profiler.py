@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.bound import Binder, issue, measure, prepare
 from arcweld.runtime.engine import Engine

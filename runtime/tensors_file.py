@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
+
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import EngineFileError
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.runtime.expressions import Expression

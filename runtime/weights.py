@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
 from arcweld.runtime.arena import aligned

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.onnx.context import MAX_RANK, SHAPES_HINT, NodeContext, numel, text
+from arcweld.compiler.onnx.context import MAX_RANK, NodeContext
 from arcweld.compiler.onnx.deduce import require_agreement, require_equal_numbers
+from arcweld.compiler.onnx.operands import SHAPES_HINT, numel, text
 
 _FAR = 2**31 - 1  # exporters write the largest int for "to the end"
 

@@ -1,151 +1,27 @@
-"""What an operator's handler sees: its operands, its attributes, and ways to emit IR nodes.
-
-An operand lives on the device (a Value), on the host (an array, or an object array of symbolic scalars), or both.
-"""
+"""What an operator's handler sees: its operands, its attributes, and ways to emit IR nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-from arcweld.compiler import dims, registry
+from onnx import GraphProto
+
+from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
-from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.deduce import pairs, require_agreement, require_at_least, require_multiple
-from arcweld.compiler.onnx.proto import Source
-from arcweld.compiler.onnx.scalars import Ratio, Undecided
+from arcweld.compiler.onnx.folding import fold_value
+from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, elements, text
+from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.symbols import sanitise
-from onnx import GraphProto
+from arcweld.compiler.ops import registry
 
-SHAPES_HINT = "give the dimension a value with --shapes (or inputs= in Python)"
-MAX_HOST_ELEMENTS = 1 << 16
 MAX_RANK = 32
-
-
-@dataclass(slots=True)
-class Operand:
-    """One tensor while importing. ``known`` holds its elements where the host knows them.
-
-    ``known`` is a numeric array, or an object array of scalars (see scalars.py) if any element is symbolic.
-    """
-
-    dtype: DType
-    shape: tuple[Dim, ...]
-    value: Value | None = None
-    known: np.ndarray | None = None
-    source: str = ""
-
-    @property
-    def is_symbolic(self) -> bool:
-        return self.known is not None and self.known.dtype == object
-
-    @property
-    def rank(self) -> int:
-        return len(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """A tensor that cannot be imported. Whatever reads it is skipped.
-
-    ``reason`` is set where no node was blamed yet (an input or an initializer): its first reader reports it.
-    """
-
-    node: str
-    reason: str = ""
-
-
-class Items(tuple[Operand, ...]):
-    """A sequence of operands, known while importing."""
-
-    __slots__ = ()
-
-
-def on_device(value: Value) -> Operand:
-    return Operand(value.dtype, value.shape, value=value)
-
-
-def on_host(data: Any, dtype: DType, source: str = "") -> Operand:
-    """An operand from host elements. Symbolic elements are kept, an all-concrete array becomes numeric."""
-    array = np.asarray(data)
-    if array.dtype == object:
-        if not any(scalars.is_symbolic(x) for x in array.flat):
-            try:
-                array = np.array([dtype.numpy.type(x) for x in array.flat], dtype.numpy).reshape(array.shape)
-            except OverflowError as error:
-                raise ModelError(f"a shape computation overflows {dtype.value}") from error
-    elif array.dtype != dtype.numpy:
-        array = array.astype(dtype.numpy)
-    return Operand(dtype, tuple(int(d) for d in array.shape), known=array, source=source)
-
-
-def elements(operand: Operand) -> np.ndarray:
-    """The known elements as an object array of Python scalars."""
-    assert operand.known is not None
-    if operand.known.dtype == object:
-        return operand.known
-    convert = float if operand.dtype.is_float else (bool if operand.dtype is DType.BOOL else int)
-    out = np.empty(operand.known.shape, object)
-    out.reshape(-1)[:] = [convert(x) for x in operand.known.flat]
-    return out
-
-
-@dataclass(slots=True)
-class Builder:
-    """The graph under construction, shared by all nodes of a model."""
-
-    rw: Rewriter
-    source: Source = field(default_factory=Source)
-    notes: dict[str, str] = field(default_factory=dict)  # value name -> why the host does not know its elements
-    producers: dict[str, Node] = field(default_factory=dict)
-    scanned: int = 0
-
-    @staticmethod
-    def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
-        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source)
-
-    def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
-        """The operand as a device value: a weight for concrete elements, a Dims node for symbolic ones."""
-        if operand.value is None:
-            assert operand.known is not None
-            if operand.is_symbolic:
-                operand.value = self._symbolic(operand, origin, hint)
-            else:
-                operand.value = self.rw.constant(operand.known, operand.dtype, hint, operand.source)
-        return operand.value
-
-    def _symbolic(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
-        flat = [as_ratio(x) for x in elements(operand).flat]
-        shape = tuple(int(d) for d in operand.shape)  # type: ignore[arg-type]
-
-        def emit(values: Sequence[Dim]) -> Value:
-            out = registry.make(
-                self.rw, "Dims", [], {"values": tuple(values), "shape": shape}, origin=origin, hint=hint
-            )
-            if operand.dtype is DType.I64:
-                return out
-            return registry.make(self.rw, "Cast", [out], {"to": operand.dtype}, origin=origin, hint=hint)
-
-        top = emit([n for n, _ in flat])
-        if all(d == 1 for _, d in flat):
-            return top
-        return registry.make(self.rw, "Div", [top, emit([d for _, d in flat])], {}, origin=origin, hint=hint)
-
-    def producer(self, value: Value) -> Node | None:
-        """The node that writes ``value``, if any."""
-        for node in self.rw.nodes[self.scanned :]:
-            self.producers.update((o.name, node) for o in node.outputs)
-        self.scanned = len(self.rw.nodes)
-        return self.producers.get(value.name)
-
-
-def as_ratio(x: scalars.Scalar) -> tuple[Dim, Dim]:
-    return (x.num, x.den) if isinstance(x, Ratio) else scalars.as_ratio(x)
 
 
 class NodeContext:
@@ -209,8 +85,6 @@ class NodeContext:
         """Input ``i`` with its elements known on the host. Unsupported when they depend on the data."""
         operand = self.operand(i)
         if operand.known is None:
-            from arcweld.compiler.onnx.folding import fold_value
-
             assert operand.value is not None
             operand.known = fold_value(
                 self.builder, operand.value, lambda why, remedy: self.unsupported(f"input {i}: {why}", remedy)
@@ -418,15 +292,3 @@ def broadcast_shape(c: NodeContext, a: Sequence[Dim], b: Sequence[Dim]) -> tuple
             require_multiple([(x, y)], c.name)
             c.unsupported(f"whether the dimensions {x} and {y} are equal is not known", SHAPES_HINT)
     return tuple(out)
-
-
-def text(shape: Sequence[Dim]) -> str:
-    return f"[{', '.join(str(d) for d in shape)}]"
-
-
-def numel(shape: Sequence[Dim]) -> Dim:
-    return dims.product(shape)
-
-
-def tensor_type(operand: Operand) -> TensorType:
-    return TensorType(operand.dtype, operand.shape)

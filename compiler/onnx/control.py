@@ -6,23 +6,23 @@ All of it happens in place: the IR has no subgraphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import ModelError, UnsupportedError
-from arcweld.compiler.onnx.context import SHAPES_HINT, NodeContext, Operand, Unavailable, on_device, on_host
-from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
-from arcweld.compiler.onnx.symbols import sanitise
 from onnx import FunctionProto, GraphProto, NodeProto
 
-if TYPE_CHECKING:
-    from arcweld.compiler.onnx.visitor import Scope, Visitor
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.operands import SHAPES_HINT, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
+from arcweld.compiler.onnx.scope import Scope, Walker
+from arcweld.compiler.onnx.symbols import sanitise
 
 MAX_DEPTH = 32
 MAX_ITERATIONS = 256
 
-Control = Callable[["Visitor", NodeContext, "Scope"], Sequence[Any]]
+Control = Callable[[Walker, NodeContext, Scope], Sequence[Any]]
 
 
 def check_depth(scope: Scope, label: str) -> None:
@@ -31,7 +31,7 @@ def check_depth(scope: Scope, label: str) -> None:
         raise ModelError(f"functions and subgraphs nest more than {MAX_DEPTH} levels deep", node=label)
 
 
-def graph_constants(visitor: Visitor, graph: GraphProto) -> dict[str, Operand]:
+def graph_constants(visitor: Walker, graph: GraphProto) -> dict[str, Operand]:
     """The initializers of a subgraph."""
     found: dict[str, Operand] = {}
     for tensor in graph.initializer:
@@ -41,7 +41,7 @@ def graph_constants(visitor: Visitor, graph: GraphProto) -> dict[str, Operand]:
 
 
 def run_graph(
-    visitor: Visitor,
+    visitor: Walker,
     graph: GraphProto,
     scope: Scope,
     prefix: str,
@@ -57,7 +57,7 @@ def run_graph(
     return results
 
 
-def import_if(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """The branch that is taken, when the host knows the condition."""
     try:
         taken = bool(c.number(0))
@@ -70,7 +70,7 @@ def import_if(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
     return run_graph(visitor, graph, scope, f"{c.name}/", graph_constants(visitor, graph))
 
 
-def import_loop(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """Unrolls a Loop whose trip count and conditions the host knows."""
     body = c.graph_attr("body")
     check_depth(scope, c.name)
@@ -101,7 +101,7 @@ def import_loop(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]
     return [*carried, *(_stack(c, column, 0) for column in columns)]
 
 
-def import_scan(visitor: Visitor, c: NodeContext, scope: Scope) -> Sequence[Any]:
+def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """Unrolls a Scan over a known length."""
     if c.opset < 9:
         c.unsupported("Scan before operator set 9")
@@ -155,7 +155,7 @@ CONTROL: dict[str, Control] = {"If": import_if, "Loop": import_loop, "Scan": imp
 
 
 def call_function(
-    visitor: Visitor, fn: FunctionProto, c: NodeContext, scope: Scope, opsets: Mapping[str, int]
+    visitor: Walker, fn: FunctionProto, c: NodeContext, scope: Scope, opsets: Mapping[str, int]
 ) -> Sequence[Any]:
     """Imports a function's body in place of a call; ``opsets`` are those the body uses."""
     check_depth(scope, c.name)

@@ -15,8 +15,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from arcweld.compiler import dims, registry
+from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, IntExpr, Sym
+from arcweld.compiler.ops import registry
 
 
 class Bounds(NamedTuple):

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
-from arcweld.compiler import registry
+
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, SHAPES_HINT, Builder
+from arcweld.compiler.onnx.operands import MAX_HOST_ELEMENTS, SHAPES_HINT, Builder
+from arcweld.compiler.ops import registry
 
 MAX_NODES = 1000
 VALUES_HINT = "if it never changes, make it a constant with --values {0}:VALUE (or Input({0!r}, value=…) in Python)"

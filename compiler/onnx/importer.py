@@ -14,16 +14,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.onnx.context import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.deduce import Bounds, Refine
+from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
+from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
-from arcweld.compiler.onnx.visitor import Finding, Scope, Visitor, normal_domain
+from arcweld.compiler.onnx.visitor import Visitor
 
 log = logging.getLogger("arcweld.import")
 OLDEST_OPSET = 7

@@ -15,11 +15,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, TensorProto
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.skeleton import Cut, cut_weights
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, TensorProto
 
 ModelSource: TypeAlias = "str | Path | bytes | onnx.ModelProto"
 AttrValue: TypeAlias = Any  # int, float, str, tuple of them, ndarray, GraphProto

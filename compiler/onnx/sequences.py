@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.onnx.context import Items, NodeContext, Operand, on_device, on_host
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.operands import Items, Operand, on_device, on_host
 
 MAX_ITEMS = 4096
 

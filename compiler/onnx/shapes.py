@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -23,7 +24,8 @@ from arcweld.compiler.onnx.arguments import (
     squeezed_shape,
     unsqueezed_shape,
 )
-from arcweld.compiler.onnx.context import MAX_HOST_ELEMENTS, NodeContext, Operand, elements, on_host
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.operands import MAX_HOST_ELEMENTS, Operand, elements, on_host
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.scalars import Undecided
 

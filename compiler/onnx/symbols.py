@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.errors import ModelError, UsageError

@@ -1,91 +1,35 @@
-"""Walks the nodes of a model and its subgraphs, and binds every name to an operand.
-
-Scopes nest as in ONNX: a branch of an If sees the names outside it, a function sees only its own inputs.
-"""
+"""Walks the nodes of a model and its subgraphs, and binds every name to an operand."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from arcweld.compiler import registry
+from onnx import FunctionProto, GraphProto, NodeProto
+
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
-from arcweld.compiler.onnx.context import (
-    SHAPES_HINT,
-    Builder,
-    Items,
-    NodeContext,
-    Operand,
-    Unavailable,
-    on_device,
-    on_host,
-    text,
-)
+from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
-from arcweld.compiler.onnx.handlers import handler
+from arcweld.compiler.onnx.handlers.table import handler
+from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host, text
 from arcweld.compiler.onnx.proto import attribute_value
 from arcweld.compiler.onnx.scalars import Undecided
+from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.sequences import SEQUENCES
 from arcweld.compiler.onnx.symbols import sanitise
-from onnx import FunctionProto, GraphProto, NodeProto
+from arcweld.compiler.ops import registry
 
 MAX_VISITS = 100_000
 MAX_ELEMENTS = 2**48
 
 # what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
 _MALFORMED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A visited node; ``reason`` says why it cannot be imported, and is empty when it can."""
-
-    node: str
-    op: str
-    reason: str = ""
-    hint: str | None = None
-
-
-@dataclass(slots=True)
-class Scope:
-    """The names visible to a list of nodes."""
-
-    names: dict[str, Any]
-    opsets: Mapping[str, int]
-    outer: Scope | None = None
-    prefix: str = ""
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    depth: int = 0
-
-    def inside(self, names: dict[str, Any], prefix: str) -> Scope:
-        """The scope of a subgraph: it sees this one."""
-        return Scope(names, self.opsets, self, prefix, self.attrs, self.depth + 1)
-
-    def function(
-        self, names: dict[str, Any], opsets: Mapping[str, int], prefix: str, attrs: Mapping[str, Any]
-    ) -> Scope:
-        """The scope of a function's body: it sees its inputs only."""
-        return Scope(names, opsets, None, prefix, attrs, self.depth + 1)
-
-    def lookup(self, name: str) -> Operand | Unavailable | None:
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.names:
-                found: Operand | Unavailable = scope.names[name]
-                return found
-            scope = scope.outer
-        return None
-
-
-def normal_domain(domain: str) -> str:
-    """The default domain has two spellings."""
-    return "" if domain == "ai.onnx" else domain
 
 
 class Visitor:

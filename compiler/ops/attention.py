@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -16,6 +17,7 @@ from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import (
     FLOATS,
     check_broadcast_to,
@@ -25,7 +27,6 @@ from arcweld.compiler.ops.shapes import (
     same_dtype,
     split_optional,
 )
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, register
 
 Attrs = Mapping[str, Any]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, divides_exactly, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -17,6 +18,7 @@ from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Decompose, Infer, Kind, OpDef, Reference, register
 from arcweld.compiler.ops.shapes import (
     FLOATS,
     NUMERIC,
@@ -30,7 +32,6 @@ from arcweld.compiler.ops.shapes import (
     show,
     split_optional,
 )
-from arcweld.compiler.registry import Attr, Case, Decompose, Infer, Kind, OpDef, Reference, register
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Node, Rewriter, Value
@@ -18,8 +19,8 @@ from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.reduce import REDUCE_ATTRS, REDUCE_CASES, infer_reduce
+from arcweld.compiler.ops.registry import Case
 from arcweld.compiler.ops.shapes import FLOATS, NUMERIC
-from arcweld.compiler.registry import Case
 
 Attrs = Mapping[str, Any]
 Fold = Callable[[Emit, Value, Mapping[str, Any]], Value]  # (emit, wide operand, axes and keepdims) -> result

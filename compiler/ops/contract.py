@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops import reference_nn as nn
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import (
     FLOATS,
     NUMERIC,
@@ -32,7 +34,6 @@ from arcweld.compiler.ops.shapes import (
     split_optional,
     window_extent,
 )
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, register
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import NUMERIC, check_dtype, present, same_dtype
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, register
 
 Labels = tuple[str, ...]
 

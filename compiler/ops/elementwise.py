@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.ir import Node, TensorType
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, Lower, OpDef, Reader, Reference, register
 from arcweld.compiler.ops.shapes import FLOATS, broadcast, check_dtype, present, read, same_dtype
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, Lower, OpDef, Reader, Reference, register
 
 Attrs = Mapping[str, Any]
 Formula = Callable[..., Expr]  # (attrs, *operands) -> the output element

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Node, Rewriter, Value
-from arcweld.compiler.registry import make
+from arcweld.compiler.ops.registry import make
 
 
 class Emit:

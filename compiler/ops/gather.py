@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.movement import movement, operand
+from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.shapes import (
     NUMERIC,
     check_axis,
@@ -23,7 +25,6 @@ from arcweld.compiler.ops.shapes import (
     check_rank,
     present,
 )
-from arcweld.compiler.registry import Attr, Case, Reader
 
 Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, both, cast, const, index, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.movement import movement, operand
+from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.shapes import ANY, NUMERIC, below, check_dtype, check_rank, dim_expr, present
-from arcweld.compiler.registry import Attr, Case, Reader
 
 Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]

@@ -10,6 +10,7 @@ from itertools import product as combinations
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -17,9 +18,9 @@ from arcweld.compiler.expr import Expr, all_of, binary, both, cast, const, dynam
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import movement, operand
+from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.resize import TAPS
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, dim_expr, present
-from arcweld.compiler.registry import Attr, Case, Reader
 
 Attrs = Mapping[str, Any]
 # a source coordinate, where there is a source (None: always), the weight (None: 1)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -17,8 +18,8 @@ from arcweld.compiler.ops import reference_nn as nn
 from arcweld.compiler.ops.composite import composite
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, infer_types
 from arcweld.compiler.ops.shapes import broadcast, check_dtype, check_rank, present, split_optional
-from arcweld.compiler.registry import Attr, Case, infer_types
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

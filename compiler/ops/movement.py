@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, divides_exactly, floordiv, mod
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, const, where
 from arcweld.compiler.ir import Node, TensorType
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, Lower, OpDef, Reader, Reference, register
 from arcweld.compiler.ops.shapes import (
     below,
     broadcast,
@@ -27,7 +29,6 @@ from arcweld.compiler.ops.shapes import (
     same_dtype,
     show,
 )
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, Lower, OpDef, Reader, Reference, register
 
 Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]

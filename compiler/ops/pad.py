@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, ceildiv, is_nonneg, maximum, minimum, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, both, const, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.movement import ANY_TYPE, Arrays, Attrs, Types, movement, operand
+from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.shapes import check_length, inside, present
-from arcweld.compiler.registry import Attr, Case, Reader
 
 
 def _infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:

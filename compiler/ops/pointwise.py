@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from arcweld.compiler.bulk import converted
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -17,8 +18,8 @@ from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, logica
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops import reference_math as rm
 from arcweld.compiler.ops.elementwise import Attrs, boolean, pointwise, second
+from arcweld.compiler.ops.registry import Attr, Case
 from arcweld.compiler.ops.shapes import ANY, BOOLS, INTS, NUMERIC, UNSIGNED, broadcast, check_dtype, same_dtype, show
-from arcweld.compiler.registry import Attr, Case
 
 FLOAT_AND_INT = ("f32", "f16", "i32", "i64")
 SIGNED_INT = ("i32", "i64")

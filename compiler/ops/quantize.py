@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, cast, const, unary
 from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, Reader, register
 from arcweld.compiler.ops.shapes import FLOATS, check_axis, check_dtype, check_equal, check_rank, split_optional
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, Reader, register
 
 QUANTIZED = (DType.I8, DType.U8, DType.I16, DType.U16)
 

@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, Reference, register
 from arcweld.compiler.ops.shapes import ANY, NUMERIC, check_axis, check_dtype, present
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, OpDef, Reference, register
 
 Attrs = Mapping[str, Any]
 

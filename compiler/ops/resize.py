@@ -12,6 +12,7 @@ from itertools import product as combinations
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, ceildiv, floordiv, maximum, minimum, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -19,8 +20,8 @@ from arcweld.compiler.expr import Expr, const, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, Reader, register
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_length, dim_expr, inside, present
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, Reader, register
 
 Attrs = Mapping[str, Any]
 Position = tuple[Dim, Dim]  # a source position as numerator and (positive) denominator

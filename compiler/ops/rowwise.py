@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.expr import Expr, binary, unary
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, Reader, RowProgram, RowStage, register
 from arcweld.compiler.ops.shapes import (
     FLOATS,
     check_axis,
@@ -26,7 +28,6 @@ from arcweld.compiler.ops.shapes import (
     same_dtype,
     split_optional,
 )
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, OpDef, Reader, RowProgram, RowStage, register
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

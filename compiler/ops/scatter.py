@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import check_axis, check_dtype, check_equal, check_rank, present, same_dtype
-from arcweld.compiler.registry import Attr, Case, Kind, OpDef, register
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

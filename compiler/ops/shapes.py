@@ -13,7 +13,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, both, cast, const, index
 from arcweld.compiler.ir import TensorType, Value
-from arcweld.compiler.registry import Reader
+from arcweld.compiler.ops.registry import Reader
 
 FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
 UNSIGNED = (DType.U64, DType.U32, DType.U16, DType.U8)

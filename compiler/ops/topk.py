@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -18,8 +19,8 @@ from arcweld.compiler.ops.composite import composite
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case
 from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, present
-from arcweld.compiler.registry import Attr, Case
 
 Attrs = Mapping[str, Any]
 PART = 1024  # elements of a part of a long row

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops import reference_nn as nn
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import (
     FLOATS,
     NUMERIC,
@@ -25,7 +27,6 @@ from arcweld.compiler.ops.shapes import (
     spatial_range,
     window_extent,
 )
-from arcweld.compiler.registry import Attr, Case, Infer, Kind, OpDef, register
 
 Attrs = Mapping[str, Any]
 

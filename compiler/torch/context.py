@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Rewriter, TensorType, Value
-from arcweld.compiler.registry import make
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.torch.types import exactly, from_torch
 
 Result: TypeAlias = "Value | tuple[Value | None, ...]"

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import fx
+
 from arcweld.compiler.dims import IntExpr, free_symbols
 from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
-from arcweld.compiler.registry import unsupported_reason
+from arcweld.compiler.ops.registry import unsupported_reason
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import HANDLERS, Call
 from arcweld.compiler.torch.symbols import solvable
 from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
 from arcweld.compiler.torch.types import Sizes, as_array, from_torch
-from torch import fx
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, value_range
-from torch import fx
-from torch.utils import _pytree as pytree
 
 
 def import_module(

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from arcweld.compiler.dims import Dim, Sym, coefficient, free_symbols
 from torch import fx
+
+from arcweld.compiler.dims import Dim, Sym, coefficient, free_symbols
 
 
 def solvable(extents: Iterable[Dim]) -> set[Sym]:

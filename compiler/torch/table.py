@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from arcweld.compiler.torch import (  # noqa: F401
-    handlers_index,
-    handlers_movement,
-    handlers_nn,
-    handlers_pointwise,
-    handlers_reduce,
-    handlers_special,
-)
 from arcweld.compiler.torch.context import HANDLERS
+from arcweld.compiler.torch.handlers import index, movement, nn, pointwise, reduce, special  # noqa: F401
 
 # checks that torch writes into graphs; what they check is fixed by the types and ranges of the graph
 ASSERTIONS = frozenset(

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.compiler.api import compile as compile_model
-from arcweld.compiler.cli.app import main
-from arcweld.compiler.errors import EngineFileError, InputError
-from arcweld.runtime.engine import Engine, load
-from arcweld.runtime.engine_file import parse_engine
-from arcweld.runtime.session import InferenceSession
 from cli_models import mlp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from arcweld.cli.app import main
+from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.driver.api import compile as compile_model
+from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.engine_file import parse_engine
+from arcweld.runtime.session import InferenceSession
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from arcweld.codegen import cache, nvrtc, worker
+from cli_models import mlp
+
+from arcweld.cli.app import main
+from arcweld.codegen.nvrtc import cache, worker
+from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.compiler import paths
-from arcweld.compiler.api import compile as compile_model
-from arcweld.compiler.cli.app import main
 from arcweld.compiler.errors import EnvironmentError_
+from arcweld.driver.api import compile as compile_model
 from arcweld.runtime.engine import load
 from arcweld.runtime.sim import build
-from cli_models import mlp
 
 Shown = pytest.CaptureFixture[str]
 
@@ -172,13 +174,13 @@ def test_a_disk_that_is_full(model: Path, older: bool, capsys: Shown) -> None:
 
 KILLED = """
     import os, signal, sys
-    from arcweld.compiler.cli.app import main
+    from arcweld.cli.app import main
     {where} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
     main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "sys.modules['arcweld.compiler.api'].verify_build"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "sys.modules['arcweld.driver.api'].verify_build"])
 @pytest.mark.parametrize("older", [False, True])
 def test_a_killed_build_leaves_no_half_engine(model: Path, where: str, older: bool) -> None:
     target = model.parent / "x.engine"
@@ -197,8 +199,8 @@ def test_a_killed_build_leaves_no_half_engine(model: Path, where: str, older: bo
 
 POOL = """
     import sys
-    from arcweld.codegen.nvrtc import Job
-    from arcweld.codegen.pool import CompilePool
+    from arcweld.codegen.nvrtc.compiler import Job
+    from arcweld.codegen.nvrtc.pool import CompilePool
     pool = CompilePool(2)
     source = '#include "prims.cuh"\\nextern "C" __global__ void k%d(int* p) { p[0] = %d; }'
     pool.run([Job(source % (i, i), "sm_80", "k%d" % i) for i in range(8)])

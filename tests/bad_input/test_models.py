@@ -10,16 +10,17 @@ import random
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.api import compile as compile_model
-from arcweld.compiler.api import import_model
-from arcweld.compiler.build import build_graph
-from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, VerifyError
-from arcweld.compiler.options import Options
-from arcweld.compiler.verifier import verify
 from bad_models import varied_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+
+from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, VerifyError
+from arcweld.compiler.options import Options
+from arcweld.compiler.verifier import verify
+from arcweld.driver.api import compile as compile_model
+from arcweld.driver.api import import_model
+from arcweld.driver.build import build_graph
 
 ORIGINAL = varied_model().SerializeToString()
 OPERATORS = ("Relu", "Conv", "MatMul", "Concat", "Softmax", "Reshape", "Gather", "Slice", "Nothing", "")

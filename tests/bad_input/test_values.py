@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from arcweld.compiler.api import compile as compile_model
-from arcweld.compiler.cli.app import main
-from arcweld.compiler.errors import AccuracyError, InputError
 from bad_models import varied_model
 from cli_models import mlp, mlp_weights
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from arcweld.cli.app import main
+from arcweld.compiler.errors import AccuracyError, InputError
+from arcweld.driver.api import compile as compile_model
 
 
 def runtime_result(model: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.compiler.cli import app as cli
-from arcweld.compiler.cli.app import COMMANDS, app, main
-from arcweld.compiler.cli.arguments import INERT
-from arcweld.compiler.errors import AccuracyError, EnvironmentError_
-from arcweld.runtime.engine_file import read_engine
 from cli_models import mlp, mlp_result, mlp_weights, unknown_operators
 from typer.main import get_command
+
+from arcweld.cli import app as cli
+from arcweld.cli.app import COMMANDS, app, main
+from arcweld.cli.arguments import INERT
+from arcweld.compiler.errors import AccuracyError, EnvironmentError_
+from arcweld.runtime.engine_file import read_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -271,7 +272,7 @@ def test_an_interrupted_or_failing_build_leaves_no_file(
     raised: BaseException, code: int, message: str,
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Words,
 ) -> None:  # fmt: skip
-    import arcweld.compiler.api as api
+    import arcweld.driver.api as api
 
     def fail(*_: object, **__: object) -> None:
         raise raised
@@ -283,7 +284,7 @@ def test_an_interrupted_or_failing_build_leaves_no_file(
 
 
 def test_the_progress_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    from arcweld.compiler.cli import common
+    from arcweld.cli import common
 
     with common.progress_bar() as report:
         assert report is None
@@ -319,5 +320,5 @@ def test_every_option_is_documented() -> None:
 
 def test_the_entry_point_is_main() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'onnx-to-engine = "arcweld.compiler.cli.app:main"' in pyproject
+    assert 'onnx-to-engine = "arcweld.cli.app:main"' in pyproject
     assert cli.main is main

@@ -13,13 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from arcweld.compiler.cli import doctor
-from arcweld.compiler.cli.app import COMMANDS, main
-from arcweld.compiler.cli.common import print_json, print_table
-from arcweld.runtime.engine import load
-from arcweld.runtime.engine_file import read_engine
 from cli_models import mlp, mlp_result, mlp_weights, save_model
 from onnx import TensorProto, helper, numpy_helper
+
+from arcweld.cli import doctor
+from arcweld.cli.app import COMMANDS, main
+from arcweld.cli.common import print_json, print_table
+from arcweld.runtime.engine import load
+from arcweld.runtime.engine_file import read_engine
 
 Words = pytest.CaptureFixture[str]
 QUICK = ["--arch=sm_80", "--verify=off"]
@@ -286,7 +287,7 @@ def test_an_output_called_like_an_argument_of_numpy(tmp_path: Path) -> None:
     assert set(np.load(tmp_path / "y.npz").files) == {"file", "args"}
 
 
-SCRIPT = "import sys; from arcweld.compiler.cli.app import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = "import sys; from arcweld.cli.app import main; sys.exit(main(sys.argv[1:]))"
 
 
 def command(*words: object, **more: object) -> subprocess.CompletedProcess[str]:

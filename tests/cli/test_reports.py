@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.compiler import api
-from arcweld.compiler.cli.app import main
-from arcweld.compiler.errors import UsageError
 from cli_models import mlp, save_model
 from onnx import helper
+
+from arcweld.cli.app import main
+from arcweld.compiler.errors import UsageError
+from arcweld.driver import api
 
 Words = pytest.CaptureFixture[str]
 

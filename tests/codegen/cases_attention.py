@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from arcweld.codegen.attention_ffma import FfmaTactic
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, axis
+from arcweld.codegen.templates.attention.ffma import FfmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import unary, variable
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F32, F16 = DType.F32, DType.F16
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from arcweld.codegen.attention_wgmma import WgmmaTactic
-from arcweld.compiler.dtypes import DType
 from cases_attention import Shape, attend, attention_kernel, inputs
 from kernel_cases import Case, Suite
+
+from arcweld.codegen.templates.attention.wgmma import WgmmaTactic
+from arcweld.compiler.dtypes import DType
 
 F16, BF16 = DType.F16, DType.BF16
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from arcweld.codegen.contract_tactic import ContractTactic
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, axis
+from arcweld.codegen.templates.contract.tactic import ContractTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, cast, const, index, unary, variable
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F16, BF16, F32, F64 = DType.F16, DType.BF16, DType.F32, DType.F64
 PRECISION = {F16: "f16", BF16: "bf16"}

@@ -6,14 +6,15 @@ import functools
 from typing import Any
 
 import numpy as np
-from arcweld.codegen.contract_wgmma import WgmmaTactic
+from cases_contract import matmul, matmul_kernel
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, axis
+from arcweld.codegen.templates.contract.wgmma import WgmmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import variable
-from cases_contract import matmul, matmul_kernel
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, axis
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, const, index, variable
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 PRECISION = {F16: "f16", BF16: "bf16", F32: "fp32"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from arcweld.codegen.conv_wgmma import ConvWgmmaTactic
-from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType
 from cases_conv import SHAPES, Shape, conv, conv_inputs, conv_kernel
 from kernel_cases import Case, Suite
+
+from arcweld.codegen.templates.conv.wgmma import ConvWgmmaTactic
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
 
 F16, BF16 = DType.F16, DType.BF16
 

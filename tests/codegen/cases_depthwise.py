@@ -6,13 +6,14 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from arcweld.codegen.depthwise import DepthwiseTactic
+from cases_conv import Shape, conv, conv_inputs, conv_kernel
+from kernel_cases import Arrays, Case, Suite
+
 from arcweld.codegen.kernel import Buffer, Kernel
+from arcweld.codegen.templates.conv.depthwise import DepthwiseTactic
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import load
-from cases_conv import Shape, conv, conv_inputs, conv_kernel
-from kernel_cases import Arrays, Case, Suite
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 

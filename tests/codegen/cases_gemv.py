@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from arcweld.codegen.gemv import GemvTactic
+from cases_contract import matmul, matmul_kernel
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, axis
+from arcweld.codegen.templates.contract.gemv import GemvTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import cast, const, variable
-from cases_contract import matmul, matmul_kernel
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from arcweld.codegen.kernel import Kernel
-from arcweld.compiler.dtypes import DType
 from cases_attention import Shape as AttentionShape
 from cases_attention import attend, attention_kernel, inputs
 from cases_contract import matmul, matmul_kernel
 from cases_conv import Shape as ConvShape
 from cases_conv import conv, conv_inputs, conv_kernel
 from kernel_cases import Arrays, Case, Suite, random
+
+from arcweld.codegen.kernel import Kernel
+from arcweld.compiler.dtypes import DType
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 

@@ -8,12 +8,13 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, axis
-from arcweld.codegen.reduce import ReduceTactic
+from arcweld.codegen.templates.reduce.reduce import ReduceTactic
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, cast, const, unary, variable
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F32, F16 = DType.F32, DType.F16
 Map = Callable[[Expr], Expr]

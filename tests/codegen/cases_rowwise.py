@@ -6,12 +6,13 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, Stage, axis
-from arcweld.codegen.rowwise import RowwiseTactic
+from arcweld.codegen.templates.reduce.rowwise import RowwiseTactic
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import cast, const, index, unary, variable, where
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F32 = DType.F32
 X = variable("x", F32)

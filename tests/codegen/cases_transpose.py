@@ -8,12 +8,13 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from kernel_cases import Arrays, Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Buffer, Kernel, axis
-from arcweld.codegen.transpose import TransposeTactic
+from arcweld.codegen.templates.pointwise.transpose import TransposeTactic
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, cast, const, index, where
-from kernel_cases import Arrays, Case, Suite, at, put, random
 
 F32, F16 = DType.F32, DType.F16
 

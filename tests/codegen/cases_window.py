@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from kernel_cases import Case, Suite, at, put, random
+
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, axis
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, const, index, variable, where
-from kernel_cases import Case, Suite, at, put, random
 
 F32, F16 = DType.F32, DType.F16
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from arcweld.compiler.build import Build, build_graph
+from kernel_numpy import run_numpy
+
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.object_code import in_order
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
+from arcweld.driver.build import Build, build_graph
+from arcweld.driver.object_code import in_order
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
-from kernel_numpy import run_numpy
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from arcweld.codegen.kernel import Kernel, KernelSource
-from arcweld.codegen.nvrtc import compile_cubin
-from arcweld.codegen.select import IMPLEMENTATIONS, implementations
+from arcweld.codegen.nvrtc.compiler import compile_cubin
+from arcweld.codegen.templates.select import IMPLEMENTATIONS, implementations
 from arcweld.compiler.dims import evaluate
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice

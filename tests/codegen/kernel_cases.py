@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
 from arcweld.codegen.kernel import Axis, Buffer, Store
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType

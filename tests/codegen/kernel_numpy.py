@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.codegen.kernel import Axis, Kernel
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.expr import Expr, index, interpret

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, evaluate, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
-from arcweld.compiler.registry import make, unsupported_reason
+from arcweld.compiler.ops.registry import make, unsupported_reason
 
 SIZES = {"N": 3, "S": 5}
 N, S = symbol("N", 1), symbol("S", 2, 64)

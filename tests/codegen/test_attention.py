@@ -9,16 +9,6 @@ from typing import Any
 import cases_attention
 import numpy as np
 import pytest
-from arcweld.codegen import attention_wgmma
-from arcweld.codegen.attention import render_attention, supports, tactics
-from arcweld.codegen.attention_ffma import FfmaTactic
-from arcweld.codegen.attention_mma import MmaTactic
-from arcweld.codegen.attention_wgmma import WgmmaTactic
-from arcweld.codegen.kernel import axis
-from arcweld.codegen.nvrtc import compile_cubin
-from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import const
 from cases_attention import PROBLEMS, Shape, attend, attention_kernel, inputs
 from cases_attention_wgmma import SHAPES, TACTICS
 from harness import assert_compiles, run_kernel
@@ -26,6 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches
 from mutate import mutations, survivors
+
+from arcweld.codegen.kernel import axis
+from arcweld.codegen.nvrtc.compiler import compile_cubin
+from arcweld.codegen.templates.attention import wgmma as attention_wgmma
+from arcweld.codegen.templates.attention.ffma import FfmaTactic
+from arcweld.codegen.templates.attention.implementations import render_attention, supports, tactics
+from arcweld.codegen.templates.attention.mma import MmaTactic
+from arcweld.codegen.templates.attention.wgmma import WgmmaTactic
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import const
 
 CASES = cases_attention.cases()
 SPREADS = [

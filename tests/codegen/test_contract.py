@@ -5,14 +5,15 @@ from __future__ import annotations
 import cases_contract
 import numpy as np
 import pytest
-from arcweld.codegen.contract_problem import problem_of
-from arcweld.codegen.contract_tactic import ContractTactic
-from arcweld.compiler.dtypes import DType
 from harness import assert_compiles, render_with, run_kernel, tactics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
 from mutate import survivors
+
+from arcweld.codegen.templates.contract.problem import problem_of
+from arcweld.codegen.templates.contract.tactic import ContractTactic
+from arcweld.compiler.dtypes import DType
 
 ARCHS = ("sm_80", "sm_90a")  # in turn: they differ in little but the launch primitives
 CASES = cases_contract.cases()

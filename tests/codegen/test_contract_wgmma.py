@@ -5,18 +5,19 @@ from __future__ import annotations
 import cases_contract_wgmma
 import numpy as np
 import pytest
-from arcweld.codegen.contract_problem import problem_of
-from arcweld.codegen.contract_wgmma import render_problem, supports, tactics
-from arcweld.codegen.kernel import KernelSource
-from arcweld.codegen.select import select
-from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import DeviceError
-from arcweld.compiler.object_code import SPILL_BYTES
 from cases_contract import attention_scores, matmul_kernel, padded
 from harness import assert_compiles, run_kernel
 from kernel_cases import Case, assert_close
 from mutate import survivors
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.templates.contract.problem import problem_of
+from arcweld.codegen.templates.contract.wgmma import render_problem, supports, tactics
+from arcweld.codegen.templates.select import select
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
+from arcweld.driver.object_code import SPILL_BYTES
 
 CASES = cases_contract_wgmma.cases()
 ARCH = "sm_90a"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import cases_conv
 import numpy as np
 import pytest
-from arcweld.codegen.contract_problem import conv_problem
-from arcweld.compiler.dtypes import DType
 from cases_conv import Shape
 from harness import assert_compiles, render_with, run_kernel, tactics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close
+
+from arcweld.codegen.templates.contract.problem import conv_problem
+from arcweld.compiler.dtypes import DType
 
 ARCHS = ("sm_80", "sm_90a")  # in turn: they differ in little but the launch primitives
 CASES = cases_conv.cases()

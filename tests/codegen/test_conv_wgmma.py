@@ -5,15 +5,16 @@ from __future__ import annotations
 import cases_conv_wgmma
 import numpy as np
 import pytest
-from arcweld.codegen.conv import IMPLEMENTATIONS
-from arcweld.codegen.conv_wgmma import best_patch, geometry, render_conv_wgmma, supports, tactics
-from arcweld.codegen.kernel import KernelSource
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.object_code import SPILL_BYTES
 from cases_conv import SHAPES, Shape, conv_kernel
 from harness import assert_compiles, run_kernel
 from kernel_cases import Case, assert_close
 from mutate import survivors
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.templates.conv.implementations import IMPLEMENTATIONS
+from arcweld.codegen.templates.conv.wgmma import best_patch, geometry, render_conv_wgmma, supports, tactics
+from arcweld.compiler.dtypes import DType
+from arcweld.driver.object_code import SPILL_BYTES
 
 CASES = cases_conv_wgmma.cases()
 ARCH = "sm_90a"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import cases_depthwise
 import numpy as np
 import pytest
-from arcweld.codegen.depthwise import DepthwiseTactic, render_depthwise, shared_loads, supports, tactics
-from arcweld.compiler.dtypes import DType
 from cases_conv import SHAPES, Shape, conv_inputs, conv_kernel
 from harness import assert_compiles, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close
+
+from arcweld.codegen.templates.conv.depthwise import DepthwiseTactic, render_depthwise, shared_loads, supports, tactics
+from arcweld.compiler.dtypes import DType
 
 ARCHS = ("sm_80", "sm_90a")  # in turn: they differ in little but the launch primitives
 CASES = cases_depthwise.cases()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import cases_gemv
 import numpy as np
 import pytest
-from arcweld.codegen.contract_problem import problem_of
-from arcweld.codegen.gemv import GemvTactic, supports, tactics
-from arcweld.compiler.dtypes import DType
 from cases_contract import matmul, matmul_kernel
 from harness import assert_compiles, render_with, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
 from mutate import survivors
+
+from arcweld.codegen.templates.contract.gemv import GemvTactic, supports, tactics
+from arcweld.codegen.templates.contract.problem import problem_of
+from arcweld.compiler.dtypes import DType
 
 ARCHS = ("sm_80", "sm_90a")  # in turn: they differ in little but the launch primitives
 CASES = cases_gemv.cases()

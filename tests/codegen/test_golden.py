@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
-from arcweld.compiler.build import build_graph
+
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
+from arcweld.driver.build import build_graph
 
 FOLDER = Path(__file__).parent.parent / "golden" / "kernels"
 SYMBOLS = "symbol n(lo=1, hi=64)\nsymbol s(lo=1, hi=512, multiple_of=8)\n"

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from arcweld.compiler import api
-from arcweld.compiler.build import materialise_outputs
+
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
+from arcweld.driver import api
+from arcweld.driver.build import materialise_outputs
 from arcweld.models.builders import build
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import run_passes

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from arcweld.compiler import region
-from arcweld.compiler.ir import Graph
-from arcweld.compiler.text import parse_graph
 from graph_runs import assert_same, built, by_numpy, expected, on_simulator
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from random_graphs import SIZES, Maker, feeds_of
+
+from arcweld.compiler import region
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.text import parse_graph
 
 OTHER_SIZES = {"N": 1, "S": 2}
 

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from arcweld.codegen import nvrtc, pool, worker
-from arcweld.codegen.cache import DiskCache, content_key
-from arcweld.codegen.nvrtc import Job, compile_cubin, compile_job, compile_ptx
+
+from arcweld.codegen.nvrtc import compiler as nvrtc
+from arcweld.codegen.nvrtc import pool, worker
+from arcweld.codegen.nvrtc.cache import DiskCache, content_key
+from arcweld.codegen.nvrtc.compiler import Job, compile_cubin, compile_job, compile_ptx
 from arcweld.compiler.errors import CompileError, EnvironmentError_
 
 ADD = """

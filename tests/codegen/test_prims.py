@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arcweld.codegen.nvrtc import compile_cubin
-from arcweld.runtime import sim
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
 from sim_harness import INCLUDE, render
+
+from arcweld.codegen.nvrtc.compiler import compile_cubin
+from arcweld.runtime import sim
 
 SIM = Path(sim.__path__[0])
 _DECLARATION = re.compile(

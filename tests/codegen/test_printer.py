@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arcweld.codegen.hooks import Hooks, plain_load, vector_width
+from graph_runs import built
+from harness import assert_compiles, run_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_numpy import run_numpy
+
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, KernelSource, Store, axis
-from arcweld.codegen.params import Params
-from arcweld.codegen.pointwise import PointwiseTactic, render_pointwise
-from arcweld.codegen.printer import Block, wide_index
-from arcweld.codegen.uniform import two_sides
+from arcweld.codegen.printing.hooks import Hooks, plain_load, vector_width
+from arcweld.codegen.printing.params import Params
+from arcweld.codegen.printing.printer import Block, wide_index
+from arcweld.codegen.printing.uniform import two_sides
+from arcweld.codegen.templates.pointwise.pointwise import PointwiseTactic, render_pointwise
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
@@ -22,11 +28,6 @@ from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, inde
 from arcweld.compiler.text import parse_graph
 from arcweld.runtime.bound import measure
 from arcweld.runtime.plan import Plan
-from graph_runs import built
-from harness import assert_compiles, run_kernel
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from kernel_numpy import run_numpy
 
 F32, F16, I64 = DType.F32, DType.F16, DType.I64
 TYPES = (DType.F32, DType.F16, DType.F64, DType.I8, DType.I64, DType.BOOL)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import cases_reduce
 import numpy as np
 import pytest
-from arcweld.codegen.reduce import ReduceTactic, render_reduce, supports, tactics
-from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType
 from harness import assert_compiles, run_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches, random
 from mutate import mutations, survivors
+
+from arcweld.codegen.templates.reduce.reduce import ReduceTactic, render_reduce, supports, tactics
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
 
 CASES = cases_reduce.cases()
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.reference import all_cases, case_graph, run_reference
-from arcweld.compiler.registry import Case, Kind, OpDef, all_ops, unsupported_reason
 from graph_runs import built, on_simulator
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ops.registry import Case, Kind, OpDef, all_ops, unsupported_reason
+from arcweld.compiler.reference import all_cases, case_graph, run_reference
 
 SWEEP = [
     pytest.param(op, case, dtype, id=f"{op.name}-{k}-{dtype.value}", marks=[] if k == 0 else pytest.mark.slow)

@@ -7,12 +7,13 @@ from dataclasses import replace
 import cases_rowwise
 import numpy as np
 import pytest
-from arcweld.codegen.rowwise import RowwiseTactic, render_rowwise, supports, tactics
-from arcweld.compiler.dtypes import DType
 from harness import assert_compiles, run_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
+
+from arcweld.codegen.templates.reduce.rowwise import RowwiseTactic, render_rowwise, supports, tactics
+from arcweld.compiler.dtypes import DType
 
 CASES = cases_rowwise.cases()
 

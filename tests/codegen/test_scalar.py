@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from harness import assert_compiles, run_kernel
+
 from arcweld.codegen.kernel import Buffer, Kernel, Store, axis
-from arcweld.codegen.pointwise import PointwiseTactic, render_pointwise
-from arcweld.codegen.scalar import literal
+from arcweld.codegen.printing.scalar import literal
+from arcweld.codegen.templates.pointwise.pointwise import PointwiseTactic, render_pointwise
 from arcweld.compiler import expr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
-from harness import assert_compiles, run_kernel
 
 FLOATS = (DType.F32, DType.F64, DType.F16, DType.BF16)
 SIGNED = (DType.I8, DType.I16, DType.I32, DType.I64)

@@ -10,14 +10,15 @@ from pathlib import Path
 import cases_transpose
 import numpy as np
 import pytest
-from arcweld.codegen.kernel import Buffer, Kernel, axis
-from arcweld.codegen.transpose import plan, render_transpose, supports, tactics
-from arcweld.compiler.dtypes import DType
 from cases_transpose import permute_kernel
 from harness import assert_compiles, run_kernel
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, at, matches, put, random
+
+from arcweld.codegen.kernel import Buffer, Kernel, axis
+from arcweld.codegen.templates.pointwise.transpose import plan, render_transpose, supports, tactics
+from arcweld.compiler.dtypes import DType
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime" / "sim"))
 from mutate import mutations, survivors

@@ -5,13 +5,14 @@ from __future__ import annotations
 import cases_window
 import numpy as np
 import pytest
-from arcweld.codegen.window import render_window, supports, tactics
-from arcweld.compiler.dtypes import DType
 from cases_window import Pool, pool_kernel, pooled
 from harness import assert_compiles, run_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
+
+from arcweld.codegen.templates.reduce.window import render_window, supports, tactics
+from arcweld.compiler.dtypes import DType
 
 CASES = cases_window.cases()
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.verifier import verify
-from onnx import TensorProto, helper, numpy_helper
 
 onnxruntime.set_default_logger_severity(4)
 Array = np.ndarray

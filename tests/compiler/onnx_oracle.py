@@ -14,10 +14,11 @@ import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 import torch
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
 NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, load
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from arcweld.compiler.ops.registry import Case, OpDef, all_ops
 from arcweld.compiler.reference import all_cases, case_graph
-from arcweld.compiler.registry import Case, OpDef, all_ops
 
 HALF = {DType.F16: 2e-3, DType.BF16: 1.6e-2}  # two units in the last place of a number near 1
 

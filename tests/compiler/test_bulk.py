@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from arcweld.compiler import bulk
-from arcweld.compiler.dtypes import DType
 from hypothesis import given
 from hypothesis import strategies as st
+
+from arcweld.compiler import bulk
+from arcweld.compiler.dtypes import DType
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from arcweld.compiler.dims import (
     Call,
     Dim,
@@ -36,8 +39,6 @@ from arcweld.compiler.dims import (
     var,
 )
 from arcweld.compiler.errors import ModelError
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 N, S = symbol("N", 1), symbol("S", 2, 12, multiple_of=2)
 # loop indices, below constant and symbolic extents

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dyn, IntExpr, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
@@ -28,8 +31,6 @@ from arcweld.compiler.expr import (
     walk,
     where,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 F32, F64, I32, I64, BOOL = DType.F32, DType.F64, DType.I32, DType.I64, DType.BOOL
 ROW, COL = symbol("i", 0, 3), symbol("j", 0, 4)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.compiler.api import build_engine
+
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.logs import AREAS, configure
 from arcweld.compiler.text import parse_graph
+from arcweld.driver.api import build_engine
 
 GRAPH = """graph 'logged'
 input %x: f32[4, 8]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from arcweld.compiler.mapped import give_back, root
 
 

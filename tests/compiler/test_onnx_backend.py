@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graph_runs import built, on_simulator
+
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.onnx.symbols import sanitise
 from arcweld.compiler.reference import run_reference
-from graph_runs import built, on_simulator
 
 # Tests whose expected numbers we do not follow: with scales that do not give whole sizes, we align the corners of the
 # rounded size, as ONNX Runtime does.

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
-from arcweld.compiler.onnx.importer import import_onnx, support_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx_models import floats, ints, model
+
+from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx, support_report
 
 N = helper.make_node
 X: dict[str, tuple[Any, list[Any]]] = {"x": (np.float32, ["N", 1, 4, 4])}

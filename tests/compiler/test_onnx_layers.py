@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.onnx.importer import import_onnx
 from onnx.reference import ReferenceEvaluator
 from onnx_models import compare, evaluate, floats, ints, model, one_node
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
 
 F = floats
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import NodeProto, TensorProto, helper
+from onnx_models import compare, evaluate, floats, ints, model
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx, support_report
 from arcweld.compiler.text import parse_graph, print_graph
-from onnx import NodeProto, TensorProto, helper
-from onnx_models import compare, evaluate, floats, ints, model
 
 N = helper.make_node
 X: dict[str, tuple[Any, list[Any]]] = {"x": (np.float32, ["N", 4])}

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
+from onnx_models import compare, floats, ints, model
+
 from arcweld.compiler import dims
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx, support_report
-from onnx import helper, numpy_helper
-from onnx_models import compare, floats, ints, model
 
 N = helper.make_node
 IMAGE: dict[str, tuple[Any, list[Any]]] = {"x": (np.float32, ["n", 2, "height", "width"])}

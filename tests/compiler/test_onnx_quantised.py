@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.onnx.importer import import_onnx
 from onnx import helper
 from onnx_models import Array, compare, evaluate, floats, model, one_node, runtime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
 CPU_LAYOUT = helper.make_opsetid("com.microsoft.nchwc", 1)

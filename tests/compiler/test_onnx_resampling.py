@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.onnx.importer import import_onnx
-from arcweld.compiler.ops.resize import TRANSFORMS
 from graph_runs import built, on_simulator
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx_models import compare, floats, ints, model, runtime
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.ops.resize import TRANSFORMS
 
 
 def resize(shape: list[Any], given: np.ndarray, dtype: Any = np.float32, **attrs: Any) -> onnx.ModelProto:

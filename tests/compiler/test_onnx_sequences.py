@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler.errors import ModelError, UnsupportedError
-from arcweld.compiler.onnx.importer import import_onnx
 from onnx import NodeProto, TensorProto, helper
 from onnx_models import compare, floats, ints, model
+
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
 X: dict[str, tuple[Any, list[Any]]] = {"x": (np.float32, ["N", 6, 4])}

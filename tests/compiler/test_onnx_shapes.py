@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from arcweld.compiler import dims
-from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
-from arcweld.compiler.ir import Graph
-from arcweld.compiler.onnx.importer import import_onnx
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import NodeProto, helper
 from onnx_models import compare, evaluate, floats, ints, model, runtime
+
+from arcweld.compiler import dims
+from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
 X: dict[str, tuple[Any, list[Any]]] = {"x": (np.float32, ["N", "S", 8])}

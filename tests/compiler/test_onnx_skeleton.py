@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.onnx import skeleton
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.onnx.skeleton import cut_weights
-from onnx import TensorProto, helper, numpy_helper
 
 MARKER = b"sixteen bytes..."
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_models import compare, floats, ints, one_node
+
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
-from onnx_models import compare, floats, ints, one_node
 
 WINDOW = np.hanning(16).astype(np.float32)
 

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from op_sweep import Loads, Sweep, label, sweeps, symbolic
+
 from arcweld.compiler.dims import Dim, evaluate, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
@@ -15,11 +19,8 @@ from arcweld.compiler.expr import index as dim_value
 from arcweld.compiler.expr import interpret, loads
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.movement import reshape_coords
+from arcweld.compiler.ops.registry import Kind, all_ops, check_attrs, concrete, make, opdef, unsupported_reason
 from arcweld.compiler.ops.shapes import below, broadcast
-from arcweld.compiler.registry import Kind, all_ops, check_attrs, concrete, make, opdef, unsupported_reason
-from hypothesis import given
-from hypothesis import strategies as st
-from op_sweep import Loads, Sweep, label, sweeps, symbolic
 
 F32, F16, I64 = DType.F32, DType.F16, DType.I64
 N, M = symbol("n", 1), symbol("m", 1)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from op_sweep import Loads, Sweep, assert_close, grid, label, sweeps, symbolic
+
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, interpret, variable
 from arcweld.compiler.ir import Graph, Node, Rewriter
+from arcweld.compiler.ops.registry import OpDef, must_decompose
 from arcweld.compiler.reference import run_reference
-from arcweld.compiler.registry import OpDef, must_decompose
-from op_sweep import Loads, Sweep, assert_close, grid, label, sweeps, symbolic
 
 
 def run_lowering(op: OpDef, node: Node, feeds: Mapping[str, np.ndarray], symbols: Mapping[str, int]) -> np.ndarray:

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from onnx_oracle import oracle
+from op_sweep import Sweep, assert_close, label, sweeps
+
 from arcweld.compiler.ops.reference_math import erf, sigmoid, truncating_divide
 from arcweld.compiler.ops.reference_nn import conv
 from arcweld.compiler.reference import run_reference
-from onnx_oracle import oracle
-from op_sweep import Sweep, assert_close, label, sweeps
 
 
 @pytest.mark.parametrize("sweep", sweeps(), ids=label)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.reference import bind_symbols, run_reference
-from arcweld.compiler.registry import make
 
 N = symbol("n", 1)
 

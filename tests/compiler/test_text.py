@@ -9,14 +9,15 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 from arcweld.compiler.text import literal_text, parse_graph, parse_literal, parse_type, print_graph, sanitize
-from hypothesis import given
-from hypothesis import strategies as st
 
 EXAMPLE = """\
 graph 'a model'

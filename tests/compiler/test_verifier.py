@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import VerifyError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError, ModelError

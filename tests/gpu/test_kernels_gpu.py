@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from arcweld.codegen.implementation import Implementation
+
 from arcweld.codegen.kernel import Kernel, KernelSource
-from arcweld.codegen.nvrtc import Compiled, Job
-from arcweld.codegen.pool import compile_many
-from arcweld.codegen.select import implementations
+from arcweld.codegen.nvrtc.compiler import Compiled, Job
+from arcweld.codegen.nvrtc.pool import compile_many
+from arcweld.codegen.templates.implementation import Implementation
+from arcweld.codegen.templates.select import implementations
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError
 from arcweld.compiler.expr import walk
-from arcweld.compiler.object_code import SPILL_BYTES
+from arcweld.driver.object_code import SPILL_BYTES
 from arcweld.runtime import devices
 from arcweld.runtime.device import Device
 

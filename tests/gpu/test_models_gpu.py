@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from arcweld.compiler import api
+
+from arcweld.driver import api
 from arcweld.models.builders import Built, build
 from arcweld.runtime import devices
 from arcweld.runtime.device import Device

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.codegen.nvrtc import compile_cubin
-from arcweld.runtime.device import Device, KernelImage
-from arcweld.runtime.sim.device import SimDevice
 from demo_kernels import DEMOS
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
 from sim_harness import run
+
+from arcweld.codegen.nvrtc.compiler import compile_cubin
+from arcweld.runtime.device import Device, KernelImage
+from arcweld.runtime.sim.device import SimDevice
 
 pytestmark = pytest.mark.gpu
 GOLDEN = Path(__file__).parents[1] / "golden" / "prims"

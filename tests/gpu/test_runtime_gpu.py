@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from arcweld.codegen import nvrtc
-from arcweld.codegen.nvrtc import compile_cubin, compile_ptx
+
+from arcweld.codegen.nvrtc import compiler as nvrtc
+from arcweld.codegen.nvrtc.compiler import compile_cubin, compile_ptx
 from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.runtime import devices
 from arcweld.runtime import engine as engine_module

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.models import bench
 

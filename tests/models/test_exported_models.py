@@ -16,8 +16,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from arcweld.compiler import api
-from arcweld.compiler.evidence import relative_error
+
+from arcweld.driver import api
+from arcweld.driver.evidence import relative_error
 from arcweld.models.builders import Built, build, export_onnx
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.models import catalogue, fetch
 

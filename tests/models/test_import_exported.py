@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.verifier import verify

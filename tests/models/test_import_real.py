@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 import pytest
+
 from arcweld.compiler.errors import EnvironmentError_, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx, support_report
 from arcweld.compiler.reference import run_reference

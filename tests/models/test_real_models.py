@@ -9,10 +9,11 @@ from functools import cache
 import numpy as np
 import onnxruntime as ort
 import pytest
-from arcweld.compiler import api
-from arcweld.compiler.build import Build
+
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.driver import api
+from arcweld.driver.build import Build
 from arcweld.models.catalogue import MODELS, OCR_TEXT, Feeds, ctc_text, planes, speech, text_image
 from arcweld.models.fetch import fetch
 from arcweld.runtime.engine import Engine

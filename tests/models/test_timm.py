@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from arcweld.compiler import api
+
+from arcweld.driver import api
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

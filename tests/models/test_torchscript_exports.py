@@ -14,8 +14,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from arcweld.compiler import api
+
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.driver import api
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

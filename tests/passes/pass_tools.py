@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Weight

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pass_tools import body, check, ops
+
 from arcweld.passes.attention import attention
 from arcweld.passes.cleanup import cleanup
-from pass_tools import body, check, ops
 
 
 def test_keys_of_one_group_are_shared() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pass_tools import body, build, check, ops
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.passes.attention import attention
@@ -11,7 +13,6 @@ from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.layout import layout
-from pass_tools import body, build, check, ops
 
 HEADER = """
     input %q: f32[2, 3, 5, 8]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pass_tools import body, build, check, lines, ops
+
 from arcweld.compiler.options import Options
 from arcweld.passes.attention import attention
 from arcweld.passes.batches import batches
 from arcweld.passes.cleanup import cleanup
-from pass_tools import body, build, check, lines, ops
 
 HEADER = """
     symbol b(lo=1, hi=8)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pass_tools import body, build, check, lines, ops, run
+
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
 from arcweld.compiler.weights import replay, sources
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
-from pass_tools import body, build, check, lines, ops, run
 
 
 def test_identity_and_neutral_movements_go() -> None:

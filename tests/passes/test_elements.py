@@ -6,15 +6,16 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pass_tools import build
+
 from arcweld.compiler.dims import Dim, evaluate
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.reference import run_reference
 from arcweld.passes.common import Tracker
 from arcweld.passes.elements import ALWAYS, NEVER, Elements, Formula
-from hypothesis import given
-from hypothesis import strategies as st
-from pass_tools import build
 
 N = build("input %x: i64[n]\noutput %x").inputs[0].shape[0]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pass_tools import body, build, check, ops, run
+
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.weights import replay
 from arcweld.passes.fold_affine import fold_affine
-from pass_tools import body, build, check, ops, run
 
 CONV = "strides=(1, 1), dilations=(1, 1), pads=({0}, {0}, {0}, {0}), group={1}"
 TRANSPOSED = CONV + ", output_padding=(0, 0)"

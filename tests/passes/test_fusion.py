@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from arcweld.compiler.build import materialise_outputs
-from arcweld.compiler.errors import UnsupportedError, VerifyError
-from arcweld.compiler.options import Options
-from arcweld.compiler.region import FusedGraph, Region, is_hero
-from arcweld.passes.fusion import MAX_OPERANDS, fuse
-from arcweld.passes.pipeline import run_passes
-from arcweld.passes.schedule import schedule
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pass_tools import build
 from random_graphs import Maker
+
+from arcweld.compiler.errors import UnsupportedError, VerifyError
+from arcweld.compiler.options import Options
+from arcweld.compiler.region import FusedGraph, Region, is_hero
+from arcweld.driver.build import materialise_outputs
+from arcweld.passes.fusion import MAX_OPERANDS, fuse
+from arcweld.passes.pipeline import run_passes
+from arcweld.passes.schedule import schedule
 
 CODES = {"movement", "broadcast", "operands", "cycle", "prologue", "shared", "recompute"}
 

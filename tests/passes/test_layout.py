@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pass_tools import body, build, check, lines, ops
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.passes.cleanup import cleanup
@@ -10,9 +14,6 @@ from arcweld.passes.cse import cse
 from arcweld.passes.decompose import decompose
 from arcweld.passes.layout import layout, transposes
 from arcweld.passes.layout_rules import factor
-from hypothesis import given
-from hypothesis import strategies as st
-from pass_tools import body, build, check, lines, ops
 
 ATTRS = "strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group=1"
 POOL = "kernel_shape=(2, 2), strides=(2, 2), dilations=(1, 1), pads=(0, 0, 0, 0)"

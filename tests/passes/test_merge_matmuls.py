@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pass_tools import build, check, ops
+
 from arcweld.compiler.options import Options
 from arcweld.passes.merge_matmuls import merge_matmuls
-from pass_tools import build, check, ops
 
 QKV = """
     symbol n(lo=1, hi=64)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pass_tools import build, same_results
+
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.options import Options
 from arcweld.compiler.weights import sources
 from arcweld.passes.pack_weights import pack_weights
-from hypothesis import given
-from hypothesis import strategies as st
-from pass_tools import build, same_results
 
 CONV = """input %x: {t}[2, {size}, {c}]
 weight %w: {t}[{w}]

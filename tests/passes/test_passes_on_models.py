@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import onnxruntime as ort
 import pytest
+
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx

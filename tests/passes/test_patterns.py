@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from pass_tools import body, build, check, lines, ops, run
+
 from arcweld.compiler.options import Options
 from arcweld.passes.patterns import Algebra, Call, Name, parse_formula
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
-from pass_tools import body, build, check, lines, ops, run
 
 HEADER = """
     input %x: f32[3, 8]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pass_tools import build, ops, same_results
+
 from arcweld.compiler.errors import UsageError, VerifyError
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph, print_graph
 from arcweld.passes import pipeline
 from arcweld.passes.pipeline import PASSES, Pass, pass_names, run_passes
-from pass_tools import build, ops, same_results
 
 CONV = "strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group=1"
 NET = f"""

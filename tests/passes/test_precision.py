@@ -6,6 +6,8 @@ import logging
 
 import numpy as np
 import pytest
+from pass_tools import HALF, body, build, check, lines, ops, run
+
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
@@ -14,7 +16,6 @@ from arcweld.compiler.weights import replay
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.decompose import decompose
 from arcweld.passes.precision import precision
-from pass_tools import HALF, body, build, check, lines, ops, run
 
 FP16 = Options(precision="fp16")
 HALF_TOLERANCE = {"fp16": 1e-2, "bf16": 8e-2}

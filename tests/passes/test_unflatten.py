@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pass_tools import body, build, check, lines, ops
+
 from arcweld.compiler.options import Options
 from arcweld.passes.unflatten import unflatten
-from pass_tools import body, build, check, lines, ops
 
 HEADER = """
     symbol b(lo=1, hi=8)

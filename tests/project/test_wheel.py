@@ -64,7 +64,7 @@ def test_every_source_template_header_and_simulator_file_ships(wheel: Path) -> N
     assert sorted(set(wanted) - shipped) == []
     assert sorted(shipped - set(wanted)) == []
     assert licences
-    for part in ("codegen/templates/pointwise.cu.j2", "codegen/include/prims.cuh", "runtime/sim/cuda_sim.h"):
+    for part in ("codegen/templates/pointwise/pointwise.cu.j2", "codegen/include/prims.cuh", "runtime/sim/cuda_sim.h"):
         assert f"arcweld/{part}" in shipped
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, Weight

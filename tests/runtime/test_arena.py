@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from arcweld.runtime.arena import ALIGNMENT, Interval, aligned, pack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from arcweld.runtime.arena import ALIGNMENT, Interval, aligned, pack
 
 
 def live_bytes(intervals: Sequence[Interval]) -> int:

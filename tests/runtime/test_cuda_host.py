@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from arcweld.codegen.nvrtc import compile_ptx
+
+from arcweld.codegen.nvrtc.compiler import compile_ptx
 from arcweld.compiler.errors import DeviceError, EnvironmentError_
 from arcweld.runtime import cuda, devices
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from runtime_programs import chain, check, rows
+
 from arcweld.compiler.archs import parse_arch, runs_on
 from arcweld.compiler.errors import ArcweldError, DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import devices
@@ -18,7 +20,6 @@ from arcweld.runtime.engine import Engine
 from arcweld.runtime.kernels import binary_archs, choose_variant
 from arcweld.runtime.session import InferenceSession
 from arcweld.runtime.sim.device import SimDevice
-from runtime_programs import chain, check, rows
 
 
 def test_device_choice(monkeypatch: pytest.MonkeyPatch) -> None:

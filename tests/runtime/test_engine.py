@@ -9,14 +9,15 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add, tiles
+
 from arcweld.compiler.errors import InputError
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import SCHEMA, Alias, Field, Program, Symbol, Tensor, Weight
 from arcweld.runtime.sim.device import SimDevice
-from hypothesis import given
-from hypothesis import strategies as st
-from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add, tiles
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from runtime_programs import chain
+
 from arcweld.compiler import dims
 from arcweld.compiler.errors import ArcweldError, EngineFileError, EnvironmentError_, InputError
 from arcweld.runtime import container, engine_file, tensors_file
@@ -23,9 +27,6 @@ from arcweld.runtime.engine_file import EngineData, parse_engine, read_engine, w
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import Alias, Field, Launch, Symbol, Tensor
 from arcweld.runtime.validate import check_program, field_layout
-from hypothesis import given
-from hypothesis import strategies as st
-from runtime_programs import chain
 
 
 def full() -> EngineData:

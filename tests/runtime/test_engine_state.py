@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from runtime_programs import W, chain, chain_reference, check, rows
+
 from arcweld.compiler.errors import EngineFileError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.program import Weight
 from arcweld.runtime.sim.device import SimDevice
-from runtime_programs import W, chain, chain_reference, check, rows
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add
+
 from arcweld.runtime.arrays import Element, Taken
 from arcweld.runtime.device import LaunchSpec
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import SCHEMA, Program, Symbol, Tensor
 from arcweld.runtime.sim.device import SimDevice
-from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add
 
 
 class GraphDevice(SimDevice):

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runtime_programs import W, chain, chain_reference, rows
+
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime import profiler
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
-from runtime_programs import W, chain, chain_reference, rows
 
 
 class Card(SimDevice):

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
-from arcweld.compiler.torch import backend
-from arcweld.compiler.torch.backend_options import parse_options
 from arcweld.compiler.torch.types import as_array
 from arcweld.compiler.verifier import verify
+from arcweld.torch import backend
+from arcweld.torch.options import parse_options
 
 
 class ReferenceEngine:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.build import materialise_outputs
-from arcweld.compiler.ir import Graph
-from arcweld.compiler.options import Options
-from arcweld.compiler.torch import backend
-from arcweld.compiler.torch.backend_options import BackendOptions
-from arcweld.passes.pipeline import run_passes
 from backend_oracle import ReferenceEngine, same
 from torch_oracle import rand
+
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.driver.build import materialise_outputs
+from arcweld.passes.pipeline import run_passes
+from arcweld.torch import backend
+from arcweld.torch.options import BackendOptions
 
 B, H, S, D = 2, 6, 5, 8
 

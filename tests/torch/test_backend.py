@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.errors import AccuracyError, UnsupportedError, UsageError
-from arcweld.compiler.torch import backend
-from arcweld.compiler.torch.backend_options import BackendOptions, parse_options
-from arcweld.compiler.torch.report import clear_report, torch_report
-from arcweld.models.builders import build
 from backend_oracle import compiled, same
 from torch import nn
 from torch_oracle import rand
+
+from arcweld.compiler.errors import AccuracyError, UnsupportedError, UsageError
+from arcweld.models.builders import build
+from arcweld.torch import backend
+from arcweld.torch.options import BackendOptions, parse_options
+from arcweld.torch.report import clear_report, torch_report
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.torch.report import clear_report, torch_report
-from arcweld.models.builders import build
 from torch import nn
 from torch_oracle import rand
+
+from arcweld.models.builders import build
+from arcweld.torch.report import clear_report, torch_report
 
 
 @pytest.fixture(autouse=True)

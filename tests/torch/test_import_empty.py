@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.torch.importer import import_module
-from arcweld.compiler.torch.types import as_array
 from graph_runs import built, on_simulator
 from torch_oracle import Functions
+
+from arcweld.compiler.torch.importer import import_module
+from arcweld.compiler.torch.types import as_array
 
 ANY: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "roll": lambda x: torch.roll(x, (0, 2), (0, 1)),

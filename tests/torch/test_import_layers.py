@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.torch.importer import import_module
 from torch import nn
 from torch_oracle import Functions, check, rand
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.torch.importer import import_module
 
 # parameters of the functions below, made outside them: inside, they would be traced as random numbers
 SHAPES = ((3,), (4, 1, 3, 3), (4, 2, 3), (4, 3, 3, 3), (5,), (5, 4, 1, 3, 3), (5, 4, 3), (5, 5), (8, 2, 3, 3))

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch_oracle import compare, rand
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.registry import Kind, opdef
 from arcweld.compiler.torch.importer import import_module
 from arcweld.models.builders import Built, build, export_onnx
 from arcweld.passes.pipeline import run_passes
-from torch import nn
-from torch_oracle import compare, rand
 
 SMALL = {
     "resnet18": {"batch": 2, "size": 64, "classes": 10},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch_oracle import Functions, check, rand
+
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.torch.importer import import_module
-from torch_oracle import Functions, check, rand
 
 
 def test_views() -> None:

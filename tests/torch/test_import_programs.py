@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
-from arcweld.compiler.torch.importer import import_exported, import_fx, import_module
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch_oracle import Functions, compare, rand, run_graph
+
+from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
+from arcweld.compiler.torch.importer import import_exported, import_fx, import_module
 
 
 class Structured(nn.Module):

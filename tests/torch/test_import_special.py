@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch_oracle import Functions, check, rand, run_graph
+
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.torch.importer import import_module
-from torch_oracle import Functions, check, rand, run_graph
 
 EDGES = [0.0, -0.0, 1.0, -1.0, 0.5, -3.0, 1e-30, -1e30, 3e38, float("inf"), float("-inf"), float("nan")]
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from arcweld.compiler.torch.report import clear_report, torch_report
 from backend_oracle import compiled, same
 from torch_oracle import rand
+
+from arcweld.torch.report import clear_report, torch_report
 
 
 @pytest.fixture(autouse=True)

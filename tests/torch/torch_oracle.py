@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
+
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.torch.importer import import_module
 from arcweld.compiler.torch.types import as_array
 from arcweld.compiler.verifier import verify
-from torch.utils import _pytree as pytree
 
 
 class Functions(torch.nn.Module):

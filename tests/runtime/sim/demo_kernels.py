@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from arcweld.runtime.device import Device
 from sim_harness import Argument, In, Map, Out, image, run, source_of
+
+from arcweld.runtime.device import Device
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
-from arcweld.runtime.device import Device
 from sim_harness import Argument, In, Out, image, run
+
+from arcweld.runtime.device import Device
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

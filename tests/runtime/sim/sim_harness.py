@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+
 from arcweld.codegen import include
 from arcweld.runtime.device import Device, KernelImage, LaunchSpec, TensorMapSpec
 

@@ -6,12 +6,13 @@ import struct
 
 import numpy as np
 import pytest
-from arcweld.compiler.errors import DeviceError
-from arcweld.runtime.device import LaunchSpec
-from arcweld.runtime.sim.device import SimDevice, SimMemory
 from demo_kernels import DEMOS, Demo, edited
 from mutate import mutations, survivors
 from sim_harness import Argument, In, Out, image, run
+
+from arcweld.compiler.errors import DeviceError
+from arcweld.runtime.device import LaunchSpec
+from arcweld.runtime.sim.device import SimDevice, SimMemory
 
 
 @pytest.mark.parametrize("name", [name for name in DEMOS if name != "gelu"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from arcweld.runtime.sim.device import SimDevice
 from demo_kernels import DEMOS, ffma_gemm, mma_gemm, wgmma_gemm
+
+from arcweld.runtime.sim.device import SimDevice
 
 
 @pytest.mark.parametrize("name", DEMOS)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arcweld.runtime.sim.device import SimDevice
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
+
+from arcweld.runtime.sim.device import SimDevice
 
 CASES = [*warp_level_cases(), *async_cases()]
 GOLDEN = Path(__file__).parents[2] / "golden" / "prims"

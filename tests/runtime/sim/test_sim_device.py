@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from demo_kernels import gelu, mma_gemm
+from sim_harness import In, Out, image, run
+
 from arcweld.compiler.errors import CompileError, DeviceError, EnvironmentError_
 from arcweld.compiler.paths import cache_dir, replacing
 from arcweld.runtime.device import LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim import build
 from arcweld.runtime.sim.device import SimDevice
-from demo_kernels import gelu, mma_gemm
-from sim_harness import In, Out, image, run
 
 COPY = """#include "prims.cuh"
 struct Params { const f32* x; f32* y; };

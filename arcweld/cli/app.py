@@ -1,0 +1,133 @@
+"""The entry point of ``onnx-to-engine``: subcommands, exit codes, and one clear line for every error."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from arcweld.cli import arguments
+from arcweld.cli.bench import bench
+from arcweld.cli.build import build
+from arcweld.cli.common import err, out
+from arcweld.cli.doctor import doctor
+from arcweld.cli.inspect import explain, inspect
+from arcweld.cli.run import run, verify
+from arcweld.compiler.errors import ArcweldError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings=HELP,
+    help="Compiles ONNX models to engines of fused CUDA kernels. `onnx-to-engine model.onnx -o model.engine` builds.",
+)  # fmt: skip
+COMMANDS: dict[str, Callable[..., None]] = {
+    "build": build, "run": run, "bench": bench, "inspect": inspect, "explain": explain, "verify": verify,
+    "doctor": doctor,
+}  # fmt: skip
+USAGE, ENVIRONMENT = 2, 4
+DEFECT, INTERRUPTED, BROKEN_PIPE = 70, 130, 141  # as sysexits.h and shells have them
+for _name, _function in COMMANDS.items():
+    app.command(_name, context_settings=HELP)(_function)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(f"arcweld {importlib.metadata.version('arcweld')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before the subcommand."""
+
+
+def options_of_commands() -> dict[str, list[str]]:
+    """The spellings of every option, by subcommand."""
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    return {
+        name: [o for p in c.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)]
+        for name, c in commands.items()
+    }
+
+
+def _note(message: Warning | str, *_: object) -> None:
+    """Shows a warning without the line of code that raised it."""
+    err.print(f"note: {message}", markup=False)
+
+
+def _fail(message: str, hint: str | None = None) -> None:
+    err.print(f"error: {message}" + (f"\n  hint: {hint}" if hint else ""), markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Exit codes: 0 ok, 1 accuracy, 2 usage or a damaged file, 3 unsupported, 4 environment,
+    70 a defect of Arcweld, 130 interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):  # names of nodes may not fit the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note  # type: ignore[assignment]
+            words = arguments.complete(given, COMMANDS, _note)
+            code = int(app(words or ["--help"], standalone_mode=False) or 0)
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()
+    except BaseException as error:
+        code = _exit_code(error)
+    if code == INTERRUPTED:  # typer makes an exit code of KeyboardInterrupt
+        err.print("interrupted; nothing was written")
+    return code if given else USAGE
+
+
+def _exit_code(error: BaseException) -> int:
+    """Says what went wrong, in one sentence where it is not a defect of ours; the exit code that belongs to it."""
+    if isinstance(error, ArcweldError):
+        _fail(str(error))
+        return error.exit_code
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        return INTERRUPTED
+    # click's own complaints about the command line carry a message and a code
+    show = getattr(error, "format_message", None)
+    if show is not None:
+        _fail(show(), arguments.elsewhere(getattr(error, "option_name", ""), options_of_commands()))
+        return int(getattr(error, "exit_code", USAGE))
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
+        return BROKEN_PIPE
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        if error.filename is None:
+            _drop_output()
+        _fail(f"{reason} [at {error.filename}]" if error.filename else f"not all could be written: {reason}")
+        return ENVIRONMENT
+    if isinstance(error, MemoryError):
+        _fail(f"there is not enough memory: {error}", "give smaller shapes with --shapes")
+        return ENVIRONMENT
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("arcweld"):
+        _fail(f"the Python package {error.name} is missing", "onnx-to-engine doctor lists what is needed")
+        return ENVIRONMENT
+    if not isinstance(error, Exception):
+        raise error
+    traceback.print_exception(error)
+    _fail("this is a defect of Arcweld, not of the model; please report it with the lines above")
+    return DEFECT
+
+
+def _drop_output() -> None:
+    """Standard output can't be written, or nobody reads it (``| head``): what is still in its buffer must not fail."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

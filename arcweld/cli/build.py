@@ -1,0 +1,84 @@
+"""``onnx-to-engine MODEL -o ENGINE``: builds an engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from arcweld.cli.common import check_writable, err, is_engine, open_graph, out, progress_bar
+from arcweld.cli.inputs import Load, Range, Values, make_feeds, precision_of
+from arcweld.cli.shapes import check_ranges, parse_shapes, sizes_of
+from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.driver.api import build_data
+from arcweld.driver.build import DEFAULT_ARCHS
+from arcweld.driver.summary import summary
+from arcweld.runtime.devices import choose, gpu_count
+from arcweld.runtime.engine_file import write_engine
+
+Opt = typer.Option
+_ARCH = f"Architectures to compile for; default: the local GPU, else {','.join(DEFAULT_ARCHS)}."
+_SHAPES = "Input shapes: x:1x3x224x224,y:1x8, or open ones: x:[n,3,32*h,32*w]."
+_TOLERANCE = "Largest relative error of the outputs; default: the precision's own."
+
+
+def build(
+    model: Annotated[str, typer.Argument(help="ONNX file.")] = "",
+    output: Annotated[str, Opt("-o", "--output", "--saveEngine", help="Engine file to write.")] = "",
+    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
+    fp16: Annotated[bool, Opt("--fp16", help="Compute in half precision, verified against f32.")] = False,
+    bf16: Annotated[bool, Opt("--bf16", help="Compute in bfloat16, verified against f32.")] = False,
+    best: Annotated[bool, Opt("--best", help="The fastest verified precision: fp16.")] = False,
+    int8: Annotated[bool, Opt("--int8", help="Not available yet.")] = False,
+    fp8: Annotated[bool, Opt("--fp8", help="Not available yet.")] = False,
+    tf32: Annotated[bool, Opt("--tf32/--noTF32", help="Let f32 matrix products round operands to tf32.")] = False,
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help=_SHAPES)] = "",
+    min_shapes: Annotated[str, Opt("--minShapes", help="Smallest input shapes.")] = "",
+    opt_shapes: Annotated[str, Opt("--optShapes", help="Shapes to verify with.")] = "",
+    max_shapes: Annotated[str, Opt("--maxShapes", help="Largest input shapes.")] = "",
+    values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    arch: Annotated[str, Opt("--arch", help=_ARCH)] = "",
+    device: Annotated[str, Opt("--device", help="Where to verify: cuda, cuda:N, sim.")] = "",
+    verify: Annotated[str, Opt("--verify", help="full, quick or off.")] = "quick",
+    verify_budget: Annotated[float, Opt("--verifyBudget", help="Seconds for quick verification.")] = 20.0,
+    tolerance: Annotated[float | None, Opt("--tolerance", help=_TOLERANCE)] = None,
+    disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
+    dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
+    quiet: Annotated[bool, Opt("--quiet", help="No progress bar.")] = False,
+    verbose: Annotated[bool, Opt("--verbose", help="Time of each stage.")] = False,
+) -> None:  # fmt: skip
+    """Builds an engine from an ONNX file, verifies it, and prints one line about it."""
+    source = _one_source(model, onnx)
+    is_engine(source)  # says what is wrong with the file before anything else
+    if not output:
+        bench = f"`onnx-to-engine bench {source}` times it without a file"
+        raise UsageError("no engine file to write was named", hint=f"add -o model.engine; {bench}")
+    check_writable(output, source)
+    if int8 or fp8:
+        raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
+    precision = precision_of(fp16 or (best and not bf16), bf16)
+    graph = open_graph(source, shapes, min_shapes, max_shapes, values)
+    sizes = sizes_of(graph, parse_shapes(opt_shapes)) if opt_shapes else None
+    check_ranges(graph, sizes or {})
+    feeds = None
+    if load_inputs or val_range:
+        feeds = make_feeds(graph, parse_shapes(opt_shapes) if opt_shapes else {}, load_inputs, val_range)
+    where = choose(device or None)
+    archs = tuple(a.strip() for a in arch.split(",") if a.strip()) or (None if gpu_count() else DEFAULT_ARCHS)
+    with progress_bar(quiet) as report:
+        done, used, _ = build_data(
+            graph, precision=precision, arch=archs, device=where, verify=verify, verify_budget=verify_budget,
+            tolerance=tolerance, tf32=tf32, progress=report, dump=dump or None,
+            disable=[d.strip() for d in disable.split(",") if d.strip()], sizes=sizes, feeds=feeds,
+        )  # fmt: skip
+        write_engine(output, done.data)
+    if verbose:
+        for stage, seconds in done.seconds.items():
+            err.print(f"{stage:>10} {seconds:8.2f} s")
+    out.print(summary(done, used))
+
+
+def _one_source(model: str, onnx: str) -> str:
+    if bool(model) == bool(onnx):
+        raise UsageError("name one ONNX file", hint="onnx-to-engine model.onnx -o model.engine")
+    return model or onnx

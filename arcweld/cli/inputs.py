@@ -1,0 +1,100 @@
+"""What ``run``, ``bench``, ``verify`` and ``build`` share: their common options, opening an engine, making inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from arcweld.cli.common import interface, is_engine, open_graph
+from arcweld.cli.shapes import (
+    Shape,
+    load_arrays,
+    parse_open_shapes,
+    parse_ranges,
+    parse_shapes,
+    sizes_of,
+)
+from arcweld.compiler.dims import evaluate
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.logs import configure
+from arcweld.driver.api import compile_graph
+from arcweld.driver.samples import sample_inputs, sample_sizes
+from arcweld.runtime.engine import Engine, load
+
+Opt = typer.Option
+Device = Annotated[str, Opt("--device", help="cuda, cuda:N or sim.")]
+Shapes = Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")]
+Load = Annotated[str, Opt("--loadInputs", "--load-inputs", help="x:file.npy,y:raw.bin or all.npz.")]
+Range = Annotated[list[str], Opt("--val-range", help="Range of random values: [0,1] or x:[0,1].")]
+Seed = Annotated[int, Opt("--seed", min=0, help="Seed of random inputs.")]
+Values = Annotated[str, Opt("--values", help="Inputs of a model that are constants: sr:16000,mode:[1,0].")]
+Fp16 = Annotated[bool, Opt("--fp16", help="Compile a model in half precision.")]
+Bf16 = Annotated[bool, Opt("--bf16", help="Compile a model in bfloat16.")]
+Verbose = Annotated[bool, Opt("--verbose", callback=lambda on: configure("info") if on else None, help="Log more.")]
+
+
+def precision_of(fp16: bool, bf16: bool) -> str:
+    """The precision that two flags name. Raises UsageError for both."""
+    if fp16 and bf16:
+        raise UsageError("--fp16 and --bf16 exclude each other")
+    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
+
+
+def open_engine(path: str, device: str, shapes: str, values: str = "", precision: str = "fp32") -> Engine:
+    """Loads an engine file, or compiles a model for the device without object code for others.
+
+    A precision other than fp32 is verified, because that decides what stays f32.
+    """
+    if not is_engine(path):
+        graph = open_graph(path, shapes, values=values)
+        level = "off" if precision == "fp32" else "quick"
+        return compile_graph(graph, device=device or None, verify=level, precision=precision)
+    if precision != "fp32" or values:
+        asked = f"--{precision}" if precision != "fp32" else "--values"
+        raise UsageError(f"{path} is an engine already: {asked} is for models", hint="build another engine with it")
+    return load(path, device or None)
+
+
+def feeds_for(
+    engine: Engine, path: str, shapes: str, files: str, ranges: list[str], seed: int
+) -> dict[str, np.ndarray]:
+    """Inputs for what ``open_engine`` made of ``path`` with the same ``shapes``."""
+    if is_engine(path):
+        given = parse_shapes(shapes) if shapes else {}
+    else:  # a model's shapes may be open ones
+        given = _concrete(parse_open_shapes(shapes)) if shapes else {}
+    return make_feeds(interface(engine.data), given, files, ranges, seed)
+
+
+def _concrete(shapes: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
+    found = {n: tuple(d for d in s if isinstance(d, int)) for n, s in shapes.items()}
+    return {n: s for n, s in found.items() if len(s) == len(shapes[n])}
+
+
+def make_feeds(
+    graph: Graph, shapes: Mapping[str, Shape], files: str, ranges: list[str], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """An array for each input: from files where given, else random. Sizes are those of ``shapes`` and of the files.
+
+    Raises UsageError for what contradicts itself or the graph.
+    """
+    types = {v.name: v.dtype for v in graph.inputs}
+    loaded = load_arrays(files, types) if files else {}
+    known = dict(shapes)
+    for name, array in loaded.items():
+        if isinstance(array, np.ndarray):
+            if name in known and known[name] != array.shape:
+                raise UsageError(f"the file for {name} has the shape {list(array.shape)}, not {list(known[name])}")
+            known[name] = array.shape
+    sizes = sample_sizes(graph, sizes_of(graph, known))
+    feeds: dict[str, np.ndarray] = {}
+    for v in graph.inputs:
+        given = loaded.get(v.name)
+        if given is not None:
+            shape = tuple(evaluate(d, sizes) for d in v.shape)
+            feeds[v.name] = given if isinstance(given, np.ndarray) else given.read(v.name, v.dtype.numpy, shape)
+    return sample_inputs(graph, sizes, seed=seed, ranges=parse_ranges(ranges)) | feeds

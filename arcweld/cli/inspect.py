@@ -1,0 +1,287 @@
+"""``inspect`` and ``explain``: what a model needs, what an engine holds, and why nodes were not fused."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
+from arcweld.cli.inputs import Values, precision_of
+from arcweld.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
+from arcweld.compiler.errors import UnsupportedError, UsageError
+from arcweld.compiler.ir import merge_origins
+from arcweld.compiler.options import Options
+from arcweld.compiler.region import FusedGraph, Region
+from arcweld.driver.build import materialise_outputs
+from arcweld.runtime.arena import aligned
+from arcweld.runtime.bound import measure
+from arcweld.runtime.engine_file import EngineData, read_engine
+from arcweld.runtime.plan import Plan
+
+Opt = typer.Option
+
+
+def inspect(
+    path: Annotated[str, typer.Argument(help="ONNX or engine file.")],
+    as_json: Annotated[bool, Opt("--json", help="Print JSON.")] = False,
+    shapes: Annotated[
+        str, Opt("--shapes", "--input-shapes", help="Input shapes to compute exact bytes for: x:1x3x224x224.")
+    ] = "",
+    values: Values = "",
+) -> None:
+    """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
+    if is_engine(path):
+        data = read_engine(path)
+        sizes = _sizes(data, shapes)
+        report = engine_report(data, sizes)
+        print_json(report) if as_json else _print_engine(report)
+        return
+    report = model_report(path, shapes, values)
+    print_json(report) if as_json else _print_model(report)
+    if report["unsupported"]:
+        raise UnsupportedError(f"{len(report['unsupported'])} of {report['nodes']} nodes cannot be compiled", node=path)
+
+
+def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
+    """Sizes of the symbols: those of ``--shapes``, else those that the engine was verified with, if any."""
+    graph = interface(data)
+    verified: dict[str, list[int]] = (data.verify or {}).get("shapes", {})
+    given = parse_shapes(shapes) if shapes else {n: tuple(shape) for n, shape in verified.items()}
+    return sizes_of(graph, given)
+
+
+def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any]:
+    """Inputs, operators, how many of each, and every unsupported node with the reason and the remedy, if any."""
+    from arcweld.compiler.onnx.importer import support_report
+
+    given: Any = parse_open_shapes(shapes) if shapes else None
+    rows = support_report(path, shapes=given, values=parse_values(values))
+    bad = [{"node": r.node, "op": r.op, "reason": r.reason, "hint": r.hint} for r in rows if not r.supported]
+    report: dict[str, Any] = {
+        "model": path, "nodes": len(rows), "operators": dict(Counter(r.op for r in rows).most_common()),
+        "unsupported": bad, "inputs": _declared_inputs(path),
+    }  # fmt: skip
+    if not bad:
+        graph = open_graph(path, shapes, values=values)
+        report["inputs"] = {v.name: str(v.type) for v in graph.inputs}
+        report["outputs"] = {n: str(v.type) for n, v in zip(graph.labels(), graph.outputs)}
+        report["weight_bytes"] = sum(w.data.nbytes for w in graph.weights.values())
+    return report
+
+
+def _declared_inputs(path: str) -> dict[str, str]:
+    """Types and shapes of the inputs as the file declares them."""
+    from onnx import TensorProto
+
+    from arcweld.compiler.onnx.proto import DTYPES, load_model
+    from arcweld.compiler.onnx.symbols import declared_dims
+
+    graph = load_model(path)[0].graph
+    weights = {t.name for t in graph.initializer}
+    names = {v: k.lower() for k, v in TensorProto.DataType.items()}
+    found = {}
+    for info in (i for i in graph.input if i.name not in weights):
+        if not info.type.HasField("tensor_type"):
+            found[info.name] = str(info.type.WhichOneof("value"))
+            continue
+        code, dims = info.type.tensor_type.elem_type, declared_dims(info)
+        element = DTYPES[code].value if code in DTYPES else names.get(code, f"type {code}")
+        shape = " of any rank" if dims is None else f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
+        found[info.name] = element + shape
+    return found
+
+
+def _print_model(report: dict[str, Any]) -> None:
+    out.print(f"{report['model']}: {report['nodes']} nodes", markup=False)
+    for kind in ("inputs", "outputs"):
+        for name, text in report.get(kind, {}).items():
+            out.print(f"  {kind[:-1]} {name}: {text}", markup=False)
+    if "weight_bytes" in report:
+        out.print(f"  weights {megabytes(report['weight_bytes'])}")
+    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()), markup=False)
+    for row in report["unsupported"]:
+        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}", markup=False)
+        if row["hint"]:
+            out.print(f"    hint: {row['hint']}", markup=False)
+
+
+def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
+    """Kernels with their nodes, exact bytes and the memory plan (where ``sizes`` gives every dimension), architectures
+    and evidence."""
+    program = data.program
+    launches = [
+        {
+            "name": x.name, "template": x.template, "kernel": x.variants[0].kernel, "nodes": list(x.origin),
+            "reads": list(x.reads), "writes": list(x.writes), "variants": [v.arch for v in x.variants],
+        }
+        for x in program.launches
+    ]  # fmt: skip
+    weights = sum(w.nbytes for w in data.weights.values())
+    report: dict[str, Any] = {
+        "name": program.name, "archs": list(data.archs), "provenance": dict(data.provenance),
+        "inputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.inputs},
+        "outputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.outputs},
+        "symbols": {s.name: [s.lo, s.hi] for s in program.symbols},
+        "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
+    }  # fmt: skip
+    if all(s.name in sizes for s in program.symbols):
+        plan = Plan(program, data.archs[0] if data.archs else "sm_80")
+        found = measure(plan, {s.name: sizes[s.name] for s in program.symbols})
+        report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
+        report["arena_bytes"] = found.arena_bytes
+        report["memory_plan"] = [
+            {
+                "tensor": t.name, "bytes": found.nbytes[t.name], "offset": found.arena[t.name],
+                "first_launch": t.first, "last_launch": t.last,
+            }
+            for t in plan.lifetimes
+        ]  # fmt: skip
+        for x in report["launches"]:
+            x["bytes"] = sum(found.nbytes[n] for n in dict.fromkeys((*x["reads"], *x["writes"])))
+        report["input_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.inputs)
+        report["output_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.outputs)
+    return report
+
+
+def _print_engine(report: dict[str, Any]) -> None:
+    distinct = len({x["kernel"] for x in report["launches"]})
+    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels", markup=False)
+    out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
+    for kind in ("inputs", "outputs"):
+        for name, text in report[kind].items():
+            out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
+    for name, (low, high) in report["symbols"].items():
+        out.print(f"  dimension {escape(name)}: from {low}{'' if high is None else f' to {high}'}")
+    out.print(f"  weights {megabytes(report['weight_bytes'])}")
+    if "arena_bytes" in report:
+        sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
+        out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
+    else:
+        out.print(f"  workspace depends on {', '.join(report['symbols'])}: give --shapes")
+    rows = [
+        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", ", ".join(x["nodes"]))
+        for i, x in enumerate(report["launches"])
+    ]
+    print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
+    _print_memory(report.get("memory_plan", []))
+    evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
+    checked = [k for k in evidence["kernels"] if k["status"] == "verified"]
+    where = evidence.get("device", "no device")
+    out.print(f"verified ({evidence['level']}) on {where}: {len(checked)} of {len(evidence['kernels'])} kernels")
+    for o in evidence["outputs"]:
+        detail = f"error {o['error']:.2e}" if o.get("error") is not None else o.get("reason", "")
+        out.print(f"  output {escape(o['output'])}: {o['status']}, {detail}")
+    if evidence.get("replaced"):
+        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}", markup=False)
+
+
+def _print_memory(rows: list[dict[str, Any]]) -> None:
+    """The arena: which tensor lies where, from which launch to which."""
+    if not rows:
+        return
+    cells = [
+        (r["tensor"], f"{r['offset']:,}", f"{r['bytes']:,}", f"{r['first_launch']}-{r['last_launch']}") for r in rows
+    ]
+    print_table(("arena tensor", "offset", "bytes", "launches"), cells, ("offset", "bytes", "launches"))
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="ONNX file.")],
+    nodes: Annotated[list[str] | None, typer.Argument(help="Names (or parts of names) of one or two nodes.")] = None,
+    fp16: Annotated[bool, Opt("--fp16", help="As a half-precision build fuses.")] = False,
+    bf16: Annotated[bool, Opt("--bf16", help="As a bfloat16 build fuses.")] = False,
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
+    values: Values = "",
+) -> None:
+    """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
+    from arcweld.passes.fusion import fuse
+    from arcweld.passes.pipeline import run_passes
+
+    words = nodes or []
+    if len(words) > 2:
+        raise UsageError("explain takes one or two node names")
+    graph = open_graph(model, shapes, values=values)
+    wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
+    fused = fuse(materialise_outputs(run_passes(graph, Options(precision=precision_of(fp16, bf16)))))
+    names = {r.name: merge_origins(r.nodes) for r in fused.regions}
+    lines = [
+        f"one {r.template} kernel: {', '.join(names[r.name])}"
+        for r in fused.regions
+        if all(w & set(names[r.name]) for w in wanted)
+    ]
+    lines += _refused(fused, wanted)
+    for line in lines or [_strangers(words, wanted, names)]:
+        out.print(line, markup=False)
+
+
+def _nodes_called(word: str, known: list[str]) -> set[str]:
+    """The nodes of that name; where there is none, those whose names hold it. Raises UsageError for none at all."""
+    found = {n for n in known if n == word} or {n for n in known if word in n}
+    if not found:
+        near = difflib.get_close_matches(word, known, 3, 0.3)
+        raise UsageError(f"the model has no node called {word!r}", hint=f"close: {', '.join(near)}" if near else None)
+    return found
+
+
+def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
+    """One line for each pair of neighbours that do not share a kernel: the rule that refused it, or what lies between
+    them. Nodes are neighbours too where their kernels are.
+    """
+    made = {n.name: n for n in fused.graph.nodes}
+    shown = {
+        x: f"{x.producer} -> {x.consumer}: [{x.code}] {x.detail}"
+        for x in fused.refusals
+        if _concerns(wanted, made[x.producer].origin, made[x.consumer].origin)
+    }
+    lines = list(shown.values())
+    for a, b in itertools.permutations(fused.regions, 2):
+        if not _passed(a, b) or not _concerns(wanted, merge_origins(a.nodes), merge_origins(b.nodes)):
+            continue
+        ends = {n.name for n in a.nodes}, {n.name for n in b.nodes}
+        found = [x for x in fused.refusals if x.producer in ends[0] and x.consumer in ends[1]]
+        if not found:
+            lines.append(_unasked(fused, a, b))
+        elif not any(x in shown for x in found):
+            lines += [f"{x.producer} -> {x.consumer}: [{x.code}] {x.detail}" for x in found]
+    return lines
+
+
+def _passed(a: Region, b: Region) -> list[str]:
+    """The values that the kernel of ``a`` stores and that of ``b`` reads."""
+    return [v.name for v in a.outputs if any(v.name == w.name for w in b.inputs)]
+
+
+def _unasked(fused: FusedGraph, a: Region, b: Region) -> str:
+    """Why two neighbouring kernels are two, where no rule was asked."""
+    heroes = [r.hero for r in (a, b) if r.hero is not None]
+    if len(heroes) == 2:
+        reason, reader = f"[heroes] a kernel has one of {heroes[0].op} and {heroes[1].op}, not both", heroes[1]
+    else:
+        value, reader = _passed(a, b)[0], b.nodes[0]
+        readers = sum(value in {v.name for v in r.inputs} for r in fused.regions)
+        reason = f"[stored] {value} lies in memory, read by {readers} kernel{'s' * (readers > 1)}"
+    return f"{a.nodes[-1].name} -> {reader.name}: {reason}"
+
+
+def _concerns(wanted: list[set[str]], producer: tuple[str, ...], consumer: tuple[str, ...]) -> bool:
+    """True if the pair is what was asked for: either of them for one name, both for two, in any order."""
+    p, c = set(producer), set(consumer)
+    if len(wanted) < 2:
+        return all(w & (p | c) for w in wanted)
+    first, second = wanted
+    return bool((first & p and second & c) or (first & c and second & p))
+
+
+def _strangers(words: list[str], wanted: list[set[str]], names: dict[str, tuple[str, ...]]) -> str:
+    """Why there is nothing to say of the nodes that were asked for."""
+    for word, nodes in zip(words, wanted):
+        if not any(nodes & set(origins) for origins in names.values()):
+            return f"{word} is in no kernel: it was computed while compiling, or is not needed"
+    if len(words) == 2:
+        return f"{words[0]} and {words[1]} are not neighbours: no kernel of one reads what a kernel of the other makes"
+    return "nothing was refused"

@@ -1,0 +1,227 @@
+"""``run`` and ``verify``: what is done with an engine, or with a model that is compiled on the fly."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from arcweld.cli.common import check_writable, is_engine, out
+from arcweld.cli.inputs import (
+    Bf16,
+    Device,
+    Fp16,
+    Load,
+    Range,
+    Seed,
+    Shapes,
+    Values,
+    Verbose,
+    feeds_for,
+    open_engine,
+    precision_of,
+)
+from arcweld.cli.shapes import parse_tolerance, parse_values
+from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.paths import replacing
+from arcweld.driver.api import Input, import_model
+from arcweld.driver.evidence import ENGINE_TOLERANCE
+from arcweld.driver.metrics import relative_error
+from arcweld.runtime.engine import Engine
+
+Opt = typer.Option
+OUTPUT_FILES = (".npz", ".json")
+STATISTICS = ("elemwise", "max", "mean", "median")
+
+
+def run(
+    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
+    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")] = "",
+) -> None:  # fmt: skip
+    """Runs an engine once and prints what comes out."""
+    source = one_path(path, load_engine)
+    target = check_writable(export, source) if export else None
+    if target is not None and target.suffix not in OUTPUT_FILES:
+        raise UsageError(f"{export}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {export}.npz")
+    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
+    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
+    engine.run(feeds)
+    start = time.perf_counter()
+    results = engine.run(feeds)
+    seconds = time.perf_counter() - start
+    for name, array in results.items():
+        preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ", max_line_width=1000)
+        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}", markup=False)
+    out.print(f"ran on {engine.device.name} ({engine.device.arch}) in {seconds * 1e3:.3f} ms")
+    if target is not None:
+        write_outputs(target, results)
+
+
+def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
+    """Writes results as .npz, or as trtexec's JSON; bfloat16 as float32. The file appears whole or not at all."""
+    results = {k: v if v.dtype.kind in "biufc" else v.astype(np.float32) for k, v in results.items()}
+    with replacing(target) as temporary, temporary.open("wb") as stream:
+        if target.suffix == ".json":
+            rows = [
+                {"name": k, "dimensions": "x".join(map(str, v.shape)), "values": v.ravel().tolist()}
+                for k, v in results.items()
+            ]
+            stream.write(json.dumps(rows).encode())
+            return
+        with zipfile.ZipFile(stream, "w") as archive:  # not np.savez: an output may be called like its arguments
+            for k, v in results.items():
+                with archive.open(f"{k}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, v, allow_pickle=False)
+
+
+def one_path(path: str, other: str) -> str:
+    """The one of two spellings that was used. Raises UsageError for none or both."""
+    if bool(path) == bool(other):
+        raise UsageError("name one engine or model file")
+    return path or other
+
+
+def verify(
+    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
+    model: Annotated[str, Opt("--onnx", "--model", help="The ONNX file that an engine was built from.")] = "",
+    onnxrt: Annotated[bool, Opt("--onnxrt", help="Compare with ONNX Runtime instead of the numpy references.")] = False,
+    atol: Annotated[str, Opt("--atol", help="Absolute tolerance: 1e-5, or y:1e-5 for one output.")] = "",
+    rtol: Annotated[str, Opt("--rtol", help="Relative tolerance: 1e-3, or y:1e-3 for one output.")] = "",
+    statistic: Annotated[str, Opt("--check-error-stat", help=f"What to bound: {', '.join(STATISTICS)}.")] = "elemwise",
+    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Compares an engine's outputs with ONNX Runtime or the numpy references. Exit code 1 if they differ."""
+    path = one_path(path, load_engine) if path or load_engine else model
+    source = model or ("" if is_engine(path) else path)
+    if not source:
+        raise UsageError("an engine is verified against its model", hint="add --onnx model.onnx")
+    if statistic not in STATISTICS:
+        raise UsageError(f"check-error-stat: {statistic!r} is not one of {', '.join(STATISTICS)}")
+    built = is_engine(path)
+    engine = open_engine(path, device, shapes, "" if built else values, precision_of(fp16, bf16))
+    frozen = _check_same_model(engine, source, values)
+    names = [t.name for t in engine.outputs]
+    absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
+    feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed)
+    want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
+    got = engine.run(feeds)
+    failed = []
+    for name, w in want.items():
+        bound = Bound(
+            absolute.get(name, absolute.get("")), relative.get(name, relative.get("")), _promised(engine, name)
+        )
+        fine, text = bound.judge(np.asarray(got[name]), w, statistic)
+        out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}", markup=False)
+        if not fine:
+            failed.append(name)
+    if failed:
+        raise AccuracyError(f"{len(failed)} of {len(want)} outputs differ: {', '.join(failed)}", node=path)
+
+
+def _promised(engine: Engine, output: str) -> float | None:
+    """The relative error that a 16-bit engine was allowed when it was built; None where f32 was compared."""
+    rows: list[dict[str, Any]] = (engine.data.verify or {}).get("outputs", [])
+    found = next((float(r["tolerance"]) for r in rows if r["output"] == output and r.get("tolerance")), 0.0)
+    return found if found > ENGINE_TOLERANCE["fp32"] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What two results may differ by: absolutely or relatively (None: the default), or ``norm(got - want)`` relative
+    to ``norm(want)`` where no other tolerance was asked for.
+    """
+
+    atol: float | None
+    rtol: float | None
+    norm: float | None
+
+    def judge(self, got: np.ndarray, want: np.ndarray, statistic: str) -> tuple[bool, str]:
+        """Whether ``got`` is near enough, and the figures."""
+        if got.shape != want.shape:
+            return False, f"shape {list(got.shape)}, not {list(want.shape)}"
+        g, w = got.astype(np.float64), want.astype(np.float64)
+        same = (g == w) | (np.isnan(g) & np.isnan(w))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            difference = np.where(same, 0.0, np.abs(g - w))
+            ratio = np.where(same, 0.0, difference / np.abs(w))
+        error = relative_error(got, want.astype(got.dtype))
+        text = f"max abs {difference.max(initial=0):.3e}, relative {error:.3e}"
+        if self.atol is None and self.rtol is None:
+            if got.dtype.kind in "biu":
+                return bool(same.all()), text
+            if self.norm is not None and error <= self.norm:
+                return True, f"{text}, allowed {self.norm:g}"
+        atol = 1e-5 if self.atol is None else self.atol
+        rtol = 1e-3 if self.rtol is None else self.rtol
+        if statistic == "elemwise":
+            return bool(np.all(difference <= atol + rtol * np.where(same, 0, np.abs(w)))), text
+        reduce: Any = {"max": np.max, "mean": np.mean, "median": np.median}[statistic]
+        figures = [float(reduce(x)) if x.size else 0.0 for x in (difference, ratio)]
+        fine = figures[0] <= atol or figures[1] <= rtol
+        return fine, f"{text}, {statistic} abs {figures[0]:.3e}, {statistic} rel {figures[1]:.3e}"
+
+
+def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.ndarray]:
+    """The model's inputs that the engine has as constants, from ``values``. Raises UsageError where the names of
+    inputs and outputs tell that the engine is another model's.
+    """
+    from arcweld.compiler.onnx.importer import constant_input
+    from arcweld.compiler.onnx.proto import load_model
+    from arcweld.compiler.onnx.symbols import sanitise
+
+    graph = load_model(model)[0].graph
+    given = parse_values(values)
+    weights = {t.name for t in graph.initializer}
+    inputs = {v.name: v for v in graph.input if v.name not in weights}
+    if unknown := sorted(set(given) - set(inputs)):
+        raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(inputs)}")
+    theirs = ({sanitise(n) for n in inputs if n not in given}, {v.name for v in graph.output})
+    ours = ({t.name for t in engine.inputs}, {t.name for t in engine.outputs})
+    for kind, mine, other in zip(("inputs", "outputs"), ours, theirs):
+        if mine != other:
+            names = f"{', '.join(sorted(mine))}, those of the model {', '.join(sorted(other))}"
+            hint = "inputs that were made constants are given with --values" if mine < other else None
+            raise UsageError(f"the engine was not built from {model}: its {kind} are {names}", hint=hint)
+    return {n: constant_input(inputs[n], v) for n, v in given.items()}
+
+
+def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
+    from arcweld.compiler.onnx.symbols import sanitise
+
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        given = {i.name: frozen[i.name] if i.name in frozen else feeds[sanitise(i.name)] for i in session.get_inputs()}
+        names = [o.name for o in session.get_outputs()]
+        return dict(zip(names, session.run(names, given)))
+    except Exception as error:  # its classes have no common base
+        raise UsageError(
+            f"ONNX Runtime cannot run the model: {str(error).strip()}", hint="leave --onnxrt out to compare with numpy"
+        ) from error
+
+
+def _numpy(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from arcweld.compiler.onnx.proto import load_model
+    from arcweld.compiler.onnx.symbols import sanitise
+    from arcweld.compiler.reference import run_reference
+
+    names = {sanitise(v.name): v.name for v in load_model(model)[0].graph.input}
+    inputs = [Input(names[n], a.shape) for n, a in feeds.items()]
+    graph = import_model(model, inputs=inputs + [Input(n, value=a) for n, a in frozen.items()])
+    values = run_reference(graph, feeds)
+    return {label: values[o.name] for label, o in zip(graph.labels(), graph.outputs)}

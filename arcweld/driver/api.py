@@ -1,0 +1,239 @@
+"""The driver: from whatever model the user has to a verified engine; `arcweld.compile` and the command line call it."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from arcweld.codegen.nvrtc.compiler import Job, compile_job
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.compiler.reference import bind_symbols
+from arcweld.driver.build import Build, Progress, build_graph
+from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyPlan, verify_build
+from arcweld.driver.inputs import Input as Input
+from arcweld.driver.inputs import checked_sizes, wishes
+from arcweld.driver.promotion import Promotion, promote, reference_seconds
+from arcweld.driver.samples import sample_inputs, sample_sizes
+from arcweld.driver.summary import summary
+from arcweld.runtime.arrays import host_array
+from arcweld.runtime.device import Device
+from arcweld.runtime.devices import open_device
+from arcweld.runtime.engine import Engine
+
+log = logging.getLogger("arcweld")
+TAIL = 1 << 16  # bytes at the end of an archive that hold its last names
+
+
+class CompileOptions(TypedDict, total=False):
+    """The keyword arguments that ``compile``, ``compile_graph``, ``build_engine`` and ``build_data`` share.
+
+    precision      fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
+    arch           architectures to compile for (``["sm_90a"]``); absent: the local GPU's, or none for the sim device
+    device         where the engine runs: ``cuda``, ``sim``; absent: ARCWELD_DEVICE, else a GPU, else sim
+    verify         quick (inside ``verify_budget`` seconds), full or off
+    tolerance      bound of the outputs' relative error; absent: the precision's own
+    tf32           f32 matrix products may round their operands to tf32
+    disable        names of passes to leave out
+    progress       called with (stage, done, total)
+    dump           folder that gets the graph after each pass, every kernel and every cubin
+    sizes, feeds   what to verify with: sizes of symbolic dimensions, or whole inputs by name
+    """
+
+    precision: str
+    arch: Sequence[str] | str | None
+    device: Device | str | None
+    verify: str
+    verify_budget: float
+    tolerance: float | None
+    tf32: bool
+    disable: Sequence[str] | str
+    progress: Progress | None
+    dump: str | os.PathLike[str] | None
+    sizes: Mapping[str, int] | None
+    feeds: Mapping[str, Any] | None
+
+
+def compile(
+    model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
+) -> Engine:  # fmt: skip
+    """Compiles a model and returns a verified engine.
+
+    model    a path to an ONNX file, its bytes, an ``onnx.ModelProto``, a ``torch.export.ExportedProgram``, or a
+             ``torch.nn.Module`` and example arguments (``*args``, ``kwargs``; ``dynamic_shapes`` as torch.export has)
+    inputs   shapes and element types of inputs, where the model leaves them open or where they should be fixed
+    options  see ``CompileOptions``
+
+    Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled,
+    AccuracyError above tolerance, UsageError, EnvironmentError_.
+    """
+    if unknown := [name for name in options if name not in CompileOptions.__annotations__]:
+        near = difflib.get_close_matches(unknown[0], CompileOptions.__annotations__, 1)
+        known = f"did you mean {near[0]}?" if near else f"options: {', '.join(CompileOptions.__annotations__)}"
+        raise UsageError(f"compile has no option {unknown[0]!r}", hint=known)
+    graph = import_model(model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
+    return compile_graph(graph, **options)
+
+
+def import_model(
+    model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Graph:  # fmt: skip
+    """The graph of a model in any of the forms that ``compile`` takes."""
+    kind = type(model)
+    asked = wishes(inputs)
+    if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
+        from arcweld.compiler.onnx.importer import import_onnx
+
+        if args or kwargs or dynamic_shapes:
+            raise UsageError("example arguments are for torch modules", hint="inputs= says what is known of the inputs")
+        _refuse_archive(model)
+        graph = import_onnx(model, shapes=asked.shapes, values=asked.values)
+    elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
+        from arcweld.compiler.torch import importer
+
+        if inputs:
+            raise UsageError(
+                "inputs= is for ONNX models", hint="give a torch module example arguments and dynamic_shapes"
+            )
+        if kind.__name__ == "ExportedProgram":
+            graph = importer.import_exported(model)
+        elif not args and not kwargs:
+            raise UsageError(
+                f"a {kind.__name__} is compiled with example arguments",
+                hint="arcweld.compile(module, x), or kwargs={…}",
+            )
+        else:
+            graph = importer.import_module(model, args, dict(kwargs or {}), dynamic_shapes)
+    else:
+        raise UsageError(
+            f"can't compile a {kind.__module__}.{kind.__name__}",
+            hint="pass an ONNX path or ModelProto, a torch.nn.Module with example arguments, or an ExportedProgram",
+        )
+    asked.check(graph)
+    return graph
+
+
+def _refuse_archive(model: Any) -> None:
+    """Raises UsageError for an engine file or another archive, which the ONNX reader would only call damaged."""
+    name, head, tail = "this", b"", b""
+    if isinstance(model, bytes):
+        head, tail = model[:4], model[-TAIL:]
+    elif isinstance(model, str | os.PathLike) and Path(model).is_file():
+        name = os.fspath(model)
+        with open(model, "rb") as file:
+            head = file.read(4)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            tail = file.read()
+    if head != b"PK\x03\x04":
+        return
+    if b"manifest.json" in tail:
+        raise UsageError(f"{name} is an engine, an ONNX model is needed here", hint="arcweld.load opens engines")
+    hint = "a PyTorch model is loaded in Python, and its module given to arcweld.compile"
+    raise UsageError(f"{name} is an archive, not an ONNX model", hint=hint)
+
+
+def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
+    """Compiles an imported graph; see ``compile``."""
+    return build_engine(graph, **options)[1]
+
+
+def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build, Engine]:
+    """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
+    build, device, engine = build_data(graph, **options)
+    return build, engine if engine is not None else Engine(build.data, device)
+
+
+def build_data(
+    graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
+    device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
+    tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] | str = (),
+    progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
+    sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
+) -> tuple[Build, Device, Engine | None]:  # fmt: skip
+    """What ``build_engine`` makes, before it is put on the device: the build, the device that was chosen, and the
+    engine where verification has opened one. Without it, weights stay where the importer mapped them.
+    """
+    plan = VerifyPlan(verify, verify_budget, tolerance)
+    sizes = checked_sizes(sizes)
+    feeds = None if feeds is None else _checked_feeds(graph, feeds)
+    where = open_device(device)
+    archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
+    left_out = {disable} if isinstance(disable, str) else disable
+    options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32)
+    started = time.monotonic()
+    folder = None if dump is None else Path(dump)
+    if folder is not None:
+        _make_folder(folder)
+    given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, sample_sizes(graph, sizes))
+    promotion = _promotion(graph, options, given, bound, plan) if given and precision != "fp32" else None
+    if promotion is not None:
+        options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
+    build = build_graph(
+        graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.name == "cuda"
+    )
+    build.sizes = bound
+    engine = None
+    if plan.level != "off":
+        engine = Engine(build.data, where)
+        before = time.monotonic()
+        evidence = verify_build(build, engine, given, bound, plan, precision, promotion)
+        build.data = engine.data = replace(build.data, verify=evidence)
+        build.seconds["verify"] = time.monotonic() - before
+    build.seconds["total"] = time.monotonic() - started
+    log.info("%s", summary(build, where))
+    return build, where, engine
+
+
+def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays on the host by input name, from whatever kind of array. Raises UsageError for names of no input."""
+    known = [v.name for v in graph.inputs]
+    if unknown := sorted(set(feeds) - set(known)):
+        raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(known)}")
+    return {name: host_array(value) for name, value in feeds.items()}
+
+
+def _make_folder(folder: Path) -> None:
+    """Raises UsageError where there can't be such a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from None
+
+
+def _inputs_to_verify(
+    graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Inputs to verify with, given or random, and the sizes of all symbols that go with them."""
+    bound = sample_sizes(graph, sizes)
+    given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
+    return given, {**bound, **bind_symbols(graph.inputs, given, None)}
+
+
+def _promotion(
+    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan
+) -> Promotion:
+    tolerance = plan.tolerance if plan.tolerance is not None else ENGINE_TOLERANCE[options.precision]
+    seconds = 2 * reference_seconds(graph, sizes)
+    if plan.level == "quick" and seconds > plan.budget:
+        note = f"not tried: the reference would take about {seconds:.0f} s, beyond the budget"
+        return Promotion(frozenset(), float("nan"), note)
+    budget = plan.budget if plan.level == "quick" else 10 * max(seconds, plan.budget)
+    # the kernels sum in another order than numpy: aim a little below what will be asked of them
+    return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
+
+
+def rebuild_kernel(name: str, source: str, files: dict[str, str], arch: str) -> bytes:
+    """The cubin of an engine's embedded source for an architecture that the engine was not built for."""
+    job = Job(source, arch, name, headers=tuple(sorted(files.items())))
+    return compile_job(job).code

@@ -1,0 +1,99 @@
+"""What users say of a model's inputs beforehand, checked before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, IntExpr, symbol
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.errors import ArcweldError, ModelError, UsageError
+from arcweld.compiler.ir import Graph
+
+Entry = int | str | tuple[str, int, int | None] | Dim | None
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What is known of one input beforehand.
+
+    shape  one entry an axis: an int, a name (a symbolic dimension), an expression (``"32*h"``),
+           ``(name, lowest, highest)``, or None for what the model says; None: unchanged
+    dtype  a dtype of numpy or torch or its name, checked against the model's
+    value  a number or array that the input always has: the engine is compiled for it and has no such input
+    """
+
+    name: str
+    shape: Sequence[Entry] | None = None
+    dtype: Any = None
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Checked inputs, as ``import_onnx`` takes them: shapes and values by input name."""
+
+    shapes: dict[str, list[Dim | str | None]]
+    values: dict[str, Any]
+    inputs: tuple[Input, ...]
+
+    def check(self, graph: Graph) -> None:
+        """Raises UsageError for an input that the graph lacks, ModelError for one of another element type."""
+        found = {v.name: v for v in graph.inputs}
+        for i in (i for i in self.inputs if i.value is None):
+            if i.name not in found:
+                raise UsageError(f"the model has no input {i.name!r}", hint=f"its inputs are {', '.join(found)}")
+            if i.dtype is not None and (asked := _element(i)) is not found[i.name].dtype:
+                raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
+
+
+def wishes(inputs: Sequence[Input] | Input) -> Wishes:
+    """Raises UsageError for what makes no sense: other objects, an input named twice, entries that are no dimension."""
+    given = (inputs,) if isinstance(inputs, Input) else tuple(inputs)
+    for i in given:
+        if not isinstance(i, Input):
+            hint = 'inputs=[arcweld.Input("x", shape=(1, 3, 224, 224))]'
+            raise UsageError(f"inputs= is a list of Input, not of {type(i).__name__}", hint=hint)
+        if sum(i.name == j.name for j in given) > 1:
+            raise UsageError(f"input {i.name} is given twice")
+        if i.shape is not None and i.value is not None:
+            raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
+    shapes = {i.name: [_dimension(i, d) for d in i.shape] for i in given if i.shape is not None}
+    return Wishes(shapes, {i.name: i.value for i in given if i.value is not None}, given)
+
+
+def _dimension(i: Input, d: Any) -> Dim | str | None:
+    if isinstance(d, int | np.integer) and not isinstance(d, bool):
+        return int(d)
+    if d is None or isinstance(d, IntExpr) or (isinstance(d, str) and not isinstance(i.shape, str)):
+        return d
+    if not (isinstance(d, tuple) and 2 <= len(d) <= 3 and isinstance(d[0], str)):
+        raise UsageError(
+            f"{d!r} is no dimension of input {i.name}", hint='a size, a name, "32*h", or ("name", lowest, highest)'
+        )
+    name, low, high = (*d, None)[:3]
+    if not isinstance(low, int) or not isinstance(high, int | None) or low < 0 or (high is not None and low > high):
+        raise UsageError(f"dimension {name} of input {i.name} ranges from {low} to {high}")
+    return symbol(name, low, high)
+
+
+def _element(i: Input) -> DType:
+    """The element type that an Input names."""
+    if isinstance(i.dtype, DType):
+        return i.dtype
+    try:
+        text = str(i.dtype).removeprefix("torch.")
+        return from_numpy(np.dtype(text if type(i.dtype).__module__ == "torch" else i.dtype))
+    except (TypeError, ArcweldError):
+        raise UsageError(f"{i.dtype!r} is no element type of input {i.name}", hint='np.float32, "int64", …') from None
+
+
+def checked_sizes(sizes: Mapping[str, Any] | None) -> dict[str, int] | None:
+    """Sizes of symbolic dimensions as ints. Raises UsageError for what is none."""
+    for name, n in (sizes or {}).items():
+        if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
+            raise UsageError(f"{n!r} is no size of dimension {name}")
+    return None if sizes is None else {name: int(n) for name, n in sizes.items()}

@@ -1,0 +1,117 @@
+"""Object code for a plan's kernels: every source for every architecture that it serves, without spilled registers.
+
+An untuned tactic is an estimate; where ptxas has to spill registers for it, or warns that it serialised something, the
+kernel's other tactics are compiled too and the best of them takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.kernel import Bound, Kernel, KernelSource
+from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.compiler import Compiled, Job, require_clean
+from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
+from arcweld.codegen.nvrtc.pool import compile_many
+from arcweld.codegen.templates.select import alternatives
+from arcweld.compiler.archs import runs_on
+
+log = logging.getLogger("arcweld.codegen")
+
+PTX_ARCH = "sm_80"
+SPILL_BYTES = 64  # ptxas spills a few values even where registers are free; more than this calls for another tactic
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A launch: the kernel with its tensors, and the sources that serve every architecture.
+
+    ``before`` are launches that write the same tensor first (a scatter's copy of the data).
+    """
+
+    name: str
+    bound: Bound
+    sources: tuple[KernelSource, ...]
+    before: tuple[Planned, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCode:
+    """Cubins by (architecture, kernel) and PTX by kernel."""
+
+    cubins: Mapping[tuple[str, str], bytes]
+    ptx: Mapping[str, bytes]
+
+
+def in_order(planned: Sequence[Planned]) -> list[Planned]:
+    """Every launch, those that come before another one included."""
+    return [x for p in planned for x in (*p.before, p)]
+
+
+def compile_planned(
+    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None = None
+) -> tuple[tuple[Planned, ...], ObjectCode]:
+    """Compiles every kernel; returns the plan with tactics that spill exchanged, and the object code.
+
+    Raises CompileError for a kernel that NVRTC refuses, or all of whose tactics ptxas warns about.
+    """
+    done = _compile(planned, archs, cache, progress)
+    spilled = {c.name for c in done.values() if c.spill_bytes > SPILL_BYTES or c.warnings}
+    if spilled:
+        planned = _exchange(planned, spilled, archs, cache)
+        done = _compile(planned, archs, cache, progress)
+    for c in done.values():
+        if c.warnings:
+            require_clean(c)
+        if c.spill_bytes:
+            level = logging.WARNING if c.spill_bytes > SPILL_BYTES else logging.INFO
+            log.log(level, "%s for %s spills %d bytes of registers a thread", c.name, c.arch, c.spill_bytes)
+    cubins = {where: c.code for where, c in done.items() if where[0] != "ptx"}
+    return tuple(planned), ObjectCode(cubins, {where[1]: c.code for where, c in done.items() if where[0] == "ptx"})
+
+
+def _compile(
+    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
+) -> dict[tuple[str, str], Compiled]:
+    """By (architecture or "ptx", kernel). An architecture with its own source doesn't get the portable one."""
+    jobs: dict[Job, tuple[str, str]] = {}
+    for p in in_order(planned):
+        for arch in archs:
+            fit = [s for s in p.sources if runs_on(s.arch, arch)]
+            best = max(fit, key=lambda s: s.arch.endswith("a"))
+            jobs[Job(best.source, arch, best.entry)] = (arch, best.entry)
+        for s in p.sources:
+            if not s.arch.endswith("a"):
+                jobs[Job(s.source, PTX_ARCH, s.entry, kind="ptx")] = ("ptx", s.entry)
+    return dict(zip(jobs.values(), compile_many(list(jobs), cache=cache, progress=progress)))
+
+
+def _exchange(
+    planned: Sequence[Planned], spilled: set[str], archs: Sequence[str], cache: DiskCache
+) -> tuple[Planned, ...]:
+    """The plan with the sources named in ``spilled`` replaced by the tactic of the same kernel that fares best."""
+    better: dict[str, KernelSource] = {}
+    for p in in_order(planned):
+        for s in p.sources:
+            if s.entry in spilled and s.entry not in better:
+                better[s.entry] = _least_spilling(p.bound.kernel, s, archs, cache)
+
+    def mended(p: Planned) -> Planned:
+        sources = tuple(better.get(s.entry, s) for s in p.sources)
+        return replace(p, sources=sources, before=tuple(mended(b) for b in p.before))
+
+    return tuple(mended(p) for p in planned)
+
+
+def _least_spilling(kernel: Kernel, source: KernelSource, archs: Sequence[str], cache: DiskCache) -> KernelSource:
+    targets = [a for a in archs if runs_on(source.arch, a)]
+    candidates = [source, *alternatives(kernel, source)]
+    jobs = [Job(s.source, a, s.entry) for s in candidates for a in targets]
+    done = compile_many(jobs, cache=cache)
+    groups = [done[i * len(targets) : (i + 1) * len(targets)] for i in range(len(candidates))]
+    worst = [max((len(c.warnings), c.spill_bytes) for c in group) for group in groups]
+    best = worst.index(min(worst))  # the first of equals: tactics come best first
+    log.info("%s spills %d bytes; %s spills %d", source.entry, worst[0][1], candidates[best].entry, worst[best][1])
+    return candidates[best]

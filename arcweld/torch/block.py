@@ -1,0 +1,235 @@
+"""A compiled block inside a torch graph: imports its nodes at the first call, keeps the engine, watches its parameters.
+
+Parameters and buffers are constants of the engine, packed once. When one changes (another tensor, or written in place)
+they are packed again; where they change at every call, they are inputs from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import fx
+
+from arcweld.compiler.dims import var
+from arcweld.compiler.errors import AccuracyError, UnsupportedError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.torch.importer import import_fx
+from arcweld.compiler.torch.symbols import is_size, solvable
+from arcweld.compiler.torch.types import Sizes, as_array
+from arcweld.runtime.weights import sources
+from arcweld.torch.layout import dense_order
+from arcweld.torch.options import BackendOptions
+from arcweld.torch.report import BlockReport
+from arcweld.torch.truncate import truncate_double
+
+log = logging.getLogger("arcweld.torch")
+
+Plan: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
+
+MAX_CHANGES = 2  # calls in a row that find other parameters; after one more they are inputs
+
+
+class EngineBuilder(Protocol):
+    """Makes the engine of a graph: ``compile_graph`` of the driver, or a stand-in in tests."""
+
+    def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An engine, its inputs (position and axis order), and its constants (position, tensor, address, version)."""
+
+    engine: Any
+    plan: Plan
+    bound: Sequence[tuple[int, torch.Tensor, int, int]]
+
+    def holds(self, args: Sequence[torch.Tensor]) -> bool:
+        """True if every parameter is the tensor that was packed, not written since."""
+        return all(_is_packed(args[k], *entry) for k, *entry in self.bound)
+
+
+def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version: int) -> bool:
+    return tensor._version == version and (tensor is packed or tensor.data_ptr() == address)
+
+
+class Block(torch.nn.Module):  # type: ignore[misc]
+    """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order: tensors,
+    and sizes, which the engine reads off the tensors.
+
+    ``static`` marks inputs that are parameters or buffers. ``restride`` gives results whose strides PyTorch relies on.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        report: BlockReport,
+        build: EngineBuilder,
+        options: BackendOptions,
+        *,
+        static: Sequence[bool],
+        restride: Mapping[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.aten = [module]  # in a list: not a submodule, whose parameters torch would count twice
+        self.report = report
+        self.options = options
+        self._build_engine = build
+        self._lock = threading.Lock()
+        self._restride = dict(restride or {})
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self._tensors = [k for k, n in enumerate(placeholders) if isinstance(n.meta.get("val"), torch.Tensor)]
+        self._static = tuple(static[k] and options.freeze for k in self._tensors)
+        tensors = [placeholders[k] for k in self._tensors]
+        self._placeholders = [n.name for n in placeholders]
+        self._names = [n.name for n in tensors]
+        sizes = Sizes()
+        self._carried = _carried(placeholders, sizes)
+        self._in_orders = [dense_order(n.meta["val"], sizes) for n in tensors]
+        results = [n for n in _results(module) if isinstance(n, fx.Node)]
+        self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
+        self._out_types = [n.meta["val"].dtype for n in results]
+        self._changes = 0
+        self._ready: _Ready | None = None  # replaced as a whole, as other threads may be running
+
+    def forward(self, *given: Any) -> Any:
+        """The block's results for its inputs, as a tuple."""
+        args: list[torch.Tensor] = [given[k] for k in self._tensors]
+        unchanged = True
+        while self.report.fallback is None:
+            ready = self._ready
+            if ready is None or not ready.holds(args):
+                unchanged = False
+                with self._lock:
+                    self._prepare(given, args)
+                continue
+            results = ready.engine(*self._moving(ready.plan, args), *self._carrier(given, args))
+            if self._ready is not ready:
+                continue  # another thread gave the engine other parameters meanwhile
+            if unchanged:
+                self._changes = 0
+            listed = results if isinstance(results, tuple) else (results,)
+            return tuple(self._returned(k, r) for k, r in enumerate(listed))
+        return self.aten[0](*given)
+
+    def _moving(self, plan: Plan, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The engine's inputs: those that are not its constants, axes in the order of memory."""
+        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in plan]
+
+    def _carrier(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """An input without elements whose shape brings along the sizes that no other input's shape tells."""
+        if not self._carried:
+            return []
+        return [torch.empty([*(given[k] for k in self._carried), 0], dtype=torch.uint8, device=args[0].device)]
+
+    def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
+        """Result ``k`` with its axes, element type and strides as PyTorch has them."""
+        order = self._out_orders[k]
+        if order is not None:
+            result = result.permute([order.index(a) for a in range(len(order))])
+        if result.dtype is not self._out_types[k]:
+            result = result.to(self._out_types[k])
+        if k in self._restride:
+            strided = torch.empty_strided(result.shape, self._restride[k], dtype=result.dtype, device=result.device)
+            result = strided.copy_(result)
+        return result
+
+    # ---------------------------------------------------------------------------------------------------- weights
+
+    def _prepare(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
+        """Builds the engine, for the first time or because a parameter has changed."""
+        before, self._ready = self._ready, None
+        if before is not None:
+            if before.holds(args):
+                self._ready = before  # another thread was first
+                return
+            self._changes += 1
+            if self._changes > MAX_CHANGES:
+                log.warning("%s: its parameters change at every call; they are inputs from now on", self.report.name)
+                self._static = (False,) * len(self._static)
+            elif self._update(before, args):
+                return
+        if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
+            # writes could not be seen, or nothing would be left to call with
+            self._static = (False,) * len(self._static)
+        try:
+            self._build(given, args)
+        except (UnsupportedError, AccuracyError) as error:
+            if self.options.require_full_compilation:
+                raise
+            self.report.fallback = str(error.message)
+            log.warning("%s: left to PyTorch: %s", self.report.name, error)
+
+    def _update(self, before: _Ready, args: Sequence[torch.Tensor]) -> bool:
+        """Gives the engine the parameters' new values; False where it has to be built again."""
+        engine = before.engine
+        if not hasattr(engine, "update_weights"):
+            return False
+        bound = [(k, args[k]) for k, *_ in before.bound]
+        changed = [k for k, *entry in before.bound if not _is_packed(args[k], *entry)]
+        if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
+            return False  # kernels hold numbers as literals, and so do the records of how weights were made
+        used = {s for w in engine.program.weights for s in sources(w)}
+        values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
+        found = _Ready(engine, before.plan, _bind(bound))
+        if values:
+            engine.update_weights(values)
+        self._ready = found
+        self.report.updates += 1
+        return True
+
+    def _narrowed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
+
+    def _build(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
+        if not args:
+            raise UnsupportedError("the block reads no tensor")
+        started = time.monotonic()
+        plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
+        fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
+        graph = import_fx(
+            self.aten[0],
+            name=self.report.name,
+            weights=fixed,
+            input_orders={self._names[k]: o for k, o in plan if o is not None},
+            output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
+            carried=[self._placeholders[k] for k in self._carried],
+        )
+        if self.options.truncate_double:
+            graph = truncate_double(graph)
+        inputs = [*self._moving(plan, args), *self._carrier(given, args)]
+        feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, inputs, strict=True)}
+        bound = _bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
+        engine = self._build_engine(graph, feeds=feeds)
+        self._ready = _Ready(engine, plan, bound)
+        self.report.builds += 1
+        self.report.seconds += time.monotonic() - started
+        program = getattr(engine, "program", None)
+        self.report.kernels = None if program is None else len(program.launches)
+
+
+def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
+    """The positions of those inputs that are symbols which the shapes of the tensors do not determine."""
+    values = [n.meta.get("val") for n in placeholders]
+    try:
+        shapes = [d for v in values if isinstance(v, torch.Tensor) for d in sizes.type_of(v).shape]
+    except UnsupportedError:  # the import will say so
+        return []
+    told = {var(s) for s in solvable(shapes)}
+    return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
+
+
+def _bind(bound: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
+    return [(k, a, a.data_ptr(), a._version) for k, a in bound]
+
+
+def _results(module: fx.GraphModule) -> Sequence[Any]:
+    (output,) = [n for n in module.graph.nodes if n.op == "output"]
+    result: Sequence[Any] = output.args[0]  # type: ignore[assignment]
+    return result

@@ -1,0 +1,219 @@
+"""Splits an ATen graph into blocks for the compiler and the rest for PyTorch.
+
+Every node gets a stage such that compiled and left-over nodes alternate: a value crosses from one side to the other
+only from a lower stage to a higher one. All compiled nodes of one stage form a block, which is convex by construction,
+and the number of alternations is the smallest possible.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from arcweld.compiler.errors import ArcweldError
+from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.torch.context import HANDLERS
+from arcweld.compiler.torch.fx_reader import Missing, Reader, is_symbolic_scalar, target_name, used_results
+from arcweld.compiler.torch.table import ASSERTIONS
+from arcweld.compiler.torch.types import Sizes
+from arcweld.torch.simplify import has_no_elements
+
+VIEWS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
+        "expand.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "slice.Tensor",
+        "select.int", "alias.default", "detach.default",
+    )
+)  # fmt: skip
+
+SMALL = "part of a block smaller than min_block_size"
+VIEW = "a view of a result: PyTorch makes it without a kernel"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the compiler says of one node: a reason to refuse it, or None; and whether it computes anything."""
+
+    reason: str | None
+    computes: bool = False
+
+
+@dataclass
+class Partition:
+    """The split: ``blocks`` in the order they run, and why each other node stays with PyTorch."""
+
+    stages: dict[fx.Node, int]
+    blocks: dict[int, list[fx.Node]]
+    left: dict[fx.Node, str]
+    computes: dict[fx.Node, bool] = field(default_factory=dict)
+
+    def left_counts(self) -> Counter[tuple[str, str]]:
+        """(operator, reason) -> how many nodes, without views and without arithmetic on sizes."""
+        counted = {n: r for n, r in self.left.items() if r != VIEW and not _is_plumbing(n)}
+        return Counter((target_name(n), r) for n, r in counted.items())
+
+    @property
+    def all_nodes(self) -> int:
+        """Nodes that are somebody's work; views of results are nobody's."""
+        return self.compiled_nodes + sum(not _is_plumbing(n) for n, why in self.left.items() if why != VIEW)
+
+    @property
+    def compiled_nodes(self) -> int:
+        return sum(not _is_plumbing(n) for nodes in self.blocks.values() for n in nodes)
+
+
+class Examiner:
+    """Asks the importer about single nodes, with operands that stand for their types."""
+
+    def __init__(self, sizes: Sizes, device: torch.device, refused: Collection[str] = ()) -> None:
+        self.sizes = sizes
+        self.device = device
+        self.refused = frozenset(refused)
+
+    def __call__(self, node: fx.Node) -> Verdict:
+        """Why ``node`` cannot be compiled for the device, if so."""
+        name = target_name(node)
+        if name not in HANDLERS:
+            return Verdict("no such operator in Arcweld")
+        if name in self.refused or name.rpartition(".")[0] in self.refused:
+            return Verdict("listed in torch_executed_ops")
+        try:
+            return self._examine(node)
+        except ArcweldError as error:
+            return Verdict(error.message)
+
+    def _examine(self, node: fx.Node) -> Verdict:
+        for tensor in (t for n in (*node.all_input_nodes, node) for t in _tensors_of(n)):
+            if tensor.device != self.device and not _is_constant_scalar(tensor, node):
+                return Verdict(f"a tensor on {tensor.device}, the engine is on {self.device}")
+            if has_no_elements(tensor):
+                return Verdict("a tensor without elements")
+        reader = Reader("query", self.sizes)
+        for operand in node.all_input_nodes:
+            reader.env[operand] = self._stand_in(reader, operand)
+        reader.read(node)
+        if reader.problems:
+            return Verdict(reader.problems[0].reason)
+        return Verdict(None, any(_computes(n.op) for n in reader.rw.nodes))
+
+    def _stand_in(self, reader: Reader, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if is_symbolic_scalar(node):
+            return self.sizes.dim(value) if isinstance(value, int | torch.SymInt) else Missing("a symbolic number")
+        if isinstance(value, torch.Tensor):
+            return reader.placeholder_value(self.sizes.type_of(value), node.name)
+        return Missing("an operand that is not a tensor")
+
+
+def _computes(op: str) -> bool:
+    return opdef(op).kind is not Kind.MOVEMENT and op not in ("Identity", "Cast")
+
+
+def _is_constant_scalar(tensor: torch.Tensor, node: fx.Node) -> bool:
+    return tensor.dim() == 0 and any(n.op == "get_attr" for n in node.all_input_nodes)
+
+
+def _tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The (fake) tensors that a node results in, those that nobody reads left out."""
+    value = node.meta.get("val")
+    values = [value[k] for k in used_results(node)] if isinstance(value, tuple | list) else [value]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _is_plumbing(node: fx.Node) -> bool:
+    """Nodes that are no work of anybody: tuple items, arithmetic on sizes, checks."""
+    name = target_name(node)
+    return name == "getitem" or name in ASSERTIONS or is_symbolic_scalar(node)
+
+
+# ---------------------------------------------------------------------------------------------------- the split
+
+
+def partition(graph: fx.Graph, examine: Callable[[fx.Node], Verdict], min_block_size: int) -> Partition:
+    """Splits the call_function nodes of ``graph``. Blocks that compute too little are given back to PyTorch."""
+    nodes = [n for n in graph.nodes if n.op == "call_function"]
+    left, computes = _classify(nodes, examine)
+    _release_trailing_views(nodes, left)
+    effects = _ordered_effects(nodes)
+    while True:
+        stages = _stages(nodes, left, effects)
+        blocks: dict[int, list[fx.Node]] = {}
+        for n in nodes:
+            if n not in left:
+                blocks.setdefault(stages[n], []).append(n)
+        small = [b for b in blocks.values() if sum(computes[n] for n in b) < min_block_size]
+        if not small:
+            return Partition(stages, dict(sorted(blocks.items())), left, computes)
+        left.update({n: SMALL for b in small for n in b})
+
+
+def _classify(
+    nodes: Iterable[fx.Node], examine: Callable[[fx.Node], Verdict]
+) -> tuple[dict[fx.Node, str], dict[fx.Node, bool]]:
+    left: dict[fx.Node, str] = {}
+    computes: dict[fx.Node, bool] = {}
+    for n in nodes:
+        computes[n] = False
+        if target_name(n) == "getitem":
+            source = n.args[0]
+            assert isinstance(source, fx.Node)
+            if source in left:
+                left[n] = left[source]
+        elif is_symbolic_scalar(n):
+            left[n] = "arithmetic on sizes"
+        else:
+            verdict = examine(n)
+            computes[n] = verdict.computes
+            if verdict.reason is not None:
+                left[n] = verdict.reason
+    return left, computes
+
+
+def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> None:
+    """A view that only PyTorch reads stays with PyTorch: in a block it would cost a copy."""
+    for n in reversed(nodes):
+        if n in left or target_name(n) not in VIEWS:
+            continue
+        if all(u in left or u.op == "output" for u in n.users):
+            left[n] = VIEW
+
+
+def _ordered_effects(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Random and impure nodes, each with the one before it: their order is part of what the program means."""
+    order: dict[fx.Node, fx.Node] = {}
+    last: fx.Node | None = None
+    for n in nodes:
+        tags = getattr(n.target, "tags", ())
+        if n.is_impure() or torch.Tag.nondeterministic_seeded in tags:
+            if last is not None:
+                order[n] = last
+            last = n
+    return order
+
+
+def _stages(
+    nodes: Iterable[fx.Node], left: Mapping[fx.Node, str], effects: Mapping[fx.Node, fx.Node]
+) -> dict[fx.Node, int]:
+    """Even stages for compiled nodes, odd ones for the rest, each as low as its operands allow."""
+    stages: dict[fx.Node, int] = {}
+    for n in nodes:
+        mine = n not in left
+        stage = 0 if mine else -1
+        before = [p for p in n.all_input_nodes if p in stages]
+        if n in effects:
+            before.append(effects[n])
+        for p in before:
+            stage = max(stage, stages[p] + ((p in left) == mine))
+        stages[n] = stage
+    return stages
+
+
+def run_order(partition: Partition) -> list[fx.Node]:
+    """All nodes by stage, in graph order within a stage."""
+    return sorted(partition.stages, key=lambda n: partition.stages[n])

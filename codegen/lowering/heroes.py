@@ -1,0 +1,290 @@
+"""How each kind of hero maps to its template's axes and operands. One function a template; roles as the template
+says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from arcweld.codegen.kernel import Axis, Stage, axis
+from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, float_precision
+from arcweld.codegen.lowering.scatter import identity, lower_search
+from arcweld.compiler import dims, expr
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.ops.registry import opdef
+
+ACC = "acc"
+
+
+def _operand(node: Node, i: int) -> Value:
+    v = node.inputs[i]
+    assert v is not None, f"{node.op}: operand {i} is missing"
+    return v
+
+
+def _accumulator(node: Node) -> Callable[[Coords], Expr]:
+    acc = expr.variable(ACC, node.output.dtype)
+    return lambda _: acc
+
+
+# ------------------------------------------------------------------------------------------------------------- reduce
+
+
+def lower_reduce(reader: RegionReader, node: Node) -> Hero:
+    """Reductions over ``axes``, or over one ``axis``: axes ``out`` and ``reduce``, one load ``x``."""
+    x = _operand(node, 0)
+    reduced = (node.attrs["axis"],) if "axis" in node.attrs else tuple(node.attrs["axes"])
+    every = [axis(f"{'r' if k in reduced else 'o'}{k}", d) for k, d in enumerate(x.shape)]
+    kept = [a for k, a in enumerate(every) if k not in reduced]
+    coords = tuple(a.index for a in kept)
+    if node.attrs["keepdims"]:
+        coords = tuple(0 if k in reduced else a.index for k, a in enumerate(every))
+    attrs = {"combine": opdef(node.op).combine, "select_last": bool(node.attrs.get("select_last_index", 0))}
+    loads = {"x": reader.read(x, [a.index for a in every])}
+    axes = {"out": tuple(kept), "reduce": tuple(every[k] for k in sorted(reduced))}
+    return Hero(axes, loads, coords, _accumulator(node), attrs, x.type.numel)
+
+
+# ------------------------------------------------------------------------------------------------------------ rowwise
+
+
+def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
+    """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``."""
+    row = opdef(node.op).row
+    assert row is not None, f"{node.op} has no row program"
+    program = row(node)
+    x = _operand(node, 0)
+    split = x.type.rank - program.axes
+    rows = tuple(axis(f"r{k}", d) for k, d in enumerate(x.shape[:split]))
+    col = axis("c", dims.product(x.shape[split:]))
+    coords = tuple(a.index for a in rows) + delinearize(col.index, x.shape[split:])
+    element = expr.variable("x", x.dtype)
+    scalars: dict[str, Expr] = {}
+    stages = []
+    for s in program.stages:
+        value = s.value(element, scalars)
+        scalars[s.name] = expr.variable(s.name, DType.F64 if x.dtype is DType.F64 else DType.F32)
+        finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
+        stages.append(Stage(s.name, s.combine, value, finish))
+    loaded = reader.read(x, coords)
+    hero = Hero(
+        {"row": rows, "col": (col,)}, {"x": loaded}, coords,
+        lambda at: program.result(reader, node, element, scalars, at), {"stages": tuple(stages)}, x.type.numel * 8,
+    )  # fmt: skip
+    # a residual stream that feeds a normalisation is stored from here: the row is in registers anyway
+    hero.visited[x.name] = (coords, element)
+    reader.override[x.name] = (coords, element)
+    return hero
+
+
+# ----------------------------------------------------------------------------------------------------------- contract
+
+
+def lower_contract(reader: RegionReader, node: Node) -> Hero:
+    """MatMul: batch axes, ``m``, ``n``, ``k``. Batch axes that only the left operand has are part of ``m``."""
+    a, b = _operand(node, 0), _operand(node, 1)
+    out = node.output
+    k = axis("k", a.shape[-1])
+    n = axis("n", out.shape[-1])
+    own = out.type.rank - 2
+    if all(d == 1 for d in b.shape[:-2]):
+        m = axis("m", dims.product(out.shape[:-1]))
+        lead = delinearize(m.index, out.shape[:-1])
+        batch: tuple[Axis, ...] = ()
+        outer, row = lead[:-1], lead[-1]
+    else:
+        m = axis("m", out.shape[-2])
+        batch = tuple(axis(f"b{i}", d) for i, d in enumerate(out.shape[:-2]))
+        outer, row = tuple(x.index for x in batch), m.index
+    loads = {
+        "a": reader.read(a, (*_broadcast(outer, a.shape[:-2], own), row, k.index)),
+        "b": reader.read(b, (*_broadcast(outer, b.shape[:-2], own), k.index, n.index)),
+    }
+    attrs = {"precision": float_precision((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
+    flops = dims.product(out.shape) * a.shape[-1] * 2
+    axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
+    return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
+
+
+def _of_weights(reader: RegionReader, e: Expr) -> bool:
+    """True if ``e`` reads weights only, perhaps through views: such loads need not wait for an earlier kernel."""
+    tensors = {b.name: name for name, b in reader.buffers.items()}
+    return all(tensors[x.attr[0]] in reader.graph.weights for x in expr.loads([e]))
+
+
+def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:
+    tail = coords[rank - len(shape) :]
+    return tuple(0 if d == 1 else c for c, d in zip(tail, shape))
+
+
+# --------------------------------------------------------------------------------------------------------------- conv
+
+
+def lower_conv(reader: RegionReader, node: Node) -> Hero:
+    """Conv and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` (masked) and ``w``."""
+    x, w, y = _operand(node, 0), _operand(node, 1), node.output
+    transposed = node.op == "ConvTranspose"
+    spatial = x.type.rank - 2
+    last = node.attrs["layout"] == "NHWC"
+    groups = node.attrs["group"]
+    cin, size = (x.shape[-1], x.shape[1:-1]) if last else (x.shape[1], x.shape[2:])
+    cout, out_size = (y.shape[-1], y.shape[1:-1]) if last else (y.shape[1], y.shape[2:])
+
+    def place(batch: Dim, channel: Dim, pixel: Coords) -> Coords:
+        return (batch, *pixel, channel) if last else (batch, channel, *pixel)
+
+    n = axis("n", x.shape[0])
+    outs = tuple(axis(f"o{i}", d) for i, d in enumerate(out_size))
+    g, co, ci = axis("g", groups), axis("co", dims.floordiv(cout, groups)), axis("ci", dims.floordiv(cin, groups))
+    taps = tuple(axis(f"t{i}", d) for i, d in enumerate(w.shape[2:]))
+    position = _transposed_position if transposed else _position
+    at, mask = position(node, outs, taps, size, spatial)
+    channel = g.index * ci.extent + ci.index
+    a = reader.read(x, place(n.index, channel, at), mask)
+    if transposed:
+        wc = (channel, co.index)
+    else:
+        wc = (g.index * co.extent + co.index, ci.index)
+    loads = {"a": a, "w": reader.read(w, (*wc, *(t.index for t in taps)))}
+    attrs = {
+        "precision": float_precision((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
+        "dilations": tuple(node.attrs["dilations"]), "pads": tuple(node.attrs["pads"]),
+        "b_is_weight": _of_weights(reader, loads["w"]),
+    }  # fmt: skip
+    axes = {"n": (n,), "out": outs, "g": (g,), "co": (co,), "tap": taps, "ci": (ci,)}
+    coords = place(n.index, g.index * co.extent + co.index, tuple(o.index for o in outs))
+    flops = dims.product(y.shape) * dims.product(w.shape[2:]) * ci.extent * 2
+    return Hero(axes, loads, coords, _conv_result(reader, node, coords, last), attrs, flops)
+
+
+def _conv_result(reader: RegionReader, node: Node, coords: Coords, last: bool) -> Callable[[Coords], Expr]:
+    acc = expr.variable(ACC, node.output.dtype)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return lambda _: acc
+    channel = coords[-1] if last else coords[1]
+    return lambda _: acc + reader.read(bias, (channel,))
+
+
+def _position(
+    node: Node, outs: Sequence[Axis], taps: Sequence[Axis], size: Sequence[Dim], spatial: int
+) -> tuple[Coords, Expr | None]:
+    at: list[Dim] = []
+    mask: Expr | None = None
+    for i in range(spatial):
+        stride, dilation, pad = (node.attrs[name][i] for name in ("strides", "dilations", "pads"))
+        p: Dim = outs[i].index * stride + taps[i].index * dilation - pad
+        at.append(p)
+        mask = _within(mask, p, size[i])
+    return tuple(at), mask
+
+
+def _transposed_position(
+    node: Node, outs: Sequence[Axis], taps: Sequence[Axis], size: Sequence[Dim], spatial: int
+) -> tuple[Coords, Expr | None]:
+    """Gather form: output o gets input i through tap k where ``i*stride + k*dilation - pad == o``."""
+    at: list[Dim] = []
+    mask: Expr | None = None
+    for i in range(spatial):
+        stride = node.attrs["strides"][i]
+        p: Dim = outs[i].index + node.attrs["pads"][i] - taps[i].index * node.attrs["dilations"][i]
+        if stride > 1:
+            rest = dims.mod(p, stride)
+            if not (isinstance(rest, int) and rest == 0):
+                mask = expr.all_of([mask, expr.binary("eq", expr.index(rest), expr.const(0, DType.I64))])
+            p = dims.floordiv(p, stride)
+        at.append(p)
+        mask = _within(mask, p, size[i])
+    return tuple(at), mask
+
+
+def _within(mask: Expr | None, p: Dim, size: Dim) -> Expr | None:
+    """``mask``, and that ``p`` lies in ``[0, size)`` where that is not known."""
+    low = None if dims.is_nonneg(p) else expr.binary("ge", expr.index(p), expr.const(0, DType.I64))
+    high = None if dims.is_nonneg(size - 1 - p) else expr.binary("lt", expr.index(p), expr.index(size))
+    return expr.all_of([mask, low, high])
+
+
+# ------------------------------------------------------------------------------------------------------------- window
+
+
+def lower_window(reader: RegionReader, node: Node) -> Hero:
+    """MaxPool and AveragePool: axes ``out`` (channels last in NHWC) and ``reduce`` (the taps); load ``x`` already
+    masked."""
+    x, y = _operand(node, 0), node.output
+    spatial = x.type.rank - 2
+    last = node.attrs["layout"] == "NHWC"
+    first = 1 if last else 2
+    size = x.shape[first : first + spatial]
+    every = tuple(axis(f"o{i}", d) for i, d in enumerate(y.shape))
+    outs = every[first : first + spatial]
+    taps = tuple(axis(f"t{i}", d) for i, d in enumerate(node.attrs["kernel_shape"]))
+    at, mask = _position(node, outs, taps, size, spatial)
+    coords = tuple(a.index for a in every)
+    source = (*coords[:first], *at, *coords[first + spatial :])
+    element = reader.read(x, source, mask)
+    is_max = node.op == "MaxPool"
+    if is_max and mask is not None:
+        element = expr.where(mask, element, expr.const(identity("max", x.dtype), x.dtype))
+    acc = expr.variable(ACC, y.dtype)
+    count = None if is_max else _pool_count(node, outs, size, spatial)
+    result = (lambda _: acc) if count is None else (lambda _: expr.binary("div", acc, count))
+    axes = {"out": every, "reduce": taps}
+    attrs = {"combine": "max" if is_max else "sum", "select_last": False}
+    flops = dims.product(y.shape) * dims.product(node.attrs["kernel_shape"])
+    return Hero(axes, {"x": element}, coords, result, attrs, flops)
+
+
+def _pool_count(node: Node, outs: Sequence[Axis], size: Sequence[Dim], spatial: int) -> Expr:
+    """How many elements an average covers: the kernel's, or only those inside the (padded) input."""
+    total: Dim = 1
+    padded = bool(node.attrs["count_include_pad"])
+    for i in range(spatial):
+        k, d, stride = node.attrs["kernel_shape"][i], node.attrs["dilations"][i], node.attrs["strides"][i]
+        begin, end = node.attrs["pads"][i], node.attrs["pads"][i + spatial]
+        start = outs[i].index * stride - begin
+        low, high = (-begin, size[i] + end) if padded else (0, size[i])
+        skipped = dims.maximum(dims.ceildiv(low - start, d), 0)
+        reach = dims.minimum(dims.ceildiv(high - start, d), k)
+        total = total * (reach - skipped)
+    return expr.cast(expr.index(total), node.output.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------- attention
+
+
+def lower_attention(reader: RegionReader, node: Node) -> Hero:
+    """Attention: axes ``b h s t d dv``; loads ``q k v`` and ``mask`` where there is one; grouped heads by index map."""
+    q, k, v = (_operand(node, i) for i in range(3))
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    b, h, s, d = (axis(name, e) for name, e in zip("bhsd", q.shape))
+    t, dv = axis("t", k.shape[2]), axis("dv", v.shape[3])
+    group = dims.floordiv(h.index, dims.floordiv(q.shape[1], k.shape[1]))
+    kb = 0 if k.shape[0] == 1 else b.index
+    loads = {
+        "q": reader.read(q, (b.index, h.index, s.index, d.index)),
+        "k": reader.read(k, (kb, group, t.index, d.index)),
+        "v": reader.read(v, (kb, group, t.index, dv.index)),
+    }
+    if mask is not None:
+        full = (b.index, h.index, s.index, t.index)
+        at = tuple(0 if e == 1 else c for c, e in zip(full[4 - mask.type.rank :], mask.shape))
+        loads["mask"] = reader.read(mask, at)
+    causal = bool(node.attrs["is_causal"])
+    attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": float_precision((q, k, v))}
+    axes: dict[str, tuple[Axis, ...]] = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
+    flops = dims.product(q.shape[:3]) * k.shape[2] * (d.extent + dv.extent) * 2
+    return Hero(axes, loads, (b.index, h.index, s.index, dv.index), _accumulator(node), attrs, flops)
+
+
+HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
+    "reduce": lower_reduce,
+    "rowwise": lower_rowwise,
+    "contract": lower_contract,
+    "conv": lower_conv,
+    "window": lower_window,
+    "attention": lower_attention,
+    "search": lower_search,
+}

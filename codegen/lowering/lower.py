@@ -1,0 +1,54 @@
+"""Lowers a region to a kernel: every node of it becomes part of an expression over the template's axes.
+
+Each template's heroes say in ``heroes.py`` what their axes, operands and results are; the rest is the same for all.
+"""
+
+from __future__ import annotations
+
+from arcweld.codegen.kernel import Bound, Store, axis
+from arcweld.codegen.lowering.heroes import HEROES
+from arcweld.codegen.lowering.reading import RegionReader, epilogue_coords, finish
+from arcweld.codegen.lowering.scatter import lower_scatter
+from arcweld.compiler.errors import VerifyError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.region import Region
+
+
+def lower(region: Region, graph: Graph) -> Bound:
+    """The kernel of a region, and the tensors that its canonical buffers stand for."""
+    reader = RegionReader(region, graph)
+    if region.hero is None:
+        return _lower_pointwise(region, reader)
+    hero = HEROES[region.template](reader, region.hero)
+    reader.hero = hero
+    at = epilogue_coords(region, region.hero.output, hero.coords)
+    stores = []
+    for o in region.outputs:
+        if o.name in at:
+            coords, value = at[o.name], reader.read(o, at[o.name])
+        elif o.name in hero.visited:
+            coords, value = hero.visited[o.name]
+        else:
+            raise VerifyError(f"region {region.name} cannot store {o.name}", hint="disable the pass fusion")
+        stores.append(Store(reader.buffer(o, written=True).name, coords, value))
+    template = hero.template or region.template
+    return finish(region, reader, template, hero.axes, hero.loads, stores, hero.attrs, hero.flops)
+
+
+def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:
+    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites
+    parts of what the first one wrote.
+    """
+    return lower_scatter(region, graph) if region.template == "scatter" else (lower(region, graph),)
+
+
+def _lower_pointwise(region: Region, reader: RegionReader) -> Bound:
+    out = region.outputs[0]
+    axes = tuple(axis(f"i{k}", d) for k, d in enumerate(out.shape))
+    coords = tuple(a.index for a in axes)
+    stores = []
+    for o in region.outputs:
+        if o.shape != out.shape:
+            raise VerifyError(f"region {region.name} stores {o.type} beside {out.type}", node=o.name)
+        stores.append(Store(reader.buffer(o, written=True).name, coords, reader.read(o, coords)))
+    return finish(region, reader, "pointwise", {"out": axes}, {}, stores, {}, 0)

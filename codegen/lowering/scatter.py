@@ -1,0 +1,167 @@
+"""Scatters: elements of a copy of the data are replaced by, or combined with, updates whose places a tensor gives.
+
+With few updates for each place they are *searched*: every output element looks through the indices that could name
+it, in one reduce kernel, always in the same order. Otherwise the updates are scattered *in place*: one kernel copies
+the data, the next one stores each update where it belongs, combining by atomics. An index out of range is not stored
+anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from arcweld.codegen.kernel import Axis, Bound, Store, axis
+from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, finish, stem_of
+from arcweld.compiler import dims, expr
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, all_of, binary, both, const
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.region import Region
+
+# reduction -> the reduce template's combiner and what it is applied with
+COMBINE = {"add": ("sum", "add"), "mul": ("prod", "mul"), "max": ("max", "max"), "min": ("min", "min")}
+
+
+def _place(value: Expr, extent: Dim) -> Expr:
+    """The index as i64; negative ones count from the end."""
+    v = expr.cast(value, DType.I64)
+    return expr.where(binary("lt", v, const(0, DType.I64)), v + expr.index(extent), v)
+
+
+def _below(index: Dim, extent: Dim) -> list[Expr]:
+    return [] if dims.is_nonneg(extent - 1 - index) else [binary("lt", expr.index(index), expr.index(extent))]
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def lower_search(reader: RegionReader, node: Node) -> Hero:
+    """A scatter as a reduction over the updates: axes ``out`` (the data's) and ``reduce`` (the updates that may match).
+
+    Without a reduction, the last matching update counts. Load ``x`` is the update, or its position; the rest is
+    epilogue.
+    """
+    data, indices, updates = node.operands()
+    outs = tuple(axis(f"o{k}", d) for k, d in enumerate(data.shape))
+    coords = tuple(a.index for a in outs)
+    many = _candidates(node, indices)
+    steps = tuple(a.index for a in many)
+    matches = _matches(reader, node, coords, steps)
+    reduction = node.attrs["reduction"]
+    if reduction == "none":
+        flat = sum((s * dims.product(a.extent for a in many[k + 1 :]) for k, (s, a) in enumerate(zip(steps, many))), 0)
+        x = expr.where(matches, expr.index(flat), const(-1, DType.I64))
+        combine, result = "max", _last_update(reader, node, many, coords)
+    else:
+        combine, apply = COMBINE[reduction]
+        taken = reader.read(updates, _update_coords(node, coords, steps), matches)
+        x = expr.where(matches, taken, const(identity(combine, data.dtype), data.dtype))
+        acc = expr.variable("acc", data.dtype)
+        result = binary(apply, reader.read(data, coords), acc)
+    flops = dims.product(data.shape) * dims.product(a.extent for a in many)
+    attrs = {"combine": combine, "select_last": False}
+    return Hero({"out": outs, "reduce": many}, {"x": x}, coords, lambda _: result, attrs, flops, template="reduce")
+
+
+def _candidates(node: Node, indices: Value) -> tuple[Axis, ...]:
+    """The axes over the updates that may name one element."""
+    if node.op == "ScatterND":
+        return tuple(axis(f"u{k}", d) for k, d in enumerate(indices.shape[:-1]))
+    return (axis("u", indices.shape[node.attrs["axis"]]),)
+
+
+def _matches(reader: RegionReader, node: Node, coords: Coords, steps: Coords) -> Expr:
+    """Whether the update at ``steps`` names the element at ``coords``."""
+    data, indices, _ = node.operands()
+    if node.op == "ScatterND":
+        places = [_place(reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
+        return all_of(binary("eq", p, expr.index(c)) for p, c in zip(places, coords)) or const(True, DType.BOOL)
+    along = node.attrs["axis"]
+    at = _update_coords(node, coords, steps)
+    inside = [c for k, (x, d) in enumerate(zip(at, indices.shape)) if k != along for c in _below(x, d)]
+    exists = all_of(inside)
+    found = _place(reader.read(indices, at, exists), data.shape[along])
+    named = binary("eq", found, expr.index(coords[along]))
+    return named if exists is None else both(exists, named)
+
+
+def _depth(indices: Value) -> int:
+    depth = indices.shape[-1]
+    assert isinstance(depth, int)
+    return depth
+
+
+def _update_coords(node: Node, coords: Coords, steps: Coords) -> Coords:
+    """Where the update lies that candidate ``steps`` has for the element at ``coords``."""
+    if node.op == "ScatterND":
+        return (*steps, *coords[_depth(node.operands()[1]) :])
+    along = node.attrs["axis"]
+    return (*coords[:along], *steps, *coords[along + 1 :])
+
+
+def _last_update(reader: RegionReader, node: Node, many: Sequence[Axis], coords: Coords) -> Expr:
+    """The update whose position the reduction found, else the data's own element."""
+    data, _, updates = node.operands()
+    position = expr.variable("acc", DType.I64)
+    total = dims.product(a.extent for a in many)
+    steps = delinearize(expr.dynamic_index(position, total), [a.extent for a in many])
+    found = binary("ge", position, const(0, DType.I64))
+    update = reader.read(updates, _update_coords(node, coords, steps), found)
+    return expr.where(found, update, reader.read(data, coords))
+
+
+def identity(combine: str, dtype: DType) -> float | int | bool:
+    """The value that a combiner leaves unchanged."""
+    if combine in ("sum", "prod"):
+        return int(combine == "prod")
+    if dtype.is_float:
+        return -float("inf") if combine == "max" else float("inf")
+    info = np.iinfo(dtype.numpy)
+    return int(info.min if combine == "max" else info.max)
+
+
+# ----------------------------------------------------------------------------------------------------------- in place
+
+
+def lower_scatter(region: Region, graph: Graph) -> tuple[Bound, Bound]:
+    """The two kernels of a scatter in place: the copy of the data, and the stores of the updates."""
+    node = region.hero
+    assert node is not None
+    data, _, updates = node.operands()
+    copy = RegionReader(region, graph)
+    outs = tuple(axis(f"i{k}", d) for k, d in enumerate(data.shape))
+    coords = tuple(a.index for a in outs)
+    target = copy.buffer(node.output, written=True).name
+    stores = [Store(target, coords, copy.read(data, coords))]
+    first = finish(region, copy, "pointwise", {"out": outs}, {}, stores, {}, 0, stem=stem_of(region, "copy"))
+    reader = RegionReader(region, graph)
+    steps = tuple(axis(f"u{k}", d) for k, d in enumerate(updates.shape))
+    at = tuple(a.index for a in steps)
+    places, conditions = _places(reader, node, at)
+    target = reader.buffer(node.output, written=True).name
+    stored = Store(target, places, reader.read(updates, at), all_of(conditions), node.attrs["reduction"])
+    flops = dims.product(updates.shape)
+    return first, finish(region, reader, "scatter", {"out": steps}, {}, [stored], {}, flops)
+
+
+def _places(reader: RegionReader, node: Node, at: Coords) -> tuple[Coords, list[Expr]]:
+    """Where the update at ``at`` goes, and the conditions under which it goes anywhere."""
+    data, indices, _ = node.operands()
+    if node.op == "ScatterND":
+        prefix = indices.type.rank - 1
+        found = [reader.read(indices, (*at[:prefix], k)) for k in range(_depth(indices))]
+        rest = at[prefix:]
+        checked = [_checked(f, d) for f, d in zip(found, data.shape)]
+        return (*(c for c, _ in checked), *rest), [c for _, cs in checked for c in cs]
+    along = node.attrs["axis"]
+    place, conditions = _checked(reader.read(indices, at), data.shape[along])
+    return (*at[:along], place, *at[along + 1 :]), conditions
+
+
+def _checked(value: Expr, extent: Dim) -> tuple[Dim, list[Expr]]:
+    place = _place(value, extent)
+    conditions = [binary("ge", place, const(0, DType.I64)), binary("lt", place, expr.index(extent))]
+    return expr.dynamic_index(value, extent), conditions

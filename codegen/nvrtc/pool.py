@@ -1,0 +1,213 @@
+"""Compiles many kernels at once: a kept pool of worker processes, identical jobs once, results cached.
+
+NVRTC compiles one program at a time in a process, so threads gain nothing. Workers are plain child processes
+running ``worker.py`` (not multiprocessing, whose spawned children import the user's main module again).
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from arcweld.codegen.nvrtc import worker
+from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.compiler import Compiled, Job, check_arch, compile_job, finish, from_cache, require_clean
+from arcweld.compiler.errors import CompileError
+
+log = logging.getLogger("arcweld.nvrtc")
+
+Progress = Callable[[int, int, str], None]
+
+# Starting workers costs 0.3 s: below this many kernels, this process is done sooner by itself.
+IN_PROCESS_JOBS = 8
+
+
+class _Worker:
+    """One child process and the thread-side of its pipes."""
+
+    def __init__(self) -> None:
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+        self.process = subprocess.Popen(
+            [sys.executable, worker.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def ask(self, request: worker.Request) -> worker.Reply:
+        """Raises EOFError when the process died."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            worker.send(self.process.stdin, request)
+            reply: worker.Reply | None = worker.receive(self.process.stdout)
+        except (BrokenPipeError, OSError) as error:
+            raise EOFError(str(error)) from None
+        if reply is None:
+            raise EOFError(f"exit status {self.process.wait()}")
+        return reply
+
+    def close(self) -> None:
+        """Closes the pipes, which ends the process."""
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # a pipe whose reader died holds unsent bytes
+                    continue
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class CompilePool:
+    """Worker processes that are started on first use and kept until ``close`` or the end of the process."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers if workers is not None else min(os.cpu_count() or 1, 16)
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        *,
+        strict: bool = False,
+        cache: DiskCache | None = None,
+        progress: Progress | None = None,
+    ) -> list[Compiled]:
+        """Compiles every job; results in the order of ``jobs``.
+
+        ``progress(done, total, name)`` is called in the caller's thread as distinct jobs finish. Raises the
+        first CompileError or EnvironmentError_ met, after the jobs already under way have ended.
+        """
+        for arch in sorted({j.arch for j in jobs}):
+            check_arch(arch)
+        unique = list(dict.fromkeys(jobs))
+        results: dict[Job, Compiled] = {}
+        todo: list[Job] = []
+        for job in unique:
+            hit = from_cache(job, cache)
+            if hit is None:
+                todo.append(job)
+                continue
+            results[job] = hit
+            if progress is not None:
+                progress(len(results), len(unique), job.name)
+        for job, done in self._compile(todo, cache):
+            results[job] = done
+            log.debug("%s for %s: %d bytes, %d spilled", job.name, job.arch, len(done.code), done.spill_bytes)
+            if progress is not None:
+                progress(len(results), len(unique), job.name)
+        if strict:
+            for job in unique:
+                require_clean(results[job])
+        return [results[j] for j in jobs]
+
+    def _compile(self, jobs: list[Job], cache: DiskCache | None) -> Iterator[tuple[Job, Compiled]]:
+        if self.workers < 2 or (len(jobs) < IN_PROCESS_JOBS and not self._idle):
+            for job in jobs:
+                yield job, compile_job(job, cache=cache)
+        else:
+            yield from self._in_workers(jobs, cache)
+
+    def _in_workers(self, jobs: list[Job], cache: DiskCache | None) -> Iterator[tuple[Job, Compiled]]:
+        todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            todo.put(job)
+        replies: queue.SimpleQueue[tuple[Job, worker.Reply | BaseException]] = queue.SimpleQueue()
+        threads = [
+            threading.Thread(target=self._serve, args=(todo, replies), daemon=True)
+            for _ in range(min(self.workers, len(jobs)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in jobs:
+                job, reply = replies.get()
+                if isinstance(reply, BaseException):
+                    raise reply
+                yield job, finish(job, reply, cache)
+        finally:
+            _drain(todo)
+            for thread in threads:
+                thread.join()
+
+    def _serve(self, todo: queue.SimpleQueue[Job], replies: queue.SimpleQueue[tuple[Job, Any]]) -> None:
+        """One thread: feeds one worker until no job is left, and replaces a worker that died."""
+        process: _Worker | None = None
+        while (job := _next(todo)) is not None:
+            try:
+                process = process or self._take()
+                replies.put((job, process.ask(job.request())))
+            except EOFError as error:
+                if process is not None:
+                    process.close()
+                process = None
+                text = f"the compiler process died on {job.name} for {job.arch} ({error})"
+                replies.put((job, CompileError(text, node=job.name)))
+            except BaseException as error:
+                replies.put((job, error))
+        if process is not None:
+            with self._lock:
+                self._idle.append(process)
+
+    def _take(self) -> _Worker:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Worker()
+
+    def close(self) -> None:
+        """Ends every idle worker. The pool can be used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for process in idle:
+            process.close()
+
+
+def _next(todo: queue.SimpleQueue[Job]) -> Job | None:
+    try:
+        return todo.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def _drain(todo: queue.SimpleQueue[Job]) -> None:
+    while _next(todo) is not None:
+        pass
+
+
+_shared: CompilePool | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_pool() -> CompilePool:
+    """The pool of this process; its workers end with the process."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = CompilePool()
+            atexit.register(_shared.close)
+        return _shared
+
+
+def compile_many(
+    jobs: Sequence[Job],
+    *,
+    strict: bool = False,
+    cache: DiskCache | None = None,
+    progress: Progress | None = None,
+) -> list[Compiled]:
+    """``CompilePool.run`` on the shared pool."""
+    return shared_pool().run(jobs, strict=strict, cache=cache, progress=progress)

@@ -1,0 +1,1 @@
+"""A kernel's expressions to CUDA text: hooks, parameters, and the rendering of a template file."""

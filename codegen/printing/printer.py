@@ -1,0 +1,368 @@
+"""Prints expressions as CUDA statements, one scalar or a vector of lanes at a time.
+
+A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are
+contiguous along it become one vector access, loads that don't depend on it are done once, all others lane by lane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from arcweld.codegen.kernel import Buffer, Kernel, Store
+from arcweld.codegen.printing.params import Params
+from arcweld.codegen.printing.scalar import literal, scalar_text
+from arcweld.codegen.printing.uniform import below_zero, index_difference, is_negative, two_sides
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, coordinates, transform
+
+INDEX_LIMIT = 1 << 31
+VECTOR_BYTES = 16
+
+
+def wide_index(kernel: Kernel) -> bool:
+    """True if some buffer may hold 2**31 elements or more; unbounded dimensions count as fitting, as launches check."""
+    for b in kernel.buffers:
+        total: Dim = 1
+        for d in b.shape:
+            total = total * d
+        lo, hi = dims.bounds(total)
+        if (hi if hi is not None else lo or 0) >= INDEX_LIMIT:
+            return True
+    return False
+
+
+def index_type(kernel: Kernel) -> str:
+    """C type of everything that addresses the kernel's buffers."""
+    return "long long" if wide_index(kernel) else "int"
+
+
+class Block:
+    """Prints one straight-line block of statements: shared sub-expressions once, vector loads first, then lanes.
+
+    names      C text of each loop index (for the lane axis: of its first element)
+    variables  C text of each template variable, and whether it is an array over the lanes
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        names: Mapping[Sym, str],
+        *,
+        lane: Sym | None = None,
+        width: int = 1,
+        variables: Mapping[str, tuple[str, bool]] | None = None,
+        indent: str = "  ",
+        clamp: Dim | None = None,
+    ) -> None:
+        self.params = params
+        self.names = dict(names)
+        self.lane = lane if width > 1 else None
+        self.width = width
+        self.variables = dict(variables or {})
+        self.indent = indent
+        self.lines: list[str] = []
+        self._lane_lines: list[str] = []
+        self._count = 0
+        self._done: dict[int, str] = {}
+        self._calls: dict[tuple[Call, bool], str] = {}
+        self._laned: dict[int, bool] = {}
+        self._uniform: dict[int, Expr] = {}
+        self._in_lanes = False
+        self.itype = index_type(params.kernel)
+        # the lane axis' index is width * _q + _l: the vector's number, and the lane inside it
+        self._q = Sym("_q", 0)
+        self._l = Sym("_l", 0, width - 1)
+        self._clamp = clamp
+        self.lane_table: dict[dims.Atom, Dim] = {}
+        if self.lane is not None and clamp is None:
+            self.lane_table = {self.lane: var(self._q) * width + var(self._l)}
+        elif self.lane is not None and clamp is not None:
+            # the width need not divide the extent: each lane has an index of its own, at most the last one
+            self._l = Sym("_clamped", 0, clamp - 1)
+            self.lane_table = {self.lane: var(self._l)}
+
+    # ----- integer expressions
+
+    def dim(self, d: Dim, *, laned: bool = False) -> str:
+        """C text of an index expression: ``laned`` inside the loop over the lanes, else at the first one."""
+        saved, self._in_lanes = self._in_lanes, laned
+        text = self._poly(self._at_lane(d))
+        self._in_lanes = saved
+        return text
+
+    def _at_lane(self, d: Dim) -> Dim:
+        """``d`` in terms of the group of lanes and, inside the lane loop, of the lane."""
+        if self.lane is None:
+            return d
+        d = dims.substitute(d, self.lane_table)
+        return d if self._in_lanes else dims.substitute(d, {self._l: 0})
+
+    def _poly(self, d: Dim) -> str:
+        if isinstance(d, int):
+            return str(d) if -INDEX_LIMIT < d < INDEX_LIMIT else f"{d}ll"
+        out = ""
+        for m, c in d.terms:
+            factors = [self._atom(a) for a, p in m for _ in range(p)]
+            if self.lane is not None and (self._q, 1) in m and c % self.width == 0:
+                # the lane axis' index is a multiple of the width: in whole vectors it needs no division
+                factors.remove(self._atom(self._q))
+                factors.insert(0, self.names[self.lane])
+                c //= self.width
+            if abs(c) != 1 or not factors:
+                factors.append(str(abs(c)))
+            text = " * ".join(factors)
+            out += (f" - {text}" if c < 0 else f" + {text}") if out else (f"-{text}" if c < 0 else text)
+        return out
+
+    def _factor(self, d: Dim) -> str:
+        text = self._poly(d)
+        one = None if isinstance(d, int) or len(d.terms) != 1 else d.terms[0]
+        simple = isinstance(d, int) or (one is not None and one[1] == 1 and [p for _, p in one[0]] == [1])
+        return text if (simple and not text.startswith("-")) or text.isidentifier() else f"({text})"
+
+    def _argument(self, d: Dim) -> str:
+        """``d`` as an argument of max or min, both of which need the same type."""
+        text = self._poly(d)
+        return text if self.itype == "int" and not text.endswith("ll") else f"({self.itype})({text})"
+
+    def _atom(self, a: dims.Atom) -> str:
+        if isinstance(a, Call):
+            lanes = self.lane is not None and (dims.mentions(a.a, self._l) or dims.mentions(a.b, self._l))
+            payloads = [d.payload for d in dims.dynamic_atoms(var(a))]
+            lanes = lanes or (self._in_lanes and any(isinstance(p, Expr) and self.is_laned(p) for p in payloads))
+            key = (a, lanes)
+            if key not in self._calls:
+                self._calls[key] = self._define(self.itype, self._call_text(a), lanes, "ix")
+            return self._calls[key]
+        if isinstance(a, Dyn):
+            assert isinstance(a.payload, Expr)
+            return f"({self.itype}){self.value(a.payload)}" if self.itype == "int" else self.value(a.payload)
+        if a == self._q:
+            assert self.lane is not None
+            return f"({self.names[self.lane]} / {self.width})"
+        if a == self._l:
+            return "lane" if self._clamp is None else self._clamped_index()
+        if a in self.names:
+            return self.names[a]
+        # a product of dimensions must not overflow before it meets an index
+        return f"({self.itype}){self.params.symbol(a)}" if self.itype != "int" else self.params.symbol(a)
+
+    def _clamped_index(self) -> str:
+        if not any(line.startswith("const int at = ") for line in self._lane_lines):
+            assert self.lane is not None
+            assert self._clamp is not None
+            bound = Block(self.params, {})._poly(self._clamp - 1)
+            self._lane_lines.insert(0, f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));")
+        return "at"
+
+    def _call_text(self, a: Call) -> str:
+        if a.fn in ("max", "min"):
+            return f"{a.fn}({self._argument(a.a)}, {self._argument(a.b)})"
+        if a.fn == "floordiv" and self.lane is not None and a.a == var(self._q) and isinstance(a.b, int):
+            return f"{self.names[self.lane]} / {self.width * a.b}"
+        x, y = self._factor(a.a), self._factor(a.b)
+        if not dims.is_nonneg(a.a):
+            fn = "floor_div" if a.fn == "floordiv" else "floor_mod"
+            return f"{fn}<{self.itype}>({x}, {y})"
+        return f"{x} {'/' if a.fn == 'floordiv' else '%'} {y}"
+
+    # ----- lanes
+
+    def is_laned(self, e: Expr) -> bool:
+        """True if the value differs between lanes."""
+        if self.lane is None:
+            return False
+        known = self._laned.get(id(e))
+        if known is None:
+            known = self._compute_laned(e)
+            self._laned[id(e)] = known
+        return known
+
+    def _compute_laned(self, e: Expr) -> bool:
+        assert self.lane is not None
+        if e.op == "var":
+            return self.variables[e.attr][1]
+        if any(self.is_laned(a) for a in e.args):
+            return True
+        for d in coordinates(e):
+            if dims.mentions(dims.substitute(d, self.lane_table), self._l):
+                return True
+            if any(self.is_laned(dyn.payload) for dyn in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
+                return True
+        return False
+
+    def contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
+        """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
+        assert self.lane is not None
+        if self._clamp is not None or self.width & (self.width - 1):
+            return None
+        d = dims.substitute(buffer.offset(tuple(coords)), self.lane_table)
+        if dims.coefficient(d, self._l) != 1 or any(self.is_laned(x.payload) for x in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
+            return None
+        base = dims.substitute(d, {self._l: 0})
+        chunk = math.gcd(self.width, max(1, VECTOR_BYTES // buffer.dtype.size))
+        return base if dims.is_multiple(base, chunk) else None
+
+    def uniform(self, e: Expr) -> Expr:
+        """``e`` with tests of indices that come out the same for all lanes written without the lane.
+
+        ``8*q + lane < 32`` is ``q < 4``: a vector is then read or left out as a whole.
+        """
+        return e if self.lane is None else transform(e, self._uniform_test, self._uniform)
+
+    def _uniform_test(self, e: Expr) -> Expr | None:
+        d = below_zero(e)
+        if d is None:
+            return None
+        group = dims.floordiv(d, self.width)  # is below zero exactly where d is
+        if not self.is_laned(e) or dims.mentions(dims.substitute(group, self.lane_table), self._l):
+            return e
+        return is_negative(group)
+
+    # ----- values
+
+    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t") -> str:
+        name = f"{prefix}{self._count}"
+        self._count += 1
+        line = f"const {ctype} {name} = {text};"
+        (self._lane_lines if laned else self.lines).append(line)
+        return name
+
+    def value(self, e: Expr) -> str:
+        """C text of ``e``: a literal or a name defined by earlier lines (inside the lane loop if it is laned)."""
+        if id(e) in self._done:
+            return self._done[id(e)]
+        if e.op == "const":
+            text = literal(e)
+        elif e.op == "var":
+            name, laned = self.variables[e.attr]
+            text = f"{name}[lane]" if laned and self.lane is not None else (f"{name}[0]" if laned else name)
+        elif e.op == "load":
+            text = self._load(e)
+        else:
+            text = self._compute(e)
+        self._done[id(e)] = text
+        return text
+
+    def _compute(self, e: Expr) -> str:
+        laned = self.is_laned(e)
+        text = self._index(e, laned)
+        if text is not None:
+            return self._define(e.dtype.cuda, text, laned)
+        args = [self.value(a) for a in e.args]
+        return self._define(e.dtype.cuda, scalar_text(e, args), laned)
+
+    def _index(self, e: Expr, laned: bool) -> str | None:
+        """Text of an index as a number, of its conversion, or of a test of indices: computed as indices are."""
+        if e.op == "index" or (e.op == "cast" and e.args[0].op == "index" and e.dtype is not DType.BOOL):
+            text = self.dim((e if e.op == "index" else e.args[0]).attr, laned=laned)
+            return f"({e.dtype.cuda}){text if text.isidentifier() else f'({text})'}"
+        difference = index_difference(e)
+        if difference is None:
+            return None
+        saved, self._in_lanes = self._in_lanes, laned
+        left, op, right = two_sides(self._at_lane(difference), e.op)
+        text = f"{self._poly(left)} {op} {self._poly(right)}"
+        self._in_lanes = saved
+        return text
+
+    def _load(self, e: Expr) -> str:
+        name, dtype, coords = e.attr
+        buffer = self.params.kernel.buffer(name)
+        pointer = self.params.buffer(name)
+        mask = self.value(e.args[0]) if e.args else None
+        laned = self.is_laned(e)
+        if laned and not (e.args and self.is_laned(e.args[0])):
+            base = self.contiguous(buffer, coords)
+            if base is not None:
+                return self._vector_load(e, dtype, pointer, base, mask)
+        offset = self.dim(buffer.offset(tuple(coords)), laned=laned)
+        text = _to_compute(dtype, f"{pointer}[{offset}]")
+        if mask is not None:
+            text = f"{mask} ? {text} : {_zero(e.dtype)}"
+        return self._define(e.dtype.cuda, text, laned)
+
+    def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
+        vec = f"Vec<{dtype.cuda}, {self.width}>"
+        text = f"load_vec<{self.width}>({plus(pointer, self.dim(base))})"
+        if mask is not None:
+            text = f"{mask} ? {text} : {vec}{{}}"
+        name = self._define(vec, text, False, "v")
+        return self._define(e.dtype.cuda, _to_compute(dtype, f"{name}.v[lane]"), True)
+
+    # ----- whole blocks
+
+    def finish(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[str]:
+        """All lines so far. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last lines inside
+        it."""
+        out = [*self.lines, *pre]
+        body = [*self._lane_lines, *sinks]
+        if self.lane is None:
+            out += body
+        elif body:
+            out += ["#pragma unroll", f"for (int lane = 0; lane < {self.width}; ++lane) {{"]
+            out += ["  " + b for b in body] + ["}"]
+        self.lines, self._lane_lines = [], []
+        return [line if line.startswith("#") else self.indent + line for line in out]
+
+
+def plus(pointer: str, offset: str) -> str:
+    """C text of a pointer moved by ``offset`` elements, which are counted before the pointer is touched."""
+    return (
+        pointer if offset == "0" else f"{pointer} + {f'({offset})' if ' + ' in offset or ' - ' in offset else offset}"
+    )
+
+
+def _to_compute(dtype: DType, text: str) -> str:
+    return f"to_f32({text})" if dtype.is_half else text
+
+
+def _zero(dtype: DType) -> str:
+    return "false" if dtype is DType.BOOL else f"{dtype.cuda}(0)"
+
+
+def from_compute(dtype: DType, text: str) -> str:
+    """C text that rounds a computed value to its storage type."""
+    return f"from_f32<{dtype.cuda}>({text})" if dtype.is_half else text
+
+
+def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[str]:
+    """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
+
+    ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then
+    scalar.
+    """
+    pre: list[str] = []
+    sinks: list[str] = []
+    post: list[str] = []
+    for n, s in enumerate(stores):
+        s = replace(s, value=block.uniform(s.value), mask=None if s.mask is None else block.uniform(s.mask))
+        buffer = block.params.kernel.buffer(s.buffer)
+        pointer = block.params.buffer(s.buffer)
+        value = from_compute(buffer.dtype, block.value(s.value))
+        conditions = [] if s.mask is None or s.mask.op == "const" else [block.value(s.mask)]
+        whole = block.lane is not None and guard is None and s.reduction == "none"
+        whole = whole and (not conditions or not block.is_laned(s.mask))  # type: ignore[arg-type]
+        base = block.contiguous(buffer, s.coords) if whole else None
+        if base is not None:
+            place = plus(pointer, block.dim(base))
+            vec = f"Vec<{buffer.dtype.cuda}, {block.width}>"
+            pre.append(f"{vec} out{n}_lanes;")
+            sinks.append(f"out{n}_lanes.v[lane] = {value};")
+            masked = f"if ({conditions[0]}) " if conditions else ""
+            post.append(f"{masked}store_vec<{block.width}>({place}, out{n}_lanes);")
+            continue
+        offset = block.dim(buffer.offset(s.coords), laned=block.lane is not None)
+        if guard is not None:
+            conditions.insert(0, guard("lane" if block.lane is not None else "0"))
+        condition = f"if ({' && '.join(conditions)}) " if conditions else ""
+        act = f"{pointer}[{offset}] = {value};"
+        if s.reduction != "none":
+            act = f"atomic_{s.reduction}({plus(pointer, offset)}, {value});"
+        sinks.append(condition + act)
+    lines = block.finish(sinks, pre)
+    return lines + [block.indent + p for p in post]

@@ -1,0 +1,204 @@
+"""What the attention engines share: the kernel's operands by role, and the hooks that every engine prints.
+
+Roles: axes ``b h s t d dv`` (batch, head, query, key, head size of q and k, head size of v; one each);
+loads ``q`` (b h s d), ``k`` (b h t d), ``v`` (b h t dv) and possibly ``mask`` (b h s t), float (added to
+the scores) or bool (True: attend); attrs ``scale``, ``causal`` (key j is visible to query i when j <= i +
+``causal_offset``, 0 if not given); stores over b h s dv with the variable ``acc``. A query that may attend
+to no key gives zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.kernel import Axis, Kernel, axis
+from arcweld.codegen.printing.hooks import Hooks, plain_load, vector_width
+from arcweld.codegen.printing.nest import rewrite
+from arcweld.codegen.printing.printer import Block, plus
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, loads, mentions
+from arcweld.compiler.ops.registry import MOST_HEAD_SIZE
+
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention kernel's parts. ``mask_kind`` is ``none``, ``add`` or ``bool``."""
+
+    kernel: Kernel
+    b: Axis
+    h: Axis
+    s: Axis
+    t: Axis
+    d: Axis
+    dv: Axis
+    mask: Expr | None
+    mask_kind: str
+    scale: float
+    causal: bool
+    causal_offset: Dim
+    period: int  # of the query axis: 0, or where the heads of a group follow one another on it, the queries of one head
+
+    @property
+    def size(self) -> int:
+        """Head size of q and k."""
+        assert isinstance(self.d.extent, int)
+        return self.d.extent
+
+    @property
+    def value_size(self) -> int:
+        """Head size of v."""
+        assert isinstance(self.dv.extent, int)
+        return self.dv.extent
+
+    @property
+    def ctype(self) -> DType:
+        """The type that the engines on the ordinary pipelines compute in."""
+        return self.kernel.loads["q"].dtype
+
+    @property
+    def heads(self) -> Dim:
+        return self.b.extent * self.h.extent
+
+    @property
+    def mask_rows(self) -> bool:
+        """True if the mask differs between queries."""
+        return self.mask is not None and mentions(self.mask, self.s.sym)
+
+
+def parts(kernel: Kernel) -> Attention:
+    """The kernel's parts by role."""
+    b, h, s, t, d, dv = (kernel.axes[role][0] for role in ("b", "h", "s", "t", "d", "dv"))
+    mask = kernel.loads.get("mask")
+    kind = "none" if mask is None else ("bool" if mask.dtype is DType.BOOL else "add")
+    attrs = kernel.attrs
+    scale, causal, offset = float(attrs["scale"]), bool(attrs["causal"]), attrs.get("causal_offset", 0)
+    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, causal, offset, attrs.get("period", 0))
+
+
+def grouped(kernel: Kernel) -> Kernel | None:
+    """The kernel with the query heads that share keys and values laid along the query axis, or None if
+    there are none.
+
+    The keys are then read once for the whole group, which is what counts when there are few queries.
+    """
+    h, s = kernel.axes["h"][0], kernel.axes["s"][0]
+    shared = shared_heads(kernel, "k")
+    group = None if shared is None else shared.b
+    if not isinstance(group, int) or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
+        return None
+    head, row = axis("h", h.extent // group), axis("s", group * s.extent)
+    table: dict[dims.Atom, Dim] = {
+        h.sym: head.index * group + dims.floordiv(row.index, s.extent),
+        s.sym: dims.mod(row.index, s.extent),
+    }
+    new = rewrite(kernel, {**kernel.axes, "h": (head,), "s": (row,)}, table)
+    if any(mentions(new.loads[role], row.sym) for role in ("k", "v")):
+        return None
+    return replace(new, attrs={**new.attrs, "period": s.extent})
+
+
+def shared_heads(kernel: Kernel, role: str) -> dims.Call | None:
+    """The expression ``floordiv(h, g)``, if the operand uses the head index in that way."""
+    for e in loads([kernel.loads[role]]):
+        for coord in e.attr[2]:
+            for a in dims.atoms(coord):
+                if isinstance(a, dims.Call) and a.fn == "floordiv" and a.a == kernel.axes["h"][0].index:
+                    return a
+    return None
+
+
+def unsupported(kernel: Kernel) -> str | None:
+    """The reason why no engine can render the kernel, or None."""
+    for role in ("d", "dv"):
+        extent = kernel.axes[role][0].extent
+        if not isinstance(extent, int) or not 1 <= extent <= MOST_HEAD_SIZE:
+            return f"head size {extent} is not a constant between 1 and {MOST_HEAD_SIZE}"
+    kinds = {kernel.loads[r].dtype for r in ("q", "k", "v")}
+    if len(kinds) > 1 or not kinds <= {DType.F32, DType.F64}:
+        return f"q, k and v are computed in {', '.join(sorted(k.value for k in kinds))}"
+    mask = kernel.loads.get("mask")
+    if mask is not None and mask.dtype is not DType.BOOL and mask.dtype not in kinds:
+        return f"the mask is {mask.dtype.value}: neither bool nor of the scores' type"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedHooks:
+    """Device functions for q, k, v, the mask and the result, and how many elements each handles at once."""
+
+    functions: tuple[str, ...]
+    q: int
+    k: int
+    v: int
+    mask: int
+    out: int
+
+
+def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHooks:
+    """``load_q/load_k(p, b, h, s|t, d, out)``, ``load_v(p, b, h, t, e, out)``, ``load_mask(p, b, h, s, t,
+    out)``, ``store_out(p, b, h, s, e, acc)``, each with the widest vector that its accesses and ``widest``
+    allow.
+    """
+    lead = [("b", a.b.sym), ("h", a.h.sym)]
+    spans = {
+        "q": ("s", a.s, "d", a.d),
+        "k": ("t", a.t, "d", a.d),
+        "v": ("t", a.t, "e", a.dv),
+        "mask": ("s", a.s, "t", a.t),
+    }
+    width: dict[str, int] = dict.fromkeys(("q", "k", "v", "mask"), 1)
+    functions: list[str] = []
+    for role, (row, row_axis, col, lane) in spans.items():
+        e = a.kernel.loads.get(role)
+        if e is None or role not in widest:
+            continue
+        width[role] = min(vector_width(a.kernel, lane.extent, [e], (), lane.sym), widest[role])
+        args = [*lead, (row, row_axis.sym), (col, lane.sym)]
+        functions.append(hooks.load(f"load_{role}", e, args, lane=lane.sym, width=width[role]))
+    values = [s.value for s in a.kernel.stores]
+    out = min(vector_width(a.kernel, a.dv.extent, values, a.kernel.stores, a.dv.sym), widest["out"])
+    args = [*lead, ("s", a.s.sym), ("e", a.dv.sym)]
+    acc = {"acc": ("acc", a.ctype, True)}
+    functions.append(hooks.store("store_out", a.kernel.stores, args, lane=a.dv.sym, width=out, variables=acc))
+    return PrintedHooks(tuple(functions), width["q"], width["k"], width["v"], width["mask"], out)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How an operand's rows reach shared memory: by ``cp_async16`` of ``per`` elements from ``row0`` with
+    ``stride``, or by the load hook.
+    """
+
+    role: str
+    is_async: bool
+    stride: str
+    per: int
+    function: str
+
+
+def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
+    """Asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
+    lane, per = (a.d if role == "k" else a.dv), 16 // element.size
+    plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
+    if (
+        plain is None
+        or plain.buffer.dtype is not element
+        or plain.strides[lane.sym] != 1
+        or not dims.is_multiple(lane.extent, per)
+        or not dims.is_multiple(plain.strides[a.t.sym], per)
+        or not dims.is_multiple(plain.offset, per)
+    ):
+        return Source(role, False, "", per, "")
+    block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
+    offset = block.dim(plain.offset)
+    arguments = f"const Params& p, {block.itype} b, {block.itype} h"
+    head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
+    body = [*block.finish([]), f"  return {plus(hooks.params.buffer(plain.buffer.name), offset)};", "}"]
+    stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
+    wide = "" if block.itype == "int" else f"({block.itype})"
+    return Source(role, True, wide + stride, per, "\n".join([head, *body]))

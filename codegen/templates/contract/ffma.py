@@ -1,0 +1,93 @@
+"""The contraction on ordinary arithmetic units: exact f32, and f64 and integers by the same loop nest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.printing.epilogue import epilogue_hook
+from arcweld.codegen.printing.hooks import Hooks
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import SHARED_LIMIT
+from arcweld.codegen.templates.contract.problem import Operand, Problem
+from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
+from arcweld.compiler import dims
+
+# tile, tile of a thread, and the share of peak it reaches once the card is full
+TILES = (
+    (128, 128, 8, 8, 1.0),
+    (128, 64, 8, 4, 0.85),
+    (64, 128, 4, 8, 0.85),
+    (64, 64, 4, 4, 0.7),
+    (32, 64, 4, 4, 0.55),
+    (64, 32, 4, 4, 0.55),
+    (32, 32, 4, 2, 0.4),
+    (16, 64, 2, 4, 0.35),
+)
+ARCH = "sm_80"
+BK = 16
+MAX_WIDTH = 4
+
+
+def supports(problem: Problem, arch: str) -> str | None:
+    """None: this engine takes every contraction of numbers."""
+    return None if problem.acc.is_float or problem.acc.is_int else f"no product of {problem.acc.value} values"
+
+
+def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
+    """Tiles in the order of their estimated time."""
+    limit = 64 * 64 if problem.acc.size > 4 else 128 * 128
+
+    ranked = [
+        (estimated_time(problem, t, arch, efficiency, t.workers // 32), t)
+        for bm, bn, tm, tn, efficiency in TILES
+        for t in splits(problem, ContractTactic("ffma", bm, bn, BK, tm, tn), bm * bn // (tm * tn))
+        if bm * bn <= limit and shared_bytes(t, problem.acc.size) <= SHARED_LIMIT
+    ]
+    return tuple(t for _, t in sorted(ranked, key=lambda r: r[0])[:CANDIDATES])
+
+
+def shared_bytes(t: ContractTactic, size: int) -> int:
+    """Shared memory of every k-group's two buffers, or of the sums that they exchange if that is more."""
+    pad = 2 * (16 // size)
+    return max(t.split * 2 * t.bk * (t.bm + t.bn + pad), (t.split - 1) * t.bm * t.bn) * size
+
+
+def narrowed(operand: Operand) -> Operand:
+    """The operand read at most ``MAX_WIDTH`` lanes at a time."""
+    return replace(operand, width=min(operand.width, MAX_WIDTH))
+
+
+def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSource:
+    """Renders for any architecture; ``arch`` only names the least one."""
+    kernel, hooks = problem.kernel, Hooks(problem.kernel)
+    a, b = narrowed(problem.a), narrowed(problem.b)
+    vm, vn = (min(x, 16 // problem.acc.size) for x in (t.tm, t.tn))
+    width = min(problem.store_width(), vn)
+    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
+    pad = 16 // problem.acc.size
+    scalar = hooks.params.scalar
+    return render(
+        "contract/ffma.cu.j2", kernel, hooks.params, arch=ARCH,
+        grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers * t.split, 1, 1),
+        shared_bytes=shared_bytes(t, problem.acc.size),
+        t=t, a=a, b=b, vm=vm, vn=vn, pad=pad, width=width, acc=problem.acc.cuda, itype=problem.itype,
+        load_a=load_hook(hooks, problem, "load_a", a), load_b=load_hook(hooks, problem, "load_b", b),
+        store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
+        k_extent=scalar("depth", problem.k.extent),
+    )  # fmt: skip
+
+
+def load_hook(hooks: Hooks, problem: Problem, fn: str, operand: Operand) -> str:
+    """The operand as ``fn(p, b, row, k, out)``."""
+    args = [("b", problem.batch.sym), ("row", operand.row.sym), ("k", problem.k.sym)]
+    lane = problem.k.sym if operand.along_k else operand.row.sym
+    return hooks.load(fn, operand.expr, args, lane=lane, width=operand.width)
+
+
+def store_hook(hooks: Hooks, problem: Problem, width: int) -> str:
+    """The epilogue as ``store_out(p, b, m, n)(acc)`` over ``width`` columns, which divides their number."""
+    args = [("b", problem.batch.sym), ("m", problem.m.sym), ("n", problem.n.sym)]
+    return epilogue_hook(hooks, problem.stores, args, problem.n.sym, width, problem.acc)

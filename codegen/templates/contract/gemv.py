@@ -1,0 +1,97 @@
+"""The gemv template: contractions with at most eight rows, where reading ``b`` is all the time there is.
+
+Roles as in ``contract``. Every element of ``b`` is read once, in 16-byte pieces, by threads that share out k; partial
+sums meet in warp shuffles and then in shared memory. The products are exact in f32 whatever the operands' storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.printing.hooks import Hooks
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import multiprocessors
+from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
+from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
+from arcweld.compiler import dims
+from arcweld.compiler.dtypes import DType
+
+ARCH = "sm_80"
+MAX_ROWS = 8
+WARPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GemvTactic:
+    """How the block's warps share the work.
+
+    columns  where ``b`` is contiguous along k: columns of each warp; where along n: lanes side by side in n
+    split    warps that share out k (the others take other columns)
+    batch    pieces of each column (or row of k) that a thread has in flight
+    """
+
+    columns: int
+    split: int
+    batch: int = 4
+    engine: str = "gemv"
+    early: bool = True
+
+
+def supports(problem: Problem, arch: str) -> str | None:
+    """Why this template can't compute the problem, or None."""
+    if not isinstance(problem.m.extent, int) or problem.m.extent > MAX_ROWS:
+        return f"{problem.m.extent} rows, of at most {MAX_ROWS}"
+    return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
+
+
+def block_columns(b: Operand, t: GemvTactic) -> int:
+    """Columns that one block computes."""
+    return t.columns * (WARPS // t.split) if b.along_k else t.columns * b.width
+
+
+def tactics(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
+    """Enough blocks to fill the card once, with as little sharing of k as that allows; then the neighbours."""
+    if not problem.b.along_k:
+        found = [GemvTactic(lanes, WARPS, batch) for batch in (4, 8) for lanes in (4, 8, 2)]
+    else:
+        wide = 4 if likely(problem.m.extent) > 2 else 2
+        found = [GemvTactic(c, s, max(1, 8 // c)) for c in (wide, 1, 4) for s in (1, 2, 4, 8)]
+        found = list(dict.fromkeys(found))
+    return tuple(sorted(found, key=lambda t: _cost(problem, t, arch)))
+
+
+def _cost(problem: Problem, t: GemvTactic, arch: str) -> float:
+    """Bytes that the busiest multiprocessor reads, in units of what all read at once, plus the cost of meeting."""
+    n, k = likely(problem.n.extent), likely(problem.k.extent)
+    blocks = -(-n // block_columns(problem.b, t)) * likely(problem.batch.extent)
+    rounds = -(-blocks // multiprocessors(arch)) / (blocks / multiprocessors(arch))
+    lanes = 32 * t.split * problem.b.width if problem.b.along_k else 32 // t.columns * WARPS
+    wasted = -(-k // (lanes * t.batch)) * lanes * t.batch / k
+    return rounds * (0.7 + 0.3 * wasted) + 0.02 * t.split + (0.1 if t.columns == 1 else 0.0)
+
+
+def narrowed(operand: Operand, width: int, along_k: bool) -> Operand:
+    """``a`` as the loop reads it: along k like ``b``, or one element at a time."""
+    if not along_k:
+        return replace(operand, along_k=True, width=1)
+    return replace(operand, along_k=True, width=min(operand.width, width) if operand.along_k else 1)
+
+
+def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
+    """Renders for any architecture; ``arch`` only names the least one."""
+    kernel, hooks, b = problem.kernel, Hooks(problem.kernel), problem.b
+    a = narrowed(problem.a, b.width, b.along_k)
+    columns, rows = block_columns(b, t), problem.m.extent
+    assert isinstance(rows, int)
+    tiles = dims.ceildiv(problem.n.extent, columns)
+    scalar = hooks.params.scalar
+    return render(
+        "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles, 1, 1),
+        block=(32 * WARPS, 1, 1), shared_bytes=t.split * rows * columns * 4, t=t, a=a, b=b, rows=rows, columns=columns,
+        itype=problem.itype, load_a=load_hook(hooks, problem, "load_a", a),
+        load_b=load_hook(hooks, problem, "load_b", b),
+        store=store_hook(hooks, problem, 1), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        tiles=scalar("tiles", tiles), n_extent=scalar("columns", problem.n.extent),
+        k_extent=scalar("depth", problem.k.extent),
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""The contraction on tensor cores by ``mma.sync``: f16, bf16 and tf32 operands on sm_80 and everything after it.
+
+``tf32x3`` splits each f32 operand in two tf32 numbers and adds three products: nearly f32's accuracy (2**-21 of each
+product is lost), at a third of tf32's rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.printing.hooks import Hooks
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import SHARED_LIMIT
+from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
+from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook
+from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
+from arcweld.compiler import dims
+from arcweld.compiler.dtypes import DType
+
+ARCH = "sm_80"
+ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
+# tile, tile of a warp, and the share of peak it reaches once the card is full
+TILES = (
+    (128, 128, 64, 32, 1.0),
+    (128, 64, 64, 32, 0.8),
+    (64, 128, 32, 64, 0.8),
+    (64, 64, 32, 32, 0.6),
+    (64, 32, 32, 16, 0.4),
+    (32, 64, 16, 32, 0.4),
+    (32, 32, 16, 16, 0.25),
+    (16, 64, 16, 16, 0.2),
+)
+STAGE_BYTES = 128  # of each line along k, where the tiles are small enough
+
+
+def supports(problem: Problem, arch: str) -> str | None:
+    """Why this engine can't compute the problem, or None."""
+    precision = problem.kernel.attrs.get("precision", "fp32")
+    if precision not in ELEMENTS:
+        return f"precision {precision} is not one of {', '.join(ELEMENTS)}"
+    return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
+
+
+def element_of(problem: Problem) -> DType:
+    """The type that the tensor cores multiply."""
+    return ELEMENTS[problem.kernel.attrs["precision"]]
+
+
+def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
+    """Tiles in the order of their estimated time."""
+    size = element_of(problem).size
+
+    ranked = []
+    for bm, bn, wm, wn, efficiency in TILES:
+        bk = (STAGE_BYTES if bm + bn <= 128 else STAGE_BYTES // 2) // size
+        plain = ContractTactic("mma", bm, bn, bk, wm, wn, stages=4)
+        for t in splits(problem, plain, 32 * plain.workers):
+            if shared_bytes(t, size) <= SHARED_LIMIT:
+                ranked.append((estimated_time(problem, t, arch, efficiency, t.workers), t))
+    ranked.sort(key=lambda r: r[0])
+    best = ranked[0][1]
+    variants = (replace(best, stages=3), replace(best, early=False))
+    return (*(t for _, t in ranked[: CANDIDATES - 2]), *variants)
+
+
+def tensor_operand(operand: Operand, element: DType) -> Operand:
+    """The operand as this engine reads it: bytes are copied only if they are of the multiplied type already."""
+    width = min(operand.width, 16 // element.size)
+    return replace(operand, width=width, copyable=operand.copyable and operand.storage is element)
+
+
+def shared_bytes(t: ContractTactic, size: int) -> int:
+    """Shared memory of the pipelines, or of the scratch after them if that is more."""
+    scratch = max(t.workers * 16 * (t.tn + 8), (t.split - 1) * t.bm * t.bn) * 4
+    return max(t.split * t.stages * (t.bm + t.bn) * t.bk * size, scratch)
+
+
+def operand_hook(hooks: Hooks, problem: Problem, name: str, operand: Operand) -> str:
+    """``address_<name>`` for operands that are copied, ``load_<name>`` for all others."""
+    if not operand.copyable:
+        return load_hook(hooks, problem, f"load_{name}", operand)
+    args = [("b", problem.batch.sym), ("row", operand.row.sym), ("k", problem.k.sym)]
+    lane = problem.k.sym if operand.along_k else operand.row.sym
+    return address_hook(hooks, f"address_{name}", operand, args, lane)
+
+
+def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSource:
+    """Renders for sm_80 and later; ``arch`` only names the least one."""
+    kernel, hooks = problem.kernel, Hooks(problem.kernel)
+    element = element_of(problem)
+    a, b = tensor_operand(problem.a, element), tensor_operand(problem.b, element)
+    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
+    scalar, width = hooks.params.scalar, problem.store_width()
+    return render(
+        "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
+        block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b,
+        element=element.cuda, step=32 // element.size, width=width, itype=problem.itype,
+        products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
+        load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
+        store=store_hook(hooks, problem, width), together=problem.rows_together(t.tn, width),
+        b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
+        k_extent=scalar("depth", problem.k.extent),
+    )  # fmt: skip

@@ -1,0 +1,210 @@
+"""A contraction in normal form: one batch, row, column and reduction index each, and how each operand is best read.
+
+``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``; several axes of one role become one flat index, whose
+quotients and remainders cancel wherever the axes are adjacent in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arcweld.codegen.kernel import Axis, Kernel, Store
+from arcweld.codegen.printing.hooks import Hooks, vector_width
+from arcweld.codegen.printing.nest import collapse
+from arcweld.codegen.printing.params import Params
+from arcweld.codegen.printing.printer import Block, index_type, plus
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim, Sym
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, loads, substitute_index, walk
+
+COPY_BYTES = 16
+NEAR = 24  # elements between neighbouring rows, up to which a warp's accesses share cache lines
+UNKNOWN_EXTENT = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """How a template reads ``a`` or ``b``.
+
+    along_k   neighbouring lanes of an access differ in k (else in the row: m for ``a``, n for ``b``)
+    width     lanes of one access through the load hook: 1, 2, 4 or 8, dividing the lane axis' extent
+    storage   the loaded type if the operand is nothing but one load (perhaps masked), else None
+    copyable  16 aligned neighbouring bytes can be copied as they are (all of them masked alike)
+    by_rows   accesses of one element: neighbouring threads had better take neighbouring rows than neighbouring k
+    """
+
+    expr: Expr
+    row: Axis
+    along_k: bool
+    width: int
+    storage: DType | None
+    copyable: bool
+    by_rows: bool = False
+
+    @property
+    def masked(self) -> bool:
+        """True if the load has a mask (only meaningful where ``storage`` is known)."""
+        return bool(self.expr.args)
+
+    @property
+    def start(self) -> str:
+        """C text of the loaded buffer's pointer."""
+        return f"p.{self.expr.attr[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The normal form of a ``contract`` kernel (or of a ``conv`` seen as one)."""
+
+    kernel: Kernel
+    batch: Axis
+    m: Axis
+    n: Axis
+    k: Axis
+    a: Operand
+    b: Operand
+    stores: tuple[Store, ...]
+    acc: DType
+
+    @property
+    def itype(self) -> str:
+        """C type of a row index and of everything that addresses memory."""
+        return index_type(self.kernel)
+
+    def epilogue_reads(self) -> int:
+        """How many loads of the epilogue differ from row to row: residuals and the like, but no bias."""
+        found = loads([s.value for s in self.stores])
+        return sum(dims.mentions(_offset(self.kernel, x), self.m.sym) for x in found)
+
+    def rows_together(self, columns: int, width: int) -> int:
+        """Accesses whose operands a lane reads before it stores any, in an epilogue of 16 x ``columns``.
+
+        Several hide each other's latency where rows read operands of their own; elsewhere they only cost registers.
+        """
+        return min(columns // width // 2, 4) if self.epilogue_reads() else 1
+
+    def store_width(self) -> int:
+        """Neighbouring columns that the epilogue hook handles at once; divides the number of columns."""
+        return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)
+
+
+def problem_of(
+    kernel: Kernel, roles: Sequence[Sequence[Axis]] | None = None, a_role: str = "a", b_role: str = "b"
+) -> Problem:
+    """The normal form; ``roles`` are the axes of batch, m, n, k (default: the kernel's axes of those names)."""
+    if roles is None:
+        if "problem" not in kernel.memo:
+            named = [kernel.axes.get(r, ()) for r in ("batch", "m", "n", "k")]
+            kernel.memo["problem"] = problem_of(kernel, named, a_role, b_role)
+        found: Problem = kernel.memo["problem"]
+        return found
+    flats, table = [], {}
+    for name, axes in zip(("_b", "_m", "_n", "_k"), roles, strict=True):
+        flat, part = collapse(axes, name)
+        flats.append(flat)
+        table.update(part)
+    batch, m, n, k = flats
+    stores = tuple(
+        Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), substitute_index(s.value, table))
+        for s in kernel.stores
+    )
+    a = classify(kernel, substitute_index(kernel.loads[a_role], table), m, k)
+    b = classify(kernel, substitute_index(kernel.loads[b_role], table), n, k)
+    sums = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
+    return Problem(kernel, batch, m, n, k, a, b, stores, sums[0] if sums else a.expr.dtype)
+
+
+def conv_problem(kernel: Kernel) -> Problem:
+    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, in the order read wider."""
+    if "conv_problem" not in kernel.memo:
+        kernel.memo["conv_problem"] = _conv_problem(kernel)
+    found: Problem = kernel.memo["conv_problem"]
+    return found
+
+
+def _conv_problem(kernel: Kernel) -> Problem:
+    axes = kernel.axes
+    outer = (axes["g"], (*axes["n"], *axes["out"]), axes["co"])
+    channels_last = problem_of(kernel, (*outer, (*axes["tap"], *axes["ci"])), "a", "w")
+    if channels_last.a.width > 1 or axes["ci"][0].extent == 1:
+        return channels_last
+    channels_first = problem_of(kernel, (*outer, (*axes["ci"], *axes["tap"])), "a", "w")
+    return channels_first if channels_first.a.width > 1 else channels_last
+
+
+def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
+    """The best way to read ``e``: wide accesses along whichever of ``row`` and ``k`` is contiguous in memory."""
+    widths = [vector_width(kernel, ax.extent, [e], (), ax.sym) if loads([e]) else 1 for ax in (k, row)]
+    along_k = widths[0] > widths[1] or (widths[0] == widths[1] and not _unit_stride(kernel, e, row.sym))
+    lane = k if along_k else row
+    storage = e.attr[1] if e.op == "load" else None
+    copyable = storage is not None and _copyable(kernel, e, lane, storage)
+    by_rows = max(widths) == 1 and _stride(kernel, e, row, k) < min(NEAR, _stride(kernel, e, k, row))
+    return Operand(e, row, along_k, max(widths), storage, copyable, by_rows)
+
+
+def _stride(kernel: Kernel, e: Expr, along: Axis, other: Axis) -> int:
+    """How many elements apart the accesses of neighbouring ``along`` typically lie: the median over a few places."""
+    found = max(loads([e]), key=lambda x: len(dims.free_symbols(_offset(kernel, x))), default=None)
+    if found is None or dims.dynamic_atoms(_offset(kernel, found)):
+        return UNKNOWN_EXTENT
+    offset = _offset(kernel, found)
+    env = {s.name: likely(dims.var(s)) for s in dims.free_symbols(offset)}
+    steps = []
+    for place in range(5):
+        env[other.sym.name] = likely(other.extent) * place // 5
+        ends = []
+        for step in (0, 1):
+            env[along.sym.name] = min(likely(along.extent) * place // 5 + step, likely(along.extent) - 1)
+            ends.append(dims.evaluate(offset, env))
+        steps.append(abs(ends[1] - ends[0]))
+    return sorted(steps)[2]
+
+
+def _offset(kernel: Kernel, load: Expr) -> Dim:
+    return kernel.buffer(load.attr[0]).offset(load.attr[2])
+
+
+def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
+    """True if some load moves by one element when ``sym`` moves by one."""
+    return any(dims.coefficient(_offset(kernel, x), sym) == 1 for x in loads([e]))
+
+
+def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
+    width = COPY_BYTES // storage.size
+    if not dims.is_multiple(lane.extent, width):
+        return False
+    block = Block(Params(kernel), {lane.sym: "i"}, lane=lane.sym, width=width)
+    if any(block.is_laned(mask) for mask in e.args):
+        return False
+    return block.contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
+
+
+def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym) -> str:
+    """``bool fn(const Params& p, int b, int row, int k, const T*& at)``: where 16 bytes of a copyable operand lie.
+
+    Returns false where the mask is; ``at`` is then the buffer's start, which is valid but not to be read.
+    """
+    name, storage, coords = operand.expr.attr
+    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES // storage.size)
+    buffer = hooks.kernel.buffer(name)
+    base = block.contiguous(buffer, coords)
+    assert base is not None, "address_hook needs a copyable operand"
+    mask = block.value(operand.expr.args[0]) if operand.masked else None
+    start = hooks.params.buffer(name)
+    place = plus(start, block.dim(base))
+    where = f"{mask} ? {place} : {start}" if mask else place
+    listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
+    head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"
+    tail = [f"at = {where};", f"return {mask or 'true'};"]
+    return "\n".join([head, *block.finish(), *("  " + t for t in tail), "}"])
+
+
+def likely(extent: Dim) -> int:
+    """A number to plan with, at least 1: the extent itself, for a symbolic one its upper bound or a moderate guess."""
+    if isinstance(extent, int):
+        return max(extent, 1)
+    lo, hi = dims.bounds(extent)
+    return hi if hi is not None else max(lo or 1, UNKNOWN_EXTENT)

@@ -1,0 +1,240 @@
+"""The contraction on Hopper's tensor cores: wgmma from shared memory that TMA fills, for plain 16-bit operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from arcweld.codegen.kernel import Axis, KernelSource, ParamField
+from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import multiprocessors
+from arcweld.codegen.templates.contract.ffma import store_hook
+from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+
+ARCH = "sm_90a"
+BK = 64  # one 128-byte swizzled line of 16-bit elements
+SHARED_LIMIT = 227 * 1024
+TMA_ALIGN = 16
+# tiles: rows are a multiple of 64, one warpgroup each; columns a multiple of 16
+TILES = (
+    (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
+    (128, 256), (192, 128), (256, 128),
+)  # fmt: skip
+# multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
+MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1000
+# registers of a multiprocessor and most of a thread; those beside the sums that an access read ahead needs
+REGISTERS, MOST_REGISTERS, READ_REGISTERS = 65536, 255, 24
+# k split over a cluster: how many ways, cycles that its blocks need to meet, and steps that make it worth while
+SPLITS, MEETING_CYCLES, MIN_STEPS = (1, 2, 4, 8), 900, 4
+
+
+@dataclass(frozen=True, slots=True)
+class WgmmaTactic:
+    """Tile, stages of k = 64 in flight, and how the tiles fall to blocks.
+
+    blocks  at most so many blocks, each taking several tiles; 0: one tile each
+    split   blocks that share out the k of one tile: a cluster, whose last block adds up (needs ``blocks`` 0)
+    """
+
+    bm: int
+    bn: int
+    stages: int
+    blocks: int = 0
+    early: bool = True
+    engine: str = "wgmma"
+    split: int = 1
+
+    @property
+    def chunk(self) -> int:
+        """Columns of one pass of the epilogue."""
+        return next(c for c in (64, 32, 16) if self.bn % c == 0)
+
+    @property
+    def threads(self) -> int:
+        """One warpgroup for 64 rows, and the warp that loads."""
+        return 2 * self.bm + 32
+
+    @property
+    def spare_registers(self) -> int:
+        """Registers of a thread beside its sums: warps get theirs in fours, and in steps of 8."""
+        own = REGISTERS // (-(-self.threads // 128) * 128) // 8 * 8
+        return min(own, MOST_REGISTERS) - self.bn // 2
+
+    def together(self, problem: Problem, width: int) -> int:
+        """Accesses that the epilogue reads ahead: no more than registers are left for."""
+        wanted = problem.rows_together(self.chunk, width)
+        while wanted > 1 and wanted * READ_REGISTERS > self.spare_registers:
+            wanted //= 2
+        return wanted
+
+    @property
+    def shared_bytes(self) -> int:
+        scratch = self.bm // 16 * 16 * (self.chunk + 8) * 4
+        exchange = (self.split - 1) * self.bm * self.bn * 4
+        return self.stages * (self.bm + self.bn) * 128 + scratch + exchange + 16 * self.stages
+
+
+T = TypeVar("T", bound=WgmmaTactic)
+
+
+@dataclass(frozen=True, slots=True)
+class MappedOperand:
+    """An operand behind a TMA descriptor of ``rank`` dimensions, contiguous along k or along its row axis."""
+
+    field: ParamField
+    along_k: bool
+    rank: int
+
+
+def supports(problem: Problem, arch: str) -> str | None:
+    """Why this engine can't compute the problem, or None."""
+    if problem.kernel.attrs.get("precision") not in ("f16", "bf16"):
+        return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
+    if problem.acc is not DType.F32:
+        return f"the accumulator is {problem.acc.value}"
+    if not dims.is_nonneg(problem.k.extent - 1):
+        return "the depth may be 0, which no descriptor can say"
+    for name, operand in (("a", problem.a), ("b", problem.b)):
+        reason = _map_problem(problem, name, operand)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
+
+
+def _map_problem(problem: Problem, name: str, operand: Operand) -> str | None:
+    """Why TMA can't fetch the operand, or None."""
+    plain = _plain(problem, operand)
+    if plain is None:
+        return "not a plain load with constant strides"
+    if plain.buffer.dtype is not element_of(problem):
+        return f"stored as {plain.buffer.dtype.value}"
+    k, row, batch = (plain.strides[s.sym] for s in (problem.k, operand.row, problem.batch))
+    along_k = k == 1 or problem.k.extent == 1
+    lane, line = (problem.k, row) if along_k else (operand.row, k)
+    if plain.strides[lane.sym] != 1 and lane.extent != 1:
+        return "contiguous along neither k nor its rows"
+    if name == "a" and not along_k:
+        return "not contiguous along k"
+    per = TMA_ALIGN // plain.buffer.dtype.size
+    if not all(dims.is_multiple(d, per) for d in (plain.offset, line, batch)):
+        return "rows do not start on 16 bytes"
+    return None if all(dims.is_nonneg(d) for d in (line, batch)) else "a stride may be negative"
+
+
+def _plain(problem: Problem, operand: Operand) -> Plain | None:
+    return plain_load(problem.kernel, operand.expr, [problem.batch.sym, operand.row.sym, problem.k.sym])
+
+
+def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> MappedOperand:
+    """The descriptor of a supported operand: boxes of ``box_rows`` x 64 if contiguous along k, else of 64 x 64."""
+    plain = _plain(problem, operand)
+    assert plain is not None
+    along_k = plain.strides[problem.k.sym] == 1 or problem.k.extent == 1
+    inner, outer = (problem.k, operand.row) if along_k else (operand.row, problem.k)
+    axes = [inner, outer]
+    if problem.batch.extent != 1 and plain.strides[problem.batch.sym] != 0:
+        axes.append(problem.batch)
+    size = plain.buffer.dtype.size
+    field = ParamField(
+        "tensor_map", f"map_{name}", plain.buffer.name, plain.offset * size, dims=tuple(a.extent for a in axes),
+        strides=tuple(_stride(plain, a, inner) * size for a in axes[1:]),
+        box=(BK, box_rows if along_k else BK, 1)[: len(axes)], element_strides=(1,) * len(axes),
+    )  # fmt: skip
+    return MappedOperand(field, along_k, len(axes))
+
+
+def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
+    """Elements between lines; for a single line any legal number."""
+    stride = plain.strides[along.sym]
+    per = TMA_ALIGN // plain.buffer.dtype.size
+    return dims.ceildiv(inner.extent, per) * per if stride == 0 else stride
+
+
+def tactics(problem: Problem, arch: str) -> tuple[WgmmaTactic, ...]:
+    """Tiles in the order of their estimated time, each with the stages that fit; then variants of the best."""
+    steps = -(-likely(problem.k.extent) // BK)
+    n_major = not mapped(problem, problem.b, "b", 8).along_k
+    count = multiprocessors(arch)
+    found = [
+        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(WgmmaTactic(bm, bn, 2), steps, count)
+    ]
+    rows, columns, batch = (likely(d.extent) for d in (problem.m, problem.n, problem.batch))
+    return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, problem, count)
+
+
+def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
+    """The tile with as many stages as fit, in half of the shared memory if small, so that two blocks run side by side.
+
+    Large tiles come as a fixed number of blocks, small ones also with k split over clusters.
+    """
+    small = t.bm + t.bn <= 160
+    found = []
+    for split in SPLITS if small else (1,):
+        limit = SHARED_LIMIT // 2 if small and split == 1 else SHARED_LIMIT
+        own = -(-steps // split)
+        if split > 1 and own < MIN_STEPS:
+            break
+        s = replace(t, split=split, blocks=0 if small else multiprocessors)
+        while s.stages < min(own, 12) and replace(s, stages=s.stages + 1).shared_bytes <= limit:
+            s = replace(s, stages=s.stages + 1)
+        if s.shared_bytes <= limit and (split == 1 or s.stages >= min(own, MIN_STEPS)):
+            found.append(s)
+    return found
+
+
+def ranked(
+    found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, multiprocessors: int
+) -> tuple[T, ...]:
+    """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages.
+
+    The first, which untuned builds take, does not split k over a cluster: the gain of that is an estimate, and only a
+    measurement should pick it.
+    """
+    column_cycles = 8 + 10 * problem.epilogue_reads()
+
+    def cycles(t: T) -> float:
+        # the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end
+        rounds = -(-tiles(t) * t.split // multiprocessors)
+        own = -(-steps // t.split)
+        step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
+        fill = 300 if t.stages >= min(4, own) else 600
+        meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
+        beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
+        resident = 1 if t.blocks else min(rounds, SHARED_LIMIT // t.shared_bytes, 4)
+        tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
+        return (rounds * (own * step + beside / resident) + fill + meeting) * tie
+
+    best = sorted(found, key=cycles)[:9]
+    best.insert(0, min((t for t in found if t.split == 1), key=cycles))
+    variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]
+    return tuple(dict.fromkeys([*best, *variants]))
+
+
+def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
+    """Renders for sm_90a."""
+    kernel, hooks = problem.kernel, Hooks(problem.kernel)
+    a = mapped(problem, problem.a, "a", t.bm)
+    b = mapped(problem, problem.b, "b", t.bn)
+    for operand in (a, b):
+        hooks.params.tensor_map(operand.field)
+    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
+    tiles = problem.batch.extent * tiles_m * tiles_n
+    width, scalar = problem.store_width(), hooks.params.scalar
+    blocks = dims.minimum(tiles, t.blocks) if t.blocks else tiles
+    return render(
+        "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
+        block=(t.threads, 1, 1),
+        shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
+        chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
+        together=t.together(problem, width),
+        b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
+        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
+        k_extent=scalar("depth", problem.k.extent),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Convolutions: as implicit matrix products on the contract family's algorithms, and depthwise."""

@@ -1,0 +1,110 @@
+"""The depthwise template: convolutions with one input and one output channel in each group, on their own loop nest.
+
+Roles as in ``conv``, with ``co`` and ``ci`` of extent 1. A thread takes a few neighbouring channels (one vector where
+channels are innermost) of a few neighbouring pixels along the last spatial axis, and sums over all taps in f32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.printing.approximate import approximate
+from arcweld.codegen.printing.hooks import Hooks, vector_width
+from arcweld.codegen.printing.render import render
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim, Sym
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr, mentions, substitute_index
+
+ARCH = "sm_80"
+MAX_TAPS = 128  # all taps are unrolled
+BUSY = 1 << 19  # outputs that keep every multiprocessor busy with one pixel a thread
+
+
+@dataclass(frozen=True, slots=True)
+class DepthwiseTactic:
+    """``pixels`` of a thread along the last spatial axis; ``threads`` of a block; ``width`` 0: the widest vector."""
+
+    pixels: int = 4
+    threads: int = 128
+    width: int = 0
+    early: bool = False
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """Why this template can't compute the kernel, or None."""
+    if any(a.extent != 1 for role in ("co", "ci") for a in kernel.axes[role]):
+        return "a group has more than one input or output channel"
+    taps = [a.extent for a in kernel.axes["tap"]]
+    if not all(isinstance(t, int) for t in taps):
+        return "the filter's size is not constant"
+    if math.prod(_constant(t) for t in taps) > MAX_TAPS:
+        return f"the filter has more than {MAX_TAPS} taps"
+    return None if kernel.loads["a"].dtype is DType.F32 else f"the product is of {kernel.loads['a'].dtype.value}"
+
+
+def _constant(d: Dim) -> int:
+    assert isinstance(d, int)
+    return d
+
+
+def tactics(kernel: Kernel, arch: str) -> tuple[DepthwiseTactic, ...]:
+    """More pixels a thread the more work there is; the first is the default."""
+    work = [a.extent for a in (*kernel.axes["n"], *kernel.axes["out"], *kernel.axes["g"])]
+    total = math.prod(w if isinstance(w, int) else 64 for w in work)
+    order = (4, 2, 1) if total >= 4 * BUSY else ((2, 4, 1) if total >= BUSY else (1, 2, 4))
+    return tuple(DepthwiseTactic(pixels, threads) for threads in (128, 256, 64) for pixels in order)
+
+
+def shared_loads(e: Expr, out: Axis, tap: Axis, stride: int) -> tuple[Expr, Sym] | None:
+    """``e`` as a function of the position ``out * stride + tap``, so that neighbouring pixels share what they load.
+
+    None if it depends on the two in any other way, as with a dilated filter.
+    """
+    position = Sym("_position", 0, (out.extent - 1) * stride + tap.extent - 1)
+    moved = substitute_index(e, {tap.sym: dims.var(position) - out.index * stride})
+    return None if mentions(moved, out.sym) else (moved, position)
+
+
+def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> KernelSource:
+    """Renders for any architecture; ``arch`` only names the least one."""
+    hooks, g, outs, taps = Hooks(kernel), kernel.axes["g"][0], kernel.axes["out"], kernel.axes["tap"]
+    width = tactic.width or _channels(kernel, g)
+    stride = _constant(kernel.attrs["strides"][-1])
+    shared = shared_loads(kernel.loads["a"], outs[-1], taps[-1], stride)
+    pixel = [("n", kernel.axes["n"][0].sym), *((f"o{i}", a.sym) for i, a in enumerate(outs))]
+    place = [*pixel, ("c", g.sym)]
+    at_tap = [(f"tap{i}", a.sym) for i, a in enumerate(taps)]
+    a_expr, last = shared if shared is not None else (kernel.loads["a"], taps[-1].sym)
+    counts = _thread_counts(outs, g, tactic, width)
+    total = dims.product([*counts.values(), kernel.axes["n"][0].extent])
+    scalar = hooks.params.scalar
+    return render(
+        "conv/depthwise.cu.j2", kernel, hooks.params, arch=ARCH, grid=(dims.ceildiv(total, tactic.threads), 1, 1),
+        block=(tactic.threads, 1, 1), t=tactic, width=width, stride=stride, shared=shared is not None,
+        itype=hooks.itype, spatial=len(outs), place=[name for name, _ in pixel], at_tap=[name for name, _ in at_tap],
+        taps=[_constant(a.extent) for a in taps], total=scalar("threads", total),
+        counts={k: scalar(f"{k}_count", v) for k, v in counts.items()}, row=scalar("row", outs[-1].extent),
+        load_a=hooks.load("load_a", a_expr, [*place, *at_tap[:-1], (at_tap[-1][0], last)], lane=g.sym, width=width),
+        load_w=hooks.load("load_w", kernel.loads["w"], [("c", g.sym), *at_tap], lane=g.sym, width=width),
+        store=hooks.store(
+            "store_out", approximate(kernel, kernel.stores), place, lane=g.sym, width=width, extent=g.extent,
+            variables={"acc": ("acc", DType.F32, True)},
+        ),
+    )  # fmt: skip
+
+
+def _channels(kernel: Kernel, g: Axis) -> int:
+    """Neighbouring channels that one thread handles: as many as the activations allow."""
+    values = [kernel.loads["a"], *(s.value for s in kernel.stores)]
+    return vector_width(kernel, g.extent, values, kernel.stores, g.sym)
+
+
+def _thread_counts(outs: Sequence[Axis], g: Axis, t: DepthwiseTactic, width: int) -> dict[str, Dim]:
+    """What a thread's index is decoded by, innermost first: groups of channels, runs of pixels, outer spatial axes."""
+    counts = {"c": dims.ceildiv(g.extent, width), f"o{len(outs) - 1}": dims.ceildiv(outs[-1].extent, t.pixels)}
+    counts.update({f"o{i}": outs[i].extent for i in reversed(range(len(outs) - 1))})
+    return counts

@@ -1,0 +1,240 @@
+"""Convolution on Hopper's tensor cores: for each filter tap TMA fetches the shifted box of inputs, zero outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
+from arcweld.codegen.printing.hooks import Hooks, plain_load
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import multiprocessors
+from arcweld.codegen.templates.contract.ffma import store_hook
+from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.problem import Problem, conv_problem, likely
+from arcweld.codegen.templates.contract.wgmma import BK, WgmmaTactic, fitted, ranked
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import Expr
+
+ARCH = "sm_90a"
+TILES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (128, 256), (192, 128), (256, 64), (256, 128))
+PATCH_ROWS = 64
+MAX_BOX, MAX_STEP = 256, 8  # elements that a TMA box spans in each dimension, and the distance between those it takes
+
+
+@dataclass(frozen=True, slots=True)
+class ConvWgmmaTactic(WgmmaTactic):
+    """``patch``: images, rows and columns of the output pixels that 64 rows of a tile stand for."""
+
+    patch: tuple[int, int, int] = (1, 8, 8)
+    early: bool = False
+    engine: str = "conv_wgmma"
+
+    @property
+    def rows(self) -> int:
+        """Rows of 64 that a patch fills."""
+        return math.prod(self.patch)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A convolution whose activations TMA can fetch; spatial tuples are (height, width), height 1 in one dimension."""
+
+    spatial: int
+    images: Dim
+    out: tuple[Dim, Dim]
+    taps: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int]
+    ci: int
+    groups: Dim
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """Why this engine can't compute the convolution, or None."""
+    if kernel.attrs.get("precision") not in ("f16", "bf16"):
+        return f"precision {kernel.attrs.get('precision')} is not f16 or bf16"
+    problem = conv_problem(kernel)
+    if problem.acc is not DType.F32:
+        return f"the accumulator is {problem.acc.value}"
+    return _shape_problem(kernel) or _load_problem(kernel) or _weight_problem(kernel, problem)
+
+
+def _shape_problem(kernel: Kernel) -> str | None:
+    if len(kernel.axes["out"]) > 2:
+        return "three spatial axes"
+    ci = kernel.axes["ci"][0].extent
+    if not isinstance(ci, int) or ci % 8:
+        return f"{ci} input channels are not a multiple of 8"
+    if kernel.axes["g"][0].extent != 1 and ci % BK:
+        return f"groups of {ci} channels"
+    if not all(isinstance(t.extent, int) for t in kernel.axes["tap"]):
+        return "the filter's size is not constant"
+    if any(s > MAX_STEP for s in kernel.attrs["strides"]):
+        return f"a stride above {MAX_STEP}"
+    return "transposed" if kernel.attrs.get("transposed") else None
+
+
+def _load_problem(kernel: Kernel) -> str | None:
+    """The activation must be the input at ``out * stride + tap * dilation - pad``, masked by its own bounds only."""
+    a = kernel.loads["a"]
+    if a.op != "load":
+        return "the activation is not a plain load"
+    name, dtype, coords = a.attr
+    buffer, axes, rank = kernel.buffer(name), kernel.axes, len(kernel.axes["out"])
+    if dtype.value != kernel.attrs["precision"]:
+        return f"the activation is stored as {dtype.value}"
+    ci, g = axes["ci"][0], axes["g"][0]
+    expected: list[Dim] = [axes["n"][0].index]
+    for i in range(rank):
+        step = axes["out"][i].index * kernel.attrs["strides"][i] + axes["tap"][i].index * kernel.attrs["dilations"][i]
+        expected.append(step - kernel.attrs["pads"][i])
+    expected.append(g.index * ci.extent + ci.index)
+    if tuple(coords) != tuple(expected) or buffer.shape[-1] != g.extent * ci.extent:
+        return "the activation is not read channels-last from its own tensor"
+    known = [*_bound_checks(coords, buffer.shape)]
+    if not all(any(leaf is k for k in known) for mask in a.args for leaf in _conjuncts(mask)):
+        return "the activation is masked by more than its padding"
+    return None
+
+
+def _conjuncts(mask: Expr) -> Iterator[Expr]:
+    if mask.op == "and":
+        for part in mask.args:
+            yield from _conjuncts(part)
+    else:
+        yield mask
+
+
+def _bound_checks(coords: tuple[Dim, ...], shape: tuple[Dim, ...]) -> Iterator[Expr]:
+    """Every comparison that out-of-bounds zero fill makes superfluous."""
+    from arcweld.compiler.expr import binary, const, index
+
+    for c, size in zip(coords, shape, strict=True):
+        yield binary("ge", index(c), const(0, DType.I64))
+        yield binary("lt", index(c), index(size))
+
+
+def _weight_problem(kernel: Kernel, problem: Problem) -> str | None:
+    symbols = [problem.batch.sym, problem.n.sym, problem.k.sym]
+    plain = plain_load(kernel, problem.b.expr, symbols)
+    if plain is None or plain.offset != 0:
+        return "the weights are not a plain load"
+    if plain.buffer.dtype.value != kernel.attrs["precision"]:
+        return f"the weights are stored as {plain.buffer.dtype.value}"
+    k, n = problem.k.extent, problem.n.extent
+    strides = (plain.strides[problem.batch.sym], plain.strides[problem.n.sym], plain.strides[problem.k.sym])
+    wanted = (0 if problem.batch.extent == 1 else n * k, 0 if n == 1 else k, 0 if k == 1 else 1)
+    return None if strides == wanted else "the weights are not packed [out channel, taps, in channel]"
+
+
+def geometry(kernel: Kernel) -> Geometry:
+    """The numbers of a supported convolution."""
+    axes, attrs = kernel.axes, kernel.attrs
+    two = len(axes["out"]) == 2
+
+    def pair(values: Any) -> Any:
+        return tuple(values) if two else (1, values[0])
+
+    rank = len(axes["out"])
+    pads = tuple(attrs["pads"])[:rank]
+    return Geometry(
+        rank, axes["n"][0].extent, pair([a.extent for a in axes["out"]]), pair([a.extent for a in axes["tap"]]),
+        pair(attrs["strides"]), pair(attrs["dilations"]), pads if two else (0, *pads),
+        int(str(axes["ci"][0].extent)), axes["g"][0].extent,
+    )  # fmt: skip
+
+
+def patches(shape: Geometry, patch: tuple[int, int, int]) -> tuple[Dim, Dim, Dim]:
+    """How many patches cover the images, rows and columns."""
+    return tuple(dims.ceildiv(d, p) for d, p in zip((shape.images, *shape.out), patch))  # type: ignore[return-value]
+
+
+def best_patch(shape: Geometry) -> tuple[int, int, int]:
+    """Images x rows x columns, at most 64 pixels in a box that TMA takes, covering the output with the fewest."""
+    if not all(isinstance(d, int) for d in shape.out):
+        return (1, 8, 8) if shape.spatial == 2 else (1, 1, min(PATCH_ROWS, MAX_BOX // shape.strides[1]))
+    n, h, w = (likely(d) for d in (shape.images, *shape.out))
+    best: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
+    for tw in range(1, min(w, PATCH_ROWS, MAX_BOX // shape.strides[1]) + 1):
+        for th in range(1, min(h, PATCH_ROWS // tw, MAX_BOX // shape.strides[0]) + 1):
+            nb = min(n, PATCH_ROWS // (tw * th))
+            count = -(-w // tw) * -(-h // th) * -(-n // nb)
+            if best is None or (count, -tw, -th) < best[0]:
+                best = (count, -tw, -th), (nb, th, tw)
+    assert best is not None
+    return best[1]
+
+
+def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
+    """Tiles in the order of their estimated time; then variants of the best."""
+    problem, shape, patch = conv_problem(kernel), geometry(kernel), best_patch(geometry(kernel))
+    rows = likely(dims.product(patches(shape, patch)))
+    columns = likely(kernel.axes["co"][0].extent)
+    steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // BK)
+    count = multiprocessors(arch)
+    found = [
+        t
+        for bm, bn in TILES
+        if bn <= max(32, 2 * columns)
+        for t in fitted(ConvWgmmaTactic(bm, bn, 2, patch=patch), steps, count)
+    ]
+    groups = likely(shape.groups)
+    return ranked(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, problem, count)
+
+
+def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
+    """Renders for sm_90a."""
+    hooks, problem, shape = Hooks(kernel), conv_problem(kernel), geometry(kernel)
+    hooks.params.tensor_map(activation_map(kernel, shape, t))
+    hooks.params.tensor_map(weight_map(problem, shape, t))
+    count = patches(shape, t.patch)
+    tiles_m = dims.ceildiv(dims.product(count), t.bm // PATCH_ROWS)
+    tiles_n = dims.ceildiv(problem.n.extent, t.bn)
+    tiles = problem.batch.extent * tiles_m * tiles_n
+    width, scalar = problem.store_width(), hooks.params.scalar
+    return render(
+        "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(t.threads, 1, 1), t=t, itype=problem.itype,
+        grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
+        shared_bytes=t.shared_bytes, patches=count,
+        chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
+        together=t.together(problem, width),
+        element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        tiles=scalar("tiles", tiles), tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        spatial=shape.spatial,
+        n_extent=scalar("columns", problem.n.extent), images=scalar("images", shape.images), groups=shape.groups,
+        out_h=scalar("out_h", shape.out[0]), out_w=scalar("out_w", shape.out[1]), ci=shape.ci, taps=shape.taps,
+        patches_h=scalar("patches_h", count[1]), patches_w=scalar("patches_w", count[2]), strides=shape.strides,
+        dilations=shape.dilations, pads=shape.pads,
+    )  # fmt: skip
+
+
+def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> ParamField:
+    """The input as channels, columns, rows, images; a box is one patch of every stride-th pixel."""
+    name, dtype, _ = kernel.loads["a"].attr
+    buffer = kernel.buffer(name)
+    sizes, steps = tuple(reversed(buffer.shape)), tuple(reversed(buffer.strides()))
+    nb, th, tw = t.patch
+    strides = (1, *reversed(shape.strides[2 - shape.spatial :]), 1)
+    pixels = (tw, th)[: shape.spatial]
+    box = (BK, *(p * s for p, s in zip(pixels, strides[1:])), nb)
+    return ParamField(
+        "tensor_map", "map_a", name, dims=sizes, strides=tuple(s * dtype.size for s in steps[1:]), box=box,
+        element_strides=strides,
+    )  # fmt: skip
+
+
+def weight_map(problem: Problem, shape: Geometry, t: ConvWgmmaTactic) -> ParamField:
+    """The weights as in channels, taps, out channels; a box is one tap of a tile's columns."""
+    name, dtype, _ = problem.b.expr.attr
+    taps = shape.taps[0] * shape.taps[1]
+    columns = problem.n.extent * problem.batch.extent
+    return ParamField(
+        "tensor_map", "map_b", name, dims=(shape.ci, taps, columns), box=(BK, 1, t.bn), element_strides=(1, 1, 1),
+        strides=(shape.ci * dtype.size, shape.ci * taps * dtype.size),
+    )  # fmt: skip

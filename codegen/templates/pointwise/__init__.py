@@ -1,0 +1,1 @@
+"""One output element from single elements of the operands: pointwise, and transposition through shared memory."""

@@ -1,0 +1,1 @@
+"""Folds of axes: reductions, row programs (softmax, norms) and pools."""

@@ -1,0 +1,162 @@
+"""The rowwise template: ``[reduce, map, reduce, map]`` over one row (softmax, norms), which stays in
+registers if it fits.
+
+Roles: axes ``row`` (any number) and ``col`` (any number, flattened); ``loads["x"]`` over row and col;
+``attrs["stages"]``, a tuple of ``kernel.Stage``, one for each statistic of the row. Stores are over row and
+col, with the variables ``x`` and the statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.printing.hooks import Hooks, vector_width
+from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
+from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.card import SMS
+from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
+from arcweld.compiler import dims
+from arcweld.compiler.dtypes import DType
+
+BLOCK = 128
+REGISTER_ELEMENTS = 32
+REGISTER_VECTORS = 8
+SMALL_GRID = SMS * 8
+USUAL_SYMBOLIC = 1024
+UNBOUNDED = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class RowwiseTactic:
+    """How one row is spread.
+
+    width     neighbouring elements that a lane handles at once (0: as many as the accesses allow)
+    lanes     threads per row: a power of two up to 32, or a multiple of 32 up to 1024 (then one row per block)
+    resident  keep the row in registers; otherwise it is read again for each statistic
+    rows      rows per block where ``lanes`` is at most 32
+    """
+
+    width: int = 0
+    lanes: int = 32
+    resident: bool = True
+    rows: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedStage:
+    """A row statistic as the template needs it: C names and types before and after ``finish``."""
+
+    name: str
+    combine: str
+    identity: str
+    ctype: str
+    ctype_done: str
+    finished: bool
+
+
+def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
+    """The analytical choice first, then other spreads of the row."""
+    flat = flatten_roles(kernel, {"row": "row", "col": "col"})
+    (row,), (col,) = flat.axes["row"], flat.axes["col"]
+    width = natural_width(flat)
+    longest, rows = most(col.extent, UNBOUNDED), most(row.extent, UNBOUNDED)
+    usual = longest if isinstance(col.extent, int) else min(longest, USUAL_SYMBOLIC)
+    first = default_lanes(usual, width, rows)
+    lanes = [n for n in (first, first // 2, first * 2, first * 4) if 4 <= n <= 1024]
+    choices = [spread(n, width, rows) for n in lanes]
+    choices += [replace(t, rows=8) for t in choices if t.lanes == 32]
+    return tuple(dict.fromkeys(choices))
+
+
+def default_lanes(longest: int, width: int, rows: int) -> int:
+    """Threads for a row of at most ``longest`` elements: about 32 elements each, fewer if there are few rows."""
+    if longest <= 32 * width:
+        return min(32, max(4, power_of_two_at_least(-(-longest // width))))
+    lanes = 32
+    while lanes < 1024 and longest > lanes * REGISTER_ELEMENTS:
+        lanes *= 2
+    while rows * lanes < SMALL_GRID * 32 and lanes < 1024 and longest >= 2 * lanes * width * 2:
+        lanes *= 2
+    return lanes
+
+
+def spread(lanes: int, width: int, rows: int) -> RowwiseTactic:
+    """The tactic for ``lanes`` threads a row; short rows share a block, as long as there are blocks for the
+    whole card.
+    """
+    share = max(1, min(BLOCK // lanes, rows // SMS)) if lanes <= 32 else 1
+    return RowwiseTactic(width, lanes, True, max(32 // lanes, share))
+
+
+def resident_vectors(longest: int, step: int, width: int) -> int:
+    """How many vectors of its row a thread keeps: all if that is a reasonable number of registers."""
+    needed = -(-longest // step)
+    return needed if needed * width <= 2 * REGISTER_ELEMENTS else REGISTER_VECTORS
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """None: every rowwise kernel can be rendered. A combiner that is unknown is named."""
+    unknown = [s.combine for s in kernel.attrs["stages"] if s.combine not in COMBINERS]
+    return f"combiner {unknown[0]} is not a row statistic" if unknown else None
+
+
+def natural_width(kernel: Kernel) -> int:
+    """The vector width that the kernel's accesses along ``col`` allow."""
+    (col,) = kernel.axes["col"]
+    exprs = [kernel.loads["x"], *(s.value for s in kernel.attrs["stages"]), *(s.value for s in kernel.stores)]
+    return vector_width(kernel, col.extent, exprs, kernel.stores, col.sym)
+
+
+def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSource:
+    """Renders for any architecture. The row length may be symbolic."""
+    kernel = flatten_roles(kernel, {"row": "row", "col": "col"})
+    (row,), (col,) = kernel.axes["row"], kernel.axes["col"]
+    width = tactic.width or natural_width(kernel)
+    longest = most(col.extent, UNBOUNDED)
+    vectors = resident_vectors(longest, tactic.lanes * width, width) if tactic.resident else 0
+    hooks = Hooks(kernel)
+    functions, stages, variables = _print_stages(hooks, row, col, width)
+    x = hooks.load("load_x", kernel.loads["x"], _args(row, col), lane=col.sym, width=width)
+    out = hooks.store("store_row", kernel.stores, _args(row, col), lane=col.sym, width=width, variables=variables)
+    rows = tactic.rows if tactic.lanes <= 32 else 1
+    threads = max(32, tactic.lanes * rows)
+    rows = threads // tactic.lanes
+    scratch = max((DType(s.ctype).size for s in stages), default=4) * max(1, tactic.lanes // 32)
+    return render(
+        "reduce/rowwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(dims.ceildiv(row.extent, rows), 1, 1),
+        block=(threads, 1, 1), shared_bytes=scratch if tactic.lanes > 32 else 0,
+        functions=[x, *functions, out], stages=stages, width=width, lanes=tactic.lanes, rows=rows,
+        again=vectors * tactic.lanes * width < longest,
+        scratch="f64" if any("64" in s.ctype for s in stages) else "f32",
+        vectors=vectors, ctype=kernel.loads["x"].dtype.cuda,
+        row_count=hooks.params.scalar("row_count", row.extent), col_count=hooks.params.scalar("col_count", col.extent),
+    )  # fmt: skip
+
+
+def _args(*axes: Axis) -> list[tuple[str, dims.Sym]]:
+    return [(a.sym.name, a.sym) for a in axes]
+
+
+def _print_stages(
+    hooks: Hooks, row: Axis, col: Axis, width: int
+) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:
+    """The device functions of all statistics, their descriptions, and the variables that the stores may use."""
+    functions: list[str] = []
+    stages: list[PrintedStage] = []
+    known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}
+    for s in hooks.kernel.attrs["stages"]:
+        own, raw, done = f"row_{s.name}", s.value.dtype, (s.finish or s.value).dtype
+        functions.append(
+            hooks.load(f"{s.name}_value", s.value, _args(row, col), lane=col.sym, width=width, variables=known)
+        )
+        if s.finish is not None:
+            scalars = {k: v for k, v in known.items() if k != "x"} | {s.name: (own, raw, False)}
+            functions.append(hooks.load(f"{s.name}_finish", s.finish, _args(row), variables=scalars))
+        stages.append(
+            PrintedStage(
+                s.name, COMBINERS[s.combine], identity(s.combine, raw), raw.cuda, done.cuda, s.finish is not None
+            )
+        )
+        known[s.name] = (own, done, False)
+    return functions, stages, known

@@ -1,0 +1,77 @@
+"""Which implementations can render which template, best first, and the choice among them for a set of architectures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.templates.attention import implementations as attention
+from arcweld.codegen.templates.contract import implementations as contract
+from arcweld.codegen.templates.conv import implementations as conv
+from arcweld.codegen.templates.implementation import Implementation
+from arcweld.codegen.templates.pointwise import pointwise, transpose
+from arcweld.codegen.templates.reduce import reduce, rowwise, window
+from arcweld.compiler.errors import UnsupportedError
+
+log = logging.getLogger("arcweld.codegen")
+
+
+def _portable(name: str, module: ModuleType) -> Implementation:
+    """A template's module as the one implementation that it has, for every architecture."""
+    return Implementation(name, "sm_80", getattr(module, f"render_{name}"), module.tactics, module.supports)
+
+
+IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
+    "pointwise": (_portable("transpose", transpose), _portable("pointwise", pointwise)),
+    "scatter": (_portable("pointwise", pointwise),),
+    "reduce": (_portable("reduce", reduce),),
+    "rowwise": (_portable("rowwise", rowwise),),
+    "window": (_portable("window", window),),
+    "contract": contract.IMPLEMENTATIONS,
+    "conv": conv.IMPLEMENTATIONS,
+    "attention": (_portable("attention", attention),),
+}
+
+
+def implementations(kernel: Kernel, arch: str) -> list[Implementation]:
+    """Those that can render ``kernel`` for ``arch``, best first."""
+    return [i for i in IMPLEMENTATIONS[kernel.template] if i.fits(kernel, arch)]
+
+
+def select(kernel: Kernel, arch: str) -> KernelSource:
+    """The untuned choice for ``arch``. Raises UnsupportedError with every implementation's reason if there is none."""
+    found = implementations(kernel, arch)
+    if not found:
+        reasons = [f"{i.name}: {i.supports(kernel, arch)}" for i in IMPLEMENTATIONS[kernel.template]]
+        raise UnsupportedError(f"no implementation of {kernel.stem} for {arch}: {'; '.join(reasons)}", node=kernel.stem)
+    best = found[0]
+    tactic = best.tactics(kernel, arch)[0]
+    log.debug("%s for %s: %s with %s", kernel.stem, arch, best.name, tactic)
+    return best.render(kernel, tactic, arch)
+
+
+def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
+    """The distinct sources that serve all of ``archs``: a portable one, and one for each exact architecture with its
+    own."""
+    portable = select(kernel, "sm_80")
+    chosen = {portable.source: portable}
+    for arch in archs:
+        if arch.endswith("a"):
+            special = select(kernel, arch)
+            chosen.setdefault(special.source, special)
+    return tuple(chosen.values())
+
+
+def alternatives(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
+    """Other tactics of the implementations for ``source``'s architecture, best first."""
+    found: dict[str, KernelSource] = {}
+    for i in implementations(kernel, source.arch):
+        if i.arch == source.arch:
+            for tactic in i.tactics(kernel, source.arch):
+                other = i.render(kernel, tactic, source.arch)
+                if other.arch == source.arch:
+                    found.setdefault(other.source, other)
+    found.pop(source.source, None)
+    return list(found.values())

@@ -1,0 +1,103 @@
+"""Exact integer expressions over symbolic dimensions and loop indices, in canonical polynomial form.
+
+A dimension is an ``int`` or an ``IntExpr``; every operation returns an ``int`` as soon as the result is constant.
+Division rounds towards minus infinity (Python's ``//``). Two expressions that normalise to the same polynomial compare
+equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from arcweld.compiler.dims.division import ceildiv, divides_exactly, floordiv, maximum, minimum, mod
+from arcweld.compiler.dims.poly import (
+    Atom,
+    Call,
+    Dim,
+    Dyn,
+    IntExpr,
+    Monomial,
+    Sym,
+    add,
+    atoms,
+    dynamic_atoms,
+    free_symbols,
+    make,
+    mentions,
+    mul,
+    product,
+    symbol,
+    terms_of,
+    to_text,
+    var,
+)
+from arcweld.compiler.dims.ranges import bounds, is_multiple, is_nonneg
+from arcweld.compiler.dims.text import CALLS, parse
+
+
+def substitute(e: Dim, table: Mapping[Atom, Dim]) -> Dim:
+    """Replaces atoms (also inside calls) and normalises again."""
+    if not isinstance(e, IntExpr) or not table:
+        return e
+    total: Dim = 0
+    for m, c in e.terms:
+        term: Dim = c
+        for atom, p in m:
+            repl = table.get(atom)
+            if repl is None:
+                if isinstance(atom, Call):
+                    a, b = substitute(atom.a, table), substitute(atom.b, table)
+                    repl = var(atom) if a is atom.a and b is atom.b else CALLS[atom.fn](a, b)
+                else:
+                    repl = var(atom)
+            for _ in range(p):
+                term = mul(term, repl)
+        total = add(total, term)
+    return total
+
+
+def coefficient(e: Dim, atom: Atom) -> Dim | None:
+    """The factor of ``atom`` when ``e`` is affine in it; None when it occurs inside a call or with a power."""
+    acc: dict[Monomial, int] = {}
+    for m, c in terms_of(e):
+        powers = dict(m)
+        if powers.get(atom, 0) == 1:
+            acc[tuple(p for p in m if p[0] != atom)] = c
+        elif powers.get(atom, 0) > 1:
+            return None
+        for a in powers:
+            if isinstance(a, Call) and (mentions(a.a, atom) or mentions(a.b, atom)):
+                return None
+    return make(acc)
+
+
+def evaluate(e: Dim, env: Mapping[str, int]) -> int:
+    """The value of ``e`` with every symbol looked up by name. Raises KeyError for a missing symbol."""
+    if not isinstance(e, IntExpr):
+        return int(e)
+    total = 0
+    for m, c in e.terms:
+        term = c
+        for atom, p in m:
+            term *= _evaluate_atom(atom, env) ** p
+        total += term
+    return total
+
+
+def _evaluate_atom(atom: Atom, env: Mapping[str, int]) -> int:
+    if not isinstance(atom, Call):
+        return env[atom.name]
+    a, b = evaluate(atom.a, env), evaluate(atom.b, env)
+    if atom.fn == "floordiv":
+        return a // b
+    if atom.fn == "mod":
+        return a % b
+    return max(a, b) if atom.fn == "max" else min(a, b)
+
+
+__all__ = [
+    "Atom", "Call", "Dim", "Dyn", "IntExpr", "Monomial", "Sym", "add", "atoms", "bounds", "ceildiv", "coefficient",
+    "divides_exactly", "dynamic_atoms", "evaluate", "floordiv", "free_symbols", "is_multiple", "is_nonneg", "make",
+    "maximum", "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol", "terms_of", "to_text",
+    "var",
+]  # fmt: skip

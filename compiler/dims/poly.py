@@ -1,0 +1,313 @@
+"""Polynomials with integer coefficients over named integers: the canonical form of dimensions, with sums and products.
+
+Import from ``arcweld.compiler.dims``. Division is in ``division``, ranges in ``ranges``, parsing in ``text``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias, Union
+
+Dim: TypeAlias = Union[int, "IntExpr"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sym:
+    """A named non-negative integer: a symbolic dimension, or a loop index.
+
+    ``hi`` is the inclusive upper bound: an int, an expression (a loop index below a symbolic extent), or None
+    (unbounded).
+    """
+
+    name: str
+    lo: int = 0
+    hi: Dim | None = None
+    multiple_of: int = 1
+
+    def key(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An opaque integer function: ``floordiv``, ``mod``, ``max`` or ``min`` of two expressions."""
+
+    fn: str
+    a: Dim
+    b: Dim
+
+    def key(self) -> str:
+        return _call_text(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Dyn:
+    """An index known only at run time (read from a tensor). ``payload`` is whatever the reader needs to print it."""
+
+    name: str
+    payload: object
+    lo: int = 0
+    hi: Dim | None = None
+
+    def key(self) -> str:
+        return f"dyn:{self.name}"
+
+
+Atom: TypeAlias = Sym | Call | Dyn
+Monomial: TypeAlias = tuple[tuple[Atom, int], ...]
+Terms: TypeAlias = tuple[tuple[Monomial, int], ...]
+
+
+class _Division:
+    """The rules for quotients and remainders, which ``division`` makes of this module's arithmetic.
+
+    That module hands them over when it is imported, so that the operators of ``IntExpr`` reach them.
+    """
+
+    floordiv: Callable[[Dim, Dim], Dim]
+    mod: Callable[[Dim, Dim], Dim]
+    recombine: Callable[[dict[Monomial, int]], None]
+
+
+DIVISION = _Division()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntExpr:
+    """A polynomial with integer coefficients over atoms. Build one with ``var`` and arithmetic, never directly.
+
+    Division rounds towards minus infinity (Python's ``//``); divisors must be positive.
+    """
+
+    terms: Terms
+    _hash: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IntExpr) and self._hash == other._hash and self.terms == other.terms
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __add__(self, o: Dim) -> Dim:
+        return add(self, o)
+
+    def __radd__(self, o: Dim) -> Dim:
+        return add(self, o)
+
+    def __sub__(self, o: Dim) -> Dim:
+        return add(self, mul(o, -1))
+
+    def __rsub__(self, o: Dim) -> Dim:
+        return add(mul(self, -1), o)
+
+    def __neg__(self) -> Dim:
+        return mul(self, -1)
+
+    def __mul__(self, o: Dim) -> Dim:
+        return mul(self, o)
+
+    def __rmul__(self, o: Dim) -> Dim:
+        return mul(self, o)
+
+    def __floordiv__(self, o: Dim) -> Dim:
+        return DIVISION.floordiv(self, o)
+
+    def __rfloordiv__(self, o: Dim) -> Dim:
+        return DIVISION.floordiv(o, self)
+
+    def __mod__(self, o: Dim) -> Dim:
+        return DIVISION.mod(self, o)
+
+    def __rmod__(self, o: Dim) -> Dim:
+        return DIVISION.mod(o, self)
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+    def __repr__(self) -> str:
+        return f"IntExpr({self})"
+
+
+# ------------------------------------------------------------------------------------------------ construction
+
+
+def var(atom: Atom) -> IntExpr:
+    """The expression that is just ``atom``."""
+    return _make_poly({((atom, 1),): 1})
+
+
+def symbol(name: str, lo: int = 0, hi: Dim | None = None, multiple_of: int = 1) -> IntExpr:
+    """A fresh named dimension or index as an expression."""
+    return var(Sym(name, lo, hi, multiple_of))
+
+
+def mono_key(m: Monomial) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """The order of monomials: by degree, then by name."""
+    return (sum(p for _, p in m), tuple((a.key(), p) for a, p in m))
+
+
+def _term_key(term: tuple[Monomial, int]) -> tuple[int, tuple[tuple[str, int], ...]]:
+    return mono_key(term[0])
+
+
+def _make_poly(terms: Mapping[Monomial, int]) -> IntExpr:
+    ordered = tuple(sorted(terms.items(), key=_term_key, reverse=True)) if len(terms) > 1 else tuple(terms.items())
+    return IntExpr(ordered, hash(ordered))
+
+
+def make(terms: Mapping[Monomial, int]) -> Dim:
+    """The expression with these coefficients; an int if it is constant."""
+    live = {m: c for m, c in terms.items() if c}
+    if not live:
+        return 0
+    if len(live) == 1 and () in live:
+        return live[()]
+    return _make_poly(live)
+
+
+def terms_of(e: Dim) -> Terms:
+    """The monomials of ``e`` with their coefficients; none for 0."""
+    if isinstance(e, IntExpr):
+        return e.terms
+    return (((), int(e)),) if e else ()
+
+
+# -------------------------------------------------------------------------------------------------- arithmetic
+
+
+def add(a: Dim, b: Dim) -> Dim:
+    """Sum. Quotients and remainders that belong together become what they were taken from."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    acc = dict(terms_of(a))
+    for m, c in terms_of(b):
+        acc[m] = acc.get(m, 0) + c
+    if any(isinstance(atom, Call) and atom.fn == "mod" for m in acc for atom, _ in m):
+        DIVISION.recombine(acc)
+    return make(acc)
+
+
+def sub(a: Dim, b: Dim) -> Dim:
+    """Difference."""
+    return add(a, mul(b, -1))
+
+
+def mul(a: Dim, b: Dim) -> Dim:
+    """Product, expanded."""
+    if isinstance(a, int):
+        if isinstance(b, int):
+            return a * b
+        a, b = b, a
+    if isinstance(b, int):
+        if b == 1:
+            return a
+        # scaling keeps the order of the terms
+        scaled = tuple((m, c * b) for m, c in a.terms) if b else ()
+        return IntExpr(scaled, hash(scaled)) if scaled else 0
+    acc: dict[Monomial, int] = {}
+    for ma, ca in a.terms:
+        for mb, cb in b.terms:
+            m = mono_mul(ma, mb)
+            acc[m] = acc.get(m, 0) + ca * cb
+    return make(acc)
+
+
+def mono_mul(a: Monomial, b: Monomial) -> Monomial:
+    """Product of monomials."""
+    if not a:
+        return b
+    if not b:
+        return a
+    powers: dict[Atom, int] = dict(a)
+    for atom, p in b:
+        powers[atom] = powers.get(atom, 0) + p
+    return _mono(powers)
+
+
+def mono_div(a: Monomial, b: Monomial) -> Monomial | None:
+    """Quotient of monomials; None where ``b`` does not divide ``a``."""
+    powers = dict(a)
+    for atom, p in b:
+        have = powers.get(atom, 0)
+        if have < p:
+            return None
+        if have == p:
+            del powers[atom]
+        else:
+            powers[atom] = have - p
+    return _mono(powers)
+
+
+def _mono(powers: Mapping[Atom, int]) -> Monomial:
+    return tuple(sorted(powers.items(), key=lambda t: t[0].key()))
+
+
+def product(items: Iterable[Dim]) -> Dim:
+    """Product of all items; 1 for none."""
+    out: Dim = 1
+    for i in items:
+        out = mul(out, i)
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- atoms
+
+
+def atoms(e: Dim) -> set[Atom]:
+    """The atoms that occur at the top level of ``e`` (arguments of calls are not entered)."""
+    return {a for m, _ in terms_of(e) for a, _p in m}
+
+
+def free_symbols(e: Dim) -> set[Sym]:
+    """All symbols in ``e``, those inside calls included."""
+    out: set[Sym] = set()
+    for a in atoms(e):
+        if isinstance(a, Sym):
+            out.add(a)
+        elif isinstance(a, Call):
+            out |= free_symbols(a.a) | free_symbols(a.b)
+    return out
+
+
+def dynamic_atoms(e: Dim) -> set[Dyn]:
+    """All run-time indices in ``e``, those inside calls included."""
+    out: set[Dyn] = set()
+    for a in atoms(e):
+        if isinstance(a, Dyn):
+            out.add(a)
+        elif isinstance(a, Call):
+            out |= dynamic_atoms(a.a) | dynamic_atoms(a.b)
+    return out
+
+
+def mentions(e: Dim, atom: Atom) -> bool:
+    """True if ``atom`` occurs anywhere in ``e``."""
+    return any(a == atom or (isinstance(a, Call) and (mentions(a.a, atom) or mentions(a.b, atom))) for a in atoms(e))
+
+
+# -------------------------------------------------------------------------------------------------------- text
+
+
+def to_text(e: Dim) -> str:
+    """Text that ``parse`` reads back: ``2*n + floordiv(h - 1, 2)``."""
+    if not isinstance(e, IntExpr):
+        return str(int(e))
+    out = ""
+    for m, c in e.terms:
+        factors = [_atom_text(a) for a, p in m for _ in range(p)]
+        if abs(c) != 1 or not factors:
+            factors.insert(0, str(abs(c)))
+        sign = "-" if c < 0 else "+"
+        out += f" {sign} {'*'.join(factors)}" if out else ("-" if c < 0 else "") + "*".join(factors)
+    return out
+
+
+def _atom_text(a: Atom) -> str:
+    return a.key() if isinstance(a, Call) else a.name
+
+
+@lru_cache(maxsize=1 << 16)
+def _call_text(call: Call) -> str:
+    return f"{call.fn}({call.a}, {call.b})"

@@ -1,0 +1,1 @@
+"""One file for each family of ONNX operators: their handlers, which emit IR nodes."""

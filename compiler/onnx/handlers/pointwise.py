@@ -1,0 +1,139 @@
+"""Handlers of elementwise operators: activations, arithmetic, comparisons, casts, Clip, Dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.ir import Value
+from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
+from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.onnx.operands import Operand
+from arcweld.compiler.onnx.proto import element_type
+from arcweld.compiler.ops import registry
+
+# operators whose ONNX attributes, names and defaults are the registry's own
+SAME = (
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
+    "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where",
+    "Xor",
+)  # fmt: skip
+
+_KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
+
+
+def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
+    """The node's attributes, checked against the registry's schema; the registry knows the defaults of the others."""
+    schema = registry.opdef(ir_op).attrs
+    attrs: dict[str, Any] = {}
+    for name, value in c.attrs.items():
+        if name not in schema:
+            c.broken(f"unknown attribute {name}")
+        kind = _KINDS.get(schema[name].kind)
+        if kind is None or not isinstance(value, kind):
+            c.broken(f"attribute {name} has the wrong type")
+        attrs[name] = value
+    return attrs
+
+
+@handles(*SAME)
+def _same(c: NodeContext) -> Result:
+    return c.emit(c.op, *c.values(), **same_attrs(c, c.op))
+
+
+@handles("Max", "Min", "Sum", "Mean")
+def _variadic(c: NodeContext) -> Result:
+    return c.operand(0) if len(c.operands) == 1 else c.emit(c.op, *c.values())
+
+
+@handles("Identity")
+def _identity(c: NodeContext) -> Result:
+    return c.operand(0)
+
+
+@handles("Pow")
+def _pow(c: NodeContext) -> Result:
+    base, exponent = c.value(0), c.value(1)
+    if base.dtype is exponent.dtype:
+        return c.emit("Pow", base, exponent)
+    if base.dtype.is_float:
+        return c.emit("Pow", base, c.cast(exponent, base.dtype))
+    wide = exponent.dtype if exponent.dtype.is_float else DType.I64
+    return c.cast(c.emit("Pow", c.cast(base, wide), c.cast(exponent, wide)), base.dtype)
+
+
+@handles("Cast")
+def _cast(c: NodeContext) -> Result:
+    return c.cast(c.value(0), element_type(c.int_attr("to")))
+
+
+@handles("CastLike")
+def _cast_like(c: NodeContext) -> Result:
+    return c.cast(c.value(0), c.operand(1).dtype)
+
+
+@handles("Clip")
+def _clip(c: NodeContext) -> Result:
+    x = c.value(0)
+    if c.opset < 11:
+        bounds: list[Any] = [c.float_attr("min", -math.inf), c.float_attr("max", math.inf)]
+        return c.emit("Clip", x, min=_finite(bounds[0]), max=_finite(bounds[1]))
+    known = [_bound(c, i) for i in (1, 2)]
+    if x.dtype.is_float and all(k is not Ellipsis for k in known):
+        return c.emit("Clip", x, min=known[0], max=known[1])
+    if c.has(1):
+        x = c.emit("Max", x, c.value(1))
+    return c.emit("Min", x, c.value(2)) if c.has(2) else x
+
+
+def _finite(x: float) -> float | None:
+    return None if math.isinf(x) else x
+
+
+def _bound(c: NodeContext, i: int) -> Any:
+    """A Clip bound: a number, None where there is none, Ellipsis where the host does not know it."""
+    if not c.has(i):
+        return None
+    try:
+        return _finite(float(c.number(i)))
+    except UnsupportedError:
+        return Ellipsis
+
+
+@handles("Dropout")
+def _dropout(c: NodeContext) -> Result:
+    training = c.has(2) and bool(c.number(2))
+    ratio = c.number(1) if c.has(1) else 0.5
+    if training and ratio != 0:
+        c.unsupported("Dropout in training mode")
+    if len(c.used) < 2 or not c.used[1]:
+        return c.operand(0)
+    x = c.value(0)
+    return [x, c.emit("ConstantOfShape", shape=x.shape, value=1, dtype=DType.BOOL)]
+
+
+@handles("Swish")
+def _swish(c: NodeContext) -> Result:
+    return c.emit("Silu", c.value(0), alpha=c.float_attr("alpha", 1.0))
+
+
+@handles("BitCast")
+def _bitcast(c: NodeContext) -> Result:
+    to = element_type(c.int_attr("to"))
+    operand = c.known(0)
+    if operand.is_symbolic or operand.known is None or operand.dtype.size != to.size:
+        c.unsupported("only constants of the same width can be reinterpreted")
+    return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
+
+
+def bias_add(c: NodeContext, x: Value, bias: Value | None) -> Value:
+    """``x + bias``, or ``x`` without one."""
+    if bias is None:
+        return x
+    broadcast_shape(c, x.shape, bias.shape)
+    return c.emit("Add", x, bias)

@@ -1,0 +1,273 @@
+"""Handlers of quantised operators. Integer products run in floating point wide enough to be exact.
+
+They are cast to i32 before they are scaled, so that no pass moves the scale into the weights: a result on the edge
+between two steps would then fall to either side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
+from arcweld.compiler.onnx.handlers.matmul import matmul
+from arcweld.compiler.onnx.handlers.window import conv
+from arcweld.compiler.onnx.operands import numel
+from arcweld.compiler.onnx.proto import element_type
+
+_EXACT_F32 = 2**24
+_EXACT_F64 = 2**53
+_INT8 = (DType.I8, DType.U8)
+
+
+@handles("QuantizeLinear")
+@handles("QuantizeLinear", domain=MICROSOFT)
+def _quantize(c: NodeContext) -> Result:
+    x, scale, zero = c.value(0), c.value(1), c.optional(2)
+    if zero is not None:
+        dtype = zero.dtype
+    else:
+        dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else DType.U8
+    if c.int_attr("block_size"):
+        scale = _unblocked(c, scale, x)
+        y = c.emit("Round", c.emit("Div", x, c.cast(scale, x.dtype)))
+        if zero is not None:
+            y = c.emit("Add", y, c.cast(_unblocked(c, zero, x), x.dtype))
+        return c.emit("QuantizeLinear", y, c.const(1.0, x.dtype), None, axis=0, dtype=dtype)
+    axis = _quantised_axis(c, x, scale)
+    scale, zero = one_or_along(c, scale, zero)
+    return c.emit("QuantizeLinear", x, c.cast(scale, x.dtype), zero, axis=axis, dtype=dtype)
+
+
+@handles("DequantizeLinear")
+@handles("DequantizeLinear", domain=MICROSOFT)
+def _dequantize(c: NodeContext) -> Result:
+    x, scale, zero = c.value(0), c.value(1), c.optional(2)
+    if c.int_attr("block_size"):
+        y = c.cast(x, scale.dtype)
+        if zero is not None:
+            y = c.emit("Sub", y, c.cast(_unblocked(c, zero, x), scale.dtype))
+        return c.emit("Mul", y, _unblocked(c, scale, x))
+    axis = _quantised_axis(c, x, scale)
+    scale, zero = one_or_along(c, scale, zero)
+    y = c.emit("DequantizeLinear", x, scale, zero, axis=axis)
+    return c.cast(y, element_type(c.int_attr("output_dtype"))) if c.int_attr("output_dtype") else y
+
+
+def _unblocked(c: NodeContext, p: Value, x: Value) -> Value:
+    """A scale or zero point given for blocks along the axis, repeated to the shape of ``x``."""
+    axis, block = c.axis(c.int_attr("axis", 1), x.type.rank), c.int_attr("block_size")
+    blocks = p.shape[axis] if p.type.rank == x.type.rank else 0
+    extent = x.shape[axis]
+    if not isinstance(blocks, int) or not isinstance(extent, int) or -(-extent // block) != blocks:
+        c.broken(f"scales of shape {list(p.shape)} for blocks of {block} along axis {axis} of {list(x.shape)}")
+    lead, rest = p.shape[: axis + 1], p.shape[axis + 1 :]
+    wide = c.expand(c.reshape(p, (*lead, 1, *rest)), (*lead, block, *rest))
+    return c.slice(c.reshape(wide, (*p.shape[:axis], blocks * block, *rest)), axis, 0, extent)
+
+
+def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
+    if scale.type.rank == 0 or (scale.type.rank == 1 and scale.shape[0] == 1):
+        return 0
+    return c.axis(c.int_attr("axis", 1), x.type.rank)
+
+
+def one_or_along(c: NodeContext, scale: Value, zero: Value | None) -> tuple[Value, Value | None]:
+    """A scale and its zero point; those of one element as scalars, which files spell ``[]`` and ``[1]`` at will."""
+    return _scalar(c, scale), None if zero is None else _scalar(c, zero)
+
+
+@handles("DynamicQuantizeLinear")
+def _dynamic(c: NodeContext) -> Result:
+    return list(dynamic_quantize(c, c.value(0)))
+
+
+def dynamic_quantize(c: NodeContext, x: Value) -> tuple[Value, Value, Value]:
+    """Quantises ``x`` to u8 by its own range: the quantised tensor, the scale, the zero point."""
+    axes = tuple(range(x.type.rank))
+    zero = c.const(0.0, DType.F32)
+    low = c.emit("Min", c.emit("ReduceMin", x, axes=axes, keepdims=0), zero)
+    high = c.emit("Max", c.emit("ReduceMax", x, axes=axes, keepdims=0), zero)
+    scale = c.emit("Div", c.emit("Sub", high, low), c.const(255.0, DType.F32))
+    # an all-zero tensor has no range; any scale represents it
+    scale = c.emit("Where", c.emit("Equal", scale, zero), c.const(1.0, DType.F32), scale)
+    point = c.emit("Round", c.emit("Clip", c.emit("Div", c.emit("Neg", low), scale), min=0.0, max=255.0))
+    point = c.cast(point, DType.U8)
+    return c.emit("QuantizeLinear", x, scale, point, axis=0, dtype=DType.U8), scale, point
+
+
+# ------------------------------------------------------------------------------------------------ integer products
+
+
+def _exact_type(c: NodeContext, terms: Dim, left: Value, right: Value, weights: int | None) -> DType:
+    """The narrowest floating-point type in which a sum of ``terms`` products of 8-bit integers is exact.
+
+    ``weights`` is the largest sum of the right operand's magnitudes, where they are known.
+    """
+    if left.dtype not in _INT8 or right.dtype not in _INT8:
+        c.broken("the operands should be 8-bit integers")
+    if weights is not None:
+        largest = weights * 255
+    elif isinstance(terms, int):
+        largest = terms * 255 * 255
+    else:
+        return DType.F64
+    if largest >= _EXACT_F64:
+        c.unsupported(f"sums of {terms} integer products are not exact")
+    return DType.F32 if largest < _EXACT_F32 else DType.F64
+
+
+def _largest_sum(c: NodeContext, w: Value, zero: Value | None, axes: tuple[int, ...], channels: int) -> int | None:
+    """The largest sum of ``|w - zero|`` over ``axes``, where both are constants; None elsewhere.
+
+    A vector of zero points lies along the axis ``channels``.
+    """
+    known = [c.builder.rw.weights.get(v.name) for v in (w, zero) if v is not None]
+    if any(k is None for k in known):
+        return None
+    data, *rest = (k.data.astype(np.int64) for k in known if k is not None)
+    if rest:
+        data = data - rest[0].reshape([-1 if i == channels else 1 for i in range(data.ndim)])
+    return int(np.abs(data).sum(axis=axes).max(initial=0))
+
+
+def _centred(c: NodeContext, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
+    """``x - zero`` in floating point; a vector of zero points takes ``shape``."""
+    wide = c.cast(x, dtype)
+    if zero is None:
+        return wide
+    if zero.type.rank == 1 and zero.shape[0] != 1:
+        zero = c.reshape(zero, shape)
+    elif zero.type.rank == 1:
+        zero = c.reshape(zero, ())
+    return c.emit("Sub", wide, c.cast(zero, dtype))
+
+
+def integer_matmul(c: NodeContext, a: Value, b: Value, a_zero: Value | None, b_zero: Value | None) -> Value:
+    """The exact product of two 8-bit matrices less their zero points, as floating-point integers."""
+    known = _largest_sum(c, b, b_zero, (b.type.rank - 2,), b.type.rank - 1) if b.type.rank > 1 else None
+    dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b, known)
+    left = _centred(c, a, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1), dtype)
+    return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1],), dtype))
+
+
+def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zero: Value | None) -> Value:
+    """The exact convolution of 8-bit tensors less their zero points, as floating-point integers."""
+    rank = x.type.rank
+    if not 3 <= rank <= 5 or w.type.rank != rank:
+        c.broken(f"operands of rank {rank} and {w.type.rank}")
+    known = _largest_sum(c, w, w_zero, tuple(range(1, rank)), 0)
+    dtype = _exact_type(c, numel(w.shape[1:]), x, w, known)
+    weights = _centred(c, w, w_zero, (w.shape[0], *[1] * (rank - 1)), dtype)
+    return conv(c, _centred(c, x, x_zero, (1,), dtype), weights, None)
+
+
+@handles("MatMulInteger")
+def _matmul_integer(c: NodeContext) -> Result:
+    y = integer_matmul(c, c.value(0), c.value(1), c.optional(2), c.optional(3))
+    return c.cast(y, DType.I32)
+
+
+@handles("ConvInteger")
+def _conv_integer(c: NodeContext) -> Result:
+    return c.cast(integer_conv(c, c.value(0), c.value(1), c.optional(2), c.optional(3)), DType.I32)
+
+
+@handles("QLinearMatMul")
+def _qlinear_matmul(c: NodeContext) -> Result:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (c.value(i) for i in range(8))
+    exact = c.cast(integer_matmul(c, a, b, a_zero, b_zero), DType.I32)
+    scale = c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale))
+    return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
+
+
+@handles("QLinearConv")
+def _qlinear_conv(c: NodeContext) -> Result:
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (c.value(i) for i in range(8))
+    exact = integer_conv(c, x, w, x_zero, w_zero)
+    channels = (w.shape[0], *[1] * (x.type.rank - 2))
+    exact = c.cast(exact, DType.I32)
+    if c.has(8):
+        exact = c.emit("Add", exact, c.reshape(c.value(8), channels))
+    scale = _scalar(c, w_scale)
+    if scale.type.rank == 1:
+        scale = c.reshape(scale, channels)
+    scale = c.emit("Mul", scale, _scalar(c, x_scale))
+    return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), scale), y_scale, y_zero)
+
+
+def _scalar(c: NodeContext, scale: Value) -> Value:
+    return c.reshape(scale, ()) if scale.shape == (1,) else scale
+
+
+def _row(c: NodeContext, scale: Value, a: Value) -> Value:
+    scale = _scalar(c, scale)
+    return c.reshape(scale, (*scale.shape, 1)) if scale.type.rank == 1 and a.type.rank > 1 else scale
+
+
+def requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
+    """``y`` in steps of ``scale``, of the zero point's type."""
+    return c.emit("QuantizeLinear", y, c.cast(_scalar(c, scale), DType.F32), _scalar(c, zero), axis=0, dtype=zero.dtype)
+
+
+@handles("MatMulIntegerToFloat", domain=MICROSOFT)
+def _matmul_to_float(c: NodeContext) -> Result:
+    a, b, a_scale, b_scale = (c.value(i) for i in range(4))
+    exact = c.cast(integer_matmul(c, a, b, c.optional(4), c.optional(5)), a_scale.dtype)
+    y = c.emit("Mul", exact, c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale)))
+    return c.emit("Add", y, c.value(6)) if c.has(6) else y
+
+
+@handles("DynamicQuantizeMatMul", domain=MICROSOFT)
+def _dynamic_matmul(c: NodeContext) -> Result:
+    quantised, scale, zero = dynamic_quantize(c, c.value(0))
+    exact = integer_matmul(c, quantised, c.value(1), zero, c.optional(3))
+    y = c.emit("Mul", c.cast(exact, DType.F32), c.emit("Mul", scale, _scalar(c, c.value(2))))
+    return c.emit("Add", y, c.value(4)) if c.has(4) else y
+
+
+# -------------------------------------------------------------------------------------------------- packed weights
+
+
+@handles("MatMulNBits", domain=MICROSOFT)
+def _matmul_nbits(c: NodeContext) -> Result:
+    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``."""
+    bits, block = c.int_attr("bits", 4), c.int_attr("block_size")
+    k, n = c.int_attr("K"), c.int_attr("N")
+    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1 or c.has(4):
+        c.unsupported(f"{bits}-bit weights in blocks of {block}, or with a group index")
+    blocks = -(-k // block)
+    a = c.value(0)
+    weights = c.const(_unpacked(c, 1, bits, (n, blocks), block), DType.U8)
+    scales = c.reshape(c.value(2), (n, blocks, 1))
+    if not c.has(3):
+        zero = c.const(float(1 << (bits - 1)), scales.dtype)
+    elif c.operand(3).dtype is DType.U8:
+        packed = _unpacked(c, 3, bits, (n,), blocks)
+        zero = c.const(packed.reshape(n, blocks, 1), scales.dtype)
+    else:
+        zero = c.cast(c.reshape(c.value(3), (n, blocks, 1)), scales.dtype)
+    dense = c.emit("Mul", c.emit("Sub", c.cast(weights, scales.dtype), zero), scales)
+    dense = c.slice(c.reshape(dense, (n, blocks * block)), 1, 0, k)
+    y = matmul(c, a, c.transpose(c.cast(dense, a.dtype), (1, 0)))
+    return c.emit("Add", y, c.value(5)) if c.has(5) else y
+
+
+def _unpacked(c: NodeContext, i: int, bits: int, lead: tuple[int, ...], count: int) -> np.ndarray:
+    """Input ``i``: ``count`` unsigned integers for each leading index, packed low bits first, padded to whole bytes."""
+    operand = c.known(i)
+    if operand.dtype is not DType.U8 or operand.known is None:
+        c.broken(f"input {i} should hold bytes")
+    per_byte = 8 // bits
+    width = -(-count // per_byte)
+    if operand.known.size != math.prod(lead) * width:
+        c.broken(f"input {i} has {operand.known.size} bytes instead of {math.prod(lead) * width}")
+    data = operand.known.reshape(*lead, width)
+    parts = [(data >> (bits * p)) & ((1 << bits) - 1) for p in range(per_byte)]
+    return np.stack(parts, axis=-1).reshape(*lead, width * per_byte)[..., :count]

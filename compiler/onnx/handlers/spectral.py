@@ -1,0 +1,111 @@
+"""Handlers of Fourier transforms: products with the transform's matrix, and for a signal in frames a convolution.
+
+A matrix of n^2 numbers suits the lengths that models of sound use; it is a constant of the engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.ir import Value
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.onnx.proto import element_type
+
+MAX_LENGTH = 8192
+
+
+def _angles(c: NodeContext, length: int, onesided: bool) -> np.ndarray:
+    """``2 pi t f / length`` in f64, times t by frequencies f."""
+    if not 1 <= length <= MAX_LENGTH:
+        c.unsupported(f"a Fourier transform of {length} elements (1 to {MAX_LENGTH})")
+    t, f = np.arange(length), np.arange(length // 2 + 1 if onesided else length)
+    return 2 * np.pi * (np.outer(t, f) % length) / length
+
+
+@handles("DFT")
+def _dft(c: NodeContext) -> Result:
+    """``[.., n, .., 1 or 2]`` (real, or real and imaginary parts) along one axis to ``[.., frequencies, .., 2]``."""
+    rank = c.needs_rank(0, 2)
+    inverse, onesided = bool(c.int_attr("inverse")), bool(c.int_attr("onesided"))
+    given = c.int_attr("axis", 1) if c.opset < 20 else int(c.number(2)) if c.has(2) else -2
+    axis = c.axis(given, rank)
+    x = c.value(0)
+    parts = c.concrete(x.shape[-1], "the number of parts")
+    if axis == rank - 1 or parts not in (1, 2) or (onesided and parts == 2 and not inverse):
+        c.broken(f"axis {given} of {parts} parts")
+    if onesided and inverse:
+        c.unsupported("the inverse of a one-sided transform")
+    length = int(c.number(1)) if c.has(1) else c.concrete(x.shape[axis], "the length of the transform")
+    angles = _angles(c, length, onesided)
+    x = _resized(c, x, axis, length)
+    # the transformed axis and the parts last: [.., parts, n] as one row of parts * n
+    others = [a for a in range(rank - 1) if a != axis]
+    row = c.transpose(x, (*others, rank - 1, axis))
+    lead = row.shape[:-2]
+    cos, sin = np.cos(angles), np.sin(angles) * (-1 if inverse else 1)
+    rows = [np.concatenate([cos, -sin], axis=1), np.concatenate([sin, cos], axis=1)][:parts]
+    matrix = np.concatenate(rows) / (length if inverse else 1)
+    y = c.emit("MatMul", c.reshape(row, (*lead, parts * length)), c.const(matrix, x.dtype))
+    y = c.reshape(y, (*lead, 2, angles.shape[1]))
+    back = {a: i for i, a in enumerate((*others, rank - 1, axis))}
+    return c.transpose(y, tuple(back[a] for a in range(rank)))
+
+
+def _resized(c: NodeContext, x: Value, axis: int, length: int) -> Value:
+    """``x`` cut or filled with zeros to ``length`` along ``axis``."""
+    n = c.concrete(x.shape[axis], "the length of the signal")
+    if n >= length:
+        return c.slice(x, axis, 0, length)
+    ends = [0] * x.type.rank
+    ends[axis] = length - n
+    return c.emit("Pad", x, pads=(*[0] * x.type.rank, *ends), mode="constant", value=0.0)
+
+
+@handles("STFT")
+def _stft(c: NodeContext) -> Result:
+    """``[B, N]`` or ``[B, N, 1]`` to ``[B, frames, frequencies, 2]``: a convolution, its stride the step."""
+    signal = c.value(0)
+    if c.needs_rank(0, 2, 3) == 3 and signal.shape[2] != 1:
+        c.unsupported("the frames of a complex signal")
+    step = int(c.number(1))
+    if c.has(3):
+        length = int(c.number(3))
+    elif c.has(2):
+        length = c.concrete(c.shape(2)[0], "the length of the window")
+    else:
+        c.broken("neither a window nor a frame length is given")
+    if step < 1:
+        c.broken(f"the step is {step}")
+    angles = _angles(c, length, bool(c.int_attr("onesided", 1)))
+    c.has_room(signal.shape[1], length)
+    filters: Value = c.const(np.concatenate([np.cos(angles), -np.sin(angles)], axis=1).T[:, None], signal.dtype)
+    if c.has(2):
+        filters = c.emit("Mul", filters, c.cast(c.value(2), signal.dtype))
+    batch: Dim = signal.shape[0]
+    y = c.emit(
+        "Conv", c.reshape(signal, (batch, 1, signal.shape[1])), filters, None,
+        strides=(step,), dilations=(1,), pads=(0, 0), group=1, layout="NCHW",
+    )  # fmt: skip
+    y = c.reshape(y, (batch, 2, angles.shape[1], y.shape[2]))
+    return c.transpose(y, (0, 3, 2, 1))
+
+
+@handles("MelWeightMatrix")
+def _mel_weights(c: NodeContext) -> Result:
+    """Triangles over the frequencies of a transform, evenly spaced in mel; everything is known while importing."""
+    bins, length, rate = (int(c.number(i)) for i in range(3))
+    if not 1 <= bins <= MAX_LENGTH or not 1 <= length <= 8 * MAX_LENGTH or rate < 1:
+        c.broken(f"{bins} bins of a transform of {length} elements at {rate} Hz")
+    low, high = (2595 * np.log10(1 + c.number(i) / 700) for i in (3, 4))
+    mels = low + np.arange(bins + 2) * ((high - low) / (bins + 2))
+    places = ((length + 1) * (700 * (10 ** (mels / 2595) - 1)) // rate).astype(np.int64)
+    frequency = np.arange(length // 2 + 1)[:, None]
+    left, centre, right = places[:-2], places[1:-1], places[2:]
+    rising = np.where(centre == left, frequency == centre, (frequency - left) / np.maximum(centre - left, 1))
+    rising = np.where((frequency >= left) & (frequency <= centre), rising, 0)
+    falling = (right - frequency) / np.maximum(right - centre, 1)
+    falling = np.where((frequency >= centre) & (frequency < right), falling, 0)
+    weights = np.where(frequency < centre, rising, np.where(frequency == centre, 1.0, falling))
+    return c.const(weights, element_type(c.int_attr("output_datatype", 1)))

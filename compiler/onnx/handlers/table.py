@@ -1,0 +1,25 @@
+"""The complete table from ONNX operators to their handlers: importing this module registers them all."""
+
+from __future__ import annotations
+
+from arcweld.compiler.onnx.handlers import (  # noqa: F401
+    attention,
+    contrib,
+    matmul,
+    movement,
+    norm,
+    pointwise,
+    qlinear,
+    quant,
+    recurrent,
+    reduce,
+    resize,
+    spectral,
+    window,
+)
+from arcweld.compiler.onnx.handlers.base import HANDLERS, Handler
+
+
+def handler(domain: str, op: str) -> Handler | None:
+    """The handler of an operator of a domain ("" is ONNX's own), or None."""
+    return HANDLERS.get((domain, op))

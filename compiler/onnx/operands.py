@@ -1,0 +1,158 @@
+"""What an ONNX tensor is while importing, and the graph that is being built from them.
+
+An operand lives on the device (a Value), on the host (an array, or an object array of symbolic scalars), or both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler import dims
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.onnx import scalars
+from arcweld.compiler.onnx.proto import Source
+from arcweld.compiler.onnx.scalars import Ratio
+from arcweld.compiler.ops import registry
+
+SHAPES_HINT = "give the dimension a value with --shapes (or inputs= in Python)"
+MAX_HOST_ELEMENTS = 1 << 16
+
+
+@dataclass(slots=True)
+class Operand:
+    """One tensor while importing. ``known`` holds its elements where the host knows them.
+
+    ``known`` is a numeric array, or an object array of scalars (see scalars.py) if any element is symbolic.
+    """
+
+    dtype: DType
+    shape: tuple[Dim, ...]
+    value: Value | None = None
+    known: np.ndarray | None = None
+    source: str = ""
+
+    @property
+    def is_symbolic(self) -> bool:
+        return self.known is not None and self.known.dtype == object
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A tensor that cannot be imported. Whatever reads it is skipped.
+
+    ``reason`` is set where no node was blamed yet (an input or an initializer): its first reader reports it.
+    """
+
+    node: str
+    reason: str = ""
+
+
+class Items(tuple[Operand, ...]):
+    """A sequence of operands, known while importing."""
+
+    __slots__ = ()
+
+
+def on_device(value: Value) -> Operand:
+    return Operand(value.dtype, value.shape, value=value)
+
+
+def on_host(data: Any, dtype: DType, source: str = "") -> Operand:
+    """An operand from host elements. Symbolic elements are kept, an all-concrete array becomes numeric."""
+    array = np.asarray(data)
+    if array.dtype == object:
+        if not any(scalars.is_symbolic(x) for x in array.flat):
+            try:
+                array = np.array([dtype.numpy.type(x) for x in array.flat], dtype.numpy).reshape(array.shape)
+            except OverflowError as error:
+                raise ModelError(f"a shape computation overflows {dtype.value}") from error
+    elif array.dtype != dtype.numpy:
+        array = array.astype(dtype.numpy)
+    return Operand(dtype, tuple(int(d) for d in array.shape), known=array, source=source)
+
+
+def elements(operand: Operand) -> np.ndarray:
+    """The known elements as an object array of Python scalars."""
+    assert operand.known is not None
+    if operand.known.dtype == object:
+        return operand.known
+    convert = float if operand.dtype.is_float else (bool if operand.dtype is DType.BOOL else int)
+    out = np.empty(operand.known.shape, object)
+    out.reshape(-1)[:] = [convert(x) for x in operand.known.flat]
+    return out
+
+
+@dataclass(slots=True)
+class Builder:
+    """The graph under construction, shared by all nodes of a model."""
+
+    rw: Rewriter
+    source: Source = field(default_factory=Source)
+    notes: dict[str, str] = field(default_factory=dict)  # value name -> why the host does not know its elements
+    producers: dict[str, Node] = field(default_factory=dict)
+    scanned: int = 0
+
+    @staticmethod
+    def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
+        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source)
+
+    def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
+        """The operand as a device value: a weight for concrete elements, a Dims node for symbolic ones."""
+        if operand.value is None:
+            assert operand.known is not None
+            if operand.is_symbolic:
+                operand.value = self._symbolic(operand, origin, hint)
+            else:
+                operand.value = self.rw.constant(operand.known, operand.dtype, hint, operand.source)
+        return operand.value
+
+    def _symbolic(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
+        flat = [as_ratio(x) for x in elements(operand).flat]
+        shape = tuple(int(d) for d in operand.shape)  # type: ignore[arg-type]
+
+        def emit(values: Sequence[Dim]) -> Value:
+            out = registry.make(
+                self.rw, "Dims", [], {"values": tuple(values), "shape": shape}, origin=origin, hint=hint
+            )
+            if operand.dtype is DType.I64:
+                return out
+            return registry.make(self.rw, "Cast", [out], {"to": operand.dtype}, origin=origin, hint=hint)
+
+        top = emit([n for n, _ in flat])
+        if all(d == 1 for _, d in flat):
+            return top
+        return registry.make(self.rw, "Div", [top, emit([d for _, d in flat])], {}, origin=origin, hint=hint)
+
+    def producer(self, value: Value) -> Node | None:
+        """The node that writes ``value``, if any."""
+        for node in self.rw.nodes[self.scanned :]:
+            self.producers.update((o.name, node) for o in node.outputs)
+        self.scanned = len(self.rw.nodes)
+        return self.producers.get(value.name)
+
+
+def as_ratio(x: scalars.Scalar) -> tuple[Dim, Dim]:
+    return (x.num, x.den) if isinstance(x, Ratio) else scalars.as_ratio(x)
+
+
+def text(shape: Sequence[Dim]) -> str:
+    return f"[{', '.join(str(d) for d in shape)}]"
+
+
+def numel(shape: Sequence[Dim]) -> Dim:
+    return dims.product(shape)
+
+
+def tensor_type(operand: Operand) -> TensorType:
+    return TensorType(operand.dtype, operand.shape)

@@ -1,0 +1,359 @@
+"""ATen's matrix products, convolutions, pools, interpolation and attention.
+
+Products keep their operands' precision; attention stays one node, whatever variant torch chose for its device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, divides_exactly
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
+from arcweld.compiler.ops.resampling import resample
+from arcweld.compiler.torch.context import Call, Result, aten
+from arcweld.compiler.torch.handlers.pointwise import scaled
+
+# ---------------------------------------------------------------------------------------------- matrix products
+
+
+@aten("linear")
+def linear(c: Call) -> Result:
+    """``x @ weight.T + bias``."""
+    x, weight = c["input"], c["weight"]
+    if len(weight.shape) == 1:
+        y = product(c, x, weight)
+    else:
+        y = product(c, x, c.transpose(weight, (1, 0)))
+    return y if c["bias"] is None else c.make("Add", y, c["bias"])
+
+
+def product(c: Call, a: Value, b: Value) -> Value:
+    """Numpy's matrix product; vectors become one row or one column and lose it again."""
+    row, column = len(a.shape) == 1, len(b.shape) == 1
+    wide_a = c.reshape(a, (1, *a.shape)) if row else a
+    wide_b = c.reshape(b, (*b.shape, 1)) if column else b
+    y = c.make("MatMul", wide_a, wide_b)
+    shape = list(y.shape)
+    if column:
+        shape.pop()
+    if row:
+        shape.pop(-1 if column else -2)
+    return c.reshape(y, shape)
+
+
+@aten("mm", "bmm")
+def mm(c: Call) -> Result:
+    return product(c, c["self"], c["mat2"])
+
+
+@aten("matmul")
+def matmul(c: Call) -> Result:
+    return product(c, c["self"], c["other"])
+
+
+@aten("dot")
+def dot(c: Call) -> Result:
+    return product(c, c["self"], c["tensor"])
+
+
+@aten("mv")
+def mv(c: Call) -> Result:
+    return product(c, c["self"], c["vec"])
+
+
+@aten("addmm")
+def addmm(c: Call) -> Result:
+    return _plus(c, product(c, c["mat1"], c["mat2"]))
+
+
+@aten("baddbmm")
+def baddbmm(c: Call) -> Result:
+    return _plus(c, product(c, c["batch1"], c["batch2"]))
+
+
+@aten("addmv")
+def addmv(c: Call) -> Result:
+    return _plus(c, product(c, c["mat"], c["vec"]))
+
+
+def _plus(c: Call, y: Value) -> Value:
+    """``beta * self + alpha * y``; torch reads nothing of self for beta 0."""
+    y = _tensor(scaled(c, y, c["alpha"]))
+    if c["beta"] == 0:
+        return y
+    return c.make("Add", y, _tensor(scaled(c, c["self"], c["beta"])))
+
+
+def _tensor(x: Any) -> Value:
+    assert isinstance(x, Value)
+    return x
+
+
+# ------------------------------------------------------------------------------------------------- convolutions
+
+
+def repeated(x: Any, rank: int) -> tuple[Any, ...]:
+    """An int or a list of one or of ``rank`` entries as ``rank`` entries."""
+    listed = tuple(x) if isinstance(x, Sequence) else (x,)
+    return listed * rank if len(listed) == 1 else listed
+
+
+@aten("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+def convolution(c: Call) -> Result:
+    x, weight, bias = c.get("input", c.get("self")), c["weight"], c.get("bias")
+    rank = len(weight.shape) - 2
+    batched = len(x.shape) == rank + 2
+    x = x if batched else c.reshape(x, (1, *x.shape))
+    pads = repeated(c["padding"], rank)
+    attrs: dict[str, Any] = {
+        "strides": repeated(c["stride"], rank),
+        "dilations": repeated(c["dilation"], rank),
+        "pads": (*pads, *pads),
+        "group": c["groups"],
+        "layout": "NCHW",
+    }
+    if c.get("transposed", False):
+        attrs["output_padding"] = repeated(c["output_padding"], rank)
+        y = c.make("ConvTranspose", x, weight, bias, **attrs)
+    else:
+        y = c.make("Conv", x, weight, bias, **attrs)
+    return y if batched else c.reshape(y, y.shape[1:])
+
+
+# -------------------------------------------------------------------------------------------------------- pools
+
+
+def _window(c: Call, rank: int) -> dict[str, Any]:
+    kernel = repeated(c["kernel_size"], rank)
+    strides = repeated(c["stride"], rank) if c["stride"] else kernel
+    pads = repeated(c["padding"], rank)
+    return {
+        "kernel_shape": kernel,
+        "strides": strides,
+        "dilations": repeated(c.get("dilation", 1), rank),
+        "pads": (*pads, *pads),
+        "ceil_mode": int(c["ceil_mode"]),
+        "layout": "NCHW",
+    }
+
+
+def _pooled(c: Call, op: str, rank: int, **attrs: Any) -> Value:
+    x = c["self"]
+    batched = len(x.shape) == rank + 2
+    y = c.make(op, x if batched else c.reshape(x, (1, *x.shape)), **_window(c, rank), **attrs)
+    return y if batched else c.reshape(y, y.shape[1:])
+
+
+def _max_pool(rank: int) -> Any:
+    def handler(c: Call) -> Result:
+        if len(c.outs) == 1:
+            return _pooled(c, "MaxPool", rank)
+        c.require_unused(1)
+        return _pooled(c, "MaxPool", rank), None
+
+    return handler
+
+
+def _avg_pool(rank: int) -> Any:
+    def handler(c: Call) -> Result:
+        include = int(c["count_include_pad"])
+        divisor = c.get("divisor_override")
+        if divisor is None:
+            return _pooled(c, "AveragePool", rank, count_include_pad=include)
+        window = _window(c, rank)
+        if window["ceil_mode"]:
+            raise c.fail("average pooling with a divisor and ceil_mode")
+        mean = _pooled(c, "AveragePool", rank, count_include_pad=1)
+        return c.apply("Mul", mean, math.prod(window["kernel_shape"]) / divisor)
+
+    return handler
+
+
+aten("max_pool1d")(_max_pool(1))
+aten("max_pool2d", "max_pool2d_with_indices")(_max_pool(2))
+aten("max_pool3d", "max_pool3d_with_indices")(_max_pool(3))
+aten("avg_pool1d")(_avg_pool(1))
+aten("avg_pool2d")(_avg_pool(2))
+aten("avg_pool3d")(_avg_pool(3))
+
+
+def _adaptive(rank: int, pool: str, fold: str) -> Any:
+    def handler(c: Call) -> Result:
+        if len(c.outs) > 1:
+            c.require_unused(1)
+        y = _adaptive_pool(c, rank, pool, fold)
+        return y if len(c.outs) == 1 else (y, None)
+
+    return handler
+
+
+def _adaptive_pool(c: Call, rank: int, pool: str, fold: str) -> Value:
+    """Windows of equal extent where the sizes divide; else, for means of static sizes, a product for each axis."""
+    x: Value = c["self"]
+    spatial, sizes = x.shape[-rank:], c.out.shape[-rank:]
+    if all(s == 1 for s in sizes):
+        axes = tuple(range(len(x.shape) - rank, len(x.shape)))
+        return c.make(fold, x, axes=axes, keepdims=1)
+    windows = [divides_exactly(d, s) for d, s in zip(spatial, sizes)]
+    kernel = tuple(w for w in windows if isinstance(w, int))
+    if len(kernel) < rank:
+        return _unequal_means(c, x, rank) if pool == "AveragePool" else _refuse_adaptive(c, spatial, sizes)
+    batched = len(x.shape) == rank + 2
+    y = c.make(
+        pool, x if batched else c.reshape(x, (1, *x.shape)),
+        kernel_shape=kernel, strides=kernel, dilations=(1,) * rank, pads=(0,) * (2 * rank), layout="NCHW",
+    )  # fmt: skip
+    return y if batched else c.reshape(y, y.shape[1:])
+
+
+def _refuse_adaptive(c: Call, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
+    shown = [f"[{', '.join(map(str, s))}]" for s in (spatial, sizes)]
+    raise c.fail(f"adaptive pooling of {shown[0]} to {shown[1]}: windows of unequal size")
+
+
+def _unequal_means(c: Call, x: Value, rank: int) -> Value:
+    """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
+    last = len(x.shape) - 1
+    for axis in range(len(x.shape) - rank, len(x.shape)):
+        n, m = x.shape[axis], c.out.shape[axis]
+        if not isinstance(n, int) or not isinstance(m, int):
+            return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
+        perm = [k for k in range(last + 1) if k != axis] + [axis]
+        y = c.make("MatMul", c.transpose(x, perm), c.array(_window_means(n, m), x.dtype))
+        x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
+    return x
+
+
+def _window_means(n: int, m: int) -> np.ndarray:
+    """[n, m]: column j has equal weights for the elements ``floor(j n / m)`` to ``ceil((j + 1) n / m)``."""
+    weights = np.zeros((n, m))
+    for j in range(m):
+        begin, end = j * n // m, -(-(j + 1) * n // m)
+        weights[begin:end, j] = 1 / (end - begin)
+    return weights
+
+
+for _rank in (1, 2, 3):
+    _names = [f"adaptive_avg_pool{_rank}d", *([f"_adaptive_avg_pool{_rank}d"] if _rank > 1 else [])]
+    aten(*_names)(_adaptive(_rank, "AveragePool", "ReduceMean"))
+    aten(f"adaptive_max_pool{_rank}d")(_adaptive(_rank, "MaxPool", "ReduceMax"))
+
+
+# ------------------------------------------------------------------------------------------------ interpolation
+
+_NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+
+
+def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
+    def handler(c: Call) -> Result:
+        attrs: dict[str, Any] = dict(fixed or {})
+        if fixed is None:
+            aligned = c["align_corners"]
+            attrs["coordinate_transformation_mode"] = "align_corners" if aligned else "half_pixel"
+        return c.make(
+            "Resize", c["self"] if "self" in c.args else c["input"], sizes=c.out.shape, mode=mode,
+            scales=_scales(c, rank), **attrs,
+        )  # fmt: skip
+
+    return handler
+
+
+def _scales(c: Call, rank: int) -> tuple[float, ...] | None:
+    """The scale factors where torch uses them instead of the ratio of sizes: where the user gave them."""
+    given = c.get("scale_factors")
+    if given is None:
+        names = {1: ("scales",), 2: ("scales_h", "scales_w"), 3: ("scales_d", "scales_h", "scales_w")}[rank]
+        given = [c.get(n) for n in names]
+    if any(s is None for s in given):
+        return None
+    return (1.0, 1.0, *(float(s) for s in given))
+
+
+for _rank, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
+    aten(f"upsample_nearest{_rank}d", f"upsample_nearest{_rank}d.vec")(_resize("nearest", _rank, _NEAREST))
+    aten(f"_upsample_nearest_exact{_rank}d", f"_upsample_nearest_exact{_rank}d.vec")(
+        _resize("nearest", _rank, _NEAREST_EXACT)
+    )
+    aten(f"upsample_{_linear}{_rank}d", f"upsample_{_linear}{_rank}d.vec")(_resize("linear", _rank))
+aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
+
+
+def _antialiased(mode: str) -> Any:
+    def handler(c: Call) -> Result:
+        if c["align_corners"]:
+            raise c.fail("antialiased resizing with align_corners")
+        x = c["self"] if "self" in c.args else c["input"]
+        return resample(
+            c.rw, x, c.out.shape, _scales(c, 2), c.origin, c.hint, mode=mode, transform="half_pixel",
+            coefficient=-0.5, clipped=True,
+        )  # fmt: skip
+
+    return handler
+
+
+aten("_upsample_bilinear2d_aa", "_upsample_bilinear2d_aa.vec")(_antialiased("linear"))
+aten("_upsample_bicubic2d_aa", "_upsample_bicubic2d_aa.vec")(_antialiased("cubic"))
+
+
+# ---------------------------------------------------------------------------------------------------- attention
+
+_ATTENTION = (
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math",
+)  # fmt: skip
+
+
+@aten(*_ATTENTION)
+def attention(c: Call) -> Result:
+    """[..., H, S, D] queries against [..., G, T, D] keys and [..., G, T, Dv] values."""
+    if c["dropout_p"] != 0:
+        raise c.fail("random numbers (attention with dropout)")
+    c.require_unused(*range(1, len(c.outs)))
+    q, k, v = c["query"], c["key"], c["value"]
+    mask = c.get("attn_mask", c.get("attn_bias"))
+    scale = c.get("scale")
+    q4, k4, v4 = (_four_axes(c, t) for t in (q, k, v))
+    _check_heads(c, q4, k4)
+    if scale is None:
+        depth = q.shape[-1]
+        if not isinstance(depth, int):
+            raise c.fail(f"attention over a symbolic head size {depth}")
+        scale = 1 / math.sqrt(max(depth, 1))
+    y = c.make("Attention", q4, k4, v4, _mask(c, mask, q4, k4), scale=float(scale), is_causal=int(c["is_causal"]))
+    y = c.reshape(y, c.outs[0].shape) if c.outs[0] is not None else y
+    return y if len(c.outs) == 1 else (y, *[None] * (len(c.outs) - 1))
+
+
+def _check_heads(c: Call, q: Value, k: Value) -> None:
+    heads, groups = q.shape[1], k.shape[1]
+    if heads != groups and not c.get("enable_gqa", False) and divides_exactly(heads, groups) is None:
+        raise c.fail(f"attention of {heads} query heads over {groups} key heads")
+    if q.shape[0] != k.shape[0]:
+        raise c.fail(f"attention with query batch {q.shape[0]} and key batch {k.shape[0]}")
+
+
+def _four_axes(c: Call, t: Value) -> Value:
+    if len(t.shape) == 4:
+        return t
+    lead: Dim = 1
+    for d in t.shape[:-3]:
+        lead = lead * d
+    heads = t.shape[-3] if len(t.shape) >= 3 else 1
+    return c.reshape(t, (lead, heads, *t.shape[-2:]))
+
+
+def _mask(c: Call, mask: Value | None, q: Value, k: Value) -> Value | None:
+    if mask is None:
+        return None
+    mask = mask if mask.dtype is DType.BOOL else c.cast(mask, q.dtype)
+    if len(mask.shape) <= 4:
+        return mask
+    full = (*c["query"].shape[:-1], k.shape[2])
+    return c.reshape(c.expand(mask, full), (*q.shape[:3], k.shape[2]))

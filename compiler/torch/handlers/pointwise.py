@@ -1,0 +1,496 @@
+"""ATen's elementwise operators: arithmetic with type promotion, comparisons, logic and activations.
+
+Most are one line of a table; the others state torch's formula with the IR's operators.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
+from arcweld.compiler.torch.context import Call, Result, Scalar, aten
+from arcweld.compiler.torch.types import from_torch, to_torch
+
+UNARY = {
+    "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh", "atan": "Atan",
+    "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "erf": "Erf", "exp": "Exp", "floor": "Floor",
+    "log": "Log", "mish": "Mish", "neg": "Neg", "reciprocal": "Reciprocal", "relu": "Relu", "round": "Round",
+    "rsqrt": "Rsqrt", "sgn": "Sign", "sigmoid": "Sigmoid", "sign": "Sign", "sin": "Sin", "sinh": "Sinh",
+    "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh", "hardswish": "HardSwish", "silu": "Silu",
+}  # fmt: skip
+BINARY = {"maximum": "Max", "minimum": "Min"}
+COMPARE = {"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"}
+LOGICAL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor"}
+BITWISE = {"and": "And", "or": "Or", "xor": "Xor"}
+
+
+def _unary(op: str) -> Any:
+    def handler(c: Call) -> Result:
+        x = c.cast(c["self"], c.out.dtype)
+        if op in ("Ceil", "Floor", "Round") and not x.dtype.is_float:
+            return x
+        return c.make(op, x)
+
+    return handler
+
+
+def _binary(op: str) -> Any:
+    return lambda c: c.apply(op, c["self"], c["other"])
+
+
+def _compare(op: str, negate: bool = False) -> Any:
+    def handler(c: Call) -> Result:
+        a, b = promoted(c, c["self"], c["other"])
+        if a.dtype is DType.BOOL and op != "Equal":
+            a, b = c.cast(a, DType.I32), c.cast(b, DType.I32)
+        found = c.make(op, a, b)
+        return c.make("Not", found) if negate else found
+
+    return handler
+
+
+def _logical(op: str) -> Any:
+    return lambda c: c.make(op, c.tensor(c["self"], DType.BOOL), c.tensor(c["other"], DType.BOOL))
+
+
+def _bitwise(op: str) -> Any:
+    def handler(c: Call) -> Result:
+        return c.apply(op if c.out.dtype is DType.BOOL else f"Bitwise{op}", c["self"], c["other"])
+
+    return handler
+
+
+def promoted(c: Call, *xs: Value | Scalar) -> list[Value]:
+    """Operands brought to their common type by torch's promotion rules."""
+
+    def proxy(x: Value | Scalar) -> Any:
+        if isinstance(x, Value):
+            return torch.empty([1] * len(x.shape), dtype=to_torch(x.dtype), device="meta")
+        return 1 if isinstance(x, IntExpr) else x
+
+    dtype = from_torch(torch.result_type(*(proxy(x) for x in xs)))
+    return [c.tensor(x, dtype) for x in xs]
+
+
+for _name, _op in UNARY.items():
+    aten(_name)(_unary(_op))
+for _name, _op in BINARY.items():
+    aten(_name)(_binary(_op))
+for _name, _op in COMPARE.items():
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(_compare(_op))
+aten("ne.Tensor", "ne.Scalar")(_compare("Equal", negate=True))
+for _name, _op in LOGICAL.items():
+    aten(_name)(_logical(_op))
+for _name, _op in BITWISE.items():
+    aten(f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar", f"__{_name}__.Tensor", f"__{_name}__.Scalar")(
+        _bitwise(_op)
+    )
+aten("max.other")(_binary("Max"))
+aten("min.other")(_binary("Min"))
+
+# -------------------------------------------------------------------------------------------------- arithmetic
+
+
+def scaled(c: Call, x: Value | Scalar, factor: Scalar) -> Value | Scalar:
+    """``x * factor`` in the result's type; ``x`` itself for the factor 1."""
+    if isinstance(factor, IntExpr) or factor != 1:
+        return c.apply("Mul", x, factor)
+    return x
+
+
+def _sum(c: Call, a: Value | Scalar, b: Value | Scalar, op: str) -> Value:
+    if c.out.dtype is DType.BOOL:
+        if op == "Sub":
+            raise c.fail("subtraction of bool tensors")
+        return c.apply("Or", a, b)
+    return c.apply(op, a, scaled(c, b, c.get("alpha", 1)))
+
+
+@aten("add.Tensor", "add.Scalar")
+def add(c: Call) -> Result:
+    return _sum(c, c["self"], c["other"], "Add")
+
+
+@aten("sub.Tensor", "sub.Scalar")
+def sub(c: Call) -> Result:
+    return _sum(c, c["self"], c["other"], "Sub")
+
+
+@aten("mul.Tensor", "mul.Scalar")
+def mul(c: Call) -> Result:
+    return c.apply("And" if c.out.dtype is DType.BOOL else "Mul", c["self"], c["other"])
+
+
+@aten("rsub.Tensor", "rsub.Scalar")
+def rsub(c: Call) -> Result:
+    return c.apply("Sub", c["other"], scaled(c, c["self"], c.get("alpha", 1)))
+
+
+@aten("div.Tensor", "div.Scalar", "true_divide.Tensor")
+def div(c: Call) -> Result:
+    return c.apply("Div", c["self"], c["other"])
+
+
+@aten("div.Tensor_mode", "div.Scalar_mode")
+def div_mode(c: Call) -> Result:
+    mode = c["rounding_mode"]
+    if mode == "floor":
+        return floor_divide(c)
+    quotient = c.apply("Div", c["self"], c["other"])
+    return _trunc(c, quotient) if mode == "trunc" and c.out.dtype.is_float else quotient
+
+
+@aten("floor_divide", "floor_divide.Scalar")
+def floor_divide(c: Call) -> Result:
+    """Integers: ``(a - a mod b) / b`` with torch's non-negative remainder, exact; floats: the floor of the quotient."""
+    dtype, (a, b) = c.arithmetic(c["self"], c["other"])
+    if dtype.is_float:
+        return c.result(c.make("Floor", c.make("Div", a, b)))
+    return c.make("Div", c.make("Sub", a, c.make("Mod", a, b, fmod=0)), b)
+
+
+@aten("remainder.Tensor", "remainder.Scalar")
+def remainder(c: Call) -> Result:
+    """The remainder with the divisor's sign."""
+    dtype, (a, b) = c.arithmetic(c["self"], c["other"])
+    if not dtype.is_float:
+        return c.make("Mod", a, b, fmod=0)
+    r = c.make("Mod", a, b, fmod=1)
+    zero = c.scalar(0.0, dtype)
+    wrong = c.make("And", c.make("Not", c.make("Equal", r, zero)), _differ_in_sign(c, r, b))
+    return c.result(c.make("Where", wrong, c.make("Add", r, b), r))
+
+
+def _differ_in_sign(c: Call, a: Value, b: Value) -> Value:
+    zero = c.scalar(0.0, a.dtype)
+    return c.make("Xor", c.make("Less", a, zero), c.make("Less", b, zero))
+
+
+@aten("fmod.Tensor", "fmod.Scalar")
+def fmod(c: Call) -> Result:
+    return c.apply("Mod", c["self"], c["other"], fmod=1)
+
+
+@aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
+def power(c: Call) -> Result:
+    return c.apply("Pow", c["self"], c["exponent"])
+
+
+@aten("square")
+def square(c: Call) -> Result:
+    return c.make("Mul", c["self"], c["self"])
+
+
+@aten("addcmul")
+def addcmul(c: Call) -> Result:
+    product = scaled(c, c.apply("Mul", c["tensor1"], c["tensor2"]), c["value"])
+    return c.apply("Add", c["self"], product)
+
+
+@aten("addcdiv")
+def addcdiv(c: Call) -> Result:
+    quotient = scaled(c, c.apply("Div", c["tensor1"], c["tensor2"]), c["value"])
+    return c.apply("Add", c["self"], quotient)
+
+
+@aten("lerp.Scalar", "lerp.Tensor")
+def lerp(c: Call) -> Result:
+    step = c.apply("Mul", c["weight"], c.apply("Sub", c["end"], c["self"]))
+    return c.apply("Add", c["self"], step)
+
+
+@aten("exp2")
+def exp2(c: Call) -> Result:
+    return c.apply("Pow", 2.0, c["self"])
+
+
+@aten("log2")
+def log2(c: Call) -> Result:
+    return c.apply("Mul", c.apply("Log", c["self"]), 1 / math.log(2))
+
+
+@aten("log10")
+def log10(c: Call) -> Result:
+    return c.apply("Mul", c.apply("Log", c["self"]), 1 / math.log(10))
+
+
+@aten("log1p")
+def log1p(c: Call) -> Result:
+    """``log(u) * x / (u - 1)`` with ``u = 1 + x``, and ``x`` where u rounds to 1 (Higham, problem 1.5)."""
+    _, (x, one) = c.arithmetic(c["self"], 1.0)
+    u = c.make("Add", x, one)
+    near = c.make("Equal", u, one)
+    safe = c.make("Where", near, c.scalar(2.0, u.dtype), u)
+    value = c.make("Mul", c.make("Log", u), c.make("Div", x, c.make("Sub", safe, one)))
+    infinite = c.make("IsInf", u, detect_negative=0, detect_positive=1)
+    return c.result(c.make("Where", c.make("Or", near, infinite), x, value))
+
+
+@aten("expm1")
+def expm1(c: Call) -> Result:
+    """``exp(x) - 1`` as ``2 t / (1 - t)`` with ``t = tanh(x / 2)`` near zero, where the difference cancels."""
+    _, (x, one) = c.arithmetic(c["self"], 1.0)
+    near = c.make("Less", c.make("Abs", x), one)
+    inner = c.make("Where", near, x, c.scalar(0.0, x.dtype))
+    t = c.make("Tanh", c.make("Mul", inner, c.scalar(0.5, x.dtype)))
+    small = c.make("Div", c.make("Add", t, t), c.make("Sub", one, t))
+    return c.result(c.make("Where", near, small, c.make("Sub", c.make("Exp", x), one)))
+
+
+def _trunc(c: Call, x: Value) -> Value:
+    if not x.dtype.is_float:
+        return x
+    negative = c.make("Less", x, c.scalar(0.0, x.dtype))
+    return c.make("Where", negative, c.make("Ceil", x), c.make("Floor", x))
+
+
+@aten("trunc", "fix")
+def trunc(c: Call) -> Result:
+    return _trunc(c, c["self"])
+
+
+@aten("frac")
+def frac(c: Call) -> Result:
+    return c.make("Sub", c["self"], _trunc(c, c["self"]))
+
+
+@aten("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
+def clamp(c: Call) -> Result:
+    least, most = c.get("min", c.get("min_val")), c.get("max", c.get("max_val"))
+    if "min" not in c.args and "max" not in c.args and "min_val" not in c.args:
+        least, most = 0.0, 6.0
+    if any(isinstance(b, IntExpr) for b in (least, most)):
+        return _clamp_tensor(c, least, most)
+    return c.make(
+        "Clip",
+        c.cast(c["self"], c.out.dtype),
+        min=None if least is None else float(least),
+        max=None if most is None else float(most),
+    )
+
+
+@aten("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+def clamp_tensor(c: Call) -> Result:
+    return _clamp_tensor(c, c.get("min"), c.get("max"))
+
+
+def _clamp_tensor(c: Call, least: Value | Scalar | None, most: Value | Scalar | None) -> Value:
+    x = c.cast(c["self"], c.out.dtype)
+    x = x if least is None else c.make("Max", x, c.tensor(least, x.dtype))
+    return x if most is None else c.make("Min", x, c.tensor(most, x.dtype))
+
+
+# ------------------------------------------------------------------------------------------- tests and selection
+
+
+@aten("logical_not")
+def logical_not(c: Call) -> Result:
+    return c.make("Not", c.cast(c["self"], DType.BOOL))
+
+
+@aten("bitwise_not")
+def bitwise_not(c: Call) -> Result:
+    return c.make("Not" if c.out.dtype is DType.BOOL else "BitwiseNot", c["self"])
+
+
+@aten("isnan")
+def isnan(c: Call) -> Result:
+    return c.make("IsNaN", c["self"]) if c["self"].dtype.is_float else c.full(False, c.out.shape, DType.BOOL)
+
+
+@aten("isinf")
+def isinf(c: Call) -> Result:
+    return _isinf(c, c["self"], negative=True, positive=True)
+
+
+aten("isposinf")(lambda c: _isinf(c, c["self"], negative=False, positive=True))
+aten("isneginf")(lambda c: _isinf(c, c["self"], negative=True, positive=False))
+
+
+def _isinf(c: Call, x: Value, *, negative: bool, positive: bool) -> Value:
+    if not x.dtype.is_float:
+        return c.full(False, c.out.shape, DType.BOOL)
+    return c.make("IsInf", x, detect_negative=int(negative), detect_positive=int(positive))
+
+
+@aten("isfinite")
+def isfinite(c: Call) -> Result:
+    x = c["self"]
+    if not x.dtype.is_float:
+        return c.full(True, x.shape, DType.BOOL)
+    return c.make("Not", c.make("Or", c.make("IsNaN", x), _isinf(c, x, negative=True, positive=True)))
+
+
+@aten("nan_to_num")
+def nan_to_num(c: Call) -> Result:
+    x: Value = c["self"]
+    if not x.dtype.is_float:
+        return x
+    limits = torch.finfo(to_torch(x.dtype))
+    nan, high, low = (c[k] for k in ("nan", "posinf", "neginf"))
+    y = c.make("Where", c.make("IsNaN", x), c.scalar(0.0 if nan is None else nan, x.dtype), x)
+    top = c.scalar(limits.max if high is None else high, x.dtype)
+    y = c.make("Where", _isinf(c, x, negative=False, positive=True), top, y)
+    bottom = c.scalar(limits.min if low is None else low, x.dtype)
+    return c.make("Where", _isinf(c, x, negative=True, positive=False), bottom, y)
+
+
+@aten("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
+def where(c: Call) -> Result:
+    condition = c.cast(c["condition"], DType.BOOL)
+    return c.make("Where", condition, c.tensor(c["self"], c.out.dtype), c.tensor(c["other"], c.out.dtype))
+
+
+@aten("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(c: Call) -> Result:
+    return c.make("Where", c["mask"], c.tensor(c["value"], c.out.dtype), c["self"])
+
+
+# -------------------------------------------------------------------------------------------------- activations
+
+
+@aten("gelu")
+def gelu(c: Call) -> Result:
+    return c.make("Gelu", c["self"], approximate=c["approximate"])
+
+
+@aten("elu")
+def elu(c: Call) -> Result:
+    """``scale * (max(x, 0) + alpha * (exp(min(x, 0) * input_scale) - 1))``: ELU, SELU and CELU in one."""
+    x, alpha, scale, inner = c["self"], float(c["alpha"]), float(c["scale"]), float(c["input_scale"])
+    if inner == 1.0:
+        return c.make("Selu", x, alpha=alpha, gamma=scale) if scale != 1.0 else c.make("Elu", x, alpha=alpha)
+    if scale == 1.0 and math.isclose(alpha * inner, 1.0, rel_tol=1e-9):
+        return c.make("Celu", x, alpha=alpha)
+    raise c.fail(f"elu with alpha {alpha}, scale {scale} and input_scale {inner}")
+
+
+@aten("selu")
+def selu(c: Call) -> Result:
+    return c.make("Selu", c["self"], alpha=1.6732632423543772, gamma=1.0507009873554805)
+
+
+@aten("celu")
+def celu(c: Call) -> Result:
+    return c.make("Celu", c["self"], alpha=float(c["alpha"]))
+
+
+@aten("leaky_relu")
+def leaky_relu(c: Call) -> Result:
+    return c.make("LeakyRelu", c["self"], alpha=float(c["negative_slope"]))
+
+
+@aten("hardsigmoid")
+def hardsigmoid(c: Call) -> Result:
+    return c.make("HardSigmoid", c["self"], alpha=1 / 6, beta=0.5)
+
+
+@aten("softplus")
+def softplus(c: Call) -> Result:
+    """``log(1 + exp(beta x)) / beta``; above the threshold torch returns x, as that formula does after rounding."""
+    beta, threshold = float(c["beta"]), float(c["threshold"])
+    wide = c.apply("Mul", c["self"], beta) if beta != 1 else c["self"]
+    soft = c.make("Softplus", wide)
+    soft = c.apply("Div", soft, beta) if beta != 1 else soft
+    if threshold >= 20:
+        return soft
+    linear = c.make("Greater", wide, c.scalar(threshold, wide.dtype))
+    return c.make("Where", linear, c["self"], soft)
+
+
+@aten("log_sigmoid_forward", "log_sigmoid")
+def log_sigmoid(c: Call) -> Result:
+    value = c.make("Neg", c.make("Softplus", c.make("Neg", c["self"])))
+    if len(c.outs) == 1:
+        return value
+    c.require_unused(1)
+    return value, None
+
+
+@aten("threshold")
+def threshold(c: Call) -> Result:
+    x = c["self"]
+    above = c.make("Greater", x, c.scalar(c["threshold"], x.dtype))
+    return c.make("Where", above, x, c.scalar(c["value"], x.dtype))
+
+
+@aten("softshrink")
+def softshrink(c: Call) -> Result:
+    return c.make("Shrink", c["self"], bias=float(c["lambd"]), lambd=float(c["lambd"]))
+
+
+@aten("hardshrink")
+def hardshrink(c: Call) -> Result:
+    return c.make("Shrink", c["self"], bias=0.0, lambd=float(c["lambd"]))
+
+
+@aten("prelu", "_prelu_kernel")
+def prelu(c: Call) -> Result:
+    """The slope of channel 1, or one slope for all."""
+    x, weight = c["self"], c["weight"]
+    if len(weight.shape) == 1 and len(x.shape) > 1:
+        weight = c.reshape(weight, (weight.shape[0],) + (1,) * (len(x.shape) - 2))
+    return c.make("PRelu", x, weight)
+
+
+@aten("glu")
+def glu(c: Call) -> Result:
+    x = c["self"]
+    axis = c.axis(c["dim"])
+    half = x.shape[axis] // 2
+    gate = c.make("Sigmoid", c.slice(x, axis, half, half))
+    return c.make("Mul", c.slice(x, axis, 0, half), gate)
+
+
+@aten("logit")
+def logit(c: Call) -> Result:
+    x, eps = c["self"], c["eps"]
+    if eps is not None:
+        x = c.make("Clip", x, min=float(eps), max=1 - float(eps))
+    return c.make("Log", c.make("Div", x, c.make("Sub", c.scalar(1.0, x.dtype), x)))
+
+
+# ------------------------------------------------------------------------------------------- copies and casts
+
+_COPIES = (
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "positive",
+    "resolve_conj",
+)
+
+
+@aten(*_COPIES, "_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as", "_conj_physical")
+def copy(c: Call) -> Result:
+    return c.cast(c["self"], c.out.dtype)
+
+
+@aten("prims.convert_element_type.default")
+def convert_element_type(c: Call) -> Result:
+    return c.cast(c["a"], c.out.dtype)
+
+
+@aten("dropout", "native_dropout", "feature_dropout", "alpha_dropout")
+def dropout(c: Call) -> Result:
+    if c.get("train", True) and c.get("p", 0.0) != 0:
+        raise c.fail("random numbers (dropout in training mode)")
+    x: Value = c["input"]
+    if len(c.outs) == 1:
+        return x
+    c.require_unused(1)
+    return x, None
+
+
+@aten("copy")
+def copy_into(c: Call) -> Result:
+    return c.expand(c.cast(c["src"], c.out.dtype), c.out.shape)

@@ -1,0 +1,69 @@
+"""Rounding errors of ill-conditioned computations: neither blamed on a kernel nor an excuse for a wrong one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from arcweld.compiler.reference import run_reference
+from arcweld.driver import api
+from arcweld.driver.conditioning import rounding_error
+
+
+def variance(offset: float) -> tuple[api.Graph, dict[str, np.ndarray]]:
+    """``mean(x^2) - mean(x)^2`` of 4096 numbers around ``offset`` that differ by about 1."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["xx"]),
+        helper.make_node("ReduceMean", ["xx"], ["m2"], axes=[1], keepdims=1),
+        helper.make_node("ReduceMean", ["x"], ["m1"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["m1", "m1"], ["m11"]),
+        helper.make_node("Sub", ["m2", "m11"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, 4096])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 1])
+    model = helper.make_model(
+        helper.make_graph(nodes, "variance", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    data = np.random.default_rng(0).standard_normal((8, 4096)).astype(np.float32) + np.float32(offset)
+    return api.import_model(model), {"x": data}
+
+
+def bound_of(model: api.Graph, feeds: dict[str, np.ndarray]) -> float:
+    """The bound for the graph whose nodes become kernels."""
+    graph = api.build_data(model, device="sim", verify="off")[0].fused.graph
+    name = graph.outputs[0].name
+    values = {**feeds, **run_reference(graph, feeds)}
+    return rounding_error(graph.nodes, values, graph.weights, {}, name)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 100.0])
+def test_the_bound_covers_serial_summation_and_follows_the_condition(offset: float) -> None:
+    graph, feeds = variance(offset)
+    x = feeds["x"]
+    # the same in f32 with every sum added up one by one, against f64
+    serial = np.cumsum(x * x, axis=1, dtype=np.float32)[:, -1] / np.float32(4096)
+    mean = np.cumsum(x, axis=1, dtype=np.float32)[:, -1] / np.float32(4096)
+    exact = x.astype(np.float64).var(axis=1)
+    error = np.linalg.norm(serial - mean * mean - exact) / np.linalg.norm(exact)
+    bound = bound_of(graph, feeds)
+    assert error < bound
+    assert bound < 1e-3 * max(1.0, offset**2 / 10)  # the condition number grows like the square of the offset
+
+
+def test_a_well_conditioned_sum_leaves_no_room() -> None:
+    nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, 256])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 1])
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    model = helper.make_model(
+        helper.make_graph(nodes, "sum", [x], [y], [axes]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    assert bound_of(api.import_model(model), {"x": np.random.default_rng(0).random((8, 256), np.float32)}) < 1e-5
+
+
+def test_a_build_tells_of_rounding_and_accepts_it() -> None:
+    graph, feeds = variance(100.0)
+    engine = api.compile_graph(graph, device="sim", feeds=feeds, tolerance=1.0)
+    kernels = engine.data.verify["kernels"]
+    assert all(k["error"] <= max(k.get("rounding", 0), 1e-4) for k in kernels)

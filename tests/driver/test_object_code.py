@@ -1,0 +1,70 @@
+"""Which tactic a build takes, by what ptxas says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases_contract import matmul_kernel
+
+from arcweld.codegen.kernel import Bound
+from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.compiler import Compiled, Job
+from arcweld.codegen.templates.select import alternatives, sources
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import CompileError
+from arcweld.driver import object_code
+from arcweld.driver.object_code import Planned, compile_planned
+
+SERIAL = ("ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",)
+Verdict = tuple[int, tuple[str, ...]]
+Verdicts = Sequence[Verdict]
+
+
+def chosen(verdicts: Verdicts, others: Verdict, monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
+    """The place among the tactics of the one that is taken, if ptxas says ``verdicts`` of the first and ``others``
+    (bytes of spills, warnings) of the rest."""
+    kernel = matmul_kernel(256, 256, 256, DType.F16, "mk,nk")
+    first = sources(kernel, ["sm_90a"])[-1]
+    tactics = [first.entry, *(s.entry for s in alternatives(kernel, first))]
+
+    def compile_many(jobs: Sequence[Job], **options: Any) -> list[Compiled]:
+        done = []
+        for job in jobs:
+            place = tactics.index(job.name) if job.name in tactics else len(tactics)
+            spills, warnings = verdicts[place] if place < len(verdicts) else others
+            done.append(Compiled(job.name, job.arch, job.kind, b"", "", 128, 0, spills, warnings))
+        return done
+
+    monkeypatch.setattr(object_code, "compile_many", compile_many)
+    bound = Bound(kernel, {b.name: b.name for b in kernel.buffers}, ())
+    planned, code = compile_planned([Planned("product", bound, (first,))], ["sm_90a"], DiskCache(folder))
+    ((_, name),) = code.cubins
+    assert planned[0].sources[0].entry == name
+    return tactics.index(name)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "place"),
+    [
+        ([(0, ())], 0),
+        ([(40, ())], 0),  # ptxas spills a little where registers are free
+        ([(400, ()), (200, ()), (0, ()), (0, ())], 2),
+        ([(0, SERIAL), (0, ())], 1),
+        ([(0, SERIAL), (400, ()), (8, ())], 2),
+        ([(400, ()), (0, SERIAL), (300, ())], 2),
+    ],
+)
+def test_a_better_tactic_takes_the_place(
+    verdicts: Verdicts, place: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert chosen(verdicts, (500, ()), monkeypatch, tmp_path) == place
+
+
+def test_a_kernel_that_is_serialised_whatever_the_tactic_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(CompileError, match="C7510"):
+        chosen([], (0, SERIAL), monkeypatch, tmp_path)
