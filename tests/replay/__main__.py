@@ -20,12 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 COLLECTOR = "tests/replay/collect.py"
 sys.path.insert(1, str(ROOT / "tests" / "project"))
 
-from arcweld.codegen.cache import DiskCache, content_key  # noqa: E402
-from arcweld.compiler.errors import ArcweldError  # noqa: E402
-from arcweld.compiler.paths import cache_dir, replacing  # noqa: E402
 from compare import compare, report  # noqa: E402
 from records import Collection, FormatError, load  # noqa: E402
 from typecheck import link_tree  # noqa: E402
+
+from arcweld.codegen.nvrtc.cache import DiskCache, content_key  # noqa: E402
+from arcweld.compiler.errors import ArcweldError  # noqa: E402
+from arcweld.compiler.paths import cache_dir, replacing  # noqa: E402
 
 # what a model's graph depends on beside this repository
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "numpy", "jinja2")

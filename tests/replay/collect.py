@@ -14,28 +14,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import arcweld.codegen
-from arcweld.codegen.implementation import Implementation
-from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
-from arcweld.codegen.nvrtc import Job, headers
-from arcweld.codegen.select import IMPLEMENTATIONS, select
-from arcweld.compiler.api import import_model
-from arcweld.compiler.archs import runs_on
-from arcweld.compiler.build import build_graph
-from arcweld.compiler.dims import to_text
-from arcweld.compiler.ir import Graph
-from arcweld.compiler.object_code import in_order
-from arcweld.compiler.onnx.importer import import_onnx
-from arcweld.compiler.options import Options
-from arcweld.compiler.reference import all_cases, case_graph
-from arcweld.compiler.registry import all_ops
-from arcweld.compiler.text import parse_graph
-from arcweld.models.builders import build
-from arcweld.models.catalogue import MODELS
-from arcweld.models.fetch import is_fetched, model_path
 from records import VERSION, Collection, Record, save
 
 import arcweld
+import arcweld.codegen
+from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
+from arcweld.codegen.nvrtc.compiler import Job, headers
+from arcweld.codegen.templates.implementation import Implementation
+from arcweld.codegen.templates.select import IMPLEMENTATIONS, select
+from arcweld.compiler.archs import runs_on
+from arcweld.compiler.dims import to_text
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.ops.registry import all_ops
+from arcweld.compiler.options import Options
+from arcweld.compiler.reference import all_cases, case_graph
+from arcweld.compiler.text import parse_graph
+from arcweld.driver.api import import_model
+from arcweld.driver.build import build_graph
+from arcweld.driver.object_code import in_order
+from arcweld.models.builders import build
+from arcweld.models.catalogue import MODELS
+from arcweld.models.fetch import is_fetched, model_path
 
 CODEGEN_TESTS = Path(__file__).resolve().parents[1] / "codegen"
 ARCHS = ("sm_80", "sm_90a")

@@ -11,10 +11,11 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from arcweld.codegen.cache import DiskCache
-from arcweld.codegen.nvrtc import Job
-from arcweld.codegen.pool import compile_many
 from records import Collection, Record
+
+from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.compiler import Job
+from arcweld.codegen.nvrtc.pool import compile_many
 
 NEUTRAL = "replayed"  # instead of an entry point's name, which holds a hash of the text
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
