@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -58,14 +59,9 @@ def start(checkout: Path, folder: Path) -> subprocess.Popen[bytes]:
     """Runs the checkout's own collector on its own package; it writes ``folder/records``."""
     tree = link_tree(checkout, folder / "tree")
     command = [sys.executable, str(checkout / COLLECTOR), str(tree), str(folder / "records")]
-    return subprocess.Popen(command, cwd=folder, env=environment(tree))
-
-
-def environment(tree: Path) -> dict[str, str]:
-    """This process's, with ``tree`` before any installed package."""
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(tree)}
+    # the tree comes before any installed package; two collectors with a thread each don't fight for two cores
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment)
 
 
 def cached_base(commit: str) -> Path:

@@ -19,7 +19,8 @@ from arcweld.codegen.nvrtc.pool import compile_many
 
 NEUTRAL = "replayed"  # instead of an entry point's name, which holds a hash of the text
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
-_UNSEEN = re.compile(r"\.(debug|rela?\.debug|shstrtab|strtab|symtab|note)")  # sections that are not loaded as code or data
+_NAMES = re.compile(r"\.(debug|rela?\.debug|shstrtab|strtab|symtab|note)")  # sections that no launch depends on
+_NOBITS = 8  # the type of a section that takes no bytes in the file
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def loaded(cubin: bytes) -> list[tuple[str, int, bytes]]:
     found = []
     for name_at, kind, _, _, offset, length in heads:
         name = names[name_at : names.index(b"\0", name_at)].decode()
-        if not _UNSEEN.match(name):
-            found.append((name, length, b"" if kind == 8 else cubin[offset : offset + length]))  # 8: no bytes in the file
+        if not _NAMES.match(name):
+            found.append((name, length, b"" if kind == _NOBITS else cubin[offset : offset + length]))
     return sorted(found)
 
 
@@ -159,7 +160,7 @@ def shown(old: _Side, new: _Side) -> Iterator[str]:
 
 
 def report(outcome: Outcome, diffs: int = 3, names: int = 20) -> Iterator[str]:
-    """The lines to print: the counts, the names of what differs (the first ``names``), and the first ``diffs`` diffs."""
+    """The lines to print: the first ``names`` ids of what differs, the first ``diffs`` diffs, and the counts."""
     for verdict, ids in (("added", outcome.added), ("removed", outcome.removed)):
         yield from _listed(verdict, ids, names)
     yield from _listed("changed", [f"{c.id} ({c.what})" for c in outcome.changed], names)
