@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,17 +177,26 @@ def check_origin(tree: Path) -> None:
             sys.exit(f"{module.__name__} was imported from {module.__file__}, not from {tree}")
 
 
+@contextmanager
+def timed(part: str, found: Collector) -> Iterator[None]:
+    """Says on standard error how many kernels a part gave, and how long it took."""
+    start, before = time.perf_counter(), len(found.records)
+    yield
+    print(f"{part}: {len(found.records) - before} kernels, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
 def main(tree: Path, out: Path) -> None:
-    """Collects everything and writes it to ``out``; says on standard error how long each part took."""
+    """Collects everything and writes it to ``out``."""
     check_origin(tree)
     warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecations
     sys.path[:0] = [str(CODEGEN_TESTS)]
-    found, absent = Collector(), ()
-    for part in (collect_cases, collect_graphs, collect_models):
-        start, before = time.perf_counter(), len(found.records)
-        absent = part(found) or ()
-        seconds = time.perf_counter() - start
-        print(f"{part.__name__}: {len(found.records) - before} kernels, {seconds:.0f} s", file=sys.stderr)
+    found = Collector()
+    with timed("test cases", found):
+        collect_cases(found)
+    with timed("graphs", found):
+        collect_graphs(found)
+    with timed("models", found):
+        absent = collect_models(found)
     options = {arch: Job("", arch).flags for arch in ARCHS}
     save(Collection(VERSION, options, dict(headers()), tuple(found.texts), tuple(found.records), absent), out)
 

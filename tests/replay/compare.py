@@ -1,4 +1,4 @@
-"""Compares two collections of kernels by text, then by object code, and says what differs.
+"""Compares two collections of kernels: their texts, then what is left of them without comments, then object code.
 
 Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import difflib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from records import Collection, Record
+from reduced import reduced
 
-from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.cache import DiskCache, content_key
 from arcweld.codegen.nvrtc.compiler import Job
 from arcweld.codegen.nvrtc.pool import compile_many
+from arcweld.compiler.errors import CompileError
 
 NEUTRAL = "replayed"  # instead of an entry point's name, which holds a hash of the text
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+_GLOBAL = re.compile(r"^\.(?:global|const)\b[^;{]*?([\w$]+)(?:\[\d*\])?(?: = [^;]*)?;\n", re.M)
 _NAMES = re.compile(r"\.(debug|rela?\.debug|shstrtab|strtab|symtab|note)")  # sections that no launch depends on
 _NOBITS = 8  # the type of a section that takes no bytes in the file
 
@@ -47,14 +50,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Ids by verdict. ``compiled`` is the number of distinct compilations for PTX and for cubins."""
+    """Ids by verdict. ``steps`` says how many pairs of kernels, and how many compilations, each step took."""
 
     equal: tuple[str, ...]
     moved: tuple[str, ...]
     changed: tuple[Change, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
-    compiled: tuple[int, int] = (0, 0)
+    steps: tuple[str, ...] = ()
 
     @property
     def status(self) -> int:
@@ -71,31 +74,44 @@ class _Side:
     headers: tuple[tuple[str, str], ...]
     options: tuple[str, ...]
 
-    def same_text(self, other: _Side) -> bool:
-        return (self.source, self.headers, self.options) == (other.source, other.headers, other.options)
+    def text(self) -> tuple[object, ...]:
+        return self.source, self.headers, self.options
 
-    def job(self, kind: str) -> Neutral:
-        text = self.source.replace(self.record.entry, NEUTRAL)
-        return Neutral(text, self.record.arch, NEUTRAL, kind, headers=self.headers, options=self.options)
+    def launch(self) -> tuple[str, ...]:
+        return (f"compiled for {self.record.arch}", *self.record.launch)
+
+    def code(self) -> Neutral:
+        """The compilation to PTX of what is left of the text. Its name tells it from others in an error."""
+        text = reduced(self.source.replace(self.record.entry, NEUTRAL), dict(self.headers))
+        name = f"kernel_{content_key([text])[:16]}"
+        return Neutral(text, self.record.arch, name, "ptx", headers=(), options=self.options)
 
 
 def compare(base: Collection, work: Collection, cache: DiskCache | None = None) -> Outcome:
-    """The verdict on every kernel of both. Raises CompileError for a kernel that NVRTC refuses."""
+    """The verdict on every kernel of both. A kernel that NVRTC refuses on one side only has changed."""
     old, new = sides(base), sides(work)
     both = [i for i in old if i in new]
-    relaunched = [i for i in both if launch(old[i]) != launch(new[i])]
-    rest = [i for i in both if launch(old[i]) == launch(new[i])]
-    differing = [i for i in rest if not old[i].same_text(new[i])]
-    after_ptx, ptx = unequal(differing, old, new, "ptx", cache)
-    recoded, cubins = unequal(after_ptx, old, new, "cubin", cache)
-    changes = dict.fromkeys(relaunched, "launch") | dict.fromkeys(recoded, "object code")
+    what = {i: "launch" for i in both if old[i].launch() != new[i].launch()}
+    differing = [i for i in both if i not in what and old[i].text() != new[i].text()]
+    jobs = {i: (old[i].code(), new[i].code()) for i in differing}
+    by_ptx = {i: pair for i, pair in jobs.items() if pair[0] != pair[1]}
+    ptx = compiled(by_ptx.values(), cache)
+    by_cubin = {i: _cubins(pair) for i, pair in by_ptx.items() if not same_ptx(ptx[pair[0]], ptx[pair[1]])}
+    cubins = compiled(by_cubin.values(), cache)
+    codes = {i: (cubins[a], cubins[b]) for i, (a, b) in by_cubin.items()}
+    what |= {i: "object code" for i, pair in codes.items() if not same_cubin(*pair)}
+    what |= {i: "does not compile" for i, pair in codes.items() if i in what and CompileError in map(type, pair)}
     return Outcome(
-        equal=tuple(i for i in rest if old[i].same_text(new[i])),
-        moved=tuple(i for i in differing if i not in changes),
-        changed=tuple(Change(i, changes[i], tuple(shown(old[i], new[i]))) for i in both if i in changes),
+        equal=tuple(i for i in both if i not in what and i not in jobs),
+        moved=tuple(i for i in differing if i not in what),
+        changed=tuple(Change(i, what[i], tuple(shown(old[i], new[i], codes.get(i, ())))) for i in both if i in what),
         added=tuple(i for i in new if i not in old),
         removed=tuple(i for i in old if i not in new),
-        compiled=(ptx, cubins),
+        steps=(
+            f"{len(jobs) - len(by_ptx)} pairs of another text are the same without comments and unused definitions",
+            f"{len(by_ptx)} pairs compared as PTX ({len(ptx)} compilations)",
+            f"{len(by_cubin)} pairs compared as cubins ({len(cubins)} compilations)",
+        ),
     )
 
 
@@ -109,10 +125,6 @@ def sides(c: Collection) -> dict[str, _Side]:
     return found
 
 
-def launch(side: _Side) -> tuple[str, ...]:
-    return (f"compiled for {side.record.arch}", *side.record.launch)
-
-
 def included(source: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Names and texts of the headers that a source includes, directly or not, sorted by name."""
     todo, found = [source], dict[str, str]()
@@ -124,18 +136,53 @@ def included(source: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], 
     return tuple(sorted(found.items()))
 
 
-def unequal(
-    ids: Sequence[str], old: Mapping[str, _Side], new: Mapping[str, _Side], kind: str, cache: DiskCache | None
-) -> tuple[list[str], int]:
-    """Those of ``ids`` whose code of this kind differs, and the number of distinct compilations."""
-    jobs = list(dict.fromkeys(s[i].job(kind) for i in ids for s in (old, new)))
-    done = dict(zip(jobs, (c.code for c in compile_many(jobs, cache=cache))))
-    same = (lambda a, b: a == b) if kind == "ptx" else (lambda a, b: loaded(a) == loaded(b))
-    return [i for i in ids if not same(done[old[i].job(kind)], done[new[i].job(kind)])], len(jobs)
+# ----------------------------------------------------------------------------------------------------- object code
+
+Pairs = Iterable[tuple[Neutral, Neutral]]
+Code = bytes | CompileError
+
+
+def _cubins(pair: tuple[Neutral, Neutral]) -> tuple[Neutral, Neutral]:
+    return replace(pair[0], kind="cubin"), replace(pair[1], kind="cubin")
+
+
+def compiled(pairs: Pairs, cache: DiskCache | None) -> dict[Neutral, Code]:
+    """The code of every distinct compilation, or the error that NVRTC gave."""
+    todo = list(dict.fromkeys(job for pair in pairs for job in pair))
+    failed: dict[Neutral, Code] = {}
+    while True:
+        try:
+            done = compile_many(todo, cache=cache)
+        except CompileError as error:  # the batch ends at its first error: the others are compiled without that one
+            refused = [j for j in todo if str(error.node).startswith(j.name) and f" {j.arch}:" in str(error)]
+            if not refused:
+                raise
+            failed.update(dict.fromkeys(refused, error))
+            todo = [j for j in todo if j not in failed]
+            continue
+        return {**failed, **{job: c.code for job, c in zip(todo, done)}}
+
+
+def same_ptx(a: Code, b: Code) -> bool:
+    """True for PTX that differs in nothing but variables that it doesn't use."""
+    if isinstance(a, CompileError) or isinstance(b, CompileError):
+        return isinstance(a, CompileError) and isinstance(b, CompileError)
+    return a == b or _used(a.decode()) == _used(b.decode())
+
+
+def _used(ptx: str) -> str:
+    return _GLOBAL.sub(lambda m: m[0] if len(re.findall(rf"\b{re.escape(m[1])}\b", ptx)) > 1 else "", ptx)
+
+
+def same_cubin(a: Code, b: Code) -> bool:
+    """True for cubins of the same code, constants, memory and attributes, whatever their names."""
+    if isinstance(a, CompileError) or isinstance(b, CompileError):
+        return isinstance(a, CompileError) and isinstance(b, CompileError)
+    return loaded(a) == loaded(b)
 
 
 def loaded(cubin: bytes) -> list[tuple[str, int, bytes]]:
-    """(name, size, bytes) of a cubin's sections of code, constants, memory and their attributes: no names, no lines."""
+    """(name, size, bytes) of the sections of an ELF file that a launch depends on."""
     table, size, count, names_at = *struct.unpack_from("<Q", cubin, 0x28), *struct.unpack_from("<HHH", cubin, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", cubin, table + k * size) for k in range(count)]
     names = cubin[heads[names_at][4] :]
@@ -147,14 +194,20 @@ def loaded(cubin: bytes) -> list[tuple[str, int, bytes]]:
     return sorted(found)
 
 
-def shown(old: _Side, new: _Side) -> Iterator[str]:
-    """The differing launch facts, the differing source, and the differing headers, as unified diffs."""
-    pairs = [("launch", list(launch(old)), list(launch(new))), ("options", list(old.options), list(new.options))]
-    texts = [s.source.replace(s.record.entry, NEUTRAL).splitlines() for s in (old, new)]
-    pairs.append(("source", texts[0], texts[1]))
-    before, after = dict(old.headers), dict(new.headers)
-    for name in sorted({*before, *after}):
-        pairs.append((name, before.get(name, "").splitlines(), after.get(name, "").splitlines()))
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def shown(old: _Side, new: _Side, codes: Sequence[Code] = ()) -> Iterator[str]:
+    """NVRTC's errors, then launch facts, options, source and headers that differ, as unified diffs."""
+    for code in codes:
+        if isinstance(code, CompileError):
+            yield from str(code).splitlines()
+    pairs = [("launch", old.launch(), new.launch()), ("options", old.options, new.options)]
+    before, after = (s.source.replace(s.record.entry, NEUTRAL).splitlines() for s in (old, new))
+    pairs.append(("source", tuple(before), tuple(after)))
+    headers, theirs = dict(old.headers), dict(new.headers)
+    for name in sorted({*headers, *theirs}):
+        pairs.append((name, tuple(headers.get(name, "").splitlines()), tuple(theirs.get(name, "").splitlines())))
     for name, a, b in pairs:
         yield from difflib.unified_diff(a, b, f"base {name}", f"work {name}", lineterm="", n=2)
 
@@ -165,12 +218,12 @@ def report(outcome: Outcome, diffs: int = 3, names: int = 20) -> Iterator[str]:
         yield from _listed(verdict, ids, names)
     yield from _listed("changed", [f"{c.id} ({c.what})" for c in outcome.changed], names)
     for c in outcome.changed[:diffs]:
-        yield f"\n{c.id}: {c.what} differs"
+        yield f"\n{c.id} ({c.what})"
         yield from c.diff
     yield ""
     for verdict in ("equal", "moved", "changed", "added", "removed"):
         yield f"{verdict:8}{len(getattr(outcome, verdict)):6}"
-    yield f"compared as PTX: {outcome.compiled[0]} compilations; as object code: {outcome.compiled[1]}"
+    yield from outcome.steps
 
 
 def _listed(verdict: str, ids: Sequence[str], most: int) -> Iterator[str]:
