@@ -20,7 +20,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 types: $(STAMP)
-	$(BIN)/python tests/project/typecheck.py
+	$(BIN)/python -m mypy
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
@@ -36,7 +36,7 @@ gpu:
 	exit $$status
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist src/*.egg-info
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

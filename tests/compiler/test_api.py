@@ -6,17 +6,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import arcweld
 import numpy as np
 import onnx
 import pytest
 import torch
+from arcweld import AccuracyError, Input, ModelError, UnsupportedError, UsageError
 from arcweld.codegen import reading
 from arcweld.compiler import api, expr
 from arcweld.compiler.options import Options
 from onnx import TensorProto, helper, numpy_helper
-
-import arcweld
-from arcweld import AccuracyError, Input, ModelError, UnsupportedError, UsageError
 
 WEIGHT = np.random.default_rng(0).uniform(-1, 1, (8, 4)).astype(np.float32)
 
