@@ -20,7 +20,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 types: $(STAMP)
-	$(BIN)/python tests/project/typecheck.py
+	$(BIN)/python -m mypy
 
 # Every kernel of the working tree against those of another revision: `make replay BASE=main`.
 replay: $(STAMP)
@@ -40,7 +40,7 @@ gpu:
 	exit $$status
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist .package/*.egg-info
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from arcweld.driver.api import compile as compile_model
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.engine_file import parse_engine
 from arcweld.runtime.session import InferenceSession
+from arcweld.runtime.sim.device import SimDevice
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,17 @@ def test_changed_bytes(path: Path, changes: list[tuple[float, bytes]], end: floa
     assert engine.sources == intact.sources
     assert engine.cubins == intact.cubins
     assert all(np.array_equal(engine.weights[n], intact.weights[n]) for n in intact.weights)
+
+
+def test_inspecting_runs_nothing_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a compiler was started or a library loaded")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert main(["inspect", str(path)]) == 0
+    with pytest.raises(AssertionError, match="library loaded"):  # what loading it would do
+        load(path, SimDevice())
 
 
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "empty", "text", "model", "folder"])

@@ -20,7 +20,7 @@ from arcweld.cli.app import main
 from arcweld.compiler.ops import composite_reduce, pointwise
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def text_of(name: str) -> str:
@@ -183,3 +183,21 @@ def test_the_readme_counts_the_operators_of_pytorch() -> None:
     match = re.search(r"more than (\d+) ATen overloads", text_of("README.md"))
     assert match is not None
     assert 0 < len(handled()) - int(match[1]) < 50
+
+
+def test_the_limits_that_the_security_page_states_are_the_codes() -> None:
+    from arcweld.compiler.onnx import control, visitor
+    from arcweld.runtime import container, engine_file, expressions, validate
+
+    text = " ".join(text_of("SECURITY.md").split())
+    for words in (
+        f"at most {container.MAX_MEMBERS:,} members",
+        f"at most {engine_file.MAX_JSON >> 20} MiB",
+        f"at most {validate.MAX_RANK} dimensions",
+        f"{validate.MAX_THREADS:,} threads, {validate.MAX_SHARED >> 10} KiB of shared memory",
+        f"clusters of {validate.MAX_CLUSTER}, {validate.MAX_PARAMS:,} bytes of parameters",
+        f"{expressions.MAX_TEXT:,} characters, {expressions.MAX_NODES:,} nodes and {expressions.MAX_DEPTH} levels",
+        f"nest at most {control.MAX_DEPTH} levels deep",
+        f"expands to at most {visitor.MAX_VISITS:,} nodes, loops and scans to {control.MAX_ITERATIONS} turns",
+    ):
+        assert words in text, words

@@ -8,9 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkout import PARTS, ROOT, copy_checkout
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "models")
 SHIPPED = (".py", ".j2", ".cuh", ".h", ".cpp", ".typed")
 
 IMPORT_ALL = """
@@ -28,7 +27,7 @@ print(len(names))
 def sources() -> dict[str, Path]:
     """Every file that must ship, by its path inside the wheel."""
     found = {}
-    for folder in FOLDERS:
+    for folder in ("arcweld", *PARTS):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in SHIPPED and "__pycache__" not in path.parts:
                 inside = path.relative_to(ROOT).as_posix()
@@ -39,14 +38,13 @@ def sources() -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of the sources, so that no left-over of an earlier build gets in."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
-    wanted = list(sources().values()) + [ROOT / n for n in ("pyproject.toml", "README.md", "LICENSE")]
-    for path in wanted:
-        copy = tree / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+    tree, out = copy_checkout(tmp_path_factory.mktemp("tree") / "arcweld"), tmp_path_factory.mktemp("wheel")
+    return build_wheel(tree, out)
+
+
+def build_wheel(source: Path, out: Path) -> Path:
     options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(out), str(tree)], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(out), str(source)], check=True)
     (made,) = out.glob("arcweld-*.whl")
     return made
 
@@ -80,3 +78,13 @@ def test_every_module_imports_from_the_installed_wheel(wheel: Path, tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) > 100
+
+
+def test_the_source_distribution_gives_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    tree, out = copy_checkout(tmp_path / "arcweld"), tmp_path / "out"
+    script = f"import setuptools.build_meta as backend; backend.build_sdist({str(out)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=tree, capture_output=True, check=True)
+    (archive,) = out.glob("arcweld-*.tar.gz")
+    again = build_wheel(archive, out)
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert {i.filename: i.CRC for i in one.infolist()} == {i.filename: i.CRC for i in other.infolist()}

@@ -19,16 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COLLECTOR = "tests/replay/collect.py"
-sys.path.insert(1, str(ROOT / "tests" / "project"))
-
 from compare import compare, report  # noqa: E402
 from records import Collection, FormatError, load  # noqa: E402
-from typecheck import link_tree  # noqa: E402
 
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key  # noqa: E402
 from arcweld.compiler.errors import ArcweldError  # noqa: E402
 from arcweld.compiler.paths import cache_dir, replacing  # noqa: E402
 
+# the folders whose import name is their path below arcweld/
+PARTS = ("compiler", "passes", "codegen", "runtime", "models")
 # what a model's graph depends on beside this repository
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "onnx", "numpy", "jinja2")
 
@@ -53,6 +52,16 @@ def commit_of(base: str) -> str:
         since = f"kernel replay starts with {first[-1]}" if first else "no commit has one yet"
         raise ReplayError(f"{base} has no {COLLECTOR}: {since}")
     return found
+
+
+def link_tree(checkout: Path, tree: Path) -> Path:
+    """Makes ``tree/arcweld`` of links, which looks like the installed package of any revision."""
+    package = tree / "arcweld"
+    package.mkdir(parents=True)
+    inside = [p for p in (checkout / "arcweld").iterdir() if p.name != "__pycache__" and not p.is_symlink()]
+    for target in (*inside, *(checkout / part for part in PARTS)):
+        (package / target.name).symlink_to(target)
+    return tree
 
 
 def start(checkout: Path, folder: Path) -> subprocess.Popen[bytes]:
