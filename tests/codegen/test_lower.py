@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from arcweld.compiler import region
 from arcweld.compiler.ir import Graph
@@ -113,6 +114,19 @@ output %y
 """)
     check_by_numpy(graph)
     check_on_simulator(graph)
+
+
+def test_convolution_of_no_channels_is_its_bias() -> None:
+    graph = graph_of("""input %x: f32[2, 0, 5]
+input %w: f32[4, 0, 3]
+input %b: f32[4]
+%y: f32[2, 4, 3] = Conv(%x, %w, %b, strides=(1,), dilations=(1,), pads=(0, 0), group=1, layout='NCHW') @ 'y'
+output %y
+""")
+    build, feeds = built(graph), feeds_of(graph, {})
+    want = {"y": np.broadcast_to(feeds["b"][:, None], (2, 4, 3))}
+    assert_same(graph, by_numpy(build, feeds, {}), want)
+    assert_same(graph, on_simulator(build, feeds), want)
 
 
 def test_digits_of_a_symbolic_product_agree() -> None:
