@@ -98,8 +98,12 @@ def _extents(graph: Graph) -> Iterator[Graph]:
     for old in sorted(extents, reverse=True):
         for new in (n for n in (1, 2) if n < old):
             swapped = _swapped(graph, lambda d, old=old, new=new: new if d == old else d)  # type: ignore[misc]
-            if swapped is not None:
+            if swapped is not None and _extent(swapped) < _extent(graph):
                 yield swapped
+
+
+def _extent(graph: Graph) -> int:
+    return sum(d for v in graph.values() for d in v.shape if isinstance(d, int))
 
 
 def _swapped(graph: Graph, swap: Swap) -> Graph | None:
