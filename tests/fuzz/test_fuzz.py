@@ -21,7 +21,7 @@ from case import Case, check, draw, read, write
 from find import Finding, find
 from shrink import shrink
 
-FEW, BLOCKS, BLOCK = 12, 8, 25
+FEW, BLOCKS, BLOCK = 12, 8, 55
 
 
 def failures(seeds: range) -> list[str]:
