@@ -21,7 +21,7 @@ EXTENTS: tuple[Dim, ...] = (1, 2, 3, 4, 6, 8)
 MOST = 6000  # elements
 SYMBOLS = "sizes"  # the input that says what the symbols are, whatever else is read
 INDICES = "at"  # inputs whose names begin so hold indices
-FLOATS = (DType.F32, DType.F32, DType.F32, DType.F32, DType.F16, DType.BF16)
+FLOATS = (*[DType.F32] * 6, DType.F16, DType.F16, DType.BF16)
 INTEGERS = (DType.I32, DType.I64, DType.U8)
 
 Step = Callable[["Maker", Value], Value | None]
@@ -102,7 +102,7 @@ class Maker:
     def grow(self, steps: int, table: Sequence[Step]) -> Graph:
         """A graph of about ``steps`` steps out of ``table``; a few of its values are outputs."""
         for _ in range(1 + self.pick(2)):
-            rank = 1 + self.pick(4)
+            rank = self.one((1, 2, 3, 3, 4, 4, 4))
             self.values.append(self.input([self.one(self.extents) for _ in range(rank)], self.dtype()))
         for _ in range(steps):
             step = self.one(table)

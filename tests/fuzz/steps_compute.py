@@ -105,5 +105,5 @@ def _attention(m: Maker, x: Value) -> Value | None:
 
 
 COMPUTE: tuple[Step, ...] = (
-    _reduce, _reduce, _arg, _cumsum, _softmax, _norm, _matmul, _matmul, _conv, _conv, _pool, _attention,
+    _reduce, _reduce, _arg, _cumsum, _softmax, _norm, _matmul, _matmul, _conv, _conv, _pool, _attention, _attention,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Prints coverage by folder: ``python tests/project/coverage_table.py build/coverage.json`` (coverage's JSON report)."""
+"""Prints coverage by folder: ``python tests/project/coverage_table.py REPORT`` (the JSON of ``coverage json``)."""
 
 from __future__ import annotations
 
