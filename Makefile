@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types replay wheel demo gpu clean
+.PHONY: test quick lint types replay fuzz coverage wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -38,6 +38,15 @@ gpu:
 	@status=0; $(PYTHON) tests/gpu/isolated.py || status=1; \
 	timeout -k 10 $(or $(LIMIT),1500) $(PYTHON) -m arcweld.models.bench --out $(or $(OUT),docs/benchmarks) || status=1; \
 	exit $$status
+
+# Random graphs from fresh seeds for SECONDS (600); a failing one is shrunk and written to OUT (build/fuzz).
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
+
+# Lines and branches of the package that the tests (or those of TIER, like "not slow and not models") execute, by folder.
+coverage: $(STAMP)
+	$(PYTEST) tests $(if $(TIER),-m "$(TIER)") --cov --cov-branch --cov-report=json:build/coverage.json
+	$(BIN)/python tests/project/coverage_table.py build/coverage.json
 
 clean:
 	rm -rf $(VENV) build dist .package/*.egg-info

@@ -62,7 +62,7 @@ def _rounded(result: np.ndarray, terms: int, rng: np.random.Generator) -> np.nda
 
 def _terms(node: Node, arrays: Sequence[np.ndarray | None], result: np.ndarray) -> int:
     """How many terms are summed for one element of the result."""
-    kind, first = opdef(node.op).kind, arrays[0]
+    kind, first = opdef(node.op).kind, arrays[0] if arrays else None
     if first is None or not first.size or not result.size:
         return 1
     if kind in (Kind.REDUCE, Kind.WINDOW):

@@ -6,6 +6,7 @@ Dense convolutions gather patches and multiply matrices (im2col); depthwise ones
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -69,11 +70,12 @@ def conv(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Int
 def _dense(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, y: np.ndarray) -> None:
     """One group of one image into ``y`` [O, spatial'], in slabs of rows so that the patches stay in the cache."""
     o, out, kernel = y.shape[0], y.shape[1:], w.shape[2:]
-    filters = w.reshape(o, -1)
+    # every extent is written out: -1 is ambiguous where there are no channels
+    filters, places = w.reshape(o, math.prod(w.shape[1:])), math.prod(out)
     if all(k == 1 for k in kernel) and all(s == 1 for s in strides):
-        np.matmul(filters, x.reshape(x.shape[1], -1), out=y.reshape(o, -1))
+        np.matmul(filters, x.reshape(x.shape[1], places), out=y.reshape(o, places))
         return
-    row = filters.shape[1] * int(np.prod(out[1:])) * x.itemsize
+    row = filters.shape[1] * math.prod(out[1:]) * x.itemsize
     height = max(1, min(out[0], PATCH_BYTES // max(row, 1)))
     patches = np.empty((x.shape[1], *kernel, height, *out[1:]), x.dtype)
     for top in range(0, out[0], height):
@@ -83,7 +85,7 @@ def _dense(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, y: np.n
             at: tuple[Any, ...] = (slice(None), *offset, slice(count))
             patches[at] = view[0, :, rows]
         used = patches[(slice(None),) * (1 + len(kernel)) + (slice(count),)]
-        y[:, rows] = (filters @ used.reshape(filters.shape[1], -1)).reshape(o, count, *out[1:])
+        y[:, rows] = (filters @ used.reshape(filters.shape[1], count * math.prod(out[1:]))).reshape(o, count, *out[1:])
 
 
 def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out: Ints) -> np.ndarray:
@@ -109,8 +111,8 @@ def conv_transpose(
     ]
     y = np.zeros((n, per_out * group, *full), x.dtype)
     for g in range(group):
-        xg = x[:, g * per_in : (g + 1) * per_in].reshape(n, per_in, -1)
-        wg = w[g * per_in : (g + 1) * per_in].reshape(per_in, -1)
+        xg = x[:, g * per_in : (g + 1) * per_in].reshape(n, per_in, math.prod(spatial))
+        wg = w[g * per_in : (g + 1) * per_in].reshape(per_in, per_out * math.prod(kernel))
         patches = (wg.T @ xg).reshape(n, per_out, *kernel, *spatial)
         yg = y[:, g * per_out : (g + 1) * per_out]
         for offset, view in taps(yg, kernel, strides, dilations, spatial):

@@ -89,7 +89,8 @@ def _rowwise(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, i
     for s in kernel.attrs["stages"]:
         full = points.value(s.value, variables)
         wide = np.float64 if full.dtype == np.float32 and s.combine == "sum" else full.dtype
-        folded = FOLD[s.combine].reduce(full, axis=-1, keepdims=True, dtype=wide)
+        start = _identity(s.combine, full.dtype)
+        folded = FOLD[s.combine].reduce(full, axis=-1, keepdims=True, initial=start, dtype=wide)
         variables[s.name] = folded.astype(full.dtype)
         if s.finish is not None:
             variables[s.name] = interpret(s.finish, buffers, points.at, variables)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from graph_runs import assert_same, built, by_numpy, expected, on_simulator
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from random_graphs import SIZES, Maker, feeds_of
+from random_graphs import SIZES, feeds_of, random_graph
 
 from arcweld.compiler import region
 from arcweld.compiler.ir import Graph
@@ -21,10 +22,10 @@ from arcweld.compiler.text import parse_graph
 OTHER_SIZES = {"N": 1, "S": 2}
 
 
-def random_graph(data: st.DataObject, most: int = 16) -> Graph:
+def drawn(data: st.DataObject, most: int = 16) -> Graph:
     """A graph whose every choice hypothesis makes, so that failures shrink."""
     pick: Callable[[int], int] = lambda n: data.draw(st.integers(0, n - 1)) if n > 1 else 0
-    graph = Maker(pick, symbolic=bool(pick(2))).grow(2 + pick(most))
+    graph = random_graph(pick, 2 + pick(most))
     assume(bool(graph.nodes))
     return graph
 
@@ -46,33 +47,33 @@ def check_on_simulator(graph: Graph) -> None:
 @given(st.data())
 @settings(max_examples=120)
 def test_random_graphs_by_numpy(data: st.DataObject) -> None:
-    check_by_numpy(random_graph(data))
+    check_by_numpy(drawn(data))
 
 
 @given(st.data())
 @settings(max_examples=40)
 def test_random_graphs_without_fusion(data: st.DataObject) -> None:
-    check_by_numpy(random_graph(data), frozenset({"fusion"}))
+    check_by_numpy(drawn(data), frozenset({"fusion"}))
 
 
 @given(st.data())
 @settings(max_examples=15)
 def test_random_graphs_on_the_simulator(data: st.DataObject) -> None:
-    check_on_simulator(random_graph(data, most=10))
+    check_on_simulator(drawn(data, most=10))
 
 
 @pytest.mark.slow
 @given(st.data())
 @settings(max_examples=500)
 def test_many_random_graphs_by_numpy(data: st.DataObject) -> None:
-    check_by_numpy(random_graph(data))
+    check_by_numpy(drawn(data))
 
 
 @pytest.mark.slow
 @given(st.data())
 @settings(max_examples=60)
 def test_many_random_graphs_on_the_simulator(data: st.DataObject) -> None:
-    check_on_simulator(random_graph(data))
+    check_on_simulator(drawn(data))
 
 
 def graph_of(text: str) -> Graph:
@@ -114,6 +115,19 @@ output %y
 """)
     check_by_numpy(graph)
     check_on_simulator(graph)
+
+
+def test_convolution_of_no_channels_is_its_bias() -> None:
+    graph = graph_of("""input %x: f32[2, 0, 5]
+input %w: f32[4, 0, 3]
+input %b: f32[4]
+%y: f32[2, 4, 3] = Conv(%x, %w, %b, strides=(1,), dilations=(1,), pads=(0, 0), group=1, layout='NCHW') @ 'y'
+output %y
+""")
+    build, feeds = built(graph), feeds_of(graph, {})
+    want = {"y": np.broadcast_to(feeds["b"][:, None], (2, 4, 3))}
+    assert_same(graph, by_numpy(build, feeds, {}), want)
+    assert_same(graph, on_simulator(build, feeds), want)
 
 
 def test_digits_of_a_symbolic_product_agree() -> None:

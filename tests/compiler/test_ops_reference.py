@@ -11,7 +11,7 @@ from onnx_oracle import oracle
 from op_sweep import Sweep, assert_close, label, sweeps
 
 from arcweld.compiler.ops.reference_math import erf, sigmoid, truncating_divide
-from arcweld.compiler.ops.reference_nn import conv
+from arcweld.compiler.ops.reference_nn import conv, conv_transpose
 from arcweld.compiler.reference import run_reference
 
 
@@ -53,3 +53,12 @@ def test_convolution_agrees_with_torch_at_the_size_of_a_real_layer() -> None:
         ours = conv(x, w, (stride, stride), (1, 1), (pad,) * 4, group)
         theirs = torch.conv2d(torch.from_numpy(x), torch.from_numpy(w), None, stride, pad, 1, group)
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolution_of_no_channels_is_zero(kernel: int) -> None:
+    x, w = np.ones((2, 0, 5, 5), np.float32), np.ones((4, 0, kernel, kernel), np.float32)
+    np.testing.assert_array_equal(conv(x, w, (1, 1), (1, 1), (0,) * 4, 1), np.zeros((2, 4, 6 - kernel, 6 - kernel)))
+    w = np.ones((0, 4, kernel, kernel), np.float32)
+    y = conv_transpose(x, w, (1, 1), (1, 1), (0,) * 4, (0, 0), 1)
+    np.testing.assert_array_equal(y, np.zeros((2, 4, 4 + kernel, 4 + kernel)))

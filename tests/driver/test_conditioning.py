@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from arcweld.compiler.reference import run_reference
+from arcweld.compiler.text import parse_graph
 from arcweld.driver import api
 from arcweld.driver.conditioning import rounding_error
 
@@ -67,3 +68,15 @@ def test_a_build_tells_of_rounding_and_accepts_it() -> None:
     engine = api.compile_graph(graph, device="sim", feeds=feeds, tolerance=1.0)
     kernels = engine.data.verify["kernels"]
     assert all(k["error"] <= max(k.get("rounding", 0), 1e-4) for k in kernels)
+
+
+def test_operators_without_operands_have_a_bound() -> None:
+    graph = parse_graph("""graph 'g'
+input %x: f32[4]
+%r: f32[4] = Range(start=0, step=1, length=4, dtype=dtype(f32)) @ 'r'
+%y: f32[4] = Add(%x, %r) @ 'y'
+output %y
+""")
+    x = np.ones(4, np.float32)
+    bound = rounding_error(graph.nodes, {"x": x, "y": x + np.arange(4, dtype=np.float32)}, {}, {}, "y")
+    assert 0 < bound < 1e-5

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pass_tools import build
-from random_graphs import Maker
+from random_graphs import random_graph
 
 from arcweld.compiler.errors import UnsupportedError, VerifyError
 from arcweld.compiler.options import Options
@@ -350,7 +350,7 @@ def valid(f: FusedGraph) -> None:
 @settings(max_examples=150)
 def test_random_graphs_give_valid_schedules(data: st.DataObject) -> None:
     pick: Callable[[int], int] = lambda n: data.draw(st.integers(0, n - 1)) if n > 1 else 0
-    graph = Maker(pick, symbolic=bool(pick(2))).grow(4 + pick(24))
+    graph = random_graph(pick, 4 + pick(24))
     assume(bool(graph.nodes))
     graph = materialise_outputs(run_passes(materialise_outputs(graph), Options()))
     valid(schedule(fuse(graph)))

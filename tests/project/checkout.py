@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("compiler", "passes", "codegen", "runtime", "models")
-_LEFT_OUT = shutil.ignore_patterns(".git*", ".venv", ".ci", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests")
+_LEFT_OUT = shutil.ignore_patterns(
+    ".git*", ".venv", ".ci", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests"
+)
 
 
 def copy_checkout(target: Path) -> Path:
