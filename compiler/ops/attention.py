@@ -62,7 +62,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
         scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + widen(mask)
     if attrs["is_causal"]:
         scores = np.where(np.tril(np.ones(scores.shape[2:], np.bool_)), scores, -np.inf)
-    top = scores.max(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True, initial=-np.inf)  # there may be no keys
     e = np.exp(scores - np.where(np.isfinite(top), top, 0)).astype(q.dtype)
     total = e.sum(axis=-1, keepdims=True)
     out = np.matmul(e / np.where(total == 0, 1, total), v)

@@ -47,6 +47,9 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
             raise ModelError(f"Resize: unknown {what} {attrs[what]}", hint=", ".join(known))
     if attrs["mode"] != "nearest":
         check_dtype("Resize", x, FLOATS)
+    for axis, (n, m) in enumerate(zip(x.shape, attrs["sizes"])):
+        if n == 0 and isinstance(m, int) and m > 0:
+            raise ModelError(f"Resize: axis {axis} of {x} has no elements to make {m} of")
     return (x.with_shape(attrs["sizes"]),)
 
 
@@ -115,6 +118,8 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
         scale = None if attrs["scales"] is None else attrs["scales"][axis]
         if n == m and scale in (None, 1.0):
             continue
+        if n == 0 < m:
+            raise ValueError(f"axis {axis} has no elements to make {m} of")
         at = positions(n, m, scale, attrs["coordinate_transformation_mode"])
         if attrs["mode"] == "nearest":
             y = np.take(y, np.clip(_nearest(at, attrs["nearest_mode"]), 0, n - 1), axis)

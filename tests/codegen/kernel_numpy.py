@@ -31,6 +31,8 @@ class Points:
 
     def value(self, e: Expr, variables: Arrays | None = None) -> np.ndarray:
         """``e`` at every point, as an array of the space's shape."""
+        if 0 in self.shape:  # no point: loads would have constant coordinates, of buffers that may be empty
+            return np.empty(self.shape, e.dtype.numpy)
         return np.broadcast_to(interpret(e, self.buffers, self.at, variables), self.shape)
 
 
@@ -129,7 +131,7 @@ def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str,
     if "mask" in kernel.loads:
         mask = at.value(kernel.loads["mask"])
         score = np.where(mask, score, -np.inf) if mask.dtype == np.bool_ else score + mask
-    top = score.max(-1, keepdims=True)
+    top = score.max(-1, keepdims=True, initial=-np.inf)
     weight = np.exp(score - np.where(np.isfinite(top), top, 0))
     total = weight.sum(-1, keepdims=True)
     share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from graph_runs import assert_same, built, by_numpy, expected, on_simulator
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -223,6 +224,24 @@ output %c
 output %d
 """)
     check_by_numpy(graph)
+
+
+@pytest.mark.parametrize("keys", [0, 3])
+def test_attention_to_no_keys_is_zero(keys: int) -> None:
+    graph = graph_of("""symbol T(lo=0, hi=8)
+input %q: f32[1, 2, 3, 4]
+input %k: f32[1, 2, T, 4]
+input %v: f32[1, 2, T, 8]
+%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'y'
+output %y
+""")
+    feeds = feeds_of(graph, {"T": keys})
+    q, k, v = (torch.from_numpy(feeds[name]) for name in "qkv")
+    want = {"y": torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5).numpy()}
+    assert_same(graph, expected(graph, feeds, {}), want)
+    build = built(graph)
+    assert_same(graph, by_numpy(build, feeds, {"T": keys}), want)
+    assert_same(graph, on_simulator(build, feeds), want)
 
 
 def test_attention_that_was_decomposed_stays_so() -> None:

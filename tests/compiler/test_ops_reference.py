@@ -10,8 +10,13 @@ import torch
 from onnx_oracle import oracle
 from op_sweep import Sweep, assert_close, label, sweeps
 
+from arcweld.compiler.dims import symbol
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from arcweld.compiler.ops.reference_math import erf, sigmoid, truncating_divide
 from arcweld.compiler.ops.reference_nn import conv, conv_transpose
+from arcweld.compiler.ops.registry import check_attrs, opdef
 from arcweld.compiler.reference import run_reference
 
 
@@ -53,6 +58,17 @@ def test_convolution_agrees_with_torch_at_the_size_of_a_real_layer() -> None:
         ours = conv(x, w, (stride, stride), (1, 1), (pad,) * 4, group)
         theirs = torch.conv2d(torch.from_numpy(x), torch.from_numpy(w), None, stride, pad, 1, group)
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_resizing_nothing_is_an_error_of_the_model() -> None:
+    """An axis of unknown extent may turn out to be empty."""
+    n = symbol("n")
+    x, y = (Value(name, TensorType(DType.F32, (d,))) for name, d in (("x", n), ("y", 4)))
+    node = Node("Resize", (x,), (y,), check_attrs(opdef("Resize"), {"sizes": (4,), "mode": "linear"}, "Resize"))
+    graph = Graph("g", (x,), (y,), (node,))
+    assert run_reference(graph, {"x": np.ones(2, np.float32)})["y"].tolist() == [1, 1, 1, 1]
+    with pytest.raises(ModelError, match="no elements"):
+        run_reference(graph, {"x": np.ones(0, np.float32)})
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
