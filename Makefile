@@ -24,7 +24,7 @@ types: $(STAMP)
 
 # Every kernel of the working tree against those of another revision: `make replay BASE=main`.
 replay: $(STAMP)
-	$(BIN)/python tests/replay $(BASE)
+	$(BIN)/python tests/replay/replay.py $(BASE)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

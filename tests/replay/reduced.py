@@ -22,7 +22,8 @@ _TOKEN = re.compile(
 _INCLUDE = re.compile(r'#\s*include\s+"([^"]+)"')
 _ONCE = re.compile(r"#\s*pragma\s+once\b")
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_TYPES = ("struct", "class", "union", "enum")
+_TYPES = ("struct", "class", "union")  # an enum stays: its values are used without its name
+_QUALIFIERS = ("noexcept", "requires", "decltype", "alignas", "__align__", "__launch_bounds__", "__attribute__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class _Chunk:
     """A directive or a declaration at file scope.
 
     ``defines`` is the name of a function or a type that may be left out if nothing uses it; empty: it always stays.
+    Overloads and specialisations share a name, so that they stay or go together.
     """
 
     text: str
@@ -111,34 +113,41 @@ def _chunk(tokens: Sequence[tuple[str, str]]) -> _Chunk:
 
 def _defined(tokens: Sequence[str]) -> str:
     """The name of the function or type that is defined with a body; empty for anything else, and for kernels."""
-    if "{" not in tokens or "__global__" in tokens or "operator" in tokens[: tokens.index("{")]:
+    if "{" not in tokens or "__global__" in tokens:
         return ""
     head = tokens[: tokens.index("{")]
-    if head[-1] == ")":
-        depth, at = 0, len(head)
-        while at > 0:
-            at -= 1
-            depth += (head[at] == ")") - (head[at] == "(")
-            if depth == 0:
-                break
-        name = head[at - 1] if at else ""
-    else:
-        at = next((k for k, t in enumerate(head) if t in _TYPES and _between(head[:k])), -1)
-        name = _type_name(head[at + 1 :]) if at >= 0 else ""
-    return name if _NAME.fullmatch(name) else ""
+    name = _function_name(head) if head[-1] == ")" else _type_name(head)
+    return name if _NAME.fullmatch(name) and name not in _QUALIFIERS else ""
 
 
-def _between(before: Sequence[str]) -> bool:
-    """True at file scope: every template bracket before is closed."""
-    return before.count("<") == before.count(">")
+def _function_name(head: Sequence[str]) -> str:
+    """What stands before the last parentheses; empty where those may hold no parameters, as in ``-> decltype(x)``."""
+    if "operator" in head or "-" in head or ":" in head:
+        return ""
+    depth = 0
+    for k in range(len(head) - 1, 0, -1):
+        depth += (head[k] == ")") - (head[k] == "(")
+        if depth == 0:
+            return head[k - 1]
+    return ""
 
 
 def _type_name(head: Sequence[str]) -> str:
-    """The name after ``struct``, past an ``alignas(…)``; empty where another attribute stands."""
-    if head and head[0] == "alignas":
-        depth = 0
-        for k, t in enumerate(head):
-            depth += (t == "(") - (t == ")")
-            if t == ")" and depth == 0:
-                return head[k + 1] if k + 1 < len(head) else ""
-    return head[0] if head else ""
+    """What follows ``struct`` and ``alignas(…)``; empty for other attributes and where no type is defined."""
+    for k, t in enumerate(head):
+        if t in _TYPES and head[:k].count("<") == head[:k].count(">"):  # not a template's parameter
+            rest = head[k + 1 :]
+            if rest[:1] == ["alignas"]:
+                rest = rest[_closing(rest) + 1 :]
+            return rest[0] if rest else ""
+    return ""
+
+
+def _closing(tokens: Sequence[str]) -> int:
+    """The index of the parenthesis that closes the first one."""
+    depth = 0
+    for k, t in enumerate(tokens):
+        depth += (t == "(") - (t == ")")
+        if t == ")" and depth == 0:
+            return k
+    return len(tokens)

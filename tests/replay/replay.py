@@ -1,6 +1,6 @@
 """Kernel replay: compares every kernel of this working tree with those of another revision.
 
-``python tests/replay BASE`` exits with 1 if any kernel's object code or launch changed, or a kernel came or went.
+``python tests/replay/replay.py BASE`` exits with 1 if a kernel's object code or launch changed, or one came or went.
 """
 
 from __future__ import annotations
@@ -40,13 +40,17 @@ def git(*arguments: str) -> bytes:
     """What git prints. Raises ReplayError with its last line."""
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
     if done.returncode:
-        raise ReplayError(f"git {arguments[0]}: {done.stderr.decode().strip().splitlines()[-1:] or ['failed']}")
+        said = done.stderr.decode().strip().splitlines()
+        raise ReplayError(f"git {arguments[0]}: {said[-1] if said else f'exit status {done.returncode}'}")
     return done.stdout
 
 
 def commit_of(base: str) -> str:
-    """The commit that ``base`` names. Raises ReplayError if it has no collector."""
-    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").decode().strip()
+    """The commit that ``base`` names. Raises ReplayError if there is none or it has no collector."""
+    try:
+        found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}").decode().strip()
+    except ReplayError:
+        raise ReplayError(f"{base} is no revision of this repository") from None
     if not git("ls-tree", "--name-only", found, COLLECTOR):
         first = git("log", "--diff-filter=A", "--format=%h", "--", COLLECTOR).decode().split()
         since = f"kernel replay starts with {first[-1]}" if first else "no commit has one yet"
