@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -203,6 +204,8 @@ def test_loaded_sections_hold_the_code_and_no_names() -> None:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of two commits, tagged: before there was a collector, and with one."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     monkeypatch.setattr(replay, "ROOT", tmp_path)
     (tmp_path / "README").write_text("a")
     _git(tmp_path, "init", "--quiet")
