@@ -14,12 +14,13 @@ import msgspec
 import pytest
 import replay
 import test_golden
-from arcweld.codegen import nvrtc
-from arcweld.codegen.nvrtc import Job, compile_job
-from arcweld.compiler.text import parse_graph
 from compare import NEUTRAL, Neutral, Outcome, compare, loaded, report, same_ptx
 from records import VERSION, Collection, FormatError, Record, load, save
 from reduced import reduced
+
+from arcweld.codegen.nvrtc import compiler as nvrtc
+from arcweld.codegen.nvrtc.compiler import Job, compile_job
+from arcweld.compiler.text import parse_graph
 
 HEADER = """#pragma once
 // scales
