@@ -17,7 +17,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from arcweld.compiler.metrics import relative_error
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
-from arcweld.compiler.registry import concrete
+from arcweld.compiler.registry import Kind, concrete, opdef
 from arcweld.compiler.text import parse_graph, print_graph
 from arcweld.passes.pipeline import pass_names
 from graph_runs import assert_same, by_numpy, expected, on_simulator
@@ -121,9 +121,8 @@ def _references(case: Case) -> None:
     values |= run_reference(graph, feeds, keep=made, bind=sizes)
     for node in graph.nodes:
         alone, arrays = _alone(node, values, sizes)
-        try:
-            outputs = oracle(alone, arrays)
-        except Exception:  # ONNX's implementations do not take every type; how many nodes that leaves out is reported
+        outputs = _outputs(alone, arrays)
+        if outputs is None:
             NO_ORACLE[f"{node.op} {node.output.dtype.value}"] += 1
             continue
         want = dict(zip((o.name for o in alone.outputs), outputs, strict=True))
@@ -132,6 +131,16 @@ def _references(case: Case) -> None:
             _compare(alone, got, want, alone, arrays, {})
         except AssertionError as error:
             raise AssertionError(f"{node.op}: {error}") from error
+
+
+def _outputs(alone: Graph, arrays: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+    """The node's outputs according to an independent implementation; None (which is counted) where there is none."""
+    if opdef(alone.nodes[0].op).kind is Kind.WINDOW and any(a.size == 0 for a in arrays.values()):
+        return None  # ONNX Runtime refuses empty images, onnx.reference gets the shape wrong
+    try:
+        return oracle(alone, arrays)
+    except Exception:  # neither takes every type
+        return None
 
 
 def _alone(node: Node, values: Arrays, sizes: Mapping[str, int]) -> tuple[Graph, dict[str, np.ndarray]]:
