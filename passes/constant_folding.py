@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, weight_value
 from arcweld.compiler.options import Options
 from arcweld.compiler.weights import evaluate, is_symbolic
@@ -34,7 +35,10 @@ def _visit(rw: Tracker, node: Node) -> bool:
         or not _worthwhile(node, [w.data for _, w in operands])
     ):
         return False
-    weight = evaluate(node.op, operands, node.attrs)
+    try:
+        weight = evaluate(node.op, operands, node.attrs)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise ModelError(f"{node.op} of constants failed: {error}", node=node.name) from error
     name = rw.fresh(node.output.name)
     rw.weights[name] = weight
     rw.redirect(node, weight_value(name, weight.data, node.output.dtype))

@@ -266,6 +266,8 @@ composite(
 def _hardmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, axis = operand(arrays), attrs["axis"]
     y = np.zeros_like(x)
+    if x.size == 0:
+        return (y,)
     np.put_along_axis(y, np.expand_dims(widen(x).argmax(axis=axis), axis), np.asarray(1, x.dtype), axis)
     return (y,)
 

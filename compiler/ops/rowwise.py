@@ -51,14 +51,14 @@ def _softmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, axis = operand(arrays), attrs["axis"]
     wide = widen(x)
     with np.errstate(invalid="ignore"):  # a row of minus infinities gives NaN, as specified
-        e = np.exp(wide - wide.max(axis=axis, keepdims=True))
+        e = np.exp(wide - wide.max(axis=axis, keepdims=True, initial=-np.inf))
     return ((e / e.sum(axis=axis, keepdims=True)).astype(x.dtype),)
 
 
 def _log_softmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x, axis = operand(arrays), attrs["axis"]
     wide = widen(x)
-    shifted = wide - wide.max(axis=axis, keepdims=True)
+    shifted = wide - wide.max(axis=axis, keepdims=True, initial=-np.inf)
     return ((shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))).astype(x.dtype),)
 
 

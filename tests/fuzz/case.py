@@ -17,7 +17,7 @@ from onnx_oracle import oracle
 from random_graphs import SIZES, feeds_of, random_graph
 
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
-from arcweld.compiler.ops.registry import concrete
+from arcweld.compiler.ops.registry import Kind, concrete, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.text import parse_graph, print_graph
@@ -122,9 +122,8 @@ def _references(case: Case) -> None:
     values |= run_reference(graph, feeds, keep=made, bind=sizes)
     for node in graph.nodes:
         alone, arrays = _alone(node, values, sizes)
-        try:
-            outputs = oracle(alone, arrays)
-        except Exception:  # ONNX's implementations do not take every type; how many nodes that leaves out is reported
+        outputs = _outputs(alone, arrays)
+        if outputs is None:
             NO_ORACLE[f"{node.op} {node.output.dtype.value}"] += 1
             continue
         want = dict(zip((o.name for o in alone.outputs), outputs, strict=True))
@@ -133,6 +132,16 @@ def _references(case: Case) -> None:
             _compare(alone, got, want, alone, arrays, {})
         except AssertionError as error:
             raise AssertionError(f"{node.op}: {error}") from error
+
+
+def _outputs(alone: Graph, arrays: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+    """The node's outputs according to an independent implementation; None (which is counted) where there is none."""
+    if opdef(alone.nodes[0].op).kind is Kind.WINDOW and any(a.size == 0 for a in arrays.values()):
+        return None  # ONNX Runtime refuses empty images, onnx.reference gets the shape wrong
+    try:
+        return oracle(alone, arrays)
+    except Exception:  # neither takes every type
+        return None
 
 
 def _alone(node: Node, values: Arrays, sizes: Mapping[str, int]) -> tuple[Graph, dict[str, np.ndarray]]:
@@ -166,7 +175,7 @@ def _runs(case: Case, run: Callable[[Build, Arrays, Mapping[str, int]], Arrays])
     build = _build(case)
     for k, sizes in enumerate(case.sizes):
         feeds = case.feeds(k)
-        got, want = {**feeds, **run(build, feeds, sizes)}, expected(case.graph, feeds, sizes)
+        got, want = run(build, feeds, sizes), expected(case.graph, feeds, sizes)
         _compare(case.graph, got, want, build.fused.graph, feeds, sizes)
 
 

@@ -55,7 +55,8 @@ class Maker:
         return self.pick(of) == 0
 
     def dtype(self) -> DType:
-        return self.one((*FLOATS, *INTEGERS, DType.BOOL))
+        chosen: DType = self.one((*FLOATS, *INTEGERS, DType.BOOL))
+        return chosen
 
     def smallest(self, d: Dim) -> int:
         """An extent where every symbol is as small as its range allows."""

@@ -11,7 +11,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 
-UNARY = ("Relu", "Sigmoid", "Tanh", "Gelu", "Abs", "Neg", "Sin", "Erf", "Silu", "Softplus", "HardSwish", "Identity",
+UNARY = ("Relu", "Sigmoid", "Tanh", "Gelu", "Abs", "Neg", "Erf", "Silu", "Softplus", "HardSwish", "Identity",
          "LeakyRelu", "Elu", "Mish", "Softsign")  # fmt: skip
 BINARY = ("Add", "Sub", "Mul", "Max", "Min")
 BITWISE = ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
@@ -29,13 +29,15 @@ def _unary(m: Maker, x: Value) -> Value | None:
     if x.dtype is DType.BOOL:
         return m.make(m.one(("Not", "Identity")), [x])
     if x.dtype.is_float:
-        return m.make(m.one(UNARY), [x])
+        # of a large rounded number the sine may be anything
+        return m.make(m.one((*UNARY, "Sin") if m.exact(x) else UNARY), [x])
     signed = ("Neg", "Abs", "Sign") if x.dtype.is_signed else ()
     return m.make(m.one(("Identity", "Relu", "BitwiseNot", *signed)), [x])
 
 
 def _clip(m: Maker, x: Value) -> Value | None:
-    limits = ((None, -0.5, 0.0), (None, 0.75)) if x.dtype.is_float else ((None, -1, 0), (None, 2))
+    low = -1 if x.dtype.is_signed else 1
+    limits = ((None, -0.5, 0.0), (None, 0.75)) if x.dtype.is_float else ((None, low, 0), (None, 2))
     return m.make("Clip", [x], min=m.one(limits[0]), max=m.one(limits[1])) if x.dtype is not DType.BOOL else None
 
 

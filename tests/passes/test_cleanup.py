@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pass_tools import body, build, check, lines, ops, run
 
+from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.weights import replay, sources
@@ -344,3 +345,27 @@ def test_a_gather_by_a_range_within_an_open_axis_is_a_slice() -> None:
     line = "%i = Range(start=0, step=2, length=n, dtype=dtype(i64))"
     after = check(f"input %x: f32[2*n, 3]\n{line}\n%y = Gather(%x, %i, axis=0)\noutput %y", cleanup, dims={"n": 3})
     assert ops(after) == ["Slice"]
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_empty_constants_are_folded(op: str) -> None:
+    text = f"""
+        input %x: f32[2, 3]
+        weight %w: f32[3, 0]
+        %s = {op}(%w, axis=1)
+        %y = MatMul(%x, %s)
+        output %y
+    """
+    assert ops(check(text, constant_folding)) == ["MatMul"]
+
+
+def test_constants_that_an_operator_does_not_take_are_the_models_fault() -> None:
+    text = """
+        input %x: i64[3]
+        weight %w: f32[3, 0]
+        %a = ArgMax(%w, axis=1, keepdims=0, select_last_index=0)
+        %y = Add(%x, %a)
+        output %y
+    """
+    with pytest.raises(ModelError, match="ArgMax of constants"):
+        constant_folding(build(text), Options())
