@@ -1,21 +1,28 @@
 """Compares two collections of kernels: their texts, then what is left of them without comments, then object code.
 
-Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs.
+Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs. What still differs then
+is compiled again in new processes, where NVRTC is deterministic.
 """
 
 from __future__ import annotations
 
 import difflib
+import io
+import os
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from records import Collection, Record
 from reduced import reduced
 
+from arcweld.codegen.nvrtc import worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
-from arcweld.codegen.nvrtc.compiler import Job
+from arcweld.codegen.nvrtc.compiler import Job, finish, from_cache
 from arcweld.codegen.nvrtc.pool import compile_many
 from arcweld.compiler.errors import CompileError
 
@@ -94,24 +101,25 @@ def compare(base: Collection, work: Collection, cache: DiskCache | None = None) 
     what = {i: "launch" for i in both if old[i].launch() != new[i].launch()}
     differing = [i for i in both if i not in what and old[i].text() != new[i].text()]
     jobs = {i: (old[i].code(), new[i].code()) for i in differing}
-    by_ptx = {i: pair for i, pair in jobs.items() if pair[0] != pair[1]}
-    ptx = compiled(by_ptx.values(), cache)
-    by_cubin = {i: _cubins(pair) for i, pair in by_ptx.items() if not same_ptx(ptx[pair[0]], ptx[pair[1]])}
-    cubins = compiled(by_cubin.values(), cache)
-    codes = {i: (cubins[a], cubins[b]) for i, (a, b) in by_cubin.items()}
-    what |= {i: "object code" for i, pair in codes.items() if not same_cubin(*pair)}
-    what |= {i: "does not compile" for i, pair in codes.items() if i in what and CompileError in map(type, pair)}
+    left = [i for i, pair in jobs.items() if pair[0] != pair[1]]
+    steps = [f"{len(jobs) - len(left)} pairs of another text are the same without comments and unused definitions"]
+    codes: dict[str, tuple[Code, Code]] = {}
+    for kind, alone in (("ptx", False), ("cubin", False), ("ptx", True), ("cubin", True)):
+        pairs = {i: (replace(jobs[i][0], kind=kind), replace(jobs[i][1], kind=kind)) for i in left}
+        distinct = list(dict.fromkeys(job for pair in pairs.values() for job in pair))
+        done = compiled_alone(distinct, cache) if alone else compiled(distinct, cache)
+        codes = {i: (done[a], done[b]) for i, (a, b) in pairs.items()}
+        left = [i for i, pair in codes.items() if not same_code(*pair, kind)]
+        where = ", each in a process of its own" if alone else ""
+        steps.append(f"{len(pairs)} pairs compared as {kind} ({len(distinct)} compilations{where})")
+    what |= {i: "does not compile" if CompileError in map(type, codes[i]) else "object code" for i in left}
     return Outcome(
         equal=tuple(i for i in both if i not in what and i not in jobs),
         moved=tuple(i for i in differing if i not in what),
         changed=tuple(Change(i, what[i], tuple(shown(old[i], new[i], codes.get(i, ())))) for i in both if i in what),
         added=tuple(i for i in new if i not in old),
         removed=tuple(i for i in old if i not in new),
-        steps=(
-            f"{len(jobs) - len(by_ptx)} pairs of another text are the same without comments and unused definitions",
-            f"{len(by_ptx)} pairs compared as PTX ({len(ptx)} compilations)",
-            f"{len(by_cubin)} pairs compared as cubins ({len(cubins)} compilations)",
-        ),
+        steps=tuple(steps),
     )
 
 
@@ -138,18 +146,12 @@ def included(source: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], 
 
 # ----------------------------------------------------------------------------------------------------- object code
 
-Pairs = Iterable[tuple[Neutral, Neutral]]
 Code = bytes | CompileError
 
 
-def _cubins(pair: tuple[Neutral, Neutral]) -> tuple[Neutral, Neutral]:
-    return replace(pair[0], kind="cubin"), replace(pair[1], kind="cubin")
-
-
-def compiled(pairs: Pairs, cache: DiskCache | None) -> dict[Neutral, Code]:
-    """The code of every distinct compilation, or the error that NVRTC gave."""
-    todo = list(dict.fromkeys(job for pair in pairs for job in pair))
-    failed: dict[Neutral, Code] = {}
+def compiled(jobs: Sequence[Neutral], cache: DiskCache | None) -> dict[Neutral, Code]:
+    """The code of every compilation, or the error that NVRTC gave."""
+    todo, failed = list(jobs), dict[Neutral, Code]()
     while True:
         try:
             done = compile_many(todo, cache=cache)
@@ -163,22 +165,44 @@ def compiled(pairs: Pairs, cache: DiskCache | None) -> dict[Neutral, Code]:
         return {**failed, **{job: c.code for job, c in zip(todo, done)}}
 
 
-def same_ptx(a: Code, b: Code) -> bool:
-    """True for PTX that differs in nothing but variables that it doesn't use."""
+def compiled_alone(jobs: Sequence[Neutral], cache: DiskCache | None) -> dict[Neutral, Code]:
+    """The same, each in a new process.
+
+    NVRTC's choice among equivalent instructions depends on what its process compiled before: about one kernel in a
+    hundred differs. The first compilation of a process is always the same.
+    """
+    apart = None if cache is None else DiskCache(cache.folder / "alone")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return dict(zip(jobs, threads.map(lambda job: _alone(job, apart), jobs)))
+
+
+def _alone(job: Neutral, cache: DiskCache | None) -> Code:
+    kept = from_cache(job, cache)
+    if kept is not None:
+        return kept.code
+    request = io.BytesIO()
+    worker.send(request, job.request())
+    done = subprocess.run([sys.executable, worker.__file__], input=request.getvalue(), capture_output=True, check=True)
+    try:
+        return finish(job, worker.receive(io.BytesIO(done.stdout)), cache).code
+    except CompileError as error:
+        return error
+
+
+def same_code(a: Code, b: Code, kind: str) -> bool:
+    """True for equal code, whatever its names, and for two kernels that NVRTC refuses."""
     if isinstance(a, CompileError) or isinstance(b, CompileError):
         return isinstance(a, CompileError) and isinstance(b, CompileError)
+    return same_ptx(a, b) if kind == "ptx" else loaded(a) == loaded(b)
+
+
+def same_ptx(a: bytes, b: bytes) -> bool:
+    """True for PTX that differs in nothing but variables that it doesn't use."""
     return a == b or _used(a.decode()) == _used(b.decode())
 
 
 def _used(ptx: str) -> str:
     return _GLOBAL.sub(lambda m: m[0] if len(re.findall(rf"\b{re.escape(m[1])}\b", ptx)) > 1 else "", ptx)
-
-
-def same_cubin(a: Code, b: Code) -> bool:
-    """True for cubins of the same code, constants, memory and attributes, whatever their names."""
-    if isinstance(a, CompileError) or isinstance(b, CompileError):
-        return isinstance(a, CompileError) and isinstance(b, CompileError)
-    return loaded(a) == loaded(b)
 
 
 def loaded(cubin: bytes) -> list[tuple[str, int, bytes]]:

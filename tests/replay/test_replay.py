@@ -50,13 +50,13 @@ def verdicts(o: Outcome) -> tuple[int, int, int]:
 
 
 def compared(o: Outcome) -> list[int]:
-    """How many pairs each step compared: reduced texts that were the same, PTX, cubins."""
+    """How many pairs each step compared: reduced texts that were the same; PTX, cubins; both in new processes."""
     return [int(step.split()[0]) for step in o.steps]
 
 
 def test_the_same_text_is_equal() -> None:
     found = compare(collection(), collection())
-    assert (verdicts(found), compared(found), found.status) == ((1, 0, 0), [0, 0, 0], 0)
+    assert (verdicts(found), compared(found), found.status) == ((1, 0, 0), [0, 0, 0, 0, 0], 0)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_same_text_is_equal() -> None:
 )
 def test_what_the_kernel_does_not_reach_is_not_compiled(text: str, header: str) -> None:
     found = compare(collection(), collection(text, header))
-    assert (verdicts(found), compared(found), found.status) == ((0, 1, 0), [1, 0, 0], 0)
+    assert (verdicts(found), compared(found), found.status) == ((0, 1, 0), [1, 0, 0, 0, 0], 0)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_other_names_for_the_same_code_are_moved(text: str, header: str) -> None
 def test_other_object_code_is_changed_and_shown(text: str, header: str, shows: str) -> None:
     found = compare(collection(), collection(text, header))
     assert (verdicts(found), found.status) == ((0, 0, 1), 1)
-    assert found.changed[0].what == "object code"
+    assert (found.changed[0].what, compared(found)) == ("object code", [0, 1, 1, 1, 1])
     assert any(line.startswith(shows) for line in report(found))
 
 
@@ -266,7 +266,8 @@ def test_a_collector_writes_the_recorded_golden_text() -> None:
     recorded = (test_golden.FOLDER / "residual_layernorm_f16.cu").read_text(encoding="utf-8")
     assert list(found.texts) == [recorded]
     assert [(r.id, r.arch) for r in found.records] == [(f"g/000/{arch}", arch)]
-    assert {"grid n*s | 1 | 1", "pdl True"} <= set(found.records[0].launch)
+    assert "__launch_bounds__(128)" in recorded
+    assert {"block (128, 1, 1)", "shared 0", "pdl True", "buffer in0 + 0"} <= set(found.records[0].launch)
 
 
 def test_a_collector_refuses_another_revisions_package(tmp_path: Path) -> None:
