@@ -374,6 +374,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "bitnot": np.bitwise_not,
     "shl": np.left_shift, "shr": np.right_shift, "where": np.where,
 }  # fmt: skip
+_DIM_CALLS = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}
 
 
 def interpret(
@@ -395,7 +396,7 @@ def interpret(
         env = dict(indices)
         for dyn in dims.dynamic_atoms(d):
             env[dyn.name] = run(dyn.payload)  # type: ignore[arg-type]
-        return _evaluate_dim(d, env)
+        return dims.evaluate_with(d, env, _DIM_CALLS)
 
     def run(x: Expr) -> Any:
         if id(x) not in memo:
@@ -430,22 +431,3 @@ def interpret(
             return np.asarray(NUMPY[x.op](*args)).astype(dt)
 
     return np.asarray(run(e))
-
-
-def _evaluate_dim(d: Dim, env: Mapping[str, Any]) -> Any:
-    if isinstance(d, int):
-        return d
-    total: Any = 0
-    for m, c in d.terms:
-        term: Any = c
-        for atom, p in m:
-            if isinstance(atom, dims.Call):
-                a, b = _evaluate_dim(atom.a, env), _evaluate_dim(atom.b, env)
-                fn = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}[atom.fn]
-                value = fn(a, b)
-            else:
-                value = env[atom.name]
-            for _ in range(p):
-                term = term * value
-        total = total + term
-    return total

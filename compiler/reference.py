@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, coefficient, evaluate, free_symbols, var
+from arcweld.compiler.dims import evaluate
+from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
@@ -105,19 +106,14 @@ def bind_symbols(
 ) -> dict[str, int]:
     """The values of the symbolic dimensions, from the shapes of the arrays. Raises InputError for a mismatch."""
     env = dict(bind or {})
-    pending: list[tuple[Value, int, Dim, int]] = []
+    equations: list[tuple[Value, int, DimFunction, int]] = []
     for v in inputs:
         array = _checked(v, feeds)
-        pending += [(v, k, d, n) for k, (d, n) in enumerate(zip(v.shape, array.shape))]
-    progress = True
-    while progress:
-        progress = False
-        for _, _, d, n in pending:
-            progress |= solve(d, n, env)
-    for v, k, d, n in pending:
-        unknown = {s.name for s in free_symbols(d)} - set(env)
-        if not unknown and evaluate(d, env) != n:
-            raise InputError(f"axis {k} of input {v.name} is {n}, expected {d} = {evaluate(d, env)}")
+        equations += [(v, k, DimFunction(d), n) for k, (d, n) in enumerate(zip(v.shape, array.shape))]
+    solve([(f, n) for _, _, f, n in equations], env)
+    for v, k, f, n in equations:
+        if f.names <= env.keys() and f(env) != n:
+            raise InputError(f"axis {k} of input {v.name} is {n}, expected {f.dim} = {f(env)}")
     return env
 
 
@@ -128,22 +124,6 @@ def _checked(v: Value, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     if from_numpy(array.dtype) is not v.dtype or array.ndim != len(v.shape):
         raise InputError(f"input {v.name} is {array.dtype}{list(array.shape)}, expected {v.type}")
     return array
-
-
-def solve(d: Dim, n: int, env: dict[str, int]) -> bool:
-    """Binds in ``env`` the symbol of a dimension of size ``n`` that is linear in one unknown; True if it did."""
-    unknown = [s for s in free_symbols(d) if s.name not in env]
-    if len(unknown) != 1:
-        return False
-    factor = coefficient(d, unknown[0])
-    if factor is None:
-        return False
-    slope = evaluate(factor, env)
-    rest = evaluate(d - var(unknown[0]) * factor, env)
-    if slope == 0 or (n - rest) % slope:
-        return False
-    env[unknown[0].name] = (n - rest) // slope
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------- test cases

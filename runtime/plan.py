@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from arcweld.compiler.dims.binding import linear, solve
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError
 from arcweld.runtime.expressions import Expression
@@ -78,7 +79,6 @@ class Plan:
 
     def __init__(self, program: Program, arch: str) -> None:
         self.program = program
-        self._symbols = frozenset(s.name for s in program.symbols)
         self.inputs = {t.name: i for i, t in enumerate(program.inputs)}
         self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
         self.tensors = _tensor_plans(program)
@@ -112,41 +112,20 @@ class Plan:
         Raises InputError for a wrong rank, a fixed dimension that differs, or a symbol with two values.
         """
         env: dict[str, int] = {}
-        late: list[tuple[Tensor, int, int, Expression]] = []
-        for tensor, shape in zip(self.program.inputs, shapes, strict=True):
-            expected = self.tensors[tensor.name].shape
-            if len(shape) != len(expected):
-                raise InputError(_got(tensor, shape, f"{len(shape)} dimensions instead of {len(expected)}"))
-            for axis, (size, dim) in enumerate(zip(shape, expected)):
-                if dim.text.strip() in self._symbols and env.setdefault(dim.text.strip(), size) == size:
-                    continue
-                late.append((tensor, axis, size, dim))
-        self._solve(env, [(dim, size) for _, _, size, dim in late])
-        for tensor, axis, size, dim in late:
-            want = dim(env)
-            if want != size:
-                where = next(s for t, s in zip(self.program.inputs, shapes) if t is tensor)
-                reason = f"dimension {axis} is {size}, not {want}" + (f" ({dim.text})" if dim.names else "")
-                raise InputError(_got(tensor, where, reason))
+        given = list(zip(self.program.inputs, shapes, strict=True))
+        for tensor, shape in given:
+            if len(shape) != len(tensor.shape):
+                raise InputError(_got(tensor, shape, f"{len(shape)} dimensions instead of {len(tensor.shape)}"))
+        solve([(d, n) for tensor, shape in given for d, n in zip(self.tensors[tensor.name].shape, shape)], env)
+        for tensor, shape in given:
+            for axis, (size, dim) in enumerate(zip(shape, self.tensors[tensor.name].shape)):
+                wrong = _difference(dim, size, env)
+                if wrong:
+                    raise InputError(_got(tensor, shape, f"dimension {axis} is {size}, not {wrong}"))
         for s in self.program.symbols:
             if env[s.name] % s.multiple_of:
                 raise InputError(f"dimension {s.name} is {env[s.name]}; it must be a multiple of {s.multiple_of}")
         return env
-
-    def _solve(self, env: dict[str, int], dims: list[tuple[Expression, int]]) -> None:
-        """Finds symbols that occur only inside expressions (``2*n + 1``), where those are linear in them."""
-        waiting = [(d, size) for d, size in dims if d.names - env.keys()]
-        while waiting:
-            ready = next(((d, size) for d, size in waiting if len(d.names - env.keys()) == 1), None)
-            if ready is None:
-                names = ", ".join(sorted(waiting[0][0].names - env.keys()))
-                raise InputError(f"the inputs' shapes do not determine {names} (from {waiting[0][0].text})")
-            dim, size = ready
-            (name,) = dim.names - env.keys()
-            start = dim({**env, name: 0})
-            slope = dim({**env, name: 1}) - start
-            env[name] = max(0, (size - start) // slope) if slope else 0
-            waiting = [(d, size) for d, size in waiting if d.names - env.keys()]
 
     def out_of_range(self, env: Mapping[str, int]) -> list[Symbol]:
         """Symbols whose value lies outside the range that the engine was built for."""
@@ -160,6 +139,17 @@ def describe(tensor: Tensor) -> str:
 
 def _got(tensor: Tensor, shape: Shape, reason: str) -> str:
     return f"input {tensor.name!r} must be {describe(tensor)}, got shape {list(shape)}: {reason}"
+
+
+def _difference(dim: Expression, size: int, env: Mapping[str, int]) -> str:
+    """What a dimension of ``size`` should be, or nothing where it is that. Raises InputError where nothing tells."""
+    unknown = sorted(dim.names - env.keys())
+    if not unknown:
+        want = dim(env)
+        return "" if want == size else f"{want} ({dim.text})" if dim.names else str(want)
+    if len(unknown) == 1 and linear(dim, unknown[0], env) is not None:
+        return f"{dim.text} for any {unknown[0]}"
+    raise InputError(f"the inputs' shapes do not determine {', '.join(unknown)} (from {dim.text})")
 
 
 def _tensor_plans(program: Program) -> dict[str, TensorPlan]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, IntExpr, Sym, evaluate, free_symbols, substitute, symbol
+from arcweld.compiler.dims import Dim, Sym, substitute, symbol
+from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.reference import solve
 
 Shape = tuple[int, ...]
 
@@ -201,11 +201,6 @@ def _check_names(graph: Graph, shapes: Mapping[str, Shape]) -> None:
             raise UsageError(f"input {name} has rank {rank}, a shape of rank {len(shape)} was given")
 
 
-def _fixed(name: str, axis: int, d: int, size: int) -> None:
-    if size != d:
-        raise UsageError(f"axis {axis} of input {name} is {d}, not {size}")
-
-
 def check_ranges(graph: Graph, sizes: Mapping[str, int]) -> None:
     """Raises UsageError for a size outside its dimension's range."""
     for s in graph.symbols():
@@ -221,15 +216,16 @@ def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     _check_names(graph, shapes)
-    known = [(v, i, d) for v in graph.inputs for i, d in enumerate(v.shape if v.name in shapes else ())]
-    while any(isinstance(d, IntExpr) and solve(d, shapes[v.name][i], sizes) for v, i, d in known):
-        pass
-    for v, i, d in known:
-        size = shapes[v.name][i]
-        if not isinstance(d, IntExpr):
-            _fixed(v.name, i, d, size)
-        elif not {s.name for s in free_symbols(d)} <= set(sizes):
-            raise UsageError(f"axis {i} of input {v.name} is {d} in the model, which cannot be {size}")
-        elif evaluate(d, sizes) != size:
-            raise UsageError(f"axis {i} of input {v.name} is {d} = {evaluate(d, sizes)}, not {size}")
+    known = [
+        (f"axis {i} of input {v.name}", DimFunction(d), shapes[v.name][i])
+        for v in graph.inputs
+        for i, d in enumerate(v.shape if v.name in shapes else ())
+    ]
+    solve([(f, size) for _, f, size in known], sizes)
+    for axis, f, size in known:
+        if not f.names <= sizes.keys():
+            raise UsageError(f"{axis} is {f.dim} in the model, which cannot be {size}")
+        if f(sizes) != size:
+            value = f" = {f(sizes)}" if f.names else ""
+            raise UsageError(f"{axis} is {f.dim}{value}, not {size}")
     return sizes

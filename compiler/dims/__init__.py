@@ -7,7 +7,9 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from arcweld.compiler.dims.division import ceildiv, divides_exactly, floordiv, maximum, minimum, mod
 from arcweld.compiler.dims.poly import (
@@ -73,31 +75,38 @@ def coefficient(e: Dim, atom: Atom) -> Dim | None:
 
 def evaluate(e: Dim, env: Mapping[str, int]) -> int:
     """The value of ``e`` with every symbol looked up by name. Raises KeyError for a missing symbol."""
+    return int(evaluate_with(e, env, _INTEGERS))
+
+
+_INTEGERS: Mapping[str, Callable[[int, int], int]] = {
+    "floordiv": operator.floordiv, "mod": operator.mod, "max": max, "min": min,
+}  # fmt: skip
+
+
+def evaluate_with(e: Dim, env: Mapping[str, Any], calls: Mapping[str, Callable[[Any, Any], Any]]) -> Any:
+    """The value of ``e`` in the numbers that ``env`` holds, be they arrays.
+
+    ``calls`` has floordiv, mod, max and min for such numbers. Raises KeyError for a missing symbol.
+    """
     if not isinstance(e, IntExpr):
-        return int(e)
-    total = 0
+        return e
+    total: Any = 0
     for m, c in e.terms:
-        term = c
+        term: Any = c
         for atom, p in m:
-            term *= _evaluate_atom(atom, env) ** p
-        total += term
+            if isinstance(atom, Call):
+                value = calls[atom.fn](evaluate_with(atom.a, env, calls), evaluate_with(atom.b, env, calls))
+            else:
+                value = env[atom.name]
+            for _ in range(p):
+                term = term * value
+        total = total + term
     return total
-
-
-def _evaluate_atom(atom: Atom, env: Mapping[str, int]) -> int:
-    if not isinstance(atom, Call):
-        return env[atom.name]
-    a, b = evaluate(atom.a, env), evaluate(atom.b, env)
-    if atom.fn == "floordiv":
-        return a // b
-    if atom.fn == "mod":
-        return a % b
-    return max(a, b) if atom.fn == "max" else min(a, b)
 
 
 __all__ = [
     "Atom", "Call", "Dim", "Dyn", "IntExpr", "Monomial", "Sym", "add", "atoms", "bounds", "ceildiv", "coefficient",
-    "divides_exactly", "dynamic_atoms", "evaluate", "floordiv", "free_symbols", "is_multiple", "is_nonneg", "make",
-    "maximum", "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol", "terms_of", "to_text",
-    "var",
+    "divides_exactly", "dynamic_atoms", "evaluate", "evaluate_with", "floordiv", "free_symbols", "is_multiple",
+    "is_nonneg", "make", "maximum", "mentions", "minimum", "mod", "mul", "parse", "product", "substitute", "symbol",
+    "terms_of", "to_text", "var",
 ]  # fmt: skip
