@@ -55,13 +55,14 @@ class Element:
 
 
 class Arrays:
-    """Takes inputs for, and makes results on, one device. Kinds: ``numpy``, ``torch`` (by device) and
-    ``cupy``.
+    """Takes inputs for, and makes results on, one device: GPU ``gpu``, or the host for None.
+
+    Kinds: ``numpy``, ``torch`` (by device) and ``cupy``.
     """
 
-    def __init__(self, *, on_gpu: bool, index: int = 0) -> None:
-        self.on_gpu = on_gpu
-        self.index = index
+    def __init__(self, gpu: int | None) -> None:
+        self.on_gpu = gpu is not None
+        self.index = gpu or 0
         self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {}
 
     def take(self, name: str, array: Any, element: Element) -> Taken:

@@ -169,10 +169,13 @@ def tensor_map_arguments(spec: TensorMapSpec) -> tuple[Any, ...]:
 class CudaDevice:
     """One NVIDIA GPU through the Device protocol. Streams are CUstream handles as integers."""
 
+    needs_object_code = measures_time = can_capture = True
+    is_simulator = False
+
     def __init__(self, index: int = 0) -> None:
         """Raises EnvironmentError_ without a driver, CuPy or cuda.bindings, or for a GPU older than sm_80."""
         self.name = "cuda"
-        self.index = index
+        self.gpu_index = index
         self._cupy = _cupy()
         self._driver = _bindings()
         self._runtime = self._cupy.cuda.runtime
@@ -331,18 +334,14 @@ class CudaDevice:
     def enter(self) -> int:
         """Makes this GPU's primary context current; the token is the GPU that was current before."""
         previous = int(self._runtime.getDevice())
-        self._runtime.setDevice(self.index)
+        self._runtime.setDevice(self.gpu_index)
         return previous
 
     def leave(self, token: int) -> None:
-        if token != self.index:
+        if token != self.gpu_index:
             self._runtime.setDevice(token)
 
     # ------------------------------------------------------------------------------------------------ graphs
-
-    @property
-    def can_capture(self) -> bool:
-        return True
 
     def is_capturing(self, stream: int) -> bool:
         """The default stream (0) cannot be captured."""

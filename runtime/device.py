@@ -1,5 +1,5 @@
 """What the executor asks of a device. Two exist: ``cuda`` (CuPy and cuda.bindings) and ``sim`` (any x86-64
-CPU).
+CPU). What differs between them is asked by what a device can do, never by its name.
 """
 
 from __future__ import annotations
@@ -75,6 +75,26 @@ class Device(Protocol):
     name: str
     arch: str
 
+    @property
+    def gpu_index(self) -> int | None:
+        """CUDA's number of the GPU whose arrays the device takes as they are; None where its memory is the host's."""
+
+    @property
+    def needs_object_code(self) -> bool:
+        """Whether kernels are loaded as cubins or PTX; a device that does not compiles their source itself."""
+
+    @property
+    def is_simulator(self) -> bool:
+        """Whether kernels take the host's time, some thousand times a GPU's, so that a budget must count it."""
+
+    @property
+    def measures_time(self) -> bool:
+        """Whether the seconds of a launch by itself can be measured, and mean something."""
+
+    @property
+    def can_capture(self) -> bool:
+        """Whether launches can be recorded as a graph: whether the four methods below work."""
+
     def allocate(self, nbytes: int) -> Memory:
         """``nbytes`` bytes of undefined content; of 0 bytes an address that nobody else has."""
 
@@ -110,10 +130,6 @@ class Device(Protocol):
 
     def leave(self, token: int) -> None:
         """Restores what was current before ``enter``."""
-
-    @property
-    def can_capture(self) -> bool:
-        """Whether the methods below work."""
 
     def is_capturing(self, stream: int) -> bool:
         """Whether somebody records what is launched on this stream."""

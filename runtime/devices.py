@@ -40,6 +40,16 @@ def choose(name: str | None = None) -> str:
     return "cuda" if gpu_count() else "sim"
 
 
+def numbered(name: str) -> str:
+    """A device's name with the GPU's number: ``cuda:0`` for ``cuda``."""
+    return "cuda:0" if name == "cuda" else name
+
+
+def torch_device(name: str) -> str:
+    """Where PyTorch keeps what the device of that name reads: the simulator's memory is the host's."""
+    return "cpu" if name.partition(":")[0] == "sim" else name
+
+
 @functools.cache
 def _say(name: str, why: str) -> None:
     """Once for each choice: a fall to the simulator is a warning, because it is some thousand times slower."""

@@ -84,7 +84,7 @@ class Engine:
             self._weights = DeviceWeights(data.program, data.weights, self.device)
         finally:
             self.device.leave(token)
-        arrays = Arrays(on_gpu=self.device.name == "cuda", index=getattr(self.device, "index", 0))
+        arrays = Arrays(self.device.gpu_index)
         self._shared = Shared(plan, self.device, arrays, kernels, self._weights.addresses, graphs)
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)

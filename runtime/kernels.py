@@ -63,7 +63,7 @@ class KernelLoader:
 
     def load(self, variants: Sequence[Variant]) -> list[Any]:
         """A handle for each variant. Raises DeviceError with the reasons where no code can be loaded."""
-        if self.device.name == "sim":
+        if not self.device.needs_object_code:
             names = dict.fromkeys((v.kernel, v.entry) for v in variants)
             self.device.compile_many([self._image(k, e) for k, e in names])
         return [self._handle(v) for v in variants]
@@ -93,7 +93,7 @@ class KernelLoader:
         )
 
     def _images(self, v: Variant) -> Iterator[tuple[str, KernelImage]]:
-        if self.device.name == "sim":
+        if not self.device.needs_object_code:
             yield "source", self._image(v.kernel, v.entry)
             return
         data, arch = self.data, self.device.arch

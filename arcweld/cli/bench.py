@@ -62,7 +62,7 @@ def bench(
     source = one_path(path or onnx, load_engine)
     times_to, profile_to, layers_to = (_target(p, source) for p in (export_times, export_profile, export_layers))
     engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
-    if (dump_profile or profile_to) and engine.device.name != "cuda":
+    if (dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:
         engine = Engine(engine.data, engine.device, graphs=False)
@@ -80,7 +80,7 @@ def _call(engine: Engine, feeds: dict[str, np.ndarray], on_device: bool) -> Call
     """One timed call: from inputs to finished results, both on the host unless ``on_device``."""
     if not on_device:
         return lambda: engine.run(feeds)
-    if engine.device.name != "cuda":
+    if engine.device.gpu_index is None:
         note("--noDataTransfers has no effect: there is nothing to copy to")
         return lambda: engine.run(feeds)
     import cupy

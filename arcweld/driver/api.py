@@ -180,7 +180,7 @@ def build_data(
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
-        graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.name == "cuda"
+        graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
     build.sizes = bound
     engine = None

@@ -133,7 +133,7 @@ def _select(
         if not runs_on(c.source.arch, device.arch):
             skipped.append((c, f"it is for {c.source.arch}, the device is {device.arch}"))
             continue
-        spent += _cost(c.planned, sizes) if device.name == "sim" else 0.01
+        spent += _cost(c.planned, sizes) if device.is_simulator else 0.01
         if plan.level == "quick" and spent > plan.budget:
             skipped.append((c, f"beyond the budget of {plan.budget:g} s"))
         else:
@@ -274,7 +274,7 @@ def _check_outputs(
 ) -> list[dict[str, Any]]:  # fmt: skip
     labels = build.imported.labels()
     cost = sum(_cost(p, sizes) for p in build.planned)
-    if engine.device.name == "sim" and time.monotonic() + cost > end:
+    if engine.device.is_simulator and time.monotonic() + cost > end:
         reason = f"about {cost:.0f} s on the simulator, beyond the budget"
         return [{"output": n, "status": "skipped", "reason": reason} for n in labels]
     want = run_reference(build.imported, feeds, bind=sizes)

@@ -22,7 +22,7 @@ from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes
-from arcweld.runtime.devices import VARIABLE, choose, gpu_count
+from arcweld.runtime.devices import VARIABLE, choose, gpu_count, numbered, torch_device
 from arcweld.torch.block import Block, EngineBuilder
 from arcweld.torch.options import BackendOptions, parse_options
 from arcweld.torch.partition import Examiner, partition
@@ -90,7 +90,7 @@ def compile_graph_module(
     """Splits a functional ATen graph and returns what runs it. Raises UnsupportedError for one that must be whole."""
     name = f"graph_{next(_numbers)}"
     simplify(module)
-    place = torch.device("cpu" if device.startswith("sim") else device)
+    place = torch.device(torch_device(device))
     examine = Examiner(Sizes(), place, options.torch_executed_ops)
     parts = partition(module.graph, examine, 1 if options.require_full_compilation else options.min_block_size)
     report = GraphReport(name, parts.all_nodes, parts.compiled_nodes, left=dict(parts.left_counts()))
@@ -123,8 +123,7 @@ def engine_device(options: BackendOptions, example_inputs: Sequence[Any]) -> str
             return None
         indices = [t.device.index for t in example_inputs if isinstance(t, torch.Tensor) and t.is_cuda]
         return f"cuda:{indices[0] if indices else torch.cuda.current_device()}"
-    chosen = choose(options.device)
-    return "cuda:0" if chosen == "cuda" else chosen
+    return numbered(choose(options.device))
 
 
 def _engine(options: BackendOptions, device: str, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any:

@@ -87,6 +87,10 @@ class SimDevice:
     streams are the same one: every call returns when its work is done.
     """
 
+    gpu_index = None
+    is_simulator = True
+    needs_object_code = measures_time = can_capture = False
+
     def __init__(self, arch: str = "sm_90a", checked: bool = False, seed: int = 0) -> None:
         self.name = "sim"
         self.arch = arch
@@ -94,10 +98,6 @@ class SimDevice:
         self.seed = seed
         self._kernels: dict[tuple[str, str, str], SimKernel] = {}
         self._results: dict[int, int] = {}  # begin -> end of what kernels have written, in checked mode
-
-    @property
-    def can_capture(self) -> bool:
-        return False
 
     # ------------------------------------------------------------ memory
     def allocate(self, nbytes: int) -> SimMemory:

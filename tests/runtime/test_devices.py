@@ -72,6 +72,8 @@ def test_variants_and_binaries_by_architecture() -> None:
 class FakeGpu(SimDevice):
     """A simulator that claims to be a GPU and refuses some object code: for the order of attempts."""
 
+    needs_object_code = True
+
     def __init__(self, refuses: set[bytes]) -> None:
         super().__init__("sm_90a")
         self.name = "fake"
