@@ -105,7 +105,7 @@ class Node:
 class Weight:
     """A constant array. ``data`` may be a memory map; ``source`` is the model's own name for it.
 
-    ``transform`` records how ``data`` was made from the source (see ``compiler/weights.py``), so that new weights can
+    ``transform`` records how ``data`` was made from the source (see ``compiler/records.py``), so that new weights can
     be packed the same way; an empty tuple means ``data`` is the source itself.
     """
 

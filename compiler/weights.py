@@ -1,12 +1,5 @@
-"""Weights made from weights: operators evaluated while compiling, with a record that can be replayed on new
-data.
-
-A record (``Weight.transform``) is a list of steps in postfix order, each (name, arguments), over a stack of
-arrays::
-
-    ("source", (name, type))         push the model's weight of that name, such as "f32[64, 3]"
-    ("constant", (type, values))     push an array written out, such as ("f32[2]", "(0.5, 1.0)")
-    (operator, (n, attributes))      replace the n topmost arrays by the registered operator's result
+"""Weights made from weights: operators evaluated while compiling, with a record (``records.py``) that can be
+replayed on new data.
 """
 
 from __future__ import annotations
@@ -23,9 +16,9 @@ from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
 from arcweld.compiler.mapped import give_back
 from arcweld.compiler.ops.registry import check_attrs, make, opdef
+from arcweld.compiler.records import Transform, sources
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
 
-Transform = tuple[tuple[str, tuple[Any, ...]], ...]
 # Elements: a larger constant without a name in the model counts as a source of its own. A scalar is always
 # written out: kernels hold it as a literal too.
 INLINE_LIMIT = 64
@@ -48,8 +41,8 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
     if not any(step == "source" for step, _ in steps):
         return Weight(data)
     transform = (*steps, (op, (len(operands), text)))
-    named = {str(args[0]) for step, args in steps if step == "source"}
-    return Weight(data, named.pop() if len(named) == 1 else "", transform)
+    named = sources(Weight(data, "", transform))
+    return Weight(data, named[0] if len(named) == 1 else "", transform)
 
 
 def record(name: str, weight: Weight) -> Transform:
@@ -59,12 +52,6 @@ def record(name: str, weight: Weight) -> Transform:
     if weight.data.size > INLINE_LIMIT or (weight.source and weight.data.ndim):
         return (("source", (weight.source or name, str(_type_of(weight.data)))),)
     return (("constant", (str(_type_of(weight.data)), literal_text(tuple(_plain(weight.data))))),)
-
-
-def sources(weight: Weight) -> tuple[str, ...]:
-    """The model's weights that ``weight`` is made from."""
-    named = [str(args[0]) for step, args in weight.transform if step == "source"]
-    return tuple(dict.fromkeys(named)) or ((weight.source,) if weight.source else ())
 
 
 def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from arcweld.compiler.dims import Dim, coefficient, free_symbols, is_nonneg, sub
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
-from arcweld.compiler.weights import sources
+from arcweld.compiler.records import sources
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.elements import Elements, coordinates
 

@@ -29,11 +29,11 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[str, ...]
 
 
-class Weight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A constant of the engine. ``name`` is its key in weights.safetensors.
 
     ``source`` is the model's own name for the array and ``transform`` the recorded steps by which it was
-    made from one or more of the model's arrays (``arcweld.compiler.weights``), as (name, arguments) pairs;
+    made from one or more of the model's arrays (``arcweld.compiler.records``), as (name, arguments) pairs;
     an empty tuple means stored as it is.
     """
 
@@ -118,7 +118,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symbols: tuple[Symbol, ...]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    weights: tuple[Weight, ...]
+    weights: tuple[WeightEntry, ...]
     temps: tuple[Tensor, ...]
     aliases: tuple[Alias, ...]
     launches: tuple[Launch, ...]

@@ -8,18 +8,18 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
+from arcweld.compiler.records import sources
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.program import Program, Weight
+from arcweld.runtime.program import Program, WeightEntry
 
 
-def sources(weight: Weight) -> tuple[str, ...]:
-    """The model's weights that ``weight`` is made from, each once."""
-    named = [str(args[0]) for step, args in weight.transform if step == "source" and args]
-    return tuple(dict.fromkeys(named)) or (weight.source or weight.name,)
+def model_names(weight: WeightEntry) -> tuple[str, ...]:
+    """The names under which new values for ``weight`` are given: the model's, else the engine's own."""
+    return sources(weight) or (weight.name,)
 
 
-def pack(weight: Weight, values: Mapping[str, np.ndarray]) -> np.ndarray:
+def pack(weight: WeightEntry, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """What the kernels read, from the model's own arrays: the steps of the build, done again on ``values``.
 
     Raises InputError where the values do not fit, EngineFileError for steps that are no record of a build.
@@ -37,7 +37,7 @@ def pack(weight: Weight, values: Mapping[str, np.ndarray]) -> np.ndarray:
     return _fitting(weight, array)
 
 
-def _fitting(weight: Weight, array: np.ndarray) -> np.ndarray:
+def _fitting(weight: WeightEntry, array: np.ndarray) -> np.ndarray:
     """``array`` as the engine holds it. Raises InputError for another shape or element type."""
     dtype = DType(weight.dtype).numpy
     if array.shape != weight.shape or array.dtype != dtype:
@@ -80,7 +80,7 @@ class DeviceWeights:
         packed: dict[str, np.ndarray] = {}
         used: set[str] = set()
         for weight in self._weights:
-            needed = sources(weight)
+            needed = model_names(weight)
             given = [n for n in needed if n in values]
             if given:
                 _check_complete(weight, needed, given)
@@ -91,7 +91,7 @@ class DeviceWeights:
                 used.add(weight.name)
         unknown = sorted(set(values) - used)
         if unknown:
-            names = sorted({n for w in self._weights for n in sources(w)})
+            names = sorted({n for w in self._weights for n in model_names(w)})
             listed = ", ".join(names[:8]) + ", …" * (len(names) > 8)
             raise InputError(f"the engine has no weight {unknown[0]!r}", hint=f"its weights are {listed or 'none'}")
         return packed
@@ -105,7 +105,7 @@ class DeviceWeights:
         self._device.synchronize()
 
 
-def _check_complete(weight: Weight, needed: tuple[str, ...], given: list[str]) -> None:
+def _check_complete(weight: WeightEntry, needed: tuple[str, ...], given: list[str]) -> None:
     missing = [n for n in needed if n not in given]
     if missing:
         raise InputError(

@@ -22,9 +22,9 @@ from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value, Weight
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
+from arcweld.compiler.records import sources as sources_of
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import print_graph
-from arcweld.compiler.weights import sources as sources_of
 from arcweld.driver.object_code import ObjectCode, Planned, compile_planned, in_order
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import run_passes
@@ -164,7 +164,9 @@ def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, or
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
         outputs=tuple(_tensor(label, results[label]) for label in order),
         weights=tuple(
-            prog.Weight(n, from_numpy(w.data.dtype).value, tuple(int(d) for d in w.data.shape), origins[n], w.transform)
+            prog.WeightEntry(
+                n, from_numpy(w.data.dtype).value, tuple(int(d) for d in w.data.shape), origins[n], w.transform
+            )
             for n, w in weights.items()
         ),
         temps=tuple(_tensor(labels.get(n, n), v) for n, v in temps.items()),

@@ -23,7 +23,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.symbols import is_size, solvable
 from arcweld.compiler.torch.types import Sizes, as_array
-from arcweld.runtime.weights import sources
+from arcweld.runtime.weights import model_names
 from arcweld.torch.layout import dense_order
 from arcweld.torch.options import BackendOptions
 from arcweld.torch.report import BlockReport
@@ -175,7 +175,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         changed = [k for k, *entry in before.bound if not _is_packed(args[k], *entry)]
         if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
             return False  # kernels hold numbers as literals, and so do the records of how weights were made
-        used = {s for w in engine.program.weights for s in sources(w)}
+        used = {s for w in engine.program.weights for s in model_names(w)}
         values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
         found = _Ready(engine, before.plan, _bind(bound))
         if values:

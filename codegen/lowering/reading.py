@@ -20,8 +20,8 @@ from arcweld.compiler.errors import VerifyError
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.records import sources
 from arcweld.compiler.region import Region
-from arcweld.compiler.weights import sources
 
 Coords = tuple[Dim, ...]
 STEM_LENGTH = 56  # of a kernel's name, before the hash

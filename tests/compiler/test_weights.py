@@ -9,8 +9,9 @@ from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Graph, Rewriter, Weight, weight_value
+from arcweld.compiler.records import sources
 from arcweld.compiler.text import parse_graph, print_graph
-from arcweld.compiler.weights import INLINE_LIMIT, derive, evaluate, replay, sources
+from arcweld.compiler.weights import INLINE_LIMIT, derive, evaluate, replay
 
 
 def weight(name: str, *shape: int, seed: int = 0) -> tuple[str, Weight]:

@@ -24,7 +24,7 @@ from arcweld.runtime import engine as engine_module
 from arcweld.runtime.device import KernelImage, LaunchSpec
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Field, Program, Symbol, Tensor, Variant, Weight
+from arcweld.runtime.program import SCHEMA, Field, Program, Symbol, Tensor, Variant, WeightEntry
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from runtime_programs import ROW_SUM, SCALE_ADD, chain, chain_reference, scale_add, single, tiles, weights
@@ -344,7 +344,7 @@ def test_a_chain_under_programmatic_launch(device: Any, code: str) -> None:
             symbols=(Symbol("n"),),
             inputs=(Tensor("x", "f32", ("n",)),),
             outputs=(Tensor("y", "f32", ("n",)),),
-            weights=(Weight("w", "f32", (8,)),),
+            weights=(WeightEntry("w", "f32", (8,)),),
             temps=temps,
             aliases=(),
             launches=steps,

@@ -9,7 +9,8 @@ from pass_tools import body, build, check, lines, ops, run
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.weights import replay, sources
+from arcweld.compiler.records import sources
+from arcweld.compiler.weights import replay
 from arcweld.passes.cleanup import cleanup
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse

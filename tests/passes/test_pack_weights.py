@@ -10,7 +10,7 @@ from pass_tools import build, same_results
 
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.options import Options
-from arcweld.compiler.weights import sources
+from arcweld.compiler.records import sources
 from arcweld.passes.pack_weights import pack_weights
 
 CONV = """input %x: {t}[2, {size}, {c}]

@@ -6,7 +6,7 @@ import numpy as np
 
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, Weight
+from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, WeightEntry
 
 SCALE_ADD = """#include "prims.cuh"
 // y = factor * x + w[i % m], one element a thread.
@@ -76,7 +76,7 @@ def chain() -> EngineData:
         symbols=(Symbol("n", 1, 4096),),
         inputs=(Tensor("x", "f32", ("n", "8")),),
         outputs=(Tensor("y", "f32", ("n", "8")), Tensor("total", "f32", ())),
-        weights=(Weight("w", "f32", (8,), "model.w"), Weight("half", "f16", (3, 5))),
+        weights=(WeightEntry("w", "f32", (8,), "model.w"), WeightEntry("half", "f16", (3, 5))),
         temps=(Tensor("t", "f32", ("n", "8")), Tensor("flat", "f32", ("8*n",))),
         aliases=(Alias("flat", "t"),),
         launches=(

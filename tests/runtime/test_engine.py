@@ -16,7 +16,7 @@ from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, 
 from arcweld.compiler.errors import InputError
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Alias, Field, Program, Symbol, Tensor, Weight
+from arcweld.runtime.program import SCHEMA, Alias, Field, Program, Symbol, Tensor, WeightEntry
 from arcweld.runtime.sim.device import SimDevice
 
 
@@ -190,7 +190,7 @@ def test_outputs_that_are_inputs_weights_and_aliases() -> None:
             Tensor("last", "f32", ("8",)),
             Tensor("again", "f32", ("8*n",)),
         ),
-        weights=(Weight("w", "f32", (8,)),),
+        weights=(WeightEntry("w", "f32", (8,)),),
         temps=(Tensor("t", "f32", ("n", "8")),),
         aliases=(Alias("last", "t", "32*n - 32"), Alias("again", "t")),
         launches=(scale_add("only", "x", "w", "t", 2.0, "8*n", "8"),),
@@ -231,6 +231,6 @@ def test_tensor_maps_follow_the_input() -> None:
 
 def test_no_inputs_and_no_launches() -> None:
     program = Program(
-        SCHEMA, "constant", (), (), (Tensor("w", "f32", ("8",)),), (Weight("w", "f32", (8,)),), (), (), ()
+        SCHEMA, "constant", (), (), (Tensor("w", "f32", ("8",)),), (WeightEntry("w", "f32", (8,)),), (), (), ()
     )
     np.testing.assert_array_equal(Engine(EngineData(program, {}, {"w": W}), SimDevice())(), W)

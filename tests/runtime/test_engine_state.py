@@ -14,7 +14,7 @@ from runtime_programs import W, chain, chain_reference, check, rows
 from arcweld.compiler.errors import EngineFileError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine import Engine, load
-from arcweld.runtime.program import Weight
+from arcweld.runtime.program import WeightEntry
 from arcweld.runtime.sim.device import SimDevice
 
 
@@ -90,7 +90,7 @@ def test_recorded_packing_is_replayed() -> None:
         ("Mul", (2, "")),
         ("Reshape", (1, "shape=(8,)")),
     )
-    weight = Weight("w", "f32", (8,), "", steps)
+    weight = WeightEntry("w", "f32", (8,), "", steps)
     data = chain()
     program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]), fixed=("model.scalar",))
     engine = Engine(replace(data, program=program), SimDevice())
@@ -129,7 +129,7 @@ def test_recorded_packing_is_replayed() -> None:
 )
 def test_a_damaged_record_is_refused(steps: tuple[tuple[str, tuple[int | str, ...]], ...]) -> None:
     data = chain()
-    weight = Weight("w", "f32", (8,), "model.w", steps)
+    weight = WeightEntry("w", "f32", (8,), "model.w", steps)
     program = msgspec.structs.replace(data.program, weights=(weight, data.program.weights[1]))
     engine = Engine(replace(data, program=program), SimDevice())
     with pytest.raises((EngineFileError, InputError)):
