@@ -13,6 +13,7 @@ from typing import Any
 from arcweld.compiler.dims import Dim, Sym, product, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.parameters import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,31 +145,12 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class ParamField:
-    """One member of the ``Params`` struct; mirrors ``runtime.program.Field``, with canonical buffer names.
-
-    kind is ``buffer`` (value: canonical buffer name), ``i32``/``i64`` (value: a Dim), ``f32`` (value: float)
-    or ``tensor_map`` (value: canonical buffer name, with dims innermost first, byte strides, box and element
-    strides).
-    """
-
-    kind: str
-    name: str
-    value: Any
-    offset: Dim = 0
-    dims: tuple[Dim, ...] = ()
-    strides: tuple[Dim, ...] = ()
-    box: tuple[int, ...] = ()
-    element_strides: tuple[int, ...] = ()
-    swizzle: int = 128
-
-
-@dataclass(frozen=True, slots=True)
 class KernelSource:
     """A rendered kernel: CUDA text and everything needed to launch it.
 
     ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions.
-    ``zero`` lists canonical buffers that must be zeroed before the launch.
+    ``params`` are the members of the ``Params`` struct in order; their tensors are canonical buffers. ``zero`` lists
+    canonical buffers that must be zeroed before the launch.
     """
 
     entry: str
@@ -177,7 +159,7 @@ class KernelSource:
     grid: tuple[Dim, Dim, Dim]
     block: tuple[int, int, int]
     shared_bytes: int
-    fields: tuple[ParamField, ...]
+    params: tuple[Parameter[Dim], ...]
     cluster: int = 1
     pdl: bool = True
     zero: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ class KernelImage:
 
 @dataclass(frozen=True, slots=True)
 class TensorMapSpec:
-    """A TMA descriptor with everything evaluated; see ``program.Field`` for the meaning of the members."""
+    """What a TMA descriptor is made from: the driver's arguments. See ``parameters.TensorMap`` for their meaning."""
 
     dtype: str
     address: int

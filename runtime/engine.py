@@ -17,13 +17,13 @@ import numpy as np
 from arcweld.compiler.errors import EngineFileError, InputError, UsageError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
-from arcweld.runtime.bound import measure
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.kernels import KernelLoader, Rebuild
-from arcweld.runtime.plan import Plan, describe
+from arcweld.runtime.launch_list import measure
+from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
 from arcweld.runtime.weights import DeviceWeights
 
@@ -78,7 +78,7 @@ class Engine:
         self.device: Device = open_device(device)
         token = self.device.enter()
         try:
-            plan = Plan(data.program, self.device.arch)
+            plan = ExecutionPlan(data.program, self.device.arch)
             self._loader = KernelLoader(data, self.device, rebuild_hook)
             kernels = self._loader.load([launch.variant for launch in plan.launches])
             self._weights = DeviceWeights(data.program, data.weights, self.device)

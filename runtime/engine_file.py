@@ -27,7 +27,7 @@ from arcweld.compiler.errors import EngineFileError, EnvironmentError_
 from arcweld.compiler.paths import replaceable
 from arcweld.runtime import container, tensors_file
 from arcweld.runtime.program import Program
-from arcweld.runtime.validate import check_evidence, check_program
+from arcweld.runtime.validate import check_evidence, check_program, check_schema
 
 FORMAT = "arcweld-engine"
 FORMAT_VERSION = 1
@@ -84,6 +84,16 @@ class _Header(msgspec.Struct, frozen=True):
 
     format: str = ""
     version: int = -1
+
+
+class _ProgramHeader(msgspec.Struct, frozen=True):
+    schema: int
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    """What is decoded next: the program of another schema has other members."""
+
+    program: _ProgramHeader
 
 
 def check_data(data: EngineData) -> None:
@@ -244,6 +254,7 @@ def _read_manifest(view: memoryview) -> _Manifest:
                 f"the engine file has format version {header.version}; this Arcweld reads {FORMAT_VERSION}",
                 hint="build the engine again, or use the Arcweld version that wrote it",
             )
+        check_schema(msgspec.json.decode(view, type=_Schema).program.schema)
         return msgspec.json.decode(view, type=_Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineFileError(f"manifest.json is damaged: {error}") from None

@@ -1,7 +1,7 @@
-"""Runs a plan: one Context for each thread and stream holds the arena, the bound shapes and the CUDA graphs.
+"""Runs a plan: one Context for each thread and stream holds the arena, the specialisations and the CUDA graphs.
 
-A set of shapes is bound on its first call and replayed as a graph from its second on (where the device
-can). Arrays that come back at the same addresses get a graph of their own, without any copy; others are
+The plan is specialised for a set of shapes on its first call, and replayed as a graph from its second on (where
+the device can). Arrays that come back at the same addresses get a graph of their own, without any copy; others are
 staged through memory that only one graph uses. Either way a result, once handed out, never changes again.
 """
 
@@ -16,9 +16,9 @@ import numpy as np
 
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
-from arcweld.runtime.bound import Binder, Copy, Sizes, Step, issue, measure, prepare
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.plan import Plan, Shape
+from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, issue, measure, prepare
+from arcweld.runtime.plan import ExecutionPlan, Shape
 
 MAX_SHAPES = 64
 MAX_GRAPHS = 32  # of a context
@@ -34,7 +34,7 @@ class Shared:
     thread that recorded is gone.
     """
 
-    plan: Plan
+    plan: ExecutionPlan
     device: Device
     arrays: Arrays
     kernels: Sequence[Any]
@@ -53,8 +53,8 @@ class Staged:
 
 
 @dataclass(slots=True)
-class Bound:
-    """A set of shapes in one context. ``addresses`` are those that the steps were last prepared for.
+class Specialisation:
+    """The plan for one set of shapes in one context. ``addresses`` are those that the steps were last prepared for.
 
     ``direct`` holds graphs by the addresses of all inputs and results; ``seen`` the addresses of earlier
     calls.
@@ -82,7 +82,7 @@ class Context:
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self._bound: OrderedDict[tuple[Shape, ...], Bound] = OrderedDict()
+        self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
@@ -94,21 +94,21 @@ class Context:
     def run(self, inputs: Sequence[Taken], stream: int) -> list[Any]:
         """Runs once. Results are fresh arrays of the inputs' kind, ready in the order of ``stream``."""
         shared = self.shared
-        bound = self._find(tuple([t.shape for t in inputs]))
-        bound.calls += 1
-        results, targets, views = self._results(bound, result_kind(inputs))
-        if not (shared.graphs and bound.steps and shared.device.can_capture) or self._recorded_by_caller(stream):
-            self._launch(bound, inputs, targets, views, stream)
+        special = self._find(tuple([t.shape for t in inputs]))
+        special.calls += 1
+        results, targets, views = self._results(special, result_kind(inputs))
+        if not (shared.graphs and special.steps and shared.device.can_capture) or self._recorded_by_caller(stream):
+            self._launch(special, inputs, targets, views, stream)
             return results
         on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
         addresses = (*[t.address for t in inputs], *targets) if on_device else None
-        graph = self._direct_graph(bound, addresses) if addresses is not None else None
+        graph = self._direct_graph(special, addresses) if addresses is not None else None
         if graph is not None:
             shared.device.replay(graph, stream)
-        elif bound.calls == 1:
-            self._launch(bound, inputs, targets, views, stream)
+        elif special.calls == 1:
+            self._launch(special, inputs, targets, views, stream)
         else:
-            self._replay_staged(bound, inputs, targets, views, stream)
+            self._replay_staged(special, inputs, targets, views, stream)
         return results
 
     def _recorded_by_caller(self, stream: int) -> bool:
@@ -120,59 +120,60 @@ class Context:
         return True
 
     def release(self) -> None:
-        """Gives back the arena and every bound shape and graph. The next call allocates again."""
-        if self._bound:
+        """Gives back the arena, every specialisation and graph. The next call allocates again."""
+        if self._specialised:
             self.shared.device.synchronize()
-        self._bound.clear()
+        self._specialised.clear()
         self._arena = None
 
-    # ------------------------------------------------------------------------------------------------ binding
+    # ----------------------------------------------------------------------------------------- specialisations
 
-    def _find(self, key: tuple[Shape, ...]) -> Bound:
-        bound = self._bound.get(key)
-        if bound is None:
-            return self._bind(key)
-        self._bound.move_to_end(key)
-        return bound
+    def _find(self, key: tuple[Shape, ...]) -> Specialisation:
+        special = self._specialised.get(key)
+        if special is None:
+            return self._specialise(key)
+        self._specialised.move_to_end(key)
+        return special
 
-    def _bind(self, key: tuple[Shape, ...]) -> Bound:
+    def _specialise(self, key: tuple[Shape, ...]) -> Specialisation:
         shared = self.shared
         sizes = measure(shared.plan, shared.plan.bind_symbols(key))
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
-            self.release()  # everything bound points into the smaller arena
+            self.release()  # every specialisation points into the smaller arena
             self._arena = shared.device.allocate(sizes.arena_bytes)
-        binder = Binder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, self._arena.address)
-        steps = binder.steps()
+        arena = self._arena.address
+        builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena)
+        steps = builder.steps()
         names = [t.name for t in shared.plan.program.outputs]
-        bound = Bound(
+        special = Specialisation(
             sizes=sizes,
             steps=steps,
-            copies=binder.copies(),
+            copies=builder.copies(),
             moving=[s for s in steps if s.moves],
             outputs=[sizes.shapes[n] for n in names],
             output_bytes=[sizes.nbytes[n] for n in names],
         )
-        self._bound[key] = bound
-        while len(self._bound) > MAX_SHAPES:
-            self._drop(next(iter(self._bound)))
-        return bound
+        self._specialised[key] = special
+        while len(self._specialised) > MAX_SHAPES:
+            self._drop(next(iter(self._specialised)))
+        return special
 
     def _drop(self, key: tuple[Shape, ...]) -> None:
         self.shared.device.synchronize()
-        del self._bound[key]
+        del self._specialised[key]
 
-    def _place(self, bound: Bound, addresses: tuple[int, ...]) -> None:
-        if bound.addresses != addresses:
-            for step in bound.moving:
+    def _place(self, special: Specialisation, addresses: tuple[int, ...]) -> None:
+        if special.addresses != addresses:
+            for step in special.moving:
                 prepare(step, addresses, self.shared.device)
-            bound.addresses = addresses
+            special.addresses = addresses
 
-    def _results(self, bound: Bound, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
+    def _results(self, special: Specialisation, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
         """New results, their addresses, and the host view of each that must be downloaded."""
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
-        for shape, element in zip(bound.outputs, self._elements):
+        for shape, element in zip(special.outputs, self._elements):
             array, address, view = self.shared.arrays.empty(kind, shape, element)
             results.append(array)
             targets.append(address)
@@ -183,7 +184,7 @@ class Context:
 
     def _launch(
         self,
-        bound: Bound,
+        special: Specialisation,
         inputs: Sequence[Taken],
         targets: Sequence[int],
         views: Sequence[np.ndarray | None],
@@ -193,7 +194,7 @@ class Context:
         device = self.shared.device
         held: dict[int, Memory] = {}
         addresses = [*[t.address for t in inputs], *targets]
-        sizes = [*[t.nbytes for t in inputs], *bound.output_bytes]
+        sizes = [*[t.nbytes for t in inputs], *special.output_bytes]
         on_host = [t.host is not None for t in inputs] + [v is not None for v in views]
         for slot, size in enumerate(sizes):
             if on_host[slot]:
@@ -202,45 +203,45 @@ class Context:
         for taken, address in zip(inputs, addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
-        self._place(bound, tuple(addresses))
-        issue(bound.steps, addresses, device, stream)
-        self._copy_outputs(bound, addresses, stream)
+        self._place(special, tuple(addresses))
+        issue(special.steps, addresses, device, stream)
+        self._copy_outputs(special, addresses, stream)
         for view, address in zip(views, addresses[len(inputs) :]):
             if view is not None:
                 device.download(view, address, stream)
         if held:
             device.synchronize(stream)
 
-    def _copy_outputs(self, bound: Bound, addresses: Sequence[int], stream: int) -> None:
-        for copy in bound.copies:
+    def _copy_outputs(self, special: Specialisation, addresses: Sequence[int], stream: int) -> None:
+        for copy in special.copies:
             if copy.nbytes:
                 source, destination = copy.source.at(addresses), copy.destination.at(addresses)
                 self.shared.device.copy(destination, source, copy.nbytes, stream)
 
     # ------------------------------------------------------------------------------------------------ graphs
 
-    def _direct_graph(self, bound: Bound, addresses: tuple[int, ...]) -> Any | None:
+    def _direct_graph(self, special: Specialisation, addresses: tuple[int, ...]) -> Any | None:
         """The graph on exactly these arrays; made when the same addresses come a second time."""
-        graph = bound.direct.get(addresses)
+        graph = special.direct.get(addresses)
         if graph is not None:
             return graph
-        if addresses in bound.seen and len(bound.direct) < MAX_DIRECT:
-            graph = bound.direct[addresses] = self._capture(bound, addresses)
+        if addresses in special.seen and len(special.direct) < MAX_DIRECT:
+            graph = special.direct[addresses] = self._capture(special, addresses)
             return graph
-        bound.seen[addresses] = None
-        if len(bound.seen) > MAX_REMEMBERED:
-            bound.seen.popitem(last=False)
+        special.seen[addresses] = None
+        if len(special.seen) > MAX_REMEMBERED:
+            special.seen.popitem(last=False)
         return None
 
-    def _capture(self, bound: Bound, addresses: tuple[int, ...]) -> Any:
+    def _capture(self, special: Specialisation, addresses: tuple[int, ...]) -> Any:
         device = self.shared.device
-        if sum(b.graphs for b in self._bound.values()) >= MAX_GRAPHS:
+        if sum(b.graphs for b in self._specialised.values()) >= MAX_GRAPHS:
             self._forget_oldest()
-        self._place(bound, addresses)
+        self._place(special, addresses)
         stream = device.begin_capture()
         try:
-            issue(bound.steps, addresses, device, stream)
-            self._copy_outputs(bound, addresses, stream)
+            issue(special.steps, addresses, device, stream)
+            self._copy_outputs(special, addresses, stream)
         finally:
             executable = device.end_capture()
         return executable
@@ -248,34 +249,34 @@ class Context:
     def _forget_oldest(self) -> None:
         """Drops the graphs of the shapes that were not used for longest."""
         self.shared.device.synchronize()
-        oldest = next(b for b in self._bound.values() if b.graphs)
+        oldest = next(b for b in self._specialised.values() if b.graphs)
         oldest.direct.clear()
         oldest.seen.clear()
         oldest.staged = None
 
-    def _stage(self, bound: Bound) -> Staged:
-        nbytes = bound.sizes.nbytes
-        sizes = [*[nbytes[t.name] for t in self.shared.plan.program.inputs], *bound.output_bytes]
+    def _stage(self, special: Specialisation) -> Staged:
+        nbytes = special.sizes.nbytes
+        sizes = [*[nbytes[t.name] for t in self.shared.plan.program.inputs], *special.output_bytes]
         memory = self.shared.device.allocate(sum(aligned(s) for s in sizes))
         addresses: list[int] = []
         at = memory.address
         for size in sizes:
             addresses.append(at)
             at += aligned(size)
-        return Staged(self._capture(bound, tuple(addresses)), memory, tuple(addresses))
+        return Staged(self._capture(special, tuple(addresses)), memory, tuple(addresses))
 
     def _replay_staged(
         self,
-        bound: Bound,
+        special: Specialisation,
         inputs: Sequence[Taken],
         targets: Sequence[int],
         views: Sequence[np.ndarray | None],
         stream: int,
     ) -> None:
         device = self.shared.device
-        staged = bound.staged
+        staged = special.staged
         if staged is None:
-            staged = bound.staged = self._stage(bound)
+            staged = special.staged = self._stage(special)
         in_use = False  # pinned memory of the caller's is read until the stream has come so far
         for taken, address in zip(inputs, staged.addresses):
             if taken.host is not None:
@@ -285,7 +286,7 @@ class Context:
                 device.copy(address, taken.address, taken.nbytes, stream)
         device.replay(staged.executable, stream)
         made = staged.addresses[len(inputs) :]
-        for view, target, nbytes, address in zip(views, targets, bound.output_bytes, made):
+        for view, target, nbytes, address in zip(views, targets, special.output_bytes, made):
             if view is not None:
                 device.download(view, address, stream)  # which waits
                 in_use = False

@@ -1,4 +1,4 @@
-"""An engine's program made ready for binding: expressions compiled, aliases resolved, lifetimes known.
+"""An engine's program made ready to run: expressions compiled, aliases resolved, lifetimes known.
 
 Nothing here depends on shapes or addresses; one plan serves every context and every set of shapes.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from arcweld.compiler.dims.binding import linear, solve
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.compiler.parameters import Parameter
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.kernels import choose_variant
-from arcweld.runtime.program import Field, Launch, Program, Symbol, Tensor, Variant
-from arcweld.runtime.validate import field_layout, is_number
+from arcweld.runtime.program import Launch, Program, Symbol, Tensor, Variant
 
 Shape = tuple[int, ...]
 
@@ -33,32 +33,13 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class FieldPlan:
-    """A member of a kernel's parameters: its place in the struct, and its expressions by meaning.
-
-    ``value`` is None for literals (``literal``) and for tensors, which ``tensor`` names.
-    """
-
-    kind: str
-    place: int
-    tensor: str
-    offset: Expression
-    value: Expression | None
-    literal: float
-    dims: tuple[Expression, ...]
-    strides: tuple[Expression, ...]
-    source: Field
-
-
-@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """A launch in the implementation chosen for the device."""
 
     launch: Launch
     variant: Variant
     grid: tuple[Expression, Expression, Expression]
-    fields: tuple[FieldPlan, ...]
-    params_size: int
+    params: tuple[Parameter[Expression], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +53,7 @@ class Lifetime:
     last: int
 
 
-class Plan:
+class ExecutionPlan:
     """``program`` for devices of architecture ``arch``. Raises DeviceError where a launch has no variant
     for it.
     """
@@ -170,23 +151,5 @@ def _tensor_plans(program: Program) -> dict[str, TensorPlan]:
 
 
 def _launch_plan(launch: Launch, variant: Variant) -> LaunchPlan:
-    places, size = field_layout(variant.fields)
     x, y, z = (Expression(g) for g in variant.grid)
-    fields = tuple(_field_plan(f, place) for f, place in zip(variant.fields, places))
-    return LaunchPlan(launch, variant, (x, y, z), fields, size)
-
-
-def _field_plan(f: Field, place: int) -> FieldPlan:
-    is_tensor = f.kind in ("buffer", "tensor_map")
-    literal = f.kind == "f32" and is_number(f.value)
-    return FieldPlan(
-        kind=f.kind,
-        place=place,
-        tensor=f.value if is_tensor else "",
-        offset=Expression(f.offset),
-        value=None if is_tensor or literal else Expression(f.value),
-        literal=float(f.value) if literal else 0.0,
-        dims=tuple(Expression(d) for d in f.dims),
-        strides=tuple(Expression(s) for s in f.strides),
-        source=f,
-    )
+    return LaunchPlan(launch, variant, (x, y, z), tuple(p.convert(Expression) for p in variant.params))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.errors import UsageError
-from arcweld.runtime.bound import Binder, issue, measure, prepare
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.expressions import Expression
+from arcweld.runtime.launch_list import LaunchListBuilder, issue, measure, prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
     addresses = [m.address for m in memory]
     launches = {p.launch.name: p for p in plan.launches}
     found = []
-    for step in Binder(plan, sizes, device, shared.kernels, shared.weights, arena.address).steps():
+    for step in LaunchListBuilder(plan, sizes, device, shared.kernels, shared.weights, arena.address).steps():
         prepare(step, addresses, device)
         issue([step], addresses, device, 0)
         if step.prepared is None:  # only clears memory

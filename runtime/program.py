@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-SCHEMA = 1
+from arcweld.compiler.parameters import Parameter
+
+SCHEMA = 2
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,30 +46,10 @@ class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transform: tuple[tuple[str, tuple[int | str, ...]], ...] = ()
 
 
-class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One member of a kernel's ``Params`` struct, in declaration order.
-
-    kind ``buffer``: a device pointer to tensor ``value``, plus ``offset`` bytes (expression text). kind
-    ``i32``, ``i64``, ``f32``: the scalar that the expression or literal ``value`` evaluates to. kind
-    ``tensor_map``: a TMA descriptor over tensor ``value``: ``dims`` (innermost first, elements), ``strides``
-    (bytes, one fewer than dims), ``box`` and ``element_strides`` (elements), 128-byte swizzle where
-    ``swizzle`` is 128.
-    """
-
-    kind: str
-    value: str
-    offset: str = "0"
-    dims: tuple[str, ...] = ()
-    strides: tuple[str, ...] = ()
-    box: tuple[int, ...] = ()
-    element_strides: tuple[int, ...] = ()
-    swizzle: int = 128
-
-
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One implementation of a launch. ``arch`` is the least architecture that runs it (``sm_80``), or an
     exact one that ends in ``a`` (``sm_90a``). ``kernel`` names a file in kernels/ and ``entry`` the extern
-    "C" symbol in it.
+    "C" symbol in it. ``params`` are the members of the kernel's ``Params`` struct in the order of declaration.
     """
 
     arch: str
@@ -76,7 +58,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grid: tuple[str, str, str]
     block: tuple[int, int, int]
     shared_bytes: int
-    fields: tuple[Field, ...]
+    params: tuple[Parameter[str], ...]
     cluster: int = 1
     pdl: bool = True
 

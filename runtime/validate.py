@@ -2,7 +2,7 @@
 EngineFileError only.
 
 A program that passes refers only to things that exist, reads nothing before it is written, and launches
-within CUDA's limits wherever those do not depend on shapes (``bound.py`` checks the rest for each set of
+within CUDA's limits wherever those do not depend on shapes (``launch_list.py`` checks the rest for each set of
 shapes).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, layout
 from arcweld.runtime.expressions import Expression
-from arcweld.runtime.program import SCHEMA, Field, Launch, Program, Tensor, Variant
+from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
 
 MAX_RANK = 32
 MAX_NAME = 1024
@@ -32,7 +33,6 @@ _DTYPES = {d.value: d for d in DType}
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _KERNEL = re.compile(r"[A-Za-z0-9_\-]{1,200}")
 _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
-_SCALARS = {"i32": (4, 4), "i64": (8, 8), "f32": (4, 4), "buffer": (8, 8), "tensor_map": (128, 64)}
 
 
 class _Kernel(msgspec.Struct):
@@ -73,33 +73,17 @@ def refuse(message: str) -> EngineFileError:
 
 def check_program(program: Program, kernels: Container[str]) -> None:
     """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's sources."""
-    if program.schema != SCHEMA:
-        raise EngineFileError(
-            f"the program has schema {program.schema}; this version of Arcweld reads schema {SCHEMA}",
-            hint="build the engine again, or use the Arcweld version that wrote it",
-        )
+    check_schema(program.schema)
     _Checker(program, kernels).run()
 
 
-def field_layout(fields: Iterable[Field]) -> tuple[tuple[int, ...], int]:
-    """Byte offset of each field of a ``Params`` struct by natural alignment, and the struct's size."""
-    at, most, offsets = 0, 1, []
-    for item in fields:
-        size, align = _SCALARS[item.kind]
-        at = -(-at // align) * align
-        offsets.append(at)
-        at += size
-        most = max(most, align)
-    return tuple(offsets), -(-at // most) * most
-
-
-def is_number(text: str) -> bool:
-    """True for a literal of float (``1e-5``, ``-inf``), as an ``f32`` field may hold."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def check_schema(schema: int) -> None:
+    """Raises EngineFileError for the program of another version of Arcweld."""
+    if schema != SCHEMA:
+        raise EngineFileError(
+            f"the program has schema {schema}; this version of Arcweld reads schema {SCHEMA}",
+            hint="build the engine again, or use the Arcweld version that wrote it",
+        )
 
 
 @dataclass
@@ -214,33 +198,30 @@ class _Checker:
         if not 0 <= v.shared_bytes <= MAX_SHARED or not 1 <= v.cluster <= MAX_CLUSTER:
             raise refuse(f"{place} asks for impossible shared memory or clusters")
         allowed = {*launch.reads, *launch.writes}
-        for item in v.fields:
-            self.check_field(item, allowed, place)
-        if field_layout(v.fields)[1] > MAX_PARAMS:
+        for p in v.params:
+            self.check_parameter(p, allowed, place)
+        if layout(v.params)[1] > MAX_PARAMS:
             raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
 
-    def check_field(self, f: Field, allowed: set[str], place: str) -> None:
-        if f.kind not in _SCALARS:
-            raise refuse(f"{place} has a parameter of unknown kind {f.kind[:20]!r}")
-        if f.kind in ("buffer", "tensor_map"):
-            if f.value not in allowed:
-                raise refuse(f"{place} takes {f.value[:80]!r}, which it declares neither as read nor as written")
-            self.expression(f.offset, place)
-        elif f.kind != "f32" or not is_number(f.value):
-            self.expression(f.value, place)
-        if f.kind == "tensor_map":
-            self.check_tensor_map(f, place)
+    def check_parameter(self, p: Parameter[str], allowed: set[str], place: str) -> None:
+        if isinstance(p, Pointer | TensorMap) and p.tensor not in allowed:
+            raise refuse(f"{place} takes {p.tensor[:80]!r}, which it declares neither as read nor as written")
+        if isinstance(p, Integer) and p.bits not in (32, 64):
+            raise refuse(f"{place} has an integer of {p.bits} bits")
+        if isinstance(p, Float) and not math.isfinite(p.value):
+            raise refuse(f"{place} has the parameter {p.value}, which the file can't hold")
+        p.convert(lambda text: self.expression(text, place))
+        if isinstance(p, TensorMap):
+            self.check_tensor_map(p, place)
 
-    def check_tensor_map(self, f: Field, place: str) -> None:
-        rank = len(f.dims)
-        if not 1 <= rank <= 5 or len(f.strides) != rank - 1 or len(f.box) != rank:
+    def check_tensor_map(self, p: TensorMap[str], place: str) -> None:
+        rank = len(p.dims)
+        if not 1 <= rank <= 5 or len(p.strides) != rank - 1 or len(p.box) != rank:
             raise refuse(f"{place} has a tensor map of impossible rank")
-        if len(f.element_strides) not in (0, rank) or f.swizzle not in (0, 32, 64, 128):
+        if len(p.element_strides) != rank or p.swizzle not in (0, 32, 64, 128):
             raise refuse(f"{place} has a tensor map with impossible strides or swizzle")
-        if not all(1 <= b <= 256 for b in f.box) or not all(1 <= e <= 8 for e in f.element_strides):
+        if not all(1 <= b <= 256 for b in p.box) or not all(1 <= e <= 8 for e in p.element_strides):
             raise refuse(f"{place} has a tensor map with an impossible box")
-        for text in (*f.dims, *f.strides):
-            self.expression(text, place)
 
     def check_order(self) -> None:
         p = self.program

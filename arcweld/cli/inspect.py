@@ -19,9 +19,9 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.bound import measure
 from arcweld.runtime.engine_file import EngineData, read_engine
-from arcweld.runtime.plan import Plan
+from arcweld.runtime.launch_list import measure
+from arcweld.runtime.plan import ExecutionPlan
 
 Opt = typer.Option
 
@@ -130,7 +130,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
-        plan = Plan(program, data.archs[0] if data.archs else "sm_80")
+        plan = ExecutionPlan(program, data.archs[0] if data.archs else "sm_80")
         found = measure(plan, {s.name: sizes[s.name] for s in program.symbols})
         report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
         report["arena_bytes"] = found.arena_bytes

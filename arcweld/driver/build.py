@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arcweld.codegen.kernel import KernelSource, ParamField
+from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.lowering.lower import lower_all
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import headers
@@ -238,17 +238,8 @@ def _launch(p: Planned, labels: Mapping[str, str]) -> prog.Launch:
 
 def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
     grid = (to_text(s.grid[0]), to_text(s.grid[1]), to_text(s.grid[2]))
-    fields = tuple(_field(f, tensors) for f in s.fields)
-    return prog.Variant(s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, fields, s.cluster, s.pdl)
-
-
-def _field(f: ParamField, tensors: Mapping[str, str]) -> prog.Field:
-    if f.kind in ("buffer", "tensor_map"):
-        return prog.Field(
-            f.kind, tensors[f.value], to_text(f.offset), tuple(to_text(d) for d in f.dims),
-            tuple(to_text(d) for d in f.strides), f.box, f.element_strides, f.swizzle,
-        )  # fmt: skip
-    return prog.Field(f.kind, repr(float(f.value)) if f.kind == "f32" else to_text(f.value))
+    params = tuple(p.convert(to_text, tensors.__getitem__) for p in s.params)
+    return prog.Variant(s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl)
 
 
 def _titled(s: KernelSource, users: Sequence[Planned], labels: Mapping[str, str]) -> str:

@@ -233,14 +233,10 @@ def single_launch(data: EngineData, check: _Check, sizes: Mapping[str, int]) -> 
     def tensor(n: str) -> prog.Tensor:
         return replace_struct(tensors[n], shape=tuple(fixed(d) for d in tensors[n].shape))
 
-    def field(f: prog.Field) -> prog.Field:
-        value = fixed(f.value) if f.kind in ("i32", "i64") else f.value
-        return replace_struct(
-            f, value=value, offset=fixed(f.offset), dims=tuple(map(fixed, f.dims)), strides=tuple(map(fixed, f.strides))
-        )
-
     def variant(v: prog.Variant) -> prog.Variant:
-        return replace_struct(v, grid=tuple(fixed(g) for g in v.grid), fields=tuple(field(f) for f in v.fields))
+        return replace_struct(
+            v, grid=tuple(fixed(g) for g in v.grid), params=tuple(p.convert(fixed) for p in v.params)
+        )
 
     def only(x: prog.Launch) -> prog.Launch:
         kept = [v for v in x.variants if x is not launches[-1] or v.entry == check.source.entry]

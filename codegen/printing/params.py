@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from arcweld.codegen.kernel import Kernel, ParamField
+from arcweld.codegen.kernel import Kernel
 from arcweld.compiler.dims import Dim, Sym, var
+from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
+
+_ORDER = (Pointer, Integer, TensorMap)  # in the struct
 
 
 class Params:
@@ -11,19 +14,19 @@ class Params:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self._fields: dict[str, ParamField] = {}
+        self._members: dict[str, Parameter[Dim]] = {}
         self._ctypes: dict[str, str] = {}
         for b in kernel.buffers:
             const = "" if b.written else "const "
-            self._add(ParamField("buffer", b.name, b.name), f"{const}{b.dtype.cuda}*")
+            self._add(Pointer(b.name, b.name), f"{const}{b.dtype.cuda}*")
 
-    def _add(self, field: ParamField, ctype: str) -> str:
-        known = self._fields.get(field.name)
-        if known is not None and known != field:
-            raise ValueError(f"two different parameters are called {field.name}")
-        self._fields[field.name] = field
-        self._ctypes[field.name] = ctype
-        return f"p.{field.name}"
+    def _add(self, parameter: Parameter[Dim], ctype: str) -> str:
+        known = self._members.get(parameter.name)
+        if known is not None and known != parameter:
+            raise ValueError(f"two different parameters are called {parameter.name}")
+        self._members[parameter.name] = parameter
+        self._ctypes[parameter.name] = ctype
+        return f"p.{parameter.name}"
 
     def buffer(self, name: str) -> str:
         """The C expression of a buffer's pointer."""
@@ -38,21 +41,21 @@ class Params:
 
     def member(self, name: str, value: Dim) -> str:
         """The same, a struct member even if constant: a loop count that the compiler can't unroll by."""
-        return self._add(ParamField("i32", name, value), "int")
+        return self._add(Integer(name, value), "int")
 
-    def tensor_map(self, field: ParamField) -> str:
+    def tensor_map(self, view: TensorMap[Dim]) -> str:
         """A TMA descriptor member; returns its C expression."""
-        return self._add(field, "TensorMap")
+        return self._add(view, "TensorMap")
 
     def symbol(self, sym: Sym) -> str:
         """A dimension that is known at launch."""
-        return self._add(ParamField("i32", sym.name, var(sym)), "int")
+        return self._add(Integer(sym.name, var(sym)), "int")
 
     def struct(self) -> str:
         """The struct's declaration: pointers first, then scalars, then descriptors (64-byte aligned)."""
-        lines = [f"  {self._ctypes[f.name]} {f.name};" for f in self.fields()]
+        lines = [f"  {self._ctypes[p.name]} {p.name};" for p in self.members()]
         return "struct Params {\n" + "\n".join(lines) + "\n};"
 
-    def fields(self) -> tuple[ParamField, ...]:
-        order = {"buffer": 0, "i64": 1, "i32": 2, "f32": 2, "tensor_map": 3}
-        return tuple(sorted(self._fields.values(), key=lambda f: order[f.kind]))
+    def members(self) -> tuple[Parameter[Dim], ...]:
+        """The struct's members in their order."""
+        return tuple(sorted(self._members.values(), key=lambda p: _ORDER.index(type(p))))

@@ -81,5 +81,5 @@ def render(
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     entry = f"{kernel.stem}_{digest}"
     return KernelSource(
-        entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.fields(), cluster, pdl, zero
+        entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.codegen.templates.select import IMPLEMENTATIONS, implementations
 from arcweld.compiler.dims import evaluate
+from arcweld.compiler.parameters import TensorMap, pack
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice
 
@@ -52,7 +52,7 @@ def run_kernel(
     grid = tuple(evaluate(g, env) for g in source.grid)
     spec = LaunchSpec(
         source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster,
-        source.pdl, pack(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
+        source.pdl, packed(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
     )  # fmt: skip
     device.launch(device.prepare(spec))
     device.synchronize()
@@ -65,29 +65,18 @@ def run_kernel(
     return out
 
 
-def pack(
+def packed(
     source: KernelSource, kernel: Kernel, addresses: Mapping[str, int], env: Mapping[str, int], device: Any
 ) -> bytes:
-    """The Params struct as bytes: members in order with natural alignment."""
-    blob = b""
-    for f in source.fields:
-        if f.kind == "tensor_map":
-            b = kernel.buffer(f.value)
-            many = lambda xs: tuple(evaluate(x, env) for x in xs)
-            address = addresses[f.value] + evaluate(f.offset, env)
-            spec = TensorMapSpec(
-                b.dtype.value, address, many(f.dims), many(f.strides), f.box, f.element_strides, f.swizzle
-            )
-            data, align = device.encode_tensor_map(spec), 64
-        elif f.kind == "buffer":
-            data, align = struct.pack("<Q", addresses[f.value] + evaluate(f.offset, env)), 8
-        elif f.kind == "f32":
-            data, align = struct.pack("<f", f.value), 4
-        else:
-            data = struct.pack("<i" if f.kind == "i32" else "<q", evaluate(f.value, env))
-            align = len(data)
-        blob += b"\0" * (-len(blob) % align) + data
-    return blob + b"\0" * (-len(blob) % (64 if any(f.kind == "tensor_map" for f in source.fields) else 8))
+    """The Params struct as bytes."""
+
+    def encode(view: TensorMap[int], address: int) -> bytes:
+        dtype = kernel.buffer(view.tensor).dtype.value
+        return device.encode_tensor_map(
+            TensorMapSpec(dtype, address, view.dims, view.strides, view.box, view.element_strides, view.swizzle)
+        )
+
+    return pack([p.convert(lambda d: evaluate(d, env)) for p in source.params], addresses, encode)
 
 
 def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm_90a"), spills: int = 0) -> None:

@@ -26,8 +26,8 @@ from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
 from arcweld.compiler.text import parse_graph
-from arcweld.runtime.bound import measure
-from arcweld.runtime.plan import Plan
+from arcweld.runtime.launch_list import measure
+from arcweld.runtime.plan import ExecutionPlan
 
 F32, F16, I64 = DType.F32, DType.F16, DType.I64
 TYPES = (DType.F32, DType.F16, DType.F64, DType.I8, DType.I64, DType.BOOL)
@@ -313,7 +313,7 @@ def test_unbounded_dimensions_are_checked_at_launch() -> None:
 
     text = "graph 'g'\nsymbol n(lo=1{hi})\ninput %x: i8[n, 1024]\n%y: i8[n, 1024] = Neg(%x) @ 'y'\noutput %y\n"
     for hi, fits in (("", False), (", hi=4194304", True)):
-        plan = Plan(built(parse_graph(text.format(hi=hi))).data.program, "sm_80")
+        plan = ExecutionPlan(built(parse_graph(text.format(hi=hi))).data.program, "sm_80")
         measure(plan, {"n": (1 << 21) - 1})
         if fits:
             measure(plan, {"n": 1 << 21})
@@ -353,7 +353,7 @@ def test_parameters_are_collected_in_order() -> None:
     with pytest.raises(ValueError, match="two different"):
         params.scalar("count", symbol("n", 1) * 9)
     assert params.struct() == "struct Params {\n  const i8* in0;\n  i8* out0;\n  int count;\n  int n;\n};"
-    assert [f.name for f in params.fields()] == ["in0", "out0", "count", "n"]
+    assert [p.name for p in params.members()] == ["in0", "out0", "count", "n"]
 
 
 def test_dimensions_inside_templates() -> None:

@@ -19,12 +19,13 @@ import pytest
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc.compiler import compile_cubin, compile_ptx
 from arcweld.compiler.errors import DeviceError, InputError
+from arcweld.compiler.parameters import Pointer
 from arcweld.runtime import devices
 from arcweld.runtime import engine as engine_module
 from arcweld.runtime.device import KernelImage, LaunchSpec
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Field, Program, Symbol, Tensor, Variant, WeightEntry
+from arcweld.runtime.program import SCHEMA, Program, Symbol, Tensor, Variant, WeightEntry
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from runtime_programs import ROW_SUM, SCALE_ADD, chain, chain_reference, scale_add, single, tiles, weights
@@ -110,8 +111,8 @@ def test_many_shapes_with_graphs_do_not_leak(device: Any) -> None:
             engine(rows(n))
             engine(rows(n))
     (context,) = engine._local.contexts.values()
-    assert sum(b.graphs for b in context._bound.values()) <= 32
-    assert len(context._bound) <= 64
+    assert sum(b.graphs for b in context._specialised.values()) <= 32
+    assert len(context._specialised) <= 64
 
 
 def test_threads(engine: Engine) -> None:
@@ -240,7 +241,7 @@ def test_arrays_that_come_back_use_graphs_without_copies(engine: Engine, torch: 
         want, want_total = chain_reference(rows(48, seed), W)
         np.testing.assert_allclose(y.cpu().numpy(), want, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(total.cpu().numpy(), want_total, rtol=1e-4, atol=1e-3)
-    bound = [c._bound[((48, 8),)] for c in engine._local.contexts.values() if ((48, 8),) in c._bound]
+    bound = [c._specialised[((48, 8),)] for c in engine._local.contexts.values() if ((48, 8),) in c._specialised]
     assert any(b.direct for b in bound)
 
 
@@ -380,8 +381,8 @@ def hopper(device: Any) -> None:
 def test_clusters(device: Any) -> None:
     hopper(device)
     source = CLUSTERS.replace("i32* y;", "i32* y; const f32* x;")
-    fields = (Field("buffer", "y"), Field("buffer", "x"))
-    variant = Variant("sm_90", "clusters", "clusters", ("4*n", "1", "1"), (32, 1, 1), 0, fields, cluster=4)
+    params = (Pointer("y", "y"), Pointer("x", "x"))
+    variant = Variant("sm_90", "clusters", "clusters", ("4*n", "1", "1"), (32, 1, 1), 0, params, cluster=4)
     x, y = Tensor("x", "f32", ("n",)), Tensor("y", "i32", ("4*n",))
     engine = Engine(built(single("clusters", source, variant, (x,), y), device.arch), device)
     for _ in range(3):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Alias, Field, Launch, Program, Symbol, Tensor, Variant, WeightEntry
+from arcweld.runtime.program import SCHEMA, Alias, Launch, Program, Symbol, Tensor, Variant, WeightEntry
 
 SCALE_ADD = """#include "prims.cuh"
 // y = factor * x + w[i % m], one element a thread.
@@ -31,24 +32,24 @@ EXPORT_KERNEL(row_sum)
 """
 
 
-def variant(kernel: str, fields: tuple[Field, ...], count: str, arch: str = "sm_80") -> Variant:
+def variant(kernel: str, params: tuple[Parameter[str], ...], count: str, arch: str = "sm_80") -> Variant:
     grid = (f"floordiv({count} + 127, 128)", "1", "1")
-    return Variant(arch=arch, kernel=kernel, entry=kernel, grid=grid, block=(128, 1, 1), shared_bytes=0, fields=fields)
+    return Variant(arch=arch, kernel=kernel, entry=kernel, grid=grid, block=(128, 1, 1), shared_bytes=0, params=params)
 
 
 def scale_add(name: str, x: str, w: str, y: str, factor: float, count: str, period: str) -> Launch:
-    fields = (
-        Field("buffer", x),
-        Field("buffer", w),
-        Field("buffer", y),
-        Field("f32", repr(factor)),
-        Field("i32", count),
-        Field("i32", period),
+    params = (
+        Pointer("x", x),
+        Pointer("w", w),
+        Pointer("y", y),
+        Float("factor", factor),
+        Integer("n", count),
+        Integer("m", period),
     )
     return Launch(
         name,
         "pointwise",
-        (variant("scale_add", fields, count),),
+        (variant("scale_add", params, count),),
         (x, w),
         (y,),
         origin=(name,),
@@ -69,7 +70,7 @@ def chain() -> EngineData:
     launches.
     """
     elements = "8*n"
-    sum_fields = (Field("buffer", "y"), Field("buffer", "total"), Field("i64", elements))
+    sum_params = (Pointer("x", "y"), Pointer("total", "total"), Integer("n", elements, 64))
     program = Program(
         schema=SCHEMA,
         name="chain",
@@ -85,7 +86,7 @@ def chain() -> EngineData:
             Launch(
                 "third",
                 "reduce",
-                (variant("row_sum", sum_fields, elements),),
+                (variant("row_sum", sum_params, elements),),
                 ("y",),
                 ("total",),
                 zero=("total",),
@@ -148,10 +149,10 @@ def single(kernel: str, source: str, variant: Variant, inputs: tuple[Tensor, ...
 
 def tiles() -> EngineData:
     """``y[64, n]``, the transpose of ``x[n, 64]``, read through a tensor map."""
-    map_field = Field("tensor_map", "x", dims=("64", "n"), strides=("256",), box=(32, 8), swizzle=128)
-    fields = (Field("buffer", "y"), Field("i32", "n"), map_field)
+    view = TensorMap("x", "x", "0", dims=("64", "n"), strides=("256",), box=(32, 8), element_strides=(1, 1))
+    params = (Pointer("y", "y"), Integer("rows", "n"), view)
     grid = ("2", "floordiv(n + 7, 8)", "1")
-    variant = Variant("sm_90", "tiles", "tiles", grid, (128, 1, 1), 2048 + 64, fields)
+    variant = Variant("sm_90", "tiles", "tiles", grid, (128, 1, 1), 2048 + 64, params)
     return single("tiles", TILES, variant, (Tensor("x", "f32", ("n", "64")),), Tensor("y", "f32", ("64", "n")))
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from runtime_programs import SCALE_ADD, W, chain, chain_reference, check, rows, scale_add, tiles
 
 from arcweld.compiler.errors import InputError
+from arcweld.compiler.parameters import Integer
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.program import SCHEMA, Alias, Field, Program, Symbol, Tensor, WeightEntry
+from arcweld.runtime.program import SCHEMA, Alias, Program, Symbol, Tensor, WeightEntry
 from arcweld.runtime.sim.device import SimDevice
 
 
@@ -211,8 +212,8 @@ def test_outputs_that_are_inputs_weights_and_aliases() -> None:
 def test_a_launch_that_needs_too_much_is_refused() -> None:
     data = two_inputs()
     launch = data.program.launches[0]
-    fields = (*launch.variants[0].fields[:4], Field("i32", "n*1000000000"), Field("i32", "n"))
-    variant = msgspec.structs.replace(launch.variants[0], fields=fields)
+    params = (*launch.variants[0].params[:4], Integer("n", "n*1000000000"), Integer("m", "n"))
+    variant = msgspec.structs.replace(launch.variants[0], params=params)
     wide = msgspec.structs.replace(data.program, launches=(msgspec.structs.replace(launch, variants=(variant,)),))
     with pytest.raises(InputError, match="in 32 bits"):
         Engine(replace(data, program=wide), SimDevice())(np.zeros(5, np.float32), np.zeros(6, np.float32))

@@ -22,11 +22,12 @@ from runtime_programs import chain
 
 from arcweld.compiler import dims
 from arcweld.compiler.errors import ArcweldError, EngineFileError, EnvironmentError_, InputError
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap
 from arcweld.runtime import container, engine_file, tensors_file
 from arcweld.runtime.engine_file import EngineData, parse_engine, read_engine, write_engine
 from arcweld.runtime.expressions import Expression
-from arcweld.runtime.program import Alias, Field, Launch, Symbol, Tensor
-from arcweld.runtime.validate import check_program, field_layout
+from arcweld.runtime.program import SCHEMA, Alias, Launch, Symbol, Tensor
+from arcweld.runtime.validate import check_program
 
 
 def full() -> EngineData:
@@ -297,6 +298,21 @@ def test_other_versions_are_named() -> None:
         file_bytes_checked(old)
 
 
+def test_a_program_of_another_schema_is_named_before_it_is_read() -> None:
+    launches = [{"variants": [{"fields": [{"kind": "buffer", "value": "x"}]}]}]
+    header = {"format": "arcweld-engine", "version": 1, "program": {"schema": SCHEMA - 1, "launches": launches}}
+    with pytest.raises(EngineFileError, match=f"schema {SCHEMA - 1}; this version of Arcweld reads schema {SCHEMA}"):
+        parse_engine(archive({"manifest.json": msgspec.json.encode(header)}))
+
+
+def test_parameters_of_an_unknown_kind_are_refused() -> None:
+    with zipfile.ZipFile(io.BytesIO(file_bytes(full()))) as file:
+        manifest = file.read("manifest.json")
+    assert b'"pointer"' in manifest
+    with pytest.raises(EngineFileError, match="Invalid value 'string'"):
+        parse_engine(archive({"manifest.json": manifest.replace(b'"pointer"', b'"string"', 1)}))
+
+
 def file_bytes_checked(data: EngineData) -> None:
     parse_engine(memoryview(file_bytes(data)))
 
@@ -316,8 +332,14 @@ def with_variant(**parts: object) -> EngineData:
     return changed(launches=launch(variants=(msgspec.structs.replace(old, **parts),)))
 
 
-def with_field(*fields: Field) -> EngineData:
-    return with_variant(fields=fields)
+def with_params(*params: Parameter[str]) -> EngineData:
+    return with_variant(params=params)
+
+
+def with_view(**parts: object) -> EngineData:
+    good = TensorMap("map", "x", "0", ("8", "n"), ("32",), (8, 8), (1, 1))
+    engine_file.check_data(with_params(good))
+    return with_params(msgspec.structs.replace(good, **parts))
 
 
 P = chain().program
@@ -347,11 +369,17 @@ BROKEN = {
     "shared": with_variant(shared_bytes=1 << 20),
     "cluster": with_variant(cluster=64),
     "grid code": with_variant(grid=("print(1)", "1", "1")),
-    "field kind": with_field(Field("string", "x")),
-    "field not declared": with_field(Field("buffer", "y")),
-    "tensor map rank": with_field(Field("tensor_map", "x", dims=("8", "n"), strides=(), box=(8, 8))),
-    "tensor map box": with_field(Field("tensor_map", "x", dims=("8",), box=(512,))),
-    "too many parameters": with_field(*[Field("tensor_map", "x", dims=("8",), box=(8,))] * 300),
+    "pointer not declared": with_params(Pointer("y", "y")),
+    "integer of 16 bits": with_params(Integer("n", "n", 16)),
+    "integer code": with_params(Integer("n", "print(1)")),
+    "infinite parameter": with_params(Float("f", float("inf"))),
+    "tensor map not declared": with_view(tensor="y"),
+    "tensor map offset": with_view(offset="m"),
+    "tensor map rank": with_view(strides=()),
+    "tensor map box": with_view(box=(8, 512)),
+    "tensor map steps": with_view(element_strides=(1,)),
+    "tensor map swizzle": with_view(swizzle=16),
+    "too many parameters": with_params(*[TensorMap("map", "x", "0", ("8",), (), (8,), (1,))] * 300),
 }
 
 
@@ -367,11 +395,6 @@ def test_weights_must_be_those_of_the_program() -> None:
         engine_file.check_data(replace(chain(), weights={"w": arrays["w"]}))
     with pytest.raises(EngineFileError, match="expects"):
         engine_file.check_data(replace(chain(), weights={**arrays, "w": arrays["w"].astype(np.float64)}))
-
-
-def test_params_layout_follows_natural_alignment() -> None:
-    kinds = ("buffer", "i32", "i64", "f32", "tensor_map", "i32")
-    assert field_layout(Field(k, "0") for k in kinds) == ((0, 8, 16, 24, 64, 192), 256)
 
 
 TEXTS = [

@@ -50,7 +50,7 @@ def test_many_shapes_are_bounded() -> None:
     for n in range(1, 80):
         engine(rows(n))
     (context,) = engine._local.contexts.values()
-    assert len(context._bound) <= 64
+    assert len(context._specialised) <= 64
 
 
 def test_save_load_and_update_weights(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource, ParamField, axis
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource, axis
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
@@ -18,6 +18,7 @@ from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, p
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.expr import load
+from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 SHARED_LIMIT = 227 * 1024
@@ -79,7 +80,7 @@ class Mapped:
     coordinates.
     """
 
-    field: ParamField
+    view: TensorMap[Dim]
     head: str
     batch: str
 
@@ -157,13 +158,13 @@ def _mapped(a: Attention, role: str, rows: int) -> Mapped:
         still = isinstance(step, int) and step == 0
         extents.append(row.extent if x is row else (1 if still else x.extent))
         strides.append((line if still else step) * plain.buffer.dtype.size)
-    field = ParamField(
-        "tensor_map", f"map_{role}", plain.buffer.name, plain.offset * plain.buffer.dtype.size, dims=tuple(extents),
+    view = TensorMap(
+        f"map_{role}", plain.buffer.name, plain.offset * plain.buffer.dtype.size, dims=tuple(extents),
         strides=tuple(strides), box=(64, rows, 1, 1), element_strides=(1, 1, 1, 1),
     )  # fmt: skip
     group = a.h.extent // head.extent if isinstance(a.h.extent, int) and isinstance(head.extent, int) else 1
     head_text = "0" if extents[2] == 1 else ("h" if group == 1 else f"h / {group}")
-    return Mapped(field, head_text, "0" if extents[3] == 1 else "b")
+    return Mapped(view, head_text, "0" if extents[3] == 1 else "b")
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[WgmmaTactic, ...]:
@@ -214,7 +215,7 @@ def render_wgmma(kernel: Kernel, tactic: WgmmaTactic, arch: str) -> KernelSource
     printed = print_hooks(a, hooks, {"mask": 2, "out": 2})
     maps = {role: _mapped(a, role, 64 if role == "q" else tactic.keys) for role in ("q", "k", "v")}
     for m in maps.values():
-        hooks.params.tensor_map(m.field)
+        hooks.params.tensor_map(m.view)
     scalar = hooks.params.scalar
     rows = dims.ceildiv(a.s.extent, 64 * tactic.groups)
     tiles = rows * a.heads

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from arcweld.codegen.kernel import Axis, KernelSource, ParamField
+from arcweld.codegen.kernel import Axis, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
@@ -16,6 +16,7 @@ from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 BK = 64  # one 128-byte swizzled line of 16-bit elements
@@ -87,7 +88,7 @@ T = TypeVar("T", bound=WgmmaTactic)
 class MappedOperand:
     """An operand behind a TMA descriptor of ``rank`` dimensions, contiguous along k or along its row axis."""
 
-    field: ParamField
+    view: TensorMap[Dim]
     along_k: bool
     rank: int
 
@@ -141,12 +142,12 @@ def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> Mapp
     if problem.batch.extent != 1 and plain.strides[problem.batch.sym] != 0:
         axes.append(problem.batch)
     size = plain.buffer.dtype.size
-    field = ParamField(
-        "tensor_map", f"map_{name}", plain.buffer.name, plain.offset * size, dims=tuple(a.extent for a in axes),
+    view = TensorMap(
+        f"map_{name}", plain.buffer.name, plain.offset * size, dims=tuple(a.extent for a in axes),
         strides=tuple(_stride(plain, a, inner) * size for a in axes[1:]),
         box=(BK, box_rows if along_k else BK, 1)[: len(axes)], element_strides=(1,) * len(axes),
     )  # fmt: skip
-    return MappedOperand(field, along_k, len(axes))
+    return MappedOperand(view, along_k, len(axes))
 
 
 def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
@@ -222,7 +223,7 @@ def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
     a = mapped(problem, problem.a, "a", t.bm)
     b = mapped(problem, problem.b, "b", t.bn)
     for operand in (a, b):
-        hooks.params.tensor_map(operand.field)
+        hooks.params.tensor_map(operand.view)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     tiles = problem.batch.extent * tiles_m * tiles_n
     width, scalar = problem.store_width(), hooks.params.scalar

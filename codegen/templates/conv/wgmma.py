@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
@@ -19,6 +19,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 TILES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (128, 256), (192, 128), (256, 64), (256, 128))
@@ -214,7 +215,7 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
     )  # fmt: skip
 
 
-def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> ParamField:
+def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> TensorMap[Dim]:
     """The input as channels, columns, rows, images; a box is one patch of every stride-th pixel."""
     name, dtype, _ = kernel.loads["a"].attr
     buffer = kernel.buffer(name)
@@ -223,18 +224,18 @@ def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> Param
     strides = (1, *reversed(shape.strides[2 - shape.spatial :]), 1)
     pixels = (tw, th)[: shape.spatial]
     box = (BK, *(p * s for p, s in zip(pixels, strides[1:])), nb)
-    return ParamField(
-        "tensor_map", "map_a", name, dims=sizes, strides=tuple(s * dtype.size for s in steps[1:]), box=box,
+    return TensorMap(
+        "map_a", name, 0, dims=sizes, strides=tuple(s * dtype.size for s in steps[1:]), box=box,
         element_strides=strides,
     )  # fmt: skip
 
 
-def weight_map(problem: Problem, shape: Geometry, t: ConvWgmmaTactic) -> ParamField:
+def weight_map(problem: Problem, shape: Geometry, t: ConvWgmmaTactic) -> TensorMap[Dim]:
     """The weights as in channels, taps, out channels; a box is one tap of a tile's columns."""
     name, dtype, _ = problem.b.expr.attr
     taps = shape.taps[0] * shape.taps[1]
     columns = problem.n.extent * problem.batch.extent
-    return ParamField(
-        "tensor_map", "map_b", name, dims=(shape.ci, taps, columns), box=(BK, 1, t.bn), element_strides=(1, 1, 1),
+    return TensorMap(
+        "map_b", name, 0, dims=(shape.ci, taps, columns), box=(BK, 1, t.bn), element_strides=(1, 1, 1),
         strides=(shape.ci * dtype.size, shape.ci * taps * dtype.size),
     )  # fmt: skip

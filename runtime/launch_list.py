@@ -1,19 +1,22 @@
-"""A plan bound to one set of shapes and one arena: sizes known, every launch packed but for the addresses
-of inputs and outputs, which may change from call to call.
+"""The launches of one set of shapes in one arena: every size known, and every address but those of inputs and
+outputs, which may change from call to call.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
+from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
+from arcweld.compiler.parameters import pack as pack_params
 from arcweld.runtime.arena import Interval, pack
 from arcweld.runtime.device import Device, LaunchSpec, TensorMapSpec
-from arcweld.runtime.plan import FieldPlan, LaunchPlan, Plan, Shape
+from arcweld.runtime.expressions import Expression
+from arcweld.runtime.plan import ExecutionPlan, LaunchPlan, Shape
 
 MAX_BYTES = 1 << 47
 MAX_ELEMENTS = 2**31 - 1  # that kernels index with 32 bits, as they do where a dimension has no upper bound
@@ -51,17 +54,29 @@ class Sizes:
     idle: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor that a launch reads or writes, as a whole."""
+
+    place: Place
+    nbytes: int
+    dtype: DType
+    written: bool
+
+
 @dataclass(slots=True)
 class Step:
-    """One launch. ``prepared`` fits ``spec``; both are renewed when an address in ``pointers`` changes."""
+    """One launch. ``prepared`` fits ``spec``; both are renewed when the address of an operand that ``moves`` changes.
+
+    ``operands`` are the tensors of ``params`` by name. ``zero`` lists (place, bytes) of what is cleared before.
+    """
 
     spec: LaunchSpec
-    prepared: Any
-    pointers: tuple[tuple[int, Place], ...]
-    maps: tuple[tuple[int, Place, TensorMapSpec], ...]
-    buffers: tuple[tuple[Place, int, bool], ...]
+    params: tuple[Parameter[int], ...]
+    operands: Mapping[str, Operand]
     zero: tuple[tuple[Place, int], ...]
     moves: bool
+    prepared: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,7 @@ class Copy:
     nbytes: int
 
 
-def measure(plan: Plan, env: dict[str, int]) -> Sizes:
+def measure(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
     """Shapes, sizes and the arena for one set of symbol values.
 
     Raises InputError for a dimension outside its range, by which kernels and indices were simplified: a table that
@@ -108,12 +123,12 @@ def measure(plan: Plan, env: dict[str, int]) -> Sizes:
     return Sizes(env, shapes, nbytes, arena, total, idle)
 
 
-class Binder:
+class LaunchListBuilder:
     """Makes the steps of one set of shapes."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ExecutionPlan,
         sizes: Sizes,
         device: Device,
         kernels: Sequence[Any],
@@ -168,26 +183,13 @@ class Binder:
     def _step(self, launch: LaunchPlan, kernel: Any, first: bool) -> Step | None:
         x, y, z = (g(self.sizes.env) for g in launch.grid)
         zero = tuple((self.place(n), self.sizes.nbytes[n]) for n in launch.launch.zero)
-        if min(x, y, z) <= 0 and not any(size for _, size in zero):
+        empty = min(x, y, z) <= 0
+        if empty and not any(size for _, size in zero):
             return None
         self._check_grid(launch, (x, y, z))
-        params = bytearray(launch.params_size)
-        pointers: list[tuple[int, Place]] = []
-        maps: list[tuple[int, Place, TensorMapSpec]] = []
-        buffers: dict[str, tuple[Place, int, bool]] = {}
-        empty = min(x, y, z) <= 0
-        for field in launch.fields if not empty else ():
-            if field.tensor:
-                place = self._tensor_place(launch, field)
-                whole = self.place(field.tensor)
-                written = field.tensor in launch.launch.writes
-                buffers[field.tensor] = (whole, self.sizes.nbytes[field.tensor], written)
-                if field.kind == "buffer":
-                    pointers.append((field.place, place))
-                else:
-                    maps.append((field.place, place, self._map_spec(launch, field)))
-            else:
-                self._pack_scalar(launch, field, params)
+        params = () if empty else tuple(self._parameter(launch, p) for p in launch.params)
+        tensors = [p.tensor for p in params if isinstance(p, Pointer | TensorMap)]
+        operands = {n: self._operand(launch, n) for n in tensors}
         spec = LaunchSpec(
             name=launch.launch.name,
             kernel=None if empty else kernel,
@@ -197,15 +199,18 @@ class Binder:
             cluster=launch.variant.cluster,
             # Programmatic launch is between kernels: there is none before the first, nor right after a clear.
             pdl=launch.variant.pdl and not first and not zero,
-            params=bytes(params),
+            params=b"",
             buffers=(),
         )
-        places = [p for _, p in pointers] + [p for _, p, _ in maps] + [p for p, _ in zero]
-        moves = any(p.slot != FIXED for p in places)
-        step = Step(spec, None, tuple(pointers), tuple(maps), tuple(buffers.values()), zero, moves)
+        moves = any(p.slot != FIXED for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
+        step = Step(spec, params, operands, zero, moves)
         if not moves:
             prepare(step, (), self.device)
         return step
+
+    def _operand(self, launch: LaunchPlan, name: str) -> Operand:
+        written = name in launch.launch.writes
+        return Operand(self.place(name), self.sizes.nbytes[name], self.plan.tensors[name].dtype, written)
 
     def _check_grid(self, launch: LaunchPlan, grid: tuple[int, int, int]) -> None:
         if any(g > m for g, m in zip(grid, MAX_GRID)) or grid[0] % launch.variant.cluster:
@@ -215,69 +220,54 @@ class Binder:
                 node=launch.launch.name,
             )
 
-    def _tensor_place(self, launch: LaunchPlan, field: FieldPlan) -> Place:
-        place = self.place(field.tensor)
-        offset = field.offset(self.sizes.env)
-        if not 0 <= offset <= self.sizes.nbytes[field.tensor]:
-            raise InputError(
-                f"with {_show(self.sizes.env)} launch {launch.launch.name} would start outside {field.tensor}"
-            )
-        return Place(place.slot, place.offset + offset)
+    def _parameter(self, launch: LaunchPlan, parameter: Parameter[Expression]) -> Parameter[int]:
+        """The parameter in numbers. Raises InputError where they do not fit its kind."""
+        found = parameter.convert(lambda e: e(self.sizes.env))
+        if isinstance(found, TensorMap):
+            self._check_view(launch, found)
+        elif isinstance(parameter, Integer) and isinstance(found, Integer):
+            self._check_integer(launch, parameter.value.text, found)
+        return found
 
-    def _map_spec(self, launch: LaunchPlan, field: FieldPlan) -> TensorMapSpec:
-        env, source = self.sizes.env, field.source
-        tensor = self.plan.tensors[field.tensor]
-        dims = tuple(d(env) for d in field.dims)
-        strides = tuple(s(env) for s in field.strides)
-        room = self.sizes.nbytes[field.tensor] - field.offset(env)
-        reach = tensor.dtype.size * dims[0] + sum((d - 1) * s for d, s in zip(dims[1:], strides))
-        if min(dims) < 1 or any(s < 0 or s % 16 for s in strides) or reach > room:
-            raise InputError(
-                f"with {_show(env)} launch {launch.launch.name} would need the impossible view {dims} "
-                f"with strides {strides} of {field.tensor}",
-                node=launch.launch.name,
-            )
-        return TensorMapSpec(
-            dtype=tensor.dtype.value,
-            address=0,
-            dims=dims,
-            strides=strides,
-            box=source.box,
-            element_strides=source.element_strides or (1,) * len(dims),
-            swizzle=source.swizzle,
-        )
-
-    def _pack_scalar(self, launch: LaunchPlan, field: FieldPlan, params: bytearray) -> None:
-        if field.value is None:
-            struct.pack_into("<f", params, field.place, field.literal)
-            return
-        value = field.value(self.sizes.env)
-        if field.kind == "f32":
-            struct.pack_into("<f", params, field.place, float(value))
-        elif field.kind == "i64":
-            struct.pack_into("<q", params, field.place, value)
-        elif -(1 << 31) <= value < 1 << 31:
-            struct.pack_into("<i", params, field.place, value)
-        else:
+    def _check_integer(self, launch: LaunchPlan, text: str, integer: Integer[int]) -> None:
+        if integer.bits == 32 and not -(1 << 31) <= integer.value < 1 << 31:
             raise InputError(
                 f"with {_show(self.sizes.env)} launch {launch.launch.name} would need "
-                f"{field.value.text} = {value} in 32 bits",
+                f"{text} = {integer.value} in 32 bits",
                 node=launch.launch.name,
                 hint="split the input into smaller batches",
             )
 
+    def _check_view(self, launch: LaunchPlan, view: TensorMap[int]) -> None:
+        """Raises InputError for a view that reaches outside its tensor, or that TMA can't have."""
+        env, size = self.sizes.env, self.plan.tensors[view.tensor].dtype.size
+        room = self.sizes.nbytes[view.tensor] - view.offset
+        if view.offset < 0 or room < 0:
+            raise InputError(f"with {_show(env)} launch {launch.launch.name} would start outside {view.tensor}")
+        reach = size * view.dims[0] + sum((d - 1) * s for d, s in zip(view.dims[1:], view.strides))
+        if min(view.dims) < 1 or any(s < 0 or s % 16 for s in view.strides) or reach > room:
+            raise InputError(
+                f"with {_show(env)} launch {launch.launch.name} would need the impossible view {view.dims} "
+                f"with strides {view.strides} of {view.tensor}",
+                node=launch.launch.name,
+            )
+
 
 def prepare(step: Step, addresses: Sequence[int], device: Device) -> None:
-    """Puts the addresses of inputs and outputs into a step and prepares its launch."""
+    """Packs a step's parameters with the addresses of inputs and outputs, and prepares its launch."""
     if step.spec.kernel is None:
         return
-    params = bytearray(step.spec.params)
-    for at, place in step.pointers:
-        struct.pack_into("<Q", params, at, place.at(addresses))
-    for at, place, spec in step.maps:
-        params[at : at + 128] = device.encode_tensor_map(replace(spec, address=place.at(addresses)))
-    buffers = tuple((p.at(addresses), size, written) for p, size, written in step.buffers)
-    step.spec = replace(step.spec, params=bytes(params), buffers=buffers)
+    at = {name: o.place.at(addresses) for name, o in step.operands.items()}
+
+    def encode(view: TensorMap[int], address: int) -> bytes:
+        dtype = step.operands[view.tensor].dtype.value
+        spec = TensorMapSpec(
+            dtype, address, view.dims, view.strides, view.box, view.element_strides, view.swizzle
+        )
+        return device.encode_tensor_map(spec)
+
+    buffers = tuple((at[name], o.nbytes, o.written) for name, o in step.operands.items())
+    step.spec = replace(step.spec, params=pack_params(step.params, at, encode), buffers=buffers)
     step.prepared = device.prepare(step.spec)
 
 
