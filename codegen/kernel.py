@@ -1,7 +1,7 @@
 """A lowered region: the loop axes, what the hero reads and what is stored, all as expressions over canonical buffers.
 
 Buffers are called ``in0, in1, …, out0, …`` so that two layers of a model that do the same thing give equal kernels,
-which are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``Bound``.
+which are then rendered and compiled once. Which tensors they stand for is kept beside the kernel, in ``BoundKernel``.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A kernel and the tensors that its buffers stand for: canonical name -> tensor name."""
+class BoundKernel:
+    """A kernel with its buffers bound to tensors (canonical name -> tensor name)."""
 
     kernel: Kernel
     tensors: Mapping[str, str]

@@ -119,10 +119,10 @@ def verify(
     got = engine.run(feeds)
     failed = []
     for name, w in want.items():
-        bound = Bound(
+        tolerance = Tolerance(
             absolute.get(name, absolute.get("")), relative.get(name, relative.get("")), _promised(engine, name)
         )
-        fine, text = bound.judge(np.asarray(got[name]), w, statistic)
+        fine, text = tolerance.judge(np.asarray(got[name]), w, statistic)
         out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}", markup=False)
         if not fine:
             failed.append(name)
@@ -138,7 +138,7 @@ def _promised(engine: Engine, output: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class Tolerance:
     """What two results may differ by: absolutely or relatively (None: the default), or ``norm(got - want)`` relative
     to ``norm(want)`` where no other tolerance was asked for.
     """

@@ -19,7 +19,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import bind_symbols
 from arcweld.driver.build import Build, Progress, build_graph
-from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyPlan, verify_build
+from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
 from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import checked_sizes, wishes
 from arcweld.driver.promotion import Promotion, promote, reference_seconds
@@ -164,7 +164,7 @@ def build_data(
     """What ``build_engine`` makes, before it is put on the device: the build, the device that was chosen, and the
     engine where verification has opened one. Without it, weights stay where the importer mapped them.
     """
-    plan = VerifyPlan(verify, verify_budget, tolerance)
+    checks = VerifyOptions(verify, verify_budget, tolerance)
     sizes = checked_sizes(sizes)
     feeds = None if feeds is None else _checked_feeds(graph, feeds)
     where = open_device(device)
@@ -175,8 +175,8 @@ def build_data(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         _make_folder(folder)
-    given, bound = _inputs_to_verify(graph, sizes, feeds) if plan.level != "off" else ({}, sample_sizes(graph, sizes))
-    promotion = _promotion(graph, options, given, bound, plan) if given and precision != "fp32" else None
+    given, bound = _inputs_to_verify(graph, sizes, feeds) if checks.level != "off" else ({}, sample_sizes(graph, sizes))
+    promotion = _promotion(graph, options, given, bound, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
@@ -184,10 +184,10 @@ def build_data(
     )
     build.sizes = bound
     engine = None
-    if plan.level != "off":
+    if checks.level != "off":
         engine = Engine(build.data, where)
         before = time.monotonic()
-        evidence = verify_build(build, engine, given, bound, plan, precision, promotion)
+        evidence = verify_build(build, engine, given, bound, checks, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - before
     build.seconds["total"] = time.monotonic() - started
@@ -221,14 +221,14 @@ def _inputs_to_verify(
 
 
 def _promotion(
-    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan
+    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], checks: VerifyOptions
 ) -> Promotion:
-    tolerance = plan.tolerance if plan.tolerance is not None else ENGINE_TOLERANCE[options.precision]
+    tolerance = checks.tolerance if checks.tolerance is not None else ENGINE_TOLERANCE[options.precision]
     seconds = 2 * reference_seconds(graph, sizes)
-    if plan.level == "quick" and seconds > plan.budget:
+    if checks.level == "quick" and seconds > checks.budget:
         note = f"not tried: the reference would take about {seconds:.0f} s, beyond the budget"
         return Promotion(frozenset(), float("nan"), note)
-    budget = plan.budget if plan.level == "quick" else 10 * max(seconds, plan.budget)
+    budget = checks.budget if checks.level == "quick" else 10 * max(seconds, checks.budget)
     # the kernels sum in another order than numpy: aim a little below what will be asked of them
     return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
 

@@ -48,7 +48,7 @@ SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyPlan:
+class VerifyOptions:
     """``level`` off, quick (inside ``budget`` seconds) or full; ``tolerance`` None takes the precision's own."""
 
     level: str = "quick"
@@ -70,7 +70,7 @@ def verify_build(
     engine: Engine,
     feeds: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
-    plan: VerifyPlan,
+    options: VerifyOptions,
     precision: str,
     promotion: Promotion | None = None,
 ) -> dict[str, Any]:
@@ -78,23 +78,23 @@ def verify_build(
 
     Raises AccuracyError, naming the kernel or the output and its error, where something is above tolerance.
     """
-    if plan.level == "off":
+    if options.level == "off":
         return {"level": "off", "device": engine.device.name, "kernels": [], "outputs": []}
-    end = time.monotonic() + (plan.budget if plan.level == "quick" else float("inf"))
+    end = time.monotonic() + (options.budget if options.level == "quick" else float("inf"))
     evidence: dict[str, Any] = {
-        "level": plan.level, "device": f"{engine.device.name} {engine.device.arch}",
+        "level": options.level, "device": f"{engine.device.name} {engine.device.arch}",
         "metric": "norm(got - want) / norm(want)",
         "shapes": {k: list(v.shape) for k, v in feeds.items()}, "kernels": [], "outputs": [],
     }  # fmt: skip
     if promotion is not None:
         evidence["promotion"] = {"note": promotion.note, "f32": sorted(promotion.origins)}
-    checks, skipped = _select(build, sizes, engine.device, plan)
+    checks, skipped = _select(build, sizes, engine.device, options)
     regions = {r.name: r for r in build.fused.regions}
     for check, values in _with_values(build, checks, feeds, sizes):
         found = _check_kernel(check, regions[check.planned.name], build, values, sizes, engine.device)
         evidence["kernels"].append(found)
     evidence["kernels"] += [{**c.label(), "status": "skipped", "reason": reason} for c, reason in skipped]
-    evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, plan, precision, end)
+    evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, options, precision, end)
     return evidence
 
 
@@ -116,7 +116,7 @@ class _Check:
 
 
 def _select(
-    build: Build, sizes: Mapping[str, int], device: Device, plan: VerifyPlan
+    build: Build, sizes: Mapping[str, int], device: Device, options: VerifyOptions
 ) -> tuple[list[_Check], list[tuple[_Check, str]]]:
     """Every distinct kernel that the device can run, and those left out with the reason.
 
@@ -134,8 +134,8 @@ def _select(
             skipped.append((c, f"it is for {c.source.arch}, the device is {device.arch}"))
             continue
         spent += _cost(c.planned, sizes) if device.is_simulator else 0.01
-        if plan.level == "quick" and spent > plan.budget:
-            skipped.append((c, f"beyond the budget of {plan.budget:g} s"))
+        if options.level == "quick" and spent > options.budget:
+            skipped.append((c, f"beyond the budget of {options.budget:g} s"))
         else:
             chosen.append(c)
     return chosen, skipped
@@ -265,7 +265,7 @@ def replace_struct(value: S, /, **changes: Any) -> S:
 
 
 def _check_outputs(
-    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], plan: VerifyPlan,
+    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], options: VerifyOptions,
     precision: str, end: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
     labels = build.imported.labels()
@@ -275,7 +275,7 @@ def _check_outputs(
         return [{"output": n, "status": "skipped", "reason": reason} for n in labels]
     want = run_reference(build.imported, feeds, bind=sizes)
     got = engine.run(dict(feeds))
-    limit = plan.tolerance if plan.tolerance is not None else engine_tolerance(build.imported, precision)
+    limit = options.tolerance if options.tolerance is not None else engine_tolerance(build.imported, precision)
     remedy = "" if precision == "fp32" else "try precision fp32, "
     found = []
     for label, o in zip(labels, build.imported.outputs):

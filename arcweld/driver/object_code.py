@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Bound, Kernel, KernelSource
+from arcweld.codegen.kernel import BoundKernel, Kernel, KernelSource
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job, require_clean
 from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
@@ -32,7 +32,7 @@ class Planned:
     """
 
     name: str
-    bound: Bound
+    bound: BoundKernel
     sources: tuple[KernelSource, ...]
     before: tuple[Planned, ...] = ()
 

@@ -5,7 +5,7 @@ Each template's heroes say in ``heroes.py`` what their axes, operands and result
 
 from __future__ import annotations
 
-from arcweld.codegen.kernel import Bound, Store, axis
+from arcweld.codegen.kernel import BoundKernel, Store, axis
 from arcweld.codegen.lowering.heroes import HEROES
 from arcweld.codegen.lowering.reading import RegionReader, epilogue_coords, finish
 from arcweld.codegen.lowering.scatter import lower_scatter
@@ -14,7 +14,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.region import Region
 
 
-def lower(region: Region, graph: Graph) -> Bound:
+def lower(region: Region, graph: Graph) -> BoundKernel:
     """The kernel of a region, and the tensors that its canonical buffers stand for."""
     reader = RegionReader(region, graph)
     if region.hero is None:
@@ -35,14 +35,14 @@ def lower(region: Region, graph: Graph) -> Bound:
     return finish(region, reader, template, hero.axes, hero.loads, stores, hero.attrs, hero.flops)
 
 
-def lower_all(region: Region, graph: Graph) -> tuple[Bound, ...]:
+def lower_all(region: Region, graph: Graph) -> tuple[BoundKernel, ...]:
     """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites
     parts of what the first one wrote.
     """
     return lower_scatter(region, graph) if region.template == "scatter" else (lower(region, graph),)
 
 
-def _lower_pointwise(region: Region, reader: RegionReader) -> Bound:
+def _lower_pointwise(region: Region, reader: RegionReader) -> BoundKernel:
     out = region.outputs[0]
     axes = tuple(axis(f"i{k}", d) for k, d in enumerate(out.shape))
     coords = tuple(a.index for a in axes)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.codegen.kernel import Axis, Bound, Buffer, Kernel, Store
+from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Store
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -197,7 +197,7 @@ def epilogue_coords(region: Region, start: Value, coords: Coords) -> dict[str, C
 def finish(
     region: Region, reader: RegionReader, template: str, axes: dict[str, tuple[Axis, ...]], loads: dict[str, Expr],
     stores: Sequence[Store], attrs: dict[str, Any], flops: Dim, *, stem: str = "",
-) -> Bound:  # fmt: skip
+) -> BoundKernel:  # fmt: skip
     """The kernel over the buffers that its expressions use, and their tensors."""
     masks = [s.mask for s in stores if s.mask is not None]
     printed = [*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)]
@@ -208,7 +208,7 @@ def finish(
         template, stem or stem_of(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs
     )
     tensors = {b.name: n for n, b in buffers.items()}
-    return Bound(kernel, tensors, merge_origins(region.nodes), flops)
+    return BoundKernel(kernel, tensors, merge_origins(region.nodes), flops)
 
 
 def _places(stores: Sequence[Store]) -> list[Expr]:

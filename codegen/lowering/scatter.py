@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from arcweld.codegen.kernel import Axis, Bound, Store, axis
+from arcweld.codegen.kernel import Axis, BoundKernel, Store, axis
 from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, finish, stem_of
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
@@ -126,7 +126,7 @@ def identity(combine: str, dtype: DType) -> float | int | bool:
 # ----------------------------------------------------------------------------------------------------------- in place
 
 
-def lower_scatter(region: Region, graph: Graph) -> tuple[Bound, Bound]:
+def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, BoundKernel]:
     """The two kernels of a scatter in place: the copy of the data, and the stores of the updates."""
     node = region.hero
     assert node is not None

@@ -15,13 +15,13 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
 from arcweld.driver import evidence
 from arcweld.driver.build import Build, build_graph
-from arcweld.driver.evidence import VerifyPlan, single_launch, verify_build
+from arcweld.driver.evidence import VerifyOptions, single_launch, verify_build
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.samples import sample_inputs
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
 
-FULL = VerifyPlan("full")
+FULL = VerifyOptions("full")
 
 
 def build_of(text: str, archs: tuple[str, ...] = ("sm_80",)) -> Build:
@@ -34,7 +34,7 @@ def build_of(text: str, archs: tuple[str, ...] = ("sm_80",)) -> Build:
     return build_graph(graph.replace(weights=weights), Options(arch=archs), compile_kernels=False)
 
 
-def verified(build: Build, sizes: dict[str, int] | None = None, plan: VerifyPlan = FULL, arch: str = "sm_80") -> Any:
+def verified(build: Build, sizes: dict[str, int] | None = None, plan: VerifyOptions = FULL, arch: str = "sm_80") -> Any:
     engine = Engine(build.data, SimDevice(arch=arch))
     feeds = sample_inputs(build.imported, sizes or {})
     return verify_build(build, engine, feeds, sizes or {}, plan, "fp32")
@@ -97,10 +97,10 @@ def test_equal_kernels_are_checked_once() -> None:
 
 
 def test_nothing_is_checked_when_asked_so() -> None:
-    found = verified(build_of(TWO), {"n": 2}, VerifyPlan("off"))
+    found = verified(build_of(TWO), {"n": 2}, VerifyOptions("off"))
     assert found["kernels"] == found["outputs"] == []
     with pytest.raises(UsageError, match="unknown verification level"):
-        VerifyPlan("some")
+        VerifyOptions("some")
 
 
 def test_kernels_for_other_architectures_are_left_out_with_the_reason() -> None:
@@ -108,14 +108,14 @@ def test_kernels_for_other_architectures_are_left_out_with_the_reason() -> None:
     build = build_of(text, ("sm_80", "sm_90a"))
     special = {s.entry for p in build.planned for s in p.sources if s.arch == "sm_90a"}
     assert special
-    found = verified(build, {"n": 256}, VerifyPlan("quick", 60.0))
+    found = verified(build, {"n": 256}, VerifyOptions("quick", 60.0))
     left_out = {k["kernel"]: k for k in found["kernels"] if k["status"] == "skipped"}
     assert set(left_out) == special
     assert all(k["reason"] == "it is for sm_90a, the device is sm_80" for k in left_out.values())
 
 
 def test_what_is_beyond_the_budget_is_named() -> None:
-    found = verified(build_of(TWO), {"n": 5}, VerifyPlan("quick", 0.0))
+    found = verified(build_of(TWO), {"n": 5}, VerifyOptions("quick", 0.0))
     assert all(k["status"] == "skipped" and "beyond the budget of 0 s" in k["reason"] for k in found["kernels"])
     assert all(o["status"] == "skipped" for o in found["outputs"])
 
@@ -209,7 +209,7 @@ def test_a_model_in_half_precision_is_judged_as_such(dtype: str, limit: float) -
     graph = parse_graph(text)
     build = build_graph(graph, Options(), compile_kernels=False)
     found = verify_build(
-        build, Engine(build.data, SimDevice()), sample_inputs(graph, {}), {}, VerifyPlan("full"), "fp32"
+        build, Engine(build.data, SimDevice()), sample_inputs(graph, {}), {}, VerifyOptions("full"), "fp32"
     )
     (output,) = found["outputs"]
     assert output["tolerance"] == limit

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cases_contract import matmul_kernel
 
-from arcweld.codegen.kernel import Bound
+from arcweld.codegen.kernel import BoundKernel
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job
 from arcweld.codegen.templates.select import alternatives, sources
@@ -39,7 +39,7 @@ def chosen(verdicts: Verdicts, others: Verdict, monkeypatch: pytest.MonkeyPatch,
         return done
 
     monkeypatch.setattr(object_code, "compile_many", compile_many)
-    bound = Bound(kernel, {b.name: b.name for b in kernel.buffers}, ())
+    bound = BoundKernel(kernel, {b.name: b.name for b in kernel.buffers}, ())
     planned, code = compile_planned([Planned("product", bound, (first,))], ["sm_90a"], DiskCache(folder))
     ((_, name),) = code.cubins
     assert planned[0].sources[0].entry == name
