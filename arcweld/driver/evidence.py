@@ -10,15 +10,14 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.archs import runs_on
-from arcweld.compiler.dims import Dim, evaluate, parse
+from arcweld.compiler.dims import Dim, evaluate
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.ir import Graph
@@ -29,13 +28,12 @@ from arcweld.driver.conditioning import rounding_error
 from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
 from arcweld.driver.object_code import Planned
 from arcweld.driver.promotion import Promotion
-from arcweld.runtime import program as prog
+from arcweld.driver.single_launch import launch_of, single_launch
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 
 log = logging.getLogger("arcweld.verify")
-S = TypeVar("S", bound=msgspec.Struct)
 
 LEVELS = ("off", "quick", "full")
 # relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the coarsest type among the values it
@@ -184,7 +182,7 @@ def _check_kernel(
     got = run_launch(check, data, values, sizes, device)
     found: dict[str, Any] = {**check.label(), "status": "verified", "error": 0.0}
     coarsest = max(KERNEL_TOLERANCE.get(o.dtype.value, 0.0) for n in region.nodes for o in n.outputs)
-    for (name, tensor), written in zip(outs.items(), _launch_of(data, p.name).writes):
+    for (name, tensor), written in zip(outs.items(), launch_of(data, p.name).writes):
         error = relative_error(got[written], values[tensor])
         limit = coarsest if p.bound.kernel.buffer(name).dtype.is_float else 0.0
         found["error"] = max(found["error"], error)
@@ -210,58 +208,13 @@ def run_launch(
 
     Returns what it wrote, by tensor name.
     """
-    single = single_launch(data, check, sizes)
+    single = single_launch(data, [p.name for p in check.launches()], check.source.entry, sizes)
     names: dict[str, str] = {}  # the program calls outputs by their labels
     for p in check.launches():
         read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
-        names |= zip(_launch_of(data, p.name).reads, read)
+        names |= zip(launch_of(data, p.name).reads, read)
     feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
     return Engine(single, device, graphs=False).run(feeds)
-
-
-def single_launch(data: EngineData, check: _Check, sizes: Mapping[str, int]) -> EngineData:
-    """An engine that holds the launch to check, and those before it, with every dimension fixed to ``sizes``."""
-    launches = [_launch_of(data, p.name) for p in check.launches()]
-    reads = dict.fromkeys(t for x in launches for t in x.reads)
-    tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
-    weights = tuple(w for w in data.program.weights if w.name in reads)
-    names = {w.name for w in weights}
-
-    def fixed(text: str) -> str:
-        return str(evaluate(parse(text), sizes))
-
-    def tensor(n: str) -> prog.Tensor:
-        return replace_struct(tensors[n], shape=tuple(fixed(d) for d in tensors[n].shape))
-
-    def variant(v: prog.Variant) -> prog.Variant:
-        return replace_struct(
-            v, grid=tuple(fixed(g) for g in v.grid), params=tuple(p.convert(fixed) for p in v.params)
-        )
-
-    def only(x: prog.Launch) -> prog.Launch:
-        kept = [v for v in x.variants if x is not launches[-1] or v.entry == check.source.entry]
-        return replace_struct(x, variants=tuple(variant(v) for v in kept), flops="0")
-
-    fixed_launches = tuple(only(x) for x in launches)
-    used = {v.kernel for x in fixed_launches for v in x.variants}
-    program = prog.Program(
-        prog.SCHEMA, check.planned.name, (), tuple(tensor(n) for n in reads if n not in names),
-        tuple(tensor(n) for n in dict.fromkeys(launches[-1].writes)), weights, (), (), fixed_launches,
-    )  # fmt: skip
-    return replace(
-        data, program=program, sources={k: v for k, v in data.sources.items() if k in used},
-        weights={n: data.weights[n] for n in names}, cubins={k: v for k, v in data.cubins.items() if k[1] in used},
-        ptx={k: v for k, v in data.ptx.items() if k in used}, graph="", verify=None,
-    )  # fmt: skip
-
-
-def _launch_of(data: EngineData, name: str) -> prog.Launch:
-    return next(x for x in data.program.launches if x.name == name)
-
-
-def replace_struct(value: S, /, **changes: Any) -> S:
-    """A copy of a msgspec struct with some fields changed."""
-    return msgspec.structs.replace(value, **changes)
 
 
 def _check_outputs(

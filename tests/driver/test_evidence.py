@@ -15,9 +15,10 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
 from arcweld.driver import evidence
 from arcweld.driver.build import Build, build_graph
-from arcweld.driver.evidence import VerifyOptions, single_launch, verify_build
+from arcweld.driver.evidence import VerifyOptions, verify_build
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.samples import sample_inputs
+from arcweld.driver.single_launch import single_launch
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
 
@@ -134,8 +135,8 @@ def test_nan_in_the_reference_is_reported() -> None:
 
 def test_one_launch_becomes_an_engine_of_fixed_shapes() -> None:
     build = build_of(TWO)
-    check = evidence._Check(build.planned[2], build.planned[2].sources[0])
-    single = single_launch(build.data, check, {"n": 3})
+    planned = build.planned[2]
+    single = single_launch(build.data, [planned.name], planned.sources[0].entry, {"n": 3})
     assert single.program.symbols == ()
     assert [t.shape for t in single.program.inputs] == [("3", "8")]
     assert [w.name for w in single.program.weights] == ["w"]
@@ -161,8 +162,9 @@ def test_a_scatter_in_place_is_run_with_its_copy(monkeypatch: pytest.MonkeyPatch
     assert len(build.data.program.launches) == 2
     found = verified(build)
     assert [k["status"] for k in found["kernels"]] == ["verified"]
-    check = evidence._Check(build.planned[0], build.planned[0].sources[0])
-    assert len(single_launch(build.data, check, {}).program.launches) == 2
+    *before, last = evidence._Check(build.planned[0], build.planned[0].sources[0]).launches()
+    single = single_launch(build.data, [*(p.name for p in before), last.name], last.sources[0].entry, {})
+    assert len(single.program.launches) == 2
 
 
 # -------------------------------------------------------------------------------------------- errors that must not pass

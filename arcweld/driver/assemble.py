@@ -1,0 +1,179 @@
+"""A plan of launches becomes an engine's data: the program with its tensors named, weights, sources and object code."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.nvrtc.compiler import headers
+from arcweld.codegen.nvrtc.compiler import version as nvrtc_version
+from arcweld.compiler.dims import Sym, to_text
+from arcweld.compiler.dtypes import from_numpy
+from arcweld.compiler.ir import Graph, TensorType, Value, Weight
+from arcweld.compiler.records import sources
+from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.text import print_graph
+from arcweld.driver.object_code import ObjectCode, Planned, in_order
+from arcweld.runtime import program as prog
+from arcweld.runtime.engine_file import EngineData
+
+TITLE_LAUNCHES, TITLE_NODES = 8, 12  # that the comment above a stored kernel names
+
+
+def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -> EngineData:
+    """The engine's data. ``order`` names the model's outputs, those that are an input under its own name too."""
+    launches = in_order(planned)
+    names = Names.of(fused)
+    weights = _weights_read(fused.graph, launches)
+    return EngineData(
+        program=_program(fused, launches, names, weights, order),
+        sources=_stored_sources(launches, names),
+        weights={names(n): _contiguous(w.data) for n, w in weights.items()},
+        headers=dict(headers()),
+        cubins=dict(code.cubins),
+        ptx=dict(code.ptx),
+        graph=print_graph(fused.graph),
+        provenance=_provenance(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the program calls tensors: outputs by their labels, and what else has such a name by another."""
+
+    changed: Mapping[str, str]
+
+    def __call__(self, tensor: str) -> str:
+        return self.changed.get(tensor, tensor)
+
+    @classmethod
+    def of(cls, fused: FusedGraph) -> Names:
+        """The names for a graph's tensors."""
+        graph = fused.graph
+        changed = dict(zip((o.name for o in graph.outputs), graph.labels()))
+        internal = {*(v.name for v in _temporaries(fused)), *graph.weights}
+        taken = {*changed.values(), *internal, *(v.name for v in graph.inputs)}
+        for n in sorted((set(changed.values()) & internal) - graph.output_names()):
+            changed[n] = next(f"{n}.{k}" for k in itertools.count(1) if f"{n}.{k}" not in taken)
+            taken.add(changed[n])
+        return cls(changed)
+
+
+def _temporaries(fused: FusedGraph) -> list[Value]:
+    """What regions compute that is no output of the graph, each once."""
+    made = {o.name: o for r in fused.regions for o in r.outputs}
+    outputs = fused.graph.output_names()
+    return [v for n, v in made.items() if n not in outputs]
+
+
+def _weights_read(graph: Graph, launches: Sequence[Planned]) -> dict[str, Weight]:
+    """The weights that some kernel reads from memory, by the graph's names."""
+    read = {t for p in launches for t in p.bound.tensors.values()}
+    return {n: w for n, w in graph.weights.items() if n in read}
+
+
+# ----------------------------------------------------------------------------------------------------- the program
+
+
+def _program(
+    fused: FusedGraph, launches: Sequence[Planned], names: Names, weights: Mapping[str, Weight], order: Sequence[str]
+) -> prog.Program:
+    graph = fused.graph
+    results = {names(o.name): o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
+    return prog.Program(
+        schema=prog.SCHEMA,
+        name=graph.name,
+        symbols=tuple(_symbol(s) for s in graph.symbols()),
+        inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
+        outputs=tuple(_tensor(label, results[label]) for label in order),
+        weights=tuple(_weight(n, names(n), w) for n, w in weights.items()),
+        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(fused)),
+        aliases=(),
+        launches=tuple(_launch(p, names) for p in launches),
+        fixed=_fixed(graph, weights),
+    )
+
+
+def _symbol(s: Sym) -> prog.Symbol:
+    hi = s.hi if isinstance(s.hi, int) else None
+    return prog.Symbol(s.name, s.lo, hi, s.multiple_of)
+
+
+def _tensor(name: str, v: Value) -> prog.Tensor:
+    return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
+
+
+def _weight(name: str, label: str, w: Weight) -> prog.WeightEntry:
+    """The entry of a weight that the graph calls ``name``. One that was made from several has no single source."""
+    source = w.source or ("" if w.transform else name)
+    return prog.WeightEntry(label, from_numpy(w.data.dtype).value, tuple(map(int, w.data.shape)), source, w.transform)
+
+
+def _fixed(graph: Graph, stored: Mapping[str, Weight]) -> tuple[str, ...]:
+    """The model's weights that nodes use and no kernel reads from memory: single elements, printed as literals."""
+    used = {v.name for n in graph.nodes for v in n.operands()} & set(graph.weights)
+    return tuple(sorted({s for n in used - stored.keys() for s in sources(graph.weights[n])}))
+
+
+def _launch(p: Planned, names: Names) -> prog.Launch:
+    kernel, tensors = p.bound.kernel, {k: names(t) for k, t in p.bound.tensors.items()}
+    zero = {b for s in p.sources for b in s.zero}
+    return prog.Launch(
+        name=p.name,
+        template=kernel.template,
+        variants=tuple(_variant(s, tensors) for s in p.sources),
+        reads=tuple(tensors[b.name] for b in kernel.buffers if not b.written),
+        writes=tuple(tensors[b.name] for b in kernel.buffers if b.written),
+        origin=p.bound.origin,
+        zero=tuple(tensors[b] for b in sorted(zero)),
+        flops=to_text(p.bound.flops),
+    )
+
+
+def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
+    grid = (to_text(s.grid[0]), to_text(s.grid[1]), to_text(s.grid[2]))
+    params = tuple(p.convert(to_text, tensors.__getitem__) for p in s.params)
+    return prog.Variant(s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl)
+
+
+# ----------------------------------------------------------------------------------------------------- what is stored
+
+
+def _contiguous(data: np.ndarray) -> np.ndarray:
+    return data if data.flags.c_contiguous else np.ascontiguousarray(data)
+
+
+def _stored_sources(launches: Sequence[Planned], names: Names) -> dict[str, str]:
+    """Every kernel's text by its entry, under a title that names its launches."""
+    kernels: dict[str, KernelSource] = {}
+    users: dict[str, list[Planned]] = {}
+    for p in launches:
+        for s in p.sources:
+            kernels[s.entry] = s
+            users.setdefault(s.entry, []).append(p)
+    return {entry: _titled(s, users[entry], names) for entry, s in kernels.items()}
+
+
+def _titled(s: KernelSource, users: Sequence[Planned], names: Names) -> str:
+    """The stored source: above the text that was compiled, for which nodes it is launched, and on what at first."""
+    lines = [f"// {s.entry} ({s.arch}), generated by Arcweld."]
+    for n, p in enumerate(users[:TITLE_LAUNCHES]):
+        lines.append(f"//   {p.name}: {', '.join(p.bound.origin[:TITLE_NODES])}")
+        for b in p.bound.kernel.buffers if n == 0 else ():
+            lines.append(f"//     {b.name} = {names(p.bound.tensors[b.name])}: {TensorType(b.dtype, b.shape)}")
+    if len(users) > TITLE_LAUNCHES:
+        lines.append(f"//   … and {len(users) - TITLE_LAUNCHES} more launches of the same kernel")
+    # whatever characters the model's names hold, they stay inside their comment
+    plain = ["".join(c if c.isprintable() and c != "\\" else "/" for c in line) for line in lines]
+    return "\n".join(plain) + "\n" + s.source
+
+
+def _provenance() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"arcweld": version("arcweld"), "nvrtc": nvrtc_version(), "python": platform.python_version()}

@@ -1,0 +1,79 @@
+"""Cuts one launch out of an engine, with every dimension fixed: an engine of its own, to be compared alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from msgspec.structs import replace as replace_struct
+
+from arcweld.compiler.dims import evaluate, parse
+from arcweld.runtime import program as prog
+from arcweld.runtime.engine_file import EngineData
+
+
+def launch_of(data: EngineData, name: str) -> prog.Launch:
+    """The engine's launch of that name."""
+    return next(x for x in data.program.launches if x.name == name)
+
+
+def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Mapping[str, int]) -> EngineData:
+    """An engine of the launches ``names`` for symbols of ``sizes``.
+
+    The last launch runs the kernel ``entry``; those before it write the same tensor first.
+    """
+    fix = _Fixed(sizes)
+    *before, last = (launch_of(data, name) for name in names)
+    chosen = replace_struct(last, variants=tuple(v for v in last.variants if v.entry == entry))
+    launches = tuple(fix.launch(x) for x in (*before, chosen))
+    reads = dict.fromkeys(t for x in launches for t in x.reads)
+    weights = tuple(w for w in data.program.weights if w.name in reads)
+    stored = {w.name for w in weights}
+    tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
+    program = prog.Program(
+        schema=prog.SCHEMA,
+        name=last.name,
+        symbols=(),
+        inputs=tuple(fix.tensor(tensors[n]) for n in reads if n not in stored),
+        outputs=tuple(fix.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
+        weights=weights,
+        temps=(),
+        aliases=(),
+        launches=launches,
+    )
+    return _with_parts(data, program)
+
+
+def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
+    """``data`` with another program, of whose kernels and weights it keeps the sources, object code and arrays."""
+    used = {v.kernel for x in program.launches for v in x.variants}
+    return replace(
+        data,
+        program=program,
+        sources={k: v for k, v in data.sources.items() if k in used},
+        weights={w.name: data.weights[w.name] for w in program.weights},
+        cubins={k: v for k, v in data.cubins.items() if k[1] in used},
+        ptx={k: v for k, v in data.ptx.items() if k in used},
+        graph="",
+        verify=None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """Parts of a program with the values of their expressions in the place of the expressions."""
+
+    sizes: Mapping[str, int]
+
+    def number(self, text: str) -> str:
+        return str(evaluate(parse(text), self.sizes))
+
+    def tensor(self, t: prog.Tensor) -> prog.Tensor:
+        return replace_struct(t, shape=tuple(self.number(d) for d in t.shape))
+
+    def launch(self, x: prog.Launch) -> prog.Launch:
+        return replace_struct(x, variants=tuple(self.variant(v) for v in x.variants), flops="0")
+
+    def variant(self, v: prog.Variant) -> prog.Variant:
+        grid = tuple(self.number(g) for g in v.grid)
+        return replace_struct(v, grid=grid, params=tuple(p.convert(self.number) for p in v.params))
