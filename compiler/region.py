@@ -85,7 +85,7 @@ class FusedGraph:
 def is_hero(node: Node) -> bool:
     """True for operators that need a template of their own."""
     kind = opdef(node.op).kind
-    if kind in (Kind.COMPOSITE, Kind.CONTROL):
+    if kind is Kind.COMPOSITE:
         raise UnsupportedError(f"{node.op} reached fusion without being decomposed", node=node.name)
     return kind not in (Kind.POINTWISE, Kind.MOVEMENT)
 

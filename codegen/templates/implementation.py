@@ -1,4 +1,4 @@
-"""One way to render a template's kernels: what ``select`` chooses among, and what the tuner tries."""
+"""One way to render a template's kernels: what ``select`` chooses among."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 
 
 class Kind(Enum):
-    """How an operator fuses. The kind decides which template can be its anchor, if any."""
+    """How an operator fuses. The kind decides which template can compute it, if any."""
 
     POINTWISE = "pointwise"  # one output element from the same element of each (broadcast) input
     MOVEMENT = "movement"  # one output element from input elements elsewhere: an index map
@@ -33,7 +33,6 @@ class Kind(Enum):
     ATTENTION = "attention"
     SCATTER = "scatter"
     COMPOSITE = "composite"  # always decomposed into others before fusion
-    CONTROL = "control"  # If, Loop, Scan
 
 
 class Reader(Protocol):
