@@ -9,6 +9,7 @@ from __future__ import annotations
 MULTIPROCESSORS = {"sm_80": 108, "sm_86": 84, "sm_89": 128, "sm_90a": 132, "sm_120": 170}
 SMS = MULTIPROCESSORS["sm_90a"]  # where one choice serves all architectures
 SHARED_LIMIT = 99 * 1024  # bytes of shared memory that every supported card gives a block
+SM90_SHARED_LIMIT = 227 * 1024  # bytes that a block gets on sm_90
 
 
 def multiprocessors(arch: str) -> int:

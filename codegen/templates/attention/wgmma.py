@@ -15,13 +15,13 @@ from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, shared_heads
+from arcweld.codegen.templates.card import SM90_SHARED_LIMIT
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.expr import load
 from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
-SHARED_LIMIT = 227 * 1024
 MOST_HEAD_SIZE = 128
 MASKED_KEYS = 64
 SMS = 132
@@ -192,7 +192,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[WgmmaTactic, ...]:
     fitting = [
         t
         for t in ordered
-        if layout(a, t).total <= SHARED_LIMIT // t.blocks
+        if layout(a, t).total <= SM90_SHARED_LIMIT // t.blocks
         and (a.mask is None or t.keys <= MASKED_KEYS)
         and (t.groups < 3 or a.value_size <= 64)
         and (t.keys <= 128 or a.value_size > 64)

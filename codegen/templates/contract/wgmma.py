@@ -9,7 +9,7 @@ from typing import TypeVar
 from arcweld.codegen.kernel import Axis, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
-from arcweld.codegen.templates.card import multiprocessors
+from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import element_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
@@ -20,7 +20,6 @@ from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 BK = 64  # one 128-byte swizzled line of 16-bit elements
-SHARED_LIMIT = 227 * 1024
 TMA_ALIGN = 16
 # tiles: rows are a multiple of 64, one warpgroup each; columns a multiple of 16
 TILES = (
@@ -177,7 +176,7 @@ def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
     small = t.bm + t.bn <= 160
     found = []
     for split in SPLITS if small else (1,):
-        limit = SHARED_LIMIT // 2 if small and split == 1 else SHARED_LIMIT
+        limit = SM90_SHARED_LIMIT // 2 if small and split == 1 else SM90_SHARED_LIMIT
         own = -(-steps // split)
         if split > 1 and own < MIN_STEPS:
             break
@@ -207,7 +206,7 @@ def ranked(
         fill = 300 if t.stages >= min(4, own) else 600
         meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
         beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
-        resident = 1 if t.blocks else min(rounds, SHARED_LIMIT // t.shared_bytes, 4)
+        resident = 1 if t.blocks else min(rounds, SM90_SHARED_LIMIT // t.shared_bytes, 4)
         tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
         return (rounds * (own * step + beside / resident) + fill + meeting) * tie
 
