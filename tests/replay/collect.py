@@ -19,16 +19,17 @@ from records import VERSION, Collection, Record, save
 
 import arcweld
 import arcweld.codegen
-from arcweld.codegen.kernel import Kernel, KernelSource, ParamField
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc.compiler import Job, headers
 from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.select import IMPLEMENTATIONS, select
 from arcweld.compiler.archs import runs_on
-from arcweld.compiler.dims import to_text
+from arcweld.compiler.dims import Dim, to_text
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.ops.registry import all_ops
 from arcweld.compiler.options import Options
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer
 from arcweld.compiler.reference import all_cases, case_graph
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import import_model
@@ -82,16 +83,20 @@ def launch_facts(s: KernelSource) -> tuple[str, ...]:
         f"arch {s.arch}", f"grid {' | '.join(to_text(d) for d in s.grid)}", f"block {s.block}",
         f"shared {s.shared_bytes}", f"cluster {s.cluster}", f"pdl {s.pdl}", f"zero {s.zero}",
     ]  # fmt: skip
-    return (*facts, *(_parameter(f) for f in s.fields))
+    return (*facts, *(_parameter(p) for p in s.params))
 
 
-def _parameter(f: ParamField) -> str:
-    value = f.value if isinstance(f.value, str) else repr(f.value) if f.kind == "f32" else to_text(f.value)
-    line = f"{f.kind} {value} + {to_text(f.offset)}"
-    if f.kind != "tensor_map":
-        return line
-    dims, strides = ([to_text(d) for d in many] for many in (f.dims, f.strides))
-    return f"{line} dims {dims} strides {strides} box {f.box} steps {f.element_strides} swizzle {f.swizzle}"
+def _parameter(p: Parameter[Dim]) -> str:
+    match p:
+        case Pointer():
+            return f"buffer {p.tensor} + 0"
+        case Integer():
+            return f"i{p.bits} {to_text(p.value)} + 0"
+        case Float():
+            return f"f32 {p.value!r} + 0"
+    dims, strides = ([to_text(d) for d in many] for many in (p.dims, p.strides))
+    view = f"dims {dims} strides {strides} box {p.box} steps {p.element_strides} swizzle {p.swizzle}"
+    return f"tensor_map {p.tensor} + {to_text(p.offset)} {view}"
 
 
 # ------------------------------------------------------------------------------------------------------ test cases
