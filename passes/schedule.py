@@ -4,10 +4,10 @@ model's own order.
 
 from __future__ import annotations
 
-import heapq
+from collections.abc import Mapping
 
 from arcweld.compiler.errors import VerifyError
-from arcweld.compiler.region import FusedGraph, Region
+from arcweld.compiler.region import FusedGraph
 
 
 def schedule(fused: FusedGraph) -> FusedGraph:
@@ -15,35 +15,27 @@ def schedule(fused: FusedGraph) -> FusedGraph:
 
     Raises VerifyError if the regions depend on each other in a circle (a defect of fusion).
     """
+    import networkx as nx  # a tenth of a second that only builds need
+
     position = {o.name: i for i, n in enumerate(fused.graph.nodes) for o in n.outputs}
-    writer: dict[str, int] = {o.name: i for i, r in enumerate(fused.regions) for o in r.outputs}
-    waits = [{writer[v.name] for v in r.inputs if v.name in writer} for r in fused.regions]
-    readers: dict[int, list[int]] = {}
-    for i, needed in enumerate(waits):
-        for j in needed:
-            readers.setdefault(j, []).append(i)
+    writer = {o.name: i for i, r in enumerate(fused.regions) for o in r.outputs}
     rank = [max(position[o.name] for n in r.nodes for o in n.outputs) for r in fused.regions]
-    ready = [(rank[i], i) for i, needed in enumerate(waits) if not needed]
-    heapq.heapify(ready)
-    order: list[Region] = []
-    while ready:
-        _, i = heapq.heappop(ready)
-        order.append(fused.regions[i])
-        for j in readers.get(i, ()):
-            waits[j].discard(i)
-            if not waits[j]:
-                heapq.heappush(ready, (rank[j], j))
-    if len(order) != len(fused.regions):
-        stuck = [r.name for r, w in zip(fused.regions, waits) if w]
+    waits: nx.DiGraph[int] = nx.DiGraph()
+    waits.add_nodes_from(range(len(fused.regions)))
+    waits.add_edges_from((writer[v.name], i) for i, r in enumerate(fused.regions) for v in r.inputs if v.name in writer)
+    try:
+        order = [fused.regions[i] for i in nx.lexicographical_topological_sort(waits, key=rank.__getitem__)]
+    except nx.NetworkXUnfeasible:
+        stuck = [fused.regions[i].name for i, _ in nx.find_cycle(waits)]
         raise VerifyError(
             f"regions depend on each other in a circle: {', '.join(stuck[:5])}",
             hint="disable the pass fusion",
-        )
+        ) from None
     _check_inputs(fused, writer)
     return FusedGraph(fused.graph, tuple(order), fused.refusals)
 
 
-def _check_inputs(fused: FusedGraph, writer: dict[str, int]) -> None:
+def _check_inputs(fused: FusedGraph, writer: Mapping[str, int]) -> None:
     available = {v.name for v in fused.graph.inputs} | set(fused.graph.weights) | set(writer)
     for r in fused.regions:
         for v in r.inputs:
