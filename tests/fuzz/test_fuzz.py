@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from case import Case, check, draw, read, write
+from case import Case, Failure, check, draw, read, write
 from find import Finding, find
 from shrink import shrink
 
@@ -37,21 +37,18 @@ def test_a_few_seeds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_seeds(block: int) -> None:
-    """About a minute in all on one core. A failing case again: python tests/fuzz --seed fixed.NUMBER"""
+    """About a minute in all on one core, half of it in g++. A failing case again: python tests/fuzz --seed fixed.NUMBER"""
     assert failures(range(FEW + block * BLOCK, FEW + (block + 1) * BLOCK)) == []
 
 
 def test_a_seed_draws_one_case() -> None:
     for k in range(30):
-        first, again = draw(f"same.{k}"), draw(f"same.{k}")
-        stage = check(Case(first.graph), "text")
-        assert stage is None
-        assert text_of(first) == text_of(again)
+        first, again = text_of(draw(f"same.{k}")), text_of(draw(f"same.{k}"))
+        assert first == again
+        assert text_of(read(first)) == first
 
 
 def text_of(case: Case) -> str:
-    from case import Failure
-
     return write(case, Failure("", "", ""))
 
 
