@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
+from arcweld.compiler.onnx.control import CONTROL, call_function, standard_function
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host, text
+from arcweld.compiler.onnx.order import in_order, names_used
 from arcweld.compiler.onnx.proto import attribute_value
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
@@ -245,47 +246,6 @@ _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL, *SEQUENCES}
 
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
     return tuple(new if v == old else v for v in values)
-
-
-def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
-    """The nodes so that each follows what it reads. The standard demands that order; some converters append at the end.
-
-    Nodes stay where they are as far as that goes, and those on a cycle come last.
-    """
-    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    reads = [{maker[name] for name in _names_read([node]) if name in maker} for node in nodes]
-    if all(before < i for i, needed in enumerate(reads) for before in needed):
-        return nodes
-    placed: dict[int, None] = {}
-    waiting = list(range(len(nodes)))
-    while waiting:
-        held = []
-        for i in waiting:
-            if reads[i] <= placed.keys():
-                placed[i] = None
-            else:
-                held.append(i)
-        if len(held) == len(waiting):
-            break
-        waiting = held
-    return [nodes[i] for i in (*placed, *waiting)]
-
-
-def names_used(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Set[str]:
-    """The names that something reads: a node, a subgraph, or the graph's own outputs."""
-    return set(outputs) | set(_names_read(nodes))
-
-
-def _names_read(nodes: Sequence[NodeProto], depth: int = 0) -> Iterator[str]:
-    """Every name that some node reads, those inside branches included."""
-    if depth > MAX_DEPTH:
-        raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep")
-    for node in nodes:
-        yield from node.input
-        for attr in node.attribute:
-            for graph in ([attr.g] if attr.HasField("g") else []) + list(attr.graphs):
-                yield from _names_read(graph.node, depth + 1)
-                yield from (o.name for o in graph.output)
 
 
 def _constant(c: NodeContext) -> Operand:
