@@ -10,7 +10,7 @@ import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
@@ -18,7 +18,7 @@ from arcweld.compiler.onnx.control import CONTROL, call_function, standard_funct
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
 from arcweld.compiler.onnx.order import in_order, names_used
-from arcweld.compiler.onnx.proto import attribute_value
+from arcweld.compiler.onnx.proto import attribute_value, is_valid
 from arcweld.compiler.onnx.remedies import Action, Refusal, Remedy, fix_dimensions, remedy_of
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
@@ -101,7 +101,7 @@ class Visitor:
                 scope.names[name] = result
 
     def _failed(self, node: NodeProto, scope: Scope, label: str, error: Exception) -> None:
-        """Notes why a valid node cannot be imported. Raises a typed error for one that is not."""
+        """Notes why a valid node cannot be imported. Raises a typed error for one that is not, and for our defects."""
         if self.builder.requirements:  # the model is imported again: with them the node may not fail
             self.ended = True
         elif isinstance(error, UnsupportedError):
@@ -110,6 +110,13 @@ class Visitor:
             if error.node is None:
                 error.node = label
             raise error
+        elif is_valid(node, scope.opsets):
+            what = f"importing {node.op_type} failed with {type(error).__name__}: {error}"
+            raise InternalError(
+                f"{what}; ONNX's checker accepts the node: this is a defect of Arcweld",
+                node=label,
+                hint="please report it with the model",
+            ) from error
         else:
             raise ModelError(f"{node.op_type} is malformed: {error}", node=label) from error
 
