@@ -1,6 +1,7 @@
 """Every error that Arcweld raises on purpose: one base class, one code for each kind of trouble.
 
-The exit codes of ``onnx-to-engine`` follow from the classes: 1 accuracy, 2 usage, 3 unsupported, 4 environment.
+The exit codes of ``onnx-to-engine`` follow from the classes: 1 accuracy, 2 usage, 3 unsupported, 4 environment,
+70 a defect.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ class UnsupportedError(ArcweldError):
 
     code = "unsupported"
     exit_code = 3
+
+
+class InternalError(ArcweldError):
+    """A defect of Arcweld: it failed in a way that nobody foresaw on something valid."""
+
+    code = "internal"
+    exit_code = 70  # as sysexits.h has it
 
 
 class VerifyError(ArcweldError):

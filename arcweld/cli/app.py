@@ -21,7 +21,7 @@ from arcweld.cli.common import err, out
 from arcweld.cli.doctor import doctor
 from arcweld.cli.inspect import explain, inspect
 from arcweld.cli.run import run, verify
-from arcweld.compiler.errors import ArcweldError
+from arcweld.compiler.errors import ArcweldError, InternalError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _exit_code(error: BaseException) -> int:
     """Says what went wrong, in one sentence where it is not a defect of ours; the exit code that belongs to it."""
     if isinstance(error, ArcweldError):
+        if isinstance(error, InternalError):
+            traceback.print_exception(error)
         _fail(str(error))
         return error.exit_code
     if isinstance(error, typer.Abort | KeyboardInterrupt):

@@ -12,9 +12,11 @@ import numpy as np
 
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.onnx.context import MAX_RANK, NodeContext
-from arcweld.compiler.onnx.deduce import require_agreement, require_equal_numbers
-from arcweld.compiler.onnx.operands import SHAPES_HINT, numel, text
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.deduce import to_be_equal, to_have_equal_numbers
+from arcweld.compiler.onnx.inputs import MAX_RANK
+from arcweld.compiler.onnx.operands import numel, text
+from arcweld.compiler.onnx.remedies import fix_dimensions
 
 _FAR = 2**31 - 1  # exporters write the largest int for "to the end"
 
@@ -86,9 +88,8 @@ def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_ze
     elif isinstance(total, int) and isinstance(rest, int) and total != rest:
         c.broken(f"{text(old)} cannot become {text(shape)}")
     elif total != rest:
-        require_agreement(total, rest)
-        require_equal_numbers(total, rest)
-        c.unsupported(f"whether {text(old)} can become {text(shape)} is not known", SHAPES_HINT)
+        c.narrow(to_be_equal(total, rest) or to_have_equal_numbers(total, rest))
+        c.unsupported(f"whether {text(old)} can become {text(shape)} is not known", fix_dimensions(*old, *shape))
     return tuple(shape)
 
 
@@ -103,7 +104,7 @@ def _missing(c: NodeContext, total: Dim, rest: Dim) -> Dim:
     if exact is not None:
         return exact
     if not dims.is_nonneg(rest - 1):
-        c.unsupported(f"whether {rest} is positive is not known", SHAPES_HINT)
+        c.unsupported(f"whether {rest} is positive is not known", fix_dimensions(rest))
     return dims.floordiv(total, rest)
 
 
@@ -169,7 +170,7 @@ def _clamp(c: NodeContext, extent: Dim, x: Dim, low: Dim, high: Dim) -> Dim:
     elif dims.is_nonneg(-1 - x):
         negative = True
     else:
-        c.unsupported(f"whether {x} is negative is not known", SHAPES_HINT)
+        c.unsupported(f"whether {x} is negative is not known", fix_dimensions(x))
     return dims.maximum(dims.minimum(x + extent if negative else x, high), low)
 
 
@@ -198,7 +199,7 @@ def split_sizes(c: NodeContext, extent: Dim) -> list[Dim]:
     if exact is not None:
         return [exact] * parts
     if not isinstance(extent, int):
-        c.unsupported(f"whether {parts} divides the dimension {extent} is not known", SHAPES_HINT)
+        c.unsupported(f"whether {parts} divides the dimension {extent} is not known", fix_dimensions(extent))
     each = -(-extent // parts)
     return [max(0, min(each, extent - i * each)) for i in range(parts)]
 

@@ -14,8 +14,9 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import SHAPES_HINT, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
+from arcweld.compiler.onnx.remedies import Refusal, fix_dimensions, remedy_of
 from arcweld.compiler.onnx.scope import Scope, Walker
 from arcweld.compiler.onnx.symbols import sanitise
 
@@ -62,7 +63,7 @@ def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     try:
         taken = bool(c.number(0))
     except UnsupportedError as error:
-        raise UnsupportedError(f"which branch runs is not known: {error.message}", hint=error.hint) from error
+        raise Refusal(f"which branch runs is not known: {error.message}", remedy=remedy_of(error)) from error
     graph = c.graph_attr("then_branch" if taken else "else_branch")
     check_depth(scope, c.name)
     if len(graph.output) != len(c.outputs):
@@ -85,7 +86,7 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     done = 0
     while going and done < trips:
         if done >= MAX_ITERATIONS:
-            c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", SHAPES_HINT)
+            c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", fix_dimensions())
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         bound = constants | {i.name: o for i, o in zip(body.input, formal)}
         results = run_graph(visitor, body, scope, f"{c.name}/{done}/", bound, used)
@@ -143,9 +144,9 @@ def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
     """Items of equal shape along a new axis."""
     rank = items[0].rank + 1
     at = c.axis(axis, rank)
-    values = [c.builder.device(i, c.origin, f"{c.hint()}.item") for i in items]
+    values = [c.builder.device(i, c.origin, f"{c.hint}.item") for i in items]
     wide = [c.reshape(v, (*v.shape[:at], 1, *v.shape[at:])) for v in values]
-    return on_device(wide[0] if len(wide) == 1 else c.emit("Concat", *wide, axis=at))
+    return on_device(c.concat(wide, at))
 
 
 CONTROL: dict[str, Control] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}

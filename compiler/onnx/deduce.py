@@ -37,18 +37,28 @@ class Bounds(NamedTuple):
         return Bounds(max(self.low, other.low), min(highs, default=None), math.lcm(self.multiple, other.multiple))
 
 
-class Refine(Exception):
-    """The import has to start again with the dimension ``symbol`` inside ``bounds``; ``node`` says what asks for it."""
+class Requirement(NamedTuple):
+    """What a model demands of an input's dimension: ``symbol`` lies inside ``bounds``; ``node`` says what asks."""
 
-    def __init__(self, symbol: str, bounds: Bounds, node: str = "") -> None:
-        super().__init__(f"{symbol} {bounds}")
-        self.symbol = symbol
-        self.bounds = bounds
-        self.node = node
+    symbol: str
+    bounds: Bounds
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.bounds}"
 
 
-def require_agreement(a: Dim, b: Dim) -> None:
-    """Raises Refine when the model's validity bounds a symbol: ``a`` and ``b`` must be equal, or one of them 1.
+def to_agree(demanded: Sequence[tuple[Dim, Dim]], node: str) -> Requirement | None:
+    """What makes all these pairs agree (be equal, or one of them 1), as ``node`` demands; None if nothing does."""
+    for a, b in demanded:
+        found = to_be_equal(a, b)
+        if found is not None:
+            return found
+    return to_be_multiples(demanded, node)
+
+
+def to_be_equal(a: Dim, b: Dim) -> Requirement | None:
+    """The bound of a symbol that makes ``a`` and ``b`` equal, where without it they are neither equal nor is one 1.
 
     They may be equal on one side of a ``min`` or ``max`` that they hold; on the other side they must then be neither
     equal nor 1.
@@ -64,15 +74,16 @@ def require_agreement(a: Dim, b: Dim) -> None:
                     continue
                 found = (_least if (atom.fn == "max") == (value is inner) else _most)(inner, limit)
                 if found is not None and not any(_may_be_one(d, atom, other, found) for d in (a, b)):
-                    raise Refine(found.symbol.name, found.bounds)
+                    return found.requirement()
+    return None
 
 
-def require_equal_numbers(a: Dim, b: Dim) -> None:
-    """Raises Refine when ``a`` elements are ``b`` only where a symbol has one value, or a quotient is 1."""
+def to_have_equal_numbers(a: Dim, b: Dim) -> Requirement | None:
+    """What makes ``a`` elements ``b``, where a symbol must have one value for that, or a quotient be 1."""
     for whole, part in ((a, b), (b, a)):
         exact = _only_value(whole, part)
         if exact is not None:
-            raise Refine(exact[0].name, Bounds(exact[1], exact[1]))
+            return Requirement(exact[0].name, Bounds(exact[1], exact[1]))
     for whole, part in ((a, b), (b, a)):
         quotient = dims.divides_exactly(whole, part)
         atom, factor, offset = _affine(quotient) if quotient is not None else (None, 1, 0)
@@ -81,7 +92,8 @@ def require_equal_numbers(a: Dim, b: Dim) -> None:
         if isinstance(atom.b, int):
             for bound in (_least(atom.a, atom.b), _most(atom.a, 2 * atom.b - 1)):
                 if bound is not None and _narrows(bound):
-                    raise Refine(bound.symbol.name, bound.bounds)
+                    return bound.requirement()
+    return None
 
 
 def _only_value(a: Dim, b: Dim) -> tuple[Sym, int] | None:
@@ -109,6 +121,9 @@ class _Found(NamedTuple):
     bounds: Bounds
     beyond: Dim
 
+    def requirement(self) -> Requirement:
+        return Requirement(self.symbol.name, self.bounds)
+
 
 def _may_be_one(d: Dim, atom: Call, value: Dim, found: _Found) -> bool:
     """Whether ``d`` can be 1 beyond the bound, where ``atom`` is ``value``."""
@@ -116,11 +131,10 @@ def _may_be_one(d: Dim, atom: Call, value: Dim, found: _Found) -> bool:
     return there == 1 if isinstance(there, int) else not (dims.is_nonneg(there - 2) or dims.is_nonneg(-there))
 
 
-def require_at_least(e: Dim, limit: int) -> None:
-    """Raises Refine for the symbol of ``e``, if it grows with it alone, so that ``e`` is at least ``limit``."""
+def to_be_at_least(e: Dim, limit: int) -> Requirement | None:
+    """What the symbol of ``e`` has to be, if it grows with it alone, so that ``e`` is at least ``limit``."""
     found = _least(e, limit)
-    if found is not None:
-        raise Refine(found.symbol.name, found.bounds)
+    return None if found is None else found.requirement()
 
 
 def _least(e: Dim, limit: int) -> _Found | None:
@@ -179,18 +193,19 @@ def _aligned(shapes: Sequence[Sequence[Dim]]) -> list[tuple[Dim, Dim]]:
     ]
 
 
-def require_multiple(found: Sequence[tuple[Dim, Dim]], node: str) -> None:
-    """Raises Refine where dimensions that ``node`` wants to agree do so when a symbol is a multiple of a power of two.
+def to_be_multiples(demanded: Sequence[tuple[Dim, Dim]], node: str) -> Requirement | None:
+    """The power of two of which a symbol has to be a multiple for a pair to agree, as ``node`` demands.
 
-    Where several symbols have to be, it takes the first; those left follow when the import starts again.
+    Where several symbols have to be, it is the first of them; the others follow in later passes.
     """
-    for a, b in found:
+    for a, b in demanded:
         symbols = sorted(dims.free_symbols(a) | dims.free_symbols(b), key=Sym.key) if a != b else []
         for chosen in (*([s] for s in symbols), *([symbols] if len(symbols) > 1 else [])):
             for k in (2, 4, 8, 16, 32, 64):
                 table: dict[dims.Atom, Dim] = {s: m for s in chosen if (m := _multiples(s, k)) is not None}
                 if len(table) == len(chosen) and dims.substitute(a, table) == dims.substitute(b, table):
-                    raise Refine(chosen[0].name, Bounds(multiple=k), node)
+                    return Requirement(chosen[0].name, Bounds(multiple=k), node)
+    return None
 
 
 def _multiples(s: Sym, k: int) -> Dim | None:

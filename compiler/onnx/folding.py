@@ -12,14 +12,14 @@ import numpy as np
 
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.onnx.operands import MAX_HOST_ELEMENTS, SHAPES_HINT, Builder
+from arcweld.compiler.onnx.operands import MAX_HOST_ELEMENTS, Builder
+from arcweld.compiler.onnx.remedies import Action, Remedy
 from arcweld.compiler.ops import registry
 
 MAX_NODES = 1000
-VALUES_HINT = "if it never changes, make it a constant with --values {0}:VALUE (or Input({0!r}, value=…) in Python)"
 
 
-def fold_value(builder: Builder, value: Value, refuse: Callable[[str, str | None], NoReturn]) -> np.ndarray:
+def fold_value(builder: Builder, value: Value, refuse: Callable[[str, Remedy | None], NoReturn]) -> np.ndarray:
     """The elements of ``value``. Calls ``refuse`` with the reason and a remedy when they depend on inputs or on
     dimensions.
     """
@@ -45,7 +45,7 @@ def _input(builder: Builder, value: Value, done: dict[str, np.ndarray]) -> np.nd
     return done[value.name] if value.name in done else builder.rw.weights[value.name].data
 
 
-def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, str | None]:
+def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, Remedy | None]:
     """The nodes that compute ``value``, operands first; and why it cannot be computed, if it cannot, with a remedy."""
     order: list[Node] = []
     state: dict[str, bool] = {}
@@ -60,15 +60,16 @@ def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, str | N
         if v.name in state:
             continue
         state[v.name] = True
-        if v.name in builder.notes:
-            return [], builder.notes[v.name], SHAPES_HINT
+        if v.name in builder.unknown:
+            why = builder.unknown[v.name]
+            return [], why.reason, Remedy(Action.FIX_DIMENSIONS, why.symbols)
         if node is None:
             if v.name not in builder.rw.weights:
-                remedy = VALUES_HINT.format(v.name)
+                remedy = Remedy(Action.FIX_INPUT, subject=v.name)
                 return [], f"the values of {value.name} depend on the data of input {v.name}", remedy
             continue
         if any(isinstance(d, IntExpr) for a in node.attrs.values() if isinstance(a, tuple) for d in a):
-            return [], f"the values of {value.name} depend on symbolic dimensions", SHAPES_HINT
+            return [], f"the values of {value.name} depend on symbolic dimensions", Remedy(Action.FIX_DIMENSIONS)
         if len(state) > MAX_NODES:
             return [], f"the values of {value.name} are computed by more than {MAX_NODES} nodes", None
         stack.append((v, True))

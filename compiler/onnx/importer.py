@@ -7,7 +7,6 @@ imported is collected, and all are reported at once.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,16 +19,16 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.onnx.deduce import Bounds, Refine
-from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.deduce import Bounds, Requirement
+from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
-from arcweld.compiler.onnx.visitor import Visitor
+from arcweld.compiler.onnx.visitor import Visitor, opset_versions
 
 log = logging.getLogger("arcweld.import")
 OLDEST_OPSET = 7
-_MAX_BOUNDS = 64
+_MAX_PASSES = 64
 
 
 class Support(NamedTuple):
@@ -68,18 +67,6 @@ class _Import:
         visitor = Visitor(builder, functions)
         visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
         return visitor
-
-    def hint(self, finding: Finding) -> str | None:
-        """The remedy; where that is a dimension's value, which axes of which inputs are meant."""
-        if finding.hint != SHAPES_HINT:
-            return finding.hint
-        named = [
-            f"{d} is axis {k} of input {v.name}"
-            for v in self.inputs
-            for k, d in enumerate(v.shape)
-            if any(re.search(rf"\b{re.escape(s.name)}\b", finding.reason) for s in dims.free_symbols(d))
-        ]
-        return f"{SHAPES_HINT}: {', '.join(named)}" if named else SHAPES_HINT
 
     def _initializers(self) -> dict[str, Operand | Unavailable]:
         found: dict[str, Operand | Unavailable] = {}
@@ -206,7 +193,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 def opset_table(model: onnx.ModelProto) -> dict[str, int]:
     """The operator set versions a model imports, by domain. Raises UnsupportedError for one out of range."""
-    table = {normal_domain(o.domain): int(o.version) for o in model.opset_import}
+    table = opset_versions(model)
     version, newest = table.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
     if version < OLDEST_OPSET:
         raise UnsupportedError(
@@ -251,7 +238,7 @@ def import_onnx(
         raise UnsupportedError(
             f"{len(failed)} node(s) of the model cannot be imported:{lines}",
             node=failed[0].node,
-            hint=next((run.hint(f) for f in failed if f.hint), None),
+            hint=next((f.remedy.text(run.inputs) for f in failed if f.remedy), None),
         )
     return run.graph(visitor)
 
@@ -264,7 +251,10 @@ def support_report(
     Nodes behind an unsupported one count as supported when their operator has a handler. Raises ModelError.
     """
     run, visitor = _run(model, shapes or {}, {}, values or {})
-    return [Support(f.node, f.op, not f.reason, f.reason, run.hint(f)) for f in visitor.findings]
+    return [
+        Support(f.node, f.op, not f.reason, f.reason, f.remedy.text(run.inputs) if f.remedy else None)
+        for f in visitor.findings
+    ]
 
 
 def _run(
@@ -272,35 +262,46 @@ def _run(
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = load_model(model)
-        bounds: dict[str, Bounds] = {}
-        steps: list[Refine] = []
-        while True:
-            run = _Import(proto, source, shapes, ranges, values, bounds)
-            try:
-                visitor = run.visitor()
-                for line in _left_out(run.inputs, steps):
-                    log.warning("%s", line)
-                return run, visitor
-            except Refine as found:
-                steps += [found] if found.bounds.multiple > 1 else []
-                # every round narrows a range or adds one, so this ends
-                before = bounds.get(found.symbol, Bounds())
-                after = before.within(found.bounds)
-                if after == before or len(bounds) > _MAX_BOUNDS:
-                    raise ModelError(f"{found} does not settle the model's dimensions") from found
-                bounds = bounds | {found.symbol: after}
+        return _passes(proto, source, shapes, ranges, values)
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"the model is damaged: {error}") from error
 
 
-def _left_out(inputs: Sequence[Value], steps: Sequence[Refine]) -> Iterator[str]:
+def _passes(
+    proto: onnx.ModelProto, source: Source, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, Any]
+) -> tuple[_Import, Visitor]:
+    """Imports the model until it demands no more of its open dimensions than the passes before found.
+
+    What a pass finds narrows the ranges of symbols or makes them multiples, so that the next one meets simpler
+    dimensions from the start: it has nothing of this one's graph.
+    """
+    bounds: dict[str, Bounds] = {}
+    multiples: list[Requirement] = []
+    for _ in range(_MAX_PASSES):
+        run = _Import(proto, source, shapes, ranges, values, bounds)
+        visitor = run.visitor()
+        found = visitor.builder.requirements
+        if not found:
+            for line in _left_out(run.inputs, multiples):
+                log.warning("%s", line)
+            return run, visitor
+        multiples += [r for r in found if r.bounds.multiple > 1]
+        before, bounds = bounds, dict(bounds)
+        for r in found:
+            bounds[r.symbol] = bounds.get(r.symbol, Bounds()).within(r.bounds)
+        if bounds == before:
+            break
+    raise ModelError(f"{found[0]} does not settle the model's dimensions")
+
+
+def _left_out(inputs: Sequence[Value], multiples: Sequence[Requirement]) -> Iterator[str]:
     """Says for each axis that takes multiples only which, and what asked for them: other sizes are refused."""
     for v in inputs:
         for axis, d in enumerate(v.shape):
             for s in dims.free_symbols(d):
-                nodes = [r.node for r in steps if s.name.startswith(f"{r.symbol}_by{r.bounds.multiple}")]
+                nodes = [r.node for r in multiples if s.name.startswith(f"{r.symbol}_by{r.bounds.multiple}")]
                 if nodes:
                     factor = dims.coefficient(d, s)
                     where = f"axis {axis} of input {v.name}: only multiples of {factor}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
+from arcweld.compiler.onnx.deduce import Requirement
 from arcweld.compiler.onnx.proto import Source
 from arcweld.compiler.onnx.scalars import Ratio
 from arcweld.compiler.ops import registry
 
-SHAPES_HINT = "give the dimension a value with --shapes (or inputs= in Python)"
 MAX_HOST_ELEMENTS = 1 << 16
 
 
@@ -93,13 +93,25 @@ def elements(operand: Operand) -> np.ndarray:
     return out
 
 
+class Unknown(NamedTuple):
+    """Why the host does not know a value's elements, and the symbols that they depend on."""
+
+    reason: str
+    symbols: frozenset[str]
+
+
 @dataclass(slots=True)
 class Builder:
-    """The graph under construction, shared by all nodes of a model."""
+    """The graph under construction, shared by all nodes of a model.
+
+    ``requirements`` are what its open dimensions have to be: if there are any, the graph is of no use, and the model
+    is imported again with dimensions that meet them.
+    """
 
     rw: Rewriter
     source: Source = field(default_factory=Source)
-    notes: dict[str, str] = field(default_factory=dict)  # value name -> why the host does not know its elements
+    requirements: list[Requirement] = field(default_factory=list)
+    unknown: dict[str, Unknown] = field(default_factory=dict)  # by value name
     producers: dict[str, Node] = field(default_factory=dict)
     scanned: int = 0
 
@@ -133,6 +145,11 @@ class Builder:
         if all(d == 1 for _, d in flat):
             return top
         return registry.make(self.rw, "Div", [top, emit([d for _, d in flat])], {}, origin=origin, hint=hint)
+
+    def drop(self, start: int) -> None:
+        """Removes the nodes from ``start`` on: those of an operator that cannot be imported."""
+        del self.rw.nodes[start:]
+        self.scanned = min(self.scanned, start)
 
     def producer(self, value: Value) -> Node | None:
         """The node that writes ``value``, if any."""

@@ -271,3 +271,18 @@ def attribute_value(attr: AttributeProto, source: Source) -> AttrValue:
     if kind == "t":
         return tensor_array(value, source)
     return tuple(value) if kind in ("ints", "floats", "tensors", "graphs") else value
+
+
+def is_valid(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether ONNX's checker knows the node's operator and accepts its attributes and numbers of operands."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = onnx.IR_VERSION
+    context.opset_imports = {d: v for d, v in opsets.items() if 0 < v < 2**31}  # what the checker can hold
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if not onnx.defs.has(node.op_type, domain=domain):
+        return False
+    try:
+        onnx.checker.check_node(node, context)
+    except onnx.checker.ValidationError:
+        return False
+    return True

@@ -1,6 +1,6 @@
 """Exact arithmetic on the elements of shape tensors while importing: numbers, symbolic dimensions and their ratios.
 
-A question that the symbols' ranges do not decide raises Undecided, whose text names the dimension.
+A question that the symbols' ranges do not decide raises Undecided, which names the dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from arcweld.compiler.dims import Dim, IntExpr
 
 
 class Undecided(Exception):
-    """A fact about symbolic dimensions that their ranges do not settle."""
+    """A fact about symbolic dimensions that their ranges do not settle; ``symbols`` are those of ``about``."""
+
+    def __init__(self, why: str, *about: Scalar) -> None:
+        super().__init__(why)
+        self.symbols = symbols_of(*about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,12 @@ class Ratio:
 Scalar: TypeAlias = int | float | bool | IntExpr | Ratio
 
 _EXACT_DENOMINATOR = 2**24
+
+
+def symbols_of(*xs: Scalar) -> frozenset[str]:
+    """The names of the symbols in any of these."""
+    exact = [d for x in xs for d in ((x.num, x.den) if isinstance(x, Ratio) else (x,))]
+    return frozenset(s.name for d in exact if isinstance(d, IntExpr) for s in dims.free_symbols(d))
 
 
 def is_symbolic(x: Scalar) -> bool:
@@ -54,7 +64,7 @@ def ratio(num: Dim, den: Dim) -> Scalar:
     if isinstance(den, int) and den == 0:
         raise Undecided("division by zero")
     if not dims.is_nonneg(den):
-        raise Undecided(f"the sign of {den} is not known")
+        raise Undecided(f"the sign of {den} is not known", den)
     exact = dims.divides_exactly(num, den)
     if exact is not None:
         return exact
@@ -117,7 +127,7 @@ def div_int(a: Scalar, b: Scalar) -> Scalar:
     if exact is not None:
         return exact
     if not dims.is_nonneg(x) or not dims.is_nonneg(y - 1):
-        raise Undecided(f"the signs of {x} and {y} are not known")
+        raise Undecided(f"the signs of {x} and {y} are not known", x, y)
     return dims.floordiv(x, y)
 
 
@@ -129,7 +139,7 @@ def mod(a: Scalar, b: Scalar) -> Scalar:
         return a % b  # type: ignore[operator]
     x, y = as_dim(a), as_dim(b)
     if not dims.is_nonneg(y - 1):
-        raise Undecided(f"the sign of {y} is not known")
+        raise Undecided(f"the sign of {y} is not known", y)
     return dims.mod(x, y)
 
 
@@ -141,7 +151,7 @@ def fmod(a: Scalar, b: Scalar) -> Scalar:
         r = math.fmod(a, b)  # type: ignore[arg-type]
         return int(r) if isinstance(a, int) and isinstance(b, int) else r
     if not dims.is_nonneg(as_dim(a)):
-        raise Undecided(f"the sign of {a} is not known")
+        raise Undecided(f"the sign of {a} is not known", a)
     return mod(a, b)
 
 
@@ -150,11 +160,11 @@ def power(a: Scalar, b: Scalar) -> Scalar:
         b = int(b)
     if not is_symbolic(a) and not is_symbolic(b):
         if abs(b) > 64 or (b < 0 and a == 0) or (a < 0 and not isinstance(b, int)):  # type: ignore[arg-type, operator]
-            raise Undecided(f"{a} to the power of {b}")
+            raise Undecided(f"{a} to the power of {b}", a, b)
         found: Scalar = a**b  # type: ignore[operator]
         return found
     if not isinstance(b, int) or not 0 <= b <= 8:
-        raise Undecided(f"{a} to the power of {b}")
+        raise Undecided(f"{a} to the power of {b}", a, b)
     out: Scalar = 1
     for _ in range(b):
         out = mul(out, a)
@@ -175,13 +185,13 @@ def ceil(a: Scalar) -> Scalar:
 
 def round_even(a: Scalar) -> Scalar:
     if isinstance(a, Ratio):
-        raise Undecided(f"rounding of {a.num} / {a.den}")
+        raise Undecided(f"rounding of {a.num} / {a.den}", a)
     return float(round(a)) if isinstance(a, float) and math.isfinite(a) else a
 
 
 def sqrt(a: Scalar) -> Scalar:
     if is_symbolic(a):
-        raise Undecided(f"the square root of {a}")
+        raise Undecided(f"the square root of {a}", a)
     return math.sqrt(a)  # type: ignore[arg-type]
 
 
@@ -189,7 +199,7 @@ def to_int(a: Scalar) -> Scalar:
     """Conversion to an integer, towards zero."""
     if isinstance(a, Ratio):
         if not dims.is_nonneg(a.num):
-            raise Undecided(f"the sign of {a.num} is not known")
+            raise Undecided(f"the sign of {a.num} is not known", a.num)
         return dims.floordiv(a.num, a.den)
     if isinstance(a, IntExpr):
         return a
@@ -214,7 +224,7 @@ def as_dim(a: Scalar) -> Dim:
         return int(a)
     if isinstance(a, float) and a.is_integer():
         return int(a)
-    raise Undecided(f"{a} is not an integer")
+    raise Undecided(f"{a} is not an integer", a)
 
 
 # ----------------------------------------------------------------------------------------------------- comparisons
@@ -233,7 +243,7 @@ def equal(a: Scalar, b: Scalar) -> bool:
         return d == 0
     if dims.is_nonneg(d - 1) or dims.is_nonneg(-d - 1):
         return False
-    raise Undecided(f"whether {_text(a)} == {_text(b)} is not known")
+    raise Undecided(f"whether {_text(a)} == {_text(b)} is not known", a, b)
 
 
 def less(a: Scalar, b: Scalar) -> bool:
@@ -244,7 +254,7 @@ def less(a: Scalar, b: Scalar) -> bool:
         return True
     if dims.is_nonneg(-d):
         return False
-    raise Undecided(f"whether {_text(a)} < {_text(b)} is not known")
+    raise Undecided(f"whether {_text(a)} < {_text(b)} is not known", a, b)
 
 
 def less_equal(a: Scalar, b: Scalar) -> bool:

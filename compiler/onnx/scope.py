@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from onnx import GraphProto, NodeProto
 
 from arcweld.compiler.onnx.operands import Builder, Operand, Unavailable
+from arcweld.compiler.onnx.remedies import Remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Finding:
     node: str
     op: str
     reason: str = ""
-    hint: str | None = None
+    remedy: Remedy | None = None
 
 
 @dataclass(slots=True)

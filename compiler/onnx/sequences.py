@@ -100,10 +100,10 @@ def _concat(c: NodeContext) -> Sequence[Any]:
         c.broken("an empty sequence has nothing to join")
     rank = items[0].rank + c.int_attr("new_axis")
     axis = c.axis(c.int_attr("axis"), rank)
-    values = [c.builder.device(i, c.origin, f"{c.hint()}.item") for i in items]
+    values = [c.builder.device(i, c.origin, f"{c.hint}.item") for i in items]
     if c.int_attr("new_axis"):
         values = [c.reshape(v, (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
-    return [on_device(values[0] if len(values) == 1 else c.emit("Concat", *values, axis=axis))]
+    return [on_device(c.concat(values, axis))]
 
 
 def _optional(c: NodeContext) -> Sequence[Any]:

@@ -74,7 +74,7 @@ def _limit(shape: Sequence[Dim]) -> tuple[int, ...]:
     """A concrete shape that is small enough to fill on the host. Raises Undecided otherwise."""
     n = dims.product(shape)
     if not isinstance(n, int) or n > MAX_HOST_ELEMENTS or not all(isinstance(d, int) and d >= 0 for d in shape):
-        raise Undecided(f"a tensor of shape [{', '.join(map(str, shape))}] is not evaluated while importing")
+        raise Undecided(f"a tensor of shape [{', '.join(map(str, shape))}] is not evaluated while importing", *shape)
     return tuple(int(d) for d in shape)  # type: ignore[arg-type]
 
 
@@ -216,7 +216,7 @@ def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
 def _range(c: NodeContext) -> Sequence[Operand]:
     start, limit, step = (elements(c.operand(i)).reshape(-1)[0] for i in range(3))
     if any(scalars.is_symbolic(x) for x in (start, limit, step)):
-        raise Undecided(f"the length of a range from {start} to {limit}")
+        raise Undecided(f"the length of a range from {start} to {limit}", start, limit)
     if step == 0:
         c.broken("the step is 0")
     count = max(0, int(np.ceil((limit - start) / step)))

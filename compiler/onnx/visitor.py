@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
-from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, standard_function
+from arcweld.compiler.onnx.control import CONTROL, call_function, standard_function
 from arcweld.compiler.onnx.handlers.table import handler
-from arcweld.compiler.onnx.operands import SHAPES_HINT, Builder, Items, Operand, Unavailable, on_device, on_host, text
-from arcweld.compiler.onnx.proto import attribute_value
+from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
+from arcweld.compiler.onnx.order import in_order, names_used
+from arcweld.compiler.onnx.proto import attribute_value, is_valid
+from arcweld.compiler.onnx.remedies import Action, Refusal, Remedy, fix_dimensions, remedy_of
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.sequences import SEQUENCES
@@ -28,12 +29,16 @@ from arcweld.compiler.ops import registry
 MAX_VISITS = 100_000
 MAX_ELEMENTS = 2**48
 
-# what a handler raises when a damaged node gives it values of the wrong kind; anything else is a defect of ours
-_MALFORMED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
+# what a handler raises on values that it does not expect: see _failed
+_UNTYPED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
 
 
 class Visitor:
-    """Imports nodes into one Builder. ``results`` holds the operands of the graph's outputs afterwards."""
+    """Imports nodes into one Builder. ``results`` holds the operands of the graph's outputs afterwards.
+
+    Where the builder has requirements afterwards, this was a pass that only found them: ``ended`` says that it did not
+    get to the end, because a node fails without them.
+    """
 
     def __init__(self, builder: Builder, functions: Mapping[tuple[str, str], FunctionProto]) -> None:
         self.builder = builder
@@ -41,6 +46,7 @@ class Visitor:
         self.findings: list[Finding] = []
         self.results: dict[str, Operand | Unavailable] = {}
         self.visits = 0
+        self.ended = False
 
     def visit_all(
         self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None
@@ -55,6 +61,8 @@ class Visitor:
             if self.visits > MAX_VISITS:
                 raise ModelError(f"the model expands to more than {MAX_VISITS} nodes")
             self._visit(node, scope, used)
+            if self.ended:
+                return [Unavailable(node.name)] * len(outputs)
         found = []
         for name in outputs:
             operand = scope.lookup(name)
@@ -82,88 +90,106 @@ class Visitor:
         operands = [scope.lookup(n) if n else None for n in node.input]
         try:
             results = self._import(node, scope, label, operands, used)
-        except UnsupportedError as error:
-            del self.builder.rw.nodes[start:]
-            self.findings.append(Finding(label, node.op_type, error.message, error.hint))
+        except (ArcweldError, *_UNTYPED) as error:
+            self._failed(node, scope, label, error)
+            self.builder.drop(start)
             results = [Unavailable(label)] * len(node.output)
-        except ArcweldError as error:
-            if error.node is None:
-                error.node = label
-            raise
-        except _MALFORMED as error:
-            raise ModelError(f"{node.op_type} is malformed: {error}", node=label) from error
         for name, result in zip(node.output, results):
             if name:
                 if name in scope.names:
                     raise ModelError(f"{name!r} is written twice", node=label)
                 scope.names[name] = result
 
+    def _failed(self, node: NodeProto, scope: Scope, label: str, error: Exception) -> None:
+        """Notes why a valid node cannot be imported. Raises a typed error for one that is not, and for our defects."""
+        if self.builder.requirements:  # the model is imported again: with them the node may not fail
+            self.ended = True
+        elif isinstance(error, UnsupportedError):
+            self.findings.append(Finding(label, node.op_type, error.message, remedy_of(error)))
+        elif isinstance(error, ArcweldError):
+            if error.node is None:
+                error.node = label
+            raise error
+        elif is_valid(node, scope.opsets):
+            what = f"importing {node.op_type} failed with {type(error).__name__}: {error}"
+            raise InternalError(
+                f"{what}; ONNX's checker accepts the node: this is a defect of Arcweld",
+                node=label,
+                hint="please report it with the model",
+            ) from error
+        else:
+            raise ModelError(f"{node.op_type} is malformed: {error}", node=label) from error
+
     def _import(
         self, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any], used: Set[str]
     ) -> Sequence[Any]:
         domain = normal_domain(node.domain)
-        bad = next((o for o in operands if isinstance(o, Unavailable)), None)
         function = self.functions.get((domain, node.op_type))
         if domain not in scope.opsets and function is None and domain == "":
             raise ModelError(f"the model imports no operator set for {node.op_type}", node=label)
+        bad = next((o for o in operands if isinstance(o, Unavailable)), None)
         if bad is not None:
             return self._behind(node, domain, label, bad)
-        attrs = self._attributes(node, scope)
         context = NodeContext(
-            self.builder, node.op_type, scope.opsets.get(domain, 1), label, operands, list(node.output), attrs,
-            [o != "" and o in used for o in node.output],
+            self.builder, node.op_type, scope.opsets.get(domain, 1), label, operands, list(node.output),
+            self._attributes(node, scope), [o != "" and o in used for o in node.output],
         )  # fmt: skip
         if function is not None:
-            opsets = {normal_domain(o.domain): int(o.version) for o in function.opset_import}
-            return call_function(self, function, context, scope, opsets)
-        if domain == "" and node.op_type in CONTROL:
-            results = CONTROL[node.op_type](self, context, scope)
-            self.findings.append(Finding(label, node.op_type))
-            return results
-        if domain == "" and node.op_type in SEQUENCES:
-            results = SEQUENCES[node.op_type](context)
-            self.findings.append(Finding(label, node.op_type))
-            return results
-        if any(isinstance(o, Items) for o in operands):
-            if (domain, node.op_type) != ("", "Identity"):
-                context.broken("an operand is a sequence")
-            self.findings.append(Finding(label, node.op_type))
-            return operands
-        if domain == "" and node.op_type == "Constant":
-            self.findings.append(Finding(label, node.op_type))
-            return [_constant(context)]
-        why = ""
-        if domain == "":
-            try:
-                known = shapes.evaluate(context)
-                if known is not None:
-                    self.findings.append(Finding(label, node.op_type))
-                    return known
-            except Undecided as error:
-                why = str(error)
-            except UnsupportedError as error:
-                why = error.message
-        if domain == "" and handler(domain, node.op_type) is None:
-            standard = standard_function(node, context)
-            if standard is not None:
-                body, defaults = standard
-                context.attrs = defaults | attrs
-                opsets = dict(scope.opsets) | {normal_domain(o.domain): int(o.version) for o in body.opset_import}
-                return call_function(self, body, context, scope, opsets)
-        return self._handle(context, domain, why)
+            return call_function(self, function, context, scope, opset_versions(function))
+        found = self._built_in(context, domain, scope)
+        if found is None:
+            return self._operator(node, context, domain, scope)
+        self.findings.append(Finding(label, node.op_type))
+        return found
 
-    def _handle(self, context: NodeContext, domain: str, why: str) -> Sequence[Operand | Unavailable]:
+    def _built_in(self, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any] | None:
+        """The results of control flow, sequences and constants, of which no node becomes; None for anything else."""
+        if domain == "" and c.op in CONTROL:
+            return CONTROL[c.op](self, c, scope)
+        if domain == "" and c.op in SEQUENCES:
+            return SEQUENCES[c.op](c)
+        if any(isinstance(o, Items) for o in c.operands):
+            if (domain, c.op) != ("", "Identity"):
+                c.broken("an operand is a sequence")
+            return c.operands
+        return [_constant(c)] if (domain, c.op) == ("", "Constant") else None
+
+    def _operator(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
+        """The results of an operator: computed on the host, by its handler, or by the body that the standard gives."""
+        if domain != "":
+            return self._handle(c, domain, None)
+        unknown: Unknown | None = None
+        try:
+            known = shapes.evaluate(c)
+            if known is not None:
+                self.findings.append(Finding(c.name, c.op))
+                return known
+        except Undecided as error:
+            unknown = Unknown(str(error), error.symbols)
+        except UnsupportedError as error:
+            remedy = remedy_of(error)
+            unknown = Unknown(error.message, frozenset() if remedy is None else remedy.symbols)
+        standard = standard_function(node, c) if handler(domain, c.op) is None else None
+        if standard is None:
+            return self._handle(c, domain, unknown)
+        body, defaults = standard
+        c.attrs = defaults | dict(c.attrs)
+        return call_function(self, body, c, scope, {**scope.opsets, **opset_versions(body)})
+
+    def _handle(self, context: NodeContext, domain: str, unknown: Unknown | None) -> Sequence[Operand | Unavailable]:
         fn = handler(domain, context.op)
         if fn is None:
-            raise _not_implemented(domain, context.op, why)
+            raise _not_implemented(domain, context.op, "" if unknown is None else unknown.reason)
         start = len(self.builder.rw.nodes)
         try:
             raw = fn(context)
         except ModelError as error:
-            if any(isinstance(d, IntExpr) for o in context.operands if o is not None for d in o.shape):
-                # with open dimensions a disagreement may only be one that is not provable
-                raise UnsupportedError(error.message, hint=error.hint or SHAPES_HINT) from error
-            raise
+            operands = fix_dimensions(*(d for o in context.operands if o is not None for d in o.shape))
+            if not operands.symbols:
+                raise
+            # with open dimensions a disagreement may only be one that is not provable
+            remedy = Remedy(Action.ADVICE, subject=error.hint) if error.hint else operands
+            raise Refusal(error.message, remedy=remedy) from error
         listed = [raw] if isinstance(raw, Value | Operand) else list(raw)
         for i, wanted in enumerate(context.used):
             if wanted and (i >= len(listed) or listed[i] is None):
@@ -173,9 +199,11 @@ class Visitor:
             if refusal:
                 raise UnsupportedError(refusal)
         self.findings.append(Finding(context.name, context.op))
-        return self._named(context, listed, start, why)
+        return self._named(context, listed, start, unknown)
 
-    def _named(self, context: NodeContext, listed: Sequence[Any], start: int, why: str) -> list[Any]:
+    def _named(
+        self, context: NodeContext, listed: Sequence[Any], start: int, unknown: Unknown | None
+    ) -> list[Any]:
         fresh = {o.name for n in self.builder.rw.nodes[start:] for o in n.outputs}
         out: list[Any] = []
         for name, result in zip(context.outputs, listed):
@@ -185,8 +213,8 @@ class Visitor:
                     raise ModelError(f"the result would have the shape {text(result.shape)}", node=context.name)
                 value = self.rename(result, name) if name and result.name in fresh else result
                 fresh.discard(result.name)
-                if why:
-                    self.builder.notes[value.name] = why
+                if unknown is not None:
+                    self.builder.unknown[value.name] = unknown
                 result = on_device(value)
             out.append(Unavailable(context.name) if result is None else result)
         return out + [Unavailable(context.name)] * (len(context.outputs) - len(out))
@@ -228,16 +256,19 @@ class Visitor:
         return attrs
 
 
-_REMEDIES = {
-    "com.microsoft.nchwc": "the file was optimised for one kind of CPU: save it with ORT_ENABLE_EXTENDED or less",
-    "com.microsoft.nhwc": "the file was optimised for one kind of CPU: save it with ORT_ENABLE_EXTENDED or less",
-}
+_FOR_ONE_PROCESSOR = ("com.microsoft.nchwc", "com.microsoft.nhwc")
 
 
 def _not_implemented(domain: str, op: str, why: str = "") -> UnsupportedError:
     name = f"{domain}.{op}" if domain else op
     reason = f"operator {name} is not implemented"
-    return UnsupportedError(f"{reason}; {why}" if why else reason, hint=_REMEDIES.get(domain))
+    remedy = Remedy(Action.OPTIMISE_LESS) if domain in _FOR_ONE_PROCESSOR else None
+    return Refusal(f"{reason}; {why}" if why else reason, remedy=remedy)
+
+
+def opset_versions(owner: FunctionProto | ModelProto) -> dict[str, int]:
+    """The operator set versions that a model or function imports, by domain."""
+    return {normal_domain(o.domain): int(o.version) for o in owner.opset_import}
 
 
 _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL, *SEQUENCES}
@@ -245,47 +276,6 @@ _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL, *SEQUENCES}
 
 def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
     return tuple(new if v == old else v for v in values)
-
-
-def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
-    """The nodes so that each follows what it reads. The standard demands that order; some converters append at the end.
-
-    Nodes stay where they are as far as that goes, and those on a cycle come last.
-    """
-    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
-    reads = [{maker[name] for name in _names_read([node]) if name in maker} for node in nodes]
-    if all(before < i for i, needed in enumerate(reads) for before in needed):
-        return nodes
-    placed: dict[int, None] = {}
-    waiting = list(range(len(nodes)))
-    while waiting:
-        held = []
-        for i in waiting:
-            if reads[i] <= placed.keys():
-                placed[i] = None
-            else:
-                held.append(i)
-        if len(held) == len(waiting):
-            break
-        waiting = held
-    return [nodes[i] for i in (*placed, *waiting)]
-
-
-def names_used(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Set[str]:
-    """The names that something reads: a node, a subgraph, or the graph's own outputs."""
-    return set(outputs) | set(_names_read(nodes))
-
-
-def _names_read(nodes: Sequence[NodeProto], depth: int = 0) -> Iterator[str]:
-    """Every name that some node reads, those inside branches included."""
-    if depth > MAX_DEPTH:
-        raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep")
-    for node in nodes:
-        yield from node.input
-        for attr in node.attribute:
-            for graph in ([attr.g] if attr.HasField("g") else []) + list(attr.graphs):
-                yield from _names_read(graph.node, depth + 1)
-                yield from (o.name for o in graph.output)
 
 
 def _constant(c: NodeContext) -> Operand:

@@ -78,8 +78,8 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
         k, v = (_repeat_heads(e, t, q.shape[1]) for t in (k, v))
     scores = e.wide(e("MatMul", q, e("Transpose", k, perm=(0, 1, 3, 2))))
     dtype = scores.dtype
-    scores = e("Mul", scores, e.scalar(node.attrs["scale"], dtype))
-    low = e.scalar(-np.inf, dtype)
+    scores = e("Mul", scores, e.const(node.attrs["scale"], dtype))
+    low = e.const(-np.inf, dtype)
     if mask is not None and mask.dtype is DType.BOOL:
         scores = e("Where", mask, scores, low)
     elif mask is not None:
@@ -89,7 +89,7 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
         scores = e("Where", e("Trilu", ones, upper=0), scores, low)
     p = e("Softmax", scores, axis=3)
     if mask is not None:
-        p = e("Where", e("IsNaN", p), e.scalar(0, dtype), p)
+        p = e("Where", e("IsNaN", p), e.const(0, dtype), p)
     return (e("MatMul", e.cast(p, q.dtype), v),)
 
 

@@ -80,12 +80,8 @@ def _decompose_gemm(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     e, p = Emit(rw, node), node.attrs
     a, b, *rest = node.operands()
     y = e("MatMul", e.transpose(a, (1, 0)) if p["transA"] else a, e.transpose(b, (1, 0)) if p["transB"] else b)
-    y = _times(e, y, p["alpha"])
-    return (e("Add", y, _times(e, rest[0], p["beta"])) if rest else y,)
-
-
-def _times(e: Emit, x: Value, factor: float) -> Value:
-    return x if factor == 1.0 else e("Mul", x, e.scalar(factor, x.dtype))
+    y = e.scale(y, p["alpha"])
+    return (e("Add", y, e.scale(rest[0], p["beta"])) if rest else y,)
 
 
 composite(
@@ -136,7 +132,7 @@ def _decompose_batch_norm(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     e = Emit(rw, node)
     x, scale, bias, mean, var = node.operands()
     scale, bias, mean, var = (e.wide(v) for v in (scale, bias, mean, var))
-    factor = e("Mul", scale, e("Rsqrt", e("Add", var, e.scalar(node.attrs["epsilon"], var.dtype))))
+    factor = e("Mul", scale, e("Rsqrt", e("Add", var, e.const(node.attrs["epsilon"], var.dtype))))
     shift = e("Sub", bias, e("Mul", mean, factor))
     shape = (x.shape[1], *[1] * (x.type.rank - 2))
     factor, shift = (e.cast(e.reshape(v, shape), x.dtype) for v in (factor, shift))
@@ -223,7 +219,7 @@ def _decompose_lp_norm(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     wide = e.wide(x)
     op = "ReduceL1" if node.attrs["p"] == 1 else "ReduceL2"
     norm = e(op, wide, axes=(node.attrs["axis"],), keepdims=1)
-    safe = e("Where", e("Equal", norm, e.scalar(0, norm.dtype)), e.scalar(1, norm.dtype), norm)
+    safe = e("Where", e("Equal", norm, e.const(0, norm.dtype)), e.const(1, norm.dtype), norm)
     return (e.cast(e("Div", wide, safe), x.dtype),)
 
 
@@ -250,7 +246,7 @@ def _decompose_mean_variance(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     wide = e.wide(x)
     centred = e("Sub", wide, e("ReduceMean", wide, axes=node.attrs["axes"], keepdims=1))
     variance = e("ReduceMean", e("Mul", centred, centred), axes=node.attrs["axes"], keepdims=1)
-    deviation = e("Add", e("Sqrt", variance), e.scalar(1e-9, variance.dtype))
+    deviation = e("Add", e("Sqrt", variance), e.const(1e-9, variance.dtype))
     return (e.cast(e("Div", centred, deviation), x.dtype),)
 
 
@@ -307,7 +303,7 @@ def _decompose_cumsum(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     ones = e("ConstantOfShape", shape=(n, n), value=1, dtype=DType.BOOL)
     mask = e("Trilu", ones, upper=int(bool(p["reverse"])), k=strict if p["reverse"] else -strict)
     spread = e.reshape(x, (*x.shape[:axis], 1, *x.shape[axis:]))
-    terms = e("Where", e.reshape(mask, (n, n, *behind)), spread, e.scalar(0, x.dtype))
+    terms = e("Where", e.reshape(mask, (n, n, *behind)), spread, e.const(0, x.dtype))
     return (e("ReduceSum", terms, axes=(axis + 1,), keepdims=0),)
 
 

@@ -48,8 +48,8 @@ def _reduction(
 def _mean(e: Emit, x: Value, p: Attrs) -> Value:
     total, n = e("ReduceSum", x, **p), product(x.shape[a] for a in p["axes"])
     if isinstance(n, int) and n and x.dtype.is_float:
-        return e("Mul", total, e.scalar(1 / n, x.dtype))
-    return e("Div", total, e.dim(n, x.dtype))
+        return e("Mul", total, e.const(1 / n, x.dtype))
+    return e("Div", total, e.dim_value(n, x.dtype))
 
 
 def _sum_square(e: Emit, x: Value, p: Attrs) -> Value:
@@ -59,7 +59,7 @@ def _sum_square(e: Emit, x: Value, p: Attrs) -> Value:
 def _log_sum_exp(e: Emit, x: Value, p: Attrs) -> Value:
     top = e("ReduceMax", x, axes=p["axes"], keepdims=1)
     # an infinite maximum would give inf - inf
-    top = e("Where", e("IsInf", top), e.scalar(0, x.dtype), top)
+    top = e("Where", e("IsInf", top), e.const(0, x.dtype), top)
     total = e("ReduceSum", e("Exp", e("Sub", x, top)), axes=p["axes"], keepdims=1)
     y = e("Add", e("Log", total), top)
     if p["keepdims"]:

@@ -1,4 +1,7 @@
-"""What decompositions write with: checked nodes, constants, and dimensions as scalars, without needless nodes."""
+"""Emits IR nodes: what the importers' contexts and the decompositions of composite operators write with.
+
+Every node is checked and typed by the registry; what would change nothing is not emitted.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,79 @@ from arcweld.compiler.ir import Node, Rewriter, Value
 from arcweld.compiler.ops.registry import make
 
 
-class Emit:
-    """Emits the nodes that replace ``node``; every one of them gets its origin."""
+class Emitter:
+    """Emits nodes of one origin."""
 
-    def __init__(self, rw: Rewriter, node: Node) -> None:
+    def __init__(self, rw: Rewriter, origin: tuple[str, ...]) -> None:
         self.rw = rw
-        self.origin = node.origin
+        self.origin = origin
 
-    def __call__(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """One node; returns its output. Raises ModelError where operands and attributes do not fit."""
-        return make(self.rw, op, inputs, attrs, origin=self.origin)
+    def result_name(self, op: str) -> str:
+        """What the result of a node is called; empty: as the node's operator."""
+        return ""
 
-    def scalar(self, value: float, dtype: DType) -> Value:
-        """A rank 0 constant."""
-        return self.rw.constant(np.asarray(value, dtype.numpy), dtype)
+    def const_name(self) -> str:
+        """What a constant is called."""
+        return "const"
 
-    def dim(self, value: Dim, dtype: DType) -> Value:
-        """A dimension as a rank 0 tensor."""
-        if isinstance(value, int):
-            return self.scalar(value, dtype)
-        return self.cast(self("Dims", values=(value,), shape=()), dtype)
+    def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        """One node; returns its first output. Raises ModelError where operands and attributes do not fit."""
+        return make(self.rw, op, inputs, attrs, origin=self.origin, hint=self.result_name(op))
+
+    def const(self, data: Any, dtype: DType) -> Value:
+        """A constant array or number."""
+        return self.rw.constant(np.asarray(data, dtype.numpy, order="C"), dtype, self.const_name())
+
+    def dim_value(self, d: Dim, dtype: DType = DType.I64) -> Value:
+        """A dimension as a rank 0 tensor; a symbolic one is computed on the host when the engine runs."""
+        if isinstance(d, int):
+            return self.const(d, dtype)
+        return self.cast(self.emit("Dims", values=(d,), shape=()), dtype)
 
     def cast(self, x: Value, dtype: DType) -> Value:
-        return x if x.dtype is dtype else self("Cast", x, to=dtype)
+        """``x`` in another element type."""
+        return x if x.dtype is dtype else self.emit("Cast", x, to=dtype)
 
     def wide(self, x: Value) -> Value:
         """A 16-bit float as f32, so that sums cannot overflow between kernels; anything else as it is."""
         return self.cast(x, x.dtype.compute)
 
+    def scale(self, x: Value, factor: float) -> Value:
+        """``x`` times a number."""
+        return x if factor == 1.0 else self.emit("Mul", x, self.const(factor, x.dtype))
+
     def reshape(self, x: Value, shape: Sequence[Dim]) -> Value:
-        return x if x.shape == tuple(shape) else self("Reshape", x, shape=tuple(shape))
+        """``x`` with another shape."""
+        return x if x.shape == tuple(shape) else self.emit("Reshape", x, shape=tuple(shape))
 
     def transpose(self, x: Value, perm: Sequence[int]) -> Value:
-        return x if list(perm) == list(range(len(perm))) else self("Transpose", x, perm=tuple(perm))
+        """``x`` with permuted axes."""
+        return x if tuple(perm) == tuple(range(x.type.rank)) else self.emit("Transpose", x, perm=tuple(perm))
+
+    def expand(self, x: Value, shape: Sequence[Dim]) -> Value:
+        """``x`` broadcast to ``shape``."""
+        return x if x.shape == tuple(shape) else self.emit("Expand", x, shape=tuple(shape))
+
+    def slice(self, x: Value, axis: int, start: Dim, size: Dim, step: int = 1) -> Value:
+        """``size`` elements of one axis from ``start`` on."""
+        if start == 0 and size == x.shape[axis] and step == 1:
+            return x
+        rank = x.type.rank
+        starts = tuple(start if k == axis else 0 for k in range(rank))
+        sizes = tuple(size if k == axis else x.shape[k] for k in range(rank))
+        steps = tuple(step if k == axis else 1 for k in range(rank))
+        return self.emit("Slice", x, starts=starts, sizes=sizes, steps=steps)
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        """The parts one behind the other."""
+        return parts[0] if len(parts) == 1 else self.emit("Concat", *parts, axis=axis)
+
+
+class Emit(Emitter):
+    """What a decomposition writes with: ``e("Add", a, b)`` emits a node with the origin of the one it replaces."""
+
+    def __init__(self, rw: Rewriter, node: Node) -> None:
+        super().__init__(rw, node.origin)
+
+    def __call__(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        return self.emit(op, *inputs, **attrs)

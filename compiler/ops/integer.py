@@ -185,12 +185,12 @@ def _dynamic(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 def _decompose_dynamic(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     (x,), e = node.operands(), Emit(rw, node)
-    zero, axes = e.scalar(0, DType.F32), tuple(range(x.type.rank))
+    zero, axes = e.const(0, DType.F32), tuple(range(x.type.rank))
     top = e("Max", e("ReduceMax", x, axes=axes, keepdims=0), zero)
     low = e("Min", e("ReduceMin", x, axes=axes, keepdims=0), zero)
-    scale = e("Div", e("Sub", top, low), e.scalar(255, DType.F32))
+    scale = e("Div", e("Sub", top, low), e.const(255, DType.F32))
     # a tensor of zeros: any scale will do
-    scale = e("Where", e("Equal", scale, zero), e.scalar(1, DType.F32), scale)
+    scale = e("Where", e("Equal", scale, zero), e.const(1, DType.F32), scale)
     steps = e("Clip", e("Round", e("Div", e("Neg", low), scale)), min=0.0, max=255.0)
     point = e.cast(steps, DType.U8)
     return e("QuantizeLinear", x, scale, point, axis=0), scale, point

@@ -97,7 +97,7 @@ def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     rank = e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
     places = e.reshape(e("Range", start=0, step=1, length=k, dtype=DType.I32), (k, 1))
     here = e("Equal", e.reshape(rank, (*lead, 1, n)), places)
-    number = e("Where", here, e("Range", start=0, step=1, length=n, dtype=DType.I64), e.scalar(0, DType.I64))
+    number = e("Where", here, e("Range", start=0, step=1, length=n, dtype=DType.I64), e.const(0, DType.I64))
     return e("ReduceSum", number, axes=(last + 1,), keepdims=0)
 
 

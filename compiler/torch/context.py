@@ -1,6 +1,6 @@
 """What an operator's handler works with: the call's arguments by name, the expected result, and the graph being built.
 
-A handler is a function ``(Call) -> Value`` (a tuple for several results; None for a result that is not computed).
+A handler is a function ``(AtenContext) -> Value``: a tuple for several results, with None for one that is not computed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Rewriter, TensorType, Value
-from arcweld.compiler.ops.registry import make
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.torch.types import exactly, from_torch
 
 Result: TypeAlias = "Value | tuple[Value | None, ...]"
 Scalar: TypeAlias = "int | float | bool | IntExpr"
 
-HANDLERS: dict[str, Callable[[Call], Result]] = {}
+HANDLERS: dict[str, Callable[[AtenContext], Result]] = {}
 
 
-def aten(*names: str) -> Callable[[Callable[[Call], Result]], Callable[[Call], Result]]:
+def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[AtenContext], Result]]:
     """Registers a handler for ATen overloads, as ``add.Tensor``; a bare name means its ``default`` overload.
 
     Operators of another namespace, which some decompositions leave behind, are written with it: ``prims.iota.default``.
     """
 
-    def register(fn: Callable[[Call], Result]) -> Callable[[Call], Result]:
+    def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
         for name in names:
             key = name if name.startswith("prims.") else "aten." + (name if "." in name else f"{name}.default")
             if key in HANDLERS:
@@ -40,7 +40,7 @@ def aten(*names: str) -> Callable[[Callable[[Call], Result]], Callable[[Call], R
     return register
 
 
-class Call:
+class AtenContext(Emitter):
     """One call of an operator: ``call["self"]`` is an argument; ``out`` the type that torch gives the result.
 
     Tensors arrive as Values, sizes as dimensions, absent tensors as None, everything else as torch passes it.
@@ -57,11 +57,10 @@ class Call:
         constants: dict[tuple[Any, ...], Value] | None = None,
         used: Sequence[int] = (0,),
     ) -> None:
-        self.rw = rw
+        super().__init__(rw, origin)
+        self.hint = hint
         self.args = args
         self.outs = tuple(outs)
-        self.origin = origin
-        self.hint = hint
         self.used = frozenset(used)  # which of several results anybody reads
         self._constants = {} if constants is None else constants
 
@@ -90,18 +89,13 @@ class Call:
 
     # ------------------------------------------------------------------------------------------------- emission
 
-    def make(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """Emits a node and returns its first output."""
-        return make(self.rw, op, inputs, attrs, origin=self.origin, hint=self.hint)
-
-    def cast(self, v: Value, dtype: DType) -> Value:
-        """``v`` in another element type; ``v`` itself if it has it already."""
-        return v if v.dtype is dtype else self.make("Cast", v, to=dtype)
+    def result_name(self, op: str) -> str:
+        return self.hint
 
     def scalar(self, x: Scalar, dtype: DType) -> Value:
-        """A number as a rank 0 tensor; a symbolic one is computed on the host."""
+        """A number as a rank 0 tensor, each once for the whole graph; a symbolic one is computed on the host."""
         if isinstance(x, IntExpr):
-            return self.cast(self.make("Dims", values=(x,), shape=()), dtype)
+            return self.dim_value(x, dtype)
         key = (repr(x), dtype)
         if key not in self._constants:
             with np.errstate(over="ignore"):
@@ -113,45 +107,18 @@ class Call:
         """A tensor or a number as a tensor of ``dtype``."""
         return self.cast(x, dtype) if isinstance(x, Value) else self.scalar(x, dtype)
 
-    def array(self, data: np.ndarray, dtype: DType) -> Value:
-        """A small constant array."""
-        return self.rw.constant(np.ascontiguousarray(data.astype(dtype.numpy)), dtype, "const")
-
-    def reshape(self, v: Value, shape: Sequence[Dim]) -> Value:
-        """``v`` with another shape; ``v`` itself if it has it already."""
-        return v if v.shape == tuple(shape) else self.make("Reshape", v, shape=tuple(shape))
-
-    def transpose(self, v: Value, perm: Sequence[int]) -> Value:
-        """``v`` with permuted axes; ``v`` itself for the identity."""
-        return v if list(perm) == list(range(len(perm))) else self.make("Transpose", v, perm=tuple(perm))
-
-    def expand(self, v: Value, shape: Sequence[Dim]) -> Value:
-        """``v`` broadcast to ``shape``."""
-        if v.shape == tuple(shape):
-            return v
-        aligned = self.reshape(v, (1,) * (len(shape) - len(v.shape)) + v.shape)
-        return aligned if aligned.shape == tuple(shape) else self.make("Expand", aligned, shape=tuple(shape))
-
-    def slice(self, v: Value, axis: int, start: Dim, size: Dim, step: int = 1) -> Value:
-        """``size`` elements of one axis from ``start`` on; ``v`` itself if that is all of it."""
-        if start == 0 and size == v.shape[axis] and step == 1:
-            return v
-        rank = len(v.shape)
-        starts = tuple(start if k == axis else 0 for k in range(rank))
-        sizes = tuple(size if k == axis else v.shape[k] for k in range(rank))
-        steps = tuple(step if k == axis else 1 for k in range(rank))
-        return self.make("Slice", v, starts=starts, sizes=sizes, steps=steps)
-
-    def concat(self, parts: Sequence[Value], axis: int) -> Value:
-        """The parts one behind the other; a single part is itself."""
-        return parts[0] if len(parts) == 1 else self.make("Concat", *parts, axis=axis)
+    def expand(self, x: Value, shape: Sequence[Dim]) -> Value:
+        """``x`` broadcast to ``shape``; the axes that it lacks come first, by a reshape of their own."""
+        if x.shape == tuple(shape):
+            return x
+        return super().expand(self.reshape(x, (1,) * (len(shape) - len(x.shape)) + x.shape), shape)
 
     def full(self, value: Scalar, shape: Sequence[Dim], dtype: DType) -> Value:
         """A tensor of one value everywhere."""
         if isinstance(value, IntExpr):
             return self.expand(self.scalar(value, dtype), shape)
         number = float(value) if dtype.is_float else int(value)
-        return self.make("ConstantOfShape", shape=tuple(shape), value=number, dtype=dtype)
+        return self.emit("ConstantOfShape", shape=tuple(shape), value=number, dtype=dtype)
 
     def dtype(self, name: str = "dtype", default: DType | None = None) -> DType:
         """A dtype argument as a DType; ``default`` (the result's own) where it is None."""
@@ -182,4 +149,4 @@ class Call:
 
     def apply(self, op: str, *xs: Value | Scalar, **attrs: Any) -> Value:
         """One arithmetic operation on tensors and numbers, with torch's type promotion."""
-        return self.result(self.make(op, *self.arithmetic(*xs)[1], **attrs))
+        return self.result(self.emit(op, *self.arithmetic(*xs)[1], **attrs))

@@ -19,7 +19,7 @@ from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
 from arcweld.compiler.ops.registry import unsupported_reason
 from arcweld.compiler.text import sanitize
-from arcweld.compiler.torch.context import HANDLERS, Call
+from arcweld.compiler.torch.context import HANDLERS, AtenContext
 from arcweld.compiler.torch.symbols import solvable
 from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
 from arcweld.compiler.torch.types import Sizes, as_array, from_torch
@@ -154,7 +154,7 @@ class Reader:
 
     def _call(self, node: fx.Node, name: str) -> Any:
         outs = self.result_types(node)
-        call = Call(
+        call = AtenContext(
             self.rw,
             self._arguments(node),
             outs,
@@ -173,7 +173,7 @@ class Reader:
             return tuple(None if v is None else self._checked(call, name, v, t) for v, t in zip(found, outs))
         return self._checked(call, name, found, outs[0])
 
-    def _checked(self, call: Call, name: str, v: Value, expected: TensorType | None) -> Value:
+    def _checked(self, call: AtenContext, name: str, v: Value, expected: TensorType | None) -> Value:
         """``v`` if it has torch's type. Symbolic sizes that differ only in form are brought to torch's form."""
         if expected is None or v.type == expected:
             return v
@@ -181,7 +181,7 @@ class Reader:
         differs = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
         if v.dtype is not expected.dtype or len(v.shape) != len(expected.shape) or differs:
             raise VerifyError(f"{name} became {v.type}, torch says {expected}", node=call.origin[0])
-        return call.make("Reshape", v, shape=expected.shape)
+        return call.emit("Reshape", v, shape=expected.shape)
 
     def result_types(self, node: fx.Node) -> list[TensorType | None]:
         """The types of a node's results by torch's own propagation; None for results that are not tensors."""

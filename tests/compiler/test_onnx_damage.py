@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
-from onnx_models import floats, ints, model
+from onnx_models import floats, ints, model, runtime
 
-from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, UnsupportedError
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.handlers.base import HANDLERS, MICROSOFT, Result
 from arcweld.compiler.onnx.importer import import_onnx, support_report
 
 N = helper.make_node
@@ -216,4 +218,58 @@ def test_operator_sets_out_of_range(version: int) -> None:
     proto = model([N("Relu", ["x"], ["y"])], X, ["y"])
     proto.opset_import[0].version = version
     with pytest.raises(UnsupportedError, match="operator set"):
+        import_onnx(proto)
+
+
+# ---------------------------------------------------------------------------------------------- defects, not damage
+
+
+@pytest.fixture
+def broken_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two handlers that look something up which is not there."""
+
+    def broken(c: NodeContext) -> Result:
+        raise KeyError("no such entry")
+
+    monkeypatch.setitem(HANDLERS, ("", "LeakyRelu"), broken)
+    monkeypatch.setitem(HANDLERS, (MICROSOFT, "QuickGelu"), broken)
+
+
+@pytest.mark.usefixtures("broken_handlers")
+@pytest.mark.parametrize("use", [import_onnx, support_report])
+def test_a_handler_that_fails_on_a_valid_node_is_our_defect(use: Any) -> None:
+    proto = _one(N("LeakyRelu", ["x"], ["y"], name="leak", alpha=0.5))
+    runtime(proto, {"x": floats(2, 3)})
+    what = "LeakyRelu failed with KeyError: 'no such entry'.*defect of Arcweld"
+    with pytest.raises(InternalError, match=what) as why:
+        use(proto)
+    assert why.value.node == "leak"
+    assert isinstance(why.value.__cause__, KeyError)
+
+
+@pytest.mark.usefixtures("broken_handlers")
+def test_inside_a_function_too() -> None:
+    opset = helper.make_opsetid("", 17)
+    function = helper.make_function("my", "f", ["a"], ["b"], [N("LeakyRelu", ["a"], ["b"], name="leak")], [opset])
+    call = N("f", ["x"], ["y"], domain="my", name="call")
+    proto = model([call], X, ["y"], opsets=[helper.make_opsetid("my", 1)], functions=[function])
+    with pytest.raises(InternalError) as why:
+        import_onnx(proto)
+    assert why.value.node == "call/leak"
+
+
+@pytest.mark.usefixtures("broken_handlers")
+@pytest.mark.parametrize(
+    "node",
+    [
+        N("LeakyRelu", ["x"], ["y"], alpha="much"),
+        N("LeakyRelu", ["x"], ["y"], beta=1.0),
+        N("LeakyRelu", ["x", "x"], ["y"]),
+        N("QuickGelu", ["x"], ["y"], domain=MICROSOFT),  # of which ONNX's checker knows nothing
+    ],
+    ids=["type", "attribute", "operands", "domain"],
+)
+def test_one_that_fails_on_what_the_checker_does_not_accept_is_damage(node: onnx.NodeProto) -> None:
+    proto = model([node], X, ["y"], opsets=[helper.make_opsetid(MICROSOFT, 2**40)])
+    with pytest.raises(ModelError, match=f"{node.op_type} is malformed"):
         import_onnx(proto)

@@ -74,6 +74,23 @@ def test_nodes_on_a_cycle_are_damage() -> None:
         import_onnx(proto)
 
 
+def test_what_a_refused_loop_emitted_is_forgotten() -> None:
+    """The reshape behind the loop is folded from nodes that take the places of the loop's own."""
+
+    def reshaped(x: str, y: str) -> list[NodeProto]:
+        """Reshapes ``x`` to a shape of ones, which no table of the host's computes."""
+        ones = [N("Det", ["eyes"], [f"{y}_e"]), N("Cast", [f"{y}_e"], [f"{y}_s"], to=TensorProto.INT64)]
+        return [*ones, N("Reshape", [x, f"{y}_s"], [y])]
+
+    again = [N("ReduceMax", ["r"], ["m"], keepdims=0), N("Less", ["m", "zero"], ["b"])]
+    body = _branch([*reshaped("c", "r"), *again], ["b", "r"], ["i", "go", "c"])
+    nodes = [N("Loop", ["trips", "", "x"], ["l"], body=body), *reshaped("x", "y")]
+    constants = {"eyes": np.stack([np.eye(2, dtype=np.float32)] * 2), "zero": np.float32(0), "trips": np.int64(3)}
+    report = support_report(model(nodes, {"x": (np.float32, [1, 1])}, ["l", "y"], constants))
+    refused = {row.op: row.reason for row in report if not row.supported}
+    assert refused == {"Loop": "how often the loop runs depends on the data"}
+
+
 def test_functions_are_expanded() -> None:
     inner = N("Elu", ["a"], ["b"])
     inner.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT))

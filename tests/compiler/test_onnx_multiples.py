@@ -1,4 +1,7 @@
-"""Dimensions that a model can only take multiples of: found from its skip connections, against ONNX Runtime."""
+"""What a model demands of its open dimensions, found while importing it: multiples and least sizes.
+
+Multiples come from skip connections, least sizes from windows that need room. Both are compared with ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from onnx import helper, numpy_helper
 from onnx_models import compare, floats, ints, model
 
 from arcweld.compiler import dims
-from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
+from arcweld.compiler.onnx import importer
 from arcweld.compiler.onnx.importer import import_onnx, support_report
 
 N = helper.make_node
@@ -123,3 +127,61 @@ def test_dimensions_that_never_agree_are_refused() -> None:
     inputs = {"x": (np.float32, [1, "a"]), "y": (np.float32, [1, "b"])}
     with pytest.raises(UnsupportedError, match="a and b are not known to be equal"):
         import_onnx(model([N("Concat", ["x", "y"], ["z"], axis=0)], inputs, ["z"]))
+
+
+# ------------------------------------------------------------------------------------------------------ several passes
+
+
+def _tower(levels: int) -> list[onnx.NodeProto]:
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    return [N("MaxPool", ["x" if i == 0 else f"p{i}"], [f"p{i + 1}"], **pool) for i in range(levels)]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[importer.Visitor]:
+    """The visitors of all passes over the models that the test imports."""
+    made: list[importer.Visitor] = []
+
+    class Counted(importer.Visitor):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(importer, "Visitor", Counted)
+    return made
+
+
+def test_one_pass_finds_the_least_sizes_of_all_windows(passes: list[importer.Visitor]) -> None:
+    graph = compare(model(_tower(5), IMAGE, ["p5"]), {"x": floats(1, 2, 32, 33)})
+    assert {s.name: s.lo for s in graph.symbols()} == {"n": 1, "height": 32, "width": 32}
+    assert len(passes) == 2  # one that finds them, one with them
+
+
+def test_a_model_that_demands_nothing_is_imported_once(passes: list[importer.Visitor]) -> None:
+    import_onnx(model(_tower(5), IMAGE, ["p5"]), shapes={"x": [1, 2, 64, 64]})
+    assert len(passes) == 1
+
+
+def test_a_pass_ends_at_the_first_node_that_fails(passes: list[importer.Visitor]) -> None:
+    proto = pyramid(2)
+    proto.graph.node.append(N("Relu", [proto.graph.output[0].name], ["after"]))
+    proto.graph.output[0].name = "after"
+    graph = compare(proto, {"x": floats(1, 2, 8, 4)})
+    assert [str(d) for d in graph.inputs[0].shape[2:]] == ["4*height_by4", "4*width_by4"]
+    assert [p.visits for p in passes] == [4, 4, 7]  # height, width, neither
+
+
+def test_least_sizes_that_contradict_the_given_range_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"dimension 'height' ranges over 1..20, but the model works only from 32"):
+        import_onnx(model(_tower(5), IMAGE, ["p5"]), ranges={"height": (1, 20, 1)})
+
+
+def test_nodes_refused_before_the_sizes_were_known_are_imported_after_all() -> None:
+    """That the width is positive and thus the slice not negative follows from the pool that comes later."""
+    nodes = [
+        N("Shape", ["x"], ["w"], start=3), N("Sub", ["w", "five"], ["end"]),
+        N("Slice", ["x", "zero", "end", "axis"], ["cut"]), N("MaxPool", ["x"], ["p"], kernel_shape=[1, 6]),
+    ]  # fmt: skip
+    constants = {"five": ints(5), "zero": ints(0), "axis": ints(3)}
+    graph = compare(model(nodes, IMAGE, ["p", "cut"], constants), {"x": floats(1, 2, 3, 9)})
+    assert {s.name: s.lo for s in graph.symbols()}["width"] == 6

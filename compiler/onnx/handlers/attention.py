@@ -10,8 +10,8 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.operands import SHAPES_HINT
 from arcweld.compiler.onnx.proto import element_type
+from arcweld.compiler.onnx.remedies import fix_dimensions
 
 
 def split_heads(c: NodeContext, x: Value, heads: int) -> Value:
@@ -154,7 +154,7 @@ def _repeated(c: NodeContext, x: Value, heads: Dim) -> Value:
     if groups == heads:
         return x
     if not isinstance(heads, int) or not isinstance(groups, int) or groups < 1 or heads % groups:
-        c.unsupported(f"{groups} key heads for {heads} query heads", SHAPES_HINT)
+        c.unsupported(f"{groups} key heads for {heads} query heads", fix_dimensions(groups, heads))
     times = heads // groups
     wide = c.expand(c.reshape(x, (batch, groups, 1, length, width)), (batch, groups, times, length, width))
     return c.reshape(wide, (batch, heads, length, width))

@@ -23,8 +23,8 @@ from arcweld.compiler.onnx.arguments import (
 )
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.operands import SHAPES_HINT
 from arcweld.compiler.onnx.proto import element_type
+from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
 
 
@@ -89,7 +89,7 @@ def _split(c: NodeContext) -> Result:
         parts.append(c.slice(x, axis, start, size))
         start = start + size
     if start != x.shape[axis]:
-        c.unsupported(f"whether the parts add up to {x.shape[axis]} is not known", SHAPES_HINT)
+        c.unsupported(f"whether the parts add up to {x.shape[axis]} is not known", fix_dimensions(x.shape[axis]))
     return parts
 
 
@@ -200,7 +200,7 @@ def _space_to_depth(c: NodeContext) -> Result:
     n, channels, height, width = x.shape
     h, w = (dims.divides_exactly(d, block) for d in (height, width))
     if h is None or w is None:
-        c.unsupported(f"whether {block} divides {height} and {width} is not known", SHAPES_HINT)
+        c.unsupported(f"whether {block} divides {height} and {width} is not known", fix_dimensions(height, width))
     split = c.reshape(x, (n, channels, h, block, w, block))
     return c.reshape(c.transpose(split, (0, 1, 3, 5, 2, 4)), (n, channels * block * block, h, w))
 
@@ -241,7 +241,7 @@ def _range(c: NodeContext) -> Result:
     start, limit, step = (c.scalar(i) for i in range(3))
     dtype = c.operand(0).dtype
     if scalars.is_symbolic(step) or step == 0:
-        c.unsupported(f"the step of the range is {step}", SHAPES_HINT)
+        c.unsupported(f"the step of the range is {step}", fix_dimensions(step))
     if dtype.is_float:
         return _float_range(c, start, limit, step)
     try:
@@ -256,12 +256,12 @@ def _range(c: NodeContext) -> Result:
 def _float_range(c: NodeContext, start: scalars.Scalar, limit: scalars.Scalar, step: scalars.Scalar) -> Value:
     """A range of floats: an integer range, scaled and shifted."""
     if scalars.is_symbolic(start):
-        c.unsupported(f"the range starts at {start}", SHAPES_HINT)
+        c.unsupported(f"the range starts at {start}", fix_dimensions(start))
     try:
         count = scalars.to_int(scalars.ceil(scalars.div_float(scalars.sub(limit, start), step)))
         length = dims.maximum(scalars.as_dim(count), 0)
     except Undecided as why:
-        c.unsupported(f"the length of the range is not known: {why}", SHAPES_HINT)
+        c.unsupported(f"the length of the range is not known: {why}", fix_dimensions(limit))
     dtype = c.operand(0).dtype
     x = c.cast(c.emit("Range", start=0, step=1, length=length, dtype=DType.I64), dtype)
     x = c.scale(x, float(step))  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def _largest_sum(c: NodeContext, w: Value, zero: Value | None, axes: tuple[int, 
 
     A vector of zero points lies along the axis ``channels``.
     """
-    known = [c.builder.rw.weights.get(v.name) for v in (w, zero) if v is not None]
+    known = [c.rw.weights.get(v.name) for v in (w, zero) if v is not None]
     if any(k is None for k in known):
         return None
     data, *rest = (k.data.astype(np.int64) for k in known if k is not None)

@@ -13,7 +13,7 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
 from arcweld.compiler.onnx.handlers.quant import dynamic_quantize
-from arcweld.compiler.onnx.operands import SHAPES_HINT
+from arcweld.compiler.onnx.remedies import fix_dimensions
 
 MAX_STEPS = 256
 QUANTISED = "DynamicQuantizeLSTM"
@@ -115,8 +115,8 @@ def _recurrent(c: NodeContext) -> Result:
     if steps * len(runs) > MAX_STEPS:
         c.unsupported(f"{c.op} over {steps} time steps (at most {MAX_STEPS} are unrolled)")
     done = [_direction(c, x, d, len(runs), steps, backwards, batch_first) for d, backwards in enumerate(runs)]
-    y = _concat(c, [ys for ys, _ in done], 1)
-    finals = [_concat(c, [state[k] for _, state in done], 0) for k in range(_STEPS[c.op][1])]
+    y = c.concat([ys for ys, _ in done], 1)
+    finals = [c.concat([state[k] for _, state in done], 0) for k in range(_STEPS[c.op][1])]
     if batch_first:
         y = c.transpose(y, (2, 0, 1, 3))
         finals = [c.transpose(f, (1, 0, 2)) for f in finals]
@@ -126,7 +126,7 @@ def _recurrent(c: NodeContext) -> Result:
 def _steps(c: NodeContext, x: Value) -> int:
     steps, batch = x.shape[0], x.shape[1]
     if not isinstance(steps, int):
-        c.unsupported(f"{c.op} over the open number of time steps {steps}", SHAPES_HINT)
+        c.unsupported(f"{c.op} over the open number of time steps {steps}", fix_dimensions(steps))
     if c.has(4) and not (c.operand(4).shape == (batch,) and all(n == steps for n in c.ints(4))):
         c.unsupported("sequence_lens that differ from the number of time steps")
     if steps < 1:
@@ -149,7 +149,7 @@ def _direction(
         outputs.append(c.reshape(state[0], shape))
     if backwards:
         outputs.reverse()
-    return _concat(c, outputs, 0), [c.reshape(s, shape[1:]) for s in state]
+    return c.concat(outputs, 0), [c.reshape(s, shape[1:]) for s in state]
 
 
 def _cell(c: NodeContext, x: Value, d: int, directions: int) -> tuple[Cell, Value]:
@@ -233,7 +233,3 @@ def _activation(c: NodeContext, name: str) -> Callable[[Value], Value]:
     if canonical == "HardSigmoid":
         return lambda x: c.emit("HardSigmoid", x, alpha=0.2, beta=0.5)
     return lambda x: c.emit(canonical, x)
-
-
-def _concat(c: NodeContext, parts: Sequence[Value], axis: int) -> Value:
-    return parts[0] if len(parts) == 1 else c.emit("Concat", *parts, axis=axis)

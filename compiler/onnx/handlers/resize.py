@@ -12,7 +12,8 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.operands import SHAPES_HINT, elements
+from arcweld.compiler.onnx.operands import elements
+from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Scalar
 from arcweld.compiler.ops.resampling import resample
 
@@ -72,7 +73,7 @@ def _sized(c: NodeContext, sizes: Sequence[Scalar], axes: Sequence[int] | None, 
         return _emit(c, None, [scalars.as_dim(s) for s in sizes], transform, nearest)
     where = list(range(len(shape))) if axes is None else list(axes)
     if not all(isinstance(shape[a], int) and isinstance(sizes[a], int) for a in where):
-        c.unsupported(f"keep_aspect_ratio_policy {policy} with symbolic dimensions", SHAPES_HINT)
+        c.unsupported(f"keep_aspect_ratio_policy {policy} with symbolic dimensions", fix_dimensions())
     pick = min if policy == "not_larger" else max
     scale = pick(Fraction(sizes[a], shape[a]) for a in where)  # type: ignore[arg-type]
     scaled = [int(scale * shape[a] + Fraction(1, 2)) if a in where else shape[a] for a in range(len(shape))]  # type: ignore[operator]
@@ -124,8 +125,8 @@ def _antialiased(
     c: NodeContext, x: Value, sizes: Sequence[Dim], scales: Sequence[Scalar] | None, transform: str
 ) -> Value:
     return resample(
-        c.builder.rw, x, sizes, None if scales is None else [float(s) for s in scales],  # type: ignore[arg-type]
-        c.origin, c.hint(), mode="cubic" if c.str_attr("mode", "") == "cubic" else "linear", transform=transform,
+        c.rw, x, sizes, None if scales is None else [float(s) for s in scales],  # type: ignore[arg-type]
+        c.origin, c.hint, mode="cubic" if c.str_attr("mode", "") == "cubic" else "linear", transform=transform,
         coefficient=c.float_attr("cubic_coeff_a", -0.75), clipped=bool(c.int_attr("exclude_outside")),
     )  # fmt: skip
 
@@ -140,5 +141,6 @@ def _scaled(c: NodeContext, d: Dim, scale: Scalar) -> Dim:
     num, den = scalars.as_ratio(scale)
     exact = dims.divides_exactly(d * num, den)
     if exact is None:
-        c.unsupported(f"the scale ({num}) / ({den}) of a dimension {d} does not divide evenly", SHAPES_HINT)
+        why = f"the scale ({num}) / ({den}) of a dimension {d} does not divide evenly"
+        c.unsupported(why, fix_dimensions(num, den, d))
     return exact

@@ -13,7 +13,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.operands import SHAPES_HINT
+from arcweld.compiler.onnx.remedies import fix_dimensions
 
 _AUTO_PAD = ("NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID")
 
@@ -144,7 +144,7 @@ def _transposed_total(c: NodeContext, win: Window, i: int, d: Dim, wanted: Seque
     size: Dim = d * win.strides[i] if wanted is None else wanted[i - len(win.kernel)]
     total = (d - 1) * win.strides[i] + extra + (win.kernel[i] - 1) * win.dilations[i] + 1 - size
     if not isinstance(total, int):
-        c.unsupported(f"the pads for output_shape depend on the dimension {d}", SHAPES_HINT)
+        c.unsupported(f"the pads for output_shape depend on the dimension {d}", fix_dimensions(d))
     return total
 
 
@@ -183,7 +183,7 @@ def average_pool(c: NodeContext, x: Value) -> Value:
     """The mean over ``x`` with the node's window."""
     include = int(bool(c.int_attr("count_include_pad")))
     if not include and not _pool_window(c).is_static:
-        c.unsupported("auto_pad of AveragePool depends on a dimension", SHAPES_HINT)
+        c.unsupported("auto_pad of AveragePool depends on a dimension", fix_dimensions())
     return _pool(c, "AveragePool", x, 0.0, count_include_pad=include)
 
 

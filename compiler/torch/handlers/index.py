@@ -11,12 +11,12 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.shapes import broadcast
-from arcweld.compiler.torch.context import Call, Result, aten
+from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 _REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min", "add": "add", "multiply": "mul"}
 
 
-def index_tensor(c: Call, v: Value) -> Value:
+def index_tensor(c: AtenContext, v: Value) -> Value:
     """An index tensor in a type that gathers take. Raises UnsupportedError for masks."""
     if v.dtype in (DType.BOOL, DType.U8):
         raise c.fail("a boolean mask as index: the size of the result depends on data")
@@ -24,34 +24,34 @@ def index_tensor(c: Call, v: Value) -> Value:
 
 
 @aten("embedding")
-def embedding(c: Call) -> Result:
-    return c.make("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0)
+def embedding(c: AtenContext) -> Result:
+    return c.emit("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0)
 
 
 @aten("index_select")
-def index_select(c: Call) -> Result:
+def index_select(c: AtenContext) -> Result:
     x: Value = c["self"]
     at = index_tensor(c, c["index"])
     if not x.shape:
         return x
-    return c.make("Gather", x, c.reshape(at, (at.type.numel,)), axis=c.axis(c["dim"]))
+    return c.emit("Gather", x, c.reshape(at, (at.type.numel,)), axis=c.axis(c["dim"]))
 
 
 @aten("gather")
-def gather(c: Call) -> Result:
+def gather(c: AtenContext) -> Result:
     if not c["self"].shape:
         return c.expand(c["self"], c.out.shape)
-    return c.make("GatherElements", c["self"], index_tensor(c, c["index"]), axis=c.axis(c["dim"]))
+    return c.emit("GatherElements", c["self"], index_tensor(c, c["index"]), axis=c.axis(c["dim"]))
 
 
 @aten("take")
-def take(c: Call) -> Result:
+def take(c: AtenContext) -> Result:
     flat = c.reshape(c["self"], (c["self"].type.numel,))
-    return c.make("Gather", flat, index_tensor(c, c["index"]), axis=0)
+    return c.emit("Gather", flat, index_tensor(c, c["index"]), axis=0)
 
 
 @aten("index.Tensor", "_unsafe_index.Tensor")
-def index(c: Call) -> Result:
+def index(c: AtenContext) -> Result:
     """Tensors as indices of some axes; the indexed axes become the axes of the (broadcast) index tensors."""
     x: Value = c["self"]
     axes = [k for k, v in enumerate(c["indices"]) if v is not None]
@@ -59,9 +59,9 @@ def index(c: Call) -> Result:
     if not axes:
         return x
     if len(axes) == 1:
-        return c.make("Gather", x, found[0], axis=axes[0])
+        return c.emit("Gather", x, found[0], axis=axes[0])
     rest = [k for k in range(len(x.shape)) if k not in axes]
-    picked = c.make("GatherND", c.transpose(x, [*axes, *rest]), _stacked(c, found), batch_dims=0)
+    picked = c.emit("GatherND", c.transpose(x, [*axes, *rest]), _stacked(c, found), batch_dims=0)
     if axes != list(range(axes[0], axes[0] + len(axes))):
         return picked  # indices apart from each other: torch puts the indexed axes first
     lead = len(picked.shape) - len(rest)
@@ -69,7 +69,7 @@ def index(c: Call) -> Result:
     return c.transpose(picked, order)
 
 
-def _stacked(c: Call, found: Sequence[Value]) -> Value:
+def _stacked(c: AtenContext, found: Sequence[Value]) -> Value:
     """Index tensors broadcast against each other and stacked along a new last axis."""
     shape = broadcast("index", [v.shape for v in found])
     columns = [c.reshape(c.expand(c.cast(v, DType.I64), shape), (*shape, 1)) for v in found]
@@ -77,7 +77,7 @@ def _stacked(c: Call, found: Sequence[Value]) -> Value:
 
 
 @aten("index_put", "_unsafe_index_put")
-def index_put(c: Call) -> Result:
+def index_put(c: AtenContext) -> Result:
     """Writes (or adds) values at indexed positions; repeated positions are only defined when accumulating."""
     x: Value = c["self"]
     axes = [k for k, v in enumerate(c["indices"]) if v is not None]
@@ -93,11 +93,11 @@ def index_put(c: Call) -> Result:
     inner = tuple(x.shape[k] for k in rest)
     values = _index_values(c, lead, inner, axes[0])
     reduction = "add" if c.get("accumulate", False) else "none"
-    y = c.make("ScatterND", c.transpose(x, order), at, values, reduction=reduction)
+    y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
 
-def _index_values(c: Call, lead: tuple[Dim, ...], inner: tuple[Dim, ...], before: int) -> Value:
+def _index_values(c: AtenContext, lead: tuple[Dim, ...], inner: tuple[Dim, ...], before: int) -> Value:
     """The values broadcast to what indexing would return, with the indexed axes brought to the front."""
     shape = (*inner[:before], *lead, *inner[before:])
     wide = c.expand(c.cast(c["values"], c.out.dtype), shape)
@@ -105,38 +105,38 @@ def _index_values(c: Call, lead: tuple[Dim, ...], inner: tuple[Dim, ...], before
     return c.transpose(wide, [*range(before, before + n), *range(before), *range(before + n, len(shape))])
 
 
-def _masked_put(c: Call, x: Value, mask: Value) -> Value:
+def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
     """A mask with a single value is a selection; with several values, which goes where depends on data."""
     value: Value = c["values"]
     if any(d != 1 for d in value.shape) or c.get("accumulate", False):
         raise c.fail("index_put by a boolean mask with more than one value")
     shape = mask.shape + (1,) * (len(x.shape) - len(mask.shape))
-    return c.make("Where", c.reshape(mask, shape), c.reshape(c.cast(value, x.dtype), ()), x)
+    return c.emit("Where", c.reshape(mask, shape), c.reshape(c.cast(value, x.dtype), ()), x)
 
 
 @aten("scatter.src")
-def scatter_src(c: Call) -> Result:
+def scatter_src(c: AtenContext) -> Result:
     return _scatter(c, c["src"], "none")
 
 
 @aten("scatter.value")
-def scatter_value(c: Call) -> Result:
+def scatter_value(c: AtenContext) -> Result:
     return _scatter(c, c.full(c["value"], c["index"].shape, c.out.dtype), "none")
 
 
 @aten("scatter_add")
-def scatter_add(c: Call) -> Result:
+def scatter_add(c: AtenContext) -> Result:
     return _scatter(c, c["src"], "add")
 
 
 @aten("scatter_reduce.two", "scatter.reduce")
-def scatter_reduce(c: Call) -> Result:
+def scatter_reduce(c: AtenContext) -> Result:
     if not c.get("include_self", True) or c["reduce"] not in _REDUCTIONS:
         raise c.fail(f"scatter_reduce {c['reduce']} with include_self={c.get('include_self', True)}")
     return _scatter(c, c["src"], _REDUCTIONS[c["reduce"]])
 
 
-def _scatter(c: Call, src: Value, reduction: str) -> Value:
+def _scatter(c: AtenContext, src: Value, reduction: str) -> Value:
     x: Value = c["self"]
     if not x.shape:
         raise c.fail("scatter into a scalar")
@@ -144,11 +144,11 @@ def _scatter(c: Call, src: Value, reduction: str) -> Value:
     for axis, (d, s) in enumerate(zip(at.shape, src.shape)):
         if d != s:  # torch lets src be larger than the index
             src = c.slice(src, axis, 0, d)
-    return c.make("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction)
+    return c.emit("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction)
 
 
 @aten("index_add")
-def index_add(c: Call) -> Result:
+def index_add(c: AtenContext) -> Result:
     source = c["source"]
     if c["alpha"] != 1:
         source = c.apply("Mul", source, c["alpha"])
@@ -156,17 +156,17 @@ def index_add(c: Call) -> Result:
 
 
 @aten("index_copy")
-def index_copy(c: Call) -> Result:
+def index_copy(c: AtenContext) -> Result:
     return _rows(c, c["source"], "none")
 
 
-def _rows(c: Call, source: Value, reduction: str) -> Value:
+def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
     """Writes whole slices along one axis."""
     x, axis = c["self"], c.axis(c["dim"])
     order = [axis, *(k for k in range(len(x.shape)) if k != axis)]
     index_ = index_tensor(c, c["index"])
     at = c.reshape(index_, (index_.type.numel, 1))
-    y = c.make("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction)
+    y = c.emit("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
 
@@ -176,7 +176,7 @@ _MOST = 2048  # elements of a row that may all be compared with each other; more
 
 
 @aten("topk")
-def topk(c: Call) -> Result:
+def topk(c: AtenContext) -> Result:
     """The largest or smallest of a row and where they are, always in order. Of equal ones the first comes first."""
     x, k = c["self"], c["k"]
     if not x.shape:
@@ -185,8 +185,8 @@ def topk(c: Call) -> Result:
     n = x.shape[axis]
     if not isinstance(n, int) or not isinstance(k, int) or (n > _MOST and k > _MOST // 8):
         raise c.fail(f"the first {k} of {n} elements: PyTorch sorts these faster")
-    found = c.make("TopKIndices", x, k=k, axis=axis, largest=int(c["largest"]))
-    return c.make("GatherElements", x, found, axis=axis), found
+    found = c.emit("TopKIndices", x, k=k, axis=axis, largest=int(c["largest"]))
+    return c.emit("GatherElements", x, found, axis=axis), found
 
 
 _SAMPLING = ("linear", "nearest", "cubic")
@@ -194,8 +194,8 @@ _OUTSIDE = ("zeros", "border", "reflection")
 
 
 @aten("grid_sampler_2d", "grid_sampler_3d")
-def grid_sampler(c: Call) -> Result:
-    return c.make(
+def grid_sampler(c: AtenContext) -> Result:
+    return c.emit(
         "GridSample", c["input"], c["grid"], mode=_SAMPLING[c["interpolation_mode"]],
         padding_mode=_OUTSIDE[c["padding_mode"]], align_corners=int(c["align_corners"]),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 from arcweld.compiler.dims import Dim, IntExpr, is_nonneg
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
-from arcweld.compiler.torch.context import Call, Result, aten
+from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 # ------------------------------------------------------------------------------------------------------- views
 
@@ -22,28 +22,28 @@ _RESHAPES = (
 
 
 @aten(*_RESHAPES)
-def reshape(c: Call) -> Result:
+def reshape(c: AtenContext) -> Result:
     return c.reshape(c["self"], c.out.shape)
 
 
 @aten("permute")
-def permute(c: Call) -> Result:
+def permute(c: AtenContext) -> Result:
     return c.transpose(c["self"], [c.axis(d) for d in c["dims"]])
 
 
 @aten("t", "numpy_T", "mT")
-def matrix_transpose(c: Call) -> Result:
+def matrix_transpose(c: AtenContext) -> Result:
     rank = len(c["self"].shape)
     return c["self"] if rank < 2 else swapped(c, c["self"], rank - 2, rank - 1)
 
 
 @aten("transpose.int")
-def transpose(c: Call) -> Result:
+def transpose(c: AtenContext) -> Result:
     rank = len(c["self"].shape)
     return c["self"] if rank == 0 else swapped(c, c["self"], c.axis(c["dim0"]), c.axis(c["dim1"]))
 
 
-def swapped(c: Call, v: Value, a: int, b: int) -> Value:
+def swapped(c: AtenContext, v: Value, a: int, b: int) -> Value:
     """``v`` with two axes exchanged."""
     perm = list(range(len(v.shape)))
     perm[a], perm[b] = perm[b], perm[a]
@@ -51,14 +51,14 @@ def swapped(c: Call, v: Value, a: int, b: int) -> Value:
 
 
 @aten("expand", "broadcast_to", "expand_as")
-def expand(c: Call) -> Result:
+def expand(c: AtenContext) -> Result:
     return c.expand(c["self"], c.out.shape)
 
 
 # ----------------------------------------------------------------------------------------------------- slicing
 
 
-def position(c: Call, start: Any, extent: Dim) -> Dim:
+def position(c: AtenContext, start: Any, extent: Dim) -> Dim:
     """A start argument as a non-negative offset: negative counts from the end, and the end is the limit."""
     at: Dim = 0 if start is None else start
     if isinstance(at, int):
@@ -75,20 +75,20 @@ def position(c: Call, start: Any, extent: Dim) -> Dim:
 
 
 @aten("slice.Tensor")
-def slice_(c: Call) -> Result:
+def slice_(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     start = position(c, c["start"], c["self"].shape[axis])
     return c.slice(c["self"], axis, start, c.out.shape[axis], c["step"])
 
 
 @aten("narrow")
-def narrow(c: Call) -> Result:
+def narrow(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     return c.slice(c["self"], axis, position(c, c["start"], c["self"].shape[axis]), c.out.shape[axis])
 
 
 @aten("select.int")
-def select(c: Call) -> Result:
+def select(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     start = position(c, c["index"], c["self"].shape[axis])
     return c.reshape(c.slice(c["self"], axis, start, 1), c.out.shape)
@@ -98,7 +98,7 @@ _SPLITS = ("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "tensor_s
 
 
 @aten(*_SPLITS, "unsafe_chunk", "split_with_sizes_copy", "split_copy.Tensor")
-def split(c: Call) -> Result:
+def split(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     parts: list[Value | None] = []
     start: Dim = 0
@@ -110,7 +110,7 @@ def split(c: Call) -> Result:
 
 
 @aten("unbind.int")
-def unbind(c: Call) -> Result:
+def unbind(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     return tuple(
         c.reshape(c.slice(c["self"], axis, k, 1), out.shape) if k in c.used and out is not None else None
@@ -119,7 +119,7 @@ def unbind(c: Call) -> Result:
 
 
 @aten("flip")
-def flip(c: Call) -> Result:
+def flip(c: AtenContext) -> Result:
     x: Value = c["self"]
     for dim in c["dims"]:
         axis = c.axis(dim)
@@ -128,7 +128,7 @@ def flip(c: Call) -> Result:
 
 
 @aten("roll")
-def roll(c: Call) -> Result:
+def roll(c: AtenContext) -> Result:
     x = c["self"]
     dims = list(c["dims"] or ())
     shifts = list(c["shifts"])
@@ -146,7 +146,7 @@ def roll(c: Call) -> Result:
     return c.reshape(x, c.out.shape)
 
 
-def _symbolic_cut(c: Call, extent: Dim, shift: Dim) -> Dim:
+def _symbolic_cut(c: AtenContext, extent: Dim, shift: Dim) -> Dim:
     if is_nonneg(-shift) and is_nonneg(extent + shift):
         return -shift
     if is_nonneg(shift) and is_nonneg(extent - shift):
@@ -158,7 +158,7 @@ def _symbolic_cut(c: Call, extent: Dim, shift: Dim) -> Dim:
 
 
 @aten("cat")
-def cat(c: Call) -> Result:
+def cat(c: AtenContext) -> Result:
     parts = [c.cast(t, c.out.dtype) for t in c["tensors"] if t.shape != (0,) or len(c.out.shape) == 1]
     axis = c["dim"] + len(c.out.shape) if c["dim"] < 0 else c["dim"]
     kept = [p for p in parts if p.shape[axis] != 0]
@@ -166,14 +166,14 @@ def cat(c: Call) -> Result:
 
 
 @aten("stack")
-def stack(c: Call) -> Result:
+def stack(c: AtenContext) -> Result:
     axis = c["dim"] + len(c.out.shape) if c["dim"] < 0 else c["dim"]
     shape = tuple(1 if k == axis else d for k, d in enumerate(c.out.shape))
     return c.concat([c.reshape(c.cast(t, c.out.dtype), shape) for t in c["tensors"]], axis)
 
 
 @aten("repeat")
-def repeat(c: Call) -> Result:
+def repeat(c: AtenContext) -> Result:
     repeats = tuple(c["repeats"])
     x = c["self"]
     x = c.reshape(x, (1,) * (len(repeats) - len(x.shape)) + x.shape)
@@ -181,11 +181,11 @@ def repeat(c: Call) -> Result:
         return x
     if all(d == 1 or r == 1 for d, r in zip(x.shape, repeats)):
         return c.expand(x, c.out.shape)
-    return c.make("Tile", x, repeats=repeats)
+    return c.emit("Tile", x, repeats=repeats)
 
 
 @aten("repeat_interleave.self_int")
-def repeat_interleave(c: Call) -> Result:
+def repeat_interleave(c: AtenContext) -> Result:
     x, dim = c["self"], c["dim"]
     if dim is None:
         x, dim = c.reshape(x, (x.type.numel,)), 0
@@ -199,26 +199,26 @@ def repeat_interleave(c: Call) -> Result:
 
 
 @aten("constant_pad_nd")
-def constant_pad(c: Call) -> Result:
+def constant_pad(c: AtenContext) -> Result:
     return _pad(c, c["pad"], "constant", float(c["value"]))
 
 
 @aten("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
-def reflection_pad(c: Call) -> Result:
+def reflection_pad(c: AtenContext) -> Result:
     return _pad(c, c["padding"], "reflect", 0.0)
 
 
 @aten("replication_pad1d", "replication_pad2d", "replication_pad3d")
-def replication_pad(c: Call) -> Result:
+def replication_pad(c: AtenContext) -> Result:
     return _pad(c, c["padding"], "edge", 0.0)
 
 
 @aten("_pad_circular")
-def circular_pad(c: Call) -> Result:
+def circular_pad(c: AtenContext) -> Result:
     return _pad(c, c["pad"], "wrap", 0.0)
 
 
-def _pad(c: Call, pairs: Sequence[Dim], mode: str, value: float) -> Value:
+def _pad(c: AtenContext, pairs: Sequence[Dim], mode: str, value: float) -> Value:
     """Torch lists (before, after) from the last axis backwards; negative amounts crop."""
     x: Value = c["self"]
     rank = len(x.shape)
@@ -235,7 +235,7 @@ def _pad(c: Call, pairs: Sequence[Dim], mode: str, value: float) -> Value:
                 raise c.fail(f"padding in mode {mode} crops all of axis {axis}")
     if all(d == 0 for d in (*begin, *end)):
         return x
-    return c.make("Pad", x, pads=(*begin, *end), mode=mode, value=value)
+    return c.emit("Pad", x, pads=(*begin, *end), mode=mode, value=value)
 
 
 def _cropped(amount: Dim) -> int:
@@ -246,14 +246,14 @@ def _cropped(amount: Dim) -> int:
 
 
 @aten("pixel_shuffle")
-def pixel_shuffle(c: Call) -> Result:
+def pixel_shuffle(c: AtenContext) -> Result:
     x = c["self"]
-    y = c.make("DepthToSpace", _as_images(c, x), blocksize=c["upscale_factor"], mode="CRD")
+    y = c.emit("DepthToSpace", _as_images(c, x), blocksize=c["upscale_factor"], mode="CRD")
     return c.reshape(y, c.out.shape)
 
 
 @aten("pixel_unshuffle")
-def pixel_unshuffle(c: Call) -> Result:
+def pixel_unshuffle(c: AtenContext) -> Result:
     """[N, C, H*r, W*r] -> [N, C*r*r, H, W] with the channel outermost, unlike ONNX's SpaceToDepth."""
     r = c["downscale_factor"]
     n, ch, h, w = _as_images(c, c["self"]).shape
@@ -261,7 +261,7 @@ def pixel_unshuffle(c: Call) -> Result:
     return c.reshape(c.transpose(y, (0, 1, 3, 5, 2, 4)), c.out.shape)
 
 
-def _as_images(c: Call, x: Value) -> Value:
+def _as_images(c: AtenContext, x: Value) -> Value:
     lead: Dim = 1
     for d in x.shape[:-3]:
         lead = lead * d
@@ -269,7 +269,7 @@ def _as_images(c: Call, x: Value) -> Value:
 
 
 @aten("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(c: Call) -> Result:
+def channel_shuffle(c: AtenContext) -> Result:
     n, ch, *rest = c["self"].shape
     g = c["groups"]
     y = c.reshape(c["self"], (n, g, ch // g, *rest))
@@ -277,23 +277,23 @@ def channel_shuffle(c: Call) -> Result:
 
 
 @aten("tril")
-def tril(c: Call) -> Result:
+def tril(c: AtenContext) -> Result:
     return _triangle(c, upper=0)
 
 
 @aten("triu")
-def triu(c: Call) -> Result:
+def triu(c: AtenContext) -> Result:
     return _triangle(c, upper=1)
 
 
-def _triangle(c: Call, upper: int) -> Value:
+def _triangle(c: AtenContext, upper: int) -> Value:
     if isinstance(c["diagonal"], IntExpr):
         raise c.fail(f"the diagonal {c['diagonal']} is symbolic")
-    return c.make("Trilu", c["self"], upper=upper, k=c["diagonal"])
+    return c.emit("Trilu", c["self"], upper=upper, k=c["diagonal"])
 
 
 @aten("slice_scatter")
-def slice_scatter(c: Call) -> Result:
+def slice_scatter(c: AtenContext) -> Result:
     x, axis = c["self"], c.axis(c["dim"])
     if c["step"] != 1:
         raise c.fail(f"slice_scatter with step {c['step']}")
@@ -301,13 +301,13 @@ def slice_scatter(c: Call) -> Result:
 
 
 @aten("select_scatter")
-def select_scatter(c: Call) -> Result:
+def select_scatter(c: AtenContext) -> Result:
     x, axis = c["self"], c.axis(c["dim"])
     src = c.reshape(c["src"], tuple(1 if k == axis else d for k, d in enumerate(x.shape)))
     return _overwrite(c, x, axis, position(c, c["index"], x.shape[axis]), src)
 
 
-def _overwrite(c: Call, x: Value, axis: int, start: Dim, src: Value) -> Value:
+def _overwrite(c: AtenContext, x: Value, axis: int, start: Dim, src: Value) -> Value:
     size = src.shape[axis]
     end = start + size
     parts = [] if start == 0 else [c.slice(x, axis, 0, start)]
@@ -320,17 +320,17 @@ def _overwrite(c: Call, x: Value, axis: int, start: Dim, src: Value) -> Value:
 
 
 @aten("full", "new_full")
-def full(c: Call) -> Result:
+def full(c: AtenContext) -> Result:
     return c.full(c["fill_value"], c.out.shape, c.out.dtype)
 
 
 @aten("full_like")
-def full_like(c: Call) -> Result:
+def full_like(c: AtenContext) -> Result:
     return c.full(c["fill_value"], c.out.shape, c.out.dtype)
 
 
 @aten("fill.Scalar", "fill.Tensor")
-def fill(c: Call) -> Result:
+def fill(c: AtenContext) -> Result:
     value = c["value"]
     if isinstance(value, Value):
         return c.expand(c.cast(value, c.out.dtype), c.out.shape)
@@ -341,44 +341,44 @@ _ZEROS = ("zeros", "zeros_like", "new_zeros", "empty.memory_format", "empty_like
 
 
 @aten(*_ZEROS, "new_empty_strided", "empty_permuted")
-def zeros(c: Call) -> Result:
+def zeros(c: AtenContext) -> Result:
     return c.full(0, c.out.shape, c.out.dtype)
 
 
 @aten("ones", "ones_like", "new_ones")
-def ones(c: Call) -> Result:
+def ones(c: AtenContext) -> Result:
     return c.full(1, c.out.shape, c.out.dtype)
 
 
 @aten("scalar_tensor")
-def scalar_tensor(c: Call) -> Result:
+def scalar_tensor(c: AtenContext) -> Result:
     return c.scalar(c["s"], c.out.dtype)
 
 
 @aten("arange", "arange.start", "arange.start_step")
-def arange(c: Call) -> Result:
+def arange(c: AtenContext) -> Result:
     start, step, length = c.get("start", 0), c.get("step", 1), c.out.shape[0]
     if isinstance(start, int | IntExpr) and isinstance(step, int):
-        return c.make("Range", start=start, step=step, length=length, dtype=c.out.dtype)
+        return c.emit("Range", start=start, step=step, length=length, dtype=c.out.dtype)
     if isinstance(step, IntExpr):
         raise c.fail(f"arange with the symbolic step {step}")
     return _ramp(c, start, float(step), length)
 
 
-def _ramp(c: Call, start: Any, step: float, length: Dim) -> Value:
+def _ramp(c: AtenContext, start: Any, step: float, length: Dim) -> Value:
     """``start + i * step``, computed in f64 as torch does on the host, then rounded once."""
-    count = c.make("Range", start=0, step=1, length=length, dtype=DType.F64)
-    steps = c.make("Mul", count, c.scalar(step, DType.F64))
-    return c.result(c.make("Add", steps, c.tensor(start, DType.F64)))
+    count = c.emit("Range", start=0, step=1, length=length, dtype=DType.F64)
+    steps = c.emit("Mul", count, c.scalar(step, DType.F64))
+    return c.result(c.emit("Add", steps, c.tensor(start, DType.F64)))
 
 
 @aten("prims.iota.default")
-def iota(c: Call) -> Result:
-    return c.make("Range", start=c["start"], step=c["step"], length=c["length"], dtype=c.out.dtype)
+def iota(c: AtenContext) -> Result:
+    return c.emit("Range", start=c["start"], step=c["step"], length=c["length"], dtype=c.out.dtype)
 
 
 @aten("linspace")
-def linspace(c: Call) -> Result:
+def linspace(c: AtenContext) -> Result:
     start, end, length = c["start"], c["end"], c.out.shape[0]
     if not isinstance(length, int):
         raise c.fail(f"linspace of the symbolic length {length}")
@@ -386,5 +386,5 @@ def linspace(c: Call) -> Result:
 
 
 @aten("eye", "eye.m")
-def eye(c: Call) -> Result:
-    return c.make("EyeLike", c.full(0, c.out.shape, c.out.dtype), k=0, dtype=c.out.dtype)
+def eye(c: AtenContext) -> Result:
+    return c.emit("EyeLike", c.full(0, c.out.shape, c.out.dtype), k=0, dtype=c.out.dtype)

@@ -15,29 +15,29 @@ from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.resampling import resample
-from arcweld.compiler.torch.context import Call, Result, aten
+from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.pointwise import scaled
 
 # ---------------------------------------------------------------------------------------------- matrix products
 
 
 @aten("linear")
-def linear(c: Call) -> Result:
+def linear(c: AtenContext) -> Result:
     """``x @ weight.T + bias``."""
     x, weight = c["input"], c["weight"]
     if len(weight.shape) == 1:
         y = product(c, x, weight)
     else:
         y = product(c, x, c.transpose(weight, (1, 0)))
-    return y if c["bias"] is None else c.make("Add", y, c["bias"])
+    return y if c["bias"] is None else c.emit("Add", y, c["bias"])
 
 
-def product(c: Call, a: Value, b: Value) -> Value:
+def product(c: AtenContext, a: Value, b: Value) -> Value:
     """Numpy's matrix product; vectors become one row or one column and lose it again."""
     row, column = len(a.shape) == 1, len(b.shape) == 1
     wide_a = c.reshape(a, (1, *a.shape)) if row else a
     wide_b = c.reshape(b, (*b.shape, 1)) if column else b
-    y = c.make("MatMul", wide_a, wide_b)
+    y = c.emit("MatMul", wide_a, wide_b)
     shape = list(y.shape)
     if column:
         shape.pop()
@@ -47,46 +47,46 @@ def product(c: Call, a: Value, b: Value) -> Value:
 
 
 @aten("mm", "bmm")
-def mm(c: Call) -> Result:
+def mm(c: AtenContext) -> Result:
     return product(c, c["self"], c["mat2"])
 
 
 @aten("matmul")
-def matmul(c: Call) -> Result:
+def matmul(c: AtenContext) -> Result:
     return product(c, c["self"], c["other"])
 
 
 @aten("dot")
-def dot(c: Call) -> Result:
+def dot(c: AtenContext) -> Result:
     return product(c, c["self"], c["tensor"])
 
 
 @aten("mv")
-def mv(c: Call) -> Result:
+def mv(c: AtenContext) -> Result:
     return product(c, c["self"], c["vec"])
 
 
 @aten("addmm")
-def addmm(c: Call) -> Result:
+def addmm(c: AtenContext) -> Result:
     return _plus(c, product(c, c["mat1"], c["mat2"]))
 
 
 @aten("baddbmm")
-def baddbmm(c: Call) -> Result:
+def baddbmm(c: AtenContext) -> Result:
     return _plus(c, product(c, c["batch1"], c["batch2"]))
 
 
 @aten("addmv")
-def addmv(c: Call) -> Result:
+def addmv(c: AtenContext) -> Result:
     return _plus(c, product(c, c["mat"], c["vec"]))
 
 
-def _plus(c: Call, y: Value) -> Value:
+def _plus(c: AtenContext, y: Value) -> Value:
     """``beta * self + alpha * y``; torch reads nothing of self for beta 0."""
     y = _tensor(scaled(c, y, c["alpha"]))
     if c["beta"] == 0:
         return y
-    return c.make("Add", y, _tensor(scaled(c, c["self"], c["beta"])))
+    return c.emit("Add", y, _tensor(scaled(c, c["self"], c["beta"])))
 
 
 def _tensor(x: Any) -> Value:
@@ -104,7 +104,7 @@ def repeated(x: Any, rank: int) -> tuple[Any, ...]:
 
 
 @aten("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
-def convolution(c: Call) -> Result:
+def convolution(c: AtenContext) -> Result:
     x, weight, bias = c.get("input", c.get("self")), c["weight"], c.get("bias")
     rank = len(weight.shape) - 2
     batched = len(x.shape) == rank + 2
@@ -119,16 +119,16 @@ def convolution(c: Call) -> Result:
     }
     if c.get("transposed", False):
         attrs["output_padding"] = repeated(c["output_padding"], rank)
-        y = c.make("ConvTranspose", x, weight, bias, **attrs)
+        y = c.emit("ConvTranspose", x, weight, bias, **attrs)
     else:
-        y = c.make("Conv", x, weight, bias, **attrs)
+        y = c.emit("Conv", x, weight, bias, **attrs)
     return y if batched else c.reshape(y, y.shape[1:])
 
 
 # -------------------------------------------------------------------------------------------------------- pools
 
 
-def _window(c: Call, rank: int) -> dict[str, Any]:
+def _window(c: AtenContext, rank: int) -> dict[str, Any]:
     kernel = repeated(c["kernel_size"], rank)
     strides = repeated(c["stride"], rank) if c["stride"] else kernel
     pads = repeated(c["padding"], rank)
@@ -142,15 +142,15 @@ def _window(c: Call, rank: int) -> dict[str, Any]:
     }
 
 
-def _pooled(c: Call, op: str, rank: int, **attrs: Any) -> Value:
+def _pooled(c: AtenContext, op: str, rank: int, **attrs: Any) -> Value:
     x = c["self"]
     batched = len(x.shape) == rank + 2
-    y = c.make(op, x if batched else c.reshape(x, (1, *x.shape)), **_window(c, rank), **attrs)
+    y = c.emit(op, x if batched else c.reshape(x, (1, *x.shape)), **_window(c, rank), **attrs)
     return y if batched else c.reshape(y, y.shape[1:])
 
 
 def _max_pool(rank: int) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         if len(c.outs) == 1:
             return _pooled(c, "MaxPool", rank)
         c.require_unused(1)
@@ -160,7 +160,7 @@ def _max_pool(rank: int) -> Any:
 
 
 def _avg_pool(rank: int) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         include = int(c["count_include_pad"])
         divisor = c.get("divisor_override")
         if divisor is None:
@@ -183,7 +183,7 @@ aten("avg_pool3d")(_avg_pool(3))
 
 
 def _adaptive(rank: int, pool: str, fold: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         if len(c.outs) > 1:
             c.require_unused(1)
         y = _adaptive_pool(c, rank, pool, fold)
@@ -192,31 +192,31 @@ def _adaptive(rank: int, pool: str, fold: str) -> Any:
     return handler
 
 
-def _adaptive_pool(c: Call, rank: int, pool: str, fold: str) -> Value:
+def _adaptive_pool(c: AtenContext, rank: int, pool: str, fold: str) -> Value:
     """Windows of equal extent where the sizes divide; else, for means of static sizes, a product for each axis."""
     x: Value = c["self"]
     spatial, sizes = x.shape[-rank:], c.out.shape[-rank:]
     if all(s == 1 for s in sizes):
         axes = tuple(range(len(x.shape) - rank, len(x.shape)))
-        return c.make(fold, x, axes=axes, keepdims=1)
+        return c.emit(fold, x, axes=axes, keepdims=1)
     windows = [divides_exactly(d, s) for d, s in zip(spatial, sizes)]
     kernel = tuple(w for w in windows if isinstance(w, int))
     if len(kernel) < rank:
         return _unequal_means(c, x, rank) if pool == "AveragePool" else _refuse_adaptive(c, spatial, sizes)
     batched = len(x.shape) == rank + 2
-    y = c.make(
+    y = c.emit(
         pool, x if batched else c.reshape(x, (1, *x.shape)),
         kernel_shape=kernel, strides=kernel, dilations=(1,) * rank, pads=(0,) * (2 * rank), layout="NCHW",
     )  # fmt: skip
     return y if batched else c.reshape(y, y.shape[1:])
 
 
-def _refuse_adaptive(c: Call, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
+def _refuse_adaptive(c: AtenContext, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
     shown = [f"[{', '.join(map(str, s))}]" for s in (spatial, sizes)]
     raise c.fail(f"adaptive pooling of {shown[0]} to {shown[1]}: windows of unequal size")
 
 
-def _unequal_means(c: Call, x: Value, rank: int) -> Value:
+def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
     """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
     last = len(x.shape) - 1
     for axis in range(len(x.shape) - rank, len(x.shape)):
@@ -224,7 +224,7 @@ def _unequal_means(c: Call, x: Value, rank: int) -> Value:
         if not isinstance(n, int) or not isinstance(m, int):
             return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
         perm = [k for k in range(last + 1) if k != axis] + [axis]
-        y = c.make("MatMul", c.transpose(x, perm), c.array(_window_means(n, m), x.dtype))
+        y = c.emit("MatMul", c.transpose(x, perm), c.const(_window_means(n, m), x.dtype))
         x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
     return x
 
@@ -251,12 +251,12 @@ _NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode"
 
 
 def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         attrs: dict[str, Any] = dict(fixed or {})
         if fixed is None:
             aligned = c["align_corners"]
             attrs["coordinate_transformation_mode"] = "align_corners" if aligned else "half_pixel"
-        return c.make(
+        return c.emit(
             "Resize", c["self"] if "self" in c.args else c["input"], sizes=c.out.shape, mode=mode,
             scales=_scales(c, rank), **attrs,
         )  # fmt: skip
@@ -264,7 +264,7 @@ def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
     return handler
 
 
-def _scales(c: Call, rank: int) -> tuple[float, ...] | None:
+def _scales(c: AtenContext, rank: int) -> tuple[float, ...] | None:
     """The scale factors where torch uses them instead of the ratio of sizes: where the user gave them."""
     given = c.get("scale_factors")
     if given is None:
@@ -285,7 +285,7 @@ aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
 
 
 def _antialiased(mode: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         if c["align_corners"]:
             raise c.fail("antialiased resizing with align_corners")
         x = c["self"] if "self" in c.args else c["input"]
@@ -311,7 +311,7 @@ _ATTENTION = (
 
 
 @aten(*_ATTENTION)
-def attention(c: Call) -> Result:
+def attention(c: AtenContext) -> Result:
     """[..., H, S, D] queries against [..., G, T, D] keys and [..., G, T, Dv] values."""
     if c["dropout_p"] != 0:
         raise c.fail("random numbers (attention with dropout)")
@@ -326,12 +326,12 @@ def attention(c: Call) -> Result:
         if not isinstance(depth, int):
             raise c.fail(f"attention over a symbolic head size {depth}")
         scale = 1 / math.sqrt(max(depth, 1))
-    y = c.make("Attention", q4, k4, v4, _mask(c, mask, q4, k4), scale=float(scale), is_causal=int(c["is_causal"]))
+    y = c.emit("Attention", q4, k4, v4, _mask(c, mask, q4, k4), scale=float(scale), is_causal=int(c["is_causal"]))
     y = c.reshape(y, c.outs[0].shape) if c.outs[0] is not None else y
     return y if len(c.outs) == 1 else (y, *[None] * (len(c.outs) - 1))
 
 
-def _check_heads(c: Call, q: Value, k: Value) -> None:
+def _check_heads(c: AtenContext, q: Value, k: Value) -> None:
     heads, groups = q.shape[1], k.shape[1]
     if heads != groups and not c.get("enable_gqa", False) and divides_exactly(heads, groups) is None:
         raise c.fail(f"attention of {heads} query heads over {groups} key heads")
@@ -339,7 +339,7 @@ def _check_heads(c: Call, q: Value, k: Value) -> None:
         raise c.fail(f"attention with query batch {q.shape[0]} and key batch {k.shape[0]}")
 
 
-def _four_axes(c: Call, t: Value) -> Value:
+def _four_axes(c: AtenContext, t: Value) -> Value:
     if len(t.shape) == 4:
         return t
     lead: Dim = 1
@@ -349,7 +349,7 @@ def _four_axes(c: Call, t: Value) -> Value:
     return c.reshape(t, (lead, heads, *t.shape[-2:]))
 
 
-def _mask(c: Call, mask: Value | None, q: Value, k: Value) -> Value | None:
+def _mask(c: AtenContext, mask: Value | None, q: Value, k: Value) -> Value | None:
     if mask is None:
         return None
     mask = mask if mask.dtype is DType.BOOL else c.cast(mask, q.dtype)

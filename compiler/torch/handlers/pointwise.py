@@ -13,7 +13,7 @@ import torch
 from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
-from arcweld.compiler.torch.context import Call, Result, Scalar, aten
+from arcweld.compiler.torch.context import AtenContext, Result, Scalar, aten
 from arcweld.compiler.torch.types import from_torch, to_torch
 
 UNARY = {
@@ -30,11 +30,11 @@ BITWISE = {"and": "And", "or": "Or", "xor": "Xor"}
 
 
 def _unary(op: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         x = c.cast(c["self"], c.out.dtype)
         if op in ("Ceil", "Floor", "Round") and not x.dtype.is_float:
             return x
-        return c.make(op, x)
+        return c.emit(op, x)
 
     return handler
 
@@ -44,28 +44,28 @@ def _binary(op: str) -> Any:
 
 
 def _compare(op: str, negate: bool = False) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         a, b = promoted(c, c["self"], c["other"])
         if a.dtype is DType.BOOL and op != "Equal":
             a, b = c.cast(a, DType.I32), c.cast(b, DType.I32)
-        found = c.make(op, a, b)
-        return c.make("Not", found) if negate else found
+        found = c.emit(op, a, b)
+        return c.emit("Not", found) if negate else found
 
     return handler
 
 
 def _logical(op: str) -> Any:
-    return lambda c: c.make(op, c.tensor(c["self"], DType.BOOL), c.tensor(c["other"], DType.BOOL))
+    return lambda c: c.emit(op, c.tensor(c["self"], DType.BOOL), c.tensor(c["other"], DType.BOOL))
 
 
 def _bitwise(op: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         return c.apply(op if c.out.dtype is DType.BOOL else f"Bitwise{op}", c["self"], c["other"])
 
     return handler
 
 
-def promoted(c: Call, *xs: Value | Scalar) -> list[Value]:
+def promoted(c: AtenContext, *xs: Value | Scalar) -> list[Value]:
     """Operands brought to their common type by torch's promotion rules."""
 
     def proxy(x: Value | Scalar) -> Any:
@@ -96,14 +96,14 @@ aten("min.other")(_binary("Min"))
 # -------------------------------------------------------------------------------------------------- arithmetic
 
 
-def scaled(c: Call, x: Value | Scalar, factor: Scalar) -> Value | Scalar:
+def scaled(c: AtenContext, x: Value | Scalar, factor: Scalar) -> Value | Scalar:
     """``x * factor`` in the result's type; ``x`` itself for the factor 1."""
     if isinstance(factor, IntExpr) or factor != 1:
         return c.apply("Mul", x, factor)
     return x
 
 
-def _sum(c: Call, a: Value | Scalar, b: Value | Scalar, op: str) -> Value:
+def _sum(c: AtenContext, a: Value | Scalar, b: Value | Scalar, op: str) -> Value:
     if c.out.dtype is DType.BOOL:
         if op == "Sub":
             raise c.fail("subtraction of bool tensors")
@@ -112,32 +112,32 @@ def _sum(c: Call, a: Value | Scalar, b: Value | Scalar, op: str) -> Value:
 
 
 @aten("add.Tensor", "add.Scalar")
-def add(c: Call) -> Result:
+def add(c: AtenContext) -> Result:
     return _sum(c, c["self"], c["other"], "Add")
 
 
 @aten("sub.Tensor", "sub.Scalar")
-def sub(c: Call) -> Result:
+def sub(c: AtenContext) -> Result:
     return _sum(c, c["self"], c["other"], "Sub")
 
 
 @aten("mul.Tensor", "mul.Scalar")
-def mul(c: Call) -> Result:
+def mul(c: AtenContext) -> Result:
     return c.apply("And" if c.out.dtype is DType.BOOL else "Mul", c["self"], c["other"])
 
 
 @aten("rsub.Tensor", "rsub.Scalar")
-def rsub(c: Call) -> Result:
+def rsub(c: AtenContext) -> Result:
     return c.apply("Sub", c["other"], scaled(c, c["self"], c.get("alpha", 1)))
 
 
 @aten("div.Tensor", "div.Scalar", "true_divide.Tensor")
-def div(c: Call) -> Result:
+def div(c: AtenContext) -> Result:
     return c.apply("Div", c["self"], c["other"])
 
 
 @aten("div.Tensor_mode", "div.Scalar_mode")
-def div_mode(c: Call) -> Result:
+def div_mode(c: AtenContext) -> Result:
     mode = c["rounding_mode"]
     if mode == "floor":
         return floor_divide(c)
@@ -146,127 +146,127 @@ def div_mode(c: Call) -> Result:
 
 
 @aten("floor_divide", "floor_divide.Scalar")
-def floor_divide(c: Call) -> Result:
+def floor_divide(c: AtenContext) -> Result:
     """Integers: ``(a - a mod b) / b`` with torch's non-negative remainder, exact; floats: the floor of the quotient."""
     dtype, (a, b) = c.arithmetic(c["self"], c["other"])
     if dtype.is_float:
-        return c.result(c.make("Floor", c.make("Div", a, b)))
-    return c.make("Div", c.make("Sub", a, c.make("Mod", a, b, fmod=0)), b)
+        return c.result(c.emit("Floor", c.emit("Div", a, b)))
+    return c.emit("Div", c.emit("Sub", a, c.emit("Mod", a, b, fmod=0)), b)
 
 
 @aten("remainder.Tensor", "remainder.Scalar")
-def remainder(c: Call) -> Result:
+def remainder(c: AtenContext) -> Result:
     """The remainder with the divisor's sign."""
     dtype, (a, b) = c.arithmetic(c["self"], c["other"])
     if not dtype.is_float:
-        return c.make("Mod", a, b, fmod=0)
-    r = c.make("Mod", a, b, fmod=1)
+        return c.emit("Mod", a, b, fmod=0)
+    r = c.emit("Mod", a, b, fmod=1)
     zero = c.scalar(0.0, dtype)
-    wrong = c.make("And", c.make("Not", c.make("Equal", r, zero)), _differ_in_sign(c, r, b))
-    return c.result(c.make("Where", wrong, c.make("Add", r, b), r))
+    wrong = c.emit("And", c.emit("Not", c.emit("Equal", r, zero)), _differ_in_sign(c, r, b))
+    return c.result(c.emit("Where", wrong, c.emit("Add", r, b), r))
 
 
-def _differ_in_sign(c: Call, a: Value, b: Value) -> Value:
+def _differ_in_sign(c: AtenContext, a: Value, b: Value) -> Value:
     zero = c.scalar(0.0, a.dtype)
-    return c.make("Xor", c.make("Less", a, zero), c.make("Less", b, zero))
+    return c.emit("Xor", c.emit("Less", a, zero), c.emit("Less", b, zero))
 
 
 @aten("fmod.Tensor", "fmod.Scalar")
-def fmod(c: Call) -> Result:
+def fmod(c: AtenContext) -> Result:
     return c.apply("Mod", c["self"], c["other"], fmod=1)
 
 
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
-def power(c: Call) -> Result:
+def power(c: AtenContext) -> Result:
     return c.apply("Pow", c["self"], c["exponent"])
 
 
 @aten("square")
-def square(c: Call) -> Result:
-    return c.make("Mul", c["self"], c["self"])
+def square(c: AtenContext) -> Result:
+    return c.emit("Mul", c["self"], c["self"])
 
 
 @aten("addcmul")
-def addcmul(c: Call) -> Result:
+def addcmul(c: AtenContext) -> Result:
     product = scaled(c, c.apply("Mul", c["tensor1"], c["tensor2"]), c["value"])
     return c.apply("Add", c["self"], product)
 
 
 @aten("addcdiv")
-def addcdiv(c: Call) -> Result:
+def addcdiv(c: AtenContext) -> Result:
     quotient = scaled(c, c.apply("Div", c["tensor1"], c["tensor2"]), c["value"])
     return c.apply("Add", c["self"], quotient)
 
 
 @aten("lerp.Scalar", "lerp.Tensor")
-def lerp(c: Call) -> Result:
+def lerp(c: AtenContext) -> Result:
     step = c.apply("Mul", c["weight"], c.apply("Sub", c["end"], c["self"]))
     return c.apply("Add", c["self"], step)
 
 
 @aten("exp2")
-def exp2(c: Call) -> Result:
+def exp2(c: AtenContext) -> Result:
     return c.apply("Pow", 2.0, c["self"])
 
 
 @aten("log2")
-def log2(c: Call) -> Result:
+def log2(c: AtenContext) -> Result:
     return c.apply("Mul", c.apply("Log", c["self"]), 1 / math.log(2))
 
 
 @aten("log10")
-def log10(c: Call) -> Result:
+def log10(c: AtenContext) -> Result:
     return c.apply("Mul", c.apply("Log", c["self"]), 1 / math.log(10))
 
 
 @aten("log1p")
-def log1p(c: Call) -> Result:
+def log1p(c: AtenContext) -> Result:
     """``log(u) * x / (u - 1)`` with ``u = 1 + x``, and ``x`` where u rounds to 1 (Higham, problem 1.5)."""
     _, (x, one) = c.arithmetic(c["self"], 1.0)
-    u = c.make("Add", x, one)
-    near = c.make("Equal", u, one)
-    safe = c.make("Where", near, c.scalar(2.0, u.dtype), u)
-    value = c.make("Mul", c.make("Log", u), c.make("Div", x, c.make("Sub", safe, one)))
-    infinite = c.make("IsInf", u, detect_negative=0, detect_positive=1)
-    return c.result(c.make("Where", c.make("Or", near, infinite), x, value))
+    u = c.emit("Add", x, one)
+    near = c.emit("Equal", u, one)
+    safe = c.emit("Where", near, c.scalar(2.0, u.dtype), u)
+    value = c.emit("Mul", c.emit("Log", u), c.emit("Div", x, c.emit("Sub", safe, one)))
+    infinite = c.emit("IsInf", u, detect_negative=0, detect_positive=1)
+    return c.result(c.emit("Where", c.emit("Or", near, infinite), x, value))
 
 
 @aten("expm1")
-def expm1(c: Call) -> Result:
+def expm1(c: AtenContext) -> Result:
     """``exp(x) - 1`` as ``2 t / (1 - t)`` with ``t = tanh(x / 2)`` near zero, where the difference cancels."""
     _, (x, one) = c.arithmetic(c["self"], 1.0)
-    near = c.make("Less", c.make("Abs", x), one)
-    inner = c.make("Where", near, x, c.scalar(0.0, x.dtype))
-    t = c.make("Tanh", c.make("Mul", inner, c.scalar(0.5, x.dtype)))
-    small = c.make("Div", c.make("Add", t, t), c.make("Sub", one, t))
-    return c.result(c.make("Where", near, small, c.make("Sub", c.make("Exp", x), one)))
+    near = c.emit("Less", c.emit("Abs", x), one)
+    inner = c.emit("Where", near, x, c.scalar(0.0, x.dtype))
+    t = c.emit("Tanh", c.emit("Mul", inner, c.scalar(0.5, x.dtype)))
+    small = c.emit("Div", c.emit("Add", t, t), c.emit("Sub", one, t))
+    return c.result(c.emit("Where", near, small, c.emit("Sub", c.emit("Exp", x), one)))
 
 
-def _trunc(c: Call, x: Value) -> Value:
+def _trunc(c: AtenContext, x: Value) -> Value:
     if not x.dtype.is_float:
         return x
-    negative = c.make("Less", x, c.scalar(0.0, x.dtype))
-    return c.make("Where", negative, c.make("Ceil", x), c.make("Floor", x))
+    negative = c.emit("Less", x, c.scalar(0.0, x.dtype))
+    return c.emit("Where", negative, c.emit("Ceil", x), c.emit("Floor", x))
 
 
 @aten("trunc", "fix")
-def trunc(c: Call) -> Result:
+def trunc(c: AtenContext) -> Result:
     return _trunc(c, c["self"])
 
 
 @aten("frac")
-def frac(c: Call) -> Result:
-    return c.make("Sub", c["self"], _trunc(c, c["self"]))
+def frac(c: AtenContext) -> Result:
+    return c.emit("Sub", c["self"], _trunc(c, c["self"]))
 
 
 @aten("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
-def clamp(c: Call) -> Result:
+def clamp(c: AtenContext) -> Result:
     least, most = c.get("min", c.get("min_val")), c.get("max", c.get("max_val"))
     if "min" not in c.args and "max" not in c.args and "min_val" not in c.args:
         least, most = 0.0, 6.0
     if any(isinstance(b, IntExpr) for b in (least, most)):
         return _clamp_tensor(c, least, most)
-    return c.make(
+    return c.emit(
         "Clip",
         c.cast(c["self"], c.out.dtype),
         min=None if least is None else float(least),
@@ -275,36 +275,36 @@ def clamp(c: Call) -> Result:
 
 
 @aten("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
-def clamp_tensor(c: Call) -> Result:
+def clamp_tensor(c: AtenContext) -> Result:
     return _clamp_tensor(c, c.get("min"), c.get("max"))
 
 
-def _clamp_tensor(c: Call, least: Value | Scalar | None, most: Value | Scalar | None) -> Value:
+def _clamp_tensor(c: AtenContext, least: Value | Scalar | None, most: Value | Scalar | None) -> Value:
     x = c.cast(c["self"], c.out.dtype)
-    x = x if least is None else c.make("Max", x, c.tensor(least, x.dtype))
-    return x if most is None else c.make("Min", x, c.tensor(most, x.dtype))
+    x = x if least is None else c.emit("Max", x, c.tensor(least, x.dtype))
+    return x if most is None else c.emit("Min", x, c.tensor(most, x.dtype))
 
 
 # ------------------------------------------------------------------------------------------- tests and selection
 
 
 @aten("logical_not")
-def logical_not(c: Call) -> Result:
-    return c.make("Not", c.cast(c["self"], DType.BOOL))
+def logical_not(c: AtenContext) -> Result:
+    return c.emit("Not", c.cast(c["self"], DType.BOOL))
 
 
 @aten("bitwise_not")
-def bitwise_not(c: Call) -> Result:
-    return c.make("Not" if c.out.dtype is DType.BOOL else "BitwiseNot", c["self"])
+def bitwise_not(c: AtenContext) -> Result:
+    return c.emit("Not" if c.out.dtype is DType.BOOL else "BitwiseNot", c["self"])
 
 
 @aten("isnan")
-def isnan(c: Call) -> Result:
-    return c.make("IsNaN", c["self"]) if c["self"].dtype.is_float else c.full(False, c.out.shape, DType.BOOL)
+def isnan(c: AtenContext) -> Result:
+    return c.emit("IsNaN", c["self"]) if c["self"].dtype.is_float else c.full(False, c.out.shape, DType.BOOL)
 
 
 @aten("isinf")
-def isinf(c: Call) -> Result:
+def isinf(c: AtenContext) -> Result:
     return _isinf(c, c["self"], negative=True, positive=True)
 
 
@@ -312,100 +312,100 @@ aten("isposinf")(lambda c: _isinf(c, c["self"], negative=False, positive=True))
 aten("isneginf")(lambda c: _isinf(c, c["self"], negative=True, positive=False))
 
 
-def _isinf(c: Call, x: Value, *, negative: bool, positive: bool) -> Value:
+def _isinf(c: AtenContext, x: Value, *, negative: bool, positive: bool) -> Value:
     if not x.dtype.is_float:
         return c.full(False, c.out.shape, DType.BOOL)
-    return c.make("IsInf", x, detect_negative=int(negative), detect_positive=int(positive))
+    return c.emit("IsInf", x, detect_negative=int(negative), detect_positive=int(positive))
 
 
 @aten("isfinite")
-def isfinite(c: Call) -> Result:
+def isfinite(c: AtenContext) -> Result:
     x = c["self"]
     if not x.dtype.is_float:
         return c.full(True, x.shape, DType.BOOL)
-    return c.make("Not", c.make("Or", c.make("IsNaN", x), _isinf(c, x, negative=True, positive=True)))
+    return c.emit("Not", c.emit("Or", c.emit("IsNaN", x), _isinf(c, x, negative=True, positive=True)))
 
 
 @aten("nan_to_num")
-def nan_to_num(c: Call) -> Result:
+def nan_to_num(c: AtenContext) -> Result:
     x: Value = c["self"]
     if not x.dtype.is_float:
         return x
     limits = torch.finfo(to_torch(x.dtype))
     nan, high, low = (c[k] for k in ("nan", "posinf", "neginf"))
-    y = c.make("Where", c.make("IsNaN", x), c.scalar(0.0 if nan is None else nan, x.dtype), x)
+    y = c.emit("Where", c.emit("IsNaN", x), c.scalar(0.0 if nan is None else nan, x.dtype), x)
     top = c.scalar(limits.max if high is None else high, x.dtype)
-    y = c.make("Where", _isinf(c, x, negative=False, positive=True), top, y)
+    y = c.emit("Where", _isinf(c, x, negative=False, positive=True), top, y)
     bottom = c.scalar(limits.min if low is None else low, x.dtype)
-    return c.make("Where", _isinf(c, x, negative=True, positive=False), bottom, y)
+    return c.emit("Where", _isinf(c, x, negative=True, positive=False), bottom, y)
 
 
 @aten("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
-def where(c: Call) -> Result:
+def where(c: AtenContext) -> Result:
     condition = c.cast(c["condition"], DType.BOOL)
-    return c.make("Where", condition, c.tensor(c["self"], c.out.dtype), c.tensor(c["other"], c.out.dtype))
+    return c.emit("Where", condition, c.tensor(c["self"], c.out.dtype), c.tensor(c["other"], c.out.dtype))
 
 
 @aten("masked_fill.Scalar", "masked_fill.Tensor")
-def masked_fill(c: Call) -> Result:
-    return c.make("Where", c["mask"], c.tensor(c["value"], c.out.dtype), c["self"])
+def masked_fill(c: AtenContext) -> Result:
+    return c.emit("Where", c["mask"], c.tensor(c["value"], c.out.dtype), c["self"])
 
 
 # -------------------------------------------------------------------------------------------------- activations
 
 
 @aten("gelu")
-def gelu(c: Call) -> Result:
-    return c.make("Gelu", c["self"], approximate=c["approximate"])
+def gelu(c: AtenContext) -> Result:
+    return c.emit("Gelu", c["self"], approximate=c["approximate"])
 
 
 @aten("elu")
-def elu(c: Call) -> Result:
+def elu(c: AtenContext) -> Result:
     """``scale * (max(x, 0) + alpha * (exp(min(x, 0) * input_scale) - 1))``: ELU, SELU and CELU in one."""
     x, alpha, scale, inner = c["self"], float(c["alpha"]), float(c["scale"]), float(c["input_scale"])
     if inner == 1.0:
-        return c.make("Selu", x, alpha=alpha, gamma=scale) if scale != 1.0 else c.make("Elu", x, alpha=alpha)
+        return c.emit("Selu", x, alpha=alpha, gamma=scale) if scale != 1.0 else c.emit("Elu", x, alpha=alpha)
     if scale == 1.0 and math.isclose(alpha * inner, 1.0, rel_tol=1e-9):
-        return c.make("Celu", x, alpha=alpha)
+        return c.emit("Celu", x, alpha=alpha)
     raise c.fail(f"elu with alpha {alpha}, scale {scale} and input_scale {inner}")
 
 
 @aten("selu")
-def selu(c: Call) -> Result:
-    return c.make("Selu", c["self"], alpha=1.6732632423543772, gamma=1.0507009873554805)
+def selu(c: AtenContext) -> Result:
+    return c.emit("Selu", c["self"], alpha=1.6732632423543772, gamma=1.0507009873554805)
 
 
 @aten("celu")
-def celu(c: Call) -> Result:
-    return c.make("Celu", c["self"], alpha=float(c["alpha"]))
+def celu(c: AtenContext) -> Result:
+    return c.emit("Celu", c["self"], alpha=float(c["alpha"]))
 
 
 @aten("leaky_relu")
-def leaky_relu(c: Call) -> Result:
-    return c.make("LeakyRelu", c["self"], alpha=float(c["negative_slope"]))
+def leaky_relu(c: AtenContext) -> Result:
+    return c.emit("LeakyRelu", c["self"], alpha=float(c["negative_slope"]))
 
 
 @aten("hardsigmoid")
-def hardsigmoid(c: Call) -> Result:
-    return c.make("HardSigmoid", c["self"], alpha=1 / 6, beta=0.5)
+def hardsigmoid(c: AtenContext) -> Result:
+    return c.emit("HardSigmoid", c["self"], alpha=1 / 6, beta=0.5)
 
 
 @aten("softplus")
-def softplus(c: Call) -> Result:
+def softplus(c: AtenContext) -> Result:
     """``log(1 + exp(beta x)) / beta``; above the threshold torch returns x, as that formula does after rounding."""
     beta, threshold = float(c["beta"]), float(c["threshold"])
     wide = c.apply("Mul", c["self"], beta) if beta != 1 else c["self"]
-    soft = c.make("Softplus", wide)
+    soft = c.emit("Softplus", wide)
     soft = c.apply("Div", soft, beta) if beta != 1 else soft
     if threshold >= 20:
         return soft
-    linear = c.make("Greater", wide, c.scalar(threshold, wide.dtype))
-    return c.make("Where", linear, c["self"], soft)
+    linear = c.emit("Greater", wide, c.scalar(threshold, wide.dtype))
+    return c.emit("Where", linear, c["self"], soft)
 
 
 @aten("log_sigmoid_forward", "log_sigmoid")
-def log_sigmoid(c: Call) -> Result:
-    value = c.make("Neg", c.make("Softplus", c.make("Neg", c["self"])))
+def log_sigmoid(c: AtenContext) -> Result:
+    value = c.emit("Neg", c.emit("Softplus", c.emit("Neg", c["self"])))
     if len(c.outs) == 1:
         return value
     c.require_unused(1)
@@ -413,46 +413,46 @@ def log_sigmoid(c: Call) -> Result:
 
 
 @aten("threshold")
-def threshold(c: Call) -> Result:
+def threshold(c: AtenContext) -> Result:
     x = c["self"]
-    above = c.make("Greater", x, c.scalar(c["threshold"], x.dtype))
-    return c.make("Where", above, x, c.scalar(c["value"], x.dtype))
+    above = c.emit("Greater", x, c.scalar(c["threshold"], x.dtype))
+    return c.emit("Where", above, x, c.scalar(c["value"], x.dtype))
 
 
 @aten("softshrink")
-def softshrink(c: Call) -> Result:
-    return c.make("Shrink", c["self"], bias=float(c["lambd"]), lambd=float(c["lambd"]))
+def softshrink(c: AtenContext) -> Result:
+    return c.emit("Shrink", c["self"], bias=float(c["lambd"]), lambd=float(c["lambd"]))
 
 
 @aten("hardshrink")
-def hardshrink(c: Call) -> Result:
-    return c.make("Shrink", c["self"], bias=0.0, lambd=float(c["lambd"]))
+def hardshrink(c: AtenContext) -> Result:
+    return c.emit("Shrink", c["self"], bias=0.0, lambd=float(c["lambd"]))
 
 
 @aten("prelu", "_prelu_kernel")
-def prelu(c: Call) -> Result:
+def prelu(c: AtenContext) -> Result:
     """The slope of channel 1, or one slope for all."""
     x, weight = c["self"], c["weight"]
     if len(weight.shape) == 1 and len(x.shape) > 1:
         weight = c.reshape(weight, (weight.shape[0],) + (1,) * (len(x.shape) - 2))
-    return c.make("PRelu", x, weight)
+    return c.emit("PRelu", x, weight)
 
 
 @aten("glu")
-def glu(c: Call) -> Result:
+def glu(c: AtenContext) -> Result:
     x = c["self"]
     axis = c.axis(c["dim"])
     half = x.shape[axis] // 2
-    gate = c.make("Sigmoid", c.slice(x, axis, half, half))
-    return c.make("Mul", c.slice(x, axis, 0, half), gate)
+    gate = c.emit("Sigmoid", c.slice(x, axis, half, half))
+    return c.emit("Mul", c.slice(x, axis, 0, half), gate)
 
 
 @aten("logit")
-def logit(c: Call) -> Result:
+def logit(c: AtenContext) -> Result:
     x, eps = c["self"], c["eps"]
     if eps is not None:
-        x = c.make("Clip", x, min=float(eps), max=1 - float(eps))
-    return c.make("Log", c.make("Div", x, c.make("Sub", c.scalar(1.0, x.dtype), x)))
+        x = c.emit("Clip", x, min=float(eps), max=1 - float(eps))
+    return c.emit("Log", c.emit("Div", x, c.emit("Sub", c.scalar(1.0, x.dtype), x)))
 
 
 # ------------------------------------------------------------------------------------------- copies and casts
@@ -471,17 +471,17 @@ _COPIES = (
 
 
 @aten(*_COPIES, "_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as", "_conj_physical")
-def copy(c: Call) -> Result:
+def copy(c: AtenContext) -> Result:
     return c.cast(c["self"], c.out.dtype)
 
 
 @aten("prims.convert_element_type.default")
-def convert_element_type(c: Call) -> Result:
+def convert_element_type(c: AtenContext) -> Result:
     return c.cast(c["a"], c.out.dtype)
 
 
 @aten("dropout", "native_dropout", "feature_dropout", "alpha_dropout")
-def dropout(c: Call) -> Result:
+def dropout(c: AtenContext) -> Result:
     if c.get("train", True) and c.get("p", 0.0) != 0:
         raise c.fail("random numbers (dropout in training mode)")
     x: Value = c["input"]
@@ -492,5 +492,5 @@ def dropout(c: Call) -> Result:
 
 
 @aten("copy")
-def copy_into(c: Call) -> Result:
+def copy_into(c: AtenContext) -> Result:
     return c.expand(c.cast(c["src"], c.out.dtype), c.out.shape)

@@ -10,10 +10,10 @@ import numpy as np
 from arcweld.compiler.dims import Dim, IntExpr, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
-from arcweld.compiler.torch.context import Call, Result, aten
+from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 
-def reduced_axes(c: Call, dim: Any, rank: int | None = None) -> tuple[int, ...]:
+def reduced_axes(c: AtenContext, dim: Any, rank: int | None = None) -> tuple[int, ...]:
     """A ``dim`` argument (int, list, None or empty for all) as sorted axes."""
     n = len(c["self"].shape) if rank is None else rank
     if dim is None or (isinstance(dim, Sequence) and not dim):
@@ -22,15 +22,15 @@ def reduced_axes(c: Call, dim: Any, rank: int | None = None) -> tuple[int, ...]:
     return tuple(sorted(d + n if d < 0 else d for d in listed))
 
 
-def reduce(c: Call, op: str, x: Value, axes: Sequence[int], keepdim: bool) -> Value:
+def reduce(c: AtenContext, op: str, x: Value, axes: Sequence[int], keepdim: bool) -> Value:
     """One reduction; a scalar is its own."""
     if not x.shape:
         return x
-    return c.make(op, x, axes=tuple(axes), keepdims=int(keepdim))
+    return c.emit(op, x, axes=tuple(axes), keepdims=int(keepdim))
 
 
 def _reduction(op: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         x = c.cast(c["self"], c.out.dtype)
         return reduce(c, op, x, reduced_axes(c, c.get("dim")), bool(c.get("keepdim", False)))
 
@@ -47,12 +47,12 @@ aten("all", "all.dim", "all.dims")(_reduction("ReduceMin"))
 
 
 def _with_index(value: str, position: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         x, axis, keep = c["self"], c.axis(c["dim"]), int(c["keepdim"])
         if not x.shape:
             return x, c.scalar(0, DType.I64)
-        values = c.make(value, x, axes=(axis,), keepdims=keep) if 0 in c.used else None
-        return values, c.make(position, x, axis=axis, keepdims=keep) if 1 in c.used else None
+        values = c.emit(value, x, axes=(axis,), keepdims=keep) if 0 in c.used else None
+        return values, c.emit(position, x, axis=axis, keepdims=keep) if 1 in c.used else None
 
     return handler
 
@@ -62,111 +62,111 @@ aten("min.dim")(_with_index("ReduceMin", "ArgMin"))
 
 
 @aten("argmax")
-def argmax(c: Call) -> Result:
+def argmax(c: AtenContext) -> Result:
     return _arg(c, "ArgMax")
 
 
 @aten("argmin")
-def argmin(c: Call) -> Result:
+def argmin(c: AtenContext) -> Result:
     return _arg(c, "ArgMin")
 
 
-def _arg(c: Call, op: str) -> Value:
+def _arg(c: AtenContext, op: str) -> Value:
     x, dim = c["self"], c["dim"]
     if not x.shape:
         return c.scalar(0, DType.I64)
     if dim is None:
-        found = c.make(op, c.reshape(x, (x.type.numel,)), axis=0, keepdims=0)
+        found = c.emit(op, c.reshape(x, (x.type.numel,)), axis=0, keepdims=0)
         return c.reshape(found, c.out.shape)
-    return c.make(op, x, axis=c.axis(dim), keepdims=int(c["keepdim"]))
+    return c.emit(op, x, axis=c.axis(dim), keepdims=int(c["keepdim"]))
 
 
 # --------------------------------------------------------------------------------------------------- variances
 
 
-def _variance(c: Call, x: Value, axes: Sequence[int], keepdim: bool, correction: float) -> tuple[Value, Value]:
+def _variance(c: AtenContext, x: Value, axes: Sequence[int], keepdim: bool, correction: float) -> tuple[Value, Value]:
     """(variance, mean) by the two-pass formula, as torch computes them; 16-bit types in f32."""
     wide = c.cast(x, x.dtype.compute)
-    mean = c.make("ReduceMean", wide, axes=tuple(axes), keepdims=1)
-    centred = c.make("Sub", wide, mean)
-    square = c.make("Mul", centred, centred)
+    mean = c.emit("ReduceMean", wide, axes=tuple(axes), keepdims=1)
+    centred = c.emit("Sub", wide, mean)
+    square = c.emit("Mul", centred, centred)
     count = product(x.shape[a] for a in axes)
     if correction == 0:
-        var = c.make("ReduceMean", square, axes=tuple(axes), keepdims=int(keepdim))
+        var = c.emit("ReduceMean", square, axes=tuple(axes), keepdims=int(keepdim))
     else:
-        total = c.make("ReduceSum", square, axes=tuple(axes), keepdims=int(keepdim))
-        var = c.make("Div", total, _degrees(c, count, correction, wide.dtype))
+        total = c.emit("ReduceSum", square, axes=tuple(axes), keepdims=int(keepdim))
+        var = c.emit("Div", total, _degrees(c, count, correction, wide.dtype))
     if not keepdim:
         mean = c.reshape(mean, tuple(d for k, d in enumerate(x.shape) if k not in axes))
     return c.result(var), c.result(mean)
 
 
-def _degrees(c: Call, count: Dim, correction: float, dtype: DType) -> Value:
+def _degrees(c: AtenContext, count: Dim, correction: float, dtype: DType) -> Value:
     if isinstance(count, IntExpr):
-        less = c.make("Sub", c.scalar(count, dtype), c.scalar(float(correction), dtype))
-        return c.make("Max", less, c.scalar(0.0, dtype))
+        less = c.emit("Sub", c.scalar(count, dtype), c.scalar(float(correction), dtype))
+        return c.emit("Max", less, c.scalar(0.0, dtype))
     return c.scalar(max(float(count) - correction, 0.0), dtype)
 
 
-def _correction(c: Call) -> float:
+def _correction(c: AtenContext) -> float:
     if "unbiased" in c.args:
         return 1.0 if c["unbiased"] else 0.0
     given = c.get("correction")
     return 1.0 if given is None else float(given)
 
 
-def _spread(c: Call) -> tuple[Value, Value]:
+def _spread(c: AtenContext) -> tuple[Value, Value]:
     axes = reduced_axes(c, c.get("dim"))
     return _variance(c, c["self"], axes, bool(c.get("keepdim", False)), _correction(c))
 
 
 @aten("var.correction", "var.dim", "var")
-def var(c: Call) -> Result:
+def var(c: AtenContext) -> Result:
     return _spread(c)[0]
 
 
 @aten("std.correction", "std.dim", "std")
-def std(c: Call) -> Result:
-    return c.make("Sqrt", _spread(c)[0])
+def std(c: AtenContext) -> Result:
+    return c.emit("Sqrt", _spread(c)[0])
 
 
 @aten("var_mean.correction", "var_mean.dim", "var_mean")
-def var_mean(c: Call) -> Result:
+def var_mean(c: AtenContext) -> Result:
     return _spread(c)
 
 
 @aten("linalg_vector_norm")
-def vector_norm(c: Call) -> Result:
+def vector_norm(c: AtenContext) -> Result:
     order, axes, keep = float(c["ord"]), reduced_axes(c, c["dim"]), bool(c["keepdim"])
     x = c.cast(c["self"], c.out.dtype)
     if order in (1.0, 2.0) and x.shape:
-        return c.make("ReduceL1" if order == 1.0 else "ReduceL2", x, axes=axes, keepdims=int(keep))
+        return c.emit("ReduceL1" if order == 1.0 else "ReduceL2", x, axes=axes, keepdims=int(keep))
     if order == float("inf"):
-        return reduce(c, "ReduceMax", c.make("Abs", x), axes, keep)
+        return reduce(c, "ReduceMax", c.emit("Abs", x), axes, keep)
     raise c.fail(f"a vector norm of order {order}")
 
 
 @aten("logsumexp")
-def logsumexp(c: Call) -> Result:
+def logsumexp(c: AtenContext) -> Result:
     x = c.cast(c["self"], c.out.dtype)
     return reduce(c, "ReduceLogSumExp", x, reduced_axes(c, c["dim"]), bool(c["keepdim"]))
 
 
 @aten("cumsum")
-def cumsum(c: Call) -> Result:
+def cumsum(c: AtenContext) -> Result:
     x = c.cast(c["self"], c.out.dtype)
-    return c.make("CumSum", x, axis=c.axis(c["dim"]), exclusive=0, reverse=0) if x.shape else x
+    return c.emit("CumSum", x, axis=c.axis(c["dim"]), exclusive=0, reverse=0) if x.shape else x
 
 
 # ------------------------------------------------------------------------------------------------------ softmax
 
 
 def _softmax(op: str) -> Any:
-    def handler(c: Call) -> Result:
+    def handler(c: AtenContext) -> Result:
         x = c.cast(c["self"], c.out.dtype)
         if not x.shape:
             return c.full(1.0 if op == "Softmax" else 0.0, (), x.dtype)
-        return c.make(op, x, axis=c.axis(c["dim"]))
+        return c.emit(op, x, axis=c.axis(c["dim"]))
 
     return handler
 
@@ -176,28 +176,28 @@ aten("log_softmax.int", "_log_softmax")(_softmax("LogSoftmax"))
 
 
 @aten("_safe_softmax")
-def safe_softmax(c: Call) -> Result:
+def safe_softmax(c: AtenContext) -> Result:
     """Softmax where a row of minus infinities gives zeros instead of NaN."""
     x, axis = c.cast(c["self"], c.out.dtype), c.axis(c["dim"])
-    top = c.make("ReduceMax", x, axes=(axis,), keepdims=1)
-    empty = c.make("IsInf", top, detect_negative=1, detect_positive=0)
-    return c.make("Where", empty, c.scalar(0.0, x.dtype), c.make("Softmax", x, axis=axis))
+    top = c.emit("ReduceMax", x, axes=(axis,), keepdims=1)
+    empty = c.emit("IsInf", top, detect_negative=1, detect_positive=0)
+    return c.emit("Where", empty, c.scalar(0.0, x.dtype), c.emit("Softmax", x, axis=axis))
 
 
 # ----------------------------------------------------------------------------------------------- normalisations
 
 
 @aten("layer_norm", "native_layer_norm")
-def layer_norm(c: Call) -> Result:
+def layer_norm(c: AtenContext) -> Result:
     x = c.get("input")
     axis = len(x.shape) - len(c["normalized_shape"])
     scale, bias = _affine(c, x)
     eps = float(c["eps"])
-    y = c.make("LayerNormalization", x, scale, bias, axis=axis, epsilon=eps)
+    y = c.emit("LayerNormalization", x, scale, bias, axis=axis, epsilon=eps)
     return y if len(c.outs) == 1 else (y, *_saved_moments(c, x, range(axis, len(x.shape)), eps))
 
 
-def _affine(c: Call, x: Value) -> tuple[Value | None, Value | None]:
+def _affine(c: AtenContext, x: Value) -> tuple[Value | None, Value | None]:
     """Scale and bias in x's type; a bias alone gets a scale of ones, as operands are positional."""
     scale, bias = c.get("weight"), c.get("bias")
     scale = None if scale is None else c.cast(scale, x.dtype)
@@ -207,19 +207,19 @@ def _affine(c: Call, x: Value) -> tuple[Value | None, Value | None]:
     return scale, bias
 
 
-def _saved_moments(c: Call, x: Value, axes: Sequence[int], eps: float) -> tuple[Value | None, Value | None]:
+def _saved_moments(c: AtenContext, x: Value, axes: Sequence[int], eps: float) -> tuple[Value | None, Value | None]:
     """Mean and reciprocal deviation, which only backward graphs read."""
     if not {1, 2} & c.used:
         return None, None
     wide = c.cast(x, x.dtype.compute)
-    mean = c.make("ReduceMean", wide, axes=tuple(axes), keepdims=1)
-    centred = c.make("Sub", wide, mean)
-    var = c.make("ReduceMean", c.make("Mul", centred, centred), axes=tuple(axes), keepdims=1)
-    rstd = c.make("Rsqrt", c.make("Add", var, c.scalar(eps, wide.dtype)))
+    mean = c.emit("ReduceMean", wide, axes=tuple(axes), keepdims=1)
+    centred = c.emit("Sub", wide, mean)
+    var = c.emit("ReduceMean", c.emit("Mul", centred, centred), axes=tuple(axes), keepdims=1)
+    rstd = c.emit("Rsqrt", c.emit("Add", var, c.scalar(eps, wide.dtype)))
     return _saved(c, 1, mean), _saved(c, 2, rstd)
 
 
-def _saved(c: Call, result: int, v: Value) -> Value:
+def _saved(c: AtenContext, result: int, v: Value) -> Value:
     """``v`` as torch has that result."""
     out = c.outs[result]
     assert out is not None
@@ -227,7 +227,7 @@ def _saved(c: Call, result: int, v: Value) -> Value:
 
 
 @aten("rms_norm", "_fused_rms_norm")
-def rms_norm(c: Call) -> Result:
+def rms_norm(c: AtenContext) -> Result:
     x = c["input"]
     axis = len(x.shape) - len(c["normalized_shape"])
     eps = c["eps"]
@@ -235,25 +235,25 @@ def rms_norm(c: Call) -> Result:
         eps = float(np.finfo(np.float32).eps) if x.dtype is not DType.F64 else float(np.finfo(np.float64).eps)
     weight = c.get("weight")
     weight = None if weight is None else c.cast(weight, x.dtype)
-    y = c.make("RMSNormalization", x, weight, axis=axis, epsilon=float(eps))
+    y = c.emit("RMSNormalization", x, weight, axis=axis, epsilon=float(eps))
     if len(c.outs) == 1:
         return y
     if 1 not in c.used:
         return y, None
     wide = c.cast(x, x.dtype.compute)
-    square = c.make("ReduceMean", c.make("Mul", wide, wide), axes=tuple(range(axis, len(x.shape))), keepdims=1)
-    return y, _saved(c, 1, c.make("Rsqrt", c.make("Add", square, c.scalar(float(eps), wide.dtype))))
+    square = c.emit("ReduceMean", c.emit("Mul", wide, wide), axes=tuple(range(axis, len(x.shape))), keepdims=1)
+    return y, _saved(c, 1, c.emit("Rsqrt", c.emit("Add", square, c.scalar(float(eps), wide.dtype))))
 
 
 @aten("group_norm", "native_group_norm")
-def group_norm(c: Call) -> Result:
+def group_norm(c: AtenContext) -> Result:
     x = c["input"]
     groups = c.get("num_groups", c.get("group"))
     scale, bias = (c.get(k) for k in ("weight", "bias"))
     channels = x.shape[1]
     scale = c.full(1.0, (channels,), x.dtype) if scale is None else c.cast(scale, x.dtype)
     bias = c.full(0.0, (channels,), x.dtype) if bias is None else c.cast(bias, x.dtype)
-    y = c.make("GroupNormalization", x, scale, bias, epsilon=float(c["eps"]), num_groups=groups)
+    y = c.emit("GroupNormalization", x, scale, bias, epsilon=float(c["eps"]), num_groups=groups)
     if len(c.outs) == 1:
         return y
     rows = c.reshape(x, (x.shape[0], groups, product((channels // groups, *x.shape[2:]))))
@@ -261,21 +261,21 @@ def group_norm(c: Call) -> Result:
 
 
 @aten("instance_norm")
-def instance_norm(c: Call) -> Result:
+def instance_norm(c: AtenContext) -> Result:
     if not c["use_input_stats"]:
         return batch_norm(c)
     x = c["input"]
     channels = x.shape[1]
     scale = c.full(1.0, (channels,), x.dtype) if c["weight"] is None else c.cast(c["weight"], x.dtype)
     bias = c.full(0.0, (channels,), x.dtype) if c["bias"] is None else c.cast(c["bias"], x.dtype)
-    return c.make("InstanceNormalization", x, scale, bias, epsilon=float(c["eps"]))
+    return c.emit("InstanceNormalization", x, scale, bias, epsilon=float(c["eps"]))
 
 
 _NO_TRAINING = ("_native_batch_norm_legit_no_training", "_batch_norm_no_update")
 
 
 @aten("batch_norm", *_NO_TRAINING, "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
-def batch_norm(c: Call) -> Result:
+def batch_norm(c: AtenContext) -> Result:
     if c.get("training", False):
         raise c.fail("batch normalisation in training mode")
     x = c["input"]
@@ -285,7 +285,7 @@ def batch_norm(c: Call) -> Result:
     bias = c.full(0.0, mean.shape, mean.dtype) if c["bias"] is None else c["bias"]
     dtype = x.dtype if mean.dtype is x.dtype else DType.F32  # 16-bit data usually comes with f32 statistics
     operands = [c.cast(v, dtype) for v in (x, scale, bias, mean, var)]
-    y = c.result(c.make("BatchNormalization", *operands, epsilon=eps))
+    y = c.result(c.emit("BatchNormalization", *operands, epsilon=eps))
     if len(c.outs) == 1:
         return y
     c.require_unused(*range(1, len(c.outs)))
@@ -293,17 +293,17 @@ def batch_norm(c: Call) -> Result:
 
 
 @aten("_native_batch_norm_legit.no_stats")
-def batch_norm_without_statistics(c: Call) -> Result:
+def batch_norm_without_statistics(c: AtenContext) -> Result:
     """Normalises each channel over the batch: standardised convolution weights are written so."""
     x = c["input"]
     c.require_unused(1, 2)
     wide = c.cast(x, DType.F32) if x.dtype.is_half else x
     axes = tuple(a for a in range(len(x.shape)) if a != 1)
-    centred = c.make("Sub", wide, c.make("ReduceMean", wide, axes=axes, keepdims=1))
-    variance = c.make("ReduceMean", c.make("Mul", centred, centred), axes=axes, keepdims=1)
-    y = c.make("Mul", centred, c.make("Rsqrt", c.make("Add", variance, c.full(float(c["eps"]), (), wide.dtype))))
+    centred = c.emit("Sub", wide, c.emit("ReduceMean", wide, axes=axes, keepdims=1))
+    variance = c.emit("ReduceMean", c.emit("Mul", centred, centred), axes=axes, keepdims=1)
+    y = c.emit("Mul", centred, c.emit("Rsqrt", c.emit("Add", variance, c.full(float(c["eps"]), (), wide.dtype))))
     for op, name in (("Mul", "weight"), ("Add", "bias")):
         if c[name] is not None:
             shape = (c[name].shape[0], *(1,) * (len(x.shape) - 2))
-            y = c.make(op, y, c.make("Reshape", c.cast(c[name], wide.dtype), shape=shape))
+            y = c.emit(op, y, c.emit("Reshape", c.cast(c[name], wide.dtype), shape=shape))
     return c.cast(y, x.dtype), None, None

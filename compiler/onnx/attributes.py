@@ -1,0 +1,82 @@
+"""One ONNX node's attributes, read by name and checked; and the two ways in which a handler gives a node up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from onnx import GraphProto
+
+from arcweld.compiler.errors import ModelError
+from arcweld.compiler.onnx.remedies import Refusal, Remedy
+
+
+class Attributes:
+    """A node's operator, operator set version, name and attributes."""
+
+    def __init__(self, op: str, opset: int, name: str, attrs: Mapping[str, Any]) -> None:
+        self.op = op
+        self.opset = opset
+        self.name = name
+        self.attrs = attrs
+
+    def unsupported(self, reason: str, remedy: Remedy | None = None) -> NoReturn:
+        """The node is valid and cannot be imported."""
+        raise Refusal(reason, node=self.name, remedy=remedy)
+
+    def broken(self, what: str) -> NoReturn:
+        """The node breaks its operator's specification."""
+        raise ModelError(f"{self.op}: {what}", node=self.name)
+
+    def has_attr(self, name: str) -> bool:
+        return name in self.attrs
+
+    def _attr(self, name: str, kinds: tuple[type, ...], default: Any) -> Any:
+        value = self.attrs.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kinds):
+            self.broken(f"attribute {name} has the wrong type")
+        return value
+
+    def int_attr(self, name: str, default: int = 0) -> int:
+        return int(self._attr(name, (int,), default))
+
+    def float_attr(self, name: str, default: float) -> float:
+        return float(self._attr(name, (float,), default))
+
+    def str_attr(self, name: str, default: str) -> str:
+        return str(self._attr(name, (str,), default))
+
+    def choice_attr(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """A string attribute that must be one of ``choices``."""
+        value = self.str_attr(name, default)
+        if value not in choices:
+            self.broken(f"attribute {name} is {value[:40]!r}")
+        return value
+
+    def ints_attr(self, name: str) -> tuple[int, ...] | None:
+        value = self._attr(name, (tuple,), None)
+        if value is not None and not all(isinstance(v, int) for v in value):
+            self.broken(f"attribute {name} has the wrong type")
+        return None if value is None else tuple(int(v) for v in value)
+
+    def graph_attr(self, name: str) -> GraphProto:
+        value = self._attr(name, (GraphProto,), None)
+        if value is None:
+            raise ModelError(f"{self.op} lacks its attribute {name}", node=self.name)
+        found: GraphProto = value
+        return found
+
+    def axis(self, axis: int, rank: int, what: str = "axis") -> int:
+        """``axis`` counted from the front. Raises ModelError when it is out of range."""
+        if not -rank <= axis < rank:
+            self.broken(f"{what} {axis} is out of range for rank {rank}")
+        return axis % rank
+
+    def axes(self, axes: Sequence[int], rank: int) -> list[int]:
+        """Distinct axes counted from the front, in the order given."""
+        out = [self.axis(a, rank) for a in axes]
+        if len(set(out)) != len(out):
+            self.broken(f"an axis is listed twice in {list(axes)}")
+        return out

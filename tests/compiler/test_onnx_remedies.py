@@ -1,0 +1,72 @@
+"""What users are told to do about a node that cannot be imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx_models import floats, ints, model
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx, support_report
+
+N = helper.make_node
+FIX = "give the dimension a value with --shapes (or inputs= in Python)"
+
+
+def _hint(proto: onnx.ModelProto) -> str | None:
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(proto)
+    reported = next(row.hint for row in support_report(proto) if not row.supported)
+    assert reported == caught.value.hint
+    return caught.value.hint
+
+
+def test_the_axes_of_the_dimension_in_question_are_named() -> None:
+    inputs: dict[str, Any] = {"x": (np.float32, ["n", 6]), "y": (np.float32, [3, "n"])}
+    nodes = [N("Shape", ["x"], ["s"], end=1), N("DFT", ["z", "s"], ["r"], axis=1), N("Relu", ["y"], ["out"])]
+    proto = model(nodes, inputs | {"z": (np.float32, [1, 8, 1])}, ["r", "out"], opset=17)
+    assert _hint(proto) == f"{FIX}: n is axis 0 of input x, n is axis 1 of input y"
+
+
+def test_a_dimension_whose_name_is_a_word_of_the_reason_is_not_meant() -> None:
+    """The reason says "depends on the dimension n"."""
+    inputs: dict[str, Any] = {"x": (np.float32, ["n", "the"]), "z": (np.float32, [1, 8, 1])}
+    nodes = [N("Shape", ["x"], ["s"], end=1), N("DFT", ["z", "s"], ["r"], axis=1)]
+    hint = _hint(model(nodes, inputs, ["r"], opset=17))
+    assert hint == f"{FIX}: n is axis 0 of input x"
+
+
+def test_what_shape_arithmetic_leaves_open_names_its_dimensions() -> None:
+    """Whether half of n is more than 4 decides how long the range is."""
+    nodes = [
+        N("Shape", ["x"], ["s"], end=1), N("Greater", ["s", "four"], ["more"]), N("Cast", ["more"], ["size"], to=7),
+        N("Expand", ["one", "size"], ["y"]),
+    ]  # fmt: skip
+    inputs: dict[str, Any] = {"x": (np.float32, ["n", "known"])}
+    hint = _hint(model(nodes, inputs, ["y"], {"four": ints(4), "one": floats(1)}))
+    assert hint == f"{FIX}: n is axis 0 of input x"
+
+
+def test_an_input_that_never_changes_can_become_a_constant() -> None:
+    inputs: dict[str, Any] = {"x": (np.float32, [6]), "shape": (np.int64, [2])}
+    assert _hint(model([N("Reshape", ["x", "shape"], ["y"])], inputs, ["y"])) == (
+        "if it never changes, make it a constant with --values shape:VALUE (or Input('shape', value=…) in Python)"
+    )
+
+
+def test_files_for_one_kind_of_processor_are_to_be_saved_again() -> None:
+    domain = "com.microsoft.nchwc"
+    node = N("ReorderInput", ["x"], ["y"], domain=domain)
+    proto = model([node], {"x": (np.float32, [1, 8, 4, 4])}, ["y"], opsets=[helper.make_opsetid(domain, 1)])
+    assert _hint(proto) == "the file was optimised for one kind of CPU: save it with ORT_ENABLE_EXTENDED or less"
+
+
+def test_what_the_operators_own_rules_advise_is_passed_on() -> None:
+    inputs: dict[str, Any] = {"x": (np.float32, ["a"]), "y": (np.float32, ["b"])}
+    assert _hint(model([N("Add", ["x", "y"], ["z"])], inputs, ["z"])) == (
+        "fix the symbolic dimension with --shapes, or give both the same name"
+    )
