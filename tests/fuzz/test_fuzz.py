@@ -36,7 +36,7 @@ def test_a_few_seeds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_seeds(block: int) -> None:
-    """About a minute in all on one core, half of it in g++. A failing case again: python tests/fuzz --seed fixed.NUMBER"""
+    """About a minute in all on one core, half of it in g++. One again: python tests/fuzz --seed fixed.NUMBER"""
     assert failures(range(FEW + block * BLOCK, FEW + (block + 1) * BLOCK)) == []
 
 
