@@ -37,7 +37,7 @@ def test_a_few_seeds() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_seeds(block: int) -> None:
-    """About a minute on one core, half of it in g++. A failing case again: python tests/fuzz --seed fixed.NUMBER"""
+    """About a minute in all on one core. A failing case again: python tests/fuzz --seed fixed.NUMBER"""
     assert failures(range(FEW + block * BLOCK, FEW + (block + 1) * BLOCK)) == []
 
 
@@ -80,18 +80,17 @@ def assert_reproduces(found: Finding, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_lowering_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = registry.opdef("Transpose").lower
+    right = registry.opdef("Tile").lower
     assert right is not None
 
     def wrong(reader: registry.Reader, node: Node, coords: tuple[Any, ...]) -> Expr:
         value = right(reader, node, coords)
         return value + const(1, value.dtype) if value.dtype is not DType.BOOL else value
 
-    change(monkeypatch, "Transpose", lower=wrong)
-    found = first_finding(tmp_path, has("Transpose"))
+    change(monkeypatch, "Tile", lower=wrong)
+    found = first_finding(tmp_path, has("Tile"))
     assert (found.failure.stage, found.failure.kind) == ("kernels", "differs")
-    # the layout pass gives a convolution transposes of its own
-    assert {"Transpose", "Conv"} & {n.op for n in found.case.graph.nodes}
+    assert "Tile" in [n.op for n in found.case.graph.nodes]
     assert len(found.case.graph.nodes) <= 2
     assert_reproduces(found, monkeypatch)
 
