@@ -28,7 +28,7 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def pack(intervals: Sequence[Interval]) -> tuple[list[int], int]:
+def pack_intervals(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Byte offset of each buffer (multiples of 256) and the bytes of the whole arena. Empty buffers lie at 0."""
     count = len(intervals)
     offsets = [0] * count

@@ -22,7 +22,7 @@ from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.kernels import KernelLoader, Rebuild
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
 from arcweld.runtime.weights import DeviceWeights
@@ -115,7 +115,7 @@ class Engine:
         """Where each kernel's code came from: ``cubin sm_90a``, ``ptx``, ``rebuilt from source``,
         ``source`` (sim).
         """
-        return dict(self._loader.origins)
+        return dict(self._loader.loaded_from)
 
     def memory(self, **symbols: int) -> MemoryReport:
         """Exact device bytes for the given values of the symbolic dimensions, before anything runs."""
@@ -129,7 +129,7 @@ class Engine:
                 raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(names) or 'none'}")
             if not isinstance(value, int | np.integer):
                 raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
-        sizes = measure(plan, {n: int(symbols[n]) for n in names})
+        sizes = compute_sizes(plan, {n: int(symbols[n]) for n in names})
         return MemoryReport(
             weights=self._weights.nbytes,
             arena=sizes.arena_bytes,

@@ -172,7 +172,7 @@ def _write_members(writer: container.Writer, data: EngineData) -> None:
     if data.verify is not None:
         add(VERIFY, msgspec.json.encode(data.verify, order="sorted"))
     weights = {w.name: data.weights[w.name] for w in data.program.weights}
-    header, order, size = tensors_file.layout(weights)
+    header, order, size = tensors_file.header(weights)
     writer.add(WEIGHTS, tensors_file.chunks(weights, header, order), size)
     add(MANIFEST, _encode_manifest(data, writer.members))
 

@@ -17,7 +17,7 @@ import numpy as np
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, issue, measure, prepare
+from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
 from arcweld.runtime.plan import ExecutionPlan, Shape
 
 MAX_SHAPES = 64
@@ -137,7 +137,7 @@ class Context:
 
     def _specialise(self, key: tuple[Shape, ...]) -> Specialisation:
         shared = self.shared
-        sizes = measure(shared.plan, shared.plan.bind_symbols(key))
+        sizes = compute_sizes(shared.plan, shared.plan.bind_symbols(key))
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
             self.release()  # every specialisation points into the smaller arena
             self._arena = shared.device.allocate(sizes.arena_bytes)
@@ -162,7 +162,7 @@ class Context:
         self.shared.device.synchronize()
         del self._specialised[key]
 
-    def _place(self, special: Specialisation, addresses: tuple[int, ...]) -> None:
+    def _prepare_moving(self, special: Specialisation, addresses: tuple[int, ...]) -> None:
         if special.addresses != addresses:
             for step in special.moving:
                 prepare(step, addresses, self.shared.device)
@@ -203,7 +203,7 @@ class Context:
         for taken, address in zip(inputs, addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
-        self._place(special, tuple(addresses))
+        self._prepare_moving(special, tuple(addresses))
         issue(special.steps, addresses, device, stream)
         self._copy_outputs(special, addresses, stream)
         for view, address in zip(views, addresses[len(inputs) :]):
@@ -237,7 +237,7 @@ class Context:
         device = self.shared.device
         if sum(b.graphs for b in self._specialised.values()) >= MAX_GRAPHS:
             self._forget_oldest()
-        self._place(special, addresses)
+        self._prepare_moving(special, addresses)
         stream = device.begin_capture()
         try:
             issue(special.steps, addresses, device, stream)

@@ -52,13 +52,13 @@ def binary_archs(archs: Sequence[str], device: str) -> list[str]:
 
 
 class KernelLoader:
-    """Loads each (kernel, entry) of an engine once, and remembers in ``origins`` where its code came from."""
+    """Loads each (kernel, entry) of an engine once, and remembers in ``loaded_from`` where its code came from."""
 
     def __init__(self, data: EngineData, device: Device, rebuild: Rebuild | None) -> None:
         self.data = data
         self.device = device
         self.rebuild = rebuild
-        self.origins: dict[str, str] = {}
+        self.loaded_from: dict[str, str] = {}
         self._handles: dict[tuple[str, str, int], Any] = {}
 
     def load(self, variants: Sequence[Variant]) -> list[Any]:
@@ -83,7 +83,7 @@ class KernelLoader:
                 log.info("kernel %s from %s: %s", v.kernel, origin, error.message)
                 reasons.append(f"{origin}: {error.message}")
                 continue
-            self.origins[v.kernel] = origin
+            self.loaded_from[v.kernel] = origin
             return handle
         why = "; ".join(reasons) or "the engine holds neither object code for it nor PTX"
         raise DeviceError(

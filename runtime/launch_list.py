@@ -11,9 +11,8 @@ from typing import Any
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
-from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
-from arcweld.compiler.parameters import pack as pack_params
-from arcweld.runtime.arena import Interval, pack
+from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap, pack
+from arcweld.runtime.arena import Interval, pack_intervals
 from arcweld.runtime.device import Device, LaunchSpec, TensorMapSpec
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.plan import ExecutionPlan, LaunchPlan, Shape
@@ -21,12 +20,12 @@ from arcweld.runtime.plan import ExecutionPlan, LaunchPlan, Shape
 MAX_BYTES = 1 << 47
 MAX_ELEMENTS = 2**31 - 1  # that kernels index with 32 bits, as they do where a dimension has no upper bound
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
-FIXED = -1
+ABSOLUTE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An address: ``offset`` itself when ``slot`` is FIXED, else ``offset`` bytes into input or output
+    """An address: ``offset`` itself when ``slot`` is ABSOLUTE, else ``offset`` bytes into input or output
     ``slot``.
 
     Slots number the inputs first, then the outputs.
@@ -36,7 +35,7 @@ class Place:
     offset: int
 
     def at(self, addresses: Sequence[int]) -> int:
-        return self.offset if self.slot == FIXED else addresses[self.slot] + self.offset
+        return self.offset if self.slot == ABSOLUTE else addresses[self.slot] + self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class Copy:
     nbytes: int
 
 
-def measure(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
+def compute_sizes(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
     """Shapes, sizes and the arena for one set of symbol values.
 
     Raises InputError for a dimension outside its range, by which kernels and indices were simplified: a table that
@@ -118,7 +117,7 @@ def measure(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
             )
         shapes[name], nbytes[name] = shape, size
     intervals = [Interval(nbytes[t.name], t.first, t.last) for t in plan.lifetimes]
-    offsets, total = pack(intervals)
+    offsets, total = pack_intervals(intervals)
     arena = {t.name: offset for t, offset in zip(plan.lifetimes, offsets)}
     return Sizes(env, shapes, nbytes, arena, total, idle)
 
@@ -173,12 +172,12 @@ class LaunchListBuilder:
             raise InputError(f"with {_show(self.sizes.env)} tensor {name} reaches outside {tensor.root}")
         root = tensor.root
         if root in self.weights:
-            return Place(FIXED, self.weights[root] + offset)
+            return Place(ABSOLUTE, self.weights[root] + offset)
         if root in self.plan.inputs:
             return Place(self.plan.inputs[root], offset)
         if root in self.plan.direct_outputs:
             return Place(len(self.plan.inputs) + self.plan.outputs[root], offset)
-        return Place(FIXED, self.arena + self.sizes.arena.get(root, 0) + offset)
+        return Place(ABSOLUTE, self.arena + self.sizes.arena.get(root, 0) + offset)
 
     def _step(self, launch: LaunchPlan, kernel: Any, first: bool) -> Step | None:
         x, y, z = (g(self.sizes.env) for g in launch.grid)
@@ -202,7 +201,7 @@ class LaunchListBuilder:
             params=b"",
             buffers=(),
         )
-        moves = any(p.slot != FIXED for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
+        moves = any(p.slot != ABSOLUTE for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
         step = Step(spec, params, operands, zero, moves)
         if not moves:
             prepare(step, (), self.device)
@@ -267,7 +266,7 @@ def prepare(step: Step, addresses: Sequence[int], device: Device) -> None:
         return device.encode_tensor_map(spec)
 
     buffers = tuple((at[name], o.nbytes, o.written) for name, o in step.operands.items())
-    step.spec = replace(step.spec, params=pack_params(step.params, at, encode), buffers=buffers)
+    step.spec = replace(step.spec, params=pack(step.params, at, encode), buffers=buffers)
     step.prepared = device.prepare(step.spec)
 
 

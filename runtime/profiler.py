@@ -11,7 +11,7 @@ import numpy as np
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.expressions import Expression
-from arcweld.runtime.launch_list import LaunchListBuilder, issue, measure, prepare
+from arcweld.runtime.launch_list import LaunchListBuilder, compute_sizes, issue, prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
     """Each launch is timed when its turn comes: its operands are then what they should be, indices above all."""
     shared = engine.shared
     plan, device = shared.plan, shared.device
-    sizes = measure(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
+    sizes = compute_sizes(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
     memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*engine.inputs, *engine.outputs)]
     for tensor, place in zip(engine.inputs, memory):
         array = np.ascontiguousarray(feeds[tensor.name])

@@ -27,7 +27,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-def layout(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str], int]:
+def header(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str], int]:
     """The header, the order of the data, and the total size in bytes.
 
     Wide elements come first, so that every array is aligned to its element size.

@@ -18,7 +18,7 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
-from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, layout
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_layout
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
 
@@ -35,11 +35,11 @@ _KERNEL = re.compile(r"[A-Za-z0-9_\-]{1,200}")
 _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
 
 
-class _Kernel(msgspec.Struct):
+class _KernelEvidence(msgspec.Struct):
     status: str
 
 
-class _Output(msgspec.Struct):
+class _OutputEvidence(msgspec.Struct):
     output: str
     status: str
     error: float | None = None
@@ -51,8 +51,8 @@ class _Evidence(msgspec.Struct):
     """What every reader of an engine's evidence relies on."""
 
     level: str
-    kernels: list[_Kernel]
-    outputs: list[_Output]
+    kernels: list[_KernelEvidence]
+    outputs: list[_OutputEvidence]
     device: str = ""
     shapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     replaced: list[str] = msgspec.field(default_factory=list)
@@ -200,7 +200,7 @@ class _Checker:
         allowed = {*launch.reads, *launch.writes}
         for p in v.params:
             self.check_parameter(p, allowed, place)
-        if layout(v.params)[1] > MAX_PARAMS:
+        if struct_layout(v.params)[1] > MAX_PARAMS:
             raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
 
     def check_parameter(self, p: Parameter[str], allowed: set[str], place: str) -> None:

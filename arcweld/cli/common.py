@@ -22,7 +22,7 @@ from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
-from arcweld.driver.build import Progress as Report
+from arcweld.driver.build import Progress as ProgressCallback
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
 
@@ -38,7 +38,7 @@ STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify"
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Report | None]:
+def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
     """A progress bar on stderr, one line a stage; None when quiet or when stderr is no terminal."""
     if quiet or not err.is_terminal:
         yield None

@@ -20,7 +20,7 @@ from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 
 Opt = typer.Option
@@ -131,7 +131,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
         plan = ExecutionPlan(program, data.archs[0] if data.archs else "sm_80")
-        found = measure(plan, {s.name: sizes[s.name] for s in program.symbols})
+        found = compute_sizes(plan, {s.name: sizes[s.name] for s in program.symbols})
         report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
         report["arena_bytes"] = found.arena_bytes
         report["memory_plan"] = [

@@ -21,7 +21,7 @@ from arcweld.compiler.reference import bind_symbols
 from arcweld.driver.build import Build, Progress, build_graph
 from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
 from arcweld.driver.inputs import Input as Input
-from arcweld.driver.inputs import checked_sizes, wishes
+from arcweld.driver.inputs import check_inputs, checked_sizes
 from arcweld.driver.promotion import Promotion, promote, reference_seconds
 from arcweld.driver.samples import sample_inputs, sample_sizes
 from arcweld.driver.summary import summary
@@ -91,7 +91,7 @@ def import_model(
 ) -> Graph:  # fmt: skip
     """The graph of a model in any of the forms that ``compile`` takes."""
     kind = type(model)
-    asked = wishes(inputs)
+    asked = check_inputs(inputs)
     if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
         from arcweld.compiler.onnx.importer import import_onnx
 
@@ -175,19 +175,23 @@ def build_data(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         _make_folder(folder)
-    given, bound = _inputs_to_verify(graph, sizes, feeds) if checks.level != "off" else ({}, sample_sizes(graph, sizes))
-    promotion = _promotion(graph, options, given, bound, checks) if given and precision != "fp32" else None
+    given: dict[str, np.ndarray] = {}
+    if checks.level == "off":
+        used_sizes = sample_sizes(graph, sizes)
+    else:
+        given, used_sizes = _inputs_to_verify(graph, sizes, feeds)
+    promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
-    build.sizes = bound
+    build.sizes = used_sizes
     engine = None
     if checks.level != "off":
         engine = Engine(build.data, where)
         before = time.monotonic()
-        evidence = verify_build(build, engine, given, bound, checks, precision, promotion)
+        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - before
     build.seconds["total"] = time.monotonic() - started
@@ -215,9 +219,9 @@ def _inputs_to_verify(
     graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Inputs to verify with, given or random, and the sizes of all symbols that go with them."""
-    bound = sample_sizes(graph, sizes)
-    given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
-    return given, {**bound, **bind_symbols(graph.inputs, given, None)}
+    every_size = sample_sizes(graph, sizes)
+    given = dict(feeds) if feeds is not None else sample_inputs(graph, every_size)
+    return given, {**every_size, **bind_symbols(graph.inputs, given, None)}
 
 
 def _promotion(

@@ -17,7 +17,7 @@ from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.driver.assemble import assemble
-from arcweld.driver.object_code import ObjectCode, Planned, compile_planned
+from arcweld.driver.object_code import ObjectCode, PlannedLaunch, compile_launches
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
@@ -36,7 +36,7 @@ class Build:
 
     imported: Graph
     fused: FusedGraph
-    planned: tuple[Planned, ...]
+    planned: tuple[PlannedLaunch, ...]
     data: EngineData
     precision: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def build_graph(
     code = ObjectCode({}, {})
     if compile_kernels:
         tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
-        planned, code = compile_planned(planned, archs, cache or DiskCache(), tell)
+        planned, code = compile_launches(planned, archs, cache or DiskCache(), tell)
     clock.lap("nvrtc")
     data = assemble(fused, planned, code, graph.labels())
     if dump is not None:
@@ -116,17 +116,19 @@ def materialise_outputs(graph: Graph) -> Graph:
     return graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), output_labels=graph.labels())
 
 
-def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None) -> tuple[Planned, ...]:
+def plan_launches(
+    fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None
+) -> tuple[PlannedLaunch, ...]:
     """Lowers and renders every region; equal kernels are rendered once."""
     rendered: dict[object, tuple[KernelSource, ...]] = {}
     planned = []
     for i, region in enumerate(fused.regions):
-        group: tuple[Planned, ...] = ()
+        group: tuple[PlannedLaunch, ...] = ()
         for bound in lower_all(region, fused.graph):
             key = bound.kernel.key()
             if key not in rendered:
                 rendered[key] = sources(bound.kernel, archs)
-            group = (*group, Planned(f"{region.name}:{len(group)}", bound, rendered[key]))
+            group = (*group, PlannedLaunch(f"{region.name}:{len(group)}", bound, rendered[key]))
         planned.append(replace(group[-1], name=region.name, before=group[:-1]))
         if progress is not None:
             progress("codegen", i + 1, len(fused.regions))

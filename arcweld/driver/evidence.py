@@ -26,7 +26,7 @@ from arcweld.compiler.region import Region
 from arcweld.driver.build import Build
 from arcweld.driver.conditioning import rounding_error
 from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
-from arcweld.driver.object_code import Planned
+from arcweld.driver.object_code import PlannedLaunch
 from arcweld.driver.promotion import Promotion
 from arcweld.driver.single_launch import launch_of, single_launch
 from arcweld.runtime.device import Device
@@ -100,10 +100,10 @@ def verify_build(
 class _Check:
     """One distinct kernel, to be run as the first launch that uses it."""
 
-    planned: Planned
+    planned: PlannedLaunch
     source: KernelSource
 
-    def launches(self) -> list[Planned]:
+    def launches(self) -> list[PlannedLaunch]:
         return [*self.planned.before, self.planned]
 
     def tensors(self) -> set[str]:
@@ -163,7 +163,7 @@ def _with_values(
             return
 
 
-def _cost(p: Planned, sizes: Mapping[str, int]) -> float:
+def _cost(p: PlannedLaunch, sizes: Mapping[str, int]) -> float:
     """Seconds that the simulator needs for a launch, roughly."""
     elements = sum(_numel(b.shape, sizes) for b in p.bound.kernel.buffers if b.written)
     return evaluate(p.bound.flops, sizes) / SIM_FLOPS + elements / SIM_ELEMENTS

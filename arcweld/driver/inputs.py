@@ -33,7 +33,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class CheckedInputs:
     """Checked inputs, as ``import_onnx`` takes them: shapes and values by input name."""
 
     shapes: dict[str, list[Dim | str | None]]
@@ -50,7 +50,7 @@ class Wishes:
                 raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
 
 
-def wishes(inputs: Sequence[Input] | Input) -> Wishes:
+def check_inputs(inputs: Sequence[Input] | Input) -> CheckedInputs:
     """Raises UsageError for what makes no sense: other objects, an input named twice, entries that are no dimension."""
     given = (inputs,) if isinstance(inputs, Input) else tuple(inputs)
     for i in given:
@@ -62,7 +62,7 @@ def wishes(inputs: Sequence[Input] | Input) -> Wishes:
         if i.shape is not None and i.value is not None:
             raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
     shapes = {i.name: [_dimension(i, d) for d in i.shape] for i in given if i.shape is not None}
-    return Wishes(shapes, {i.name: i.value for i in given if i.value is not None}, given)
+    return CheckedInputs(shapes, {i.name: i.value for i in given if i.value is not None}, given)
 
 
 def _dimension(i: Input, d: Any) -> Dim | str | None:

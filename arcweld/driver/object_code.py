@@ -25,7 +25,7 @@ SPILL_BYTES = 64  # ptxas spills a few values even where registers are free; mor
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedLaunch:
     """A launch: the kernel with its tensors, and the sources that serve every architecture.
 
     ``before`` are launches that write the same tensor first (a scatter's copy of the data).
@@ -34,7 +34,7 @@ class Planned:
     name: str
     bound: BoundKernel
     sources: tuple[KernelSource, ...]
-    before: tuple[Planned, ...] = ()
+    before: tuple[PlannedLaunch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class ObjectCode:
     ptx: Mapping[str, bytes]
 
 
-def in_order(planned: Sequence[Planned]) -> list[Planned]:
+def in_order(planned: Sequence[PlannedLaunch]) -> list[PlannedLaunch]:
     """Every launch, those that come before another one included."""
     return [x for p in planned for x in (*p.before, p)]
 
 
-def compile_planned(
-    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None = None
-) -> tuple[tuple[Planned, ...], ObjectCode]:
+def compile_launches(
+    planned: Sequence[PlannedLaunch], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None = None
+) -> tuple[tuple[PlannedLaunch, ...], ObjectCode]:
     """Compiles every kernel; returns the plan with tactics that spill exchanged, and the object code.
 
     Raises CompileError for a kernel that NVRTC refuses, or all of whose tactics ptxas warns about.
@@ -73,7 +73,7 @@ def compile_planned(
 
 
 def _compile(
-    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
+    planned: Sequence[PlannedLaunch], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
 ) -> dict[tuple[str, str], Compiled]:
     """By (architecture or "ptx", kernel). An architecture with its own source doesn't get the portable one."""
     jobs: dict[Job, tuple[str, str]] = {}
@@ -89,8 +89,8 @@ def _compile(
 
 
 def _exchange(
-    planned: Sequence[Planned], spilled: set[str], archs: Sequence[str], cache: DiskCache
-) -> tuple[Planned, ...]:
+    planned: Sequence[PlannedLaunch], spilled: set[str], archs: Sequence[str], cache: DiskCache
+) -> tuple[PlannedLaunch, ...]:
     """The plan with the sources named in ``spilled`` replaced by the tactic of the same kernel that fares best."""
     better: dict[str, KernelSource] = {}
     for p in in_order(planned):
@@ -98,7 +98,7 @@ def _exchange(
             if s.entry in spilled and s.entry not in better:
                 better[s.entry] = _least_spilling(p.bound.kernel, s, archs, cache)
 
-    def mended(p: Planned) -> Planned:
+    def mended(p: PlannedLaunch) -> PlannedLaunch:
         sources = tuple(better.get(s.entry, s) for s in p.sources)
         return replace(p, sources=sources, before=tuple(mended(b) for b in p.before))
 

@@ -14,7 +14,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 
 DEFAULT_SIZE = 32
 MAX_DOUBLINGS = 5
-PASSES_INDICES = frozenset(
+KEEPS_INDICES = frozenset(
     {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
 )
 
@@ -98,15 +98,15 @@ def _random(
         lo, hi = (0.0, 1.0) if low is None or high is None else (low, high)
         return rng.uniform(lo, hi, shape).astype(v.dtype.numpy)
     if low is None or high is None:
-        places = _distinct_places(rng, graph, v, shape, sizes)
-        if places is not None:
-            return places.astype(v.dtype.numpy)
+        indices = _distinct_indices(rng, graph, v, shape, sizes)
+        if indices is not None:
+            return indices.astype(v.dtype.numpy)
         extent = index_extent(graph, v)
         low, high = 0, 1 if extent is None else evaluate(extent, sizes) - 1
     return rng.integers(int(low), int(high) + 1, shape).astype(v.dtype.numpy)
 
 
-def _distinct_places(
+def _distinct_indices(
     rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> np.ndarray | None:
     """Places for the updates of a scatter, each named once; None where ``v`` says no such thing."""
@@ -140,7 +140,7 @@ def index_extent(graph: Graph, v: Value) -> Dim | None:
             extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
             if extent is not None:
                 found.append(extent)
-            elif n.op in PASSES_INDICES:
+            elif n.op in KEEPS_INDICES:
                 stack.extend(n.outputs)
     fixed = [d for d in found if isinstance(d, int)]
     return min(fixed) if fixed else (found[0] if found else None)

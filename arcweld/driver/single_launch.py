@@ -22,10 +22,10 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
 
     The last launch runs the kernel ``entry``; those before it write the same tensor first.
     """
-    fix = _Fixed(sizes)
+    evaluator = _Evaluator(sizes)
     *before, last = (launch_of(data, name) for name in names)
     chosen = replace_struct(last, variants=tuple(v for v in last.variants if v.entry == entry))
-    launches = tuple(fix.launch(x) for x in (*before, chosen))
+    launches = tuple(evaluator.launch(x) for x in (*before, chosen))
     reads = dict.fromkeys(t for x in launches for t in x.reads)
     weights = tuple(w for w in data.program.weights if w.name in reads)
     stored = {w.name for w in weights}
@@ -34,8 +34,8 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
         schema=prog.SCHEMA,
         name=last.name,
         symbols=(),
-        inputs=tuple(fix.tensor(tensors[n]) for n in reads if n not in stored),
-        outputs=tuple(fix.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
+        inputs=tuple(evaluator.tensor(tensors[n]) for n in reads if n not in stored),
+        outputs=tuple(evaluator.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
         weights=weights,
         temps=(),
         aliases=(),
@@ -60,7 +60,7 @@ def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fixed:
+class _Evaluator:
     """Parts of a program with the values of their expressions in the place of the expressions."""
 
     sizes: Mapping[str, int]

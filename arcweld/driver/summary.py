@@ -11,7 +11,7 @@ from arcweld.compiler.region import Region
 from arcweld.driver.build import Build
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 
 
@@ -52,7 +52,7 @@ def bytes_text(n: int) -> str:
 def workspace_bytes(data: EngineData, arch: str, sizes: Mapping[str, int]) -> int:
     """Exact bytes of the arena of one call with symbolic dimensions of ``sizes``."""
     symbols = {s.name: sizes[s.name] for s in data.program.symbols}
-    return measure(ExecutionPlan(data.program, arch), symbols).arena_bytes
+    return compute_sizes(ExecutionPlan(data.program, arch), symbols).arena_bytes
 
 
 def half_share(build: Build, element: str) -> float | None:

@@ -31,7 +31,7 @@ from arcweld.torch.truncate import truncate_double
 
 log = logging.getLogger("arcweld.torch")
 
-Plan: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
+EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
 MAX_CHANGES = 2  # calls in a row that find other parameters; after one more they are inputs
 
@@ -47,12 +47,12 @@ class _Ready:
     """An engine, its inputs (position and axis order), and its constants (position, tensor, address, version)."""
 
     engine: Any
-    plan: Plan
-    bound: Sequence[tuple[int, torch.Tensor, int, int]]
+    inputs: EngineInputs
+    constants: Sequence[tuple[int, torch.Tensor, int, int]]
 
     def holds(self, args: Sequence[torch.Tensor]) -> bool:
         """True if every parameter is the tensor that was packed, not written since."""
-        return all(_is_packed(args[k], *entry) for k, *entry in self.bound)
+        return all(_is_packed(args[k], *entry) for k, *entry in self.constants)
 
 
 def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version: int) -> bool:
@@ -109,7 +109,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 with self._lock:
                     self._prepare(given, args)
                 continue
-            results = ready.engine(*self._moving(ready.plan, args), *self._carrier(given, args))
+            results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
             if self._ready is not ready:
                 continue  # another thread gave the engine other parameters meanwhile
             if unchanged:
@@ -118,9 +118,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             return tuple(self._returned(k, r) for k, r in enumerate(listed))
         return self.aten[0](*given)
 
-    def _moving(self, plan: Plan, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _moving(self, inputs: EngineInputs, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's inputs: those that are not its constants, axes in the order of memory."""
-        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in plan]
+        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in inputs]
 
     def _carrier(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """An input without elements whose shape brings along the sizes that no other input's shape tells."""
@@ -171,13 +171,13 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         engine = before.engine
         if not hasattr(engine, "update_weights"):
             return False
-        bound = [(k, args[k]) for k, *_ in before.bound]
-        changed = [k for k, *entry in before.bound if not _is_packed(args[k], *entry)]
+        packed = [(k, args[k]) for k, *_ in before.constants]
+        changed = [k for k, *entry in before.constants if not _is_packed(args[k], *entry)]
         if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
             return False  # kernels hold numbers as literals, and so do the records of how weights were made
         used = {s for w in engine.program.weights for s in model_names(w)}
-        values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
-        found = _Ready(engine, before.plan, _bind(bound))
+        values = {self._names[k]: self._narrowed(a) for k, a in packed if self._names[k] in used}
+        found = _Ready(engine, before.inputs, _remember(packed))
         if values:
             engine.update_weights(values)
         self._ready = found
@@ -191,23 +191,23 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         if not args:
             raise UnsupportedError("the block reads no tensor")
         started = time.monotonic()
-        plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
+        wanted = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
         fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
         graph = import_fx(
             self.aten[0],
             name=self.report.name,
             weights=fixed,
-            input_orders={self._names[k]: o for k, o in plan if o is not None},
+            input_orders={self._names[k]: o for k, o in wanted if o is not None},
             output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
             carried=[self._placeholders[k] for k in self._carried],
         )
         if self.options.truncate_double:
             graph = truncate_double(graph)
-        inputs = [*self._moving(plan, args), *self._carrier(given, args)]
+        inputs = [*self._moving(wanted, args), *self._carrier(given, args)]
         feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, inputs, strict=True)}
-        bound = _bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
+        packed = _remember([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
         engine = self._build_engine(graph, feeds=feeds)
-        self._ready = _Ready(engine, plan, bound)
+        self._ready = _Ready(engine, wanted, packed)
         self.report.builds += 1
         self.report.seconds += time.monotonic() - started
         program = getattr(engine, "program", None)
@@ -225,8 +225,8 @@ def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
     return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
 
 
-def _bind(bound: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
-    return [(k, a, a.data_ptr(), a._version) for k, a in bound]
+def _remember(packed: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
+    return [(k, a, a.data_ptr(), a._version) for k, a in packed]
 
 
 def _results(module: fx.GraphModule) -> Sequence[Any]:
