@@ -1,4 +1,4 @@
-"""What users say of a model's inputs beforehand, checked before anything is read."""
+"""``Input``: what a user declares about a model's input before the import; checked before the model is read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Entry = int | str | tuple[str, int, int | None] | Dim | None
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What is known of one input beforehand.
+    """A declaration about one input of a model.
 
-    shape  one entry an axis: an int, a name (a symbolic dimension), an expression (``"32*h"``),
-           ``(name, lowest, highest)``, or None for what the model says; None: unchanged
-    dtype  a dtype of numpy or torch or its name, checked against the model's
-    value  a number or array that the input always has: the engine is compiled for it and has no such input
+    shape  one entry for each axis: an int, a name (a symbolic dimension), an expression (``"32*h"``),
+           ``(name, lowest, highest)`` with an inclusive range, or None for the model's own; None: the model's shape
+    dtype  a dtype of numpy or torch, or its name; the model's must be the same
+    value  a constant for the input: a number or an array; the engine then has no such input
     """
 
     name: str
@@ -34,7 +34,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class CheckedInputs:
-    """Checked inputs, as ``import_onnx`` takes them: shapes and values by input name."""
+    """Declarations that make sense by themselves: shapes and values by input name, as ``import_onnx`` takes them."""
 
     shapes: dict[str, list[Dim | str | None]]
     values: dict[str, Any]
@@ -51,7 +51,11 @@ class CheckedInputs:
 
 
 def check_inputs(inputs: Sequence[Input] | Input) -> CheckedInputs:
-    """Raises UsageError for what makes no sense: other objects, an input named twice, entries that are no dimension."""
+    """Checks the declarations without the model.
+
+    Raises UsageError for other objects, an input declared twice, a shape together with a value, or an entry of a shape
+    that is no dimension.
+    """
     given = (inputs,) if isinstance(inputs, Input) else tuple(inputs)
     for i in given:
         if not isinstance(i, Input):
@@ -92,7 +96,7 @@ def _element(i: Input) -> DType:
 
 
 def checked_sizes(sizes: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Sizes of symbolic dimensions as ints. Raises UsageError for what is none."""
+    """Sizes of symbolic dimensions as ints, by name. Raises UsageError for anything but a non-negative integer."""
     for name, n in (sizes or {}).items():
         if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
             raise UsageError(f"{n!r} is no size of dimension {name}")

@@ -1,4 +1,4 @@
-"""Cuts one launch out of an engine, with every dimension fixed: an engine of its own, to be compared alone."""
+"""Extracts one launch from an engine as an engine of its own with static shapes, for a separate comparison."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from arcweld.runtime.engine_file import EngineData
 
 
 def launch_of(data: EngineData, name: str) -> prog.Launch:
-    """The engine's launch of that name."""
+    """The engine's launch of that name, which must exist."""
     return next(x for x in data.program.launches if x.name == name)
 
 
 def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Mapping[str, int]) -> EngineData:
-    """An engine of the launches ``names`` for symbols of ``sizes``.
+    """An engine of the launches ``names``, with the symbols replaced by ``sizes``.
 
-    The last launch runs the kernel ``entry``; those before it write the same tensor first.
+    The last launch runs the kernel ``entry`` and its results are the outputs. The launches before it write the same
+    tensor. Whatever they read is an input, weights excepted.
     """
     evaluator = _Evaluator(sizes)
     *before, last = (launch_of(data, name) for name in names)
@@ -45,7 +46,7 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
 
 
 def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
-    """``data`` with another program, of whose kernels and weights it keeps the sources, object code and arrays."""
+    """``data`` with another program, reduced to the sources, object code and weights that the program uses."""
     used = {v.kernel for x in program.launches for v in x.variants}
     return replace(
         data,
@@ -61,7 +62,7 @@ def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
 
 @dataclass(frozen=True, slots=True)
 class _Evaluator:
-    """Parts of a program with the values of their expressions in the place of the expressions."""
+    """Replaces the expressions in parts of a program by their values for ``sizes``."""
 
     sizes: Mapping[str, int]
 
