@@ -104,7 +104,7 @@ class TensorMap(
 Parameter: TypeAlias = Pointer | Integer[N] | Float | TensorMap[N]
 
 
-def layout(parameters: Iterable[Parameter[N]]) -> tuple[tuple[int, ...], int]:
+def struct_layout(parameters: Iterable[Parameter[N]]) -> tuple[tuple[int, ...], int]:
     """Byte offset of each member of the struct by natural alignment, and the struct's size."""
     at, most, offsets = 0, 1, []
     for p in parameters:
@@ -121,7 +121,7 @@ def pack(
     encode: Callable[[TensorMap[int], int], bytes],
 ) -> bytes:
     """The struct's bytes for tensors at ``addresses``; ``encode`` makes a view's descriptor for its first address."""
-    offsets, size = layout(parameters)
+    offsets, size = struct_layout(parameters)
     packed = bytearray(size)
     for at, p in zip(offsets, parameters):
         match p:

@@ -1,9 +1,9 @@
-"""The benchmark: engines against torch in the same process on the same card, as JSON with the card's name.
+"""The benchmark: times engines and torch in the same process on the same GPU; writes JSON named after the GPU.
 
     python -m arcweld.models.bench --out docs/benchmarks [--only bert_b1_s128,resnet50_b1]
 
-Speeds are ratios to torch (eager, and eager under a CUDA graph) and shares of the roofline floor: the larger of
-bytes / measured copy bandwidth and operations / measured matrix rate. Outputs are compared with torch in f32.
+Speeds are ratios to torch (eager, and eager under a CUDA graph) and shares of the roofline floor: the larger of weight
+bytes / measured copy bandwidth and operations / measured matrix rate. Outputs are compared with torch in f64.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the benchmark and writes one JSON file named after the card. Returns 1 where a part failed.
+    """Runs the benchmark and writes one JSON file named after the GPU. Returns 1 if a part failed, else 0.
 
-    A part that fails is in the file with its error. The file of a whole run is only replaced by another whole run.
+    The file has an error in the place of a part that failed. Only a complete run replaces the file of a complete run.
     Raises EnvironmentError_ without a GPU.
     """
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def attempt(name: str, part: Callable[[], dict[str, Any]], failed: list[str]) -> dict[str, Any]:
-    """What a part measures; where it fails its error instead, so that the hour's other numbers are not lost."""
+    """The result of a part, or its error, so that one failure does not lose the other results."""
     try:
         return part()
     except Exception as error:
@@ -88,7 +88,7 @@ def attempt(name: str, part: Callable[[], dict[str, Any]], failed: list[str]) ->
 
 
 def write(report: dict[str, Any], folder: Path, whole: bool) -> Path:
-    """Writes the report as CARD.json, or as CARD.partial.json while parts are missing; returns the path."""
+    """Writes the report as GPU.json, or as GPU.partial.json while parts are missing; returns the path."""
     folder.mkdir(parents=True, exist_ok=True)
     card = report["environment"]["gpu"].replace(" ", "-").lower()
     target, partial = folder / f"{card}.json", folder / f"{card}.partial.json"
@@ -102,7 +102,7 @@ def write(report: dict[str, Any], folder: Path, whole: bool) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The card and the versions that were measured."""
+    """The GPU's name, the versions of the software, and the date."""
     import torch
 
     from arcweld.codegen.nvrtc.compiler import version
@@ -114,7 +114,7 @@ def environment() -> dict[str, str]:
 
 
 def ceilings() -> dict[str, float]:
-    """Measured rates: bytes per second of a large copy (read and written), operations per second of an f16 product."""
+    """Measured peak rates: bytes a second of a large copy (read plus written), operations a second in f16."""
     import torch
 
     a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
@@ -126,7 +126,7 @@ def ceilings() -> dict[str, float]:
 
 
 def timed(fn: Callable[[], Any], runs: int, rounds: int = 7) -> float:
-    """Median seconds of one call, from ``rounds`` of ``runs`` calls in a row between two events."""
+    """Seconds of one call: the median over ``rounds`` of the mean of ``runs`` calls between two CUDA events."""
     import torch
 
     fn()
@@ -144,7 +144,10 @@ def timed(fn: Callable[[], Any], runs: int, rounds: int = 7) -> float:
 
 
 def bench_model(name: str, with_profile: bool, limits: dict[str, float]) -> dict[str, Any]:
-    """One model: our engine, torch eager and torch eager under a CUDA graph, on the same inputs in one process."""
+    """Times a model of ``CASES`` as engine, as eager torch and as torch in a CUDA graph, on the same inputs.
+
+    ``limits`` are the rates of ``ceilings``.
+    """
     import torch
 
     builder, arguments, precision = CASES[name]
@@ -183,7 +186,7 @@ def bench_model(name: str, with_profile: bool, limits: dict[str, float]) -> dict
 
 
 def graph_time(engine: Any, args: tuple[Any, ...]) -> float:
-    """Seconds of one replay when the caller records the engine into a CUDA graph of its own."""
+    """Seconds of one replay of a CUDA graph into which the caller has captured the engine."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -197,7 +200,10 @@ def graph_time(engine: Any, args: tuple[Any, ...]) -> float:
 
 
 def torch_times(built: Built, args: tuple[Any, ...]) -> dict[str, float]:
-    """torch in half precision, eager and recorded in a CUDA graph; images in the better of both memory formats."""
+    """Seconds of torch in half precision: ``eager``, and ``graph`` for a CUDA graph.
+
+    Models of images are timed in both memory formats; the smaller time counts.
+    """
     import torch
 
     torch.backends.cudnn.benchmark = True
@@ -230,7 +236,7 @@ def _recorded_times(module: Any, args: tuple[Any, ...]) -> dict[str, float]:
 
 
 def bench_kernels(limits: dict[str, float]) -> dict[str, Any]:
-    """Memory-bound fused kernels: bytes moved per second as a share of the measured copy bandwidth."""
+    """Times memory-bound fused kernels: bytes a second, and their share of the measured copy bandwidth."""
     import torch
 
     found = {}
@@ -272,7 +278,7 @@ def memory_bound() -> dict[str, Any]:
 
 
 def bench_host() -> dict[str, float]:
-    """Host microseconds of ``engine(x)`` with a device tensor, when a graph is replayed, for a small engine."""
+    """Host microseconds of ``engine(x)`` for a small engine that replays a graph, with ``x`` on the GPU."""
     import torch
 
     built = build("bert", layers=2, hidden=128, heads=2, length=16)
@@ -315,7 +321,7 @@ def bench_load() -> dict[str, float]:
 
 
 def headline(entry: dict[str, Any]) -> str:
-    """One line of the report."""
+    """The line that is printed for a model's entry in the report."""
     if "error" in entry:
         return str(entry["error"])
     return (

@@ -1,6 +1,6 @@
 """Builds well-known PyTorch models offline, with seeded random weights, for tests and benchmarks.
 
-Architectures come from torchvision, timm and transformers. A model returns one tensor and takes plain tensors.
+Architectures come from torchvision, timm and transformers. Each model takes tensors and returns one tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEED = 20260
 
 @dataclass(frozen=True)
 class Built:
-    """A module in evaluation mode and example arguments. ``batch_axes``: an argument's position to its batch axis."""
+    """A module in evaluation mode with example arguments. ``batch_axes``: position of an argument -> its batch axis."""
 
     name: str
     module: torch.nn.Module
@@ -28,7 +28,7 @@ class Built:
     batch_axes: Mapping[int, int]
 
     def dynamic_shapes(self, highest: int = 64, lowest: int = 1) -> tuple[dict[int, Any], ...]:
-        """``torch.export``'s argument of that name: the batch is a symbolic dimension called ``batch``."""
+        """The argument of that name for ``torch.export``: a symbolic dimension ``batch`` with an inclusive range."""
         import torch
 
         batch = torch.export.Dim("batch", min=lowest, max=highest)
@@ -60,7 +60,7 @@ def export_onnx(
     dynamic_shapes: Any = None,
     opset: int | None = None,
 ) -> Path:
-    """Writes a module as an ONNX file with torch's own exporter; weights above 1 GB go to a file beside it."""
+    """Writes a module as an ONNX file with torch's exporter; weights of more than 1 GB are in a file beside it."""
     import torch
 
     size = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -88,7 +88,7 @@ def _image(batch: int, size: int) -> torch.Tensor:
 
 
 def _settle(module: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
-    """Sets the batch normalisations' statistics from one batch, so that activations have trained models' sizes."""
+    """Sets the statistics of batch normalisation from one batch, so that activations have realistic magnitudes."""
     import torch
 
     norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -136,7 +136,7 @@ def _tokens(batch: int, length: int, vocabulary: int) -> torch.Tensor:
 
 
 def _first_tensor(module: torch.nn.Module, field: str, **fixed: Any) -> torch.nn.Module:
-    """A module of plain tensors in and one tensor out, over a model that returns a structure."""
+    """Wraps a model that returns a structure: the module returns the tensor ``field`` of it."""
     import torch
 
     class Plain(torch.nn.Module):  # type: ignore[misc]

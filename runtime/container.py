@@ -1,9 +1,7 @@
-"""The outer layer of an engine file: a zip archive of stored (uncompressed) members that can be mapped into
-memory.
+"""The container format of an engine file: a zip archive of stored (uncompressed), aligned members.
 
-Writing goes through the standard library. Reading is a strict parser of the few structures that such an
-archive has, because every offset and size must be checked before use and any ordinary zip feature beyond
-that is refused.
+The standard library writes it. Reading is a strict parser of the few structures that such an archive has (PKWARE's
+APPNOTE.TXT, 4.3): it checks every offset and size before use and refuses all other features of zip.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from arcweld.compiler.errors import EngineFileError
 
 MAX_MEMBERS = 65_535
 MAX_NAME = 255
-ALIGNMENT = 256  # of each member's data in the file
+ALIGNMENT = 256  # bytes, of each member's data in the file
 
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*){0,3}")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -35,7 +33,7 @@ _LOCAL = struct.Struct("<4s2B4HL2L2H")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a member's bytes lie in the file, and their CRC-32."""
+    """A member's bytes in the file (``offset`` and ``size`` in bytes) and their CRC-32."""
 
     offset: int
     size: int
@@ -48,7 +46,10 @@ def valid_name(name: str) -> bool:
 
 
 class Writer:
-    """Adds members one after another, aligned and hashed. The bytes depend on nothing but names and contents."""
+    """Writes an archive member by member, aligned and hashed. The bytes depend on names and contents only.
+
+    ``members`` maps the names written so far to (size in bytes, SHA-256 in hexadecimal).
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -56,7 +57,10 @@ class Writer:
         self.members: dict[str, tuple[int, str]] = {}
 
     def add(self, name: str, chunks: Iterable[bytes | memoryview], size: int) -> None:
-        """Stores ``size`` bytes given in chunks."""
+        """Writes a member of ``size`` bytes, given in chunks.
+
+        Raises EngineFileError for an invalid name, a name already used, or chunks of another total size.
+        """
         if not valid_name(name) or name in self.members:
             raise EngineFileError(f"member name {name!r} is invalid or taken")
         info = zipfile.ZipInfo(name, _EPOCH)
@@ -85,15 +89,17 @@ class Writer:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
-        """Writes the directory, unless something failed: then not even the archive's finaliser may write."""
+        """Writes the directory. After an exception nothing is written, by the archive's finaliser neither."""
         if failed is None:
             self._zip.close()
         self._zip.fp = None
 
 
 def read_directory(data: memoryview) -> dict[str, Span]:
-    """Members of the archive that fills ``data`` exactly. Raises EngineFileError for anything out of the
-    ordinary.
+    """The members of the archive that fills ``data``, by name.
+
+    Raises EngineFileError for bytes outside the members and the directory, for overlapping or compressed members, and
+    for any other feature of zip that ``Writer`` does not use.
     """
     try:
         offset, size, count = _find_directory(data)
@@ -153,7 +159,7 @@ def _read_entries(data: memoryview, at: int, size: int, count: int) -> dict[str,
 
 
 def _member(data: memoryview, name: str, entry: tuple[int, ...], extra: memoryview, limit: int) -> tuple[Span, int]:
-    """Checks one entry against its local header; returns where its bytes and its header lie."""
+    """Checks one directory entry against its local header; returns the member's span and its header's offset."""
     flags, method, stored, size, start = entry[5], entry[6], entry[10], entry[11], entry[18]
     if 0xFFFFFFFF in (stored, size, start):
         size, stored, start = _zip64(extra, size, stored, start)
@@ -173,7 +179,7 @@ def _member(data: memoryview, name: str, entry: tuple[int, ...], extra: memoryvi
 
 
 def _zip64(extra: memoryview, size: int, stored: int, start: int) -> tuple[int, int, int]:
-    """The 64-bit values of the fields that do not fit their 32-bit places."""
+    """Size, stored size and offset, with those that do not fit 32 bits read from the ZIP64 extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)

@@ -1,7 +1,7 @@
-"""The ``cuda`` device: CuPy owns memory and loads modules, cuda.bindings launches and owns the graphs.
+"""The ``cuda`` device: CuPy allocates memory and loads modules, cuda.bindings launches kernels and captures graphs.
 
-CuPy's own launch has neither clusters nor programmatic dependent launch; ``cuLaunchKernelEx`` with a
-configuration packed once has both, and costs about 4 µs of host time.
+CuPy's own launch supports neither clusters nor programmatic dependent launch. ``cuLaunchKernelEx`` supports both, and
+with a configuration packed beforehand it costs about 4 µs of host time.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from arcweld.compiler.errors import DeviceError, EnvironmentError_
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 
-STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory must be asked for
-PORTABLE_CLUSTER = 8
-FIRST_PROGRAMMATIC = 90  # the architecture whose kernels can start before their predecessors end
-MAP_BYTES = 128
-MAP_ALIGNMENT = 64
+STATIC_SHARED_LIMIT = 48 * 1024  # bytes of dynamic shared memory that need no function attribute
+PORTABLE_CLUSTER = 8  # blocks of a cluster that every GPU with clusters supports
+FIRST_PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
+MAP_BYTES = 128  # of a TMA descriptor
+MAP_ALIGNMENT = 64  # bytes, of a TMA descriptor
 
-# CUtensorMapDataType. Boolean and 8-bit integers are moved as bytes; NaN bits pass unchanged.
+# CUtensorMapDataType. Booleans and 8-bit integers are copied as bytes, and the bits of NaNs are preserved.
 _MAP_TYPES = {
     "u8": 0, "i8": 0, "bool": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3, "u64": 4, "i64": 5, "f16": 6, "f32": 7,
     "f64": 8, "bf16": 9,
 }  # fmt: skip
-# CUresult: faults inside kernels (illegal address, launch timeout, assert, illegal instruction, …) that end a context
+# CUresult: faults inside kernels (illegal address, launch timeout, assert, …) after which a context is unusable
 _LASTING = {700, 702, 710, *range(714, 720)}
 _MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 _MAP_L2_PROMOTION_256B = 3
@@ -65,9 +65,10 @@ class CudaMemory:
 
 
 class CudaKernel:
-    """A function of a loaded module, which it keeps alive.
+    """A function of a loaded module; it keeps the module alive.
 
-    ``waits``: its code contains the waits that programmatic launches rely on.
+    ``waits``: its code waits for the kernels before it (``griddepcontrol.wait``), as programmatic dependent launch
+    requires.
     """
 
     __slots__ = ("function", "handle", "module", "name", "waits")
@@ -81,7 +82,7 @@ class CudaKernel:
 
 
 class PreparedLaunch:
-    """Everything that ``cuLaunchKernelEx`` reads, at addresses that stay where they are."""
+    """The arguments of ``cuLaunchKernelEx``, in memory that does not move. ``stream`` -1: not launched yet."""
 
     __slots__ = ("address", "config", "handle", "keep", "name", "stream")
 
@@ -110,7 +111,7 @@ class CudaGraph:
 
 
 class RecordingStream:
-    """A thread's stream to record graphs on, destroyed when the thread ends."""
+    """A thread's own stream for captures, destroyed when the thread ends."""
 
     __slots__ = ("_driver", "handle")
 
@@ -123,10 +124,10 @@ class RecordingStream:
 
 
 def waits_for_predecessors(image: KernelImage) -> bool:
-    """Whether the code that a GPU of sm_90 or newer runs for ``image`` waits before it uses what earlier kernels wrote.
+    """Whether ``image`` executes ``griddepcontrol.wait`` on a GPU of sm_90 or newer.
 
-    A cubin that such a GPU loads was compiled for sm_90 at least, which has the instruction. PTX for an older target
-    was compiled without it, and stays so on whatever GPU the driver translates it for.
+    A cubin for such a GPU was compiled for sm_90 or newer, which has the instruction. PTX for an older target was
+    compiled without it, and the driver does not add it when it translates the PTX for a newer GPU.
     """
     if image.cubin is not None:
         return True
@@ -135,7 +136,7 @@ def waits_for_predecessors(image: KernelImage) -> bool:
 
 
 def params_buffer(params: bytes) -> ctypes.Array[ctypes.c_char]:
-    """The parameter struct in memory of its own, 64-byte aligned as a tensor map in it wants to be."""
+    """A copy of the parameter struct, aligned to 64 bytes as a tensor map in it requires."""
     raw = (ctypes.c_char * (len(params) + MAP_ALIGNMENT))()
     start = -ctypes.addressof(raw) % MAP_ALIGNMENT
     blob = (ctypes.c_char * max(len(params), 1)).from_buffer(raw, start)
@@ -146,7 +147,7 @@ def params_buffer(params: bytes) -> ctypes.Array[ctypes.c_char]:
 def tensor_map_arguments(spec: TensorMapSpec) -> tuple[Any, ...]:
     """The arguments of ``cuTensorMapEncodeTiled`` after the output pointer, as ctypes values.
 
-    Raises DeviceError for an element type that TMA does not move.
+    Raises DeviceError for an element type or a swizzle that TMA does not support.
     """
     rank = len(spec.dims)
     if spec.dtype not in _MAP_TYPES or spec.swizzle not in _MAP_SWIZZLES:
@@ -188,7 +189,7 @@ class CudaDevice:
             ) from None
         if major < 8:
             raise EnvironmentError_(f"{self.model} is sm_{major}{minor}; Arcweld needs sm_80 or newer")
-        # From Hopper on, code for exactly this architecture (wgmma, setmaxnreg) bears the suffix.
+        # From Hopper on, code with architecture-specific instructions (wgmma, setmaxnreg) has the suffix.
         self.arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
         self._encode: Any = None
         self._launch = self._driver.cuLaunchKernelEx
@@ -196,7 +197,7 @@ class CudaDevice:
         self._recording = threading.Lock()  # held while some thread records a graph
 
     def _check(self, result: tuple[Any, ...], doing: str = "a CUDA call") -> Any:
-        """The value of a driver call. Raises DeviceError with CUDA's own name and text for the trouble."""
+        """The values that a driver call returned. Raises DeviceError, with CUDA's name and text, for an error code."""
         error, *values = result
         if error:
             _, name = self._driver.cuGetErrorName(error)
@@ -212,7 +213,7 @@ class CudaDevice:
     # ------------------------------------------------------------------------------------------------ memory
 
     def allocate(self, nbytes: int) -> CudaMemory:
-        """Raises DeviceError when the GPU's memory does not suffice."""
+        """Allocates from CuPy's pool. Raises DeviceError if the GPU's memory does not suffice."""
         try:
             return CudaMemory(self._cupy.cuda.alloc(max(nbytes, 256)), nbytes)
         except self._cupy.cuda.memory.OutOfMemoryError as error:
@@ -223,6 +224,7 @@ class CudaDevice:
             ) from None
 
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        """Enqueues a copy to the GPU. Pageable memory has been read when it returns, pinned memory is read later."""
         if not source.flags.c_contiguous:
             raise DeviceError("upload needs a C-contiguous array")
         if source.nbytes:
@@ -231,6 +233,7 @@ class CudaDevice:
             self._check(result, "copying to the GPU")
 
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
+        """Copies from the GPU into ``destination`` and waits for the stream."""
         if not destination.flags.c_contiguous or not destination.flags.writeable:
             raise DeviceError("download needs a writable C-contiguous array")
         if destination.nbytes:
@@ -240,11 +243,13 @@ class CudaDevice:
         self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Enqueues a copy inside the GPU's memory."""
         error = self._driver.cuMemcpyDtoDAsync(destination, source, nbytes, stream)
         if error[0]:
             self._check(error, "copying on the GPU")
 
     def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Enqueues the clearing of ``nbytes`` bytes."""
         self._check(self._driver.cuMemsetD8Async(address, 0, nbytes, stream), "clearing GPU memory")
 
     # ------------------------------------------------------------------------------------------------ kernels
@@ -253,7 +258,7 @@ class CudaDevice:
         """Nothing to do: object code is loaded, not compiled."""
 
     def load_kernel(self, image: KernelImage, shared_bytes: int) -> CudaKernel:
-        """Loads a cubin, or lets the driver compile PTX. Raises DeviceError where the driver refuses it."""
+        """Loads a cubin, or has the driver compile PTX. Raises DeviceError if the driver refuses the code."""
         code = image.cubin if image.cubin is not None else image.ptx
         if code is None:
             raise DeviceError(f"kernel {image.name} has neither a cubin nor PTX", node=image.name)
@@ -271,7 +276,7 @@ class CudaDevice:
         return CudaKernel(image.name, module, function, handle, waits_for_predecessors(image))
 
     def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
-        """Calls the driver through ctypes, because the output must be 64-byte aligned. Raises DeviceError."""
+        """Encodes a TMA descriptor; through ctypes, because the output must be 64-byte aligned. Raises DeviceError."""
         if self._encode is None:
             self._encode = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
         raw = (ctypes.c_char * (MAP_BYTES + MAP_ALIGNMENT))()
@@ -316,7 +321,7 @@ class CudaDevice:
         return attributes
 
     def launch(self, prepared: Any, stream: int = 0) -> None:
-        """Raises DeviceError where the launch is refused; a fault inside the kernel shows at the next wait."""
+        """Enqueues a launch. Raises DeviceError if it is refused; a fault inside the kernel shows at the next wait."""
         if prepared.stream != stream:
             prepared.config.hStream = self._driver.CUstream(stream)
             prepared.stream = stream
@@ -325,6 +330,7 @@ class CudaDevice:
             self._check(error, f"launching {prepared.name}")
 
     def synchronize(self, stream: int = 0) -> None:
+        """Waits for a stream, or for the whole GPU if it is 0. Raises DeviceError for a fault inside a kernel."""
         if stream:
             self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
         else:
@@ -338,19 +344,21 @@ class CudaDevice:
         return previous
 
     def leave(self, token: int) -> None:
+        """Makes the GPU ``token`` current again."""
         if token != self.gpu_index:
             self._runtime.setDevice(token)
 
     # ------------------------------------------------------------------------------------------------ graphs
 
     def is_capturing(self, stream: int) -> bool:
-        """The default stream (0) cannot be captured."""
+        """Whether a capture of the stream is under way. The default stream (0) cannot be captured."""
         if stream == 0:
             return False
         status = self._check(self._driver.cuStreamIsCapturing(stream), "asking a stream")
         return bool(status)
 
     def begin_capture(self) -> int:
+        """Begins a capture on the thread's own stream. Waits for a capture of another thread to end."""
         own: RecordingStream | None = getattr(self._local, "stream", None)
         if own is None:
             flag = self._driver.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -366,6 +374,7 @@ class CudaDevice:
         return int(own.handle)
 
     def end_capture(self) -> CudaGraph:
+        """Ends the thread's capture and instantiates the graph."""
         try:
             graph = self._check(self._driver.cuStreamEndCapture(self._local.stream.handle), "ending a graph")
         finally:
@@ -377,6 +386,7 @@ class CudaDevice:
         return CudaGraph(self._driver, executable)
 
     def replay(self, graph: Any, stream: int = 0) -> None:
+        """Enqueues a captured graph."""
         error = self._driver.cuGraphLaunch(graph.handle, stream)
         if error[0]:
             self._check(error, "launching a graph")

@@ -1,5 +1,6 @@
-"""What the executor asks of a device. Two exist: ``cuda`` (CuPy and cuda.bindings) and ``sim`` (any x86-64
-CPU). What differs between them is asked by what a device can do, never by its name.
+"""The Device protocol: what the executor needs of a device. There are two, ``cuda`` and ``sim`` (any x86-64 CPU).
+
+Code that has to treat devices differently asks for a capability (``measures_time``), never for the name.
 """
 
 from __future__ import annotations
@@ -13,9 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class KernelImage:
-    """A kernel as an engine holds it. ``cubin`` is for exactly this device's architecture, or None; ``ptx``
-    is portable.
-    """
+    """A kernel to be loaded: its source, and a cubin that runs on the device or portable PTX (None if absent)."""
 
     name: str
     entry: str
@@ -26,7 +25,7 @@ class KernelImage:
 
 @dataclass(frozen=True, slots=True)
 class TensorMapSpec:
-    """What a TMA descriptor is made from: the driver's arguments. See ``parameters.TensorMap`` for their meaning."""
+    """The arguments of a TMA descriptor. ``address`` is the view's first byte; for the rest see ``TensorMap``."""
 
     dtype: str
     address: int
@@ -39,10 +38,15 @@ class TensorMapSpec:
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """One launch with every number known. ``params`` is the packed ``Params`` struct.
+    """One launch with every number known.
 
-    ``buffers`` lists (address, bytes, written) for each array the kernel may touch: the sim device's
-    checked mode refuses every access outside them.
+    kernel        the device's handle from ``load_kernel``; None where only memory is cleared
+    grid, block   blocks and threads along x, y and z
+    shared_bytes  bytes of dynamic shared memory of a block
+    cluster       blocks of a thread block cluster, along x
+    pdl           whether it may start before the kernel before it has ended (programmatic dependent launch)
+    params        the bytes of the ``Params`` struct
+    buffers       (address, bytes, written) of each array that the kernel may access; checked mode refuses others
     """
 
     name: str
@@ -57,19 +61,22 @@ class LaunchSpec:
 
 
 class Memory(Protocol):
-    """An owned allocation, at least 256-byte aligned, freed when the object dies."""
+    """An allocation of device memory, aligned to 256 bytes or more and freed with the object."""
 
     @property
-    def address(self) -> int: ...
+    def address(self) -> int:
+        """The address of the first byte."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """The bytes that were asked for."""
 
 
 class Device(Protocol):
-    """A place that runs kernels. Streams are opaque integers; 0 is the device's default stream.
+    """Runs kernels. Streams are opaque integers; 0 is the default stream. Work on a stream is done in order.
 
-    Every method raises DeviceError (a launch or a copy that failed) or EnvironmentError_ (something missing).
+    ``arch`` is the architecture, such as ``sm_90a``. All methods may raise DeviceError for a call that the device
+    refuses and EnvironmentError_ for something that is not installed.
     """
 
     name: str
@@ -77,53 +84,56 @@ class Device(Protocol):
 
     @property
     def gpu_index(self) -> int | None:
-        """CUDA's number of the GPU whose arrays the device takes as they are; None where its memory is the host's."""
+        """CUDA's index of the GPU whose memory the device uses; None if it uses the host's."""
 
     @property
     def needs_object_code(self) -> bool:
-        """Whether kernels are loaded as cubins or PTX; a device that does not compiles their source itself."""
+        """Whether kernels are loaded as cubins or PTX. Otherwise the device compiles their source itself."""
 
     @property
     def is_simulator(self) -> bool:
-        """Whether kernels take the host's time, some thousand times a GPU's, so that a budget must count it."""
+        """Whether kernels run on the host, about a thousand times slower, so that time budgets must count them."""
 
     @property
     def measures_time(self) -> bool:
-        """Whether the seconds of a launch by itself can be measured, and mean something."""
+        """Whether the profiler can time single launches."""
 
     @property
     def can_capture(self) -> bool:
-        """Whether launches can be recorded as a graph: whether the four methods below work."""
+        """Whether launches can be captured as a graph. Otherwise the capture methods and ``replay`` raise."""
 
     def allocate(self, nbytes: int) -> Memory:
-        """``nbytes`` bytes of undefined content; of 0 bytes an address that nobody else has."""
+        """``nbytes`` bytes of undefined content; for 0 bytes too, the address is not that of any other allocation."""
 
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
-        """Copies a C-contiguous host array to device memory."""
+        """Enqueues the copy of a C-contiguous host array to device memory; the array must outlive the copy."""
 
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
-        """Copies device memory into a C-contiguous host array and waits for it."""
+        """Copies device memory into a writable C-contiguous host array and waits for it."""
 
-    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None: ...
+    def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Enqueues a copy of ``nbytes`` bytes inside device memory."""
 
-    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None: ...
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Enqueues the clearing of ``nbytes`` bytes."""
 
     def compile_many(self, images: Sequence[KernelImage]) -> None:
-        """Gets ready to load all of these at once, where that is quicker than one by one."""
+        """Compiles all kernels in parallel, on a device that compiles, so that ``load_kernel`` finds them cached."""
 
     def load_kernel(self, image: KernelImage, shared_bytes: int) -> Any:
-        """Loads one kernel and returns the device's handle for ``LaunchSpec.kernel``."""
+        """Loads a kernel to be launched with ``shared_bytes`` of dynamic shared memory; returns the device's handle."""
 
     def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
-        """The 128 bytes of a TMA descriptor."""
+        """The 128 bytes of a TMA descriptor (CUtensorMap). Raises DeviceError for arguments that TMA forbids."""
 
     def prepare(self, spec: LaunchSpec) -> Any:
-        """Packs a launch once, so that ``launch`` costs as little as possible."""
+        """Converts a launch to the device's own form once, so that ``launch`` costs little host time."""
 
-    def launch(self, prepared: Any, stream: int = 0) -> None: ...
+    def launch(self, prepared: Any, stream: int = 0) -> None:
+        """Enqueues a launch that ``prepare`` returned."""
 
     def synchronize(self, stream: int = 0) -> None:
-        """Waits for a stream; for every stream of the device when it is 0."""
+        """Waits for the work of a stream; for that of all streams if it is 0."""
 
     def enter(self) -> int:
         """Makes the device current in this thread; returns a token for ``leave``."""
@@ -132,12 +142,13 @@ class Device(Protocol):
         """Restores what was current before ``enter``."""
 
     def is_capturing(self, stream: int) -> bool:
-        """Whether somebody records what is launched on this stream."""
+        """Whether a capture of this stream is under way, by whomever."""
 
     def begin_capture(self) -> int:
-        """Starts recording launches; returns the stream on which to launch them."""
+        """Begins a capture; returns the stream whose launches are captured."""
 
     def end_capture(self) -> Any:
-        """Ends recording and returns an executable graph."""
+        """Ends the calling thread's capture and returns an executable graph."""
 
-    def replay(self, graph: Any, stream: int = 0) -> None: ...
+    def replay(self, graph: Any, stream: int = 0) -> None:
+        """Enqueues all launches of a graph."""

@@ -1,4 +1,4 @@
-"""Chooses and opens the device an engine runs on. The choice is explicit or said in the log, never silent."""
+"""Chooses and opens the device that an engine runs on. The log says which device was chosen and why."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def gpu_count() -> int:
 
 
 def choose(name: str | None = None) -> str:
-    """``name`` if given, else the environment's ARCWELD_DEVICE, else ``cuda`` where there is a GPU, else
-    ``sim``.
-    """
+    """``name`` if given, else the variable ARCWELD_DEVICE, else ``cuda`` if there is a GPU, else ``sim``."""
     if name is not None:
         return name
     named = os.environ.get(VARIABLE)
@@ -41,27 +39,27 @@ def choose(name: str | None = None) -> str:
 
 
 def numbered(name: str) -> str:
-    """A device's name with the GPU's number: ``cuda:0`` for ``cuda``."""
+    """A device's name with the GPU's index: ``cuda:0`` for ``cuda``."""
     return "cuda:0" if name == "cuda" else name
 
 
 def torch_device(name: str) -> str:
-    """Where PyTorch keeps what the device of that name reads: the simulator's memory is the host's."""
+    """The PyTorch device whose tensors the device of that name can read: ``cpu`` for the simulator."""
     return "cpu" if name.partition(":")[0] == "sim" else name
 
 
 @functools.cache
 def _say(name: str, why: str) -> None:
-    """Once for each choice: a fall to the simulator is a warning, because it is some thousand times slower."""
+    """Logs each choice once. Falling back to the simulator is a warning, because it is about 1000 times slower."""
     level = logging.WARNING if why == "no NVIDIA GPU found" else logging.INFO
     log.log(level, "running on device %s (%s)", name, why)
 
 
 def open_device(name: Device | str | int | None = None) -> Device:
-    """``name`` itself where it is an open device, else opens ``cuda``, ``cuda:1`` (also ``1``) or ``sim``
-    (``sim:sm_80`` for the portable kernels).
+    """The device of that name: ``cuda``, ``cuda:1`` (also ``1``), ``sim`` or ``sim:sm_80`` (for portable kernels).
 
-    Raises UsageError for another name, EnvironmentError_ where the device is not usable on this machine.
+    An open device is returned as it is, a ``torch.device`` is taken by its name, and None by ``choose``. Raises
+    UsageError for another name, EnvironmentError_ if this machine lacks the device.
     """
     if isinstance(name, int) or type(name).__module__ == "torch":
         name = str(name)  # a GPU's number, a torch.device

@@ -1,6 +1,4 @@
-"""``Engine``: a compiled model, ready to be called. Immutable but for its weights, and safe to share
-between threads.
-"""
+"""``Engine``: a compiled model on a device, ready to be called. Only its weights can change; it is thread-safe."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.kernels import KernelLoader, Rebuild
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
 from arcweld.runtime.weights import DeviceWeights
@@ -31,15 +29,16 @@ log = logging.getLogger("arcweld.runtime")
 
 MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
 
-# How to compile a kernel's source again, for a GPU that the engine was not built for. The package's public
-# face sets it, because the runtime itself does not import the code generator.
+# Compiles a kernel's source for a GPU that the engine was not built for. ``arcweld/__init__.py`` sets it, because the
+# runtime does not import the code generator.
 rebuild_hook: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """Bytes on the device: ``weights`` once, ``arena`` and (under a CUDA graph) ``staging`` for each thread
-    and stream.
+    """Bytes on the device: ``weights`` once for an engine; ``arena``, ``inputs`` and ``outputs`` for each context.
+
+    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only.
     """
 
     weights: int
@@ -49,27 +48,28 @@ class MemoryReport:
 
     @property
     def staging(self) -> int:
-        """Bytes of a graph's own inputs and outputs."""
+        """Bytes of a staged graph's inputs and outputs."""
         return self.inputs + self.outputs
 
     @property
     def total(self) -> int:
+        """All bytes with one context."""
         return self.weights + self.arena + self.staging
 
 
 class Engine:
     """A compiled model on a device.
 
-    ``engine(x, y)`` or ``engine(x=..., y=...)`` returns one result, or a tuple in the order of ``outputs``.
-    Results are of the inputs' kind (numpy, torch, CuPy), on torch's or CuPy's current stream, and never
-    overwritten later.
+    ``engine(x, y)`` or ``engine(x=..., y=...)`` returns one result, or a tuple in the order of ``outputs``. Results are
+    arrays of the inputs' kind (numpy, torch, CuPy), computed on torch's or CuPy's current stream. Later calls do not
+    overwrite them.
     """
 
     def __init__(self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True) -> None:
-        """Loads every kernel and uploads the weights, so that no call compiles.
+        """Loads every kernel and uploads the weights, so that no call compiles anything.
 
-        ``graphs``: replay CUDA graphs where the device can. Raises EngineFileError, DeviceError,
-        EnvironmentError_.
+        ``graphs``: replay CUDA graphs if the device can. Raises EngineFileError for inconsistent data, DeviceError for
+        kernels that cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
@@ -94,11 +94,12 @@ class Engine:
 
     @property
     def shared(self) -> Shared:
-        """The plan, kernels and weights that every thread's context uses; for the profiler and the benchmark."""
+        """The plan, kernels and weights that all contexts use; for the profiler."""
         return self._shared
 
     @property
     def program(self) -> Program:
+        """The program: launches, tensors and symbols."""
         return self.data.program
 
     @property
@@ -108,17 +109,19 @@ class Engine:
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
+        """Names, element types and shapes (expression texts) of the outputs, in the order of results."""
         return self.data.program.outputs
 
     @property
     def kernel_origins(self) -> dict[str, str]:
-        """Where each kernel's code came from: ``cubin sm_90a``, ``ptx``, ``rebuilt from source``,
-        ``source`` (sim).
-        """
-        return dict(self._loader.origins)
+        """What was loaded for each kernel: ``cubin sm_90a``, ``ptx``, ``rebuilt from source`` or ``source`` (sim)."""
+        return dict(self._loader.loaded_from)
 
     def memory(self, **symbols: int) -> MemoryReport:
-        """Exact device bytes for the given values of the symbolic dimensions, before anything runs."""
+        """The exact device memory for the given values of the symbolic dimensions, without running anything.
+
+        Raises InputError for an unknown or missing dimension, or a value outside its range.
+        """
         plan = self._shared.plan
         names = [s.name for s in self.program.symbols]
         missing = [n for n in names if n not in symbols]
@@ -129,7 +132,7 @@ class Engine:
                 raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(names) or 'none'}")
             if not isinstance(value, int | np.integer):
                 raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
-        sizes = measure(plan, {n: int(symbols[n]) for n in names})
+        sizes = compute_sizes(plan, {n: int(symbols[n]) for n in names})
         return MemoryReport(
             weights=self._weights.nbytes,
             arena=sizes.arena_bytes,
@@ -145,14 +148,14 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ calling
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model. Raises InputError for inputs that do not fit, DeviceError where the device fails."""
+        """Runs the model. Raises InputError for inputs that do not fit, DeviceError if the device fails."""
         if kwargs or len(args) != len(self._names):
             args = self._arrange(args, kwargs)
         results = self._run(args)
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The same with names: every input by name, every result by name."""
+        """Runs the model on inputs by name; returns results by name. Raises as ``__call__`` does."""
         if not isinstance(feeds, Mapping):
             raise InputError(f"inputs are given by name, not as a {type(feeds).__name__}", hint="pass {name: array}")
         results = self._run(self._arrange((), feeds))
@@ -168,7 +171,7 @@ class Engine:
             stream = shared.arrays.stream(kind)
             if kind == "torch-gpu" and "cupy" in {t.kind for t in taken}:
                 other = shared.arrays.stream("cupy")
-                if other != stream:  # what makes those arrays may still be under way there
+                if other != stream:  # kernels that write the CuPy arrays may still be running there
                     shared.device.synchronize(other)
             return self._context(stream).run(taken, stream)
         finally:
@@ -205,11 +208,10 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ keeping
 
     def update_weights(self, values: Mapping[str, Any]) -> None:
-        """Replaces weights by new values under the model's own names, in the model's own layout.
+        """Replaces weights by arrays given under the model's own names, in the model's own shapes and types.
 
-        numpy arrays or anything that ``numpy.asarray`` takes. Waits for the device; every thread sees the new
-        values from its next call on, and the evidence of verification lists the names from then on. Raises
-        InputError, before anything changes, for a name or value that does not fit.
+        Waits for the device. All threads use the new values from their next call on. The evidence lists the names of
+        replaced weights. Raises InputError, before anything changes, for a name or a value that does not fit.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
@@ -220,19 +222,19 @@ class Engine:
         finally:
             self.device.leave(token)
         evidence = self.data.verify
-        if evidence is not None:  # it speaks of other values
+        if evidence is not None:  # the verification was done with the old values
             evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
         self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the engine file. Raises EnvironmentError_ where the disk refuses."""
+        """Writes the engine file. Raises EnvironmentError_ if it cannot be written."""
         write_engine(path, self.data)
 
     def __reduce__(self) -> Any:
         raise TypeError("an Engine holds a device: save it to a file, and load that in the other process")
 
     def release(self) -> None:
-        """Frees this thread's arenas and graphs; the next call allocates them again."""
+        """Frees the arenas and graphs of the calling thread. Its next call allocates them again."""
         contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
         if contexts is None:
             return
@@ -248,11 +250,14 @@ def load(
     graphs: bool = True,
     verify_weights: bool = True,
 ) -> Engine:
-    """Opens an engine file (its path or its bytes) on ``device``: ``cuda``, ``cuda:N``, ``sim``; None takes
-    ARCWELD_DEVICE, else a GPU, else sim.
+    """Opens an engine file, given by path or as bytes, on a device.
 
-    Raises EngineFileError for a file that is not intact, DeviceError or EnvironmentError_ for the device's
-    troubles.
+    device          ``cuda``, ``cuda:N`` or ``sim``; None takes ARCWELD_DEVICE, else a GPU if there is one, else sim
+    graphs          replay CUDA graphs if the device can
+    verify_weights  compare the weights with their hash too
+
+    Raises EngineFileError for anything but an intact engine file, DeviceError for kernels that cannot be loaded,
+    EnvironmentError_ for a device that cannot be used, UsageError for an unknown device.
     """
     if isinstance(path, bytes):
         data = parse_engine(memoryview(path), verify_weights=verify_weights)

@@ -1,9 +1,8 @@
-"""The engine file: one archive with the program, its kernels as source and object code, its weights and its
-evidence.
+"""The engine file: one archive with the program, the kernels' sources and object code, weights and evidence.
 
-Nothing of it is trusted: every member is listed with its size and hash in ``manifest.json``, the program is
-checked before use, and whatever is wrong is an EngineFileError. No member holds pickles or host code. Note
-that the ``sim`` device compiles the kernels' source for the host: run only engines you trust on it.
+Nothing in a file is trusted. ``manifest.json`` lists every member with its size and SHA-256, the program is checked
+before use, and each violation is an EngineFileError. No member holds pickles or host code. The ``sim`` device does
+compile the kernels' sources for the host: run only engines on it that you trust.
 """
 
 from __future__ import annotations
@@ -40,12 +39,14 @@ TUNING, VERIFY = "tuning.json", "verify.json"
 
 @dataclass(frozen=True, slots=True)
 class EngineData:
-    """All of an engine: what a file holds, or what a build has just made.
+    """The content of an engine, as read from a file or as made by a build.
 
-    ``sources`` and ``ptx`` are keyed by kernel name, ``cubins`` by (arch, kernel name), ``headers`` by file
-    name: the texts that the sources include, kept so that any later version can compile them again.
-    ``weights`` are host arrays (read-only views of the mapped file when loaded). ``tuning`` and ``verify``
-    hold JSON values.
+    sources, ptx  texts and PTX by kernel name
+    cubins        cubins by (architecture, kernel name)
+    headers       by file name: what the sources include, stored so that any later version can compile them again
+    weights       host arrays by name; read-only views of the mapped file where they were read from one
+    verify        the evidence, a JSON value; None if there is none
+    tuning        measured choices, a JSON value; None if there are none
     """
 
     program: Program
@@ -80,7 +81,7 @@ class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """What is decoded first, so that another version's file is named as such."""
+    """The part of a manifest that is decoded first, so that a file of another version is reported as one."""
 
     format: str = ""
     version: int = -1
@@ -91,13 +92,13 @@ class _ProgramHeader(msgspec.Struct, frozen=True):
 
 
 class _Schema(msgspec.Struct, frozen=True):
-    """What is decoded next: the program of another schema has other members."""
+    """The part that is decoded next: a program of another schema has other members."""
 
     program: _ProgramHeader
 
 
 def check_data(data: EngineData) -> None:
-    """Checks the program, that its weights are there, of the right type and shape, and the form of the evidence.
+    """Checks the program, the presence, type and shape of its weights, and the form of the evidence.
 
     Raises EngineFileError.
     """
@@ -118,9 +119,9 @@ def check_data(data: EngineData) -> None:
 
 
 def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
-    """Writes an engine file. The file appears whole or not at all; the same data gives the same bytes.
+    """Writes an engine file atomically: it appears whole or not at all. Equal data give equal bytes.
 
-    Raises EngineFileError for inconsistent data, EnvironmentError_ where the disk refuses.
+    Raises EngineFileError for inconsistent data, EnvironmentError_ if the file cannot be written.
     """
     check_data(data)
     target = replaceable(Path(path))
@@ -144,7 +145,7 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename durable where the file system offers that."""
+    """Makes the rename durable, on file systems that can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -172,7 +173,7 @@ def _write_members(writer: container.Writer, data: EngineData) -> None:
     if data.verify is not None:
         add(VERIFY, msgspec.json.encode(data.verify, order="sorted"))
     weights = {w.name: data.weights[w.name] for w in data.program.weights}
-    header, order, size = tensors_file.layout(weights)
+    header, order, size = tensors_file.header(weights)
     writer.add(WEIGHTS, tensors_file.chunks(weights, header, order), size)
     add(MANIFEST, _encode_manifest(data, writer.members))
 
@@ -193,10 +194,10 @@ def _encode_manifest(data: EngineData, members: Mapping[str, tuple[int, str]]) -
 
 
 def read_engine(path: str | os.PathLike[str], *, verify_weights: bool = True) -> EngineData:
-    """Maps an engine file and checks it. Weights are views of the mapping, which lives as long as they do.
+    """Maps an engine file into memory and checks it. The weights are views of the mapping and keep it alive.
 
-    ``verify_weights`` hashes the weights too (about a second for 2 GB); everything else is always hashed.
-    Raises EngineFileError for anything that is not an intact engine file of this version.
+    ``verify_weights`` compares the weights' hash too (about a second for 2 GB). The other members' hashes are always
+    compared. Raises EngineFileError for anything but an intact engine file of this format version.
     """
     try:
         with open(path, "rb") as stream:
@@ -214,7 +215,7 @@ def read_engine(path: str | os.PathLike[str], *, verify_weights: bool = True) ->
 
 
 def parse_engine(data: memoryview, *, verify_weights: bool = True) -> EngineData:
-    """``read_engine`` on bytes."""
+    """Like ``read_engine``, for the bytes of a file. Raises EngineFileError."""
     spans = container.read_directory(data)
     views = {name: data[s.offset : s.offset + s.size] for name, s in spans.items()}
     if MANIFEST not in spans or zlib.crc32(views[MANIFEST]) != spans[MANIFEST].crc:

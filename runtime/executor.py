@@ -1,8 +1,8 @@
-"""Runs a plan: one Context for each thread and stream holds the arena, the specialisations and the CUDA graphs.
+"""Runs an execution plan: a Context for each thread and stream holds the arena, specialisations and CUDA graphs.
 
-The plan is specialised for a set of shapes on its first call, and replayed as a graph from its second on (where
-the device can). Arrays that come back at the same addresses get a graph of their own, without any copy; others are
-staged through memory that only one graph uses. Either way a result, once handed out, never changes again.
+The first call with a set of shapes specialises the plan for them; from the second call on a CUDA graph is replayed, if
+the device can. Arrays at the addresses of an earlier call get a direct graph, which needs no copies. Other arrays are
+copied through a staged graph's own memory. Results are always new arrays, which later calls do not overwrite.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import numpy as np
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, issue, measure, prepare
+from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
 from arcweld.runtime.plan import ExecutionPlan, Shape
 
-MAX_SHAPES = 64
+MAX_SHAPES = 64  # specialisations of a context
 MAX_GRAPHS = 32  # of a context
-MAX_DIRECT = 4  # graphs on callers' own arrays, of one set of shapes
-MAX_REMEMBERED = 16  # addresses of earlier calls, of one set of shapes
+MAX_DIRECT = 4  # direct graphs of a specialisation
+MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from earlier calls
 
 
 @dataclass(slots=True)
 class Shared:
-    """What all contexts of an engine use and none changes.
+    """What all contexts of an engine share. Nothing changes it but ``recorded``.
 
-    ``recorded`` are arenas in graphs of callers', who may replay those as long as the engine lives, even when the
-    thread that recorded is gone.
+    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
+    ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
+    even after the recording thread has ended.
     """
 
     plan: ExecutionPlan
@@ -45,7 +46,7 @@ class Shared:
 
 @dataclass(slots=True)
 class Staged:
-    """A captured run with memory of its own for inputs and results (``addresses``, by slot)."""
+    """A captured run with device memory of its own for inputs and results; ``addresses`` are those of its slots."""
 
     executable: Any
     memory: Memory
@@ -54,10 +55,13 @@ class Staged:
 
 @dataclass(slots=True)
 class Specialisation:
-    """The plan for one set of shapes in one context. ``addresses`` are those that the steps were last prepared for.
+    """The plan specialised for one set of shapes, in one context.
 
-    ``direct`` holds graphs by the addresses of all inputs and results; ``seen`` the addresses of earlier
-    calls.
+    moving                 the steps whose launches depend on the slots' addresses
+    outputs, output_bytes  shape and bytes of each output
+    addresses              the slots' addresses that the moving steps were last prepared for
+    direct                 CUDA graphs by the slots' addresses
+    seen                   the slots' addresses of earlier calls, the latest last
     """
 
     sizes: Sizes
@@ -74,11 +78,12 @@ class Specialisation:
 
     @property
     def graphs(self) -> int:
+        """Number of CUDA graphs that it holds."""
         return len(self.direct) + (self.staged is not None)
 
 
 class Context:
-    """Mutable state of one thread on one stream. Not to be shared between threads."""
+    """The mutable state of an engine for one thread and one stream. Not thread-safe."""
 
     def __init__(self, shared: Shared) -> None:
         self.shared = shared
@@ -88,11 +93,14 @@ class Context:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of temporaries that this context holds now."""
+        """Size in bytes of the arena that this context holds now."""
         return self._arena.nbytes if self._arena is not None else 0
 
     def run(self, inputs: Sequence[Taken], stream: int) -> list[Any]:
-        """Runs once. Results are fresh arrays of the inputs' kind, ready in the order of ``stream``."""
+        """Runs once and returns new arrays of the inputs' kind, whose content is valid in stream order.
+
+        Raises InputError for shapes that do not fit, DeviceError if the device fails.
+        """
         shared = self.shared
         special = self._find(tuple([t.shape for t in inputs]))
         special.calls += 1
@@ -112,7 +120,7 @@ class Context:
         return results
 
     def _recorded_by_caller(self, stream: int) -> bool:
-        """True while the caller records a graph, which then uses this arena for as long as it is replayed."""
+        """True if the caller is capturing ``stream``. The arena is then kept, because the captured graph uses it."""
         if not self.shared.device.is_capturing(stream):
             return False
         if self._arena is not None and all(self._arena is not m for m in self.shared.recorded):
@@ -120,7 +128,7 @@ class Context:
         return True
 
     def release(self) -> None:
-        """Gives back the arena, every specialisation and graph. The next call allocates again."""
+        """Frees the arena, all specialisations and all graphs. The next call allocates them again."""
         if self._specialised:
             self.shared.device.synchronize()
         self._specialised.clear()
@@ -137,9 +145,9 @@ class Context:
 
     def _specialise(self, key: tuple[Shape, ...]) -> Specialisation:
         shared = self.shared
-        sizes = measure(shared.plan, shared.plan.bind_symbols(key))
+        sizes = compute_sizes(shared.plan, shared.plan.bind_symbols(key))
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
-            self.release()  # every specialisation points into the smaller arena
+            self.release()  # all specialisations hold addresses in the smaller arena
             self._arena = shared.device.allocate(sizes.arena_bytes)
         arena = self._arena.address
         builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena)
@@ -162,14 +170,14 @@ class Context:
         self.shared.device.synchronize()
         del self._specialised[key]
 
-    def _place(self, special: Specialisation, addresses: tuple[int, ...]) -> None:
+    def _prepare_moving(self, special: Specialisation, addresses: tuple[int, ...]) -> None:
         if special.addresses != addresses:
             for step in special.moving:
                 prepare(step, addresses, self.shared.device)
             special.addresses = addresses
 
     def _results(self, special: Specialisation, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
-        """New results, their addresses, and the host view of each that must be downloaded."""
+        """New result arrays, their addresses, and for each the host view to download into (None: on the device)."""
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
@@ -190,7 +198,7 @@ class Context:
         views: Sequence[np.ndarray | None],
         stream: int,
     ) -> None:
-        """Runs every step on the caller's arrays; those on the host get device memory for this call."""
+        """Runs step by step on the caller's arrays. Arrays on the host get device memory for this call."""
         device = self.shared.device
         held: dict[int, Memory] = {}
         addresses = [*[t.address for t in inputs], *targets]
@@ -203,7 +211,7 @@ class Context:
         for taken, address in zip(inputs, addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
-        self._place(special, tuple(addresses))
+        self._prepare_moving(special, tuple(addresses))
         issue(special.steps, addresses, device, stream)
         self._copy_outputs(special, addresses, stream)
         for view, address in zip(views, addresses[len(inputs) :]):
@@ -221,7 +229,7 @@ class Context:
     # ------------------------------------------------------------------------------------------------ graphs
 
     def _direct_graph(self, special: Specialisation, addresses: tuple[int, ...]) -> Any | None:
-        """The graph on exactly these arrays; made when the same addresses come a second time."""
+        """The graph for exactly these addresses, captured when they come for the second time; else None."""
         graph = special.direct.get(addresses)
         if graph is not None:
             return graph
@@ -237,7 +245,7 @@ class Context:
         device = self.shared.device
         if sum(b.graphs for b in self._specialised.values()) >= MAX_GRAPHS:
             self._forget_oldest()
-        self._place(special, addresses)
+        self._prepare_moving(special, addresses)
         stream = device.begin_capture()
         try:
             issue(special.steps, addresses, device, stream)
@@ -247,7 +255,7 @@ class Context:
         return executable
 
     def _forget_oldest(self) -> None:
-        """Drops the graphs of the shapes that were not used for longest."""
+        """Drops the graphs of the least recently used specialisation that has any."""
         self.shared.device.synchronize()
         oldest = next(b for b in self._specialised.values() if b.graphs)
         oldest.direct.clear()
@@ -277,7 +285,7 @@ class Context:
         staged = special.staged
         if staged is None:
             staged = special.staged = self._stage(special)
-        in_use = False  # pinned memory of the caller's is read until the stream has come so far
+        in_use = False  # whether the device may still be reading the caller's pinned host memory
         for taken, address in zip(inputs, staged.addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)

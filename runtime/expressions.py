@@ -1,7 +1,7 @@
 """Integer expressions of an engine file, compiled once and evaluated for each set of shapes.
 
-The texts are those of ``arcweld.compiler.dims`` and mean the same, but nothing is normalised here: a
-hostile file's product of sums must not expand, and evaluation must be quick.
+Syntax and meaning are those of ``arcweld.compiler.dims``. Expressions are not normalised here: a product of sums from a
+hostile file must not be expanded, and evaluation must be fast.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, TypeGuard
 
 from arcweld.compiler.errors import EngineFileError, InputError
 
-MAX_TEXT = 4096
-MAX_NODES = 2048
-MAX_DEPTH = 64
+MAX_TEXT = 4096  # characters
+MAX_NODES = 2048  # of the syntax tree
+MAX_DEPTH = 64  # of the syntax tree
 MAX_VALUE = 1 << 62
 
 _BINARY = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)
@@ -29,13 +29,14 @@ _GLOBALS: dict[str, Any] = {"__builtins__": {}, **_FUNCTIONS}
 
 
 class Expression:
-    """An integer function of named symbols. ``names`` are the symbols that it needs."""
+    """An integer function of symbols. ``names`` are its symbols; ``constant`` is the value of a plain number."""
 
     __slots__ = ("_code", "constant", "names", "text")
 
     def __init__(self, text: str) -> None:
-        """Raises EngineFileError for anything but integers, names, ``+ - * // %`` and the four known
-        functions.
+        """Compiles ``text``: integers, names, ``+ - * // %``, and ``floordiv``, ``mod``, ``max`` and ``min`` of two.
+
+        Raises EngineFileError for anything else.
         """
         self.text = text
         self.names: frozenset[str] = frozenset()
@@ -57,7 +58,7 @@ class Expression:
         self.names = frozenset(names)
 
     def __call__(self, env: Mapping[str, int]) -> int:
-        """The value. Raises InputError where the symbols' values make it undefined or absurdly large."""
+        """The value for the symbols' values ``env``. Raises InputError for a division by zero, or beyond 62 bits."""
         if self._code is None:
             assert self.constant is not None
             return self.constant

@@ -1,6 +1,4 @@
-"""Which implementation of each launch a device runs, and which object code: exact cubin, then PTX, then a
-rebuild.
-"""
+"""Chooses the variant of each launch for a device, and loads its code: a matching cubin, else PTX, else a rebuild."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def _parsed(arch: str) -> tuple[int, str]:
 
 
 def choose_variant(launch: Launch, arch: str) -> Variant:
-    """The most specific implementation that runs on ``arch``; the first of equals. Raises DeviceError if
-    none does.
-    """
+    """The most specific variant that runs on ``arch``; the first of equals. Raises DeviceError if none does."""
     fit = [v for v in launch.variants if runs_on(v.arch, arch)]
     if not fit:
         built = ", ".join(sorted({v.arch for v in launch.variants}))
@@ -39,7 +35,11 @@ def choose_variant(launch: Launch, arch: str) -> Variant:
 
 
 def binary_archs(archs: Sequence[str], device: str) -> list[str]:
-    """Those of ``archs`` whose cubins run on ``device``, best first: the same major version, no higher minor."""
+    """Those of ``archs`` whose cubins run on a device of architecture ``device``, best first.
+
+    Cubins are compatible with GPUs of the same major version and the same or a higher minor one; those of an ``a``
+    architecture with exactly that one (CUDA C++ Programming Guide, "Binary Compatibility").
+    """
     have, _ = _parsed(device)
 
     def fits(arch: str) -> bool:
@@ -52,17 +52,24 @@ def binary_archs(archs: Sequence[str], device: str) -> list[str]:
 
 
 class KernelLoader:
-    """Loads each (kernel, entry) of an engine once, and remembers in ``origins`` where its code came from."""
+    """Loads each kernel of an engine once.
+
+    ``loaded_from`` maps a kernel to the kind of code that was loaded: ``cubin sm_90a``, ``ptx``, ``rebuilt from
+    source`` or ``source``.
+    """
 
     def __init__(self, data: EngineData, device: Device, rebuild: Rebuild | None) -> None:
         self.data = data
         self.device = device
         self.rebuild = rebuild
-        self.origins: dict[str, str] = {}
+        self.loaded_from: dict[str, str] = {}
         self._handles: dict[tuple[str, str, int], Any] = {}
 
     def load(self, variants: Sequence[Variant]) -> list[Any]:
-        """A handle for each variant. Raises DeviceError with the reasons where no code can be loaded."""
+        """The device's handle of each variant's kernel.
+
+        Raises DeviceError, with the reason for each candidate, if none can be loaded or a rebuild fails.
+        """
         if not self.device.needs_object_code:
             names = dict.fromkeys((v.kernel, v.entry) for v in variants)
             self.device.compile_many([self._image(k, e) for k, e in names])
@@ -83,7 +90,7 @@ class KernelLoader:
                 log.info("kernel %s from %s: %s", v.kernel, origin, error.message)
                 reasons.append(f"{origin}: {error.message}")
                 continue
-            self.origins[v.kernel] = origin
+            self.loaded_from[v.kernel] = origin
             return handle
         why = "; ".join(reasons) or "the engine holds neither object code for it nor PTX"
         raise DeviceError(

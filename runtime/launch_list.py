@@ -1,5 +1,6 @@
-"""The launches of one set of shapes in one arena: every size known, and every address but those of inputs and
-outputs, which may change from call to call.
+"""The launch list: an execution plan with all sizes of one set of shapes and all addresses of one arena filled in.
+
+Only the addresses of inputs and outputs stay open, because they may change from call to call.
 """
 
 from __future__ import annotations
@@ -11,39 +12,42 @@ from typing import Any
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
-from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
-from arcweld.compiler.parameters import pack as pack_params
-from arcweld.runtime.arena import Interval, pack
+from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap, pack
+from arcweld.runtime.arena import Interval, pack_intervals
 from arcweld.runtime.device import Device, LaunchSpec, TensorMapSpec
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.plan import ExecutionPlan, LaunchPlan, Shape
 
-MAX_BYTES = 1 << 47
-MAX_ELEMENTS = 2**31 - 1  # that kernels index with 32 bits, as they do where a dimension has no upper bound
+MAX_BYTES = 1 << 47  # of a tensor
+MAX_ELEMENTS = 2**31 - 1  # of a tensor with an unbounded dimension: kernels index it with 32 bits
 MAX_GRID = (2**31 - 1, 65_535, 65_535)
-FIXED = -1
+ABSOLUTE = -1  # the slot of a place that is an address
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An address: ``offset`` itself when ``slot`` is FIXED, else ``offset`` bytes into input or output
-    ``slot``.
+    """Where a tensor begins: at the address ``offset`` if ``slot`` is ABSOLUTE, else ``offset`` bytes into a slot.
 
-    Slots number the inputs first, then the outputs.
+    Slots are the inputs, followed by the outputs, in calling order.
     """
 
     slot: int
     offset: int
 
     def at(self, addresses: Sequence[int]) -> int:
-        return self.offset if self.slot == FIXED else addresses[self.slot] + self.offset
+        """The address, given the addresses of all slots."""
+        return self.offset if self.slot == ABSOLUTE else addresses[self.slot] + self.offset
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Everything that follows from the shapes alone. ``arena`` holds each temporary's offset.
+    """Everything that follows from the shapes alone.
 
-    ``idle``: no output has an element, so that nothing need run.
+    env             the value of each symbol
+    shapes, nbytes  of each tensor, by name
+    arena           each temporary's offset in the arena, in bytes
+    arena_bytes     size of the arena
+    idle            whether no output has an element, so that nothing has to run
     """
 
     env: dict[str, int]
@@ -56,7 +60,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor that a launch reads or writes, as a whole."""
+    """A whole tensor that a launch reads or writes."""
 
     place: Place
     nbytes: int
@@ -66,9 +70,14 @@ class Operand:
 
 @dataclass(slots=True)
 class Step:
-    """One launch. ``prepared`` fits ``spec``; both are renewed when the address of an operand that ``moves`` changes.
+    """One launch of the list, and the memory that is cleared before it.
 
-    ``operands`` are the tensors of ``params`` by name. ``zero`` lists (place, bytes) of what is cleared before.
+    spec      the launch with every number known; its kernel is None if the grid is empty and only memory is cleared
+    params    the parameters, still without addresses
+    operands  the tensors of ``params``, by name
+    zero      (place, bytes) of what is cleared
+    moves     whether an operand is an input or output, so that ``spec`` changes with the caller's addresses
+    prepared  what the device has made of ``spec``; None until ``prepare``
     """
 
     spec: LaunchSpec
@@ -81,18 +90,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """An output whose bytes are another tensor's: copied after the last launch."""
+    """An output that no launch writes: its bytes are copied from another tensor after the last launch."""
 
     destination: Place
     source: Place
     nbytes: int
 
 
-def measure(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
+def compute_sizes(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
     """Shapes, sizes and the arena for one set of symbol values.
 
-    Raises InputError for a dimension outside its range, by which kernels and indices were simplified: a table that
-    was read up to ``min(512, n)`` is read up to n. It raises too for tensors beyond what kernels can count.
+    Raises InputError for a dimension outside its range and for tensors that kernels cannot index. The range is binding
+    because kernels were simplified by it: with n at most 512, ``min(512, n)`` has become n.
     """
     idle = all(0 in (d(env) for d in plan.tensors[t.name].shape) for t in plan.program.outputs)
     for symbol in plan.out_of_range(env):
@@ -118,13 +127,17 @@ def measure(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
             )
         shapes[name], nbytes[name] = shape, size
     intervals = [Interval(nbytes[t.name], t.first, t.last) for t in plan.lifetimes]
-    offsets, total = pack(intervals)
+    offsets, total = pack_intervals(intervals)
     arena = {t.name: offset for t, offset in zip(plan.lifetimes, offsets)}
     return Sizes(env, shapes, nbytes, arena, total, idle)
 
 
 class LaunchListBuilder:
-    """Makes the steps of one set of shapes."""
+    """Makes the launch list for the sizes of one set of shapes.
+
+    ``kernels`` are the device's handles, one for each launch of the plan. ``weights`` are device addresses by name and
+    ``arena`` is the arena's address.
+    """
 
     def __init__(
         self,
@@ -143,8 +156,9 @@ class LaunchListBuilder:
         self.arena = arena
 
     def steps(self) -> list[Step]:
-        """The launches with non-empty grids, in order; those that touch inputs or outputs are still
-        unprepared.
+        """The steps in order, without those that have nothing to do. Steps that move are not prepared yet.
+
+        Raises InputError for a grid, a parameter or a tensor map that is impossible with these shapes.
         """
         made: list[Step] = []
         if self.sizes.idle:
@@ -157,7 +171,7 @@ class LaunchListBuilder:
         return made
 
     def copies(self) -> list[Copy]:
-        """Outputs that no launch writes directly: aliases of others, and inputs or weights handed out."""
+        """A copy for each output that no launch writes directly: aliases, and outputs that are inputs or weights."""
         out: list[Copy] = []
         for index, tensor in enumerate(self.plan.program.outputs):
             if tensor.name not in self.plan.direct_outputs:
@@ -166,19 +180,19 @@ class LaunchListBuilder:
         return out
 
     def place(self, name: str) -> Place:
-        """Where a tensor's bytes begin. Raises InputError where an alias reaches outside its root."""
+        """Where a tensor begins. Raises InputError if an alias reaches outside the tensor that owns the bytes."""
         tensor = self.plan.tensors[name]
         offset = sum(o(self.sizes.env) for o in tensor.offsets)
         if offset < 0 or offset + self.sizes.nbytes[name] > self.sizes.nbytes[tensor.root]:
             raise InputError(f"with {_show(self.sizes.env)} tensor {name} reaches outside {tensor.root}")
         root = tensor.root
         if root in self.weights:
-            return Place(FIXED, self.weights[root] + offset)
+            return Place(ABSOLUTE, self.weights[root] + offset)
         if root in self.plan.inputs:
             return Place(self.plan.inputs[root], offset)
         if root in self.plan.direct_outputs:
             return Place(len(self.plan.inputs) + self.plan.outputs[root], offset)
-        return Place(FIXED, self.arena + self.sizes.arena.get(root, 0) + offset)
+        return Place(ABSOLUTE, self.arena + self.sizes.arena.get(root, 0) + offset)
 
     def _step(self, launch: LaunchPlan, kernel: Any, first: bool) -> Step | None:
         x, y, z = (g(self.sizes.env) for g in launch.grid)
@@ -197,12 +211,12 @@ class LaunchListBuilder:
             block=launch.variant.block,
             shared_bytes=launch.variant.shared_bytes,
             cluster=launch.variant.cluster,
-            # Programmatic launch is between kernels: there is none before the first, nor right after a clear.
+            # Programmatic dependent launch overlaps two kernels: the step before this one must be a kernel.
             pdl=launch.variant.pdl and not first and not zero,
             params=b"",
             buffers=(),
         )
-        moves = any(p.slot != FIXED for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
+        moves = any(p.slot != ABSOLUTE for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
         step = Step(spec, params, operands, zero, moves)
         if not moves:
             prepare(step, (), self.device)
@@ -221,7 +235,7 @@ class LaunchListBuilder:
             )
 
     def _parameter(self, launch: LaunchPlan, parameter: Parameter[Expression]) -> Parameter[int]:
-        """The parameter in numbers. Raises InputError where they do not fit its kind."""
+        """The parameter with its expressions evaluated. Raises InputError for values that it cannot have."""
         found = parameter.convert(lambda e: e(self.sizes.env))
         if isinstance(found, TensorMap):
             self._check_view(launch, found)
@@ -239,7 +253,7 @@ class LaunchListBuilder:
             )
 
     def _check_view(self, launch: LaunchPlan, view: TensorMap[int]) -> None:
-        """Raises InputError for a view that reaches outside its tensor, or that TMA can't have."""
+        """Raises InputError for a view that reaches outside its tensor, or that a TMA descriptor cannot express."""
         env, size = self.sizes.env, self.plan.tensors[view.tensor].dtype.size
         room = self.sizes.nbytes[view.tensor] - view.offset
         if view.offset < 0 or room < 0:
@@ -254,7 +268,7 @@ class LaunchListBuilder:
 
 
 def prepare(step: Step, addresses: Sequence[int], device: Device) -> None:
-    """Packs a step's parameters with the addresses of inputs and outputs, and prepares its launch."""
+    """Packs a step's parameters for the slots' ``addresses``, and has the device prepare its launch."""
     if step.spec.kernel is None:
         return
     at = {name: o.place.at(addresses) for name, o in step.operands.items()}
@@ -267,12 +281,12 @@ def prepare(step: Step, addresses: Sequence[int], device: Device) -> None:
         return device.encode_tensor_map(spec)
 
     buffers = tuple((at[name], o.nbytes, o.written) for name, o in step.operands.items())
-    step.spec = replace(step.spec, params=pack_params(step.params, at, encode), buffers=buffers)
+    step.spec = replace(step.spec, params=pack(step.params, at, encode), buffers=buffers)
     step.prepared = device.prepare(step.spec)
 
 
 def issue(steps: Sequence[Step], addresses: Sequence[int], device: Device, stream: int) -> None:
-    """Launches every step in order on ``stream``."""
+    """Enqueues every step on ``stream``, in order: first the clearing of memory, then the launch."""
     launch = device.launch
     for step in steps:
         for place, nbytes in step.zero:

@@ -1,6 +1,6 @@
-"""An engine's program made ready to run: expressions compiled, aliases resolved, lifetimes known.
+"""The execution plan: a program with its expressions compiled, aliases resolved and lifetimes computed.
 
-Nothing here depends on shapes or addresses; one plan serves every context and every set of shapes.
+A plan depends neither on shapes nor on addresses, so that one serves every context and every set of shapes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """A tensor: its shape as functions of the symbols; its bytes lie in ``root``, from the sum of
-    ``offsets`` on.
+    """A tensor whose shape is given by functions of the symbols.
+
+    ``root`` is the tensor that owns the bytes (the tensor itself, or the end of a chain of aliases); the tensor begins
+    at the sum of ``offsets`` in it, in bytes.
     """
 
     name: str
@@ -34,7 +36,7 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """A launch in the implementation chosen for the device."""
+    """A launch and the variant of it that was chosen for the device."""
 
     launch: Launch
     variant: Variant
@@ -44,8 +46,9 @@ class LaunchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """First and last launch at which a temporary must keep its bytes; ``last`` is past the end for copied
-    outputs.
+    """The range of launch indices over which a temporary needs its bytes, both ends included.
+
+    For an output that is copied after the last launch, ``last`` is the number of launches.
     """
 
     name: str
@@ -54,11 +57,14 @@ class Lifetime:
 
 
 class ExecutionPlan:
-    """``program`` for devices of architecture ``arch``. Raises DeviceError where a launch has no variant
-    for it.
+    """The plan of ``program`` on devices of architecture ``arch``.
+
+    ``inputs`` and ``outputs`` map names to positions. ``direct_outputs`` are those that launches write into the
+    caller's array; the others are copied there after the last launch.
     """
 
     def __init__(self, program: Program, arch: str) -> None:
+        """Raises DeviceError for a launch without a variant for ``arch``, EngineFileError for aliases in a circle."""
         self.program = program
         self.inputs = {t.name: i for i, t in enumerate(program.inputs)}
         self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
@@ -88,9 +94,10 @@ class ExecutionPlan:
         return tuple(Lifetime(n, first[n], last[n]) for n in first)
 
     def bind_symbols(self, shapes: Iterable[Shape]) -> dict[str, int]:
-        """The value of every symbol, from the inputs' shapes.
+        """The value of every symbol, solved from the inputs' shapes (in calling order).
 
-        Raises InputError for a wrong rank, a fixed dimension that differs, or a symbol with two values.
+        Raises InputError for another rank, a constant dimension of another size, contradicting values of a symbol, a
+        symbol that the shapes do not determine, or a value that is not the multiple it has to be.
         """
         env: dict[str, int] = {}
         given = list(zip(self.program.inputs, shapes, strict=True))
@@ -123,7 +130,10 @@ def _got(tensor: Tensor, shape: Shape, reason: str) -> str:
 
 
 def _difference(dim: Expression, size: int, env: Mapping[str, int]) -> str:
-    """What a dimension of ``size`` should be, or nothing where it is that. Raises InputError where nothing tells."""
+    """What a dimension of ``size`` should be, as text; empty if it is that.
+
+    Raises InputError if a symbol of the dimension has no value and cannot be solved for.
+    """
     unknown = sorted(dim.names - env.keys())
     if not unknown:
         want = dim(env)

@@ -1,4 +1,4 @@
-"""Times every launch of an engine by itself, on a GPU, with the inputs of one call."""
+"""The profiler: times each launch of an engine separately on a GPU, with the inputs of one call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.expressions import Expression
-from arcweld.runtime.launch_list import LaunchListBuilder, issue, measure, prepare
+from arcweld.runtime.launch_list import LaunchListBuilder, compute_sizes, issue, prepare
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchTime:
-    """One launch: its median seconds, the bytes of the arrays that it touches, and its floating-point operations."""
+    """One launch: median seconds, bytes of the tensors that it reads or writes, floating-point operations."""
 
     name: str
     kernel: str
@@ -27,10 +27,10 @@ class LaunchTime:
 
 
 def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20, rounds: int = 7) -> list[LaunchTime]:
-    """Launches every kernel ``repeat`` times in a row inside a CUDA graph, ``rounds`` times; the median is reported.
+    """The time of every launch, in order: the median over ``rounds`` of the mean of ``repeat`` launches in one graph.
 
-    Back-to-back repetition keeps operands in the cache and hides launch gaps: good for comparing kernels, a little
-    optimistic for large ones. Raises UsageError on a device that is not a GPU.
+    Launches in a row find their operands in the L2 cache and hide launch latency. This suits comparisons of kernels and
+    is optimistic for absolute times. Raises UsageError on a device that cannot time launches, or for a wrong type.
     """
     if not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
@@ -42,10 +42,10 @@ def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20
 
 
 def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, rounds: int) -> list[LaunchTime]:
-    """Each launch is timed when its turn comes: its operands are then what they should be, indices above all."""
+    """Runs the launches in order and times each at its turn, so that its operands (indices above all) are valid."""
     shared = engine.shared
     plan, device = shared.plan, shared.device
-    sizes = measure(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
+    sizes = compute_sizes(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
     memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*engine.inputs, *engine.outputs)]
     for tensor, place in zip(engine.inputs, memory):
         array = np.ascontiguousarray(feeds[tensor.name])
@@ -64,7 +64,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
         launch = launches[step.spec.name]
         touched = dict.fromkeys((*launch.launch.reads, *launch.launch.writes))
         seconds = _time(device, step.prepared, repeat, rounds)
-        if step.zero:  # it has added to its result at each repetition
+        if step.zero:  # each repetition has added to the result: compute it once more
             issue([step], addresses, device, 0)
         found.append(
             LaunchTime(
@@ -77,7 +77,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
 
 
 def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
-    """Median seconds of one launch among ``repeat`` in a graph."""
+    """Median over ``rounds`` of the seconds of one launch among ``repeat`` in a graph."""
     import cupy
 
     device.synchronize()
@@ -99,7 +99,7 @@ def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Handle:
-    """A CUDA stream by the protocol that CuPy 14 and others take."""
+    """A CUDA stream as an object with the ``__cuda_stream__`` protocol."""
 
     handle: int
 

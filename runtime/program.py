@@ -1,8 +1,7 @@
-"""The program of an engine: what is launched, in which order, over which buffers. Plain data, checked when
-decoded.
+"""The program of an engine: which kernels are launched, in which order, on which tensors.
 
-Everything that depends on a symbolic dimension is the text of an integer expression
-(``arcweld.compiler.dims``), evaluated once for each set of input shapes.
+It is plain data, whose form is checked when it is decoded (``validate.py`` checks the meaning). Whatever depends on a
+symbolic dimension is the text of an integer expression (``arcweld.compiler.dims``), evaluated for each set of shapes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ SCHEMA = 2
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A symbolic dimension and the range the engine was built for; ``hi`` None means unbounded."""
+    """A symbolic dimension and the inclusive range that the engine was built for; ``hi`` None means unbounded."""
 
     name: str
     lo: int = 1
@@ -32,11 +31,10 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A constant of the engine. ``name`` is its key in weights.safetensors.
+    """A weight of the engine. ``name`` is its key in weights.safetensors.
 
-    ``source`` is the model's own name for the array and ``transform`` the recorded steps by which it was
-    made from one or more of the model's arrays (``arcweld.compiler.records``), as (name, arguments) pairs;
-    an empty tuple means stored as it is.
+    ``source`` is the model's own name for the array. ``transform`` lists the steps that made the stored array from the
+    model's arrays, as (name, arguments) pairs (``arcweld.compiler.records``). It is empty for an unchanged array.
     """
 
     name: str
@@ -47,9 +45,16 @@ class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One implementation of a launch. ``arch`` is the least architecture that runs it (``sm_80``), or an
-    exact one that ends in ``a`` (``sm_90a``). ``kernel`` names a file in kernels/ and ``entry`` the extern
-    "C" symbol in it. ``params`` are the members of the kernel's ``Params`` struct in the order of declaration.
+    """One of the kernels that can serve a launch, with its launch configuration.
+
+    arch          the least architecture that runs it (``sm_80``), or an exact one that ends in ``a`` (``sm_90a``)
+    kernel        the name of a source in kernels/, without ``.cu``
+    entry         the kernel's extern "C" symbol
+    grid, block   blocks of the grid (expressions) and threads of a block, along x, y and z
+    shared_bytes  bytes of dynamic shared memory of a block
+    params        the members of the kernel's ``Params`` struct, in the order of declaration
+    cluster       blocks of a thread block cluster, along x
+    pdl           whether programmatic dependent launch is allowed
     """
 
     arch: str
@@ -64,10 +69,10 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel launch. ``reads`` and ``writes`` name tensors; ``origin`` the model's nodes that it
-    computes.
+    """One kernel launch, in one variant or more for different architectures.
 
-    ``zero`` names written tensors that must hold zeros before the launch (split reductions, scatter-add).
+    ``reads`` and ``writes`` name tensors. ``origin`` names the model's nodes that the launch computes. ``zero`` names
+    those of ``writes`` that must hold zeros before the launch (split reductions). ``flops`` is an expression.
     """
 
     name: str
@@ -81,9 +86,7 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor that shares the bytes of another from ``offset`` bytes on (a reshape, or a graph output that
-    is an input).
-    """
+    """A tensor without memory of its own: its bytes are those of the tensor ``of``, from ``offset`` bytes on."""
 
     name: str
     of: str
@@ -91,8 +94,10 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that the executor needs. ``temps`` live in the arena, from the first launch that writes to the
-    last that reads. ``fixed`` names the model's weights that kernels hold as constants.
+    """Everything that the executor needs.
+
+    ``launches`` are in the order of execution. ``temps`` are temporaries: each is in the arena from the first launch
+    that writes it to the last one that reads it. ``fixed`` names the model's weights that kernels hold as literals.
     """
 
     schema: int

@@ -1,4 +1,4 @@
-"""``InferenceSession`` with the calling conventions of ONNX Runtime, over an engine."""
+"""``InferenceSession``: an engine behind the interface of ONNX Runtime's class of that name."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ _PROVIDER = "CUDAExecutionProvider"
 
 @dataclass(frozen=True, slots=True)
 class NodeArg:
-    """An input or output. ``shape`` is a list of ints, and of texts for symbolic dimensions; ``type`` is
-    ``tensor(float)``.
-    """
+    """An input or output. Symbolic dimensions of ``shape`` are texts; ``type`` is written like ``tensor(float)``."""
 
     name: str
     shape: list[int | str]
@@ -33,7 +31,7 @@ class NodeArg:
 
 
 class InferenceSession:
-    """Runs an engine file (its path or its bytes, or an Engine) by names, with ONNX Runtime's calls."""
+    """Runs an engine, given as a path, as bytes or as an open Engine, through ONNX Runtime's methods."""
 
     def __init__(
         self,
@@ -43,10 +41,10 @@ class InferenceSession:
         sess_options: None = None,
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     ) -> None:
-        """``providers`` is read for the device: ``CUDAExecutionProvider``, with its option ``device_id``.
+        """Opens the engine on ``device``, or on the device that ``providers`` names.
 
-        Raises UsageError for other providers, for session options, which have no meaning here, and when an open
-        Engine is given a device; otherwise as ``load``.
+        The only provider is ``CUDAExecutionProvider``, with the option ``device_id``. Raises UsageError for other
+        providers, for session options, and for a device together with an open Engine; otherwise as ``load`` does.
         """
         if sess_options is not None:
             raise UsageError("session options have no meaning for an engine", hint="leave sess_options out")
@@ -63,7 +61,10 @@ class InferenceSession:
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: None = None
     ) -> list[Any]:
-        """Results in the order of ``output_names``, or all of them for None or none. Raises InputError."""
+        """The results named by ``output_names``, in that order; all of them for None or an empty list.
+
+        Raises InputError for an unknown output or inputs that do not fit, UsageError for run options.
+        """
         if run_options is not None:
             raise UsageError("run options have no meaning for an engine", hint="leave run_options out")
         if isinstance(output_names, str):
@@ -77,9 +78,11 @@ class InferenceSession:
         return [results[n] for n in names]
 
     def get_inputs(self) -> list[NodeArg]:
+        """The inputs, in calling order."""
         return [_node_arg(t) for t in self.engine.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
+        """The outputs, in the order of results."""
         return [_node_arg(t) for t in self.engine.outputs]
 
 
@@ -89,7 +92,7 @@ def _node_arg(tensor: Tensor) -> NodeArg:
 
 
 def _device_of(providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> str:
-    """The device that the first provider stands for; those after it would be fallbacks, which there are none of."""
+    """The device of the first provider. Further ones are fallbacks for ONNX Runtime; here they are ignored."""
     first = providers[0] if providers and not isinstance(providers, str) else ""
     name, options = (first, {}) if isinstance(first, str) else first
     if name != _PROVIDER:

@@ -1,7 +1,6 @@
-"""Reads and writes the safetensors layout in place: views into a mapped file, chunks while writing, no
-copies.
+"""Reads and writes the safetensors format without copies: views of a mapped file, chunks while writing.
 
-An engine's ``weights.safetensors`` opens with any safetensors reader once it is extracted.
+Any safetensors reader opens an engine's ``weights.safetensors`` once it is extracted from the archive.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import numpy as np
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import EngineFileError
 
-MAX_HEADER = 100_000_000
-_CHUNK = 1 << 24
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+_CHUNK = 1 << 24  # bytes
 _NAMES = {d: d.value.upper() for d in DType}
 _DTYPES = {name: d for d, name in _NAMES.items()}
 
@@ -27,10 +26,10 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-def layout(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str], int]:
-    """The header, the order of the data, and the total size in bytes.
+def header(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str], int]:
+    """The header with its length, the names in the order of the data, and the size of the file in bytes.
 
-    Wide elements come first, so that every array is aligned to its element size.
+    Arrays with wide elements come first, so that each array is aligned to its element size.
     """
     order = sorted(arrays, key=lambda n: (-arrays[n].dtype.itemsize, n))
     entries: dict[str, object] = {}
@@ -45,7 +44,7 @@ def layout(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[str], int]:
 
 
 def chunks(arrays: Mapping[str, np.ndarray], header: bytes, order: list[str]) -> Iterator[bytes | memoryview]:
-    """The bytes of the file, piece by piece."""
+    """The bytes of the file in chunks, for what ``header`` returned."""
     yield header
     for name in order:
         flat = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)

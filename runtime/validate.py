@@ -1,9 +1,7 @@
-"""Refuses a program that could not run: unknown names, bad order, impossible launches. Raises
-EngineFileError only.
+"""Checks a program before it is used; everything that is wrong with one is an EngineFileError.
 
-A program that passes refers only to things that exist, reads nothing before it is written, and launches
-within CUDA's limits wherever those do not depend on shapes (``launch_list.py`` checks the rest for each set of
-shapes).
+A valid program refers to existing tensors, symbols and kernels only, reads no tensor before it is written, and stays
+within CUDA's launch limits. Limits that depend on shapes are checked by ``launch_list.py`` for each set of shapes.
 """
 
 from __future__ import annotations
@@ -18,16 +16,16 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
-from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, layout
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_layout
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
 
 MAX_RANK = 32
 MAX_NAME = 1024
 MAX_THREADS = 1024
-MAX_SHARED = 232_448
-MAX_CLUSTER = 16
-MAX_PARAMS = 32_764
+MAX_SHARED = 232_448  # bytes of a block, on sm_90
+MAX_CLUSTER = 16  # blocks, where the non-portable size is allowed
+MAX_PARAMS = 32_764  # bytes
 
 _DTYPES = {d.value: d for d in DType}
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -35,11 +33,11 @@ _KERNEL = re.compile(r"[A-Za-z0-9_\-]{1,200}")
 _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
 
 
-class _Kernel(msgspec.Struct):
+class _KernelEvidence(msgspec.Struct):
     status: str
 
 
-class _Output(msgspec.Struct):
+class _OutputEvidence(msgspec.Struct):
     output: str
     status: str
     error: float | None = None
@@ -48,11 +46,11 @@ class _Output(msgspec.Struct):
 
 
 class _Evidence(msgspec.Struct):
-    """What every reader of an engine's evidence relies on."""
+    """The members of the evidence that its readers rely on; ``driver/evidence.py`` writes them."""
 
     level: str
-    kernels: list[_Kernel]
-    outputs: list[_Output]
+    kernels: list[_KernelEvidence]
+    outputs: list[_OutputEvidence]
     device: str = ""
     shapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     replaced: list[str] = msgspec.field(default_factory=list)
@@ -68,11 +66,15 @@ def check_evidence(evidence: Any) -> None:
 
 
 def refuse(message: str) -> EngineFileError:
+    """The error to raise for a program that is not valid."""
     return EngineFileError(f"the program is damaged: {message}")
 
 
 def check_program(program: Program, kernels: Container[str]) -> None:
-    """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's sources."""
+    """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's sources.
+
+    Raises EngineFileError.
+    """
     check_schema(program.schema)
     _Checker(program, kernels).run()
 
@@ -136,7 +138,7 @@ class _Checker:
             seen.add(tensor.name)
             if tensor.name not in given:
                 self.declare(tensor)
-            elif tensor != given[tensor.name]:  # an input or weight that is handed out again
+            elif tensor != given[tensor.name]:  # the output is an input or a weight
                 raise refuse(f"output {tensor.name} differs from the input or weight of that name")
 
     def declare(self, tensor: Tensor) -> None:
@@ -200,7 +202,7 @@ class _Checker:
         allowed = {*launch.reads, *launch.writes}
         for p in v.params:
             self.check_parameter(p, allowed, place)
-        if layout(v.params)[1] > MAX_PARAMS:
+        if struct_layout(v.params)[1] > MAX_PARAMS:
             raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
 
     def check_parameter(self, p: Parameter[str], allowed: set[str], place: str) -> None:

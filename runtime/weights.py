@@ -1,4 +1,4 @@
-"""An engine's constants on the device, and their replacement by new values in the model's own layout."""
+"""An engine's weights on the device, and their replacement by new values in the model's own shapes and types."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from arcweld.runtime.program import Program, WeightEntry
 
 
 def model_names(weight: WeightEntry) -> tuple[str, ...]:
-    """The names under which new values for ``weight`` are given: the model's, else the engine's own."""
+    """The names under which a caller gives new values for ``weight``: the model's, or else the engine's own."""
     return sources(weight) or (weight.name,)
 
 
 def pack(weight: WeightEntry, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the kernels read, from the model's own arrays: the steps of the build, done again on ``values``.
+    """The array that kernels read, made from the model's arrays ``values`` by replaying the weight's record.
 
-    Raises InputError where the values do not fit, EngineFileError for steps that are no record of a build.
+    Raises InputError for values that do not fit, EngineFileError for a damaged record.
     """
     if not weight.transform:
         return _fitting(weight, values[weight.source or weight.name])
@@ -49,7 +49,7 @@ def _fitting(weight: WeightEntry, array: np.ndarray) -> np.ndarray:
 
 
 class DeviceWeights:
-    """All constants in one allocation, uploaded once and shared by every context."""
+    """All weights in one allocation of ``nbytes`` bytes, shared by all contexts. ``addresses`` are by name."""
 
     def __init__(self, program: Program, arrays: Mapping[str, np.ndarray], device: Device) -> None:
         self._weights = program.weights
@@ -68,11 +68,11 @@ class DeviceWeights:
         device.synchronize()
 
     def pack(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Packed arrays by weight name, for new values by the model's names, or by the engine's own (those as
-        the engine holds them).
+        """The stored arrays by weight name, made from new values.
 
-        Raises InputError for a name that the engine does not have, a value that does not fit, a weight that the
-        kernels hold as a constant, and where a weight was made from several of which not all are given.
+        Values under the model's names are packed; values under the engine's own names are taken as they are. Raises
+        InputError for an unknown name, a value that does not fit, a weight that kernels hold as a literal, or a weight
+        made from several arrays of which only some are given.
         """
         fixed = sorted(self._fixed & set(values))
         if fixed:
@@ -97,7 +97,7 @@ class DeviceWeights:
         return packed
 
     def store(self, packed: Mapping[str, np.ndarray]) -> None:
-        """Overwrites weights on the device, when nothing runs."""
+        """Overwrites weights on the device, after waiting for all work on it."""
         self._device.synchronize()
         for name, array in packed.items():
             if array.nbytes:

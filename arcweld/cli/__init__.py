@@ -1,1 +1,1 @@
-"""The command ``onnx-to-engine``: one file a group of subcommands; ``main`` in app.py."""
+"""The command ``onnx-to-engine``: ``main`` in app.py, and a module for each group of subcommands."""

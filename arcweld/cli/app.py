@@ -1,4 +1,4 @@
-"""The entry point of ``onnx-to-engine``: subcommands, exit codes, and one clear line for every error."""
+"""The entry point of ``onnx-to-engine``: the subcommands, the exit codes, and one line for every error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _top(
 
 
 def options_of_commands() -> dict[str, list[str]]:
-    """The spellings of every option, by subcommand."""
+    """All spellings of all options, by subcommand."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     return {
         name: [o for p in c.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)]
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _exit_code(error: BaseException) -> int:
-    """Says what went wrong, in one sentence where it is not a defect of ours; the exit code that belongs to it."""
+    """Prints the error, in one sentence unless it is a defect of Arcweld, and returns its exit code."""
     if isinstance(error, ArcweldError):
         if isinstance(error, InternalError):
             traceback.print_exception(error)
@@ -130,6 +130,6 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _drop_output() -> None:
-    """Standard output can't be written, or nobody reads it (``| head``): what is still in its buffer must not fail."""
+    """Redirects a closed standard output (``| head``) to nowhere, so that flushing its buffer does not fail again."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

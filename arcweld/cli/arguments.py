@@ -1,5 +1,6 @@
-"""The command line before it is parsed: the subcommand that may be left out, what trtexec and Polygraphy allow, and
-remedies for words that no subcommand knows.
+"""Preprocesses the command line: adds an omitted subcommand, and accepts spellings of trtexec and Polygraphy.
+
+Errors for unknown words come with a suggestion.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from arcweld.compiler.errors import UsageError
 
 
 class Inert(NamedTuple):
-    """An option of trtexec that needs nothing done: whether a value follows it, for which subcommands, and why."""
+    """An option of trtexec that has no effect: whether it takes a value, for which subcommands, and why."""
 
     valued: bool
     commands: tuple[str, ...]
@@ -47,10 +48,11 @@ _TOP = ("--help", "-h", "--version")
 
 
 def complete(argv: Sequence[str], commands: Collection[str], note: Callable[[str], None]) -> list[str]:
-    """The words with the subcommand put in where none is named (``bench`` where an engine is loaded, as trtexec
-    does), without options that have no effect (``note`` is told why), and with lists of values joined.
+    """The words of the command line as the subcommands take them.
 
-    Raises UsageError for a word that is neither a subcommand nor could be a file.
+    An omitted subcommand is added: ``bench`` for ``--loadEngine``, as trtexec does, else ``build``. Options without
+    effect are removed, and ``note`` is called with the reason. Lists of values are joined by commas. Raises UsageError
+    for a first word that is neither a subcommand nor a possible file.
     """
     words = list(argv)
     if words and words[0] == "help":
@@ -101,6 +103,6 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def elsewhere(option: str, options: Mapping[str, Collection[str]]) -> str | None:
-    """Where an option that a subcommand lacks would be at home; ``options`` lists those of every subcommand."""
+    """A hint for an unknown option: the subcommands that have it, according to ``options``; None if none has."""
     homes = [f"`{name}`" for name, known in options.items() if option in known]
     return f"{option} is an option of {', '.join(homes)}" if homes else None

@@ -1,4 +1,4 @@
-"""``bench``: latencies of whole calls in trtexec's words, and the time of every kernel."""
+"""``bench``: latencies of whole calls, in trtexec's terms, and the time of each kernel."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def bench(
 
 
 def _call(engine: Engine, feeds: dict[str, np.ndarray], on_device: bool) -> Callable[[], object]:
-    """One timed call: from inputs to finished results, both on the host unless ``on_device``."""
+    """The call to time, from inputs to finished results. Both are on the host unless ``on_device``."""
     if not on_device:
         return lambda: engine.run(feeds)
     if engine.device.gpu_index is None:
@@ -95,7 +95,7 @@ def _call(engine: Engine, feeds: dict[str, np.ndarray], on_device: bool) -> Call
 
 
 def _measure(call: Callable[[], object], iterations: int, warm_up: float, duration: float) -> list[float]:
-    """Milliseconds of each call, after ``warm_up`` seconds; at least ``iterations`` calls and ``duration`` seconds."""
+    """Milliseconds of each call; at least ``iterations`` calls and ``duration`` seconds, after ``warm_up`` seconds."""
     end = time.perf_counter() + warm_up
     call()
     while time.perf_counter() < end:
@@ -148,7 +148,7 @@ def _show_layers(engine: Engine, shown: bool, target: Path | None) -> None:
 
 
 def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, target: Path | None) -> None:
-    """Every launch by itself: microseconds, share of the sum, bytes and operations a second."""
+    """Prints or writes the time of each launch: microseconds, share of the sum, bytes and operations a second."""
     from arcweld.runtime.profiler import profile
 
     found = profile(engine, feeds)

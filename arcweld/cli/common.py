@@ -1,4 +1,4 @@
-"""What the subcommands share: the console, progress bars, opening models and engines, notes about accepted flags."""
+"""Shared by the subcommands: consoles, progress bars, opening models, writable paths, notes, tables and JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
-from arcweld.driver.build import Progress as Report
+from arcweld.driver.build import Progress as ProgressCallback
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
 
@@ -38,8 +38,8 @@ STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify"
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Report | None]:
-    """A progress bar on stderr, one line a stage; None when quiet or when stderr is no terminal."""
+def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
+    """A progress bar on stderr with one line for each stage; None if ``quiet`` or if stderr is no terminal."""
     if quiet or not err.is_terminal:
         yield None
         return
@@ -56,7 +56,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Report | None]:
 
 
 def is_engine(path: str) -> bool:
-    """True for an engine file, intact or not, by its first bytes; raises UsageError where there is no file."""
+    """True if the first bytes are those of an engine file. Raises UsageError if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PK\x03\x04"
@@ -65,8 +65,10 @@ def is_engine(path: str) -> bool:
 
 
 def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", values: str = "") -> Graph:
-    """Imports an ONNX file. ``shapes`` may hold sizes, names and expressions, ``low`` and ``high`` bound what stays
-    open, ``values`` makes inputs constants; all as on the command line.
+    """Imports an ONNX file. The other arguments are spelled as on the command line.
+
+    ``shapes`` holds sizes, names and expressions, ``low`` and ``high`` the bounds of dimensions that stay symbolic, and
+    ``values`` the inputs that become constants. Raises UsageError for what cannot be parsed, and as ``import_model``.
     """
     constants = [Input(n, value=v) for n, v in parse_values(values).items()]
 
@@ -81,8 +83,9 @@ def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", valu
 
 
 def interface(data: EngineData) -> Graph:
-    """An engine's inputs as a graph: the whole stored graph, which tells which inputs are indices. Raises ModelError
-    where it cannot be read.
+    """A graph with an engine's inputs: the stored graph, which shows which inputs are indices, or else inputs only.
+
+    Raises ModelError for a stored graph that cannot be parsed.
     """
     if data.graph:
         return parse_graph(data.graph)
@@ -93,13 +96,14 @@ def interface(data: EngineData) -> Graph:
 
 
 def note(text: str) -> None:
-    """A line on stderr about what does not stop the command."""
+    """Prints a line on stderr about something that does not stop the command."""
     err.print(f"note: {text}", markup=False)
 
 
 def check_writable(path: str, *sources: str) -> Path:
-    """The path of a file to be written. Raises UsageError at once, not after minutes of work, where it can't be, or
-    where it is one of the files to be read.
+    """The path of a file to be written, checked before the work instead of after it.
+
+    Raises UsageError if it cannot be written, or if it is one of ``sources``, which are read.
     """
     target = Path(path)
     folder = target.absolute().parent
@@ -119,12 +123,12 @@ def check_writable(path: str, *sources: str) -> Path:
 
 
 def megabytes(n: int) -> str:
-    """Bytes, exactly, with the rounded size for people: ``23,590,724 B (23.6 MB)``."""
+    """The exact number of bytes with the rounded size: ``23,590,724 B (23.6 MB)``."""
     return f"{n:,} B ({bytes_text(n)})" if n >= 1000 else f"{n} B"
 
 
 def print_json(report: object) -> None:
-    """A report as JSON and nothing else, whatever the terminal; numbers that JSON lacks become null."""
+    """Prints a report as JSON, without the terminal's formatting; NaN and infinities become null."""
     print(json.dumps(_finite(report), indent=2))
 
 
@@ -137,8 +141,9 @@ def _finite(x: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
-    """A table, ``right`` naming the columns of numbers. On a terminal the last column is folded into the width;
-    elsewhere every row is one line.
+    """Prints a table; ``right`` names the columns to align right.
+
+    On a terminal the last column is wrapped to the width. Otherwise each row is one line.
     """
     if out.is_terminal:
         table = Table(box=None, pad_edge=False)

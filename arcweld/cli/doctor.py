@@ -1,4 +1,4 @@
-"""``doctor``: what this machine has, what is wrong with it, and the exact line that mends it."""
+"""``doctor``: checks what this machine has, and names the remedy for what is missing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from arcweld.cli.common import out
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.paths import cache_dir
 
-OLDEST_CUDA = 12  # that a driver must know
+OLDEST_CUDA = 12  # major version that a driver must support
 EVERYTHING = "everything"
 INSTEAD = {"cupy-cuda12x": ("cupy-cuda13x", "cupy"), "nvidia-cuda-nvrtc-cu12": ("nvidia-cuda-nvrtc",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: ``ok``, what was found, and the remedy where it is not. ``needed`` tells what it is for."""
+    """The result of one check: what was found, what it is needed for, and the remedy if it is not ``ok``."""
 
     name: str
     ok: bool
@@ -35,7 +35,7 @@ class Finding:
 
 
 def check_nvrtc() -> Finding:
-    """NVRTC: compiles kernels, with or without a GPU."""
+    """Compiles a small kernel with NVRTC, which needs no GPU."""
     from arcweld.codegen.nvrtc.compiler import compile_cubin, missing_nvrtc, version
 
     probe = '#include "prims.cuh"\nextern "C" __global__ void probe(float* x) { x[0] = 1.f; }\n'
@@ -49,7 +49,7 @@ def check_nvrtc() -> Finding:
 
 
 def check_driver() -> Finding:
-    """The NVIDIA driver and its GPUs."""
+    """Looks for the NVIDIA driver and its GPUs."""
     trouble, remedy = driver_trouble()
     if trouble:
         return Finding("GPU", False, f"{trouble}: only device sim runs here", "device cuda", remedy)
@@ -60,7 +60,7 @@ def check_driver() -> Finding:
 
 
 def driver_trouble() -> tuple[str, str]:
-    """What keeps the driver from showing a GPU that can be used, and the remedy; empty where nothing does."""
+    """Why there is no usable GPU, and the remedy; two empty texts if there is one."""
     install = f"install an NVIDIA driver for CUDA {OLDEST_CUDA} or newer (nvidia-smi must list the card)"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -85,7 +85,7 @@ def _gpu_names(n: int) -> str:
 
 
 def check_packages() -> Finding:
-    """The Python packages that Arcweld itself asks for."""
+    """Looks for the Python packages that Arcweld requires."""
     missing = [w for w in importlib.metadata.requires("arcweld") or () if "extra ==" not in w and not _satisfied(w)]
     if missing:
         line = f"pip install {shlex.join(missing)}"
@@ -106,7 +106,7 @@ def _satisfied(requirement: str) -> bool:
 
 
 def check_bindings() -> Finding:
-    """cuda.bindings: launches kernels and graphs."""
+    """Imports cuda.bindings, which launches kernels and graphs."""
     try:
         importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
@@ -115,7 +115,7 @@ def check_bindings() -> Finding:
 
 
 def check_compiler() -> Finding:
-    """A C++ compiler: only the sim device needs one."""
+    """Looks for a C++ compiler, which only the sim device needs."""
     from arcweld.runtime.sim.build import toolchain
 
     try:
@@ -126,7 +126,7 @@ def check_compiler() -> Finding:
 
 
 def check_cache() -> Finding:
-    """The cache folder and the room in it."""
+    """Checks that the cache folder is writable and has free space."""
     folder = cache_dir()
     if not os.access(folder, os.W_OK | os.X_OK):
         remedy = "set ARCWELD_CACHE_DIR to a folder that can be written"
@@ -145,7 +145,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
 
 
 def examine(name: str, check: Callable[[], Finding]) -> Finding:
-    """What a check finds. A machine may be broken in ways that the check did not foresee: that is a finding too."""
+    """The finding of a check. An unexpected exception is a finding too: a broken machine can raise anything."""
     try:
         return check()
     except ArcweldError as error:

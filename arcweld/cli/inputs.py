@@ -1,4 +1,4 @@
-"""What ``run``, ``bench``, ``verify`` and ``build`` share: their common options, opening an engine, making inputs."""
+"""Shared by ``run``, ``bench``, ``verify`` and ``build``: common options, opening an engine, making inputs."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def precision_of(fp16: bool, bf16: bool) -> str:
 
 
 def open_engine(path: str, device: str, shapes: str, values: str = "", precision: str = "fp32") -> Engine:
-    """Loads an engine file, or compiles a model for the device without object code for others.
+    """Loads an engine file, or compiles an ONNX model for the device.
 
-    A precision other than fp32 is verified, because that decides what stays f32.
+    A model is verified unless the precision is fp32: verification decides which nodes stay in f32. Raises UsageError
+    for a precision or values together with an engine file.
     """
     if not is_engine(path):
         graph = open_graph(path, shapes, values=values)
@@ -62,7 +63,7 @@ def open_engine(path: str, device: str, shapes: str, values: str = "", precision
 def feeds_for(
     engine: Engine, path: str, shapes: str, files: str, ranges: list[str], seed: int
 ) -> dict[str, np.ndarray]:
-    """Inputs for what ``open_engine`` made of ``path`` with the same ``shapes``."""
+    """Inputs by name for the engine that ``open_engine`` made from the same ``path`` and ``shapes``."""
     if is_engine(path):
         given = parse_shapes(shapes) if shapes else {}
     else:  # a model's shapes may be open ones
@@ -78,9 +79,9 @@ def _concrete(shapes: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
 def make_feeds(
     graph: Graph, shapes: Mapping[str, Shape], files: str, ranges: list[str], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """An array for each input: from files where given, else random. Sizes are those of ``shapes`` and of the files.
+    """An array for each input, from ``files`` or else random, by name. Sizes come from ``shapes`` and the files.
 
-    Raises UsageError for what contradicts itself or the graph.
+    Raises UsageError for shapes and files that contradict each other or the graph.
     """
     types = {v.name: v.dtype for v in graph.inputs}
     loaded = load_arrays(files, types) if files else {}

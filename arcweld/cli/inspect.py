@@ -1,4 +1,4 @@
-"""``inspect`` and ``explain``: what a model needs, what an engine holds, and why nodes were not fused."""
+"""``inspect`` and ``explain``: which operators a model has, what an engine holds, and why nodes were not fused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 
 Opt = typer.Option
@@ -48,7 +48,7 @@ def inspect(
 
 
 def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
-    """Sizes of the symbols: those of ``--shapes``, else those that the engine was verified with, if any."""
+    """The sizes of the symbols: from ``--shapes``, or else those that the engine was verified with, if any."""
     graph = interface(data)
     verified: dict[str, list[int]] = (data.verify or {}).get("shapes", {})
     given = parse_shapes(shapes) if shapes else {n: tuple(shape) for n, shape in verified.items()}
@@ -56,7 +56,10 @@ def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
 
 
 def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any]:
-    """Inputs, operators, how many of each, and every unsupported node with the reason and the remedy, if any."""
+    """The report on an ONNX file: inputs, operators with their counts, unsupported nodes with reason and hint.
+
+    If all nodes are supported, it has outputs and the bytes of weights too.
+    """
     from arcweld.compiler.onnx.importer import support_report
 
     given: Any = parse_open_shapes(shapes) if shapes else None
@@ -75,7 +78,7 @@ def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any
 
 
 def _declared_inputs(path: str) -> dict[str, str]:
-    """Types and shapes of the inputs as the file declares them."""
+    """Element types and shapes of the inputs as the file declares them, by name."""
     from onnx import TensorProto
 
     from arcweld.compiler.onnx.proto import DTYPES, load_model
@@ -111,8 +114,10 @@ def _print_model(report: dict[str, Any]) -> None:
 
 
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
-    """Kernels with their nodes, exact bytes and the memory plan (where ``sizes`` gives every dimension), architectures
-    and evidence."""
+    """The report on an engine: inputs, outputs, launches with their nodes, architectures, bytes and evidence.
+
+    If ``sizes`` has every symbol, it has the exact bytes of the launches and the lifetimes in the arena too.
+    """
     program = data.program
     launches = [
         {
@@ -131,7 +136,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
         plan = ExecutionPlan(program, data.archs[0] if data.archs else "sm_80")
-        found = measure(plan, {s.name: sizes[s.name] for s in program.symbols})
+        found = compute_sizes(plan, {s.name: sizes[s.name] for s in program.symbols})
         report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
         report["arena_bytes"] = found.arena_bytes
         report["memory_plan"] = [
@@ -181,7 +186,7 @@ def _print_engine(report: dict[str, Any]) -> None:
 
 
 def _print_memory(rows: list[dict[str, Any]]) -> None:
-    """The arena: which tensor lies where, from which launch to which."""
+    """Prints offset, bytes and lifetime (first and last launch) of each tensor in the arena."""
     if not rows:
         return
     cells = [
@@ -220,7 +225,7 @@ def explain(
 
 
 def _nodes_called(word: str, known: list[str]) -> set[str]:
-    """The nodes of that name; where there is none, those whose names hold it. Raises UsageError for none at all."""
+    """The nodes of that name, or else those whose names contain it. Raises UsageError if there are none."""
     found = {n for n in known if n == word} or {n for n in known if word in n}
     if not found:
         near = difflib.get_close_matches(word, known, 3, 0.3)
@@ -229,8 +234,9 @@ def _nodes_called(word: str, known: list[str]) -> set[str]:
 
 
 def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
-    """One line for each pair of neighbours that do not share a kernel: the rule that refused it, or what lies between
-    them. Nodes are neighbours too where their kernels are.
+    """One line for each pair of neighbouring nodes that do not share a kernel, with the reason.
+
+    A pair of neighbouring kernels counts as a pair of neighbouring nodes.
     """
     made = {n.name: n for n in fused.graph.nodes}
     shown = {
@@ -257,7 +263,7 @@ def _passed(a: Region, b: Region) -> list[str]:
 
 
 def _unasked(fused: FusedGraph, a: Region, b: Region) -> str:
-    """Why two neighbouring kernels are two, where no rule was asked."""
+    """Why two neighbouring regions were not fused, if fusion did not consider them and so recorded no refusal."""
     heroes = [r.hero for r in (a, b) if r.hero is not None]
     if len(heroes) == 2:
         reason, reader = f"[heroes] a kernel has one of {heroes[0].op} and {heroes[1].op}, not both", heroes[1]
@@ -269,7 +275,7 @@ def _unasked(fused: FusedGraph, a: Region, b: Region) -> str:
 
 
 def _concerns(wanted: list[set[str]], producer: tuple[str, ...], consumer: tuple[str, ...]) -> bool:
-    """True if the pair is what was asked for: either of them for one name, both for two, in any order."""
+    """True if the pair matches the user's names: one of its nodes for one name, both for two names in any order."""
     p, c = set(producer), set(consumer)
     if len(wanted) < 2:
         return all(w & (p | c) for w in wanted)
@@ -278,7 +284,7 @@ def _concerns(wanted: list[set[str]], producer: tuple[str, ...], consumer: tuple
 
 
 def _strangers(words: list[str], wanted: list[set[str]], names: dict[str, tuple[str, ...]]) -> str:
-    """Why there is nothing to say of the nodes that were asked for."""
+    """The reason why no kernel and no refusal concerns the user's nodes."""
     for word, nodes in zip(words, wanted):
         if not any(nodes & set(origins) for origins in names.values()):
             return f"{word} is in no kernel: it was computed while compiling, or is not needed"

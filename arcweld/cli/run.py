@@ -1,4 +1,4 @@
-"""``run`` and ``verify``: what is done with an engine, or with a model that is compiled on the fly."""
+"""``run`` and ``verify``: run an engine, or a model compiled for the occasion, and compare its outputs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(
 
 
 def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
-    """Writes results as .npz, or as trtexec's JSON; bfloat16 as float32. The file appears whole or not at all."""
+    """Writes results atomically as .npz, or as JSON in trtexec's form. bfloat16 is written as float32."""
     results = {k: v if v.dtype.kind in "biufc" else v.astype(np.float32) for k, v in results.items()}
     with replacing(target) as temporary, temporary.open("wb") as stream:
         if target.suffix == ".json":
@@ -78,14 +78,14 @@ def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
             ]
             stream.write(json.dumps(rows).encode())
             return
-        with zipfile.ZipFile(stream, "w") as archive:  # not np.savez: an output may be called like its arguments
+        with zipfile.ZipFile(stream, "w") as archive:  # np.savez fails for outputs named like its parameters
             for k, v in results.items():
                 with archive.open(f"{k}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, v, allow_pickle=False)
 
 
 def one_path(path: str, other: str) -> str:
-    """The one of two spellings that was used. Raises UsageError for none or both."""
+    """The path given by one of two spellings. Raises UsageError if neither or both are used."""
     if bool(path) == bool(other):
         raise UsageError("name one engine or model file")
     return path or other
@@ -131,7 +131,7 @@ def verify(
 
 
 def _promised(engine: Engine, output: str) -> float | None:
-    """The relative error that a 16-bit engine was allowed when it was built; None where f32 was compared."""
+    """The tolerance of an output in the evidence, if it is above that of fp32; else None."""
     rows: list[dict[str, Any]] = (engine.data.verify or {}).get("outputs", [])
     found = next((float(r["tolerance"]) for r in rows if r["output"] == output and r.get("tolerance")), 0.0)
     return found if found > ENGINE_TOLERANCE["fp32"] else None
@@ -139,8 +139,10 @@ def _promised(engine: Engine, output: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What two results may differ by: absolutely or relatively (None: the default), or ``norm(got - want)`` relative
-    to ``norm(want)`` where no other tolerance was asked for.
+    """How far two arrays may differ.
+
+    ``atol`` and ``rtol`` bound the absolute and the relative difference of elements; None takes the default. If both
+    are None, a relative error (see ``relative_error``) of at most ``norm`` is accepted too.
     """
 
     atol: float | None

@@ -1,4 +1,4 @@
-"""Parses what users write for shapes, values, ranges and files: the spellings of trtexec and Polygraphy."""
+"""Parses shapes, values, ranges and file names of the command line, in the syntax of trtexec and Polygraphy."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ Shape = tuple[int, ...]
 
 
 def split_pairs(text: str, what: str, named: bool = True) -> Iterator[tuple[str, str]]:
-    """``a:1,b:2`` as pairs. A name may hold colons: the last one separates. Commas inside brackets don't.
+    """``a:1,b:2`` as pairs (name, value). The last colon separates; commas inside brackets do not.
 
-    Without ``named`` a value may stand alone, under the name "".
+    Without ``named`` a value may have no name, which is "" then. Raises UsageError, which begins with ``what``, for a
+    part that is no pair.
     """
     depth, start, parts = 0, 0, []
     for i, ch in enumerate(text):
@@ -44,7 +45,7 @@ def split_pairs(text: str, what: str, named: bool = True) -> Iterator[tuple[str,
 
 
 def parse_shapes(text: str) -> dict[str, Shape]:
-    """``x:1x3x224x224,y:1x8`` (also ``x:[1,3,224,224]``) by input name."""
+    """``x:1x3x224x224,y:1x8`` (also ``x:[1,3,224,224]``) by input name. Raises UsageError."""
     shapes = {}
     for name, shape in parse_open_shapes(text).items():
         if not all(isinstance(d, int) for d in shape):
@@ -54,7 +55,7 @@ def parse_shapes(text: str) -> dict[str, Shape]:
 
 
 def parse_open_shapes(text: str) -> dict[str, tuple[int | str, ...]]:
-    """Shapes whose dimensions may stay open: names and expressions such as ``x:[n,3,32*h,32*w]``, or ``x:nx3x8*w``."""
+    """Shapes with symbolic dimensions, such as ``x:[n,3,32*h,32*w]`` or ``x:nx3x8*w``. Raises UsageError."""
     shapes: dict[str, tuple[int | str, ...]] = {}
     for name, value in split_pairs(text, "shapes"):
         listed = value.startswith("[")
@@ -69,7 +70,7 @@ def parse_open_shapes(text: str) -> dict[str, tuple[int | str, ...]]:
 
 
 def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Polygraphy's ``--val-range``: ``[0,1]`` for all inputs, ``x:[0,1]`` for one."""
+    """Polygraphy's ``--val-range``: ``[0,1]`` for all inputs, ``x:[0,1]`` for one. Raises UsageError."""
     ranges = {}
     for item in items:
         for name, value in split_pairs(item, "val-range", named=False):
@@ -84,7 +85,7 @@ def parse_ranges(items: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def parse_values(text: str) -> dict[str, Any]:
-    """``sr:16000,mode:[1,0],table:t.npy``: numbers, lists and arrays by input name."""
+    """``sr:16000,mode:[1,0],table:t.npy``: numbers, lists and arrays by input name. Raises UsageError."""
     values: dict[str, Any] = {}
     for name, value in split_pairs(text, "values") if text else ():
         if value.endswith(".npy"):
@@ -98,7 +99,10 @@ def parse_values(text: str) -> dict[str, Any]:
 
 
 def parse_tolerance(text: str, what: str, outputs: Sequence[str]) -> dict[str, float]:
-    """Polygraphy's ``--atol``: ``1e-3`` for all outputs, ``y:1e-3`` for one; by output name, "" for the others."""
+    """Polygraphy's ``--atol``: ``1e-3`` for all outputs, ``y:1e-3`` for one. By output name, "" for the others.
+
+    Raises UsageError for a negative or non-finite number, or an unknown output.
+    """
     found: dict[str, float] = {}
     for name, value in split_pairs(text, what, named=False) if text else ():
         try:
@@ -114,12 +118,12 @@ def parse_tolerance(text: str, what: str, outputs: Sequence[str]) -> dict[str, f
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file that holds nothing but elements, in row-major order."""
+    """A file of raw elements in row-major order."""
 
     path: Path
 
     def read(self, name: str, dtype: np.dtype, shape: Shape) -> np.ndarray:
-        """The array for the input ``name``. Raises UsageError where the file has another size."""
+        """The file as an array, for the input ``name``. Raises UsageError for a file of another size."""
         data = np.fromfile(self.path, dtype)
         if data.nbytes != self.path.stat().st_size or data.size != math.prod(shape):
             size = self.path.stat().st_size / dtype.itemsize
@@ -132,7 +136,10 @@ class RawFile:
 
 
 def load_arrays(text: str, types: Mapping[str, DType]) -> dict[str, np.ndarray | RawFile]:
-    """``x:file.npy,y:data.bin`` or one ``all.npz``: arrays, and raw files whose shape has to come from elsewhere."""
+    """``x:file.npy,y:data.bin`` or one ``all.npz``: arrays, and raw files to be read once their shapes are known.
+
+    ``types`` are the element types by input name. Raises UsageError for an unknown input or an unreadable file.
+    """
     arrays: dict[str, np.ndarray | RawFile] = {}
     if text.endswith(".npz") and ":" not in text:
         arrays.update(_read_numpy(_existing(text)))
@@ -145,12 +152,12 @@ def load_arrays(text: str, types: Mapping[str, DType]) -> dict[str, np.ndarray |
             raise UsageError(f"loadInputs: there is no input {name!r}", hint=f"inputs: {', '.join(types)}")
         wanted = types[name].numpy
         if isinstance(array, np.ndarray) and array.dtype.kind == "V" and array.dtype.itemsize == wanted.itemsize:
-            arrays[name] = array.view(wanted)  # numpy's files do not know bfloat16
+            arrays[name] = array.view(wanted)  # numpy's file format has no bfloat16
     return arrays
 
 
 def _read_numpy(path: Path) -> Any:
-    """The array of a ``.npy`` file, or those of a ``.npz`` file by name."""
+    """The array of a ``.npy`` file, or the arrays of a ``.npz`` file by name. Raises UsageError."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray) != (path.suffix == ".npy"):
@@ -168,9 +175,10 @@ def _existing(file: str) -> Path:
 
 
 def dynamic_shapes(graph: Graph, low: Mapping[str, Shape], high: Mapping[str, Shape]) -> dict[str, list[Dim]]:
-    """Input shapes whose open dimensions range from ``low`` to ``high``; either alone stands for both.
+    """Input shapes with symbolic dimensions that range from ``low`` to ``high``, both included.
 
-    Raises UsageError for shapes that don't fit the graph, or ranges that hold nothing.
+    A dimension that only one of them determines is constant. Raises UsageError for shapes that do not fit the graph,
+    and for empty ranges.
     """
     for name in sorted({*low, *high}):
         for i, (a, b) in enumerate(zip(low.get(name, ()), high.get(name, ()))):
@@ -211,8 +219,9 @@ def check_ranges(graph: Graph, sizes: Mapping[str, int]) -> None:
 
 
 def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """The sizes of the graph's symbols that concrete input shapes imply. Raises UsageError where they disagree with
-    each other or with the graph.
+    """The sizes of the graph's symbols for concrete input shapes.
+
+    Raises UsageError for shapes that contradict each other or the graph.
     """
     sizes: dict[str, int] = {}
     _check_names(graph, shapes)

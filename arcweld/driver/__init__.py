@@ -1,1 +1,1 @@
-"""From a user's model to a verified engine: what ties importers, passes, code generation and the runtime together."""
+"""From a user's model to a verified engine: it calls importers, passes, code generation and the runtime."""

@@ -1,4 +1,4 @@
-"""The driver: from whatever model the user has to a verified engine; `arcweld.compile` and the command line call it."""
+"""From a model in any supported form to a verified engine: what ``arcweld.compile`` and the command line call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from arcweld.compiler.reference import bind_symbols
 from arcweld.driver.build import Build, Progress, build_graph
 from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
 from arcweld.driver.inputs import Input as Input
-from arcweld.driver.inputs import checked_sizes, wishes
+from arcweld.driver.inputs import check_inputs, checked_sizes
 from arcweld.driver.promotion import Promotion, promote, reference_seconds
 from arcweld.driver.samples import sample_inputs, sample_sizes
 from arcweld.driver.summary import summary
@@ -31,22 +31,24 @@ from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine import Engine
 
 log = logging.getLogger("arcweld")
-TAIL = 1 << 16  # bytes at the end of an archive that hold its last names
+TAIL = 1 << 16  # bytes read from the end of an archive, where its directory is
 
 
 class CompileOptions(TypedDict, total=False):
     """The keyword arguments that ``compile``, ``compile_graph``, ``build_engine`` and ``build_data`` share.
 
-    precision      fp32 | fp16 | bf16: what f32 models compute in; checked against the f32 reference
-    arch           architectures to compile for (``["sm_90a"]``); absent: the local GPU's, or none for the sim device
-    device         where the engine runs: ``cuda``, ``sim``; absent: ARCWELD_DEVICE, else a GPU, else sim
-    verify         quick (inside ``verify_budget`` seconds), full or off
-    tolerance      bound of the outputs' relative error; absent: the precision's own
-    tf32           f32 matrix products may round their operands to tf32
+    precision      fp32 | fp16 | bf16: the type that f32 models compute in; verified against the f32 reference
+    arch           architectures to compile for (``["sm_90a"]``); default: the local GPU's, or none for the sim device
+    device         where the engine runs: ``cuda``, ``sim``; default: ARCWELD_DEVICE, else a GPU, else sim
+    verify         quick, full or off
+    verify_budget  seconds that quick verification may take
+    tolerance      largest relative error of the outputs; default: that of the precision
+    tf32           whether f32 matrix products may round their operands to tf32
     disable        names of passes to leave out
     progress       called with (stage, done, total)
-    dump           folder that gets the graph after each pass, every kernel and every cubin
-    sizes, feeds   what to verify with: sizes of symbolic dimensions, or whole inputs by name
+    dump           folder for the graph after each pass, every kernel and every cubin
+    sizes          sizes of symbolic dimensions to verify with, by name
+    feeds          inputs to verify with, by name; default: random ones
     """
 
     precision: str
@@ -74,8 +76,8 @@ def compile(
     inputs   shapes and element types of inputs, where the model leaves them open or where they should be fixed
     options  see ``CompileOptions``
 
-    Raises ModelError for a model that is not intact, UnsupportedError listing every operator that can't be compiled,
-    AccuracyError above tolerance, UsageError, EnvironmentError_.
+    Raises ModelError for an invalid model, UnsupportedError with the list of all operators that can't be compiled,
+    AccuracyError for an error above tolerance, UsageError for wrong arguments, EnvironmentError_ for something missing.
     """
     if unknown := [name for name in options if name not in CompileOptions.__annotations__]:
         near = difflib.get_close_matches(unknown[0], CompileOptions.__annotations__, 1)
@@ -89,9 +91,13 @@ def import_model(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> Graph:  # fmt: skip
-    """The graph of a model in any of the forms that ``compile`` takes."""
+    """Imports a model in any of the forms that ``compile`` takes.
+
+    Raises ModelError for an invalid model, UnsupportedError with the list of all operators that can't be imported,
+    UsageError for arguments that do not fit the form of the model.
+    """
     kind = type(model)
-    asked = wishes(inputs)
+    asked = check_inputs(inputs)
     if isinstance(model, str | os.PathLike | bytes) or kind.__name__ == "ModelProto":
         from arcweld.compiler.onnx.importer import import_onnx
 
@@ -125,7 +131,7 @@ def import_model(
 
 
 def _refuse_archive(model: Any) -> None:
-    """Raises UsageError for an engine file or another archive, which the ONNX reader would only call damaged."""
+    """Raises UsageError for an engine file or another zip archive, which the ONNX reader would call damaged."""
     name, head, tail = "this", b"", b""
     if isinstance(model, bytes):
         head, tail = model[:4], model[-TAIL:]
@@ -149,7 +155,7 @@ def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
 
 
 def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build, Engine]:
-    """Like ``compile_graph``, and gives the Build (graphs, plan, timings) too."""
+    """Like ``compile_graph``, and returns the Build (graphs, launches, timings) too."""
     build, device, engine = build_data(graph, **options)
     return build, engine if engine is not None else Engine(build.data, device)
 
@@ -161,8 +167,10 @@ def build_data(
     progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
-    """What ``build_engine`` makes, before it is put on the device: the build, the device that was chosen, and the
-    engine where verification has opened one. Without it, weights stay where the importer mapped them.
+    """The build, the device that was chosen, and the engine if verification has opened one on it.
+
+    Without an engine nothing is loaded onto the device, and weights stay in the files that the importer mapped. See
+    ``CompileOptions`` for the arguments and ``compile`` for the errors.
     """
     checks = VerifyOptions(verify, verify_budget, tolerance)
     sizes = checked_sizes(sizes)
@@ -175,19 +183,23 @@ def build_data(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         _make_folder(folder)
-    given, bound = _inputs_to_verify(graph, sizes, feeds) if checks.level != "off" else ({}, sample_sizes(graph, sizes))
-    promotion = _promotion(graph, options, given, bound, checks) if given and precision != "fp32" else None
+    given: dict[str, np.ndarray] = {}
+    if checks.level == "off":
+        used_sizes = sample_sizes(graph, sizes)
+    else:
+        given, used_sizes = _inputs_to_verify(graph, sizes, feeds)
+    promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
-    build.sizes = bound
+    build.sizes = used_sizes
     engine = None
     if checks.level != "off":
         engine = Engine(build.data, where)
         before = time.monotonic()
-        evidence = verify_build(build, engine, given, bound, checks, precision, promotion)
+        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - before
     build.seconds["total"] = time.monotonic() - started
@@ -196,7 +208,7 @@ def build_data(
 
 
 def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays on the host by input name, from whatever kind of array. Raises UsageError for names of no input."""
+    """Arrays of any kind as host arrays, by input name. Raises UsageError for a name of no input."""
     known = [v.name for v in graph.inputs]
     if unknown := sorted(set(feeds) - set(known)):
         raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(known)}")
@@ -204,7 +216,7 @@ def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarr
 
 
 def _make_folder(folder: Path) -> None:
-    """Raises UsageError where there can't be such a folder."""
+    """Makes the folder. Raises UsageError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -214,10 +226,10 @@ def _make_folder(folder: Path) -> None:
 def _inputs_to_verify(
     graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Inputs to verify with, given or random, and the sizes of all symbols that go with them."""
-    bound = sample_sizes(graph, sizes)
-    given = dict(feeds) if feeds is not None else sample_inputs(graph, bound)
-    return given, {**bound, **bind_symbols(graph.inputs, given, None)}
+    """Inputs to verify with, given or random, and the sizes of all symbols in them."""
+    every_size = sample_sizes(graph, sizes)
+    given = dict(feeds) if feeds is not None else sample_inputs(graph, every_size)
+    return given, {**every_size, **bind_symbols(graph.inputs, given, None)}
 
 
 def _promotion(
@@ -229,7 +241,7 @@ def _promotion(
         note = f"not tried: the reference would take about {seconds:.0f} s, beyond the budget"
         return Promotion(frozenset(), float("nan"), note)
     budget = checks.budget if checks.level == "quick" else 10 * max(seconds, checks.budget)
-    # the kernels sum in another order than numpy: aim a little below what will be asked of them
+    # kernels sum in another order than numpy, so that their error differs a little: leave a margin
     return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
 
 

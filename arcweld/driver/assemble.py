@@ -1,4 +1,4 @@
-"""A plan of launches becomes an engine's data: the program with its tensors named, weights, sources and object code."""
+"""Assembles an engine's data from planned launches: the program, weights, sources and object code."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import print_graph
-from arcweld.driver.object_code import ObjectCode, Planned, in_order
+from arcweld.driver.object_code import ObjectCode, PlannedLaunch, in_order
 from arcweld.runtime import program as prog
 from arcweld.runtime.engine_file import EngineData
 
-TITLE_LAUNCHES, TITLE_NODES = 8, 12  # that the comment above a stored kernel names
+TITLE_LAUNCHES, TITLE_NODES = 8, 12  # how many the comment above a stored source lists at most
 
 
-def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -> EngineData:
-    """The engine's data. ``order`` names the model's outputs, those that are an input under its own name too."""
+def assemble(fused: FusedGraph, planned: Sequence[PlannedLaunch], code: ObjectCode, order: Sequence[str]) -> EngineData:
+    """The engine's data. ``order`` lists the labels of the model's outputs, including outputs that are inputs."""
     launches = in_order(planned)
     names = Names.of(fused)
     weights = _weights_read(fused.graph, launches)
@@ -44,11 +44,16 @@ def assemble(fused: FusedGraph, planned: Sequence[Planned], code: ObjectCode, or
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the program calls tensors: outputs by their labels, and what else has such a name by another."""
+    """Maps the graph's names to the program's.
+
+    Outputs have the user's labels in the program. A temporary or weight whose name is one of these labels gets a
+    suffix.
+    """
 
     changed: Mapping[str, str]
 
     def __call__(self, tensor: str) -> str:
+        """The program's name of the graph's ``tensor``."""
         return self.changed.get(tensor, tensor)
 
     @classmethod
@@ -65,14 +70,14 @@ class Names:
 
 
 def _temporaries(fused: FusedGraph) -> list[Value]:
-    """What regions compute that is no output of the graph, each once."""
+    """The values that regions store and that are no outputs of the graph, each once."""
     made = {o.name: o for r in fused.regions for o in r.outputs}
     outputs = fused.graph.output_names()
     return [v for n, v in made.items() if n not in outputs]
 
 
-def _weights_read(graph: Graph, launches: Sequence[Planned]) -> dict[str, Weight]:
-    """The weights that some kernel reads from memory, by the graph's names."""
+def _weights_read(graph: Graph, launches: Sequence[PlannedLaunch]) -> dict[str, Weight]:
+    """The weights that at least one kernel reads from memory, by the graph's names."""
     read = {t for p in launches for t in p.bound.tensors.values()}
     return {n: w for n, w in graph.weights.items() if n in read}
 
@@ -81,8 +86,9 @@ def _weights_read(graph: Graph, launches: Sequence[Planned]) -> dict[str, Weight
 
 
 def _program(
-    fused: FusedGraph, launches: Sequence[Planned], names: Names, weights: Mapping[str, Weight], order: Sequence[str]
-) -> prog.Program:
+    fused: FusedGraph, launches: Sequence[PlannedLaunch], names: Names, weights: Mapping[str, Weight],
+    order: Sequence[str],
+) -> prog.Program:  # fmt: skip
     graph = fused.graph
     results = {names(o.name): o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
     return prog.Program(
@@ -109,18 +115,18 @@ def _tensor(name: str, v: Value) -> prog.Tensor:
 
 
 def _weight(name: str, label: str, w: Weight) -> prog.WeightEntry:
-    """The entry of a weight that the graph calls ``name``. One that was made from several has no single source."""
+    """The entry of a weight that the graph calls ``name``. A weight made from several arrays has no source."""
     source = w.source or ("" if w.transform else name)
     return prog.WeightEntry(label, from_numpy(w.data.dtype).value, tuple(map(int, w.data.shape)), source, w.transform)
 
 
 def _fixed(graph: Graph, stored: Mapping[str, Weight]) -> tuple[str, ...]:
-    """The model's weights that nodes use and no kernel reads from memory: single elements, printed as literals."""
+    """The model's weights that nodes use and no kernel reads from memory: scalars, which kernels hold as literals."""
     used = {v.name for n in graph.nodes for v in n.operands()} & set(graph.weights)
     return tuple(sorted({s for n in used - stored.keys() for s in sources(graph.weights[n])}))
 
 
-def _launch(p: Planned, names: Names) -> prog.Launch:
+def _launch(p: PlannedLaunch, names: Names) -> prog.Launch:
     kernel, tensors = p.bound.kernel, {k: names(t) for k, t in p.bound.tensors.items()}
     zero = {b for s in p.sources for b in s.zero}
     return prog.Launch(
@@ -148,10 +154,10 @@ def _contiguous(data: np.ndarray) -> np.ndarray:
     return data if data.flags.c_contiguous else np.ascontiguousarray(data)
 
 
-def _stored_sources(launches: Sequence[Planned], names: Names) -> dict[str, str]:
-    """Every kernel's text by its entry, under a title that names its launches."""
+def _stored_sources(launches: Sequence[PlannedLaunch], names: Names) -> dict[str, str]:
+    """Every kernel's source by its entry, below a comment that lists its launches."""
     kernels: dict[str, KernelSource] = {}
-    users: dict[str, list[Planned]] = {}
+    users: dict[str, list[PlannedLaunch]] = {}
     for p in launches:
         for s in p.sources:
             kernels[s.entry] = s
@@ -159,8 +165,8 @@ def _stored_sources(launches: Sequence[Planned], names: Names) -> dict[str, str]
     return {entry: _titled(s, users[entry], names) for entry, s in kernels.items()}
 
 
-def _titled(s: KernelSource, users: Sequence[Planned], names: Names) -> str:
-    """The stored source: above the text that was compiled, for which nodes it is launched, and on what at first."""
+def _titled(s: KernelSource, users: Sequence[PlannedLaunch], names: Names) -> str:
+    """The source below a comment: the launches that use it with their nodes, and the first launch's tensors."""
     lines = [f"// {s.entry} ({s.arch}), generated by Arcweld."]
     for n, p in enumerate(users[:TITLE_LAUNCHES]):
         lines.append(f"//   {p.name}: {', '.join(p.bound.origin[:TITLE_NODES])}")
@@ -168,7 +174,7 @@ def _titled(s: KernelSource, users: Sequence[Planned], names: Names) -> str:
             lines.append(f"//     {b.name} = {names(p.bound.tensors[b.name])}: {TensorType(b.dtype, b.shape)}")
     if len(users) > TITLE_LAUNCHES:
         lines.append(f"//   … and {len(users) - TITLE_LAUNCHES} more launches of the same kernel")
-    # whatever characters the model's names hold, they stay inside their comment
+    # no character of a model's names may end the comment
     plain = ["".join(c if c.isprintable() and c != "\\" else "/" for c in line) for line in lines]
     return "\n".join(plain) + "\n" + s.source
 

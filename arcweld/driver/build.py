@@ -1,5 +1,4 @@
-"""The driver's middle: a graph goes in, all of an engine comes out. Passes, fusion, rendering, NVRTC; ``assemble`` puts
-the program together."""
+"""Compiles an imported graph to an engine's data: passes, fusion, rendering, NVRTC, assembly. Nothing is verified."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.driver.assemble import assemble
-from arcweld.driver.object_code import ObjectCode, Planned, compile_planned
+from arcweld.driver.object_code import ObjectCode, PlannedLaunch, compile_launches
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
@@ -29,14 +28,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Build:
-    """Everything that a build made, kept for reports: the graphs, the plan, the engine's parts, how long it took.
+    """The result of a build and its intermediate results, for verification and reports.
 
-    ``sizes`` are typical ones of the symbolic dimensions: those that it was verified with.
+    imported, fused  the graph before the passes, and after fusion
+    planned          one launch for each region, in the order of ``fused.regions``
+    seconds          wall time by stage (passes, fusion, codegen, nvrtc, verify, total)
+    sizes            the sizes of symbolic dimensions that it was verified with, or typical ones
     """
 
     imported: Graph
     fused: FusedGraph
-    planned: tuple[Planned, ...]
+    planned: tuple[PlannedLaunch, ...]
     data: EngineData
     precision: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,10 +49,14 @@ def build_graph(
     graph: Graph, options: Options, *, progress: Progress | None = None, dump: Path | None = None,
     verify_each: bool = False, cache: DiskCache | None = None, compile_kernels: bool = True,
 ) -> Build:  # fmt: skip
-    """Compiles a graph for ``options.arch``. ``progress(stage, done, total)`` is told how far it is.
+    """Compiles a graph for ``options.arch``, or for ``DEFAULT_ARCHS`` if that is empty.
 
-    With ``compile_kernels`` False no object code is made (an engine for the sim device). Raises UnsupportedError for
-    operators that can't be compiled, CompileError for kernels that NVRTC refuses.
+    progress         called with (stage, done, total)
+    dump             an existing folder for the graph after each pass, every kernel and every cubin
+    verify_each      whether the graph is checked after each pass
+    compile_kernels  False for an engine without object code, which only the sim device can run
+
+    Raises UnsupportedError for operators that can't be compiled, CompileError for kernels that NVRTC refuses.
     """
     archs = options.arch or DEFAULT_ARCHS
     clock = _Clock()
@@ -65,7 +71,7 @@ def build_graph(
     code = ObjectCode({}, {})
     if compile_kernels:
         tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
-        planned, code = compile_planned(planned, archs, cache or DiskCache(), tell)
+        planned, code = compile_launches(planned, archs, cache or DiskCache(), tell)
     clock.lap("nvrtc")
     data = assemble(fused, planned, code, graph.labels())
     if dump is not None:
@@ -84,7 +90,7 @@ class _Clock:
 
 
 def without_passed_on(graph: Graph) -> Graph:
-    """The graph without outputs that are an input under its own name: the runtime copies those."""
+    """The graph without those outputs that are an input of the same name. The runtime copies them."""
     inputs, made = {v.name for v in graph.inputs}, graph.producers()
 
     def source(o: Value) -> str:
@@ -101,7 +107,7 @@ def without_passed_on(graph: Graph) -> Graph:
 
 
 def materialise_outputs(graph: Graph) -> Graph:
-    """Gives every output a node of its own: an output that is an input, a weight or another output is copied."""
+    """The graph in which every output has a node of its own: ``Identity`` for inputs, weights and repeated outputs."""
     made = graph.producers()
     seen: set[str] = set()
     if all(o.name in made and not (o.name in seen or seen.add(o.name)) for o in graph.outputs):  # type: ignore[func-returns-value]
@@ -116,17 +122,19 @@ def materialise_outputs(graph: Graph) -> Graph:
     return graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), output_labels=graph.labels())
 
 
-def plan_launches(fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None) -> tuple[Planned, ...]:
-    """Lowers and renders every region; equal kernels are rendered once."""
+def plan_launches(
+    fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None
+) -> tuple[PlannedLaunch, ...]:
+    """Lowers and renders every region, equal kernels only once; one planned launch for each region, in order."""
     rendered: dict[object, tuple[KernelSource, ...]] = {}
     planned = []
     for i, region in enumerate(fused.regions):
-        group: tuple[Planned, ...] = ()
+        group: tuple[PlannedLaunch, ...] = ()
         for bound in lower_all(region, fused.graph):
             key = bound.kernel.key()
             if key not in rendered:
                 rendered[key] = sources(bound.kernel, archs)
-            group = (*group, Planned(f"{region.name}:{len(group)}", bound, rendered[key]))
+            group = (*group, PlannedLaunch(f"{region.name}:{len(group)}", bound, rendered[key]))
         planned.append(replace(group[-1], name=region.name, before=group[:-1]))
         if progress is not None:
             progress("codegen", i + 1, len(fused.regions))

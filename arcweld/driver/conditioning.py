@@ -1,8 +1,8 @@
-"""How much rounding alone may change what a kernel computes: tells an ill-conditioned computation from a wrong one.
+"""Estimates the error that rounding alone can cause, to tell an ill-conditioned kernel from a wrong one.
 
-Monte Carlo arithmetic (D. S. Parker, 1997): the reference is evaluated again with every intermediate result off by a
-random rounding error, a sum of n terms by that of n additions in some order, which grows like the square root of n
-(N. J. Higham, T. Mary, "A new approach to probabilistic rounding error analysis", 2019).
+The method is Monte Carlo arithmetic (D. S. Parker, 1997). The reference is evaluated again with a random rounding error
+in every intermediate result. The error of a sum of n terms grows like the square root of n (N. J. Higham, T. Mary, "A
+new approach to probabilistic rounding error analysis", 2019).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from arcweld.compiler.reference import evaluate_node
 from arcweld.driver.metrics import relative_error
 
 TRIALS = 3
-MARGIN = 4.0  # between what a few random trials show and what one order of summation may do
+MARGIN = 4.0  # factor between the largest error of a few random trials and that of an unlucky order of summation
 
 
 def rounding_error(
     nodes: Sequence[Node], values: Mapping[str, np.ndarray], weights: Mapping[str, Weight], sizes: Mapping[str, int],
     output: str,
 ) -> float:  # fmt: skip
-    """The relative error that rounding may cause in ``output``, one of the nodes' results.
+    """The relative error (see ``relative_error``) that rounding may cause in ``output``, a result of ``nodes``.
 
-    ``values`` hold what the nodes read from outside and the exact ``output``.
+    ``values`` holds the reference's values of what the nodes read and of ``output``.
     """
     rng = np.random.default_rng(0)
     worst = 0.0
@@ -51,7 +51,7 @@ def _operand(
 
 
 def _rounded(result: np.ndarray, terms: int, rng: np.random.Generator) -> np.ndarray:
-    """``result``, every element off by the rounding error of a sum of ``terms`` terms."""
+    """``result`` with a random error in every element: that of a sum of ``terms`` terms. Integers stay exact."""
     if result.dtype.kind in "iub":
         return result
     unit = float(np.finfo(result.dtype).eps) / 2 if result.dtype.kind == "f" else 2.0**-8  # bfloat16
@@ -61,7 +61,7 @@ def _rounded(result: np.ndarray, terms: int, rng: np.random.Generator) -> np.nda
 
 
 def _terms(node: Node, arrays: Sequence[np.ndarray | None], result: np.ndarray) -> int:
-    """How many terms are summed for one element of the result."""
+    """The number of terms that are summed for one element of the result."""
     kind, first = opdef(node.op).kind, arrays[0] if arrays else None
     if first is None or not first.size or not result.size:
         return 1

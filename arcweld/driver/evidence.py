@@ -1,7 +1,7 @@
-"""Verification of a build: every distinct kernel once, then the whole engine, against the registry's references.
+"""Verifies a build: compares every distinct kernel, then the engine's outputs, with the registry's numpy references.
 
-What comes out is evidence, stored in the engine: what was compared, on which device, with which inputs and error,
-and what was not compared and why. A build above tolerance refuses to give an engine.
+The result is the evidence, which the engine stores: what was compared, on which device, with inputs of which shapes,
+the errors, and what was skipped for which reason. An error above tolerance fails the build.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from arcweld.compiler.region import Region
 from arcweld.driver.build import Build
 from arcweld.driver.conditioning import rounding_error
 from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
-from arcweld.driver.object_code import Planned
+from arcweld.driver.object_code import PlannedLaunch
 from arcweld.driver.promotion import Promotion
 from arcweld.driver.single_launch import launch_of, single_launch
 from arcweld.runtime.device import Device
@@ -36,18 +36,23 @@ from arcweld.runtime.engine_file import EngineData
 log = logging.getLogger("arcweld.verify")
 
 LEVELS = ("off", "quick", "full")
-# relative error ‖got - want‖ / ‖want‖ that is rounding for one kernel, by the coarsest type among the values it
-# computes: the reference rounds each of them, a fused kernel only what it stores
+# Largest relative error ‖got - want‖ / ‖want‖ of a kernel, by the coarsest type among the values that it computes. The
+# type of its outputs is not enough: the reference rounds every intermediate value, a fused kernel only what it stores.
 KERNEL_TOLERANCE = {"f64": 1e-6, "f32": 1e-4, "f16": 5e-3, "bf16": 4e-2}
-MAX_ROUNDING = 0.1  # an error that is rounding and yet larger than this proves nothing
+MAX_ROUNDING = 0.1  # above this relative error, rounding could hide a defect: the kernel is recorded as skipped
 ENGINE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
-# what the simulator manages on one core; only used to decide what fits the budget
+# operations and stored elements a second on the simulator, on one core; only used to decide what fits the budget
 SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """``level`` off, quick (inside ``budget`` seconds) or full; ``tolerance`` None takes the precision's own."""
+    """How to verify. Raises UsageError for an unknown level, and for numbers that are negative or NaN.
+
+    level      off, quick (as much as ``budget`` allows) or full
+    budget     seconds
+    tolerance  largest relative error of an output; None: that of the precision
+    """
 
     level: str = "quick"
     budget: float = 20.0
@@ -57,7 +62,7 @@ class VerifyOptions:
         if self.level not in LEVELS:
             raise UsageError(f"unknown verification level {self.level!r}", hint=f"one of {', '.join(LEVELS)}")
         for name, number in (("budget", self.budget), ("tolerance", self.tolerance)):
-            # NaN compares with nothing: as a tolerance it would allow everything
+            # comparisons with NaN are false: as a tolerance it would allow everything
             good = isinstance(number, int | float) and number >= 0
             if not good and (number is not None or name == "budget"):
                 raise UsageError(f"{number!r} is no {name} of verification", hint="a number from 0 on")
@@ -72,9 +77,10 @@ def verify_build(
     precision: str,
     promotion: Promotion | None = None,
 ) -> dict[str, Any]:
-    """Compares kernels and engine with the references on ``feeds``; returns the evidence.
+    """Compares kernels and outputs with the references on ``feeds``; returns the evidence as a JSON value.
 
-    Raises AccuracyError, naming the kernel or the output and its error, where something is above tolerance.
+    ``sizes`` are those of all symbols. Raises AccuracyError, with the kernel or output and its error, for an error
+    above tolerance.
     """
     if options.level == "off":
         return {"level": "off", "device": engine.device.name, "kernels": [], "outputs": []}
@@ -98,27 +104,31 @@ def verify_build(
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """One distinct kernel, to be run as the first launch that uses it."""
+    """The comparison of one distinct kernel, run as the first launch that uses it."""
 
-    planned: Planned
+    planned: PlannedLaunch
     source: KernelSource
 
-    def launches(self) -> list[Planned]:
+    def launches(self) -> list[PlannedLaunch]:
+        """The launches to run: those that write the same tensor before it, then the one with the kernel."""
         return [*self.planned.before, self.planned]
 
     def tensors(self) -> set[str]:
+        """The graph's names of all tensors that these launches read or write."""
         return {t for p in self.launches() for t in p.bound.tensors.values()}
 
     def label(self) -> dict[str, Any]:
+        """The evidence's entries that say which kernel this is."""
         return {"kernel": self.source.entry, "arch": self.source.arch, "launch": self.planned.name}
 
 
 def _select(
     build: Build, sizes: Mapping[str, int], device: Device, options: VerifyOptions
 ) -> tuple[list[_Check], list[tuple[_Check, str]]]:
-    """Every distinct kernel that the device can run, and those left out with the reason.
+    """The kernels to compare, and those to skip with the reason.
 
-    A budget covers as many as it can: the cheapest first, and none where the reference itself is too slow.
+    Kernels for another architecture are skipped. A budget is spent on the cheapest kernels first, after the time that
+    the reference itself takes.
     """
     first: dict[str, _Check] = {}
     for p in build.planned:
@@ -142,9 +152,9 @@ def _select(
 def _with_values(
     build: Build, checks: Sequence[_Check], feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]
 ) -> Iterator[tuple[_Check, Mapping[str, np.ndarray]]]:
-    """The checks in the order in which the reference reaches them, with the values that they need.
+    """Each check with the reference's values for it, in the order in which the reference computes them.
 
-    Values are freed as soon as no later node and no later check needs them, so that a large model fits.
+    A value is freed after the last node and the last check that need it, which bounds the peak memory.
     """
     graph = build.fused.graph
     position = {o.name: i for i, n in enumerate(graph.nodes) for o in n.outputs}
@@ -163,8 +173,8 @@ def _with_values(
             return
 
 
-def _cost(p: Planned, sizes: Mapping[str, int]) -> float:
-    """Seconds that the simulator needs for a launch, roughly."""
+def _cost(p: PlannedLaunch, sizes: Mapping[str, int]) -> float:
+    """A rough estimate of the seconds that the simulator needs for a launch."""
     elements = sum(_numel(b.shape, sizes) for b in p.bound.kernel.buffers if b.written)
     return evaluate(p.bound.flops, sizes) / SIM_FLOPS + elements / SIM_ELEMENTS
 
@@ -186,7 +196,7 @@ def _check_kernel(
         error = relative_error(got[written], values[tensor])
         limit = coarsest if p.bound.kernel.buffer(name).dtype.is_float else 0.0
         found["error"] = max(found["error"], error)
-        if error > limit > 0:  # a difference of nearly equal numbers, say: the references round differently too
+        if error > limit > 0:  # ill-conditioned (say, a difference of nearly equal numbers), or wrong
             limit = rounding_error(region.nodes, values, build.fused.graph.weights, sizes, tensor)
             found["rounding"] = limit
         if error > limit:
@@ -204,9 +214,9 @@ def _check_kernel(
 def run_launch(
     check: _Check, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
 ) -> dict[str, np.ndarray]:
-    """Runs one kernel on ``device``, after those that must come before it; its operands come from ``values``.
+    """Runs one kernel on ``device``, after the launches that write the same tensor before it.
 
-    Returns what it wrote, by tensor name.
+    ``values`` gives its operands by the graph's names. Returns what it wrote, by the program's names.
     """
     single = single_launch(data, [p.name for p in check.launches()], check.source.entry, sizes)
     names: dict[str, str] = {}  # the program calls outputs by their labels
@@ -249,9 +259,9 @@ def _check_outputs(
 
 
 def engine_tolerance(graph: Graph, precision: str) -> float:
-    """The bound of the outputs' error: the precision's, or that of the coarsest type in which the model computes.
+    """The largest relative error of an output: by the coarser of ``precision`` and the types in the model.
 
-    A model in f16 rounds every value; kernels round only what they store.
+    A model in f16 rounds every value in the reference, while kernels round only what they store.
     """
     own = {DType.F16: "fp16", DType.BF16: "bf16"}
     used = {own[o.dtype] for n in graph.nodes for o in n.outputs if o.dtype in own}

@@ -1,4 +1,4 @@
-"""What users say of a model's inputs beforehand, checked before anything is read."""
+"""``Input``: what a user declares about a model's input before the import; checked before the model is read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Entry = int | str | tuple[str, int, int | None] | Dim | None
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What is known of one input beforehand.
+    """A declaration about one input of a model.
 
-    shape  one entry an axis: an int, a name (a symbolic dimension), an expression (``"32*h"``),
-           ``(name, lowest, highest)``, or None for what the model says; None: unchanged
-    dtype  a dtype of numpy or torch or its name, checked against the model's
-    value  a number or array that the input always has: the engine is compiled for it and has no such input
+    shape  one entry for each axis: an int, a name (a symbolic dimension), an expression (``"32*h"``),
+           ``(name, lowest, highest)`` with an inclusive range, or None for the model's own; None: the model's shape
+    dtype  a dtype of numpy or torch, or its name; the model's must be the same
+    value  a constant for the input: a number or an array; the engine then has no such input
     """
 
     name: str
@@ -33,8 +33,8 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """Checked inputs, as ``import_onnx`` takes them: shapes and values by input name."""
+class CheckedInputs:
+    """Declarations that make sense by themselves: shapes and values by input name, as ``import_onnx`` takes them."""
 
     shapes: dict[str, list[Dim | str | None]]
     values: dict[str, Any]
@@ -50,8 +50,12 @@ class Wishes:
                 raise ModelError(f"input {i.name} is {found[i.name].dtype.value}, not {asked.value}", node=i.name)
 
 
-def wishes(inputs: Sequence[Input] | Input) -> Wishes:
-    """Raises UsageError for what makes no sense: other objects, an input named twice, entries that are no dimension."""
+def check_inputs(inputs: Sequence[Input] | Input) -> CheckedInputs:
+    """Checks the declarations without the model.
+
+    Raises UsageError for other objects, an input declared twice, a shape together with a value, or an entry of a shape
+    that is no dimension.
+    """
     given = (inputs,) if isinstance(inputs, Input) else tuple(inputs)
     for i in given:
         if not isinstance(i, Input):
@@ -62,7 +66,7 @@ def wishes(inputs: Sequence[Input] | Input) -> Wishes:
         if i.shape is not None and i.value is not None:
             raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
     shapes = {i.name: [_dimension(i, d) for d in i.shape] for i in given if i.shape is not None}
-    return Wishes(shapes, {i.name: i.value for i in given if i.value is not None}, given)
+    return CheckedInputs(shapes, {i.name: i.value for i in given if i.value is not None}, given)
 
 
 def _dimension(i: Input, d: Any) -> Dim | str | None:
@@ -92,7 +96,7 @@ def _element(i: Input) -> DType:
 
 
 def checked_sizes(sizes: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Sizes of symbolic dimensions as ints. Raises UsageError for what is none."""
+    """Sizes of symbolic dimensions as ints, by name. Raises UsageError for anything but a non-negative integer."""
     for name, n in (sizes or {}).items():
         if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
             raise UsageError(f"{n!r} is no size of dimension {name}")

@@ -1,14 +1,18 @@
-"""The error that accuracy is stated in, and what measuring it costs."""
+"""The metric of accuracy, and an estimate of the time that the reference takes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-REFERENCE_FLOPS = 3e10  # what numpy manages in a second on one core; only used to decide what fits a budget
+REFERENCE_FLOPS = 3e10  # operations a second of numpy on one core; only used to decide what fits a budget
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    """``‖got - want‖ / ‖want‖`` in f64, NaN and inf agreeing in place; for integers the share of unequal elements."""
+    """``‖got - want‖ / ‖want‖`` (2-norms, in f64) of two arrays of the same shape.
+
+    It is infinite if NaNs and infinities are not the same elements in both; these elements are left out otherwise. For
+    ``want`` = 0 it is ``‖got‖``. For integers and booleans it is the share of unequal elements.
+    """
     if want.dtype.kind in "iub":
         return float(np.mean(got != want)) if want.size else 0.0
     g, w = got.astype(np.float64), want.astype(np.float64)

@@ -1,7 +1,7 @@
-"""Object code for a plan's kernels: every source for every architecture that it serves, without spilled registers.
+"""Compiles the kernels of planned launches, each source for every architecture that it serves.
 
-An untuned tactic is an estimate; where ptxas has to spill registers for it, or warns that it serialised something, the
-kernel's other tactics are compiled too and the best of them takes its place.
+The default tactic is an estimate. If ptxas spills registers for it, or warns (say, that it serialised wgmma), the
+kernel's other tactics are compiled too and the one that spills least replaces it.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from arcweld.compiler.archs import runs_on
 
 log = logging.getLogger("arcweld.codegen")
 
-PTX_ARCH = "sm_80"
-SPILL_BYTES = 64  # ptxas spills a few values even where registers are free; more than this calls for another tactic
+PTX_ARCH = "sm_80"  # the target of the PTX, which newer GPUs can load
+SPILL_BYTES = 64  # a thread; ptxas spills a few values even if registers are free, more than this needs another tactic
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A launch: the kernel with its tensors, and the sources that serve every architecture.
+class PlannedLaunch:
+    """A launch before assembly: a kernel bound to its tensors, and the sources that together serve all architectures.
 
-    ``before`` are launches that write the same tensor first (a scatter's copy of the data).
+    ``before`` are launches that write the same tensor first (a scatter's copy of its data).
     """
 
     name: str
     bound: BoundKernel
     sources: tuple[KernelSource, ...]
-    before: tuple[Planned, ...] = ()
+    before: tuple[PlannedLaunch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectCode:
-    """Cubins by (architecture, kernel) and PTX by kernel."""
+    """Cubins by (architecture, kernel) and PTX by kernel; a kernel is named by its entry."""
 
     cubins: Mapping[tuple[str, str], bytes]
     ptx: Mapping[str, bytes]
 
 
-def in_order(planned: Sequence[Planned]) -> list[Planned]:
-    """Every launch, those that come before another one included."""
+def in_order(planned: Sequence[PlannedLaunch]) -> list[PlannedLaunch]:
+    """All launches in the order of execution, including those in ``before``."""
     return [x for p in planned for x in (*p.before, p)]
 
 
-def compile_planned(
-    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None = None
-) -> tuple[tuple[Planned, ...], ObjectCode]:
-    """Compiles every kernel; returns the plan with tactics that spill exchanged, and the object code.
+def compile_launches(
+    planned: Sequence[PlannedLaunch], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None = None
+) -> tuple[tuple[PlannedLaunch, ...], ObjectCode]:
+    """Compiles every kernel. Returns the launches, with better tactics instead of those that spill, and the code.
 
-    Raises CompileError for a kernel that NVRTC refuses, or all of whose tactics ptxas warns about.
+    Raises CompileError for a kernel that NVRTC refuses, and for one whose tactics all make ptxas warn.
     """
     done = _compile(planned, archs, cache, progress)
     spilled = {c.name for c in done.values() if c.spill_bytes > SPILL_BYTES or c.warnings}
@@ -73,9 +73,9 @@ def compile_planned(
 
 
 def _compile(
-    planned: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
+    planned: Sequence[PlannedLaunch], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
 ) -> dict[tuple[str, str], Compiled]:
-    """By (architecture or "ptx", kernel). An architecture with its own source doesn't get the portable one."""
+    """Object code by (architecture or "ptx", kernel). An architecture with its own source gets no portable one."""
     jobs: dict[Job, tuple[str, str]] = {}
     for p in in_order(planned):
         for arch in archs:
@@ -89,16 +89,16 @@ def _compile(
 
 
 def _exchange(
-    planned: Sequence[Planned], spilled: set[str], archs: Sequence[str], cache: DiskCache
-) -> tuple[Planned, ...]:
-    """The plan with the sources named in ``spilled`` replaced by the tactic of the same kernel that fares best."""
+    planned: Sequence[PlannedLaunch], spilled: set[str], archs: Sequence[str], cache: DiskCache
+) -> tuple[PlannedLaunch, ...]:
+    """The launches, with each source in ``spilled`` replaced by the kernel's tactic that spills least."""
     better: dict[str, KernelSource] = {}
     for p in in_order(planned):
         for s in p.sources:
             if s.entry in spilled and s.entry not in better:
                 better[s.entry] = _least_spilling(p.bound.kernel, s, archs, cache)
 
-    def mended(p: Planned) -> Planned:
+    def mended(p: PlannedLaunch) -> PlannedLaunch:
         sources = tuple(better.get(s.entry, s) for s in p.sources)
         return replace(p, sources=sources, before=tuple(mended(b) for b in p.before))
 

@@ -1,8 +1,8 @@
-"""Keeps the least of a half-precision model in f32 that makes its outputs accurate enough.
+"""Promotion: finds the fewest nodes of a half-precision model that must stay in f32 for accurate outputs.
 
-With ``precision="fp16"`` or ``"bf16"`` the narrowed graph is first tried in numpy. Where its outputs are outside the
-tolerance, nodes are ranked by the error that rounding makes in each of them alone (overflow first), and as few of them
-as needed are promoted to f32, found by doubling and then halving the number.
+With ``precision="fp16"`` or ``"bf16"`` the narrowed graph is first evaluated in numpy. If its outputs are outside the
+tolerance, the nodes are ranked by the error that rounding causes in each of them alone. The smallest sufficient number
+of nodes, in this order, is found by doubling and then bisection.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ log = logging.getLogger("arcweld.passes")
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """``origins`` stay in f32; ``error`` is the outputs' relative error in numpy then; ``note`` is for the evidence."""
+    """The nodes that stay in f32, by origin.
+
+    ``error`` is the largest relative error of the outputs in numpy with these nodes in f32; NaN if it was not computed.
+    ``note`` explains the choice in the evidence.
+    """
 
     origins: frozenset[str]
     error: float
@@ -39,10 +43,10 @@ def promote(
     graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], *, tolerance: float,
     budget: float,
 ) -> Promotion:  # fmt: skip
-    """The origins of ``graph`` to keep in f32 so that the worst output's relative error is at most ``tolerance``.
+    """The origins of ``graph`` to keep in f32 so that no output's relative error is above ``tolerance``.
 
-    Spends about ``budget`` seconds; when they are over, the smallest set known to be accurate is taken, in the end the
-    whole model.
+    The search takes about ``budget`` seconds. When they are over, the result is the smallest set found to be accurate
+    so far, or all nodes.
     """
     end = time.monotonic() + budget
     want = run_reference(graph, feeds, bind=sizes)
@@ -58,7 +62,7 @@ def promote(
         return Promotion(frozenset(), first, "no node had to stay in f32")
     log.info("outputs in %s have relative error %.2e: promoting nodes", options.precision, first)
     ranked = rank(run_passes(graph, replace(options, precision="fp32")), feeds, sizes, options.float_type)
-    low, high, probe, accurate = 0, len(ranked), 1, float("nan")  # the first ``low`` are too few, ``high`` are enough
+    low, high, probe, accurate = 0, len(ranked), 1, float("nan")  # ``low`` nodes are too few, ``high`` are enough
     while high - low > 1 and time.monotonic() < end:
         probe = min(probe, high - 1) if high == len(ranked) else (low + high) // 2
         found = error(_origins(ranked[:probe]))
@@ -77,7 +81,7 @@ def _origins(nodes: Sequence[Node]) -> frozenset[str]:
 
 
 def reference_seconds(graph: Graph, sizes: Mapping[str, int]) -> float:
-    """About how long numpy takes to evaluate the graph once: its matrix products and convolutions."""
+    """An estimate of the seconds that numpy takes for the graph's matrix products and convolutions."""
     flops = 0
     for n in graph.nodes:
         if n.op in ("MatMul", "Conv", "ConvTranspose", "Gemm") and n.inputs[0] is not None and n.inputs[1] is not None:
@@ -87,7 +91,10 @@ def reference_seconds(graph: Graph, sizes: Mapping[str, int]) -> float:
 
 
 def rank(graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], half: DType) -> list[Node]:
-    """The nodes with f32 results, those that suffer most from rounding operands and result to ``half`` first."""
+    """The nodes with f32 results, by the relative error of a node whose operands and result are rounded to ``half``.
+
+    The largest error comes first; an overflow is infinite.
+    """
     scores: list[tuple[float, int, Node]] = []
     last = {v.name: i for i, n in enumerate(graph.nodes) for v in n.operands()}
     hold = {v.name: i for i, n in enumerate(graph.nodes) for v in n.operands() if last[v.name] == i}

@@ -1,4 +1,4 @@
-"""Inputs for trying a graph out: shapes for symbolic dimensions, random values that the graph can digest."""
+"""Random inputs for a graph: sizes for its symbolic dimensions, and values that are valid indices where needed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, Node, Value
 
-DEFAULT_SIZE = 32
+DEFAULT_SIZE = 32  # of a dimension that is no batch
 MAX_DOUBLINGS = 5
-PASSES_INDICES = frozenset(
+# operators whose results may still be indices if an operand is one
+KEEPS_INDICES = frozenset(
     {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
 )
 
 
 def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """A size for every symbol: the given one, else 1 for a leading (batch) dimension and about 32 for others.
+    """A size for every symbol: the given one, or else 1 for a leading (batch) dimension and about 32 for others.
 
-    Sizes lie inside the symbols' ranges. Raises UsageError for an unknown name in ``given``.
+    Sizes that are not given are inside the symbols' ranges, and large enough that no value of the graph is empty, if
+    that is possible. Raises UsageError for an unknown name in ``given``.
     """
     sizes: dict[str, int] = {}
     for v in graph.inputs:
@@ -39,7 +41,7 @@ def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[s
 
 
 def _large_enough(graph: Graph, sizes: dict[str, int], given: set[str]) -> dict[str, int]:
-    """``sizes``, doubled where they are free until no value of the graph is empty: windows need room."""
+    """``sizes`` with free ones doubled until no value of the graph is empty; convolution windows need room."""
     batch = {s.name for v in graph.inputs for d in v.shape[:1] if isinstance(d, IntExpr) for s in free_symbols(d)}
     free = [s for s in graph.symbols() if s.name in sizes and s.name not in given | batch]
     dims = list(dict.fromkeys(d for n in graph.nodes for o in n.outputs for d in o.shape if isinstance(d, IntExpr)))
@@ -52,7 +54,7 @@ def _large_enough(graph: Graph, sizes: dict[str, int], given: set[str]) -> dict[
 
 
 def _about(d: Dim, s: Sym, size: int) -> int:
-    """The value of ``s`` that makes ``d``, a multiple of it, about ``size``."""
+    """The value of ``s`` for which ``d``, an integer multiple of it, is about ``size``."""
     factor = coefficient(d, s)
     return max(1, size // factor) if isinstance(factor, int) and factor > 1 else size
 
@@ -68,11 +70,11 @@ def sample_inputs(
     graph: Graph, sizes: Mapping[str, int], *, seed: int = 0,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Random arrays for every input.
+    """Random arrays for every input, by name, for the sizes of all symbols.
 
-    Floats are uniform in [0, 1); integers that index something stay below its extent, and name no element twice where
-    that would make the result undefined; others are 0 or 1. ``ranges`` gives (low, high) by input name, "" for all.
-    Raises UsageError for an unknown name in ``ranges``.
+    Floats are uniform in [0, 1). Integers that are indices are below the extent of what they index; those of a scatter
+    are distinct, because its result is undefined otherwise. Other integers are 0 or 1. ``ranges`` gives other bounds,
+    (low, high) by input name, "" for all inputs. Raises UsageError for an unknown name in ``ranges``.
     """
     unknown = sorted(set(ranges or {}) - {v.name for v in graph.inputs} - {""})
     if unknown:
@@ -98,18 +100,18 @@ def _random(
         lo, hi = (0.0, 1.0) if low is None or high is None else (low, high)
         return rng.uniform(lo, hi, shape).astype(v.dtype.numpy)
     if low is None or high is None:
-        places = _distinct_places(rng, graph, v, shape, sizes)
-        if places is not None:
-            return places.astype(v.dtype.numpy)
+        indices = _distinct_indices(rng, graph, v, shape, sizes)
+        if indices is not None:
+            return indices.astype(v.dtype.numpy)
         extent = index_extent(graph, v)
         low, high = 0, 1 if extent is None else evaluate(extent, sizes) - 1
     return rng.integers(int(low), int(high) + 1, shape).astype(v.dtype.numpy)
 
 
-def _distinct_places(
+def _distinct_indices(
     rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> np.ndarray | None:
-    """Places for the updates of a scatter, each named once; None where ``v`` says no such thing."""
+    """Distinct indices for the updates of a scatter; None unless ``v`` indexes a scatter."""
     for n in graph.consumers().get(v.name, ()):
         if n.op not in ("ScatterND", "ScatterElements") or n.inputs[1] is None or n.inputs[1].name != v.name:
             continue
@@ -126,7 +128,10 @@ def _distinct_places(
 
 
 def index_extent(graph: Graph, v: Value) -> Dim | None:
-    """The least extent of what ``v`` indexes, followed through casts and views; None if it indexes nothing."""
+    """The smallest extent that ``v`` indexes, directly or through casts and views; None if it indexes nothing.
+
+    If all extents are symbolic, the first one found is returned.
+    """
     consumers = graph.consumers()
     found: list[Dim] = []
     seen: set[str] = set()
@@ -140,14 +145,14 @@ def index_extent(graph: Graph, v: Value) -> Dim | None:
             extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
             if extent is not None:
                 found.append(extent)
-            elif n.op in PASSES_INDICES:
+            elif n.op in KEEPS_INDICES:
                 stack.extend(n.outputs)
     fixed = [d for d in found if isinstance(d, int)]
     return min(fixed) if fixed else (found[0] if found else None)
 
 
 def _one_hot_classes(graph: Graph, n: Node) -> int | None:
-    """The number of classes where ``n`` compares with 0, 1, 2, …: exporters write one-hot encoding like that."""
+    """The number of classes if ``n`` compares with the weight 0, 1, 2, …, which is how exporters encode one-hot."""
     for v in n.operands():
         values = graph.weights[v.name].data.ravel() if v.name in graph.weights else np.zeros(0)
         if values.size > 1 and np.array_equal(values, np.arange(values.size)):

@@ -1,4 +1,4 @@
-"""Cuts one launch out of an engine, with every dimension fixed: an engine of its own, to be compared alone."""
+"""Extracts one launch from an engine as an engine of its own with static shapes, for a separate comparison."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from arcweld.runtime.engine_file import EngineData
 
 
 def launch_of(data: EngineData, name: str) -> prog.Launch:
-    """The engine's launch of that name."""
+    """The engine's launch of that name, which must exist."""
     return next(x for x in data.program.launches if x.name == name)
 
 
 def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Mapping[str, int]) -> EngineData:
-    """An engine of the launches ``names`` for symbols of ``sizes``.
+    """An engine of the launches ``names``, with the symbols replaced by ``sizes``.
 
-    The last launch runs the kernel ``entry``; those before it write the same tensor first.
+    The last launch runs the kernel ``entry`` and its results are the outputs. The launches before it write the same
+    tensor. Whatever they read is an input, weights excepted.
     """
-    fix = _Fixed(sizes)
+    evaluator = _Evaluator(sizes)
     *before, last = (launch_of(data, name) for name in names)
     chosen = replace_struct(last, variants=tuple(v for v in last.variants if v.entry == entry))
-    launches = tuple(fix.launch(x) for x in (*before, chosen))
+    launches = tuple(evaluator.launch(x) for x in (*before, chosen))
     reads = dict.fromkeys(t for x in launches for t in x.reads)
     weights = tuple(w for w in data.program.weights if w.name in reads)
     stored = {w.name for w in weights}
@@ -34,8 +35,8 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
         schema=prog.SCHEMA,
         name=last.name,
         symbols=(),
-        inputs=tuple(fix.tensor(tensors[n]) for n in reads if n not in stored),
-        outputs=tuple(fix.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
+        inputs=tuple(evaluator.tensor(tensors[n]) for n in reads if n not in stored),
+        outputs=tuple(evaluator.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
         weights=weights,
         temps=(),
         aliases=(),
@@ -45,7 +46,7 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
 
 
 def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
-    """``data`` with another program, of whose kernels and weights it keeps the sources, object code and arrays."""
+    """``data`` with another program, reduced to the sources, object code and weights that the program uses."""
     used = {v.kernel for x in program.launches for v in x.variants}
     return replace(
         data,
@@ -60,8 +61,8 @@ def _with_parts(data: EngineData, program: prog.Program) -> EngineData:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fixed:
-    """Parts of a program with the values of their expressions in the place of the expressions."""
+class _Evaluator:
+    """Replaces the expressions in parts of a program by their values for ``sizes``."""
 
     sizes: Mapping[str, int]
 

@@ -1,4 +1,4 @@
-"""The one line that says what a build made: kernels, precision, accuracy, bytes, time."""
+"""The summary line of a build: kernels, precision, accuracy, bytes, time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arcweld.compiler.region import Region
 from arcweld.driver.build import Build
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 
 
@@ -19,8 +19,8 @@ def summary(build: Build, device: Device) -> str:
     """``122 nodes -> 41 kernels, 0 fallbacks, fp16 97 % of FLOPs, max err 3.1e-03 (41/41 kernels verified on sim),
     42.0 MB weights, 11.2 MB workspace at batch=1, built in 3.8 s``.
 
-    FLOPs are those of matrix products, convolutions, pools and attention. Kernels count launches. No node is ever left
-    to another runtime: a model that cannot be compiled whole is refused.
+    FLOPs are those of matrix products, convolutions, pools and attention. The number of kernels is that of launches.
+    There are never fallbacks: a model that cannot be compiled as a whole is refused.
     """
     data = build.data
     weights = sum(w.nbytes for w in data.weights.values())
@@ -34,7 +34,7 @@ def summary(build: Build, device: Device) -> str:
 
 
 def accuracy(data: EngineData, device: Device) -> str:
-    """The worst relative error of the outputs, and how much was compared."""
+    """The largest relative error of an output and the number of kernels compared, as text."""
     evidence: Mapping[str, Any] = data.verify or {"level": "off"}
     if evidence["level"] == "off":
         return "not verified"
@@ -45,18 +45,18 @@ def accuracy(data: EngineData, device: Device) -> str:
 
 
 def bytes_text(n: int) -> str:
-    """``42.0 MB``, ``26.5 kB``."""
+    """A number of bytes as text: ``42.0 MB`` (10^6 bytes), ``26.5 kB``."""
     return f"{n / 1e6:.1f} MB" if n >= 100_000 else f"{n / 1e3:.1f} kB"
 
 
 def workspace_bytes(data: EngineData, arch: str, sizes: Mapping[str, int]) -> int:
-    """Exact bytes of the arena of one call with symbolic dimensions of ``sizes``."""
+    """The exact bytes of the arena for symbolic dimensions of ``sizes``. Raises InputError outside their ranges."""
     symbols = {s.name: sizes[s.name] for s in data.program.symbols}
-    return measure(ExecutionPlan(data.program, arch), symbols).arena_bytes
+    return compute_sizes(ExecutionPlan(data.program, arch), symbols).arena_bytes
 
 
 def half_share(build: Build, element: str) -> float | None:
-    """The share of FLOPs whose operands are of type ``element`` (``f16``); None where there are no FLOPs to count."""
+    """The share of FLOPs, 0 to 1, with operands of type ``element`` (``f16``); None if there are no FLOPs."""
     flops = {True: 0, False: 0}
     for region, planned in zip(build.fused.regions, build.planned, strict=True):
         flops[_computes_in(region, element)] += evaluate(planned.bound.flops, build.sizes)
@@ -79,6 +79,6 @@ def _workspace(build: Build, device: Device) -> str:
     sizes = build.sizes
     try:
         found = bytes_text(workspace_bytes(build.data, device.arch, sizes))
-    except InputError:  # an unverified build's typical sizes may be too small for its windows
+    except InputError:  # the typical sizes of an unverified build may be too small for a convolution's window
         return f"workspace depends on {', '.join(sizes)}"
     return f"{found} workspace" + (" at " + " ".join(f"{k}={v}" for k, v in sizes.items()) if sizes else "")

@@ -1,1 +1,1 @@
-"""The backend of ``torch.compile``: partitions of a graph, engines for them, and what stays in PyTorch."""
+"""The backend of ``torch.compile``: partitions ATen graphs, builds engines for blocks, leaves the rest to PyTorch."""

@@ -1,7 +1,7 @@
-"""``torch.compile(model, backend="arcweld")``: AOTAutograd's graphs, split between the compiler and PyTorch.
+"""The Dynamo backend ``arcweld``: compiles blocks of AOTAutograd's graphs and leaves the rest to PyTorch.
 
-Mutation, aliasing and views are AOTAutograd's: the graphs that arrive here are functional. What cannot be compiled
-stays in ATen inside the same callable, counted and reported.
+AOTAutograd removes mutation and aliasing, so that the graphs are functional here. Nodes that cannot be compiled run as
+ATen operators inside the same callable; they are counted and reported.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def arcweld(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """The Dynamo backend. ``options`` are those of ``BackendOptions``.
+    """The backend function that ``torch.compile`` calls; ``options`` are those of ``BackendOptions``.
 
-    Raises UsageError for unknown options. Without a GPU, unless the sim device is asked for by name, it warns once and
-    returns the module as it is.
+    Without a GPU it warns once and returns the module's own forward function, unless the sim device is named. Raises
+    UsageError for unknown options, UnsupportedError as ``compile_graph_module`` does.
     """
     chosen = parse_options(options, mode)
     device = engine_device(chosen, example_inputs)
@@ -60,7 +60,7 @@ def arcweld(
 def compile_with(
     module: fx.GraphModule, example_inputs: Sequence[Any], options: BackendOptions, device: str, build: EngineBuilder
 ) -> Callable[..., Any]:
-    """AOTAutograd over ``module``, with ``build`` making the engines of the compiled blocks."""
+    """Runs AOTAutograd on ``module`` and compiles its graphs for ``device``; ``build`` makes the engines."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
@@ -70,7 +70,7 @@ def compile_with(
     def training(gm: fx.GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
         if not options.training:
             return _boxed(_left_to_pytorch(gm))
-        # parameters change at every step: packing them once would not pay
+        # parameters change at every training step: as constants they would have to be packed each time
         return _boxed(compile_graph_module(gm, dataclasses.replace(options, freeze=False), device, build))
 
     compiler = aot_autograd(
@@ -87,7 +87,11 @@ def compile_with(
 def compile_graph_module(
     module: fx.GraphModule, options: BackendOptions, device: str, build: EngineBuilder
 ) -> Callable[..., Any]:
-    """Splits a functional ATen graph and returns what runs it. Raises UnsupportedError for one that must be whole."""
+    """Partitions a functional ATen graph, in place, and returns the callable that runs it.
+
+    Engines are built at the first call. Raises UnsupportedError with ``require_full_compilation`` if some nodes cannot
+    be compiled.
+    """
     name = f"graph_{next(_numbers)}"
     simplify(module)
     place = torch.device(torch_device(device))
@@ -117,7 +121,10 @@ def compile_graph_module(
 
 
 def engine_device(options: BackendOptions, example_inputs: Sequence[Any]) -> str | None:
-    """Where engines run: as asked, else the GPU of the inputs; None without a GPU if nobody asked for sim."""
+    """The name of the device for engines: that of ``options`` or ARCWELD_DEVICE, else the inputs' GPU.
+
+    None if no device is named and there is no GPU.
+    """
     if options.device is None and not os.environ.get(VARIABLE):
         if not gpu_count():
             return None
@@ -136,7 +143,7 @@ def _engine(options: BackendOptions, device: str, graph: Graph, *, feeds: Mappin
 
 
 def _static_placeholders(module: fx.GraphModule) -> set[fx.Node]:
-    """The graph's inputs that are parameters or buffers, as Dynamo marked them."""
+    """The placeholders for parameters and buffers, which Dynamo has marked as static."""
     from torch._guards import TracingContext
 
     context = TracingContext.try_get()

@@ -1,7 +1,7 @@
-"""A compiled block inside a torch graph: imports its nodes at the first call, keeps the engine, watches its parameters.
+"""A compiled block inside a torch graph: builds its engine at the first call, and watches its parameters for changes.
 
-Parameters and buffers are constants of the engine, packed once. When one changes (another tensor, or written in place)
-they are packed again; where they change at every call, they are inputs from then on.
+Parameters and buffers are weights of the engine, packed once. If one is replaced or written in place, they are packed
+again. If they change at every call, they become inputs.
 """
 
 from __future__ import annotations
@@ -31,28 +31,33 @@ from arcweld.torch.truncate import truncate_double
 
 log = logging.getLogger("arcweld.torch")
 
-Plan: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
+# the engine's inputs: position among the block's tensors, and the axes in memory order (None: contiguous as it is)
+EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
-MAX_CHANGES = 2  # calls in a row that find other parameters; after one more they are inputs
+MAX_CHANGES = 2  # successive calls with changed parameters; after one more they become inputs
 
 
 class EngineBuilder(Protocol):
     """Makes the engine of a graph: ``compile_graph`` of the driver, or a stand-in in tests."""
 
-    def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any: ...
+    def __call__(self, graph: Graph, *, feeds: Mapping[str, np.ndarray]) -> Any:
+        """The engine of ``graph``, verified on ``feeds`` (by input name)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """An engine, its inputs (position and axis order), and its constants (position, tensor, address, version)."""
+    """A block's engine, with what it was built for.
+
+    ``constants`` lists the parameters that are weights of the engine: (position, tensor, address, version counter).
+    """
 
     engine: Any
-    plan: Plan
-    bound: Sequence[tuple[int, torch.Tensor, int, int]]
+    inputs: EngineInputs
+    constants: Sequence[tuple[int, torch.Tensor, int, int]]
 
     def holds(self, args: Sequence[torch.Tensor]) -> bool:
-        """True if every parameter is the tensor that was packed, not written since."""
-        return all(_is_packed(args[k], *entry) for k, *entry in self.bound)
+        """True if every parameter is the tensor that was packed and has not been written since."""
+        return all(_is_packed(args[k], *entry) for k, *entry in self.constants)
 
 
 def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version: int) -> bool:
@@ -60,10 +65,11 @@ def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version
 
 
 class Block(torch.nn.Module):  # type: ignore[misc]
-    """Runs one block. ``module`` holds its nodes as ATen; its placeholders are the block's inputs, in order: tensors,
-    and sizes, which the engine reads off the tensors.
+    """Runs one block of the partition as an engine, or as ATen if it turns out that it cannot be compiled.
 
-    ``static`` marks inputs that are parameters or buffers. ``restride`` gives results whose strides PyTorch relies on.
+    ``module`` holds the block's ATen nodes. Its placeholders are the block's inputs in order: tensors and symbolic
+    sizes (the engine takes sizes from the tensors' shapes). ``static`` marks inputs that are parameters or buffers.
+    ``restride`` maps the position of a result to the strides that PyTorch relies on.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         restride: Mapping[int, tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
-        self.aten = [module]  # in a list: not a submodule, whose parameters torch would count twice
+        self.aten = [module]  # in a list: as a submodule its parameters would be registered twice
         self.report = report
         self.options = options
         self._build_engine = build
@@ -96,10 +102,14 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
         self._out_types = [n.meta["val"].dtype for n in results]
         self._changes = 0
-        self._ready: _Ready | None = None  # replaced as a whole, as other threads may be running
+        self._ready: _Ready | None = None  # replaced as a whole, because other threads may be running
 
     def forward(self, *given: Any) -> Any:
-        """The block's results for its inputs, as a tuple."""
+        """The block's results for its inputs, as a tuple. Builds the engine at the first call.
+
+        If that fails, PyTorch runs the block, or with ``require_full_compilation`` UnsupportedError or AccuracyError is
+        raised. Raises DeviceError if the device fails.
+        """
         args: list[torch.Tensor] = [given[k] for k in self._tensors]
         unchanged = True
         while self.report.fallback is None:
@@ -109,27 +119,27 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 with self._lock:
                     self._prepare(given, args)
                 continue
-            results = ready.engine(*self._moving(ready.plan, args), *self._carrier(given, args))
+            results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
             if self._ready is not ready:
-                continue  # another thread gave the engine other parameters meanwhile
+                continue  # another thread has updated the engine's weights meanwhile
             if unchanged:
                 self._changes = 0
             listed = results if isinstance(results, tuple) else (results,)
             return tuple(self._returned(k, r) for k, r in enumerate(listed))
         return self.aten[0](*given)
 
-    def _moving(self, plan: Plan, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The engine's inputs: those that are not its constants, axes in the order of memory."""
-        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in plan]
+    def _moving(self, inputs: EngineInputs, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors to call the engine with, permuted to memory order and therefore contiguous."""
+        return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in inputs]
 
     def _carrier(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """An input without elements whose shape brings along the sizes that no other input's shape tells."""
+        """An input of shape ``[sizes…, 0]`` that carries the sizes which no other input's shape determines; or none."""
         if not self._carried:
             return []
         return [torch.empty([*(given[k] for k in self._carried), 0], dtype=torch.uint8, device=args[0].device)]
 
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
-        """Result ``k`` with its axes, element type and strides as PyTorch has them."""
+        """Result ``k`` with the axes, the dtype and the strides that PyTorch expects."""
         order = self._out_orders[k]
         if order is not None:
             result = result.permute([order.index(a) for a in range(len(order))])
@@ -156,7 +166,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             elif self._update(before, args):
                 return
         if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
-            # writes could not be seen, or nothing would be left to call with
+            # inference tensors have no version counter, and an engine without inputs could not be called
             self._static = (False,) * len(self._static)
         try:
             self._build(given, args)
@@ -167,17 +177,17 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             log.warning("%s: left to PyTorch: %s", self.report.name, error)
 
     def _update(self, before: _Ready, args: Sequence[torch.Tensor]) -> bool:
-        """Gives the engine the parameters' new values; False where it has to be built again."""
+        """Updates the engine's weights from the parameters; False if the engine has to be built again."""
         engine = before.engine
         if not hasattr(engine, "update_weights"):
             return False
-        bound = [(k, args[k]) for k, *_ in before.bound]
-        changed = [k for k, *entry in before.bound if not _is_packed(args[k], *entry)]
+        packed = [(k, args[k]) for k, *_ in before.constants]
+        changed = [k for k, *entry in before.constants if not _is_packed(args[k], *entry)]
         if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
-            return False  # kernels hold numbers as literals, and so do the records of how weights were made
+            return False  # kernels hold scalars as literals, and so do the records of packed weights
         used = {s for w in engine.program.weights for s in model_names(w)}
-        values = {self._names[k]: self._narrowed(a) for k, a in bound if self._names[k] in used}
-        found = _Ready(engine, before.plan, _bind(bound))
+        values = {self._names[k]: self._narrowed(a) for k, a in packed if self._names[k] in used}
+        found = _Ready(engine, before.inputs, _remember(packed))
         if values:
             engine.update_weights(values)
         self._ready = found
@@ -191,23 +201,23 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         if not args:
             raise UnsupportedError("the block reads no tensor")
         started = time.monotonic()
-        plan = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
+        wanted = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
         fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
         graph = import_fx(
             self.aten[0],
             name=self.report.name,
             weights=fixed,
-            input_orders={self._names[k]: o for k, o in plan if o is not None},
+            input_orders={self._names[k]: o for k, o in wanted if o is not None},
             output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
             carried=[self._placeholders[k] for k in self._carried],
         )
         if self.options.truncate_double:
             graph = truncate_double(graph)
-        inputs = [*self._moving(plan, args), *self._carrier(given, args)]
+        inputs = [*self._moving(wanted, args), *self._carrier(given, args)]
         feeds = {v.name: as_array(t) for v, t in zip(graph.inputs, inputs, strict=True)}
-        bound = _bind([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
+        packed = _remember([(k, a) for k, (a, s) in enumerate(zip(args, self._static)) if s])
         engine = self._build_engine(graph, feeds=feeds)
-        self._ready = _Ready(engine, plan, bound)
+        self._ready = _Ready(engine, wanted, packed)
         self.report.builds += 1
         self.report.seconds += time.monotonic() - started
         program = getattr(engine, "program", None)
@@ -215,7 +225,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
 
 
 def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
-    """The positions of those inputs that are symbols which the shapes of the tensors do not determine."""
+    """The positions of those inputs that are symbolic sizes which the tensors' shapes do not determine."""
     values = [n.meta.get("val") for n in placeholders]
     try:
         shapes = [d for v in values if isinstance(v, torch.Tensor) for d in sizes.type_of(v).shape]
@@ -225,8 +235,8 @@ def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
     return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
 
 
-def _bind(bound: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
-    return [(k, a, a.data_ptr(), a._version) for k, a in bound]
+def _remember(packed: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
+    return [(k, a, a.data_ptr(), a._version) for k, a in packed]
 
 
 def _results(module: fx.GraphModule) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""The entry point through which ``torch.compile(model, backend="arcweld")`` finds the backend by itself."""
+"""The entry point by which ``torch.compile(model, backend="arcweld")`` finds the backend without an import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def arcweld(module: Any, example_inputs: Any, **keywords: Any) -> Callable[..., Any]:
-    """See ``arcweld.torch.backend.arcweld``; torch is imported only when it calls this."""
+    """See ``arcweld.torch.backend.arcweld``, which is imported at the first call only."""
     from arcweld.torch.backend import arcweld as backend
 
     return backend(module, example_inputs, **keywords)

@@ -1,7 +1,7 @@
-"""Memory order of tensors: which permutation of its axes makes a dense tensor contiguous.
+"""Memory order of tensors: the permutation of its axes that makes a dense tensor contiguous.
 
-Engines take and give contiguous tensors. A channels-last or transposed tensor crosses the border as a permuted view, so
-that nothing is copied and PyTorch sees the strides that it expects.
+Engines take and return contiguous tensors. A channels-last or transposed tensor is passed as a permuted view, so that
+nothing is copied and PyTorch gets the strides that it expects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
 
 
 def dense_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
-    """``memory_order`` of a tensor that is not contiguous already; else None."""
+    """The memory order of a dense tensor that is not contiguous; None for every other tensor."""
     order = memory_order(tensor, sizes)
     return None if order is None or order == tuple(range(len(order))) else order
 
@@ -24,7 +24,7 @@ def dense_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
 def memory_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
     """The axes from outermost to innermost in memory; None for a tensor with gaps or overlaps.
 
-    Works on symbolic sizes: the order is guessed from distinct sample sizes and then proved on the expressions.
+    For symbolic sizes the order is guessed from distinct sample sizes, and then proved on the expressions.
     """
     if tensor.layout is not torch.strided:
         return None
@@ -36,7 +36,7 @@ def memory_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
     env = _sample([*shape, *strides])
     extents = [evaluate(d, env) for d in shape]
     order = sorted(range(len(shape)), key=lambda k: (-evaluate(strides[k], env), -extents[k], k))
-    # an axis of extent 1 has a stride of no meaning: keep it beside its neighbour
+    # the stride of an axis of extent 1 is meaningless: keep the axis beside its neighbour
     if 1 in extents:
         order = _with_unit_axes(order, extents)
     expected: Dim = 1
@@ -48,7 +48,7 @@ def memory_order(tensor: torch.Tensor, sizes: Sizes) -> tuple[int, ...] | None:
 
 
 def _with_unit_axes(order: list[int], extents: list[int]) -> list[int]:
-    """The same order of the axes that matter, each axis of extent 1 right after the axis before it."""
+    """The same order with each axis of extent 1 moved right behind the axis that precedes it in the shape."""
     placed = [k for k in order if extents[k] != 1]
     for k, n in enumerate(extents):
         if n == 1:

@@ -1,6 +1,6 @@
 """The options of ``torch.compile(model, backend="arcweld", options={...})``.
 
-Names follow Torch-TensorRT's where both have one. An unknown option is refused, with the list of those that exist.
+Options that Torch-TensorRT has too have the same names. An unknown option raises UsageError with the list of options.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from arcweld.compiler.options import Options
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """Choices of one ``torch.compile``. Raises UsageError for values that make no sense.
+    """The options of one ``torch.compile``. Raises UsageError for invalid values.
 
-    min_block_size            blocks with fewer computing operators stay with PyTorch
+    min_block_size            blocks with fewer computing operators are left to PyTorch
     torch_executed_ops        operators to leave to PyTorch: "aten.softmax.int", "aten.softmax" or the operator itself
-    require_full_compilation  raise UnsupportedError instead of leaving anything to PyTorch
+    require_full_compilation  raise UnsupportedError instead of leaving nodes to PyTorch
     truncate_double           compute f64 tensors in f32 (inputs and results keep their type)
     precision                 fp32 | fp16 | bf16, as in ``arcweld.compile``
     device                    cuda, cuda:N or sim; None: ARCWELD_DEVICE, else the GPU
-    freeze                    parameters and buffers become constants of the engine, packed once and watched for changes
-    training                  compile forward and backward graphs too; their parameters are inputs, never constants
+    freeze                    make parameters and buffers weights of the engine, packed once and watched for changes
+    training                  compile forward and backward graphs too; parameters are then inputs
     verify, verify_budget, tolerance, tf32, disable, dump   as in ``arcweld.compile``
-    dryrun                    report what would be compiled, and run with PyTorch
+    dryrun                    report what would be compiled, and run in PyTorch
     """
 
     min_block_size: int = 3

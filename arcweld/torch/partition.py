@@ -1,8 +1,8 @@
-"""Splits an ATen graph into blocks for the compiler and the rest for PyTorch.
+"""Partitions an ATen graph into blocks for the compiler and nodes for PyTorch.
 
-Every node gets a stage such that compiled and left-over nodes alternate: a value crosses from one side to the other
-only from a lower stage to a higher one. All compiled nodes of one stage form a block, which is convex by construction,
-and the number of alternations is the smallest possible.
+Every node gets a stage: even for compiled nodes, odd for PyTorch's. A value that crosses between the two sides goes
+from a lower stage to a higher one. All compiled nodes of one stage form a block, which is convex by construction. Each
+node has the lowest possible stage, so that the sides alternate as rarely as possible.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VIEW = "a view of a result: PyTorch makes it without a kernel"
 
 @dataclass(slots=True)
 class Verdict:
-    """What the compiler says of one node: a reason to refuse it, or None; and whether it computes anything."""
+    """Whether one node can be compiled: ``reason`` is why not, or None. ``computes`` is False for mere movement."""
 
     reason: str | None
     computes: bool = False
@@ -46,7 +46,13 @@ class Verdict:
 
 @dataclass
 class Partition:
-    """The split: ``blocks`` in the order they run, and why each other node stays with PyTorch."""
+    """The result of partitioning a graph.
+
+    stages    of every node
+    blocks    the nodes of each block by stage, in the order of execution
+    left      the nodes that PyTorch runs, each with the reason
+    computes  whether a compiled node computes anything, or only moves elements
+    """
 
     stages: dict[fx.Node, int]
     blocks: dict[int, list[fx.Node]]
@@ -54,22 +60,26 @@ class Partition:
     computes: dict[fx.Node, bool] = field(default_factory=dict)
 
     def left_counts(self) -> Counter[tuple[str, str]]:
-        """(operator, reason) -> how many nodes, without views and without arithmetic on sizes."""
+        """(operator, reason) -> number of nodes that PyTorch runs, without views and arithmetic on sizes."""
         counted = {n: r for n, r in self.left.items() if r != VIEW and not _is_plumbing(n)}
         return Counter((target_name(n), r) for n, r in counted.items())
 
     @property
     def all_nodes(self) -> int:
-        """Nodes that are somebody's work; views of results are nobody's."""
+        """Number of nodes on either side, without trailing views and arithmetic on sizes."""
         return self.compiled_nodes + sum(not _is_plumbing(n) for n, why in self.left.items() if why != VIEW)
 
     @property
     def compiled_nodes(self) -> int:
+        """Number of nodes in blocks, without arithmetic on sizes."""
         return sum(not _is_plumbing(n) for nodes in self.blocks.values() for n in nodes)
 
 
 class Examiner:
-    """Asks the importer about single nodes, with operands that stand for their types."""
+    """Decides for single nodes whether they can be compiled, by importing each with placeholders as operands.
+
+    ``refused`` names operators that the user leaves to PyTorch.
+    """
 
     def __init__(self, sizes: Sizes, device: torch.device, refused: Collection[str] = ()) -> None:
         self.sizes = sizes
@@ -77,7 +87,7 @@ class Examiner:
         self.refused = frozenset(refused)
 
     def __call__(self, node: fx.Node) -> Verdict:
-        """Why ``node`` cannot be compiled for the device, if so."""
+        """Whether ``node`` can be compiled for the device."""
         name = target_name(node)
         if name not in HANDLERS:
             return Verdict("no such operator in Arcweld")
@@ -120,14 +130,14 @@ def _is_constant_scalar(tensor: torch.Tensor, node: fx.Node) -> bool:
 
 
 def _tensors_of(node: fx.Node) -> list[torch.Tensor]:
-    """The (fake) tensors that a node results in, those that nobody reads left out."""
+    """The (fake) tensors that a node returns, without those that no node reads."""
     value = node.meta.get("val")
     values = [value[k] for k in used_results(node)] if isinstance(value, tuple | list) else [value]
     return [v for v in values if isinstance(v, torch.Tensor)]
 
 
 def _is_plumbing(node: fx.Node) -> bool:
-    """Nodes that are no work of anybody: tuple items, arithmetic on sizes, checks."""
+    """True for nodes that no report counts: tuple items, arithmetic on sizes, assertions."""
     name = target_name(node)
     return name == "getitem" or name in ASSERTIONS or is_symbolic_scalar(node)
 
@@ -136,7 +146,10 @@ def _is_plumbing(node: fx.Node) -> bool:
 
 
 def partition(graph: fx.Graph, examine: Callable[[fx.Node], Verdict], min_block_size: int) -> Partition:
-    """Splits the call_function nodes of ``graph``. Blocks that compute too little are given back to PyTorch."""
+    """Partitions the call_function nodes of ``graph``.
+
+    Blocks with fewer than ``min_block_size`` computing nodes are left to PyTorch.
+    """
     nodes = [n for n in graph.nodes if n.op == "call_function"]
     left, computes = _classify(nodes, examine)
     _release_trailing_views(nodes, left)
@@ -176,7 +189,7 @@ def _classify(
 
 
 def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> None:
-    """A view that only PyTorch reads stays with PyTorch: in a block it would cost a copy."""
+    """Leaves views to PyTorch that only PyTorch's nodes read: as results of a block they would cost a copy."""
     for n in reversed(nodes):
         if n in left or target_name(n) not in VIEWS:
             continue
@@ -185,7 +198,7 @@ def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> N
 
 
 def _ordered_effects(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Random and impure nodes, each with the one before it: their order is part of what the program means."""
+    """Random and impure nodes, each with the one before it: their order must not change."""
     order: dict[fx.Node, fx.Node] = {}
     last: fx.Node | None = None
     for n in nodes:
@@ -200,7 +213,7 @@ def _ordered_effects(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
 def _stages(
     nodes: Iterable[fx.Node], left: Mapping[fx.Node, str], effects: Mapping[fx.Node, fx.Node]
 ) -> dict[fx.Node, int]:
-    """Even stages for compiled nodes, odd ones for the rest, each as low as its operands allow."""
+    """The stage of each node: even for compiled nodes, odd for the others, as low as operands and effects allow."""
     stages: dict[fx.Node, int] = {}
     for n in nodes:
         mine = n not in left
@@ -215,5 +228,5 @@ def _stages(
 
 
 def run_order(partition: Partition) -> list[fx.Node]:
-    """All nodes by stage, in graph order within a stage."""
+    """All nodes in the order of execution: by stage, and in graph order inside a stage."""
     return sorted(partition.stages, key=lambda n: partition.stages[n])

@@ -1,4 +1,4 @@
-"""What the backend did with each graph that torch.compile gave it: counts, blocks, and what was left to PyTorch."""
+"""Reports of the backend, one for each graph: node counts, compiled blocks, and the nodes left to PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ log = logging.getLogger("arcweld.torch")
 
 @dataclass(slots=True)
 class BlockReport:
-    """One compiled block. ``kernels`` is known once it has run; ``fallback`` is why PyTorch runs it after all."""
+    """One compiled block.
+
+    nodes     ATen nodes
+    kernels   launches of the engine; None before the first call
+    seconds   total time of all builds
+    builds    how often the engine was built
+    updates   how often its weights were updated
+    fallback  why PyTorch runs the block instead; None if it does not
+    """
 
     name: str
     nodes: int
@@ -24,7 +32,12 @@ class BlockReport:
 
 @dataclass(slots=True)
 class GraphReport:
-    """One graph. ``left`` maps (operator, reason) to the number of nodes that PyTorch runs."""
+    """One graph of ``torch.compile``.
+
+    nodes, compiled  ATen nodes in total and in compiled blocks
+    left             (operator, reason) -> number of nodes that PyTorch runs
+    eager            why the whole graph was left to PyTorch; None if it was not
+    """
 
     name: str
     nodes: int
@@ -47,7 +60,7 @@ _KEPT = 256
 
 
 def add_report(report: GraphReport) -> GraphReport:
-    """Keeps a report and says it in one line: a warning where something was left to PyTorch."""
+    """Keeps a report and logs it in one line, as a warning if something was left to PyTorch."""
     _REPORTS.append(report)
     del _REPORTS[:-_KEPT]
     log.log(logging.WARNING if report.left or report.eager else logging.INFO, "%s", report)
@@ -55,7 +68,7 @@ def add_report(report: GraphReport) -> GraphReport:
 
 
 def torch_report() -> tuple[GraphReport, ...]:
-    """The reports of the latest graphs, oldest first."""
+    """The reports of the latest graphs (256 at most), oldest first."""
     return tuple(_REPORTS)
 
 

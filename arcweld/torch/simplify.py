@@ -1,7 +1,7 @@
-"""Writes ATen graphs in the operators that handlers know: empty parts of concatenations and dense ``as_strided``.
+"""Rewrites ATen nodes that handlers do not support: ``cat`` with empty tensors, and ``as_strided`` of dense tensors.
 
-Key-value caches begin as tensors without elements, which PyTorch keeps; left in, each would part the graph. Pooling
-to one element and views of views come as ``as_strided``, whose meaning depends on memory order.
+Key-value caches begin as tensors without elements, which the compiler does not support: each would split the graph.
+Pooling to one element and views of views come as ``as_strided``, whose meaning depends on the memory order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_")
 
 
 def simplify(module: fx.GraphModule) -> None:
-    """Rewrites such nodes in place; a node that cannot be rewritten stays as it is."""
+    """Rewrites the module's graph in place. A node that cannot be rewritten stays as it is."""
     rules = {"aten.cat.default": _without_empty, "aten.as_strided.default": _as_views}
     changed = False
     for node in list(module.graph.nodes):
@@ -38,9 +38,9 @@ def simplify(module: fx.GraphModule) -> None:
 
 
 def _require_equal_lengths(node: fx.Node) -> None:
-    """Has PyTorch guard that keys and values are equally many, which its own attention takes for granted.
+    """Adds PyTorch's guard that keys and values have the same length, which its own attention assumes.
 
-    Their lengths are symbols of their own where both come from a cache that grows.
+    The lengths are two different symbols if keys and values come from a growing cache.
     """
     key, value = (o.meta["val"].shape[-2] if isinstance(o, fx.Node) else 0 for o in node.args[1:3])
     if isinstance(key, torch.SymInt) or isinstance(value, torch.SymInt):
@@ -48,12 +48,12 @@ def _require_equal_lengths(node: fx.Node) -> None:
 
 
 def has_no_elements(value: Any) -> bool:
-    """True for a (fake) tensor of which an axis is known to have no elements."""
+    """True for a (fake) tensor with an axis of the static size 0."""
     return isinstance(value, torch.Tensor) and any(isinstance(d, int) and d == 0 for d in value.shape)
 
 
 def _without_empty(node: fx.Node) -> bool:
-    """``cat`` without those parts that have no elements; where it keeps a single one, a copy of that."""
+    """Removes empty operands from ``cat``; a single remaining operand is copied. False if nothing was rewritten."""
     parts: Any = node.args[0]
     kept = [p for p in parts if not has_no_elements(p.meta["val"])]
     if not kept or len(kept) == len(parts):
@@ -73,7 +73,10 @@ def _without_empty(node: fx.Node) -> bool:
 
 
 def _as_views(node: fx.Node) -> bool:
-    """``as_strided`` of a dense tensor: its elements in memory order, reshaped if all are taken, or else gathered."""
+    """Rewrites ``as_strided`` of a dense tensor: a reshape in memory order if it takes all elements, else a gather.
+
+    False if nothing was rewritten.
+    """
     source, size, stride, *offset = node.args
     assert isinstance(source, fx.Node)
     start = offset[0] if offset else node.kwargs.get("storage_offset")
@@ -102,14 +105,14 @@ def _count(tensor: torch.Tensor, sizes: Sizes) -> Dim:
 
 
 def _owner(source: fx.Node) -> fx.Node:
-    """What ``source`` is a strided view of: strides count in the memory of that."""
+    """The tensor that owns the memory of ``source``: the strides of ``as_strided`` refer to it."""
     while (earlier := source.meta.get("strided_view_of")) is not None:
         source = earlier
     return source
 
 
 def _reordered(node: fx.Node, source: fx.Node, into: tuple[int, ...], size: list[Any], out: tuple[int, ...]) -> bool:
-    """Permute to memory order, reshape, permute back from the memory order ``out`` of the result."""
+    """Replaces ``node``: permute to memory order ``into``, reshape, permute back from the result's order ``out``."""
     before, after = source.meta["val"], node.meta["val"]
     with node.graph.inserting_before(node):
         flat = _call(node, aten.permute.default, before.permute(into), source, list(into))
@@ -120,7 +123,7 @@ def _reordered(node: fx.Node, source: fx.Node, into: tuple[int, ...], size: list
 
 
 def _gathered(node: fx.Node, source: fx.Node, into: tuple[int, ...], start: int) -> bool:
-    """The elements at ``start + sum(index * stride)`` of memory."""
+    """Replaces ``node`` by a gather of the elements at ``start + sum(index * stride)`` of memory."""
     before, after = source.meta["val"], node.meta["val"]
     with node.graph.inserting_before(node):
         ordered = _call(node, aten.permute.default, before.permute(into), source, list(into))
@@ -143,7 +146,7 @@ def _gathered(node: fx.Node, source: fx.Node, into: tuple[int, ...], start: int)
 
 
 def _call(near: fx.Node, op: Any, value: torch.Tensor, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node, at the graph's insertion point, that results in ``value``."""
+    """A new node at the graph's insertion point; ``value`` is its fake result."""
     new = near.graph.call_function(op, args, kwargs)
     new.meta = {**near.meta, "val": value}
     return new

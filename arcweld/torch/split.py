@@ -1,4 +1,4 @@
-"""Builds the callable of a split graph: blocks as calls of ``Block`` modules, everything else as it was."""
+"""Builds the module of a partitioned graph: calls of ``Block`` modules, and all other nodes unchanged."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from arcweld.torch.block import Block
 from arcweld.torch.layout import dense_order
 from arcweld.torch.partition import Partition, run_order
 
+# (name, the block's module, the outer nodes that it reads, strides that PyTorch relies on by result) -> the block
 MakeBlock = Callable[[str, fx.GraphModule, list[fx.Node], dict[int, tuple[int, ...]]], Block]
 
 
 def split_module(module: fx.GraphModule, partition: Partition, make: MakeBlock) -> fx.GraphModule:
-    """A module with the same meaning as ``module``; ``make(name, block, outer inputs, restride)`` gives each block."""
+    """A module that computes what ``module`` does, with each block of ``partition`` replaced by what ``make`` gives."""
     graph = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     parts: dict[str, torch.nn.Module] = {}
@@ -44,7 +45,7 @@ def split_module(module: fx.GraphModule, partition: Partition, make: MakeBlock) 
 
 
 class _Attributes(torch.nn.Module):  # type: ignore[misc]
-    """The attributes that a new graph may refer to: the old module's, and the blocks."""
+    """The attributes that the new graph refers to: those of the old module, and the blocks."""
 
     def __init__(self, module: fx.GraphModule, parts: Mapping[str, torch.nn.Module]) -> None:
         super().__init__()
@@ -74,9 +75,9 @@ def _item(results: tuple[Any, ...], k: int) -> Any:
 
 
 def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node], list[fx.Node]]:
-    """The nodes as a module of their own, with the outer nodes that it reads and those of its nodes read outside.
+    """The nodes as a module; with it the outer nodes that it reads, and those of its nodes that are read outside.
 
-    The symbols in its sizes are inputs too, as far as they are inputs of the whole graph.
+    Symbols in its sizes are inputs too, if they are placeholders of the whole graph.
     """
     inside = set(nodes)
     graph = fx.Graph()
@@ -107,7 +108,7 @@ def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModu
 
 
 def _strides_relied_on(outputs: list[fx.Node], inside: Collection[fx.Node]) -> dict[int, tuple[int, ...]]:
-    """Strides of those results that a node outside reads by their strides, where they are not dense."""
+    """The strides of results that are not dense and that an outer node reads by stride, by position."""
     found: dict[int, tuple[int, ...]] = {}
     for k, n in enumerate(outputs):
         if not any(_reads_strides(u) for u in n.users if u not in inside):

@@ -1,4 +1,4 @@
-"""Turns a graph's f64 arithmetic into f32: the backend's ``truncate_double``."""
+"""The option ``truncate_double``: computes a graph in f32 instead of f64."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The sim device: generated CUDA source compiled for the CPU and run by fibers."""
+"""The ``sim`` device: CUDA source compiled for the CPU, with a fiber for each CUDA thread."""

@@ -40,7 +40,7 @@ _CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer")
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """A host C++ compiler: the command, what tells its versions apart, and the flags for it and for this CPU."""
+    """A host C++ compiler: the command, the first line of ``--version``, and flags for it and for this CPU."""
 
     command: tuple[str, ...]
     version: str
@@ -50,7 +50,7 @@ class Toolchain:
 
 @dataclass(frozen=True, slots=True)
 class SimSource:
-    """What a kernel library is made from. ``arch`` is ``sm_80`` or ``sm_90a`` and sets ``__CUDA_ARCH__``."""
+    """A kernel to be compiled. ``arch`` (``sm_80``, ``sm_90a``) sets ``__CUDA_ARCH__``; ``checked`` adds the checks."""
 
     name: str
     entry: str
@@ -66,7 +66,10 @@ def include_dirs() -> tuple[Path, ...]:
 
 @cache
 def toolchain() -> Toolchain:
-    """The compiler: ``CXX``, else g++, clang++ or PyPI's ziglang. Raises EnvironmentError_ if there is none."""
+    """The compiler: ``CXX``, else g++, clang++ or the package ziglang.
+
+    Raises EnvironmentError_ if there is none, if it does not run, or on another platform than Linux on x86-64.
+    """
     if platform.machine() not in ("x86_64", "AMD64") or not sys.platform.startswith("linux"):
         raise EnvironmentError_(f"the sim device needs Linux on x86-64, not {sys.platform} on {platform.machine()}")
     command = _find_compiler()
@@ -106,7 +109,7 @@ def _find_compiler() -> tuple[str, ...]:
 
 
 def runtime_library() -> Path:
-    """The runtime's shared library, built on first use (about two seconds). Raises CompileError."""
+    """The path of the simulator's runtime library, built on first use (about two seconds). Raises CompileError."""
     tools = toolchain()
     sources = sorted(_HERE.glob("*.cpp"))
     flags = [*_RUNTIME_FLAGS, *tools.flags]
@@ -119,7 +122,7 @@ def runtime_library() -> Path:
 
 
 def kernel_library(kernel: SimSource) -> Path:
-    """The kernel's shared library, compiled unless it is cached. Raises CompileError naming the kernel's line."""
+    """The path of the kernel's library, compiled unless cached. Raises CompileError with the kernel's line."""
     path = _kernel_path(kernel)
     if not path.exists():
         _compile(kernel, path)
@@ -127,7 +130,7 @@ def kernel_library(kernel: SimSource) -> Path:
 
 
 def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
-    """``kernel_library`` of each kernel: what is missing is compiled by ``jobs`` processes, equal sources once."""
+    """``kernel_library`` of each kernel. ``jobs`` processes compile what is not cached; equal sources only once."""
     from concurrent.futures import ThreadPoolExecutor
 
     paths = [_kernel_path(kernel) for kernel in kernels]

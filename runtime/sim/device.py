@@ -1,7 +1,7 @@
 """The ``sim`` device: runs generated CUDA kernels on the CPU, block after block, with numpy arrays as device memory.
 
-In checked mode it is a test oracle: races, missing waits, out-of-bounds, misaligned and uninitialised accesses become
-DeviceError with the kernel's line.
+Checked mode makes it a test oracle: it raises DeviceError, with the kernel's line, for races, missing waits, and
+accesses that are out of bounds, misaligned or to uninitialised memory.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class _Prepared:
 
 
 class SimDevice:
-    """Runs kernels on the CPU through the Device protocol.
+    """Runs kernels on the CPU through the Device protocol. Every call returns when its work is done.
 
-    ``arch``: ``sm_80`` or ``sm_90a``, the architecture whose kernels it takes. ``checked``: verify every access (two
-    to ten times slower). ``seed``: 0 runs warps in order; any other value is a reproducible adversarial schedule. All
-    streams are the same one: every call returns when its work is done.
+    arch     ``sm_80`` or ``sm_90a``: the architecture whose kernels it runs
+    checked  checked mode, two to ten times slower
+    seed     0 runs warps in order; any other value gives a reproducible adversarial schedule
     """
 
     gpu_index = None
@@ -97,7 +97,7 @@ class SimDevice:
         self.checked = checked
         self.seed = seed
         self._kernels: dict[tuple[str, str, str], SimKernel] = {}
-        self._results: dict[int, int] = {}  # begin -> end of what kernels have written, in checked mode
+        self._results: dict[int, int] = {}  # begin -> end address of memory written by kernels, in checked mode
 
     # ------------------------------------------------------------ memory
     def allocate(self, nbytes: int) -> SimMemory:
@@ -108,6 +108,7 @@ class SimDevice:
         return memory
 
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        """Copies a C-contiguous array; its memory then counts as written by the host."""
         if not source.flags.c_contiguous:
             raise DeviceError("upload needs a C-contiguous array")
         if source.nbytes:
@@ -115,29 +116,35 @@ class SimDevice:
             ctypes.memmove(address, source.ctypes.data, source.nbytes)
 
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
+        """Copies into a writable C-contiguous array."""
         if not destination.flags.c_contiguous or not destination.flags.writeable:
             raise DeviceError("download needs a writable C-contiguous array")
         if destination.nbytes:
             ctypes.memmove(destination.ctypes.data, address, destination.nbytes)
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Copies ``nbytes`` bytes."""
         if nbytes:
             ctypes.memmove(destination, source, nbytes)
 
     def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Clears ``nbytes`` bytes."""
         if nbytes:
             ctypes.memset(address, 0, nbytes)
 
     # ------------------------------------------------------------ kernels
     def load_kernel(self, image: KernelImage, shared_bytes: int) -> SimKernel:
-        """Compiles the kernel's source, or takes it from the cache. Raises CompileError, EnvironmentError_."""
+        """Compiles the kernel's source unless it is cached, and loads it.
+
+        Raises CompileError for source that does not compile, EnvironmentError_ without a C++ compiler.
+        """
         key = (image.name, image.entry, image.source)
         if key not in self._kernels:
             self._kernels[key] = self._open(image, str(kernel_library(self._source(image))))
         return self._kernels[key]
 
     def compile_many(self, images: Sequence[KernelImage], jobs: int = 2) -> None:
-        """Fills the cache for ``images`` with ``jobs`` compilers at once, so that ``load_kernel`` is instant."""
+        """Compiles all kernels into the cache with ``jobs`` processes, so that ``load_kernel`` only opens them."""
         kernel_libraries([self._source(image) for image in images], jobs)
 
     def _source(self, image: KernelImage) -> SimSource:
@@ -159,7 +166,7 @@ class SimDevice:
         return SimKernel(image.name, library, int(ctypes.cast(entry, ctypes.c_void_p).value or 0))
 
     def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
-        """The simulator's own 128 bytes, after the checks that the CUDA driver makes. Raises DeviceError."""
+        """The simulator's own descriptor of 128 bytes. Raises DeviceError for what the CUDA driver would refuse."""
         size = _ELEMENT_BYTES.get(spec.dtype, 0)
         problem = _tensor_map_problem(spec, size)
         if problem:
@@ -172,7 +179,7 @@ class SimDevice:
 
     # ------------------------------------------------------------ launches
     def prepare(self, spec: LaunchSpec) -> Any:
-        """Packs a launch."""
+        """Packs a launch. Raises DeviceError for a grid that the clusters do not divide."""
         if spec.grid[0] % spec.cluster:
             raise DeviceError(f"{spec.name}: {spec.grid[0]} blocks do not divide into clusters of {spec.cluster}")
         params = _aligned(max(len(spec.params), 1))
@@ -210,11 +217,11 @@ class SimDevice:
             raise DeviceError(f"kernel {p.kernel.name} failed: {resolve(message)}", node=p.name)
 
     def _forget_results(self, begin: int, end: int) -> None:
-        """What the host writes is no kernel's result any more."""
+        """Memory that the host writes no longer counts as a kernel's result."""
         self._results = {b: e for b, e in self._results.items() if e <= begin or b >= end}
 
     def _buffer_flags(self, buffers: tuple[tuple[int, int, bool], ...]) -> np.ndarray:
-        """(begin, bytes, flags) as u64: flag 1 written by this launch, 2 written by an earlier kernel."""
+        """Rows (begin, bytes, flags) as ``u64[n, 3]``: flag 1, this launch writes it; 2, an earlier kernel wrote it."""
         rows = []
         for begin, size, written in buffers:
             dependent = any(b < begin + size and begin < e for b, e in self._results.items())
@@ -228,22 +235,26 @@ class SimDevice:
         """Nothing to wait for: launches return when they are done."""
 
     def enter(self) -> int:
-        """There is one device only: it is always current."""
+        """Does nothing: there is only one device."""
         return 0
 
     def leave(self, token: int) -> None:
-        """Undoes ``enter``."""
+        """Does nothing, as ``enter`` did."""
 
     def is_capturing(self, stream: int) -> bool:
+        """Always False."""
         return False
 
     def begin_capture(self) -> int:
+        """Raises DeviceError: there are no graphs."""
         raise DeviceError("the sim device does not capture graphs")
 
     def end_capture(self) -> Any:
+        """Raises DeviceError: there are no graphs."""
         raise DeviceError("the sim device does not capture graphs")
 
     def replay(self, graph: Any, stream: int = 0) -> None:
+        """Raises DeviceError: there are no graphs."""
         raise DeviceError("the sim device does not capture graphs")
 
 

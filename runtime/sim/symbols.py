@@ -12,7 +12,7 @@ _SHIMS = ("prims.cuh", "scalars.cuh", "sim_prims.h", "cuda_sim.h", "sim_math.h",
 
 
 def resolve(message: str) -> str:
-    """``message`` with every ``@[library+0xoffset]`` replaced by ``file:line``, inlined callers included."""
+    """``message`` with every ``@[library+0xoffset]`` replaced by ``file:line``, and by the caller's if inlined."""
     return _ADDRESS.sub(lambda match: _line(match.group(1), int(match.group(2), 16)), message)
 
 

@@ -26,7 +26,7 @@ from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
 from arcweld.compiler.text import parse_graph
-from arcweld.runtime.launch_list import measure
+from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 
 F32, F16, I64 = DType.F32, DType.F16, DType.I64
@@ -314,12 +314,12 @@ def test_unbounded_dimensions_are_checked_at_launch() -> None:
     text = "graph 'g'\nsymbol n(lo=1{hi})\ninput %x: i8[n, 1024]\n%y: i8[n, 1024] = Neg(%x) @ 'y'\noutput %y\n"
     for hi, fits in (("", False), (", hi=4194304", True)):
         plan = ExecutionPlan(built(parse_graph(text.format(hi=hi))).data.program, "sm_80")
-        measure(plan, {"n": (1 << 21) - 1})
+        compute_sizes(plan, {"n": (1 << 21) - 1})
         if fits:
-            measure(plan, {"n": 1 << 21})
+            compute_sizes(plan, {"n": 1 << 21})
         else:
             with pytest.raises(InputError, match="32-bit"):
-                measure(plan, {"n": 1 << 21})
+                compute_sizes(plan, {"n": 1 << 21})
 
 
 # ------------------------------------------------------------------------------------------------- the pieces alone

@@ -16,7 +16,7 @@ from arcweld.codegen.templates.select import alternatives, sources
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import CompileError
 from arcweld.driver import object_code
-from arcweld.driver.object_code import Planned, compile_planned
+from arcweld.driver.object_code import PlannedLaunch, compile_launches
 
 SERIAL = ("ptxas info : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized",)
 Verdict = tuple[int, tuple[str, ...]]
@@ -40,7 +40,7 @@ def chosen(verdicts: Verdicts, others: Verdict, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(object_code, "compile_many", compile_many)
     bound = BoundKernel(kernel, {b.name: b.name for b in kernel.buffers}, ())
-    planned, code = compile_planned([Planned("product", bound, (first,))], ["sm_90a"], DiskCache(folder))
+    planned, code = compile_launches([PlannedLaunch("product", bound, (first,))], ["sm_90a"], DiskCache(folder))
     ((_, name),) = code.cubins
     assert planned[0].sources[0].entry == name
     return tactics.index(name)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcweld.runtime.arena import ALIGNMENT, Interval, aligned, pack
+from arcweld.runtime.arena import ALIGNMENT, Interval, aligned, pack_intervals
 
 
 def live_bytes(intervals: Sequence[Interval]) -> int:
@@ -28,7 +28,7 @@ def intervals(draw: st.DrawFn) -> list[Interval]:
 
 @given(intervals())
 def test_live_buffers_never_overlap(items: list[Interval]) -> None:
-    offsets, total = pack(items)
+    offsets, total = pack_intervals(items)
     for i, a in enumerate(items):
         assert offsets[i] % ALIGNMENT == 0
         assert 0 <= offsets[i] <= offsets[i] + a.nbytes <= total or a.nbytes == 0
@@ -41,7 +41,7 @@ def test_live_buffers_never_overlap(items: list[Interval]) -> None:
 
 def test_a_chain_needs_two_buffers() -> None:
     items = [Interval(1 << 20, n, n + 1) for n in range(50)]
-    assert pack(items)[1] == 2 << 20
+    assert pack_intervals(items)[1] == 2 << 20
 
 
 def test_a_residual_network_is_packed_to_the_bound() -> None:
@@ -52,11 +52,11 @@ def test_a_residual_network_is_packed_to_the_bound() -> None:
             Interval(16384, block + 1, block + 2),
             Interval(4096, block + 2, block + 3),
         ]
-    assert pack(items)[1] == live_bytes(items)
+    assert pack_intervals(items)[1] == live_bytes(items)
 
 
 def test_a_thousand_buffers_are_packed_quickly() -> None:
     items = [Interval(1000 + 37 * n % 90000, n, n + n % 7) for n in range(1000)]
     begin = time.perf_counter()
-    pack(items)
+    pack_intervals(items)
     assert time.perf_counter() - begin < 1.0

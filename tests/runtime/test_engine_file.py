@@ -98,7 +98,7 @@ def test_reads_what_the_safetensors_library_writes() -> None:
         "s": np.float32(3).reshape(()),
         "t": np.array([True, False]),
     }
-    header, order, size = tensors_file.layout(wide)
+    header, order, size = tensors_file.header(wide)
     data = b"".join(tensors_file.chunks(wide, header, order))
     assert len(data) == size
     assert tensors_file.read(memoryview(data))["h"].dtype == ml_dtypes.bfloat16
