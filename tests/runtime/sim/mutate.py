@@ -13,6 +13,7 @@ _CALLS = (
     r"__syncwarp\([^();]*\)",
     r"cp_async_wait<[^<>;]*>\(\)",
     r"mbar_wait\([^;]*?\)",
+    r"\w+\.wait_(?:full|empty)\(\)",  # of a Ring: mbar_wait on a stage's barrier
     r"named_bar_sync\([^;]*?\)",
     r"wgmma_fence\(\)",
     r"wgmma_wait<[^<>;]*>\(\)",
