@@ -5,10 +5,10 @@
 // Each thread keeps its own place in the ring; the phase flips at each turn.
 template <int STAGES>
 struct Ring {
-  u32 full, empty;  // shared addresses of STAGES barriers each
   int stage, phase;
+  u32 full, empty;  // shared addresses of STAGES barriers each
 
-  ARCWELD_DEVICE Ring(u32 full, u32 empty) : full(full), empty(empty), stage(0), phase(0) {}
+  ARCWELD_DEVICE Ring(u32 full, u32 empty) : stage(0), phase(0), full(full), empty(empty) {}
   ARCWELD_DEVICE void advance() {
     if (++stage == STAGES) stage = 0, phase ^= 1;
   }

@@ -202,6 +202,12 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     return "\n".join([head, *block.finish(), *("  " + t for t in tail), "}"])
 
 
+def extent(hooks: Hooks, name: str, value: Dim) -> str:
+    """C text of an extent as contract.cuh takes it: a type that holds a constant, or the launch parameter ``name``."""
+    text = hooks.params.scalar(name, value)
+    return f"Known<{text}>()" if isinstance(value, int) else f"Parameter{{{text}}}"
+
+
 def likely(extent: Dim) -> int:
     """A number to plan with, at least 1: the extent itself, for a symbolic one its upper bound or a moderate guess."""
     if isinstance(extent, int):

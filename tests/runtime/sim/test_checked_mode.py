@@ -37,6 +37,7 @@ def test_mutations_delete_one_statement_each() -> None:
         (4, "ring.wait_full();"),
     ]
     assert found[1].source.count("mbar_wait") == 0
+    assert "{ *reinterpret_cast<volatile int*>(8) = 0; }" in found[1].trapped
     assert found[1].source.count("cp_async_wait") == 1
 
 
