@@ -1,4 +1,4 @@
-"""The contract template's wgmma engine against numpy on the checked simulator, and through NVRTC for sm_90a."""
+"""The contract template on wgmma against numpy on the checked simulator, and through NVRTC for sm_90a."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_small_batches_spread_over_the_card_and_large_ones_use_large_tiles() -> 
     assert large.blocks == 132
 
 
-def test_a_product_of_depth_0_is_left_to_another_engine() -> None:
+def test_a_product_of_depth_0_is_left_to_another_implementation() -> None:
     kernel = matmul_kernel(20, 40, symbol("K", 0, 64, 8), DType.F16, "mk,nk")
     source = select(kernel, ARCH)
     bias = np.arange(40, dtype=np.float16)

@@ -1,4 +1,4 @@
-"""The conv template's wgmma engine against numpy on the checked simulator, and through NVRTC for sm_90a."""
+"""The conv template on wgmma against numpy on the checked simulator, and through NVRTC for sm_90a."""
 
 from __future__ import annotations
 

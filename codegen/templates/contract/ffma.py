@@ -30,7 +30,7 @@ MAX_WIDTH = 4
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """None: this engine takes every contraction of numbers."""
+    """None: this implementation takes every contraction of numbers."""
     return None if problem.acc.is_float or problem.acc.is_int else f"no product of {problem.acc.value} values"
 
 

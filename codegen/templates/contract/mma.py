@@ -35,7 +35,7 @@ STAGE_BYTES = 128  # of each line along k, where the tiles are small enough
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this engine can't compute the problem, or None."""
+    """Why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
     if precision not in ELEMENTS:
         return f"precision {precision} is not one of {', '.join(ELEMENTS)}"
@@ -65,7 +65,7 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
 
 
 def tensor_operand(operand: Operand, element: DType) -> Operand:
-    """The operand as this engine reads it: bytes are copied only if they are of the multiplied type already."""
+    """The operand as this implementation reads it: bytes are copied only if they are of the multiplied type already."""
     width = min(operand.width, 16 // element.size)
     return replace(operand, width=width, copyable=operand.copyable and operand.storage is element)
 
