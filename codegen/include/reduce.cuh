@@ -55,6 +55,14 @@ ARCWELD_DEVICE T warp_reduce(T v, Op op) {
   return lanes_reduce<32>(v, op);
 }
 
+// Combines the values of every lane with those of the lanes APART, 2 * APART, … further; APART is a power of two.
+template <int APART, class T, class Op>
+ARCWELD_DEVICE T stripes_reduce(T v, Op op) {
+#pragma unroll
+  for (int mask = APART; mask < 32; mask *= 2) v = op(v, shuffle_xor(v, mask));
+  return v;
+}
+
 // Combines the values of THREADS threads, a multiple of 32 and the whole block; every thread gets the result.
 // ``scratch`` is shared memory for THREADS / 32 values of T. It may be reused by the next call: the first barrier protects it.
 template <int THREADS, class T, class Op>
@@ -71,4 +79,25 @@ ARCWELD_DEVICE T block_reduce(T v, T* scratch, Op op) {
     for (int i = 1; i < warps; ++i) v = op(v, scratch[i]);
   }
   return v;
+}
+
+// Combines the WIDTH values of threads ACROSS apart: SLICES of them (a power of two) share each value, and those of slice 0
+// get the result. ``scratch`` is shared memory for WIDTH * ACROSS * SLICES values, each of which is written once.
+template <int SLICES, int ACROSS, int WIDTH, class T, class Op>
+ARCWELD_DEVICE void slices_reduce(T (&v)[WIDTH], T* scratch, int slice, Op op) {
+  constexpr int THREADS = ACROSS * SLICES;
+  // the upper half of the slices hands over to the lower half
+#pragma unroll
+  for (int half = SLICES / 2; half > 0; half /= 2) {
+    if (slice >= half && slice < 2 * half) {
+#pragma unroll
+      for (int lane = 0; lane < WIDTH; ++lane) scratch[lane * THREADS + threadIdx.x] = v[lane];
+    }
+    __syncthreads();
+    if (slice < half) {
+#pragma unroll
+      for (int lane = 0; lane < WIDTH; ++lane)
+        v[lane] = op(v[lane], scratch[lane * THREADS + threadIdx.x + half * ACROSS]);
+    }
+  }
 }

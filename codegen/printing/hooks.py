@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from arcweld.codegen.kernel import Buffer, Kernel, Store
 from arcweld.codegen.printing.params import Params
-from arcweld.codegen.printing.printer import VECTOR_BYTES, Block, index_type, print_stores
+from arcweld.codegen.printing.printer import VECTOR_BYTES, Block, index_type, print_stores, texts
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import DType
@@ -102,7 +102,7 @@ class Hooks:
             bound = block.dim(extent)
             guard = lambda lane_text: f"{first} + {lane_text} < {bound}"
             block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, clamp=extent)
-        body = print_stores(block, stores, guard)
+        body = texts(print_stores(block, stores, guard))
         head = self._head(fn, args, *_formal(variables or {}, width))
         return "\n".join([head, *body, "}"])
 

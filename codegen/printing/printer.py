@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from arcweld.codegen.kernel import Buffer, Kernel, Store
 from arcweld.codegen.printing.params import Params
@@ -40,6 +41,31 @@ def index_type(kernel: Kernel) -> str:
     return "long long" if wide_index(kernel) else "int"
 
 
+class Kind(Enum):
+    """What a printed line is."""
+
+    DEFINITION = "definition"  # gives a name to a value or an index
+    DIRECTIVE = "directive"  # for the preprocessor: it starts at the left margin
+    ACTION = "action"  # all else: declarations, stores, the head and the end of a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of C; ``value`` is the expression that a definition computes, None for an index."""
+
+    kind: Kind
+    text: str
+    value: Expr | None = None
+
+    def indented(self, by: str) -> Line:
+        return self if self.kind is Kind.DIRECTIVE else replace(self, text=by + self.text)
+
+
+def texts(lines: Sequence[Line]) -> list[str]:
+    """The lines as they are written."""
+    return [line.text for line in lines]
+
+
 class Block:
     """Prints one straight-line block of statements: shared sub-expressions once, vector loads first, then lanes.
 
@@ -55,7 +81,6 @@ class Block:
         lane: Sym | None = None,
         width: int = 1,
         variables: Mapping[str, tuple[str, bool]] | None = None,
-        indent: str = "  ",
         clamp: Dim | None = None,
     ) -> None:
         self.params = params
@@ -63,9 +88,9 @@ class Block:
         self.lane = lane if width > 1 else None
         self.width = width
         self.variables = dict(variables or {})
-        self.indent = indent
-        self.lines: list[str] = []
-        self._lane_lines: list[str] = []
+        self.lines: list[Line] = []
+        self._lane_lines: list[Line] = []
+        self._clamped: Line | None = None  # defines ``at``, once something inside the lane loop needs it
         self._count = 0
         self._done: dict[int, str] = {}
         self._calls: dict[tuple[Call, bool], str] = {}
@@ -105,6 +130,14 @@ class Block:
         if isinstance(d, int):
             return str(d) if -INDEX_LIMIT < d < INDEX_LIMIT else f"{d}ll"
         out = ""
+        for negative, factors in self._terms(d):
+            text = " * ".join(factors)
+            out += (f" - {text}" if negative else f" + {text}") if out else (f"-{text}" if negative else text)
+        return out
+
+    def _terms(self, d: dims.IntExpr) -> list[tuple[bool, list[str]]]:
+        """The terms of a sum: is it subtracted, and the texts of its factors."""
+        found = []
         for m, c in d.terms:
             factors = [self._atom(a) for a, p in m for _ in range(p)]
             if self.lane is not None and (self._q, 1) in m and c % self.width == 0:
@@ -114,20 +147,31 @@ class Block:
                 c //= self.width
             if abs(c) != 1 or not factors:
                 factors.append(str(abs(c)))
-            text = " * ".join(factors)
-            out += (f" - {text}" if c < 0 else f" + {text}") if out else (f"-{text}" if c < 0 else text)
-        return out
+            found.append((c < 0, factors))
+        return found
 
     def _factor(self, d: Dim) -> str:
-        text = self._poly(d)
-        one = None if isinstance(d, int) or len(d.terms) != 1 else d.terms[0]
-        simple = isinstance(d, int) or (one is not None and one[1] == 1 and [p for _, p in one[0]] == [1])
-        return text if (simple and not text.startswith("-")) or text.isidentifier() else f"({text})"
+        """``d`` as a factor: in parentheses, unless it is a single one without a sign."""
+        if isinstance(d, int):
+            return self._poly(d) if d >= 0 else f"({self._poly(d)})"
+        (negative, factors), *others = self._terms(d)
+        return factors[0] if len(factors) == 1 and not negative and not others else f"({self._poly(d)})"
 
     def _argument(self, d: Dim) -> str:
         """``d`` as an argument of max or min, both of which need the same type."""
+        long = isinstance(d, int) and abs(d) >= INDEX_LIMIT
         text = self._poly(d)
-        return text if self.itype == "int" and not text.endswith("ll") else f"({self.itype})({text})"
+        return text if self.itype == "int" and not long else f"({self.itype})({text})"
+
+    def place(self, pointer: str, offset: Dim, *, laned: bool = False) -> str:
+        """C text of a pointer moved by ``offset`` elements, which are counted before the pointer is touched."""
+        saved, self._in_lanes = self._in_lanes, laned
+        at = self._at_lane(offset)
+        text = self._poly(at)
+        self._in_lanes = saved
+        if at == 0:
+            return pointer
+        return f"{pointer} + {text if isinstance(at, int) or len(at.terms) == 1 else f'({text})'}"
 
     def _atom(self, a: dims.Atom) -> str:
         if isinstance(a, Call):
@@ -152,11 +196,12 @@ class Block:
         return f"({self.itype}){self.params.symbol(a)}" if self.itype != "int" else self.params.symbol(a)
 
     def _clamped_index(self) -> str:
-        if not any(line.startswith("const int at = ") for line in self._lane_lines):
+        if self._clamped is None:
             assert self.lane is not None
             assert self._clamp is not None
             bound = Block(self.params, {})._poly(self._clamp - 1)
-            self._lane_lines.insert(0, f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));")
+            text = f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));"
+            self._clamped = Line(Kind.DEFINITION, text)
         return "at"
 
     def _call_text(self, a: Call) -> str:
@@ -225,10 +270,10 @@ class Block:
 
     # ----- values
 
-    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t") -> str:
+    def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t", value: Expr | None = None) -> str:
         name = f"{prefix}{self._count}"
         self._count += 1
-        line = f"const {ctype} {name} = {text};"
+        line = Line(Kind.DEFINITION, f"const {ctype} {name} = {text};", value)
         (self._lane_lines if laned else self.lines).append(line)
         return name
 
@@ -252,15 +297,17 @@ class Block:
         laned = self.is_laned(e)
         text = self._index(e, laned)
         if text is not None:
-            return self._define(e.dtype.cuda, text, laned)
+            return self._define(e.dtype.cuda, text, laned, value=e)
         args = [self.value(a) for a in e.args]
-        return self._define(e.dtype.cuda, scalar_text(e, args), laned)
+        return self._define(e.dtype.cuda, scalar_text(e, args), laned, value=e)
 
     def _index(self, e: Expr, laned: bool) -> str | None:
         """Text of an index as a number, of its conversion, or of a test of indices: computed as indices are."""
         if e.op == "index" or (e.op == "cast" and e.args[0].op == "index" and e.dtype is not DType.BOOL):
-            text = self.dim((e if e.op == "index" else e.args[0]).attr, laned=laned)
-            return f"({e.dtype.cuda}){text if text.isidentifier() else f'({text})'}"
+            saved, self._in_lanes = self._in_lanes, laned
+            text = self._factor(self._at_lane((e if e.op == "index" else e.args[0]).attr))
+            self._in_lanes = saved
+            return f"({e.dtype.cuda}){text}"
         difference = index_difference(e)
         if difference is None:
             return None
@@ -284,37 +331,40 @@ class Block:
         text = _to_compute(dtype, f"{pointer}[{offset}]")
         if mask is not None:
             text = f"{mask} ? {text} : {_zero(e.dtype)}"
-        return self._define(e.dtype.cuda, text, laned)
+        return self._define(e.dtype.cuda, text, laned, value=e)
 
     def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
         vec = f"Vec<{dtype.cuda}, {self.width}>"
-        text = f"load_vec<{self.width}>({plus(pointer, self.dim(base))})"
+        text = f"load_vec<{self.width}>({self.place(pointer, base)})"
         if mask is not None:
             text = f"{mask} ? {text} : {vec}{{}}"
-        name = self._define(vec, text, False, "v")
-        return self._define(e.dtype.cuda, _to_compute(dtype, f"{name}.v[lane]"), True)
+        name = self._define(vec, text, False, "v", e)
+        return self._define(e.dtype.cuda, _to_compute(dtype, f"{name}.v[lane]"), True, value=e)
 
     # ----- whole blocks
 
-    def finish(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[str]:
-        """All lines so far. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last lines inside
-        it."""
-        out = [*self.lines, *pre]
-        body = [*self._lane_lines, *sinks]
+    def lines_so_far(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[Line]:
+        """All lines that are not printed yet. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last
+        lines inside it."""
+        clamped = [] if self._clamped is None else [self._clamped]
+        body = [*clamped, *self._lane_lines, *_actions(sinks)]
+        out = [*self.lines, *_actions(pre)]
         if self.lane is None:
             out += body
         elif body:
-            out += ["#pragma unroll", f"for (int lane = 0; lane < {self.width}; ++lane) {{"]
-            out += ["  " + b for b in body] + ["}"]
-        self.lines, self._lane_lines = [], []
-        return [line if line.startswith("#") else self.indent + line for line in out]
+            out += [Line(Kind.DIRECTIVE, "#pragma unroll")]
+            out += _actions([f"for (int lane = 0; lane < {self.width}; ++lane) {{"])
+            out += [*(line.indented("  ") for line in body), *_actions(["}"])]
+        self.lines, self._lane_lines, self._clamped = [], [], None
+        return [line.indented("  ") for line in out]
+
+    def finish(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[str]:
+        """The texts of ``lines_so_far``."""
+        return texts(self.lines_so_far(sinks, pre))
 
 
-def plus(pointer: str, offset: str) -> str:
-    """C text of a pointer moved by ``offset`` elements, which are counted before the pointer is touched."""
-    return (
-        pointer if offset == "0" else f"{pointer} + {f'({offset})' if ' + ' in offset or ' - ' in offset else offset}"
-    )
+def _actions(text: Sequence[str]) -> list[Line]:
+    return [Line(Kind.ACTION, t) for t in text]
 
 
 def _to_compute(dtype: DType, text: str) -> str:
@@ -330,7 +380,7 @@ def from_compute(dtype: DType, text: str) -> str:
     return f"from_f32<{dtype.cuda}>({text})" if dtype.is_half else text
 
 
-def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[str]:
+def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[Line]:
     """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
 
     ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then
@@ -349,20 +399,20 @@ def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], s
         whole = whole and (not conditions or not block.is_laned(s.mask))  # type: ignore[arg-type]
         base = block.contiguous(buffer, s.coords) if whole else None
         if base is not None:
-            place = plus(pointer, block.dim(base))
+            place = block.place(pointer, base)
             vec = f"Vec<{buffer.dtype.cuda}, {block.width}>"
             pre.append(f"{vec} out{n}_lanes;")
             sinks.append(f"out{n}_lanes.v[lane] = {value};")
             masked = f"if ({conditions[0]}) " if conditions else ""
             post.append(f"{masked}store_vec<{block.width}>({place}, out{n}_lanes);")
             continue
-        offset = block.dim(buffer.offset(s.coords), laned=block.lane is not None)
+        offset, laned = buffer.offset(s.coords), block.lane is not None
         if guard is not None:
             conditions.insert(0, guard("lane" if block.lane is not None else "0"))
         condition = f"if ({' && '.join(conditions)}) " if conditions else ""
-        act = f"{pointer}[{offset}] = {value};"
-        if s.reduction != "none":
-            act = f"atomic_{s.reduction}({plus(pointer, offset)}, {value});"
+        if s.reduction == "none":
+            act = f"{pointer}[{block.dim(offset, laned=laned)}] = {value};"
+        else:
+            act = f"atomic_{s.reduction}({block.place(pointer, offset, laned=laned)}, {value});"
         sinks.append(condition + act)
-    lines = block.finish(sinks, pre)
-    return lines + [block.indent + p for p in post]
+    return [*block.lines_so_far(sinks, pre), *(line.indented("  ") for line in _actions(post))]

@@ -89,7 +89,7 @@ _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 def scalar_text(e: Expr, args: list[str]) -> str:
     """CUDA text of one operation on operand texts. Raises KeyError for an operation that the type does not have."""
     operand = e.args[0].dtype if e.args else e.dtype
-    args = [f"({a})" if a.startswith("-") else a for a in args]
+    args = [f"({text})" if _is_signed(a) else text for a, text in zip(e.args, args, strict=True)]
     if e.op == "cast":
         return _cast_text(operand, e.dtype, args[0])
     if e.op == "isinf":
@@ -105,6 +105,11 @@ def scalar_text(e: Expr, args: list[str]) -> str:
 def _divides_safely(e: Expr) -> bool:
     """True for a division by a constant that can neither be zero nor overflow."""
     return e.op in ("div", "mod", "fmod") and e.args[1].op == "const" and e.args[1].attr not in (0, -1)
+
+
+def _is_signed(e: Expr) -> bool:
+    """True for a constant that is printed with a minus sign, and without a cast before it."""
+    return e.op == "const" and e.dtype not in _NARROW and math.isfinite(e.attr) and math.copysign(1.0, e.attr) < 0
 
 
 def _cast_text(src: DType, dst: DType, x: str) -> str:

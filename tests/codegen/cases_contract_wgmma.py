@@ -1,4 +1,4 @@
-"""Kernels for the contract template's wgmma engine: tiles, stages, strided views, storage orders of ``b``."""
+"""Kernels for the contract template on wgmma: tiles, stages, strided views, storage orders of ``b``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cases_contract import matmul, matmul_kernel
 from kernel_cases import Arrays, Case, Suite, at, put, random
 
 from arcweld.codegen.kernel import Buffer, Kernel, axis
-from arcweld.codegen.templates.contract.wgmma import WgmmaTactic
+from arcweld.codegen.templates.contract.wgmma import ContractWgmmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
@@ -34,7 +34,7 @@ def packed_heads_kernel(b: int, s: int, h: int, d: int) -> Kernel:
 def _suite() -> Suite:
     s, rng = Suite(), np.random.default_rng(9)
 
-    def add(name: str, size: tuple[int, int, int], dtype: DType, tactic: WgmmaTactic | None = None,
+    def add(name: str, size: tuple[int, int, int], dtype: DType, tactic: ContractWgmmaTactic | None = None,
             symbolic: str = "", **kw: Any) -> None:  # fmt: skip
         m, n, k = (symbol(c.upper(), 1, 4096, 8) if c in symbolic else d for c, d in zip("mnk", size))
         env = {c.upper(): d for c, d in zip("mnk", size) if c in symbolic}
@@ -46,21 +46,23 @@ def _suite() -> Suite:
     for dtype in (F16, BF16):
         for order in ("mk,nk", "mk,kn"):
             add(f"{dtype.value}_{order[3:]}", (72, 136, 200), dtype, order=order)
-    add("weight", (80, 96, 320), F16, WgmmaTactic(64, 32, 3), order="mk,nk", weight=True)
-    add("weight_late", (80, 64, 320), F16, WgmmaTactic(64, 64, 2, early=False), weight=True)
-    add("narrow", (64, 48, 64), F16, WgmmaTactic(64, 48, 2), order="mk,nk")
-    add("two_groups", (140, 130, 72), F16, WgmmaTactic(128, 128, 2), order="mk,nk")
-    add("two_groups_kn", (140, 136, 72), F16, WgmmaTactic(128, 128, 2))
-    add("three_groups", (200, 100, 72), F16, WgmmaTactic(192, 128, 2), order="mk,nk")
-    add("wide", (70, 264, 136), F16, WgmmaTactic(64, 256, 3))
-    add("several_tiles_each", (300, 100, 200), F16, WgmmaTactic(64, 32, 3, blocks=3), order="mk,nk", weight=True)
-    add("several_tiles_each_kn", (300, 136, 136), F16, WgmmaTactic(64, 64, 4, blocks=2))
-    add("cluster_of_two", (80, 96, 400), F16, WgmmaTactic(64, 32, 3, split=2), order="mk,nk", weight=True)
-    add("cluster_of_four", (130, 128, 600), BF16, WgmmaTactic(128, 64, 2, split=4))
-    add("cluster_with_idle_blocks", (64, 64, 104), F16, WgmmaTactic(64, 64, 2, split=4, early=False), order="mk,nk")
-    add("one_step", (65, 40, 8), F16, WgmmaTactic(64, 32, 3), order="mk,nk", weight=True)
-    add("symbolic", (72, 80, 136), F16, WgmmaTactic(64, 32, 3), symbolic="m", order="mk,nk")
-    add("symbolic_all", (72, 80, 136), F16, WgmmaTactic(64, 64, 3, blocks=2), symbolic="mnk")
+    add("weight", (80, 96, 320), F16, ContractWgmmaTactic(64, 32, 3), order="mk,nk", weight=True)
+    add("weight_late", (80, 64, 320), F16, ContractWgmmaTactic(64, 64, 2, early=False), weight=True)
+    add("narrow", (64, 48, 64), F16, ContractWgmmaTactic(64, 48, 2), order="mk,nk")
+    add("two_groups", (140, 130, 72), F16, ContractWgmmaTactic(128, 128, 2), order="mk,nk")
+    add("two_groups_kn", (140, 136, 72), F16, ContractWgmmaTactic(128, 128, 2))
+    add("three_groups", (200, 100, 72), F16, ContractWgmmaTactic(192, 128, 2), order="mk,nk")
+    add("wide", (70, 264, 136), F16, ContractWgmmaTactic(64, 256, 3))
+    several = ContractWgmmaTactic(64, 32, 3, blocks=3)
+    add("several_tiles_each", (300, 100, 200), F16, several, order="mk,nk", weight=True)
+    add("several_tiles_each_kn", (300, 136, 136), F16, ContractWgmmaTactic(64, 64, 4, blocks=2))
+    add("cluster_of_two", (80, 96, 400), F16, ContractWgmmaTactic(64, 32, 3, split=2), order="mk,nk", weight=True)
+    add("cluster_of_four", (130, 128, 600), BF16, ContractWgmmaTactic(128, 64, 2, split=4))
+    idle = ContractWgmmaTactic(64, 64, 2, split=4, early=False)
+    add("cluster_with_idle_blocks", (64, 64, 104), F16, idle, order="mk,nk")
+    add("one_step", (65, 40, 8), F16, ContractWgmmaTactic(64, 32, 3), order="mk,nk", weight=True)
+    add("symbolic", (72, 80, 136), F16, ContractWgmmaTactic(64, 32, 3), symbolic="m", order="mk,nk")
+    add("symbolic_all", (72, 80, 136), F16, ContractWgmmaTactic(64, 64, 3, blocks=2), symbolic="mnk")
     x = {"in0": random(rng, (1, 40, 3, 2, 32), F16)}
 
     def packed() -> Arrays:

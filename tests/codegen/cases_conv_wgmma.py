@@ -1,4 +1,4 @@
-"""Kernels for the conv template's wgmma engine: patches of several images, strides, dilation, groups, many channels."""
+"""Kernels for the conv template on wgmma: patches of several images, strides, dilation, groups, many channels."""
 
 from __future__ import annotations
 

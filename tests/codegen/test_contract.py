@@ -85,7 +85,7 @@ def test_every_barrier_and_wait_is_needed(name: str) -> None:
         got = run_kernel(source, case.kernel, case.inputs, case.env, text=text)
         return np.allclose(got["out0"].astype(float), cases_contract.expected(case)["out0"], 1e-2, 1e-2)
 
-    assert [(m.line, m.deleted) for m in survivors(source.source, passes)] == []
+    assert [(m.line, m.deleted) for m in survivors(source.source, passes, "contract.cuh")] == []
 
 
 def test_fp32_keeps_what_tf32_would_round_away() -> None:

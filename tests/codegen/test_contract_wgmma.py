@@ -1,4 +1,4 @@
-"""The contract template's wgmma engine against numpy on the checked simulator, and through NVRTC for sm_90a."""
+"""The contract template on wgmma against numpy on the checked simulator, and through NVRTC for sm_90a."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from cases_contract import attention_scores, matmul_kernel, padded
 from harness import assert_compiles, run_kernel
 from kernel_cases import Case, assert_close
-from mutate import survivors
+from mutate import survivors, with_header
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.templates.contract.problem import problem_of
@@ -76,7 +76,7 @@ def test_every_wait_is_needed(name: str) -> None:
         got = run_kernel(source, case.kernel, case.inputs, case.env, text=text)
         return np.allclose(got["out0"].astype(float), cases_contract_wgmma.expected(case)["out0"], 1e-2, 1e-2)
 
-    unnoticed = {m.deleted for m in survivors(source.source, passes)}
+    unnoticed = {m.deleted for m in survivors(source.source, passes, "contract.cuh")}
     # the fence orders mbar_init before TMA: the simulator has no proxies; lanes reunite before a cluster barrier
     assert unnoticed <= {"fence_proxy_async();"} | ({"__syncwarp();"} if name == "cluster_of_two" else set())
 
@@ -84,9 +84,10 @@ def test_every_wait_is_needed(name: str) -> None:
 def test_every_cluster_barrier_is_needed() -> None:
     case = next(c for c in CASES if c.id == "cluster_of_two")
     source = rendered(case)
+    whole, _ = with_header(source.source, "contract.cuh")
     unnoticed = []
     for call in ("cluster_arrive();", "cluster_wait();"):
-        pieces = source.source.split(call)
+        pieces = whole.split(call)
         for i in range(1, len(pieces)):
             text = call.join(pieces[:i]) + ";" + call.join(pieces[i:])
             try:
@@ -105,7 +106,7 @@ def test_small_batches_spread_over_the_card_and_large_ones_use_large_tiles() -> 
     assert large.blocks == 132
 
 
-def test_a_product_of_depth_0_is_left_to_another_engine() -> None:
+def test_a_product_of_depth_0_is_left_to_another_implementation() -> None:
     kernel = matmul_kernel(20, 40, symbol("K", 0, 64, 8), DType.F16, "mk,nk")
     source = select(kernel, ARCH)
     bias = np.arange(40, dtype=np.float16)

@@ -11,6 +11,7 @@ from harness import assert_compiles, run_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, random
+from mutate import survivors
 
 from arcweld.codegen.templates.reduce.rowwise import RowwiseTactic, render_rowwise, supports, tactics
 from arcweld.compiler.dtypes import DType
@@ -67,6 +68,19 @@ def test_rows_are_read_in_sixteen_byte_pieces() -> None:
     source = render_rowwise(kernel, tactics(kernel, "sm_80")[0], "sm_80").source
     assert "load_vec<8>(p.in0" in source
     assert "store_vec<8>(p.out1" in source
+
+
+def test_a_row_of_several_warps_needs_its_barriers() -> None:
+    x = random(np.random.default_rng(0), (3, 300), DType.F32, 4.0)
+    kernel = cases_rowwise.softmax_kernel((3, 300), DType.F32)
+    source = render_rowwise(kernel, RowwiseTactic(lanes=128), "sm_80")
+
+    def passes(text: str) -> bool:
+        got = run_kernel(source, kernel, {"in0": x}, text=text)
+        return np.allclose(got["out0"], cases_rowwise.softmax(x), 1e-4, 1e-6)
+
+    assert "block_reduce<" in source.source
+    assert survivors(source.source, passes, "reduce.cuh") == []
 
 
 def test_unknown_combiner_is_refused() -> None:

@@ -86,12 +86,17 @@ def slack(case: Case) -> float:
 
 def compiled(sources: Sequence[KernelSource], arch: str) -> Iterator[tuple[Compiled, Compiled | None]]:
     """Object code of each, and for kernels with mbarriers also one whose waits end: no mistake can hang the GPU."""
-    waiting = [s for s in sources if "mbar_wait" in s.source]
+    waiting = [s for s in sources if _waits(s)]
     jobs = [Job(s.source, arch, s.entry) for s in sources]
     code = compile_many(jobs + [Job(s.source, arch, s.entry, debug=True) for s in waiting])
     bounded = iter(code[len(jobs) :])
     for source, done in zip(sources, code):
-        yield done, next(bounded) if "mbar_wait" in source.source else None
+        yield done, next(bounded) if _waits(source) else None
+
+
+def _waits(source: KernelSource) -> bool:
+    """True if the kernel waits for mbarriers, itself or by a ring."""
+    return "mbar_wait" in source.source or "ring.cuh" in source.source
 
 
 @pytest.mark.parametrize("module", MODULES)

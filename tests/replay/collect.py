@@ -119,7 +119,7 @@ def renderings(kernel: Kernel, tactic: Any, arch: str) -> Iterator[tuple[str, Ke
     if kernel.template in IMPLEMENTATIONS:
         yield "choice", select(kernel, arch)
     if tactic is not None:
-        own = table if len(table) == 1 else [i for i in table if i.name == tactic.engine]
+        own = table if len(table) == 1 else [i for i in table if i.name == tactic.implementation]
         for i in own:
             if runs_on(i.arch, arch):
                 yield from _if_it_runs("given", i.render(kernel, tactic, arch), arch)

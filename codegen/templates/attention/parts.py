@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.printing.hooks import Hooks, plain_load, vector_width
 from arcweld.codegen.printing.nest import rewrite
-from arcweld.codegen.printing.printer import Block, plus
+from arcweld.codegen.printing.printer import Block
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -195,10 +195,10 @@ def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
     ):
         return Source(role, False, "", per, "")
     block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
-    offset = block.dim(plain.offset)
+    row = block.place(hooks.params.buffer(plain.buffer.name), plain.offset)
     arguments = f"const Params& p, {block.itype} b, {block.itype} h"
     head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
-    body = [*block.finish([]), f"  return {plus(hooks.params.buffer(plain.buffer.name), offset)};", "}"]
+    body = [*block.finish([]), f"  return {row};", "}"]
     stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
     wide = "" if block.itype == "int" else f"({block.itype})"
     return Source(role, True, wide + stride, per, "\n".join([head, *body]))

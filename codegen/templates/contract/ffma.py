@@ -9,7 +9,7 @@ from arcweld.codegen.printing.epilogue import epilogue_hook
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
-from arcweld.codegen.templates.contract.problem import Operand, Problem
+from arcweld.codegen.templates.contract.problem import Operand, Problem, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.compiler import dims
 
@@ -30,7 +30,7 @@ MAX_WIDTH = 4
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """None: this engine takes every contraction of numbers."""
+    """None: this implementation takes every contraction of numbers."""
     return None if problem.acc.is_float or problem.acc.is_int else f"no product of {problem.acc.value} values"
 
 
@@ -62,21 +62,19 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     """Renders for any architecture; ``arch`` only names the least one."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     a, b = narrowed(problem.a), narrowed(problem.b)
-    vm, vn = (min(x, 16 // problem.acc.size) for x in (t.tm, t.tn))
-    width = min(problem.store_width(), vn)
+    width = min(problem.store_width(), t.tn, 16 // problem.acc.size)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
-    pad = 16 // problem.acc.size
     scalar = hooks.params.scalar
     return render(
         "contract/ffma.cu.j2", kernel, hooks.params, arch=ARCH,
         grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers * t.split, 1, 1),
         shared_bytes=shared_bytes(t, problem.acc.size),
-        t=t, a=a, b=b, vm=vm, vn=vn, pad=pad, width=width, acc=problem.acc.cuda, itype=problem.itype,
+        t=t, a=a, b=b, width=width, acc=problem.acc.cuda, itype=problem.itype,
         load_a=load_hook(hooks, problem, "load_a", a), load_b=load_hook(hooks, problem, "load_b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
-        k_extent=scalar("depth", problem.k.extent),
+        k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent),
     )  # fmt: skip
 
 

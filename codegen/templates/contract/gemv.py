@@ -34,7 +34,7 @@ class GemvTactic:
     columns: int
     split: int
     batch: int = 4
-    engine: str = "gemv"
+    implementation: str = "gemv"
     early: bool = True
 
 

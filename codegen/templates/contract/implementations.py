@@ -1,4 +1,4 @@
-"""The contract template: every matrix product, with what is fused before and after it, on one of several engines.
+"""The contract template: every matrix product, with what is fused before and after it, by one of several algorithms.
 
 Roles: axes batch (0+), m, n, k (1+ each); loads ``a`` over batch, m, k and ``b`` over batch, k, n; stores over
 batch, m, n with the variable ``acc``. attrs: ``precision`` (``fp32``: exact; ``tf32``, ``tf32x3``, ``f16``, ``bf16``:
@@ -19,7 +19,7 @@ from arcweld.codegen.templates.contract.problem import Problem, problem_of
 from arcweld.codegen.templates.implementation import Implementation
 
 
-class Engine(Protocol):
+class Algorithm(Protocol):
     """A module that computes problems in normal form."""
 
     ARCH: str
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
 
 # best first
-ENGINES: dict[str, Engine] = {
+ALGORITHMS: dict[str, Algorithm] = {
     "gemv": gemv,
     "wgmma": contract_wgmma,
     "mma": contract_mma,
@@ -41,16 +41,16 @@ ENGINES: dict[str, Engine] = {
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:
-    """Every engine, as implementations of a template whose kernels ``normal`` brings to normal form."""
-    return tuple(_implementation(name, engine, normal) for name, engine in ENGINES.items())
+    """Every algorithm, as implementations of a template whose kernels ``normal`` brings to normal form."""
+    return tuple(_implementation(name, algorithm, normal) for name, algorithm in ALGORITHMS.items())
 
 
-def _implementation(name: str, engine: Engine, normal: Callable[[Kernel], Problem]) -> Implementation:
+def _implementation(name: str, algorithm: Algorithm, normal: Callable[[Kernel], Problem]) -> Implementation:
     return Implementation(
-        name, engine.ARCH,
-        render=lambda kernel, tactic, arch: engine.render_problem(normal(kernel), tactic, arch),
-        tactics=lambda kernel, arch: engine.tactics(normal(kernel), arch),
-        supports=lambda kernel, arch: engine.supports(normal(kernel), arch),
+        name, algorithm.ARCH,
+        render=lambda kernel, tactic, arch: algorithm.render_problem(normal(kernel), tactic, arch),
+        tactics=lambda kernel, arch: algorithm.tactics(normal(kernel), arch),
+        supports=lambda kernel, arch: algorithm.supports(normal(kernel), arch),
     )  # fmt: skip
 
 

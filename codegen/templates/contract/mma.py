@@ -13,7 +13,7 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
-from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook
+from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -35,7 +35,7 @@ STAGE_BYTES = 128  # of each line along k, where the tiles are small enough
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this engine can't compute the problem, or None."""
+    """Why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
     if precision not in ELEMENTS:
         return f"precision {precision} is not one of {', '.join(ELEMENTS)}"
@@ -65,7 +65,7 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
 
 
 def tensor_operand(operand: Operand, element: DType) -> Operand:
-    """The operand as this engine reads it: bytes are copied only if they are of the multiplied type already."""
+    """The operand as this implementation reads it: bytes are copied only if they are of the multiplied type already."""
     width = min(operand.width, 16 // element.size)
     return replace(operand, width=width, copyable=operand.copyable and operand.storage is element)
 
@@ -95,12 +95,12 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     return render(
         "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
         block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b,
-        element=element.cuda, step=32 // element.size, width=width, itype=problem.itype,
+        element=element.cuda, width=width, itype=problem.itype,
         products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
         store=store_hook(hooks, problem, width), together=problem.rows_together(t.tn, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
-        k_extent=scalar("depth", problem.k.extent),
+        k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from arcweld.codegen.kernel import Axis, Kernel, Store
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import collapse
 from arcweld.codegen.printing.params import Params
-from arcweld.codegen.printing.printer import Block, index_type, plus
+from arcweld.codegen.printing.printer import Block, index_type
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -194,12 +194,18 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     assert base is not None, "address_hook needs a copyable operand"
     mask = block.value(operand.expr.args[0]) if operand.masked else None
     start = hooks.params.buffer(name)
-    place = plus(start, block.dim(base))
+    place = block.place(start, base)
     where = f"{mask} ? {place} : {start}" if mask else place
     listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
     head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"
     tail = [f"at = {where};", f"return {mask or 'true'};"]
     return "\n".join([head, *block.finish(), *("  " + t for t in tail), "}"])
+
+
+def extent(hooks: Hooks, name: str, value: Dim) -> str:
+    """C text of an extent as contract.cuh takes it: a type that holds a constant, or the launch parameter ``name``."""
+    text = hooks.params.scalar(name, value)
+    return f"Known<{text}>()" if isinstance(value, int) else f"Parameter{{{text}}}"
 
 
 def likely(extent: Dim) -> int:

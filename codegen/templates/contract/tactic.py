@@ -18,7 +18,7 @@ FIXED_COST, MEETING_COST = 16 * 64 * 64, 8
 class ContractTactic:
     """How one contraction is cut up.
 
-    engine         ``ffma`` (ordinary arithmetic, any type), ``mma`` (tensor cores, sm_80 on) or ``wgmma`` (sm_90a)
+    implementation ``ffma`` (ordinary arithmetic, any type), ``mma`` (tensor cores, sm_80 on) or ``wgmma`` (sm_90a)
     bm, bn, bk     the tile of one block, and the k of one pipeline stage
     tm, tn         the tile of one worker: a thread (ffma), a warp (mma); ``wgmma`` workers take 64 x bn
     stages         tiles in flight (ffma: always two buffers)
@@ -26,7 +26,7 @@ class ContractTactic:
     early          let the next kernel start launching at once, rather than when the loads are issued
     """
 
-    engine: str
+    implementation: str
     bm: int
     bn: int
     bk: int

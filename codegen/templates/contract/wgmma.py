@@ -12,7 +12,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import element_of
-from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
+from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -26,16 +26,19 @@ TILES = (
     (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
     (128, 256), (192, 128), (256, 128),
 )  # fmt: skip
-# multiply-adds and bytes from the L2 cache that a multiprocessor manages in a cycle; cycles that a tile costs beside
-MACS, L2_BYTES, TILE_CYCLES = 3000, 40, 1000
-# registers of a multiprocessor and most of a thread; those beside the sums that an access read ahead needs
-REGISTERS, MOST_REGISTERS, READ_REGISTERS = 65536, 255, 24
-# k split over a cluster: how many ways, cycles that its blocks need to meet, and steps that make it worth while
-SPLITS, MEETING_CYCLES, MIN_STEPS = (1, 2, 4, 8), 900, 4
+MACS = 3000  # multiply-adds of a multiprocessor in a cycle
+L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
+TILE_CYCLES = 1000  # cycles that a tile costs beside its products: its first loads and its epilogue
+REGISTERS = 65536  # registers of a multiprocessor
+MOST_REGISTERS = 255  # registers that a thread can have
+READ_REGISTERS = 24  # registers that a thread needs for each access whose operands it reads before it stores
+SPLITS = (1, 2, 4, 8)  # blocks of a cluster that may share out k
+MEETING_CYCLES = 900  # cycles in which the blocks of a cluster add up their sums
+MIN_STEPS = 4  # steps of k = 64 that make a block of a cluster worth while
 
 
 @dataclass(frozen=True, slots=True)
-class WgmmaTactic:
+class ContractWgmmaTactic:
     """Tile, stages of k = 64 in flight, and how the tiles fall to blocks.
 
     blocks  at most so many blocks, each taking several tiles; 0: one tile each
@@ -47,7 +50,7 @@ class WgmmaTactic:
     stages: int
     blocks: int = 0
     early: bool = True
-    engine: str = "wgmma"
+    implementation: str = "wgmma"
     split: int = 1
 
     @property
@@ -80,7 +83,7 @@ class WgmmaTactic:
         return self.stages * (self.bm + self.bn) * 128 + scratch + exchange + 16 * self.stages
 
 
-T = TypeVar("T", bound=WgmmaTactic)
+T = TypeVar("T", bound=ContractWgmmaTactic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class MappedOperand:
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this engine can't compute the problem, or None."""
+    """Why this implementation can't compute the problem, or None."""
     if problem.kernel.attrs.get("precision") not in ("f16", "bf16"):
         return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
     if problem.acc is not DType.F32:
@@ -156,13 +159,13 @@ def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
     return dims.ceildiv(inner.extent, per) * per if stride == 0 else stride
 
 
-def tactics(problem: Problem, arch: str) -> tuple[WgmmaTactic, ...]:
+def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
     """Tiles in the order of their estimated time, each with the stages that fit; then variants of the best."""
     steps = -(-likely(problem.k.extent) // BK)
     n_major = not mapped(problem, problem.b, "b", 8).along_k
     count = multiprocessors(arch)
     found = [
-        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(WgmmaTactic(bm, bn, 2), steps, count)
+        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(ContractWgmmaTactic(bm, bn, 2), steps, count)
     ]
     rows, columns, batch = (likely(d.extent) for d in (problem.m, problem.n, problem.batch))
     return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, problem, count)
@@ -216,7 +219,7 @@ def ranked(
     return tuple(dict.fromkeys([*best, *variants]))
 
 
-def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
+def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> KernelSource:
     """Renders for sm_90a."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     a = mapped(problem, problem.a, "a", t.bm)
@@ -234,7 +237,7 @@ def render_problem(problem: Problem, t: WgmmaTactic, arch: str) -> KernelSource:
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
         together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
-        tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
+        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
         k_extent=scalar("depth", problem.k.extent),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The conv template: convolution as a matrix product whose left operand is gathered, on the engines of ``contract``.
+"""The conv template: convolution as a matrix product whose left operand is gathered, by the algorithms of ``contract``.
 
 Roles: axes n (1), out (1-3 spatial), g (1), co (1, per group), tap (1-3), ci (1, per group); loads ``a`` (masked where
 the window leaves the input) and ``w``; stores over n, out, g, co with the variable ``acc``. Rows are output pixels,
@@ -19,7 +19,7 @@ from arcweld.codegen.templates.implementation import Implementation
 
 
 def _late(i: Implementation) -> Implementation:
-    """The implementation with the next kernel's launch triggered late: convolutions suffer from company (measured)."""
+    """The implementation with the next kernel launched late: one that overlaps a convolution slows it (measured)."""
 
     def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
         found = i.tactics(kernel, arch)
@@ -29,14 +29,14 @@ def _late(i: Implementation) -> Implementation:
 
 
 def _implementations() -> tuple[Implementation, ...]:
-    """Depthwise; then the contraction's engines, of which the boxes of ``conv_wgmma`` come before the portable ones."""
+    """Depthwise; then the contraction's algorithms, with the boxes of ``conv_wgmma`` before the portable ones."""
     own = Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports)
     boxes = Implementation(
         "conv_wgmma", conv_wgmma.ARCH, conv_wgmma.render_conv_wgmma, conv_wgmma.tactics, conv_wgmma.supports
     )
-    engines = [_late(i) for i in contract.implementations(conv_problem)]
-    portable = next(i for i, e in enumerate(engines) if e.name == "mma")
-    return (own, *engines[:portable], boxes, *engines[portable:])
+    shared = [_late(i) for i in contract.implementations(conv_problem)]
+    portable = next(n for n, i in enumerate(shared) if i.name == "mma")
+    return (own, *shared[:portable], boxes, *shared[portable:])
 
 
 IMPLEMENTATIONS = _implementations()

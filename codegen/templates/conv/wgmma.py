@@ -13,8 +13,8 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import element_of
-from arcweld.codegen.templates.contract.problem import Problem, conv_problem, likely
-from arcweld.codegen.templates.contract.wgmma import BK, WgmmaTactic, fitted, ranked
+from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely
+from arcweld.codegen.templates.contract.wgmma import BK, ContractWgmmaTactic, fitted, ranked
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -28,12 +28,12 @@ MAX_BOX, MAX_STEP = 256, 8  # elements that a TMA box spans in each dimension, a
 
 
 @dataclass(frozen=True, slots=True)
-class ConvWgmmaTactic(WgmmaTactic):
+class ConvWgmmaTactic(ContractWgmmaTactic):
     """``patch``: images, rows and columns of the output pixels that 64 rows of a tile stand for."""
 
     patch: tuple[int, int, int] = (1, 8, 8)
     early: bool = False
-    engine: str = "conv_wgmma"
+    implementation: str = "conv_wgmma"
 
     @property
     def rows(self) -> int:
@@ -57,7 +57,7 @@ class Geometry:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """Why this engine can't compute the convolution, or None."""
+    """Why this implementation can't compute the convolution, or None."""
     if kernel.attrs.get("precision") not in ("f16", "bf16"):
         return f"precision {kernel.attrs.get('precision')} is not f16 or bf16"
     problem = conv_problem(kernel)
@@ -206,8 +206,8 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
         together=t.together(problem, width),
         element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles=scalar("tiles", tiles), tiles_m=scalar("tiles_m", tiles_m), tiles_n=scalar("tiles_n", tiles_n),
-        spatial=shape.spatial,
+        tiles=scalar("tiles", tiles), spatial=shape.spatial,
+        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         n_extent=scalar("columns", problem.n.extent), images=scalar("images", shape.images), groups=shape.groups,
         out_h=scalar("out_h", shape.out[0]), out_w=scalar("out_w", shape.out[1]), ci=shape.ci, taps=shape.taps,
         patches_h=scalar("patches_h", count[1]), patches_w=scalar("patches_w", count[2]), strides=shape.strides,

@@ -3,6 +3,7 @@
 // 4 tiles of k = 32 are in flight.
 #include "prims.cuh"
 #include "math.cuh"
+#include "contract.cuh"
 
 struct Params {
   const f16* in0;
@@ -12,10 +13,11 @@ struct Params {
   int rows;
 };
 
+typedef int Index;
 typedef f16 T;
 constexpr int BM = 128, BN = 128, BK = 32, WM = 64, WN = 32, STAGES = 4;
-constexpr int THREADS = 256, PER = 16 / sizeof(T);  // PER: elements of one 16-byte piece
-constexpr int STEP = 16, MI = WM / 16, NJ = WN / 8;  // k of one mma; fragments of a warp
+constexpr int THREADS = 256, SPLIT = 1, STRIDE = SPLIT * BK;  // STRIDE: k between tiles of a group
+typedef Groups<THREADS, SPLIT> Group;
 
 __device__ __forceinline__ bool address_a(const Params& p, int b, int row, int k, const f16*& at) {
   at = p.in0 + (k + row * 256);
@@ -43,129 +45,43 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-struct Tile {
-  int b, m, n;
-};
-// Neighbouring blocks share operands in the cache: they walk down GROUP rows of tiles before the next column.
-__device__ __forceinline__ Tile tile_at(const Params& p, int index) {
-  constexpr int GROUP = 8;
-  const int rows = p.tiles_m, columns = 8, plane = rows * columns;
-  const int batch = index / plane, inside = index - batch * plane;
-  const int group = inside / (GROUP * columns), first = group * GROUP;
-  const int left = inside - first * columns, height = rows - first < GROUP ? rows - first : GROUP;
-  return {batch, (first + left % height) * BM, (left / height) * BN};
-}
-
-__device__ __forceinline__ int group_of_thread() { return 0; }
-__device__ __forceinline__ int thread_of_group() { return threadIdx.x; }
-__device__ __forceinline__ void group_sync() { __syncthreads(); }
-
-// Shared memory in lines of 16-byte pieces. Pieces change places by the line number, so that the lines which ldmatrix
-// (or a warp of word reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four
-// lines and two pieces of each (SPREAD 2).
-template <int LINES, int PIECES, int SPREAD>
-struct SharedTile {
-  static constexpr int BYTES = LINES * PIECES * 16, COUNT = LINES * PIECES, EACH = (COUNT + THREADS - 1) / THREADS;
-  static __device__ __forceinline__ int line(int i) { return (thread_of_group() + i * THREADS) / PIECES; }
-  static __device__ __forceinline__ int piece(int i) { return (thread_of_group() + i * THREADS) % PIECES; }
-  static __device__ __forceinline__ bool exists(int i) {
-    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
-  }
-  static __device__ __forceinline__ int offset(int line, int piece) {
-    const int swap = PIECES % 8 == 0   ? line * SPREAD % 8
-                     : PIECES % 4 == 0 ? line / 2 % 4
-                     : PIECES % 2 == 0 ? line / 4 % 2
-                                       : 0;
-    return (line * PIECES + (piece ^ swap)) * 16;
+// A is copied 16 bytes along k at a time.
+struct OperandA {
+  static constexpr int ROWS = BM;
+  static constexpr bool ALONG_K = true, ROWS_FIRST = false;
+  static ARCWELD_DEVICE Index rows(const Params& p) { return p.rows; }
+  static ARCWELD_DEVICE const T* start(const Params& p) { return p.in0; }
+  static ARCWELD_DEVICE bool address(const Params& p, Index b, Index row, Index k, const T*& at) {
+    return address_a(p, b, row, k, at);
   }
 };
-// A's tile: BM x BK, lines along k.
-struct TileA : SharedTile<BM, BK / PER, 1> {
-  static __device__ __forceinline__ int row(int i) { return line(i); }
-  static __device__ __forceinline__ int k(int i) { return piece(i) * PER; }
-  // Starts copying the tile at (row0, k0); pieces past the edges arrive as zeros.
-  __device__ __forceinline__ void fetch(const Params& p, u32 tile, int b, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i)
-      if (exists(i)) {
-        const int r = row0 + row(i), k = k0 + this->k(i);
-        const T* at = p.in0;
-        const bool inside = r < p.rows && k < 256 && address_a(p, b, r, k, at);
-        cp_async16(tile + offset(line(i), piece(i)), at, inside ? 16 : 0);
-      }
+// B is copied 16 bytes along k at a time.
+struct OperandB {
+  static constexpr int ROWS = BN;
+  static constexpr bool ALONG_K = true, ROWS_FIRST = false;
+  static ARCWELD_DEVICE Index rows(const Params& p) { return 1024; }
+  static ARCWELD_DEVICE const T* start(const Params& p) { return p.in1; }
+  static ARCWELD_DEVICE bool address(const Params& p, Index b, Index row, Index k, const T*& at) {
+    return address_b(p, b, row, k, at);
   }
-  __device__ __forceinline__ void stash(unsigned char*) const {}
 };
-
-// B's tile: BN x BK, lines along k.
-struct TileB : SharedTile<BN, BK / PER, 1> {
-  static __device__ __forceinline__ int row(int i) { return line(i); }
-  static __device__ __forceinline__ int k(int i) { return piece(i) * PER; }
-  // Starts copying the tile at (row0, k0); pieces past the edges arrive as zeros.
-  __device__ __forceinline__ void fetch(const Params& p, u32 tile, int b, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i)
-      if (exists(i)) {
-        const int r = row0 + row(i), k = k0 + this->k(i);
-        const T* at = p.in1;
-        const bool inside = r < 1024 && k < 256 && address_b(p, b, r, k, at);
-        cp_async16(tile + offset(line(i), piece(i)), at, inside ? 16 : 0);
-      }
-  }
-  __device__ __forceinline__ void stash(unsigned char*) const {}
-};
-
+typedef CopiedTile<OperandA, Group, T, BK> TileA;
+typedef CopiedTile<OperandB, Group, T, BK> TileB;
 constexpr int STAGE = TileA::BYTES + TileB::BYTES;
 
-// Fragments of A for rows [row, row + 16) and one k step.
-__device__ __forceinline__ void fragment_a(u32 (&r)[4], const unsigned char* tile, int row, int k) {
-  const int lane = threadIdx.x % 32;
-  ldmatrix_x4(r, smem_u32(tile + TileA::offset(row + lane % 16, k / PER + lane / 16)));
-}
-// Fragments of B for columns [column, column + 16) and one k step.
-__device__ __forceinline__ void fragment_b(u32 (&r0)[2], u32 (&r1)[2], const unsigned char* tile, int column, int k) {
-  const int lane = threadIdx.x % 32;
-  u32 r[4];
-  ldmatrix_x4(r, smem_u32(tile + TileB::offset(column + lane / 16 * 8 + lane % 8, k / PER + lane / 8 % 2)));
-  r0[0] = r[0], r0[1] = r[1], r1[0] = r[2], r1[1] = r[3];
-}
-
-__device__ __forceinline__ void multiply(float (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column) {
-#pragma unroll
-  for (int k = 0; k < BK; k += STEP) {
-    u32 a[MI][4], b[NJ][2];
-#pragma unroll
-    for (int i = 0; i < MI; ++i) fragment_a(a[i], stage, row + i * 16, k);
-#pragma unroll
-    for (int j = 0; j < NJ; j += 2) fragment_b(b[j], b[j + 1], stage + TileA::BYTES, column + j * 8, k);
-    mma_tile<T, MI, NJ>(acc, a, b);
-  }
-}
-
 // The index of a tile's row, or -1 past the last one.
-__device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
-
-// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that
-// each lane gets 8 neighbouring columns of one row.
+__device__ __forceinline__ Index row_at(const Params& p, Index m) { return m < p.rows ? m : -1; }
+// The epilogue of 16 rows x WN columns that a warp holds in mma fragments: through shared memory, so that each
+// lane gets 8 neighbouring columns of one row.
 __device__ __forceinline__ void store_rows(
-    const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
-  constexpr int PITCH = WN + 8;  // rows start 8 banks apart
+    const Params& p, float* scratch, const float (*acc)[4], Index b, Index top, Index left) {
   const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < WN / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Vec<float, 2> pair;
-      pair[0] = acc[j][2 * half];
-      pair[1] = acc[j][2 * half + 1];
-      store_vec<2>(scratch + (lane / 4 + 8 * half) * PITCH + j * 8 + lane % 4 * 2, pair);
-    }
-  __syncwarp();
-  constexpr int ACROSS = WN / 8, PASSES = ACROSS / 2;  // accesses of a row; of each lane
+  put_fragments<WN>(scratch, acc, lane);
+  constexpr int PITCH = WN + 8, ACROSS = WN / 8, PASSES = ACROSS / 2;  // accesses of a row; of each lane
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass += 1) {
     const int c0 = (pass + 0) * 32 + lane, column0 = c0 % ACROSS * 8;
-    const int m0 = row_at(p, top + c0 / ACROSS);
+    const Index m0 = row_at(p, top + c0 / ACROSS);
     const bool inside0 = m0 >= 0 && left + column0 < 1024;
     const auto store0 = store_out(p, b, inside0 ? m0 : 0, inside0 ? left + column0 : 0);
     if (inside0) store0(load_vec<8>(scratch + c0 / ACROSS * PITCH + column0).v);
@@ -173,40 +89,41 @@ __device__ __forceinline__ void store_rows(
   __syncwarp();
 }
 
-extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_67b86cd4(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_ba28d640(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   pdl_launch_dependents();
-  const Tile t = tile_at(p, blockIdx.x);
-  const int K = 256;
-  const int warp = thread_of_group() / 32, row = warp / (BN / WN) * WM, column = warp % (BN / WN) * WN;
-  float acc[MI][NJ][4] = {};
+  const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<8>());
+  const auto depth = Known<256>();
+  const Index K = 256, start = 0;
+  const int warp = Group::thread() / 32, row = warp / (BN / WN) * WM, column = warp % (BN / WN) * WN;
+  float acc[WM / 16][WN / 8][4] = {};
   TileA a;
   TileB b;
   // Weights depend on no earlier kernel: they are on their way before that kernel ends.
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s)
-    if (s * BK < K) b.fetch(p, base + s * STAGE + TileA::BYTES, t.b, t.n, s * BK);
+    if (start + s * STRIDE < K) b.fetch(p, base + s * STAGE + TileA::BYTES, t.b, t.n, start + s * STRIDE, depth);
   pdl_wait();
 #pragma unroll
   for (int s = 0; s < STAGES - 1; ++s) {
-    if (s * BK < K) {
-      a.fetch(p, base + s * STAGE, t.b, t.m, s * BK);
+    if (start + s * STRIDE < K) {
+      a.fetch(p, base + s * STAGE, t.b, t.m, start + s * STRIDE, depth);
       a.stash(smem + s * STAGE);
     }
     cp_async_commit();
   }
   int now = 0, next = STAGES - 1;
-  for (int k = 0; k < K; k += BK) {
+  for (Index k = start; k < K; k += STRIDE) {
     cp_async_wait<STAGES - 2>();
-    group_sync();
-    const int ahead = k + (STAGES - 1) * BK;
+    Group::sync();
+    const Index ahead = k + (STAGES - 1) * STRIDE;
     if (ahead < K) {
-      a.fetch(p, base + next * STAGE, t.b, t.m, ahead);
-      b.fetch(p, base + next * STAGE + TileA::BYTES, t.b, t.n, ahead);
+      a.fetch(p, base + next * STAGE, t.b, t.m, ahead, depth);
+      b.fetch(p, base + next * STAGE + TileA::BYTES, t.b, t.n, ahead, depth);
     }
     cp_async_commit();
-    multiply(acc, smem + now * STAGE, row, column);
+    multiply_stage<TileA, TileB, BK, 1>(acc, smem + now * STAGE, row, column);
     if (ahead < K) {
       a.stash(smem + next * STAGE);
       b.stash(smem + next * STAGE + TileA::BYTES);
@@ -215,10 +132,10 @@ extern "C" __global__ void __launch_bounds__(256) contract_matmul_gelu_67b86cd4(
     next = next + 1 == STAGES ? 0 : next + 1;
   }
   {
-    group_sync();  // what shared memory held before becomes the epilogue's scratch
+    Group::sync();  // what shared memory held before becomes the epilogue's scratch
     float* scratch = reinterpret_cast<float*>(smem) + warp * 16 * (WN + 8);
 #pragma unroll
-    for (int i = 0; i < MI; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
+    for (int i = 0; i < WM / 16; ++i) store_rows(p, scratch, acc[i], t.b, t.m + row + i * 16, t.n + column);
   }
 }
-EXPORT_KERNEL(contract_matmul_gelu_67b86cd4)
+EXPORT_KERNEL(contract_matmul_gelu_ba28d640)

@@ -2,6 +2,8 @@
 // Tiles of 256 x 128; one warp keeps 3 tiles of k = 64 in flight, 4 warpgroups of 64 rows multiply.
 #include "prims.cuh"
 #include "math.cuh"
+#include "ring.cuh"
+#include "contract.cuh"
 #ifndef ARCWELD_SIM
 template <>
 struct WgmmaShape<128> {
@@ -56,6 +58,7 @@ struct Params {
   TensorMap map_b;
 };
 
+typedef int Index;
 typedef f16 T;
 constexpr int BM = 256, BN = 128, STAGES = 3, GROUPS = BM / 64, THREADS = 544;
 constexpr int A_BYTES = BM * 128, B_BYTES = BN * 128, STAGE = A_BYTES + B_BYTES;  // a line of k is 128 bytes, swizzled
@@ -75,54 +78,30 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-struct Tile {
-  int b, m, n;
-};
-// Neighbouring blocks share operands in the cache: they walk down GROUP rows of tiles before the next column.
-__device__ __forceinline__ Tile tile_at(const Params& p, int index) {
-  constexpr int GROUP = 8;
-  const int rows = p.tiles_m, columns = 8, plane = rows * columns;
-  const int batch = index / plane, inside = index - batch * plane;
-  const int group = inside / (GROUP * columns), first = group * GROUP;
-  const int left = inside - first * columns, height = rows - first < GROUP ? rows - first : GROUP;
-  return {batch, (first + left % height) * BM, (left / height) * BN};
-}
-
 // What one stage holds: BM rows of A and BN columns of B, 64 of k each.
 constexpr int STAGE_TRAFFIC = STAGE;
 __device__ __forceinline__ int step_count(const Params& p) { return (256 + 63) / 64; }
 
-__device__ __forceinline__ void fetch_a(const Params& p, u32 stage, u32 bar, const Tile& t, int step) {
+__device__ __forceinline__ void fetch_a(const Params& p, u32 stage, u32 bar, const Tile<Index>& t, int step) {
   tma_load_2d(stage, &p.map_a, bar, step * 64, (int)t.m);
 }
-__device__ __forceinline__ void fetch_b(const Params& p, u32 stage, u32 bar, const Tile& t, int step) {
+__device__ __forceinline__ void fetch_b(const Params& p, u32 stage, u32 bar, const Tile<Index>& t, int step) {
   tma_load_2d(stage + A_BYTES, &p.map_b, bar, step * 64, (int)t.n);
 }
 
 // The index of a tile's row, or -1 past the last one.
-__device__ __forceinline__ int row_at(const Params& p, int m) { return m < p.rows ? m : -1; }
-
-// The epilogue of 16 rows x CHUNK columns that a warp holds in mma fragments: through shared memory, so that
-// each lane gets 8 neighbouring columns of one row.
+__device__ __forceinline__ Index row_at(const Params& p, Index m) { return m < p.rows ? m : -1; }
+// The epilogue of 16 rows x CHUNK columns that a warp holds in mma fragments: through shared memory, so that each
+// lane gets 8 neighbouring columns of one row.
 __device__ __forceinline__ void store_rows(
-    const Params& p, float* scratch, const float (*acc)[4], int b, int top, int left) {
-  constexpr int PITCH = CHUNK + 8;  // rows start 8 banks apart
+    const Params& p, float* scratch, const float (*acc)[4], Index b, Index top, Index left) {
   const int lane = opaque(threadIdx.x % 32);
-#pragma unroll
-  for (int j = 0; j < CHUNK / 8; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Vec<float, 2> pair;
-      pair[0] = acc[j][2 * half];
-      pair[1] = acc[j][2 * half + 1];
-      store_vec<2>(scratch + (lane / 4 + 8 * half) * PITCH + j * 8 + lane % 4 * 2, pair);
-    }
-  __syncwarp();
-  constexpr int ACROSS = CHUNK / 8, PASSES = ACROSS / 2;  // accesses of a row; of each lane
+  put_fragments<CHUNK>(scratch, acc, lane);
+  constexpr int PITCH = CHUNK + 8, ACROSS = CHUNK / 8, PASSES = ACROSS / 2;  // accesses of a row; of each lane
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass += 1) {
     const int c0 = (pass + 0) * 32 + lane, column0 = c0 % ACROSS * 8;
-    const int m0 = row_at(p, top + c0 / ACROSS);
+    const Index m0 = row_at(p, top + c0 / ACROSS);
     const bool inside0 = m0 >= 0 && left + column0 < 1024;
     const auto store0 = store_out(p, b, inside0 ? m0 : 0, inside0 ? left + column0 : 0);
     if (inside0) store0(load_vec<8>(scratch + c0 / ACROSS * PITCH + column0).v);
@@ -130,28 +109,12 @@ __device__ __forceinline__ void store_rows(
   __syncwarp();
 }
 
-// Where a thread is in the ring of stages: the phase flips at each turn.
-struct Ring {
-  int stage, phase;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-};
-
-// The steps of k that a block takes.
-struct Share {
-  int first, last;
-};
-__device__ __forceinline__ Share share_of(int steps) {
-  return {0, steps};
-}
-
-__device__ __forceinline__ void produce(const Params& p, u32 base, int tiles, const Share& share) {
-  const u32 full = base + BARRIERS, empty = full + 8 * STAGES;
-  Ring ring = {0, 0};
+__device__ __forceinline__ void produce(const Params& p, u32 base, Index tiles, const Share& share) {
+  const u32 full = base + BARRIERS;
+  Ring<STAGES> ring(full, full + 8 * STAGES);
   int k = share.first;
   if (blockIdx.x < tiles) {
-    const Tile t = tile_at(p, blockIdx.x);
+    const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<8>());
     const int ahead = share.last - k < STAGES ? share.last - k : STAGES;
     // Weights depend on no earlier kernel: they are requested before that kernel ends.
     for (int i = 0; i < ahead; ++i) {
@@ -162,11 +125,11 @@ __device__ __forceinline__ void produce(const Params& p, u32 base, int tiles, co
     for (int i = 0; i < ahead; ++i) fetch_a(p, base + i * STAGE, full + 8 * i, t, k + i);
     for (int i = 0; i < ahead; ++i, ++k) ring.advance();
   }
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    const Tile t = tile_at(p, index);
+  for (Index index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const Tile<Index> t = tile_at<BM, BN, Index>(index, Parameter{p.tiles_m}, Known<8>());
     for (; k < share.last; ++k) {
-      mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
-      const u32 bar = full + 8 * ring.stage, stage = base + ring.stage * STAGE;
+      ring.wait_empty();
+      const u32 bar = ring.filling(), stage = base + ring.stage * STAGE;
       mbar_expect_tx(bar, STAGE_TRAFFIC);
       fetch_a(p, stage, bar, t, k);
       fetch_b(p, stage, bar, t, k);
@@ -176,13 +139,13 @@ __device__ __forceinline__ void produce(const Params& p, u32 base, int tiles, co
   }
 }
 
-__device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u32 base, int tiles, const Share& share) {
-  const u32 full = base + BARRIERS, empty = full + 8 * STAGES;
+__device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u32 base, Index tiles, const Share& share) {
   const int warp = threadIdx.x / 32, group = warp / 4, lane = threadIdx.x % 32;
   float* scratch = reinterpret_cast<float*>(smem + SCRATCH + warp * SCRATCH_EACH);
-  Ring ring = {0, 0};
+  const u32 full = base + BARRIERS;
+  Ring<STAGES> ring(full, full + 8 * STAGES);
   pdl_wait();
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for (Index index = blockIdx.x; index < tiles; index += gridDim.x) {
     // Every product adds: a block's share of the steps may be empty, and were the first one to overwrite, ptxas 12.8 would
     // serialise them all.
     float acc[BN / 2];
@@ -190,37 +153,34 @@ __device__ __forceinline__ void consume(const Params& p, unsigned char* smem, u3
     for (int i = 0; i < BN / 2; ++i) acc[i] = 0.0f;
     int previous = 0;
     for (int k = share.first; k < share.last; ++k) {
-      mbar_wait(full + 8 * ring.stage, ring.phase);
+      ring.wait_full();
       const u32 stage = base + ring.stage * STAGE;
-      const u64 a = wgmma_desc(stage + group * 8192, 16, 1024), b = wgmma_desc(stage + A_BYTES, 16, 1024);
-      wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < 4; ++i) wgmma_ss<T, BN, 0>(acc, a + 2 * i, b + 2 * i, 1);
-      wgmma_commit();
+      issue_products<T, true>(
+          acc, wgmma_desc(stage + group * 8192, 16, 1024), wgmma_desc(stage + A_BYTES, 16, 1024));
       wgmma_wait<1>();  // the products of the step before are done: its stage may be filled again
-      if (k > share.first && lane == 0) mbar_arrive(empty + 8 * previous);
+      if (k > share.first && lane == 0) ring.release(previous);
       previous = ring.stage;
       ring.advance();
     }
     wgmma_wait<0>();
     wgmma_pin(acc);
-    if (lane == 0) mbar_arrive(empty + 8 * previous);
-    const Tile t = tile_at(p, index);
+    if (lane == 0) ring.release(previous);
+    const Tile<Index> t = tile_at<BM, BN, Index>(index, Parameter{p.tiles_m}, Known<8>());
     float (*fragments)[4] = reinterpret_cast<float (*)[4]>(acc);
 #pragma unroll
     for (int n = 0; n < BN; n += CHUNK) store_rows(p, scratch, fragments + n / 8, t.b, t.m + warp * 16, t.n + n);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_7ff302fd(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_6c0f2335(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   const u32 base = smem_u32(smem);
   if (threadIdx.x == THREADS - 32) {
     tma_prefetch_map(&p.map_a);
     tma_prefetch_map(&p.map_b);
   }
-  const int tiles = p.tiles;
-  const Share share = share_of(step_count(p));
+  const Index tiles = p.tiles;
+  const Share share = share_of<1>(step_count(p));
   if (threadIdx.x == 0) {
     for (int i = 0; i < STAGES; ++i) {
       mbar_init(base + BARRIERS + 8 * i, 1);                        // full: the producer's own arrival, and the bytes
@@ -239,4 +199,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_relu_7f
     consume(p, smem, base, tiles, share);
   }
 }
-EXPORT_KERNEL(contract_matmul_relu_7ff302fd)
+EXPORT_KERNEL(contract_matmul_relu_6c0f2335)

@@ -3,6 +3,7 @@
 // tiles of k = 16 alternate between two shared buffers.
 #include "prims.cuh"
 #include "math.cuh"
+#include "contract.cuh"
 
 struct Params {
   const f32* in0;
@@ -12,9 +13,12 @@ struct Params {
   int rows;
 };
 
-constexpr int BM = 32, BN = 32, BK = 16, TM = 4, TN = 2, THREADS = 128;
-constexpr int VM = 4, VN = 2;  // a thread's rows and columns come in groups of neighbours
-constexpr int PITCH_A = BM + 4, PITCH_B = BN + 4, BUFFER = BK * (PITCH_A + PITCH_B);
+typedef int Index;
+typedef f32 Acc;
+constexpr int BM = 32, BN = 32, BK = 16, TM = 4, TN = 2;
+constexpr int THREADS = 128, SPLIT = 1, STRIDE = SPLIT * BK;  // STRIDE: k between tiles of a group
+typedef Groups<THREADS, SPLIT> Group;
+typedef ThreadTile<Group, Acc, BM, BN, BK, TM, TN> Work;
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[1]) {
   const f32 t0 = p.in0[row * 27 + k];
@@ -32,157 +36,67 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-struct Tile {
-  int b, m, n;
+// A is read one element along k at a time.
+struct OperandA {
+  typedef f32 Value;
+  static constexpr int ROWS = BM, WIDTH = 1;
+  static constexpr bool ALONG_K = true, ROWS_FIRST = false;
+  static ARCWELD_DEVICE Index rows(const Params& p) { return p.rows; }
+  static ARCWELD_DEVICE void load(const Params& p, Index b, Index row, Index k, Value (&x)[WIDTH]) { load_a(p, b, row, k, x); }
 };
-// Neighbouring blocks share operands in the cache: they walk down GROUP rows of tiles before the next column.
-__device__ __forceinline__ Tile tile_at(const Params& p, int index) {
-  constexpr int GROUP = 8;
-  const int rows = p.tiles_m, columns = 2, plane = rows * columns;
-  const int batch = index / plane, inside = index - batch * plane;
-  const int group = inside / (GROUP * columns), first = group * GROUP;
-  const int left = inside - first * columns, height = rows - first < GROUP ? rows - first : GROUP;
-  return {batch, (first + left % height) * BM, (left / height) * BN};
-}
-
-__device__ __forceinline__ int group_of_thread() { return 0; }
-__device__ __forceinline__ int thread_of_group() { return threadIdx.x; }
-__device__ __forceinline__ void group_sync() { __syncthreads(); }
-
-// Chunks of one element of A along k; zero past the edges.
-struct ChunksA {
-  static constexpr int WIDTH = 1, COUNT = BM * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
-  f32 v[EACH][WIDTH];
-  // The row and the k, inside the tile, of this thread's i-th chunk.
-  static __device__ __forceinline__ int row(int i) {
-    return (thread_of_group() + i * THREADS) / (BK / WIDTH);
-  }
-  static __device__ __forceinline__ int k(int i) {
-    return (thread_of_group() + i * THREADS) % (BK / WIDTH) * WIDTH;
-  }
-  static __device__ __forceinline__ bool exists(int i) {
-    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
-  }
-  __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      if (exists(i) && row0 + row(i) < p.rows && k0 + k(i) < 27) {
-        load_a(p, b, row0 + row(i), k0 + k(i), v[i]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < WIDTH; ++e) v[i][e] = f32(0);
-      }
-    }
-  }
+// B is read one element along the row at a time.
+struct OperandB {
+  typedef f32 Value;
+  static constexpr int ROWS = BN, WIDTH = 1;
+  static constexpr bool ALONG_K = false, ROWS_FIRST = true;
+  static ARCWELD_DEVICE Index rows(const Params& p) { return 33; }
+  static ARCWELD_DEVICE void load(const Params& p, Index b, Index row, Index k, Value (&x)[WIDTH]) { load_b(p, b, row, k, x); }
 };
+typedef Chunks<OperandA, Group, BK> ChunksA;
+typedef Chunks<OperandB, Group, BK> ChunksB;
 
-// Chunks of one element of B along the row; zero past the edges.
-struct ChunksB {
-  static constexpr int WIDTH = 1, COUNT = BN * BK / WIDTH, EACH = (COUNT + THREADS - 1) / THREADS;
-  f32 v[EACH][WIDTH];
-  // The row and the k, inside the tile, of this thread's i-th chunk.
-  static __device__ __forceinline__ int row(int i) {
-    return (thread_of_group() + i * THREADS) % (BN / WIDTH) * WIDTH;
-  }
-  static __device__ __forceinline__ int k(int i) {
-    return (thread_of_group() + i * THREADS) / (BN / WIDTH);
-  }
-  static __device__ __forceinline__ bool exists(int i) {
-    return COUNT % THREADS == 0 || thread_of_group() + i * THREADS < COUNT;
-  }
-  __device__ __forceinline__ void fetch(const Params& p, int b, int row0, int k0) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      if (exists(i) && row0 + row(i) < 33 && k0 + k(i) < 27) {
-        load_b(p, b, row0 + row(i), k0 + k(i), v[i]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < WIDTH; ++e) v[i][e] = f32(0);
-      }
-    }
-  }
-};
-
-// Registers to shared memory, with k outermost: the inner loop then reads neighbouring rows at once.
-template <class Chunks>
-__device__ __forceinline__ void stash(f32* tile, int pitch, const Chunks& c, int row_step, int k_step) {
-#pragma unroll
-  for (int i = 0; i < Chunks::EACH; ++i)
-    if (Chunks::exists(i)) {
-#pragma unroll
-      for (int e = 0; e < Chunks::WIDTH; ++e)
-        tile[(Chunks::k(i) + e * k_step) * pitch + Chunks::row(i) + e * row_step] = (f32)c.v[i][e];
-    }
-}
-
-// First row (or column) of a thread's group: groups lie a whole stripe apart, so that a warp reads neighbouring banks.
-__device__ __forceinline__ int row_of(int group) { return group * (BM / (TM / VM)) + thread_of_group() / (BN / TN) * VM; }
-__device__ __forceinline__ int column_of(int group) { return group * (BN / (TN / VN)) + thread_of_group() % (BN / TN) * VN; }
-
-__device__ __forceinline__ void multiply(f32 (&acc)[TM][TN], const f32* tile) {
-#pragma unroll
-  for (int k = 0; k < BK; ++k) {
-    f32 a[TM], b[TN];
-#pragma unroll
-    for (int g = 0; g < TM / VM; ++g) {
-      const Vec<f32, VM> v = load_vec<VM>(tile + k * PITCH_A + row_of(g));
-#pragma unroll
-      for (int e = 0; e < VM; ++e) a[g * VM + e] = v[e];
-    }
-#pragma unroll
-    for (int g = 0; g < TN / VN; ++g) {
-      const Vec<f32, VN> v = load_vec<VN>(tile + BK * PITCH_A + k * PITCH_B + column_of(g));
-#pragma unroll
-      for (int e = 0; e < VN; ++e) b[g * VN + e] = v[e];
-    }
-#pragma unroll
-    for (int i = 0; i < TM; ++i)
-#pragma unroll
-      for (int j = 0; j < TN; ++j) acc[i][j] += a[i] * b[j];
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(128) contract_matmul_04464656(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) contract_matmul_9a0e822a(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
-  f32* buffers = reinterpret_cast<f32*>(smem);
+  Acc* buffers = reinterpret_cast<Acc*>(smem);
   pdl_launch_dependents();
-  const Tile t = tile_at(p, blockIdx.x);
-  const int K = 27;
-  f32 acc[TM][TN] = {};
+  const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<2>());
+  const auto depth = Known<27>();
+  const Index K = 27, start = 0;
+  Acc acc[TM][TN] = {};
   ChunksA a;
   ChunksB b;
-  b.fetch(p, t.b, t.n, 0);
+  b.fetch(p, t.b, t.n, start, depth);
   pdl_wait();
-  a.fetch(p, t.b, t.m, 0);
-  stash(buffers, PITCH_A, a, 0, 1);
-  stash(buffers + BK * PITCH_A, PITCH_B, b, 1, 0);
-  group_sync();
+  a.fetch(p, t.b, t.m, start, depth);
+  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+  Group::sync();
   int current = 0;
-  for (int k = 0; k < K; k += BK) {
-    const bool more = k + BK < K;
+  for (Index k = start; k < K; k += STRIDE) {
+    const bool more = k + STRIDE < K;
     if (more) {
-      a.fetch(p, t.b, t.m, k + BK);
-      b.fetch(p, t.b, t.n, k + BK);
+      a.fetch(p, t.b, t.m, k + STRIDE, depth);
+      b.fetch(p, t.b, t.n, k + STRIDE, depth);
     }
-    multiply(acc, buffers + current * BUFFER);
+    Work::multiply(acc, buffers + current * Work::BUFFER);
     current ^= 1;
     if (more) {
-      stash(buffers + current * BUFFER, PITCH_A, a, 0, 1);
-      stash(buffers + current * BUFFER + BK * PITCH_A, PITCH_B, b, 1, 0);
+      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
     }
-    group_sync();
+    Group::sync();
   }
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
-    const int m = t.m + row_of(i / VM) + i % VM;
+    const Index m = t.m + Work::row_of(i / Work::VM) + i % Work::VM;
 #pragma unroll
     for (int j = 0; j < TN; j += 1) {
-      const int n = t.n + column_of(j / VN) + j % VN;
-      f32 out[1];
+      const Index n = t.n + Work::column_of(j / Work::VN) + j % Work::VN;
+      Acc out[1];
 #pragma unroll
       for (int e = 0; e < 1; ++e) out[e] = acc[i][j + e];
       if (m < p.rows && n < 33) store_out(p, t.b, m, n)(out);
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_04464656)
+EXPORT_KERNEL(contract_matmul_9a0e822a)

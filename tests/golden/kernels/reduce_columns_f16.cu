@@ -28,7 +28,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, const 
   store_vec<8>(p.out0 + out_index, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_max_45ea20c2(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_max_a435395c(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, handed_over);  // [lane][thread]
   const int slice = threadIdx.x / 8;
@@ -49,20 +49,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_max_45ea20c2(const __gr
     }
   }
 
-  // the upper half of the slices hands over to the lower half; each place in shared memory is written once
-#pragma unroll
-  for (int half = 16; half > 0; half /= 2) {
-    if (slice >= half && slice < 2 * half) {
-#pragma unroll
-      for (int lane = 0; lane < 8; ++lane) handed_over[lane * 256 + threadIdx.x] = part[lane];
-    }
-    __syncthreads();
-    if (slice < half) {
-#pragma unroll
-      for (int lane = 0; lane < 8; ++lane)
-        part[lane] = OpMax()(part[lane], handed_over[lane * 256 + threadIdx.x + half * 8]);
-    }
-  }
+  slices_reduce<32, 8>(part, handed_over, slice, OpMax());
 
   if (slice == 0 && out_index < 256) {
     f32 acc[8];
@@ -73,4 +60,4 @@ extern "C" __global__ void __launch_bounds__(256) reduce_max_45ea20c2(const __gr
     store_out(p, out_index, acc);
   }
 }
-EXPORT_KERNEL(reduce_max_45ea20c2)
+EXPORT_KERNEL(reduce_max_a435395c)

@@ -43,7 +43,7 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const int ix2 = i / 64;
   const i64 t3 = p.in0[ix2];
   const bool t4 = t3 < 0ll;
-  const i64 t5 = (i64)(p.s);
+  const i64 t5 = (i64)p.s;
   const i64 t6 = t3 + t5;
   const i64 t7 = t4 ? t6 : t3;
   const bool t8 = t7 >= 0ll;
@@ -60,10 +60,10 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) scatter_820c52c4(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) scatter_e7cf8e01(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < 32000) compute(p, first);
 }
-EXPORT_KERNEL(scatter_820c52c4)
+EXPORT_KERNEL(scatter_e7cf8e01)

@@ -15,7 +15,7 @@ struct Params {
 
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, i64 (&out)[2]) {
   const Vec<i64, 2> v0 = load_vec<2>(p.in0 + step);
-  const i64 t3 = (i64)(p.s);
+  const i64 t3 = (i64)p.s;
   const int ix6 = out_index / 64;
   const i64 t7 = (i64)ix6;
 #pragma unroll
@@ -45,7 +45,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 ac
   p.out0[out_index] = t9;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_scatter_a9ad09d0(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_scatter_b9e88a98(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 2;
   const int own = blockIdx.x * 64 + threadIdx.x / 2;
@@ -71,4 +71,4 @@ extern "C" __global__ void __launch_bounds__(128) reduce_scatter_a9ad09d0(const 
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_scatter_a9ad09d0)
+EXPORT_KERNEL(reduce_scatter_b9e88a98)

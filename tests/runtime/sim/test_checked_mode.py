@@ -27,14 +27,17 @@ def test_every_deleted_synchronisation_is_noticed(name: str) -> None:
 def test_mutations_delete_one_statement_each() -> None:
     source = (
         "a; __syncthreads();\n// __syncthreads();\nif (x) { mbar_wait(full + 8 * (s + 1), p); } cp_async_wait<1>();"
+        "\nring.wait_full(); ring.advance();"
     )
     found = mutations(source)
     assert [(m.line, m.deleted) for m in found] == [
         (1, "__syncthreads();"),
         (3, "mbar_wait(full + 8 * (s + 1), p);"),
         (3, "cp_async_wait<1>();"),
+        (4, "ring.wait_full();"),
     ]
     assert found[1].source.count("mbar_wait") == 0
+    assert "{ *reinterpret_cast<volatile int*>(8) = 0; }" in found[1].trapped
     assert found[1].source.count("cp_async_wait") == 1
 
 
