@@ -117,7 +117,7 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size, a=a, tactic=tactic, layout=tile,
         sources=sources, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
-        scale=repr(a.scale * LOG2E), log2e=repr(LOG2E), tiles=scalar("query_tiles", tiles),
+        scale=repr(a.scale * LOG2E), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
         keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),
     )  # fmt: skip

@@ -52,7 +52,6 @@ class Layout:
     v_pitch: int
     q_shared: bool
     ring_at: int
-    stage: int
     bytes: int
 
 
@@ -75,7 +74,6 @@ def layout(a: Attention, t: MmaTactic) -> Layout:
         v_pitch,
         q_shared,
         ring_at,
-        stage,
         max(ring_at + t.stages * stage, merge),
     )
 
@@ -125,7 +123,7 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
         "attention/mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes, a=a, tactic=tactic,
         layout=space, hooks=printed, sources=sources, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
-        fold=a.mask_kind == "none" and a.scale > 0, log2e=repr(LOG2E), group=_group(space.value_depth // 8),
+        fold=a.mask_kind == "none" and a.scale > 0, group=_group(space.value_depth // 8),
         tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),
         queries=scalar("query_count", a.s.extent), keys=scalar("key_count", a.t.extent),
         offset=scalar("causal_offset", a.causal_offset),

@@ -172,7 +172,6 @@ def tactics(kernel: Kernel, arch: str) -> tuple[WgmmaTactic, ...]:
     a = parts(kernel)
     keys = most(a.t.extent, USUAL_SYMBOLIC)
     crowd, take_turns = 3 if a.mask is None else 2, not a.causal
-    crowd, take_turns = 3 if a.mask is None else 2, not a.causal
     small = [
         WgmmaTactic(1, 64, 3, persistent=take_turns, blocks=crowd),
         WgmmaTactic(1, 112, 2, persistent=take_turns, blocks=crowd),
@@ -223,7 +222,7 @@ def render_wgmma(kernel: Kernel, tactic: WgmmaTactic, arch: str) -> KernelSource
         "attention/wgmma.cu.j2", kernel, hooks.params, arch=ARCH,
         grid=(dims.minimum(tiles, SMS * tactic.blocks) if tactic.persistent else tiles, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=space.total, a=a, t=tactic, layout=space, hooks=printed, maps=maps,
-        T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E), fold=a.mask_kind == "none", log2e=repr(LOG2E),
+        T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E), fold=a.mask_kind == "none",
         wgmma_ns=tuple(sorted({tactic.keys, space.value_depth})), tiles=scalar("tile_count", tiles),
         row_tiles=scalar("query_tiles", rows), all_heads=scalar("all_heads", a.heads),
         section=CAUSAL_HEADS if a.causal else 1, heads=scalar("head_count", a.h.extent),

@@ -3,6 +3,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "attention.cuh"
 
 struct Params {
   const f32* in0;
@@ -16,7 +17,8 @@ struct Params {
   int key_count;
 };
 
-__device__ __forceinline__ f32 with_mask(f32 score, bool attend) { return attend ? score : -(f32)INFINITY; }
+typedef f32 T;
+constexpr int ROWS = 128, THREADS = 256;
 
 __device__ __forceinline__ void load_q(const Params& p, int b, int h, int s, int d, f32 (&out)[4]) {
   const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + d));
@@ -53,23 +55,23 @@ __device__ __forceinline__ const f32* v_row0(const Params& p, int b, int h) {
 
 // A tile of keys or values from key t0 on, to shared memory: asynchronous where the operand lies in memory as it is needed.
 __device__ __forceinline__ void fetch_k(const Params& p, int b, int h, int t0, f32* k_tile) {
-  for (int i = threadIdx.x; i < 512; i += 256) {
+  for (int i = threadIdx.x; i < 64 * 8; i += THREADS) {
     const int row = i / 8, col = i % 8 * 4, t = t0 + row;
     const bool inside = t < p.key_count;
-    const f32* row_start = k_row0(p, b, h) + min(t, p.key_count - 1) * 32;
+    const T* row_start = k_row0(p, b, h) + min(t, p.key_count - 1) * 32;
     cp_async16(smem_u32(k_tile + row * 36 + col), row_start + col, inside ? 16 : 0);
   }
 }
 __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, f32* v_tile) {
-  for (int i = threadIdx.x; i < 512; i += 256) {
+  for (int i = threadIdx.x; i < 64 * 8; i += THREADS) {
     const int row = i / 8, col = i % 8 * 4, t = t0 + row;
     const bool inside = t < p.key_count;
-    const f32* row_start = v_row0(p, b, h) + min(t, p.key_count - 1) * 32;
+    const T* row_start = v_row0(p, b, h) + min(t, p.key_count - 1) * 32;
     cp_async16(smem_u32(v_tile + row * 32 + col), row_start + col, inside ? 16 : 0);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 1) attention_19759a4a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) attention_bb33dc6e(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, smem);
   f32* const q_tile = smem;                     // [128][36]
@@ -79,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_19759a4a(const __
   const int tx = threadIdx.x % 8, ty = threadIdx.x / 8;
   const int tile = blockIdx.x % p.query_tiles;
   const int h = blockIdx.x / p.query_tiles % 4, b = blockIdx.x / p.query_tiles / 4;
-  const int s0 = tile * 128;
+  const int s0 = tile * ROWS;
   const int visible = p.key_count;
   pdl_wait();
 
@@ -199,4 +201,4 @@ extern "C" __global__ void __launch_bounds__(256, 1) attention_19759a4a(const __
     }
   }
 }
-EXPORT_KERNEL(attention_19759a4a)
+EXPORT_KERNEL(attention_bb33dc6e)
