@@ -15,7 +15,7 @@ from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job, require_clean
 from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
 from arcweld.codegen.nvrtc.pool import compile_many
-from arcweld.codegen.templates.select import alternatives
+from arcweld.codegen.templates.select import other_tactics, substitutes
 from arcweld.compiler.archs import runs_on
 
 log = logging.getLogger("arcweld.codegen")
@@ -58,7 +58,7 @@ def compile_launches(
     Raises CompileError for a kernel that NVRTC refuses, and for one whose tactics all make ptxas warn.
     """
     done = _compile(planned, archs, cache, progress)
-    spilled = {c.name for c in done.values() if c.spill_bytes > SPILL_BYTES or c.warnings}
+    spilled = {c.name for c in done.values() if not _acceptable(len(c.warnings), c.spill_bytes)}
     if spilled:
         planned = _exchange(planned, spilled, archs, cache)
         done = _compile(planned, archs, cache, progress)
@@ -99,19 +99,38 @@ def _exchange(
                 better[s.entry] = _least_spilling(p.bound.kernel, s, archs, cache)
 
     def mended(p: PlannedLaunch) -> PlannedLaunch:
-        sources = tuple(better.get(s.entry, s) for s in p.sources)
-        return replace(p, sources=sources, before=tuple(mended(b) for b in p.before))
+        sources: dict[str, KernelSource] = {}
+        for s in p.sources:  # the portable one first: it serves an exact architecture that got the same text
+            new = better.get(s.entry, s)
+            sources.setdefault(new.source, new)
+        return replace(p, sources=tuple(sources.values()), before=tuple(mended(b) for b in p.before))
 
     return tuple(mended(p) for p in planned)
 
 
 def _least_spilling(kernel: Kernel, source: KernelSource, archs: Sequence[str], cache: DiskCache) -> KernelSource:
+    """The tactic that fares best; a portable implementation takes the place of one for an exact architecture only where
+    none of its tactics is acceptable."""
     targets = [a for a in archs if runs_on(source.arch, a)]
-    candidates = [source, *alternatives(kernel, source)]
+    best, first, least = _best([source, *other_tactics(kernel, source)], targets, cache)
+    if not _acceptable(*least):
+        best, _, least = _best([best, *substitutes(kernel, source)], targets, cache)
+    log.info("%s spills %d bytes; %s spills %d", source.entry, first[1], best.entry, least[1])
+    return best
+
+
+def _best(
+    candidates: Sequence[KernelSource], targets: Sequence[str], cache: DiskCache
+) -> tuple[KernelSource, tuple[int, int], tuple[int, int]]:
+    """The candidate with least warnings and spills on its worst target, the first of equals; these figures of the first
+    candidate and of the best."""
     jobs = [Job(s.source, a, s.entry) for s in candidates for a in targets]
     done = compile_many(jobs, cache=cache)
     groups = [done[i * len(targets) : (i + 1) * len(targets)] for i in range(len(candidates))]
     worst = [max((len(c.warnings), c.spill_bytes) for c in group) for group in groups]
-    best = worst.index(min(worst))  # the first of equals: tactics come best first
-    log.info("%s spills %d bytes; %s spills %d", source.entry, worst[0][1], candidates[best].entry, worst[best][1])
-    return candidates[best]
+    best = worst.index(min(worst))  # candidates come best first
+    return candidates[best], worst[0], worst[best]
+
+
+def _acceptable(warnings: int, spill_bytes: int) -> bool:
+    return not warnings and spill_bytes <= SPILL_BYTES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 
 from arcweld.codegen.kernel import Kernel, KernelSource
@@ -31,13 +32,14 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "window": (_portable("window", window),),
     "contract": contract.IMPLEMENTATIONS,
     "conv": conv.IMPLEMENTATIONS,
-    "attention": (_portable("attention", attention),),
+    "attention": attention.IMPLEMENTATIONS,
 }
 
 
 def implementations(kernel: Kernel, arch: str) -> list[Implementation]:
     """Those that can render ``kernel`` for ``arch``, best first."""
-    return [i for i in IMPLEMENTATIONS[kernel.template] if i.fits(kernel, arch)]
+    fitting = [i for i in IMPLEMENTATIONS[kernel.template] if i.fits(kernel, arch)]
+    return sorted(fitting, key=lambda i: i.defers(kernel))  # stable: else in the order of the list
 
 
 def select(kernel: Kernel, arch: str) -> KernelSource:
@@ -65,13 +67,25 @@ def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
 
 
 def alternatives(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
+    """What may take the place of ``source``, best first: other tactics for its architecture, then ``substitutes``."""
+    return [*other_tactics(kernel, source), *substitutes(kernel, source)]
+
+
+def other_tactics(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
     """Other tactics of the implementations for ``source``'s architecture, best first."""
-    found: dict[str, KernelSource] = {}
-    for i in implementations(kernel, source.arch):
-        if i.arch == source.arch:
-            for tactic in i.tactics(kernel, source.arch):
-                other = i.render(kernel, tactic, source.arch)
-                if other.arch == source.arch:
-                    found.setdefault(other.source, other)
+    own = [i for i in implementations(kernel, source.arch) if i.arch == source.arch]
+    found = {s.source: s for s in _rendered(kernel, own, source.arch) if s.arch == source.arch}
     found.pop(source.source, None)
     return list(found.values())
+
+
+def substitutes(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
+    """For a ``source`` of one exact architecture: what portable implementations make, for that architecture only."""
+    portable = [i for i in implementations(kernel, source.arch) if i.arch != source.arch]
+    found = {s.source: replace(s, arch=source.arch) for s in _rendered(kernel, portable, source.arch)}
+    found.pop(source.source, None)
+    return list(found.values())
+
+
+def _rendered(kernel: Kernel, among: Sequence[Implementation], arch: str) -> Iterator[KernelSource]:
+    return (i.render(kernel, tactic, arch) for i in among for tactic in i.tactics(kernel, arch))

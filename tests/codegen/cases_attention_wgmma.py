@@ -8,17 +8,17 @@ import numpy as np
 from cases_attention import Shape, attend, attention_kernel, inputs
 from kernel_cases import Case, Suite
 
-from arcweld.codegen.templates.attention.wgmma import WgmmaTactic
+from arcweld.codegen.templates.attention.wgmma import AttentionWgmmaTactic
 from arcweld.compiler.dtypes import DType
 
 F16, BF16 = DType.F16, DType.BF16
 
 TACTICS = [
-    WgmmaTactic(1, 64, 2),
-    WgmmaTactic(1, 48, 1, overlap=True, persistent=True, blocks=2),
-    WgmmaTactic(2, 32, 2, True, True),
-    WgmmaTactic(2, 64, 3, True, True, True),
-    WgmmaTactic(3, 16, 2, True, True, True),
+    AttentionWgmmaTactic(1, 64, 2),
+    AttentionWgmmaTactic(1, 48, 1, overlap=True, persistent=True, blocks=2),
+    AttentionWgmmaTactic(2, 32, 2, True, True),
+    AttentionWgmmaTactic(2, 64, 3, True, True, True),
+    AttentionWgmmaTactic(3, 16, 2, True, True, True),
 ]
 SHAPES = {
     "tails": Shape(b=2, h=2, s=150, t=213, d=64, dtype=F16),

@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches
 from mutate import inlined, mutations, survivors
 
-from arcweld.codegen.kernel import axis
+from arcweld.codegen.kernel import Kernel, KernelSource, axis
 from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.codegen.templates.attention import wgmma as attention_wgmma
-from arcweld.codegen.templates.attention.ffma import FfmaTactic
-from arcweld.codegen.templates.attention.implementations import render_attention, supports, tactics
-from arcweld.codegen.templates.attention.mma import MmaTactic
-from arcweld.codegen.templates.attention.wgmma import WgmmaTactic
+from arcweld.codegen.templates.attention.ffma import FfmaTactic, render_ffma
+from arcweld.codegen.templates.attention.mma import MmaTactic, render_mma
+from arcweld.codegen.templates.attention.wgmma import AttentionWgmmaTactic, render_wgmma
+from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.expr import const
 
 CASES = cases_attention.cases()
@@ -40,19 +41,25 @@ SPREADS = [
 ]
 
 
+RENDER = {FfmaTactic: render_ffma, MmaTactic: render_mma, AttentionWgmmaTactic: render_wgmma}
+
+
+def rendered(kernel: Kernel, tactic: Any = None, arch: str = "sm_80") -> KernelSource:
+    """With ``tactic``; without one as an untuned build for ``arch`` chooses."""
+    return select(kernel, arch) if tactic is None else RENDER[type(tactic)](kernel, tactic, arch)
+
+
 def check(x: Shape, tactic: Any, seed: int = 0, env: dict[str, int] | None = None) -> None:
     """Renders ``x`` with ``tactic``, runs it on random operands and compares with numpy."""
     kernel = attention_kernel(x)
     data = inputs(x, np.random.default_rng(seed), env or {})
-    arch = "sm_90a" if isinstance(tactic, WgmmaTactic) else "sm_80"
-    source = render_attention(kernel, tactic or tactics(kernel, arch)[0], arch)
+    source = rendered(kernel, tactic, "sm_90a" if isinstance(tactic, AttentionWgmmaTactic) else "sm_80")
     assert_close(kernel, run_kernel(source, kernel, data, env, seed=seed), attend(x, data, env or {}), slack=2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_case_matches_numpy(case: Case) -> None:
-    assert supports(case.kernel, "sm_80") is None
-    source = render_attention(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80")
+    source = rendered(case.kernel, case.tactic)
     for seed in (0, 1):
         got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
         assert_close(case.kernel, got, cases_attention.expected(case), slack=2)
@@ -60,7 +67,7 @@ def test_case_matches_numpy(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES[::4], ids=lambda c: c.id)
 def test_case_compiles(case: Case) -> None:
-    assert_compiles(render_attention(case.kernel, case.tactic or tactics(case.kernel, "sm_80")[0], "sm_80"))
+    assert_compiles(rendered(case.kernel, case.tactic))
 
 
 @pytest.mark.parametrize("tactic", SPREADS, ids=str)
@@ -79,24 +86,25 @@ def test_tactics_for_real_shapes_compile_without_spills(size: int, dtype: DType)
         Shape(b=16, h=16, s=512, t=512, d=size, dtype=dtype),
     ):
         kernel = attention_kernel(x)
-        for tactic in (*tactics(kernel, "sm_80")[:2], *tactics(kernel, "sm_90a")[:2]):
-            source = render_attention(kernel, tactic, "sm_90a")
+        known = [t for i in implementations(kernel, "sm_90a") for t in i.tactics(kernel, "sm_90a")[:2]]
+        for tactic in known:
+            source = rendered(kernel, tactic, "sm_90a")
             assert source.shared_bytes <= (227 if source.arch == "sm_90a" else 99) * 1024
             compile_cubin(source.source, "sm_90a", name=source.entry, strict=True)
 
 
 @pytest.mark.parametrize("tactic", TACTICS, ids=lambda t: f"{t.groups}x64x{t.keys}s{t.stages}{'p' * t.persistent}")
 @pytest.mark.parametrize("name", SHAPES)
-def test_wgmma_engine_matches_numpy(name: str, tactic: WgmmaTactic) -> None:
+def test_wgmma_matches_numpy(name: str, tactic: AttentionWgmmaTactic) -> None:
     assert attention_wgmma.supports(attention_kernel(SHAPES[name]), "sm_90a") is None
     check(SHAPES[name], tactic, seed=1)
 
 
-def test_attention_without_keys_is_left_to_another_engine() -> None:
+def test_attention_without_keys_is_left_to_another_implementation() -> None:
     x = Shape(h=2, s=70, t=symbol("t", 0, 90), d=16, dtype=DType.F16)
     kernel = attention_kernel(x)
     assert "no keys" in (attention_wgmma.supports(kernel, "sm_90a") or "")
-    source = render_attention(kernel, tactics(kernel, "sm_90a")[0], "sm_90a")
+    source = rendered(kernel, arch="sm_90a")
     for keys in (0, 33):
         data = inputs(x, np.random.default_rng(0), {"t": keys})
         want = attend(x, data, {"t": keys}) if keys else {"out0": np.zeros((1, 2, 70, 16))}
@@ -104,16 +112,18 @@ def test_attention_without_keys_is_left_to_another_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "tactic", [WgmmaTactic(2, 16, 2, True, True, True), WgmmaTactic(1, 16, 1, persistent=True)], ids=str
+    "tactic",
+    [AttentionWgmmaTactic(2, 16, 2, True, True, True), AttentionWgmmaTactic(1, 16, 1, persistent=True)],
+    ids=str,
 )
-def test_a_persistent_block_takes_several_tiles_and_needs_its_waits(tactic: WgmmaTactic) -> None:
+def test_a_persistent_block_takes_several_tiles_and_needs_its_waits(tactic: AttentionWgmmaTactic) -> None:
     """150 tiles on 132 blocks. Taking turns is a matter of speed alone, and one ring's wait may imply that
     for the queries.
     """
     x = Shape(b=3, h=50, s=20, t=70, d=16, dtype=DType.F16)
     kernel = attention_kernel(x)
     data = inputs(x, np.random.default_rng(0), {})
-    source, want = render_attention(kernel, tactic, "sm_90a"), attend(x, data, {})
+    source, want = rendered(kernel, tactic, "sm_90a"), attend(x, data, {})
 
     def passes(text: str) -> bool:
         return matches(kernel, run_kernel(source, kernel, data, text=text), want, slack=2)
@@ -152,7 +162,7 @@ def test_a_mask_of_lowest_values_averages(dtype: DType) -> None:
     data = inputs(x, np.random.default_rng(0), {})
     data["in3"][0, 0, 0] = np.finfo(dtype.numpy).min
     data["in3"][0, 0, 1] = [-np.inf, 0, -np.inf, 0, np.finfo(dtype.numpy).min, -np.inf]
-    source = render_attention(kernel, tactics(kernel, "sm_80")[0], "sm_80")
+    source = rendered(kernel)
     got = run_kernel(source, kernel, data)["out0"][0, 0].astype(np.float64)
     # adding a score to f32's lowest value leaves it unchanged; f16's lowest value is small enough for scores
     # to count
@@ -169,7 +179,7 @@ def test_nan_spreads_to_its_query_only(dtype: DType) -> None:
     kernel = attention_kernel(x)
     data = inputs(x, np.random.default_rng(0), {})
     data["in0"][0, 0, 3, 2] = np.nan
-    got = run_kernel(render_attention(kernel, tactics(kernel, "sm_80")[0], "sm_80"), kernel, data)["out0"][0, 0]
+    got = run_kernel(rendered(kernel), kernel, data)["out0"][0, 0]
     assert np.isnan(got).any(-1).tolist() == [False, False, False, True, False]
     assert np.isnan(got[3]).all()
 
@@ -179,7 +189,7 @@ def test_every_barrier_is_needed(tactic: Any) -> None:
     x = Shape(h=1, s=32, t=90, d=16, dtype=DType.F16 if isinstance(tactic, MmaTactic) else DType.F32)
     kernel = attention_kernel(x)
     data = inputs(x, np.random.default_rng(0), {})
-    source, want = render_attention(kernel, tactic, "sm_80"), attend(x, data, {})
+    source, want = rendered(kernel, tactic), attend(x, data, {})
 
     def passes(text: str) -> bool:
         return matches(kernel, run_kernel(source, kernel, data, text=text), want, slack=2)
@@ -189,9 +199,14 @@ def test_every_barrier_is_needed(tactic: Any) -> None:
 
 
 def test_what_is_refused() -> None:
-    assert "head size" in (supports(attention_kernel(Shape(d=300)), "sm_80") or "")
     plain = attention_kernel(Shape())
     open_axes = {**plain.axes, "d": (axis("d", symbol("size", 1)),)}
-    assert "head size" in (supports(replace(plain, axes=open_axes), "sm_80") or "")
     integer_mask = {**plain.loads, "mask": const(1, DType.I32)}
-    assert "mask" in (supports(replace(plain, loads=integer_mask), "sm_80") or "")
+    refused = {
+        "head size 300": attention_kernel(Shape(d=300)),
+        "head size size": replace(plain, axes=open_axes),
+        "the mask is i32": replace(plain, loads=integer_mask),
+    }
+    for reason, kernel in refused.items():
+        with pytest.raises(UnsupportedError, match=reason):
+            select(kernel, "sm_80")

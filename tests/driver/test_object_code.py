@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases_attention import Shape, attention_kernel
 from cases_contract import matmul_kernel
 
 from arcweld.codegen.kernel import BoundKernel
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job
-from arcweld.codegen.templates.select import alternatives, sources
+from arcweld.codegen.templates.select import alternatives, sources, substitutes
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import CompileError
 from arcweld.driver import object_code
@@ -68,3 +69,45 @@ def test_a_kernel_that_is_serialised_whatever_the_tactic_is_refused(
 ) -> None:
     with pytest.raises(CompileError, match="C7510"):
         chosen([], (0, SERIAL), monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(("spills", "wanted"), [(400, "mma"), (40, "wgmma")])
+def test_where_every_wgmma_tactic_spills_portable_code_serves_that_architecture(
+    spills: int, wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel = attention_kernel(Shape(b=8, h=16, s=512, t=512, d=64, dtype=DType.F16))
+    portable, exact = sources(kernel, ["sm_90a"])
+    best = substitutes(kernel, exact)[1]  # the first one is the portable source itself: let that spill too
+
+    def compile_many(jobs: Sequence[Job], **options: Any) -> list[Compiled]:
+        bad = {j.name: 0 if j.name == best.entry or j.arch == "sm_80" else spills for j in jobs}
+        return [Compiled(j.name, j.arch, j.kind, b"", "", 128, 0, bad[j.name], ()) for j in jobs]
+
+    monkeypatch.setattr(object_code, "compile_many", compile_many)
+    bound = BoundKernel(kernel, {b.name: b.name for b in kernel.buffers}, ())
+    plan = [PlannedLaunch("attention", bound, (portable, exact))]
+    planned, code = compile_launches(plan, ["sm_80", "sm_90a"], DiskCache(tmp_path))
+    assert [s.arch for s in planned[0].sources] == ["sm_80", "sm_90a"]
+    assert planned[0].sources[0] == portable
+    chosen_entry = {"mma": best.entry, "wgmma": exact.entry}[wanted]
+    assert set(code.cubins) == {("sm_80", portable.entry), ("sm_90a", chosen_entry)}
+    assert set(code.ptx) == {portable.entry}
+
+
+def test_an_architecture_whose_own_source_gives_way_to_the_portable_one_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernel = attention_kernel(Shape(b=8, h=16, s=512, t=512, d=64, dtype=DType.F16))
+    portable, exact = sources(kernel, ["sm_90a"])
+
+    def compile_many(jobs: Sequence[Job], **options: Any) -> list[Compiled]:
+        spills = {j.name: 0 if j.name == portable.entry else 400 for j in jobs}
+        return [Compiled(j.name, j.arch, j.kind, b"", "", 128, 0, spills[j.name], ()) for j in jobs]
+
+    monkeypatch.setattr(object_code, "compile_many", compile_many)
+    bound = BoundKernel(kernel, {b.name: b.name for b in kernel.buffers}, ())
+    planned, code = compile_launches(
+        [PlannedLaunch("attention", bound, (portable, exact))], ["sm_80", "sm_90a"], DiskCache(tmp_path)
+    )
+    assert planned[0].sources == (portable,)
+    assert set(code.cubins) == {("sm_80", portable.entry), ("sm_90a", portable.entry)}

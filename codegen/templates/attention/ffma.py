@@ -1,4 +1,4 @@
-"""The attention engine for the ordinary pipelines: exact f32 or f64, any head size up to 256, any operand
+"""Attention on the ordinary pipelines: exact f32 or f64, any head size up to 256, any operand
 expressions.
 """
 
@@ -10,6 +10,7 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
+from arcweld.codegen.templates.attention import mma
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, source
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
@@ -69,6 +70,11 @@ def layout(a: Attention, t: FfmaTactic) -> Layout:
     v_at = k_at + keys * k_pitch
     p_at = v_at + keys * v_pitch
     return Layout(rows, keys, depth, groups, k_pitch, v_pitch, p_pitch, k_at, v_at, p_at, p_at + rows * p_pitch)
+
+
+def supports(kernel: Kernel, arch: str) -> str | None:
+    """The reason why the kernel is left to tensor cores, or None."""
+    return "tensor cores take f16 and bf16" if mma.supports(kernel, arch) is None else None
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:

@@ -1,4 +1,4 @@
-"""The attention engine for f16 and bf16 on tensor cores (``mma.sync``, sm_80 and newer).
+"""Attention for f16 and bf16 on tensor cores (``mma.sync``, sm_80 and newer).
 
 A warp computes 16 queries; the warps of a block share tiles of keys and values, and may also split the keys
 of a tile, each with a softmax of its own, merged at the end. Keys and values come by asynchronous copies
@@ -79,9 +79,9 @@ def layout(a: Attention, t: MmaTactic) -> Layout:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """The reason why this engine can't render the kernel, or None."""
+    """The reason why this implementation can't render the kernel, or None."""
     if kernel.attrs["precision"] not in ("f16", "bf16"):
-        return f"precision {kernel.attrs['precision']} is not a tensor core type of this engine"
+        return f"precision {kernel.attrs['precision']} is not f16 or bf16"
     if kernel.loads["q"].dtype is not DType.F32:
         return "operands are not 16-bit floats"
     return None

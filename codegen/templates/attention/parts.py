@@ -1,4 +1,4 @@
-"""What the attention engines share: the kernel's operands by role, and the hooks that every engine prints.
+"""What the implementations of attention share: a kernel's operands by role, and the hooks that all of them print.
 
 Roles: axes ``b h s t d dv`` (batch, head, query, key, head size of q and k, head size of v; one each);
 loads ``q`` (b h s d), ``k`` (b h t d), ``v`` (b h t dv) and possibly ``mask`` (b h s t), float (added to
@@ -57,7 +57,7 @@ class Attention:
 
     @property
     def ctype(self) -> DType:
-        """The type that the engines on the ordinary pipelines compute in."""
+        """The type that the ordinary pipelines compute in."""
         return self.kernel.loads["q"].dtype
 
     @property
@@ -113,7 +113,7 @@ def shared_heads(kernel: Kernel, role: str) -> dims.Call | None:
 
 
 def unsupported(kernel: Kernel) -> str | None:
-    """The reason why no engine can render the kernel, or None."""
+    """The reason why no implementation can render the kernel, or None."""
     for role in ("d", "dv"):
         extent = kernel.axes[role][0].extent
         if not isinstance(extent, int) or not 1 <= extent <= MOST_HEAD_SIZE:

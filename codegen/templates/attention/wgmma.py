@@ -1,4 +1,4 @@
-"""The attention engine for Hopper: wgmma on tiles that TMA brings to shared memory, for f16 and bf16
+"""Attention for Hopper: wgmma on tiles that TMA brings to shared memory, for f16 and bf16
 operands that lie in memory as they are needed.
 
 One thread keeps rings of key and value tiles filled; each other warpgroup computes 64 queries, the scores
@@ -15,7 +15,7 @@ from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, shared_heads
-from arcweld.codegen.templates.card import SM90_SHARED_LIMIT
+from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.expr import load
@@ -24,13 +24,12 @@ from arcweld.compiler.parameters import TensorMap
 ARCH = "sm_90a"
 MOST_HEAD_SIZE = 128
 MASKED_KEYS = 64
-SMS = 132
 USUAL_SYMBOLIC = 512
 CAUSAL_HEADS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class WgmmaTactic:
+class AttentionWgmmaTactic:
     """``groups`` warpgroups of 64 queries; tiles of ``keys`` keys, ``stages`` of them in flight; ``blocks``
     on each multiprocessor, which ``persistent`` ones share out among them.
     """
@@ -85,7 +84,7 @@ class Mapped:
     batch: str
 
 
-def layout(a: Attention, t: WgmmaTactic) -> Layout:
+def layout(a: Attention, t: AttentionWgmmaTactic) -> Layout:
     """Queries first, then the rings of keys and of values, then the barriers."""
     chunks, value_chunks = -(-a.size // 64), -(-a.value_size // 64)
     q, k, v = chunks * 64 * 128, chunks * t.keys * 128, value_chunks * t.keys * 128
@@ -98,11 +97,11 @@ def layout(a: Attention, t: WgmmaTactic) -> Layout:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """The reason why this engine can't render the kernel, or None."""
+    """The reason why this implementation can't render the kernel, or None."""
     if arch != ARCH:
         return f"{arch} has no wgmma"
     if kernel.attrs["precision"] not in ("f16", "bf16"):
-        return f"precision {kernel.attrs['precision']} is not a tensor core type of this engine"
+        return f"precision {kernel.attrs['precision']} is not f16 or bf16"
     a = parts(kernel)
     if max(a.size, a.value_size) > MOST_HEAD_SIZE:
         return f"a head size above {MOST_HEAD_SIZE}"
@@ -167,26 +166,26 @@ def _mapped(a: Attention, role: str, rows: int) -> Mapped:
     return Mapped(view, head_text, "0" if extents[3] == 1 else "b")
 
 
-def tactics(kernel: Kernel, arch: str) -> tuple[WgmmaTactic, ...]:
+def tactics(kernel: Kernel, arch: str) -> tuple[AttentionWgmmaTactic, ...]:
     """Large problems: two or three warpgroups a block; small ones: several blocks of one warpgroup."""
     a = parts(kernel)
     keys = most(a.t.extent, USUAL_SYMBOLIC)
     crowd, take_turns = 3 if a.mask is None else 2, not a.causal
     small = [
-        WgmmaTactic(1, 64, 3, persistent=take_turns, blocks=crowd),
-        WgmmaTactic(1, 112, 2, persistent=take_turns, blocks=crowd),
-        WgmmaTactic(1, 128, 1, blocks=crowd),
-        WgmmaTactic(1, 64, 2, blocks=crowd),
-        WgmmaTactic(1, 64, 2, blocks=2),
+        AttentionWgmmaTactic(1, 64, 3, persistent=take_turns, blocks=crowd),
+        AttentionWgmmaTactic(1, 112, 2, persistent=take_turns, blocks=crowd),
+        AttentionWgmmaTactic(1, 128, 1, blocks=crowd),
+        AttentionWgmmaTactic(1, 64, 2, blocks=crowd),
+        AttentionWgmmaTactic(1, 64, 2, blocks=2),
     ]
     small = small[_least_waste(keys, small[:3]) :] + small[: _least_waste(keys, small[:3])]
     large = [
-        WgmmaTactic(2, 128, 3, True, True, take_turns),
-        WgmmaTactic(2, 128, 2, True, True, take_turns),
-        WgmmaTactic(2, 160, 2, True, True, take_turns),
-        WgmmaTactic(2, 128, 2, True, True),
+        AttentionWgmmaTactic(2, 128, 3, True, True, take_turns),
+        AttentionWgmmaTactic(2, 128, 2, True, True, take_turns),
+        AttentionWgmmaTactic(2, 160, 2, True, True, take_turns),
+        AttentionWgmmaTactic(2, 128, 2, True, True),
     ]
-    large.insert(0 if take_turns else len(large), WgmmaTactic(3, 128, 3, True, True, take_turns))
+    large.insert(0 if take_turns else len(large), AttentionWgmmaTactic(3, 128, 3, True, True, take_turns))
     ordered = (large + small) if keys > 768 and a.mask is None else (small + large)
     fitting = [
         t
@@ -201,13 +200,13 @@ def tactics(kernel: Kernel, arch: str) -> tuple[WgmmaTactic, ...]:
     return tuple(dict.fromkeys(fitting))[:6]
 
 
-def _least_waste(keys: int, choices: list[WgmmaTactic]) -> int:
+def _least_waste(keys: int, choices: list[AttentionWgmmaTactic]) -> int:
     """The choice whose tiles overshoot the keys least, and of equals the one with most keys a step."""
     overshoot = [(-(-keys // t.keys) * t.keys - keys, -t.keys) for t in choices]
     return overshoot.index(min(overshoot))
 
 
-def render_wgmma(kernel: Kernel, tactic: WgmmaTactic, arch: str) -> KernelSource:
+def render_wgmma(kernel: Kernel, tactic: AttentionWgmmaTactic, arch: str) -> KernelSource:
     """Renders for sm_90a."""
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
