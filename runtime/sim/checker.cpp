@@ -2,7 +2,7 @@
 //
 // Every byte of shared memory has a shadow: its last write and its last reads, each with the agent that made it and the
 // agent's clock. An access is ordered after an earlier one if the accessing warp's vector clock has reached that clock;
-// barriers, mbarriers and __syncwarp move the vector clocks. Agents are the warps and the asynchronous engines. (The
+// barriers, mbarriers and __syncwarp move the vector clocks. Agents are the warps and the asynchronous units. (The
 // method is that of FastTrack: Flanagan and Freund, PLDI 2009.)
 #include "checker.h"
 
@@ -136,7 +136,7 @@ void raise(VectorClock& to, const VectorClock& from) {
   for (int i = 0; i < kAgents; ++i) to.at[i] = from.at[i] > to.at[i] ? from.at[i] : to.at[i];
 }
 
-// An engine reads what threads wrote through the generic proxy: a proxy fence must lie between.
+// An asynchronous unit reads what threads wrote through the generic proxy: a proxy fence must come between.
 void require_proxy_fence(const Shadow& s, size_t offset, const Mark& me, int first, int count, const void* pc) {
   const Mark& w = s.write;
   const int writer = w.who & kWho;
@@ -213,7 +213,7 @@ void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, 
       const size_t offset = shared_offset(p) + (size_t)i;
       require_proxy_fence(shadow[offset], offset, me, first, count, pc);
     }
-  // One operation of an engine may touch a byte twice, and operations of one engine run in order.
+  // One operation of a unit may touch a byte twice, and operations of one unit run in order.
   if (agent != kStoreAgent && (agent < kLoadAgent)) known.at[agent] = clock;
   access_shared(p, bytes, access, me, known, pc);
 }

@@ -23,7 +23,7 @@ void check_global_range(const void* p, size_t bytes, bool write, const void* pc)
 void check_copy_issue(const void* p, int bytes, int thread, const void* pc);
 void check_copy_landed(const void* p, int bytes, int thread);
 
-// An asynchronous engine (TMA, wgmma) touches shared memory. ``clock`` is the agent's tick for the operation, ``issuers`` the
+// An asynchronous unit (TMA, wgmma) touches shared memory. ``clock`` is the agent's tick for the operation, ``issuers`` the
 // warps [first, first + count) on whose behalf it runs: what they do not know of may not be touched.
 u32 agent_tick(int agent);
 void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, int first, int count, const void* pc);

@@ -13,7 +13,7 @@ constexpr size_t kMaxShared = 227 * 1024;   // what a block may ask for on sm_90
 constexpr u32 kSharedBase = 1024;           // the shared address of the first dynamic byte
 
 // ---------------------------------------------------------------- happens-before (checker.cpp)
-// Who can touch shared memory: 32 warps, and the asynchronous engines, which are agents of their own: wgmma of each of 8
+// Who can touch shared memory: 32 warps, and the asynchronous units, which are agents of their own: wgmma of each of 8
 // warpgroups, TMA loads by mbarrier, TMA stores. One more agent stands for the kernels that ran before.
 constexpr int kWgmmaAgent = 32, kLoadAgent = 40, kLoadAgents = 22, kPdlAgent = 62, kStoreAgent = 63, kAgents = 64;
 struct VectorClock {
