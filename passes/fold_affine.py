@@ -124,7 +124,7 @@ def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | No
             rw, rw.make("Mul", [_wide(rw, weight), _along_outputs(rw, hero, weight, scale)], origin), weight.dtype
         )
         if bias is not None:
-            bias = rw.make("Mul", [_wide(rw, bias), scale], origin)
+            bias = rw.make("Mul", [_wide(rw, bias), _wide(rw, scale)], origin)
     if shift is not None:
         channels = hero.output.shape[_channel_axis(hero)]
         shift = rw.make("Expand", [shift], origin, shape=(channels,))

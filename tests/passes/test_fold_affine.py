@@ -54,18 +54,20 @@ def test_affine_after_a_convolution(after: str, bias: str, op: str, group: int) 
     assert ops(graph) == [op]
 
 
-def test_half_models_fold_in_f32() -> None:
-    text = conv_text(BN, dtype="f16")
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("bias", ["", ", %wb"])
+def test_half_models_fold_in_f32(after: str, bias: str) -> None:
+    text = conv_text(AFTER[after], bias=bias, dtype="f16")
     before = build(text)
-    after = run(before, fold_affine)
-    assert ops(after) == ["Conv"]
+    folded = run(before, fold_affine)
+    assert ops(folded) == ["Conv"]
     x = np.random.default_rng(3).standard_normal((2, 4, 5, 7)).astype(np.float16)
     wide = build(text.replace("f16", "f32"))
     wide = wide.replace(weights={
         n: type(w)(before.weights[n].data.astype(np.float32), n) for n, w in wide.weights.items()
     })  # fmt: skip
     exact = run_reference(wide, {"x": x.astype(np.float32)})["y"]
-    found = run_reference(after, {"x": x})[after.outputs[0].name]
+    found = run_reference(folded, {"x": x})[folded.outputs[0].name]
     np.testing.assert_allclose(found, exact, rtol=5e-3, atol=5e-2)
 
 
