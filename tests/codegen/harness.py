@@ -95,6 +95,5 @@ def tactics(kernel: Kernel, arch: str = "sm_80") -> tuple[Any, ...]:
 
 def render_with(kernel: Kernel, tactic: Any, arch: str = "sm_80") -> KernelSource:
     """The kernel, rendered by the implementation of its template that ``tactic`` belongs to."""
-    name = getattr(tactic, "implementation", "depthwise")
-    (found,) = (i for i in IMPLEMENTATIONS[kernel.template] if i.name == name)
+    (found,) = (i for i in IMPLEMENTATIONS[kernel.template] if i.name == tactic.implementation)
     return found.render(kernel, tactic, arch)

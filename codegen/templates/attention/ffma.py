@@ -37,6 +37,7 @@ class FfmaTactic:
     row_tile: int = 4
     key_tile: int = 8
     threads: int = 128
+    implementation: str = "ffma"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class MmaTactic:
     keys: int = 64
     stages: int = 2
     grouped: bool = False
+    implementation: str = "mma"
 
 
 @dataclass(frozen=True, slots=True)

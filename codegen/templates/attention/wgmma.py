@@ -41,6 +41,7 @@ class AttentionWgmmaTactic:
     ping_pong: bool = False
     persistent: bool = False
     blocks: int = 1
+    implementation: str = "wgmma"
 
     @property
     def registers(self) -> tuple[int, int]:

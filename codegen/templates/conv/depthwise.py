@@ -32,6 +32,7 @@ class DepthwiseTactic:
     threads: int = 128
     width: int = 0
     early: bool = False
+    implementation: str = "depthwise"
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
