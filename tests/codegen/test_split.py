@@ -130,3 +130,12 @@ def test_other_axes_stand_still() -> None:
     batch = axis("b", 3)
     x = ACC + expr.load("bias_of_batch", F32, (batch.index, N.index))
     assert list(split(x).columns) == ["column0"]
+
+
+def test_a_deep_expression_is_split_without_recursion() -> None:
+    x = ACC
+    for _ in range(20_000):
+        x = x + BIAS * UNIFORM
+    found = split(x)
+    assert found.columns == {"column0": BIAS * UNIFORM}
+    assert not found.rows
