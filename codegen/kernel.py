@@ -122,13 +122,13 @@ class Kernel:
         raise KeyError(name)
 
     def key(self) -> tuple[Any, ...]:
-        """Equal for kernels that render to the same source."""
+        """Equal for kernels that render to the same source; holds their expressions, whose identity it compares."""
         return (
             self.template,
             self.stem,
             tuple(sorted(self.axes.items())),
-            tuple(sorted((k, id(v)) for k, v in self.loads.items())),
-            tuple((s.buffer, s.coords, id(s.value), id(s.mask), s.reduction) for s in self.stores),
+            tuple((k, self.loads[k]) for k in sorted(self.loads)),
+            tuple((s.buffer, s.coords, s.value, s.mask, s.reduction) for s in self.stores),
             self.buffers,
             tuple(sorted((k, repr(v)) for k, v in self.attrs.items())),
         )

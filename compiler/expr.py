@@ -1,7 +1,7 @@
 """Scalar expressions: what a kernel computes for one element, as hash-consed immutable trees.
 
 An expression's dtype is the type it is *computed* in: f16 and bf16 tensors are loaded to f32 and rounded when
-stored. The numpy interpreter below is the oracle for the CUDA printer in ``codegen``.
+stored. ``interpret.py`` evaluates expressions with numpy.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
@@ -35,25 +37,23 @@ _UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST))
 _BINARY = frozenset((*BINARY, *COMPARE, *LOGIC, *BITS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+MOST_REPEATED = 1 << 14  # operations that an expression's text may write out, those that are shared once for each use
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Expr:
     """One operation. ``op`` is ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot`` or
     a listed op.
 
     ``attr`` holds what is not an expression: the constant's value, the index's Dim, the load's (buffer, storage dtype,
     coordinates), the variable's name. Equal expressions are the same object (hash-consed), so ``is`` and ``==`` agree.
+    Tables are keyed by the expression itself, never by its ``id``: an expression that nobody holds is freed.
     """
 
     op: str
     args: tuple[Expr, ...]
     dtype: DType
     attr: Any = None
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
     def __add__(self, o: Expr | float) -> Expr:
         return binary("add", self, _like(o, self))
@@ -83,16 +83,21 @@ class Expr:
         return to_text(self)
 
 
-_TABLE: dict[Any, Expr] = {}
+# every expression that somebody holds, by its structure; the key's operands live as long as the expression itself
+_TABLE: WeakValueDictionary[Any, Expr] = WeakValueDictionary()
+_INSERT = threading.Lock()
 
 
 def _intern(op: str, args: tuple[Expr, ...], dtype: DType, attr: Any = None) -> Expr:
     # repr() keeps 0.0 apart from -0.0, and NaN equal to itself
-    key = (op, tuple(id(a) for a in args), dtype, repr(attr) if op == "const" else attr)
+    key = (op, args, dtype, repr(attr) if op == "const" else attr)
     found = _TABLE.get(key)
     if found is None:
-        found = Expr(op, args, dtype, attr)
-        _TABLE[key] = found
+        with _INSERT:  # another thread may have made the same one since
+            found = _TABLE.get(key)
+            if found is None:
+                found = Expr(op, args, dtype, attr)
+                _TABLE[key] = found
     return found
 
 
@@ -232,26 +237,45 @@ def _index_name(payload: Expr) -> str:
 # --------------------------------------------------------------------------------------------------- traversal
 
 
-def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
+def postorder(
+    roots: Sequence[Expr], operands: Callable[[Expr], Sequence[Expr]], known: Container[Expr] = ()
+) -> Iterator[Expr]:
+    """Every distinct expression below ``roots``, after its ``operands``; nothing in ``known`` or below it.
+
+    The order is that of a recursive depth-first search. Expressions may be deeper than Python's stack.
+    """
+    entered: set[Expr] = set()
+    left: set[Expr] = set()
+    stack = [*reversed(roots)]
+    while stack:
+        e = stack[-1]
+        if e not in entered and e not in known:
+            entered.add(e)
+            stack += [a for a in reversed(operands(e)) if a not in entered]
+            continue
+        stack.pop()
+        if e in entered and e not in left:
+            left.add(e)
+            yield e
+
+
+def walk(roots: Sequence[Expr], known: Container[Expr] = ()) -> Iterator[Expr]:
     """Every distinct sub-expression, operands first. Expressions inside run-time indices are included."""
-    seen: set[int] = set()
-    out: list[Expr] = []
+    return postorder(roots, _operands_and_indices, known)
 
-    def visit(e: Expr) -> None:
-        if id(e) in seen:
-            return
-        seen.add(id(e))
-        for a in e.args:
-            visit(a)
-        for d in coordinates(e):
-            for dyn in sorted(dims.dynamic_atoms(d), key=lambda t: t.name):
-                assert isinstance(dyn.payload, Expr)
-                visit(dyn.payload)
-        out.append(e)
 
-    for r in roots:
-        visit(r)
-    return iter(out)
+def _operands_and_indices(e: Expr) -> Sequence[Expr]:
+    return (*e.args, *run_time_indices(e)) if e.op in ("load", "index") else e.args
+
+
+def run_time_indices(e: Expr) -> list[Expr]:
+    """What the run-time indices in the coordinates of ``e`` itself are computed from, in the order of their names."""
+    found: list[Expr] = []
+    for d in coordinates(e):
+        for dyn in sorted(dims.dynamic_atoms(d), key=lambda t: t.name):
+            assert isinstance(dyn.payload, Expr)
+            found.append(dyn.payload)
+    return found
 
 
 def coordinates(e: Expr) -> tuple[Dim, ...]:
@@ -266,19 +290,25 @@ def rebuild(e: Expr, args: Sequence[Expr]) -> Expr:
     return e if all(a is b for a, b in zip(args, e.args)) else _intern(e.op, tuple(args), e.dtype, e.attr)
 
 
-def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[int, Expr] | None = None) -> Expr:
+def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
     """Rewrites bottom-up: where ``leaf`` returns an expression it replaces that sub-tree, otherwise operands are
     rebuilt."""
     memo = {} if memo is None else memo
-    found = memo.get(id(e))
-    if found is None:
-        new = leaf(e)
-        found = new if new is not None else rebuild(e, [transform(a, leaf, memo) for a in e.args])
-        memo[id(e)] = found
-    return found
+
+    def operands(x: Expr) -> Sequence[Expr]:
+        new = leaf(x)
+        if new is None:
+            return x.args
+        memo[x] = new
+        return ()
+
+    for x in postorder([e], operands, memo):
+        if x not in memo:
+            memo[x] = rebuild(x, [memo[a] for a in x.args])
+    return memo[e]
 
 
-def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[int, Expr] | None = None) -> Dim:
+def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[Expr, Expr] | None = None) -> Dim:
     """Replaces loop indices in ``d`` and in what its run-time indices are computed from."""
     dyn: dict[Any, Dim] = {}
     for a in dims.dynamic_atoms(d):
@@ -289,27 +319,24 @@ def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[int, Expr] | Non
     return dims.substitute(d, {**table, **dyn})
 
 
-def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[int, Expr] | None = None) -> Expr:
+def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[Expr, Expr] | None = None) -> Expr:
     """Replaces loop indices in every load, index and mask of ``e`` (run-time indices are rebuilt too).
 
     Calls that share ``memo`` must share ``table``.
     """
     memo = {} if memo is None else memo
-
-    def dim(d: Dim) -> Dim:
-        return substitute_dim(d, table, memo)
-
-    def leaf(x: Expr) -> Expr | None:
+    if e in memo:
+        return memo[e]
+    for x in walk([e], memo):  # what run-time indices are computed from comes before what reads there
+        args = [memo[a] for a in x.args]
         if x.op == "load":
             buffer, dtype, coords = x.attr
-            mask = sub(x.args[0]) if x.args else None
-            return load(buffer, dtype, [dim(c) for c in coords], mask)
-        return index(dim(x.attr)) if x.op == "index" else None
-
-    def sub(x: Expr) -> Expr:
-        return transform(x, leaf, memo)
-
-    return sub(e)
+            memo[x] = load(buffer, dtype, [substitute_dim(c, table, memo) for c in coords], args[0] if args else None)
+        elif x.op == "index":
+            memo[x] = index(substitute_dim(x.attr, table, memo))
+        else:
+            memo[x] = rebuild(x, args)
+    return memo[e]
 
 
 def mentions(e: Expr, sym: Sym) -> bool:
@@ -323,111 +350,44 @@ def loads(roots: Sequence[Expr]) -> list[Expr]:
 
 
 def to_text(e: Expr) -> str:
-    """Readable text, for dumps and comments."""
-    if e.op == "const":
-        return repr(e.attr)
-    if e.op == "index":
-        return f"[{e.attr}]"
-    if e.op == "var":
-        return str(e.attr)
-    if e.op == "load":
-        mask = f" if {to_text(e.args[0])}" if e.args else ""
-        return f"{e.attr[0]}[{', '.join(str(c) for c in e.attr[2])}{mask}]"
-    name = f"cast<{e.dtype.value}>" if e.op == "cast" else e.op
-    return f"{name}({', '.join(to_text(a) for a in e.args)})"
+    """Readable text, for dumps and comments. Of a large expression, what is used several times is written once."""
+    repeated: dict[Expr, int] = {}  # how many operations the text of each has
+    uses: dict[Expr, int] = {}
+    for x in postorder([e], lambda x: x.args):
+        repeated[x] = 1 + sum(repeated[a] for a in x.args)
+        for a in x.args:
+            uses[a] = uses.get(a, 0) + 1
+    if repeated[e] <= MOST_REPEATED:
+        return _written(e, {})
+    names: dict[Expr, str] = {}
+    lines: list[str] = []
+    for x in repeated:  # operands first
+        if uses.get(x, 0) > 1 and x.args:
+            lines.append(f"t{len(names)} = {_written(x, names)}")
+            names[x] = f"t{len(names)}"
+    return "; ".join([*lines, _written(e, names)])
 
 
-# ------------------------------------------------------------------------------------------------- interpreter
-
-
-def _c_div(a: Any, b: Any) -> Any:
-    if np.issubdtype(np.asarray(a).dtype, np.integer):
-        q = np.floor_divide(a, b)
-        return np.where((q < 0) & (q * b != a), q + 1, q).astype(np.asarray(a).dtype)
-    return np.divide(a, b)
-
-
-def _erf(x: Any) -> Any:
-    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(np.asarray(x).dtype)
-
-
-def _power(a: Any, b: Any) -> Any:
-    """numpy's, and for integers what is left of the fraction where the exponent is negative, which numpy refuses."""
-    a, b = np.asarray(a), np.asarray(b)
-    if a.dtype.kind == "f":
-        return np.power(a, b)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fraction = np.trunc(np.power(a.astype(np.float64), np.minimum(b, 0).astype(np.float64)))
-    return np.where(b < 0, np.where(a == 0, 0, fraction).astype(a.dtype), np.power(a, np.maximum(b, 0)))
-
-
-NUMPY: dict[str, Callable[..., Any]] = {
-    "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "erf": _erf, "tanh": np.tanh,
-    "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
-    "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
-    "recip": lambda x: 1 / x, "log1p": np.log1p, "expm1": np.expm1, "neg": np.negative, "abs": np.abs,
-    "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc, "sign": np.sign, "isnan": np.isnan,
-    "isinf": np.isinf, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _c_div, "mod": np.mod,
-    "fmod": np.fmod, "pow": _power, "min": np.minimum, "max": np.maximum, "atan2": np.arctan2, "eq": np.equal,
-    "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not,
-    "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "bitnot": np.bitwise_not,
-    "shl": np.left_shift, "shr": np.right_shift, "where": np.where,
-}  # fmt: skip
-_DIM_CALLS = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}
-
-
-def interpret(
-    e: Expr,
-    buffers: Mapping[str, np.ndarray],
-    indices: Mapping[str, np.ndarray | int],
-    variables: Mapping[str, np.ndarray] | None = None,
-    memo: dict[int, Any] | None = None,
-) -> np.ndarray:
-    """Evaluates ``e`` with numpy for all values of the loop indices at once (arrays that broadcast together).
-
-    Loads whose mask is false give 0 and are not range-checked; other loads out of range raise IndexError.
-    """
-    memo = {} if memo is None else memo
-
-    def dim(d: Dim) -> Any:
-        if isinstance(d, int):
-            return d
-        env = dict(indices)
-        for dyn in dims.dynamic_atoms(d):
-            env[dyn.name] = run(dyn.payload)  # type: ignore[arg-type]
-        return dims.evaluate_with(d, env, _DIM_CALLS)
-
-    def run(x: Expr) -> Any:
-        if id(x) not in memo:
-            memo[id(x)] = step(x)
-        return memo[id(x)]
-
-    def step(x: Expr) -> Any:
-        dt = x.dtype.numpy
-        if x.op == "const":
-            return np.asarray(x.attr, dt)
-        if x.op == "index":
-            return np.asarray(dim(x.attr), np.int64)
-        if x.op == "var":
-            return (variables or {})[x.attr]
-        if x.op == "load":
-            buffer, _, coords = x.attr
-            array, where_ = buffers[buffer], run(x.args[0]) if x.args else None
-            at = [np.asarray(dim(c)) for c in coords]
-            if where_ is not None:
-                at = [np.where(where_, a, 0) for a in at]
-            if any((a < 0).any() for a in at):
-                raise IndexError(f"negative coordinate in {to_text(x)}")
-            if where_ is not None and not np.any(where_):  # nothing is read, not even of an empty buffer
-                return np.zeros(np.broadcast_shapes(np.shape(where_), *(a.shape for a in at)), dt)
-            value = array[tuple(at)] if at else array[()]
-            value = np.asarray(value).astype(dt)
-            return value if where_ is None else np.where(where_, value, dt.type(0))
-        args = [run(a) for a in x.args]
-        if x.op == "cast":
-            return args[0] != 0 if x.dtype is DType.BOOL else np.asarray(args[0]).astype(dt)
-        with np.errstate(all="ignore"):
-            return np.asarray(NUMPY[x.op](*args)).astype(dt)
-
-    return np.asarray(run(e))
+def _written(e: Expr, names: Mapping[Expr, str]) -> str:
+    """The text of one expression, the names of those that have one in their place."""
+    out: list[str] = []
+    stack: list[Expr | str] = [e]
+    while stack:
+        x = stack.pop()
+        if isinstance(x, str) or x in names:
+            out.append(x if isinstance(x, str) else names[x])
+        elif x.op == "const":
+            out.append(repr(x.attr))
+        elif x.op == "index":
+            out.append(f"[{x.attr}]")
+        elif x.op == "var":
+            out.append(str(x.attr))
+        elif x.op == "load":
+            out.append(f"{x.attr[0]}[{', '.join(str(c) for c in x.attr[2])}")
+            stack += ["]", x.args[0], " if "] if x.args else ["]"]
+        else:
+            out.append(f"cast<{x.dtype.value}>(" if x.op == "cast" else f"{x.op}(")
+            stack.append(")")
+            for k, a in reversed(list(enumerate(x.args))):
+                stack += [a, ", "] if k else [a]
+    return "".join(out)

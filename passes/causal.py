@@ -73,7 +73,7 @@ def _of_condition(
 ) -> Remainder:
     kept: list[Value] = []
     causal = False
-    terms = list(_terms(rw, condition))
+    terms = _terms(rw, condition)
     for term in terms:
         formula = elements.formula(term)
         if not isinstance(formula, frozenset):
@@ -92,12 +92,18 @@ def _of_condition(
 
 def _terms(rw: Tracker, condition: Value) -> list[Value]:
     """The conditions that must all hold; a repetition along an axis is left to attention, which broadcasts."""
-    node = rw.producer(condition)
-    if node is not None and node.op == "Expand" and node.operands()[0].type.rank >= 2:
-        return _terms(rw, node.operands()[0])
-    if node is not None and node.op == "And":
-        return [t for x in node.operands() for t in _terms(rw, x)]
-    return [condition]
+    terms: list[Value] = []
+    stack = [condition]
+    while stack:
+        term = stack.pop()
+        node = rw.producer(term)
+        if node is not None and node.op == "Expand" and node.operands()[0].type.rank >= 2:
+            stack.append(node.operands()[0])
+        elif node is not None and node.op == "And":
+            stack += reversed(node.operands())
+        else:
+            terms.append(term)
+    return terms
 
 
 def _is_causal(formula: Conjunction | None, v: Value, length: Dim | None) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from arcweld.compiler.demand import demand, need
 from arcweld.compiler.dims import (
     Dim,
     Sym,
@@ -29,13 +30,14 @@ from arcweld.compiler.dims import (
     var,
 )
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, binary, cast, const, index, variable, where
+from arcweld.compiler.expr import Expr, binary, cast, const, index, variable, walk, where
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.registry import opdef
 from arcweld.passes.common import Tracker
 
 Conjunction = frozenset[Dim]
 Formula = Dim | Conjunction
+_Request = tuple[str, tuple[Dim, ...]]  # the name of a value, and the element
 ALWAYS: Conjunction = frozenset()
 NEVER: Conjunction = frozenset({-1})
 MOST_ELEMENTS = 1 << 22  # of a constant that is searched for a rule
@@ -46,23 +48,26 @@ class Elements:
 
     def __init__(self, rw: Tracker) -> None:
         self._rw = rw
-        self._read: dict[tuple[str, tuple[Dim, ...]], Expr] = {}
-        self._folded: dict[int, Formula | None] = {}
+        self._values: dict[str, Value] = {}
+        self._read: dict[_Request, Expr] = {}
+        self._folded: dict[Expr, Formula | None] = {}
         self._rules: dict[str, Formula | None] = {}
 
     def formula(self, v: Value) -> Formula | None:
         """The element of ``v`` at ``coordinates(v)``; None where it depends on data or is not understood."""
-        return self._fold(self.read(v, coordinates(v)))
+        return self._fold(demand(self._request(v, coordinates(v)), self._read, self._element))
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         """The element of ``value`` at ``coords`` as an expression; the protocol of the registry's lowerings."""
-        key = (value.name, tuple(coords))
-        if key not in self._read:
-            self._read[key] = self._element(value, tuple(coords))
-        found = self._read[key]
+        found = need(self._request(value, coords), self._read)
         return found if mask is None else where(mask, found, const(0, found.dtype))
 
-    def _element(self, value: Value, coords: tuple[Dim, ...]) -> Expr:
+    def _request(self, value: Value, coords: Sequence[Dim]) -> _Request:
+        self._values[value.name] = value
+        return value.name, tuple(coords)
+
+    def _element(self, request: _Request) -> Expr:
+        value, coords = self._values[request[0]], request[1]
         unknown = variable(value.name, value.dtype)
         node = self._rw.producer(value)
         if node is None:
@@ -100,9 +105,9 @@ class Elements:
     # ------------------------------------------------------------------------------------------------- folding
 
     def _fold(self, e: Expr) -> Formula | None:
-        if id(e) not in self._folded:
-            self._folded[id(e)] = self._step(e)
-        return self._folded[id(e)]
+        for x in walk([e], self._folded):
+            self._folded[x] = self._step(x)
+        return self._folded[e]
 
     def _step(self, e: Expr) -> Formula | None:
         if e.op == "const":
@@ -111,7 +116,7 @@ class Elements:
             return self._settled(e.attr)
         if e.op in ("load", "var"):
             return None
-        args = [self._fold(a) for a in e.args]
+        args = [self._folded[a] for a in e.args]
         if e.op == "and":
             return _both(*args)
         if e.op == "or":
@@ -133,7 +138,7 @@ class Elements:
         table: dict[Any, Dim] = {}
         for dyn in dynamic_atoms(d):
             assert isinstance(dyn.payload, Expr)
-            found = self._fold(dyn.payload)
+            found = self._folded[dyn.payload]
             if found is None or isinstance(found, frozenset):
                 return None
             table[dyn] = found

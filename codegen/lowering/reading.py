@@ -14,6 +14,7 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Store
 from arcweld.compiler import dims, expr
+from arcweld.compiler.demand import Missing, demand
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import VerifyError
@@ -24,6 +25,7 @@ from arcweld.compiler.records import sources
 from arcweld.compiler.region import Region
 
 Coords = tuple[Dim, ...]
+Request = tuple[str, Coords, Expr | None]  # the name of a value, the element, and the mask under which it is read
 STEM_LENGTH = 56  # of a kernel's name, before the hash
 
 
@@ -52,20 +54,36 @@ class RegionReader:
         self.hero: Hero | None = None
         self.override: dict[str, tuple[Coords, Expr]] = {}
         self.buffers: dict[str, Buffer] = {}
-        self._memo: dict[Any, Expr] = {}
+        self._values: dict[str, Value] = {}
+        self._memo: dict[Request, Expr] = {}
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         """The element of ``value`` at ``coords`` (0 where ``mask`` is false): inlined, or a load."""
-        key = (value.name, tuple(coords), id(mask))
-        found = self._memo.get(key)
+        return demand(self._request(value, coords, mask), self._memo, self._compute)
+
+    def read_inside(self, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Expr:
+        """The same for a lowering that a read has started: raises Missing where another lowering must run first."""
+        request = self._request(value, coords, mask)
+        found = self._memo.get(request)
         if found is None:
-            found = _zero_where_not(self._read(value, tuple(coords), mask), mask)
-            if found.dtype is not value.dtype.compute:
-                raise VerifyError(
-                    f"the lowering of {value.name} gives {found.dtype.value}, its type is {value.type}",
-                    node=value.name,
-                )
-            self._memo[key] = found
+            if value.name in self.made:
+                raise Missing(request)
+            found = self._memo[request] = self._compute(request)
+        return found
+
+    def _request(self, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Request:
+        self._values[value.name] = value
+        return value.name, tuple(coords), mask
+
+    def _compute(self, request: Request) -> Expr:
+        name, coords, mask = request
+        value = self._values[name]
+        found = _zero_where_not(self._read(value, coords, mask), mask)
+        if found.dtype is not value.dtype.compute:
+            raise VerifyError(
+                f"the lowering of {value.name} gives {found.dtype.value}, its type is {value.type}",
+                node=value.name,
+            )
         return found
 
     def _read(self, value: Value, coords: Coords, mask: Expr | None) -> Expr:
@@ -128,7 +146,7 @@ class _Masked:
         self.mask = mask
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        return self.reader.read(value, coords, expr.all_of([self.mask, mask]))
+        return self.reader.read_inside(value, coords, expr.all_of([self.mask, mask]))
 
 
 def inline(reader: Any, node: Node, coords: Coords) -> Expr:

@@ -10,21 +10,21 @@ from dataclasses import replace
 
 from arcweld.codegen.kernel import Kernel, Store
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import UNARY_FAST, Expr, rebuild, unary
+from arcweld.compiler.expr import UNARY_FAST, Expr, postorder, rebuild, unary
 
 FAST = {name.removeprefix("fast_"): name for name in UNARY_FAST}
 
 
 def approximate(kernel: Kernel, stores: Sequence[Store]) -> tuple[Store, ...]:
     """The stores with faster functions in those whose buffer holds f16 or bf16."""
-    memo: dict[int, Expr] = {}
+    memo: dict[Expr, Expr] = {}
 
     def faster(e: Expr) -> Expr:
-        if id(e) not in memo:
-            args = [faster(a) for a in e.args]
-            fast = e.op in FAST and e.dtype is DType.F32
-            memo[id(e)] = unary(FAST[e.op], args[0]) if fast else rebuild(e, args)
-        return memo[id(e)]
+        for x in postorder([e], lambda x: x.args, memo):
+            args = [memo[a] for a in x.args]
+            fast = x.op in FAST and x.dtype is DType.F32
+            memo[x] = unary(FAST[x.op], args[0]) if fast else rebuild(x, args)
+        return memo[e]
 
     def half(s: Store) -> bool:
         return kernel.buffer(s.buffer).dtype.is_half

@@ -17,7 +17,7 @@ from arcweld.codegen.printing.uniform import below_zero, index_difference, is_ne
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, coordinates, transform
+from arcweld.compiler.expr import Expr, coordinates, postorder, transform, walk
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -67,10 +67,10 @@ class Block:
         self.lines: list[str] = []
         self._lane_lines: list[str] = []
         self._count = 0
-        self._done: dict[int, str] = {}
+        self._done: dict[Expr, str] = {}
         self._calls: dict[tuple[Call, bool], str] = {}
-        self._laned: dict[int, bool] = {}
-        self._uniform: dict[int, Expr] = {}
+        self._laned: dict[Expr, bool] = {}
+        self._uniform: dict[Expr, Expr] = {}
         self._in_lanes = False
         self.itype = index_type(params.kernel)
         # the lane axis' index is width * _q + _l: the vector's number, and the lane inside it
@@ -176,22 +176,21 @@ class Block:
         """True if the value differs between lanes."""
         if self.lane is None:
             return False
-        known = self._laned.get(id(e))
-        if known is None:
-            known = self._compute_laned(e)
-            self._laned[id(e)] = known
-        return known
+        if e not in self._laned:
+            for x in walk([e], self._laned):
+                self._laned[x] = self._compute_laned(x)
+        return self._laned[e]
 
     def _compute_laned(self, e: Expr) -> bool:
-        assert self.lane is not None
+        """The answer for ``e`` where those for all that it is computed from are known."""
         if e.op == "var":
             return self.variables[e.attr][1]
-        if any(self.is_laned(a) for a in e.args):
+        if any(self._laned[a] for a in e.args):
             return True
         for d in coordinates(e):
             if dims.mentions(dims.substitute(d, self.lane_table), self._l):
                 return True
-            if any(self.is_laned(dyn.payload) for dyn in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
+            if any(self._laned[dyn.payload] for dyn in dims.dynamic_atoms(d)):  # type: ignore[index]
                 return True
         return False
 
@@ -234,36 +233,33 @@ class Block:
 
     def value(self, e: Expr) -> str:
         """C text of ``e``: a literal or a name defined by earlier lines (inside the lane loop if it is laned)."""
-        if id(e) in self._done:
-            return self._done[id(e)]
+        for x in postorder([e], self._printed_operands, self._done):
+            self._done[x] = self._print(x)
+        return self._done[e]
+
+    def _printed_operands(self, e: Expr) -> Sequence[Expr]:
+        """The operands that become names of their own: those of arithmetic on indices are part of one text."""
+        return () if _is_of_indices(e) else e.args
+
+    def _print(self, e: Expr) -> str:
         if e.op == "const":
-            text = literal(e)
-        elif e.op == "var":
+            return literal(e)
+        if e.op == "var":
             name, laned = self.variables[e.attr]
-            text = f"{name}[lane]" if laned and self.lane is not None else (f"{name}[0]" if laned else name)
-        elif e.op == "load":
-            text = self._load(e)
-        else:
-            text = self._compute(e)
-        self._done[id(e)] = text
-        return text
-
-    def _compute(self, e: Expr) -> str:
+            return f"{name}[lane]" if laned and self.lane is not None else (f"{name}[0]" if laned else name)
+        if e.op == "load":
+            return self._load(e)
         laned = self.is_laned(e)
-        text = self._index(e, laned)
-        if text is not None:
-            return self._define(e.dtype.cuda, text, laned)
-        args = [self.value(a) for a in e.args]
-        return self._define(e.dtype.cuda, scalar_text(e, args), laned)
+        text = self._index(e, laned) if _is_of_indices(e) else scalar_text(e, [self._done[a] for a in e.args])
+        return self._define(e.dtype.cuda, text, laned)
 
-    def _index(self, e: Expr, laned: bool) -> str | None:
+    def _index(self, e: Expr, laned: bool) -> str:
         """Text of an index as a number, of its conversion, or of a test of indices: computed as indices are."""
-        if e.op == "index" or (e.op == "cast" and e.args[0].op == "index" and e.dtype is not DType.BOOL):
+        if e.op in ("index", "cast"):
             text = self.dim((e if e.op == "index" else e.args[0]).attr, laned=laned)
             return f"({e.dtype.cuda}){text if text.isidentifier() else f'({text})'}"
         difference = index_difference(e)
-        if difference is None:
-            return None
+        assert difference is not None
         saved, self._in_lanes = self._in_lanes, laned
         left, op, right = two_sides(self._at_lane(difference), e.op)
         text = f"{self._poly(left)} {op} {self._poly(right)}"
@@ -274,7 +270,7 @@ class Block:
         name, dtype, coords = e.attr
         buffer = self.params.kernel.buffer(name)
         pointer = self.params.buffer(name)
-        mask = self.value(e.args[0]) if e.args else None
+        mask = self._done[e.args[0]] if e.args else None
         laned = self.is_laned(e)
         if laned and not (e.args and self.is_laned(e.args[0])):
             base = self.contiguous(buffer, coords)
@@ -308,6 +304,13 @@ class Block:
             out += ["  " + b for b in body] + ["}"]
         self.lines, self._lane_lines = [], []
         return [line if line.startswith("#") else self.indent + line for line in out]
+
+
+def _is_of_indices(e: Expr) -> bool:
+    """True for an index as a number, its conversion, and a test of indices."""
+    if e.op == "cast":
+        return e.args[0].op == "index" and e.dtype is not DType.BOOL
+    return e.op == "index" or index_difference(e) is not None
 
 
 def plus(pointer: str, offset: str) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, Kernel
 from arcweld.compiler.dims import evaluate
-from arcweld.compiler.expr import Expr, index, interpret
+from arcweld.compiler.expr import Expr, index
+from arcweld.compiler.interpret import interpret
 
 Arrays = Mapping[str, np.ndarray]
 FOLD = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}

@@ -16,7 +16,8 @@ from arcweld.compiler.dims import Dim, evaluate, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.expr import index as dim_value
-from arcweld.compiler.expr import interpret, loads
+from arcweld.compiler.expr import loads
+from arcweld.compiler.interpret import interpret
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, all_ops, check_attrs, concrete, make, opdef, unsupported_reason

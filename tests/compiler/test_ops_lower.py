@@ -15,7 +15,8 @@ from op_sweep import Loads, Sweep, assert_close, grid, label, sweeps, symbolic
 
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, interpret, variable
+from arcweld.compiler.expr import Expr, variable
+from arcweld.compiler.interpret import interpret
 from arcweld.compiler.ir import Graph, Node, Rewriter
 from arcweld.compiler.ops.registry import OpDef, must_decompose
 from arcweld.compiler.reference import run_reference

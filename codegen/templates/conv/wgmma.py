@@ -105,11 +105,13 @@ def _load_problem(kernel: Kernel) -> str | None:
 
 
 def _conjuncts(mask: Expr) -> Iterator[Expr]:
-    if mask.op == "and":
-        for part in mask.args:
-            yield from _conjuncts(part)
-    else:
-        yield mask
+    stack = [mask]
+    while stack:
+        part = stack.pop()
+        if part.op == "and":
+            stack += reversed(part.args)
+        else:
+            yield part
 
 
 def _bound_checks(coords: tuple[Dim, ...], shape: tuple[Dim, ...]) -> Iterator[Expr]:

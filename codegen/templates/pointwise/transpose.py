@@ -173,8 +173,8 @@ def render_transpose(kernel: Kernel, tactic: TransposeTactic, arch: str) -> Kern
     read = min(vector_width(p.kernel, p.b.extent, [e], (), p.b.sym) for e in p.staged)
     tiles, functions, bytes_ = _tiles(hooks, p, args, min(read, tactic.along_load), tactic)
     read = min(read, tactic.along_load)
-    swap = {id(e): variable(t.name, e.dtype) for e, t in zip(p.staged, tiles)}
-    stores = tuple(replace(s, value=transform(s.value, lambda x: swap.get(id(x)))) for s in p.kernel.stores)
+    swap = {e: variable(t.name, e.dtype) for e, t in zip(p.staged, tiles)}
+    stores = tuple(replace(s, value=transform(s.value, swap.get)) for s in p.kernel.stores)
     write = min(vector_width(p.kernel, p.a.extent, [s.value for s in stores], stores, p.a.sym), tactic.along_store)
     given = {t.name: (t.name, e.dtype, True) for e, t in zip(p.staged, tiles)}
     functions.append(hooks.store("store_a", stores, args, lane=p.a.sym, width=write, variables=given))
