@@ -96,3 +96,11 @@ VIEWS = frozenset({"Reshape", "Transpose", "Slice", "Expand"})
 def is_view(node: Node) -> bool:
     """True for movement whose index map is affine: reading through it costs nothing."""
     return node.op in VIEWS
+
+
+INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
+
+
+def reads_indices(node: Node) -> bool:
+    """True for movement whose index map depends on elements that it reads: the second read waits for the first."""
+    return node.op in INDEXED

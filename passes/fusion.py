@@ -12,16 +12,19 @@ A region must never need, through other regions, a value that it makes itself; e
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, template_of
+from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
 
 log = logging.getLogger("arcweld.fusion")
 
 MAX_OPERANDS = 12
 MAX_RECOMPUTE = 40
+MAX_NODES = 128  # of one kernel: what NVRTC compiles in about a second, and far more than pays
+MAX_INDEXED = 8  # nodes of one kernel that read at places read from memory: each may wait for another one's read
 # how often an element of the operand is read: heroes that read each once can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
 # operands of other heroes that may be computed on the fly, as they are read like an epilogue's: attention's mask, the
@@ -30,12 +33,20 @@ FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 
 
 class _Group:
-    """A region being grown; ``nodes`` by first output name."""
+    """A region being grown; ``nodes`` by first output name.
+
+    ``made`` and ``outside`` name the values that its nodes write, and those that they read from other kernels;
+    ``first`` is the least position of a node that others can have from this region only, ``last`` the largest of any.
+    """
 
     def __init__(self, hero: Node | None, template: str) -> None:
         self.hero = hero
         self.template = template
         self.nodes: dict[str, Node] = {}
+        self.made: set[str] = set()
+        self.outside: set[str] = set()
+        self.indexed = 0
+        self.first = self.last = 0
 
 
 class Fuser:
@@ -50,6 +61,7 @@ class Fuser:
         self.groups: list[_Group] = []
         self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
+        self.leaves: set[str] = set()  # nodes that read nothing but single constants: index arithmetic, sizes, literals
         self.refusals: list[Refusal] = []
 
     # ----- driver
@@ -62,6 +74,8 @@ class Fuser:
         for node in self.graph.nodes:
             if is_hero(node):
                 self._open(node, template_of(node))
+            elif all(self._is_leaf(v) for v in node.operands()):
+                self.leaves.add(node.output.name)
         heroes = list(self.groups)
         for g in heroes:
             # a scatter in place has nowhere to apply an epilogue: an element is final after the last update
@@ -85,16 +99,40 @@ class Fuser:
     def _add(self, g: _Group, node: Node) -> None:
         g.nodes[node.output.name] = node
         self.members.setdefault(node.output.name, []).append(g)
+        self._note(g, node)
+
+    def _own(self, g: _Group, node: Node) -> None:
+        """Makes ``g`` the region that may store ``node``, as no other one computes it."""
+        self.owner[node.output.name] = g
+        g.first = min(g.first, self.position[node.output.name])
+
+    def _note(self, g: _Group, node: Node) -> None:
+        g.made.update(o.name for o in node.outputs)
+        g.outside.difference_update(o.name for o in node.outputs)
+        g.outside |= self._foreign(g, node)
+        g.indexed += reads_indices(node)
+        g.last = max(g.last, self.position[node.output.name])
+
+    def _foreign(self, g: _Group, node: Node) -> set[str]:
+        weights = self.graph.weights
+        return {v.name for v in node.operands() if v.name not in g.made and v.name not in weights}
 
     def _remove(self, g: _Group, name: str) -> None:
         del g.nodes[name]
         del self.owner[name]
         self.members[name].remove(g)
+        g.made, g.outside, g.indexed, g.last = set(), set(), 0, 0
+        for node in g.nodes.values():
+            g.made.update(o.name for o in node.outputs)
+        for node in g.nodes.values():
+            self._note(g, node)
+        g.first = min((self.position[n] for n in g.nodes if self.owner.get(n) is g), default=len(self.position))
 
     def _open(self, node: Node, template: str) -> _Group:
         g = _Group(node if is_hero(node) else None, template)
+        g.first = self.position[node.output.name]
         self._add(g, node)
-        self.owner[node.output.name] = g
+        self._own(g, node)
         self.groups.append(g)
         return g
 
@@ -103,9 +141,9 @@ class Fuser:
     def _grow_epilogue(self, g: _Group) -> None:
         assert g.hero is not None
         domain = {v.name for v in g.hero.outputs}
-        queue = [g.hero.output]
+        queue = deque([g.hero.output])
         while queue:
-            v = queue.pop(0)
+            v = queue.popleft()
             for c in self.consumers.get(v.name, ()):
                 if c.output.name in self.owner or is_hero(c):
                     continue
@@ -114,13 +152,16 @@ class Fuser:
                     self._refuse(g.hero, c, *reason)
                     continue
                 self._add(g, c)
-                self.owner[c.output.name] = g
+                self._own(g, c)
                 domain.add(c.output.name)
                 queue.append(c.output)
         self._trim(g)
 
     def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: set[str]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
+        full = self._full(g, c)
+        if full is not None:
+            return full
         if kind is Kind.MOVEMENT:
             if c.op == "Reshape" or (c.op == "Transpose" and c.attrs["perm"][-1] == len(c.attrs["perm"]) - 1):
                 return self._cycle_refusal(g, c)
@@ -133,14 +174,21 @@ class Fuser:
         for o in c.operands():
             if o.name in domain and o.shape != c.output.shape:
                 return ("broadcast", f"{o.name} is needed at other elements")
-        if len(self._outside(g, c)) > MAX_OPERANDS:
+        if self._operands_with(g, c) > MAX_OPERANDS:
             return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
         return self._cycle_refusal(g, c)
 
-    def _outside(self, g: _Group, extra: Node) -> set[str]:
-        nodes = [*g.nodes.values(), extra]
-        made = {o.name for n in nodes for o in n.outputs}
-        return {v.name for n in nodes for v in n.operands() if v.name not in made and v.name not in self.graph.weights}
+    def _full(self, g: _Group, extra: Node) -> tuple[str, str] | None:
+        """Why ``g`` is too large for another node: regions are bounded, however long a chain is."""
+        if len(g.nodes) >= MAX_NODES:
+            return ("size", f"more than {MAX_NODES} nodes in one kernel")
+        if reads_indices(extra) and g.indexed >= MAX_INDEXED:
+            return ("indices", f"more than {MAX_INDEXED} reads at computed places in one kernel")
+        return None
+
+    def _operands_with(self, g: _Group, extra: Node) -> int:
+        """How many tensors that are no weights ``g`` would read with another node."""
+        return len((g.outside | self._foreign(g, extra)).difference(o.name for o in extra.outputs))
 
     def _feeds_products(self, name: str) -> bool:
         """True if only matrix products read the view, as their left operand, which they want in rows."""
@@ -178,10 +226,9 @@ class Fuser:
                 if v.name not in g.nodes and v.name in self.producers:
                     yield self.producers[v.name].output.name
 
-    def _reaches(self, start: Iterable[str], target: _Group, floor: int) -> bool:
-        """True if computing any of ``start`` needs something that ``target`` makes (nodes before ``floor``
-        can't).
-        """
+    def _reaches(self, start: Iterable[str], target: _Group) -> bool:
+        """True if computing any of ``start`` needs something that only ``target`` makes."""
+        floor = target.first  # nodes before it can't
         seen: set[str] = set()
         stack = list(start)
         while stack:
@@ -199,19 +246,18 @@ class Fuser:
                         for v in self.producers[name].operands()
                         if v.name in self.producers
                     ]
-            elif max(self.position[m] for m in g.nodes) > floor:
+            elif g.last > floor:
                 seen.update(g.nodes)
                 stack += list(self._group_inputs(g))
         return False
 
     def _cycle_refusal(self, g: _Group, c: Node) -> tuple[str, str] | None:
-        floor = min(self.position[m] for m in g.nodes)
         start = [
             self.producers[v.name].output.name
             for v in c.operands()
             if v.name in self.producers and self.producers[v.name].output.name not in g.nodes
         ]
-        if self._reaches(start, g, floor):
+        if self._reaches(start, g):
             return (
                 "cycle",
                 f"{c.op} also needs a value computed from this kernel's result by another kernel",
@@ -245,34 +291,34 @@ class Fuser:
 
         ``storable``: the region visits every element of ``v`` once, so it can also store it for others.
         """
-        p = self.producers.get(v.name)
-        if p is None or is_hero(p):
-            return
-        name = p.output.name
-        if name in g.nodes:
-            return
-        storable = storable and not self._free(p) and self.owner.get(name) is None
-        if not self._may_inline(g, p, reader, pointwise, reads, storable):
-            return
-        self._add(g, p)
-        if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
-            self.owner[name] = g
-        for o in p.operands():
-            self._inline(g, o, p, pointwise=pointwise, reads=reads * _fan_out(p))
+        stack = [(v, reader, reads, storable)]
+        while stack:
+            v, reader, reads, storable = stack.pop()
+            p = self.producers.get(v.name)
+            if p is None or is_hero(p) or p.output.name in g.nodes:
+                continue
+            storable = storable and not self._free(p) and self.owner.get(p.output.name) is None
+            if self._may_inline(g, p, reader, pointwise, reads, storable):
+                self._add(g, p)
+                if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
+                    self._own(g, p)
+                stack += [(o, p, reads * _fan_out(p), False) for o in reversed(p.operands())]
 
     def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
-        if self._free(p):
-            # an owner means that it is stored anyway: then reading it back is as good
-            return self.owner.get(p.output.name) is None
         if self.owner.get(p.output.name) is not None:
-            return False
+            return False  # it is stored anyway: reading it back is as good
+        full = self._full(g, p)
+        if full is not None:
+            return self._refuse(p, reader, *full)
+        if self._free(p):
+            return True
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
         if self._wanted_elsewhere(p, g) and not storable:
             return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
             return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
-        if len(self._outside(g, p)) > MAX_OPERANDS:
+        if self._operands_with(g, p) > MAX_OPERANDS:
             return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")
@@ -280,38 +326,38 @@ class Fuser:
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
         """True if ``g`` needs, through other kernels, what is computed from ``p``: then it can't be what stores it."""
-        floor = min(self.position[m] for m in (*g.nodes, p.output.name))
         self._add(g, p)
-        self.owner[p.output.name] = g
-        found = self._reaches(list(self._group_inputs(g)), g, floor)
+        self._own(g, p)
+        found = self._reaches(list(self._group_inputs(g)), g)
         self._remove(g, p.output.name)
         return found
 
     def _free(self, p: Node) -> bool:
         """True if every kernel may compute ``p`` for itself: views, and what is made of constants."""
-        return is_view(p) or (not is_hero(p) and self._leaf(p))
+        return is_view(p) or p.output.name in self.leaves
 
-    def _leaf(self, p: Node) -> bool:
-        """True if recomputing ``p`` reads nothing but single constants: index arithmetic, sizes, literals."""
-        for v in p.operands():
-            made_by = self.producers.get(v.name)
-            if made_by is None:
-                if v.name not in self.graph.weights or v.type.numel != 1:
-                    return False
-            elif is_hero(made_by) or not self._leaf(made_by):
-                return False
-        return True
+    def _is_leaf(self, v: Value) -> bool:
+        """True if recomputing ``v`` reads nothing but single constants."""
+        made_by = self.producers.get(v.name)
+        if made_by is None:
+            return v.name in self.graph.weights and v.type.numel == 1
+        return made_by.output.name in self.leaves
 
     def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
         """True if somebody outside ``g`` reads ``p``, directly or through what others compute for themselves."""
-        name = p.output.name
-        if name in self.outputs:
-            return True
-        return any(
-            c.output.name not in g.nodes
-            or (self._free(c) and not self._only_stored(c, g) and self._wanted_elsewhere(c, g))
-            for c in self.consumers.get(name, ())
-        )
+        seen: set[str] = set()
+        stack = [p.output.name]
+        while stack:
+            name = stack.pop()
+            if name in self.outputs:
+                return True
+            seen.add(name)
+            for c in self.consumers.get(name, ()):
+                if c.output.name not in g.nodes:
+                    return True
+                if c.output.name not in seen and self._free(c) and not self._only_stored(c, g):
+                    stack.append(c.output.name)
+        return False
 
     def _only_stored(self, view: Node, g: _Group) -> bool:
         """True if ``g`` stores the view and nobody looks through it: then its readers don't reach what is behind."""
