@@ -10,6 +10,7 @@ the formulas do; one that it fills with minus infinity, where they give NaN, giv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from arcweld.compiler.ops.registry import fits_attention, infer_types
 from arcweld.compiler.options import Options
 from arcweld.passes.causal import MASKED_OUT, Remainder, without_causal
 from arcweld.passes.common import Tracker, rewrite, scalar, use_counts
-from arcweld.passes.elements import Elements
+from arcweld.passes.elements import Elements, elements_of
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
 ABSORBING = -1e30  # a number this low plus a score is the same number, in f32 and in types of its range
@@ -42,6 +43,8 @@ _PROBABILITIES = (  # those that give 0 for a row without any score, and those t
     "Where(IsInf((top := ReduceMax(s)), detect_positive=0, detect_negative=1), 0, (p := Softmax((s := {0}))))",
     "(p := Softmax({0}))",
 )
+# what is added to a value on the way from it to a sum: the innermost term, and the terms further out
+_Added: TypeAlias = "tuple[Value, _Added] | None"
 _FORMULAS = tuple(f"MatMul({p.format(s)}, v)" for s in _SCORES for p in _PROBABILITIES)
 
 
@@ -50,12 +53,8 @@ def attention(graph: Graph, options: Options) -> Graph:
     graph = rewrite(graph, _mask_of_groups)
     uses = use_counts(graph)
     graph = rewrite(graph, lambda rw, node: _scale_of_heads(rw, node, uses))
-    found: dict[int, Elements] = {}
-
-    def visit(rw: Tracker, node: Node) -> bool:
-        return node.op == "Attention" and _simplify(rw, node, found.setdefault(id(rw), Elements(rw)))
-
-    return rewrite(apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),)), visit)
+    graph = apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),))
+    return rewrite(graph, lambda rw, node: node.op == "Attention" and _simplify(rw, node, elements_of(rw)))
 
 
 def _mask_of_groups(rw: Tracker, node: Node) -> bool:
@@ -80,14 +79,28 @@ def _mask_of_groups(rw: Tracker, node: Node) -> bool:
 
 def _groups(rw: Tracker, x: Value, shape: tuple[Dim, ...]) -> tuple[Value, list[Value]] | None:
     """The scores of ``shape`` that a Reshape splits, and what is added to them before they are ``x``."""
-    split, add = rw.producer(x, "Reshape"), rw.producer(x, "Add")
-    if split is not None and split.operands()[0].shape == shape:
-        return split.operands()[0], []
-    for scores, mask in () if add is None else (add.operands(), add.operands()[::-1]):
-        found = _groups(rw, scores, shape) if scores.shape == x.shape else None
-        if found is not None:
-            return found[0], [mask, *found[1]]
+    seen: set[str] = set()
+    stack: list[tuple[Value, _Added]] = [(x, None)]
+    while stack:
+        value, added = stack.pop()
+        if value.name in seen:
+            continue
+        seen.add(value.name)
+        split, add = rw.producer(value, "Reshape"), rw.producer(value, "Add")
+        if split is not None and split.operands()[0].shape == shape:
+            return split.operands()[0], _innermost_first(added)[::-1]
+        for scores, mask in () if add is None else (add.operands()[::-1], add.operands()):
+            if scores.shape == value.shape:
+                stack.append((scores, (mask, added)))
     return None
+
+
+def _innermost_first(added: _Added) -> list[Value]:
+    found = []
+    while added is not None:
+        value, added = added
+        found.append(value)
+    return found
 
 
 def _scale_of_heads(rw: Tracker, node: Node, uses: Mapping[str, int]) -> bool:
@@ -103,22 +116,28 @@ def _scale_of_heads(rw: Tracker, node: Node, uses: Mapping[str, int]) -> bool:
 
 def _with_scaled_queries(rw: Tracker, x: Value, uses: Mapping[str, int], origin: tuple[str, ...]) -> Value | None:
     """``MatMul(q, k) * factor``, perhaps with something added, as ``MatMul(q * factor, k)``; None for other values."""
-    node = rw.producer(x)
-    if node is None or node.op not in ("Add", "Mul") or uses.get(x.name) != 1:
-        return None
-    for scores, other in (node.operands(), node.operands()[::-1]):
-        if scores.shape != x.shape:
+    stack: list[tuple[Value, _Added]] = [(x, None)]
+    while stack:
+        value, added = stack.pop()
+        node = rw.producer(value)
+        if node is None or node.op not in ("Add", "Mul") or uses.get(value.name) != 1:
             continue
-        if node.op == "Add":
-            inner = _with_scaled_queries(rw, scores, uses, origin)
-            if inner is not None:
-                return rw.make("Add", [inner, other], origin)
-            continue
-        matmul = rw.producer(scores, "MatMul")
-        for_each_head = other.shape[-2:] == (1, 1) and other.type.numel != 1
-        if matmul is not None and for_each_head and uses.get(scores.name) == 1:
-            q, k = matmul.operands()
-            return rw.make("MatMul", [rw.make("Mul", [q, other], origin), k], origin)
+        found: list[tuple[Value, _Added]] = []
+        for scores, other in (node.operands(), node.operands()[::-1]):
+            if scores.shape != value.shape:
+                continue
+            if node.op == "Add":
+                found.append((scores, (other, added)))
+                continue
+            matmul = rw.producer(scores, "MatMul")
+            for_each_head = other.shape[-2:] == (1, 1) and other.type.numel != 1
+            if matmul is not None and for_each_head and uses.get(scores.name) == 1:
+                q, k = matmul.operands()
+                value = rw.make("MatMul", [rw.make("Mul", [q, other], origin), k], origin)
+                for term in _innermost_first(added):
+                    value = rw.make("Add", [value, term], origin)
+                return value
+        stack += reversed(found)
     return None
 
 
@@ -190,13 +209,14 @@ def _without_scale(rw: Tracker, x: Value) -> tuple[Value, float]:
 def _keys(rw: Tracker, kt: Value, origin: tuple[str, ...]) -> tuple[Value, float]:
     """The keys [.., T, D] whose transpose is ``kt``, and a scalar factor."""
     kt, scale = _without_scale(rw, kt)
+    spread: list[tuple[Dim, ...]] = []
+    while (node := rw.producer(kt, "Expand")) is not None and _over_heads(node):  # the same keys for each head
+        spread.append(kt.shape[:-2])
+        kt, more = _without_scale(rw, node.operands()[0])
+        scale *= more
     rank = kt.type.rank
     if rank < 2:
         return kt, scale
-    spread = rw.producer(kt, "Expand")
-    if spread is not None and spread.operands()[0].shape[-2:] == kt.shape[-2:]:  # over heads: the same keys for each
-        k, more = _keys(rw, spread.operands()[0], origin)
-        return rw.make("Expand", [k], origin, shape=(*kt.shape[:-2], *k.shape[-2:])), scale * more
     perm = (*range(rank - 2), rank - 1, rank - 2)
     node = rw.producer(kt, "Transpose")
     if node is not None:
@@ -204,8 +224,15 @@ def _keys(rw: Tracker, kt: Value, origin: tuple[str, ...]) -> tuple[Value, float
         kt = node.operands()[0]
     if perm != tuple(range(rank)):
         kt = rw.make("Transpose", [kt], origin, perm=perm)
-    kt, more = _without_scale(rw, kt)
-    return kt, scale * more
+    k, more = _without_scale(rw, kt)
+    for lead in reversed(spread):
+        k = rw.make("Expand", [k], origin, shape=(*lead, *k.shape[-2:]))
+    return k, scale * more
+
+
+def _over_heads(expand: Node) -> bool:
+    """True if the last two axes stay as they are."""
+    return expand.output.type.rank >= 2 and expand.operands()[0].shape[-2:] == expand.output.shape[-2:]
 
 
 def _four_axes(rw: Tracker, x: Value, origin: tuple[str, ...]) -> Value:

@@ -19,7 +19,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.compiler.records import sources
 from arcweld.passes.common import Tracker, rewrite
-from arcweld.passes.elements import Elements, coordinates
+from arcweld.passes.elements import coordinates, elements_of
 
 MOST_COMPARED = 1 << 16  # elements of a constant that is searched for another value than the neutral one
 
@@ -155,7 +155,7 @@ def _gather_as_slice(rw: Tracker, node: Node) -> Value | None:
     axis, line = node.attrs["axis"], [k for k, d in enumerate(places.shape) if d != 1]
     if x.name in rw.weights or len(line) > 1:
         return None
-    at = Elements(rw).formula(places)
+    at = elements_of(rw).formula(places)
     if at is None or isinstance(at, frozenset):
         return None
     counter = coordinates(places)[line[0]] if line else 0

@@ -18,6 +18,7 @@ class Tracker(Rewriter):
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self.made: dict[str, Node] = {}
+        self.memo: dict[str, Any] = {}  # analyses of the new graph that several questions about it start from
         self._released: set[str] = set()
 
     def release(self, node: Node) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.demand import demand, need
+from arcweld.compiler.demand import Notes, Request, demand
 from arcweld.compiler.dims import (
     Dim,
     Sym,
@@ -37,7 +37,6 @@ from arcweld.passes.common import Tracker
 
 Conjunction = frozenset[Dim]
 Formula = Dim | Conjunction
-_Request = tuple[str, tuple[Dim, ...]]  # the name of a value, and the element
 ALWAYS: Conjunction = frozenset()
 NEVER: Conjunction = frozenset({-1})
 MOST_ELEMENTS = 1 << 22  # of a constant that is searched for a rule
@@ -49,7 +48,7 @@ class Elements:
     def __init__(self, rw: Tracker) -> None:
         self._rw = rw
         self._values: dict[str, Value] = {}
-        self._read: dict[_Request, Expr] = {}
+        self._read: dict[Request, Expr] = {}
         self._folded: dict[Expr, Formula | None] = {}
         self._rules: dict[str, Formula | None] = {}
 
@@ -57,16 +56,17 @@ class Elements:
         """The element of ``v`` at ``coordinates(v)``; None where it depends on data or is not understood."""
         return self._fold(demand(self._request(v, coordinates(v)), self._read, self._element))
 
-    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        """The element of ``value`` at ``coords`` as an expression; the protocol of the registry's lowerings."""
-        found = need(self._request(value, coords), self._read)
-        return found if mask is None else where(mask, found, const(0, found.dtype))
+    def read(self, notes: Notes, value: Value, coords: Sequence[Dim]) -> Expr:
+        """The element of ``value`` at ``coords`` as an expression, for a lowering that ``notes`` what is missing."""
+        request = self._request(value, coords)
+        found = self._read.get(request)
+        return notes.stand_in(request, value.dtype) if found is None else found
 
-    def _request(self, value: Value, coords: Sequence[Dim]) -> _Request:
+    def _request(self, value: Value, coords: Sequence[Dim]) -> Request:
         self._values[value.name] = value
-        return value.name, tuple(coords)
+        return value.name, tuple(coords), None
 
-    def _element(self, request: _Request) -> Expr:
+    def _element(self, request: Request) -> Expr:
         value, coords = self._values[request[0]], request[1]
         unknown = variable(value.name, value.dtype)
         node = self._rw.producer(value)
@@ -81,14 +81,18 @@ class Elements:
         lower = opdef(node.op).lower
         if lower is None:
             return unknown
-        return lower(_Unmasked(self) if node.op in _SELECTING else self, node, coords)
+        inside = _Inside(self, masked=node.op not in _SELECTING)
+        return inside.notes.checked(lower(inside, node, coords))
 
     def _total(self, node: Node, coords: tuple[Dim, ...]) -> Dim | None:
         """A sum of equal elements."""
         (x,), axes = node.operands(), node.attrs["axes"]
         own = {a: symbol(f"sum{a}.{node.name}", 0, x.shape[a] - 1) for a in axes}
         kept = iter(c for a, c in enumerate(coords) if not (node.attrs["keepdims"] and a in own))
-        element = self._fold(self.read(x, [own[a] if a in own else next(kept) for a in range(x.type.rank)]))
+        notes = Notes()
+        element = self._fold(
+            notes.checked(self.read(notes, x, [own[a] if a in own else next(kept) for a in range(x.type.rank)]))
+        )
         if element is None or isinstance(element, frozenset):
             return None
         if any(mentions(element, s) for o in own.values() for s in free_symbols(o)):
@@ -145,18 +149,28 @@ class Elements:
         return substitute(d, table)
 
 
+def elements_of(rw: Tracker) -> Elements:
+    """The formulas of the graph that ``rw`` makes, shared by all who ask for them."""
+    found: Elements = rw.memo.setdefault("elements", Elements(rw))
+    return found
+
+
 # their lowerings choose between what they read, so that what a masked element is does not matter
 _SELECTING = frozenset({"Concat", "Pad"})
 
 
-class _Unmasked:
-    """Reads formulas also where they are not asked for: they are defined for every integer."""
+class _Inside:
+    """What one lowering reads through: without ``masked``, also formulas that it does not ask for, as they are defined
+    for every integer."""
 
-    def __init__(self, elements: Elements) -> None:
+    def __init__(self, elements: Elements, masked: bool) -> None:
         self._elements = elements
+        self._masked = masked
+        self.notes = Notes()
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        return self._elements.read(value, coords)
+        found = self._elements.read(self.notes, value, coords)
+        return where(mask, found, const(0, found.dtype)) if mask is not None and self._masked else found
 
 
 def coordinates(v: Value) -> tuple[Dim, ...]:

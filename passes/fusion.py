@@ -318,7 +318,7 @@ class Fuser:
             return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
             return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
-        if self._operands_with(g, p) > MAX_OPERANDS:
+        if self._operands_with(g, p) > max(MAX_OPERANDS, len(g.outside)):  # a sum of more may cast each of them
             return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")

@@ -26,6 +26,7 @@ from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 from arcweld.passes.precision import precision
+from arcweld.passes.split_operands import split_operands
 from arcweld.passes.unflatten import unflatten
 
 log = logging.getLogger("arcweld.passes")
@@ -70,6 +71,8 @@ PASSES: tuple[Pass, ...] = (
     # are cast once
     Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
+    # behind everything that looks at sums and concatenations as wholes, and at what they are cast to
+    Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
     # last of all rewrites: folding must not undo it
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
     Pass("cse", cse, "compute equal values once"),

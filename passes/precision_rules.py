@@ -90,13 +90,14 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
     """
     producers, uses = graph.producers(), use_counts(graph)
     kept: set[str] = set()
+    walked: set[str] = set()
     for n in graph.nodes:
         if opdef(n.op).combine in _SUMS and n.output.dtype is DType.F32:
             kept.add(n.output.name)
-            kept.update(_private_producers(n, producers, uses))
+            kept.update(_private_producers(n, producers, uses, walked))
         elif n.op in _ROUNDING or (n.op == "Cast" and n.output.dtype.is_int):
             kept.update(o.name for o in n.outputs if o.dtype is DType.F32)
-            kept.update(_private_producers(n, producers, uses))
+            kept.update(_private_producers(n, producers, uses, walked))
         elif _is_float_pointwise(n):
             activations = [v for v in n.operands() if v.name not in graph.weights]
             if activations and all(_sum_like(v, kept, producers) for v in activations):
@@ -107,18 +108,28 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
 def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
     """A kept value, or one made of dimensions alone."""
     node = producers.get(v.name)
-    if node is None or v.name in kept:
-        return v.name in kept
-    return node.op == "Dims" or (node.op == "Cast" and _sum_like(node.operands()[0], kept, producers))
+    while node is not None and node.op == "Cast" and v.name not in kept:
+        v = node.operands()[0]
+        node = producers.get(v.name)
+    return v.name in kept or (node is not None and node.op == "Dims")
 
 
-def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int]) -> Iterable[str]:
-    for v in node.operands():
-        reads = sum(1 for o in node.operands() if o.name == v.name)
-        producer = producers.get(v.name)
-        if producer is not None and uses[v.name] == reads and _is_float_pointwise(producer):
-            yield v.name
-            yield from _private_producers(producer, producers, uses)
+def _private_producers(
+    node: Node, producers: dict[str, Node], uses: dict[str, int], walked: set[str]
+) -> Iterable[str]:
+    """The pointwise producers that nobody else reads, but for those that an earlier call with ``walked`` gave."""
+    stack = [node]
+    while stack:
+        reader = stack.pop()
+        for v in reader.operands():
+            reads = sum(1 for o in reader.operands() if o.name == v.name)
+            producer = producers.get(v.name)
+            if producer is None or v.name in walked:
+                continue
+            if uses[v.name] == reads and _is_float_pointwise(producer):
+                walked.add(v.name)
+                yield v.name
+                stack.append(producer)
 
 
 def _is_float_pointwise(node: Node) -> bool:

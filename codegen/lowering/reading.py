@@ -14,7 +14,7 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Store
 from arcweld.compiler import dims, expr
-from arcweld.compiler.demand import Missing, demand
+from arcweld.compiler.demand import Notes, Request, demand
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import VerifyError
@@ -25,7 +25,6 @@ from arcweld.compiler.records import sources
 from arcweld.compiler.region import Region
 
 Coords = tuple[Dim, ...]
-Request = tuple[str, Coords, Expr | None]  # the name of a value, the element, and the mask under which it is read
 STEM_LENGTH = 56  # of a kernel's name, before the hash
 
 
@@ -61,13 +60,14 @@ class RegionReader:
         """The element of ``value`` at ``coords`` (0 where ``mask`` is false): inlined, or a load."""
         return demand(self._request(value, coords, mask), self._memo, self._compute)
 
-    def read_inside(self, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Expr:
-        """The same for a lowering that a read has started: raises Missing where another lowering must run first."""
+    def read_inside(self, notes: Notes, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Expr:
+        """The same for a lowering that a read runs, which ``notes`` what must be read first."""
         request = self._request(value, coords, mask)
         found = self._memo.get(request)
         if found is None:
-            if value.name in self.made:
-                raise Missing(request)
+            # buffers are numbered in the order in which they are read: behind what is missing, all is
+            if notes.missing or value.name in self.made:
+                return notes.stand_in(request, value.dtype)
             found = self._memo[request] = self._compute(request)
         return found
 
@@ -93,7 +93,8 @@ class RegionReader:
         if node is not None and node is self.region.hero:
             return self._hero_result(value, coords)
         if node is not None:
-            return inline(_Masked(self, mask), node, coords)
+            inside = _Inside(self, mask)
+            return inside.notes.checked(inline(inside, node, coords))
         constant = self._scalar_weight(value)
         if constant is not None:
             return constant
@@ -138,15 +139,16 @@ def _zero_where_not(e: Expr, mask: Expr | None) -> Expr:
     return e if source.op == "load" and source.args else expr.where(mask, e, expr.const(0, e.dtype))
 
 
-class _Masked:
-    """A reader whose every read is also subject to ``mask``."""
+class _Inside:
+    """What the lowering of a fused node reads through: every read is also subject to ``mask``."""
 
     def __init__(self, reader: RegionReader, mask: Expr | None) -> None:
         self.reader = reader
         self.mask = mask
+        self.notes = Notes()
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        return self.reader.read_inside(value, coords, expr.all_of([self.mask, mask]))
+        return self.reader.read_inside(self.notes, value, coords, expr.all_of([self.mask, mask]))
 
 
 def inline(reader: Any, node: Node, coords: Coords) -> Expr:
