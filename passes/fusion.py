@@ -23,7 +23,11 @@ log = logging.getLogger("arcweld.fusion")
 
 MAX_OPERANDS = 12
 MAX_RECOMPUTE = 40
-MAX_NODES = 128  # of one kernel: what NVRTC compiles in about a second, and far more than pays
+# bounds of one kernel, far beyond what fusing gains, that keep NVRTC below about two seconds whatever the model:
+MAX_NODES = 160  # operators, views included
+MAX_CODE = 512  # scalar operations for one element
+# what is called in C is inlined for each of up to eight elements, and costs NVRTC as much as this many operations
+LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
 MAX_INDEXED = 8  # nodes of one kernel that read at places read from memory: each may wait for another one's read
 # how often an element of the operand is read: heroes that read each once can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
@@ -36,7 +40,8 @@ class _Group:
     """A region being grown; ``nodes`` by first output name.
 
     ``made`` and ``outside`` name the values that its nodes write, and those that they read from other kernels;
-    ``first`` is the least position of a node that others can have from this region only, ``last`` the largest of any.
+    ``first`` is the least position of a node that others can have from this region only, ``last`` the largest of any;
+    ``code`` counts each node's scalar operations.
     """
 
     def __init__(self, hero: Node | None, template: str) -> None:
@@ -45,6 +50,7 @@ class _Group:
         self.nodes: dict[str, Node] = {}
         self.made: set[str] = set()
         self.outside: set[str] = set()
+        self.code: dict[str, int] = {}
         self.indexed = 0
         self.first = self.last = 0
 
@@ -96,8 +102,10 @@ class Fuser:
         apart = (r for r in self.refusals if where.get(r.producer, alone).isdisjoint(where.get(r.consumer, alone)))
         return tuple(dict.fromkeys(apart))
 
-    def _add(self, g: _Group, node: Node) -> None:
+    def _add(self, g: _Group, node: Node, reads: int = 1) -> None:
+        """Lets ``g`` compute ``node``, ``reads`` times for each of its elements."""
         g.nodes[node.output.name] = node
+        g.code[node.output.name] = reads * _code(node)
         self.members.setdefault(node.output.name, []).append(g)
         self._note(g, node)
 
@@ -119,6 +127,7 @@ class Fuser:
 
     def _remove(self, g: _Group, name: str) -> None:
         del g.nodes[name]
+        del g.code[name]
         del self.owner[name]
         self.members[name].remove(g)
         g.made, g.outside, g.indexed, g.last = set(), set(), 0, 0
@@ -159,7 +168,7 @@ class Fuser:
 
     def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: set[str]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
-        full = self._full(g, c)
+        full = self._full(g, c, 1)
         if full is not None:
             return full
         if kind is Kind.MOVEMENT:
@@ -178,10 +187,12 @@ class Fuser:
             return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
         return self._cycle_refusal(g, c)
 
-    def _full(self, g: _Group, extra: Node) -> tuple[str, str] | None:
+    def _full(self, g: _Group, extra: Node, reads: int) -> tuple[str, str] | None:
         """Why ``g`` is too large for another node: regions are bounded, however long a chain is."""
         if len(g.nodes) >= MAX_NODES:
             return ("size", f"more than {MAX_NODES} nodes in one kernel")
+        if sum(g.code.values()) + reads * _code(extra) > MAX_CODE:
+            return ("size", f"more than {MAX_CODE} scalar operations for one element in one kernel")
         if reads_indices(extra) and g.indexed >= MAX_INDEXED:
             return ("indices", f"more than {MAX_INDEXED} reads at computed places in one kernel")
         return None
@@ -299,7 +310,7 @@ class Fuser:
                 continue
             storable = storable and not self._free(p) and self.owner.get(p.output.name) is None
             if self._may_inline(g, p, reader, pointwise, reads, storable):
-                self._add(g, p)
+                self._add(g, p, reads)
                 if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
                     self._own(g, p)
                 stack += [(o, p, reads * _fan_out(p), False) for o in reversed(p.operands())]
@@ -307,7 +318,7 @@ class Fuser:
     def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
         if self.owner.get(p.output.name) is not None:
             return False  # it is stored anyway: reading it back is as good
-        full = self._full(g, p)
+        full = self._full(g, p, reads)
         if full is not None:
             return self._refuse(p, reader, *full)
         if self._free(p):
@@ -418,6 +429,11 @@ def _fan_out(node: Node) -> int:
     """How many elements of an operand one element of the result reads."""
     count = opdef(node.op).fan_out
     return 1 if count is None else count(node)
+
+
+def _code(node: Node) -> int:
+    """About how many instructions one element takes, as far as the compiler's time is concerned."""
+    return LARGE_CODE.get(node.op, opdef(node.op).cost)
 
 
 def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
