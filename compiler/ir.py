@@ -184,12 +184,15 @@ class Rewriter:
         self.weights: dict[str, Weight] = dict(graph.weights)
         self._subst: dict[str, Value] = {}
         self._names = {v.name for v in graph.values()} | set(graph.weights)
+        self._numbers: dict[str, int] = {}  # the last number that was put behind each hint
 
     def fresh(self, hint: str) -> str:
         """A name not yet in use, derived from ``hint``."""
-        name, i = hint, 1
+        name, i = hint, self._numbers.get(hint, 0)
         while name in self._names:
-            name, i = f"{hint}.{i}", i + 1
+            i += 1
+            name = f"{hint}.{i}"
+        self._numbers[hint] = i
         self._names.add(name)
         return name
 

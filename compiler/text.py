@@ -295,12 +295,13 @@ class _Parser:
 
     def _operands(self, text: str) -> tuple[tuple[Value | None, ...], str]:
         operands: list[Value | None] = []
-        while (match := _OPERAND.match(text)) is not None:
+        at = 0
+        while (match := _OPERAND.match(text, at)) is not None:
             if match[1] is not None and match[1] not in self.values:
                 raise ModelError(f"%{match[1]} is used before it is defined")
             operands.append(None if match[1] is None else self.values[match[1]])
-            text = text[match.end() :].removeprefix(",")
-        return tuple(operands), text
+            at = match.end() + text.startswith(",", match.end())
+        return tuple(operands), text[at:]
 
     def _add_node(
         self,

@@ -110,9 +110,11 @@ def materialise_outputs(graph: Graph) -> Graph:
     for n in graph.nodes:
         rw.keep(n)
     outputs: list[Value] = []
+    taken: set[str] = set()
     for o in graph.outputs:
-        copy = o.name not in made or any(o.name == x.name for x in outputs)
+        copy = o.name not in made or o.name in taken
         outputs.append(make(rw, "Identity", [o], {}, hint=f"{o.name}.out") if copy else o)
+        taken.add(outputs[-1].name)
     return graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), output_labels=graph.labels())
 
 
