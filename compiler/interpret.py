@@ -1,4 +1,4 @@
-"""Evaluates expressions with numpy: the oracle for the CUDA printer in ``codegen``, and for every operator's lowering."""
+"""Evaluates expressions with numpy: the oracle for the CUDA printer and for every operator's lowering."""
 
 from __future__ import annotations
 

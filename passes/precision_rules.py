@@ -114,9 +114,7 @@ def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
     return v.name in kept or (node is not None and node.op == "Dims")
 
 
-def _private_producers(
-    node: Node, producers: dict[str, Node], uses: dict[str, int], walked: set[str]
-) -> Iterable[str]:
+def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int], walked: set[str]) -> Iterable[str]:
     """The pointwise producers that nobody else reads, but for those that an earlier call with ``walked`` gave."""
     stack = [node]
     while stack:

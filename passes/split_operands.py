@@ -31,28 +31,30 @@ def _visit(rw: Tracker, node: Node) -> bool:
     return True
 
 
+def _narrowed(operands: Sequence[Value], join: Callable[[Sequence[Value]], Value]) -> Sequence[Value]:
+    """At most MOST values, made by joining MOST neighbours at a time."""
+    while len(operands) > MOST:
+        parts = [operands[k : k + MOST] for k in range(0, len(operands), MOST)]
+        operands = [join(part) if len(part) > 1 else part[0] for part in parts]
+    return operands
+
+
 def _same(rw: Tracker, node: Node, operands: Sequence[Value]) -> Value:
     """Max, Min and Concat: the parts are joined as the operands are."""
-    while len(operands) > MOST:
-        operands = [
-            rw.make(node.op, operands[k : k + MOST], node.origin, f"{node.output.name}.part", **node.attrs)
-            for k in range(0, len(operands), MOST)
-        ]
-    return rw.make(node.op, operands, node.origin, node.output.name, **node.attrs)
+
+    def join(part: Sequence[Value], name: str = f"{node.output.name}.part") -> Value:
+        return rw.make(node.op, part, node.origin, name, **node.attrs)
+
+    return join(_narrowed(operands, join), node.output.name)
 
 
 def _sum(rw: Tracker, node: Node, operands: Sequence[Value]) -> Value:
-    dtype, count = node.output.dtype, len(operands)
+    dtype, name = node.output.dtype, node.output.name
     wide = DType.F32 if dtype.is_half else dtype
-    while len(operands) > MOST:
-        operands = [
-            _total(rw, node, operands[k : k + MOST], wide, f"{node.output.name}.part")
-            for k in range(0, len(operands), MOST)
-        ]
-    name = node.output.name
-    total = _total(rw, node, operands, wide, f"{name}.sum" if node.op == "Mean" or wide is not dtype else name)
+    last = _narrowed(operands, lambda part: _total(rw, node, part, wide, f"{name}.part"))
+    total = _total(rw, node, last, wide, f"{name}.sum" if node.op == "Mean" or wide is not dtype else name)
     if node.op == "Mean":
-        share = rw.constant(np.asarray(1.0 / count, wide.numpy), wide, "share")
+        share = rw.constant(np.asarray(1.0 / len(operands), wide.numpy), wide, "share")
         total = rw.make("Mul", [total, share], node.origin, f"{name}.mean" if wide is not dtype else name)
     return total if wide is dtype else rw.make("Cast", [total], node.origin, name, to=dtype)
 

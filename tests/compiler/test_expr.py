@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stack import shallow_stack
 
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dyn, IntExpr, Sym, symbol, var
@@ -186,6 +193,59 @@ def test_casts() -> None:
     at = {"i": np.arange(4)}
     np.testing.assert_array_equal(interpret(cast(e, I32), {"a": a}, at), [-1, 0, 2, 0])
     np.testing.assert_array_equal(interpret(cast(e, BOOL), {"a": a}, at), [True, False, True, True])
+
+
+def test_threads_that_make_the_same_expression_get_one_object() -> None:
+    start = Barrier(8)
+
+    def work(_: int) -> list[Expr]:
+        start.wait()
+        return [unary("neg", X) + float(i) for i in range(3000)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(len({id(e) for e in same}) == 1 for same in zip(*made, strict=True))
+
+
+def test_an_expression_that_nobody_holds_is_freed() -> None:
+    e = X + 12345.0
+    held, name = weakref.ref(e), to_text(e)
+    again = X + 12345.0
+    assert again is e
+    del e, again
+    gc.collect()
+    assert held() is None
+    assert to_text(X + 12345.0) == name
+
+
+def test_depth_is_not_bounded_by_the_stack() -> None:
+    e = X
+    with shallow_stack():
+        for k in range(3000):
+            e = unary("tanh", e) if k % 2 else e * 0.5
+        (i,) = dims.free_symbols(ROW)
+        moved = substitute_index(e, {i: ROW + 1})
+        assert loads([moved])[0].attr[2] == (ROW + 1, COL)
+        assert substitute_index(moved, {i: ROW - 1}) is e
+        assert transform(e, lambda x: X * 2.0 if x is X else None) is not e
+        assert to_text(e).count("tanh(") == 1500
+        value = run(e)
+    assert np.all(np.abs(value) < 1)
+
+
+def test_the_text_of_shared_operands_grows_with_the_expression_only() -> None:
+    e = X
+    for _ in range(200):
+        e = unary("sin", e) * e
+    text = to_text(e)
+    assert len(text) < 20_000
+    assert text.count("sin(") == 200
+    assert to_text(unary("sin", X) * X) == "mul(sin(x[i, j]), x[i, j])"
 
 
 # ---------------------------------------------------------------------------------------------------------- rewriting

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pass_tools import build
+from stack import shallow_stack
 
 from arcweld.compiler.dims import Dim, evaluate
 from arcweld.compiler.dtypes import DType
@@ -188,3 +189,13 @@ def _random_node(rw: Tracker, rng: random.Random, made: list[Value]) -> Value:
         op = rng.choice(("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"))
         return rw.make(op, [c, b], (), "b")
     return rw.make(rng.choice(("Add", "Sub", "Mul")), [c, b], (), "a")
+
+
+def test_long_chains_of_positions() -> None:
+    lines = [f"%p{i + 1}: i64[6] = Add(%p{i}, %one) @ 'p'" for i in range(600)]
+    text = "weight %one: i64[1] data=(1,)\nweight %p0: i64[6] data=(0, 1, 2, 3, 4, 5)\n" + "\n".join(lines)
+    graph = build(text + "\noutput %p600\n")
+    with shallow_stack():
+        formula = Elements(tracked(graph)).formula(graph.outputs[0])
+    assert formula is not None
+    np.testing.assert_array_equal(values_of(formula, (6,), {}), np.arange(6) + 600)

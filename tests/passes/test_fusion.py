@@ -14,11 +14,11 @@ from arcweld.compiler.errors import UnsupportedError, VerifyError
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region, is_hero
 from arcweld.driver.build import materialise_outputs
-from arcweld.passes.fusion import MAX_OPERANDS, fuse
+from arcweld.passes.fusion import LARGE_CODE, MAX_CODE, MAX_INDEXED, MAX_NODES, MAX_OPERANDS, fuse
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
 
-CODES = {"movement", "broadcast", "operands", "cycle", "prologue", "shared", "recompute"}
+CODES = {"movement", "broadcast", "operands", "cycle", "prologue", "shared", "recompute", "size", "indices"}
 
 
 def fused(text: str) -> FusedGraph:
@@ -344,6 +344,58 @@ def valid(f: FusedGraph) -> None:
         assert x.code in CODES
         assert x.detail
         assert not any(x.producer in names and x.consumer in names for names in together), x
+
+
+# -------------------------------------------------------------------------------------------------------------- bounds
+
+
+def chain(op: str, length: int, operands: str = "%{}") -> str:
+    lines = [
+        f"%v{i + 1}: f32[4, 6] = {op}({operands.format(f'v{i}')}) @ 'n{i}'" for i in range(length)
+    ]  # fmt: skip
+    return "input %v0: f32[4, 6]\n" + "\n".join(lines) + f"\noutput %v{length}\n"
+
+
+def test_a_kernel_has_a_bounded_number_of_nodes() -> None:
+    f = fused(chain("Relu", 2 * MAX_NODES + 1))
+    assert [len(r.nodes) for r in f.regions] == [1, MAX_NODES, MAX_NODES]
+    assert {r[2] for r in refusals(f)} == {"size"}
+    valid(f)
+
+
+def test_so_has_the_epilogue_of_a_product() -> None:
+    text = chain("Relu", MAX_NODES).replace("input %v0: f32[4, 6]\n", PRODUCT.replace("%m:", "%v0:"))
+    f = fused(text)
+    assert [(r.template, len(r.nodes)) for r in f.regions] == [("contract", MAX_NODES), ("pointwise", 1)]
+    assert refusals(f) == {("m", f"n{MAX_NODES - 1}", "size")}
+
+
+def test_expensive_operators_fill_a_kernel_sooner() -> None:
+    most = MAX_CODE // LARGE_CODE["Sin"]
+    f = fused(chain("Sin", 2 * most))
+    assert [len(r.nodes) for r in f.regions] == [most, most]
+    assert {r[2] for r in refusals(f)} == {"size"}
+
+
+def test_views_count_too() -> None:
+    text = chain("Transpose", MAX_NODES + 2, "%{}, perm=(1, 0)").replace("f32[4, 6]", "f32[6, 6]")
+    f = fused(text)
+    assert [len(r.nodes) for r in f.regions] == [2, MAX_NODES]
+
+
+def test_dependent_reads_are_few() -> None:
+    lines = [f"%v{i + 1}: i64[5] = Gather(%t, %v{i}, axis=0) @ 'n{i}'" for i in range(MAX_INDEXED + 1)]
+    f = fused("input %t: i64[8]\ninput %v0: i64[5]\n" + "\n".join(lines) + f"\noutput %v{MAX_INDEXED + 1}\n")
+    assert [len(r.nodes) for r in f.regions] == [1, MAX_INDEXED]
+    assert {r[2] for r in refusals(f)} == {"indices"}
+
+
+def test_wide_sums_cast_their_operands_themselves() -> None:
+    count = MAX_OPERANDS + 3
+    text = "".join(f"input %x{i}: f16[4]\n" for i in range(count))
+    text += "".join(f"%c{i}: f32[4] = Cast(%x{i}, to=dtype(f32)) @ 'c{i}'\n" for i in range(count))
+    text += f"%y: f32[4] = Sum({', '.join(f'%c{i}' for i in range(count))}) @ 'y'\noutput %y\n"
+    assert [len(r.nodes) for r in fused(text).regions] == [count + 1]
 
 
 @given(st.data())
