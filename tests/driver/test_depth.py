@@ -18,11 +18,9 @@ from stack import shallow_stack
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph, print_graph
-from arcweld.driver.build import Build, assemble, build_graph, plan_launches
-from arcweld.driver.object_code import ObjectCode
-from arcweld.passes.fusion import MAX_NODES, fuse
-from arcweld.passes.pipeline import PASSES
-from arcweld.passes.schedule import schedule
+from arcweld.driver.build import Build, build_graph
+from arcweld.models.scaling import MODELS, measure
+from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.split_operands import MOST
 
 ARCH = "sm_80"
@@ -212,25 +210,6 @@ def test_partial_sums_of_half_precision_are_not_rounded(op: str) -> None:
 # -------------------------------------------------------------------------------------------------------- linear work
 
 
-def residual(blocks: int) -> bytes:
-    """Convolutions with batch normalisations and shortcuts, and a normalised row behind each."""
-    nodes: list[NodeProto] = []
-    constants: dict[str, np.ndarray] = {"scale": np.ones(8, np.float32), "shift": np.zeros(8, np.float32)}
-    for i in range(blocks):
-        x = f"v{i}"
-        constants |= {f"w{i}": np.full((4, 4, 3, 3), 0.1 + i, np.float32), f"v{i}.var": np.ones(4, np.float32)}
-        constants |= {f"{k}{i}": np.full(4, 0.5 + i, np.float32) for k in ("gain", "bias", "mean")}
-        nodes += [
-            helper.make_node("Conv", [x, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]),
-            helper.make_node("BatchNormalization", [f"c{i}", *(f"{k}{i}" for k in ("gain", "bias", "mean")),
-                                                    f"v{i}.var"], [f"n{i}"]),
-            helper.make_node("Add", [x, f"n{i}"], [f"a{i}"]),
-            helper.make_node("Relu", [f"a{i}"], [f"r{i}"]),
-            helper.make_node("LayerNormalization", [f"r{i}", "scale", "shift"], [f"v{i + 1}"], axis=-1),
-        ]  # fmt: skip
-    return model(nodes, {"v0": (np.float32, (1, 4, 8, 8))}, [f"v{blocks}"], constants).SerializeToString()
-
-
 def calls(work: Callable[[], Any]) -> tuple[Any, int]:
     """The result, and how many function calls it took: a measure of work that does not depend on the machine."""
     profile = cProfile.Profile()
@@ -238,20 +217,10 @@ def calls(work: Callable[[], Any]) -> tuple[Any, int]:
     return result, sum(entry.callcount for entry in profile.getstats())
 
 
-def work_of(data: bytes) -> dict[str, int]:
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_stage_takes_linear_work(name: str) -> None:
     options = Options(precision="fp16", arch=(ARCH,))
-    counts: dict[str, int] = {}
-    graph, counts["import"] = calls(lambda: import_onnx(data))
-    for n, step in enumerate(PASSES):
-        graph, counts[f"{n} {step.name}"] = calls(lambda: step.run(graph, options))  # noqa: B023
-    fused, counts["fusion"] = calls(lambda: schedule(fuse(graph)))
-    planned, counts["codegen"] = calls(lambda: plan_launches(fused, (ARCH,)))
-    _, counts["program"] = calls(lambda: assemble(fused, planned, ObjectCode({}, {}), graph.labels()))
-    return counts
-
-
-def test_every_stage_takes_linear_work() -> None:
-    work_of(residual(1))  # fills what is made once for a process
-    few, many = work_of(residual(8)), work_of(residual(32))
+    measure(MODELS[name](1), options, calls)  # fills what is made once for a process
+    few, many = (measure(MODELS[name](layers), options, calls) for layers in (6, 24))
     exponents = {stage: math.log(many[stage] / few[stage], 4) for stage in few}
     assert {stage: e for stage, e in exponents.items() if e > 1.1} == {}
