@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.options import Options
-from arcweld.driver.build import assemble, materialise_outputs, plan_launches, without_passed_on
+from arcweld.driver.assemble import assemble
+from arcweld.driver.build import materialise_outputs, plan_launches, without_passed_on
 from arcweld.driver.object_code import ObjectCode
 from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import PASSES
