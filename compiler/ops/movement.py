@@ -77,6 +77,8 @@ def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence
 
     Axes are first cut into the smallest groups of equal extent, so that only split or merged axes need arithmetic.
     """
+    if 0 in source:  # there is no element, and nothing to divide by
+        return (0,) * len(source)
     ins = [k for k, d in enumerate(source) if d != 1]
     outs = [k for k, d in enumerate(shape) if d != 1]
     in_prefix, out_prefix = _prefix_products(ins, source), _prefix_products(outs, shape)
@@ -122,6 +124,7 @@ movement(
         Case(((1, 1),), {"shape": ()}, ("f32",)),
         Case(((),), {"shape": (1, 1)}, ("f32",)),
         Case(((0, 4),), {"shape": (2, 0, 2)}, ("f32",)),
+        Case(((2, 0, 3),), {"shape": (0,)}, ("f32",)),
     ],
     doc="shape is the whole output shape: no -1, no 0 that means `copy`",
 )  # fmt: skip

@@ -47,7 +47,9 @@ def taps(
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """For each kernel offset, the view of padded ``x`` that it meets at every output position."""
     for offset in product(*(range(k) for k in kernel)):
-        box = tuple(slice(o * d, o * d + (m - 1) * s + 1, s) for o, d, m, s in zip(offset, dilations, out, strides))
+        # of no outputs, nothing: an end before the start would count from the other side
+        ends = [o * d + max((m - 1) * s + 1, 0) for o, d, m, s in zip(offset, dilations, out, strides)]
+        box = tuple(slice(o * d, end, s) for o, d, end, s in zip(offset, dilations, ends, strides))
         yield offset, x[:, :, *box]
 
 

@@ -78,3 +78,10 @@ def test_convolution_of_no_channels_is_zero(kernel: int) -> None:
     w = np.ones((0, 4, kernel, kernel), np.float32)
     y = conv_transpose(x, w, (1, 1), (1, 1), (0,) * 4, (0, 0), 1)
     np.testing.assert_array_equal(y, np.zeros((2, 4, 4 + kernel, 4 + kernel)))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_transposed_convolution_of_no_pixels_adds_nothing(stride: int) -> None:
+    x, w = np.ones((1, 2, 4, 0), np.float32), np.ones((2, 3, 1, 5), np.float32)
+    y = conv_transpose(x, w, (1, stride), (1, 1), (0,) * 4, (0, 0), 1)
+    np.testing.assert_array_equal(y, np.zeros((1, 3, 4, 5 - stride)))
