@@ -15,7 +15,7 @@ from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job, require_clean
 from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
 from arcweld.codegen.nvrtc.pool import compile_many
-from arcweld.codegen.templates.select import other_tactics, substitutes
+from arcweld.codegen.templates.select import alternatives
 from arcweld.compiler.archs import runs_on
 
 log = logging.getLogger("arcweld.codegen")
@@ -109,27 +109,26 @@ def _exchange(
 
 
 def _least_spilling(kernel: Kernel, source: KernelSource, archs: Sequence[str], cache: DiskCache) -> KernelSource:
-    """The tactic that fares best; a portable implementation takes the place of one for an exact architecture only where
-    none of its tactics is acceptable."""
+    """The alternative that fares best, the first of equals; for an exact architecture, portable implementations are
+    tried only where none of its own tactics is acceptable."""
     targets = [a for a in archs if runs_on(source.arch, a)]
-    best, first, least = _best([source, *other_tactics(kernel, source)], targets, cache)
-    if not _acceptable(*least):
-        best, _, least = _best([best, *substitutes(kernel, source)], targets, cache)
-    log.info("%s spills %d bytes; %s spills %d", source.entry, first[1], best.entry, least[1])
+    (before,) = _verdicts([source], targets, cache)
+    best, least = source, before
+    for group in alternatives(kernel, source):
+        for other, verdict in zip(group, _verdicts(group, targets, cache)):
+            if verdict < least:
+                best, least = other, verdict
+        if _acceptable(*least):
+            break
+    log.info("%s spills %d bytes; %s spills %d", source.entry, before[1], best.entry, least[1])
     return best
 
 
-def _best(
-    candidates: Sequence[KernelSource], targets: Sequence[str], cache: DiskCache
-) -> tuple[KernelSource, tuple[int, int], tuple[int, int]]:
-    """The candidate with least warnings and spills on its worst target, the first of equals; these figures of the first
-    candidate and of the best."""
-    jobs = [Job(s.source, a, s.entry) for s in candidates for a in targets]
-    done = compile_many(jobs, cache=cache)
-    groups = [done[i * len(targets) : (i + 1) * len(targets)] for i in range(len(candidates))]
-    worst = [max((len(c.warnings), c.spill_bytes) for c in group) for group in groups]
-    best = worst.index(min(worst))  # candidates come best first
-    return candidates[best], worst[0], worst[best]
+def _verdicts(sources: Sequence[KernelSource], targets: Sequence[str], cache: DiskCache) -> list[tuple[int, int]]:
+    """Warnings and bytes of spills of each source, on the target where it fares worst."""
+    done = compile_many([Job(s.source, a, s.entry) for s in sources for a in targets], cache=cache)
+    groups = [done[i * len(targets) : (i + 1) * len(targets)] for i in range(len(sources))]
+    return [max((len(c.warnings), c.spill_bytes) for c in group) for group in groups]
 
 
 def _acceptable(warnings: int, spill_bytes: int) -> bool:

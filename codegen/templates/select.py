@@ -66,26 +66,13 @@ def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
     return tuple(chosen.values())
 
 
-def alternatives(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
-    """What may take the place of ``source``, best first: other tactics for its architecture, then ``substitutes``."""
-    return [*other_tactics(kernel, source), *substitutes(kernel, source)]
-
-
-def other_tactics(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
-    """Other tactics of the implementations for ``source``'s architecture, best first."""
-    own = [i for i in implementations(kernel, source.arch) if i.arch == source.arch]
-    found = {s.source: s for s in _rendered(kernel, own, source.arch) if s.arch == source.arch}
-    found.pop(source.source, None)
-    return list(found.values())
-
-
-def substitutes(kernel: Kernel, source: KernelSource) -> list[KernelSource]:
-    """For a ``source`` of one exact architecture: what portable implementations make, for that architecture only."""
-    portable = [i for i in implementations(kernel, source.arch) if i.arch != source.arch]
-    found = {s.source: replace(s, arch=source.arch) for s in _rendered(kernel, portable, source.arch)}
-    found.pop(source.source, None)
-    return list(found.values())
-
-
-def _rendered(kernel: Kernel, among: Sequence[Implementation], arch: str) -> Iterator[KernelSource]:
-    return (i.render(kernel, tactic, arch) for i in among for tactic in i.tactics(kernel, arch))
+def alternatives(kernel: Kernel, source: KernelSource) -> Iterator[list[KernelSource]]:
+    """What may take the place of ``source``, best first: other tactics for its architecture, then, for a source of one
+    exact architecture, what portable implementations make for that architecture only. Rendered when asked for."""
+    fitting = implementations(kernel, source.arch)
+    found = {source.source: source}
+    for group in ([i for i in fitting if i.arch == source.arch], [i for i in fitting if i.arch != source.arch]):
+        known = len(found)
+        for other in (i.render(kernel, t, source.arch) for i in group for t in i.tactics(kernel, source.arch)):
+            found.setdefault(other.source, replace(other, arch=source.arch))
+        yield list(found.values())[known:]

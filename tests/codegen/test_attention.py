@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from cases_attention import PROBLEMS, Shape, attend, attention_kernel, inputs
 from cases_attention_wgmma import SHAPES, TACTICS
-from harness import assert_compiles, run_kernel
+from harness import assert_compiles, render_with, run_kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches
-from mutate import inlined, mutations, survivors
+from mutate import mutations, survivors
 
 from arcweld.codegen.kernel import Kernel, KernelSource, axis
 from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.codegen.templates.attention import wgmma as attention_wgmma
-from arcweld.codegen.templates.attention.ffma import FfmaTactic, render_ffma
-from arcweld.codegen.templates.attention.mma import MmaTactic, render_mma
-from arcweld.codegen.templates.attention.wgmma import AttentionWgmmaTactic, render_wgmma
+from arcweld.codegen.templates.attention.ffma import FfmaTactic
+from arcweld.codegen.templates.attention.mma import MmaTactic
+from arcweld.codegen.templates.attention.wgmma import AttentionWgmmaTactic
 from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
@@ -41,12 +41,9 @@ SPREADS = [
 ]
 
 
-RENDER = {FfmaTactic: render_ffma, MmaTactic: render_mma, AttentionWgmmaTactic: render_wgmma}
-
-
 def rendered(kernel: Kernel, tactic: Any = None, arch: str = "sm_80") -> KernelSource:
     """With ``tactic``; without one as an untuned build for ``arch`` chooses."""
-    return select(kernel, arch) if tactic is None else RENDER[type(tactic)](kernel, tactic, arch)
+    return select(kernel, arch) if tactic is None else render_with(kernel, tactic, arch)
 
 
 def check(x: Shape, tactic: Any, seed: int = 0, env: dict[str, int] | None = None) -> None:
@@ -128,10 +125,9 @@ def test_a_persistent_block_takes_several_tiles_and_needs_its_waits(tactic: Atte
     def passes(text: str) -> bool:
         return matches(kernel, run_kernel(source, kernel, data, text=text), want, slack=2)
 
-    text = inlined(source.source, "ring.cuh", "attention.cuh")
     assert source.grid[0] == 132
-    assert passes(text)
-    left = [m.deleted for m in survivors(text, passes)]
+    assert passes(source.source)
+    left = [m.deleted for m in survivors(source.source, passes, "attention.cuh")]
     assert not [m for m in left if not re.match(r"named_bar_sync|fence_proxy_async|mbar_wait\(bar.q_empty", m)]
 
 

@@ -9,7 +9,7 @@ from cases_attention import Shape, attention_kernel
 from test_golden import CASES, SYMBOLS
 
 from arcweld.codegen.kernel import Kernel, KernelSource
-from arcweld.codegen.templates.select import IMPLEMENTATIONS, alternatives, implementations, select, substitutes
+from arcweld.codegen.templates.select import IMPLEMENTATIONS, alternatives, implementations, select
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
@@ -32,12 +32,12 @@ def test_every_template_has_alternatives_for_every_architecture() -> None:
     assert {kernel.template for kernel, _ in usual()} == set(IMPLEMENTATIONS)
     exact = {kernel.template for kernel, source in usual() if source.arch == "sm_90a"}
     assert exact == {"contract", "attention"}
-    assert [source.entry for kernel, source in usual() if not alternatives(kernel, source)] == []
+    assert [source.entry for kernel, source in usual() if not any(alternatives(kernel, source))] == []
 
 
 def test_alternatives_are_distinct_and_serve_the_same_architecture() -> None:
     for kernel, source in usual():
-        found = alternatives(kernel, source)
+        found = [s for group in alternatives(kernel, source) for s in group]
         assert {s.arch for s in found} == {source.arch}
         assert len({s.source for s in found} | {source.source}) == len(found) + 1
 
@@ -47,10 +47,14 @@ def test_portable_code_stands_in_for_wgmma(mask: str) -> None:
     kernel = attention_kernel(Shape(b=8, h=16, s=512, t=512, d=64, dtype=F16, mask=mask))
     source, portable = select(kernel, "sm_90a"), select(kernel, "sm_80")
     assert "wgmma" in source.source
-    found = substitutes(kernel, source)
-    assert found[0].source == portable.source
-    assert not any("wgmma" in s.source for s in found)
-    assert substitutes(kernel, portable) == []
+    own, others = alternatives(kernel, source)
+    assert own
+    assert all("wgmma" in s.source for s in own)
+    assert others[0].source == portable.source
+    assert not any("wgmma" in s.source for s in others)
+    own, others = alternatives(kernel, portable)
+    assert own
+    assert not others
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cases_contract import matmul_kernel
 from arcweld.codegen.kernel import BoundKernel
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.nvrtc.compiler import Compiled, Job
-from arcweld.codegen.templates.select import alternatives, sources, substitutes
+from arcweld.codegen.templates.select import alternatives, sources
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import CompileError
 from arcweld.driver import object_code
@@ -29,7 +29,7 @@ def chosen(verdicts: Verdicts, others: Verdict, monkeypatch: pytest.MonkeyPatch,
     (bytes of spills, warnings) of the rest."""
     kernel = matmul_kernel(256, 256, 256, DType.F16, "mk,nk")
     first = sources(kernel, ["sm_90a"])[-1]
-    tactics = [first.entry, *(s.entry for s in alternatives(kernel, first))]
+    tactics = [first.entry, *(s.entry for group in alternatives(kernel, first) for s in group)]
 
     def compile_many(jobs: Sequence[Job], **options: Any) -> list[Compiled]:
         done = []
@@ -77,7 +77,8 @@ def test_where_every_wgmma_tactic_spills_portable_code_serves_that_architecture(
 ) -> None:
     kernel = attention_kernel(Shape(b=8, h=16, s=512, t=512, d=64, dtype=DType.F16))
     portable, exact = sources(kernel, ["sm_90a"])
-    best = substitutes(kernel, exact)[1]  # the first one is the portable source itself: let that spill too
+    _, portable_ones = alternatives(kernel, exact)
+    best = portable_ones[1]  # the first one is the portable source itself: let that spill too
 
     def compile_many(jobs: Sequence[Job], **options: Any) -> list[Compiled]:
         bad = {j.name: 0 if j.name == best.entry or j.arch == "sm_80" else spills for j in jobs}

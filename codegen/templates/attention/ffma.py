@@ -5,6 +5,7 @@ expressions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
@@ -33,11 +34,12 @@ class FfmaTactic:
     key_tile  keys of a thread in each step
     """
 
+    implementation: ClassVar[str] = "ffma"
+
     across: int = 8
     row_tile: int = 4
     key_tile: int = 8
     threads: int = 128
-    implementation: str = "ffma"
 
 
 @dataclass(frozen=True, slots=True)

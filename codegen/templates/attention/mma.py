@@ -8,6 +8,7 @@ where they lie in memory as they are needed, through the load hooks otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
@@ -31,12 +32,13 @@ _SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16,
 class MmaTactic:
     """``query_warps`` x ``key_warps`` warps; each takes ``keys`` keys of a tile; a ring of ``stages`` tiles."""
 
+    implementation: ClassVar[str] = "mma"
+
     query_warps: int = 4
     key_warps: int = 1
     keys: int = 64
     stages: int = 2
     grouped: bool = False
-    implementation: str = "mma"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ in registers. With ``overlap`` the scores of the next tile are computed under th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, axis
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
@@ -34,6 +35,8 @@ class AttentionWgmmaTactic:
     on each multiprocessor, which ``persistent`` ones share out among them.
     """
 
+    implementation: ClassVar[str] = "wgmma"
+
     groups: int = 1
     keys: int = 64
     stages: int = 2
@@ -41,7 +44,6 @@ class AttentionWgmmaTactic:
     ping_pong: bool = False
     persistent: bool = False
     blocks: int = 1
-    implementation: str = "wgmma"
 
     @property
     def registers(self) -> tuple[int, int]:

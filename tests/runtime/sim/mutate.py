@@ -77,13 +77,6 @@ def with_header(source: str, header: str) -> tuple[str, range]:
     return before + text + after, range(first, first + text.count("\n"))
 
 
-def inlined(source: str, *names: str) -> str:
-    """The source with the texts of several headers in place of their includes: what they synchronise is mutated too."""
-    for name in names:
-        source, _ = with_header(source, name)
-    return source
-
-
 def _unnoticed(source: str, passes: Callable[[str], bool]) -> bool:
     try:
         return passes(source)
