@@ -1,4 +1,4 @@
-"""The transpose template against numpy, on the checked simulator, and through NVRTC."""
+"""The transpose implementation against numpy, on the checked simulator, and through NVRTC."""
 
 from __future__ import annotations
 
