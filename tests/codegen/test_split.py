@@ -12,7 +12,8 @@ from arcweld.codegen.kernel import axis
 from arcweld.codegen.printing.split import Split, dependence, split_by_axes
 from arcweld.compiler import expr
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, binary, const, index, interpret, mentions, unary, variable, walk, where
+from arcweld.compiler.expr import Expr, binary, const, index, mentions, unary, variable, walk, where
+from arcweld.compiler.interpret import interpret
 
 F32, I64 = DType.F32, DType.I64
 M, N = axis("m", 5), axis("n", 7)
