@@ -57,10 +57,11 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``buffer[coords] = value`` (rounded to the buffer's type), for every point of the template's output axes.
+    """``buffer[coords] = value``, rounded to the buffer's type, for every point of the template's output axes.
 
-    Only the pointwise template knows the rest: coordinates read at run time, ``mask`` (nothing is stored where it is
-    false), and ``reduction`` add, max or min (an atomic that combines with what is there).
+    Three things are for the pointwise template alone: coordinates that are read at run time; ``mask``, a bool
+    expression (nothing is stored where it is false); and ``reduction``, ``add``, ``max`` or ``min`` (an atomic that
+    combines the value with the stored one; ``none`` overwrites it).
     """
 
     buffer: str
@@ -74,7 +75,7 @@ class Store:
 class Stage:
     """One statistic of a row, for the rowwise template.
 
-    name     the variable that holds it in later expressions, and in ``finish`` the combined value
+    name     the variable that holds the statistic in later expressions; inside ``finish``, the combined value
     combine  sum, prod, max or min
     value    what is combined: an expression over the row's element ``x``, earlier statistics and loads
     finish   what the combined value becomes; None keeps it
@@ -86,7 +87,7 @@ class Stage:
     finish: Expr | None = None
 
     def exprs(self) -> tuple[Expr, ...]:
-        """The expressions that are there."""
+        """``value``, and ``finish`` if there is one."""
         return (self.value,) if self.finish is None else (self.value, self.finish)
 
     def mapped(self, change: Callable[[Expr], Expr]) -> Stage:
@@ -102,7 +103,7 @@ class Kernel:
     loads   role -> the hero's operand as an expression over the axes
     stores  what is written, over the output axes and the template's variables (``acc``, ``x``, …)
     attrs   what the template needs beside expressions (combiner, strides, stages, …): hashable values only
-    memo    analyses of this very kernel that several questions about it start from
+    memo    cached analyses of this kernel (its normal form as a matrix product); no part of its identity
     stem    readable name: the template and the operators it fuses
     """
 
@@ -116,13 +117,17 @@ class Kernel:
     memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
+        """The buffer of the given canonical name. Raises KeyError if there is none."""
         for b in self.buffers:
             if b.name == name:
                 return b
         raise KeyError(name)
 
     def key(self) -> tuple[Any, ...]:
-        """Equal for kernels that render to the same source; holds their expressions, whose identity it compares."""
+        """A hashable value that is equal for kernels which render to the same source.
+
+        It holds the expressions themselves: equal expressions are one object.
+        """
         return (
             self.template,
             self.stem,
@@ -136,7 +141,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class BoundKernel:
-    """A kernel with its buffers bound to tensors (canonical name -> tensor name)."""
+    """A kernel and the tensors that its buffers stand for.
+
+    tensors  canonical buffer name -> tensor name
+    origin   the user's names for what it computes
+    flops    floating-point operations of one launch, about; a multiply-add counts as two
+    """
 
     kernel: Kernel
     tensors: Mapping[str, str]
@@ -148,9 +158,15 @@ class BoundKernel:
 class KernelSource:
     """A rendered kernel: CUDA text and everything needed to launch it.
 
-    ``arch`` is the least architecture (``sm_80``) or an exact one (``sm_90a``). ``grid`` may depend on dimensions.
-    ``params`` are the members of the ``Params`` struct in order; their tensors are canonical buffers. ``zero`` lists
-    canonical buffers that must be zeroed before the launch.
+    entry         name of the ``extern "C"`` function
+    arch          the least architecture (``sm_80``), or an exact one (``sm_90a``)
+    grid, block   blocks, which may depend on dimensions, and threads of a block
+    shared_bytes  dynamic shared memory of a block
+    params        the members of the ``Params`` struct, in order; pointers name canonical buffers
+    cluster       blocks of a thread block cluster along x; 1: no clusters
+    pdl           the kernel may be launched before its predecessor ends: it waits for the latter's writes itself
+                  (programmatic dependent launch, CUDA Programming Guide)
+    zero          canonical buffers that must be zeroed before the launch
     """
 
     entry: str

@@ -1,1 +1,1 @@
-"""Graph to graph transformations, one file a pass; pipeline.py holds the one list that orders them."""
+"""Passes: functions from graph to graph, one file for each. ``pipeline.py`` has the one list that orders them."""

@@ -1,10 +1,12 @@
-"""Attention recovery: MatMul, scale, mask, Softmax, MatMul become one Attention node, as one flash kernel
-computes it.
+"""Attention recovery: MatMul, scale, mask, Softmax and MatMul become one Attention node, which is one kernel.
 
-Requires: Softmax and scalar arithmetic as nodes (pattern passes have run). Ensures: the formulas below
-occur only where their operands do not fit Attention ([B,H,S,D] with a common batch), or where a score or a
-probability is read elsewhere. A row that a mask fills with a large negative number weighs all keys alike, as
-the formulas do; one that it fills with minus infinity, where they give NaN, gives zeros.
+    MatMul(Softmax(MatMul(q, Transpose(k)) * 0.125 + mask), v)
+    -> Attention(q, k, v, mask, scale=0.125)
+
+Requires: the pattern passes have run, so that Softmax is a node. Ensures: the formulas below occur only where their
+operands do not fit Attention ([B, H, length, size] with a common batch), or where a score or a probability is read
+elsewhere. In a row that the mask fills with a large negative number, all keys have the same weight, as in the formulas;
+a row that it fills with minus infinity, for which they give NaN, gives zeros.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from arcweld.passes.common import Tracker, rewrite, scalar, use_counts
 from arcweld.passes.elements import Elements, elements_of
 from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
-ABSORBING = -1e30  # a number this low plus a score is the same number, in f32 and in types of its range
+ABSORBING = -1e30  # so low that adding a score doesn't change it, in f32 and in types of the same range
 _SCALED = "MatMul(q, k) * K"
 _SCORES = (
     f"{_SCALED} + mask + mask2",
@@ -38,18 +40,18 @@ _SCORES = (
     f"Where(d, N, {_SCALED})",
     _SCALED,
 )
-_PROBABILITIES = (  # those that give 0 for a row without any score, and those that leave NaN there
+_PROBABILITIES = (  # the first two write 0 where a row of minus infinities makes Softmax NaN
     "Where(IsNaN(p), 0, (p := Softmax({0})))",
     "Where(IsInf((top := ReduceMax(s)), detect_positive=0, detect_negative=1), 0, (p := Softmax((s := {0}))))",
     "(p := Softmax({0}))",
 )
-# what is added to a value on the way from it to a sum: the innermost term, and the terms further out
+# the terms that are added to a value on the way to a sum: the innermost one, and the list of those further out
 _Added: TypeAlias = "tuple[Value, _Added] | None"
 _FORMULAS = tuple(f"MatMul({p.format(s)}, v)" for s in _SCORES for p in _PROBABILITIES)
 
 
 def attention(graph: Graph, options: Options) -> Graph:
-    """Recovers scaled dot-product attention, and simplifies masks and repeated keys of what is there."""
+    """Recovers scaled dot-product attention, and simplifies the masks and repeated keys of all Attention nodes."""
     graph = rewrite(graph, _mask_of_groups)
     uses = use_counts(graph)
     graph = rewrite(graph, lambda rw, node: _scale_of_heads(rw, node, uses))
@@ -58,9 +60,10 @@ def attention(graph: Graph, options: Options) -> Graph:
 
 
 def _mask_of_groups(rw: Tracker, node: Node) -> bool:
-    """Softmax of scores that are split into groups, masked and joined again: the mask takes their shape instead.
+    """Moves a mask behind the Reshapes that split the scores into groups for it and join them again.
 
-    So do windows of an image that was shifted: a mask for each window, the same in every image of the batch.
+    Softmax(Reshape(Reshape(scores) + mask)) becomes Softmax(scores + Reshape(Expand(mask))). Models with shifted
+    windows write it: a mask for each window of an image, the same in every image of the batch.
     """
     joined = rw.producer(rw.get(node.operands()[0]), "Reshape") if node.op == "Softmax" else None
     found = None if joined is None else _groups(rw, joined.operands()[0], joined.output.shape)
@@ -78,7 +81,7 @@ def _mask_of_groups(rw: Tracker, node: Node) -> bool:
 
 
 def _groups(rw: Tracker, x: Value, shape: tuple[Dim, ...]) -> tuple[Value, list[Value]] | None:
-    """The scores of ``shape`` that a Reshape splits, and what is added to them before they are ``x``."""
+    """The scores of shape ``shape`` that a Reshape splits, and the terms that are added to them to give ``x``."""
     seen: set[str] = set()
     stack: list[tuple[Value, _Added]] = [(x, None)]
     while stack:
@@ -104,7 +107,7 @@ def _innermost_first(added: _Added) -> list[Value]:
 
 
 def _scale_of_heads(rw: Tracker, node: Node, uses: Mapping[str, int]) -> bool:
-    """Scores times a number for each head, which models learn: the queries are multiplied instead."""
+    """Moves a learnt factor for each head, by which scores are multiplied, to the queries."""
     if node.op != "Softmax" or node.output.type.rank < 3:
         return False
     scores = _with_scaled_queries(rw, rw.get(node.operands()[0]), uses, node.origin)
@@ -115,7 +118,10 @@ def _scale_of_heads(rw: Tracker, node: Node, uses: Mapping[str, int]) -> bool:
 
 
 def _with_scaled_queries(rw: Tracker, x: Value, uses: Mapping[str, int], origin: tuple[str, ...]) -> Value | None:
-    """``MatMul(q, k) * factor``, perhaps with something added, as ``MatMul(q * factor, k)``; None for other values."""
+    """``MatMul(q, k) * factor``, perhaps plus other terms, as ``MatMul(q * factor, k)``; None for other values.
+
+    ``factor`` has one element for each head, and nothing else reads the values in between.
+    """
     stack: list[tuple[Value, _Added]] = [(x, None)]
     while stack:
         value, added = stack.pop()
@@ -142,7 +148,7 @@ def _with_scaled_queries(rw: Tracker, x: Value, uses: Mapping[str, int], origin:
 
 
 def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
-    """Drops what need not be read of the mask, and the repetition of keys and values for groups of query heads."""
+    """Drops the part of the mask that Attention computes itself, and the repetition of keys and values for heads."""
     q, k, v, *masks = [rw.get(x) for x in node.operands()]
     mask = masks[0] if masks else None
     length = q.shape[2] if q.shape[2] == k.shape[2] else None
@@ -192,7 +198,7 @@ def _build(rw: Tracker, m: Match) -> Value | None:
 
 
 def _without_scale(rw: Tracker, x: Value) -> tuple[Value, float]:
-    """``x`` before it was multiplied by scalars, and their product."""
+    """The value that scalars multiply or divide to give ``x``, and their product."""
     scale = 1.0
     while (node := rw.producer(x)) is not None and node.op in ("Mul", "Div"):
         a, b = node.operands()
@@ -207,7 +213,7 @@ def _without_scale(rw: Tracker, x: Value) -> tuple[Value, float]:
 
 
 def _keys(rw: Tracker, kt: Value, origin: tuple[str, ...]) -> tuple[Value, float]:
-    """The keys [.., T, D] whose transpose is ``kt``, and a scalar factor."""
+    """The keys [..., T, D] and a scalar factor, whose product's transpose is ``kt``."""
     kt, scale = _without_scale(rw, kt)
     spread: list[tuple[Dim, ...]] = []
     while (node := rw.producer(kt, "Expand")) is not None and _over_heads(node):  # the same keys for each head
@@ -231,12 +237,12 @@ def _keys(rw: Tracker, kt: Value, origin: tuple[str, ...]) -> tuple[Value, float
 
 
 def _over_heads(expand: Node) -> bool:
-    """True if the last two axes stay as they are."""
+    """True if an Expand repeats leading axes only."""
     return expand.output.type.rank >= 2 and expand.operands()[0].shape[-2:] == expand.output.shape[-2:]
 
 
 def _four_axes(rw: Tracker, x: Value, origin: tuple[str, ...]) -> Value:
-    """``x`` as [B, H, length, size]: without heads H is 1, and axes before the heads are one batch axis."""
+    """``x`` as [B, H, length, size]: H is 1 below rank 4; above it, the axes before the heads become one batch axis."""
     shape = x.shape
     if x.type.rank == 4:
         return x
@@ -245,7 +251,7 @@ def _four_axes(rw: Tracker, x: Value, origin: tuple[str, ...]) -> Value:
 
 
 def _shared_heads(rw: Tracker, k: Value, v: Value, origin: tuple[str, ...]) -> list[Value]:
-    """Keys and values before they were repeated for groups of query heads, if both were; else themselves."""
+    """Keys and values before they are repeated for groups of query heads, if both are; else themselves."""
     before = [_before_repeat(rw, x) for x in (k, v)]
     if None in before:
         return [k, v]
@@ -259,11 +265,10 @@ def _shared_heads(rw: Tracker, k: Value, v: Value, origin: tuple[str, ...]) -> l
 
 
 def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple[int, ...] | None] | None:
-    """What [B,H,T,D] was before its heads were repeated: a value, the shape to give it, and the order of
-    axes after that.
+    """The value of which ``x`` [B, H, T, D] repeats the heads, the shape to give it, and then the permutation, if any.
 
-    Repetition is written [B,G,1,T,D] -> [B,G,R,T,D] -> [B,G*R,T,D], or with T in front of the heads and a
-    Transpose; and [B,1,T,D] -> [B,H,T,D] for a single group.
+    Repetition is written [B, G, 1, T, D] -> [B, G, R, T, D] -> [B, G*R, T, D], or the same with T in front of the heads
+    and a Transpose; for a single group it is [B, 1, T, D] -> [B, H, T, D]. None if ``x`` is no such value.
     """
     spread = rw.producer(x, "Expand")
     if spread is not None:
@@ -290,10 +295,10 @@ def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple
 
 
 def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
-    """The mask operand, if there is one: a bool condition, or what is added, or both as one.
+    """The mask operand, if there is one: a bool condition, numbers to add, or both as numbers to add.
 
-    A number so low that adding a score leaves it as it is is added where the condition has it written: a row that is
-    masked out entirely then has equal probabilities, as it had.
+    A condition writes the number N over scores. If N is so low that adding a score doesn't change it, it is added
+    instead: a row that is masked out entirely then has equal probabilities, as before.
     """
     condition = next((rw.get(m.values[n]) for n in "cd" if n in m.values), None)  # true: seen (c), masked (d)
     added = [cast_to(rw, rw.get(m.values[n]), dtype, m.origin) for n in ("mask", "mask2") if n in m.values]
@@ -307,7 +312,7 @@ def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
         return added[0] if added else condition
     with np.errstate(over="ignore"):
         low = rw.constant(np.asarray(written if absorbs else -np.inf).astype(dtype.numpy), dtype, "low")
-    if absorbs and "w" in m.values:  # what is written is added to as well: twice the lowest number is minus infinity
+    if absorbs and "w" in m.values:  # the mask is added to the written number too: their sum may be minus infinity
         low = rw.make("Add", [added[0], low], m.origin)
     seen = added[0] if added else rw.constant(np.zeros((), dtype.numpy), dtype, "seen")
     return rw.make("Where", [condition, *((low, seen) if "d" in m.values else (seen, low))], m.origin)

@@ -1,4 +1,4 @@
-"""Axis orders: the graph that the layout pass rebuilds, in which every value may exist in several orders."""
+"""The graph that the layout pass rebuilds, in which every value may exist in several axis orders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def channels_last(rank: int) -> Perm:
 
 
 def name_in(value: Value, perm: Perm) -> str:
-    """What the value is called in order ``perm``: its own name stands for its own order."""
+    """The name of the value in order ``perm``: its own name in its own order, else with a suffix."""
     return value.name if perm == identity(len(perm)) else f"{value.name}.p{''.join(map(str, perm))}"
 
 
@@ -53,7 +53,7 @@ class Layouts(Tracker):
                 self.set(v, v, identity(v.type.rank))
 
     def set(self, old: Value, new: Value, perm: Perm) -> None:
-        """Records that ``new`` is ``old`` in order ``perm``, and computed so."""
+        """Records that ``old`` is computed in order ``perm``, as ``new``."""
         self.native[old.name] = (new, perm)
         self._versions[old.name, perm] = new
 
@@ -62,10 +62,14 @@ class Layouts(Tracker):
         return self.native[old.name][1]
 
     def is_constant(self, old: Value) -> bool:
+        """True if ``old`` is a weight of the new graph."""
         return self.native[old.name][0].name in self.weights
 
     def feeds_convolution(self, old: Value, depth: int = 4, reshaped: bool = False) -> bool:
-        """Whether a convolution or pool reads ``old``, at once or behind a few pointwise operators (and reshapes)."""
+        """True if a convolution or pool reads ``old``, directly or through up to ``depth`` pointwise operators.
+
+        ``reshaped``: or through reshapes.
+        """
         for node in self._consumers.get(old.name, ()):
             kind = opdef(node.op).kind
             passes_on = kind is Kind.POINTWISE or (reshaped and node.op == "Reshape")
@@ -74,7 +78,7 @@ class Layouts(Tracker):
         return False
 
     def get_in(self, old: Value, perm: Perm, origin: tuple[str, ...]) -> Value:
-        """``old`` in order ``perm``, transposed now if it has not been before."""
+        """``old`` in order ``perm``, by a Transpose unless it exists in that order."""
         found = self._versions.get((old.name, perm))
         if found is None:
             new, native = self.native[old.name]
@@ -88,7 +92,7 @@ class Layouts(Tracker):
         return self.get_in(old, identity(old.type.rank), origin)
 
     def broadcast_in(self, old: Value, perm: Perm, origin: tuple[str, ...]) -> Value:
-        """An operand that broadcasts to rank ``len(perm)``, such that it does so in order ``perm``."""
+        """``old``, which broadcasts to rank ``len(perm)``, so that it broadcasts with operands in order ``perm``."""
         if old.type.rank == len(perm):
             return self.get_in(old, perm, origin)
         plain = self.plain(old, origin)
@@ -113,18 +117,20 @@ class Layouts(Tracker):
             self.set(o, o, identity(o.type.rank))
 
     def finish(self) -> Graph:
+        """The new graph, with its outputs in their own orders."""
         outputs = tuple(self.plain(o) for o in self.graph.outputs)
         return self.graph.replace(nodes=tuple(self.nodes), outputs=outputs, weights=self.weights)
 
 
 def vote(layouts: Layouts, operands: Sequence[Value], rank: int) -> Perm:
-    """The order in which most of the operands' elements are; channels-last, then no change, where that is a
-    draw.
+    """The order in which most elements of the operands of this rank are, weights aside.
+
+    Of equals, channels-last is preferred, then the operands' own order.
     """
     votes: dict[Perm, int] = {}
     for v in operands:
         if v.type.rank == rank and not layouts.is_constant(v):
-            votes[layouts.order(v)] = votes.get(layouts.order(v), 0) + elements(v.shape)
+            votes[layouts.order(v)] = votes.get(layouts.order(v), 0) + likely_elements(v.shape)
     if not votes:
         return identity(rank)
     best = max(votes.values())
@@ -133,8 +139,8 @@ def vote(layouts: Layouts, operands: Sequence[Value], rank: int) -> Perm:
     return next((p for p in preferred if p in candidates), candidates[0])
 
 
-def elements(shape: Sequence[Dim]) -> int:
-    """About how many elements: symbolic dimensions count as TYPICAL."""
+def likely_elements(shape: Sequence[Dim]) -> int:
+    """The estimated number of elements: symbolic dimensions count as TYPICAL."""
     return int(str(product(d if isinstance(d, int) else TYPICAL for d in shape)))
 
 

@@ -1,8 +1,10 @@
-"""Batches: products whose batch axes an exporter merged into one get them back.
+"""Batches: matrix products whose batch axes an exporter merged into one get them back.
 
-Frameworks write [B, H, M, K] x [B, H, K, N] as [B*H, M, K] x [B*H, K, N] between reshapes, which hides attention.
-Requires: nothing. Ensures: the graph has fewer reshapes, or is the same. Products, softmax, transposes and pointwise
-work on merged batches are done on the axes before merging.
+    Reshape(MatMul(Reshape(a), Reshape(b)))    with [B, H, M, K] reshaped to [B*H, M, K], and back
+    -> MatMul(a, b)
+
+Such reshapes hide attention. Requires: nothing. Ensures: the graph has fewer reshapes, or is the same. MatMul, Softmax,
+Transpose and pointwise operators on merged batches are computed on the axes before merging.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from arcweld.passes.cleanup import cleanup
 from arcweld.passes.common import Tracker, count_ops, rewrite
 from arcweld.passes.dce import remove_dead
 
-RANK = 3  # of values with one batch axis
+RANK = 3  # of matrices with one batch axis
 
 
 def batches(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` with the batch axes of products taken apart, if that leaves fewer reshapes."""
+    """Returns ``graph`` with merged batch axes split again, if that leaves fewer reshapes."""
     if not any(_is_batched_product(n) for n in graph.nodes):
         return graph
     wanted = _wanted_axes(graph)
@@ -38,7 +40,7 @@ def _is_batched_product(node: Node) -> bool:
 
 
 def _wanted_axes(graph: Graph) -> dict[str, tuple[Dim, ...]]:
-    """The axes into which a Reshape behind a value takes its batch apart, looking through work on merged batches."""
+    """Value name -> the axes into which a later Reshape splits its batch, directly or behind operators on it."""
     wanted: dict[str, tuple[Dim, ...]] = {}
     for node in reversed(graph.nodes):
         operands = [v for v in node.operands() if v.type.rank == RANK]
@@ -51,7 +53,7 @@ def _wanted_axes(graph: Graph) -> dict[str, tuple[Dim, ...]]:
 
 
 def _visit(rw: Tracker, node: Node, wanted: Mapping[str, tuple[Dim, ...]]) -> bool:
-    """Work on operands whose batch was merged becomes work on the axes before, and a Reshape behind it."""
+    """Computes a node with merged operands on the axes before merging, with a Reshape behind it."""
     if len(node.outputs) != 1 or node.output.type.rank != RANK or None in node.inputs:
         return False
     operands = [rw.get(v) for v in node.operands()]
@@ -69,16 +71,16 @@ def _visit(rw: Tracker, node: Node, wanted: Mapping[str, tuple[Dim, ...]]) -> bo
 
 
 def _merged_axes(rw: Tracker, v: Value) -> tuple[Dim, ...] | None:
-    """The axes that a Reshape merged into the first one of ``v``, if that is all it did."""
+    """The axes that a Reshape merges into the first one of ``v``, if that is all it does; else None."""
     node = rw.producer(v, "Reshape")
     source = () if node is None or v.type.rank != RANK else node.operands()[0].shape
     return source[:-2] if len(source) > RANK and source[-2:] == v.shape[1:] else None
 
 
 def _without_units(lead: tuple[Dim, ...], wanted: tuple[Dim, ...] | None) -> tuple[Dim, ...]:
-    """The same axes with those of one element where ``wanted`` has them; else without those in front of two others.
+    """``lead`` with axes of extent 1 where ``wanted`` has them; else without leading ones, as long as two axes remain.
 
-    A slice of a stack has such an axis in front until it is reshaped.
+    A slice of a stack of tensors has such a leading axis.
     """
     if wanted is not None and [d for d in wanted if d != 1] == [d for d in lead if d != 1]:
         return wanted
@@ -88,7 +90,7 @@ def _without_units(lead: tuple[Dim, ...], wanted: tuple[Dim, ...] | None) -> tup
 
 
 def _attributes(node: Node, axes: int) -> dict[str, object] | None:
-    """The attributes of the same work with ``axes`` in place of the first axis; None if it does not keep that one."""
+    """The node's attributes with ``axes`` axes in place of the first one; None if the node doesn't keep that axis."""
     attrs, more = dict(node.attrs), axes - 1
     if node.op == "Transpose":
         perm = attrs["perm"]

@@ -1,8 +1,8 @@
-"""What attention need not read of its mask: the causal triangle, and conditions that hold everywhere.
+"""Finds the parts of a mask that attention need not read: the causal triangle, and conditions that always hold.
 
-Position i sees 0..i in a causal mask, and attention computes that itself. Exporters write it as a constant, as
-Trilu of ones, or as a comparison of positions, behind any arithmetic that ``elements.py`` understands, joined
-with other conditions by And, and often as numbers to add: Where(condition, 0, -large).
+In a causal mask query i attends to keys 0..i, which the kernel computes itself. Exporters write the triangle as a
+constant, as Trilu of ones, or as a comparison of positions whose closed form ``elements.py`` derives; joined with other
+conditions by And; and often as numbers to add: Where(condition, 0, -large).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from arcweld.compiler.ir import Node, Value
 from arcweld.passes.common import Tracker, scalar
 from arcweld.passes.elements import ALWAYS, Conjunction, Elements, coordinates, negation
 
-MASKED_OUT = -1e4  # what exporters add to, or write into, a score that must not count, is this or less
+MASKED_OUT = -1e4  # exporters add a number of at most this to a score that must not count, or write it
 _VIEWS = frozenset({"Reshape", "Expand", "Cast", "Identity"})
 
 
 @dataclass(frozen=True, slots=True)
 class Remainder:
-    """A mask without what attention computes itself: ``mask`` is None where nothing else is left."""
+    """The part of a mask that is left (None: nothing), and whether the causal triangle was in it."""
 
     mask: Value | None
     causal: bool
@@ -31,7 +31,11 @@ class Remainder:
 def without_causal(
     rw: Tracker, elements: Elements, mask: Value, length: Dim | None, origin: tuple[str, ...]
 ) -> Remainder:
-    """Takes apart ``mask`` (bool: true = seen; else added). ``length``: of queries and keys, None if they differ."""
+    """Splits ``mask`` into the causal triangle and the rest.
+
+    A bool mask is true where a query attends to a key, a float one is added to the scores. ``length``: the number of
+    queries and of keys, None if they differ. New nodes get ``origin``.
+    """
     if not mask.dtype.is_float:
         return _of_condition(rw, elements, mask, length, origin)
     array = rw.array(mask)
@@ -45,20 +49,20 @@ def without_causal(
     a, b = _number(rw, yes), _number(rw, no)
     if a == 0 and b is not None and b <= MASKED_OUT:
         rest = _of_condition(rw, elements, condition, length, origin)
-        # a row that other conditions empty weighs all keys alike, those behind the triangle too
+        # a row without keys by the other conditions has equal weights for all keys, those past the triangle too
         equal_rows = rest.causal and rest.mask is not None and not np.isinf(b)
         if rest.mask is None or rest.mask is condition or equal_rows:
             return Remainder(None, rest.causal) if rest.mask is None else Remainder(mask, False)
         return Remainder(rw.make("Where", [rest.mask, yes, no], origin), rest.causal)
     if b == 0 and a is not None and a <= MASKED_OUT:
-        seen = negation(elements.formula(condition))
+        seen = negation(elements.closed_form(condition))
         if seen == ALWAYS or _is_causal(seen, condition, length):
             return Remainder(None, seen != ALWAYS)
     return Remainder(mask, False)
 
 
 def _number(rw: Tracker, v: Value) -> float | None:
-    """The value of all elements of ``v``: a constant of one element, or a tensor filled with it."""
+    """The one value that all elements of ``v`` have: of a constant, or of a tensor filled with it; else None."""
     node = rw.producer(v)
     while node is not None and node.op in _VIEWS:
         v = node.operands()[0]
@@ -75,12 +79,12 @@ def _of_condition(
     causal = False
     terms = _terms(rw, condition)
     for term in terms:
-        formula = elements.formula(term)
-        if not isinstance(formula, frozenset):
+        form = elements.closed_form(term)
+        if not isinstance(form, frozenset):
             kept.append(term)
-        elif _is_causal(formula, term, length):
+        elif _is_causal(form, term, length):
             causal = True
-        elif formula != ALWAYS:
+        elif form != ALWAYS:
             kept.append(term)
     if len(kept) == len(terms):
         return Remainder(condition, False)
@@ -91,7 +95,7 @@ def _of_condition(
 
 
 def _terms(rw: Tracker, condition: Value) -> list[Value]:
-    """The conditions that must all hold; a repetition along an axis is left to attention, which broadcasts."""
+    """The conditions that And joins. Expands are dropped: attention broadcasts its mask."""
     terms: list[Value] = []
     stack = [condition]
     while stack:
@@ -106,11 +110,11 @@ def _terms(rw: Tracker, condition: Value) -> list[Value]:
     return terms
 
 
-def _is_causal(formula: Conjunction | None, v: Value, length: Dim | None) -> bool:
-    if formula is None or not _is_square(v, length):
+def _is_causal(form: Conjunction | None, v: Value, length: Dim | None) -> bool:
+    if form is None or not _is_square(v, length):
         return False
     query, key = coordinates(v)[-2:]
-    return formula == frozenset({query - key})
+    return form == frozenset({query - key})
 
 
 def _is_square(v: Value, length: Dim | None) -> bool:
@@ -124,7 +128,7 @@ def _is_added_triangle(square: np.ndarray) -> bool:
 
 
 def _behind_views(rw: Tracker, v: Value) -> Node | None:
-    """The producer of ``v``, behind casts and reshapes that add or drop axes of extent 1 in front."""
+    """The producer of ``v``, looking through casts and views that keep the last two axes."""
     node = rw.producer(v)
     while node is not None and node.op in _VIEWS and node.operands()[0].shape[-2:] == v.shape[-2:]:
         node = rw.producer(node.operands()[0])

@@ -1,10 +1,14 @@
-"""Clean-up: drops nodes that change nothing and joins chains of movements.
+"""Clean-up: drops nodes that change nothing, and joins chains of movements.
 
-Requires: nothing. Ensures: no Identity (but between an input and an output of the graph), no Cast to the
-same type, no Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand, no
-arithmetic with a neutral constant, no Reshape of a Reshape, Transpose of a Transpose, or Cast of a lossless
-Cast, no Gather of an activation at places that constants or ranges number in equal steps (a Slice instead), and
-nothing that computes tensors without elements.
+    Reshape(Reshape(x * 1))  ->  Reshape(x)
+
+Requires: nothing. Ensures that there is none of these:
+* Identity, unless it makes an input the graph's output; Cast to the same type;
+* Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand;
+* arithmetic with a neutral constant (x + 0, x * 1);
+* Reshape of a Reshape, Transpose of a Transpose, Cast of a lossless Cast;
+* Gather of an activation at indices in equal steps, known from constants or ranges (a Slice instead);
+* a node other than ConstantOfShape whose results have no elements.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from arcweld.compiler.records import sources
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.elements import coordinates, elements_of
 
-MOST_COMPARED = 1 << 16  # elements of a constant that is searched for another value than the neutral one
+MOST_COMPARED = 1 << 16  # the most elements of a constant that is compared with the neutral value
 
 
 def cleanup(graph: Graph, options: Options) -> Graph:
@@ -40,7 +44,7 @@ def _visit(rw: Tracker, node: Node, edge: set[str]) -> bool:
         return False
     same = _unchanged(rw, node)
     if same is not None and same.type == node.output.type:
-        # an engine's output is written by some kernel: an output that is an input or a weight keeps its copy
+        # an engine's outputs are written by kernels: one that is just an input or a weight keeps its Identity
         if node.output.name in edge and rw.producer(same) is None:
             return False
         rw.redirect(node, same)
@@ -71,9 +75,9 @@ def _unchanged(rw: Tracker, node: Node) -> Value | None:
 
 
 def _is_constant(rw: Tracker, v: Value | None, value: float) -> bool:
-    """Whether ``v`` is a constant of the given value in every element, and will remain so.
+    """True if ``v`` is a constant with the given value in every element.
 
-    A tensor of the model's, such as a bias of zeros, may get new data later.
+    Tensors of the model's own, such as a bias of zeros, don't count: their data may be replaced later.
     """
     array = rw.array(v)
     if v is None or array is None or (array.ndim > 0 and sources(rw.weights[v.name])):
@@ -155,7 +159,7 @@ def _gather_as_slice(rw: Tracker, node: Node) -> Value | None:
     axis, line = node.attrs["axis"], [k for k, d in enumerate(places.shape) if d != 1]
     if x.name in rw.weights or len(line) > 1:
         return None
-    at = elements_of(rw).formula(places)
+    at = elements_of(rw).closed_form(places)
     if at is None or isinstance(at, frozenset):
         return None
     counter = coordinates(places)[line[0]] if line else 0
@@ -187,9 +191,7 @@ _JOIN: dict[str, Callable[[Tracker, Node], Value | None]] = {
 
 
 def lossless(source: DType, target: DType) -> bool:
-    """Every value of ``source`` is a value of ``target``, and casting on from there gives what a direct
-    cast gives.
-    """
+    """True if ``target`` holds every value of ``source``, so that a cast from there equals one from ``source``."""
     if source.is_int and source.size == 8 and target.is_float:
         return False  # numpy calls i64 to f64 safe
     return source is target or np.can_cast(source.numpy, target.numpy, "safe")

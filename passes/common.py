@@ -1,4 +1,4 @@
-"""What passes share: a rewriter that knows producers, views of constants, and uses of values."""
+"""What passes share: a rewriter that knows the producers of values and evaluates constants, and counts of uses."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ class Tracker(Rewriter):
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph)
         self.made: dict[str, Node] = {}
-        self.memo: dict[str, Any] = {}  # analyses of the new graph that several questions about it start from
+        self.memo: dict[str, Any] = {}  # cached analyses of the new graph
         self._released: set[str] = set()
 
     def release(self, node: Node) -> None:
-        """``node`` will be replaced: the next node that asks for the name of its result gets that very name."""
+        """Frees the names of ``node``'s results, as it will be replaced: the next ``fresh`` of one returns it."""
         self._released.update(o.name for o in node.outputs)
 
     def fresh(self, hint: str) -> str:
+        """``hint`` if it has been released, else an unused name made of it."""
         if hint in self._released:
             self._released.remove(hint)
             return hint
         return super().fresh(hint)
 
     def keep(self, node: Node, **changes: Any) -> Node:
+        """Copies ``node`` as ``Rewriter.keep`` does; its names are its own again."""
         self._released.difference_update(o.name for o in node.outputs)
         return super().keep(node, **changes)
 
     def append(self, node: Node) -> Node:
+        """Appends a finished node, and records it as the producer of its results."""
         return self._note(super().append(node))
 
     def _note(self, node: Node) -> Node:
@@ -43,7 +46,7 @@ class Tracker(Rewriter):
         return node
 
     def producer(self, value: Value | None, op: str = "") -> Node | None:
-        """The node of the new graph that writes ``value``, if it is an ``op`` (or any, for "")."""
+        """The node of the new graph that writes ``value``, if its operator is ``op`` ("": any); else None."""
         node = self.made.get(value.name) if value is not None else None
         return node if node is not None and op in ("", node.op) else None
 
@@ -55,7 +58,11 @@ class Tracker(Rewriter):
     def make(
         self, op: str, inputs: Sequence[Value | None], origin: tuple[str, ...], hint: str = "", **attrs: Any
     ) -> Value:
-        """Emits ``op`` with checked attributes and inferred types; constant operands give a constant at once."""
+        """Emits a node with checked attributes and inferred types, and returns its result.
+
+        If all operands are weights it is evaluated at once, and the result is a weight. ``hint``: the name wanted.
+        Raises ModelError for operands or attributes that don't fit.
+        """
         given = [v for v in inputs if v is not None]
         if len(given) == len(inputs) and given and all(v.name in self.weights for v in given):
             return derive(self, op, given, attrs, origin=origin, hint=hint)
@@ -70,11 +77,10 @@ Visit = Callable[[Tracker, Node], bool]
 
 
 def rewrite(graph: Graph, visit: Visit) -> Graph:
-    """Walks ``graph`` once; ``visit`` returns True if it dealt with the node, else the node is kept.
+    """Rebuilds ``graph`` node by node. ``visit`` replaces a node and returns True, or returns False to keep it.
 
-    A replacement may take the name of the node's result; ``visit`` must not emit one and then return False.
-
-    Returns the same graph if no node was dealt with.
+    A replacement may take the name of the node's result, so ``visit`` must emit nothing if it returns False. Returns
+    the same graph if no node was replaced.
     """
     rw = Tracker(graph)
     changed = False
@@ -95,7 +101,7 @@ def scalar(array: np.ndarray | None) -> float | None:
 
 
 def use_counts(graph: Graph) -> dict[str, int]:
-    """How many operands and graph outputs read each value."""
+    """Value name -> the number of operands and graph outputs that read it."""
     counts: dict[str, int] = {}
     for v in (*(v for n in graph.nodes for v in n.operands()), *graph.outputs):
         counts[v.name] = counts.get(v.name, 0) + 1
@@ -103,5 +109,5 @@ def use_counts(graph: Graph) -> dict[str, int]:
 
 
 def count_ops(graph: Graph, op: str) -> int:
-    """How many nodes are of this operator."""
+    """The number of nodes of an operator."""
     return sum(n.op == op for n in graph.nodes)

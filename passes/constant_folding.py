@@ -1,8 +1,10 @@
-"""Constant folding: nodes whose operands are all weights are evaluated now, by the registry's references.
+"""Constant folding: nodes whose operands are all weights are evaluated by the registry's numpy references.
 
-Requires: nothing. Ensures: a node of constant operands is left only where its result would be large and much
-larger than its operands (a broadcast costs less as an index map than as memory), or where it has no result of
-fixed shape. How each new weight was made is recorded, so that it can be made again from new source weights.
+    Mul(w, Transpose(v)) of weights w and v  ->  a new weight
+
+Requires: nothing. Ensures: a node of constant operands is left only if its result is of symbolic shape, or large and
+much larger than its operands (a broadcast costs less as an index map than as memory). Each new weight has a record of
+how it was made, so that it can be made again from new data.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.weights import evaluate, is_symbolic
 from arcweld.passes.common import Tracker, rewrite
 
-SMALL = 64 * 1024  # bytes that may always be folded
-GROWTH = 4  # a larger result may take this many times its operands' bytes: int8 weights dequantise to f32
+SMALL = 64 * 1024  # bytes of a result that is always folded
+GROWTH = 4  # a larger result may have this many times its operands' bytes, as f32 has of int8 weights
 
 
 def constant_folding(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` with constant nodes replaced by weights."""
+    """Returns ``graph`` with constant nodes replaced by weights.
+
+    Raises ModelError for a node whose operands its operator can't be computed of, such as an index out of range.
+    """
     return rewrite(graph, _visit)
 
 
@@ -49,6 +54,6 @@ def _worthwhile(node: Node, operands: Sequence[np.ndarray]) -> bool:
     size, elements = node.output.type.nbytes, node.output.type.numel
     if isinstance(size, IntExpr) or isinstance(elements, IntExpr) or is_symbolic(tuple(node.attrs.values())):
         return False
-    # what has no more elements than an operand is only wider: 8-bit weights in f64, for exact sums
+    # no more elements than an operand has, but wider ones: 8-bit weights as f64, for exact sums
     widest = max((a.size for a in operands), default=0)
     return size <= max(SMALL, GROWTH * sum(a.nbytes for a in operands)) or elements <= widest

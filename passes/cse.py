@@ -1,7 +1,9 @@
-"""Common subexpressions: nodes with the same operator, operands and attributes are computed once.
+"""Common subexpression elimination: nodes with the same operator, operands and attributes are computed once.
 
-Requires: nothing. Ensures: no two nodes are equal but for their names and origins; small equal constants
-that are no named weights of the model are one. The node that stays carries the origins of all.
+    a = Exp(x); b = Exp(x); y = a + b  ->  a = Exp(x); y = a + a
+
+Requires: nothing. Ensures: no two nodes differ in names and origins only, nor do two small constants, unless they are
+named weights of the model. The node that stays has the origins of all.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from arcweld.compiler.ir import Graph, Node, Rewriter, Weight, merge_origins, we
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import literal_text
 
-SMALL = 4096  # bytes: comparing larger constants costs more time than it can win
+SMALL = 4096  # bytes: comparing larger constants would take more time than it saves
 _COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
 
 

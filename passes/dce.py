@@ -1,8 +1,7 @@
 """Dead code elimination: drops nodes and weights that no output depends on.
 
-Requires: nothing. Ensures: every node feeds an output; every weight is read or is an output. Graph inputs
-stay, read or not: they are the model's interface. Operators have no side effects, so that nothing else
-keeps a node alive.
+Requires: nothing. Ensures: every node contributes to an output; every weight is read or is an output. Graph inputs stay
+even if nothing reads them: they are the model's interface. Operators have no side effects.
 """
 
 from __future__ import annotations

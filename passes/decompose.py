@@ -1,5 +1,7 @@
 """Decomposition: rewrites COMPOSITE operators in terms of others, until none is left.
 
+    ReduceSumSquare(x)  ->  ReduceSum(x * x)
+
 Requires: patterns that match composite operators have run. Ensures: no node's operator is of kind
 COMPOSITE, unless it has no decomposition. New nodes carry the origin of the node that they replace.
 """
@@ -18,9 +20,7 @@ MAX_ROUNDS = 16
 
 
 def decompose(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` without composite operators. Raises CompileError where decompositions go round in
-    circles.
-    """
+    """Returns ``graph`` without composite operators. Raises CompileError if some are left after MAX_ROUNDS rounds."""
     for _ in range(MAX_ROUNDS):
         before, graph = graph, rewrite(graph, _visit)
         if graph is before:

@@ -1,8 +1,9 @@
-"""What an element of integers or conditions is, as a formula of its coordinates, where the graph settles it.
+"""Derives closed forms of integer and bool tensors: the element at (i, j, …) as a formula of its coordinates.
 
-Exporters compute positions and masks with tensors: ranges, comparisons, running sums, gathers at computed places.
-The registry's lowerings say what one element of that is; folding the expression gives an integer formula
-(``Dim``), or a conjunction: a set of formulas that must all be at least 0. The empty set always holds.
+Exporters compute positions and masks with tensors: ranges, comparisons, running sums, gathers at computed indices. The
+registry's lowerings give one element of these as an expression. Folding it gives the closed form. Of integers it is a
+``Dim``; of bools a conjunction, a set of ``Dim`` that must all be at least 0 (the empty set always holds). For example,
+``LessOrEqual(Range(n)[None, :], Range(n)[:, None])`` has the closed form {i - j}, a causal mask.
 """
 
 from __future__ import annotations
@@ -36,28 +37,31 @@ from arcweld.compiler.ops.registry import opdef
 from arcweld.passes.common import Tracker
 
 Conjunction = frozenset[Dim]
-Formula = Dim | Conjunction
+ClosedForm = Dim | Conjunction
 ALWAYS: Conjunction = frozenset()
 NEVER: Conjunction = frozenset({-1})
-MOST_ELEMENTS = 1 << 22  # of a constant that is searched for a rule
+MOST_ELEMENTS = 1 << 22  # the most elements of a constant for which a closed form is looked for
 
 
 class Elements:
-    """Formulas of the values of one graph; each is found once."""
+    """The closed forms of the values of one graph, each derived once."""
 
     def __init__(self, rw: Tracker) -> None:
         self._rw = rw
         self._values: dict[str, Value] = {}
         self._read: dict[Request, Expr] = {}
-        self._folded: dict[Expr, Formula | None] = {}
-        self._rules: dict[str, Formula | None] = {}
+        self._folded: dict[Expr, ClosedForm | None] = {}
+        self._constants: dict[str, ClosedForm | None] = {}
 
-    def formula(self, v: Value) -> Formula | None:
-        """The element of ``v`` at ``coordinates(v)``; None where it depends on data or is not understood."""
+    def closed_form(self, v: Value) -> ClosedForm | None:
+        """The element of ``v`` at ``coordinates(v)``; None if it depends on data, or if no closed form was found."""
         return self._fold(demand(self._request(v, coordinates(v)), self._read, self._element))
 
     def read(self, notes: Notes, value: Value, coords: Sequence[Dim]) -> Expr:
-        """The element of ``value`` at ``coords`` as an expression, for a lowering that ``notes`` what is missing."""
+        """The element of ``value`` at ``coords`` as an expression, for a lowering.
+
+        If it is not known yet, that is put down in ``notes``, and a stand-in is returned (``compiler/demand.py``).
+        """
         request = self._request(value, coords)
         found = self._read.get(request)
         return notes.stand_in(request, value.dtype) if found is None else found
@@ -71,10 +75,10 @@ class Elements:
         unknown = variable(value.name, value.dtype)
         node = self._rw.producer(value)
         if node is None:
-            rule = self._rule(value) if value.name in self._rw.weights else None
-            if rule is None:
+            form = self._constant(value) if value.name in self._rw.weights else None
+            if form is None:
                 return unknown
-            return _expression(rule, dict(zip(_axes(value), coords)), value.dtype)
+            return _expression(form, dict(zip(_axes(value), coords)), value.dtype)
         if node.op == "ReduceSum":
             total = self._total(node, coords)
             return unknown if total is None else cast(index(total), value.dtype)
@@ -85,7 +89,7 @@ class Elements:
         return inside.notes.checked(lower(inside, node, coords))
 
     def _total(self, node: Node, coords: tuple[Dim, ...]) -> Dim | None:
-        """A sum of equal elements."""
+        """The result of a ReduceSum whose summed elements are all equal; else None."""
         (x,), axes = node.operands(), node.attrs["axes"]
         own = {a: symbol(f"sum{a}.{node.name}", 0, x.shape[a] - 1) for a in axes}
         kept = iter(c for a, c in enumerate(coords) if not (node.attrs["keepdims"] and a in own))
@@ -101,19 +105,19 @@ class Elements:
             element = mul(element, x.shape[a])
         return element
 
-    def _rule(self, value: Value) -> Formula | None:
-        if value.name not in self._rules:
-            self._rules[value.name] = _array_rule(self._rw.weights[value.name].data, _axes(value))
-        return self._rules[value.name]
+    def _constant(self, value: Value) -> ClosedForm | None:
+        if value.name not in self._constants:
+            self._constants[value.name] = _form_of_array(self._rw.weights[value.name].data, _axes(value))
+        return self._constants[value.name]
 
     # ------------------------------------------------------------------------------------------------- folding
 
-    def _fold(self, e: Expr) -> Formula | None:
+    def _fold(self, e: Expr) -> ClosedForm | None:
         for x in walk([e], self._folded):
             self._folded[x] = self._step(x)
         return self._folded[e]
 
-    def _step(self, e: Expr) -> Formula | None:
+    def _step(self, e: Expr) -> ClosedForm | None:
         if e.op == "const":
             return None if e.dtype.is_float else _truth(e.attr) if e.dtype is DType.BOOL else int(e.attr)
         if e.op == "index":
@@ -138,7 +142,7 @@ class Elements:
         return None
 
     def _settled(self, d: Dim) -> Dim | None:
-        """``d`` with the indices that it reads from tensors replaced by their formulas."""
+        """``d`` with the indices that it reads at run time replaced by their closed forms; None if one has none."""
         table: dict[Any, Dim] = {}
         for dyn in dynamic_atoms(d):
             assert isinstance(dyn.payload, Expr)
@@ -150,18 +154,17 @@ class Elements:
 
 
 def elements_of(rw: Tracker) -> Elements:
-    """The formulas of the graph that ``rw`` makes, shared by all who ask for them."""
+    """The closed forms of the graph that ``rw`` makes: the same object at every call."""
     found: Elements = rw.memo.setdefault("elements", Elements(rw))
     return found
 
 
-# their lowerings choose between what they read, so that what a masked element is does not matter
+# operators whose lowerings select among the elements that they read, so that the value of a masked one doesn't matter
 _SELECTING = frozenset({"Concat", "Pad"})
 
 
 class _Inside:
-    """What one lowering reads through: without ``masked``, also formulas that it does not ask for, as they are defined
-    for every integer."""
+    """The reader of one lowering. Unless ``masked``, masks are dropped: closed forms are defined for every integer."""
 
     def __init__(self, elements: Elements, masked: bool) -> None:
         self._elements = elements
@@ -174,7 +177,7 @@ class _Inside:
 
 
 def coordinates(v: Value) -> tuple[Dim, ...]:
-    """The names of ``v``'s coordinates in formulas; 0 along an axis of extent 1."""
+    """The coordinates of ``v`` in closed forms: symbols, and 0 along an axis of extent 1."""
     return tuple(0 if d == 1 else var(axis) for d, axis in zip(v.shape, _axes(v)))
 
 
@@ -182,8 +185,8 @@ def _axes(v: Value) -> tuple[Sym, ...]:
     return tuple(Sym(f"axis{k}", 0, d - 1) for k, d in enumerate(v.shape))
 
 
-def _array_rule(array: np.ndarray, axes: Sequence[Sym]) -> Formula | None:
-    """A constant as a formula: equal elements, a linear function of the coordinates, or a lower triangle."""
+def _form_of_array(array: np.ndarray, axes: Sequence[Sym]) -> ClosedForm | None:
+    """The closed form of a constant whose elements are equal, linear in the coordinates, or a lower triangle."""
     if not 0 < array.size <= MOST_ELEMENTS or array.dtype.kind not in "biu":
         return None
     first = array.flat[0]
@@ -205,12 +208,12 @@ def _array_rule(array: np.ndarray, axes: Sequence[Sym]) -> Formula | None:
     return total if np.array_equal(array, fitted) else None
 
 
-def _expression(rule: Formula, at: dict[Any, Dim], dtype: DType) -> Expr:
-    """A rule at other coordinates, as an expression again."""
-    if not isinstance(rule, frozenset):
-        return cast(index(substitute(rule, at)), dtype)
+def _expression(form: ClosedForm, at: dict[Any, Dim], dtype: DType) -> Expr:
+    """A closed form at other coordinates, as an expression."""
+    if not isinstance(form, frozenset):
+        return cast(index(substitute(form, at)), dtype)
     out = const(True, DType.BOOL)
-    for e in rule:
+    for e in form:
         out = binary("and", out, binary("ge", index(substitute(e, at)), const(0, DType.I64)))
     return out
 
@@ -229,20 +232,20 @@ def at_least_zero(e: Dim) -> Conjunction:
     return NEVER if is_nonneg(-e - 1) else frozenset({e})
 
 
-def negation(c: Formula | None) -> Conjunction | None:
-    """The opposite of a condition; of a conjunction of several there is none."""
+def negation(c: ClosedForm | None) -> Conjunction | None:
+    """The negation of a condition; None of a conjunction of several, whose negation is no conjunction."""
     if not isinstance(c, frozenset) or len(c) > 1:
         return None
     return NEVER if not c else at_least_zero(-next(iter(c)) - 1)
 
 
-def _both(a: Formula | None, b: Formula | None) -> Conjunction | None:
+def _both(a: ClosedForm | None, b: ClosedForm | None) -> Conjunction | None:
     if NEVER in (a, b):
         return NEVER
     return a | b if isinstance(a, frozenset) and isinstance(b, frozenset) else None
 
 
-def _either(a: Formula | None, b: Formula | None) -> Conjunction | None:
+def _either(a: ClosedForm | None, b: ClosedForm | None) -> Conjunction | None:
     if ALWAYS in (a, b):
         return ALWAYS
     for x, y in ((a, b), (b, a)):
@@ -251,7 +254,7 @@ def _either(a: Formula | None, b: Formula | None) -> Conjunction | None:
     return None
 
 
-def _converted(x: Formula | None, dtype: DType) -> Formula | None:
+def _converted(x: ClosedForm | None, dtype: DType) -> ClosedForm | None:
     if isinstance(x, frozenset):
         return x if dtype is DType.BOOL else {ALWAYS: 1, NEVER: 0}.get(x) if dtype.is_int else None
     if dtype is DType.BOOL:
@@ -259,7 +262,7 @@ def _converted(x: Formula | None, dtype: DType) -> Formula | None:
     return x if dtype in (DType.I64, DType.I32) else None
 
 
-def _arithmetic(op: str, a: Any, b: Any) -> Formula | None:
+def _arithmetic(op: str, a: Any, b: Any) -> ClosedForm | None:
     if op == "eq":
         low, high = at_least_zero(a - b), at_least_zero(b - a)
         return NEVER if NEVER in (low, high) else low | high
@@ -285,7 +288,7 @@ _INTEGER: dict[str, Any] = {
 }
 
 
-def _choice(condition: Any, yes: Any, no: Any) -> Formula | None:
+def _choice(condition: Any, yes: Any, no: Any) -> ClosedForm | None:
     """``yes`` where the condition holds, else ``no``."""
     if condition == ALWAYS or yes == no:
         return yes  # type: ignore[no-any-return]
@@ -297,7 +300,7 @@ def _choice(condition: Any, yes: Any, no: Any) -> Formula | None:
         if (yes, no) == (NEVER, ALWAYS):
             return negation(condition)
         return _both(condition, yes) if no == NEVER else None
-    # one branch may be a single place, at which the other branch's formula gives the same
+    # if one branch is chosen at a single coordinate, and the other one has the same value there, the other is enough
     for c, here, elsewhere in ((condition, yes, no), (negation(condition), no, yes)):
         place = _only_place(c)
         if place and substitute(here, place) == substitute(elsewhere, place):
@@ -306,7 +309,7 @@ def _choice(condition: Any, yes: Any, no: Any) -> Formula | None:
 
 
 def _only_place(c: Conjunction | None) -> dict[Any, Dim]:
-    """The one value of a coordinate for which the condition holds, where it is the first or the last one."""
+    """{coordinate: value} for a condition that holds at the first or last value of a coordinate only; else {}."""
     if c is None or len(c) != 1:
         return {}
     (e,) = c

@@ -1,11 +1,12 @@
-"""Affine folding: scales and shifts by constants, one for each channel, move into the convolution or
-product beside them.
+"""Affine folding: constant scales and shifts of channels move into the neighbouring convolution or matrix product.
 
-Requires: batch normalisation not yet decomposed. Ensures: no BatchNormalization, Mul, Div, Add or Sub by
-per-channel constants follows a Conv or ConvTranspose of constant weights whose result nobody else reads, or
-precedes such a Conv (a shift: only without padding, which would not be shifted); no Mul or Div by constants
-follows a MatMul with a constant right operand. An Add after a MatMul stays: the kernel's epilogue does it
-for free. New weights are recorded as made from the old.
+    Conv(x, w) * s + b   ->  Conv(x, w * s, b)
+    Conv(x * s + b, w)   ->  Conv(x, w * s, sum(w * b))      a shift only if nothing is padded
+
+Requires: batch normalisation not yet decomposed. Ensures: no BatchNormalization, Mul, Div, Add or Sub by per-channel
+constants is left behind a Conv or ConvTranspose of constant weights whose result nobody else reads, or in front of such
+a Conv; no Mul or Div by constants behind a MatMul with a constant right operand. An Add behind a MatMul stays: it is
+free in the kernel's epilogue. New weights have records of how they were made.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def fold_affine(graph: Graph, options: Options) -> Graph:
 
 
 def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
-    """Folds ``node``, an affine map of a convolution's or product's result, into the latter."""
+    """Folds ``node``, an affine map of a convolution's or product's result, into that one's weights."""
     found = _affine(rw, node)
     if found is None:
         return False
@@ -57,7 +58,7 @@ def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
 
 
 def _affine(rw: Tracker, node: Node) -> tuple[Value, Value | None, Value | None] | None:
-    """``node`` as x * scale + shift with constants: (x of the old graph, scale, shift)."""
+    """``node`` as x * scale + shift with constants: (x of the old graph, scale, shift); None for other nodes."""
     if node.op == "BatchNormalization":
         scale, shift = batch_norm_constants(rw, node)
         return None if scale is None else (node.operands()[0], scale, shift)
@@ -79,8 +80,9 @@ def _affine(rw: Tracker, node: Node) -> tuple[Value, Value | None, Value | None]
 
 
 def batch_norm_constants(rw: Tracker, node: Node) -> tuple[Value | None, Value | None]:
-    """A batch normalisation's scale and shift, each [C, 1, ...] to fit [N, C, spatial]; None if not all are
-    constant.
+    """A batch normalisation's scale and shift, each [C, 1, …] to broadcast to [N, C, spatial].
+
+    None for both if its operands are not all constant.
     """
     rank = node.output.type.rank
     parts = [rw.get(v) for v in node.operands()[1:]]
@@ -98,7 +100,7 @@ def batch_norm_constants(rw: Tracker, node: Node) -> tuple[Value | None, Value |
 
 
 def _wide(rw: Tracker, v: Value) -> Value:
-    """A half constant as f32, so that folding rounds once."""
+    """A 16-bit constant as f32, so that folding rounds only once."""
     return rw.make("Cast", [v], (), to=DType.F32) if v.dtype.is_half else v
 
 
@@ -115,7 +117,7 @@ def _per_channel(rw: Tracker, constant: Value, y: Value, axis: int) -> Value | N
 
 
 def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | None, node: Node) -> Value:
-    """A copy of ``hero`` whose result is scaled and shifted, in the place of ``node``."""
+    """``hero`` with a scaled and shifted result, which replaces ``node``."""
     origin = merge_origins((hero, node))
     x, weight = hero.operands()[:2]
     bias = hero.inputs[2] if len(hero.inputs) > 2 else None
@@ -158,9 +160,7 @@ def _cast(rw: Tracker, v: Value, dtype: DType) -> Value:
 
 
 def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
-    """Folds affine maps of ``node``'s input into ``node``, a Conv with constant weights, as many as there
-    are.
-    """
+    """Folds all affine maps of ``node``'s input into ``node``, a Conv with constant weights."""
     if node.op != "Conv" or node.attrs["group"] != 1:
         return False
     inputs, covered = list(rw.inputs_of(node)), [node]
@@ -182,8 +182,9 @@ def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
 
 
 def _affine_input(rw: Tracker, node: Node, first: Node) -> tuple[Value, Value | None, Value | None] | None:
-    """``first``, which makes ``node``'s input, as (its own input, scale, shift) with vectors along the
-    channels.
+    """``first``, the producer of ``node``'s input, as (its own input, scale, shift), vectors along the channels.
+
+    None if it is no affine map, or one that can't be folded.
     """
     found = _affine(rw, first)
     if found is None:
@@ -200,7 +201,10 @@ def _affine_input(rw: Tracker, node: Node, first: Node) -> tuple[Value, Value | 
 def _conv_of_affine(
     rw: Tracker, inputs: list[Value | None], scale: Value | None, shift: Value | None, origin: tuple[str, ...]
 ) -> list[Value | None]:
-    """The operands of a Conv of x that equals the Conv of x * scale + shift: W * scale, and b + sum(W * shift)."""
+    """The operands of a Conv of x that equals the Conv of x * scale + shift.
+
+    They are x, w * scale, and bias + sum(w * shift) over input channels and taps.
+    """
     x, weight, bias = [*inputs, None][:3]
     assert x is not None
     assert weight is not None

@@ -1,12 +1,15 @@
 """Fusion: groups nodes into regions, each of which becomes one kernel.
 
-1. every hero (contract, conv, reduce, rowwise, window, attention, scatter) opens a region;
-2. each region takes the pointwise nodes that follow it over the same elements (epilogue);
-3. each region takes the cheap nodes that feed its hero (prologue: views always, pointwise where the template reads
-   each element once);
-4. what is left becomes pointwise regions, grown backwards from the values that somebody must find in memory.
+    x -> [ Transpose -> MatMul -> Add -> Relu ] -> y      one region: hero MatMul, prologue Transpose, epilogue the rest
 
-A region must never need, through other regions, a value that it makes itself; every refusal is recorded with a code.
+1. Every hero (contract, conv, reduce, rowwise, window, attention, scatter) opens a region.
+2. Each region takes the pointwise nodes that follow its hero over the same elements: the epilogue.
+3. Each region takes cheap nodes that feed its hero, the prologue: views always, pointwise nodes where the template
+   reads each element once.
+4. All others become pointwise regions, grown backwards from values that must be in memory: outputs, and what another
+   region reads.
+
+No region may need, through other regions, a value that it makes itself. Every refusal is recorded with a code.
 """
 
 from __future__ import annotations
@@ -21,27 +24,31 @@ from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_vie
 
 log = logging.getLogger("arcweld.fusion")
 
-MAX_OPERANDS = 12
-MAX_RECOMPUTE = 40
-# bounds of one kernel, far beyond what fusing gains, that keep NVRTC below about two seconds whatever the model:
-MAX_NODES = 160  # operators, views included
+MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
+MAX_RECOMPUTE = 40  # scalar operations for one result element that a node may take in a prologue
+# Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
+MAX_NODES = 160  # views included
 MAX_CODE = 512  # scalar operations for one element
-# what is called in C is inlined for each of up to eight elements, and costs NVRTC as much as this many operations
+# Operators that are functions in C: inlined for each of up to eight elements, they take NVRTC as long as this many
+# scalar operations.
 LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
-MAX_INDEXED = 8  # nodes of one kernel that read at places read from memory: each may wait for another one's read
-# how often an element of the operand is read: heroes that read each once can take any pointwise prologue
+MAX_INDEXED = 8  # nodes of one kernel that read at indices read from memory: such reads may wait for each other
+# kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
-# operands of other heroes that may be computed on the fly, as they are read like an epilogue's: attention's mask, the
-# data that a scatter copies
+# (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 
 
 class _Group:
-    """A region being grown; ``nodes`` by first output name.
+    """A region that is being grown. Nodes are known by the name of their first output.
 
-    ``made`` and ``outside`` name the values that its nodes write, and those that they read from other kernels;
-    ``first`` is the least position of a node that others can have from this region only, ``last`` the largest of any;
-    ``code`` counts each node's scalar operations.
+    nodes    name -> node
+    made     names of the values that its nodes write
+    outside  names of the values, weights aside, that its nodes read and don't write
+    code     node name -> its scalar operations for one element
+    indexed  nodes that read at indices read from memory
+    first    the least position in the graph of a node that only this region may store
+    last     the largest position in the graph of any of its nodes
     """
 
     def __init__(self, hero: Node | None, template: str) -> None:
@@ -73,6 +80,7 @@ class Fuser:
     # ----- driver
 
     def run(self, enabled: bool = True) -> FusedGraph:
+        """The regions, in no particular order; one for each node unless ``enabled``."""
         if not enabled:
             for node in self.graph.nodes:
                 self._open(node, template_of(node))
@@ -84,7 +92,7 @@ class Fuser:
                 self.leaves.add(node.output.name)
         heroes = list(self.groups)
         for g in heroes:
-            # a scatter in place has nowhere to apply an epilogue: an element is final after the last update
+            # a scatter in place has no epilogue: an element is final only after the last update
             if g.template != "scatter":
                 self._grow_epilogue(g)
         for g in heroes:
@@ -93,7 +101,7 @@ class Fuser:
         return FusedGraph(self.graph, tuple(self._regions()), self._apart())
 
     def _apart(self) -> tuple[Refusal, ...]:
-        """The refusals whose nodes no kernel computes together after all."""
+        """The refusals that still hold: no kernel computes both of their nodes."""
         where: dict[str, set[int]] = {}
         for k, g in enumerate(self.groups):
             for n in g.nodes.values():
@@ -103,14 +111,14 @@ class Fuser:
         return tuple(dict.fromkeys(apart))
 
     def _add(self, g: _Group, node: Node, reads: int = 1) -> None:
-        """Lets ``g`` compute ``node``, ``reads`` times for each of its elements."""
+        """Lets ``g`` compute ``node``, ``reads`` times for each element of the region's result."""
         g.nodes[node.output.name] = node
         g.code[node.output.name] = reads * _code(node)
         self.members.setdefault(node.output.name, []).append(g)
         self._note(g, node)
 
     def _own(self, g: _Group, node: Node) -> None:
-        """Makes ``g`` the region that may store ``node``, as no other one computes it."""
+        """Makes ``g`` the owner of ``node``: the one region that may store it."""
         self.owner[node.output.name] = g
         g.first = min(g.first, self.position[node.output.name])
 
@@ -188,7 +196,7 @@ class Fuser:
         return self._cycle_refusal(g, c)
 
     def _full(self, g: _Group, extra: Node, reads: int) -> tuple[str, str] | None:
-        """Why ``g`` is too large for another node: regions are bounded, however long a chain is."""
+        """The refusal (code, text) if ``g`` would be too large with ``extra``, else None."""
         if len(g.nodes) >= MAX_NODES:
             return ("size", f"more than {MAX_NODES} nodes in one kernel")
         if sum(g.code.values()) + reads * _code(extra) > MAX_CODE:
@@ -198,20 +206,21 @@ class Fuser:
         return None
 
     def _operands_with(self, g: _Group, extra: Node) -> int:
-        """How many tensors that are no weights ``g`` would read with another node."""
+        """The number of tensors, weights aside, that ``g`` would read with another node."""
         return len((g.outside | self._foreign(g, extra)).difference(o.name for o in extra.outputs))
 
     def _feeds_products(self, name: str) -> bool:
-        """True if only matrix products read the view, as their left operand, which they want in rows."""
+        """True if the view is read by matrix products only, as their left operand."""
         readers = self.consumers.get(name, ())
         return bool(readers) and all(
             opdef(c.op).kind is Kind.CONTRACT and c.operands()[0].name == name for c in readers
         )
 
     def _trim(self, g: _Group) -> None:
-        """Gives back trailing views that nobody needs in memory: their readers look through them.
+        """Removes views from the end of the region: their readers can read through them.
 
-        Attention keeps those that merge its heads for a product: it may as well store its results in that order.
+        Graph outputs stay. So do, behind attention, the views that merge its heads for a matrix product: storing the
+        result in that order costs nothing.
         """
         merged = g.template == "attention"
         changed = True
@@ -238,8 +247,8 @@ class Fuser:
                     yield self.producers[v.name].output.name
 
     def _reaches(self, start: Iterable[str], target: _Group) -> bool:
-        """True if computing any of ``start`` needs something that only ``target`` makes."""
-        floor = target.first  # nodes before it can't
+        """True if computing any of ``start`` needs a value that only ``target`` makes."""
+        floor = target.first  # nodes in front of it need none
         seen: set[str] = set()
         stack = list(start)
         while stack:
@@ -297,10 +306,11 @@ class Fuser:
     def _inline(
         self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False
     ) -> None:
-        """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read, and
-        so on upwards.
+        """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read; then its own.
 
-        ``storable``: the region visits every element of ``v`` once, so it can also store it for others.
+        pointwise  allow pointwise nodes, not only views and casts
+        reads      how often each element of ``v`` is computed for one element of the result
+        storable   the region computes each element of ``v`` exactly once, so it may store it for other regions
         """
         stack = [(v, reader, reads, storable)]
         while stack:
@@ -317,7 +327,7 @@ class Fuser:
 
     def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
         if self.owner.get(p.output.name) is not None:
-            return False  # it is stored anyway: reading it back is as good
+            return False  # it is in memory anyway: reading it is as good
         full = self._full(g, p, reads)
         if full is not None:
             return self._refuse(p, reader, *full)
@@ -336,7 +346,7 @@ class Fuser:
         return True
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
-        """True if ``g`` needs, through other kernels, what is computed from ``p``: then it can't be what stores it."""
+        """True if ``g`` needs, through other kernels, a value computed from ``p``: then ``g`` can't store ``p``."""
         self._add(g, p)
         self._own(g, p)
         found = self._reaches(list(self._group_inputs(g)), g)
@@ -344,18 +354,18 @@ class Fuser:
         return found
 
     def _free(self, p: Node) -> bool:
-        """True if every kernel may compute ``p`` for itself: views, and what is made of constants."""
+        """True if every kernel may compute ``p`` for itself: a view, or a node computed from single constants."""
         return is_view(p) or p.output.name in self.leaves
 
     def _is_leaf(self, v: Value) -> bool:
-        """True if recomputing ``v`` reads nothing but single constants."""
+        """True if ``v`` is a constant of one element, or computed from such ones only."""
         made_by = self.producers.get(v.name)
         if made_by is None:
             return v.name in self.graph.weights and v.type.numel == 1
         return made_by.output.name in self.leaves
 
     def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
-        """True if somebody outside ``g`` reads ``p``, directly or through what others compute for themselves."""
+        """True if ``p`` is an output or read outside of ``g``, directly or through nodes that each kernel computes."""
         seen: set[str] = set()
         stack = [p.output.name]
         while stack:
@@ -371,7 +381,7 @@ class Fuser:
         return False
 
     def _only_stored(self, view: Node, g: _Group) -> bool:
-        """True if ``g`` stores the view and nobody looks through it: then its readers don't reach what is behind."""
+        """True if ``g`` stores the view and no other region computes it: its readers then don't read its operand."""
         name = view.output.name
         return self.owner.get(name) is g and all(m is g for m in self.members[name])
 
@@ -382,9 +392,7 @@ class Fuser:
     # ----- the rest
 
     def _cover_rest(self) -> None:
-        """Opens pointwise regions for every value that must be in memory and that no region makes yet, last
-        first.
-        """
+        """Opens pointwise regions for the values that must be in memory and have no owner, from the last one on."""
         for node in reversed(self.graph.nodes):
             name = node.output.name
             if name in self.owner or not self._needed_in_memory(node):
@@ -426,20 +434,20 @@ class Fuser:
 
 
 def _fan_out(node: Node) -> int:
-    """How many elements of an operand one element of the result reads."""
+    """The number of elements of an operand that one element of the result is computed from."""
     count = opdef(node.op).fan_out
     return 1 if count is None else count(node)
 
 
 def _code(node: Node) -> int:
-    """About how many instructions one element takes, as far as the compiler's time is concerned."""
+    """The scalar operations of one element, weighed by the time that NVRTC takes for them."""
     return LARGE_CODE.get(node.op, opdef(node.op).cost)
 
 
 def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
-    """Runs fusion on a graph of registered, decomposed operators; without it (``enabled``) each node is a kernel.
+    """The regions of a graph of decomposed operators. Unless ``enabled``, each node is a region of its own.
 
-    Regions come in no particular order: see schedule.
+    They are in no particular order: ``schedule`` sorts them.
     """
     fused = Fuser(graph).run(enabled)
     for r in fused.regions:

@@ -1,15 +1,15 @@
-"""Layout: convolutions and pools run channels-last (NHWC), and transposes move outwards until they cancel
-or reach an edge.
+"""Layout: convolutions and pools run channels-last (NHWC), and transposes move until they cancel or reach an edge.
 
-Requires: composite operators decomposed, constants folded. Ensures: Conv, ConvTranspose, MaxPool and
-AveragePool have layout "NHWC"; a Transpose is left only where an operator needs an order in which no kernel
-has written its operand: at graph inputs and outputs, and beside operators that have no rule in
-``layout_rules.py``. A graph without such operators is returned as it is unless the result has fewer
-transposes.
+    Conv[NCHW](Relu(Conv[NCHW](x)))
+    -> Transpose(Conv[NHWC](Relu(Conv[NHWC](Transpose(x)))))
 
-Method: the graph is rebuilt in order. Each value is kept in the axis order in which it is computed (its
-*native* order); a Transpose only changes the record of that order, and a real one is emitted when a
-consumer asks for another order.
+Requires: composite operators decomposed, constants folded. Ensures: Conv, ConvTranspose, MaxPool and AveragePool have
+layout "NHWC". A Transpose is left only where an operator needs an order in which no kernel has written its operand: at
+graph inputs and outputs, and beside operators without a rule in ``layout_rules.py``. A graph without convolutions and
+pools in NCHW is returned as it is, unless the result has fewer transposes.
+
+Method: the graph is rebuilt node by node. Each value has a *native* order of axes, that in which it is computed. A
+Transpose only changes the record of that order; a real one is emitted when a consumer needs another order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def layout(graph: Graph, options: Options) -> Graph:
     rw = Layouts(graph)
     for node in graph.nodes:
         rule = rule_of(node)
-        # constants that folding has left are cheaper as index maps: they stay what they are
+        # constants that folding left are cheaper as index maps: they stay as they are
         constant = all(rw.is_constant(v) for v in node.operands())
         if rule is None or constant or len(node.outputs) != 1 or not rule(rw, node):
             rw.keep_plain(node)
@@ -39,7 +39,7 @@ def layout(graph: Graph, options: Options) -> Graph:
 
 
 def transposes(graph: Graph) -> int:
-    """How many nodes move elements: Transposes of more than axes of extent 1."""
+    """The number of Transposes that move elements: those that permute more than axes of extent 1."""
     count = 0
     for n in graph.nodes:
         if n.op == "Transpose":

@@ -1,7 +1,7 @@
 """The layout pass's rules: how each operator works on operands whose axes are in another order.
 
-A rule emits the node through ``Layouts`` in the order that suits it and returns True, or returns False:
-then the node is kept as it is, on operands in their own order.
+A rule emits the node through ``Layouts``, in the axis order that suits it, and returns True. Or it returns False, and
+the node is kept as it is, on operands in their own order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from arcweld.passes.axis_orders import Layouts, Perm, Rule, channels_last, ident
 
 
 def pointwise(rw: Layouts, node: Node) -> bool:
-    """Computes in the order of the larger operands."""
+    """Computes in the order in which most of the operands' elements are."""
     rank = node.output.type.rank
     perm = vote(rw, node.operands(), rank)
     if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis
@@ -41,7 +41,7 @@ def convolution(rw: Layouts, node: Node) -> bool:
 
 
 def transpose(rw: Layouts, node: Node) -> bool:
-    """Only changes the record: no element moves."""
+    """Changes the record of the operand's order; no node is emitted."""
     (x,) = node.operands()
     new, native = rw.native[x.name]
     perm = node.attrs["perm"]
@@ -50,7 +50,7 @@ def transpose(rw: Layouts, node: Node) -> bool:
 
 
 def concat(rw: Layouts, node: Node) -> bool:
-    """Concatenates in the order of the larger operands."""
+    """Concatenates in the order in which most of the operands' elements are."""
     perm = vote(rw, node.operands(), node.output.type.rank)
     inputs = [rw.get_in(v, perm, node.origin) for v in node.operands()]
     rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]))
@@ -58,7 +58,7 @@ def concat(rw: Layouts, node: Node) -> bool:
 
 
 def per_axis(*names: str) -> Rule:
-    """Operators whose attributes ``names`` have one entry for each axis (Slice, Resize, Tile, Expand)."""
+    """The rule of operators whose attributes ``names`` have one entry for each axis: Slice, Resize, Tile, Expand."""
 
     def rule(rw: Layouts, node: Node) -> bool:
         (x,) = node.operands()
@@ -89,7 +89,7 @@ def pad(rw: Layouts, node: Node) -> bool:
 
 
 def reduce(rw: Layouts, node: Node) -> bool:
-    """Folds the axes where they are."""
+    """Reduces in the operand's order."""
     (x,) = node.operands()
     perm = rw.order(x)
     axes = node.attrs["axes"] if "axes" in node.attrs else (node.attrs["axis"],)
@@ -101,13 +101,13 @@ def reduce(rw: Layouts, node: Node) -> bool:
 
 
 def _without(perm: Perm, axes: Sequence[int]) -> Perm:
-    """The order of what is left when ``axes`` are dropped."""
+    """The order ``perm`` of a tensor without its axes ``axes``."""
     left = [a for a in range(len(perm)) if a not in axes]
     return tuple(left.index(p) for p in perm if p not in axes)
 
 
 def softmax(rw: Layouts, node: Node) -> bool:
-    """Rows are the last axis: the operand is brought there, its other axes stay in order."""
+    """Softmax and LogSoftmax: the axis becomes the last one, as rows are; the others stay in order."""
     (x,) = node.operands()
     perm = _trailing(rw.order(x), (node.attrs["axis"],))
     rw.copy(node, [rw.get_in(x, perm, node.origin)], perm, axis=len(perm) - 1)
@@ -115,16 +115,16 @@ def softmax(rw: Layouts, node: Node) -> bool:
 
 
 def _trailing(perm: Perm, axes: Sequence[int]) -> Perm:
-    """``perm`` itself if ``axes`` are its last, else with them moved there."""
+    """``perm`` if ``axes`` are the last in it, else with them moved to the end."""
     if set(perm[len(perm) - len(axes) :]) == set(axes):
         return perm
     return (*(p for p in perm if p not in axes), *axes)
 
 
 def normalization(rw: Layouts, node: Node) -> bool:
-    """LayerNormalization and RMSNormalization: as rows of the last axes.
+    """LayerNormalization and RMSNormalization: the normalised axes become the last ones, as rows are.
 
-    Between convolutions the channels stay last, and other axes are normalised by reductions where they are.
+    In front of convolutions the order stays, and the node is computed by reductions instead.
     """
     x, *affine = node.operands()
     rank, perm = x.type.rank, rw.order(x)
@@ -142,8 +142,9 @@ def normalization(rw: Layouts, node: Node) -> bool:
 
 
 def _norm_by_reductions(rw: Layouts, node: Node, x: Value, affine: Sequence[Value], axes: tuple[int, ...]) -> Value:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias over ``axes`` of any position: what a row kernel
-    cannot do.
+    """(x - mean) / sqrt(var + epsilon) * scale + bias by reductions over ``axes``, which may be any.
+
+    RMSNormalization has no mean.
     """
 
     def emit(op: str, *inputs: Value, **attrs: Any) -> Value:
@@ -159,7 +160,7 @@ def _norm_by_reductions(rw: Layouts, node: Node, x: Value, affine: Sequence[Valu
 
 
 def gather(rw: Layouts, node: Node) -> bool:
-    """Gathers along the axis wherever it is."""
+    """Gathers in the operand's order."""
     x, indices = node.operands()
     perm, axis = rw.order(x), node.attrs["axis"]
     if perm == identity(len(perm)):
@@ -177,7 +178,11 @@ def gather(rw: Layouts, node: Node) -> bool:
 
 
 def reshape(rw: Layouts, node: Node) -> bool:
-    """Splits and merges axes where they are; moves axes only where those to be merged are not side by side."""
+    """Splits and merges axes in the operand's order.
+
+    Where axes to be merged are not neighbours in that order, they are moved if a convolution follows; else the node is
+    kept, on the operand in its own order.
+    """
     (x,) = node.operands()
     perm = rw.order(x)
     groups = factor(x.shape, node.output.shape)
@@ -198,7 +203,7 @@ def reshape(rw: Layouts, node: Node) -> bool:
 
 
 def _with_ones(order: list[int], shape: Sequence[Dim]) -> Perm:
-    """``order`` with the axes of extent 1 that it lacks, each behind the axis that it follows in ``shape``."""
+    """``order`` with the missing axes, of extent 1, each behind the one that precedes it in ``shape``."""
     out = list(order)
     for a in range(len(shape)):
         if a not in out:
@@ -207,9 +212,10 @@ def _with_ones(order: list[int], shape: Sequence[Dim]) -> Perm:
 
 
 def factor(a: Sequence[Dim], b: Sequence[Dim]) -> list[tuple[list[int], list[int]]] | None:
-    """Pairs of axes of ``a`` and axes of ``b``, in order, with equal numbers of elements, as small as can be.
+    """The least groups of axes of a Reshape from shape ``a`` to shape ``b``: ([axes of a], [axes of b]) pairs.
 
-    Axes of extent 1 are in no pair. None where the extents cannot be compared.
+    Both sides of a pair have the same number of elements. Axes of extent 1 are in no pair. None if there is no pair, or
+    if extents cannot be compared.
     """
     groups: list[tuple[list[int], list[int]]] = []
     left = [i for i, d in enumerate(a) if d != 1]
@@ -264,5 +270,5 @@ OF_OPERATOR: dict[str, Rule] = {
 
 
 def rule_of(node: Node) -> Rule | None:
-    """The rule for a node, by its operator or else its kind; None: it works on operands in their own order."""
+    """The rule for a node, by its operator or else by its kind. None: it needs operands in their own order."""
     return OF_OPERATOR.get(node.op) or OF_KIND.get(opdef(node.op).kind)

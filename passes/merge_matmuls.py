@@ -1,10 +1,11 @@
-"""Sibling products: MatMuls of one activation with several constant matrices become one MatMul and Slices
-of its result.
+"""Sibling products: MatMuls of one activation by several weights become one MatMul, of which the results are Slices.
 
-Requires: constants folded. Ensures: no two MatMuls read the same left operand with constant [K, N] right
-operands, unless a result (or, after a bias Add, the sum) is a graph output or goes straight into a
-pointwise operator: there a product of its own has that operator as its epilogue, which a slice of a wider
-result could not. The typical case is Q, K and V.
+    q, k, v = MatMul(x, wq), MatMul(x, wk), MatMul(x, wv)
+    -> y = MatMul(x, Concat(wq, wk, wv)); q, k, v = Slices of y
+
+Requires: constants folded. Ensures: no two MatMuls have the same left operand and constant [K, N] right operands. Those
+whose result (or its sum with a bias) is a graph output or the operand of a pointwise operator stay: they can have that
+operator as their epilogue, which a slice could not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from arcweld.passes.common import Tracker
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """One MatMul by a constant, and the Add of a constant vector behind it, if any."""
+    """A MatMul by a weight, and the Add of a constant vector behind it, if there is one."""
 
     product: Node
     weight: Value
@@ -82,7 +83,7 @@ def _has_epilogue(branch: _Branch, consumers: dict[str, list[Node]]) -> bool:
 
 
 def _emit(rw: Tracker, group: list[_Branch]) -> None:
-    """One product for the whole group, placed where its first member was."""
+    """Emits the product of a whole group, in the place of its first member, and the slices."""
     nodes = [n for b in group for n in (b.product, b.add) if n is not None]
     origin = merge_origins(nodes)
     x = rw.get(group[0].product.operands()[0])

@@ -1,8 +1,10 @@
-"""Weight packing: constant weights are stored in the order in which the kernels read them.
+"""Weight packing: constant weights are stored in the order in which kernels read them.
 
-Dense: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels.
-Depthwise: [taps, channel]. Matrix products of 16-bit types: [n, k]. The node keeps its operand's meaning:
-a Transpose (a view, read through an index map) stands between the packed weight and it.
+    Conv(x, w)  ->  Conv(x, Transpose(packed)), where packed is a weight, and the Transpose a view
+
+Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
+ones: [taps, channel]. Matrix products of 16-bit types: [n, k]. Requires: layout chosen; nothing folds constants later.
+Ensures: the weights of channels-last convolutions and of MatMul are stored so.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ def _pack(rw: Tracker, node: Node) -> bool:
 
 
 def _product_order(w: Value) -> tuple[int, ...]:
-    """16-bit [k, n] is stored as [n, k] where every row then starts on 16 bytes: tensor cores take that in any tile."""
+    """The stored axes of the weight [k, n] of a MatMul: of 16-bit types [n, k], if its rows then start on 16 bytes.
+
+    The wgmma implementation takes that order with every tile.
+    """
     narrow = w.type.rank == 2 and w.dtype.is_half and isinstance(w.shape[0], int) and w.shape[0] % 8 == 0
     return (1, 0) if narrow else tuple(range(w.type.rank))
 
 
 def _order(node: Node, rank: int) -> tuple[int, ...]:
-    """The stored axes of the weight. Conv has [O, I/g, taps], ConvTranspose [I, O/g, taps]."""
+    """The stored axes of a convolution's weight: of Conv [O, I/g, taps], of ConvTranspose [I, O/g, taps]."""
     w = node.inputs[1]
     assert w is not None
     if node.attrs["layout"] != "NHWC":

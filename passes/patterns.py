@@ -1,14 +1,18 @@
-"""Pattern recovery: finds the operators that exporters wrote out as primitives. Patterns are data: formulas.
+"""Pattern recovery: finds operators that exporters wrote as primitives, by formulas, and replaces them.
 
-A formula is arithmetic over values, such as ``0.5 * x * (1 + Erf(x * 0.70710678))``, and it is matched
-modulo algebra: a product matches any tree of Mul, Div, Neg, Sqrt, Rsqrt, Reciprocal and Pow with the same
-factors, exponents and coefficient, a sum any tree of Add and Sub. Lower-case names stand for any value (the
-same value wherever the name recurs), upper-case names for scalar constants, ``(m := ReduceMean(x))`` names
-a part, and calls stand for operators; attributes that are not written may have any value. Casts between
-floating-point types are looked through.
+    0.5 * x * (1 + Erf(x * 0.70710678))  ->  Gelu(x)
 
-A match is applied only if nothing outside it reads its intermediate values. Requires: nothing. Ensures:
-where a formula of ``patterns_*.py`` occurs, its replacement stands in its place.
+The left side is a formula. In a formula
+* a lower-case name stands for any value, and for the same value wherever it recurs; an upper-case name for a constant
+  of one element;
+* ``(m := ReduceMean(x))`` gives a part a name;
+* a call stands for a node; attributes that are not written may have any value;
+* a product matches any tree of Mul, Div, Neg, Sqrt, Rsqrt, Reciprocal and Pow that has the same factors, exponents and
+  coefficient; a sum matches any tree of Add and Sub;
+* casts between floating-point types are ignored.
+
+Requires: nothing. Ensures: no formula of ``patterns_*.py`` occurs, except where its intermediate values are read
+elsewhere, or where the pattern's ``build`` refuses the match.
 """
 
 from __future__ import annotations
@@ -31,9 +35,7 @@ MAX_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Any value, or with an upper-case name any scalar constant. ``tree`` is what the value must match, if
-    given.
-    """
+    """Any value, or with an upper-case name any scalar constant. ``tree``, if given, must match the value too."""
 
     name: str
     tree: Tree | None = None
@@ -47,8 +49,8 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """An operator with operands and some of its attributes (upper-case names bind an attribute's value)."""
+class Operation:
+    """An operator, its operands, and some attributes, each with its value or an upper-case name that is bound to it."""
 
     op: str
     args: tuple[Tree, ...]
@@ -57,18 +59,21 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Algebra:
-    """A sum ``constant + sum(weight * term)`` or a product ``constant * prod(term ** weight)``."""
+    """A sum ``constant + sum(weight * term)`` or a product ``constant * prod(term ** weight)``.
+
+    ``constant`` is a number, or the upper-case name that it is bound to.
+    """
 
     is_sum: bool
     terms: tuple[tuple[Tree, float], ...]
     constant: float | str
 
 
-Tree: TypeAlias = Name | Number | Call | Algebra
+Tree: TypeAlias = Name | Number | Operation | Algebra
 
 
 def parse_formula(text: str) -> Tree:
-    """The tree of a formula. Raises ValueError for anything that is not one."""
+    """The tree of a formula. Raises ValueError for a text that is no formula."""
     return _tree(ast.parse(text, mode="eval").body)
 
 
@@ -79,7 +84,7 @@ def _tree(node: ast.expr) -> Tree:
         return Name(node.target.id, _tree(node.value))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         attrs = tuple((str(k.arg), _attribute(k.value)) for k in node.keywords)
-        return Call(node.func.id, tuple(_tree(a) for a in node.args), attrs)
+        return Operation(node.func.id, tuple(_tree(a) for a in node.args), attrs)
     if (number := _number(node)) is not None:
         return Number(number)
     if _is_arithmetic(node):
@@ -105,7 +110,7 @@ def _attribute(node: ast.expr) -> float | str | None:
 
 
 def _number(node: ast.expr) -> float | None:
-    """The value of an expression of numbers; None if it holds anything else."""
+    """The value of an expression of numbers, such as ``-1/6``; None for other expressions."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return float(node.value)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -158,7 +163,14 @@ def _generality(tree: Tree) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a formula's names stand for, and the nodes that the match covers (``root`` writes the result)."""
+    """A place in a graph where a formula occurs.
+
+    root       the node that writes the result
+    values     lower-case name -> value
+    scalars    upper-case name -> number (None: an attribute without value)
+    nodes      the other nodes that the match covers
+    producers  value name -> node, of the whole graph
+    """
 
     root: Node
     values: Mapping[str, Value]
@@ -172,11 +184,12 @@ class Match:
 
     @property
     def name(self) -> str:
-        """The name of the result, for the replacement to keep."""
+        """The name of the result, which the replacement keeps."""
         return self.root.output.name
 
     @property
     def origin(self) -> tuple[str, ...]:
+        """The origins of all nodes that the match covers."""
         return merge_origins((self.root, *self.nodes))
 
 
@@ -185,11 +198,10 @@ Build = Callable[[Tracker, Match], Value | None]
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Formulas and what stands for them: ``build`` emits it, or returns None where the match does not
-    qualify.
+    """Formulas, and the function that emits their replacement.
 
-    ``build`` reads captured values through ``Tracker.get``. A result of another shape than the root's
-    counts as None; one of another element type is cast.
+    ``build`` returns the replacing value, or None to refuse the match. It must read a match's values through
+    ``Tracker.get``. A value of another shape than the root's counts as a refusal; one of another type is cast.
     """
 
     name: str
@@ -222,11 +234,11 @@ class Matcher:
         self.tolerance = 1e-5
 
     def find(self, tree: Tree, root: Node) -> Iterator[Match]:
-        """The matches of ``tree`` whose result is ``root``'s, where no intermediate value is read elsewhere."""
-        roots = _ROOTS[tree.is_sum] if isinstance(tree, Algebra) else (tree.op,) if isinstance(tree, Call) else ()
+        """The matches of ``tree`` with root ``root``, whose intermediate values nothing else reads."""
+        roots = _ROOTS[tree.is_sum] if isinstance(tree, Algebra) else (tree.op,) if isinstance(tree, Operation) else ()
         if root.op not in roots:
             return
-        # constants of half models are rounded to 11 or 8 bits
+        # constants in f16 and bf16 are rounded to 11 and 8 bits
         self.tolerance = 4e-3 if root.output.dtype.is_half else 1e-5
         for env in self.match(tree, root.output, _Env({}, {}, ())):
             nodes = tuple({n.output.name: n for n in env.nodes}.values())
@@ -243,15 +255,15 @@ class Matcher:
         return all(self.uses.get(o.name, 0) == reads.get(o.name, 0) for n in inner for o in n.outputs)
 
     def match(self, tree: Tree, value: Value, env: _Env) -> Iterator[_Env]:
-        """Every way in which ``value`` matches ``tree`` and what ``env`` has bound so far."""
+        """``env``, extended in every way in which ``value`` matches ``tree`` under the names that it binds."""
         if isinstance(tree, Name):
             yield from self._name(tree, value, env)
         elif isinstance(tree, Number):
             found = self._scalar(value)
             if found is not None and self._close(found, tree.value):
                 yield env
-        elif isinstance(tree, Call):
-            yield from self._call(tree, value, env)
+        elif isinstance(tree, Operation):
+            yield from self._operation(tree, value, env)
         else:
             yield from self._expand(tree, ((value, 1.0),), 0.0 if tree.is_sum else 1.0, 0, env)
 
@@ -274,7 +286,7 @@ class Matcher:
         elif env.scalars[name] == value:
             yield env
 
-    def _call(self, tree: Call, value: Value, env: _Env) -> Iterator[_Env]:
+    def _operation(self, tree: Operation, value: Value, env: _Env) -> Iterator[_Env]:
         node = self.producers.get(value.name)
         if node is not None and node.op != tree.op and _is_float_cast(node):
             env = env.cover(node)
@@ -288,7 +300,7 @@ class Matcher:
             for operands in orders:
                 yield from self._all(tree.args, operands, bound)
 
-    def _attrs(self, tree: Call, node: Node, env: _Env) -> Iterator[_Env]:
+    def _attrs(self, tree: Operation, node: Node, env: _Env) -> Iterator[_Env]:
         for name, wanted in tree.attrs:
             found = node.attrs[name]
             if isinstance(wanted, str) and wanted[0].isupper():
@@ -310,8 +322,7 @@ class Matcher:
         for bound in self.match(trees[0], values[0], env):
             yield from self._all(trees[1:], values[1:], bound)
 
-    # a sum or product is opened node by node; the most opened form is tried first, so that constants are
-    # found
+    # a sum or product is expanded node by node; the most expanded form is tried first, so that constants are found
     def _expand(self, tree: Algebra, items: _Items, constant: float, start: int, env: _Env) -> Iterator[_Env]:
         for at in range(start, len(items)):
             opened = self._open(tree.is_sum, *items[at])
@@ -343,7 +354,7 @@ class Matcher:
                     yield from self._assign(terms[1:], items[:i] + items[i + 1 :], bound)
 
     def _open(self, is_sum: bool, value: Value, weight: float) -> tuple[_Items, float, Node] | None:
-        """``value ** weight`` (or ``weight * value``) as items and a constant, by the node that writes it."""
+        """``value ** weight`` (in a sum ``weight * value``) by its producer: items, a constant, and that node."""
         node = self.producers.get(value.name)
         if node is None or weight not in (1.0, -1.0):
             return None
@@ -403,7 +414,7 @@ def _is_float_cast(node: Node) -> bool:
 
 
 def apply_patterns(graph: Graph, patterns: Sequence[Pattern]) -> Graph:
-    """Replaces matches, larger ones first, until none is left."""
+    """``graph`` with the matches of ``patterns`` replaced, from the last node on, until none is left."""
     trees = [(p, parse_formula(text)) for p in patterns for text in p.find]
     refused: set[tuple[str, str]] = set()
     original, graph = graph, remove_dead(graph)  # dead readers would count as uses
@@ -420,7 +431,7 @@ def apply_patterns(graph: Graph, patterns: Sequence[Pattern]) -> Graph:
 def _collect(
     graph: Graph, trees: Sequence[tuple[Pattern, Tree]], refused: set[tuple[str, str]]
 ) -> dict[str, tuple[Pattern, Match]]:
-    """At most one match for each node, by its result's name; a node is in one match only."""
+    """Name of the root's result -> pattern and match. No node is in two matches."""
     matcher = Matcher(graph)
     taken: set[str] = set()
     found: dict[str, tuple[Pattern, Match]] = {}
@@ -464,11 +475,11 @@ def _build(rw: Tracker, pattern: Pattern, match: Match) -> Value | None:
 
 
 def cast_to(rw: Tracker, value: Value, dtype: DType, origin: tuple[str, ...]) -> Value:
-    """``value`` in the given type: itself, or through a Cast."""
+    """``value`` in the given type, by a Cast if it has another."""
     return value if value.dtype is dtype else rw.make("Cast", [value], origin, to=dtype)
 
 
 def at_least(rw: Tracker, value: Value, m: Match) -> Value:
-    """``value``, cast up where the result of the match is wider: what was computed in f32 stays so."""
+    """``value``, cast to the type of the match's result if that is wider: the replacement computes in it, too."""
     dtype = m.root.output.dtype
     return cast_to(rw, value, dtype, m.origin) if value.dtype.size < dtype.size else value

@@ -96,7 +96,7 @@ ACTIVATIONS = (
 
 
 def clips(graph: Graph, options: Options) -> Graph:
-    """Writes Max and Min with constants as Clip or Relu, so that other formulas need one form only."""
+    """Writes Max and Min with constants as Clip or Relu, so that other formulas need only these."""
     return apply_patterns(graph, CLIPS)
 
 

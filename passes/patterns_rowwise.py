@@ -1,6 +1,7 @@
 """The formulas of row programs: Softmax, LayerNormalization and RMSNormalization.
 
-The normalised axes may be trailing, or one axis anywhere (a channel axis): then it is moved last and back.
+The normalised axes are the last ones, or a single one anywhere, such as a channel axis, which is then moved to the end
+and back.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _norm(rw: Tracker, m: Match) -> Value | None:
 
 
 def _varies_along_only(v: Value, x: Value, axes: tuple[int, ...]) -> bool:
-    """Whether a scale or bias broadcasts to x and has extent 1 along every axis that is not normalised."""
+    """True if a scale or bias broadcasts to x, and has extent 1 along every axis that is not normalised."""
     first = x.type.rank - v.type.rank
     try:
         fits = broadcast("norm", [v.shape, x.shape]) == x.shape

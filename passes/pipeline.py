@@ -36,7 +36,10 @@ Observer = Callable[["Pass", Graph, Graph], None]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A transformation of graphs. ``run`` returns the very same object if it changed nothing."""
+    """A function from graph to graph, with its name and a line of documentation.
+
+    ``run`` returns the same object if it changed nothing.
+    """
 
     name: str
     run: Callable[[Graph, Options], Graph]
@@ -44,12 +47,12 @@ class Pass:
 
 
 PASSES: tuple[Pass, ...] = (
-    # what exporters leave behind would hide patterns from the passes that look for them
+    # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),
-    # then the primitives that exporters wrote out become what kernels are written for, while composite
-    # operators (ReduceMean, BatchNormalization) are still whole; attention last, as it looks for Softmax
+    # primitives become the operators that kernels are written for, while composite operators (ReduceMean,
+    # BatchNormalization) are still whole; attention last, as it looks for Softmax
     Pass("clips", clips, "write Max and Min with constants as Clip or Relu"),
     Pass("activations", activations, "recover activation functions"),
     Pass("batches", batches, "give products the batch axes that frameworks merge, as attention has them"),
@@ -67,11 +70,11 @@ PASSES: tuple[Pass, ...] = (
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
     Pass("decompose", decompose, "also what layout wrote"),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
-    # behind layout, so that f32 sums of a normalisation that layout took apart are seen; transposed constants
-    # are cast once
+    # behind layout, so that precision sees the sums of normalisations that layout rewrote, and casts transposed
+    # constants only once
     Pass("precision", precision, "narrow f32 tensors to half where the build asks for it"),
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
-    # behind everything that looks at sums and concatenations as wholes, and at what they are cast to
+    # behind all passes that look at whole sums and concatenations, and behind the casts of precision
     Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
     # last of all rewrites: folding must not undo it
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
@@ -80,13 +83,13 @@ PASSES: tuple[Pass, ...] = (
 )
 
 
-# what the driver runs after the passes, on regions instead of graphs
-STAGES = ("fusion",)
+# the passes that the driver runs later, on regions instead of graphs
+REGION_PASSES = ("fusion",)
 
 
 def pass_names() -> tuple[str, ...]:
-    """The names that ``disable`` knows, in the order of running."""
-    return (*dict.fromkeys(p.name for p in PASSES), *STAGES)
+    """The names that ``disable`` takes, in the order of running."""
+    return (*dict.fromkeys(p.name for p in PASSES), *REGION_PASSES)
 
 
 def run_passes(
@@ -100,10 +103,9 @@ def run_passes(
 ) -> Graph:
     """Runs every pass of PASSES that is not disabled.
 
-    ``dump`` names a folder that gets the graph's text before the first pass and after each one
-    (``NN-name.txt``). ``verify_each`` verifies what every pass returns (VerifyError). ``observer(pass,
-    before, after)`` sees each step. Raises UsageError for an unknown name in ``disable`` or in
-    ``options.disable``.
+    ``dump``: a folder for the graph's text before the first pass and after each one (``NN-name.txt``). ``verify_each``:
+    verify what every pass returns. ``observer(pass, before, after)`` is called after each pass. Raises UsageError for
+    an unknown name in ``disable`` or ``options.disable``, and VerifyError for an invalid graph with ``verify_each``.
     """
     off = disable | options.disable
     unknown = off - set(pass_names())

@@ -1,10 +1,10 @@
-"""Precision: f32 tensors become f16 or bf16, where ``Options.precision`` asks for it; kernels still compute
-in f32.
+"""Precision: f32 tensors become f16 or bf16 (half), if ``Options.precision`` asks for it; kernels still compute in f32.
 
-Requires: layout chosen, composite operators decomposed. Ensures: graph inputs and outputs keep their types,
-behind Casts at the edges; f32 weights become half, by a recorded Cast; integers and f64 stay; so do the
-nodes that ``precision_rules.py`` lists, in f32. Constants beyond the finite range are clamped to it, with a
-warning.
+    Relu(x)  ->  Cast[f32](Relu(Cast[f16](x)))      x is a graph input; the result is an output
+
+Requires: layout chosen, composite operators decomposed. Ensures: graph inputs and outputs keep their types, by Casts at
+the edges. f32 weights become half, by a recorded Cast. Integers and f64 stay, and the nodes that ``precision_rules.py``
+lists stay f32. Constants beyond the finite range of the half type are clamped to it, with a warning.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def precision(graph: Graph, options: Options) -> Graph:
 
 
 class _Narrower(Tracker):
-    """The graph being rebuilt: each old value in one or two element types."""
+    """The graph that is being rebuilt, in which a value of the old graph may exist in two element types."""
 
     def __init__(self, graph: Graph, half: DType, kept: set[str]) -> None:
         super().__init__(graph)
@@ -67,7 +67,7 @@ class _Narrower(Tracker):
         return self._casts[key]
 
     def _within_range(self, value: Value) -> Value:
-        """A constant without finite elements that ``half`` would turn into infinities."""
+        """A constant with its finite elements clamped to the finite range of ``half``: none becomes infinite."""
         data = self.weights[value.name].data
         top = largest(self.half)
         if data.size == 0 or (data.min() >= -top and data.max() <= top):  # the common case, which copies nothing

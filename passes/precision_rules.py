@@ -1,10 +1,10 @@
-"""What stays f32 when a build narrows to half: the places where 11 or 8 bits, or f16's range, do not suffice.
+"""The nodes that stay f32 in a half-precision build: where 11 (f16) or 8 (bf16) bits, or f16's range, are not enough.
 
-* the nodes that ``Options.keep_f32`` names, quantisation, and single numbers;
-* sums over axes with the pointwise nodes around them: a sum of squares overflows f16;
-* what is rounded to integers: half cannot count beyond 2048;
-* what is computed from integers and small constants alone (positions, rotary angles, masks), and products of integers;
-* for f16, arithmetic with constants so small that half would make them 0.
+* nodes that ``Options.keep_f32`` names, quantisation, and arithmetic on single numbers;
+* sums over axes, with the pointwise nodes around them: a sum of squares overflows f16;
+* values that are rounded to integers: f16 has not all integers beyond 2048;
+* values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
+* for f16, arithmetic with constants so small that they would become 0.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import scalar, use_counts
 
-SMALL = 4096  # elements: larger weights are tables that the model learnt, not constants of a position formula
-ROUNDS_TO_ZERO = 2.0**-25  # in f16
+SMALL = 4096  # elements: a larger weight is taken for a learnt table, not for a constant of a formula of positions
+ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
@@ -29,7 +29,7 @@ _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def keep_f32(graph: Graph, options: Options) -> set[str]:
-    """The first results of the nodes that stay f32."""
+    """The names of the first results of the nodes that stay f32."""
     kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
     kept |= _around_integers(graph)
@@ -40,9 +40,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
 
 
 def _around_integers(graph: Graph) -> set[str]:
-    """What is computed from integers, bools, dimensions and small constants alone, and what reads products
-    of integers.
-    """
+    """Nodes computed from integers, bools, dimensions and small constants only, and readers of integer products."""
     exact = {name for name, w in graph.weights.items() if w.data.size <= SMALL}
     exact |= {v.name for v in graph.values() if not v.dtype.is_float}
     results: set[str] = set()
@@ -65,9 +63,7 @@ def _around_integers(graph: Graph) -> set[str]:
 
 
 def _is_learnt(graph: Graph, node: Node) -> bool:
-    """Whether the result is an activation, though it is made of integers and constants: a layer, or a table
-    look-up.
-    """
+    """True if the result is an activation, though computed from integers and constants: a layer, a table look-up."""
     kind, first = opdef(node.op).kind, node.operands()[:1]
     if kind is Kind.CONTRACT:
         return first[0].shape[-1] != 1  # positions times frequencies are an outer product
@@ -76,7 +72,7 @@ def _is_learnt(graph: Graph, node: Node) -> bool:
 
 
 def _is_integer_product(graph: Graph, node: Node, exact: set[str]) -> bool:
-    """Whether a product or convolution multiplies integers: computed ones, by constants that are integers."""
+    """True if a product or convolution multiplies computed integers by computed or constant ones."""
     x, w = node.operands()[:2]
     if x.name not in exact:
         return False
@@ -85,8 +81,9 @@ def _is_integer_product(graph: Graph, node: Node, exact: set[str]) -> bool:
 
 
 def _around_sums_and_rounding(graph: Graph) -> set[str]:
-    """Sums over axes, the pointwise producers that only they read, and the pointwise consumers that read
-    nothing else; what is rounded to integers, and its pointwise producers.
+    """Sums over axes and roundings to integers, with pointwise neighbours.
+
+    Those are the pointwise producers that only they read and, of sums, the pointwise consumers that read nothing else.
     """
     producers, uses = graph.producers(), use_counts(graph)
     kept: set[str] = set()
@@ -106,7 +103,7 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
 
 
 def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
-    """A kept value, or one made of dimensions alone."""
+    """True for a kept value, or one computed from dimensions only; casts are looked through."""
     node = producers.get(v.name)
     while node is not None and node.op == "Cast" and v.name not in kept:
         v = node.operands()[0]
@@ -115,7 +112,7 @@ def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
 
 
 def _private_producers(node: Node, producers: dict[str, Node], uses: dict[str, int], walked: set[str]) -> Iterable[str]:
-    """The pointwise producers that nobody else reads, but for those that an earlier call with ``walked`` gave."""
+    """The pointwise producers, near and far, that nothing else reads; without those already in ``walked``."""
     stack = [node]
     while stack:
         reader = stack.pop()

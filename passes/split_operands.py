@@ -1,7 +1,9 @@
-"""Wide operators: Sum, Mean, Max, Min and Concat of very many operands become trees of narrower ones.
+"""Wide operators: Sum, Mean, Max, Min and Concat of more than MOST operands become trees of narrower ones.
 
-Requires: nothing. Ensures: no such operator has more than MOST operands, so that no kernel reads more buffers than its
-parameters can name. Partial sums of 16-bit types are f32, as a single kernel's would be.
+    Sum(x0, …, x99)  ->  Sum(Sum(x0, …, x63), Sum(x64, …, x99))
+
+Requires: nothing. Ensures: no such operator has more than MOST operands, so that the pointers of a kernel fit into its
+parameters. Partial sums of 16-bit types are f32, as they are inside one kernel.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
 
-MOST = 64  # a kernel's parameters are at most 4 KB: 8 bytes for a pointer, and more for symbolic sizes
+MOST = 64  # kernel parameters are at most 4 KB (CUDA Programming Guide): 8 bytes a pointer, and symbolic sizes
 
 
 def split_operands(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` with every operator of more than MOST operands taken apart."""
+    """Returns ``graph`` with every operator of more than MOST operands as a tree."""
     return rewrite(graph, _visit)
 
 

@@ -1,10 +1,11 @@
-"""Unflattening: reshapes that merge leading axes before row-wise work meet those that split them again
-behind it.
+"""Unflattening: removes the reshapes between which exporters flatten the leading axes of row-wise operators.
 
-Exporters flatten [B, S, K] to [B*S, K] around every product and back. Requires: composite operators
-decomposed. Ensures: the graph has fewer reshapes, or is the same. Row-wise work (MatMul with a matrix on
-the right, pointwise operators, row programs) is done on the axes that its operand had before, or that its
-result gets behind it.
+    Reshape(MatMul(Reshape(x), w))      with x [B, S, K] reshaped to [B*S, K], and back
+    -> MatMul(x, w)
+
+Row-wise operators are MatMul with a matrix on the right, pointwise operators and row programs. Requires: composite
+operators decomposed. Ensures: the graph has fewer reshapes, or is the same. Row-wise operators are computed on the axes
+that their operand has before flattening, or that their result gets later.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from arcweld.passes.dce import remove_dead
 
 
 def unflatten(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` with reshapes sunk through row-wise work, if that leaves fewer of them."""
+    """Returns ``graph`` with reshapes moved through row-wise operators, if that leaves fewer of them."""
     result = rewrite(graph, _sink)
     uses = use_counts(result)
     result = rewrite(result, lambda rw, node: _hoist(rw, node, uses))
@@ -33,7 +34,7 @@ def unflatten(graph: Graph, options: Options) -> Graph:
 
 
 def _sink(rw: Tracker, node: Node) -> bool:
-    """Row-wise work on flattened operands becomes work on the operands before, and a Reshape behind it."""
+    """Computes a row-wise node on its operands before flattening, with a Reshape behind it."""
     if len(node.outputs) != 1 or any(v is None for v in node.inputs):
         return False
     operands = [rw.get(v) for v in node.operands()]
@@ -49,9 +50,7 @@ def _sink(rw: Tracker, node: Node) -> bool:
 
 
 def _sources(rw: Tracker, node: Node, operands: list[Value]) -> list[Value] | None:
-    """The operands before they were flattened; None if ``node`` does not work row by row on flattened
-    operands.
-    """
+    """The operands before flattening; None if ``node`` is not row-wise, or an operand not flattened."""
     kind, rank = opdef(node.op).kind, node.output.type.rank
     if kind is Kind.CONTRACT:
         source = _before_flattening(rw, operands[0])
@@ -76,7 +75,7 @@ def _sources(rw: Tracker, node: Node, operands: list[Value]) -> list[Value] | No
 
 
 def _before_flattening(rw: Tracker, v: Value) -> Value | None:
-    """The operand of a Reshape that merges leading axes and keeps the last one."""
+    """The operand of the Reshape that makes ``v``, if that merges leading axes and keeps the last one; else None."""
     node = rw.producer(v, "Reshape")
     if node is None:
         return None
@@ -89,7 +88,7 @@ def _before_flattening(rw: Tracker, v: Value) -> Value | None:
 
 
 def _hoist(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
-    """A Reshape that splits the rows of row-wise work on a reshaped operand joins that operand's Reshape."""
+    """Moves a Reshape that splits rows in front of row-wise nodes, where it joins the Reshape of their operand."""
     if node.op != "Reshape":
         return False
     x, shape = node.operands()[0], node.output.shape
@@ -112,7 +111,10 @@ def _hoist(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
 
 
 def _chain(rw: Tracker, v: Value, uses: dict[str, int]) -> tuple[Value, list[Node]] | None:
-    """Row-wise work that nobody else reads, last first, back to a Reshape; and the operand of that Reshape."""
+    """The operand of a Reshape, and the row-wise nodes from there to ``v``, last first, which nothing else reads.
+
+    None if there is no such chain.
+    """
     work: list[Node] = []
     while uses.get(v.name, 0) == 1:
         node = rw.producer(v)
@@ -128,7 +130,7 @@ def _chain(rw: Tracker, v: Value, uses: dict[str, int]) -> tuple[Value, list[Nod
 
 
 def _is_row_wise(node: Node) -> bool:
-    """Whether the node has one operand of rows, and others that are the same for every row."""
+    """True if the node has one operand with rows, and others that are the same for every row."""
     kind, rank = opdef(node.op).kind, node.output.type.rank
     if not node.inputs or len(node.operands()) != len(node.inputs) or node.operands().count(_row(node)) != 1:
         return False

@@ -1,5 +1,7 @@
-"""How each kind of hero maps to its template's axes and operands. One function a template; roles as the template
-says."""
+"""Lowers the hero of a region: its axes, operand loads and result, in the roles that its template documents.
+
+There is one function for each template; ``HEROES`` lists them by the template's name.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def lower_reduce(reader: RegionReader, node: Node) -> Hero:
 
 
 def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
-    """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``."""
+    """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``.
+
+    The row's axes are the last ones of the operand, flattened to ``col``; those before them are ``row``.
+    """
     row = opdef(node.op).row
     assert row is not None, f"{node.op} has no row program"
     program = row(node)
@@ -73,7 +78,7 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
         {"row": rows, "col": (col,)}, {"x": loaded}, coords,
         lambda at: program.result(reader, node, element, scalars, at), {"stages": tuple(stages)}, x.type.numel * 8,
     )  # fmt: skip
-    # a residual stream that feeds a normalisation is stored from here: the row is in registers anyway
+    # the operand may be stored too (a residual sum that other kernels read): its elements are in registers anyway
     hero.visited[x.name] = (coords, element)
     reader.override[x.name] = (coords, element)
     return hero
@@ -83,7 +88,10 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
 
 
 def lower_contract(reader: RegionReader, node: Node) -> Hero:
-    """MatMul: batch axes, ``m``, ``n``, ``k``. Batch axes that only the left operand has are part of ``m``."""
+    """MatMul: axes ``batch``, ``m``, ``n``, ``k``; loads ``a`` over batch, m, k and ``b`` over batch, k, n.
+
+    Where the right operand has no batch axes, those of the left one are part of ``m``.
+    """
     a, b = _operand(node, 0), _operand(node, 1)
     out = node.output
     k = axis("k", a.shape[-1])
@@ -123,7 +131,10 @@ def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:
 
 
 def lower_conv(reader: RegionReader, node: Node) -> Hero:
-    """Conv and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` (masked) and ``w``."""
+    """Conv and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` and ``w``.
+
+    ``co`` and ``ci`` are the channels of one group. ``a`` is 0 where a tap lies in the padding.
+    """
     x, w, y = _operand(node, 0), _operand(node, 1), node.output
     transposed = node.op == "ConvTranspose"
     spatial = x.type.rank - 2
@@ -171,6 +182,7 @@ def _conv_result(reader: RegionReader, node: Node, coords: Coords, last: bool) -
 def _position(
     node: Node, outs: Sequence[Axis], taps: Sequence[Axis], size: Sequence[Dim], spatial: int
 ) -> tuple[Coords, Expr | None]:
+    """The input pixel ``o*stride + k*dilation - pad`` that output o reads through tap k, and whether it exists."""
     at: list[Dim] = []
     mask: Expr | None = None
     for i in range(spatial):
@@ -184,7 +196,11 @@ def _position(
 def _transposed_position(
     node: Node, outs: Sequence[Axis], taps: Sequence[Axis], size: Sequence[Dim], spatial: int
 ) -> tuple[Coords, Expr | None]:
-    """Gather form: output o gets input i through tap k where ``i*stride + k*dilation - pad == o``."""
+    """The input pixel i that output o of a ConvTranspose reads through tap k, and whether it exists.
+
+    ONNX defines the inverse: input i adds to output ``i*stride + k*dilation - pad``. So i exists only where
+    ``o + pad - k*dilation`` is a multiple of the stride.
+    """
     at: list[Dim] = []
     mask: Expr | None = None
     for i in range(spatial):
@@ -201,7 +217,7 @@ def _transposed_position(
 
 
 def _within(mask: Expr | None, p: Dim, size: Dim) -> Expr | None:
-    """``mask``, and that ``p`` lies in ``[0, size)`` where that is not known."""
+    """``mask`` and the test that ``p`` lies in ``[0, size)``, of which only what isn't proved is tested."""
     low = None if dims.is_nonneg(p) else expr.binary("ge", expr.index(p), expr.const(0, DType.I64))
     high = None if dims.is_nonneg(size - 1 - p) else expr.binary("lt", expr.index(p), expr.index(size))
     return expr.all_of([mask, low, high])
@@ -211,8 +227,10 @@ def _within(mask: Expr | None, p: Dim, size: Dim) -> Expr | None:
 
 
 def lower_window(reader: RegionReader, node: Node) -> Hero:
-    """MaxPool and AveragePool: axes ``out`` (channels last in NHWC) and ``reduce`` (the taps); load ``x`` already
-    masked."""
+    """MaxPool and AveragePool: axes ``out`` (all of the result's) and ``reduce`` (the taps); load ``x`` over both.
+
+    A tap in the padding loads the combiner's identity.
+    """
     x, y = _operand(node, 0), node.output
     spatial = x.type.rank - 2
     last = node.attrs["layout"] == "NHWC"
@@ -256,7 +274,10 @@ def _pool_count(node: Node, outs: Sequence[Axis], size: Sequence[Dim], spatial: 
 
 
 def lower_attention(reader: RegionReader, node: Node) -> Hero:
-    """Attention: axes ``b h s t d dv``; loads ``q k v`` and ``mask`` where there is one; grouped heads by index map."""
+    """Attention: axes ``b h s t d dv``; loads ``q``, ``k``, ``v``, and ``mask`` where there is one.
+
+    With grouped-query attention, head h reads the keys and values of head ``h // (query heads / key heads)``.
+    """
     q, k, v = (_operand(node, i) for i in range(3))
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     b, h, s, d = (axis(name, e) for name, e in zip("bhsd", q.shape))

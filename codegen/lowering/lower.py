@@ -1,6 +1,6 @@
 """Lowers a region to a kernel: every node of it becomes part of an expression over the template's axes.
 
-Each template's heroes say in ``heroes.py`` what their axes, operands and results are; the rest is the same for all.
+What differs between templates is in ``heroes.py``: the hero's axes, operands and result. The rest is the same for all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from arcweld.compiler.region import Region
 
 
 def lower(region: Region, graph: Graph) -> BoundKernel:
-    """The kernel of a region, and the tensors that its canonical buffers stand for."""
+    """The kernel of a region, and the tensors that its canonical buffers stand for.
+
+    Raises VerifyError for a region that no single kernel can compute (a defect of fusion).
+    """
     reader = RegionReader(region, graph)
     if region.hero is None:
         return _lower_pointwise(region, reader)
@@ -36,8 +39,10 @@ def lower(region: Region, graph: Graph) -> BoundKernel:
 
 
 def lower_all(region: Region, graph: Graph) -> tuple[BoundKernel, ...]:
-    """The kernels of a region in launch order: one, but for scatters in place, whose last kernel overwrites
-    parts of what the first one wrote.
+    """The kernels of a region, in launch order. Raises VerifyError as ``lower`` does.
+
+    A region is one kernel, except a scatter in place: the first kernel copies the data, the second one stores updates
+    over it.
     """
     return lower_scatter(region, graph) if region.template == "scatter" else (lower(region, graph),)
 

@@ -1,4 +1,4 @@
-"""What lowering is made of: reading values element by element, following views, and a kernel of what was read.
+"""The parts of lowering: reading values element by element, following views, and making a kernel of what was read.
 
 Values made inside the region are inlined by their operator's ``lower``; values from outside become loads of canonical
 buffers; the hero's result is a variable that the template provides.
@@ -30,7 +30,18 @@ STEM_LENGTH = 56  # of a kernel's name, before the hash
 
 @dataclass
 class Hero:
-    """What a hero's own lowering gives: its axes, operand loads, and its result at ``coords`` as ``result``."""
+    """What a hero's own lowering gives.
+
+    axes      role -> axes
+    loads     role -> the operand as an expression over the axes
+    coords    where the template has the hero's result, over its output axes
+    result    the result at ``coords``: an expression of the template's variables
+    attrs     what the template needs beside expressions
+    flops     operations of one launch, about
+    visited   operand name -> (coordinates, expression) of operands that the template reads once at every element: the
+              kernel may store them too
+    template  the template, where it is not the region's ("": it is)
+    """
 
     axes: dict[str, tuple[Axis, ...]]
     loads: dict[str, Expr]
@@ -38,7 +49,6 @@ class Hero:
     result: Callable[[Coords], Expr]
     attrs: dict[str, Any] = field(default_factory=dict)
     flops: Dim = 0
-    # operands that the template visits element by element, with the coordinates where it does: they may be stored too
     visited: dict[str, tuple[Coords, Expr]] = field(default_factory=dict)
     template: str = ""
 
@@ -57,15 +67,23 @@ class RegionReader:
         self._memo: dict[Request, Expr] = {}
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        """The element of ``value`` at ``coords`` (0 where ``mask`` is false): inlined, or a load."""
+        """The element of ``value`` at ``coords``, or 0 where ``mask`` is false: an inlined expression, or a load.
+
+        Raises VerifyError where a lowering gives another type than the value's, or where the hero's result is wanted
+        at other coordinates than those at which the kernel has it.
+        """
         return demand(self._request(value, coords, mask), self._memo, self._compute)
 
     def read_inside(self, notes: Notes, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Expr:
-        """The same for a lowering that a read runs, which ``notes`` what must be read first."""
+        """``read`` for a lowering that is itself run by ``read``.
+
+        It never recurses: what is not known yet is put down in ``notes``, a stand-in is returned, and the lowering is
+        run again when all of it is known (``compiler/demand.py``).
+        """
         request = self._request(value, coords, mask)
         found = self._memo.get(request)
         if found is None:
-            # buffers are numbered in the order in which they are read: behind what is missing, all is
+            # buffers are numbered as they are read: with something missing before it, this one must wait too
             if notes.missing or value.name in self.made:
                 return notes.stand_in(request, value.dtype)
             found = self._memo[request] = self._compute(request)
@@ -112,8 +130,10 @@ class RegionReader:
         return self.hero.result(coords)
 
     def _scalar_weight(self, value: Value) -> Expr | None:
-        """The literal for a weight of one element; None for a vector of the model's own (a bias of one unit), which
-        may be replaced later.
+        """A weight of one element as a literal, or None.
+
+        Tensors of the model's own with one element (the bias of a single output) stay loads: their data may be
+        replaced later.
         """
         weight = self.graph.weights.get(value.name)
         if weight is None or value.type.numel != 1 or (value.type.rank > 0 and sources(weight)):
@@ -121,7 +141,7 @@ class RegionReader:
         return expr.const(np.asarray(weight.data).reshape(()).item(), value.dtype)
 
     def buffer(self, value: Value, written: bool = False) -> Buffer:
-        """The canonical buffer that stands for ``value``."""
+        """The canonical buffer that stands for ``value``: ``in0, in1, …`` in the order of reading, or ``out0, …``."""
         if value.name not in self.buffers:
             n = sum(b.written == written for b in self.buffers.values())
             name = f"out{n}" if written else f"in{n}"
@@ -130,7 +150,10 @@ class RegionReader:
 
 
 def _zero_where_not(e: Expr, mask: Expr | None) -> Expr:
-    """``e`` where ``mask`` holds, else 0. Masked loads are 0 already, and so is what only moves or converts them."""
+    """``e`` where ``mask`` holds, else 0.
+
+    A masked load is 0 there already, and so is its conversion, negation or absolute value.
+    """
     if mask is None:
         return e
     source = e
@@ -152,7 +175,10 @@ class _Inside:
 
 
 def inline(reader: Any, node: Node, coords: Coords) -> Expr:
-    """The element of a pointwise or movement node's result at ``coords``."""
+    """The element at ``coords`` of a pointwise or movement node's result, whose operands ``reader`` reads.
+
+    Raises VerifyError for an operator that has no such lowering.
+    """
     lower = opdef(node.op).lower
     if lower is None:
         raise VerifyError(f"{node.op} has no element-wise lowering", node=node.name)
@@ -183,7 +209,10 @@ def _through(op: str, source: TensorType, target: TensorType, attrs: Mapping[str
 
 
 def forward(node: Node, source: Value, coords: Coords) -> Coords:
-    """The coordinates of ``node``'s result that hold the element of ``source`` at ``coords`` (views are bijections)."""
+    """The coordinates of ``node``'s result that hold the element of ``source`` at ``coords``.
+
+    ``node`` is pointwise, a Reshape or a Transpose, which map elements one to one; others raise VerifyError.
+    """
     if node.op == "Reshape":
         return _through("Reshape", node.output.type, source.type, {"shape": source.shape}, coords)
     if node.op == "Transpose":
@@ -195,7 +224,7 @@ def forward(node: Node, source: Value, coords: Coords) -> Coords:
 
 
 def epilogue_coords(region: Region, start: Value, coords: Coords) -> dict[str, Coords]:
-    """The coordinates of every value of the region that is computed from ``start``, element by element."""
+    """Name -> coordinates of the values that the region computes from ``start``, one element from one element."""
     at = {start.name: coords}
     for node in region.nodes:
         if node is region.hero:
@@ -218,7 +247,10 @@ def finish(
     region: Region, reader: RegionReader, template: str, axes: dict[str, tuple[Axis, ...]], loads: dict[str, Expr],
     stores: Sequence[Store], attrs: dict[str, Any], flops: Dim, *, stem: str = "",
 ) -> BoundKernel:  # fmt: skip
-    """The kernel over the buffers that its expressions use, and their tensors."""
+    """The bound kernel of what lowering found, over the buffers that its expressions use.
+
+    ``stem`` defaults to a name made of the template and the region's operators.
+    """
     masks = [s.mask for s in stores if s.mask is not None]
     printed = [*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)]
     used = {e.attr[0] for e in expr.walk(printed) if e.op == "load"}
@@ -232,7 +264,7 @@ def finish(
 
 
 def _places(stores: Sequence[Store]) -> list[Expr]:
-    """What computes the run-time coordinates of stores."""
+    """The expressions of the stores' coordinates that are read at run time."""
     return [expr.index(c) for s in stores for c in s.coords if dims.dynamic_atoms(c)]
 
 
@@ -241,7 +273,10 @@ def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
 
 
 def stem_of(region: Region, template: str) -> str:
-    """A readable C identifier: the template and the operators that compute something, or all if none does."""
+    """A readable C identifier of at most STEM_LENGTH characters: the template and the operators.
+
+    Casts and movements are left out, unless the region has nothing else.
+    """
     ops = [n.op for n in region.nodes if n.op != "Cast" and opdef(n.op).kind is not Kind.MOVEMENT]
     words = dict.fromkeys([template, *(_short_name(op) for op in ops or [n.op for n in region.nodes])])
     return "_".join(words)[:STEM_LENGTH].rstrip("_")
@@ -254,7 +289,7 @@ def _short_name(op: str) -> str:
 
 
 def float_precision(values: Sequence[Value]) -> str:
-    """The matrix engines' name of the operands' type: f16, bf16, or fp32 (also for mixed operands)."""
+    """The attribute ``precision`` of a matrix product: ``f16`` or ``bf16`` if all operands are, else ``fp32``."""
     kinds = {v.dtype for v in values}
     if kinds == {DType.F16}:
         return "f16"
@@ -262,7 +297,7 @@ def float_precision(values: Sequence[Value]) -> str:
 
 
 def delinearize(index: Dim, shape: Sequence[Dim]) -> Coords:
-    """Row-major coordinates of a flat index into ``shape``."""
+    """Row-major coordinates of the flat element index ``index`` into ``shape``; zeros if that has no elements."""
     if any(d == 0 for d in shape):
         return tuple(0 for _ in shape)
     coords: list[Dim] = []

@@ -1,9 +1,8 @@
-"""Scatters: elements of a copy of the data are replaced by, or combined with, updates whose places a tensor gives.
+"""Scatters (ONNX ScatterElements and ScatterND): updates replace, or are combined with, elements of a copy of the data.
 
-With few updates for each place they are *searched*: every output element looks through the indices that could name
-it, in one reduce kernel, always in the same order. Otherwise the updates are scattered *in place*: one kernel copies
-the data, the next one stores each update where it belongs, combining by atomics. An index out of range is not stored
-anywhere.
+Where few updates may name one element, the scatter is a *search*: one reduce kernel, in which every output element
+looks through all indices that could name it, in order. Otherwise it is done *in place*: one kernel copies the data, a
+second one stores every update at its index, and combines by atomics. An update whose index is out of range is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from arcweld.compiler.expr import Expr, all_of, binary, both, const
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import Region
 
-# reduction -> the reduce template's combiner and what it is applied with
+# attribute ``reduction`` -> the reduce template's combiner, and the operation that applies the result to the data
 COMBINE = {"add": ("sum", "add"), "mul": ("prod", "mul"), "max": ("max", "max"), "min": ("min", "min")}
 
 
@@ -41,8 +40,9 @@ def _below(index: Dim, extent: Dim) -> list[Expr]:
 def lower_search(reader: RegionReader, node: Node) -> Hero:
     """A scatter as a reduction over the updates: axes ``out`` (the data's) and ``reduce`` (the updates that may match).
 
-    Without a reduction, the last matching update counts. Load ``x`` is the update, or its position; the rest is
-    epilogue.
+    With the attribute ``reduction``, load ``x`` is the update, or the combiner's identity where it doesn't match; the
+    epilogue combines the result with the data. Without it the last matching update counts: ``x`` is the update's
+    position, or -1, combined by max; the epilogue reads the update at that position.
     """
     data, indices, updates = node.operands()
     outs = tuple(axis(f"o{k}", d) for k, d in enumerate(data.shape))
@@ -95,7 +95,7 @@ def _depth(indices: Value) -> int:
 
 
 def _update_coords(node: Node, coords: Coords, steps: Coords) -> Coords:
-    """Where the update lies that candidate ``steps`` has for the element at ``coords``."""
+    """The coordinates in the updates of candidate ``steps`` for the element at ``coords``."""
     if node.op == "ScatterND":
         return (*steps, *coords[_depth(node.operands()[1]) :])
     along = node.attrs["axis"]
@@ -114,7 +114,7 @@ def _last_update(reader: RegionReader, node: Node, many: Sequence[Axis], coords:
 
 
 def identity(combine: str, dtype: DType) -> float | int | bool:
-    """The value that a combiner leaves unchanged."""
+    """The neutral element of ``sum``, ``prod``, ``max`` or ``min``: combining with it changes nothing."""
     if combine in ("sum", "prod"):
         return int(combine == "prod")
     if dtype.is_float:
@@ -127,7 +127,7 @@ def identity(combine: str, dtype: DType) -> float | int | bool:
 
 
 def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, BoundKernel]:
-    """The two kernels of a scatter in place: the copy of the data, and the stores of the updates."""
+    """The two kernels of a scatter in place, in launch order: the copy of the data, and the stores of the updates."""
     node = region.hero
     assert node is not None
     data, _, updates = node.operands()

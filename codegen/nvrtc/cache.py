@@ -1,7 +1,7 @@
 """A content-addressed cache on disk: the key is a hash of everything that determines the value.
 
-Entries are written to a temporary file and renamed, and carry a hash of themselves, so that a reader sees a
-whole entry or none. The cache is never needed: what cannot be read is computed again, and said in the log.
+Entries are written to a temporary file and renamed, and begin with a hash of their content: a reader sees a whole entry
+or none. Nothing depends on the cache: an entry that cannot be read is logged, and its value is computed again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _MAGIC = b"AWC1"
 
 
 def content_key(parts: Iterable[str | bytes]) -> str:
-    """A hexadecimal key; each part is hashed with its length, so that no two lists of parts collide by
-    joining.
-    """
+    """The SHA-256 of ``parts`` in hexadecimal. Each part is hashed with its length: ["ab"] and ["a", "b"] differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -60,7 +58,7 @@ class DiskCache:
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Stores a value. A cache that cannot be written is reported once and otherwise harmless."""
+        """Stores a value. A cache that cannot be written logs one warning; nothing is raised."""
         path = self._path(key)
         try:
             with replacing(path) as temporary:
@@ -75,6 +73,7 @@ class DiskCache:
             self._write_failed = True
 
     def remove(self, key: str) -> None:
+        """Removes an entry, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             self._path(key).unlink()
 

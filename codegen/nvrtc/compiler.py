@@ -1,6 +1,6 @@
 """CUDA source to cubin or PTX for any architecture, with no GPU and no driver: NVRTC through CuPy's binding.
 
-Headers of ``codegen/include`` travel with every compilation as texts, so that no include path is ever needed.
+The headers of ``codegen/include`` are handed to NVRTC as texts: no include path is needed.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """Object code and what ptxas said of it.
+    """Object code and what ptxas reported about it.
 
-    ``arch`` is the architecture compiled for (``sm_90a``); ``registers`` the most that any kernel of the
-    file uses; ``spill_bytes`` the stores and loads of spilled registers; ``warnings`` ptxas' performance
-    warnings C7508-C7520.
+    arch         the architecture that was compiled for (``sm_90a``)
+    kind         ``cubin`` or ``ptx``
+    log          NVRTC's log, without compile times
+    registers    the most that a thread of any kernel in the source uses
+    stack_bytes  the largest stack frame of a thread
+    spill_bytes  stores and loads of spilled registers, of all kernels together
+    warnings     ptxas' performance warnings C7508 to C7520 (wgmma serialised, setmaxnreg ignored)
     """
 
     name: str
@@ -60,7 +64,12 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One source to compile. ``kind`` is ``cubin`` or ``ptx``; ``headers`` None means those of this package."""
+    """One source to compile.
+
+    kind     ``cubin`` or ``ptx``
+    debug    defines ARCWELD_DEBUG, which bounds the waits of mbarriers
+    headers  (name, text) of the headers it may include; None: those of this package
+    """
 
     source: str
     arch: str
@@ -78,6 +87,7 @@ class Job:
         return tuple(options)
 
     def request(self) -> worker.Request:
+        """What a worker needs to compile the job."""
         files = self.headers if self.headers is not None else headers()
         texts, names = [t for _, t in files], [n for n, _ in files]
         return self.source, f"{self.name}.cu", texts, names, list(self.flags), self.kind
@@ -96,7 +106,10 @@ def headers() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def version() -> str:
-    """NVRTC's version, with the patch level where a wheel tells. Raises EnvironmentError_ without it."""
+    """NVRTC's version: ``12.8.93`` where it comes from a wheel, else ``12.8``.
+
+    Raises EnvironmentError_ where NVRTC cannot be loaded.
+    """
     try:
         major, minor = worker.binding().getVersion()
     except (ImportError, RuntimeError, OSError) as error:
@@ -125,13 +138,16 @@ def missing_nvrtc(reason: str) -> EnvironmentError_:
 
 @functools.cache
 def supported_archs() -> tuple[int, ...]:
-    """Compute capabilities that this NVRTC compiles for, as integers (80 for sm_80), ascending."""
+    """Compute capabilities that this NVRTC compiles for, as integers (80 for sm_80), ascending.
+
+    Raises EnvironmentError_ where NVRTC cannot be loaded.
+    """
     version()
     return tuple(sorted(int(a) for a in worker.binding().getSupportedArchs()))
 
 
 def check_arch(arch: str) -> None:
-    """Raises EnvironmentError_ for an architecture that this NVRTC does not know or that is not one."""
+    """Raises EnvironmentError_ for a text that is no architecture, and for one that this NVRTC does not know."""
     parsed = parse_arch(arch)
     if parsed is None:
         raise EnvironmentError_(f"{arch!r} is not an architecture", hint="write it as sm_80, sm_90a, sm_120")
@@ -154,8 +170,9 @@ def compile_cubin(
 ) -> Compiled:
     """Compiles one source for exactly ``arch``.
 
-    ``strict`` refuses register spills and ptxas' performance warnings, ``debug`` bounds the waits of mbarriers.
-    Raises CompileError with the line and an excerpt; EnvironmentError_ where NVRTC is missing or too old.
+    ``debug`` bounds the waits of mbarriers. Raises CompileError with the line and an excerpt of the source, and with
+    ``strict`` also for register spills and ptxas' performance warnings; EnvironmentError_ where NVRTC is missing or too
+    old.
     """
     return compile_job(Job(source, arch, name, "cubin", debug), strict=strict, cache=cache)
 
@@ -166,7 +183,7 @@ def compile_ptx(source: str, arch: str, *, name: str = "kernel", cache: DiskCach
 
 
 def compile_job(job: Job, *, strict: bool = False, cache: DiskCache | None = None) -> Compiled:
-    """Compiles in this process, or takes the result from ``cache``."""
+    """Compiles in this process, or takes the result from ``cache``. Raises as ``compile_cubin``."""
     done = from_cache(job, cache)
     if done is None:
         check_arch(job.arch)
@@ -179,7 +196,7 @@ def compile_job(job: Job, *, strict: bool = False, cache: DiskCache | None = Non
 
 
 def from_cache(job: Job, cache: DiskCache | None) -> Compiled | None:
-    """The cached result, if there is one that decodes."""
+    """The cached result, or None. An entry that cannot be decoded is removed."""
     if cache is None:
         return None
     key = job.key()
@@ -194,7 +211,10 @@ def from_cache(job: Job, cache: DiskCache | None) -> Compiled | None:
 
 
 def finish(job: Job, reply: worker.Reply, cache: DiskCache | None) -> Compiled:
-    """Turns a worker's reply into a result (and caches it) or raises the error that it stands for."""
+    """The result that a worker's reply stands for, put into ``cache``.
+
+    Raises CompileError where compiling failed, EnvironmentError_ where NVRTC is missing.
+    """
     status, code, log = reply
     if status == "missing":
         raise missing_nvrtc(log)
@@ -252,9 +272,7 @@ def text_of(job: Job, file: str) -> str:
 
 
 def excerpt(text: str, line: int, around: int = 2) -> str:
-    """Numbered lines around ``line`` (counted from 1), the line itself marked; empty when there is no such
-    line.
-    """
+    """The lines around line number ``line`` (from 1), numbered, with that line marked; "" if there is no such line."""
     lines = text.splitlines()
     if not 1 <= line <= len(lines):
         return ""

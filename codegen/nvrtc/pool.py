@@ -1,7 +1,7 @@
-"""Compiles many kernels at once: a kept pool of worker processes, identical jobs once, results cached.
+"""Compiles many kernels in a pool of worker processes; identical jobs are compiled once, and results cached.
 
-NVRTC compiles one program at a time in a process, so threads gain nothing. Workers are plain child processes
-running ``worker.py`` (not multiprocessing, whose spawned children import the user's main module again).
+NVRTC compiles one program at a time in a process, so threads would gain nothing. Workers are child processes that run
+``worker.py``. They are not multiprocessing's, whose spawned children import the user's main module again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from arcweld.compiler.errors import CompileError
 
 log = logging.getLogger("arcweld.nvrtc")
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]  # (jobs done, jobs in all, name of the last one)
 
-# Starting workers costs 0.3 s: below this many kernels, this process is done sooner by itself.
+# Starting workers takes 0.3 s: this process compiles fewer jobs than this sooner by itself.
 IN_PROCESS_JOBS = 8
 
 
 class _Worker:
-    """One child process and the thread-side of its pipes."""
+    """One child process, and this process' ends of its pipes."""
 
     def __init__(self) -> None:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
@@ -43,7 +43,7 @@ class _Worker:
         )
 
     def ask(self, request: worker.Request) -> worker.Reply:
-        """Raises EOFError when the process died."""
+        """The worker's reply. Raises EOFError if the process died."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -71,7 +71,10 @@ class _Worker:
 
 
 class CompilePool:
-    """Worker processes that are started on first use and kept until ``close`` or the end of the process."""
+    """Worker processes that are started on first use and kept until ``close`` or the end of the process.
+
+    ``workers`` defaults to the number of CPUs, at most 16. Several threads may use one pool.
+    """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers if workers is not None else min(os.cpu_count() or 1, 16)
@@ -86,10 +89,11 @@ class CompilePool:
         cache: DiskCache | None = None,
         progress: Progress | None = None,
     ) -> list[Compiled]:
-        """Compiles every job; results in the order of ``jobs``.
+        """Compiles every job; the results are in the order of ``jobs``.
 
-        ``progress(done, total, name)`` is called in the caller's thread as distinct jobs finish. Raises the
-        first CompileError or EnvironmentError_ met, after the jobs already under way have ended.
+        ``progress`` is called in the caller's thread as distinct jobs finish. Raises the first CompileError or
+        EnvironmentError_ that occurs, after the jobs that are under way have ended; with ``strict``, CompileError for
+        register spills and ptxas' performance warnings too.
         """
         for arch in sorted({j.arch for j in jobs}):
             check_arch(arch)

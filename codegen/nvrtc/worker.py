@@ -1,9 +1,7 @@
-"""One NVRTC call, importing nothing but CuPy's binding: used in-process and, run as a script, as a pool
-worker.
+"""One call of NVRTC: imported by the compiler, and run as a script by the pool's worker processes.
 
-Run as a script it must start fast and must not import the ``arcweld`` package (whose public face may be
-heavy), so this file depends on the standard library and ``cupy_backends`` alone. Messages on its pipes are
-length-prefixed pickles.
+A worker must start fast, so this file imports the standard library and ``cupy_backends`` only, never ``arcweld``.
+Messages on its pipes are pickles, each after its length in bytes (8 bytes, little-endian).
 """
 
 from __future__ import annotations
@@ -23,9 +21,7 @@ _binding: Any = None
 
 
 def binding() -> Any:
-    """CuPy's NVRTC module, with the library loaded. Raises ImportError or RuntimeError where either is
-    missing.
-    """
+    """CuPy's NVRTC module, with the library loaded. Raises ImportError or RuntimeError if one of them is missing."""
     global _binding
     if _binding is None:
         from cupy_backends.cuda.libs import nvrtc
@@ -36,7 +32,7 @@ def binding() -> Any:
 
 
 def compile_once(request: Request) -> Reply:
-    """Compiles one source. ``missing`` means that NVRTC itself could not be used."""
+    """Compiles one source. Status ``error``: the source is at fault; ``missing``: NVRTC cannot be loaded."""
     try:
         nvrtc = binding()
     except (ImportError, RuntimeError, OSError) as error:
@@ -59,6 +55,7 @@ def compile_once(request: Request) -> Reply:
 
 
 def send(stream: IO[bytes], message: object) -> None:
+    """Writes one message and flushes the stream. Raises BrokenPipeError if the reader is gone."""
     body = pickle.dumps(message, protocol=5)
     stream.write(struct.pack("<Q", len(body)) + body)
     stream.flush()

@@ -1,6 +1,7 @@
 """Faster transcendental functions for epilogues whose results are rounded to 16 bits anyway.
 
-Errors: exp 2**-21, tanh 2**-11 relative (half a unit of f16), erf 4e-5 beside that. Results stored as f32 stay exact.
+Relative errors: exp 2**-21, tanh 2**-11 (half a unit in the last place of f16). erf is computed through tanh and adds
+4e-5. Values that are stored in a wider type keep the exact functions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The epilogue of a contraction as a hook in two halves, so that several of its reads can be on their way at once."""
+"""The epilogue of a contraction as a hook in two halves: first reads, then stores.
+
+A template can so issue the reads for several places before it stores any, and their latencies overlap.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Sequence
 from arcweld.codegen.kernel import Store
 from arcweld.codegen.printing.approximate import approximate
 from arcweld.codegen.printing.hooks import Hooks
-from arcweld.codegen.printing.printer import Block, Kind, Line, print_stores, texts
+from arcweld.codegen.printing.printer import Block, Line, LineKind, print_stores, texts
 from arcweld.codegen.printing.split import dependence
 from arcweld.compiler.dims import Sym
 from arcweld.compiler.dtypes import DType
@@ -16,10 +19,11 @@ from arcweld.compiler.dtypes import DType
 def epilogue_hook(
     hooks: Hooks, stores: Sequence[Store], args: Sequence[tuple[str, Sym]], lane: Sym, width: int, acc: DType
 ) -> str:
-    """``auto store_out(p, indices...)`` reads what the epilogue needs beside the sums and returns what finishes it.
+    """The text of ``auto store_out(p, indices…)``, which reads what the epilogue needs beside the sums.
 
-    The result is called with the sums of ``width`` neighbouring elements, a ``const T (&)[width]``. A store to memory
-    keeps the compiler from moving later reads before it: the halves let a template read for several places first.
+    It returns a lambda that takes the sums of ``width`` neighbouring elements along ``lane``, ``const T (&acc)[width]``
+    with T = ``acc``, and stores the results. Two halves are needed because the compiler moves no read before an earlier
+    store.
     """
     block = Block(hooks.params, {s: n for n, s in args}, lane=lane, width=width, variables={"acc": ("acc", True)})
     lines = print_stores(block, approximate(hooks.kernel, stores))
@@ -33,9 +37,9 @@ def epilogue_hook(
 
 
 def _ready(lines: Sequence[Line]) -> int:
-    """How many of the first lines define what does not depend on the sums."""
+    """The number of leading lines that are definitions and do not depend on the sums."""
     depends = dependence([line.value for line in lines if line.value is not None])
     return next(
         i for i, line in enumerate(lines)
-        if line.kind is not Kind.DEFINITION or (line.value is not None and "acc" in depends[line.value])
+        if line.kind is not LineKind.DEFINITION or (line.value is not None and "acc" in depends[line.value])
     )  # fmt: skip

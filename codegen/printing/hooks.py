@@ -1,7 +1,7 @@
 """Hooks: the device functions through which a template reads its operands and writes its results.
 
-A template asks for a function of its own loop indices and calls it for ``width`` neighbouring elements; what the
-function computes on the way is none of the template's business.
+A hook takes the template's own loop indices and handles ``width`` neighbouring elements (lanes). What is fused is in
+the hooks: a template does not know it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Plain:
 
 
 def plain_load(kernel: Kernel, e: Expr, symbols: Sequence[Sym]) -> Plain | None:
-    """``e`` as a Plain access over ``symbols``, or None if it computes, is masked, or is not affine."""
+    """``e`` as a Plain access over ``symbols``; None if it computes, is masked, or is not affine."""
     if e.op != "load" or e.args:
         return None
     name, _, coords = e.attr
@@ -64,11 +64,10 @@ class Hooks:
         width: int = 1,
         variables: Mapping[str, tuple[str, DType, bool]] | None = None,
     ) -> str:
-        """``void fn(const Params& p, int a, …, T (&out)[width])``: the operand at ``args``, ``width`` lanes along
-        ``lane``.
+        """The text of ``void fn(const Params& p, int a, …, T (&out)[width])``, which computes ``e`` for all lanes.
 
-        T is the operand's compute type. ``variables`` (as in ``store``) become parameters between the indices and
-        ``out``.
+        ``args``: C name and symbol of each index; that of ``lane`` is the first lane's. T is the compute type of ``e``.
+        ``variables`` (as in ``store``) become parameters between the indices and ``out``.
         """
         ctype = e.dtype.cuda
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
@@ -89,10 +88,10 @@ class Hooks:
         variables: Mapping[str, tuple[str, DType, bool]] | None = None,
         extent: Dim | None = None,
     ) -> str:
-        """``void fn(const Params& p, int a, …, const T (&x)[width], …)``: the epilogue and its stores.
+        """The text of ``void fn(const Params& p, int a, …, const T (&x)[width], …)``: the epilogue and its stores.
 
-        ``variables``: name in expressions -> (C name, dtype, one value a lane?). ``extent``: the lane axis' extent;
-        where the width does not divide it, lanes beyond it are not stored.
+        ``variables``: name in expressions -> (C name, dtype, whether there is one value for each lane). ``extent``: the
+        extent of the lane axis; where ``width`` does not divide it, lanes past the end are not stored.
         """
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
         block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
@@ -111,11 +110,14 @@ class Hooks:
         return f"__device__ __forceinline__ void {fn}({listed}) {{"
 
     def plain(self, role: str, symbols: Sequence[Sym]) -> Plain | None:
-        """The operand ``role`` as an affine unmasked load, or None."""
+        """The operand ``role`` as an affine load without a mask, or None."""
         return plain_load(self.kernel, self.kernel.loads[role], symbols)
 
     def dim(self, d: Dim, names: Mapping[Sym, str] | None = None) -> str:
-        """C text of a dimension expression inside the kernel (symbols become members of ``p``)."""
+        """C text of a dimension inside the kernel; symbols become members of ``p``, or the ``names`` given.
+
+        Raises ValueError for a dimension that takes statements to compute.
+        """
         block = Block(self.params, names or {})
         text = block._factor(d)
         if block.lines:
@@ -129,9 +131,9 @@ def _formal(variables: Mapping[str, tuple[str, DType, bool]], width: int) -> lis
 
 
 def vector_width(kernel: Kernel, extent: Dim, exprs: Sequence[Expr], stores: Sequence[Store], lane: Sym) -> int:
-    """The widest of 8, 4, 2, 1 lanes that divides ``extent`` and makes the narrowest-typed access 16 bytes at most.
+    """Lanes of a vector along ``lane``: the most of 8, 4, 2, 1 that divide ``extent``.
 
-    Wider is only worth it if at least one access becomes a vector.
+    The access with the smallest element takes at most 16 bytes, and at least one access is contiguous and aligned.
     """
     params = Params(kernel)
     sizes = [kernel.buffer(e.attr[0]).dtype.size for e in walk(list(exprs)) if e.op == "load"]

@@ -1,6 +1,6 @@
-"""Loop axes of templates: several axes run as one flat index, and the kernel's expressions follow.
+"""Flattening of loop axes: several axes become one flat index, in terms of which the kernel is rewritten.
 
-Quotients and remainders of the flat index cancel wherever the axes are neighbours in memory.
+The quotients and remainders that recover the old indices cancel in addresses where the axes are contiguous in memory.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from arcweld.compiler.expr import Expr, substitute_index
 
 
 def collapse(axes: Sequence[Axis], name: str) -> tuple[Axis, dict[dims.Atom, Dim]]:
-    """One axis over all points of ``axes`` in row-major order, and each index as an expression of the new
-    one.
-    """
+    """One axis over all points of ``axes`` in row-major order, and each old index as an expression of the new one."""
     flat = axis(name, dims.product(a.extent for a in axes))
     table: dict[dims.Atom, Dim] = {}
     inner: Dim = 1
@@ -48,9 +46,7 @@ def rewrite(kernel: Kernel, axes: Mapping[str, tuple[Axis, ...]], table: Mapping
 
 
 def flatten_roles(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
-    """The kernel with each role's axes collapsed to a single axis of the given name; other roles stay as
-    they are.
-    """
+    """The kernel with the axes of each role in ``names`` collapsed to one axis of that name; other roles stay."""
     axes = dict(kernel.axes)
     table: dict[dims.Atom, Dim] = {}
     for role, name in names.items():
@@ -61,12 +57,12 @@ def flatten_roles(kernel: Kernel, names: Mapping[str, str]) -> Kernel:
 
 
 def least(extent: Dim) -> int:
-    """The smallest value that a dimension can take."""
+    """A lower bound of a dimension, 0 if none is known."""
     return dims.bounds(extent)[0] or 0
 
 
 def most(extent: Dim, otherwise: int) -> int:
-    """The largest value that a dimension can take, or ``otherwise`` if it is unbounded."""
+    """An upper bound of a dimension, or ``otherwise`` if none is known."""
     hi = dims.bounds(extent)[1]
     return otherwise if hi is None else hi
 

@@ -10,7 +10,11 @@ _ORDER = (Pointer, Integer, TensorMap)  # in the struct
 
 
 class Params:
-    """Collects the members of a kernel's ``Params`` struct as printing asks for them."""
+    """Collects the members of a kernel's ``Params`` struct as printing asks for them.
+
+    Every method that adds a member returns its C expression (``p.name``), and raises ValueError if another parameter
+    has that name.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -33,29 +37,28 @@ class Params:
         return f"p.{name}"
 
     def scalar(self, name: str, value: Dim) -> str:
-        """A 32-bit integer computed on the host from the dimensions; returns its C expression (a literal if
-        constant)."""
+        """An i32 that the host computes from the dimensions at launch; a constant is no member but a literal."""
         if isinstance(value, int):
             return str(value)
         return self.member(name, value)
 
     def member(self, name: str, value: Dim) -> str:
-        """The same, a struct member even if constant: a loop count that the compiler can't unroll by."""
+        """``scalar``, but a member even if it is constant: a loop count that the compiler must not unroll."""
         return self._add(Integer(name, value), "int")
 
     def tensor_map(self, view: TensorMap[Dim]) -> str:
-        """A TMA descriptor member; returns its C expression."""
+        """A TMA descriptor."""
         return self._add(view, "TensorMap")
 
     def symbol(self, sym: Sym) -> str:
-        """A dimension that is known at launch."""
+        """A symbolic dimension, as an i32."""
         return self._add(Integer(sym.name, var(sym)), "int")
 
     def struct(self) -> str:
-        """The struct's declaration: pointers first, then scalars, then descriptors (64-byte aligned)."""
+        """The C declaration of the struct."""
         lines = [f"  {self._ctypes[p.name]} {p.name};" for p in self.members()]
         return "struct Params {\n" + "\n".join(lines) + "\n};"
 
     def members(self) -> tuple[Parameter[Dim], ...]:
-        """The struct's members in their order."""
+        """The members in the struct's order: pointers, then integers, then TMA descriptors (64-byte aligned)."""
         return tuple(sorted(self._members.values(), key=lambda p: _ORDER.index(type(p))))

@@ -1,7 +1,7 @@
 """Prints expressions as CUDA statements, one scalar or a vector of lanes at a time.
 
-A *lane axis* is the loop index along which a thread handles ``width`` neighbouring elements. Loads that are
-contiguous along it become one vector access, loads that don't depend on it are done once, all others lane by lane.
+The *lane axis* is the axis along which a thread handles ``width`` neighbouring elements, its lanes. A load that is
+contiguous along it becomes one vector access; one that doesn't depend on it is done once; others are done lane by lane.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ VECTOR_BYTES = 16
 
 
 def wide_index(kernel: Kernel) -> bool:
-    """True if some buffer may hold 2**31 elements or more; unbounded dimensions count as fitting, as launches check."""
+    """True if some buffer may hold 2**31 elements or more, so that indices take 64 bits.
+
+    A buffer without an upper bound counts by its lower one: launches check that its elements can be counted in 32 bits.
+    """
     for b in kernel.buffers:
         total: Dim = 1
         for d in b.shape:
@@ -41,7 +44,7 @@ def index_type(kernel: Kernel) -> str:
     return "long long" if wide_index(kernel) else "int"
 
 
-class Kind(Enum):
+class LineKind(Enum):
     """What a printed line is."""
 
     DEFINITION = "definition"  # gives a name to a value or an index
@@ -53,12 +56,13 @@ class Kind(Enum):
 class Line:
     """A line of C; ``value`` is the expression that a definition computes, None for an index."""
 
-    kind: Kind
+    kind: LineKind
     text: str
     value: Expr | None = None
 
     def indented(self, by: str) -> Line:
-        return self if self.kind is Kind.DIRECTIVE else replace(self, text=by + self.text)
+        """The line with ``by`` in front; a directive stays as it is."""
+        return self if self.kind is LineKind.DIRECTIVE else replace(self, text=by + self.text)
 
 
 def texts(lines: Sequence[Line]) -> list[str]:
@@ -67,10 +71,15 @@ def texts(lines: Sequence[Line]) -> list[str]:
 
 
 class Block:
-    """Prints one straight-line block of statements: shared sub-expressions once, vector loads first, then lanes.
+    """Prints one straight-line block of statements: first what all lanes share and vector loads, then the lane loop.
 
-    names      C text of each loop index (for the lane axis: of its first element)
+    Each sub-expression is computed once.
+
+    names      C text of each loop index (for the lane axis: of its first lane)
+    lane       the lane axis' symbol; None: single elements
+    width      lanes of a vector
     variables  C text of each template variable, and whether it is an array over the lanes
+    clamp      the lane axis' extent, where ``width`` need not divide it: lanes past the end compute the last element
     """
 
     def __init__(
@@ -120,7 +129,7 @@ class Block:
         return text
 
     def _at_lane(self, d: Dim) -> Dim:
-        """``d`` in terms of the group of lanes and, inside the lane loop, of the lane."""
+        """``d`` in terms of the vector's number and the lane inside it, which is lane 0 outside the lane loop."""
         if self.lane is None:
             return d
         d = dims.substitute(d, self.lane_table)
@@ -136,7 +145,7 @@ class Block:
         return out
 
     def _terms(self, d: dims.IntExpr) -> list[tuple[bool, list[str]]]:
-        """The terms of a sum: is it subtracted, and the texts of its factors."""
+        """The terms of a sum: whether each is subtracted, and the texts of its factors."""
         found = []
         for m, c in d.terms:
             factors = [self._atom(a) for a, p in m for _ in range(p)]
@@ -151,20 +160,20 @@ class Block:
         return found
 
     def _factor(self, d: Dim) -> str:
-        """``d`` as a factor: in parentheses, unless it is a single one without a sign."""
+        """C text of ``d`` as a factor: in parentheses, unless it is one factor without a sign."""
         if isinstance(d, int):
             return self._poly(d) if d >= 0 else f"({self._poly(d)})"
         (negative, factors), *others = self._terms(d)
         return factors[0] if len(factors) == 1 and not negative and not others else f"({self._poly(d)})"
 
     def _argument(self, d: Dim) -> str:
-        """``d`` as an argument of max or min, both of which need the same type."""
+        """C text of ``d`` as an argument of ``max`` or ``min``, whose arguments must have the same type."""
         long = isinstance(d, int) and abs(d) >= INDEX_LIMIT
         text = self._poly(d)
         return text if self.itype == "int" and not long else f"({self.itype})({text})"
 
     def place(self, pointer: str, offset: Dim, *, laned: bool = False) -> str:
-        """C text of a pointer moved by ``offset`` elements, which are counted before the pointer is touched."""
+        """C text of ``pointer`` plus ``offset`` elements; the offset is summed first, as an integer."""
         saved, self._in_lanes = self._in_lanes, laned
         at = self._at_lane(offset)
         text = self._poly(at)
@@ -192,7 +201,7 @@ class Block:
             return "lane" if self._clamp is None else self._clamped_index()
         if a in self.names:
             return self.names[a]
-        # a product of dimensions must not overflow before it meets an index
+        # widened at once: a product of dimensions may overflow 32 bits before it is added to a 64-bit index
         return f"({self.itype}){self.params.symbol(a)}" if self.itype != "int" else self.params.symbol(a)
 
     def _clamped_index(self) -> str:
@@ -201,7 +210,7 @@ class Block:
             assert self._clamp is not None
             bound = Block(self.params, {})._poly(self._clamp - 1)
             text = f"const int at = min({self.names[self.lane]} + lane, (int)({bound}));"
-            self._clamped = Line(Kind.DEFINITION, text)
+            self._clamped = Line(LineKind.DEFINITION, text)
         return "at"
 
     def _call_text(self, a: Call) -> str:
@@ -227,7 +236,7 @@ class Block:
         return self._laned[e]
 
     def _compute_laned(self, e: Expr) -> bool:
-        """The answer for ``e`` where those for all that it is computed from are known."""
+        """``is_laned(e)``, where the answers for everything that ``e`` is computed from are known."""
         if e.op == "var":
             return self.variables[e.attr][1]
         if any(self._laned[a] for a in e.args):
@@ -240,7 +249,10 @@ class Block:
         return False
 
     def contiguous(self, buffer: Buffer, coords: Sequence[Dim]) -> Dim | None:
-        """The aligned flat offset of lane 0 if the lanes are neighbours in memory, else None."""
+        """The flat element offset of lane 0, if the lanes are contiguous and it is aligned for a vector; else None.
+
+        Vectors of more than 16 bytes are moved in pieces of 16, so 16 bytes are the alignment that they need.
+        """
         assert self.lane is not None
         if self._clamp is not None or self.width & (self.width - 1):
             return None
@@ -252,9 +264,9 @@ class Block:
         return base if dims.is_multiple(base, chunk) else None
 
     def uniform(self, e: Expr) -> Expr:
-        """``e`` with tests of indices that come out the same for all lanes written without the lane.
+        """``e`` with those tests of indices that have one outcome for all lanes written without the lane.
 
-        ``8*q + lane < 32`` is ``q < 4``: a vector is then read or left out as a whole.
+        ``8*q + lane < 32`` becomes ``q < 4``: a masked vector is then read as a whole, or not at all.
         """
         return e if self.lane is None else transform(e, self._uniform_test, self._uniform)
 
@@ -272,18 +284,18 @@ class Block:
     def _define(self, ctype: str, text: str, laned: bool, prefix: str = "t", value: Expr | None = None) -> str:
         name = f"{prefix}{self._count}"
         self._count += 1
-        line = Line(Kind.DEFINITION, f"const {ctype} {name} = {text};", value)
+        line = Line(LineKind.DEFINITION, f"const {ctype} {name} = {text};", value)
         (self._lane_lines if laned else self.lines).append(line)
         return name
 
     def value(self, e: Expr) -> str:
-        """C text of ``e``: a literal or a name defined by earlier lines (inside the lane loop if it is laned)."""
+        """C text of ``e``: a literal, or a name that earlier lines define (in the lane loop, if lanes differ)."""
         for x in postorder([e], self._printed_operands, self._done):
             self._done[x] = self._print(x)
         return self._done[e]
 
     def _printed_operands(self, e: Expr) -> Sequence[Expr]:
-        """The operands that become names of their own: those of arithmetic on indices are part of one text."""
+        """The operands that get names of their own; arithmetic on indices is printed as one text instead."""
         return () if _is_of_indices(e) else e.args
 
     def _print(self, e: Expr) -> str:
@@ -340,15 +352,14 @@ class Block:
     # ----- whole blocks
 
     def lines_so_far(self, sinks: Sequence[str] = (), pre: Sequence[str] = ()) -> list[Line]:
-        """All lines that are not printed yet. ``pre`` (declarations) come before the lane loop, ``sinks`` are the last
-        lines inside it."""
+        """The lines since the last call. ``pre`` come before the lane loop, ``sinks`` are the last lines inside it."""
         clamped = [] if self._clamped is None else [self._clamped]
         body = [*clamped, *self._lane_lines, *_actions(sinks)]
         out = [*self.lines, *_actions(pre)]
         if self.lane is None:
             out += body
         elif body:
-            out += [Line(Kind.DIRECTIVE, "#pragma unroll")]
+            out += [Line(LineKind.DIRECTIVE, "#pragma unroll")]
             out += _actions([f"for (int lane = 0; lane < {self.width}; ++lane) {{"])
             out += [*(line.indented("  ") for line in body), *_actions(["}"])]
         self.lines, self._lane_lines, self._clamped = [], [], None
@@ -360,7 +371,7 @@ class Block:
 
 
 def _actions(text: Sequence[str]) -> list[Line]:
-    return [Line(Kind.ACTION, t) for t in text]
+    return [Line(LineKind.ACTION, t) for t in text]
 
 
 def _is_of_indices(e: Expr) -> bool:
@@ -385,10 +396,10 @@ def from_compute(dtype: DType, text: str) -> str:
 
 
 def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[Line]:
-    """Statements that compute and store every output: one vector store each where lanes are neighbours in memory.
+    """The statements that compute and store every output, by vector stores where the lanes are contiguous in memory.
 
-    ``guard`` turns ``lane`` into a condition text for axes whose extent the width does not divide: stores are then
-    scalar.
+    ``guard`` is given where the width does not divide the lane axis' extent: the C condition under which the lane of a
+    given text exists. All stores are then scalar.
     """
     pre: list[str] = []
     sinks: list[str] = []

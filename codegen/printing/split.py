@@ -1,6 +1,6 @@
-"""Expressions cut by what they depend on, so that a loop nest computes each part once, where it changes.
+"""Splits expressions by the axes that they depend on, so that a loop nest computes each part where it changes.
 
-An epilogue over rows and columns reads a bias for each column, a scale for each row, a residual for each element.
+In an epilogue over rows and columns, a bias depends on the column, a scale on the row, and a residual on both.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from arcweld.compiler.expr import Expr, coordinates, rebuild, variable, walk
 class Split:
     """An expression in three parts.
 
-    columns  variable -> what depends on no row: one value a column
-    rows     variable -> what depends on rows, but on no column: one value a row
-    body     the expression in terms of these variables, of its own ones, and of what depends on both
+    columns  variable -> a part that depends on no row: one value for each column
+    rows     variable -> a part that depends on rows, but on no column: one value for each row
+    body     the expression in terms of these variables, of the template's own, and of what depends on both
     """
 
     columns: Mapping[str, Expr]
@@ -45,9 +45,9 @@ def dependence(roots: Sequence[Expr]) -> dict[Expr, frozenset[Sym | str]]:
 def split_by_axes(expr: Expr, *, rows: Collection[Sym], columns: Collection[Sym]) -> Split:
     """``expr`` with its largest sub-expressions that depend on columns only, or on rows only, as variables.
 
-    What depends on neither counts as a column's, constants aside, which stay where they are. Template variables (the
-    sums) depend on both. The variables are ``column0, column1, …`` and ``row0, row1, …``; equal sub-expressions share
-    one. Putting the parts in for the variables gives ``expr`` again.
+    What depends on neither counts as a column's; constants stay where they are. Template variables (the sums) depend
+    on both. The new variables are ``column0, column1, …`` and ``row0, row1, …``; equal sub-expressions share one.
+    Substituting the parts for the variables gives ``expr`` again.
     """
     depends = dependence([expr])
 

@@ -1,4 +1,4 @@
-"""Tests of indices: as sign tests, which let a vector of lanes share one comparison, and as they are printed."""
+"""Comparisons of indices: as tests of a sign, which all lanes of a vector may share, and as C text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SWAPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 def index_difference(e: Expr) -> Dim | None:
-    """The left side of a test of indices less the right side; None for other expressions."""
+    """Left side minus right side of a comparison of integer indices; None for any other expression."""
     if e.op not in COMPARE or any(a.op not in ("index", "const") or a.dtype.is_float for a in e.args):
         return None
     a, b = (int(x.attr) if x.op == "const" else x.attr for x in e.args)
@@ -23,7 +23,10 @@ def index_difference(e: Expr) -> Dim | None:
 
 
 def two_sides(difference: Dim, op: str) -> tuple[Dim, str, Dim]:
-    """``difference op 0`` as (left, C operator, right): no minus signs, no common factor, a constant on the right."""
+    """``difference op 0`` as (left, C operator, right).
+
+    Neither side has a minus sign, their common factor is divided out, and a constant side is the right one.
+    """
     terms = dict(dims.terms_of(difference))
     common = math.gcd(*terms.values()) or 1
     left = dims.make({m: c // common for m, c in terms.items() if c > 0})
@@ -35,7 +38,10 @@ def two_sides(difference: Dim, op: str) -> tuple[Dim, str, Dim]:
 
 
 def below_zero(e: Expr) -> Dim | None:
-    """The index expression that is negative exactly where the test ``e`` holds; None for other expressions."""
+    """The index expression that is negative exactly where the comparison ``e`` holds.
+
+    None for ``eq``, ``ne``, indices read at run time, and expressions that are no comparison of indices.
+    """
     difference = index_difference(e) if e.op in ("lt", "le", "gt", "ge") else None
     if difference is None or dims.dynamic_atoms(difference):
         return None
@@ -44,7 +50,7 @@ def below_zero(e: Expr) -> Dim | None:
 
 
 def is_negative(d: Dim) -> Expr:
-    """The test ``d < 0``, with the constant on its own side."""
+    """The comparison ``d < 0``, with the constant of ``d`` on a side of its own."""
     constant = dict(d.terms).get((), 0) if isinstance(d, IntExpr) else d
     rest = d - constant
     if isinstance(rest, IntExpr) and rest.terms[0][1] < 0:

@@ -1,1 +1,1 @@
-"""The kernel templates: loop nests and data movement. Expressions come in through hooks."""
+"""The kernel templates: loop nests and data movement, a folder for each family. Expressions enter through hooks."""

@@ -16,11 +16,14 @@ def _never(kernel: Kernel) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """One way to render a template's kernels.
+    """One algorithm that renders a template's kernels.
 
-    ``arch`` is the least architecture (``sm_80``) or the exact one (``sm_90a``) that it is for; ``supports`` gives the
-    reason why it can't render a kernel, or None; ``tactics`` lists the default first. Where ``defers`` is true of a
-    kernel, the implementations that come later in the template's list are the better untuned choice.
+    name      for logs and errors
+    arch      the least architecture (``sm_80``) or the exact one (``sm_90a``) that it is for
+    render    (kernel, tactic, arch) -> CUDA source; raises only for kernels that it does not support
+    tactics   (kernel, arch) -> tactics, the default first, then what tuning may try
+    supports  (kernel, arch) -> the reason why it can't render the kernel, or None
+    defers    kernel -> True where implementations later in the template's list are expected to be faster
     """
 
     name: str

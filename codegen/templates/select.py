@@ -20,7 +20,7 @@ log = logging.getLogger("arcweld.codegen")
 
 
 def _portable(name: str, module: ModuleType) -> Implementation:
-    """A template's module as the one implementation that it has, for every architecture."""
+    """A module with ``render_<name>``, ``tactics`` and ``supports`` as an implementation for every architecture."""
     return Implementation(name, "sm_80", getattr(module, f"render_{name}"), module.tactics, module.supports)
 
 
@@ -37,13 +37,16 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
 
 
 def implementations(kernel: Kernel, arch: str) -> list[Implementation]:
-    """Those that can render ``kernel`` for ``arch``, best first."""
+    """The implementations that can render ``kernel`` for ``arch``, best first."""
     fitting = [i for i in IMPLEMENTATIONS[kernel.template] if i.fits(kernel, arch)]
     return sorted(fitting, key=lambda i: i.defers(kernel))  # stable: else in the order of the list
 
 
 def select(kernel: Kernel, arch: str) -> KernelSource:
-    """The untuned choice for ``arch``. Raises UnsupportedError with every implementation's reason if there is none."""
+    """The kernel by the best implementation and its default tactic, without measuring.
+
+    Raises UnsupportedError, with every implementation's reason, if none can render it for ``arch``.
+    """
     found = implementations(kernel, arch)
     if not found:
         reasons = [f"{i.name}: {i.supports(kernel, arch)}" for i in IMPLEMENTATIONS[kernel.template]]
@@ -55,8 +58,10 @@ def select(kernel: Kernel, arch: str) -> KernelSource:
 
 
 def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
-    """The distinct sources that serve all of ``archs``: a portable one, and one for each exact architecture with its
-    own."""
+    """The distinct sources that serve all of ``archs``: a portable one for sm_80 and newer, then those for exact ones.
+
+    Raises UnsupportedError as ``select`` does.
+    """
     portable = select(kernel, "sm_80")
     chosen = {portable.source: portable}
     for arch in archs:
@@ -67,8 +72,11 @@ def sources(kernel: Kernel, archs: Sequence[str]) -> tuple[KernelSource, ...]:
 
 
 def alternatives(kernel: Kernel, source: KernelSource) -> Iterator[list[KernelSource]]:
-    """What may take the place of ``source``, best first: other tactics for its architecture, then, for a source of one
-    exact architecture, what portable implementations make for that architecture only. Rendered when asked for."""
+    """Groups of sources that may replace ``source``, best first, each rendered when it is asked for.
+
+    First other tactics for its architecture. Then, for a source of one exact architecture, the portable
+    implementations' sources, marked for that architecture only.
+    """
     fitting = implementations(kernel, source.arch)
     found = {source.source: source}
     for group in ([i for i in fitting if i.arch == source.arch], [i for i in fitting if i.arch != source.arch]):

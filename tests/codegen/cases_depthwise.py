@@ -1,4 +1,4 @@
-"""Kernels for the depthwise template: strides, padding, dilation, 1 to 3 spatial axes, odd channels, fused ends."""
+"""Kernels for the depthwise implementation: strides, padding, dilation, 1 to 3 spatial axes, odd channels, fused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels for the gemv template: 1 to 8 rows, both storage orders of the matrix, narrow types, fused ends, batches."""
+"""Kernels for the gemv implementation: 1 to 8 rows, both orders of the matrix, narrow types, batches, fused ends."""
 
 from __future__ import annotations
 

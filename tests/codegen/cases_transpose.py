@@ -1,4 +1,4 @@
-"""Kernels for the transpose template: permutations of every rank, fused pointwise work, element sizes from
+"""Kernels for the transpose implementation: permutations of every rank, fused pointwise work, element sizes from
 1 to 8 bytes.
 """
 

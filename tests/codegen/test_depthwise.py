@@ -1,4 +1,4 @@
-"""The depthwise template against numpy, on the checked simulator, and through NVRTC."""
+"""The depthwise implementation against numpy, on the checked simulator, and through NVRTC."""
 
 from __future__ import annotations
 

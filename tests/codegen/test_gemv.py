@@ -1,4 +1,4 @@
-"""The gemv template against numpy, on the checked simulator, and through NVRTC."""
+"""The gemv implementation against numpy, on the checked simulator, and through NVRTC."""
 
 from __future__ import annotations
 

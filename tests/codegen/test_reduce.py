@@ -42,25 +42,25 @@ def test_case_compiles(case: Case) -> None:
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4), mask=st.integers(0, 15), seed=st.integers(0, 99),
     combine=st.sampled_from(["sum", "max", "argmin"]), dtype=st.sampled_from([DType.F32, DType.F16, DType.I32]),
-    variant=st.sampled_from(["row", "column"]), lanes=st.sampled_from([1, 4, 32]),
+    direction=st.sampled_from(["row", "column"]), lanes=st.sampled_from([1, 4, 32]),
 )  # fmt: skip
 def test_any_shape_any_axes(
-    shape: list[int], mask: int, combine: str, dtype: DType, variant: str, lanes: int, seed: int
+    shape: list[int], mask: int, combine: str, dtype: DType, direction: str, lanes: int, seed: int
 ) -> None:
     axes = tuple(n for n in range(len(shape)) if mask >> n & 1)
     if combine == "argmin" and not axes:
         axes = (0,)
     x = random(np.random.default_rng(seed), shape, dtype)
     kernel = cases_reduce.reduce_kernel(shape, axes, combine, dtype)
-    source = render_reduce(kernel, ReduceTactic(variant, lanes=lanes, outputs=32), "sm_80")
+    source = render_reduce(kernel, ReduceTactic(direction, lanes=lanes, outputs=32), "sm_80")
     got = run_kernel(source, kernel, {"in0": x}, seed=seed)
     assert_close(kernel, got, {"out0": cases_reduce.reduced(x, axes, combine)}, slack=4)
 
 
-def test_the_variant_follows_the_contiguous_axis() -> None:
-    for axes, variant in (((1,), "row"), ((0,), "column")):
+def test_the_direction_follows_the_contiguous_axis() -> None:
+    for axes, direction in (((1,), "row"), ((0,), "column")):
         kernel = cases_reduce.reduce_kernel((64, 512), axes, "sum", DType.F16)
-        assert tactics(kernel, "sm_80")[0].variant == variant
+        assert tactics(kernel, "sm_80")[0].direction == direction
         assert "load_vec<8>" in render_reduce(kernel, tactics(kernel, "sm_80")[0], "sm_80").source
 
 

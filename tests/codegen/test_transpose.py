@@ -1,4 +1,4 @@
-"""The transpose template against numpy, on the checked simulator, and through NVRTC."""
+"""The transpose implementation against numpy, on the checked simulator, and through NVRTC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, at, matches, put, random
 
 from arcweld.codegen.kernel import Buffer, Kernel, axis
-from arcweld.codegen.templates.pointwise.transpose import plan, render_transpose, supports, tactics
+from arcweld.codegen.templates.pointwise.transpose import render_transpose, supports, tactics, tiling
 from arcweld.compiler.dtypes import DType
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime" / "sim"))
@@ -63,7 +63,7 @@ def test_any_permutation(shape: list[int], order: object, dtype: DType, seed: in
 
 def test_both_sides_move_vectors_and_axes_merge() -> None:
     kernel = permute_kernel((8, 56, 56, 64), (0, 3, 1, 2), DType.F16)
-    p = plan(kernel)
+    p = tiling(kernel)
     assert not isinstance(p, str)
     assert (p.outer.extent, p.a.extent, p.b.extent) == (8, 56 * 56, 64)
     text = render_transpose(kernel, tactics(kernel, "sm_80")[0], "sm_80").source

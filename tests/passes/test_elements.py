@@ -16,7 +16,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.reference import run_reference
 from arcweld.passes.common import Tracker
-from arcweld.passes.elements import ALWAYS, NEVER, Elements, Formula
+from arcweld.passes.elements import ALWAYS, NEVER, ClosedForm, Elements
 
 N = build("input %x: i64[n]\noutput %x").inputs[0].shape[0]
 
@@ -29,13 +29,13 @@ def tracked(graph: Graph) -> Tracker:
     return rw
 
 
-def formula_of(text: str, name: str = "y") -> Formula | None:
+def formula_of(text: str, name: str = "y") -> ClosedForm | None:
     graph = build(text)
     (value,) = [v for v in graph.values() if v.name == name]
-    return Elements(tracked(graph)).formula(value)
+    return Elements(tracked(graph)).closed_form(value)
 
 
-def values_of(formula: Formula, shape: tuple[int, ...], bound: dict[str, int]) -> np.ndarray:
+def values_of(formula: ClosedForm, shape: tuple[int, ...], bound: dict[str, int]) -> np.ndarray:
     """The formula at every coordinate."""
     out = np.zeros(shape, np.bool_ if isinstance(formula, frozenset) else np.int64)
     for at in np.ndindex(*shape):
@@ -125,7 +125,7 @@ def test_constants_with_a_rule() -> None:
         rw = tracked(build("input %x: f32[1]\n%y = Neg(%x)\noutput %y"))
         dtype = {"b": DType.BOOL, "f": DType.F32}.get(array.dtype.kind, DType.I64)
         value = rw.constant(array.astype(dtype.numpy), dtype, "c")
-        got = Elements(rw).formula(value)
+        got = Elements(rw).closed_form(value)
         assert (got is not None) == known, array
         if got is not None:
             np.testing.assert_array_equal(values_of(got, array.shape, {}), array)
@@ -146,7 +146,7 @@ def test_random_graphs(seed: int, n: int) -> None:
     values = run_reference(graph, {"x": np.random.default_rng(seed % 100).integers(-3, 4, n)})
     elements = Elements(rw)
     for v in made[1:]:
-        formula = elements.formula(v)
+        formula = elements.closed_form(v)
         if formula is not None:
             want = values[v.name]
             np.testing.assert_array_equal(values_of(formula, want.shape, {"n": n}), want, err_msg=v.name)
@@ -196,6 +196,6 @@ def test_long_chains_of_positions() -> None:
     text = "weight %one: i64[1] data=(1,)\nweight %p0: i64[6] data=(0, 1, 2, 3, 4, 5)\n" + "\n".join(lines)
     graph = build(text + "\noutput %p600\n")
     with shallow_stack():
-        formula = Elements(tracked(graph)).formula(graph.outputs[0])
+        formula = Elements(tracked(graph)).closed_form(graph.outputs[0])
     assert formula is not None
     np.testing.assert_array_equal(values_of(formula, (6,), {}), np.arange(6) + 600)

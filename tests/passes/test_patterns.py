@@ -6,7 +6,7 @@ import pytest
 from pass_tools import body, build, check, lines, ops, run
 
 from arcweld.compiler.options import Options
-from arcweld.passes.patterns import Algebra, Call, Name, parse_formula
+from arcweld.passes.patterns import Algebra, Name, Operation, parse_formula
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 
@@ -284,7 +284,7 @@ def test_formulas_are_normalised() -> None:
     assert (a.is_sum, a.constant) == (False, 0.5)
     assert {type(t) for t, _ in a.terms} == {Name, Algebra}
     assert parse_formula("x * x * x") == parse_formula("x ** 3")
-    assert parse_formula("Clip(x, min=0, max=None)") == Call("Clip", (Name("x"),), (("min", 0.0), ("max", None)))
+    assert parse_formula("Clip(x, min=0, max=None)") == Operation("Clip", (Name("x"),), (("min", 0.0), ("max", None)))
 
 
 @pytest.mark.parametrize("text", ["x @ y", "lambda: 0", "[x]", "f(*x)"])

@@ -1,6 +1,4 @@
-"""Attention on the ordinary pipelines: exact f32 or f64, any head size up to 256, any operand
-expressions.
-"""
+"""Attention on the ordinary arithmetic units: f32 or f64, any head size up to 256, any operand expressions."""
 
 from __future__ import annotations
 
@@ -12,26 +10,25 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.attention import mma
-from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, source
+from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
-USUAL_SYMBOLIC = 512
-SHARED_ON_SM = 200 * 1024
-# of one multiprocessor: multiply-adds and bytes from the L2 cache in a cycle; cycles until a tile that was
-# asked for arrives
-LANES, L2_BYTES, STEP_LATENCY = 128, 40, 700
+USUAL_SYMBOLIC = 512  # queries or keys that estimates assume where no upper bound is known
+SHARED_ON_SM = 200 * 1024  # bytes of shared memory that the blocks of one multiprocessor have together
+LANES, L2_BYTES = 128, 40  # of one multiprocessor in a cycle: multiply-adds, and bytes from the L2 cache
+STEP_LATENCY = 700  # cycles from the request for a tile to its arrival
 
 
 @dataclass(frozen=True, slots=True)
 class FfmaTactic:
-    """A block of ``threads`` computes ``threads // across * row_tile`` queries, ``across * key_tile`` keys
-    at a time.
+    """A block computes ``threads // across * row_tile`` queries, over tiles of ``across * key_tile`` keys.
 
     across    threads that share a query, a power of two up to 32
     row_tile  queries of a thread
-    key_tile  keys of a thread in each step
+    key_tile  keys of a tile that a thread computes
+    threads   threads of a block
     """
 
     implementation: ClassVar[str] = "ffma"
@@ -43,10 +40,8 @@ class FfmaTactic:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Extents and pitches (elements) of the shared arrays, and offsets in elements from the start of shared
-    memory.
-    """
+class FfmaLayout:
+    """Extents of a block's tiles, and pitches and offsets of the arrays in shared memory, all in elements."""
 
     rows: int
     keys: int
@@ -61,8 +56,11 @@ class Layout:
     total: int
 
 
-def layout(a: Attention, t: FfmaTactic) -> Layout:
-    """Pitches are odd multiples of 16 bytes (f32), so that a column of vectors meets all banks."""
+def layout(a: Attention, t: FfmaTactic) -> FfmaLayout:
+    """The layout of shared memory: queries, keys, values, probabilities.
+
+    Pitches are odd multiples of four elements (16 bytes of f32): a column of such vectors is spread over all banks.
+    """
     rows, keys = t.threads // t.across * t.row_tile, t.across * t.key_tile
     depth = -(-a.size // 4) * 4
     groups = -(-a.value_size // (4 * t.across))
@@ -72,16 +70,16 @@ def layout(a: Attention, t: FfmaTactic) -> Layout:
     k_at = rows * k_pitch
     v_at = k_at + keys * k_pitch
     p_at = v_at + keys * v_pitch
-    return Layout(rows, keys, depth, groups, k_pitch, v_pitch, p_pitch, k_at, v_at, p_at, p_at + rows * p_pitch)
+    return FfmaLayout(rows, keys, depth, groups, k_pitch, v_pitch, p_pitch, k_at, v_at, p_at, p_at + rows * p_pitch)
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """The reason why the kernel is left to tensor cores, or None."""
+    """The reason why the kernel is left to tensor cores, or None. It can render every kernel of the template."""
     return "tensor cores take f16 and bf16" if mma.supports(kernel, arch) is None else None
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
-    """The largest tiles that fit and still fill the card first."""
+    """The best six of the tiles that fit into shared memory, by estimated time."""
     a = parts(kernel)
     spreads = (8, 16, 32) if a.value_size <= 128 else (16, 32)
     choices = [
@@ -96,9 +94,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[FfmaTactic, ...]:
 
 
 def estimated_cycles(a: Attention, t: FfmaTactic) -> float:
-    """Time of the busiest multiprocessor: blocks that share it hide each other's waits, not each other's
-    arithmetic.
-    """
+    """Cycles of the busiest multiprocessor. Blocks that run on it at once overlap their waits, not their arithmetic."""
     tile = layout(a, t)
     blocks = most(a.heads, 16) * -(-most(a.s.extent, USUAL_SYMBOLIC) // tile.rows)
     steps = -(-most(a.t.extent, USUAL_SYMBOLIC) // tile.keys)
@@ -114,18 +110,18 @@ def estimated_cycles(a: Attention, t: FfmaTactic) -> float:
 
 
 def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
-    """Renders for any architecture."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     a = parts(kernel)
     tile, hooks = layout(a, tactic), Hooks(kernel)
-    sources = [source(a, hooks, role, a.ctype) for role in ("k", "v")]
-    hooked = {s.role: 4 for s in sources if not s.is_async}
+    transfers = [transfer(a, hooks, role, a.ctype) for role in ("k", "v")]
+    hooked = {s.role: 4 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 4, **hooked, "mask": 1, "out": 4})
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, tile.rows)
     return render(
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size, a=a, tactic=tactic, layout=tile,
-        sources=sources, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
+        transfers=transfers, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         scale=repr(a.scale * LOG2E), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
         keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),

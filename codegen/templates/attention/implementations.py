@@ -1,6 +1,7 @@
 """The attention template: ``softmax(scale * q k^T + mask) v`` in one pass over the keys, never storing the scores.
 
-Roles, attributes and the meaning of masks stand in ``attention.parts``.
+The softmax is online (Milakov and Gimelshein, 2018), in tiles as in FlashAttention (Dao et al., 2022). Roles,
+attributes and the meaning of masks are documented in ``attention.parts``.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from arcweld.codegen.templates.implementation import Implementation
 
 
 def _fills_the_card(kernel: Kernel) -> bool:
-    """True if there are enough queries for blocks of 64 on every multiprocessor."""
+    """True if there are at least 64 queries, and a block of 64 queries for every multiprocessor."""
     a = parts(kernel)
     queries = most(a.s.extent, 512)
     return queries >= 64 and most(a.heads, 16) * -(-queries // 64) >= SMS
 
 
 def _supports(own: Callable[[Kernel, str], str | None]) -> Callable[[Kernel, str], str | None]:
-    """The reason why no implementation takes a kernel, or ``own``: that of one of them."""
+    """``supports`` of an implementation: the reason why none can render a kernel, else the one that ``own`` gives."""
     return lambda kernel, arch: unsupported(kernel) or own(kernel, arch)
 
 

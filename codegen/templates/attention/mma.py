@@ -1,8 +1,8 @@
 """Attention for f16 and bf16 on tensor cores (``mma.sync``, sm_80 and newer).
 
-A warp computes 16 queries; the warps of a block share tiles of keys and values, and may also split the keys
-of a tile, each with a softmax of its own, merged at the end. Keys and values come by asynchronous copies
-where they lie in memory as they are needed, through the load hooks otherwise.
+A warp computes 16 queries. The warps of a block share tiles of keys and values; they may also split the keys of a tile,
+each with an online softmax of its own, which are merged at the end. Keys and values that are stored as they are
+multiplied come by asynchronous copies, others through load hooks.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import render
-from arcweld.codegen.templates.attention.parts import LOG2E, Attention, grouped, parts, print_hooks, source
+from arcweld.codegen.templates.attention.parts import LOG2E, Attention, grouped, parts, print_hooks, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
-USUAL_SYMBOLIC = 512
-REGISTER_HEAD_SIZE = 128
-FEW_QUERIES = 64
+USUAL_SYMBOLIC = 512  # queries or keys that are assumed where no upper bound is known
+REGISTER_HEAD_SIZE = 128  # the largest head size of queries that stay in registers
+FEW_QUERIES = 64  # up to so many, the queries of heads that share keys are computed together
 
+# (query_warps, key_warps, keys, stages), best first: for many queries, for at most 16, and for those in between
 _LONG = ((4, 1, 64, 2), (4, 1, 32, 3), (8, 1, 64, 2), (4, 1, 64, 3), (2, 2, 32, 2), (2, 1, 32, 2), (4, 1, 32, 2))
 _DECODE = ((1, 8, 16, 2), (1, 4, 32, 2), (1, 8, 16, 1), (1, 4, 16, 4), (1, 4, 32, 1), (1, 4, 16, 2), (1, 2, 32, 2))
 _SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16, 4), (1, 2, 32, 2), (2, 2, 16, 2))
@@ -30,7 +31,14 @@ _SHORT = ((2, 2, 64, 1), (1, 4, 32, 1), (2, 4, 32, 2), (2, 2, 32, 2), (1, 4, 16,
 
 @dataclass(frozen=True, slots=True)
 class MmaTactic:
-    """``query_warps`` x ``key_warps`` warps; each takes ``keys`` keys of a tile; a ring of ``stages`` tiles."""
+    """How a block divides queries and keys.
+
+    query_warps  warps along the queries, 16 each
+    key_warps    warps along the keys of a tile
+    keys         keys of a tile that one warp takes
+    stages       pipeline stages: tiles of keys and values in shared memory
+    grouped      lay the query heads that share keys and values along the query axis
+    """
 
     implementation: ClassVar[str] = "mma"
 
@@ -42,9 +50,10 @@ class MmaTactic:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Extents, and pitches in elements: rows of an odd number of 16-byte pieces keep ldmatrix free of bank
-    conflicts.
+class MmaLayout:
+    """Extents of a block's tiles and pitches in elements; ``ring_at`` and ``bytes`` in bytes of shared memory.
+
+    Rows are an odd number of 16-byte pieces, so that ldmatrix meets no bank conflicts.
     """
 
     rows: int
@@ -58,8 +67,8 @@ class Layout:
     bytes: int
 
 
-def layout(a: Attention, t: MmaTactic) -> Layout:
-    """Queries of a large head size go through shared memory, others stay in registers."""
+def layout(a: Attention, t: MmaTactic) -> MmaLayout:
+    """The layout of shared memory: queries of a large head size, then the ring; merging reuses both."""
     rows, tile = 16 * t.query_warps, t.keys * t.key_warps
     depth, value_depth = -(-a.size // 16) * 16, -(-a.value_size // 16) * 16
     k_pitch, v_pitch = depth + 8, value_depth + 8
@@ -68,7 +77,7 @@ def layout(a: Attention, t: MmaTactic) -> Layout:
     stage = tile * (k_pitch + v_pitch) * 2
     warps = t.query_warps * t.key_warps
     merge = warps * (value_depth // 8 + 1) * 512 if t.key_warps > 1 else 0
-    return Layout(
+    return MmaLayout(
         rows,
         tile,
         depth,
@@ -91,7 +100,7 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[MmaTactic, ...]:
-    """Blocks of 64 queries where there are enough of them; else smaller ones whose warps split the keys."""
+    """Tactics from the fixed lists that fit: many queries take large blocks, few take blocks that split the keys."""
     packed = grouped(kernel)
     few = packed is not None and most(packed.axes["s"][0].extent, USUAL_SYMBOLIC) <= FEW_QUERIES
     a = parts(packed if packed is not None and few else kernel)
@@ -109,7 +118,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[MmaTactic, ...]:
 
 
 def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
-    """Renders for sm_80 and newer."""
+    """The kernel's CUDA source, the same for every ``arch``. Raises ValueError if ``grouped`` finds no groups."""
     packed = grouped(kernel) if tactic.grouped else kernel
     if packed is None:
         raise ValueError("no query heads share their keys and values")
@@ -117,15 +126,15 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
     element = DType(kernel.attrs["precision"])
-    sources = [source(a, hooks, role, element) for role in ("k", "v")]
-    hooked = {s.role: 8 for s in sources if not s.is_async}
+    transfers = [transfer(a, hooks, role, element) for role in ("k", "v")]
+    hooked = {s.role: 8 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, **hooked, "mask": 2, "out": 2})
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, space.rows)
     return render(
         "attention/mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes, a=a, tactic=tactic,
-        layout=space, hooks=printed, sources=sources, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
+        layout=space, hooks=printed, transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
         fold=a.mask_kind == "none" and a.scale > 0, group=_group(space.value_depth // 8),
         tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),
         queries=scalar("query_count", a.s.extent), keys=scalar("key_count", a.t.extent),
@@ -134,5 +143,5 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
 
 
 def _group(tiles: int) -> int:
-    """Output fragments that one tensor core step handles: the largest even divisor up to 8."""
+    """Output fragments that are multiplied together: the largest of 8, 6, 4, 2 that divides their number."""
     return max(n for n in (2, 4, 6, 8) if tiles % n == 0)

@@ -1,10 +1,11 @@
 """What the implementations of attention share: a kernel's operands by role, and the hooks that all of them print.
 
-Roles: axes ``b h s t d dv`` (batch, head, query, key, head size of q and k, head size of v; one each);
-loads ``q`` (b h s d), ``k`` (b h t d), ``v`` (b h t dv) and possibly ``mask`` (b h s t), float (added to
-the scores) or bool (True: attend); attrs ``scale``, ``causal`` (key j is visible to query i when j <= i +
-``causal_offset``, 0 if not given); stores over b h s dv with the variable ``acc``. A query that may attend
-to no key gives zeros.
+Roles: axes ``b h s t d dv``, one each: batch, head, query, key, head size of q and k, head size of v. Loads ``q`` over
+b h s d, ``k`` over b h t d, ``v`` over b h t dv, and possibly ``mask`` over b h s t: floats are added to the scores, of
+bools true means that the query attends to the key. Stores over b h s dv with the variable ``acc``.
+
+Attributes: ``scale``; ``causal`` (query i attends to keys j <= i + ``causal_offset``, which is 0 if absent);
+``precision``. A query that attends to no key gives zeros.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention kernel's parts. ``mask_kind`` is ``none``, ``add`` or ``bool``."""
+    """An attention kernel's parts.
+
+    mask_kind  ``none``, ``add`` or ``bool``
+    period     0, or where the heads of a group follow one another on the query axis, the queries of one head
+    """
 
     kernel: Kernel
     b: Axis
@@ -41,7 +46,7 @@ class Attention:
     scale: float
     causal: bool
     causal_offset: Dim
-    period: int  # of the query axis: 0, or where the heads of a group follow one another on it, the queries of one head
+    period: int
 
     @property
     def size(self) -> int:
@@ -57,11 +62,12 @@ class Attention:
 
     @property
     def ctype(self) -> DType:
-        """The type that the ordinary pipelines compute in."""
+        """The type that the ordinary arithmetic units compute in: f32 or f64."""
         return self.kernel.loads["q"].dtype
 
     @property
     def heads(self) -> Dim:
+        """The number of heads in all batches."""
         return self.b.extent * self.h.extent
 
     @property
@@ -81,10 +87,10 @@ def parts(kernel: Kernel) -> Attention:
 
 
 def grouped(kernel: Kernel) -> Kernel | None:
-    """The kernel with the query heads that share keys and values laid along the query axis, or None if
-    there are none.
+    """The kernel with the query heads that share keys and values laid along the query axis (grouped-query attention).
 
-    The keys are then read once for the whole group, which is what counts when there are few queries.
+    The keys are then read once for the whole group, which counts when there are few queries. None if no heads share
+    keys, or if an extent is not constant.
     """
     h, s = kernel.axes["h"][0], kernel.axes["s"][0]
     shared = shared_heads(kernel, "k")
@@ -103,7 +109,7 @@ def grouped(kernel: Kernel) -> Kernel | None:
 
 
 def shared_heads(kernel: Kernel, role: str) -> dims.Call | None:
-    """The expression ``floordiv(h, g)``, if the operand uses the head index in that way."""
+    """The expression ``floordiv(h, g)`` by which the operand is read, if g query heads share it; else None."""
     for e in loads([kernel.loads[role]]):
         for coord in e.attr[2]:
             for a in dims.atoms(coord):
@@ -129,7 +135,7 @@ def unsupported(kernel: Kernel) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PrintedHooks:
-    """Device functions for q, k, v, the mask and the result, and how many elements each handles at once."""
+    """The hooks' texts, and the lanes of an access of q, k, v, the mask and the result."""
 
     functions: tuple[str, ...]
     q: int
@@ -140,9 +146,11 @@ class PrintedHooks:
 
 
 def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHooks:
-    """``load_q/load_k(p, b, h, s|t, d, out)``, ``load_v(p, b, h, t, e, out)``, ``load_mask(p, b, h, s, t,
-    out)``, ``store_out(p, b, h, s, e, acc)``, each with the widest vector that its accesses and ``widest``
-    allow.
+    """The hooks of an implementation.
+
+    ``load_q(p, b, h, s, d, out)``, ``load_k(p, b, h, t, d, out)``, ``load_v(p, b, h, t, e, out)``,
+    ``load_mask(p, b, h, s, t, out)`` and ``store_out(p, b, h, s, e, acc)``. ``widest`` says which of them are wanted,
+    and the most lanes of each.
     """
     lead = [("b", a.b.sym), ("h", a.h.sym)]
     spans = {
@@ -169,9 +177,12 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """How an operand's rows reach shared memory: by ``cp_async16`` of ``per`` elements from ``row0`` with
-    ``stride``, or by the load hook.
+class Transfer:
+    """How the rows of keys or values reach shared memory: by asynchronous copies, or through the load hook.
+
+    stride    C text of the elements between rows
+    per       elements of a copy of 16 bytes
+    function  the text of the function that gives the address of row 0
     """
 
     role: str
@@ -181,8 +192,8 @@ class Source:
     function: str
 
 
-def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
-    """Asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
+def transfer(a: Attention, hooks: Hooks, role: str, element: DType) -> Transfer:
+    """The transfer of an operand: asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
     lane, per = (a.d if role == "k" else a.dv), 16 // element.size
     plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
     if (
@@ -193,7 +204,7 @@ def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
         or not dims.is_multiple(plain.strides[a.t.sym], per)
         or not dims.is_multiple(plain.offset, per)
     ):
-        return Source(role, False, "", per, "")
+        return Transfer(role, False, "", per, "")
     block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
     row = block.place(hooks.params.buffer(plain.buffer.name), plain.offset)
     arguments = f"const Params& p, {block.itype} b, {block.itype} h"
@@ -201,4 +212,4 @@ def source(a: Attention, hooks: Hooks, role: str, element: DType) -> Source:
     body = [*block.finish([]), f"  return {row};", "}"]
     stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
     wide = "" if block.itype == "int" else f"({block.itype})"
-    return Source(role, True, wide + stride, per, "\n".join([head, *body]))
+    return Transfer(role, True, wide + stride, per, "\n".join([head, *body]))

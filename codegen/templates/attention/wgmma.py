@@ -1,9 +1,8 @@
-"""Attention for Hopper: wgmma on tiles that TMA brings to shared memory, for f16 and bf16
-operands that lie in memory as they are needed.
+"""Attention on Hopper's tensor cores: ``wgmma`` (PTX ISA) on tiles of f16 or bf16 that TMA copies to shared memory.
 
-One thread keeps rings of key and value tiles filled; each other warpgroup computes 64 queries, the scores
-in registers. With ``overlap`` the scores of the next tile are computed under the softmax of this one; with
-``ping_pong`` two warpgroups take turns on the tensor cores.
+One thread fills rings of key and value tiles; every other warpgroup computes 64 queries, with the scores in registers.
+The two ways of overlapping are those of FlashAttention-3 (Shah et al., 2024): with ``overlap``, the scores of the next
+tile are computed during the softmax of this one; with ``ping_pong``, two warpgroups take turns on the tensor cores.
 """
 
 from __future__ import annotations
@@ -24,15 +23,22 @@ from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 MOST_HEAD_SIZE = 128
-MASKED_KEYS = 64
-USUAL_SYMBOLIC = 512
-CAUSAL_HEADS = 8
+MASKED_KEYS = 64  # the most keys of a tile with a mask, whose values take registers
+USUAL_SYMBOLIC = 512  # keys that are assumed where no upper bound is known
+CAUSAL_HEADS = 8  # heads whose tiles are computed side by side with a causal mask, longest first
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionWgmmaTactic:
-    """``groups`` warpgroups of 64 queries; tiles of ``keys`` keys, ``stages`` of them in flight; ``blocks``
-    on each multiprocessor, which ``persistent`` ones share out among them.
+    """How a block divides its work.
+
+    groups      warpgroups that multiply, with 64 queries each
+    keys        keys of a tile
+    stages      pipeline stages: tiles of keys, and of values, in shared memory
+    overlap     compute the next tile's scores during this tile's softmax
+    ping_pong   let two warpgroups take turns on the tensor cores
+    persistent  as many blocks as run at once, each of which takes several tiles of queries
+    blocks      blocks that run on a multiprocessor at once
     """
 
     implementation: ClassVar[str] = "wgmma"
@@ -47,20 +53,20 @@ class AttentionWgmmaTactic:
 
     @property
     def registers(self) -> tuple[int, int]:
-        """Registers of a thread that loads and of one that multiplies, (0, 0) where they need not be shared
-        out.
-        """
+        """Registers (setmaxnreg) of a thread that loads and of one that multiplies; (0, 0): as the compiler has it."""
         return {1: (0, 0), 2: (24, 240), 3: (32, 160)}[self.groups]
 
     @property
     def threads(self) -> int:
+        """Threads of a block: the warpgroups that multiply, and a warp or (for setmaxnreg) warpgroup that loads."""
         return 128 * self.groups + (128 if self.registers[0] else 32)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Bytes. Every operand is stored as chunks of 64 columns (128-byte swizzled lines), one after the
-    other.
+class WgmmaLayout:
+    """Sizes and offsets in bytes of shared memory; depths in elements.
+
+    An operand is stored as chunks of 64 columns, one after the other, in lines of 128 bytes that TMA swizzles.
     """
 
     depth: int
@@ -78,17 +84,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """An operand behind a TMA descriptor of four dimensions, and the C text of its head and batch
-    coordinates.
-    """
+    """An operand that TMA fetches: a descriptor of four dimensions, and C texts of its head and batch coordinates."""
 
     view: TensorMap[Dim]
     head: str
     batch: str
 
 
-def layout(a: Attention, t: AttentionWgmmaTactic) -> Layout:
-    """Queries first, then the rings of keys and of values, then the barriers."""
+def layout(a: Attention, t: AttentionWgmmaTactic) -> WgmmaLayout:
+    """The layout of shared memory: queries, the rings of keys and of values, mbarriers."""
     chunks, value_chunks = -(-a.size // 64), -(-a.value_size // 64)
     q, k, v = chunks * 64 * 128, chunks * t.keys * 128, value_chunks * t.keys * 128
     k_at = t.groups * q
@@ -96,7 +100,7 @@ def layout(a: Attention, t: AttentionWgmmaTactic) -> Layout:
     barriers_at = v_at + t.stages * v
     depth, value_depth = -(-a.size // 16) * 16, -(-a.value_size // 16) * 16
     total = barriers_at + 16 * t.groups + 32 * t.stages
-    return Layout(depth, value_depth, chunks, value_chunks, q, k, v, k_at, v_at, barriers_at, total)
+    return WgmmaLayout(depth, value_depth, chunks, value_chunks, q, k, v, k_at, v_at, barriers_at, total)
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
@@ -113,14 +117,17 @@ def supports(kernel: Kernel, arch: str) -> str | None:
     if not dims.is_nonneg(a.t.extent - 1):
         return "there may be no keys, which no descriptor can say"
     for role in ("q", "k", "v"):
-        problem = _map_problem(a, role)
-        if problem is not None:
-            return f"{role}: {problem}"
+        reason = _map_refusal(a, role)
+        if reason is not None:
+            return f"{role}: {reason}"
     return None
 
 
 def _plain(a: Attention, role: str) -> tuple[Plain | None, Axis]:
-    """The operand as an affine load over batch, head, row and column; heads may be those of the keys."""
+    """The operand as an affine load over batch, head, row and column, or None; and its head axis.
+
+    Where query heads share keys and values, that is the axis of the latter's heads.
+    """
     e, head = a.kernel.loads[role], a.h
     row, lane = (a.s if role == "q" else a.t), (a.dv if role == "v" else a.d)
     shared = shared_heads(a.kernel, role)
@@ -131,8 +138,8 @@ def _plain(a: Attention, role: str) -> tuple[Plain | None, Axis]:
     return plain_load(a.kernel, e, [a.b.sym, head.sym, row.sym, lane.sym]), head
 
 
-def _map_problem(a: Attention, role: str) -> str | None:
-    """Why TMA can't fetch the operand, or None."""
+def _map_refusal(a: Attention, role: str) -> str | None:
+    """The reason why TMA can't fetch the operand, or None."""
     plain, head = _plain(a, role)
     if plain is None:
         return "not a plain load with constant strides"
@@ -170,7 +177,7 @@ def _mapped(a: Attention, role: str, rows: int) -> Mapped:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[AttentionWgmmaTactic, ...]:
-    """Large problems: two or three warpgroups a block; small ones: several blocks of one warpgroup."""
+    """Tactics that fit. Many keys: blocks of two or three warpgroups first; few: several blocks of one warpgroup."""
     a = parts(kernel)
     keys = most(a.t.extent, USUAL_SYMBOLIC)
     crowd, take_turns = 3 if a.mask is None else 2, not a.causal
@@ -204,13 +211,13 @@ def tactics(kernel: Kernel, arch: str) -> tuple[AttentionWgmmaTactic, ...]:
 
 
 def _least_waste(keys: int, choices: list[AttentionWgmmaTactic]) -> int:
-    """The choice whose tiles overshoot the keys least, and of equals the one with most keys a step."""
+    """The position of the choice whose last tile has the fewest absent keys; of equals, the one with larger tiles."""
     overshoot = [(-(-keys // t.keys) * t.keys - keys, -t.keys) for t in choices]
     return overshoot.index(min(overshoot))
 
 
 def render_wgmma(kernel: Kernel, tactic: AttentionWgmmaTactic, arch: str) -> KernelSource:
-    """Renders for sm_90a."""
+    """The kernel's CUDA source, for sm_90a."""
     a, hooks = parts(kernel), Hooks(kernel)
     space = layout(a, tactic)
     printed = print_hooks(a, hooks, {"mask": 2, "out": 2})

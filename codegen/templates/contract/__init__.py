@@ -1,1 +1,1 @@
-"""Matrix products: on ordinary pipelines, on tensor cores (mma, wgmma), and by streaming a weight (gemv)."""
+"""Matrix products: on the FP32 and FP64 units (ffma), on tensor cores (mma, wgmma), and with few rows (gemv)."""

@@ -1,4 +1,4 @@
-"""The contraction on ordinary arithmetic units: exact f32, and f64 and integers by the same loop nest."""
+"""Matrix products on the ordinary arithmetic units: exact f32, and f64 and integers by the same loop nest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arcweld.codegen.templates.contract.problem import Operand, Problem, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
 from arcweld.compiler import dims
 
-# tile, tile of a thread, and the share of peak it reaches once the card is full
+# rows and columns of a block's tile, then of a thread's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 8, 8, 1.0),
     (128, 64, 8, 4, 0.85),
@@ -30,12 +30,12 @@ MAX_WIDTH = 4
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """None: this implementation takes every contraction of numbers."""
+    """None for every product of floats or integers; the reason for bools."""
     return None if problem.acc.is_float or problem.acc.is_int else f"no product of {problem.acc.value} values"
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
-    """Tiles in the order of their estimated time."""
+    """The tiles that fit into shared memory, by estimated time, each with one or more k-groups."""
     limit = 64 * 64 if problem.acc.size > 4 else 128 * 128
 
     ranked = [
@@ -48,18 +48,21 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
 
 
 def shared_bytes(t: ContractTactic, size: int) -> int:
-    """Shared memory of every k-group's two buffers, or of the sums that they exchange if that is more."""
+    """Bytes of shared memory: every k-group's two buffers, or the sums that they exchange if that is more.
+
+    ``size``: bytes of an element.
+    """
     pad = 2 * (16 // size)
     return max(t.split * 2 * t.bk * (t.bm + t.bn + pad), (t.split - 1) * t.bm * t.bn) * size
 
 
 def narrowed(operand: Operand) -> Operand:
-    """The operand read at most ``MAX_WIDTH`` lanes at a time."""
+    """The operand with at most ``MAX_WIDTH`` lanes in an access."""
     return replace(operand, width=min(operand.width, MAX_WIDTH))
 
 
 def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSource:
-    """Renders for any architecture; ``arch`` only names the least one."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     a, b = narrowed(problem.a), narrowed(problem.b)
     width = min(problem.store_width(), t.tn, 16 // problem.acc.size)
@@ -79,13 +82,13 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
 
 
 def load_hook(hooks: Hooks, problem: Problem, fn: str, operand: Operand) -> str:
-    """The operand as ``fn(p, b, row, k, out)``."""
+    """The text of the load hook ``fn(p, b, row, k, out)`` for an operand, which gives ``operand.width`` lanes."""
     args = [("b", problem.batch.sym), ("row", operand.row.sym), ("k", problem.k.sym)]
     lane = problem.k.sym if operand.along_k else operand.row.sym
     return hooks.load(fn, operand.expr, args, lane=lane, width=operand.width)
 
 
 def store_hook(hooks: Hooks, problem: Problem, width: int) -> str:
-    """The epilogue as ``store_out(p, b, m, n)(acc)`` over ``width`` columns, which divides their number."""
+    """The text of the epilogue ``store_out(p, b, m, n)(acc)`` of ``width`` columns, which must divide their number."""
     args = [("b", problem.batch.sym), ("m", problem.m.sym), ("n", problem.n.sym)]
     return epilogue_hook(hooks, problem.stores, args, problem.n.sym, width, problem.acc)

@@ -1,7 +1,7 @@
-"""The gemv template: contractions with at most eight rows, where reading ``b`` is all the time there is.
+"""Matrix products with at most eight rows (gemv), whose time is that of reading ``b``.
 
-Roles as in ``contract``. Every element of ``b`` is read once, in 16-byte pieces, by threads that share out k; partial
-sums meet in warp shuffles and then in shared memory. The products are exact in f32 whatever the operands' storage.
+Every element of ``b`` is read once, in pieces of 16 bytes. Threads share out k; their partial sums are added by warp
+shuffles and then in shared memory. Products and sums are f32, whatever type the operands are stored in.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ WARPS = 8
 class GemvTactic:
     """How the block's warps share the work.
 
-    columns  where ``b`` is contiguous along k: columns of each warp; where along n: lanes side by side in n
+    columns  columns of a warp if ``b`` is contiguous along k; lanes of a warp side by side in n if along n
     split    warps that share out k (the others take other columns)
-    batch    pieces of each column (or row of k) that a thread has in flight
+    batch    loads of each column (or row of k) that a thread has in flight
+    early    as in ``ContractTactic``
     """
 
     columns: int
@@ -39,7 +40,7 @@ class GemvTactic:
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this template can't compute the problem, or None."""
+    """The reason why this implementation can't compute the problem, or None."""
     if not isinstance(problem.m.extent, int) or problem.m.extent > MAX_ROWS:
         return f"{problem.m.extent} rows, of at most {MAX_ROWS}"
     return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
@@ -51,7 +52,7 @@ def block_columns(b: Operand, t: GemvTactic) -> int:
 
 
 def tactics(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
-    """Enough blocks to fill the card once, with as little sharing of k as that allows; then the neighbours."""
+    """All combinations of columns and k-splits, by estimated cost."""
     if not problem.b.along_k:
         found = [GemvTactic(lanes, WARPS, batch) for batch in (4, 8) for lanes in (4, 8, 2)]
     else:
@@ -62,7 +63,7 @@ def tactics(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
 
 
 def _cost(problem: Problem, t: GemvTactic, arch: str) -> float:
-    """Bytes that the busiest multiprocessor reads, in units of what all read at once, plus the cost of meeting."""
+    """Bytes that the busiest multiprocessor reads, relative to an even share, plus the cost of adding partial sums."""
     n, k = likely(problem.n.extent), likely(problem.k.extent)
     blocks = -(-n // block_columns(problem.b, t)) * likely(problem.batch.extent)
     rounds = -(-blocks // multiprocessors(arch)) / (blocks / multiprocessors(arch))
@@ -72,14 +73,14 @@ def _cost(problem: Problem, t: GemvTactic, arch: str) -> float:
 
 
 def narrowed(operand: Operand, width: int, along_k: bool) -> Operand:
-    """``a`` as the loop reads it: along k like ``b``, or one element at a time."""
+    """``a`` as the loop reads it: along k with at most ``width`` lanes, or one element at a time."""
     if not along_k:
         return replace(operand, along_k=True, width=1)
     return replace(operand, along_k=True, width=min(operand.width, width) if operand.along_k else 1)
 
 
 def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
-    """Renders for any architecture; ``arch`` only names the least one."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     kernel, hooks, b = problem.kernel, Hooks(problem.kernel), problem.b
     a = narrowed(problem.a, b.width, b.along_k)
     columns, rows = block_columns(b, t), problem.m.extent

@@ -1,8 +1,9 @@
-"""The contract template: every matrix product, with what is fused before and after it, by one of several algorithms.
+"""The contract template: matrix products ``acc[b, m, n] = sum over k of a[b, m, k] * b[b, k, n]``, fused on both sides.
 
-Roles: axes batch (0+), m, n, k (1+ each); loads ``a`` over batch, m, k and ``b`` over batch, k, n; stores over
-batch, m, n with the variable ``acc``. attrs: ``precision`` (``fp32``: exact; ``tf32``, ``tf32x3``, ``f16``, ``bf16``:
-tensor cores with f32 accumulation), ``b_is_weight`` (``b`` does not depend on an earlier kernel of the launch list).
+Roles: axes ``batch`` (any number), ``m``, ``n``, ``k`` (one or more each); loads ``a`` over batch, m, k and ``b`` over
+batch, k, n; stores over batch, m, n with the variable ``acc``. Attributes: ``precision`` (``fp32``: exact products;
+``tf32``, ``tf32x3``, ``f16``, ``bf16``: tensor cores with f32 accumulation), ``b_is_weight`` (``b`` depends on no
+earlier kernel, so it may be read before the predecessor ends).
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from arcweld.codegen.templates.implementation import Implementation
 
 
 class Algorithm(Protocol):
-    """A module that computes problems in normal form."""
+    """A module that computes products in normal form. As an ``Implementation``, but of problems instead of kernels."""
 
     ARCH: str
 
-    def supports(self, problem: Problem, arch: str) -> str | None: ...
+    def supports(self, problem: Problem, arch: str) -> str | None:
+        """The reason why it can't compute the problem, or None."""
 
-    def tactics(self, problem: Problem, arch: str) -> tuple[Any, ...]: ...
+    def tactics(self, problem: Problem, arch: str) -> tuple[Any, ...]:
+        """The tactics for a supported problem, the default first."""
 
-    def render_problem(self, problem: Problem, tactic: Any, arch: str) -> KernelSource: ...
+    def render_problem(self, problem: Problem, tactic: Any, arch: str) -> KernelSource:
+        """The CUDA source for a supported problem."""
 
 
 # best first
@@ -41,7 +45,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:
-    """Every algorithm, as implementations of a template whose kernels ``normal`` brings to normal form."""
+    """One implementation for each algorithm, of a template whose kernels ``normal`` brings to normal form."""
     return tuple(_implementation(name, algorithm, normal) for name, algorithm in ALGORITHMS.items())
 
 

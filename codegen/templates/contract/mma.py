@@ -1,7 +1,7 @@
-"""The contraction on tensor cores by ``mma.sync``: f16, bf16 and tf32 operands on sm_80 and everything after it.
+"""Matrix products on tensor cores by ``mma.sync`` (PTX ISA): f16, bf16 and tf32 operands, for sm_80 and newer.
 
-``tf32x3`` splits each f32 operand in two tf32 numbers and adds three products: nearly f32's accuracy (2**-21 of each
-product is lost), at a third of tf32's rate.
+``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
+product is about 2**-21, nearly that of f32, at a third of tf32's rate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from arcweld.compiler.dtypes import DType
 
 ARCH = "sm_80"
 ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
-# tile, tile of a warp, and the share of peak it reaches once the card is full
+# rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
     (128, 64, 64, 32, 0.8),
@@ -31,11 +31,11 @@ TILES = (
     (32, 32, 16, 16, 0.25),
     (16, 64, 16, 16, 0.2),
 )
-STAGE_BYTES = 128  # of each line along k, where the tiles are small enough
+STAGE_BYTES = 128  # of k that one stage holds for each row and column; half of it for large tiles
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this implementation can't compute the problem, or None."""
+    """The reason why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
     if precision not in ELEMENTS:
         return f"precision {precision} is not one of {', '.join(ELEMENTS)}"
@@ -48,7 +48,7 @@ def element_of(problem: Problem) -> DType:
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
-    """Tiles in the order of their estimated time."""
+    """The tiles that fit into shared memory, by estimated time; then variants of the best."""
     size = element_of(problem).size
 
     ranked = []
@@ -65,19 +65,22 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
 
 
 def tensor_operand(operand: Operand, element: DType) -> Operand:
-    """The operand as this implementation reads it: bytes are copied only if they are of the multiplied type already."""
+    """The operand as this implementation reads it: copied as it is only if it is stored as ``element``."""
     width = min(operand.width, 16 // element.size)
     return replace(operand, width=width, copyable=operand.copyable and operand.storage is element)
 
 
 def shared_bytes(t: ContractTactic, size: int) -> int:
-    """Shared memory of the pipelines, or of the scratch after them if that is more."""
+    """Bytes of shared memory: the k-groups' pipelines, or the epilogue's and the exchange's scratch if that is more.
+
+    ``size``: bytes of an element.
+    """
     scratch = max(t.workers * 16 * (t.tn + 8), (t.split - 1) * t.bm * t.bn) * 4
     return max(t.split * t.stages * (t.bm + t.bn) * t.bk * size, scratch)
 
 
 def operand_hook(hooks: Hooks, problem: Problem, name: str, operand: Operand) -> str:
-    """``address_<name>`` for operands that are copied, ``load_<name>`` for all others."""
+    """The text of ``address_<name>`` for an operand that is copied as it is, of ``load_<name>`` for any other."""
     if not operand.copyable:
         return load_hook(hooks, problem, f"load_{name}", operand)
     args = [("b", problem.batch.sym), ("row", operand.row.sym), ("k", problem.k.sym)]
@@ -86,7 +89,7 @@ def operand_hook(hooks: Hooks, problem: Problem, name: str, operand: Operand) ->
 
 
 def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSource:
-    """Renders for sm_80 and later; ``arch`` only names the least one."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     element = element_of(problem)
     a, b = tensor_operand(problem.a, element), tensor_operand(problem.b, element)

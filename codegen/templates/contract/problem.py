@@ -1,7 +1,7 @@
-"""A contraction in normal form: one batch, row, column and reduction index each, and how each operand is best read.
+"""Matrix products in normal form: one index each for batch, row, column and k, and the best way to read each operand.
 
-``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``; several axes of one role become one flat index, whose
-quotients and remainders cancel wherever the axes are adjacent in memory.
+``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``. Several axes of one role are flattened to one index, whose
+quotients and remainders cancel in addresses where the axes are contiguous in memory.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads, substitute_index, walk
 
-COPY_BYTES = 16
+COPY_BYTES = 16  # of one asynchronous copy
 NEAR = 24  # elements between neighbouring rows, up to which a warp's accesses share cache lines
-UNKNOWN_EXTENT = 512
+UNKNOWN_EXTENT = 512  # of a dimension without an upper bound
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """How a template reads ``a`` or ``b``.
+    """How an implementation reads ``a`` or ``b``.
 
-    along_k   neighbouring lanes of an access differ in k (else in the row: m for ``a``, n for ``b``)
-    width     lanes of one access through the load hook: 1, 2, 4 or 8, dividing the lane axis' extent
-    storage   the loaded type if the operand is nothing but one load (perhaps masked), else None
-    copyable  16 aligned neighbouring bytes can be copied as they are (all of them masked alike)
-    by_rows   accesses of one element: neighbouring threads had better take neighbouring rows than neighbouring k
+    row       the axis beside k: m for ``a``, n for ``b``
+    along_k   neighbouring lanes of an access differ in k; else in the row
+    width     lanes of one access through the load hook: 1, 2, 4 or 8; divides the lane axis' extent
+    storage   the loaded type if the operand is just one load (perhaps masked), else None
+    copyable  16 contiguous, aligned bytes can be copied as they are, with one mask for all of them
+    by_rows   with accesses of one element, neighbouring threads should take neighbouring rows, not neighbouring k
     """
 
     expr: Expr
@@ -56,7 +57,10 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The normal form of a ``contract`` kernel (or of a ``conv`` seen as one)."""
+    """The normal form of a ``contract`` kernel, or of a ``conv`` kernel as a matrix product.
+
+    ``stores`` are in terms of the flat indices; ``acc`` is the type of the sums.
+    """
 
     kernel: Kernel
     batch: Axis
@@ -70,30 +74,34 @@ class Problem:
 
     @property
     def itype(self) -> str:
-        """C type of a row index and of everything that addresses memory."""
+        """C type of indices and addresses: ``int`` or ``long long``."""
         return index_type(self.kernel)
 
     def epilogue_reads(self) -> int:
-        """How many loads of the epilogue differ from row to row: residuals and the like, but no bias."""
+        """The number of loads in the epilogue that depend on the row: a residual does, a bias does not."""
         found = loads([s.value for s in self.stores])
         return sum(dims.mentions(_offset(self.kernel, x), self.m.sym) for x in found)
 
     def rows_together(self, columns: int, width: int) -> int:
-        """Accesses whose operands a lane reads before it stores any, in an epilogue of 16 x ``columns``.
+        """How many accesses of an epilogue over 16 x ``columns`` a thread reads for before it stores the first.
 
-        Several hide each other's latency where rows read operands of their own; elsewhere they only cost registers.
+        Where the epilogue reads operands for each row, such reads overlap; elsewhere they would only cost registers.
         """
         return min(columns // width // 2, 4) if self.epilogue_reads() else 1
 
     def store_width(self) -> int:
-        """Neighbouring columns that the epilogue hook handles at once; divides the number of columns."""
+        """Neighbouring columns of one access of the epilogue; divides their number."""
         return vector_width(self.kernel, self.n.extent, [s.value for s in self.stores], self.stores, self.n.sym)
 
 
 def problem_of(
     kernel: Kernel, roles: Sequence[Sequence[Axis]] | None = None, a_role: str = "a", b_role: str = "b"
 ) -> Problem:
-    """The normal form; ``roles`` are the axes of batch, m, n, k (default: the kernel's axes of those names)."""
+    """The normal form of a kernel.
+
+    ``roles``: the axes that become batch, m, n and k; None: the kernel's axes of those names. ``a_role`` and ``b_role``
+    name the operands' loads.
+    """
     if roles is None:
         if "problem" not in kernel.memo:
             named = [kernel.axes.get(r, ()) for r in ("batch", "m", "n", "k")]
@@ -117,7 +125,11 @@ def problem_of(
 
 
 def conv_problem(kernel: Kernel) -> Problem:
-    """A ``conv`` kernel as a contraction: batch = g, m = n and out, n = co; k = tap and ci, in the order read wider."""
+    """A ``conv`` kernel as a matrix product (implicit GEMM).
+
+    Groups are the batch, rows are the output pixels of all images, columns the output channels of a group. k runs over
+    taps and input channels, in the order in which the input is read in wider accesses.
+    """
     if "conv_problem" not in kernel.memo:
         kernel.memo["conv_problem"] = _conv_problem(kernel)
     found: Problem = kernel.memo["conv_problem"]
@@ -146,7 +158,7 @@ def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
 
 
 def _stride(kernel: Kernel, e: Expr, along: Axis, other: Axis) -> int:
-    """How many elements apart the accesses of neighbouring ``along`` typically lie: the median over a few places."""
+    """Elements between the accesses at neighbouring indices of ``along``: the median over five places."""
     found = max(loads([e]), key=lambda x: len(dims.free_symbols(_offset(kernel, x))), default=None)
     if found is None or dims.dynamic_atoms(_offset(kernel, found)):
         return UNKNOWN_EXTENT
@@ -183,9 +195,10 @@ def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
 
 
 def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym) -> str:
-    """``bool fn(const Params& p, int b, int row, int k, const T*& at)``: where 16 bytes of a copyable operand lie.
+    """The text of ``bool fn(const Params& p, int b, int row, int k, const T*& at)`` for a copyable operand.
 
-    Returns false where the mask is; ``at`` is then the buffer's start, which is valid but not to be read.
+    ``at`` becomes the address of 16 bytes. The function returns false where the mask is false; ``at`` is then the
+    buffer's start, a valid address whose data must not be used.
     """
     name, storage, coords = operand.expr.attr
     block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES // storage.size)
@@ -203,13 +216,13 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
 
 
 def extent(hooks: Hooks, name: str, value: Dim) -> str:
-    """C text of an extent as contract.cuh takes it: a type that holds a constant, or the launch parameter ``name``."""
+    """C text of an extent for contract.cuh: ``Known<…>()`` of a constant, or ``Parameter{…}`` of a launch parameter."""
     text = hooks.params.scalar(name, value)
     return f"Known<{text}>()" if isinstance(value, int) else f"Parameter{{{text}}}"
 
 
 def likely(extent: Dim) -> int:
-    """A number to plan with, at least 1: the extent itself, for a symbolic one its upper bound or a moderate guess."""
+    """The extent that estimates assume, at least 1: of a symbolic one its upper bound, or else a guess."""
     if isinstance(extent, int):
         return max(extent, 1)
     lo, hi = dims.bounds(extent)

@@ -1,4 +1,7 @@
-"""The contraction on Hopper's tensor cores: wgmma from shared memory that TMA fills, for plain 16-bit operands."""
+"""Matrix products on Hopper's tensor cores: ``wgmma`` (PTX ISA) on tiles that TMA copies to shared memory.
+
+Both operands must be single loads of f16 or bf16 that a TMA descriptor can describe.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,33 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
-BK = 64  # one 128-byte swizzled line of 16-bit elements
-TMA_ALIGN = 16
-# tiles: rows are a multiple of 64, one warpgroup each; columns a multiple of 16
+BK = 64  # elements of k in a stage: one 128-byte swizzled line of 16-bit elements
+TMA_ALIGN = 16  # bytes: of addresses and strides (CUDA Driver API, cuTensorMapEncodeTiled)
+# rows and columns of a block's tile: a warpgroup multiplies 64 rows; columns are a multiple of 16
 TILES = (
     (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
     (128, 256), (192, 128), (256, 128),
 )  # fmt: skip
 MACS = 3000  # multiply-adds of a multiprocessor in a cycle
 L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
-TILE_CYCLES = 1000  # cycles that a tile costs beside its products: its first loads and its epilogue
+TILE_CYCLES = 1000  # cycles of a tile beside its products: its first loads and its epilogue
 REGISTERS = 65536  # registers of a multiprocessor
 MOST_REGISTERS = 255  # registers that a thread can have
-READ_REGISTERS = 24  # registers that a thread needs for each access whose operands it reads before it stores
-SPLITS = (1, 2, 4, 8)  # blocks of a cluster that may share out k
-MEETING_CYCLES = 900  # cycles in which the blocks of a cluster add up their sums
-MIN_STEPS = 4  # steps of k = 64 that make a block of a cluster worth while
+READ_REGISTERS = 24  # registers of a thread for each epilogue access that is read for before the first store
+SPLITS = (1, 2, 4, 8)  # blocks of a cluster among which k may be shared out
+CLUSTER_SUM_CYCLES = 900  # cycles in which the blocks of a cluster add their sums, beside the transfer
+MIN_STEPS = 4  # the least stages of k for each block of a cluster
 
 
 @dataclass(frozen=True, slots=True)
 class ContractWgmmaTactic:
-    """Tile, stages of k = 64 in flight, and how the tiles fall to blocks.
+    """How one matrix product is divided among blocks.
 
-    blocks  at most so many blocks, each taking several tiles; 0: one tile each
-    split   blocks that share out the k of one tile: a cluster, whose last block adds up (needs ``blocks`` 0)
+    bm, bn  rows and columns of a tile
+    stages  pipeline stages of k = 64
+    blocks  the most blocks of a persistent kernel, each of which takes several tiles; 0: one block for each tile
+    early   as in ``ContractTactic``
+    split   blocks of a cluster that share out the k of one tile; the last one adds their sums (needs ``blocks`` 0)
     """
 
     bm: int
@@ -55,22 +61,25 @@ class ContractWgmmaTactic:
 
     @property
     def chunk(self) -> int:
-        """Columns of one pass of the epilogue."""
+        """Columns of one pass of the epilogue: the most of 64, 32, 16 that divide ``bn``."""
         return next(c for c in (64, 32, 16) if self.bn % c == 0)
 
     @property
     def threads(self) -> int:
-        """One warpgroup for 64 rows, and the warp that loads."""
+        """Threads of a block: a warpgroup of 128 for each 64 rows, and one warp that loads."""
         return 2 * self.bm + 32
 
     @property
     def spare_registers(self) -> int:
-        """Registers of a thread beside its sums: warps get theirs in fours, and in steps of 8."""
+        """Registers that a thread has beside its sums.
+
+        They are allocated for whole warpgroups of 4 warps, in steps of 8 for each thread.
+        """
         own = REGISTERS // (-(-self.threads // 128) * 128) // 8 * 8
         return min(own, MOST_REGISTERS) - self.bn // 2
 
     def together(self, problem: Problem, width: int) -> int:
-        """Accesses that the epilogue reads ahead: no more than registers are left for."""
+        """Epilogue accesses of ``width`` columns that a thread reads for before it stores, as registers allow."""
         wanted = problem.rows_together(self.chunk, width)
         while wanted > 1 and wanted * READ_REGISTERS > self.spare_registers:
             wanted //= 2
@@ -78,6 +87,7 @@ class ContractWgmmaTactic:
 
     @property
     def shared_bytes(self) -> int:
+        """Bytes of shared memory: the stages, the epilogue's scratch, the sums of a cluster's blocks, and mbarriers."""
         scratch = self.bm // 16 * 16 * (self.chunk + 8) * 4
         exchange = (self.split - 1) * self.bm * self.bn * 4
         return self.stages * (self.bm + self.bn) * 128 + scratch + exchange + 16 * self.stages
@@ -88,7 +98,7 @@ T = TypeVar("T", bound=ContractWgmmaTactic)
 
 @dataclass(frozen=True, slots=True)
 class MappedOperand:
-    """An operand behind a TMA descriptor of ``rank`` dimensions, contiguous along k or along its row axis."""
+    """An operand that TMA fetches: a descriptor of ``rank`` dimensions, contiguous along k or along its row axis."""
 
     view: TensorMap[Dim]
     along_k: bool
@@ -96,7 +106,7 @@ class MappedOperand:
 
 
 def supports(problem: Problem, arch: str) -> str | None:
-    """Why this implementation can't compute the problem, or None."""
+    """The reason why this implementation can't compute the problem, or None."""
     if problem.kernel.attrs.get("precision") not in ("f16", "bf16"):
         return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
     if problem.acc is not DType.F32:
@@ -104,14 +114,14 @@ def supports(problem: Problem, arch: str) -> str | None:
     if not dims.is_nonneg(problem.k.extent - 1):
         return "the depth may be 0, which no descriptor can say"
     for name, operand in (("a", problem.a), ("b", problem.b)):
-        reason = _map_problem(problem, name, operand)
+        reason = _map_refusal(problem, name, operand)
         if reason is not None:
             return f"{name}: {reason}"
     return None
 
 
-def _map_problem(problem: Problem, name: str, operand: Operand) -> str | None:
-    """Why TMA can't fetch the operand, or None."""
+def _map_refusal(problem: Problem, name: str, operand: Operand) -> str | None:
+    """The reason why TMA can't fetch the operand, or None."""
     plain = _plain(problem, operand)
     if plain is None:
         return "not a plain load with constant strides"
@@ -135,7 +145,10 @@ def _plain(problem: Problem, operand: Operand) -> Plain | None:
 
 
 def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> MappedOperand:
-    """The descriptor of a supported operand: boxes of ``box_rows`` x 64 if contiguous along k, else of 64 x 64."""
+    """The descriptor of a supported operand.
+
+    A box is ``box_rows`` rows x 64 of k if the operand is contiguous along k, else 64 x 64.
+    """
     plain = _plain(problem, operand)
     assert plain is not None
     along_k = plain.strides[problem.k.sym] == 1 or problem.k.extent == 1
@@ -153,14 +166,14 @@ def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> Mapp
 
 
 def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
-    """Elements between lines; for a single line any legal number."""
+    """Elements between neighbours along an axis; where that is 0, any number that TMA allows (only one is read)."""
     stride = plain.strides[along.sym]
     per = TMA_ALIGN // plain.buffer.dtype.size
     return dims.ceildiv(inner.extent, per) * per if stride == 0 else stride
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
-    """Tiles in the order of their estimated time, each with the stages that fit; then variants of the best."""
+    """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
     steps = -(-likely(problem.k.extent) // BK)
     n_major = not mapped(problem, problem.b, "b", 8).along_k
     count = multiprocessors(arch)
@@ -172,9 +185,11 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
 
 
 def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
-    """The tile with as many stages as fit, in half of the shared memory if small, so that two blocks run side by side.
+    """The tactics of a tile, each with as many stages as fit: none if two don't.
 
-    Large tiles come as a fixed number of blocks, small ones also with k split over clusters.
+    ``steps``: stages of k in all. A small tile uses half of the shared memory, so that two blocks run on one
+    multiprocessor, and comes with k split over clusters too. A large one is a persistent kernel of ``multiprocessors``
+    blocks.
     """
     small = t.bm + t.bn <= 160
     found = []
@@ -194,10 +209,10 @@ def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
 def ranked(
     found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, multiprocessors: int
 ) -> tuple[T, ...]:
-    """The best few by estimated time; then the best with the launch trigger the other way, and with fewer stages.
+    """The best by estimated time, up to ten; then the best with the other value of ``early``, and with half the stages.
 
-    The first, which untuned builds take, does not split k over a cluster: the gain of that is an estimate, and only a
-    measurement should pick it.
+    ``tiles``: the output tiles of a tactic; ``steps``: stages of k. The first one, which builds without tuning
+    take, does not split k over a cluster: only a measurement should choose that, as its gain is an estimate.
     """
     column_cycles = 8 + 10 * problem.epilogue_reads()
 
@@ -207,11 +222,11 @@ def ranked(
         own = -(-steps // t.split)
         step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
         fill = 300 if t.stages >= min(4, own) else 600
-        meeting = 0 if t.split == 1 else MEETING_CYCLES + t.split * t.bm * t.bn / 64
+        cluster_sum = 0 if t.split == 1 else CLUSTER_SUM_CYCLES + t.split * t.bm * t.bn / 64
         beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
         resident = 1 if t.blocks else min(rounds, SM90_SHARED_LIMIT // t.shared_bytes, 4)
         tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
-        return (rounds * (own * step + beside / resident) + fill + meeting) * tie
+        return (rounds * (own * step + beside / resident) + fill + cluster_sum) * tie
 
     best = sorted(found, key=cycles)[:9]
     best.insert(0, min((t for t in found if t.split == 1), key=cycles))
@@ -220,7 +235,7 @@ def ranked(
 
 
 def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> KernelSource:
-    """Renders for sm_90a."""
+    """The kernel's CUDA source, for sm_90a."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     a = mapped(problem, problem.a, "a", t.bm)
     b = mapped(problem, problem.b, "b", t.bn)

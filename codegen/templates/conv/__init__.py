@@ -1,1 +1,1 @@
-"""Convolutions: as implicit matrix products on the contract family's algorithms, and depthwise."""
+"""Convolutions: as implicit matrix products by the contract family's implementations, and depthwise."""

@@ -1,7 +1,7 @@
-"""The depthwise template: convolutions with one input and one output channel in each group, on their own loop nest.
+"""Depthwise convolutions: one input and one output channel in each group.
 
-Roles as in ``conv``, with ``co`` and ``ci`` of extent 1. A thread takes a few neighbouring channels (one vector where
-channels are innermost) of a few neighbouring pixels along the last spatial axis, and sums over all taps in f32.
+A thread computes neighbouring channels (a vector, where channels are innermost) of neighbouring pixels along the last
+spatial axis, and sums over all taps in f32.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ from arcweld.compiler.expr import Expr, mentions, substitute_index
 
 ARCH = "sm_80"
 MAX_TAPS = 128  # all taps are unrolled
-BUSY = 1 << 19  # outputs that keep every multiprocessor busy with one pixel a thread
+BUSY = 1 << 19  # outputs from which on every multiprocessor is busy with one pixel for each thread
 
 
 @dataclass(frozen=True, slots=True)
 class DepthwiseTactic:
-    """``pixels`` of a thread along the last spatial axis; ``threads`` of a block; ``width`` 0: the widest vector."""
+    """How outputs are divided among threads.
+
+    pixels   neighbouring pixels of a thread along the last spatial axis
+    threads  threads of a block
+    width    neighbouring channels of a thread; 0: as many as the accesses allow
+    early    let the next kernel be launched when this one begins
+    """
 
     pixels: int = 4
     threads: int = 128
@@ -36,7 +42,7 @@ class DepthwiseTactic:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """Why this template can't compute the kernel, or None."""
+    """The reason why this implementation can't render the kernel, or None."""
     if any(a.extent != 1 for role in ("co", "ci") for a in kernel.axes[role]):
         return "a group has more than one input or output channel"
     taps = [a.extent for a in kernel.axes["tap"]]
@@ -53,7 +59,7 @@ def _constant(d: Dim) -> int:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[DepthwiseTactic, ...]:
-    """More pixels a thread the more work there is; the first is the default."""
+    """All combinations; the more outputs there are, the more pixels a thread has in the first ones."""
     work = [a.extent for a in (*kernel.axes["n"], *kernel.axes["out"], *kernel.axes["g"])]
     total = math.prod(w if isinstance(w, int) else 64 for w in work)
     order = (4, 2, 1) if total >= 4 * BUSY else ((2, 4, 1) if total >= BUSY else (1, 2, 4))
@@ -61,9 +67,10 @@ def tactics(kernel: Kernel, arch: str) -> tuple[DepthwiseTactic, ...]:
 
 
 def shared_loads(e: Expr, out: Axis, tap: Axis, stride: int) -> tuple[Expr, Sym] | None:
-    """``e`` as a function of the position ``out * stride + tap``, so that neighbouring pixels share what they load.
+    """``e`` in terms of ``position = out * stride + tap``, and the symbol of that position.
 
-    None if it depends on the two in any other way, as with a dilated filter.
+    Neighbouring pixels of a thread then load each position once. None if ``e`` depends on the two axes in any other
+    way, as with a dilated filter.
     """
     position = Sym("_position", 0, (out.extent - 1) * stride + tap.extent - 1)
     moved = substitute_index(e, {tap.sym: dims.var(position) - out.index * stride})
@@ -71,7 +78,7 @@ def shared_loads(e: Expr, out: Axis, tap: Axis, stride: int) -> tuple[Expr, Sym]
 
 
 def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> KernelSource:
-    """Renders for any architecture; ``arch`` only names the least one."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     hooks, g, outs, taps = Hooks(kernel), kernel.axes["g"][0], kernel.axes["out"], kernel.axes["tap"]
     width = tactic.width or _channels(kernel, g)
     stride = _constant(kernel.attrs["strides"][-1])
@@ -99,13 +106,13 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
 
 
 def _channels(kernel: Kernel, g: Axis) -> int:
-    """Neighbouring channels that one thread handles: as many as the activations allow."""
+    """Neighbouring channels of a thread: as many as the accesses of activations and results allow."""
     values = [kernel.loads["a"], *(s.value for s in kernel.stores)]
     return vector_width(kernel, g.extent, values, kernel.stores, g.sym)
 
 
 def _thread_counts(outs: Sequence[Axis], g: Axis, t: DepthwiseTactic, width: int) -> dict[str, Dim]:
-    """What a thread's index is decoded by, innermost first: groups of channels, runs of pixels, outer spatial axes."""
+    """The extents that a thread's index is divided by, innermost first: channel vectors, pixel runs, outer axes."""
     counts = {"c": dims.ceildiv(g.extent, width), f"o{len(outs) - 1}": dims.ceildiv(outs[-1].extent, t.pixels)}
     counts.update({f"o{i}": outs[i].extent for i in reversed(range(len(outs) - 1))})
     return counts

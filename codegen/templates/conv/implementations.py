@@ -1,8 +1,9 @@
-"""The conv template: convolution as a matrix product whose left operand is gathered, by the algorithms of ``contract``.
+"""The conv template: convolution as a matrix product (implicit GEMM), by the implementations of ``contract``.
 
-Roles: axes n (1), out (1-3 spatial), g (1), co (1, per group), tap (1-3), ci (1, per group); loads ``a`` (masked where
-the window leaves the input) and ``w``; stores over n, out, g, co with the variable ``acc``. Rows are output pixels,
-columns are output channels, k runs over taps and then input channels, groups are the batch.
+Roles: axes ``n`` (1), ``out`` (1 to 3, spatial), ``g`` (1), ``co`` (1, of a group), ``tap`` (1 to 3), ``ci`` (1, of a
+group); loads ``a``, masked where a tap lies in the padding, and ``w``; stores over n, out, g, co with the variable
+``acc``. As a product, rows are output pixels, columns output channels, k runs over taps and input channels, and groups
+are the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from arcweld.codegen.templates.implementation import Implementation
 
 
 def _late(i: Implementation) -> Implementation:
-    """The implementation with the next kernel launched late: one that overlaps a convolution slows it (measured)."""
+    """The implementation with tactics that launch the next kernel late: an overlapping one slows convolutions down."""
 
     def tactics(kernel: Kernel, arch: str) -> tuple[Any, ...]:
         found = i.tactics(kernel, arch)
@@ -29,7 +30,7 @@ def _late(i: Implementation) -> Implementation:
 
 
 def _implementations() -> tuple[Implementation, ...]:
-    """Depthwise; then the contraction's algorithms, with the boxes of ``conv_wgmma`` before the portable ones."""
+    """Depthwise first, then those of ``contract``, with ``conv_wgmma`` in front of the portable ones."""
     own = Implementation("depthwise", "sm_80", depthwise.render_depthwise, depthwise.tactics, depthwise.supports)
     boxes = Implementation(
         "conv_wgmma", conv_wgmma.ARCH, conv_wgmma.render_conv_wgmma, conv_wgmma.tactics, conv_wgmma.supports

@@ -1,4 +1,7 @@
-"""Convolution on Hopper's tensor cores: for each filter tap TMA fetches the shifted box of inputs, zero outside."""
+"""Convolutions on Hopper's tensor cores: for each filter tap, TMA copies a shifted box of the input to shared memory.
+
+A box is a patch of pixels x 64 channels; TMA fills what lies outside of the input, the padding, with zeros.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,14 @@ from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
 TILES = ((64, 32), (64, 64), (64, 128), (128, 32), (128, 64), (128, 128), (128, 256), (192, 128), (256, 64), (256, 128))
-PATCH_ROWS = 64
-MAX_BOX, MAX_STEP = 256, 8  # elements that a TMA box spans in each dimension, and the distance between those it takes
+PATCH_ROWS = 64  # output pixels, at most, of a patch: the rows of a warpgroup
+# the most elements that a TMA box spans in a dimension, and the largest element stride (cuTensorMapEncodeTiled)
+MAX_BOX, MAX_STEP = 256, 8
 
 
 @dataclass(frozen=True, slots=True)
 class ConvWgmmaTactic(ContractWgmmaTactic):
-    """``patch``: images, rows and columns of the output pixels that 64 rows of a tile stand for."""
+    """As ``ContractWgmmaTactic``. ``patch``: images, rows and columns of output pixels in 64 rows of a tile."""
 
     patch: tuple[int, int, int] = (1, 8, 8)
     early: bool = False
@@ -37,13 +41,17 @@ class ConvWgmmaTactic(ContractWgmmaTactic):
 
     @property
     def rows(self) -> int:
-        """Rows of 64 that a patch fills."""
+        """Pixels of a patch, which may be fewer than 64."""
         return math.prod(self.patch)
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """A convolution whose activations TMA can fetch; spatial tuples are (height, width), height 1 in one dimension."""
+    """A convolution whose input TMA can fetch.
+
+    Spatial tuples are (height, width); with one spatial axis the height is 1. ``pads`` are those in front of each axis;
+    ``ci`` are the input channels of a group.
+    """
 
     spatial: int
     images: Dim
@@ -57,16 +65,16 @@ class Geometry:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """Why this implementation can't compute the convolution, or None."""
+    """The reason why this implementation can't render the kernel, or None."""
     if kernel.attrs.get("precision") not in ("f16", "bf16"):
         return f"precision {kernel.attrs.get('precision')} is not f16 or bf16"
     problem = conv_problem(kernel)
     if problem.acc is not DType.F32:
         return f"the accumulator is {problem.acc.value}"
-    return _shape_problem(kernel) or _load_problem(kernel) or _weight_problem(kernel, problem)
+    return _shape_refusal(kernel) or _load_refusal(kernel) or _weight_refusal(kernel, problem)
 
 
-def _shape_problem(kernel: Kernel) -> str | None:
+def _shape_refusal(kernel: Kernel) -> str | None:
     if len(kernel.axes["out"]) > 2:
         return "three spatial axes"
     ci = kernel.axes["ci"][0].extent
@@ -81,8 +89,11 @@ def _shape_problem(kernel: Kernel) -> str | None:
     return "transposed" if kernel.attrs.get("transposed") else None
 
 
-def _load_problem(kernel: Kernel) -> str | None:
-    """The activation must be the input at ``out * stride + tap * dilation - pad``, masked by its own bounds only."""
+def _load_refusal(kernel: Kernel) -> str | None:
+    """The reason why TMA can't fetch the activation, or None.
+
+    It must be the input at ``out * stride + tap * dilation - pad``, with no other mask than the input's bounds.
+    """
     a = kernel.loads["a"]
     if a.op != "load":
         return "the activation is not a plain load"
@@ -115,7 +126,7 @@ def _conjuncts(mask: Expr) -> Iterator[Expr]:
 
 
 def _bound_checks(coords: tuple[Dim, ...], shape: tuple[Dim, ...]) -> Iterator[Expr]:
-    """Every comparison that out-of-bounds zero fill makes superfluous."""
+    """The comparisons that are superfluous where reads out of bounds give zeros."""
     from arcweld.compiler.expr import binary, const, index
 
     for c, size in zip(coords, shape, strict=True):
@@ -123,7 +134,7 @@ def _bound_checks(coords: tuple[Dim, ...], shape: tuple[Dim, ...]) -> Iterator[E
         yield binary("lt", index(c), index(size))
 
 
-def _weight_problem(kernel: Kernel, problem: Problem) -> str | None:
+def _weight_refusal(kernel: Kernel, problem: Problem) -> str | None:
     symbols = [problem.batch.sym, problem.n.sym, problem.k.sym]
     plain = plain_load(kernel, problem.b.expr, symbols)
     if plain is None or plain.offset != 0:
@@ -137,7 +148,7 @@ def _weight_problem(kernel: Kernel, problem: Problem) -> str | None:
 
 
 def geometry(kernel: Kernel) -> Geometry:
-    """The numbers of a supported convolution."""
+    """The geometry of a supported convolution."""
     axes, attrs = kernel.axes, kernel.attrs
     two = len(axes["out"]) == 2
 
@@ -154,12 +165,15 @@ def geometry(kernel: Kernel) -> Geometry:
 
 
 def patches(shape: Geometry, patch: tuple[int, int, int]) -> tuple[Dim, Dim, Dim]:
-    """How many patches cover the images, rows and columns."""
+    """The numbers of patches along images, rows and columns that cover the output."""
     return tuple(dims.ceildiv(d, p) for d, p in zip((shape.images, *shape.out), patch))  # type: ignore[return-value]
 
 
 def best_patch(shape: Geometry) -> tuple[int, int, int]:
-    """Images x rows x columns, at most 64 pixels in a box that TMA takes, covering the output with the fewest."""
+    """The patch (images, rows, columns) of at most 64 pixels that covers the output with the fewest patches.
+
+    Its box must be one that TMA can copy. A default where the output's size is symbolic.
+    """
     if not all(isinstance(d, int) for d in shape.out):
         return (1, 8, 8) if shape.spatial == 2 else (1, 1, min(PATCH_ROWS, MAX_BOX // shape.strides[1]))
     n, h, w = (likely(d) for d in (shape.images, *shape.out))
@@ -175,7 +189,7 @@ def best_patch(shape: Geometry) -> tuple[int, int, int]:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
-    """Tiles in the order of their estimated time; then variants of the best."""
+    """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
     problem, shape, patch = conv_problem(kernel), geometry(kernel), best_patch(geometry(kernel))
     rows = likely(dims.product(patches(shape, patch)))
     columns = likely(kernel.axes["co"][0].extent)
@@ -192,7 +206,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
 
 
 def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
-    """Renders for sm_90a."""
+    """The kernel's CUDA source, for sm_90a."""
     hooks, problem, shape = Hooks(kernel), conv_problem(kernel), geometry(kernel)
     hooks.params.tensor_map(activation_map(kernel, shape, t))
     hooks.params.tensor_map(weight_map(problem, shape, t))
@@ -218,7 +232,10 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
 
 
 def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> TensorMap[Dim]:
-    """The input as channels, columns, rows, images; a box is one patch of every stride-th pixel."""
+    """The descriptor of the input [images, rows, columns, channels]; a box has a patch's pixels and 64 channels.
+
+    Of each spatial axis it takes every stride-th element.
+    """
     name, dtype, _ = kernel.loads["a"].attr
     buffer = kernel.buffer(name)
     sizes, steps = tuple(reversed(buffer.shape)), tuple(reversed(buffer.strides()))
@@ -233,7 +250,7 @@ def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> Tenso
 
 
 def weight_map(problem: Problem, shape: Geometry, t: ConvWgmmaTactic) -> TensorMap[Dim]:
-    """The weights as in channels, taps, out channels; a box is one tap of a tile's columns."""
+    """The descriptor of the weights [out channels, taps, in channels]; a box is one tap of a tile's columns."""
     name, dtype, _ = problem.b.expr.attr
     taps = shape.taps[0] * shape.taps[1]
     columns = problem.n.extent * problem.batch.extent

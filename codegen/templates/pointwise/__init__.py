@@ -1,1 +1,1 @@
-"""One output element from single elements of the operands: pointwise, and transposition through shared memory."""
+"""Elementwise kernels: each thread on its own, or transposing through shared memory."""

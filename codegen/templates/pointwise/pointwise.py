@@ -1,6 +1,7 @@
-"""The pointwise template: every elementwise computation and most data movement, on a flattened iteration space.
+"""The pointwise template: elementwise computation and data movement, over one flat index.
 
-Roles: axes ``out``; no loads; stores over the out axes. Tactic: lanes per thread and threads per block.
+Roles: axes ``out`` (any number); no loads; stores over the out axes. Scatters in place use it too: their stores have
+masks, coordinates read at run time, and reductions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from arcweld.compiler.expr import substitute_dim, substitute_index
 
 @dataclass(frozen=True, slots=True)
 class PointwiseTactic:
-    """``width`` 0 picks the widest vector that the accesses allow."""
+    """``width`` neighbouring elements of a thread (0: as many as the accesses allow); ``threads`` of a block."""
 
     width: int = 0
     threads: int = 256
@@ -29,12 +30,12 @@ def tactics(kernel: Kernel, arch: str) -> tuple[PointwiseTactic, ...]:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """Everything: this is the template of last resort."""
+    """None: it renders every kernel of the template."""
     return None
 
 
 def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
-    """The stores over one flat index; loop indices become quotients and remainders, which mostly cancel."""
+    """One axis over all elements, and the stores in terms of its index."""
     flat, table = collapse(kernel.axes["out"], "i")
     stores = tuple(
         replace(
@@ -49,7 +50,7 @@ def flatten(kernel: Kernel) -> tuple[Axis, tuple[Store, ...]]:
 
 
 def render_pointwise(kernel: Kernel, tactic: PointwiseTactic, arch: str) -> KernelSource:
-    """Renders for any architecture; ``arch`` only names the least one."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     flat, stores = flatten(kernel)
     hooks = Hooks(kernel)
     width = tactic.width or vector_width(kernel, flat.extent, [s.value for s in stores], stores, flat.sym)

@@ -1,9 +1,7 @@
-"""The transpose template: elements that are neighbours along one axis where they are read and along another
-where they are written pass through a tile in shared memory, so that both sides move whole vectors.
+"""Pointwise kernels that transpose: they read along one axis and write along another, through a tile in shared memory.
 
-Roles: axes ``out``; no loads; stores over the out axes. The loads in the stored values that are contiguous
-along another axis than the stores are staged, each in a tile of its own; all other loads are done where the
-result is written.
+So both sides move whole vectors. Loads that are contiguous along another axis than the stores are *staged*, each in a
+tile of its own; all others are done where the result is written. Roles as in ``pointwise``.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads, transform, variable
 
-UNBOUNDED = 1 << 30
-MOST_TILES = 8
+UNBOUNDED = 1 << 30  # stands for the extent of an axis without an upper bound
+MOST_TILES = 8  # the most loads that are staged in one kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,8 @@ class TransposeTactic:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A kernel over the axes ``outer`` (flattened), ``a`` (contiguous for stores) and ``b`` (contiguous for
-    staged loads).
-    """
+class Tiling:
+    """A kernel over three axes: ``a`` (contiguous for stores), ``b`` (for staged loads), and ``outer``, all others."""
 
     kernel: Kernel
     outer: Axis
@@ -53,7 +49,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A staged load as the template needs it: hook, shared array, types, and the conversions between them."""
+    """A staged load as the template prints it.
+
+    hook                    the load hook's name
+    name                    the shared array, and the variable of the loaded element
+    storage, ctype          C types in shared memory and in registers; ``to_storage``, ``to_compute`` convert
+    offset                  bytes from the start of shared memory
+    pitch                   elements between rows
+    """
 
     hook: str
     name: str
@@ -67,7 +70,7 @@ class Tile:
 
 def tactics(kernel: Kernel, arch: str) -> tuple[TransposeTactic, ...]:
     """Tiles of about 4 KiB first, then larger and smaller ones."""
-    p = plan(kernel)
+    p = tiling(kernel)
     if isinstance(p, str):
         return ()
     side = 64 if p.element <= 2 else 32
@@ -75,8 +78,11 @@ def tactics(kernel: Kernel, arch: str) -> tuple[TransposeTactic, ...]:
     return tuple(dict.fromkeys(fitted(p, *size) for size in sizes))
 
 
-def fitted(p: Plan, along_store: int, along_load: int) -> TransposeTactic:
-    """The tile, narrowed to short axes and lengthened along the other one so that it holds as much."""
+def fitted(p: Tiling, along_store: int, along_load: int) -> TransposeTactic:
+    """The tactic of a tile of about the given extents.
+
+    A tile is no longer than a power of two that covers a short axis; it then grows along the other one, up to 512.
+    """
     cells = along_store * along_load
     short_a = power_of_two_at_least(min(along_store, max(1, most(p.a.extent, UNBOUNDED))))
     short_b = power_of_two_at_least(min(along_load, max(1, most(p.b.extent, UNBOUNDED))))
@@ -88,13 +94,13 @@ def fitted(p: Plan, along_store: int, along_load: int) -> TransposeTactic:
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """The reason why this kernel does not profit from, or can't use, a tile."""
-    p = plan(kernel)
+    """The reason why a tile doesn't help this kernel or can't be used, or None."""
+    p = tiling(kernel)
     return p if isinstance(p, str) else None
 
 
-def plan(kernel: Kernel) -> Plan | str:
-    """The axes that matter, or why there are none."""
+def tiling(kernel: Kernel) -> Tiling | str:
+    """The kernel over the axes of the tile, or the reason why there is no tile."""
     outs = tuple(a for a in kernel.axes["out"] if a.extent != 1)
     stores = [kernel.buffer(s.buffer).offset(s.coords) for s in kernel.stores]
     a = _unit_axis(outs, stores)
@@ -124,7 +130,7 @@ def _unit_axis(axes: Sequence[Axis], offsets: Sequence[Dim]) -> Axis | None:
 
 
 def _inside_index(kernel: Kernel, e: Expr) -> bool:
-    """True if the load only serves as an index of another load: it can't be replaced by a variable there."""
+    """True if the load is part of another load's coordinates, where no variable can replace it."""
     for s in kernel.stores:
         for other in loads([s.value]):
             for c in other.attr[2]:
@@ -133,8 +139,8 @@ def _inside_index(kernel: Kernel, e: Expr) -> bool:
     return False
 
 
-def _merged(kernel: Kernel, outs: tuple[Axis, ...], a: Axis, b: Axis, staged: list[Expr]) -> Plan:
-    """Merges axes that are neighbours in memory on both sides, and flattens all but the two of the tile."""
+def _merged(kernel: Kernel, outs: tuple[Axis, ...], a: Axis, b: Axis, staged: list[Expr]) -> Tiling:
+    """The kernel over outer, a and b; axes that are contiguous with a or b in every access are part of them."""
     tracked = [kernel.buffer(s.buffer).offset(s.coords) for s in kernel.stores]
     tracked += [kernel.buffer(e.attr[0]).offset(e.attr[2]) for e in staged]
     groups: list[list[Axis]] = []
@@ -155,7 +161,7 @@ def _merged(kernel: Kernel, outs: tuple[Axis, ...], a: Axis, b: Axis, staged: li
     new = rewrite(kernel, {"out": (flat["outer"], flat["a"], flat["b"])}, table)
     # the staged loads again, in the rewritten expressions
     again = rewrite(replace(kernel, loads={str(n): e for n, e in enumerate(staged)}), {}, table).loads
-    return Plan(new, flat["outer"], flat["a"], flat["b"], tuple(again[str(n)] for n in range(len(staged))))
+    return Tiling(new, flat["outer"], flat["a"], flat["b"], tuple(again[str(n)] for n in range(len(staged))))
 
 
 def _steps_over(offset: Dim, outer: Axis, inner: Axis) -> bool:
@@ -164,8 +170,8 @@ def _steps_over(offset: Dim, outer: Axis, inner: Axis) -> bool:
 
 
 def render_transpose(kernel: Kernel, tactic: TransposeTactic, arch: str) -> KernelSource:
-    """Renders for any architecture. Raises ValueError where ``supports`` gives a reason."""
-    p = plan(kernel)
+    """The kernel's CUDA source, the same for every ``arch``. Raises ValueError where ``supports`` gives a reason."""
+    p = tiling(kernel)
     if isinstance(p, str):
         raise ValueError(p)
     hooks = Hooks(p.kernel)
@@ -189,11 +195,11 @@ def render_transpose(kernel: Kernel, tactic: TransposeTactic, arch: str) -> Kern
 
 
 def _tiles(
-    hooks: Hooks, p: Plan, args: Sequence[tuple[str, dims.Sym]], width: int, tactic: TransposeTactic
+    hooks: Hooks, p: Tiling, args: Sequence[tuple[str, dims.Sym]], width: int, tactic: TransposeTactic
 ) -> tuple[list[Tile], list[str], int]:
-    """The shared arrays, their load hooks, and the bytes of all arrays.
+    """The shared arrays, the texts of their load hooks, and the bytes of all arrays.
 
-    Rows are padded to an odd number of 32-bit words, so that neither side's accesses pile up in one bank.
+    Rows are padded by one 32-bit word or element, so that the accesses of both sides spread over the banks.
     """
     tiles: list[Tile] = []
     functions: list[str] = []
@@ -209,4 +215,4 @@ def _tiles(
     return tiles, functions, offset
 
 
-__all__ = ["TransposeTactic", "plan", "render_transpose", "supports", "tactics"]
+__all__ = ["TransposeTactic", "render_transpose", "supports", "tactics", "tiling"]

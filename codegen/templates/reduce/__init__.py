@@ -1,1 +1,1 @@
-"""Folds of axes: reductions, row programs (softmax, norms) and pools."""
+"""Reductions of axes, row programs (softmax, norms) and pooling windows."""

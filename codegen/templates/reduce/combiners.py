@@ -1,6 +1,4 @@
-"""What the reducing templates know of each combiner: its C++ functor, its identity, and the accumulator's
-type.
-"""
+"""The C++ side of each combiner for the reducing templates: functor, identity, type of the accumulator."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ _LIMITS: dict[DType, tuple[str, str]] = {
 
 
 def identity(combine: str, dtype: DType) -> str:
-    """C text of the value that changes nothing: what an empty reduction gives (ONNX's rule for max and min
-    too).
-    """
+    """C text of a combiner's neutral element, which is also the result of an empty reduction (as ONNX specifies)."""
     if combine in ("sum", "prod"):
         return f"{dtype.cuda}({int(combine == 'prod')})"
     lowest = combine in ("max", "argmax")
@@ -58,15 +54,14 @@ class Combiner:
 
     @property
     def is_arg(self) -> bool:
-        """True if it carries the index of the winner along."""
+        """True for argmax and argmin, whose accumulator also holds an index."""
         return "value" in self.variables
 
 
 def combiner(kernel: Kernel, laned: bool) -> Combiner:
-    """The combiner of a ``reduce`` or ``window`` kernel; ``laned`` if the store hook takes a vector of
-    results.
+    """The combiner of a ``reduce`` or ``window`` kernel. ``laned``: the store hook takes a vector of results.
 
-    Arg reductions offer ``acc`` (the i64 index) and ``value`` (the winning element) to the stores.
+    The variables of an arg reduction are ``acc``, the i64 index, and ``value``, the element at it.
     """
     combine, dtype = kernel.attrs["combine"], kernel.loads["x"].dtype
     t = dtype.cuda
@@ -84,6 +79,6 @@ def combiner(kernel: Kernel, laned: bool) -> Combiner:
 
 
 def unsupported_combiner(kernel: Kernel) -> str | None:
-    """The reason why a kernel's combiner is none of ours, or None."""
+    """The reason why a kernel's combiner can't be rendered, or None."""
     combine = kernel.attrs["combine"]
     return None if combine in COMBINERS or combine in ARG_COMBINERS else f"no combiner is called {combine}"

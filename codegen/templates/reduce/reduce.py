@@ -1,10 +1,10 @@
 """The reduce template: one value for each point of the output axes, combined over the reduced axes.
 
-Roles: axes ``out`` and ``reduce`` (any number of each, neighbours in memory or not); ``loads["x"]`` over
-both; ``attrs["combine"]`` sum, prod, max, min, argmax or argmin (``attrs["select_last"]`` for ties); stores
-over the out axes with the variable ``acc``: the combined value, or for arg reductions the i64 index over
-the flattened reduced axes, beside ``value``. NaN wins max, min and the arg reductions, as in numpy. An
-empty reduction gives the combiner's identity.
+Roles: axes ``out`` and ``reduce`` (any number of each, in any order in memory); load ``x`` over both; stores over the
+out axes with the variable ``acc``, the combined value. Attributes: ``combine`` (sum, prod, max, min, argmax, argmin)
+and ``select_last`` (which of equal elements an arg reduction takes). Of an arg reduction, ``acc`` is the i64 index over
+the flattened reduced axes, and ``value`` the element at it. NaN wins max, min and arg reductions, as in numpy. An empty
+reduction gives the combiner's identity.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from arcweld.codegen.templates.reduce.combiners import combiner, unsupported_com
 from arcweld.compiler import dims
 from arcweld.compiler.expr import loads
 
-USUAL_SYMBOLIC = 1024
+USUAL_SYMBOLIC = 1024  # elements that are assumed where no upper bound is known
 
 
 @dataclass(frozen=True, slots=True)
 class ReduceTactic:
-    """How the work is dealt out.
+    """How outputs and reduced elements are divided among threads.
 
-    variant   ``row``: neighbouring threads along the reduced axes; ``column``: along the output axes
-    width     neighbouring elements of a thread (0: as many as the accesses allow)
-    lanes     threads that share one output, a power of two; in ``row`` above 32 they are the whole block
-    outputs   outputs per block in ``row`` (below 33 lanes), vectors of outputs per block in ``column``
-    unroll    elements (or vectors) that a thread has in flight
+    direction  of neighbouring threads: ``row`` (along the reduced axes) or ``column`` (along the output axes)
+    width      neighbouring elements of a thread; 0: as many as the accesses allow
+    lanes      threads that share one output, a power of two; in ``row``, more than 32 are the whole block
+    outputs    outputs of a block in ``row`` (with at most 32 lanes), vectors of outputs of a block in ``column``
+    unroll     elements (or vectors) that a thread has in flight
     """
 
-    variant: str
+    direction: str
     width: int = 0
     lanes: int = 32
     outputs: int = 4
@@ -43,7 +43,7 @@ class ReduceTactic:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[ReduceTactic, ...]:
-    """The analytical choice first: the variant follows which axis is contiguous in memory."""
+    """The estimated best first. The direction is that of the axis which is contiguous in memory."""
     flat = _flat(kernel)
     (out,), (red,) = flat.axes["out"], flat.axes["reduce"]
     outputs = most(out.extent, USUAL_SYMBOLIC)
@@ -64,7 +64,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ReduceTactic, ...]:
 
 
 def default_row(width: int, outputs: int, length: int) -> ReduceTactic:
-    """About four vectors a thread; more threads per output while the card is not full."""
+    """The ``row`` tactic: about four vectors for each thread, and more threads for an output while the GPU has room."""
     lanes = min(32, power_of_two_at_least(-(-length // (width * 4))))
     while lanes < 1024 and length >= 2 * lanes * width and outputs * lanes < SMS * 1024:
         lanes *= 2
@@ -74,7 +74,7 @@ def default_row(width: int, outputs: int, length: int) -> ReduceTactic:
 
 
 def default_column(width: int, outputs: int, length: int) -> ReduceTactic:
-    """A warp of neighbouring outputs; the reduced axes are split over more warps while the card is not full."""
+    """The ``column`` tactic: warps of neighbouring outputs, with more threads for an output while the GPU has room."""
     vectors = -(-outputs // width)
     lanes = 1
     while lanes < 32 and vectors * lanes < SMS * 1024 and length >= 4 * lanes:
@@ -95,7 +95,7 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 
 def contiguous_bytes(kernel: Kernel, role: str) -> int:
-    """Bytes per element of the loads whose neighbours along the role's last axis are neighbours in memory."""
+    """Bytes of one element of every load in ``x`` that is contiguous along the role's last axis, added up."""
     axes = [a for a in kernel.axes.get(role, ()) if a.extent != 1]
     total = 0
     for e in loads([kernel.loads["x"]]) if axes else []:
@@ -105,17 +105,17 @@ def contiguous_bytes(kernel: Kernel, role: str) -> int:
     return total
 
 
-def natural_width(flat: Kernel, variant: str) -> int:
-    """The vector width along the axis that neighbouring threads share."""
-    (lane,) = flat.axes["reduce" if variant == "row" else "out"]
-    stores = flat.stores if variant == "column" else ()
+def natural_width(flat: Kernel, direction: str) -> int:
+    """The most lanes of a vector along ``direction`` that the accesses allow."""
+    (lane,) = flat.axes["reduce" if direction == "row" else "out"]
+    stores = flat.stores if direction == "column" else ()
     return vector_width(flat, lane.extent, [flat.loads["x"], *(s.value for s in stores)], stores, lane.sym)
 
 
 def render_reduce(kernel: Kernel, tactic: ReduceTactic, arch: str) -> KernelSource:
-    """Renders for any architecture."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     flat = _flat(kernel)
-    return (_render_row if tactic.variant == "row" else _render_column)(flat, tactic)
+    return (_render_row if tactic.direction == "row" else _render_column)(flat, tactic)
 
 
 def _flat(kernel: Kernel) -> Kernel:

@@ -1,9 +1,8 @@
-"""The rowwise template: ``[reduce, map, reduce, map]`` over one row (softmax, norms), which stays in
-registers if it fits.
+"""The rowwise template: statistics of each row, and results of its elements (softmax, norms).
 
-Roles: axes ``row`` (any number) and ``col`` (any number, flattened); ``loads["x"]`` over row and col;
-``attrs["stages"]``, a tuple of ``kernel.Stage``, one for each statistic of the row. Stores are over row and
-col, with the variables ``x`` and the statistics.
+Roles: axes ``row`` and ``col`` (any number of each); load ``x`` over both; stores over both, with the variable ``x``
+and one for each statistic. Attribute ``stages``: a tuple of ``kernel.Stage``, in order. A row that fits stays in
+registers; the rest of a longer one is read again for each stage.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
-BLOCK = 128
-REGISTER_ELEMENTS = 32
-REGISTER_VECTORS = 8
-SMALL_GRID = SMS * 8
-USUAL_SYMBOLIC = 1024
-UNBOUNDED = 1 << 30
+BLOCK = 128  # threads of a block of several rows
+REGISTER_ELEMENTS = 32  # elements of a row that a thread keeps
+REGISTER_VECTORS = 8  # vectors of a row that a thread keeps, where the whole row does not fit
+SMALL_GRID = SMS * 8  # warps of rows below which a row gets more threads
+USUAL_SYMBOLIC = 1024  # the row length that is assumed for a symbolic one
+UNBOUNDED = 1 << 30  # stands for an extent without an upper bound
 
 
 @dataclass(frozen=True, slots=True)
 class RowwiseTactic:
-    """How one row is spread.
+    """How rows are divided among threads.
 
-    width     neighbouring elements that a lane handles at once (0: as many as the accesses allow)
-    lanes     threads per row: a power of two up to 32, or a multiple of 32 up to 1024 (then one row per block)
+    width     neighbouring elements of a thread; 0: as many as the accesses allow
+    lanes     threads of a row: a power of two up to 32, or a multiple of 32 up to 1024 (a block for each row)
     resident  keep the row in registers; otherwise it is read again for each statistic
-    rows      rows per block where ``lanes`` is at most 32
+    rows      rows of a block, where ``lanes`` is at most 32
     """
 
     width: int = 0
@@ -45,7 +44,12 @@ class RowwiseTactic:
 
 @dataclass(frozen=True, slots=True)
 class PrintedStage:
-    """A row statistic as the template needs it: C names and types before and after ``finish``."""
+    """A statistic as the template prints it.
+
+    ctype       C type of the combined value
+    ctype_done  C type after ``finish``
+    finished    whether there is a ``finish``
+    """
 
     name: str
     combine: str
@@ -56,7 +60,7 @@ class PrintedStage:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
-    """The analytical choice first, then other spreads of the row."""
+    """The estimated best first, then other numbers of threads for a row."""
     flat = flatten_roles(kernel, {"row": "row", "col": "col"})
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
     width = natural_width(flat)
@@ -70,7 +74,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
 
 
 def default_lanes(longest: int, width: int, rows: int) -> int:
-    """Threads for a row of at most ``longest`` elements: about 32 elements each, fewer if there are few rows."""
+    """Threads for a row of at most ``longest`` elements: one for about 32 elements, more if there are few rows."""
     if longest <= 32 * width:
         return min(32, max(4, power_of_two_at_least(-(-longest // width))))
     lanes = 32
@@ -82,34 +86,35 @@ def default_lanes(longest: int, width: int, rows: int) -> int:
 
 
 def spread(lanes: int, width: int, rows: int) -> RowwiseTactic:
-    """The tactic for ``lanes`` threads a row; short rows share a block, as long as there are blocks for the
-    whole card.
-    """
+    """The tactic for ``lanes`` threads to a row: short rows share a block if enough blocks remain for the GPU."""
     share = max(1, min(BLOCK // lanes, rows // SMS)) if lanes <= 32 else 1
     return RowwiseTactic(width, lanes, True, max(32 // lanes, share))
 
 
 def resident_vectors(longest: int, step: int, width: int) -> int:
-    """How many vectors of its row a thread keeps: all if that is a reasonable number of registers."""
+    """The vectors of its row that a thread keeps in registers: all of them if they are not too many.
+
+    ``step``: elements of a row that its threads handle at once.
+    """
     needed = -(-longest // step)
     return needed if needed * width <= 2 * REGISTER_ELEMENTS else REGISTER_VECTORS
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
-    """None: every rowwise kernel can be rendered. A combiner that is unknown is named."""
+    """The reason why this kernel can't be rendered (an unknown combiner), or None."""
     unknown = [s.combine for s in kernel.attrs["stages"] if s.combine not in COMBINERS]
     return f"combiner {unknown[0]} is not a row statistic" if unknown else None
 
 
 def natural_width(kernel: Kernel) -> int:
-    """The vector width that the kernel's accesses along ``col`` allow."""
+    """The most lanes of a vector along ``col`` that the accesses allow."""
     (col,) = kernel.axes["col"]
     exprs = [kernel.loads["x"], *(s.value for s in kernel.attrs["stages"]), *(s.value for s in kernel.stores)]
     return vector_width(kernel, col.extent, exprs, kernel.stores, col.sym)
 
 
 def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSource:
-    """Renders for any architecture. The row length may be symbolic."""
+    """The kernel's CUDA source, the same for every ``arch``. The row length may be symbolic."""
     kernel = flatten_roles(kernel, {"row": "row", "col": "col"})
     (row,), (col,) = kernel.axes["row"], kernel.axes["col"]
     width = tactic.width or natural_width(kernel)
@@ -141,7 +146,7 @@ def _args(*axes: Axis) -> list[tuple[str, dims.Sym]]:
 def _print_stages(
     hooks: Hooks, row: Axis, col: Axis, width: int
 ) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:
-    """The device functions of all statistics, their descriptions, and the variables that the stores may use."""
+    """The texts of all statistics' hooks, the printed stages, and the variables that stores may use."""
     functions: list[str] = []
     stages: list[PrintedStage] = []
     known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}

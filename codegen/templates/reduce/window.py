@@ -1,9 +1,8 @@
-"""The window template: reductions over a few constant taps, as in pooling; a thread walks over the taps of
-its outputs.
+"""The window template: reductions over a few constant taps, as in pooling. A thread loops over the taps of its outputs.
 
-Roles: axes ``out`` (the contiguous channel axis last, in NHWC) and ``reduce`` (the taps, constant extents);
-``loads["x"]`` over both, already masked: the combiner's identity where a tap lies in the padding. ``attrs``
-and ``stores`` are those of the reduce template; an arg reduction's index counts the taps in row-major order.
+Roles: axes ``out`` and ``reduce`` (the taps, of constant extents); load ``x`` over both, which is the combiner's
+identity where a tap lies in the padding. Attributes and stores are those of the reduce template; the index of an arg
+reduction counts taps in row-major order.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from arcweld.codegen.templates.reduce.combiners import combiner, unsupported_com
 from arcweld.compiler import dims
 
 MOST_TAPS = 1024
-UNROLLED = 64
+UNROLLED = 64  # the most taps of a loop that is unrolled completely
 
 
 @dataclass(frozen=True, slots=True)
 class WindowTactic:
-    """``width`` neighbouring outputs per thread (0: as many as the accesses allow), ``threads`` per block."""
+    """``width`` neighbouring outputs of a thread (0: as many as the accesses allow); ``threads`` of a block."""
 
     width: int = 0
     threads: int = 128
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[WindowTactic, ...]:
-    """The widest vectors first."""
+    """The widest vectors first, then half as wide ones."""
     width = natural_width(_flat(kernel))
     return tuple(dict.fromkeys(WindowTactic(w, t) for w in (width, max(1, width // 2)) for t in (128, 256)))
 
@@ -44,7 +43,7 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 
 def natural_width(flat: Kernel) -> int:
-    """The vector width along the outputs."""
+    """The most lanes of a vector along the outputs that the accesses allow."""
     (out,) = flat.axes["out"]
     exprs = [flat.loads["x"], *(s.value for s in flat.stores)]
     return vector_width(flat, out.extent, exprs, flat.stores, out.sym)
@@ -59,7 +58,7 @@ def _taps(kernel: Kernel) -> dims.Dim:
 
 
 def render_window(kernel: Kernel, tactic: WindowTactic, arch: str) -> KernelSource:
-    """Renders for any architecture."""
+    """The kernel's CUDA source, the same for every ``arch``."""
     flat = _flat(kernel)
     (out,), (tap,) = flat.axes["out"], flat.axes["reduce"]
     width = tactic.width or natural_width(flat)
