@@ -26,7 +26,7 @@ from arcweld.compiler.torch.types import Sizes, as_array, from_torch
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class Unavailable:
     """A value that could not be computed at compile time; using it is an error with this reason."""
 
     reason: str
@@ -41,7 +41,7 @@ class Problem:
     place: str
 
 
-class Reader:
+class FxReader:
     """Builds one IR graph from FX nodes. ``env`` maps nodes to what they are worth."""
 
     def __init__(self, name: str, sizes: Sizes) -> None:
@@ -115,11 +115,11 @@ class Reader:
         assert isinstance(source, fx.Node)
         assert isinstance(position, int)
         whole = self.env[source]
-        if isinstance(whole, Missing):
+        if isinstance(whole, Unavailable):
             return whole
         item = whole[position]
         if item is None:
-            return Missing(f"result {position} of {target_name(source)} is not computed")
+            return Unavailable(f"result {position} of {target_name(source)} is not computed")
         return item
 
     def _scalar(self, node: fx.Node) -> Any:
@@ -130,8 +130,8 @@ class Reader:
             if isinstance(value, int | torch.SymInt):
                 return self.sizes.dim(value)
         except UnsupportedError as error:
-            return Missing(error.message)
-        return Missing(f"{value} is a symbolic {type(value).__name__[3:].lower()}")
+            return Unavailable(error.message)
+        return Unavailable(f"{value} is a symbolic {type(value).__name__[3:].lower()}")
 
     def _inline(self, node: fx.Node, position: int) -> Any:
         """Reads the nodes of a wrapped sub-graph in place."""
@@ -210,7 +210,7 @@ class Reader:
         """An FX argument as a handler sees it."""
         if isinstance(x, fx.Node):
             value = self.env[x]
-            if isinstance(value, Missing):
+            if isinstance(value, Unavailable):
                 raise UnsupportedError(value.reason)
             return value
         if isinstance(x, list | tuple):
@@ -228,8 +228,8 @@ class Reader:
                 if isinstance(v, torch.Tensor):
                     return self.placeholder_value(self.sizes.type_of(v), node.name)
             except UnsupportedError as error:
-                return Missing(error.message)
-            return Missing(f"{target_name(node)} is not supported")
+                return Unavailable(error.message)
+            return Unavailable(f"{target_name(node)} is not supported")
 
         return tuple(one(v) for v in value) if isinstance(value, tuple | list) else one(value)
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
+from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, value_range
 
@@ -58,7 +58,7 @@ def import_exported(
     """
     program = program.run_decompositions(kept_composites())
     ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
-    reader = Reader(name, Sizes(ranges, symbol_names))
+    reader = FxReader(name, Sizes(ranges, symbol_names))
     _refuse_mutation(program)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     outputs: Sequence[Any] = ()
@@ -97,7 +97,7 @@ def import_fx(
         from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
         FakeTensorProp(module).propagate(*example_inputs)
-    reader = Reader(name, Sizes())
+    reader = FxReader(name, Sizes())
     outputs: Sequence[Any] = ()
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -128,7 +128,7 @@ def kept_composites() -> dict[Any, Any]:
 # -------------------------------------------------------------------------------------------------- placeholders
 
 
-def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any) -> Any:
+def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: Any) -> Any:
     kind = spec.kind.name
     if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
         found = program.state_dict.get(spec.target, program.constants.get(spec.target))
@@ -137,7 +137,7 @@ def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any
         return reader.weight(spec.target, found)
     value = node.meta.get("val")
     if kind != "USER_INPUT":
-        return Missing(f"an argument of kind {kind.lower()}")
+        return Unavailable(f"an argument of kind {kind.lower()}")
     if isinstance(value, torch.Tensor):
         return reader.input(node.name, reader.sizes.type_of(value))
     if isinstance(value, torch.SymInt):
@@ -146,7 +146,7 @@ def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any
 
 
 def _fx_placeholder(
-    reader: Reader, node: fx.Node, weights: Mapping[str, torch.Tensor], orders: Mapping[str, Sequence[int]]
+    reader: FxReader, node: fx.Node, weights: Mapping[str, torch.Tensor], orders: Mapping[str, Sequence[int]]
 ) -> Any:
     if node.name in weights:
         return reader.weight(node.name, weights[node.name])
@@ -161,13 +161,13 @@ def _fx_placeholder(
     return _transposed(reader, outer, [list(order).index(k) for k in range(len(order))])
 
 
-def _ordered(reader: Reader, v: Any, order: Sequence[int] | None) -> Value:
+def _ordered(reader: FxReader, v: Any, order: Sequence[int] | None) -> Value:
     if not isinstance(v, Value):
         raise UnsupportedError("an output that is not a tensor")
     return v if order is None else _transposed(reader, v, order)
 
 
-def _transposed(reader: Reader, v: Value, perm: Sequence[int]) -> Value:
+def _transposed(reader: FxReader, v: Value, perm: Sequence[int]) -> Value:
     type_ = TensorType(v.dtype, tuple(v.shape[k] for k in perm))
     return reader.rw.emit("Transpose", (v,), type_, {"perm": tuple(perm)}, name=v.name)
 
