@@ -1,6 +1,6 @@
 """Imports PyTorch programs: an exported program, an FX graph of ATen operators, or a module that is exported first.
 
-The graphs speak the same operators as the ONNX importer's. Parameters and buffers become weights that share
+The graphs have the same operators as those of the ONNX importer. Parameters and buffers become weights that share
 torch's memory.
 """
 
@@ -88,10 +88,12 @@ def import_fx(
 ) -> Graph:
     """A graph module of ATen operators as a graph.
 
-    Nodes carry fake tensors in ``meta["val"]``; where they do not, ``example_inputs`` are propagated first. ``weights``
-    gives placeholders that are constants. ``input_orders`` and ``output_orders`` permute tensors at the border: input
-    ``x`` with order (0, 2, 3, 1) is taken as ``x.permute(0, 2, 3, 1)``, and an output is returned so. ``carried`` names
-    placeholders that are sizes which no tensor's shape tells: a last input without elements has them as its shape.
+    example_inputs  inputs from which types are propagated where nodes have no fake tensors in ``meta["val"]``
+    weights         placeholder -> tensor: it becomes a constant
+    input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``
+    output_orders   index of an output -> permutation, in which it is returned
+    carried         placeholders that are sizes and do not follow from the shapes of tensors: they become the shape of
+                    an additional last input without elements
     """
     if example_inputs is not None and any("val" not in n.meta for n in module.graph.nodes if n.op == "placeholder"):
         from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -116,7 +118,7 @@ def import_fx(
 
 
 def kept_composites() -> dict[Any, Any]:
-    """Torch's decompositions down to core ATen, without those operators that have a handler of their own."""
+    """Torch's decompositions to core ATen, except those of operators that have a handler."""
     table = torch.export.default_decompositions()
     keep = handled()
     for op in [op for op in table.keys() if str(op) in keep]:  # noqa: SIM118 (a lazy table: only keys() fills it)
@@ -176,7 +178,7 @@ def _transposed(reader: FxReader, v: Value, perm: Sequence[int]) -> Value:
 
 
 def _refuse_training(module: torch.nn.Module) -> None:
-    """Dropout and batch normalisation compute something else in training mode; other layers do not care."""
+    """Raises UsageError for dropout and batch normalisation in training mode, where they compute something else."""
     from torch.nn.modules.batchnorm import _NormBase
     from torch.nn.modules.dropout import _DropoutNd
 
@@ -215,7 +217,7 @@ def _output_labels(program: Any, count: int) -> list[str]:
 
 
 def _symbol_names(module: torch.nn.Module, program: Any, dynamic_shapes: Any) -> dict[str, str]:
-    """Torch's symbols (``s77``) by the names that the user gave their ``Dim`` objects, for plain tensor arguments."""
+    """Torch's symbol (``s77``) -> the name of the user's ``Dim`` object, for arguments that are tensors."""
     if dynamic_shapes is None:
         return {}
     if not isinstance(dynamic_shapes, Mapping):
