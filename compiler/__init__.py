@@ -1,1 +1,1 @@
-"""The graph: IR, operator registry, importers, the driver, the command line and the torch backend."""
+"""The graph: dimensions, expressions, IR, the operator registry, and the importers of ONNX and PyTorch models."""

@@ -1,6 +1,6 @@
 """Names of GPU architectures, such as ``sm_80`` and ``sm_90a``, and which code runs on which.
 
-The suffix marks code for exactly one architecture (a) or for one family of them (f), as nvcc has it.
+As in nvcc, code with suffix ``a`` runs on exactly one architecture, and code with suffix ``f`` on one family.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def parse_arch(name: str) -> tuple[int, str] | None:
 
 
 def runs_on(code: str, target: str) -> bool:
-    """Whether what was written for ``code`` is valid on ``target``. Raises ValueError for other names."""
+    """Whether code for the architecture ``code`` runs on ``target``. Raises ValueError for any other name."""
     written, given = parse_arch(code), parse_arch(target)
     if written is None or given is None:
         raise ValueError(f"{code!r} or {target!r} is not an architecture")

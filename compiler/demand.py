@@ -1,7 +1,7 @@
-"""Reading through a graph with an explicit stack: what recursion over its nodes computes, however deep the graph is.
+"""Computes expressions of graph elements from those of their operands without recursion, however deep the graph is.
 
-A lowering asks for elements of its operands. Those that are not known yet are noted, and a stand-in takes their place;
-then they are computed, and the lowering is run once more.
+A lowering asks for elements of its operands. For an element whose expression is not known yet it gets a stand-in, and
+the request is noted. Then the noted requests are computed, and the lowering runs again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from arcweld.compiler.dims import Dim, dynamic_atoms
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, variable, walk
 
-# the name of a value, the coordinates of an element, and the mask under which it is read
+# the name of a value, the coordinates of an element, and the condition under which it is read (None: always)
 Request: TypeAlias = tuple[str, tuple[Dim, ...], Expr | None]
-STAND_IN = "?"
+STAND_IN = "?"  # the name of the variable that stands for an unknown element
 
 
 class Missing(Exception):
-    """Control flow between a computation and ``demand``, never an error: ``requests`` must be known first."""
+    """Tells ``demand`` that ``requests`` must be computed first. It is control flow, never an error that users see."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         super().__init__(requests)
@@ -27,19 +27,22 @@ class Missing(Exception):
 
 
 class Notes:
-    """What one run of a lowering asks for and does not get."""
+    """The requests of one run of a lowering whose expressions are not known yet."""
 
     def __init__(self) -> None:
         self.missing: list[Request] = []
 
     def stand_in(self, request: Request, dtype: DType) -> Expr:
-        """Notes ``request``, unless where or whether it reads depends on another element that is not known yet."""
+        """Notes ``request`` and returns a stand-in for its element.
+
+        A request whose coordinates or mask hold a stand-in is not noted: the next run makes it with real ones.
+        """
         if not self.missing or not _depends(request):
             self.missing.append(request)
         return variable(STAND_IN, dtype)
 
     def checked(self, found: Expr) -> Expr:
-        """The lowering's result. Raises Missing if stand-ins were used."""
+        """``found``, the lowering's result. Raises Missing if the run got stand-ins."""
         if self.missing:
             raise Missing(self.missing)
         return found
@@ -52,7 +55,10 @@ def _depends(request: Request) -> bool:
 
 
 def demand(request: Request, memo: MutableMapping[Request, Expr], compute: Callable[[Request], Expr]) -> Expr:
-    """What ``request`` asks for: from ``memo``, or computed and kept there with all that it needs."""
+    """The expression of the element that ``request`` asks for: from ``memo``, or computed and added to it.
+
+    ``compute`` gives the expression of one request, or raises Missing with the requests that it needs first.
+    """
     stack = [request]
     while stack:
         top = stack[-1]

@@ -11,7 +11,7 @@ from arcweld.compiler.errors import UnsupportedError
 
 
 class DType(Enum):
-    """An element type. The value is its name in IR text and in engine files."""
+    """An element type. The enum's value is the type's name in IR text and in engine files."""
 
     F64 = "f64"
     F32 = "f32"
@@ -44,24 +44,27 @@ class DType(Enum):
 
     @property
     def is_float(self) -> bool:
+        """True for the floating-point types."""
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
 
     @property
     def is_half(self) -> bool:
-        """True for the 16-bit floating-point types, which are stored narrow and computed in f32."""
+        """True for the 16-bit floating-point types."""
         return self in (DType.F16, DType.BF16)
 
     @property
     def is_int(self) -> bool:
+        """True for the integer types, signed or not; false for bool."""
         return not self.is_float and self is not DType.BOOL
 
     @property
     def is_signed(self) -> bool:
+        """True for the types with negative values."""
         return self.is_float or self in (DType.I64, DType.I32, DType.I16, DType.I8)
 
     @property
     def compute(self) -> DType:
-        """The type in which a scalar of this type is computed inside a kernel."""
+        """The type in which kernels compute with values of this type: f32 for 16-bit floats, else the type itself."""
         return DType.F32 if self.is_half else self
 
 
@@ -84,7 +87,7 @@ _FROM_NUMPY = {v: k for k, v in _NUMPY.items()}
 
 
 def from_numpy(dtype: np.dtype | type) -> DType:
-    """The DType of a numpy dtype. Raises UnsupportedError for complex, string and object types."""
+    """The DType of a numpy dtype. Raises UnsupportedError for one without, such as complex, string and object."""
     try:
         return _FROM_NUMPY[np.dtype(dtype)]
     except (KeyError, TypeError):

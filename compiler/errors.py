@@ -1,17 +1,22 @@
-"""Every error that Arcweld raises on purpose: one base class, one code for each kind of trouble.
+"""Every error that Arcweld raises on purpose: one base class, one stable code for each kind of error.
 
-The exit codes of ``onnx-to-engine`` follow from the classes: 1 accuracy, 2 usage, 3 unsupported, 4 environment,
-70 a defect.
+A class also decides the exit status of ``onnx-to-engine``: 1 accuracy, 2 usage or a bad file, 3 unsupported,
+4 environment, compilation or device, 70 a defect.
 """
 
 from __future__ import annotations
 
 
 class ArcweldError(Exception):
-    """Base of all errors. ``code`` is a stable identifier, ``node`` the graph node or file at fault, ``hint`` the
-    remedy.
+    """Base of all errors.
 
-    ``str(error)`` is one sentence naming the thing and the place, followed by the hint.
+    code       a stable identifier of the kind of error
+    exit_code  the exit status of ``onnx-to-engine``
+    message    one sentence that names what is wrong
+    node       the graph node or file at fault, or None
+    hint       one action that may help, or None
+
+    ``str(error)`` is the message, the node and the hint.
     """
 
     code = "error"
@@ -55,7 +60,7 @@ class UnsupportedError(ArcweldError):
 
 
 class InternalError(ArcweldError):
-    """A defect of Arcweld: it failed in a way that nobody foresaw on something valid."""
+    """A defect of Arcweld: an unexpected failure on valid input."""
 
     code = "internal"
     exit_code = 70  # as sysexits.h has it

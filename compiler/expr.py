@@ -1,7 +1,7 @@
-"""Scalar expressions: what a kernel computes for one element, as hash-consed immutable trees.
+"""Scalar expressions: what a kernel computes for one element, as immutable operations that share equal operands.
 
-An expression's dtype is the type it is *computed* in: f16 and bf16 tensors are loaded to f32 and rounded when
-stored. ``interpret.py`` evaluates expressions with numpy.
+An expression's dtype is the type in which it is computed: elements of f16 and bf16 are converted to f32 when loaded and
+rounded when stored. ``interpret.py`` evaluates expressions with numpy.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ _UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST))
 _BINARY = frozenset((*BINARY, *COMPARE, *LOGIC, *BITS))
 
 
-MOST_REPEATED = 1 << 14  # operations that an expression's text may write out, those that are shared once for each use
+# Operations in the text of an expression when each use of a shared operand is written out; with more than this, shared
+# operands are written once and named.
+MOST_REPEATED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Expr:
-    """One operation. ``op`` is ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot`` or
-    a listed op.
+    """One operation with its operands ``args``; the functions of this module make them.
 
-    ``attr`` holds what is not an expression: the constant's value, the index's Dim, the load's (buffer, storage dtype,
-    coordinates), the variable's name. Equal expressions are the same object (hash-consed), so ``is`` and ``==`` agree.
-    Tables are keyed by the expression itself, never by its ``id``: an expression that nobody holds is freed.
+    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot``, or a name listed above
+    attr  what is not an expression: a constant's value, an index's Dim, a load's (buffer, storage dtype, coordinates),
+          a variable's name
+
+    Equal expressions are the same object (hash consing), so ``is`` and ``==`` agree. Tables are keyed by the
+    expression, never by its ``id``: an expression that nobody holds is freed, and its ``id`` is used again.
     """
 
     op: str
@@ -83,7 +87,8 @@ class Expr:
         return to_text(self)
 
 
-# every expression that somebody holds, by its structure; the key's operands live as long as the expression itself
+# every live expression by its operation, operands, type and attribute; a key holds operands, which the expression
+# holds too
 _TABLE: WeakValueDictionary[Any, Expr] = WeakValueDictionary()
 _INSERT = threading.Lock()
 
@@ -106,7 +111,7 @@ def _like(value: Expr | float, other: Expr) -> Expr:
 
 
 def const(value: float | int | bool, dtype: DType) -> Expr:
-    """A literal of the given type."""
+    """A literal, of the type in which values of ``dtype`` are computed."""
     dtype = dtype.compute
     if dtype is DType.BOOL:
         return _intern("const", (), dtype, bool(value))
@@ -114,7 +119,7 @@ def const(value: float | int | bool, dtype: DType) -> Expr:
 
 
 def index(value: Dim) -> Expr:
-    """An integer expression over loop indices and dimensions, as an i64 value."""
+    """An integer expression over loop indices and symbols, as an i64 value."""
     return _intern("index", (), DType.I64, value) if not isinstance(value, int) else const(value, DType.I64)
 
 
@@ -125,7 +130,7 @@ def load(buffer: str, dtype: DType, coords: Sequence[Dim], mask: Expr | None = N
 
 
 def variable(name: str, dtype: DType) -> Expr:
-    """A value the template provides: the accumulator, a row statistic, a reduction's operand."""
+    """A value that the template provides, such as the accumulator or a statistic of the row."""
     return _intern("var", (), dtype.compute, name)
 
 
@@ -168,18 +173,21 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
 
 
 def both(a: Expr, b: Expr) -> Expr:
-    """Conjunction of two bools."""
+    """``a and b``, for bools."""
     return binary("and", a, b)
 
 
 def all_of(conditions: Iterable[Expr | None]) -> Expr | None:
-    """Conjunction of the bools that are there; None for none."""
+    """The conjunction of those that are not None; None if all are."""
     found = [c for c in conditions if c is not None]
     return functools.reduce(both, found) if found else None
 
 
 def where(cond: Expr, a: Expr, b: Expr) -> Expr:
-    """``a`` where ``cond`` holds, else ``b``; a constant condition decides at once."""
+    """``a`` where ``cond`` is true, else ``b``; one of them itself for a constant ``cond``.
+
+    Raises TypeError for ``a`` and ``b`` of different types.
+    """
     if cond.op == "const":
         return a if cond.attr else b
     if a.op == "where" and a.args[0] is cond:
@@ -194,17 +202,17 @@ def where(cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def logical_not(x: Expr) -> Expr:
-    """Negation of a bool."""
+    """``not x``, for a bool."""
     return const(not x.attr, DType.BOOL) if x.op == "const" else _intern("not", (x,), DType.BOOL)
 
 
 def bitwise_not(x: Expr) -> Expr:
-    """One's complement of an integer."""
+    """An integer with every bit inverted."""
     return _intern("bitnot", (x,), x.dtype)
 
 
 def cast(x: Expr, dtype: DType) -> Expr:
-    """Conversion: floats to integers round towards zero, anything to bool is ``x != 0``."""
+    """``x`` as ``dtype``: floats become integers by rounding towards zero, and bools by ``x != 0``."""
     dtype = dtype.compute
     if x.dtype is dtype:
         return x
@@ -214,14 +222,16 @@ def cast(x: Expr, dtype: DType) -> Expr:
 
 
 def _fits(value: float, dtype: DType) -> bool:
-    """Whether the integer type holds ``value``: what a cast of anything else gives is left to the device."""
+    """Whether the integer type can hold ``value``. The device decides what a cast of any other value gives."""
     info = np.iinfo(dtype.numpy)
     return math.isfinite(value) and int(info.min) <= int(value) <= int(info.max)
 
 
 def dynamic_index(value: Expr, extent: Dim) -> Dim:
-    """An integer expression that stands for a loaded index, brought into ``[0, extent)``: negative ones count from
-    the end."""
+    """A run-time index with the value of ``value``, for an axis of ``extent`` elements.
+
+    Negative values count from the end, as in numpy; then the index is clamped to ``[0, extent)``.
+    """
     v = cast(value, DType.I64)
     n = index(extent)
     wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
@@ -240,9 +250,10 @@ def _index_name(payload: Expr) -> str:
 def postorder(
     roots: Sequence[Expr], operands: Callable[[Expr], Sequence[Expr]], known: Container[Expr] = ()
 ) -> Iterator[Expr]:
-    """Every distinct expression below ``roots``, after its ``operands``; nothing in ``known`` or below it.
+    """Yields ``roots`` and what they are made of, each expression once and after its ``operands``.
 
-    The order is that of a recursive depth-first search. Expressions may be deeper than Python's stack.
+    Expressions in ``known`` are neither yielded nor entered. The order is that of a recursive depth-first search,
+    without its limit of depth.
     """
     entered: set[Expr] = set()
     left: set[Expr] = set()
@@ -260,7 +271,7 @@ def postorder(
 
 
 def walk(roots: Sequence[Expr], known: Container[Expr] = ()) -> Iterator[Expr]:
-    """Every distinct sub-expression, operands first. Expressions inside run-time indices are included."""
+    """``postorder`` over operands and over what run-time indices are computed from."""
     return postorder(roots, _operands_and_indices, known)
 
 
@@ -269,7 +280,7 @@ def _operands_and_indices(e: Expr) -> Sequence[Expr]:
 
 
 def run_time_indices(e: Expr) -> list[Expr]:
-    """What the run-time indices in the coordinates of ``e`` itself are computed from, in the order of their names."""
+    """The expressions of the run-time indices in ``coordinates(e)``, in the order of the indices' names."""
     found: list[Expr] = []
     for d in coordinates(e):
         for dyn in sorted(dims.dynamic_atoms(d), key=lambda t: t.name):
@@ -279,7 +290,7 @@ def run_time_indices(e: Expr) -> list[Expr]:
 
 
 def coordinates(e: Expr) -> tuple[Dim, ...]:
-    """The integer expressions in ``e`` itself, its operands aside: where a load reads, or an index's value."""
+    """The coordinates of a load, or the value of an index; none for any other operation."""
     if e.op == "load":
         return tuple(e.attr[2])
     return (e.attr,) if e.op == "index" else ()
@@ -290,9 +301,12 @@ def rebuild(e: Expr, args: Sequence[Expr]) -> Expr:
     return e if all(a is b for a, b in zip(args, e.args)) else _intern(e.op, tuple(args), e.dtype, e.attr)
 
 
-def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
-    """Rewrites bottom-up: where ``leaf`` returns an expression it replaces that sub-tree, otherwise operands are
-    rebuilt."""
+def substitute(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[Expr, Expr] | None = None) -> Expr:
+    """``e`` with every sub-expression for which ``leaf`` returns another one replaced by that.
+
+    ``leaf`` is not asked about what is inside a replaced sub-expression, nor inside run-time indices. Calls that share
+    ``memo`` must share ``leaf``.
+    """
     memo = {} if memo is None else memo
 
     def operands(x: Expr) -> Sequence[Expr]:
@@ -309,7 +323,7 @@ def transform(e: Expr, leaf: Callable[[Expr], Expr | None], memo: dict[Expr, Exp
 
 
 def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[Expr, Expr] | None = None) -> Dim:
-    """Replaces loop indices in ``d`` and in what its run-time indices are computed from."""
+    """``d`` with atoms replaced as ``table`` says, also in the expressions of its run-time indices."""
     dyn: dict[Any, Dim] = {}
     for a in dims.dynamic_atoms(d):
         assert isinstance(a.payload, Expr)
@@ -320,14 +334,14 @@ def substitute_dim(d: Dim, table: Mapping[Any, Dim], memo: dict[Expr, Expr] | No
 
 
 def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[Expr, Expr] | None = None) -> Expr:
-    """Replaces loop indices in every load, index and mask of ``e`` (run-time indices are rebuilt too).
+    """``e`` with atoms replaced as ``table`` says in all coordinates, those of run-time indices included.
 
     Calls that share ``memo`` must share ``table``.
     """
     memo = {} if memo is None else memo
     if e in memo:
         return memo[e]
-    for x in walk([e], memo):  # what run-time indices are computed from comes before what reads there
+    for x in walk([e], memo):  # the expressions of run-time indices come before the loads that use them
         args = [memo[a] for a in x.args]
         if x.op == "load":
             buffer, dtype, coords = x.attr
@@ -340,17 +354,21 @@ def substitute_index(e: Expr, table: Mapping[Any, Dim], memo: dict[Expr, Expr] |
 
 
 def mentions(e: Expr, sym: Sym) -> bool:
-    """True if the value of ``e`` depends on the index ``sym``."""
+    """True if ``sym`` occurs in any coordinate of ``e``, those of run-time indices included."""
     return any(dims.mentions(d, sym) for x in walk([e]) for d in coordinates(x))
 
 
 def loads(roots: Sequence[Expr]) -> list[Expr]:
-    """All distinct loads below ``roots``."""
+    """The loads in ``roots``, each once, those in run-time indices included."""
     return [e for e in walk(roots) if e.op == "load"]
 
 
 def to_text(e: Expr) -> str:
-    """Readable text, for dumps and comments. Of a large expression, what is used several times is written once."""
+    """Text for dumps, comments and hashes; equal expressions have equal text.
+
+    A text of more than ``MOST_REPEATED`` operations becomes ``t0 = ...; t1 = ...; ...``, with each shared operand
+    written once.
+    """
     repeated: dict[Expr, int] = {}  # how many operations the text of each has
     uses: dict[Expr, int] = {}
     for x in postorder([e], lambda x: x.args):
@@ -369,7 +387,7 @@ def to_text(e: Expr) -> str:
 
 
 def _written(e: Expr, names: Mapping[Expr, str]) -> str:
-    """The text of one expression, the names of those that have one in their place."""
+    """The text of ``e``, in which expressions in ``names`` are written by name."""
     out: list[str] = []
     stack: list[Expr | str] = [e]
     while stack:

@@ -1,4 +1,4 @@
-"""Evaluates expressions with numpy: the oracle for the CUDA printer and for every operator's lowering."""
+"""Evaluates scalar expressions with numpy: the tests compare generated CUDA and operators' lowerings with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _erf(x: Any) -> Any:
 
 
 def _power(a: Any, b: Any) -> Any:
-    """numpy's, and for integers what is left of the fraction where the exponent is negative, which numpy refuses."""
+    """``a ** b``. numpy refuses negative exponents of integers: those give the result rounded towards zero."""
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype.kind == "f":
         return np.power(a, b)
@@ -58,9 +58,15 @@ def interpret(
     variables: Mapping[str, np.ndarray] | None = None,
     memo: dict[Expr, Any] | None = None,
 ) -> np.ndarray:
-    """Evaluates ``e`` with numpy for all values of the loop indices at once (arrays that broadcast together).
+    """The value of ``e`` for all given values of the loop indices at once.
 
-    Loads whose mask is false give 0 and are not range-checked; other loads out of range raise IndexError.
+    buffers    the arrays that loads read
+    indices    loop indices and symbols by name: numbers, or arrays that broadcast together
+    variables  the values of ``var`` expressions
+    memo       the values of expressions evaluated before, to which this call adds
+
+    The result has the broadcast shape of what ``e`` mentions. A load is 0 where its mask is false, whatever its
+    coordinates; elsewhere coordinates out of range raise IndexError.
     """
     memo = {} if memo is None else memo
 

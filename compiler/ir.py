@@ -1,7 +1,7 @@
 """The graph IR: immutable types, values, nodes and graphs, and a rewriter that makes new graphs from old ones.
 
-A graph is in topological order and in SSA form: each value is written once. Weights are held by reference (a memory map
-or an array that somebody else owns) and never copied by the compiler unless a pass says so.
+A graph is in topological order and in SSA form: each value is written once. Weights are references to arrays of others,
+often memory maps; only a pass that changes a weight makes a new array.
 """
 
 from __future__ import annotations
@@ -29,24 +29,30 @@ class TensorType:
 
     @property
     def rank(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def numel(self) -> Dim:
+        """The number of elements; 1 for rank 0."""
         return product(self.shape)
 
     @property
     def nbytes(self) -> Dim:
+        """The bytes of all elements, without padding."""
         return self.numel * self.dtype.size
 
     @property
     def is_static(self) -> bool:
+        """True if all dimensions are ints."""
         return all(isinstance(d, int) for d in self.shape)
 
     def with_shape(self, shape: Sequence[Dim]) -> TensorType:
+        """The type with the same elements and another shape."""
         return TensorType(self.dtype, tuple(shape))
 
     def with_dtype(self, dtype: DType) -> TensorType:
+        """The type with the same shape and other elements."""
         return TensorType(dtype, self.shape)
 
     def __str__(self) -> str:
@@ -55,17 +61,19 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One SSA value. Names are unique inside a graph."""
+    """One tensor of a graph, written once (SSA). Names are unique inside a graph."""
 
     name: str
     type: TensorType
 
     @property
     def dtype(self) -> DType:
+        """The element type."""
         return self.type.dtype
 
     @property
     def shape(self) -> tuple[Dim, ...]:
+        """The dimensions."""
         return self.type.shape
 
     def __str__(self) -> str:
@@ -76,8 +84,8 @@ class Value:
 class Node:
     """An application of a registered operator. A missing optional input is None.
 
-    ``origin`` names what the user wrote: ONNX node names or Python source lines. It follows the node through every
-    pass.
+    ``origin`` names what the user wrote: ONNX node names or Python source lines. Passes keep it, and merge the origins
+    of nodes that they join.
     """
 
     op: str
@@ -88,12 +96,12 @@ class Node:
 
     @property
     def output(self) -> Value:
-        """The first output, for the many operators that have one."""
+        """The first output; most operators have only this one."""
         return self.outputs[0]
 
     @property
     def name(self) -> str:
-        """How messages call this node: its origin, or its output's name."""
+        """The node's name in messages: its first origin, else its first output's name."""
         return self.origin[0] if self.origin else self.outputs[0].name
 
     def operands(self) -> tuple[Value, ...]:
@@ -103,10 +111,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A constant array. ``data`` may be a memory map; ``source`` is the model's own name for it.
+    """A constant array of a graph. ``data`` may be a memory map.
 
-    ``transform`` records how ``data`` was made from the source (see ``compiler/records.py``), so that new weights can
-    be packed the same way; an empty tuple means ``data`` is the source itself.
+    ``source`` is the model's name for it, empty for a constant without one. ``transform`` is the record of how ``data``
+    was made from the model's weights (``compiler/records.py``), so that it can be made again from new ones; it is empty
+    where ``data`` is the model's own.
     """
 
     data: np.ndarray
@@ -116,7 +125,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Graph:
-    """A whole model, or a piece of one. ``weights`` maps the names of constant values to arrays."""
+    """A model, or a part of one, with its nodes in topological order.
+
+    ``weights`` maps the names of values that no node writes to their arrays. ``output_labels`` are the user's names for
+    the outputs; empty where these are the values' names.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -126,15 +139,15 @@ class Graph:
     output_labels: tuple[str, ...] = ()
 
     def labels(self) -> tuple[str, ...]:
-        """The outputs' names as the user knows them; passes may rename the values, never these."""
+        """The user's names for the outputs. Passes may rename the values, but never these."""
         return self.output_labels or tuple(o.name for o in self.outputs)
 
     def producers(self) -> dict[str, Node]:
-        """The node that writes each value."""
+        """The node that writes each value, by the value's name."""
         return {o.name: n for n in self.nodes for o in n.outputs}
 
     def consumers(self) -> dict[str, list[Node]]:
-        """The nodes that read each value, one entry a node, in graph order."""
+        """The nodes that read each value, by the value's name, each node once and in graph order."""
         table: dict[str, list[Node]] = {}
         for n in self.nodes:
             for name in dict.fromkeys(v.name for v in n.operands()):
@@ -142,10 +155,11 @@ class Graph:
         return table
 
     def output_names(self) -> set[str]:
+        """The names of the output values."""
         return {o.name for o in self.outputs}
 
     def values(self) -> Iterator[Value]:
-        """Every value once: inputs, weights (as used), then node outputs."""
+        """Every value once: the inputs, then each node's operands and outputs in graph order."""
         seen: set[str] = set()
         for v in (*self.inputs, *(v for n in self.nodes for v in (*n.operands(), *n.outputs)), *self.outputs):
             if v.name not in seen:
@@ -153,7 +167,7 @@ class Graph:
                 yield v
 
     def symbols(self) -> tuple[Sym, ...]:
-        """The symbolic dimensions of the inputs, by name."""
+        """The symbols in the inputs' shapes, sorted by name."""
         found: dict[str, Sym] = {}
         for v in self.inputs:
             for d in v.shape:
@@ -162,6 +176,7 @@ class Graph:
         return tuple(found[k] for k in sorted(found))
 
     def replace(self, **changes: Any) -> Graph:
+        """The graph with the given fields changed."""
         return replace(self, **changes)
 
 
@@ -171,11 +186,11 @@ def weight_value(name: str, data: np.ndarray, dtype: DType) -> Value:
 
 
 class Rewriter:
-    """Builds a new graph from an old one, node by node, replacing values as it goes.
+    """Builds a new graph from an old one, node by node.
 
-    A pass walks ``graph.nodes`` and for each node calls ``keep`` (after substitution), or emits others through
-    ``emit`` and redirects the old outputs with ``alias``. ``finish`` returns the new graph; dead nodes are left for
-    DCE.
+    A pass visits ``graph.nodes`` in order. For each node it calls ``keep``, or emits other nodes with ``emit`` and
+    replaces the old outputs with ``alias``. ``finish`` returns the new graph, in which nodes that nothing reads remain:
+    dead code elimination removes them.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -184,10 +199,10 @@ class Rewriter:
         self.weights: dict[str, Weight] = dict(graph.weights)
         self._subst: dict[str, Value] = {}
         self._names = {v.name for v in graph.values()} | set(graph.weights)
-        self._numbers: dict[str, int] = {}  # the last number that was put behind each hint
+        self._numbers: dict[str, int] = {}  # the last number that was appended to each hint
 
     def fresh(self, hint: str) -> str:
-        """A name not yet in use, derived from ``hint``."""
+        """A value name that is not in use yet: ``hint``, or ``hint`` and a number."""
         name, i = hint, self._numbers.get(hint, 0)
         while name in self._names:
             i += 1
@@ -197,20 +212,21 @@ class Rewriter:
         return name
 
     def get(self, value: Value) -> Value:
-        """What ``value`` of the old graph is called in the new one."""
+        """The value of the new graph that takes the place of ``value``."""
         while value.name in self._subst:
             value = self._subst[value.name]
         return value
 
     def inputs_of(self, node: Node) -> tuple[Value | None, ...]:
+        """The inputs of ``node``, an old node, in the new graph."""
         return tuple(None if v is None else self.get(v) for v in node.inputs)
 
     def keep(self, node: Node, **changes: Any) -> Node:
-        """Copies ``node`` with its inputs substituted and the given fields changed."""
+        """Appends ``node`` with its inputs in the new graph and the given fields changed."""
         return self.append(replace(node, inputs=self.inputs_of(node), **changes))
 
     def append(self, node: Node) -> Node:
-        """Adds a node of the new graph."""
+        """Appends a node whose inputs are values of the new graph."""
         self.nodes.append(node)
         return node
 
@@ -224,7 +240,10 @@ class Rewriter:
         origin: tuple[str, ...] = (),
         name: str = "",
     ) -> Value:
-        """Appends a new node with fresh outputs and returns its first output."""
+        """Appends a node with fresh outputs of ``types`` and returns the first of them; nothing is checked.
+
+        ``name`` is the hint for the outputs' names, by default the operator's name.
+        """
         listed = (types,) if isinstance(types, TensorType) else tuple(types)
         hint = name or op.lower()
         outs = tuple(Value(self.fresh(hint), t) for t in listed)
@@ -238,11 +257,12 @@ class Rewriter:
         return weight_value(name, data, dtype)
 
     def alias(self, old: Value, new: Value) -> None:
-        """From here on, whoever read ``old`` reads ``new``."""
+        """Lets the nodes that are kept from here on, and the graph's outputs, read ``new`` instead of ``old``."""
         if old.name != new.name:
             self._subst[old.name] = new
 
     def finish(self) -> Graph:
+        """The new graph."""
         outputs = tuple(self.get(o) for o in self.graph.outputs)
         return self.graph.replace(nodes=tuple(self.nodes), outputs=outputs, weights=self.weights)
 

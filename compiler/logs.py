@@ -1,4 +1,4 @@
-"""Logging: quiet by default, switched on area by area with ``ARCWELD_LOG``."""
+"""Logging: silent by default, switched on for all areas or for some with ``ARCWELD_LOG``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AREAS = ("import", "passes", "fusion", "codegen", "nvrtc", "runtime", "verify", 
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is at that moment."""
+    """Writes to ``sys.stderr`` as it is when a line is written: a program may replace it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -24,10 +24,10 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 def configure(spec: str | None = None) -> None:
-    """Sets levels from ``spec`` or ``ARCWELD_LOG``: ``info``, ``debug``, or areas like ``+fusion,codegen`` (at debug
-    level).
+    """Sets the loggers' levels from ``spec``, or from ``ARCWELD_LOG`` where it is None.
 
-    Raises UsageError for an unknown area.
+    The text lists levels (``info``, ``debug``, ``warning``) and areas, such as ``+fusion,codegen``. A listed area logs
+    at level debug. Raises UsageError for any other word.
     """
     text = os.environ.get("ARCWELD_LOG", "") if spec is None else spec
     if not text:

@@ -1,4 +1,4 @@
-"""Memory of mapped files: gives back pages of a weight that was read to make another of it."""
+"""Releases memory of mapped files: the pages of a weight that was read only to make another weight."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import mmap
 
 import numpy as np
 
-WORTHWHILE = 1 << 20  # bytes
+WORTHWHILE = 1 << 20  # bytes of an array from which releasing its pages pays
 
 
 def give_back(data: np.ndarray) -> None:
-    """Drops the pages of a mapped file that only ``data`` covers from this process; a later access maps them again.
+    """Removes from this process's memory the pages of a mapped file that lie wholly inside ``data``.
 
-    Does nothing for arrays in ordinary memory, small ones, and systems without ``madvise``.
+    A later access reads them from the file again. Does nothing for arrays in ordinary memory, arrays of less than
+    ``WORTHWHILE`` bytes, and systems without ``madvise``.
     """
     mapped = root(data)
     if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):

@@ -1,4 +1,4 @@
-"""What a build is asked for: the one object that the driver hands to every pass."""
+"""The options of a build, as the driver hands them to every pass."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Choices of one build. Raises UsageError for a precision or architecture that does not exist.
+    """The options of one build. Raises UsageError for an unknown precision, and for an unknown or too old architecture.
 
-    precision  "fp32" computes what the model says; "fp16" and "bf16" narrow f32 tensors to that type
+    precision  "fp32" keeps the model's types; "fp16" and "bf16" narrow f32 tensors to that type
     arch       the architectures to compile for, like ("sm_80", "sm_90a"); empty: the driver chooses
     disable    names of passes to skip
     tf32       f32 matrix products may round their operands to tf32
-    keep_f32   origins (names of the model's own nodes) whose results stay f32 whatever ``precision`` says
+    keep_f32   origins (names of the model's nodes) whose results stay f32 whatever ``precision`` says
     """
 
     precision: str = "fp32"

@@ -1,7 +1,7 @@
-"""A kernel's launch parameters, the members of its ``Params`` struct: one class a kind, from rendering to bytes.
+"""A kernel's launch parameters, the members of its ``Params`` struct: one class for each kind of member.
 
-``N`` is the form in which integers are written: a Dim while the kernel is rendered, its text in an engine file, a
-compiled expression in an open engine, and an int once the shapes are known. ``convert`` leads from one to the next.
+``N`` is the type of integers that may depend on shapes: a Dim while the kernel is rendered, its text in an engine file,
+a compiled expression in an open engine, and an int once the shapes are known. ``convert`` goes from one to the next.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ M = TypeVar("M")
 
 
 def same(tensor: str) -> str:
-    """Leaves the name of a tensor as it is."""
+    """``tensor`` itself: the default renaming of ``convert``."""
     return tensor
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="pointer"):
-    """The device address of ``tensor``."""
+    """The device address of ``tensor``: 8 bytes."""
 
     size: ClassVar[int] = 8
     alignment: ClassVar[int] = 8
@@ -44,10 +44,12 @@ class Integer(msgspec.Struct, Generic[N], frozen=True, forbid_unknown_fields=Tru
 
     @property
     def size(self) -> int:
+        """Bytes of the member."""
         return self.bits // 8
 
     @property
     def alignment(self) -> int:
+        """Bytes of which the member's offset is a multiple."""
         return self.bits // 8
 
     def convert(self, number: Callable[[N], M], tensor: Callable[[str], str] = same) -> Integer[M]:
@@ -56,7 +58,7 @@ class Integer(msgspec.Struct, Generic[N], frozen=True, forbid_unknown_fields=Tru
 
 
 class Float(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="float"):
-    """A constant in single precision."""
+    """A constant in single precision: 4 bytes."""
 
     size: ClassVar[int] = 4
     alignment: ClassVar[int] = 4
@@ -72,12 +74,15 @@ class Float(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 class TensorMap(
     msgspec.Struct, Generic[N], frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="tensor_map"
 ):
-    """A TMA descriptor of a view of ``tensor`` that begins ``offset`` bytes after the tensor's first element.
+    """A TMA descriptor (``CUtensorMap``, 128 bytes) of a view of ``tensor``.
 
-    dims             elements along each dimension, the innermost first
+    Dimensions are in the order of ``cuTensorMapEncodeTiled`` of the CUDA driver API: the innermost first.
+
+    offset           bytes from the tensor's first element to the view's
+    dims             elements along each dimension
     strides          bytes between neighbours along each dimension but the innermost
     box              elements that one copy spans along each dimension
-    element_strides  distance of the elements that are copied, along each dimension
+    element_strides  elements from one that is copied to the next, along each dimension
     swizzle          bytes of the swizzle pattern in shared memory: 32, 64, 128, or 0 for none
     """
 
@@ -104,8 +109,8 @@ class TensorMap(
 Parameter: TypeAlias = Pointer | Integer[N] | Float | TensorMap[N]
 
 
-def struct_layout(parameters: Iterable[Parameter[N]]) -> tuple[tuple[int, ...], int]:
-    """Byte offset of each member of the struct by natural alignment, and the struct's size."""
+def struct_offsets(parameters: Iterable[Parameter[N]]) -> tuple[tuple[int, ...], int]:
+    """The offset of each member of the struct and the struct's size, in bytes, by the alignment rules of C."""
     at, most, offsets = 0, 1, []
     for p in parameters:
         at = -(-at // p.alignment) * p.alignment
@@ -120,8 +125,13 @@ def pack(
     addresses: Mapping[str, int],
     encode: Callable[[TensorMap[int], int], bytes],
 ) -> bytes:
-    """The struct's bytes for tensors at ``addresses``; ``encode`` makes a view's descriptor for its first address."""
-    offsets, size = struct_layout(parameters)
+    """The struct's bytes, little-endian.
+
+    ``addresses`` maps tensors to device addresses. ``encode`` makes the 128 bytes of a descriptor, given its parameter
+    and the address at which its view begins. Raises KeyError for a tensor without an address, struct.error for an
+    integer that does not fit its member.
+    """
+    offsets, size = struct_offsets(parameters)
     packed = bytearray(size)
     for at, p in zip(offsets, parameters):
         match p:

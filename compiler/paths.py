@@ -1,4 +1,4 @@
-"""Where Arcweld keeps what it can rebuild: one cache folder, and the atomic write that every cache uses."""
+"""The folder of all caches, and the atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path) -> Path:
-    """The file that ``path`` stands for, symbolic links followed. Raises EnvironmentError_ for what is there and no
-    file, such as a device: a new file would take its place.
+    """The file that ``path`` stands for, symbolic links followed; it need not exist.
+
+    Raises EnvironmentError_ for something that is no regular file, such as a device, which must not be replaced.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():

@@ -1,6 +1,6 @@
-"""Evaluates a graph with the registry's numpy references: the oracle of the tests and of constant folding.
+"""Evaluates a graph with the registry's numpy references, for tests, verification and constant folding.
 
-It also draws the inputs of the registry's test cases, so that every sweep runs the same ones.
+It also makes the graphs and random inputs of the registry's test cases, so that all tests of an operator run the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ def run_reference(
 ) -> dict[str, np.ndarray]:
     """Evaluates ``graph``; returns its outputs by value name, and the values named in ``keep`` as well.
 
-    ``feeds`` maps input names to arrays of the declared dtypes. Symbolic dimensions are bound from their shapes and
-    from ``bind``. Intermediates are freed after their last use. Raises InputError for inputs that do not match.
+    ``feeds`` maps input names to arrays of the declared dtypes. Symbols get their values from the arrays' shapes and
+    from ``bind``. Intermediate results are freed after their last use.
+
+    Raises InputError for inputs that do not match the graph, ModelError for values that an operator does not take,
+    VerifyError where a result has another type than the graph declares.
     """
     wanted = graph.output_names() | (keep or set())
     values: dict[str, np.ndarray] = {}
@@ -46,10 +49,10 @@ def stream_reference(
     hold: Mapping[str, int],
     bind: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Evaluates ``graph`` node by node; yields (position of the node just evaluated, live values), -1 before the first.
+    """Evaluates ``graph`` node by node; yields (index of the node just evaluated, live values), first (-1, inputs).
 
-    A value lives until its last reader, or until after the position that ``hold`` gives for its name. The dictionary is
-    the same every time. Raises as ``run_reference``.
+    A value is live until its last reader, and at least until after the node with the index that ``hold`` gives for it.
+    The same dictionary is yielded every time. Raises as ``run_reference``.
     """
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
@@ -78,7 +81,11 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
 
 
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
-    """The outputs of one node. Raises VerifyError where the reference contradicts the node's declared types."""
+    """The outputs of one node, for values ``env`` of the symbols.
+
+    Raises ModelError for values that the operator does not take, VerifyError where a result has another type than the
+    node declares.
+    """
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
         return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
@@ -104,7 +111,10 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
 def bind_symbols(
     inputs: tuple[Value, ...], feeds: Mapping[str, np.ndarray], bind: Mapping[str, int] | None = None
 ) -> dict[str, int]:
-    """The values of the symbolic dimensions, from the shapes of the arrays. Raises InputError for a mismatch."""
+    """The values of the symbols by name: those in ``bind``, and those that the shapes of the arrays determine.
+
+    Raises InputError for a missing input, and for a wrong dtype, rank or size.
+    """
     env = dict(bind or {})
     equations: list[tuple[Value, int, DimFunction, int]] = []
     for v in inputs:
@@ -130,7 +140,7 @@ def _checked(v: Value, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def case_dtypes(case: Case) -> tuple[DType, ...]:
-    """The element types in which a case's random operands are drawn, one run each."""
+    """The element types for which a case runs, in which its random operands are drawn."""
     return tuple(DType(d) for d in case.dtypes) or (DType.F32,)
 
 

@@ -25,9 +25,10 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.WINDOW: "window",
     Kind.ATTENTION: "attention",
 }
-# up to this many updates may name one element, each output element looks through them
+# A scatter in which at most this many updates can write one output element uses the template ``search``, in which every
+# output element looks through all of them.
 MAX_SEARCH = 64
-# types whose atomics give what the reference gives, up to the order of summation
+# Element types by reduction for which CUDA's atomics give the reference's results, up to the order of summation.
 ATOMIC: Mapping[str, tuple[DType, ...]] = {
     "add": (DType.F32, DType.F64, DType.I32, DType.U32, DType.I64),
     "max": (DType.F32, DType.I32, DType.I64),
@@ -36,8 +37,10 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 
 
 def template_of(node: Node) -> str:
-    """The template that computes a node. Scatters have two: ``search`` looks for each element's updates, ``scatter``
-    stores each update where it belongs.
+    """The name of the template that computes ``node``. Raises KeyError for a composite operator, which has none.
+
+    A scatter has two: in ``search`` each output element looks for its updates, in ``scatter`` each update is stored
+    where its index says.
     """
     kind = opdef(node.op).kind
     if kind is not Kind.SCATTER:
@@ -52,8 +55,10 @@ def template_of(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """``nodes`` are in graph order; ``inputs`` are read from memory, ``outputs`` written to it. ``hero`` is None for
-    pointwise."""
+    """The nodes of one kernel, in graph order, with the values it reads from memory and those it writes to memory.
+
+    ``template`` is the name of the hero's template, or ``pointwise`` where ``hero`` is None.
+    """
 
     name: str
     template: str
@@ -65,7 +70,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why two neighbouring nodes are not in one kernel. ``code`` is stable, ``detail`` is for people."""
+    """Why a node and the consumer of its result are not in one kernel.
+
+    ``producer`` and ``consumer`` are names of nodes. ``code`` is a stable identifier of the reason, ``detail`` a text.
+    """
 
     producer: str
     consumer: str
@@ -75,7 +83,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FusedGraph:
-    """The result of fusion: regions in launch order over the graph they came from, and what was refused."""
+    """The result of fusion: the graph, its regions in launch order, and the fusions that were refused."""
 
     graph: Graph
     regions: tuple[Region, ...]
@@ -83,7 +91,10 @@ class FusedGraph:
 
 
 def is_hero(node: Node) -> bool:
-    """True for operators that need a template of their own."""
+    """True for a node that decides a kernel's loop nest: it is neither pointwise nor movement.
+
+    Raises UnsupportedError for a composite operator, which must be decomposed before fusion.
+    """
     kind = opdef(node.op).kind
     if kind is Kind.COMPOSITE:
         raise UnsupportedError(f"{node.op} reached fusion without being decomposed", node=node.name)
@@ -94,7 +105,7 @@ VIEWS = frozenset({"Reshape", "Transpose", "Slice", "Expand"})
 
 
 def is_view(node: Node) -> bool:
-    """True for movement whose index map is affine: reading through it costs nothing."""
+    """True for movement that only changes the index of a read: no element is masked, and no index is read."""
     return node.op in VIEWS
 
 
@@ -102,5 +113,5 @@ INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
 
 
 def reads_indices(node: Node) -> bool:
-    """True for movement whose index map depends on elements that it reads: the second read waits for the first."""
+    """True for movement that reads indices from a tensor: the read at such an index waits for the read of the index."""
     return node.op in INDEXED

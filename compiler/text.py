@@ -1,4 +1,4 @@
-"""The IR's text: ``print_graph`` writes a graph, one line an item, and ``parse_graph`` reads it back exactly.
+"""The text form of the IR: ``print_graph`` writes a graph, and ``parse_graph`` reads it back exactly.
 
 The grammar, one item a line (blank lines and lines that begin with ``#`` are skipped)::
 
@@ -40,7 +40,7 @@ _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
 
 
 def sanitize(name: str) -> str:
-    """A value name that the text can hold, made from any string: forbidden characters become ``_``."""
+    """``name`` as a value name that IR text can hold: other characters become ``_``."""
     kept = "".join(c if c.isprintable() and (c == ":" or NAME.fullmatch(c)) else "_" for c in name)
     return re.sub(r":+$", "_", kept) or "_"
 
@@ -51,8 +51,8 @@ def sanitize(name: str) -> str:
 def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
     """The text of ``graph``. Weights of at most ``data_limit`` elements are written with their data.
 
-    Raises ModelError for what the text cannot hold: a name with a forbidden character, an attribute that is
-    not plain data, or two different symbols of one name.
+    Raises ModelError for what the text cannot hold: a value name that ``sanitize`` would change, an attribute of
+    another type than ``literal_text`` takes, or two different symbols with one name.
     """
     lines = [f"graph {graph.name!r}"]
     lines += [_symbol_line(s) for s in all_symbols(graph)]
@@ -67,7 +67,7 @@ def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
 
 
 def node_text(node: Node) -> str:
-    """One node's line."""
+    """The line of one node, without a line end. Raises ModelError as ``print_graph`` does."""
     args = ["_" if v is None else "%" + _checked(v.name) for v in node.inputs]
     args += [f"{k}={literal_text(v)}" for k, v in node.attrs.items()]
     origin = " @ " + ", ".join(repr(o) for o in node.origin) if node.origin else ""
@@ -75,9 +75,7 @@ def node_text(node: Node) -> str:
 
 
 def literal_text(value: Any) -> str:
-    """An attribute value as text. Raises ModelError for a type that attributes cannot hold (numpy scalars,
-    lists).
-    """
+    """An attribute's value as text. Raises ModelError for a type that attributes cannot hold, such as a list."""
     if isinstance(value, tuple):
         inner = ", ".join(literal_text(v) for v in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
@@ -164,10 +162,10 @@ def _checked(name: str) -> str:
 
 
 def parse_graph(text: str, *, weights: Mapping[str, np.ndarray] | None = None) -> Graph:
-    """Reads ``print_graph``'s text. ``weights`` maps names to the arrays of those weights whose data is not
-    in the text; one that is in neither place becomes zeros that occupy no memory.
+    """The graph whose text ``print_graph`` wrote.
 
-    Raises ModelError, naming the line, for anything that is not the text of a graph.
+    ``weights`` maps names to the arrays of weights whose data is not in the text. A weight that has its data in neither
+    place becomes zeros that occupy no memory. Raises ModelError, which names the line, for any other text.
     """
     reader = _Parser(weights or {})
     for number, line in enumerate(text.splitlines(), 1):
@@ -231,7 +229,7 @@ class _Parser:
         self.symbols[name] = dims.symbol(name, fields["lo"], fields["hi"], int(fields["multiple_of"]))
 
     def _define(self, text: str) -> tuple[Value, str]:
-        """A typed name at the start of ``text``, made known; and what follows it."""
+        """Defines the value at the start of ``text``; returns it and the rest of the text."""
         match = _ITEM.match(text)
         if match is None or match[2] is None:
             raise ModelError("expected `%name: dtype[shape]`")
@@ -327,19 +325,20 @@ class _Parser:
 
 
 def parse_literal(text: str, symbols: Mapping[str, Dim] | None = None) -> Any:
-    """Reads ``literal_text``'s text. Raises ModelError (or a SyntaxError or ValueError of Python's) for any
-    other.
-    """
+    """The value whose text ``literal_text`` wrote. Raises ModelError, SyntaxError or ValueError for any other text."""
     return _literal(_parsed(text), symbols or {})
 
 
 def parse_fields(text: str) -> dict[str, Any]:
-    """Reads ``axis=1, mode='x'``: attributes as they stand in a node's text."""
+    """The attributes in the text ``axis=1, mode='x'``, which is how a node's line writes them.
+
+    Raises as ``parse_literal`` does.
+    """
     return _call(f"fields({text})", {})[1]
 
 
 def parse_type(text: str, symbols: Mapping[str, Dim] | None = None) -> TensorType:
-    """Reads a type like ``f32[N, 3]``."""
+    """The type in a text like ``f32[N, 3]``. Raises as ``parse_literal`` does for any other text."""
     dtype, bracket, shape = text.strip().removesuffix("]").partition("[")
     if not bracket:
         raise ModelError(f"not a type: {text[:80]}")
@@ -348,7 +347,7 @@ def parse_type(text: str, symbols: Mapping[str, Dim] | None = None) -> TensorTyp
 
 
 def _call(text: str, symbols: Mapping[str, Dim]) -> tuple[str, dict[str, Any]]:
-    """``name(key=value, ...)`` as the name and its values."""
+    """The name and the keyword arguments in the text ``name(key=value, ...)``."""
     call = _parsed(text)
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         raise ModelError("expected `name(key=value, ...)`")

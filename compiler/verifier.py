@@ -1,6 +1,6 @@
-"""The IR verifier: rules that every graph keeps between any two passes.
+"""The IR verifier: checks the rules that a graph keeps after the import and after every pass.
 
-A failure is a defect of the importer or pass that ran last, never of the user's model; the error names it.
+A failure is a defect of the importer or pass that ran last, which the error names, never of the user's model.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ from arcweld.compiler.text import all_symbols, sanitize
 
 
 def verify(graph: Graph, after: str = "import") -> None:
-    """Checks ``graph`` as the pass called ``after`` left it.
+    """Checks ``graph`` as the pass called ``after`` left it:
 
-    The rules: values are written once and before they are read, with one type each, and have names that IR
-    text can hold; operators are registered, with the operands and attributes of their schema; result types
-    are those that the registry infers; weights have the shape and dtype that their readers expect; outputs
-    exist; a symbol's name means one symbol. Raises VerifyError naming ``after``, the node and a remedy.
+    * values are written once and before they are read, have one type each, and names that IR text can hold
+    * operators are registered, and have the operands and attributes of their entry
+    * result types are those that the registry infers
+    * weights have the shape and dtype that their readers expect
+    * outputs exist, and their labels differ
+    * a symbol's name means one symbol
+
+    Raises VerifyError, which names ``after``, the node and a remedy.
     """
     _Verifier(graph, after).run()
 

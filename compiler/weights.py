@@ -1,5 +1,6 @@
-"""Weights made from weights: operators evaluated while compiling, with a record (``records.py``) that can be
-replayed on new data.
+"""Makes weights from weights while compiling, by operators' references, with a record that can be replayed.
+
+``records.py`` says what a record is.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from arcweld.compiler.ops.registry import check_attrs, make, opdef
 from arcweld.compiler.records import Transform, sources
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
 
-# Elements: a larger constant without a name in the model counts as a source of its own. A scalar is always
-# written out: kernels hold it as a literal too.
+# Elements of a constant that a record writes out; a larger one is a source, even without a name in the model.
+# A scalar is always written out, as kernels hold its value as a literal.
 INLINE_LIMIT = 64
 
 
 def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str, Any]) -> Weight:
-    """The weight that operator ``op`` makes from (name, weight) pairs, by its reference, with the record of
-    it.
+    """The weight that operator ``op`` computes from ``operands``, (name, weight) pairs, with its record.
 
-    ``attrs`` must be complete and concrete. Raises what the operator's reference raises.
+    ``attrs`` must have all attributes, with ints for dimensions. Raises what the operator's reference raises.
     """
     with np.errstate(all="ignore"):  # NaN and infinity are results like any other
         (result, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
@@ -46,7 +46,7 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
 
 
 def record(name: str, weight: Weight) -> Transform:
-    """The steps that push ``weight``, which the graph calls ``name``."""
+    """The steps of a record that push ``weight``, which the graph calls ``name``."""
     if weight.transform:
         return weight.transform
     if weight.data.size > INLINE_LIMIT or (weight.source and weight.data.ndim):
@@ -55,10 +55,10 @@ def record(name: str, weight: Weight) -> Transform:
 
 
 def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What ``transform`` makes of new source ``arrays``.
+    """The array that the record ``transform`` makes from ``arrays``, new data of the model's weights by name.
 
-    Raises InputError for a source that is missing or of another type than the model's, ModelError for a
-    damaged record.
+    Raises InputError for a source that is missing or of another type than in the model, ModelError for a damaged
+    record.
     """
     stack: list[np.ndarray] = []
     for step, args in transform:
@@ -96,9 +96,7 @@ def derive(
     origin: tuple[str, ...] = (),
     hint: str = "",
 ) -> Value:
-    """Like ``registry.make``, but evaluated at once, into a new weight, where all operands and attributes
-    are constant.
-    """
+    """Like ``registry.make``, but where all operands and attributes are constant it adds a weight instead of a node."""
     if not all(v.name in rw.weights for v in inputs) or is_symbolic(tuple((attrs or {}).values())):
         return make(rw, op, inputs, attrs, origin=origin, hint=hint)
     spec = opdef(op)
@@ -110,7 +108,7 @@ def derive(
 
 
 def is_symbolic(value: Any) -> bool:
-    """Whether an attribute value holds a dimension that is not known."""
+    """Whether an attribute value holds a symbolic dimension."""
     return isinstance(value, IntExpr) or (isinstance(value, tuple) and any(is_symbolic(v) for v in value))
 
 

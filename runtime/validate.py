@@ -16,7 +16,7 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
-from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_layout
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_offsets
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
 
@@ -202,7 +202,7 @@ class _Checker:
         allowed = {*launch.reads, *launch.writes}
         for p in v.params:
             self.check_parameter(p, allowed, place)
-        if struct_layout(v.params)[1] > MAX_PARAMS:
+        if struct_offsets(v.params)[1] > MAX_PARAMS:
             raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
 
     def check_parameter(self, p: Parameter[str], allowed: set[str], place: str) -> None:

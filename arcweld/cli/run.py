@@ -181,7 +181,7 @@ def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.n
     """
     from arcweld.compiler.onnx.importer import constant_input
     from arcweld.compiler.onnx.proto import load_model
-    from arcweld.compiler.onnx.symbols import sanitise
+    from arcweld.compiler.text import sanitize
 
     graph = load_model(model)[0].graph
     given = parse_values(values)
@@ -189,7 +189,7 @@ def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.n
     inputs = {v.name: v for v in graph.input if v.name not in weights}
     if unknown := sorted(set(given) - set(inputs)):
         raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(inputs)}")
-    theirs = ({sanitise(n) for n in inputs if n not in given}, {v.name for v in graph.output})
+    theirs = ({sanitize(n) for n in inputs if n not in given}, {v.name for v in graph.output})
     ours = ({t.name for t in engine.inputs}, {t.name for t in engine.outputs})
     for kind, mine, other in zip(("inputs", "outputs"), ours, theirs):
         if mine != other:
@@ -204,11 +204,11 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
         import onnxruntime
     except ImportError:
         raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
-    from arcweld.compiler.onnx.symbols import sanitise
+    from arcweld.compiler.text import sanitize
 
     try:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        given = {i.name: frozen[i.name] if i.name in frozen else feeds[sanitise(i.name)] for i in session.get_inputs()}
+        given = {i.name: frozen[i.name] if i.name in frozen else feeds[sanitize(i.name)] for i in session.get_inputs()}
         names = [o.name for o in session.get_outputs()]
         return dict(zip(names, session.run(names, given)))
     except Exception as error:  # its classes have no common base
@@ -219,10 +219,10 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
 
 def _numpy(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     from arcweld.compiler.onnx.proto import load_model
-    from arcweld.compiler.onnx.symbols import sanitise
     from arcweld.compiler.reference import run_reference
+    from arcweld.compiler.text import sanitize
 
-    names = {sanitise(v.name): v.name for v in load_model(model)[0].graph.input}
+    names = {sanitize(v.name): v.name for v in load_model(model)[0].graph.input}
     inputs = [Input(names[n], a.shape) for n, a in feeds.items()]
     graph = import_model(model, inputs=inputs + [Input(n, value=a) for n, a in frozen.items()])
     values = run_reference(graph, feeds)

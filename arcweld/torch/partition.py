@@ -18,7 +18,7 @@ from torch import fx
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.torch.context import HANDLERS
-from arcweld.compiler.torch.fx_reader import Missing, Reader, is_symbolic_scalar, target_name, used_results
+from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, is_symbolic_scalar, target_name, used_results
 from arcweld.compiler.torch.table import ASSERTIONS
 from arcweld.compiler.torch.types import Sizes
 from arcweld.torch.simplify import has_no_elements
@@ -104,7 +104,7 @@ class Examiner:
                 return Verdict(f"a tensor on {tensor.device}, the engine is on {self.device}")
             if has_no_elements(tensor):
                 return Verdict("a tensor without elements")
-        reader = Reader("query", self.sizes)
+        reader = FxReader("query", self.sizes)
         for operand in node.all_input_nodes:
             reader.env[operand] = self._stand_in(reader, operand)
         reader.read(node)
@@ -112,13 +112,13 @@ class Examiner:
             return Verdict(reader.problems[0].reason)
         return Verdict(None, any(_computes(n.op) for n in reader.rw.nodes))
 
-    def _stand_in(self, reader: Reader, node: fx.Node) -> Any:
+    def _stand_in(self, reader: FxReader, node: fx.Node) -> Any:
         value = node.meta.get("val")
         if is_symbolic_scalar(node):
-            return self.sizes.dim(value) if isinstance(value, int | torch.SymInt) else Missing("a symbolic number")
+            return self.sizes.dim(value) if isinstance(value, int | torch.SymInt) else Unavailable("a symbolic number")
         if isinstance(value, torch.Tensor):
             return reader.placeholder_value(self.sizes.type_of(value), node.name)
-        return Missing("an operand that is not a tensor")
+        return Unavailable("an operand that is not a tensor")
 
 
 def _computes(op: str) -> bool:

@@ -18,7 +18,7 @@ from arcweld.codegen.printing.uniform import below_zero, index_difference, is_ne
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, coordinates, postorder, transform, walk
+from arcweld.compiler.expr import Expr, coordinates, postorder, substitute, walk
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -268,7 +268,7 @@ class Block:
 
         ``8*q + lane < 32`` becomes ``q < 4``: a masked vector is then read as a whole, or not at all.
         """
-        return e if self.lane is None else transform(e, self._uniform_test, self._uniform)
+        return e if self.lane is None else substitute(e, self._uniform_test, self._uniform)
 
     def _uniform_test(self, e: Expr) -> Expr | None:
         d = below_zero(e)

@@ -1,8 +1,8 @@
 """Exact integer expressions over symbolic dimensions and loop indices, in canonical polynomial form.
 
-A dimension is an ``int`` or an ``IntExpr``; every operation returns an ``int`` as soon as the result is constant.
-Division rounds towards minus infinity (Python's ``//``). Two expressions that normalise to the same polynomial compare
-equal.
+A dimension (``Dim``) is an ``int`` or an ``IntExpr``; every operation returns an ``int`` where the result is constant.
+Division rounds towards minus infinity, as Python's ``//`` does. Two expressions compare equal if
+their polynomials are equal; different polynomials may still have the same values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from arcweld.compiler.dims.text import CALLS, parse
 
 
 def substitute(e: Dim, table: Mapping[Atom, Dim]) -> Dim:
-    """Replaces atoms (also inside calls) and normalises again."""
+    """``e`` with the atoms in ``table`` replaced, those inside calls too, in canonical form again."""
     if not isinstance(e, IntExpr) or not table:
         return e
     total: Dim = 0
@@ -59,7 +59,10 @@ def substitute(e: Dim, table: Mapping[Atom, Dim]) -> Dim:
 
 
 def coefficient(e: Dim, atom: Atom) -> Dim | None:
-    """The factor of ``atom`` when ``e`` is affine in it; None when it occurs inside a call or with a power."""
+    """The factor ``k`` of ``e = k * atom + rest``, where ``rest`` is free of ``atom``; 0 if ``e`` is too.
+
+    None where ``e`` is not affine in ``atom``: it occurs inside a call, or with a power above 1.
+    """
     acc: dict[Monomial, int] = {}
     for m, c in terms_of(e):
         powers = dict(m)
@@ -84,9 +87,10 @@ _INTEGERS: Mapping[str, Callable[[int, int], int]] = {
 
 
 def evaluate_with(e: Dim, env: Mapping[str, Any], calls: Mapping[str, Callable[[Any, Any], Any]]) -> Any:
-    """The value of ``e`` in the numbers that ``env`` holds, be they arrays.
+    """The value of ``e`` with symbols and run-time indices looked up in ``env`` by name: numbers or numpy arrays.
 
-    ``calls`` has floordiv, mod, max and min for such numbers. Raises KeyError for a missing symbol.
+    ``calls`` maps ``floordiv``, ``mod``, ``max`` and ``min`` to functions of two such values. Raises KeyError for a
+    missing name.
     """
     if not isinstance(e, IntExpr):
         return e

@@ -1,6 +1,6 @@
-"""Finds the values of symbols from known sizes: each dimension of an array that is given makes one equation.
+"""Finds the values of symbols from the shapes of arrays: each dimension of an array gives one equation.
 
-Nothing here looks inside an expression, so that Dims and the compiled expressions of an engine are solved alike.
+Expressions are only evaluated, never inspected: Dims and an engine's compiled expressions are solved by the same code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Protocol
 from arcweld.compiler.dims import Dim, evaluate, free_symbols
 from arcweld.compiler.errors import InputError
 
-PROBES = (1, 2, 3, 1_000_003)  # a quotient, remainder, minimum or maximum gives itself away at one of these
+# values of a symbol at which a function is evaluated to see whether it is linear; a quotient, remainder, minimum or
+# maximum leaves the line at one of them
+PROBES = (1, 2, 3, 1_000_003)
 
 
 class Function(Protocol):
@@ -26,7 +28,7 @@ class Function(Protocol):
 
 
 class DimFunction:
-    """A dimension as a function of its symbols' names."""
+    """A dimension as a ``Function``: its value for given values of its symbols."""
 
     __slots__ = ("dim", "names")
 
@@ -35,14 +37,16 @@ class DimFunction:
         self.names = frozenset(s.name for s in free_symbols(dim))
 
     def __call__(self, env: Mapping[str, int]) -> int:
+        """The dimension's value. Raises KeyError for a symbol that ``env`` lacks."""
         return evaluate(self.dim, env)
 
 
 def solve(equations: Iterable[tuple[Function, int]], env: dict[str, int]) -> None:
-    """Adds to ``env`` every symbol that ``equations`` (function, value) determine, one unknown after the other.
+    """Adds to ``env`` the symbols that ``equations`` determine: pairs of a function and the value that it must have.
 
-    An equation that has no solution among the numbers from 0 on adds nothing, nor does one that is not linear in its
-    last unknown. Whether ``env`` fulfils the equations is left to the caller.
+    Equations with one unknown symbol are solved, again and again, until none is left. An equation adds nothing if it is
+    not linear in its unknown, or if no integer from 0 on solves it. The caller checks whether ``env`` satisfies all
+    equations.
     """
     waiting = [(f, value) for f, value in equations if f.names]
     found = True
@@ -68,8 +72,9 @@ def _solution(f: Function, value: int, name: str, env: Mapping[str, int]) -> int
 
 
 def linear(f: Function, name: str, env: Mapping[str, int]) -> tuple[int, int] | None:
-    """(start, slope) where ``f`` is ``start + slope * name`` with the other symbols as in ``env`` and slope is not 0;
-    None where it is not so.
+    """(start, slope) if ``f`` is ``start + slope * name`` with a slope other than 0, else None.
+
+    The other symbols have their values from ``env``. Linearity is tested at ``PROBES`` only.
     """
     try:
         at = [f({**env, name: n}) for n in PROBES[:3]]
@@ -77,6 +82,6 @@ def linear(f: Function, name: str, env: Mapping[str, int]) -> tuple[int, int] | 
         start = at[0] - slope * PROBES[0]
         if not slope or at[2] != start + slope * PROBES[2] or f({**env, name: PROBES[3]}) != start + slope * PROBES[3]:
             return None
-    except (InputError, ZeroDivisionError):  # a line has a value everywhere
+    except (InputError, ZeroDivisionError):  # a linear function has a value everywhere
         return None
     return start, slope

@@ -1,7 +1,8 @@
-"""Quotients, remainders, maxima and minima of dimension expressions, simplified as far as their ranges allow.
+"""Quotients, remainders, maxima and minima of dimension expressions, simplified as far as their bounds allow.
 
-Two index expressions that mean the same element should become the same polynomial: kernels rely on it to see that a
-reshape is no work, that lanes are neighbours, and that an epilogue reads what its kernel makes.
+Index expressions that mean the same element should become the same polynomial. Codegen compares polynomials to prove
+that a reshape moves nothing, that threads access neighbouring elements, and that an epilogue reads its own kernel's
+result.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from arcweld.compiler.dims.poly import (
 )
 from arcweld.compiler.dims.ranges import bounds, is_nonneg
 
-_Trade: TypeAlias = tuple[Terms, Terms]  # terms that go, and those that come for them
+_Trade: TypeAlias = tuple[Terms, Terms]  # terms of a sum to remove, and terms of the same value to add instead
 
 
 @lru_cache(maxsize=1 << 16)
 def floordiv(e: Dim, d: Dim) -> Dim:
-    """``e // d`` for a positive ``d``. Raises ZeroDivisionError for a constant zero divisor."""
+    """``e // d``, rounded towards minus infinity; a symbolic ``d`` must be positive.
+
+    Raises ZeroDivisionError for the constant divisor 0.
+    """
     if isinstance(e, int) and isinstance(d, int):
         return e // d
     if isinstance(d, int) and d <= 1:
@@ -53,7 +57,7 @@ def floordiv(e: Dim, d: Dim) -> Dim:
             return add(q, r)
     digits = _single_call(r, "mod")
     if digits is not None and (rest := divides_exactly(digits.b, d)) is not None and is_nonneg(rest):
-        # the upper digits of the lower ones are the lower ones of the upper: (a % (d*k)) // d is (a // d) % k
+        # (a % (d*k)) // d is (a // d) % k: both are the digits of a between d and d*k
         return add(q, mod(floordiv(digits.a, d), rest))
     nested = _nested_quotient(r)
     if nested is not None:
@@ -69,7 +73,10 @@ def floordiv(e: Dim, d: Dim) -> Dim:
 
 @lru_cache(maxsize=1 << 16)
 def mod(e: Dim, d: Dim) -> Dim:
-    """``e % d`` for a positive ``d``, in ``[0, d)``. Raises ZeroDivisionError for a constant zero divisor."""
+    """``e % d`` with the divisor's sign, so in ``[0, d)`` for a positive ``d``; a symbolic ``d`` must be positive.
+
+    Raises ZeroDivisionError for the constant divisor 0.
+    """
     if isinstance(e, int) and isinstance(d, int):
         return e % d
     if isinstance(d, int) and d <= 1:
@@ -89,18 +96,18 @@ def mod(e: Dim, d: Dim) -> Dim:
     if parts is not None:
         return add(mul(mod(parts[1], floordiv(d, parts[0])), parts[0]), parts[2])
     if _is_negative(r, d):
-        # what pads x to a multiple of d, (-x) % d, is the next multiple less x: x and its padding make d*ceil(x/d)
+        # (-x) % d is the padding of x to a multiple of d. Written as d*ceil(x/d) - x, x and its padding add up.
         return add(mul(ceildiv(mul(r, -1), d), d), r)
     return var(Call("mod", r, d))
 
 
 def ceildiv(e: Dim, d: Dim) -> Dim:
-    """Smallest integer not below ``e / d``."""
+    """``e / d`` rounded towards plus infinity, for a positive ``d``."""
     return floordiv(add(add(e, d), -1), d)
 
 
 def divides_exactly(e: Dim, d: Dim) -> Dim | None:
-    """``e / d`` when the polynomial division leaves nothing, else None."""
+    """``e / d`` where the polynomial division leaves no remainder, else None."""
     if isinstance(d, int) and d == 0:
         return None
     q, r = _divide(e, d)
@@ -108,7 +115,7 @@ def divides_exactly(e: Dim, d: Dim) -> Dim | None:
 
 
 def maximum(a: Dim, b: Dim) -> Dim:
-    """The larger of two expressions; decided at once where the ranges allow it."""
+    """The larger of two expressions: one of them where bounds prove which, else a call of ``max``."""
     if isinstance(a, int) and isinstance(b, int):
         return max(a, b)
     if is_nonneg(sub(a, b)):
@@ -119,7 +126,7 @@ def maximum(a: Dim, b: Dim) -> Dim:
 
 
 def minimum(a: Dim, b: Dim) -> Dim:
-    """The smaller of two expressions; decided at once where the ranges allow it."""
+    """The smaller of two expressions: one of them where bounds prove which, else a call of ``min``."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     if is_nonneg(sub(a, b)):
@@ -156,7 +163,11 @@ def _divide(e: Dim, d: Dim) -> tuple[Dim, Dim]:
 
 
 def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:
-    """``e == q*d + r`` with r brought into ``[0, d)`` when d is an int: by its range, else its constant part."""
+    """``(q, r)`` with ``e == q*d + r``.
+
+    For an int ``d``, multiples of ``d`` move from ``r`` to ``q``: all of ``r``'s range is brought into ``[0, d)`` where
+    it fits, else at least its constant term.
+    """
     q, r = _divide(e, d)
     if isinstance(d, int) and isinstance(r, IntExpr):
         low, high = bounds(r)
@@ -170,12 +181,15 @@ def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:
 
 
 def _in_range(r: Dim, d: Dim) -> bool:
-    """True if ``0 <= r < d`` is certain."""
+    """True if ``0 <= r < d`` is proved."""
     return is_nonneg(r) and is_nonneg(sub(sub(d, r), 1))
 
 
 def _common(r: Dim, d: Dim, exact: bool = False) -> int:
-    """The greatest common divisor of d and r's coefficients; without ``exact``, r's constant does not count."""
+    """The greatest common divisor of ``d`` and ``r``'s coefficients, its constant term among them only if ``exact``.
+
+    1 where ``d`` is symbolic or ``r`` constant.
+    """
     if not isinstance(d, int) or not isinstance(r, IntExpr):
         return 1
     g = d
@@ -186,6 +200,7 @@ def _common(r: Dim, d: Dim, exact: bool = False) -> int:
 
 
 def _reduced(r: Dim, g: int) -> Dim:
+    """``r`` with every coefficient divided by ``g``, rounded down."""
     return make({m: c // g for m, c in terms_of(r)})
 
 
@@ -193,7 +208,7 @@ def _reduced(r: Dim, g: int) -> Dim:
 
 
 def _single_call(e: Dim, fn: str) -> Call | None:
-    """The call that ``e`` is, if it is one of ``fn``."""
+    """``e`` as a call of ``fn``, if it is nothing else."""
     if isinstance(e, IntExpr) and len(e.terms) == 1:
         (m, c) = e.terms[0]
         if c == 1 and len(m) == 1 and m[0][1] == 1:
@@ -204,20 +219,26 @@ def _single_call(e: Dim, fn: str) -> Call | None:
 
 
 def _signed_call(e: Dim, fn: str) -> tuple[int, Call | None]:
-    """The call of ``fn`` that ``e`` or ``-e`` is, and which of them; None without one."""
+    """``(1, call)`` if ``e`` is a call of ``fn``, ``(-1, call)`` if ``-e`` is; the call is None if neither is."""
     call = _single_call(e, fn)
     return (1, call) if call is not None else (-1, _single_call(mul(e, -1), fn))
 
 
 def _is_negative(e: Dim, d: Dim) -> bool:
-    """Whether ``e`` is a negative sum of symbols, to be divided by a number. Loop indices start at 0: those stay."""
+    """Whether ``d`` is an int and ``e`` a polynomial of symbols alone that is proved to be below 0.
+
+    Dividends with loop indices fail the proof, as indices start at 0: their quotients keep their form.
+    """
     if not isinstance(e, IntExpr) or not isinstance(d, int):
         return False
     return all(isinstance(a, Sym) for a in atoms(e)) and is_nonneg(sub(mul(e, -1), 1))
 
 
 def _nested_quotient(r: Dim) -> tuple[Call, Dim] | None:
-    """``r`` as one quotient plus the rest: ``(a // b + c) // d`` is ``(a + b*c) // (b*d)``."""
+    """``r`` as ``a // b + c``: the quotient and ``c``, for the rule ``(a // b + c) // d == (a + b*c) // (b*d)``.
+
+    None unless ``r`` holds exactly one quotient and ``c`` holds no call.
+    """
     found = [m[0][0] for m, c in terms_of(r) if c == 1 and len(m) == 1 and m[0][1] == 1 and isinstance(m[0][0], Call)]
     quotients = [a for a in found if isinstance(a, Call) and a.fn == "floordiv"]
     if len(quotients) != 1:
@@ -227,7 +248,10 @@ def _nested_quotient(r: Dim) -> tuple[Call, Dim] | None:
 
 
 def _low_part(r: Dim, d: Dim) -> tuple[int, Dim, Dim] | None:
-    """``(g, a, s)`` with ``r == g*a + s``, ``g`` dividing ``d`` and ``0 <= s < g``: ``s`` can't reach a carry."""
+    """``(g, a, s)`` with ``r == g*a + s``, where ``g`` divides ``d`` and ``0 <= s < g``; None without such a ``g``.
+
+    Then ``r // d == a // (d/g)``.
+    """
     if not isinstance(r, IntExpr):
         return None
     whole = math.gcd(*(c for _, c in terms_of(d)))
@@ -245,7 +269,10 @@ def _low_part(r: Dim, d: Dim) -> tuple[int, Dim, Dim] | None:
 
 
 def recombine(acc: dict[Monomial, int]) -> None:
-    """Rewrites sums in place: ``k*d*(x // d) + k*(x % d)`` is ``k*x``, which makes collapsed loops readable again."""
+    """Rewrites a sum (coefficients by monomial) in place: ``k*d*(x // d) + k*(x % d)`` becomes ``k*x``.
+
+    Indices that were split for one shape and joined for another so become the original index again.
+    """
     while _recombine_one(acc):
         pass
 
@@ -272,7 +299,7 @@ def _has(acc: dict[Monomial, int], terms: Terms) -> bool:
 
 
 def _quotient_partner(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trade | None:
-    """``k*d*(x // d) + k*(x % d)`` is ``k*x``: the terms that go beside the remainder, and those that come."""
+    """``k*d*(x // d) + k*(x % d)`` is ``k*x``: the terms to remove beside the remainder ``low``, and those to add."""
     candidates = [low.a]
     candidates += [
         high.a
@@ -290,7 +317,7 @@ def _quotient_partner(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trad
 
 
 def _join_digits(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trade | None:
-    """``k*(x % d) + k*d*((x // d) % e)`` is ``k*(x % (d*e))``: the terms that go, and those that come."""
+    """``k*(x % d) + k*d*((x // d) % e)`` is ``k*(x % (d*e))``: the terms to remove beside ``low``, and those to add."""
     if not isinstance(low.b, int):
         return None
     quotient = floordiv(low.a, low.b)

@@ -1,6 +1,7 @@
-"""Polynomials with integer coefficients over named integers: the canonical form of dimensions, with sums and products.
+"""Polynomials with integer coefficients over atoms: the canonical form of dimensions, with sums and products.
 
-Import from ``arcweld.compiler.dims``. Division is in ``division``, ranges in ``ranges``, parsing in ``text``.
+Other packages import from ``arcweld.compiler.dims``. Division is in ``division``, bounds in ``ranges``, parsing in
+``text``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ Dim: TypeAlias = Union[int, "IntExpr"]
 
 @dataclass(frozen=True, slots=True)
 class Sym:
-    """A named non-negative integer: a symbolic dimension, or a loop index.
+    """A symbol: a named integer with a range, which is a symbolic dimension or a loop index.
 
-    ``hi`` is the inclusive upper bound: an int, an expression (a loop index below a symbolic extent), or None
-    (unbounded).
+    Its values are the multiples of ``multiple_of`` from ``lo`` to ``hi``, both inclusive. ``hi`` is an int, an
+    expression (for a loop index below a symbolic extent), or None for no upper bound.
     """
 
     name: str
@@ -27,24 +28,29 @@ class Sym:
     multiple_of: int = 1
 
     def key(self) -> str:
+        """Text by which atoms are sorted."""
         return self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An opaque integer function: ``floordiv``, ``mod``, ``max`` or ``min`` of two expressions."""
+    """A function of two expressions that polynomials treat as opaque: ``fn`` is floordiv, mod, max or min."""
 
     fn: str
     a: Dim
     b: Dim
 
     def key(self) -> str:
+        """Text by which atoms are sorted."""
         return _call_text(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Dyn:
-    """An index known only at run time (read from a tensor). ``payload`` is whatever the reader needs to print it."""
+    """A run-time index: an integer that a kernel computes from tensor elements, from ``lo`` to ``hi`` inclusive.
+
+    ``payload`` is the scalar expression (``expr.Expr``) that computes it; nothing in ``dims`` looks into it.
+    """
 
     name: str
     payload: object
@@ -52,6 +58,7 @@ class Dyn:
     hi: Dim | None = None
 
     def key(self) -> str:
+        """Text by which atoms are sorted."""
         return f"dyn:{self.name}"
 
 
@@ -61,9 +68,9 @@ Terms: TypeAlias = tuple[tuple[Monomial, int], ...]
 
 
 class _Division:
-    """The rules for quotients and remainders, which ``division`` makes of this module's arithmetic.
+    """The functions of ``division``, for the operators of ``IntExpr``.
 
-    That module hands them over when it is imported, so that the operators of ``IntExpr`` reach them.
+    ``division`` imports this module, so it sets them here when it is imported.
     """
 
     floordiv: Callable[[Dim, Dim], Dim]
@@ -78,7 +85,8 @@ DIVISION = _Division()
 class IntExpr:
     """A polynomial with integer coefficients over atoms. Build one with ``var`` and arithmetic, never directly.
 
-    Division rounds towards minus infinity (Python's ``//``); divisors must be positive.
+    ``terms`` are (monomial, coefficient) pairs in canonical order. ``//`` rounds towards minus infinity; symbolic
+    divisors must be positive.
     """
 
     terms: Terms
@@ -139,12 +147,12 @@ def var(atom: Atom) -> IntExpr:
 
 
 def symbol(name: str, lo: int = 0, hi: Dim | None = None, multiple_of: int = 1) -> IntExpr:
-    """A fresh named dimension or index as an expression."""
+    """A symbol as an expression. Symbols with the same name and range are equal."""
     return var(Sym(name, lo, hi, multiple_of))
 
 
 def mono_key(m: Monomial) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """The order of monomials: by degree, then by name."""
+    """The sort key of monomials: the degree, then the names."""
     return (sum(p for _, p in m), tuple((a.key(), p) for a, p in m))
 
 
@@ -178,7 +186,7 @@ def terms_of(e: Dim) -> Terms:
 
 
 def add(a: Dim, b: Dim) -> Dim:
-    """Sum. Quotients and remainders that belong together become what they were taken from."""
+    """``a + b``; matching quotients and remainders are combined: ``d*(x // d) + x % d`` gives ``x``."""
     if isinstance(a, int) and isinstance(b, int):
         return a + b
     acc = dict(terms_of(a))
@@ -190,12 +198,12 @@ def add(a: Dim, b: Dim) -> Dim:
 
 
 def sub(a: Dim, b: Dim) -> Dim:
-    """Difference."""
+    """``a - b``."""
     return add(a, mul(b, -1))
 
 
 def mul(a: Dim, b: Dim) -> Dim:
-    """Product, expanded."""
+    """``a * b``, expanded into monomials."""
     if isinstance(a, int):
         if isinstance(b, int):
             return a * b
@@ -256,7 +264,7 @@ def product(items: Iterable[Dim]) -> Dim:
 
 
 def atoms(e: Dim) -> set[Atom]:
-    """The atoms that occur at the top level of ``e`` (arguments of calls are not entered)."""
+    """The atoms of ``e``'s monomials, without those inside calls."""
     return {a for m, _ in terms_of(e) for a, _p in m}
 
 

@@ -1,6 +1,6 @@
-"""Ranges of dimension expressions: intervals, proofs that an expression is not negative, divisibility.
+"""Facts about dimension expressions that follow from their symbols' ranges: bounds, signs, divisibility.
 
-Everything here is sound and incomplete: what it claims holds for all values that the symbols' ranges allow.
+All of it is sound but incomplete. What is claimed holds for all values in range; what is not claimed may hold too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from functools import lru_cache
 
 from arcweld.compiler.dims.poly import Atom, Call, Dim, IntExpr, Sym, add, atoms, mul, sub, terms_of, var
 
-_DEPTH = 6  # of case distinctions in one proof
-_ROUNDS = 8  # of replacing indices by bounds that contain other indices
+_DEPTH = 6  # nested steps of one proof
+_ROUNDS = 8  # times that atoms are replaced by bounds, as bounds may contain other atoms
 _Interval = tuple[float, float]
 
 
 @lru_cache(maxsize=1 << 16)
 def bounds(e: Dim) -> tuple[int | None, int | None]:
-    """Numeric interval ``(lo, hi)`` that holds ``e``; None means unbounded on that side."""
+    """An interval ``(lo, hi)``, both inclusive, that contains every value of ``e``; None for an unknown end."""
     lo, hi = _interval(e)
     return (None if lo == -math.inf else int(lo)), (None if hi == math.inf else int(hi))
 
@@ -37,7 +37,7 @@ def _interval(e: Dim) -> _Interval:
 
 
 def _times(a: _Interval, b: _Interval) -> _Interval:
-    # an infinite bound times 0 is 0: the values themselves are finite
+    # infinity times 0 is 0 here: an unbounded value is still finite
     ends = [x * y if x and y else 0 for x in a for y in b]
     return min(ends), max(ends)
 
@@ -62,7 +62,7 @@ def _call_interval(fn: str, a: _Interval, b: _Interval) -> _Interval:
     least, most = max(b[0], 1), max(b[1], 1)  # divisors are positive
     if fn == "mod":
         return 0, (min(a[1], most - 1) if a[0] >= 0 else most - 1)
-    # quotients: far from zero with the least divisor, close to it with the most
+    # a quotient is farthest from zero for the least divisor, and closest for the greatest
     return _quotient(a[0], most if a[0] >= 0 else least), _quotient(a[1], least if a[1] >= 0 else most)
 
 
@@ -76,7 +76,7 @@ def _quotient(a: float, b: float) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def is_nonneg(e: Dim) -> bool:
-    """True if ``e >= 0`` is provable from the ranges of its symbols; False means unknown, not negative."""
+    """True if ``e >= 0`` is proved from the ranges of its symbols. False means that no proof was found."""
     return _proved(e, _DEPTH)
 
 
@@ -88,7 +88,7 @@ def _proved(e: Dim, depth: int) -> bool:
     low = _lower(e)
     if low is not None and _all_positive(low):
         return True
-    subtracted = _replaced(e, negative=True) if _is_monotonous(e) else e
+    subtracted = _replaced(e, negative=True) if _is_monotonic(e) else e
     if subtracted != e and _proved(subtracted, depth - 1):
         return True
     if any(_proved(x, depth - 1) for x in _cleared(e)):
@@ -97,7 +97,10 @@ def _proved(e: Dim, depth: int) -> bool:
 
 
 def _all_positive(e: Dim) -> bool:
-    """True if ``e``, free of calls, has no negative coefficient once every symbol counts from its least value."""
+    """Whether ``e``, which holds no call, has no negative coefficient when each symbol is replaced by symbol + ``lo``.
+
+    What is left of each symbol is then at least 0, so ``e`` is too.
+    """
     return any(all(c >= 0 for _, c in terms_of(_from_least(x))) for x in (e, _capped(e)))
 
 
@@ -114,7 +117,7 @@ def _from_least(e: Dim) -> Dim:
 
 
 def _capped(e: Dim) -> Dim:
-    """Symbols that have a numeric upper bound, replaced by it wherever they are subtracted."""
+    """``e`` with symbols replaced by their upper bounds in terms with a negative coefficient, where those are ints."""
     total: Dim = 0
     for m, c in terms_of(e):
         term: Dim = c
@@ -130,13 +133,14 @@ def _capped(e: Dim) -> Dim:
 
 
 def _lower(e: IntExpr) -> Dim | None:
-    """A lower bound in which no call and no loop index below a symbolic extent is left, or None.
+    """A lower bound of ``e`` without calls and without loop indices below symbolic extents; None if none is found.
 
-    First what is subtracted is replaced by the most that it can be, which may cancel; then what is added by the least.
+    Atoms of negative terms are replaced by their upper bounds first, because these may cancel with other terms. Then
+    those of positive terms are replaced by their lower bounds.
     """
     current: Dim = e
     for _ in range(_ROUNDS):
-        if not _is_monotonous(current):
+        if not _is_monotonic(current):
             return None
         if any(c < 0 and _most(a) is not None for m, c in terms_of(current) for a, _ in m):
             current = _replaced(current, negative=True)
@@ -147,8 +151,8 @@ def _lower(e: IntExpr) -> Dim | None:
     return None
 
 
-def _is_monotonous(e: Dim) -> bool:
-    """True if no atom can be negative: then each product of them grows with each of them."""
+def _is_monotonic(e: Dim) -> bool:
+    """True if no atom of ``e`` can be negative: then each monomial is a monotonic function of each atom."""
     return all(_interval(var(a))[0] >= 0 for a in atoms(e))
 
 
@@ -157,6 +161,11 @@ def _is_index(a: Atom) -> bool:
 
 
 def _replaced(e: Dim, negative: bool) -> Dim:
+    """A lower bound of ``e``, whose atoms are not negative.
+
+    ``negative`` replaces atoms of negative terms by symbolic upper bounds, else calls and loop indices of all terms are
+    replaced by numbers.
+    """
     total: Dim = 0
     for m, c in terms_of(e):
         term: Dim = c
@@ -175,7 +184,7 @@ def _replaced(e: Dim, negative: bool) -> Dim:
 
 
 def _most(a: Atom) -> Dim | None:
-    """An upper bound as an expression of other atoms, where it says more than a number."""
+    """The upper bound of ``a`` as an expression of other atoms; None where it has none but a number."""
     if not isinstance(a, Call):
         return a.hi if isinstance(a.hi, IntExpr) else None
     if a.fn == "mod":
@@ -187,11 +196,11 @@ def _most(a: Atom) -> Dim | None:
 
 
 def _cleared(e: IntExpr) -> list[Dim]:
-    """For each quotient of ``e``, an expression that is not negative only if ``e`` is not.
+    """For each quotient ``a // b`` of ``e``, an expression without it: if that is at least 0, ``e`` is too.
 
-    ``e = rest - c*(a // b)``: with a // b <= a/b that is ``b*rest - c*a``. For c = 1 the integer ``a // b`` stays at or
-    below ``rest`` even where ``a`` is ``b*rest + b - 1``. ``e = rest + c*(a // b)``: with a // b >= (a - b + 1)/b that
-    is ``b*rest + c*(a - b + 1)``.
+    * ``e = rest - c*(a // b)``: as ``a // b <= a/b``, take ``b*rest - c*a``. For ``c = 1`` add ``b - 1``, because the
+      integer ``a // b`` is at most ``rest`` up to ``a = b*rest + b - 1``.
+    * ``e = rest + c*(a // b)``: as ``a // b >= (a - b + 1)/b``, take ``b*rest + c*(a - b + 1)``.
     """
     out: list[Dim] = []
     for m, c in e.terms:
@@ -205,7 +214,11 @@ def _cleared(e: IntExpr) -> list[Dim]:
 
 
 def _by_cases(e: IntExpr, depth: int) -> bool:
-    """Proofs that take one side of a max or min: both sides, or either one, by which way it bounds ``e``."""
+    """Proves ``e >= 0`` by replacing a ``max`` or ``min`` by its two arguments.
+
+    One argument suffices for an added ``max`` or a subtracted ``min``: ``e`` is at least what either gives. For the
+    others both must do.
+    """
     for m, c in e.terms:
         atom, power = m[0] if len(m) == 1 else (None, 0)
         if power == 1 and isinstance(atom, Call) and atom.fn in ("max", "min"):
@@ -216,7 +229,7 @@ def _by_cases(e: IntExpr, depth: int) -> bool:
 
 
 def is_multiple(e: Dim, n: int) -> bool:
-    """True if ``e`` is provably divisible by ``n`` (uses the symbols' ``multiple_of``)."""
+    """True if every term of ``e`` is divisible by ``n``, as its coefficient and its symbols' ``multiple_of`` prove."""
     for m, c in terms_of(e):
         k = abs(c)
         for a, p in m:

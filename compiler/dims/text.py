@@ -13,13 +13,15 @@ CALLS: dict[str, Callable[[Dim, Dim], Dim]] = {"floordiv": floordiv, "mod": mod,
 _OPERATORS: dict[type, Callable[[Dim, Dim], Dim]] = {
     ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.FloorDiv: floordiv, ast.Mod: mod,
 }  # fmt: skip
-MAX_TEXT = 4096
-MAX_DEPTH = 64
+MAX_TEXT = 4096  # characters of an expression that is read
+MAX_DEPTH = 64  # nested operations in it
 
 
 def parse(text: str, symbols: Mapping[str, Dim] | None = None) -> Dim:
-    """Reads the text of ``to_text``. Unknown names become symbols with no bounds. Raises ModelError for anything
-    else.
+    """Reads the text that ``to_text`` writes; a name that ``symbols`` lacks becomes a symbol from 0 on.
+
+    Raises ModelError for anything else, for text of more than ``MAX_TEXT`` characters, and for deeper nesting than
+    ``MAX_DEPTH``.
     """
     if len(text) > MAX_TEXT:
         raise ModelError(f"dimension expression is longer than {MAX_TEXT} characters")

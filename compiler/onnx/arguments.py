@@ -1,6 +1,6 @@
-"""Operands and attributes whose place changed between operator sets, read the same way for every version.
+"""Reads operands and attributes of movement operators, whose places changed between operator sets.
 
-Shared by the handlers, which emit IR nodes, and by shapes.py, which evaluates shape tensors.
+The handlers, which emit IR nodes, and shapes.py, which evaluates shape tensors, share these functions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def flattened_shape(c: NodeContext) -> tuple[Dim, ...]:
 
 
 def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_zero: bool = False) -> tuple[Dim, ...]:
-    """Solves the 0 and -1 entries of a Reshape's target shape."""
+    """The result shape of a Reshape of shape ``old``: ``wanted`` with its 0 (unless ``allow_zero``) and -1 solved."""
     if len(wanted) > MAX_RANK:
         c.broken(f"the result would have rank {len(wanted)}")
     shape: list[Dim] = []
@@ -125,7 +125,7 @@ def _dims_attr(c: NodeContext, name: str) -> list[Dim]:
 
 
 def slice_spec(c: NodeContext) -> SliceSpec:
-    """A Slice node's starts, sizes and steps for every axis, clamped to the operand."""
+    """The starts, sizes and steps of a Slice node, for every axis of its operand and clamped to it."""
     shape = c.shape(0)
     if c.opset < 10:
         begins, ends = _dims_attr(c, "starts"), _dims_attr(c, "ends")
@@ -205,7 +205,7 @@ def split_sizes(c: NodeContext, extent: Dim) -> list[Dim]:
 
 
 def normal_indices(c: NodeContext, indices: np.ndarray, extent: int) -> np.ndarray:
-    """Concrete indices counted from the front, checked against ``extent``."""
+    """``indices`` counted from the front. Raises ModelError where one is out of range for ``extent`` elements."""
     found = np.asarray(indices, np.int64)
     if found.size and (found.min() < -extent or found.max() >= extent):
         c.broken(f"an index is out of range for a dimension of {extent}")

@@ -1,4 +1,4 @@
-"""One ONNX node's attributes, read by name and checked; and the two ways in which a handler gives a node up."""
+"""One ONNX node's attributes, read by name and checked, and the errors that a handler raises for the node."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any, NoReturn
 from onnx import GraphProto
 
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.onnx.remedies import Refusal, Remedy
+from arcweld.compiler.onnx.remedies import ImportRefusal, Remedy
 
 
 class Attributes:
-    """A node's operator, operator set version, name and attributes."""
+    """A node's operator, operator set version, name and attributes.
+
+    Reading an attribute raises ModelError where it has the wrong type or value.
+    """
 
     def __init__(self, op: str, opset: int, name: str, attrs: Mapping[str, Any]) -> None:
         self.op = op
@@ -21,14 +24,15 @@ class Attributes:
         self.attrs = attrs
 
     def unsupported(self, reason: str, remedy: Remedy | None = None) -> NoReturn:
-        """The node is valid and cannot be imported."""
-        raise Refusal(reason, node=self.name, remedy=remedy)
+        """Raises ImportRefusal: the node is valid, but cannot be imported for this reason."""
+        raise ImportRefusal(reason, node=self.name, remedy=remedy)
 
     def broken(self, what: str) -> NoReturn:
-        """The node breaks its operator's specification."""
+        """Raises ModelError: the node breaks its operator's specification."""
         raise ModelError(f"{self.op}: {what}", node=self.name)
 
     def has_attr(self, name: str) -> bool:
+        """True if the node has the attribute ``name``."""
         return name in self.attrs
 
     def _attr(self, name: str, kinds: tuple[type, ...], default: Any) -> Any:
@@ -40,12 +44,15 @@ class Attributes:
         return value
 
     def int_attr(self, name: str, default: int = 0) -> int:
+        """An integer attribute."""
         return int(self._attr(name, (int,), default))
 
     def float_attr(self, name: str, default: float) -> float:
+        """A float attribute."""
         return float(self._attr(name, (float,), default))
 
     def str_attr(self, name: str, default: str) -> str:
+        """A string attribute."""
         return str(self._attr(name, (str,), default))
 
     def choice_attr(self, name: str, default: str, choices: Sequence[str]) -> str:
@@ -56,12 +63,14 @@ class Attributes:
         return value
 
     def ints_attr(self, name: str) -> tuple[int, ...] | None:
+        """A list of integers; None where the attribute is missing."""
         value = self._attr(name, (tuple,), None)
         if value is not None and not all(isinstance(v, int) for v in value):
             self.broken(f"attribute {name} has the wrong type")
         return None if value is None else tuple(int(v) for v in value)
 
     def graph_attr(self, name: str) -> GraphProto:
+        """A subgraph. Raises ModelError where the attribute is missing."""
         value = self._attr(name, (GraphProto,), None)
         if value is None:
             raise ModelError(f"{self.op} lacks its attribute {name}", node=self.name)
@@ -69,13 +78,13 @@ class Attributes:
         return found
 
     def axis(self, axis: int, rank: int, what: str = "axis") -> int:
-        """``axis`` counted from the front. Raises ModelError when it is out of range."""
+        """``axis`` counted from the front. Raises ModelError where it is out of range."""
         if not -rank <= axis < rank:
             self.broken(f"{what} {axis} is out of range for rank {rank}")
         return axis % rank
 
     def axes(self, axes: Sequence[int], rank: int) -> list[int]:
-        """Distinct axes counted from the front, in the order given."""
+        """``axes`` counted from the front. Raises ModelError for repeated ones and ones out of range."""
         out = [self.axis(a, rank) for a in axes]
         if len(set(out)) != len(out):
             self.broken(f"an axis is listed twice in {list(axes)}")

@@ -1,4 +1,4 @@
-"""What an operator's handler sees: its operands, its attributes, and ways to emit IR nodes."""
+"""The argument of an ONNX operator's handler: its operands, its attributes, and methods that emit IR nodes."""
 
 from __future__ import annotations
 
@@ -41,15 +41,18 @@ class NodeContext(Inputs, Emitter):
         self.used = list(used) if used is not None else [True] * len(self.outputs)
 
     def result_name(self, op: str) -> str:
+        """The hint for the name of a node's result."""
         return f"{self.hint}.{op.lower()}"
 
     def const_name(self) -> str:
+        """The hint for the name of a constant."""
         return f"{self.hint}.const"
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """Emits one IR node with inferred types and returns its output; operands left out at the end are not listed.
+        """Emits one IR node and returns its first output; operands that are None at the end are left out.
 
-        Where open dimensions disagree, what they have to be is noted before the ModelError says so.
+        Raises ModelError where operands do not fit. If a requirement of open dimensions can make them fit, it is noted
+        for the next round first.
         """
         last = len(inputs)
         while last and inputs[last - 1] is None:
@@ -63,17 +66,17 @@ class NodeContext(Inputs, Emitter):
     # ------------------------------------------------------------------------------------ what dimensions have to be
 
     def narrow(self, found: Requirement | None) -> None:
-        """Notes what a dimension has to be so that this node, which fails, can be imported in the next pass.
+        """Notes a requirement that lets this node, which fails, be imported in the next round.
 
-        Where something was noted before, that comes first: with it the node may not fail.
+        It is dropped if there are requirements already, because the node may not fail when those are met.
         """
         if found is not None and not self.builder.requirements:
             self.builder.requirements.append(found)
 
     def has_room(self, a: Dim, b: Dim) -> bool:
-        """Takes it that ``a >= b``, as the node demands; False if nothing that can be said of a symbol makes it so.
+        """Whether ``a >= b``, which the node needs, is proved or can be required of a symbol.
 
-        Where ranges leave it open, a lower bound of a symbol is noted for the next pass.
+        In the second case a lower bound of the symbol is noted for the next round.
         """
         if dims.is_nonneg(a - b):
             return True
@@ -83,7 +86,10 @@ class NodeContext(Inputs, Emitter):
         return found is not None
 
     def at_least(self, a: Dim, b: Dim) -> None:
-        """Checks that ``a >= b``; a symbol on whose size that depends gets a lower bound."""
+        """Requires ``a >= b``, as ``has_room`` does.
+
+        Raises ModelError where it is false, UnsupportedError where it is unknown.
+        """
         if self.has_room(a, b):
             return
         if isinstance(a - b, int):
@@ -91,7 +97,7 @@ class NodeContext(Inputs, Emitter):
         self.unsupported(f"whether the dimension {a} is at least {b} is not known", fix_dimensions(a, b))
 
     def equal_dims(self, a: Dim, b: Dim) -> bool:
-        """Whether two dimensions are equal; unsupported when that is not known."""
+        """Whether two dimensions are equal. Raises UnsupportedError where their ranges do not decide it."""
         try:
             return scalars.equal(a, b)
         except Undecided as why:
@@ -99,7 +105,10 @@ class NodeContext(Inputs, Emitter):
 
 
 def broadcast_shape(c: NodeContext, a: Sequence[Dim], b: Sequence[Dim]) -> tuple[Dim, ...]:
-    """Numpy broadcasting of two shapes; unsupported when symbolic dimensions leave it open."""
+    """The broadcast shape of two shapes by numpy's rule.
+
+    Raises UnsupportedError where the ranges of symbolic dimensions do not decide it.
+    """
     n = max(len(a), len(b))
     left, right = [1] * (n - len(a)) + list(a), [1] * (n - len(b)) + list(b)
     out: list[Dim] = []

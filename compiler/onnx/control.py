@@ -1,6 +1,6 @@
 """Imports nodes that hold other nodes: If with a known condition, Loop and Scan unrolled, functions expanded.
 
-All of it happens in place: the IR has no subgraphs.
+Their nodes are imported in place, because the IR has no subgraphs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.operands import Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
-from arcweld.compiler.onnx.remedies import Refusal, fix_dimensions, remedy_of
+from arcweld.compiler.onnx.remedies import ImportRefusal, fix_dimensions, remedy_of
 from arcweld.compiler.onnx.scope import Scope, Walker
-from arcweld.compiler.onnx.symbols import sanitise
+from arcweld.compiler.text import sanitize
 
 MAX_DEPTH = 32
 MAX_ITERATIONS = 256
@@ -27,17 +27,17 @@ Control = Callable[[Walker, NodeContext, Scope], Sequence[Any]]
 
 
 def check_depth(scope: Scope, label: str) -> None:
-    """Raises ModelError for functions and subgraphs nested absurdly deep."""
+    """Raises ModelError, which names the node ``label``, for nesting deeper than ``MAX_DEPTH``."""
     if scope.depth >= MAX_DEPTH:
         raise ModelError(f"functions and subgraphs nest more than {MAX_DEPTH} levels deep", node=label)
 
 
 def graph_constants(visitor: Walker, graph: GraphProto) -> dict[str, Operand]:
-    """The initializers of a subgraph."""
+    """The operands of a subgraph's initializers, by name."""
     found: dict[str, Operand] = {}
     for tensor in graph.initializer:
         data, dtype = tensor_array(tensor, visitor.builder.source)
-        found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
+        found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitize(tensor.name))
     return found
 
 
@@ -46,12 +46,15 @@ def run_graph(
     graph: GraphProto,
     scope: Scope,
     prefix: str,
-    bound: Mapping[str, Any],
+    names: Mapping[str, Any],
     used: Set[str] | None = None,
 ) -> list[Operand]:
-    """Imports a subgraph in place; ``bound`` gives its formal inputs and its initializers."""
+    """Imports a subgraph in place and returns its outputs; ``names`` are its formal inputs and its initializers.
+
+    Raises UnsupportedError where an output cannot be imported.
+    """
     outputs = [o.name for o in graph.output]
-    results = visitor.visit_all(graph.node, scope.inside(dict(bound), prefix), outputs, used)
+    results = visitor.visit_all(graph.node, scope.inside(dict(names), prefix), outputs, used)
     for r in results:
         if isinstance(r, Unavailable):
             raise UnsupportedError(f"{r.node} cannot be imported")
@@ -59,11 +62,11 @@ def run_graph(
 
 
 def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """The branch that is taken, when the host knows the condition."""
+    """The results of the branch that is taken. Raises UnsupportedError where the host does not know the condition."""
     try:
         taken = bool(c.number(0))
     except UnsupportedError as error:
-        raise Refusal(f"which branch runs is not known: {error.message}", remedy=remedy_of(error)) from error
+        raise ImportRefusal(f"which branch runs is not known: {error.message}", remedy=remedy_of(error)) from error
     graph = c.graph_attr("then_branch" if taken else "else_branch")
     check_depth(scope, c.name)
     if len(graph.output) != len(c.outputs):
@@ -72,7 +75,7 @@ def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 
 def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """Unrolls a Loop whose trip count and conditions the host knows."""
+    """The results of a Loop, unrolled. Raises UnsupportedError where the host does not know how often it runs."""
     body = c.graph_attr("body")
     check_depth(scope, c.name)
     trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
@@ -88,8 +91,8 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
         if done >= MAX_ITERATIONS:
             c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", fix_dimensions())
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
-        bound = constants | {i.name: o for i, o in zip(body.input, formal)}
-        results = run_graph(visitor, body, scope, f"{c.name}/{done}/", bound, used)
+        names = constants | {i.name: o for i, o in zip(body.input, formal)}
+        results = run_graph(visitor, body, scope, f"{c.name}/{done}/", names, used)
         if results[0].known is None or results[0].is_symbolic:
             c.unsupported("how often the loop runs depends on the data")
         going = bool(results[0].known.reshape(-1)[0])
@@ -103,7 +106,7 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 
 def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """Unrolls a Scan over a known length."""
+    """The results of a Scan, unrolled. Raises UnsupportedError for a symbolic length."""
     if c.opset < 9:
         c.unsupported("Scan before operator set 9")
     body = c.graph_attr("body")
@@ -131,8 +134,8 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
         for v, axis, back in zip(values, in_axes, in_back):
             part = c.slice(v, axis, length - 1 - t if back else t, 1)
             slices.append(on_device(c.reshape(part, v.shape[:axis] + v.shape[axis + 1 :])))
-        bound = constants | {i.name: o for i, o in zip(body.input, [*carried, *slices])}
-        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", bound, used)
+        names = constants | {i.name: o for i, o in zip(body.input, [*carried, *slices])}
+        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", names, used)
         carried = results[:states]
         for column, item in zip(columns, results[states:]):
             column.append(item)
@@ -141,7 +144,7 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 
 def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
-    """Items of equal shape along a new axis."""
+    """``items``, which have equal shapes, joined along a new axis."""
     rank = items[0].rank + 1
     at = c.axis(axis, rank)
     values = [c.builder.device(i, c.origin, f"{c.hint}.item") for i in items]
@@ -158,7 +161,7 @@ CONTROL: dict[str, Control] = {"If": import_if, "Loop": import_loop, "Scan": imp
 def call_function(
     visitor: Walker, fn: FunctionProto, c: NodeContext, scope: Scope, opsets: Mapping[str, int]
 ) -> Sequence[Any]:
-    """Imports a function's body in place of a call; ``opsets`` are those the body uses."""
+    """The results of a call of a function, whose body is imported in place with operator sets ``opsets``."""
     check_depth(scope, c.name)
     if len(c.operands) > len(fn.input) or len(c.outputs) > len(fn.output):
         c.broken(f"the function takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
@@ -169,7 +172,7 @@ def call_function(
 
 
 def standard_function(node: NodeProto, c: NodeContext) -> tuple[FunctionProto, dict[str, Any]] | None:
-    """The body that the ONNX standard gives for an operator, and its default attributes; None without one."""
+    """An operator's function body in the ONNX standard, and its default attributes; None for one without a body."""
     try:
         schema = onnx.defs.get_schema(c.op, c.opset)
     except onnx.defs.SchemaError:

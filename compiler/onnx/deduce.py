@@ -1,12 +1,11 @@
-"""Deduces bounds of dimensions from what the model must satisfy to run at all.
+"""Deduces requirements of open dimensions: the values of symbols for which a model's nodes can run at all.
 
-A table of 512 positions sliced to the sequence length, then added to the tokens, works only for lengths up to 512:
-where two dimensions have to agree and one is ``min(512, s)`` of the other, ``s`` is at most 512. In the same way
-``max(0, s // 10 - 1)``, where that has to be ``s // 10 - 1``, says that ``s`` is at least 10; and a reshape that
-drops the rows of an image, of which ``(h + 15) // 48`` are left, says that ``h`` is 33 to 80.
-
-A network that halves its image and doubles it again, then adds the two, works for multiples of the strides' product.
-Sizes between them may happen to work too, but no expression tells which: they are left out, and that is said.
+* An upper bound: a table of 512 positions, cut to the sequence length ``s``, is added to tokens of length ``s``. That
+  needs ``min(512, s) == s``, so ``s`` is at most 512.
+* A lower bound: where ``max(0, s // 10 - 1)`` has to be ``s // 10 - 1``, ``s`` is at least 10.
+* Both: a Reshape that drops an axis of ``(h + 15) // 48`` rows needs one row, so ``h`` is 33 to 80.
+* Multiples: a network halves its image, doubles the result, and adds both. That needs a multiple of the strides'
+  product. Some other sizes may work too, but no expression tells which, so they are refused and a warning says so.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from arcweld.compiler.ops import registry
 
 
 class Bounds(NamedTuple):
-    """What a model allows a dimension to be, as far as it is known."""
+    """The values that a symbol may have: the multiples of ``multiple`` from ``low`` to ``high``, both inclusive."""
 
     low: int = 0
     high: int | None = None
@@ -32,13 +31,16 @@ class Bounds(NamedTuple):
         return f"from {self.low}" + ("" if self.high is None else f" to {self.high}") + steps
 
     def within(self, other: Bounds) -> Bounds:
-        """What satisfies both."""
+        """The values that both allow."""
         highs = [h for h in (self.high, other.high) if h is not None]
         return Bounds(max(self.low, other.low), min(highs, default=None), math.lcm(self.multiple, other.multiple))
 
 
 class Requirement(NamedTuple):
-    """What a model demands of an input's dimension: ``symbol`` lies inside ``bounds``; ``node`` says what asks."""
+    """What a model requires of an input's dimension: that ``symbol`` has a value in ``bounds``.
+
+    ``node`` is the name of the node that requires it, or empty.
+    """
 
     symbol: str
     bounds: Bounds
@@ -49,7 +51,10 @@ class Requirement(NamedTuple):
 
 
 def to_agree(demanded: Sequence[tuple[Dim, Dim]], node: str) -> Requirement | None:
-    """What makes all these pairs agree (be equal, or one of them 1), as ``node`` demands; None if nothing does."""
+    """A requirement that lets a pair in ``demanded`` broadcast (be equal, or one of them 1), as ``node`` demands.
+
+    None where none is found.
+    """
     for a, b in demanded:
         found = to_be_equal(a, b)
         if found is not None:
@@ -58,10 +63,10 @@ def to_agree(demanded: Sequence[tuple[Dim, Dim]], node: str) -> Requirement | No
 
 
 def to_be_equal(a: Dim, b: Dim) -> Requirement | None:
-    """The bound of a symbol that makes ``a`` and ``b`` equal, where without it they are neither equal nor is one 1.
+    """The bound of a symbol with which ``a`` and ``b`` are equal, and without which they cannot broadcast.
 
-    They may be equal on one side of a ``min`` or ``max`` that they hold; on the other side they must then be neither
-    equal nor 1.
+    ``a`` or ``b`` holds a ``min`` or ``max``. The two are equal where it is one of its arguments. Where it is the other
+    one, they must differ, and neither may be 1: then the model cannot run there, and the bound loses nothing.
     """
     for atom in sorted(dims.atoms(a) | dims.atoms(b), key=str):
         if not isinstance(atom, Call) or atom.fn not in ("min", "max"):
@@ -79,7 +84,10 @@ def to_be_equal(a: Dim, b: Dim) -> Requirement | None:
 
 
 def to_have_equal_numbers(a: Dim, b: Dim) -> Requirement | None:
-    """What makes ``a`` elements ``b``, where a symbol must have one value for that, or a quotient be 1."""
+    """The requirement that makes the numbers of elements ``a`` and ``b`` equal.
+
+    It is found where one of them is the other with a symbol instead of a number, or times a quotient that must be 1.
+    """
     for whole, part in ((a, b), (b, a)):
         exact = _only_value(whole, part)
         if exact is not None:
@@ -97,7 +105,7 @@ def to_have_equal_numbers(a: Dim, b: Dim) -> Requirement | None:
 
 
 def _only_value(a: Dim, b: Dim) -> tuple[Sym, int] | None:
-    """The symbol and its value that make ``a``, one product, equal to ``b``, the same without that symbol."""
+    """The symbol of the product ``a``, and its value, for which ``a`` is ``b``; None where that is no positive int."""
     if not isinstance(a, IntExpr) or len(a.terms) != 1:
         return None
     ((factors, coefficient),) = a.terms
@@ -115,7 +123,7 @@ def _narrows(found: _Found) -> bool:
 
 
 class _Found(NamedTuple):
-    """A bound of a symbol, and the symbol beyond that bound."""
+    """A bound of a symbol; ``beyond`` is the symbol with the range that the bound excludes."""
 
     symbol: Sym
     bounds: Bounds
@@ -126,19 +134,19 @@ class _Found(NamedTuple):
 
 
 def _may_be_one(d: Dim, atom: Call, value: Dim, found: _Found) -> bool:
-    """Whether ``d`` can be 1 beyond the bound, where ``atom`` is ``value``."""
+    """Whether ``d`` can be 1 in the range that the bound excludes, where ``atom`` is ``value``."""
     there = dims.substitute(dims.substitute(d, {atom: value}), {found.symbol: found.beyond})
     return there == 1 if isinstance(there, int) else not (dims.is_nonneg(there - 2) or dims.is_nonneg(-there))
 
 
 def to_be_at_least(e: Dim, limit: int) -> Requirement | None:
-    """What the symbol of ``e`` has to be, if it grows with it alone, so that ``e`` is at least ``limit``."""
+    """The requirement that ``e`` is at least ``limit``; None unless ``e`` grows with one symbol alone."""
     found = _least(e, limit)
     return None if found is None else found.requirement()
 
 
 def _least(e: Dim, limit: int) -> _Found | None:
-    """What makes ``e`` at least ``limit``, where it grows with one symbol alone."""
+    """The lower bound of a symbol for which ``e >= limit``; None unless ``e`` grows with that symbol alone."""
     atom, factor, offset = _affine(e)
     least = -((offset - limit) // factor)
     if isinstance(atom, Sym):
@@ -149,7 +157,7 @@ def _least(e: Dim, limit: int) -> _Found | None:
 
 
 def _most(e: Dim, limit: int) -> _Found | None:
-    """What makes ``e`` at most ``limit``, where it grows with one symbol alone and starts below."""
+    """The upper bound of a symbol for which ``e <= limit``; None unless ``e`` grows with that symbol alone."""
     atom, factor, offset = _affine(e)
     most = (limit - offset) // factor
     if isinstance(atom, Sym) and most > 0:
@@ -173,7 +181,7 @@ def _affine(e: Dim) -> tuple[dims.Atom | None, int, int]:
 
 
 def pairs(op: str, shapes: Sequence[Sequence[Dim] | None], attrs: Mapping[str, Any]) -> list[tuple[Dim, Dim]]:
-    """The dimensions of an operator's operands that have to agree (be equal, or one of them 1)."""
+    """The pairs of dimensions of an operator's operands that must be equal, or of which one must be 1."""
     given = [s for s in shapes if s is not None]
     if op == "Concat":
         axis = attrs["axis"]
@@ -194,9 +202,10 @@ def _aligned(shapes: Sequence[Sequence[Dim]]) -> list[tuple[Dim, Dim]]:
 
 
 def to_be_multiples(demanded: Sequence[tuple[Dim, Dim]], node: str) -> Requirement | None:
-    """The power of two of which a symbol has to be a multiple for a pair to agree, as ``node`` demands.
+    """The power of two up to 64 of which a symbol must be a multiple so that a pair is equal, as ``node`` demands.
 
-    Where several symbols have to be, it is the first of them; the others follow in later passes.
+    The least one is taken. If several symbols must be multiples, the requirement is of the first; the others follow in
+    later rounds.
     """
     for a, b in demanded:
         symbols = sorted(dims.free_symbols(a) | dims.free_symbols(b), key=Sym.key) if a != b else []

@@ -1,6 +1,6 @@
-"""Finds the elements of a device value that depends on constants only, by running the registry's references.
+"""Computes the elements of a device value that depends on constants only, with the registry's references.
 
-Handlers ask for it when a shape-like operand was computed by operators that shapes.py does not evaluate.
+Handlers need them where an operand must be known, such as a shape, and shapes.py does not evaluate its operators.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ MAX_NODES = 1000
 
 
 def fold_value(builder: Builder, value: Value, refuse: Callable[[str, Remedy | None], NoReturn]) -> np.ndarray:
-    """The elements of ``value``. Calls ``refuse`` with the reason and a remedy when they depend on inputs or on
-    dimensions.
+    """The elements of ``value``.
+
+    Where they depend on inputs or on symbolic dimensions, calls ``refuse``, which raises, with the reason and a remedy.
     """
     order, pending, remedy = _ancestors(builder, value)
     if pending:
@@ -46,7 +47,7 @@ def _input(builder: Builder, value: Value, done: dict[str, np.ndarray]) -> np.nd
 
 
 def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, Remedy | None]:
-    """The nodes that compute ``value``, operands first; and why it cannot be computed, if it cannot, with a remedy."""
+    """The nodes that compute ``value``, in order; the reason why they cannot be evaluated, or ""; and a remedy."""
     order: list[Node] = []
     state: dict[str, bool] = {}
     stack: list[tuple[Value, bool]] = [(value, False)]

@@ -1,7 +1,7 @@
 """Turns an ONNX model into an IR graph: the entry points ``import_onnx`` and ``support_report``.
 
-Shape arithmetic is evaluated while importing, so that shape tensors become attributes; every operator that cannot be
-imported is collected, and all are reported at once.
+Shape arithmetic is evaluated while importing, so that shape tensors become attributes. All nodes that cannot be
+imported are collected and reported in one error.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from arcweld.compiler.onnx.deduce import Bounds, Requirement
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
-from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape, sanitise
+from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
+from arcweld.compiler.text import sanitize
 
 log = logging.getLogger("arcweld.import")
 OLDEST_OPSET = 7
-_MAX_PASSES = 64
+_MAX_ROUNDS = 64
 
 
 class Support(NamedTuple):
-    """One node of a model, and whether it can be compiled."""
+    """One node of a model, whether it can be imported, and if not, why and what may help."""
 
     node: str
     op: str
@@ -43,7 +44,10 @@ class Support(NamedTuple):
 
 @dataclass(slots=True)
 class _Import:
-    """One run over a model: the inputs it found and what it collected."""
+    """One round of an import: what the user said of the model, ``bounds`` from earlier rounds, and the inputs found.
+
+    ``scope`` holds the operands of the model's inputs by name.
+    """
 
     model: onnx.ModelProto
     source: Source
@@ -75,7 +79,7 @@ class _Import:
                 raise ModelError(f"initializer {tensor.name!r} occurs twice")
             try:
                 data, dtype = tensor_array(tensor, self.source)
-                found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitise(tensor.name))
+                found[tensor.name] = Operand(dtype, data.shape, known=data, source=sanitize(tensor.name))
             except UnsupportedError as error:
                 found[tensor.name] = Unavailable(f"initializer {tensor.name}", str(error.message))
         for sparse in self.model.graph.sparse_initializer:
@@ -102,7 +106,7 @@ class _Import:
         table.check_ranges()
 
     def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
-        # overridden inputs first: what the user says about a dim_param holds for the other inputs too
+        # overridden inputs first: the value that the user gives a dim_param counts for the other inputs too
         shapes: dict[str, tuple[Dim, ...] | None] = {}
         for info in sorted(infos, key=lambda i: i.name not in self.shapes):
             override = self.shapes.get(info.name)
@@ -136,12 +140,12 @@ class _Import:
         except UnsupportedError as error:
             self.scope[info.name] = Unavailable(f"input {info.name}", error.message)
             return
-        value = Value(_unique(sanitise(info.name), taken), TensorType(dtype, shape))
+        value = Value(_unique(sanitize(info.name), taken), TensorType(dtype, shape))
         self.inputs.append(value)
         self.scope[info.name] = on_device(value)
 
     def graph(self, visitor: Visitor) -> Graph:
-        """The finished graph. Outputs that are inputs, weights or repeated get an Identity node of their own."""
+        """The finished graph. An output that is an input, a weight or listed twice gets an Identity node of its own."""
         outputs: list[Value] = []
         renamed: dict[str, Value] = {}
         rw = visitor.builder.rw
@@ -150,11 +154,11 @@ class _Import:
             found = visitor.results[info.name]
             assert isinstance(found, Operand)  # anything else was reported before
             origin = (f"output {info.name}",)
-            before = visitor.builder.device(found, origin, f"{sanitise(info.name)}.const")
+            before = visitor.builder.device(found, origin, f"{sanitize(info.name)}.const")
             value = renamed.get(before.name, before)
             if value.name in own or value.name in rw.weights or value in outputs:
                 value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
-            if value.name != sanitise(info.name):
+            if value.name != sanitize(info.name):
                 value = renamed[before.name] = visitor.rename(value, info.name)
             outputs.append(value)
         used = {v.name for n in rw.nodes for v in n.operands()}
@@ -164,7 +168,7 @@ class _Import:
 
 
 def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:
-    """``value`` as an array of the input's declared type and rank. Raises UsageError where it is none."""
+    """``value`` as an array of the input's declared type and rank. Raises UsageError where it does not fit them."""
     dtype = element_type(info.type.tensor_type.elem_type)
     given = np.asarray(value)
     if given.dtype.kind in "OSUc" or (given.dtype.kind == "f" and not dtype.is_float):
@@ -192,7 +196,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def opset_table(model: onnx.ModelProto) -> dict[str, int]:
-    """The operator set versions a model imports, by domain. Raises UnsupportedError for one out of range."""
+    """The operator set versions that a model imports, by domain. Raises UnsupportedError for one out of range."""
     table = opset_versions(model)
     version, newest = table.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
     if version < OLDEST_OPSET:
@@ -219,11 +223,11 @@ def import_onnx(
 
     model   a path, the file's bytes, or a ModelProto; external data needs a path
     shapes  input name -> dimensions that replace the declared ones: ints, names, expressions such as "32*h", or Dims
-    ranges  dim_param -> (lowest, highest or None, multiple_of); without one a dimension is at least 1
-    values  input name -> array or number: the input becomes a constant (a mode switch, for example)
+    ranges  dim_param -> (lowest, highest or None, multiple_of), both inclusive; without one a dimension is at least 1
+    values  input name -> array or number: the input becomes a constant, for example a mode switch
 
-    Raises ModelError for a damaged or inconsistent model, UnsupportedError listing every node that cannot be
-    imported, UsageError for overrides that contradict the model.
+    Raises ModelError for a damaged or inconsistent model, UnsupportedError that lists every node that cannot be
+    imported, UsageError for arguments that contradict the model.
     """
     run, visitor = _run(model, shapes or {}, ranges or {}, values or {})
     failed = [f for f in visitor.findings if f.reason]
@@ -248,7 +252,8 @@ def support_report(
 ) -> list[Support]:
     """Every node of the model in order, with whether it can be imported, and why not.
 
-    Nodes behind an unsupported one count as supported when their operator has a handler. Raises ModelError.
+    A node that reads the result of an unsupported one counts as supported if its operator has a handler. Raises
+    ModelError for a damaged or inconsistent model.
     """
     run, visitor = _run(model, shapes or {}, {}, values or {})
     return [
@@ -262,24 +267,25 @@ def _run(
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = load_model(model)
-        return _passes(proto, source, shapes, ranges, values)
+        return _import_in_rounds(proto, source, shapes, ranges, values)
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"the model is damaged: {error}") from error
 
 
-def _passes(
+def _import_in_rounds(
     proto: onnx.ModelProto, source: Source, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, Any]
 ) -> tuple[_Import, Visitor]:
-    """Imports the model until it demands no more of its open dimensions than the passes before found.
+    """Imports the model again and again, until a round finds no requirement of its open dimensions.
 
-    What a pass finds narrows the ranges of symbols or makes them multiples, so that the next one meets simpler
-    dimensions from the start: it has nothing of this one's graph.
+    The requirements of a round narrow the ranges of symbols, or make them multiples, for the next one. Each round
+    builds its graph from the start, so that all of it has the narrowed dimensions. Raises ModelError where the
+    requirements of a round change nothing, and after ``_MAX_ROUNDS``.
     """
     bounds: dict[str, Bounds] = {}
     multiples: list[Requirement] = []
-    for _ in range(_MAX_PASSES):
+    for _ in range(_MAX_ROUNDS):
         run = _Import(proto, source, shapes, ranges, values, bounds)
         visitor = run.visitor()
         found = visitor.builder.requirements
@@ -297,7 +303,7 @@ def _passes(
 
 
 def _left_out(inputs: Sequence[Value], multiples: Sequence[Requirement]) -> Iterator[str]:
-    """Says for each axis that takes multiples only which, and what asked for them: other sizes are refused."""
+    """One line for each input axis that takes only multiples of a number, with the nodes that require it."""
     for v in inputs:
         for axis, d in enumerate(v.shape):
             for s in dims.free_symbols(d):

@@ -1,4 +1,8 @@
-"""One ONNX node's operands, read by position: as device values, or as elements that the host knows."""
+"""One ONNX node's operands, read by position: as device values, or as elements that the host knows.
+
+A read raises ModelError where the operand breaks the operator's specification, and UnsupportedError where its elements
+must be known and are not.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,13 @@ from arcweld.compiler.onnx.folding import fold_value
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
-from arcweld.compiler.onnx.symbols import sanitise
+from arcweld.compiler.text import sanitize
 
 MAX_RANK = 32
 
 
 class Inputs(Attributes):
-    """A node's operands beside its attributes; a missing one is None."""
+    """The operands and attributes of a node; a missing operand is None."""
 
     def __init__(
         self,
@@ -41,14 +45,15 @@ class Inputs(Attributes):
 
     @cached_property
     def hint(self) -> str:
-        """What the names of emitted values begin with."""
-        return sanitise(next((o for o in self.outputs if o), self.name))
+        """What the names of emitted values begin with: the node's first output, or the node's name."""
+        return sanitize(next((o for o in self.outputs if o), self.name))
 
     def has(self, i: int) -> bool:
         """True if input ``i`` is present."""
         return i < len(self.operands) and self.operands[i] is not None
 
     def operand(self, i: int) -> Operand:
+        """Input ``i``. Raises ModelError where it is missing or a sequence."""
         found = self.operands[i] if i < len(self.operands) else None
         if found is None:
             raise ModelError(f"{self.op} lacks its input {i}", node=self.name)
@@ -62,6 +67,7 @@ class Inputs(Attributes):
         return self.builder.device(operand, self.origin, operand.source or f"{self.hint}.in{i}")
 
     def optional(self, i: int) -> Value | None:
+        """Input ``i`` as a device value, or None where it is missing."""
         return self.value(i) if self.has(i) else None
 
     def values(self) -> list[Value]:
@@ -69,10 +75,11 @@ class Inputs(Attributes):
         return [self.value(i) for i in range(len(self.operands))]
 
     def shape(self, i: int) -> tuple[Dim, ...]:
+        """The shape of input ``i``."""
         return self.operand(i).shape
 
     def needs_rank(self, i: int, low: int, high: int = MAX_RANK) -> int:
-        """The rank of input ``i``, checked."""
+        """The rank of input ``i``. Raises ModelError if it is not between ``low`` and ``high``, both inclusive."""
         rank = self.operand(i).rank
         if not low <= rank <= high:
             self.broken(f"input {i} has rank {rank}")
@@ -81,7 +88,7 @@ class Inputs(Attributes):
     # --------------------------------------------------------------------------------------- elements on the host
 
     def known(self, i: int) -> Operand:
-        """Input ``i`` with its elements known on the host. Unsupported when they depend on the data."""
+        """Input ``i`` with its elements known on the host. Raises UnsupportedError where they depend on data."""
         operand = self.operand(i)
         if operand.known is None:
             assert operand.value is not None
@@ -91,7 +98,7 @@ class Inputs(Attributes):
         return operand
 
     def dims(self, i: int) -> list[Dim]:
-        """Input ``i`` as a list of integers or dimensions (an integer tensor of rank 0 or 1)."""
+        """Input ``i``, an integer tensor of rank 0 or 1, as a list of dimensions."""
         operand = self.known(i)
         if operand.rank > 1 or operand.dtype.is_float:
             self.broken(f"input {i} should be a list of integers")
@@ -101,11 +108,11 @@ class Inputs(Attributes):
             self.unsupported(str(why))
 
     def ints(self, i: int) -> list[int]:
-        """Input ``i`` as concrete integers."""
+        """Input ``i`` as ``dims`` reads it, where all dimensions are ints."""
         return [self.concrete(d, f"input {i}") for d in self.dims(i)]
 
     def scalar(self, i: int) -> scalars.Scalar:
-        """Input ``i``, one element, on the host."""
+        """The one element of input ``i``, which may be symbolic."""
         flat = elements(self.known(i)).reshape(-1)
         if flat.size != 1:
             self.broken(f"input {i} should have one element, it has {flat.size}")
@@ -113,14 +120,14 @@ class Inputs(Attributes):
         return found
 
     def number(self, i: int) -> float:
-        """Input ``i``, one concrete number."""
+        """The one element of input ``i`` as a number."""
         x = self.scalar(i)
         if scalars.is_symbolic(x):
             self.unsupported(f"input {i} depends on the dimension {x}", fix_dimensions(x))
         return x  # type: ignore[return-value]
 
     def concrete(self, d: Dim, what: str) -> int:
-        """``d`` as an int; unsupported when it is symbolic."""
+        """``d`` as an int. Raises UnsupportedError, which says ``what`` it is, where it is symbolic."""
         if isinstance(d, IntExpr):
             self.unsupported(f"{what} depends on the dimension {d}", fix_dimensions(d))
         return int(d)

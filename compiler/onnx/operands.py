@@ -1,6 +1,6 @@
-"""What an ONNX tensor is while importing, and the graph that is being built from them.
+"""Operands, which are ONNX tensors while importing, and the graph that is built from them.
 
-An operand lives on the device (a Value), on the host (an array, or an object array of symbolic scalars), or both.
+An operand is on the device (a Value of the graph), on the host (an array of its elements), or on both.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ MAX_HOST_ELEMENTS = 1 << 16
 
 @dataclass(slots=True)
 class Operand:
-    """One tensor while importing. ``known`` holds its elements where the host knows them.
+    """One tensor while importing.
 
-    ``known`` is a numeric array, or an object array of scalars (see scalars.py) if any element is symbolic.
+    value   the tensor in the graph; None as long as no node needs it there
+    known   its elements where the host knows them: a numeric array, or an object array of ``scalars.Scalar`` if any is
+            symbolic
+    source  the name of the initializer that it is, or empty
     """
 
     dtype: DType
@@ -40,18 +43,20 @@ class Operand:
 
     @property
     def is_symbolic(self) -> bool:
+        """True if the host knows the elements and any of them is symbolic."""
         return self.known is not None and self.known.dtype == object
 
     @property
     def rank(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """A tensor that cannot be imported. Whatever reads it is skipped.
+    """A tensor that cannot be imported, because of ``node``; nodes that read it are skipped.
 
-    ``reason`` is set where no node was blamed yet (an input or an initializer): its first reader reports it.
+    ``reason`` is set for an input or an initializer, which the first node that reads it reports.
     """
 
     node: str
@@ -59,17 +64,21 @@ class Unavailable:
 
 
 class Items(tuple[Operand, ...]):
-    """A sequence of operands, known while importing."""
+    """The operands in a value of ONNX's sequence type."""
 
     __slots__ = ()
 
 
 def on_device(value: Value) -> Operand:
+    """An operand that is only in the graph."""
     return Operand(value.dtype, value.shape, value=value)
 
 
 def on_host(data: Any, dtype: DType, source: str = "") -> Operand:
-    """An operand from host elements. Symbolic elements are kept, an all-concrete array becomes numeric."""
+    """An operand with the elements ``data``, converted to ``dtype`` where none is symbolic.
+
+    Raises ModelError for an integer that ``dtype`` cannot hold.
+    """
     array = np.asarray(data)
     if array.dtype == object:
         if not any(scalars.is_symbolic(x) for x in array.flat):
@@ -94,7 +103,7 @@ def elements(operand: Operand) -> np.ndarray:
 
 
 class Unknown(NamedTuple):
-    """Why the host does not know a value's elements, and the symbols that they depend on."""
+    """The reason why the host does not know a value's elements, and the names of the symbols they depend on."""
 
     reason: str
     symbols: frozenset[str]
@@ -104,8 +113,8 @@ class Unknown(NamedTuple):
 class Builder:
     """The graph under construction, shared by all nodes of a model.
 
-    ``requirements`` are what its open dimensions have to be: if there are any, the graph is of no use, and the model
-    is imported again with dimensions that meet them.
+    ``requirements`` are those of its open dimensions. If there are any, the graph is of no use, and the model is
+    imported again with dimensions that meet them. ``unknown`` says why the host does not know a value's elements.
     """
 
     rw: Rewriter
@@ -117,6 +126,7 @@ class Builder:
 
     @staticmethod
     def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
+        """A builder whose graph has inputs and nothing else."""
         return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source)
 
     def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
@@ -147,7 +157,7 @@ class Builder:
         return registry.make(self.rw, "Div", [top, emit([d for _, d in flat])], {}, origin=origin, hint=hint)
 
     def drop(self, start: int) -> None:
-        """Removes the nodes from ``start`` on: those of an operator that cannot be imported."""
+        """Removes the nodes from index ``start`` on, which belong to an ONNX node that cannot be imported."""
         del self.rw.nodes[start:]
         self.scanned = min(self.scanned, start)
 
@@ -160,16 +170,20 @@ class Builder:
 
 
 def as_ratio(x: scalars.Scalar) -> tuple[Dim, Dim]:
+    """``x`` as (numerator, denominator). Raises Undecided where a float has no short exact fraction."""
     return (x.num, x.den) if isinstance(x, Ratio) else scalars.as_ratio(x)
 
 
 def text(shape: Sequence[Dim]) -> str:
+    """A shape for messages: ``[n, 3, 224]``."""
     return f"[{', '.join(str(d) for d in shape)}]"
 
 
 def numel(shape: Sequence[Dim]) -> Dim:
+    """The number of elements of a shape."""
     return dims.product(shape)
 
 
 def tensor_type(operand: Operand) -> TensorType:
+    """The type of an operand."""
     return TensorType(operand.dtype, operand.shape)

@@ -11,10 +11,10 @@ from arcweld.compiler.onnx.control import MAX_DEPTH
 
 
 def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
-    """The nodes so that each follows what it reads. The standard demands that order; some converters append at the end.
+    """``nodes`` in topological order, which the standard demands and some converters do not keep.
 
-    Those that wait for a node further on are put off, together, until all others have had their turn, and so on. Nodes
-    that wait for each other come last: the importer says what they lack.
+    Nodes that read the result of a later node are moved, in their order, behind the others, until none has to be. Nodes
+    in a cycle come last: the importer reports what they lack.
     """
     maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
     reads = [{maker[name] for name in names_read([node]) if name in maker} for node in nodes]
@@ -34,12 +34,12 @@ def in_order(nodes: Sequence[NodeProto]) -> Sequence[NodeProto]:
 
 
 def names_used(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> Set[str]:
-    """The names that something reads: a node, a subgraph, or the graph's own outputs."""
+    """The names that are read: by a node, inside a subgraph, or as an output of the graph."""
     return set(outputs) | set(names_read(nodes))
 
 
 def names_read(nodes: Sequence[NodeProto], depth: int = 0) -> Iterator[str]:
-    """Every name that some node reads, those inside branches included."""
+    """Every name that a node or a node of its subgraphs reads."""
     if depth > MAX_DEPTH:
         raise ModelError(f"functions and branches nest more than {MAX_DEPTH} levels deep")
     for node in nodes:

@@ -1,6 +1,6 @@
 """Reads ONNX files: protobuf decoding, tensors as numpy views, external data, attributes.
 
-Nothing in a file is trusted: sizes are checked before anything is allocated, and all damage is a ModelError.
+No file is trusted: sizes are checked before memory is allocated, and a damaged file raises ModelError.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ _NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model came from: the folder of its external data, and the large weights that the decoder did not see.
+    """Where a model's data is: the folder of its external data, and the mapped file with the weights that were cut out.
 
-    A decoded tensor whose raw data begins with ``marker`` has its contents in the mapped file, at ``cuts[n]``.
+    A tensor whose raw data is ``marker`` and a number n has its contents in the mapped file at ``cuts[n]``.
     """
 
     folder: Path | None = None
@@ -67,7 +67,7 @@ class Source:
     cuts: Sequence[Cut] = ()
 
     def contents(self, raw: bytes) -> bytes | memoryview:
-        """The raw data that a tensor stands for."""
+        """A tensor's contents, given its ``raw_data`` field: a view of the mapped file if they were cut out."""
         if not self.cuts or self.file is None or not raw.startswith(self.marker):
             return raw
         offset, length = self.cuts[int.from_bytes(raw[len(self.marker) :], "little")]
@@ -75,7 +75,7 @@ class Source:
 
 
 def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
-    """The decoded model, and where it came from.
+    """The decoded model, and where its data is.
 
     Raises ModelError for a missing or undecodable file, and for a model without a graph or without opsets.
     """
@@ -86,7 +86,7 @@ def load_model(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
     else:
         path = Path(source)
         name, mapped = str(path), _map(path)
-        marker = secrets.token_bytes(16)  # no weight begins like this by chance, nor on purpose
+        marker = secrets.token_bytes(16)  # random, so that no weight in the file begins with it
         rest, cuts = (b"", ()) if mapped is None else _without_weights(mapped, marker, name)
         model, place = _decode(rest, name), Source(path.parent, mapped, marker, cuts)
     if not model.HasField("graph"):
@@ -130,7 +130,7 @@ def _decode(data: bytes, name: str) -> onnx.ModelProto:
 
 
 def _check_text(message: Any, name: str) -> None:
-    """Raises ModelError for a string field that is not UTF-8: the decoder hands those out as bytes."""
+    """Raises ModelError if the field ``name`` is no valid UTF-8, for which the decoder returns bytes."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
             for text in [value] if isinstance(value, str | bytes) else value:
@@ -153,7 +153,7 @@ def element_type(code: int) -> DType:
 
 
 def tensor_shape(tensor: TensorProto) -> tuple[int, ...]:
-    """The dims of a tensor, checked. Raises ModelError for negative dims or an absurd element count."""
+    """The shape of a tensor. Raises ModelError for negative dimensions and for too many elements."""
     shape = tuple(int(d) for d in tensor.dims)
     if any(d < 0 for d in shape) or math.prod(shape) > MAX_ELEMENTS or max(shape, default=0) > MAX_ELEMENTS:
         raise ModelError(f"tensor {tensor.name!r} has the impossible shape {list(shape)}")
@@ -277,7 +277,7 @@ def is_valid(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
     """Whether ONNX's checker knows the node's operator and accepts its attributes and numbers of operands."""
     context = onnx.checker.C.CheckerContext()
     context.ir_version = onnx.IR_VERSION
-    context.opset_imports = {d: v for d, v in opsets.items() if 0 < v < 2**31}  # what the checker can hold
+    context.opset_imports = {d: v for d, v in opsets.items() if 0 < v < 2**31}  # others make the checker raise
     domain = "" if node.domain == "ai.onnx" else node.domain
     if not onnx.defs.has(node.op_type, domain=domain):
         return False

@@ -1,4 +1,4 @@
-"""What a user can do about a node that cannot be imported: data, which one place turns into words."""
+"""Remedies: what a user can do about a node that cannot be imported, as data and as text."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What to do. ``symbols`` are the dimensions in question, ``subject`` the input, or the advice itself."""
+    """What a user can do.
+
+    ``symbols`` are the dimensions to fix, by name. ``subject`` is the input to fix, or the text of an advice.
+    """
 
     action: Action
     symbols: frozenset[str] = frozenset()
     subject: str = ""
 
     def text(self, inputs: Sequence[Value] = ()) -> str:
-        """The remedy in words; ``inputs`` are the model's, whose axes are named where dimensions are meant."""
+        """The remedy as text. ``inputs`` are the model's, so that dimensions can be named as axes of them."""
         if self.action is Action.FIX_DIMENSIONS:
             advice = "give the dimension a value with --shapes (or inputs= in Python)"
             axes = [
@@ -49,12 +52,12 @@ class Remedy:
 
 
 def fix_dimensions(*found: Scalar) -> Remedy:
-    """The remedy where ``found`` are too open: the dimensions that they are made of get values."""
+    """The remedy of giving values to the symbolic dimensions in ``found``."""
     return Remedy(Action.FIX_DIMENSIONS, symbols_of(*found))
 
 
-class Refusal(UnsupportedError):
-    """A node that is valid and cannot be imported, with the remedy as data."""
+class ImportRefusal(UnsupportedError):
+    """A valid node that cannot be imported, with a remedy."""
 
     def __init__(self, reason: str, *, node: str | None = None, remedy: Remedy | None = None) -> None:
         super().__init__(reason, node=node, hint=None if remedy is None else remedy.text())
@@ -62,7 +65,7 @@ class Refusal(UnsupportedError):
 
 
 def remedy_of(error: UnsupportedError) -> Remedy | None:
-    """The remedy of a refusal by the importer, or by a part below it."""
-    if isinstance(error, Refusal):
+    """The remedy of an error: an ImportRefusal's own, else its hint as advice, else None."""
+    if isinstance(error, ImportRefusal):
         return error.remedy
     return None if error.hint is None else Remedy(Action.ADVICE, subject=error.hint)

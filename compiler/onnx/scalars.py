@@ -1,6 +1,6 @@
 """Exact arithmetic on the elements of shape tensors while importing: numbers, symbolic dimensions and their ratios.
 
-A question that the symbols' ranges do not decide raises Undecided, which names the dimension.
+A function raises Undecided where its result depends on what the symbols' ranges leave open, or is no Scalar.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from arcweld.compiler.dims import Dim, IntExpr
 
 
 class Undecided(Exception):
-    """A fact about symbolic dimensions that their ranges do not settle; ``symbols`` are those of ``about``."""
+    """A result that the symbols' ranges do not decide. ``symbols`` are the names of those in ``about``."""
 
     def __init__(self, why: str, *about: Scalar) -> None:
         super().__init__(why)
@@ -24,7 +24,7 @@ class Undecided(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """``num / den`` with a positive ``den``: what a float shape computation holds before it is rounded."""
+    """The exact quotient ``num / den``, with a positive ``den``: a float in a shape computation, before rounding."""
 
     num: Dim
     den: Dim
@@ -36,17 +36,18 @@ _EXACT_DENOMINATOR = 2**24
 
 
 def symbols_of(*xs: Scalar) -> frozenset[str]:
-    """The names of the symbols in any of these."""
+    """The names of the symbols in ``xs``."""
     exact = [d for x in xs for d in ((x.num, x.den) if isinstance(x, Ratio) else (x,))]
     return frozenset(s.name for d in exact if isinstance(d, IntExpr) for s in dims.free_symbols(d))
 
 
 def is_symbolic(x: Scalar) -> bool:
+    """True for a symbolic dimension or a ratio with one."""
     return isinstance(x, IntExpr | Ratio)
 
 
 def as_ratio(x: Scalar) -> tuple[Dim, Dim]:
-    """``x`` as numerator and denominator. Raises Undecided for floats with no short exact fraction."""
+    """``x`` as (numerator, denominator). Raises Undecided for floats without a denominator up to 2^24."""
     if isinstance(x, Ratio):
         return x.num, x.den
     if isinstance(x, float):
@@ -60,7 +61,7 @@ def as_ratio(x: Scalar) -> tuple[Dim, Dim]:
 
 
 def ratio(num: Dim, den: Dim) -> Scalar:
-    """``num / den`` for a positive ``den``, as an exact dimension where the division leaves nothing."""
+    """``num / den`` for a positive ``den``: a dimension where there is no remainder, else a float or a Ratio."""
     if isinstance(den, int) and den == 0:
         raise Undecided("division by zero")
     if not dims.is_nonneg(den):
@@ -84,6 +85,7 @@ def _content(e: Dim) -> int:
 
 
 def add(a: Scalar, b: Scalar) -> Scalar:
+    """``a + b``."""
     if not is_symbolic(a) and not is_symbolic(b):
         return a + b  # type: ignore[operator]
     (an, ad), (bn, bd) = as_ratio(a), as_ratio(b)
@@ -91,14 +93,17 @@ def add(a: Scalar, b: Scalar) -> Scalar:
 
 
 def neg(a: Scalar) -> Scalar:
+    """``-a``."""
     return mul(a, -1)
 
 
 def sub(a: Scalar, b: Scalar) -> Scalar:
+    """``a - b``."""
     return add(a, neg(b)) if is_symbolic(a) or is_symbolic(b) else a - b  # type: ignore[operator]
 
 
 def mul(a: Scalar, b: Scalar) -> Scalar:
+    """``a * b``."""
     if not is_symbolic(a) and not is_symbolic(b):
         return a * b  # type: ignore[operator]
     (an, ad), (bn, bd) = as_ratio(a), as_ratio(b)
@@ -106,6 +111,7 @@ def mul(a: Scalar, b: Scalar) -> Scalar:
 
 
 def div_float(a: Scalar, b: Scalar) -> Scalar:
+    """``a / b`` as floats divide: exact where either is symbolic."""
     if not is_symbolic(a) and not is_symbolic(b):
         if b == 0:
             raise Undecided("division by zero")
@@ -156,6 +162,7 @@ def fmod(a: Scalar, b: Scalar) -> Scalar:
 
 
 def power(a: Scalar, b: Scalar) -> Scalar:
+    """``a ** b``; a symbolic ``a`` takes whole exponents from 0 to 8."""
     if isinstance(b, float) and b.is_integer():
         b = int(b)
     if not is_symbolic(a) and not is_symbolic(b):
@@ -172,31 +179,35 @@ def power(a: Scalar, b: Scalar) -> Scalar:
 
 
 def floor(a: Scalar) -> Scalar:
+    """The greatest integer not above ``a``."""
     if isinstance(a, Ratio):
         return dims.floordiv(a.num, a.den)
     return float(math.floor(a)) if isinstance(a, float) and math.isfinite(a) else a
 
 
 def ceil(a: Scalar) -> Scalar:
+    """The least integer not below ``a``."""
     if isinstance(a, Ratio):
         return dims.ceildiv(a.num, a.den)
     return float(math.ceil(a)) if isinstance(a, float) and math.isfinite(a) else a
 
 
 def round_even(a: Scalar) -> Scalar:
+    """``a`` rounded to the nearest integer, halves to the even one."""
     if isinstance(a, Ratio):
         raise Undecided(f"rounding of {a.num} / {a.den}", a)
     return float(round(a)) if isinstance(a, float) and math.isfinite(a) else a
 
 
 def sqrt(a: Scalar) -> Scalar:
+    """The square root of a number."""
     if is_symbolic(a):
         raise Undecided(f"the square root of {a}", a)
     return math.sqrt(a)  # type: ignore[arg-type]
 
 
 def to_int(a: Scalar) -> Scalar:
-    """Conversion to an integer, towards zero."""
+    """``a`` as an integer, rounded towards zero."""
     if isinstance(a, Ratio):
         if not dims.is_nonneg(a.num):
             raise Undecided(f"the sign of {a.num} is not known", a.num)
@@ -209,15 +220,17 @@ def to_int(a: Scalar) -> Scalar:
 
 
 def to_float(a: Scalar) -> Scalar:
+    """``a`` as a float; a symbolic one as it is."""
     return a if is_symbolic(a) else float(a)  # type: ignore[arg-type]
 
 
 def to_bool(a: Scalar) -> Scalar:
+    """Whether ``a`` is not 0."""
     return not equal(a, 0)
 
 
 def as_dim(a: Scalar) -> Dim:
-    """``a`` as a dimension. Raises Undecided when it is not an integer."""
+    """``a`` as a dimension. Raises Undecided where it is not an integer."""
     if isinstance(a, IntExpr):
         return a
     if isinstance(a, int):
@@ -236,6 +249,7 @@ def _difference(a: Scalar, b: Scalar) -> Dim:
 
 
 def equal(a: Scalar, b: Scalar) -> bool:
+    """Whether ``a == b``."""
     if not is_symbolic(a) and not is_symbolic(b):
         return bool(a == b)
     d = _difference(a, b)
@@ -247,6 +261,7 @@ def equal(a: Scalar, b: Scalar) -> bool:
 
 
 def less(a: Scalar, b: Scalar) -> bool:
+    """Whether ``a < b``."""
     if not is_symbolic(a) and not is_symbolic(b):
         return bool(a < b)  # type: ignore[operator]
     d = _difference(b, a)
@@ -258,28 +273,33 @@ def less(a: Scalar, b: Scalar) -> bool:
 
 
 def less_equal(a: Scalar, b: Scalar) -> bool:
+    """Whether ``a <= b``."""
     return not less(b, a)
 
 
 def maximum(a: Scalar, b: Scalar) -> Scalar:
+    """The larger of two scalars."""
     if not is_symbolic(a) and not is_symbolic(b):
         return max(a, b)  # type: ignore[type-var]
     return dims.maximum(as_dim(a), as_dim(b))
 
 
 def minimum(a: Scalar, b: Scalar) -> Scalar:
+    """The smaller of two scalars."""
     if not is_symbolic(a) and not is_symbolic(b):
         return min(a, b)  # type: ignore[type-var]
     return dims.minimum(as_dim(a), as_dim(b))
 
 
 def absolute(a: Scalar) -> Scalar:
+    """The absolute value."""
     if not is_symbolic(a):
         return abs(a)  # type: ignore[arg-type]
     return a if less_equal(0, a) else neg(a)
 
 
 def sign(a: Scalar) -> Scalar:
+    """1, 0 or -1, as ``a`` is positive, zero or negative."""
     return 1 if less(0, a) else (0 if equal(a, 0) else -1)
 
 

@@ -1,6 +1,6 @@
-"""The names that nodes see, what is reported of each, and how control flow asks for a subgraph's nodes.
+"""Scopes of names, findings about nodes, and the interface by which control flow imports a subgraph.
 
-Scopes nest as in ONNX: a branch of an If sees the names outside it, a function sees only its own inputs.
+Scopes nest as in ONNX: a subgraph sees the names outside it, a function sees only its own inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from arcweld.compiler.onnx.remedies import Remedy
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A visited node; ``reason`` says why it cannot be imported, and is empty when it can."""
+    """A node that was visited, with the reason why it cannot be imported; empty if it can."""
 
     node: str
     op: str
@@ -27,7 +27,14 @@ class Finding:
 
 @dataclass(slots=True)
 class Scope:
-    """The names visible to a list of nodes."""
+    """The names that a list of nodes sees, with their operands.
+
+    opsets  operator set versions by domain
+    outer   the scope around it, None for a model's graph and for a function
+    prefix  what the names of its nodes begin with in messages and origins
+    attrs   the attributes of the enclosing function's call
+    depth   the number of enclosing subgraphs and functions
+    """
 
     names: dict[str, Any]
     opsets: Mapping[str, int]
@@ -37,16 +44,17 @@ class Scope:
     depth: int = 0
 
     def inside(self, names: dict[str, Any], prefix: str) -> Scope:
-        """The scope of a subgraph: it sees this one."""
+        """A scope for a subgraph, which sees this one."""
         return Scope(names, self.opsets, self, prefix, self.attrs, self.depth + 1)
 
     def function(
         self, names: dict[str, Any], opsets: Mapping[str, int], prefix: str, attrs: Mapping[str, Any]
     ) -> Scope:
-        """The scope of a function's body: it sees its inputs only."""
+        """A scope for a function's body, which sees only its inputs."""
         return Scope(names, opsets, None, prefix, attrs, self.depth + 1)
 
     def lookup(self, name: str) -> Operand | Unavailable | None:
+        """The operand called ``name`` in this scope or one around it; None if there is none."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.names:
@@ -57,19 +65,19 @@ class Scope:
 
 
 def normal_domain(domain: str) -> str:
-    """The default domain has two spellings."""
+    """``domain`` with the empty string for ONNX's own domain, which has two spellings."""
     return "" if domain == "ai.onnx" else domain
 
 
 class Walker(Protocol):
-    """What importing a subgraph asks of the visitor that met the node."""
+    """The part of ``Visitor`` that the import of a subgraph uses."""
 
     builder: Builder
 
     def visit_all(
         self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None
     ) -> list[Any]:
-        """Visits ``nodes`` in order and returns the operands called ``outputs``."""
+        """Imports ``nodes`` in order and returns the operands called ``outputs``."""
 
     def names_used(self, graph: GraphProto) -> Set[str]:
         """The names that a subgraph reads or returns."""

@@ -1,6 +1,6 @@
-"""Sequences and optional values, followed while importing: their lengths and places must be known to the host.
+"""Operators on sequences and optional values, which are evaluated while importing: none reaches the graph.
 
-Exporters write them for lists of tensors: what is split, unbound, or gathered turn by turn. None reaches the graph.
+Exporters write them for Python's lists of tensors. The host must know their lengths and the indices of their elements.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _items(c: NodeContext, i: int) -> Items:
 
 
 def _place(c: NodeContext, i: int, count: int, end: int) -> int:
-    """Input ``i`` as a place among ``count``; without it ``end``."""
+    """Input ``i`` as an index among ``count`` elements, counted from the front; ``end`` where it is missing."""
     at = int(c.number(i)) if c.has(i) else end
     if not -count <= at <= count:
         c.broken(f"place {at} in a sequence of {len(_items(c, 0))}")

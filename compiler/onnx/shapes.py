@@ -1,6 +1,6 @@
 """Evaluates shape arithmetic on the host while importing, so that shape tensors become attributes.
 
-One table maps an ONNX operator to a function on known operands; elements may be symbolic dimensions.
+One table maps ONNX operators to functions on operands whose elements the host knows; elements may be symbolic.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from arcweld.compiler.onnx.scalars import Undecided
 HostFunction: TypeAlias = Callable[[NodeContext], Sequence[Operand]]
 HOST: dict[str, HostFunction] = {}
 
-_SMALL = 4096  # elements of integer operands worth evaluating here
-_TINY = 64  # the same for floats: larger ones are weights, which constant folding deals with
+_SMALL = 4096  # the most elements of an integer operand that is evaluated here
+_TINY = 64  # the same for floats; larger ones are weights, which constant folding evaluates
 
 
 def evaluate(c: NodeContext) -> Sequence[Operand] | None:
-    """The node's outputs if the host can compute them, else None. Raises Undecided when ranges leave it open."""
+    """The node's outputs if the host can compute them, else None.
+
+    Raises Undecided where the outputs depend on what the symbols' ranges leave open.
+    """
     fn = HOST.get(c.op)
     if fn is None:
         return None
@@ -71,7 +74,7 @@ def _like(c: NodeContext, data: Any) -> list[Operand]:
 
 
 def _limit(shape: Sequence[Dim]) -> tuple[int, ...]:
-    """A concrete shape that is small enough to fill on the host. Raises Undecided otherwise."""
+    """``shape`` as ints. Raises Undecided where it is symbolic, or too large to be filled on the host."""
     n = dims.product(shape)
     if not isinstance(n, int) or n > MAX_HOST_ELEMENTS or not all(isinstance(d, int) and d >= 0 for d in shape):
         raise Undecided(f"a tensor of shape [{', '.join(map(str, shape))}] is not evaluated while importing", *shape)

@@ -1,6 +1,6 @@
-"""Cuts the large weights out of an encoded ONNX model, so that they are neither read nor copied to decode the rest.
+"""Cuts the large weights out of an encoded ONNX model, so that decoding the rest neither reads nor copies them.
 
-It walks the protobuf wire format (protobuf.dev/programming-guides/encoding) along the fields where weights are kept.
+It follows the protobuf wire format (protobuf.dev/programming-guides/encoding) along the fields that hold weights.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _MODEL: Tree = {7: {5: _TENSOR, 1: {5: {5: _TENSOR}}}}
 
 
 def cut_weights(data: memoryview, marker: bytes) -> tuple[bytes, Sequence[Cut]]:
-    """The encoded model with the n-th large ``raw_data`` replaced by ``marker`` and n (4 bytes), and where each was.
+    """The encoded model without its large weights, and the place of each in ``data``.
 
-    Raises ModelError for bytes that are no protobuf message.
+    The n-th large ``raw_data`` is replaced by ``marker`` and the 4 bytes of n. Raises ModelError for bytes that are no
+    protobuf message.
     """
     cuts: list[Cut] = []
     return bytes(_copy(data, 0, len(data), _MODEL, marker, cuts)), cuts
@@ -60,7 +61,7 @@ def _copy(data: memoryview, start: int, end: int, tree: Tree, marker: bytes, cut
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """A base-128 number, and where it ends."""
+    """The varint at offset ``at``, and the offset of its end."""
     value = shift = 0
     while at < end and shift < 64:
         byte = data[at]

@@ -1,6 +1,6 @@
-"""Names the unknown dimensions of a model's inputs: dim_params, anonymous dims, user overrides and ranges.
+"""Gives the open dimensions of a model's inputs their symbols, from dim_params, the user's shapes and ranges.
 
-A dimension that the file leaves open becomes a symbol; equal dim_params become the same symbol.
+Equal dim_params become the same symbol; each anonymous dimension becomes one of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.errors import ModelError, UsageError
 from arcweld.compiler.onnx.deduce import Bounds
-from arcweld.compiler.text import sanitize
 
 Range: TypeAlias = "tuple[int, int | None, int]"
 Shapes: TypeAlias = "Mapping[str, Sequence[int | str | Dim | None]]"
@@ -33,17 +32,12 @@ def identifier(text: str) -> str:
     return name + "_" if keyword.iskeyword(name) or name in _RESERVED else name
 
 
-def sanitise(name: str) -> str:
-    """``name`` with the characters that IR text cannot hold replaced by underscores."""
-    return sanitize(name)
-
-
 class DimTable:
-    """Hands out the symbols of one model.
+    """The symbols of one model.
 
-    ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. A dimension that is a multiple of
-    k > 1 is written ``k * NAME_byk``, because exact division by k is then visible in every expression made from it.
-    ``bounds`` holds what the model's own structure implies, by symbol.
+    ``ranges`` maps a dim_param (or its identifier) to ``(lo, hi, multiple_of)``. ``bounds`` holds the requirements of
+    the model's nodes, by symbol. A dimension that is a multiple of k > 1 is written ``k * NAME_byk``: every expression
+    made from it then shows that it can be divided by k.
     """
 
     def __init__(
@@ -57,7 +51,7 @@ class DimTable:
         self._names: set[str] = set()
 
     def bind(self, param: str, value: Dim) -> None:
-        """Says that the dim_param ``param`` is ``value``. Raises UsageError when it was given another value."""
+        """Gives the dim_param ``param`` a value. Raises UsageError where it has another one."""
         old = self._dims.setdefault(param, value)
         if old != value:
             hint = f"a multiple of it needs a name that the model does not use, such as {param}_n"
@@ -65,7 +59,7 @@ class DimTable:
             raise UsageError(f"dimension {param!r} is given as {old} and as {value}", hint=hint if again else None)
 
     def named(self, param: str) -> Dim:
-        """The dimension called ``param`` in the model."""
+        """The dimension of the dim_param ``param``."""
         if param not in self._dims:
             self._dims[param] = self._symbol(param)
         return self._dims[param]
@@ -88,9 +82,9 @@ class DimTable:
         return self._multiple(name, step, lo, hi)
 
     def bounded(self, name: str, lo: int, hi: int | None) -> Dim:
-        """A symbol inside both the given range and what the model allows. Raises UsageError where they disagree.
+        """The symbol ``name`` with the given range, narrowed to what the model requires; an int if one value is left.
 
-        A lowest value of 1 is what stands where nobody gave one, so the model may raise it.
+        Raises UsageError where the two disagree. A ``lo`` of 1 is the default, which the model may raise.
         """
         low, high, multiple = self._bounds.get(name, Bounds())
         if high is not None and (lo > high or (hi is not None and hi > high)):
@@ -103,7 +97,7 @@ class DimTable:
         return dims.symbol(name, least, most) if multiple == 1 else self._multiple(name, multiple, least, most)
 
     def _multiple(self, name: str, step: int, lo: int, hi: int | None) -> Dim:
-        """``step`` times a symbol: the multiples from ``lo`` to ``hi``."""
+        """``step`` times a symbol, whose values are the multiples of ``step`` from ``lo`` to ``hi``."""
         return step * self.bounded(f"{name}_by{step}", -(-lo // step), None if hi is None else hi // step)
 
     def text(self, text: str) -> Dim:
@@ -122,7 +116,7 @@ class DimTable:
 
 
 def declared_dims(info: onnx.ValueInfoProto) -> tuple[int | str | None, ...] | None:
-    """The shape that the file declares: ints, dim_params, None for anonymous; None when it declares no shape."""
+    """The shape that the file declares: ints, dim_params, None for anonymous ones; None if it declares no shape."""
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -143,7 +137,10 @@ def input_shape(
     declared: tuple[int | str | None, ...],
     override: Sequence[int | str | Dim | None] | None,
 ) -> tuple[Dim, ...]:
-    """The shape of one input; None in the override keeps what the file says. Raises UsageError for contradictions."""
+    """The shape of one input: the user's ``override``, in which None keeps the dimension that the file declares.
+
+    Raises UsageError where the two contradict each other.
+    """
     if override is not None and len(override) != len(declared):
         raise UsageError(
             f"input {name!r} has rank {len(declared)}, the shape given for it has {len(override)} dimensions"

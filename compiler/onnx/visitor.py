@@ -1,4 +1,4 @@
-"""Walks the nodes of a model and its subgraphs, and binds every name to an operand."""
+"""Imports the nodes of a model and its subgraphs in order, and gives every name in them its operand."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
 from arcweld.compiler.onnx.order import in_order, names_used
 from arcweld.compiler.onnx.proto import attribute_value, is_valid
-from arcweld.compiler.onnx.remedies import Action, Refusal, Remedy, fix_dimensions, remedy_of
+from arcweld.compiler.onnx.remedies import Action, ImportRefusal, Remedy, fix_dimensions, remedy_of
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.sequences import SEQUENCES
-from arcweld.compiler.onnx.symbols import sanitise
 from arcweld.compiler.ops import registry
+from arcweld.compiler.text import sanitize
 
 MAX_VISITS = 100_000
 MAX_ELEMENTS = 2**48
 
-# what a handler raises on values that it does not expect: see _failed
+# errors of Python and numpy that a handler raises for values that it does not expect (see _failed)
 _UNTYPED = (TypeError, ValueError, IndexError, KeyError, OverflowError, ZeroDivisionError, AttributeError)
 
 
 class Visitor:
-    """Imports nodes into one Builder. ``results`` holds the operands of the graph's outputs afterwards.
+    """Imports nodes into one Builder. Afterwards ``results`` holds the operands of the graph's outputs.
 
-    Where the builder has requirements afterwards, this was a pass that only found them: ``ended`` says that it did not
-    get to the end, because a node fails without them.
+    If the builder then has requirements, its graph is of no use. ``ended`` is true if the import stopped before the
+    last node, because a node failed that may not fail when the requirements are met.
     """
 
     def __init__(self, builder: Builder, functions: Mapping[tuple[str, str], FunctionProto]) -> None:
@@ -51,9 +51,10 @@ class Visitor:
     def visit_all(
         self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None
     ) -> list[Any]:
-        """Visits ``nodes`` in order and returns the operands called ``outputs``.
+        """Imports ``nodes`` in order and returns the operands called ``outputs``.
 
-        ``used`` may give ``names_used(nodes, outputs)`` when the same nodes are visited again and again.
+        ``used`` is ``names_used(nodes, outputs)``, for a caller that visits the same nodes several times. Raises
+        ModelError for a malformed model and InternalError for a defect; unsupported nodes are noted in ``findings``.
         """
         used = names_used(nodes, outputs) if used is None else used
         for node in in_order(nodes):
@@ -101,8 +102,11 @@ class Visitor:
                 scope.names[name] = result
 
     def _failed(self, node: NodeProto, scope: Scope, label: str, error: Exception) -> None:
-        """Notes why a valid node cannot be imported. Raises a typed error for one that is not, and for our defects."""
-        if self.builder.requirements:  # the model is imported again: with them the node may not fail
+        """Notes why a valid node cannot be imported.
+
+        Raises ModelError for an invalid node, InternalError for a defect of Arcweld.
+        """
+        if self.builder.requirements:  # the next round meets them, and then the node may not fail
             self.ended = True
         elif isinstance(error, UnsupportedError):
             self.findings.append(Finding(label, node.op_type, error.message, remedy_of(error)))
@@ -143,7 +147,7 @@ class Visitor:
         return found
 
     def _built_in(self, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any] | None:
-        """The results of control flow, sequences and constants, of which no node becomes; None for anything else."""
+        """The results of an operator that becomes no node: control flow, sequences, constants; None for all others."""
         if domain == "" and c.op in CONTROL:
             return CONTROL[c.op](self, c, scope)
         if domain == "" and c.op in SEQUENCES:
@@ -155,7 +159,7 @@ class Visitor:
         return [_constant(c)] if (domain, c.op) == ("", "Constant") else None
 
     def _operator(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
-        """The results of an operator: computed on the host, by its handler, or by the body that the standard gives."""
+        """The results of an operator: computed on the host, by its handler, or by its function body in the standard."""
         if domain != "":
             return self._handle(c, domain, None)
         unknown: Unknown | None = None
@@ -189,7 +193,7 @@ class Visitor:
                 raise
             # with open dimensions a disagreement may only be one that is not provable
             remedy = Remedy(Action.ADVICE, subject=error.hint) if error.hint else operands
-            raise Refusal(error.message, remedy=remedy) from error
+            raise ImportRefusal(error.message, remedy=remedy) from error
         listed = [raw] if isinstance(raw, Value | Operand) else list(raw)
         for i, wanted in enumerate(context.used):
             if wanted and (i >= len(listed) or listed[i] is None):
@@ -220,8 +224,8 @@ class Visitor:
         return out + [Unavailable(context.name)] * (len(context.outputs) - len(out))
 
     def rename(self, value: Value, name: str) -> Value:
-        """Calls a value that a node just emitted by its ONNX name."""
-        new = Value(self.builder.rw.fresh(sanitise(name)), value.type)
+        """Gives a value that was just emitted its ONNX name; returns the renamed value."""
+        new = Value(self.builder.rw.fresh(sanitize(name)), value.type)
         nodes = self.builder.rw.nodes
         for i in range(len(nodes) - 1, -1, -1):
             node = nodes[i]
@@ -263,7 +267,7 @@ def _not_implemented(domain: str, op: str, why: str = "") -> UnsupportedError:
     name = f"{domain}.{op}" if domain else op
     reason = f"operator {name} is not implemented"
     remedy = Remedy(Action.OPTIMISE_LESS) if domain in _FOR_ONE_PROCESSOR else None
-    return Refusal(f"{reason}; {why}" if why else reason, remedy=remedy)
+    return ImportRefusal(f"{reason}; {why}" if why else reason, remedy=remedy)
 
 
 def opset_versions(owner: FunctionProto | ModelProto) -> dict[str, int]:
@@ -279,7 +283,7 @@ def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
 
 
 def _constant(c: NodeContext) -> Operand:
-    """The Constant operator in all its spellings."""
+    """The result of a Constant node, whichever attribute holds the value."""
     if len(c.attrs) != 1:
         c.broken("exactly one attribute should give the value")
     ((kind, value),) = c.attrs.items()

@@ -1,6 +1,6 @@
-"""The operator registry and its entries, one file for each kind of operator.
+"""The operator registry and its entries, one file for each group of operators.
 
-Whatever is imported from here, the table of entries is complete: this file imports them all.
+Importing anything from this package registers all entries.
 """
 
 import arcweld.compiler.ops.table  # noqa: F401

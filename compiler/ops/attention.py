@@ -1,6 +1,6 @@
-"""Scaled dot-product attention as one operator: what the flash template computes.
+"""Scaled dot-product attention as one operator, for the attention template (Dao et al., FlashAttention, 2022).
 
-A row in which every score is minus infinity gives zeros (not NaN).
+A query whose scores are all minus infinity gives zeros, not NaN.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
 
 
 def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    """MatMul, scale, mask, Softmax, MatMul: for shapes or devices without a fused kernel."""
+    """MatMul, scale, mask, Softmax, MatMul: for heads that the attention template does not take."""
     e = Emit(rw, node)
     q, k, v = node.operands()[:3]
     mask = node.inputs[3] if len(node.inputs) > 3 else None

@@ -1,7 +1,7 @@
-"""Composite operators: their meaning (type rule and reference) and the simpler operators that they are made of.
+"""Composite operators: their type rules, their references, and their decompositions into simpler operators.
 
-Decompositions are chosen so that fusion gets them back into one kernel: normalisations become LayerNormalization rows,
-and 16-bit sums go through f32 tensors that exist only inside kernels.
+Decompositions are such that fusion makes one kernel of them: normalisations become LayerNormalization, and 16-bit sums
+are f32 values that exist inside the kernel only.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _group_norm(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 def _decompose_rows(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    """Instance and group normalisation as one LayerNormalization: [N, groups, channels of a group, positions]."""
+    """Instance and group normalisation as LayerNormalization of ``[N, groups, channels of a group, positions]``."""
     e = Emit(rw, node)
     x, scale, bias = node.operands()
     n, c = x.shape[:2]
@@ -295,7 +295,7 @@ def _cumsum(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 def _decompose_cumsum(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    """A sum under a triangular mask: n^2 additions a row, which fuse into one reduction kernel."""
+    """Sums under a triangular mask: n^2 additions for n elements, which fuse into one reduction kernel."""
     (x,), p, e = node.operands(), node.attrs, Emit(rw, node)
     axis, n = p["axis"], x.shape[p["axis"]]
     behind = (1,) * (x.type.rank - axis - 1)

@@ -1,6 +1,6 @@
-"""The reductions that are made of ReduceSum and ReduceMax: means, norms, logarithms of sums.
+"""The reductions that are decomposed into ReduceSum and ReduceMax: means, norms, logarithms of sums.
 
-16-bit floats are summed as f32 tensors, which fusion keeps inside the kernel.
+16-bit floats are cast to f32 before they are summed; fusion keeps these f32 values inside the kernel.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _sum_square(e: Emit, x: Value, p: Attrs) -> Value:
 
 def _log_sum_exp(e: Emit, x: Value, p: Attrs) -> Value:
     top = e("ReduceMax", x, axes=p["axes"], keepdims=1)
-    # an infinite maximum would give inf - inf
+    # with an infinite maximum, x - top would be inf - inf
     top = e("Where", e("IsInf", top), e.const(0, x.dtype), top)
     total = e("ReduceSum", e("Exp", e("Sub", x, top)), axes=p["axes"], keepdims=1)
     y = e("Add", e("Log", total), top)

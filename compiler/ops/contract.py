@@ -1,6 +1,6 @@
-"""Matrix products and convolutions.
+"""MatMul, Conv and ConvTranspose.
 
-Kernels accumulate in f32 (f64 operands: in f64); the references do too.
+Kernels and references accumulate in f32 for f16, bf16 and f32 operands, and in f64 for f64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Einsum: pairwise products from left to right, each a MatMul (or a broadcast Mul where nothing is contracted)."""
+"""Einsum, decomposed into products of two operands, from left to right.
+
+Each is a MatMul, or a broadcast Mul where no index is summed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ class Plan:
 
 
 def parse_equation(equation: str, shapes: Sequence[Sequence[Dim]]) -> Plan:
-    """Reads an equation against the operands' shapes; an ellipsis becomes numbered labels. Raises ModelError."""
+    """Parses ``equation`` for operands of these shapes; an ellipsis becomes numbered labels.
+
+    Raises ModelError for a malformed equation, and for one that does not fit the shapes.
+    """
     text = equation.replace(" ", "")
     if not re.fullmatch(r"[A-Za-z.,]*(->[A-Za-z.]*)?", text):
         raise ModelError(f"Einsum: cannot read the equation {equation!r}")
@@ -121,7 +127,7 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 
 
 def _squeezed(e: Emit, value: Value, labels: Labels) -> Term:
-    """Without the axes of extent 1: they only broadcast."""
+    """The value without its axes of extent 1, which only broadcast, and the labels of the others."""
     keep = [k for k, d in enumerate(value.shape) if d != 1]
     return e.reshape(value, [value.shape[k] for k in keep]), tuple(labels[k] for k in keep)
 

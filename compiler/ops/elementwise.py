@@ -1,6 +1,6 @@
-"""The builder of pointwise entries: from a name, an expression and a numpy function to a whole OpDef.
+"""Makes the OpDef of a pointwise operator from a name, an expression and a numpy function.
 
-With it a pointwise operator is one entry in ``pointwise.py``.
+``pointwise.py`` has the operators.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Check = Callable[[Sequence[TensorType], Attrs], None]  # raises ModelError for o
 
 
 def first(types: Sequence[TensorType], attrs: Attrs) -> DType:
-    """Result type: that of the first operand."""
+    """The result's element type is that of the first operand."""
     return types[0].dtype
 
 
 def boolean(types: Sequence[TensorType], attrs: Attrs) -> DType:
-    """Result type: bool."""
+    """The result's element type is bool."""
     return DType.BOOL
 
 
 def second(types: Sequence[TensorType], attrs: Attrs) -> DType:
-    """Result type: that of the second operand."""
+    """The result's element type is that of the second operand."""
     return types[1].dtype
 
 
@@ -59,9 +59,9 @@ def pointwise(
 ) -> OpDef:
     """Registers a pointwise operator.
 
-    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast and share one of ``dtypes``, or else
-    pass ``check``. ``test``, ``low`` and ``high`` are the element types and the range of the default test case;
-    ``cases`` add to it.
+    ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast. They share one of ``dtypes``, unless
+    ``check`` tests their types instead. ``test``, ``low`` and ``high`` are the element types and the range of the
+    default test case; ``cases`` are further ones.
     """
     names = tuple(inputs.split())
     variadic = names[-1].endswith("*")
@@ -119,6 +119,6 @@ def _lower(formula: Formula) -> Lower:
 
 
 def widen(a: np.ndarray) -> np.ndarray:
-    """f16 and bf16 arrays as f32, others as they are: the type in which references compute."""
+    """``a`` in the type in which references compute: f32 for f16 and bf16, else its own."""
     compute = from_numpy(a.dtype).compute.numpy
     return a if a.dtype == compute else a.astype(compute)

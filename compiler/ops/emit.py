@@ -1,6 +1,7 @@
-"""Emits IR nodes: what the importers' contexts and the decompositions of composite operators write with.
+"""Emits IR nodes, for the importers' handlers and for the decompositions of composite operators.
 
-Every node is checked and typed by the registry; what would change nothing is not emitted.
+The registry checks every node and infers its types. Nodes that would change nothing, such as a cast to the same type,
+are not emitted.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ from arcweld.compiler.ops.registry import make
 
 
 class Emitter:
-    """Emits nodes of one origin."""
+    """Emits nodes with one origin. Methods raise ModelError where operands and attributes do not fit."""
 
     def __init__(self, rw: Rewriter, origin: tuple[str, ...]) -> None:
         self.rw = rw
         self.origin = origin
 
     def result_name(self, op: str) -> str:
-        """What the result of a node is called; empty: as the node's operator."""
+        """The hint for the name of a node's result; empty: the operator's name."""
         return ""
 
     def const_name(self) -> str:
-        """What a constant is called."""
+        """The hint for the name of a constant."""
         return "const"
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """One node; returns its first output. Raises ModelError where operands and attributes do not fit."""
+        """Emits one node and returns its first output."""
         return make(self.rw, op, inputs, attrs, origin=self.origin, hint=self.result_name(op))
 
     def const(self, data: Any, dtype: DType) -> Value:
@@ -50,7 +51,7 @@ class Emitter:
         return x if x.dtype is dtype else self.emit("Cast", x, to=dtype)
 
     def wide(self, x: Value) -> Value:
-        """A 16-bit float as f32, so that sums cannot overflow between kernels; anything else as it is."""
+        """``x`` in f32 if it is f16 or bf16, so that sums that kernels exchange keep their range and precision."""
         return self.cast(x, x.dtype.compute)
 
     def scale(self, x: Value, factor: float) -> Value:
@@ -70,7 +71,7 @@ class Emitter:
         return x if x.shape == tuple(shape) else self.emit("Expand", x, shape=tuple(shape))
 
     def slice(self, x: Value, axis: int, start: Dim, size: Dim, step: int = 1) -> Value:
-        """``size`` elements of one axis from ``start`` on."""
+        """``size`` elements of one axis, from ``start`` on, ``step`` apart."""
         if start == 0 and size == x.shape[axis] and step == 1:
             return x
         rank = x.type.rank
@@ -80,15 +81,16 @@ class Emitter:
         return self.emit("Slice", x, starts=starts, sizes=sizes, steps=steps)
 
     def concat(self, parts: Sequence[Value], axis: int) -> Value:
-        """The parts one behind the other."""
+        """The parts joined along ``axis``."""
         return parts[0] if len(parts) == 1 else self.emit("Concat", *parts, axis=axis)
 
 
 class Emit(Emitter):
-    """What a decomposition writes with: ``e("Add", a, b)`` emits a node with the origin of the one it replaces."""
+    """The Emitter of a decomposition: ``e("Add", a, b)`` emits a node with the origin of the node that it replaces."""
 
     def __init__(self, rw: Rewriter, node: Node) -> None:
         super().__init__(rw, node.origin)
 
     def __call__(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        """``emit``, shorter."""
         return self.emit(op, *inputs, **attrs)

@@ -1,6 +1,6 @@
 """Movement operators whose coordinates come from a tensor: the Gather family and OneHot.
 
-Indices below zero count from the end. An index out of range is an error in the reference and is clamped in kernels.
+Negative indices count from the end. The reference raises IndexError for an index out of range; kernels clamp it.
 """
 
 from __future__ import annotations

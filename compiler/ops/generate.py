@@ -1,4 +1,4 @@
-"""Movement operators that read nothing: ranges, constants, dimensions as tensors, identity matrices."""
+"""Movement operators without operands: ranges, constants, dimensions as tensors, identity matrices."""
 
 from __future__ import annotations
 

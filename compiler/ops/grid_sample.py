@@ -23,7 +23,7 @@ from arcweld.compiler.ops.resize import TAPS
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, dim_expr, present
 
 Attrs = Mapping[str, Any]
-# a source coordinate, where there is a source (None: always), the weight (None: 1)
+# an element that an interpolation reads: its coordinate, whether it is inside (None: always), its weight (None: 1)
 Tap = tuple[Dim, Expr | None, Expr | None]
 
 MODES = ("linear", "nearest", "cubic")
@@ -96,7 +96,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
     rows = np.moveaxis(x, 1, -1)
     for taps in combinations(*axes):
         weight = np.prod([w for _, w in taps], axis=0)[..., None]
-        # what lies outside counts nothing, even if the element that stands in for it is infinite
+        # positions outside add nothing, even if the element read instead is infinite
         total += np.where(weight == 0, 0, rows[(batch, *(i for i, _ in taps))] * weight).astype(x.dtype)
     return (np.moveaxis(total, -1, 1).astype(operand(arrays).dtype),)
 
@@ -116,14 +116,14 @@ def _reflected(at: Expr, n: Expr, align: bool) -> Expr:
 
 
 def _tap(at: Expr, n: Dim, padding: str, align: bool, weight: Expr | None) -> Tap:
-    """The source at the whole number ``at``."""
+    """The element at the integer position ``at`` (a float)."""
     extent, zero = dim_expr(n, at.dtype), const(0.0, at.dtype)
     seen = None
     if padding == "zeros":
         seen = both(binary("ge", at, zero), binary("lt", at, extent))
     elif padding == "reflection":
         at = unary("round", _reflected(at, extent, align))
-    # brought into range as a float: what is far outside has no integer
+    # clamped as a float, because a position far outside may not fit an integer
     return dynamic_index(cast(binary("max", binary("min", at, extent - 1.0), zero), DType.I64), n), seen, weight
 
 

@@ -1,6 +1,7 @@
 """Integer arithmetic on quantized tensors: MatMulInteger, ConvInteger, DynamicQuantizeLinear.
 
-The products are decomposed to floating point, in which they are exact: f32 where every sum stays below 2^24, else f64.
+They are decomposed into floating-point products that are exact: in f32 where no partial sum can exceed 2^24 in
+magnitude, else in f64.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _exact_type(terms: Dim, a: int, b: int) -> DType:
 
 
 def _centred(e: Emit, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
-    """x - zero as floats."""
+    """``x - zero`` in ``dtype``; ``zero`` is reshaped to ``shape`` first."""
     wide = e.cast(x, dtype)
     return wide if zero is None else e("Sub", wide, e.cast(e.reshape(zero, shape), dtype))
 
@@ -53,7 +54,7 @@ def _centred(e: Emit, x: Value, zero: Value | None, shape: Sequence[Dim], dtype:
 
 
 def _row_shape(zero: TensorType) -> tuple[Dim, ...]:
-    """A left zero point for each row stands in a column."""
+    """The shape in which the left operand's zero point broadcasts: one for each row becomes a column."""
     return (*zero.shape, 1) if zero.rank == 1 else zero.shape
 
 

@@ -1,6 +1,6 @@
-"""Movement operators on one tensor or several: an output element is an input element elsewhere, or a constant.
+"""Movement operators: each output element is an input element at other coordinates, or a constant.
 
-Their lowering is an index map: the same read at other coordinates, masked where there is nothing to read.
+The lowering of one is an index map, with a mask where an output element has no input element.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def movement(
 
 
 def operand(arrays: Arrays, k: int = 0) -> np.ndarray:
-    """Operand ``k`` of a reference, which must be there."""
+    """Operand ``k`` of a reference, which must be present."""
     a = arrays[k]
     assert a is not None
     return a
@@ -73,9 +73,10 @@ def _prefix_products(axes: Sequence[int], shape: Sequence[Dim]) -> list[Dim]:
 
 
 def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence[Dim]) -> tuple[Dim, ...]:
-    """The coordinates in ``source`` of the element at ``coords`` in ``shape``, both row-major over the same elements.
+    """The coordinates in shape ``source`` of the element at ``coords`` in ``shape``, both row-major.
 
-    Axes are first cut into the smallest groups of equal extent, so that only split or merged axes need arithmetic.
+    Axes are first divided into the smallest groups with equal numbers of elements in both shapes, so that only axes
+    that were split or merged need arithmetic.
     """
     if 0 in source:  # there is no element, and nothing to divide by
         return (0,) * len(source)
@@ -98,7 +99,7 @@ def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence
 def _regroup(
     result: list[Dim], axes: Sequence[int], source: Sequence[Dim], coords: Sequence[Dim], shape: Sequence[Dim]
 ) -> None:
-    """Fills in the source coordinates of one group: linearise, then take apart."""
+    """Sets the source coordinates of one group of axes, by way of a linear index."""
     linear: Dim = 0
     for c, d in zip(coords, shape):
         linear = linear * d + c

@@ -1,4 +1,4 @@
-"""Padding: an axis is cropped where its amounts are negative, then grows by a constant or by its own elements."""
+"""Pad: axes are cropped where amounts are negative, and then padded with a constant or with their own elements."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _reference(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 class _AxisPads(NamedTuple):
-    """An axis is cropped first: ``kept`` elements from ``start`` on; then it grows by ``before`` and ``after``."""
+    """How one axis is padded, in elements: ``kept`` of them from ``start`` on, with ``before`` and ``after`` added."""
 
     start: Dim
     kept: Dim
@@ -58,7 +58,7 @@ def _axis_pads(attrs: Attrs, rank: int, axis: int, extent: Dim) -> _AxisPads:
 
 
 def _padded_coord(mode: str, c: Dim, extent: Dim, begin: Dim, end: Dim) -> Dim:
-    """The source coordinate of ``c`` (already shifted by ``begin``) for the modes that repeat the data."""
+    """The source coordinate of an output coordinate less ``begin``, ``c``, for the modes that repeat the data."""
     if mode == "edge":
         return maximum(minimum(c, extent - 1), 0)
     if mode == "wrap":

@@ -1,4 +1,4 @@
-"""The pointwise operators: one entry each, an expression and a numpy function.
+"""The pointwise operators: each entry has an expression (the lowering) and a numpy function (the reference).
 
 The first argument ``p`` of both is the node's attributes. See docs/add-an-op.md.
 """
@@ -58,7 +58,7 @@ def _clip(p: Attrs, x: Expr) -> Expr:
 
 
 def _limits(p: Attrs, dtype: DType) -> tuple[float | None, float | None]:
-    """The bounds of Clip, brought into the range of an integer type."""
+    """Clip's ``min`` and ``max``, clamped to the range of an integer type."""
     if dtype.is_float:
         return p["min"], p["max"]
     info = np.iinfo(dtype.numpy)

@@ -1,6 +1,6 @@
-"""QuantizeLinear and DequantizeLinear: pointwise, with the scale read along one axis.
+"""QuantizeLinear and DequantizeLinear: pointwise, with one scale, or one for each index along an axis.
 
-Blocked quantization (a scale of the input's rank) is refused: its scale is not constant along the axis.
+Blocked quantization, whose scale has the input's rank, is refused.
 """
 
 from __future__ import annotations

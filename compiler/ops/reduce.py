@@ -1,6 +1,6 @@
-"""Reductions over axes: sum, max, min, product, and the positions of the extremes.
+"""Reductions over axes: sum, product, max, min, and the indices of the extremes.
 
-Sums of 16-bit floats accumulate in f32. The means and norms are made of these (see ``composite.py``).
+Sums of 16-bit floats accumulate in f32. Means and norms are decomposed into these (``composite_reduce.py``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REDUCE_CASES = (
 
 
 def reduced_shape(op: str, shape: Sequence[Dim], axes: Sequence[int], keepdims: int) -> tuple[Dim, ...]:
-    """The shape after folding ``axes``. Raises ModelError for repeated axes or axes out of range."""
+    """The shape after a reduction over ``axes``. Raises ModelError for repeated axes and axes out of range."""
     for axis in axes:
         check_axis(op, axis, len(shape))
     if len(set(axes)) != len(axes):
@@ -65,7 +65,7 @@ def _sum(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
 
 
 def _extreme(fn: Callable[..., np.ndarray], sign: int) -> Callable[..., np.ndarray]:
-    """``np.max`` (sign 1) or ``np.min`` (-1); of no elements: the least or the largest value of the type."""
+    """``np.max`` (``sign`` 1) or ``np.min`` (-1), with a result for no elements: the type's least or greatest value."""
 
     def reference(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
         if x.dtype.kind in "iu":

@@ -1,7 +1,7 @@
 """Numpy convolutions and pools, fast enough to evaluate whole models.
 
-Dense convolutions gather patches and multiply matrices (im2col); depthwise ones add shifted products. Tensors are
-[N, C, spatial...] here; the entries bring other layouts into this order first.
+Dense convolutions gather patches into a matrix and multiply (im2col); depthwise ones add shifted products. All tensors
+are ``[N, C, spatial...]``: the entries transpose other layouts first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 Ints = Sequence[int]
-PATCH_BYTES = 4 << 20  # of the gathered patches: about a second-level cache
+PATCH_BYTES = 4 << 20  # bytes of patches that are gathered at a time: about a second-level cache
 
 
 def to_channels_first(x: np.ndarray, layout: str) -> np.ndarray:
@@ -23,12 +23,12 @@ def to_channels_first(x: np.ndarray, layout: str) -> np.ndarray:
 
 
 def from_channels_first(y: np.ndarray, layout: str) -> np.ndarray:
-    """The reverse of ``to_channels_first``, row-major."""
+    """The inverse of ``to_channels_first``, as a row-major array."""
     return np.ascontiguousarray(y if layout == "NCHW" else np.moveaxis(y, 1, -1))
 
 
 def pad_spatial(x: np.ndarray, pads: Ints, value: float = 0.0) -> np.ndarray:
-    """Pads the spatial axes (begins, then ends); negative pads crop."""
+    """Pads the spatial axes. ``pads`` lists elements at the begin of each axis, then at the end; negative ones crop."""
     rank = len(pads) // 2
     pairs = list(zip(pads[:rank], pads[rank:]))
     crop = tuple(slice(max(-b, 0), d - max(-e, 0)) for d, (b, e) in zip(x.shape[2:], pairs))
@@ -38,14 +38,14 @@ def pad_spatial(x: np.ndarray, pads: Ints, value: float = 0.0) -> np.ndarray:
 
 
 def extents(spatial: Ints, kernel: Ints, strides: Ints, dilations: Ints) -> tuple[int, ...]:
-    """Positions of the window over already padded spatial extents."""
+    """The number of positions of a window along each axis of padded ``spatial`` extents."""
     return tuple((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(spatial, kernel, strides, dilations))
 
 
 def taps(
     x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, out: Ints
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """For each kernel offset, the view of padded ``x`` that it meets at every output position."""
+    """For each offset in the kernel, the view of padded ``x`` that it is multiplied with at all output positions."""
     for offset in product(*(range(k) for k in kernel)):
         # of no outputs, nothing: an end before the start would count from the other side
         ends = [o * d + max((m - 1) * s + 1, 0) for o, d, m, s in zip(offset, dilations, out, strides)]
@@ -54,7 +54,7 @@ def taps(
 
 
 def conv(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, group: int) -> np.ndarray:
-    """Convolution of ``x`` [N, C, spatial] with ``w`` [O, C/group, kernel] -> [N, O, spatial']."""
+    """The convolution of ``x`` ``[N, C, spatial]`` with ``w`` ``[O, C/group, kernel]``: ``[N, O, spatial']``."""
     x = pad_spatial(x, pads)
     out = extents(x.shape[2:], w.shape[2:], strides, dilations)
     n, c, o = x.shape[0], x.shape[1], w.shape[0]
@@ -70,7 +70,8 @@ def conv(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Int
 
 
 def _dense(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, y: np.ndarray) -> None:
-    """One group of one image into ``y`` [O, spatial'], in slabs of rows so that the patches stay in the cache."""
+    """Convolves one group of one image into ``y`` ``[O, spatial']``, so many rows at a time that their patches fit the
+    cache."""
     o, out, kernel = y.shape[0], y.shape[1:], w.shape[2:]
     # every extent is written out: -1 is ambiguous where there are no channels
     filters, places = w.reshape(o, math.prod(w.shape[1:])), math.prod(out)
@@ -91,7 +92,7 @@ def _dense(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, y: np.n
 
 
 def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out: Ints) -> np.ndarray:
-    """One or several filters for each channel: w is [C * m, 1, kernel]."""
+    """A depthwise convolution with ``m`` filters for each channel: ``w`` is ``[C * m, 1, kernel]``."""
     n, c = x.shape[:2]
     m = w.shape[0] // c
     filters = w.reshape(c, m, *w.shape[2:])
@@ -105,7 +106,10 @@ def _depthwise(x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, out
 def conv_transpose(
     x: np.ndarray, w: np.ndarray, strides: Ints, dilations: Ints, pads: Ints, output_padding: Ints, group: int
 ) -> np.ndarray:
-    """Transposed convolution of ``x`` [N, C, spatial] with ``w`` [C, O/group, kernel]: each input adds a patch."""
+    """The transposed convolution of ``x`` ``[N, C, spatial]`` with ``w`` ``[C, O/group, kernel]``.
+
+    Each input element adds its multiple of the kernel to the output.
+    """
     n, c, spatial, kernel = x.shape[0], x.shape[1], x.shape[2:], w.shape[2:]
     rank, per_in, per_out = len(kernel), c // group, w.shape[1]
     full = [
@@ -123,14 +127,14 @@ def conv_transpose(
 
 
 def _covered(spatial: Ints, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints) -> list[int]:
-    """End padding of each axis that lets ``out`` windows fit (ceil mode may need more than ``pads`` says)."""
+    """The padding at the end of each axis with which ``out`` windows fit: in ceil mode more than in ``pads``."""
     rank = len(kernel)
     need = [(m - 1) * s + d * (k - 1) + 1 for m, s, d, k in zip(out, strides, dilations, kernel)]
     return [max(pads[rank + a], need[a] - spatial[a] - pads[a]) for a in range(rank)]
 
 
 def max_pool(x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints) -> np.ndarray:
-    """Maximum over windows; padding never wins."""
+    """The maximum over windows; padding is less than every element."""
     least = -np.inf if np.issubdtype(x.dtype, np.floating) else np.iinfo(x.dtype).min
     ends = _covered(x.shape[2:], kernel, strides, dilations, pads, out)
     padded = pad_spatial(x, [*pads[: len(kernel)], *ends], least)
@@ -144,7 +148,7 @@ def max_pool(x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: 
 def average_pool(
     x: np.ndarray, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, out: Ints, count_include_pad: bool = False
 ) -> np.ndarray:
-    """Mean over windows: over the data only, or over the declared padding too."""
+    """The mean over windows: of the data only, or with the declared padding as zeros."""
     rank = len(kernel)
     ends = _covered(x.shape[2:], kernel, strides, dilations, pads, out)
     padded = pad_spatial(x, [*pads[:rank], *ends])

@@ -1,8 +1,8 @@
 """The operator registry: one entry says everything that Arcweld knows about an operator.
 
-Importers, passes, the torch partitioner, the support matrix and the sweep tests all ask this table. An
-entry's ``reference`` is written from the operator's specification with numpy and must never share code with
-its ``lower``: that independence is what the tests rest on.
+Importers, passes, the torch partitioner, the support matrix and the tests of all operators use this table. An entry's
+``reference`` is written from the operator's specification with numpy and never shares code with its ``lower``, because
+the tests compare the two.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 
 
 class Kind(Enum):
-    """How an operator fuses. The kind decides which template can compute it, if any."""
+    """How an operator is fused, and which template computes it where it is a hero."""
 
     POINTWISE = "pointwise"  # one output element from the same element of each (broadcast) input
     MOVEMENT = "movement"  # one output element from input elements elsewhere: an index map
-    REDUCE = "reduce"  # folds axes with a combiner
-    ROWWISE = "rowwise"  # [reduce, map]* on one row
+    REDUCE = "reduce"  # one output element from all elements along some axes, by a combiner such as sum
+    ROWWISE = "rowwise"  # a row program: reductions of each row, and then each element from its row's results
     CONTRACT = "contract"  # matrix products
     CONV = "conv"  # convolutions, also transposed
     WINDOW = "window"  # pools
-    ATTENTION = "attention"
-    SCATTER = "scatter"
-    COMPOSITE = "composite"  # always decomposed into others before fusion
+    ATTENTION = "attention"  # scaled dot-product attention
+    SCATTER = "scatter"  # a copy with the elements at given indices replaced or combined
+    COMPOSITE = "composite"  # always decomposed into other operators before fusion
 
 
 class Reader(Protocol):
-    """What a lowering gets: access to the operands, element by element."""
+    """Gives a lowering its operands, element by element."""
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        """The element of ``value`` at ``coords``: a load, or the producer's expression where it is fused.
+        """The element of ``value`` at ``coords``: a load, or the producer's expression where that is fused.
 
-        Where ``mask`` (bool) is false the element is not read and the result is 0.
+        Where the bool expression ``mask`` is false nothing is read, and the element is 0.
         """
 
 
-MOST_HEAD_SIZE = 256  # of the attention template
+MOST_HEAD_SIZE = 256  # elements of a head that the attention template takes
 
 Infer = Callable[[Sequence[TensorType | None], Mapping[str, Any]], tuple[TensorType, ...]]
 Reference = Callable[[Sequence[np.ndarray | None], Mapping[str, Any]], tuple[np.ndarray, ...]]
@@ -55,7 +55,10 @@ Decompose = Callable[[Rewriter, Node], tuple[Value, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """An attribute's schema. ``kind`` is one of int, float, str, bool, dtype, ints, floats, strs, dim, dims, any."""
+    """The schema of an attribute; ``default`` counts where it is not ``required``.
+
+    ``kind`` is int, float, str, bool, dtype, dim, a tuple of one of these (ints, floats, strs, dims), or any.
+    """
 
     kind: str
     default: Any = None
@@ -64,9 +67,10 @@ class Attr:
 
 @dataclass(frozen=True, slots=True)
 class RowStage:
-    """One reduction over a row: ``combine`` (sum, max, min) over ``value(x, scalars)``, stored under ``name``.
+    """One statistic of a row: the sum, max or min (``combine``) of ``value(x, scalars)`` over its elements ``x``.
 
-    ``finish`` maps the reduced scalar to what later stages see (for example a sum to a mean); None keeps it.
+    ``scalars`` are the statistics of the stages before, by name. ``finish(statistic, scalars)`` changes the statistic
+    before it is kept, for example from a sum to a mean; None leaves it.
     """
 
     name: str
@@ -77,9 +81,10 @@ class RowStage:
 
 @dataclass(frozen=True, slots=True)
 class RowProgram:
-    """A rowwise operator as ``[reduce, map]*``. The row is the trailing ``axes`` of the first input, flattened.
+    """A rowwise operator: statistics of each row in stages, then a result for each element.
 
-    ``result(reader, node, x, scalars, coords)`` is the output element at ``coords``, given the row element ``x``.
+    A row is the last ``axes`` axes of the first input, flattened. ``result(reader, node, x, scalars, coords)`` is the
+    output element at ``coords``, given the row's element ``x`` there and the statistics of all stages.
     """
 
     axes: int
@@ -89,8 +94,12 @@ class RowProgram:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A test case of the sweep: input shapes (or arrays), dtypes and attributes. ``low``/``high`` bound random
-    values."""
+    """Operands and attributes with which the tests run an operator.
+
+    shapes     for each operand a shape, an array, or None for an optional one that is absent
+    dtypes     the element types of operands given by shape, one run for each; empty: f32 only
+    low, high  the interval from which their elements are drawn
+    """
 
     shapes: tuple[Any, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -101,21 +110,24 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class OpDef:
-    """All about one operator.
+    """The entry of one operator.
 
-    name       the operator's name in IR text: ONNX's name and meaning at its newest opset, unless ``doc`` says
-               otherwise;
-               what ONNX passes as shape, axes or pads *tensors* are attributes here (ints or Dims)
-    inputs     operand names; ``x?`` optional, ``x*`` variadic (last)
-    infer      operand types and attributes -> result types; raises ModelError on disagreement
-    reference  numpy arrays and concrete attributes -> arrays (accumulating in f32 or wider for f16/bf16 inputs)
-    lower      (POINTWISE, MOVEMENT) the element of output 0 at coords, reading operands through a Reader
+    name       the operator's name in IR text. It has the meaning of ONNX's operator of that name at the newest operator
+               set, unless ``doc`` says otherwise; shapes, axes and pads, which ONNX passes as tensors, are attributes
+    inputs     operand names; ``x?`` is optional, ``x*`` (the last one) stands for any number
+    infer      the type rule: operand types and attributes -> result types; raises ModelError where they do not fit
+    reference  numpy arrays and attributes without symbols -> arrays; sums of f16 and bf16 are kept in f32 or wider
+    attrs      the schemas of all attributes, by name
+    lower      (POINTWISE, MOVEMENT) the element of the first output at given coordinates
     combine    (REDUCE) the reduce template's combiner: sum, prod, max, min, argmax or argmin
     row        (ROWWISE) the row program of a node
-    decompose  an equivalent sequence of other operators, emitted through the Rewriter (operands already substituted)
-    supports   None, or why this node cannot be compiled
-    cost       scalar operations for one output element: what recomputing it would cost
+    decompose  emits other operators with the node's meaning through a Rewriter, and returns their results
+    supports   why a node cannot be compiled, or None
+    cases      test cases
+    tolerance  the largest relative error that the operator's tests accept; for 16-bit floats at least their rounding
+    cost       scalar operations for one output element, by which fusion judges computing it more than once
     fan_out    how many elements of an operand one output element reads; None: one
+    doc        what differs from ONNX's operator, or the meaning of one that ONNX lacks
     """
 
     name: str
@@ -158,16 +170,20 @@ def opdef(name: str) -> OpDef:
 
 
 def is_registered(name: str) -> bool:
+    """True if an operator of this name has an entry."""
     return name in _OPS
 
 
 def all_ops() -> tuple[OpDef, ...]:
-    """Every entry, by name."""
+    """Every entry, sorted by name."""
     return tuple(_OPS[k] for k in sorted(_OPS))
 
 
 def check_attrs(op: OpDef, attrs: Mapping[str, Any], node: str) -> dict[str, Any]:
-    """Fills in defaults. Raises ModelError for an unknown attribute or a missing required one."""
+    """All attributes of ``op``: those in ``attrs``, and defaults for the others.
+
+    Raises ModelError, which names ``node``, for an unknown attribute and for a missing required one.
+    """
     unknown = sorted(set(attrs) - set(op.attrs))
     if unknown:
         raise ModelError(f"{op.name} has no attribute {', '.join(unknown)}", node=node)
@@ -183,7 +199,7 @@ def check_attrs(op: OpDef, attrs: Mapping[str, Any], node: str) -> dict[str, Any
 
 
 def infer_types(name: str, inputs: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
-    """The result types of an operator. Raises ModelError where operands disagree."""
+    """The result types of an operator. Raises ModelError where operands and attributes do not fit."""
     return opdef(name).infer(inputs, attrs)
 
 
@@ -196,7 +212,10 @@ def make(
     origin: tuple[str, ...] = (),
     hint: str = "",
 ) -> Value:
-    """Emits a node through ``rw`` with checked attributes and inferred types; returns its first output."""
+    """Emits a node through ``rw`` with checked attributes and inferred types; returns its first output.
+
+    ``hint`` is what the outputs' names begin with. Raises ModelError where operands and attributes do not fit.
+    """
     op = opdef(name)
     full = check_attrs(op, attrs or {}, origin[0] if origin else hint or name)
     types = op.infer([None if v is None else v.type for v in inputs], full)
@@ -204,7 +223,7 @@ def make(
 
 
 def concrete(attrs: Mapping[str, Any], env: Mapping[str, int]) -> dict[str, Any]:
-    """Attributes with every symbolic dimension replaced by its value."""
+    """``attrs`` with every symbolic dimension replaced by its value for the symbols' values in ``env``."""
 
     def value(a: Any) -> Any:
         if isinstance(a, IntExpr):
@@ -225,13 +244,15 @@ def unsupported_reason(node: Node) -> str | None:
 
 
 def fits_attention(head: Dim, value_head: Dim) -> bool:
-    """True if the attention template takes heads of these sizes."""
+    """True if the attention template takes heads of these sizes, in elements: of queries and keys, and of values."""
     return all(isinstance(d, int) and 1 <= d <= MOST_HEAD_SIZE for d in (head, value_head))
 
 
 def must_decompose(node: Node) -> bool:
-    """True for a composite operator, for a row program along another axis than the last, and for attention whose heads
-    are too large for the attention template.
+    """Whether no template computes ``node``, so that it must be decomposed.
+
+    That holds for composite operators, rowwise ones along another axis than the last, and attention with heads that
+    ``fits_attention`` refuses.
     """
     op = opdef(node.op)
     if op.decompose is None:

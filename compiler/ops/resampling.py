@@ -1,7 +1,7 @@
 """Antialiased resizing: a product with a constant matrix along each axis that changes.
 
-Where an axis shrinks, the kernel of the interpolation is stretched by the factor, so that every input has a share in
-the output (ONNX, Resize since operator set 18; PyTorch and Pillow alike).
+Where an axis shrinks, the interpolation kernel is widened by the factor, so that every input contributes to the output
+(``antialias`` of ONNX's Resize since operator set 18; PyTorch and Pillow do the same).
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from arcweld.compiler.ops.resize import keys, positions
 def resampling_matrix(
     n: int, m: int, scale: float | None, *, mode: str, transform: str, coefficient: float, clipped: bool
 ) -> np.ndarray:
-    """The ``f64[m, n]`` matrix that resizes an axis of ``n`` elements to ``m``.
+    """The ``f64[m, n]`` matrix that resizes an axis of ``n`` elements to ``m``; each row's weights add up to 1.
 
     scale        outputs per input; None: m / n
-    mode         linear or cubic; ``coefficient`` is the cubic kernel's
+    mode         linear or cubic
+    coefficient  the cubic kernel's parameter ``a`` (``resize.keys``)
     transform    Resize's coordinate_transformation_mode
-    clipped      what lies outside has no weight (exclude_outside); else the edge elements stand for it
+    clipped      whether positions outside have no weight (exclude_outside); else they read the edge elements
     """
     at = positions(n, m, scale, transform)
     shrink = min(m / n if scale is None else scale, 1.0)
@@ -47,8 +48,8 @@ def resample(
 ) -> Value:  # fmt: skip
     """``x`` resized to ``sizes``.
 
-    Raises UnsupportedError where an axis that changes has an open size, and for integers: frameworks round those
-    behind each axis, which this does not.
+    Raises UnsupportedError where an axis that changes has a symbolic size, and for integers, which frameworks round
+    after each axis.
     """
     if not x.dtype.is_float:
         raise UnsupportedError(f"antialiased resizing of {x.dtype.value}")

@@ -1,7 +1,7 @@
 """Resize (nearest, linear, cubic): an index map with weights.
 
-Source positions are kept as exact fractions ``num / den`` of integers, so that a coordinate costs integer arithmetic
-and never depends on floating-point rounding; a scale that is not a ratio of small integers is taken as one within 1e-6.
+Source positions are exact fractions of integers. So coordinates take integer arithmetic only, and never depend on
+floating-point rounding. A scale becomes a ratio with a denominator up to 4096 where its relative error is at most 1e-6.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def _nearest(at: np.ndarray, how: str) -> np.ndarray:
 
 
 def keys(d: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel at distance ``d``."""
+    """The cubic convolution kernel with parameter ``a`` at distance ``d``, in elements.
+
+    R. Keys, Cubic convolution interpolation for digital image processing, IEEE Trans. ASSP 29 (1981).
+    """
     d = np.abs(d)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
@@ -96,7 +99,7 @@ def keys(d: np.ndarray, a: float) -> np.ndarray:
 
 
 def _matrix(n: int, m: int, at: np.ndarray, attrs: Attrs) -> np.ndarray:
-    """The interpolation along one axis as an ``[m, n]`` matrix."""
+    """The interpolation along one axis as an ``[m, n]`` matrix: ``m`` outputs from ``n`` inputs."""
     base = np.floor(at)
     taps = (0, 1) if attrs["mode"] == "linear" else (-1, 0, 1, 2)
     w = np.zeros((m, n))
@@ -133,7 +136,7 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
 
 
 def _ratio(scale: float) -> tuple[int, int]:
-    """The scale as a fraction: of small integers if one is within 1e-6 of it, else exactly."""
+    """``scale`` as (numerator, denominator), with a denominator up to 4096 where that is within a relative 1e-6."""
     near = Fraction(scale).limit_denominator(4096)
     exact = near if abs(near - Fraction(scale)) <= Fraction(scale) / 10**6 else Fraction(scale)
     return exact.numerator, exact.denominator

@@ -1,6 +1,7 @@
 """Row programs: Softmax, LogSoftmax, LayerNormalization, RMSNormalization.
 
-A row program folds the trailing axes in stages and then maps each element, so that one kernel reads each row once.
+A row program reduces the last axes in stages and then computes each element, so one kernel reads each row from memory
+once.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _row_log_softmax(node: Node) -> RowProgram:
 
 
 def _last_axis(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    """The same operator along the last axis, between two transposes."""
+    """The same operator along the last axis, with a Transpose before and after."""
     (x,), axis, e = node.operands(), node.attrs["axis"], Emit(rw, node)
     last = x.type.rank - 1
     perm = tuple(k for k in range(last + 1) if k != axis) + (axis,)

@@ -1,6 +1,6 @@
 """ScatterND and ScatterElements: a copy of the data with some elements replaced or combined.
 
-Where two updates meet on one element without a reduction, which one stays is undefined.
+Where several updates write one element and there is no reduction, it is undefined which of them remains (as in ONNX).
 """
 
 from __future__ import annotations

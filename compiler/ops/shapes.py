@@ -1,6 +1,6 @@
-"""Shape and type rules shared by the operator entries: broadcasting, axes, window extents, and the checks that raise.
+"""Shape and type rules that operator entries share: broadcasting, axes, window extents, and checks.
 
-Every rule takes symbolic dimensions; where two are not provably equal the rule raises ModelError naming both.
+Dimensions may be symbolic. A rule raises ModelError, which names both, for dimensions that are not provably equal.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANY = (*NUMERIC, *BOOLS)
 
 
 def present(op: str, types: Sequence[TensorType | None], count: int | None = None) -> list[TensorType]:
-    """The operand types, all of which must be given. Raises ModelError for a missing one or a wrong number."""
+    """The types of operands that are all required. Raises ModelError for a missing one and for a wrong number."""
     if count is not None and len(types) != count:
         raise ModelError(f"{op} takes {count} operands, got {len(types)}")
     found = [t for t in types if t is not None]
@@ -38,7 +38,10 @@ def present(op: str, types: Sequence[TensorType | None], count: int | None = Non
 def split_optional(
     op: str, types: Sequence[TensorType | None], required: int, total: int
 ) -> tuple[list[TensorType], list[TensorType | None]]:
-    """Required operand types, and the optional ones padded with None. Raises ModelError for a wrong number."""
+    """The types of the required operands, and of the optional ones, None for those that are absent.
+
+    Raises ModelError for a wrong number of operands, and for a required one that is missing.
+    """
     if not required <= len(types) <= total:
         raise ModelError(f"{op} takes {required} to {total} operands, got {len(types)}")
     return present(op, types[:required]), [*types[required:], *[None] * (total - len(types))]
@@ -52,7 +55,7 @@ def check_dtype(op: str, t: TensorType, allowed: Sequence[DType]) -> None:
 
 
 def same_dtype(op: str, types: Sequence[TensorType]) -> DType:
-    """The common element type. Raises ModelError where operands disagree."""
+    """The element type of all operands. Raises ModelError where they differ."""
     for t in types[1:]:
         if t.dtype is not types[0].dtype:
             raise ModelError(f"{op} of {types[0].dtype.value} and {t.dtype.value}", hint="insert a Cast")
@@ -67,7 +70,7 @@ def check_rank(op: str, t: TensorType, least: int, most: int | None = None) -> N
 
 
 def check_axis(op: str, axis: int, rank: int) -> int:
-    """``axis`` itself. Raises ModelError outside ``[0, rank)``: axes are normalised before they get here."""
+    """``axis`` itself. Raises ModelError outside ``[0, rank)``: importers count axes from the front."""
     if not isinstance(axis, int) or not 0 <= axis < rank:
         raise ModelError(f"{op}: axis {axis} of a rank {rank} operand")
     return axis
@@ -80,7 +83,7 @@ def check_length(op: str, what: str, items: Sequence[Any], length: int) -> None:
 
 
 def check_equal(op: str, what: str, a: Dim, b: Dim) -> None:
-    """Raises ModelError unless the two dimensions are the same expression."""
+    """Raises ModelError unless the two dimensions are equal expressions."""
     if a != b:
         raise ModelError(f"{op}: {what}: {a} and {b} are not known to be equal", hint=_equal_hint(a, b))
 
@@ -135,7 +138,7 @@ def aligned(coords: Sequence[Dim], shape: Sequence[Dim]) -> tuple[Dim, ...]:
 
 
 def read(reader: Reader, value: Value, coords: Sequence[Dim]) -> Expr:
-    """Reads a broadcast operand at the output's coordinates."""
+    """The element of a broadcast operand for the output element at ``coords``."""
     return reader.read(value, aligned(coords, value.shape))
 
 
@@ -145,9 +148,9 @@ def read(reader: Reader, value: Value, coords: Sequence[Dim]) -> Expr:
 def window_extent(
     size: Dim, kernel: Dim, stride: int, dilation: int, pad: Dim, ceil_mode: int = 0, begin: Dim = 0
 ) -> Dim:
-    """Positions of a sliding window over ``size`` elements with ``pad`` padding in all, ``begin`` of it in front.
+    """The number of positions of a window over ``size`` elements with ``pad`` of padding, ``begin`` of that in front.
 
-    With ``ceil_mode`` a last partial window counts, unless it would start in the padding behind the data.
+    With ``ceil_mode`` a partial window at the end counts, unless it begins in the padding after the data.
     """
     room = size + pad - dilation * (kernel - 1) - 1
     if not ceil_mode:
@@ -176,7 +179,7 @@ def image_shape(layout: str, n: Dim, c: Dim, spatial: Sequence[Dim]) -> tuple[Di
 
 
 def below(a: Dim, b: Dim) -> Expr:
-    """``a < b`` as a bool expression, decided at once where the ranges of the symbols allow it."""
+    """``a < b`` as a bool expression: a constant where the symbols' ranges prove the answer."""
     lo, hi = bounds(b - a)
     if (lo is not None and lo > 0) or is_nonneg(b - a - 1):
         return const(True, DType.BOOL)

@@ -1,7 +1,8 @@
-"""The indices of the k largest or smallest elements of a row, by counting: a rank is how many elements come before.
+"""TopKIndices: the indices of the k largest or smallest elements of a row.
 
-That is n^2 comparisons a row, which fuse into one reduction kernel; nothing of that size is ever stored. Of long rows
-the best of each part are found first, and then the best of those.
+An element's rank is the number of elements that come before it. That takes n^2 comparisons for n elements, which fuse
+into one reduction kernel, so that nothing of that size is stored. A long row is split into parts: the first k of each
+part are found, and then the first k of those.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
 def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = np.moveaxis(widen(operand(arrays)), attrs["axis"], -1)
     if attrs["largest"]:
-        # a stable sort of the reversed row, read backwards: descending, and of equals the first one first
+        # a stable sort of the reversed row, read backwards, is descending and keeps equal elements in order
         order = x.shape[-1] - 1 - np.argsort(x[..., ::-1], axis=-1, kind="stable")[..., ::-1]
     else:
         order = np.argsort(x, axis=-1, kind="stable")
@@ -62,7 +63,7 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 
 
 def _places(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
-    """The places of the k first elements of rows along the last axis; long rows go through the best of their parts."""
+    """The indices of the first ``k`` elements of each row along the last axis, by way of parts for long rows."""
     n = row.shape[-1]
     if not isinstance(n, int) or not isinstance(k, int) or n <= 2 * PART or 4 * k > PART:
         return _by_rank(e, row, k, largest)
@@ -73,7 +74,7 @@ def _places(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     split = e.reshape(row, (*row.shape[:-1], parts, PART))
     best = _by_rank(e, split, k, largest)
     start = e("Range", start=0, step=PART, length=parts, dtype=DType.I64)
-    # candidates stand in the order of their places among equals, so that the first of equals stays the first
+    # equal candidates are in the order of their indices, so that the first of them is chosen first again
     places = e.reshape(e("Add", best, e.reshape(start, (parts, 1))), (*row.shape[:-1], parts * k))
     axis = row.type.rank - 1
     chosen = _places(e, e("GatherElements", row, places, axis=axis), k, largest)
@@ -92,7 +93,7 @@ def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     count = e("Range", start=0, step=1, length=n, dtype=DType.I32)
     earlier = e("Less", e.reshape(count, (1, n)), e.reshape(count, (n, 1)))
     high, low = (other, mine) if largest else (mine, other)
-    # of equals the first comes first
+    # of equal elements the one with the lower index comes first
     before = e("Where", earlier, e("Not", _above(e, low, high)), _above(e, high, low))
     rank = e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
     places = e.reshape(e("Range", start=0, step=1, length=k, dtype=DType.I32), (k, 1))

@@ -1,6 +1,6 @@
-"""What an operator's handler works with: the call's arguments by name, the expected result, and the graph being built.
+"""The argument of an ATen operator's handler: the call's arguments by name, torch's result types, and the graph.
 
-A handler is a function ``(AtenContext) -> Value``: a tuple for several results, with None for one that is not computed.
+A handler returns the Value of the result. For several results it returns a tuple, with None for one not computed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ HANDLERS: dict[str, Callable[[AtenContext], Result]] = {}
 
 
 def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[AtenContext], Result]]:
-    """Registers a handler for ATen overloads, as ``add.Tensor``; a bare name means its ``default`` overload.
+    """Registers a handler for ATen overloads such as ``add.Tensor``; a bare name means its ``default`` overload.
 
-    Operators of another namespace, which some decompositions leave behind, are written with it: ``prims.iota.default``.
+    Operators of other namespaces, which some of torch's decompositions contain, are written in full:
+    ``prims.iota.default``.
     """
 
     def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
@@ -41,9 +42,11 @@ def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[A
 
 
 class AtenContext(Emitter):
-    """One call of an operator: ``call["self"]`` is an argument; ``out`` the type that torch gives the result.
+    """One call of an ATen operator; ``call["self"]`` is the argument of that name in the operator's schema.
 
-    Tensors arrive as Values, sizes as dimensions, absent tensors as None, everything else as torch passes it.
+    Tensors are Values, sizes are dimensions, absent tensors are None, and everything else is as torch passes it.
+    ``outs`` are the types that torch gives the results, None for one that is no tensor. ``used`` are the indices of the
+    results that are read.
     """
 
     def __init__(
@@ -61,13 +64,14 @@ class AtenContext(Emitter):
         self.hint = hint
         self.args = args
         self.outs = tuple(outs)
-        self.used = frozenset(used)  # which of several results anybody reads
+        self.used = frozenset(used)  # indices of the results that some node reads
         self._constants = {} if constants is None else constants
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
 
     def get(self, name: str, default: Any = None) -> Any:
+        """The argument ``name``, or ``default`` where the call lacks it."""
         return self.args.get(name, default)
 
     @property
@@ -78,11 +82,11 @@ class AtenContext(Emitter):
         return first
 
     def fail(self, reason: str) -> UnsupportedError:
-        """The error to raise for arguments that cannot be compiled."""
+        """The error for a handler to raise where arguments cannot be compiled."""
         return UnsupportedError(reason)
 
     def require_unused(self, *results: int) -> None:
-        """Raises UnsupportedError if somebody reads one of these results."""
+        """Raises UnsupportedError if one of these results, given by index, is read."""
         for r in results:
             if r in self.used:
                 raise self.fail(f"result {r} is used and is not computed")
@@ -90,10 +94,11 @@ class AtenContext(Emitter):
     # ------------------------------------------------------------------------------------------------- emission
 
     def result_name(self, op: str) -> str:
+        """The hint for the name of every emitted node's result."""
         return self.hint
 
     def scalar(self, x: Scalar, dtype: DType) -> Value:
-        """A number as a rank 0 tensor, each once for the whole graph; a symbolic one is computed on the host."""
+        """A number as a tensor of rank 0, one constant for equal numbers; a symbolic one is computed on the host."""
         if isinstance(x, IntExpr):
             return self.dim_value(x, dtype)
         key = (repr(x), dtype)
@@ -108,35 +113,35 @@ class AtenContext(Emitter):
         return self.cast(x, dtype) if isinstance(x, Value) else self.scalar(x, dtype)
 
     def expand(self, x: Value, shape: Sequence[Dim]) -> Value:
-        """``x`` broadcast to ``shape``; the axes that it lacks come first, by a reshape of their own."""
+        """``x`` broadcast to ``shape``; a Reshape adds the leading axes that it lacks first."""
         if x.shape == tuple(shape):
             return x
         return super().expand(self.reshape(x, (1,) * (len(shape) - len(x.shape)) + x.shape), shape)
 
     def full(self, value: Scalar, shape: Sequence[Dim], dtype: DType) -> Value:
-        """A tensor of one value everywhere."""
+        """A tensor of shape ``shape`` whose elements are all ``value``."""
         if isinstance(value, IntExpr):
             return self.expand(self.scalar(value, dtype), shape)
         number = float(value) if dtype.is_float else int(value)
         return self.emit("ConstantOfShape", shape=tuple(shape), value=number, dtype=dtype)
 
     def dtype(self, name: str = "dtype", default: DType | None = None) -> DType:
-        """A dtype argument as a DType; ``default`` (the result's own) where it is None."""
+        """The argument ``name`` as a DType; where it is None ``default``, or else the result's type."""
         given = self.get(name)
         return from_torch(given) if given is not None else (default or self.out.dtype)
 
     def axis(self, dim: int, rank: int | None = None) -> int:
-        """A dimension argument as a non-negative axis of ``self`` (or of ``rank`` axes)."""
+        """``dim`` counted from the front, for a tensor of ``rank`` axes, by default the argument ``self``."""
         n = len(self["self"].shape) if rank is None else rank
         return dim + n if dim < 0 else dim
 
     # -------------------------------------------------------------------------------------------- element types
 
     def arithmetic(self, *xs: Value | Scalar) -> tuple[DType, list[Value]]:
-        """Operands of one arithmetic operation, brought to the type it is computed in.
+        """The type in which an arithmetic operation on ``xs`` is computed, and ``xs`` as tensors of that type.
 
-        That is the result's type, except that a number which a 16-bit type would round (0.1) makes it f32: torch
-        computes with the unrounded number too.
+        It is the result's type; but f32 where a 16-bit type would round a number such as 0.1, with which torch computes
+        unrounded.
         """
         dtype = self.out.dtype
         if dtype.is_half and any(not isinstance(x, Value | IntExpr) and not exactly(x, dtype) for x in xs):

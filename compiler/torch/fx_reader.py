@@ -1,6 +1,6 @@
-"""Reads FX nodes one by one into a graph under construction; results are checked against torch's own types.
+"""Reads FX nodes one by one into a graph; each result is checked against the type that torch gives it.
 
-Refusals are collected, so that one error lists everything that a model needs and Arcweld lacks.
+Nodes that cannot be compiled are collected, so that one error lists all of them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,29 @@ from arcweld.compiler.torch.types import Sizes, as_array, from_torch
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """A value that could not be computed at compile time; using it is an error with this reason."""
+class Unavailable:
+    """Stands for a result that cannot be imported, and for an argument of a kind that graphs lack.
+
+    A node that reads it is refused for this reason.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One node that cannot be compiled."""
+    """A node that cannot be compiled: its target, the reason, and its place in the user's program."""
 
     target: str
     reason: str
     place: str
 
 
-class Reader:
-    """Builds one IR graph from FX nodes. ``env`` maps nodes to what they are worth."""
+class FxReader:
+    """Builds one IR graph from FX nodes.
+
+    ``env`` maps each node to its result: a Value, a dimension, a tuple of them, Unavailable, or what torch passes on.
+    """
 
     def __init__(self, name: str, sizes: Sizes) -> None:
         self.name = name
@@ -53,7 +59,7 @@ class Reader:
         self.problems: list[Problem] = []
         self._constants: dict[tuple[Any, ...], Value] = {}
         self._weights: dict[tuple[Any, ...], Value] = {}
-        self._arrays: list[torch.Tensor] = []  # keeps tensors alive, so that their addresses stay theirs
+        self._arrays: list[torch.Tensor] = []  # kept alive, because weights are told apart by address
 
     # --------------------------------------------------------------------------------------------------- leaves
 
@@ -64,7 +70,7 @@ class Reader:
         return value
 
     def weight(self, name: str, tensor: torch.Tensor) -> Value:
-        """A constant tensor, by reference; tensors that share memory, shape and strides are one weight."""
+        """A weight that shares the tensor's memory: one for all tensors with its address, type, shape and strides."""
         key: tuple[Any, ...] = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
         if key[0] == 0 or key not in self._weights:
             dtype = from_torch(tensor.dtype)
@@ -73,13 +79,13 @@ class Reader:
         return self._weights[key]
 
     def placeholder_value(self, type_: TensorType, hint: str) -> Value:
-        """A value that nothing computes: stands for a refused node, or for an operand when only asking."""
+        """A value that no node writes: it stands for the result of a refused node, or for an operand in a query."""
         return Value(self.rw.fresh(sanitize(hint)), type_)
 
     # ---------------------------------------------------------------------------------------------------- nodes
 
     def read(self, node: fx.Node) -> None:
-        """Translates one call_function or get_attr node; a refusal is noted in ``problems``."""
+        """Imports one call_function or get_attr node; one that cannot be compiled is noted in ``problems``."""
         try:
             self.env[node] = self._value_of(node)
         except ArcweldError as error:
@@ -115,11 +121,11 @@ class Reader:
         assert isinstance(source, fx.Node)
         assert isinstance(position, int)
         whole = self.env[source]
-        if isinstance(whole, Missing):
+        if isinstance(whole, Unavailable):
             return whole
         item = whole[position]
         if item is None:
-            return Missing(f"result {position} of {target_name(source)} is not computed")
+            return Unavailable(f"result {position} of {target_name(source)} is not computed")
         return item
 
     def _scalar(self, node: fx.Node) -> Any:
@@ -130,8 +136,8 @@ class Reader:
             if isinstance(value, int | torch.SymInt):
                 return self.sizes.dim(value)
         except UnsupportedError as error:
-            return Missing(error.message)
-        return Missing(f"{value} is a symbolic {type(value).__name__[3:].lower()}")
+            return Unavailable(error.message)
+        return Unavailable(f"{value} is a symbolic {type(value).__name__[3:].lower()}")
 
     def _inline(self, node: fx.Node, position: int) -> Any:
         """Reads the nodes of a wrapped sub-graph in place."""
@@ -174,7 +180,10 @@ class Reader:
         return self._checked(call, name, found, outs[0])
 
     def _checked(self, call: AtenContext, name: str, v: Value, expected: TensorType | None) -> Value:
-        """``v`` if it has torch's type. Symbolic sizes that differ only in form are brought to torch's form."""
+        """``v`` if it has the type that torch gives. Symbolic sizes that differ only in form get torch's form.
+
+        Raises VerifyError for any other type.
+        """
         if expected is None or v.type == expected:
             return v
         pairs = list(zip(v.shape, expected.shape))
@@ -184,7 +193,7 @@ class Reader:
         return call.emit("Reshape", v, shape=expected.shape)
 
     def result_types(self, node: fx.Node) -> list[TensorType | None]:
-        """The types of a node's results by torch's own propagation; None for results that are not tensors."""
+        """The types that torch gives a node's results; None for results that are not tensors."""
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             return [self.sizes.type_of(value)]
@@ -195,7 +204,7 @@ class Reader:
     def _type_or_none(self, value: Any) -> TensorType | None:
         try:
             return self.sizes.type_of(value) if isinstance(value, torch.Tensor) else None
-        except UnsupportedError:  # of no consequence unless somebody reads it, and then its reader is refused
+        except UnsupportedError:  # matters only if a node reads it, and then that node is refused
             return None
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
@@ -210,7 +219,7 @@ class Reader:
         """An FX argument as a handler sees it."""
         if isinstance(x, fx.Node):
             value = self.env[x]
-            if isinstance(value, Missing):
+            if isinstance(value, Unavailable):
                 raise UnsupportedError(value.reason)
             return value
         if isinstance(x, list | tuple):
@@ -220,7 +229,7 @@ class Reader:
         return x
 
     def _stand_in(self, node: fx.Node) -> Any:
-        """What later nodes see of a refused one: values of the right types, so that they are examined too."""
+        """The result of a refused node for later ones: values of the right types, so that these are checked too."""
         value = node.meta.get("val")
 
         def one(v: Any) -> Any:
@@ -228,8 +237,8 @@ class Reader:
                 if isinstance(v, torch.Tensor):
                     return self.placeholder_value(self.sizes.type_of(v), node.name)
             except UnsupportedError as error:
-                return Missing(error.message)
-            return Missing(f"{target_name(node)} is not supported")
+                return Unavailable(error.message)
+            return Unavailable(f"{target_name(node)} is not supported")
 
         return tuple(one(v) for v in value) if isinstance(value, tuple | list) else one(value)
 
@@ -241,7 +250,7 @@ class Reader:
         distinct = self._distinct(outputs)
         read = {v.name for n in self.rw.nodes for v in n.operands()} | {v.name for v in distinct}
         weights = {k: w for k, w in self.rw.weights.items() if k in read}
-        labels = tuple(labels) or tuple(v.name for v in distinct)  # passes may rename values, never labels
+        labels = tuple(labels) or tuple(v.name for v in distinct)  # passes may rename values, but never labels
         taken = {v.name for v in self.inputs} | set(weights)
         labels = tuple(f"{label}_out" if label in taken else label for label in labels)
         graph = Graph(self.name, tuple(self.inputs), distinct, tuple(self.rw.nodes), weights, labels)
@@ -249,7 +258,7 @@ class Reader:
         return graph
 
     def _distinct(self, outputs: Sequence[Value]) -> tuple[Value, ...]:
-        """Outputs that each are a node's result of their own, as engines write each output once."""
+        """``outputs``, with a copy of each that is an input, a weight or listed twice: engines write an output once."""
         taken = {v.name for v in self.inputs} | set(self.rw.weights)
         out = []
         for v in outputs:
@@ -307,12 +316,12 @@ def target_name(node: fx.Node) -> str:
 
 
 def is_symbolic_scalar(node: fx.Node) -> bool:
-    """True for arithmetic on sizes: its result is a number that the graph's types determine."""
+    """True for arithmetic on sizes, whose result is a number and no tensor."""
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float)
 
 
 def used_results(node: fx.Node) -> tuple[int, ...]:
-    """Which of a node's results anybody reads; result 0 counts for a node with a single one."""
+    """The indices of a node's results that are read; (0,) for a node with one result."""
     if not isinstance(node.meta.get("val"), tuple | list):
         return (0,)
     return tuple(sorted({int(u.args[1]) for u in node.users if target_name(u) == "getitem"}))  # type: ignore[arg-type]
@@ -323,7 +332,7 @@ _LIBRARY = ("/torch/", "torch/_", "torch/nn", "torch/fx")
 
 
 def place_of(node: fx.Node) -> str:
-    """Where the user wrote it: ``layer1.0.conv1 (resnet.py:102 in forward)``, as far as torch recorded it."""
+    """The node's place in the user's program, ``layer1.0.conv1 (resnet.py:102 in forward)``, as far as torch knows."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     path = _module_path(node.meta.get("nn_module_stack") or {})
     own = [f for f in frames if not any(part in f[0] for part in _LIBRARY)]

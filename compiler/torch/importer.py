@@ -1,6 +1,6 @@
 """Imports PyTorch programs: an exported program, an FX graph of ATen operators, or a module that is exported first.
 
-The graphs speak the same operators as the ONNX importer's. Parameters and buffers become weights that share
+The graphs have the same operators as those of the ONNX importer. Parameters and buffers become weights that share
 torch's memory.
 """
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
-from arcweld.compiler.torch.fx_reader import Missing, Reader, target_name
+from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, value_range
 
@@ -58,7 +58,7 @@ def import_exported(
     """
     program = program.run_decompositions(kept_composites())
     ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
-    reader = Reader(name, Sizes(ranges, symbol_names))
+    reader = FxReader(name, Sizes(ranges, symbol_names))
     _refuse_mutation(program)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     outputs: Sequence[Any] = ()
@@ -88,16 +88,18 @@ def import_fx(
 ) -> Graph:
     """A graph module of ATen operators as a graph.
 
-    Nodes carry fake tensors in ``meta["val"]``; where they do not, ``example_inputs`` are propagated first. ``weights``
-    gives placeholders that are constants. ``input_orders`` and ``output_orders`` permute tensors at the border: input
-    ``x`` with order (0, 2, 3, 1) is taken as ``x.permute(0, 2, 3, 1)``, and an output is returned so. ``carried`` names
-    placeholders that are sizes which no tensor's shape tells: a last input without elements has them as its shape.
+    example_inputs  inputs from which types are propagated where nodes have no fake tensors in ``meta["val"]``
+    weights         placeholder -> tensor: it becomes a constant
+    input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``
+    output_orders   index of an output -> permutation, in which it is returned
+    carried         placeholders that are sizes and do not follow from the shapes of tensors: they become the shape of
+                    an additional last input without elements
     """
     if example_inputs is not None and any("val" not in n.meta for n in module.graph.nodes if n.op == "placeholder"):
         from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
         FakeTensorProp(module).propagate(*example_inputs)
-    reader = Reader(name, Sizes())
+    reader = FxReader(name, Sizes())
     outputs: Sequence[Any] = ()
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -116,7 +118,7 @@ def import_fx(
 
 
 def kept_composites() -> dict[Any, Any]:
-    """Torch's decompositions down to core ATen, without those operators that have a handler of their own."""
+    """Torch's decompositions to core ATen, except those of operators that have a handler."""
     table = torch.export.default_decompositions()
     keep = handled()
     for op in [op for op in table.keys() if str(op) in keep]:  # noqa: SIM118 (a lazy table: only keys() fills it)
@@ -128,7 +130,7 @@ def kept_composites() -> dict[Any, Any]:
 # -------------------------------------------------------------------------------------------------- placeholders
 
 
-def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any) -> Any:
+def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: Any) -> Any:
     kind = spec.kind.name
     if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
         found = program.state_dict.get(spec.target, program.constants.get(spec.target))
@@ -137,7 +139,7 @@ def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any
         return reader.weight(spec.target, found)
     value = node.meta.get("val")
     if kind != "USER_INPUT":
-        return Missing(f"an argument of kind {kind.lower()}")
+        return Unavailable(f"an argument of kind {kind.lower()}")
     if isinstance(value, torch.Tensor):
         return reader.input(node.name, reader.sizes.type_of(value))
     if isinstance(value, torch.SymInt):
@@ -146,7 +148,7 @@ def _exported_placeholder(reader: Reader, program: Any, node: fx.Node, spec: Any
 
 
 def _fx_placeholder(
-    reader: Reader, node: fx.Node, weights: Mapping[str, torch.Tensor], orders: Mapping[str, Sequence[int]]
+    reader: FxReader, node: fx.Node, weights: Mapping[str, torch.Tensor], orders: Mapping[str, Sequence[int]]
 ) -> Any:
     if node.name in weights:
         return reader.weight(node.name, weights[node.name])
@@ -161,13 +163,13 @@ def _fx_placeholder(
     return _transposed(reader, outer, [list(order).index(k) for k in range(len(order))])
 
 
-def _ordered(reader: Reader, v: Any, order: Sequence[int] | None) -> Value:
+def _ordered(reader: FxReader, v: Any, order: Sequence[int] | None) -> Value:
     if not isinstance(v, Value):
         raise UnsupportedError("an output that is not a tensor")
     return v if order is None else _transposed(reader, v, order)
 
 
-def _transposed(reader: Reader, v: Value, perm: Sequence[int]) -> Value:
+def _transposed(reader: FxReader, v: Value, perm: Sequence[int]) -> Value:
     type_ = TensorType(v.dtype, tuple(v.shape[k] for k in perm))
     return reader.rw.emit("Transpose", (v,), type_, {"perm": tuple(perm)}, name=v.name)
 
@@ -176,7 +178,7 @@ def _transposed(reader: Reader, v: Value, perm: Sequence[int]) -> Value:
 
 
 def _refuse_training(module: torch.nn.Module) -> None:
-    """Dropout and batch normalisation compute something else in training mode; other layers do not care."""
+    """Raises UsageError for dropout and batch normalisation in training mode, where they compute something else."""
     from torch.nn.modules.batchnorm import _NormBase
     from torch.nn.modules.dropout import _DropoutNd
 
@@ -215,7 +217,7 @@ def _output_labels(program: Any, count: int) -> list[str]:
 
 
 def _symbol_names(module: torch.nn.Module, program: Any, dynamic_shapes: Any) -> dict[str, str]:
-    """Torch's symbols (``s77``) by the names that the user gave their ``Dim`` objects, for plain tensor arguments."""
+    """Torch's symbol (``s77``) -> the name of the user's ``Dim`` object, for arguments that are tensors."""
     if dynamic_shapes is None:
         return {}
     if not isinstance(dynamic_shapes, Mapping):

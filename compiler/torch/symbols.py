@@ -1,4 +1,4 @@
-"""Which symbolic sizes an engine can read off its inputs' shapes, and which have to be brought along."""
+"""Which symbolic sizes follow from the shapes of an engine's inputs; the others must be inputs themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arcweld.compiler.dims import Dim, Sym, coefficient, free_symbols
 
 
 def solvable(extents: Iterable[Dim]) -> set[Sym]:
-    """The symbols that follow from the values of ``extents``, one unknown at a time, as engines find them."""
+    """The symbols that follow from the values of ``extents``, solved for one unknown at a time as engines do."""
     pending = [(d, free_symbols(d)) for d in extents]
     known: set[Sym] = set()
     progress = True
@@ -27,7 +27,7 @@ def solvable(extents: Iterable[Dim]) -> set[Sym]:
 
 
 def is_size(value: Any) -> bool:
-    """True for a symbol that cannot be negative, as integers among a function's arguments can."""
+    """True for a SymInt that is one symbol and cannot be negative; a function's integer arguments may be negative."""
     if not isinstance(value, torch.SymInt) or not value.node.expr.is_Symbol or value.node.shape_env is None:
         return False
     bounds = value.node.shape_env.var_to_range.get(value.node.expr)
@@ -35,13 +35,13 @@ def is_size(value: Any) -> bool:
 
 
 def placeholder_symbols(graph: fx.Graph) -> dict[str, fx.Node]:
-    """The graph's inputs that are a symbol's value, by the symbol's name."""
+    """The placeholders whose value is a size, by the name of its symbol."""
     inputs = [n for n in graph.nodes if n.op == "placeholder" and is_size(n.meta.get("val"))]
     return {str(n.meta["val"].node.expr): n for n in inputs}
 
 
 def symbols_in(nodes: Iterable[fx.Node]) -> set[str]:
-    """The names of torch's symbols in the sizes of what the nodes result in, and of what they read."""
+    """The names of torch's symbols in the shapes of the nodes' results and operands."""
     read = {o for n in nodes for o in (n, *n.all_input_nodes)}
     return {str(s) for n in read for size in _sizes(n.meta.get("val")) for s in size.node.expr.free_symbols}
 

@@ -8,7 +8,7 @@ from typing import Any
 from arcweld.compiler.torch.context import HANDLERS
 from arcweld.compiler.torch.handlers import index, movement, nn, pointwise, reduce, special  # noqa: F401
 
-# checks that torch writes into graphs; what they check is fixed by the types and ranges of the graph
+# assertions that torch writes into graphs: the types and ranges of the graph imply them
 ASSERTIONS = frozenset(
     {
         "aten._assert_async.default",
@@ -20,11 +20,11 @@ ASSERTIONS = frozenset(
     }
 )
 
-# operators that wrap a sub-graph which runs as if written in place: name -> position of the sub-graph's argument
+# operators that run a sub-graph as it is, so that it is imported in place: name -> index of the sub-graph's argument
 WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "invoke_subgraph": 0}
 
 
-# operators whose decomposition by torch is into ones with a handler, beyond those that torch decomposes anyway
+# operators that torch decomposes into ones with a handler only if it is asked to
 DECOMPOSED = frozenset(
     f"aten.{name}"
     for name in (

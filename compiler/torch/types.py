@@ -1,4 +1,4 @@
-"""Torch's types as the IR's: element types, symbolic sizes (sympy expressions) as dimensions, tensors as arrays.
+"""Converts torch's types into the IR's: element types, symbolic sizes (sympy expressions), tensors as arrays.
 
 A size that depends on tensor data (an unbacked symbol) is refused with UnsupportedError.
 """
@@ -69,10 +69,10 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 class Sizes:
-    """Turns torch's symbolic integers into dimensions; one torch symbol is one ``Sym`` for a whole graph.
+    """Converts torch's symbolic integers into dimensions; a torch symbol is the same ``Sym`` in a whole graph.
 
-    ``names`` renames torch symbols (``s77`` to ``batch``); ``ranges`` gives their value ranges by torch name, as
-    (least, greatest or None).
+    ``names`` renames torch's symbols (``s77`` to ``batch``). ``ranges`` maps torch's names to (least, greatest or
+    None), both inclusive.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Sizes:
                 self._ranges[s.name] = value_range(env.var_to_range[s])
 
     def from_expr(self, expr: Any) -> Dim:
-        """A sympy expression as a dimension."""
+        """A sympy expression as a dimension. Raises UnsupportedError as ``dim`` does."""
         if expr.is_Integer:
             return int(expr)
         if expr.is_Symbol:

@@ -28,10 +28,10 @@ from arcweld.compiler.expr import (
     loads,
     logical_not,
     rebuild,
+    substitute,
     substitute_dim,
     substitute_index,
     to_text,
-    transform,
     unary,
     variable,
     walk,
@@ -232,7 +232,7 @@ def test_depth_is_not_bounded_by_the_stack() -> None:
         moved = substitute_index(e, {i: ROW + 1})
         assert loads([moved])[0].attr[2] == (ROW + 1, COL)
         assert substitute_index(moved, {i: ROW - 1}) is e
-        assert transform(e, lambda x: X * 2.0 if x is X else None) is not e
+        assert substitute(e, lambda x: X * 2.0 if x is X else None) is not e
         assert to_text(e).count("tanh(") == 1500
         value = run(e)
     assert np.all(np.abs(value) < 1)
@@ -262,12 +262,12 @@ def test_walk_meets_operands_first_and_indices_too() -> None:
     assert {x.attr[0] for x in loads([e])} == {"x", "k"}
 
 
-def test_transform_replaces_from_the_leaves() -> None:
+def test_substitute_replaces_from_the_leaves() -> None:
     e = unary("exp", X) + X * X
-    swapped = transform(e, lambda x: variable("v", F32) if x is X else None)
+    swapped = substitute(e, lambda x: variable("v", F32) if x is X else None)
     v = variable("v", F32)
     assert swapped is unary("exp", v) + v * v
-    assert transform(e, lambda _: None) is e
+    assert substitute(e, lambda _: None) is e
     assert rebuild(e, e.args) is e
 
 

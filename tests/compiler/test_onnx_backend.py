@@ -18,8 +18,8 @@ from graph_runs import built, on_simulator
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
-from arcweld.compiler.onnx.symbols import sanitise
 from arcweld.compiler.reference import run_reference
+from arcweld.compiler.text import sanitize
 
 # Tests whose expected numbers we do not follow: with scales that do not give whole sizes, we align the corners of the
 # rounded size, as ONNX Runtime does.
@@ -67,7 +67,7 @@ def _imported(test: Any) -> Case:
     except UnsupportedError:
         values = _constants(feeds)
         graph = import_onnx(test.model, values=values)
-    left = {sanitise(k): v for k, v in feeds.items() if k not in values}
+    left = {sanitize(k): v for k, v in feeds.items() if k not in values}
     return Case(graph, left, [np.asarray(a) for a in expected])
 
 

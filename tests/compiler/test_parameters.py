@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcweld.compiler.dims import evaluate, parse, symbol, to_text
-from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, pack, struct_layout
+from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, pack, struct_offsets
 
 CTYPES: dict[str, Any] = {
     "pointer": ctypes.c_uint64, "i32": ctypes.c_int32, "i64": ctypes.c_int64, "float": ctypes.c_float,
@@ -38,7 +38,7 @@ def test_bytes_are_those_of_a_c_struct(members: list[tuple[str, int]]) -> None:
     for i, (kind, value) in enumerate(members):
         setattr(want, f"m{i}", addresses[f"t{value}"] if kind == "pointer" else value / 8 if kind == "float" else value)
     offsets = tuple(getattr(oracle, f"m{i}").offset for i in range(len(members)))
-    assert struct_layout(params) == (offsets, ctypes.sizeof(oracle))
+    assert struct_offsets(params) == (offsets, ctypes.sizeof(oracle))
     assert pack(params, addresses, no_descriptor) == bytes(want)
 
 
@@ -57,13 +57,13 @@ def test_a_tensor_map_is_aligned_to_64_bytes_and_encoded_at_its_first_byte() -> 
         return bytes(range(128))
 
     params: list[Parameter[int]] = [Pointer("x", "x"), Integer("n", 7), VIEW, Integer("after", -1)]
-    assert struct_layout(params) == ((0, 8, 64, 192), 256)
+    assert struct_offsets(params) == ((0, 8, 64, 192), 256)
     packed = pack(params, {"x": 0x1000}, encode)
     assert asked == [(VIEW, 0x1030)]
     assert packed[64:192] == bytes(range(128))
     assert packed[:16] == (0x1000).to_bytes(8, "little") + (7).to_bytes(4, "little") + bytes(4)
     assert packed[192:] == b"\xff" * 4 + bytes(60)
-    assert struct_layout(()) == ((), 0)
+    assert struct_offsets(()) == ((), 0)
 
 
 def test_a_parameter_goes_from_dimensions_through_text_to_numbers() -> None:

@@ -16,7 +16,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, loads, transform, variable
+from arcweld.compiler.expr import Expr, loads, substitute, variable
 
 UNBOUNDED = 1 << 30  # stands for the extent of an axis without an upper bound
 MOST_TILES = 8  # the most loads that are staged in one kernel
@@ -180,7 +180,7 @@ def render_transpose(kernel: Kernel, tactic: TransposeTactic, arch: str) -> Kern
     tiles, functions, bytes_ = _tiles(hooks, p, args, min(read, tactic.along_load), tactic)
     read = min(read, tactic.along_load)
     swap = {e: variable(t.name, e.dtype) for e, t in zip(p.staged, tiles)}
-    stores = tuple(replace(s, value=transform(s.value, swap.get)) for s in p.kernel.stores)
+    stores = tuple(replace(s, value=substitute(s.value, swap.get)) for s in p.kernel.stores)
     write = min(vector_width(p.kernel, p.a.extent, [s.value for s in stores], stores, p.a.sym), tactic.along_store)
     given = {t.name: (t.name, e.dtype, True) for e, t in zip(p.staged, tiles)}
     functions.append(hooks.store("store_a", stores, args, lane=p.a.sym, width=write, variables=given))

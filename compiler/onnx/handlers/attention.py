@@ -45,7 +45,7 @@ def _attention(c: NodeContext) -> Result:
         k = c.emit("Concat", c.value(4), k, axis=2)
         v = c.emit("Concat", c.value(5), v, axis=2)
     causal = bool(c.int_attr("is_causal"))
-    plain = causal and past == 0 and not c.has(6)  # what the IR's own is_causal means
+    plain = causal and past == 0 and not c.has(6)  # as the IR's is_causal attribute means it
     mask = _mask(c, q, k, past, causal and not plain)
     head = c.concrete(q.shape[3], "the head size")
     scale = c.float_attr("scale", 1.0 / math.sqrt(head) if head else 1.0)
@@ -57,7 +57,7 @@ def _attention(c: NodeContext) -> Result:
 
 
 def _mask(c: NodeContext, q: Value, k: Value, past: Dim, causal: bool) -> Value | None:
-    """The mask that says which keys each query attends: bool, or additive where the model gives it so."""
+    """The mask of keys for each query: bool, or additive where the model's is; None where all are attended."""
     allowed = _allowed(c, q.shape[2], k.shape[2], past, causal)
     if not c.has(3):
         return allowed
@@ -87,7 +87,7 @@ def _lengthened(c: NodeContext, mask: Value, length: Dim) -> Value:
 
 
 def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -> Value | None:
-    """The pairs that causality, the window and the number of valid keys allow; None when all are."""
+    """The pairs of query and key that causality, the window and the number of valid keys allow; None for all pairs."""
     left, right = c.int_attr("left_window_size", -1), c.int_attr("right_window_size", -1)
     j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
     lengths = c.reshape(c.cast(c.value(6), DType.I64), (c.shape(6)[0], 1, 1, 1)) if c.has(6) else None
@@ -114,7 +114,7 @@ def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -
 def _in_pieces(
     c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool
 ) -> tuple[Value, Value]:
-    """Attention from its parts, for soft-capped scores or where the scores themselves are an output."""
+    """Attention as separate operators, for soft-capped scores, or where the scores are an output."""
     k, v = (_repeated(c, x, q.shape[1]) for x in (k, v))
     scores = c.scale(c.emit("MatMul", q, c.transpose(k, (0, 1, 3, 2))), scale)
     shown = [scores]
@@ -127,7 +127,7 @@ def _in_pieces(
     if c.int_attr("softmax_precision"):
         scores = c.cast(scores, element_type(c.int_attr("softmax_precision")))
     weights = c.cast(c.emit("Softmax", scores, axis=3), q.dtype)
-    # a row that attends nothing gives zeros
+    # a query that attends no key gives zeros
     weights = c.emit("Where", c.emit("IsNaN", weights), c.const(0.0, q.dtype), weights)
     shown.append(weights)
     mode = c.int_attr("qk_matmul_output_mode")

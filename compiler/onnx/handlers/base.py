@@ -1,6 +1,6 @@
-"""How a handler of an ONNX operator is registered; ``table`` has them all.
+"""Registration of handlers of ONNX operators; importing ``table`` registers them all.
 
-A handler takes a NodeContext and returns its outputs; leaving later outputs out says that they are not supported.
+A handler takes a NodeContext and returns the node's outputs. Outputs that it leaves out at the end are not supported.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _batch(c: NodeContext) -> Result:
 
 
 def _batch_in_training(c: NodeContext) -> Result:
-    """By the statistics of the batch itself, as weight standardisation is exported; and the running ones."""
+    """Normalises by the batch's statistics, and updates the running ones. Weight standardisation is exported so."""
     rank = c.needs_rank(0, 2)
     x, wide = c.value(0), c.cast(c.value(0), c.operand(0).dtype.compute)
     scale, bias, mean, variance = (c.cast(c.value(i), wide.dtype) for i in range(1, 5))

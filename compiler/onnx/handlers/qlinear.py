@@ -1,6 +1,6 @@
 """Handlers of ONNX Runtime's quantised operators (domain com.microsoft), as its quantiser writes them.
 
-Each one dequantises its operands, computes in f32 and quantises the result, all of which fuses into one kernel.
+Each one dequantises its operands, computes in f32 and quantises the result; fusion makes one kernel of that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Handlers of quantised operators. Integer products run in floating point wide enough to be exact.
 
-They are cast to i32 before they are scaled, so that no pass moves the scale into the weights: a result on the edge
-between two steps would then fall to either side.
+They are cast to i32 before they are scaled, so that no pass moves the scale into the weights. That would change
+rounding, and so results that lie halfway between two quantised values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
 
 
 def one_or_along(c: NodeContext, scale: Value, zero: Value | None) -> tuple[Value, Value | None]:
-    """A scale and its zero point; those of one element as scalars, which files spell ``[]`` and ``[1]`` at will."""
+    """A scale and its zero point; one element becomes a scalar, as files write it with shape ``[]`` or ``[1]``."""
     return _scalar(c, scale), None if zero is None else _scalar(c, zero)
 
 
@@ -212,7 +212,7 @@ def _row(c: NodeContext, scale: Value, a: Value) -> Value:
 
 
 def requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
-    """``y`` in steps of ``scale``, of the zero point's type."""
+    """``y`` quantised with ``scale`` and ``zero``, in the zero point's type."""
     return c.emit("QuantizeLinear", y, c.cast(_scalar(c, scale), DType.F32), _scalar(c, zero), axis=0, dtype=zero.dtype)
 
 

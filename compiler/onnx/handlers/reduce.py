@@ -35,7 +35,7 @@ def _reduce(c: NodeContext) -> Result:
 
 
 def _empty(c: NodeContext, x: Value, axes: list[int], keepdims: int) -> Value:
-    """The extreme of no elements: the type's own opposite extreme."""
+    """The maximum or minimum of no elements: the type's least or greatest value."""
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdims or i not in axes)
     lowest = c.op == "ReduceMax"
     value: float | int

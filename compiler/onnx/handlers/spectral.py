@@ -1,6 +1,6 @@
-"""Handlers of Fourier transforms: products with the transform's matrix, and for a signal in frames a convolution.
+"""Handlers of Fourier transforms: DFT is a product with the transform's matrix, STFT a convolution.
 
-A matrix of n^2 numbers suits the lengths that models of sound use; it is a constant of the engine.
+The matrix is a weight of n^2 numbers for n points, which suits the lengths that models of sound use.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transp
     if any(isinstance(p, int) and abs(p) > 2**31 for p in pads):
         c.broken(f"the pads are {list(pads)}")
     for i, d in enumerate(spatial if not transposed else ()):
-        # a model that can run at all gives the window room; with ceil_mode, a part of it
+        # a model that can run has room for the window, or with ceil_mode for a part of it
         part = strides[i] - 1 if c.int_attr("ceil_mode") else 0
         c.has_room(d + pads[i] + pads[n + i] + part, (kernel[i] - 1) * dilations[i] + 1)
     return Window(tuple(kernel), strides, dilations, tuple(pads))

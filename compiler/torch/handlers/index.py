@@ -106,7 +106,7 @@ def _index_values(c: AtenContext, lead: tuple[Dim, ...], inner: tuple[Dim, ...],
 
 
 def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
-    """A mask with a single value is a selection; with several values, which goes where depends on data."""
+    """``x`` with one value where ``mask`` is true. Several values are refused: which goes where depends on data."""
     value: Value = c["values"]
     if any(d != 1 for d in value.shape) or c.get("accumulate", False):
         raise c.fail("index_put by a boolean mask with more than one value")
@@ -172,12 +172,12 @@ def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
 
 # ------------------------------------------------------------------------------------------- largest, sampled places
 
-_MOST = 2048  # elements of a row that may all be compared with each other; more where few of them are wanted
+_MOST = 2048  # elements of a row that are all compared with each other; longer rows only for a small k
 
 
 @aten("topk")
 def topk(c: AtenContext) -> Result:
-    """The largest or smallest of a row and where they are, always in order. Of equal ones the first comes first."""
+    """The largest or smallest elements of a row and their indices, always sorted, equal ones by index."""
     x, k = c["self"], c["k"]
     if not x.shape:
         return x, c.scalar(0, DType.I64)

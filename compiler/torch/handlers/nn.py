@@ -82,7 +82,7 @@ def addmv(c: AtenContext) -> Result:
 
 
 def _plus(c: AtenContext, y: Value) -> Value:
-    """``beta * self + alpha * y``; torch reads nothing of self for beta 0."""
+    """``beta * self + alpha * y``; for ``beta`` 0 torch does not read ``self``, not even a NaN."""
     y = _tensor(scaled(c, y, c["alpha"]))
     if c["beta"] == 0:
         return y

@@ -23,7 +23,7 @@ def reduced_axes(c: AtenContext, dim: Any, rank: int | None = None) -> tuple[int
 
 
 def reduce(c: AtenContext, op: str, x: Value, axes: Sequence[int], keepdim: bool) -> Value:
-    """One reduction; a scalar is its own."""
+    """A reduction over ``axes``; a tensor of rank 0 is its own result."""
     if not x.shape:
         return x
     return c.emit(op, x, axes=tuple(axes), keepdims=int(keepdim))
@@ -208,7 +208,7 @@ def _affine(c: AtenContext, x: Value) -> tuple[Value | None, Value | None]:
 
 
 def _saved_moments(c: AtenContext, x: Value, axes: Sequence[int], eps: float) -> tuple[Value | None, Value | None]:
-    """Mean and reciprocal deviation, which only backward graphs read."""
+    """The mean and the reciprocal standard deviation, which only backward graphs read."""
     if not {1, 2} & c.used:
         return None, None
     wide = c.cast(x, x.dtype.compute)
@@ -220,7 +220,7 @@ def _saved_moments(c: AtenContext, x: Value, axes: Sequence[int], eps: float) ->
 
 
 def _saved(c: AtenContext, result: int, v: Value) -> Value:
-    """``v`` as torch has that result."""
+    """``v`` in the shape and type that torch gives this result."""
     out = c.outs[result]
     assert out is not None
     return c.reshape(c.cast(v, out.dtype), out.shape)

@@ -1,4 +1,4 @@
-"""ATen's less usual elementwise operators: shifts of bits, signs, angles, rounding to decimals."""
+"""ATen's rarer elementwise operators: bit shifts, signs, angles, rounding to decimals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _power(c: AtenContext) -> int:
 
 
 def negative(c: AtenContext, x: Value) -> Value:
-    """Whether the sign bit is set, zeros included, which their reciprocals tell apart. A NaN counts as positive."""
+    """Whether the sign bit of ``x`` is set. Zeros are told apart by their reciprocals; a NaN counts as positive."""
     zero = c.scalar(0.0 if x.dtype.is_float else 0, x.dtype)
     less = c.emit("Less", x, zero)
     if not x.dtype.is_float:
@@ -109,7 +109,7 @@ def fmin(c: AtenContext) -> Result:
 
 
 def _without_nan(c: AtenContext, op: str) -> Value:
-    """An extremum in which a NaN gives way to a number."""
+    """Max or Min (``op``) of both operands; where one is NaN, the other."""
     dtype, (a, b) = c.arithmetic(c["self"], c["other"])
     if not dtype.is_float:
         return c.emit(op, a, b)
