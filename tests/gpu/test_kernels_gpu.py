@@ -75,8 +75,8 @@ def _rounds(kernel: Kernel) -> bool:
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """True for tactics of the same engine."""
-    return type(a) is type(b) and getattr(a, "engine", "") == getattr(b, "engine", "")
+    """True for tactics of the same implementation."""
+    return type(a) is type(b) and getattr(a, "implementation", "") == getattr(b, "implementation", "")
 
 
 def slack(case: Case) -> float:
