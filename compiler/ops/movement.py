@@ -76,8 +76,6 @@ def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence
 
     Axes are first cut into the smallest groups of equal extent, so that only split or merged axes need arithmetic.
     """
-    if 0 in source:  # there is no element, and nothing to divide by
-        return (0,) * len(source)
     ins = [k for k, d in enumerate(source) if d != 1]
     outs = [k for k, d in enumerate(shape) if d != 1]
     in_prefix, out_prefix = _prefix_products(ins, source), _prefix_products(outs, shape)
@@ -102,6 +100,8 @@ def _regroup(
     for c, d in zip(coords, shape):
         linear = linear * d + c
     for axis in reversed(axes[1:]):
+        if source[axis] == 0:  # there is no element, and nothing to divide by
+            return
         result[axis] = mod(linear, source[axis])
         linear = floordiv(linear, source[axis])
     result[axes[0]] = linear
