@@ -78,8 +78,6 @@ def reshape_coords(coords: Sequence[Dim], shape: Sequence[Dim], source: Sequence
     Axes are first divided into the smallest groups with equal numbers of elements in both shapes, so that only axes
     that were split or merged need arithmetic.
     """
-    if 0 in source:  # there is no element, and nothing to divide by
-        return (0,) * len(source)
     ins = [k for k, d in enumerate(source) if d != 1]
     outs = [k for k, d in enumerate(shape) if d != 1]
     in_prefix, out_prefix = _prefix_products(ins, source), _prefix_products(outs, shape)
@@ -104,6 +102,8 @@ def _regroup(
     for c, d in zip(coords, shape):
         linear = linear * d + c
     for axis in reversed(axes[1:]):
+        if source[axis] == 0:  # there is no element, and nothing to divide by
+            return
         result[axis] = mod(linear, source[axis])
         linear = floordiv(linear, source[axis])
     result[axes[0]] = linear

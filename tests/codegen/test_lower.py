@@ -226,6 +226,23 @@ output %d
     check_by_numpy(graph)
 
 
+@pytest.mark.parametrize("shape", ["0", "1, 0", "0, 2", "3, 0, 5"])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_reshapes_of_empty_results(shape: str, rows: int) -> None:
+    """Behind a product, and by themselves."""
+    text = f"""input %x: f32[{rows}, 3]
+weight %w: f32[3, 0]
+%m: f32[{rows}, 0] = MatMul(%x, %w) @ 'm'
+%y: f32[{shape}] = Reshape(%m, shape=({shape},)) @ 'y'
+%z: f32[{shape}] = Relu(%y) @ 'z'
+output %z
+"""
+    for disable in (frozenset[str](), frozenset({"cleanup"}), frozenset({"fusion"})):
+        check_by_numpy(graph_of(text), disable)
+    check_by_numpy(graph_of(f"input %m: f32[{rows}, 0]\n" + "\n".join(text.splitlines()[3:])), frozenset({"cleanup"}))
+    check_on_simulator(graph_of(text))
+
+
 @pytest.mark.parametrize("keys", [0, 3])
 def test_attention_to_no_keys_is_zero(keys: int) -> None:
     graph = graph_of("""symbol T(lo=0, hi=8)
