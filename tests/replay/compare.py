@@ -29,6 +29,7 @@ from arcweld.compiler.errors import CompileError
 NEUTRAL = "replayed"  # instead of an entry point's name, which holds a hash of the text
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 _GLOBAL = re.compile(r"^\.(?:global|const)\b[^;{]*?([\w$]+)(?:\[\d*\])?(?: = [^;]*)?;\n", re.M)
+_FACTORS = re.compile(r"^(\s*(?:@!?%p\d+ )?(?:mul|mad|fma)\.[\w.]+\s+%\w+, )(%\w+), (%\w+)(?=[,;])", re.M)
 _NAMES = re.compile(r"\.(debug|rela?\.debug|shstrtab|strtab|symtab|note)")  # sections that no launch depends on
 _NOBITS = 8  # the type of a section that takes no bytes in the file
 
@@ -197,8 +198,15 @@ def same_code(a: Code, b: Code, kind: str) -> bool:
 
 
 def same_ptx(a: bytes, b: bytes) -> bool:
-    """True for PTX that differs in nothing but variables that it doesn't use."""
-    return a == b or _used(a.decode()) == _used(b.decode())
+    """True for PTX that differs in nothing but variables that it doesn't use and the order of a product's factors.
+
+    PTX ISA, 9.7: ``mul``, ``mad`` and ``fma`` give the same number for factors in either order.
+    """
+    return a == b or _ordered(_used(a.decode())) == _ordered(_used(b.decode()))
+
+
+def _ordered(ptx: str) -> str:
+    return _FACTORS.sub(lambda m: f"{m[1]}{', '.join(sorted((m[2], m[3])))}", ptx)
 
 
 def _used(ptx: str) -> str:

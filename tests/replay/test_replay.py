@@ -283,3 +283,17 @@ def test_alternatives_are_spread_over_all_tactics() -> None:
     assert collect.spread(collect.ALTERNATIVES) == list(range(collect.ALTERNATIVES))
     many = collect.spread(50)
     assert (many[0], many[-1], len(many)) == (0, 49, collect.ALTERNATIVES + 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("fma.rn.f32 \t%f1, %f2, %f3, %f4;", "fma.rn.f32 \t%f1, %f3, %f2, %f4;", True),
+        ("mul.f32 \t%f1, %f2, %f3;", "mul.f32 \t%f1, %f3, %f2;", True),
+        ("fma.rn.f32 \t%f1, %f2, %f3, %f4;", "fma.rn.f32 \t%f1, %f2, %f4, %f3;", False),
+        ("sub.f32 \t%f1, %f2, %f3;", "sub.f32 \t%f1, %f3, %f2;", False),
+        ("div.rn.f32 \t%f1, %f2, %f3;", "div.rn.f32 \t%f1, %f3, %f2;", False),
+    ],
+)
+def test_the_order_of_factors_is_no_difference(one: str, other: str, same: bool) -> None:
+    assert same_ptx(f"\t{one}\n".encode(), f"\t{other}\n".encode()) is same
