@@ -45,6 +45,8 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
         ("length of k and v", k.shape[2], v.shape[2]),
     ):
         check_equal("Attention", what, a, b)
+    if q.shape[1] == 0 or k.shape[1] == 0:
+        raise ModelError(f"Attention: {q} and {k} have no heads")
     if divides_exactly(q.shape[1], k.shape[1]) is None:
         raise ModelError(f"Attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} key heads")
     if mask is not None:

@@ -211,6 +211,8 @@ def test_conditions_on_dimensions_are_decided_where_ranges_allow() -> None:
         ("LayerNormalization", [f32(2, 4), f32(3, 2, 4)], {"axis": 1}, ["scale"]),
         ("Resize", [f32(2, 3)], {"sizes": (2,)}, ["sizes"]),
         ("Resize", [f32(2, 3)], {"sizes": (2, 3), "mode": "bilinear"}, ["bilinear"]),
+        ("Attention", [f32(1, 0, 2, 2), f32(1, 1, 2, 2), f32(1, 1, 2, 2)], {"scale": 1.0}, ["no heads"]),
+        ("Attention", [f32(1, 1, 2, 2), f32(1, 0, 2, 2), f32(1, 0, 2, 2)], {"scale": 1.0}, ["no heads"]),
         ("Resize", [f32(2, 0)], {"sizes": (2, 3)}, ["axis 1", "no elements"]),
         ("DepthToSpace", [f32(1, 6, 2, 2)], {"blocksize": 2}, ["6", "4"]),
         ("ScatterND", [f32(4), TensorType(I64, (2, 1)), f32(3)], {}, ["updates"]),
