@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
 
 log = logging.getLogger("arcweld.fusion")
+Coords = tuple[Dim, ...]
 
 MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 MAX_RECOMPUTE = 40  # scalar operations for one result element that a node may take in a prologue
@@ -157,7 +160,7 @@ class Fuser:
 
     def _grow_epilogue(self, g: _Group) -> None:
         assert g.hero is not None
-        domain = {v.name for v in g.hero.outputs}
+        domain = {v.name: _indices(v) for v in g.hero.outputs}
         queue = deque([g.hero.output])
         while queue:
             v = queue.popleft()
@@ -170,17 +173,19 @@ class Fuser:
                     continue
                 self._add(g, c)
                 self._own(g, c)
-                domain.add(c.output.name)
+                domain[c.output.name] = _moved(c, v, domain[v.name])
                 queue.append(c.output)
         self._trim(g)
 
-    def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: set[str]) -> tuple[str, str] | None:
+    def _epilogue_refusal(
+        self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]
+    ) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
         full = self._full(g, c, 1)
         if full is not None:
             return full
         if kind is Kind.MOVEMENT:
-            if c.op == "Reshape" or (c.op == "Transpose" and c.attrs["perm"][-1] == len(c.attrs["perm"]) - 1):
+            if c.op == "Reshape" or (c.op == "Transpose" and c.attrs["perm"][-1:] == (len(c.attrs["perm"]) - 1,)):
                 return self._cycle_refusal(g, c)
             return ("movement", f"{c.op} after {v.name} is read by index map, not stored")
         if v.shape != c.output.shape:
@@ -189,7 +194,7 @@ class Fuser:
                 f"{v.name} is broadcast by {c.op}: its elements would be computed many times",
             )
         for o in c.operands():
-            if o.name in domain and o.shape != c.output.shape:
+            if o.name in domain and (o.shape != c.output.shape or domain[o.name] != domain[v.name]):
                 return ("broadcast", f"{o.name} is needed at other elements")
         if self._operands_with(g, c) > MAX_OPERANDS:
             return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
@@ -455,3 +460,17 @@ def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
     for x in fused.refusals:
         log.debug("%s and %s are apart (%s): %s", x.producer, x.consumer, x.code, x.detail)
     return fused
+
+
+def _indices(v: Value) -> Coords:
+    """An index symbol for each axis: the coordinates of any element of ``v``."""
+    return tuple(0 if d == 1 else symbol(f"i{k}", 0, d - 1) for k, d in enumerate(v.shape))
+
+
+def _moved(c: Node, v: Value, coords: Coords) -> Coords:
+    """Where the element of ``v`` at ``coords`` is in the result of ``c``: a reshape, a transpose or pointwise."""
+    if c.op == "Reshape":
+        return reshape_coords(coords, v.shape, c.output.shape)
+    if c.op == "Transpose":
+        return tuple(coords[p] for p in c.attrs["perm"])
+    return coords

@@ -135,7 +135,7 @@ def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str,
     top = score.max(-1, keepdims=True, initial=-np.inf)
     weight = np.exp(score - np.where(np.isfinite(top), top, 0))
     total = weight.sum(-1, keepdims=True)
-    share = np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+    share = np.divide(weight, total, out=np.zeros_like(weight), where=total != 0)
     v = Points((*b, *h, *s, *t, *dv), buffers, env).value(kernel.loads["v"]).astype(np.float64)
     acc = (share[..., None] * v).sum(3).astype(np.float32)
     _store(kernel, Points((*b, *h, *s, *dv), buffers, env), buffers, {"acc": acc})

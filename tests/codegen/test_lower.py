@@ -226,6 +226,26 @@ output %d
     check_by_numpy(graph)
 
 
+def test_an_epilogue_reads_its_hero_at_one_element() -> None:
+    """Two views of a product meet; only where they hold the same element is that the product's own kernel."""
+    graph = graph_of("""input %a: f32[2, 3, 2, 4]
+input %b: f32[2, 3, 4, 2]
+%m: f32[2, 3, 2, 2] = MatMul(%a, %b) @ 'm'
+%t: f32[2, 3, 2, 2] = Transpose(%m, perm=(2, 1, 0, 3)) @ 't'
+%y: f32[2, 3, 2, 2] = Sub(%m, %t) @ 'y'
+%r: f32[12, 2] = Reshape(%m, shape=(12, 2)) @ 'r'
+%s: f32[2, 3, 2, 2] = Reshape(%r, shape=(2, 3, 2, 2)) @ 's'
+%z: f32[2, 3, 2, 2] = Mul(%m, %s) @ 'z'
+output %y
+output %z
+""")
+    check_by_numpy(graph)
+    check_on_simulator(graph)
+    kernels = [{n.op for n in r.nodes} for r in built(graph, frozenset({"cleanup"})).fused.regions]
+    assert any({"MatMul", "Mul"} <= ops for ops in kernels)
+    assert not any({"MatMul", "Sub"} <= ops for ops in kernels)
+
+
 @pytest.mark.parametrize("shape", ["0", "1, 0", "0, 2", "3, 0, 5"])
 @pytest.mark.parametrize("rows", [0, 2])
 def test_reshapes_of_empty_results(shape: str, rows: int) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import secrets
 import sys
 import time
@@ -16,6 +17,8 @@ sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("codegen", "compiler
 
 from case import NO_ORACLE, check, draw, read  # noqa: E402
 from find import Finding, find  # noqa: E402
+
+STUCK = 300  # seconds for a case and its shrinking, which takes 120 at most
 
 
 def main(arguments: list[str]) -> int:
@@ -38,18 +41,27 @@ def main(arguments: list[str]) -> int:
 
 
 def fuzz(seed: str, seconds: float, out: Path) -> int:
-    """Runs the cases seed.0, seed.1, ... until the time is over; says what it found."""
+    """Runs the cases seed.0, seed.1, ... until the time is over; says what it found.
+
+    One that takes longer than STUCK ends the run with a traceback; the file ``running`` names it.
+    """
     print(f"seed {seed}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    running = out / "running"
     start, cases, simulated = time.monotonic(), 0, 0
     known: Counter[tuple[str, ...]] = Counter()
     while time.monotonic() < start + seconds:
         case = draw(f"{seed}.{cases}")
         cases, simulated = cases + 1, simulated + case.simulate
+        running.write_text(case.seed, encoding="utf-8")
+        faulthandler.dump_traceback_later(STUCK, exit=True)
         found: Finding | None = find(case, out)
+        faulthandler.cancel_dump_traceback_later()
         if found is not None:
             known[found.key] += 1
             if known[found.key] == 1:
                 print(found, flush=True)
+    running.unlink(missing_ok=True)
     print(f"{cases} cases ({simulated} on the simulator too) in {time.monotonic() - start:.0f} s, seed {seed}")
     print(f"nodes without an oracle: {', '.join(f'{n} {op}' for op, n in NO_ORACLE.most_common()) or 'none'}")
     print(f"{known.total()} failed, {len(known)} in different ways" if known else "nothing failed")
