@@ -357,14 +357,16 @@ def _space_to_depth(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_space_to_depth(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     (value,), bs = node.operands(), node.attrs["blocksize"]
     n, c, y, x = coords
-    block = floordiv(c, value.shape[1])
-    at = (n, mod(c, value.shape[1]), y * bs + floordiv(block, bs), x * bs + mod(block, bs))
+    channels = 1 if value.shape[1] == 0 else value.shape[1]  # of none nothing is read
+    block = floordiv(c, channels)
+    at = (n, mod(c, channels), y * bs + floordiv(block, bs), x * bs + mod(block, bs))
     return reader.read(value, at)
 
 
 movement(
     "SpaceToDepth", "x", _infer_space_to_depth, _space_to_depth, _lower_space_to_depth,
-    {"blocksize": Attr("int", required=True)}, [Case(((2, 3, 4, 6),), {"blocksize": 2}, ("f32", "f16"))],
+    {"blocksize": Attr("int", required=True)},
+    [Case(((2, 3, 4, 6),), {"blocksize": 2}, ("f32", "f16")), Case(((2, 0, 4, 6),), {"blocksize": 2}, ("f32",))],
 )  # fmt: skip
 
 
