@@ -49,7 +49,7 @@ coverage: $(STAMP)
 	$(BIN)/python tests/project/coverage_table.py build/coverage.json
 
 clean:
-	rm -rf $(VENV) build dist .package/*.egg-info
+	rm -rf $(VENV) build dist *.egg-info .package/*.egg-info
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
