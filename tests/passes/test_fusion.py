@@ -415,3 +415,13 @@ def test_composite_operators_must_be_gone() -> None:
     graph = build("input %x: f32[4]\n%a: f32[1] = ReduceMean(%x, axes=(0,), keepdims=1) @ 'a'\noutput %a\n")
     with pytest.raises(UnsupportedError, match="without being decomposed"):
         fuse(graph)
+
+
+def test_transposes_of_scalars_follow_a_hero() -> None:
+    graph = build("""input %x: f32[4, 3]
+%s: f32[] = ReduceSum(%x, axes=(0, 1), keepdims=0) @ 's'
+%t: f32[] = Transpose(%s, perm=()) @ 't'
+%y: f32[] = Neg(%t) @ 'y'
+output %y
+""")
+    valid(schedule(fuse(graph)))
