@@ -159,8 +159,9 @@ def elements_of(rw: Tracker) -> Elements:
     return found
 
 
-# operators whose lowerings select among the elements that they read, so that the value of a masked one doesn't matter
-_SELECTING = frozenset({"Concat", "Pad"})
+# operators whose lowerings select among the elements that they read, so that the value of a masked one doesn't matter,
+# and those that mask only reads from an axis without elements, for which no index is right
+_SELECTING = frozenset({"Concat", "Pad", "Gather", "GatherElements", "GatherND"})
 
 
 class _Inside:
