@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch_oracle import rand
 
 from arcweld.models.builders import build
@@ -149,6 +150,38 @@ def test_changed_weights_are_packed_into_the_same_engine() -> None:
     close(run(x), model(x))
     (report,) = torch_report()
     assert [(b.builds, b.updates) for b in report.blocks] == [(1, 2)]
+
+
+def swapped_twice(model: nn.Sequential) -> None:
+    """New memory twice: the second time that of the parameter at the last call, unless somebody keeps it."""
+    for _ in range(2):
+        model[0].weight.data = model[0].weight.data * 2
+
+
+CHANGES = {
+    "data": lambda m: setattr(m[0].weight, "data", rand(8, 8)),
+    "data twice": swapped_twice,
+    "data transposed": lambda m: setattr(m[0].weight, "data", m[0].weight.data.t()),
+    "vector": lambda m: vector_to_parameters(0.5 * parameters_to_vector(m.parameters()), m.parameters()),
+    "parameter": lambda m: setattr(m[0], "weight", nn.Parameter(rand(8, 8))),
+    "parameter of the same memory": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight.data.mul_(3))),
+    "in place": lambda m: m[0].weight.mul_(2),
+    "copy": lambda m: m[0].weight.copy_(rand(8, 8)),
+    "state": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
+    "state assigned": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}, assign=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_no_weight_is_stale(change: Callable[[nn.Sequential], object]) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)).eval(), rand(3, 8)
+    run = torch.compile(model, backend="arcweld")
+    close(run(x), model(x))
+    before = model(x)
+    change(model)
+    assert not torch.allclose(model(x), before)
+    close(run(x), model(x))
+    close(run(x), model(x))
 
 
 def test_results_named_like_other_values() -> None:
