@@ -167,6 +167,8 @@ _SELECTING = frozenset({"Concat", "Pad", "Gather", "GatherElements", "GatherND"}
 class _Inside:
     """The reader of one lowering. Unless ``masked``, masks are dropped: closed forms are defined for every integer."""
 
+    mask: Expr | None = None
+
     def __init__(self, elements: Elements, masked: bool) -> None:
         self._elements = elements
         self._masked = masked
@@ -284,6 +286,8 @@ _INTEGER: dict[str, Any] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
+    "index_in": lambda a, n: a,
+    "strict_index": lambda a, n: a,
     "min": minimum,
     "max": maximum,
 }

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from arcweld.compiler.dims import var
-from arcweld.compiler.errors import AccuracyError, UnsupportedError
+from arcweld.compiler.errors import AccuracyError, DeviceError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.symbols import is_size, solvable
@@ -34,6 +34,7 @@ log = logging.getLogger("arcweld.torch")
 # the engine's inputs: position among the block's tensors, and the axes in memory order (None: contiguous as it is)
 EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
+OUT_OF_RANGE = "is out of range for an axis"  # in the simulator's message for an index of the model
 MAX_CHANGES = 2  # successive calls with changed parameters; after one more they become inputs
 
 
@@ -136,7 +137,12 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 with self._lock:
                     self._prepare(given, args)
                 continue
-            results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
+            try:
+                results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
+            except DeviceError as error:
+                if OUT_OF_RANGE in error.message:
+                    self.aten[0](*given)  # raises eager's own error
+                raise
             if self._ready is not ready:
                 continue  # another thread has updated the engine's weights meanwhile
             if unchanged:
@@ -187,6 +193,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             self._static = (False,) * len(self._static)
         try:
             self._build(given, args)
+        except ModelError:
+            self.aten[0](*given)  # if the values of the inputs are at fault, this raises eager's own error
+            raise
         except (UnsupportedError, AccuracyError) as error:
             if self.options.require_full_compilation:
                 raise

@@ -1,6 +1,7 @@
 """Movement operators whose coordinates come from a tensor: the Gather family and OneHot.
 
-Negative indices count from the end. The reference raises IndexError for an index out of range; kernels clamp it.
+Negative indices count from the end. The reference raises IndexError for an index out of range. Kernels clamp it, unless
+the attribute ``strict`` is 1 or the simulator checks: then it is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from arcweld.compiler.dims import Dim, is_nonneg, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
+from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where, wrapped_index
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
@@ -32,6 +33,12 @@ Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]
 Types = Sequence[TensorType | None]
 INDEX = (DType.I64, DType.I32)
+STRICT = {"strict": Attr("int", 0)}  # 1: an index out of range stops the kernel with an error
+
+
+def _place(reader: Reader, node: Node, value: Expr, extent: Dim) -> Dim:
+    """The coordinate that an index names along an axis of ``extent`` elements."""
+    return dynamic_index(wrapped_index(value, extent, reader.mask, bool(node.attrs["strict"])), extent)
 
 
 def _infer_gather(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -47,7 +54,7 @@ def _lower_gather(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     axis = node.attrs["axis"]
     end = axis + indices.type.rank
-    found = dynamic_index(reader.read(indices, coords[axis:end]), x.shape[axis])
+    found = _place(reader, node, reader.read(indices, coords[axis:end]), x.shape[axis])
     return reader.read(x, (*coords[:axis], found, *coords[end:]), if_any([x.shape[axis]]))
 
 
@@ -59,7 +66,7 @@ def _indexed(node: Node) -> Sequence[Dim]:
 
 movement(
     "Gather", "x indices", _infer_gather, lambda a, p: (np.take(operand(a), operand(a, 1), axis=p["axis"]),),
-    _lower_gather, {"axis": Attr("int", 0)},
+    _lower_gather, {"axis": Attr("int", 0), **STRICT},
     [
         Case(((7, 4), np.array([[0, 6, -1], [3, 3, -7]])), {"axis": 0}, ("f32", "f16", "i64", "bool")),
         Case(((2, 5, 3), np.array([4, 0], np.int32)), {"axis": 1}, ("f32",)),
@@ -86,13 +93,13 @@ def _gather_elements(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_gather_elements(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     axis = node.attrs["axis"]
-    found = dynamic_index(reader.read(indices, coords), x.shape[axis])
+    found = _place(reader, node, reader.read(indices, coords), x.shape[axis])
     return reader.read(x, (*coords[:axis], found, *coords[axis + 1 :]), if_any([x.shape[axis]]))
 
 
 movement(
     "GatherElements", "x indices", _infer_gather_elements, _gather_elements, _lower_gather_elements,
-    {"axis": Attr("int", 0)},
+    {"axis": Attr("int", 0), **STRICT},
     [
         Case(((4, 3), np.array([[0, 1, -1], [2, 3, 0]])), {"axis": 0}, ("f32", "f16", "i64")),
         Case(((4, 3), np.array([[0, 2], [1, -1]], np.int32)), {"axis": 1}, ("f32",)),
@@ -126,7 +133,7 @@ def _gather_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_gather_nd(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     batch, lead, depth = node.attrs["batch_dims"], indices.type.rank - 1, int(indices.shape[-1])  # type: ignore[arg-type]
-    found = [dynamic_index(reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)]
+    found = [_place(reader, node, reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)]
     return reader.read(x, (*coords[:batch], *found, *coords[lead:]), if_any(x.shape[batch : batch + depth]))
 
 
@@ -137,7 +144,7 @@ def _indexed_nd(node: Node) -> Sequence[Dim]:
 
 
 movement(
-    "GatherND", "x indices", _infer_gather_nd, _gather_nd, _lower_gather_nd, {"batch_dims": Attr("int", 0)},
+    "GatherND", "x indices", _infer_gather_nd, _gather_nd, _lower_gather_nd, {"batch_dims": Attr("int", 0), **STRICT},
     [
         Case(((4, 3, 2), np.array([[0, 1], [3, -1]])), {}, ("f32", "f16", "i64")),
         Case(((4, 3, 2), np.array([[[1]], [[3]]])), {}, ("f32",)),

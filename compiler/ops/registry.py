@@ -36,7 +36,14 @@ class Kind(Enum):
 
 
 class Reader(Protocol):
-    """Gives a lowering its operands, element by element."""
+    """Gives a lowering its operands, element by element.
+
+    ``mask`` is the condition under which the element that is being computed counts at all; None: always.
+    """
+
+    @property
+    def mask(self) -> Expr | None:
+        """See the class."""
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         """The element of ``value`` at ``coords``: a load, or the producer's expression where that is fused.

@@ -56,7 +56,7 @@ output %y
 """),
     "embedding_gather_f16": ("sm_80", """input %x: i64[n, s]
 weight %t: f16[1000, 128]
-%y: f16[n, s, 128] = Gather(%t, %x, axis=0) @ 'y'
+%y: f16[n, s, 128] = Gather(%t, %x, axis=0, strict=0) @ 'y'
 output %y
 """),
     "transpose_f16": ("sm_80", """input %x: f16[n, 64, s]
@@ -72,13 +72,13 @@ output %y
     "scatter_search_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[4, 1]
 input %u: f32[4, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none') @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
 output %y
 """),
     "scatter_in_place_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[500, 1]
 input %u: f32[500, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add') @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 'y'
 output %y
 """),
     "reduce_rows_f32": ("sm_80", """input %x: f32[n, 1024]

@@ -120,7 +120,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     attrs, extra = REWRITE.get(node.op, lambda n, a: (dict(a), []))(node, dict(node.attrs))
     if node.op == "OneHot":
         extra = []
-    attrs = {k: v for k, v in attrs.items() if v != ()}
+    attrs = {k: v for k, v in attrs.items() if v != () and k != "strict"}  # of indices out of range: no case has one
     constants, names = [], []
     for k, array in enumerate(extra):
         names.append("" if array is None else f"c{k}")

@@ -44,7 +44,7 @@ def test_edges_keep_their_types_and_weights_are_cast(name: str) -> None:
         weight %w: f32[8, 4]
         weight %t: f32[5, 4]
         %a = MatMul(%x, %w)
-        %e = Gather(%t, %i, axis=0)
+        %e = Gather(%t, %i, axis=0, strict=0)
         %b = Add(%a, %e)
         %y = Relu(%b)
         output %y
@@ -55,7 +55,7 @@ def test_edges_keep_their_types_and_weights_are_cast(name: str) -> None:
     assert body(after) == lines(f"""
         %x.{HALF[name].value} = Cast(%x, to=dtype({HALF[name].value}))
         %a = MatMul(%x.{HALF[name].value}, %w.{HALF[name].value})
-        %e = Gather(%t.{HALF[name].value}, %i, axis=0)
+        %e = Gather(%t.{HALF[name].value}, %i, axis=0, strict=0)
         %b = Add(%a, %e)
         %y = Relu(%b)
         %y.f32 = Cast(%y, to=dtype(f32))

@@ -198,3 +198,39 @@ def test_results_named_like_other_values() -> None:
     assert set(found) == {"mul", "softmax", "add", "x_out", "matmul"}
     for name, value in expected.items():
         close(found[name if name != "x" else "x_out"], value)
+
+
+INDEXED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "index": lambda a, i: (a * 2)[i],
+    "two indices": lambda a, i: (a.reshape(2, 3) * 2)[i % 2, i],
+    "index of the middle": lambda a, i: (a.reshape(1, 6, 1) * 2)[:, i + 1],
+    "embedding": lambda a, i: F.embedding(i, a.reshape(6, 1)) * 2,
+    "index_select": lambda a, i: a.index_select(0, i) + 1,
+    "gather": lambda a, i: a.gather(0, i) + 1,
+    "take": lambda a, i: a.reshape(2, 3).take(i) + 1,
+    "scatter": lambda a, i: a.scatter(0, i, 1.5) + 1,
+    "scatter_add": lambda a, i: a.scatter_add(0, i, a[:3]) + 1,
+    "index_add": lambda a, i: a.index_add(0, i, a[:3]) + 1,
+    "index_put": lambda a, i: torch.index_put(a, (i,), i.float()) + 1,
+    "under a mask": lambda a, i: F.pad((a * 2)[i + 3], (2, 3)) @ a.expand(8, 6)[:, :2],
+}
+
+
+@pytest.mark.parametrize("fn", INDEXED.values(), ids=INDEXED.keys())
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_index_out_of_range_raises_as_in_eager(fn: Any, dynamic: bool) -> None:
+    a, good, options = torch.arange(6.0), torch.tensor([0, 2, 1]), {"min_block_size": 1}
+    for bad in ([0, 1, 6], [-10, 0, 1], [0, 1 << 40, 1]):
+        torch._dynamo.reset()
+        clear_report()
+        run = torch.compile(fn, backend="arcweld", dynamic=dynamic, options=options)
+        with pytest.raises((IndexError, RuntimeError)) as expected:
+            fn(a, torch.tensor(bad))
+        with pytest.raises(type(expected.value)):  # while it is built
+            run(a, torch.tensor(bad))
+        close(run(a, good), fn(a, good))
+        with pytest.raises(type(expected.value)):
+            run(a, torch.tensor(bad))
+        close(run(a, good), fn(a, good))
+        assert not any(r.left for r in torch_report())
+        assert {b.fallback for r in torch_report() for b in r.blocks} == {None}
