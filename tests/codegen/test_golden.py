@@ -170,14 +170,14 @@ output %y
     "attention_causal_f16": ("sm_80", """input %x: f16[n, 12, s, 64]
 input %k: f16[n, 12, s, 64]
 input %v: f16[n, 12, s, 64]
-%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1) @ 'y'
+%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1, fill=float(-inf)) @ 'y'
 output %y
 """),
     "attention_masked_f32": ("sm_80", """input %x: f32[n, 4, s, 32]
 input %k: f32[n, 2, s, 32]
 input %v: f32[n, 2, s, 32]
 input %m: bool[n, 1, 1, s]
-%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0) @ 'y'
+%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf)) @ 'y'
 output %y
 """),
 }  # fmt: skip

@@ -153,7 +153,7 @@ HEADS = """symbol S(lo=2, hi=64)
 input %q: f32[1, 2, 3, {d}]
 input %k: f32[1, 2, 4, {d}]
 input %v: f32[1, 2, 4, {e}]
-%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'a'
+%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'a'
 output %a
 """
 
@@ -275,7 +275,7 @@ def test_attention_to_no_keys_is_zero(keys: int) -> None:
 input %q: f32[1, 2, 3, 4]
 input %k: f32[1, 2, T, 4]
 input %v: f32[1, 2, T, 8]
-%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'y'
+%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'y'
 output %y
 """)
     feeds = feeds_of(graph, {"T": keys})

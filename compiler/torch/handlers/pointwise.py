@@ -252,7 +252,7 @@ def clamp(c: AtenContext) -> Result:
 def _holds(dtype: DType, number: float) -> bool:
     """True if an integer type has room for ``number``."""
     info = torch.iinfo(to_torch(dtype))
-    return info.min <= number <= info.max
+    return bool(info.min <= number <= info.max)
 
 
 @aten("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
