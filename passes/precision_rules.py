@@ -1,7 +1,7 @@
 """The nodes that stay f32 in a half-precision build: where 11 (f16) or 8 (bf16) bits, or f16's range, are not enough.
 
 * nodes that ``Options.keep_f32`` names, quantisation, and arithmetic on single numbers;
-* sums over axes, with the pointwise nodes around them: a sum of squares overflows f16;
+* sums over axes, with the pointwise nodes around them: a sum of squares overflows f16, a rounded mean shifts a row;
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
 * for f16, arithmetic with constants so small that they would become 0;
@@ -86,7 +86,8 @@ def _is_integer_product(graph: Graph, node: Node, exact: set[str]) -> bool:
 def _around_sums_and_rounding(graph: Graph) -> set[str]:
     """Sums over axes and roundings to integers, with pointwise neighbours.
 
-    Those are the pointwise producers that only they read and, of sums, the pointwise consumers that read nothing else.
+    Those are the pointwise producers that only they read and, of sums, the pointwise consumers that read nothing else
+    or apply the sum to a whole row.
     """
     producers, uses = graph.producers(), use_counts(graph)
     kept: set[str] = set()
@@ -100,9 +101,17 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
             kept.update(_private_producers(n, producers, uses, walked))
         elif _is_float_pointwise(n):
             activations = [v for v in n.operands() if v.name not in graph.weights]
-            if activations and all(_sum_like(v, kept, producers) for v in activations):
+            from_sums = [v for v in activations if _sum_like(v, kept, producers)]
+            # a mean or a deviation, applied to what it is the mean of: rounding it would shift or scale a whole row
+            if from_sums and (len(from_sums) == len(activations) or any(_is_statistic(v, n) for v in from_sums)):
                 kept.add(n.output.name)
     return kept
+
+
+def _is_statistic(v: Value, reader: Node) -> bool:
+    """True if ``v`` has one element for several of the reader's result: it is constant along an axis."""
+    out = reader.output.shape
+    return len(v.shape) == len(out) and any(a == 1 and b != 1 for a, b in zip(v.shape, out))
 
 
 def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:

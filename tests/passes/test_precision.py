@@ -88,7 +88,7 @@ def test_a_variance_keeps_its_range() -> None:
     after = check(text, decompose, precision, cleanup, options=FP16, rtol=1e-2, atol=1e-2)
     assert type_of(after, "q") is DType.F32
     assert type_of(after, "ve") is DType.F32
-    assert type_of(after, "d") is DType.F16
+    assert type_of(after, "d") is DType.F32  # a rounded mean would shift the whole row
 
 
 def test_values_from_positions_stay_f32() -> None:
