@@ -31,11 +31,14 @@ UNARY_ANY = ("neg", "abs", "floor", "ceil", "round", "trunc", "sign")
 UNARY_TEST = ("isnan", "isinf")
 UNARY_FAST = ("fast_exp", "fast_erf", "fast_tanh")  # codegen.approximate's, for f32 results that are rounded to 16 bits
 BINARY = ("add", "sub", "mul", "div", "mod", "fmod", "pow", "min", "max", "atan2")
+# an i64 index and the extent of its axis: the index, which has to be in [0, extent). Another one is an error in checked
+# mode, and for ``strict_index`` everywhere.
+INDEX = ("index_in", "strict_index")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 LOGIC = ("and", "or", "xor")
 BITS = ("bitand", "bitor", "bitxor", "shl", "shr")
 _UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST))
-_BINARY = frozenset((*BINARY, *COMPARE, *LOGIC, *BITS))
+_BINARY = frozenset((*BINARY, *INDEX, *COMPARE, *LOGIC, *BITS))
 
 
 # Operations in the text of an expression when each use of a shared operand is written out; with more than this, shared
@@ -231,15 +234,21 @@ def _fits(value: float, dtype: DType) -> bool:
 
 
 def dynamic_index(value: Expr, extent: Dim) -> Dim:
-    """A run-time index with the value of ``value``, for an axis of ``extent`` elements.
-
-    Negative values count from the end, as in numpy; then the index is clamped to ``[0, extent)``.
-    """
-    v = cast(value, DType.I64)
-    n = index(extent)
-    wrapped = where(binary("lt", v, const(0, DType.I64)), v + n, v)
-    safe = binary("max", const(0, DType.I64), binary("min", wrapped, index(extent - 1)))
+    """A run-time index with the value of ``value``, for an axis of ``extent`` elements, clamped to ``[0, extent)``."""
+    safe = binary("max", const(0, DType.I64), binary("min", cast(value, DType.I64), index(extent - 1)))
     return dims.var(Dyn(_index_name(safe), safe, 0, extent - 1))
+
+
+def wrapped_index(value: Expr, extent: Dim, mask: Expr | None, strict: bool) -> Expr:
+    """The index ``value`` of an axis of ``extent`` elements as i64; a negative one counts from the end, as in numpy.
+
+    It is an error, as INDEX says, if it is out of range although ``mask`` holds (None: always).
+    """
+    v, n = cast(value, DType.I64), index(extent)
+    at = where(binary("lt", v, const(0, DType.I64)), v + n, v)
+    if mask is not None:
+        at = where(mask, at, const(0, DType.I64))
+    return binary("strict_index" if strict else "index_in", at, n)
 
 
 def _index_name(payload: Expr) -> str:

@@ -5,8 +5,9 @@
 
 Requires: the pattern passes have run, so that Softmax is a node. Ensures: the formulas below occur only where their
 operands do not fit Attention ([B, H, length, size] with a common batch), or where a score or a probability is read
-elsewhere. In a row that the mask fills with a large negative number, all keys have the same weight, as in the formulas;
-a row that it fills with minus infinity, for which they give NaN, gives zeros.
+elsewhere. A finite number that a mask writes over scores is a score: in a row that has nothing else, all keys have
+the same weight, as in the formulas. A row that is filled with minus infinity, for which they give NaN, gives zeros. A
+causal triangle is taken for minus infinity whatever it writes, as every row has a key on its diagonal.
 """
 
 from __future__ import annotations
@@ -152,11 +153,17 @@ def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
     q, k, v, *masks = [rw.get(x) for x in node.operands()]
     mask = masks[0] if masks else None
     length = q.shape[2] if q.shape[2] == k.shape[2] else None
+    fill = node.attrs["fill"]
     rest = Remainder(None, False) if mask is None else without_causal(rw, elements, mask, length, node.origin)
+    if rest.causal and rest.mask is not None and mask is not None and mask.dtype is DType.BOOL and np.isfinite(fill):
+        # a row without keys by the other conditions has equal weights for all keys, those past the triangle too
+        rest = Remainder(mask, False)
     shared = _shared_heads(rw, k, v, node.origin)
     if shared == [k, v] and rest.mask is mask:
         return False
     attrs = {**node.attrs, "is_causal": 1 if rest.causal else node.attrs["is_causal"]}
+    if rest.mask is None:
+        attrs["fill"] = -np.inf
     operands = [q, *shared, *([] if rest.mask is None else [rest.mask])]
     rw.redirect(node, rw.make("Attention", operands, node.origin, node.output.name, **attrs))
     return True
@@ -179,6 +186,10 @@ def _build(rw: Tracker, m: Match) -> Value | None:
     operands = [_four_axes(rw, x, m.origin) for x in operands]
     if (m.scalars.get("N") or -np.inf) > MASKED_OUT:
         return None
+    written = m.scalars.get("N")
+    is_added = any(name in m.values for name in ("mask", "mask2"))
+    if is_added and written is not None and ABSORBING < written < 0:
+        return None  # neither a number that absorbs what is added, nor one that Attention can write
     mask = _mask(rw, m, dtype)
     if mask is not None and mask.type.rank > 2 and rank != 4:
         if rank != 3:
@@ -187,6 +198,8 @@ def _build(rw: Tracker, m: Match) -> Value | None:
     if mask is not None:
         operands.append(mask)
     attrs = {"scale": (m.scalars["K"] or 0.0) * scale_q * scale_k}
+    if written is not None and not is_added:
+        attrs["fill"] = written
     try:
         infer_types("Attention", [v.type for v in operands], attrs)
     except ModelError:  # a batch or head axis that broadcasts
@@ -297,8 +310,8 @@ def _before_repeat(rw: Tracker, x: Value) -> tuple[Value, tuple[Dim, ...], tuple
 def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
     """The mask operand, if there is one: a bool condition, numbers to add, or both as numbers to add.
 
-    A condition writes the number N over scores. If N is so low that adding a score doesn't change it, it is added
-    instead: a row that is masked out entirely then has equal probabilities, as before.
+    A condition alone writes the number N over scores, Attention's ``fill``. Beside numbers to add, N is added too: it
+    is so low that adding a score doesn't change it.
     """
     condition = next((rw.get(m.values[n]) for n in "cd" if n in m.values), None)  # true: seen (c), masked (d)
     added = [cast_to(rw, rw.get(m.values[n]), dtype, m.origin) for n in ("mask", "mask2") if n in m.values]
@@ -306,7 +319,7 @@ def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
     absorbs = written is not None and np.isfinite(written) and written <= ABSORBING
     if len(added) == 2:
         added = [rw.make("Add", added, m.origin)]
-    if condition is None or (not added and not absorbs):
+    if condition is None or not added:
         if condition is not None and "d" in m.values:
             condition = rw.make("Not", [condition], m.origin)
         return added[0] if added else condition
@@ -314,5 +327,4 @@ def _mask(rw: Tracker, m: Match, dtype: DType) -> Value | None:
         low = rw.constant(np.asarray(written if absorbs else -np.inf).astype(dtype.numpy), dtype, "low")
     if absorbs and "w" in m.values:  # the mask is added to the written number too: their sum may be minus infinity
         low = rw.make("Add", [added[0], low], m.origin)
-    seen = added[0] if added else rw.constant(np.zeros((), dtype.numpy), dtype, "seen")
-    return rw.make("Where", [condition, *((low, seen) if "d" in m.values else (seen, low))], m.origin)
+    return rw.make("Where", [condition, *((low, added[0]) if "d" in m.values else (added[0], low))], m.origin)

@@ -159,12 +159,15 @@ def elements_of(rw: Tracker) -> Elements:
     return found
 
 
-# operators whose lowerings select among the elements that they read, so that the value of a masked one doesn't matter
-_SELECTING = frozenset({"Concat", "Pad"})
+# operators whose lowerings select among the elements that they read, so that the value of a masked one doesn't matter,
+# and those that mask only reads from an axis without elements, for which no index is right
+_SELECTING = frozenset({"Concat", "Pad", "Gather", "GatherElements", "GatherND"})
 
 
 class _Inside:
     """The reader of one lowering. Unless ``masked``, masks are dropped: closed forms are defined for every integer."""
+
+    mask: Expr | None = None
 
     def __init__(self, elements: Elements, masked: bool) -> None:
         self._elements = elements
@@ -283,6 +286,8 @@ _INTEGER: dict[str, Any] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
+    "index_in": lambda a, n: a,
+    "strict_index": lambda a, n: a,
     "min": minimum,
     "max": maximum,
 }

@@ -6,11 +6,13 @@
 Requires: batch normalisation not yet decomposed. Ensures: no BatchNormalization, Mul, Div, Add or Sub by per-channel
 constants is left behind a Conv or ConvTranspose of constant weights whose result nobody else reads, or in front of such
 a Conv; no Mul or Div by constants behind a MatMul with a constant right operand. An Add behind a MatMul stays: it is
-free in the kernel's epilogue. New weights have records of how they were made.
+free in the kernel's epilogue, and so does a factor that takes weights out of their type's range. New weights have
+records of how they were made.
 """
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
@@ -50,7 +52,7 @@ def _after(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
     if hero.op == "MatMul" and (shift is not None or weight.type.rank < 2):
         return False
     fit = [None if v is None else _per_channel(rw, v, hero.output, axis) for v in (scale, shift)]
-    if any(v is not None and f is None for v, f in zip((scale, shift), fit)):
+    if any(v is not None and f is None for v, f in zip((scale, shift), fit)) or not _stays_in_range(rw, weight, fit[0]):
         return False
     new = _scaled_hero(rw, hero, fit[0], fit[1], node)
     rw.redirect(node, new)
@@ -137,6 +139,19 @@ def _scaled_hero(rw: Tracker, hero: Node, scale: Value | None, shift: Value | No
     return rw.make(hero.op, inputs, origin, node.output.name, **hero.attrs)
 
 
+def _stays_in_range(rw: Tracker, weight: Value, scale: Value | None) -> bool:
+    """False if a weight times ``scale`` might overflow its type, or none of a channel be a normal number."""
+    if scale is None or 0 in weight.shape or 0 in scale.shape:
+        return True
+    data = rw.weights[weight.name].data
+    info = ml_dtypes.finfo(data.dtype)
+    factors = np.abs(rw.weights[scale.name].data.astype(np.float64))
+    top = max(abs(float(data.max())), abs(float(data.min())))
+    with np.errstate(invalid="ignore"):
+        reached = top * factors[factors != 0]
+    return bool(np.all(reached <= float(info.max)) and (top == 0 or np.all(reached >= float(info.tiny))))
+
+
 def _along_outputs(rw: Tracker, hero: Node, weight: Value, scale: Value) -> Value:
     """``scale`` [C] (or [1]) shaped to broadcast along the output channels of the weight."""
     scale = _wide(rw, scale)
@@ -170,7 +185,8 @@ def _before(rw: Tracker, node: Node, uses: dict[str, int]) -> bool:
     while uses.get(old.name) == 1:
         first = rw.producer(rw.get(old))
         step = _affine_input(rw, node, first) if first is not None else None
-        if first is None or step is None:
+        weight = inputs[1]
+        if first is None or step is None or weight is None or not _stays_in_range(rw, weight, step[1]):
             break
         old, scale, shift = step
         covered.insert(0, first)

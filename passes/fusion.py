@@ -340,6 +340,8 @@ class Fuser:
             return True
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
+        if not pointwise and self._narrows_a_result(p):
+            return self._refuse(p, reader, "prologue", "its operand's kernel stores the narrower result")
         if self._wanted_elsewhere(p, g) and not storable:
             return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
@@ -349,6 +351,14 @@ class Fuser:
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")
         return True
+
+    def _narrows_a_result(self, cast: Node) -> bool:
+        """True if a Cast to a smaller type follows pointwise work of another kernel, which can do it as it stores."""
+        v = cast.operands()[0]
+        made_by = self.producers.get(v.name)
+        if made_by is None or opdef(made_by.op).kind is not Kind.POINTWISE or self._free(made_by):
+            return False
+        return cast.output.dtype.size < v.dtype.size
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
         """True if ``g`` needs, through other kernels, a value computed from ``p``: then ``g`` can't store ``p``."""

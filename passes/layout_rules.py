@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from arcweld.compiler.dims import Dim, divides_exactly
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.passes.axis_orders import Layouts, Perm, Rule, channels_last, identity, vote
@@ -144,12 +147,15 @@ def normalization(rw: Layouts, node: Node) -> bool:
 def _norm_by_reductions(rw: Layouts, node: Node, x: Value, affine: Sequence[Value], axes: tuple[int, ...]) -> Value:
     """(x - mean) / sqrt(var + epsilon) * scale + bias by reductions over ``axes``, which may be any.
 
-    RMSNormalization has no mean.
+    RMSNormalization has no mean. 16-bit floats are f32 in between, and x is multiplied and shifted once, so that no
+    centred copy of it is kept: their few bits leave the difference exact enough.
     """
 
     def emit(op: str, *inputs: Value, **attrs: Any) -> Value:
         return rw.make(op, inputs, node.origin, **attrs)
 
+    if x.dtype.is_half:
+        return emit("Cast", _in_f32(rw, node, x, affine, axes), to=x.dtype)
     if node.op == "LayerNormalization":
         x = emit("Sub", x, emit("ReduceMean", x, axes=axes, keepdims=1))
     power = emit("ReduceMean", emit("Mul", x, x), axes=axes, keepdims=1)
@@ -157,6 +163,27 @@ def _norm_by_reductions(rw: Layouts, node: Node, x: Value, affine: Sequence[Valu
     y = emit("Mul", x, emit("Rsqrt", emit("Add", power, epsilon)))
     y = emit("Mul", y, affine[0]) if affine else y
     return emit("Add", y, affine[1]) if len(affine) > 1 else y
+
+
+def _in_f32(rw: Layouts, node: Node, x: Value, affine: Sequence[Value], axes: tuple[int, ...]) -> Value:
+    """``x * factor + shift`` with the statistics of ``x``, all in f32."""
+
+    def emit(op: str, *inputs: Value, **attrs: Any) -> Value:
+        return rw.make(op, inputs, node.origin, **attrs)
+
+    x, *affine = (emit("Cast", v, to=DType.F32) for v in (x, *affine))
+    mean = emit("ReduceMean", x, axes=axes, keepdims=1) if node.op == "LayerNormalization" else None
+    centred = x if mean is None else emit("Sub", x, mean)
+    power = emit("ReduceMean", emit("Mul", centred, centred), axes=axes, keepdims=1)
+    epsilon = rw.constant(np.asarray(node.attrs["epsilon"], np.float32), DType.F32, "epsilon")
+    factor = emit("Rsqrt", emit("Add", power, epsilon))
+    factor = emit("Mul", factor, affine[0]) if affine else factor
+    y = emit("Mul", x, factor)
+    shift = affine[1] if len(affine) > 1 else None
+    if mean is not None:
+        moved = emit("Mul", mean, factor)
+        shift = emit("Neg", moved) if shift is None else emit("Sub", shift, moved)
+    return y if shift is None else emit("Add", y, shift)
 
 
 def gather(rw: Layouts, node: Node) -> bool:

@@ -26,6 +26,7 @@ from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 from arcweld.passes.precision import precision
+from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
 from arcweld.passes.unflatten import unflatten
 
@@ -47,6 +48,8 @@ class Pass:
 
 
 PASSES: tuple[Pass, ...] = (
+    # first, so that every other pass knows the ranges with which the graph is compiled
+    Pass("ranges", ranges, "exclude sizes for which a node has no element to make its result of"),
     # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
@@ -20,7 +19,7 @@ from arcweld.compiler.ir import Graph, Node, Value, weight_value
 from arcweld.compiler.ops.registry import opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker
-from arcweld.passes.precision_rules import keep_f32
+from arcweld.passes.precision_rules import beyond, keep_f32, largest
 
 log = logging.getLogger("arcweld.passes")
 
@@ -97,8 +96,11 @@ class _Narrower(Tracker):
             self._native[old.name] = new
 
     def _is_f32(self, mask: Value) -> bool:
+        """Whether a mask is read as f32: it was computed so, or is a constant that the half type can't hold."""
         value = self.native(mask)
-        return value.dtype is DType.F32 and value.name not in self.weights
+        if value.dtype is not DType.F32 or value.name not in self.weights:
+            return value.dtype is DType.F32
+        return beyond(self.weights[value.name].data, self.half)
 
     def _attrs(self, node: Node, target: DType) -> dict[str, Any]:
         attrs = dict(node.attrs)
@@ -114,8 +116,3 @@ class _Narrower(Tracker):
     def finish(self) -> Graph:
         outputs = tuple(self.in_type(o, o.dtype) for o in self.graph.outputs)
         return self.graph.replace(nodes=tuple(self.nodes), outputs=outputs, weights=self.weights)
-
-
-def largest(dtype: DType) -> float:
-    """The largest finite number of a half type."""
-    return float(ml_dtypes.finfo(dtype.numpy).max)

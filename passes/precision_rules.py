@@ -1,16 +1,18 @@
 """The nodes that stay f32 in a half-precision build: where 11 (f16) or 8 (bf16) bits, or f16's range, are not enough.
 
 * nodes that ``Options.keep_f32`` names, quantisation, and arithmetic on single numbers;
-* sums over axes, with the pointwise nodes around them: a sum of squares overflows f16;
+* sums over axes, with the pointwise nodes around them: a sum of squares overflows f16, a rounded mean shifts a row;
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
-* for f16, arithmetic with constants so small that they would become 0.
+* for f16, arithmetic with constants so small that they would become 0;
+* for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
@@ -36,6 +38,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
     kept |= _around_sums_and_rounding(graph)
     if options.float_type is DType.F16:
         kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
+        kept |= _around_masks(graph)
     return kept
 
 
@@ -83,7 +86,8 @@ def _is_integer_product(graph: Graph, node: Node, exact: set[str]) -> bool:
 def _around_sums_and_rounding(graph: Graph) -> set[str]:
     """Sums over axes and roundings to integers, with pointwise neighbours.
 
-    Those are the pointwise producers that only they read and, of sums, the pointwise consumers that read nothing else.
+    Those are the pointwise producers that only they read and, of sums, the pointwise consumers that read nothing else
+    or apply the sum to a whole row.
     """
     producers, uses = graph.producers(), use_counts(graph)
     kept: set[str] = set()
@@ -97,9 +101,17 @@ def _around_sums_and_rounding(graph: Graph) -> set[str]:
             kept.update(_private_producers(n, producers, uses, walked))
         elif _is_float_pointwise(n):
             activations = [v for v in n.operands() if v.name not in graph.weights]
-            if activations and all(_sum_like(v, kept, producers) for v in activations):
+            from_sums = [v for v in activations if _sum_like(v, kept, producers)]
+            # a mean or a deviation, applied to what it is the mean of: rounding it would shift or scale a whole row
+            if from_sums and (len(from_sums) == len(activations) or any(_is_statistic(v, n) for v in from_sums)):
                 kept.add(n.output.name)
     return kept
+
+
+def _is_statistic(v: Value, reader: Node) -> bool:
+    """True if ``v`` has one element for several of the reader's result: it is constant along an axis."""
+    out = reader.output.shape
+    return len(v.shape) == len(out) and any(a == 1 and b != 1 for a, b in zip(v.shape, out))
 
 
 def _sum_like(v: Value, kept: set[str], producers: dict[str, Node]) -> bool:
@@ -135,6 +147,32 @@ def _is_float_arithmetic(node: Node) -> bool:
     return opdef(node.op).kind in (Kind.POINTWISE, Kind.REDUCE) and node.output.dtype is DType.F32
 
 
+def _around_masks(graph: Graph) -> set[str]:
+    """The producers of those masks of attention that are made with a number beyond f16's range."""
+    producers = graph.producers()
+    kept: set[str] = set()
+    for n in graph.nodes:
+        mask = n.inputs[3] if n.op == "Attention" and len(n.inputs) > 3 else None
+        found: dict[str, Node] = {}
+        stack = [] if mask is None else [mask]
+        numbers: list[np.ndarray] = []
+        while stack:
+            v = stack.pop()
+            made, weight = producers.get(v.name), graph.weights.get(v.name)
+            if weight is not None and v.dtype is DType.F32:
+                numbers.append(weight.data)
+            is_formula = made is not None and opdef(made.op).kind in (Kind.POINTWISE, Kind.MOVEMENT)
+            if made is None or not is_formula or v.dtype is not DType.F32 or v.name in found:
+                continue
+            found[v.name] = made
+            if made.op == "ConstantOfShape":
+                numbers.append(np.asarray(made.attrs["value"], np.float32))
+            stack += made.operands()
+        if any(beyond(a, DType.F16) for a in numbers):
+            kept.update(found)
+    return kept
+
+
 def _has_tiny_constant(graph: Graph, node: Node) -> bool:
     for v in node.operands():
         weight = graph.weights.get(v.name)
@@ -142,3 +180,14 @@ def _has_tiny_constant(graph: Graph, node: Node) -> bool:
         if value and abs(value) <= ROUNDS_TO_ZERO:
             return True
     return False
+
+
+def beyond(data: np.ndarray, half: DType) -> bool:
+    """True if some finite number is beyond the finite range of ``half``."""
+    finite = np.abs(data[np.isfinite(data)])
+    return finite.size > 0 and float(finite.max()) > largest(half)
+
+
+def largest(dtype: DType) -> float:
+    """The largest finite number of a half type."""
+    return float(ml_dtypes.finfo(dtype.numpy).max)

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from arcweld.compiler.dims import var
-from arcweld.compiler.errors import AccuracyError, UnsupportedError
+from arcweld.compiler.errors import AccuracyError, DeviceError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.symbols import is_size, solvable
@@ -34,6 +34,7 @@ log = logging.getLogger("arcweld.torch")
 # the engine's inputs: position among the block's tensors, and the axes in memory order (None: contiguous as it is)
 EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
+OUT_OF_RANGE = "is out of range for an axis"  # in the simulator's message for an index of the model
 MAX_CHANGES = 2  # successive calls with changed parameters; after one more they become inputs
 
 
@@ -48,20 +49,37 @@ class EngineBuilder(Protocol):
 class _Ready:
     """A block's engine, with what it was built for.
 
-    ``constants`` lists the parameters that are weights of the engine: (position, tensor, address, version counter).
+    ``constants`` lists the parameters that are weights of the engine.
     """
 
     engine: Any
     inputs: EngineInputs
-    constants: Sequence[tuple[int, torch.Tensor, int, int]]
+    constants: Sequence[_Packed]
 
     def holds(self, args: Sequence[torch.Tensor]) -> bool:
         """True if every parameter is the tensor that was packed and has not been written since."""
-        return all(_is_packed(args[k], *entry) for k, *entry in self.constants)
+        return all(p.is_current(args[p.position]) for p in self.constants)
 
 
-def _is_packed(tensor: torch.Tensor, packed: torch.Tensor, address: int, version: int) -> bool:
-    return tensor._version == version and (tensor is packed or tensor.data_ptr() == address)
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A parameter as it was when it was packed, at its position among the block's tensors.
+
+    ``alias`` keeps its memory: what ``parameter.data = …`` sets can't come to lie at the same address.
+    """
+
+    position: int
+    tensor: torch.Tensor
+    alias: torch.Tensor
+    address: int
+    version: int
+
+    def is_current(self, tensor: torch.Tensor) -> bool:
+        """True if ``tensor`` is the parameter, with the memory and the version that were packed.
+
+        Strides are not compared: Dynamo's guards do that.
+        """
+        return tensor is self.tensor and tensor._version == self.version and tensor.data_ptr() == self.address
 
 
 class Block(torch.nn.Module):  # type: ignore[misc]
@@ -119,7 +137,12 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 with self._lock:
                     self._prepare(given, args)
                 continue
-            results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
+            try:
+                results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
+            except DeviceError as error:
+                if OUT_OF_RANGE in error.message:
+                    self.aten[0](*given)  # raises eager's own error
+                raise
             if self._ready is not ready:
                 continue  # another thread has updated the engine's weights meanwhile
             if unchanged:
@@ -170,6 +193,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             self._static = (False,) * len(self._static)
         try:
             self._build(given, args)
+        except ModelError:
+            self.aten[0](*given)  # if the values of the inputs are at fault, this raises eager's own error
+            raise
         except (UnsupportedError, AccuracyError) as error:
             if self.options.require_full_compilation:
                 raise
@@ -181,8 +207,8 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         engine = before.engine
         if not hasattr(engine, "update_weights"):
             return False
-        packed = [(k, args[k]) for k, *_ in before.constants]
-        changed = [k for k, *entry in before.constants if not _is_packed(args[k], *entry)]
+        packed = [(p.position, args[p.position]) for p in before.constants]
+        changed = [p.position for p in before.constants if not p.is_current(args[p.position])]
         if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
             return False  # kernels hold scalars as literals, and so do the records of packed weights
         used = {s for w in engine.program.weights for s in model_names(w)}
@@ -235,8 +261,8 @@ def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
     return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
 
 
-def _remember(packed: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor, int, int]]:
-    return [(k, a, a.data_ptr(), a._version) for k, a in packed]
+def _remember(packed: Sequence[tuple[int, torch.Tensor]]) -> list[_Packed]:
+    return [_Packed(k, a, a.detach(), a.data_ptr(), a._version) for k, a in packed]
 
 
 def _results(module: fx.GraphModule) -> Sequence[Any]:

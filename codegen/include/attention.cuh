@@ -4,8 +4,8 @@
 
 // ---------------------------------------------------------------- masks, for scores in units of log2
 template <class T>
-ARCWELD_DEVICE T with_mask(T score, bool attend) {
-  return attend ? score : -(T)INFINITY;
+ARCWELD_DEVICE T with_mask(T score, bool attend, T fill) {
+  return attend ? score : fill;
 }
 // A mask of the lowest finite values must not become -infinity: its rows are averages, not empty.
 template <class T>

@@ -30,6 +30,14 @@ typedef double f64;
 #define NAN __int_as_float(0x7fffffff)
 #endif
 
+// ---------------------------------------------------------------- indices that the model computes
+// The index itself. The first function takes any: only the simulator's checked mode refuses one out of range.
+ARCWELD_DEVICE i64 index_in(i64 index, i64 extent) { return index; }
+ARCWELD_DEVICE i64 strict_index(i64 index, i64 extent) {
+  if ((u64)index >= (u64)extent) __trap();
+  return index;
+}
+
 // ---------------------------------------------------------------- 16-bit floats
 ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
   f32 r;

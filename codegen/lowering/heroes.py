@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from arcweld.codegen.kernel import Axis, Stage, axis
 from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, float_precision
 from arcweld.codegen.lowering.scatter import identity, lower_search
@@ -295,6 +297,8 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
         loads["mask"] = reader.read(mask, at)
     causal = bool(node.attrs["is_causal"])
     attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": float_precision((q, k, v))}
+    if mask is not None and mask.dtype is DType.BOOL and np.isfinite(node.attrs["fill"]):
+        attrs["fill"] = float(node.attrs["fill"])
     axes: dict[str, tuple[Axis, ...]] = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
     flops = dims.product(q.shape[:3]) * k.shape[2] * (d.extent + dv.extent) * 2
     return Hero(axes, loads, (b.index, h.index, s.index, dv.index), _accumulator(node), attrs, flops)

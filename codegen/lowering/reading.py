@@ -56,6 +56,8 @@ class Hero:
 class RegionReader:
     """Reads values element by element while a region is lowered; collects the buffers that it meets."""
 
+    mask: Expr | None = None
+
     def __init__(self, region: Region, graph: Graph) -> None:
         self.region = region
         self.graph = graph
@@ -192,6 +194,8 @@ def inline(reader: Any, node: Node, coords: Coords) -> Expr:
 
 class _Capture:
     """A reader that only notes the coordinates it is asked for."""
+
+    mask: Expr | None = None
 
     def __init__(self) -> None:
         self.coords: Coords | None = None

@@ -2,7 +2,8 @@
 
 Where few updates may name one element, the scatter is a *search*: one reduce kernel, in which every output element
 looks through all indices that could name it, in order. Otherwise it is done *in place*: one kernel copies the data, a
-second one stores every update at its index, and combines by atomics. An update whose index is out of range is dropped.
+second one stores every update at its index, and combines by atomics. An update whose index is out of range is dropped,
+unless the attribute ``strict`` is 1: then it is an error.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from arcweld.compiler.region import Region
 COMBINE = {"add": ("sum", "add"), "mul": ("prod", "mul"), "max": ("max", "max"), "min": ("min", "min")}
 
 
-def _place(value: Expr, extent: Dim) -> Expr:
+def _place(node: Node, value: Expr, extent: Dim, mask: Expr | None = None) -> Expr:
     """The index as i64; negative ones count from the end."""
-    v = expr.cast(value, DType.I64)
-    return expr.where(binary("lt", v, const(0, DType.I64)), v + expr.index(extent), v)
+    return expr.wrapped_index(value, extent, mask, bool(node.attrs["strict"]))
 
 
 def _below(index: Dim, extent: Dim) -> list[Expr]:
@@ -77,13 +77,13 @@ def _matches(reader: RegionReader, node: Node, coords: Coords, steps: Coords) ->
     """Whether the update at ``steps`` names the element at ``coords``."""
     data, indices, _ = node.operands()
     if node.op == "ScatterND":
-        places = [_place(reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
+        places = [_place(node, reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
         return all_of(binary("eq", p, expr.index(c)) for p, c in zip(places, coords)) or const(True, DType.BOOL)
     along = node.attrs["axis"]
     at = _update_coords(node, coords, steps)
     inside = [c for k, (x, d) in enumerate(zip(at, indices.shape)) if k != along for c in _below(x, d)]
     exists = all_of(inside)
-    found = _place(reader.read(indices, at, exists), data.shape[along])
+    found = _place(node, reader.read(indices, at, exists), data.shape[along], exists)
     named = binary("eq", found, expr.index(coords[along]))
     return named if exists is None else both(exists, named)
 
@@ -154,14 +154,14 @@ def _places(reader: RegionReader, node: Node, at: Coords) -> tuple[Coords, list[
         prefix = indices.type.rank - 1
         found = [reader.read(indices, (*at[:prefix], k)) for k in range(_depth(indices))]
         rest = at[prefix:]
-        checked = [_checked(f, d) for f, d in zip(found, data.shape)]
+        checked = [_checked(node, f, d) for f, d in zip(found, data.shape)]
         return (*(c for c, _ in checked), *rest), [c for _, cs in checked for c in cs]
     along = node.attrs["axis"]
-    place, conditions = _checked(reader.read(indices, at), data.shape[along])
+    place, conditions = _checked(node, reader.read(indices, at), data.shape[along])
     return (*at[:along], place, *at[along + 1 :]), conditions
 
 
-def _checked(value: Expr, extent: Dim) -> tuple[Dim, list[Expr]]:
-    place = _place(value, extent)
+def _checked(node: Node, value: Expr, extent: Dim) -> tuple[Dim, list[Expr]]:
+    place = _place(node, value, extent)
     conditions = [binary("ge", place, const(0, DType.I64)), binary("lt", place, expr.index(extent))]
-    return expr.dynamic_index(value, extent), conditions
+    return expr.dynamic_index(place, extent), conditions

@@ -318,8 +318,6 @@ def _quotient_partner(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trad
 
 def _join_digits(acc: dict[Monomial, int], low: Call, factor: Dim) -> _Trade | None:
     """``k*(x % d) + k*d*((x // d) % e)`` is ``k*(x % (d*e))``: the terms to remove beside ``low``, and those to add."""
-    if not isinstance(low.b, int):
-        return None
     quotient = floordiv(low.a, low.b)
     for m, c in acc.items():
         for high, power in m if c else ():

@@ -205,7 +205,8 @@ def _cleared(e: IntExpr) -> list[Dim]:
     out: list[Dim] = []
     for m, c in e.terms:
         atom, power = m[0] if len(m) == 1 else (None, 0)
-        if power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and is_nonneg(sub(atom.b, 1)):
+        # a divisor is positive wherever its quotient is used, so it is enough that it can't be negative
+        if power == 1 and isinstance(atom, Call) and atom.fn == "floordiv" and is_nonneg(atom.b):
             rest = add(e, mul(var(atom), -c))
             slack = sub(atom.b, 1) if c == -1 else 0
             least = atom.a if c < 0 else sub(add(atom.a, 1), atom.b)

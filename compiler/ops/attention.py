@@ -1,6 +1,7 @@
 """Scaled dot-product attention as one operator, for the attention template (Dao et al., FlashAttention, 2022).
 
-A query whose scores are all minus infinity gives zeros, not NaN.
+A query whose scores are all minus infinity gives zeros, not NaN. A finite number that is written over scores (``fill``)
+is a score like any other: a query with nothing else gives the mean of the values.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
     k, v = np.repeat(k, repeat, axis=1), np.repeat(v, repeat, axis=1)
     scores = np.matmul(q, np.swapaxes(k, 2, 3)) * np.asarray(attrs["scale"], q.dtype)
     if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + widen(mask)
+        fill = np.asarray(attrs["fill"], q.dtype)
+        scores = np.where(mask, scores, fill) if mask.dtype == np.bool_ else scores + widen(mask)
     if attrs["is_causal"]:
         scores = np.where(np.tril(np.ones(scores.shape[2:], np.bool_)), scores, -np.inf)
     top = scores.max(axis=-1, keepdims=True, initial=-np.inf)  # there may be no keys
@@ -83,7 +85,7 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     scores = e("Mul", scores, e.const(node.attrs["scale"], dtype))
     low = e.const(-np.inf, dtype)
     if mask is not None and mask.dtype is DType.BOOL:
-        scores = e("Where", mask, scores, low)
+        scores = e("Where", mask, scores, e.const(node.attrs["fill"], dtype))
     elif mask is not None:
         scores = e("Add", scores, e.cast(mask, dtype))
     if node.attrs["is_causal"]:
@@ -108,15 +110,17 @@ _BOOL_MASK = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0], [1] * 6, [0, 1, 1
 register(
     OpDef(
         "Attention", Kind.ATTENTION, ("q", "k", "v", "mask?"), _infer, _reference,
-        {"scale": Attr("float", required=True), "is_causal": Attr("int", 0)}, decompose=_decompose, cost=256,
+        {"scale": Attr("float", required=True), "is_causal": Attr("int", 0), "fill": Attr("float", -np.inf)},
+        decompose=_decompose, cost=256,
         cases=(
             Case(((2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 5)), {"scale": 0.35}, ("f32", "f16")),
             Case(((1, 4, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8), (4, 6)), {"scale": 0.35}, ("f32",)),
             Case(((1, 4, 5, 8), (1, 1, 5, 8), (1, 1, 5, 8)), {"scale": 0.35, "is_causal": 1}, ("f32",)),
             Case(((2, 3, 4, 8), (2, 3, 6, 8), (2, 3, 6, 8), (2, 1, 1, 6)), {"scale": 0.5}, ("f32",)),
             Case(((1, 2, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8), _BOOL_MASK), {"scale": 0.35}, ("f32",)),
+            Case(((1, 2, 4, 8), (1, 2, 6, 8), (1, 2, 6, 8), _BOOL_MASK), {"scale": 0.35, "fill": -1e4}, ("f32", "f16")),
         ),
         doc="q [B,H,S,D], k [B,G,T,D], v [B,G,T,Dv], H a multiple of G; mask broadcasts to [B,H,S,T]: added, or bool"
-        " (true = attend); is_causal lets position i see 0..i",
+        " (true = attend, false = the score is ``fill``); is_causal lets position i see 0..i",
     )
 )  # fmt: skip

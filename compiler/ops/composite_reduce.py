@@ -74,7 +74,9 @@ def _np_log_sum_exp(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.
 
 def _np_mean(x: np.ndarray, axis: tuple[int, ...], keepdims: bool) -> np.ndarray:
     mean = np.mean(x, axis=axis, keepdims=keepdims)
-    return np.asarray(np.trunc(mean) if np.issubdtype(x.dtype, np.integer) else mean)
+    if np.issubdtype(x.dtype, np.integer):
+        return np.asarray(np.trunc(np.nan_to_num(mean)))  # of no integers: 0, as there is no NaN among them
+    return np.asarray(mean)
 
 
 _INTS = (Case(((2, 3, 4),), {"axes": (1,), "keepdims": 0}, ("i32", "i64"), -9.0, 9.0),)

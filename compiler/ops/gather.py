@@ -1,6 +1,7 @@
 """Movement operators whose coordinates come from a tensor: the Gather family and OneHot.
 
-Negative indices count from the end. The reference raises IndexError for an index out of range; kernels clamp it.
+Negative indices count from the end. The reference raises IndexError for an index out of range. Kernels clamp it, unless
+the attribute ``strict`` is 1 or the simulator checks: then it is an error.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim
+from arcweld.compiler.dims import Dim, is_nonneg, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
+from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where, wrapped_index
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
@@ -21,8 +22,10 @@ from arcweld.compiler.ops.shapes import (
     NUMERIC,
     check_axis,
     check_dtype,
+    check_elements,
     check_equal,
     check_rank,
+    if_any,
     present,
 )
 
@@ -30,31 +33,46 @@ Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]
 Types = Sequence[TensorType | None]
 INDEX = (DType.I64, DType.I32)
+STRICT = {"strict": Attr("int", 0)}  # 1: an index out of range stops the kernel with an error
+
+
+def _place(reader: Reader, node: Node, value: Expr, extent: Dim) -> Dim:
+    """The coordinate that an index names along an axis of ``extent`` elements."""
+    return dynamic_index(wrapped_index(value, extent, reader.mask, bool(node.attrs["strict"])), extent)
 
 
 def _infer_gather(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, indices = present("Gather", types, 2)
     check_dtype("Gather", indices, INDEX)
     axis = check_axis("Gather", attrs["axis"], x.rank)
-    return (x.with_shape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])),)
+    out = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    check_elements("Gather", x, [axis], out)
+    return (x.with_shape(out),)
 
 
 def _lower_gather(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     axis = node.attrs["axis"]
     end = axis + indices.type.rank
-    found = dynamic_index(reader.read(indices, coords[axis:end]), x.shape[axis])
-    return reader.read(x, (*coords[:axis], found, *coords[end:]))
+    found = _place(reader, node, reader.read(indices, coords[axis:end]), x.shape[axis])
+    return reader.read(x, (*coords[:axis], found, *coords[end:]), if_any([x.shape[axis]]))
+
+
+def _indexed(node: Node) -> Sequence[Dim]:
+    """The extent of the attribute ``axis``, where there are indices into it."""
+    x, indices = node.operands()
+    return [x.shape[node.attrs["axis"]]] if is_nonneg(product(indices.shape) - 1) else []
 
 
 movement(
     "Gather", "x indices", _infer_gather, lambda a, p: (np.take(operand(a), operand(a, 1), axis=p["axis"]),),
-    _lower_gather, {"axis": Attr("int", 0)},
+    _lower_gather, {"axis": Attr("int", 0), **STRICT},
     [
         Case(((7, 4), np.array([[0, 6, -1], [3, 3, -7]])), {"axis": 0}, ("f32", "f16", "i64", "bool")),
         Case(((2, 5, 3), np.array([4, 0], np.int32)), {"axis": 1}, ("f32",)),
         Case(((2, 5, 3), np.array(2)), {"axis": 2}, ("f32",)),
     ],
+    needs=_indexed,
 )  # fmt: skip
 
 
@@ -62,7 +80,7 @@ def _infer_gather_elements(types: Types, attrs: Attrs) -> tuple[TensorType, ...]
     x, indices = present("GatherElements", types, 2)
     check_dtype("GatherElements", indices, INDEX)
     check_rank("GatherElements", indices, x.rank, x.rank)
-    check_axis("GatherElements", attrs["axis"], x.rank)
+    check_elements("GatherElements", x, [check_axis("GatherElements", attrs["axis"], x.rank)], indices.shape)
     return (x.with_shape(indices.shape),)
 
 
@@ -75,17 +93,18 @@ def _gather_elements(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_gather_elements(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     axis = node.attrs["axis"]
-    found = dynamic_index(reader.read(indices, coords), x.shape[axis])
-    return reader.read(x, (*coords[:axis], found, *coords[axis + 1 :]))
+    found = _place(reader, node, reader.read(indices, coords), x.shape[axis])
+    return reader.read(x, (*coords[:axis], found, *coords[axis + 1 :]), if_any([x.shape[axis]]))
 
 
 movement(
     "GatherElements", "x indices", _infer_gather_elements, _gather_elements, _lower_gather_elements,
-    {"axis": Attr("int", 0)},
+    {"axis": Attr("int", 0), **STRICT},
     [
         Case(((4, 3), np.array([[0, 1, -1], [2, 3, 0]])), {"axis": 0}, ("f32", "f16", "i64")),
         Case(((4, 3), np.array([[0, 2], [1, -1]], np.int32)), {"axis": 1}, ("f32",)),
     ],
+    needs=_indexed,
 )  # fmt: skip
 
 
@@ -98,7 +117,9 @@ def _infer_gather_nd(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         raise ModelError(f"GatherND: indices {indices} into {x} with {batch} batch axes")
     for k in range(batch):
         check_equal("GatherND", f"batch axis {k}", x.shape[k], indices.shape[k])
-    return (x.with_shape((*indices.shape[:-1], *x.shape[batch + depth :])),)
+    out = (*indices.shape[:-1], *x.shape[batch + depth :])
+    check_elements("GatherND", x, range(batch, batch + depth), out)
+    return (x.with_shape(out),)
 
 
 def _gather_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -112,18 +133,25 @@ def _gather_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 def _lower_gather_nd(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     x, indices = node.operands()
     batch, lead, depth = node.attrs["batch_dims"], indices.type.rank - 1, int(indices.shape[-1])  # type: ignore[arg-type]
-    found = [dynamic_index(reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)]
-    return reader.read(x, (*coords[:batch], *found, *coords[lead:]))
+    found = [_place(reader, node, reader.read(indices, (*coords[:lead], k)), x.shape[batch + k]) for k in range(depth)]
+    return reader.read(x, (*coords[:batch], *found, *coords[lead:]), if_any(x.shape[batch : batch + depth]))
+
+
+def _indexed_nd(node: Node) -> Sequence[Dim]:
+    x, indices = node.operands()
+    batch, depth = node.attrs["batch_dims"], int(indices.shape[-1])  # type: ignore[arg-type]
+    return x.shape[batch : batch + depth] if is_nonneg(product(indices.shape) - 1) else []
 
 
 movement(
-    "GatherND", "x indices", _infer_gather_nd, _gather_nd, _lower_gather_nd, {"batch_dims": Attr("int", 0)},
+    "GatherND", "x indices", _infer_gather_nd, _gather_nd, _lower_gather_nd, {"batch_dims": Attr("int", 0), **STRICT},
     [
         Case(((4, 3, 2), np.array([[0, 1], [3, -1]])), {}, ("f32", "f16", "i64")),
         Case(((4, 3, 2), np.array([[[1]], [[3]]])), {}, ("f32",)),
         Case(((2, 3, 4), np.array([[[1], [0]], [[2], [1]]])), {"batch_dims": 1}, ("f32",)),
         Case(((2, 3), np.array([1, 2])), {}, ("f32",)),
     ],
+    needs=_indexed_nd,
 )  # fmt: skip
 
 

@@ -20,7 +20,16 @@ from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.resize import TAPS
-from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, dim_expr, present
+from arcweld.compiler.ops.shapes import (
+    FLOATS,
+    check_dtype,
+    check_elements,
+    check_equal,
+    check_rank,
+    dim_expr,
+    if_any,
+    present,
+)
 
 Attrs = Mapping[str, Any]
 # an element that an interpolation reads: its coordinate, whether it is inside (None: always), its weight (None: 1)
@@ -42,7 +51,9 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
     for what, known in (("mode", MODES), ("padding_mode", PADDINGS)):
         if attrs[what] not in known:
             raise ModelError(f"GridSample: unknown {what} {attrs[what]}", hint=", ".join(known))
-    return (x.with_shape((*x.shape[:2], *grid.shape[1:-1])),)
+    out = (*x.shape[:2], *grid.shape[1:-1])
+    check_elements("GridSample", x, range(2, x.rank), out)
+    return (x.with_shape(out),)
 
 
 # ---------------------------------------------------------------------------------------------------- reference
@@ -153,8 +164,9 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     last = x.type.rank - 3  # positions list the last axis first
     axes = [_taps(reader.read(grid, (n, *at, last - axis)), x.shape[2 + axis], node.attrs) for axis in range(last + 1)]
     total: Expr | None = None
+    there = if_any(x.shape[2:])
     for taps in combinations(*axes):
-        term = reader.read(x, (n, c, *(i for i, _, _ in taps)), all_of([seen for _, seen, _ in taps]))
+        term = reader.read(x, (n, c, *(i for i, _, _ in taps)), all_of([there, *(seen for _, seen, _ in taps)]))
         for _, _, weight in taps:
             term = term if weight is None else term * cast(weight, term.dtype)
         total = term if total is None else total + term
@@ -181,6 +193,6 @@ movement(
         Case(((1, 1, 3, 4, 2), _DEEP.reshape(1, 2, 2, 2, 3).astype(np.float32)), {"padding_mode": "border"}, ("f32",)),
         Case(((1, 2, 1, 1), _GRID), {"padding_mode": "reflection", "mode": "linear"}, ("f32",)),
     ],
-    cost=24, fan_out=_fan_out,
+    cost=24, fan_out=_fan_out, needs=lambda node: node.operands()[0].shape[2:],
     doc="x [N,C,*image], grid [N,*out,axes]: positions list the image's last axis first; mode linear, nearest or cubic",
 )  # fmt: skip

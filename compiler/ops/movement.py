@@ -39,12 +39,13 @@ ANY_TYPE = ("f32", "f16", "i64", "bool")
 def movement(
     name: str, inputs: str, infer: Infer, reference: Reference, lower: Lower, attrs: Mapping[str, Attr],
     cases: Sequence[Case], doc: str = "", *, cost: int = 1, fan_out: Callable[[Node], int] | None = None,
+    needs: Callable[[Node], Sequence[Dim]] | None = None,
 ) -> OpDef:  # fmt: skip
     """Registers a movement operator."""
     return register(
         OpDef(
             name, Kind.MOVEMENT, tuple(inputs.split()), infer, reference, attrs, lower, cases=tuple(cases), doc=doc,
-            cost=cost, fan_out=fan_out,
+            cost=cost, fan_out=fan_out, needs=needs,
         )
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,6 +99,15 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     return where(mask, element, const(attrs["value"], node.output.dtype))
 
 
+def _needs(node: Node) -> Sequence[Dim]:
+    """What is left of the axes whose own elements are repeated."""
+    (x,), attrs = node.operands(), node.attrs
+    if attrs["mode"] == "constant":
+        return []
+    pads = [_axis_pads(attrs, len(x.shape), k, d) for k, d in enumerate(x.shape)]
+    return [p.kept for p in pads if not (p.before == 0 and p.after == 0)]
+
+
 movement(
     "Pad", "x", _infer, _reference, _lower,
     {
@@ -112,5 +122,6 @@ movement(
         Case(((3, 4),), {"pads": (7, 0, 5, 9), "mode": "reflect"}, ("f32",)),
         Case(((3, 4),), {"pads": (7, 0, 5, 9), "mode": "wrap"}, ("f32",)),
     ],
+    needs=_needs,
     doc="pads: begin of every axis, then end of every axis; negative ones crop",
 )  # fmt: skip

@@ -17,7 +17,7 @@ from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, Reference, register
-from arcweld.compiler.ops.shapes import ANY, NUMERIC, check_axis, check_dtype, present
+from arcweld.compiler.ops.shapes import ANY, NUMERIC, check_axis, check_dtype, check_elements, present
 
 Attrs = Mapping[str, Any]
 
@@ -106,7 +106,9 @@ def _infer_arg(op: str) -> Infer:
     def infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
         (x,) = present(op, types, 1)
         check_dtype(op, x, NUMERIC)
-        return (TensorType(DType.I64, reduced_shape(op, x.shape, (attrs["axis"],), attrs["keepdims"])),)
+        out = reduced_shape(op, x.shape, (attrs["axis"],), attrs["keepdims"])
+        check_elements(op, x, [attrs["axis"]], out)
+        return (TensorType(DType.I64, out),)
 
     return infer
 
@@ -134,7 +136,7 @@ for _name, _combine, _pick in (("ArgMax", "argmax", np.argmax), ("ArgMin", "argm
                 "keepdims": Attr("int", 1),
                 "select_last_index": Attr("int", 0),
             },
-            combine=_combine,
+            combine=_combine, needs=lambda node: [node.operands()[0].shape[node.attrs["axis"]]],
             cases=(
                 Case(((2, 3, 4),), {"axis": 2}, ("f32", "f16", "i32")),
                 Case(((2, 3, 4),), {"axis": 1, "keepdims": 0}, ("f32",)),

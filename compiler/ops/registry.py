@@ -36,7 +36,14 @@ class Kind(Enum):
 
 
 class Reader(Protocol):
-    """Gives a lowering its operands, element by element."""
+    """Gives a lowering its operands, element by element.
+
+    ``mask`` is the condition under which the element that is being computed counts at all; None: always.
+    """
+
+    @property
+    def mask(self) -> Expr | None:
+        """See the class."""
 
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         """The element of ``value`` at ``coords``: a load, or the producer's expression where that is fused.
@@ -127,6 +134,7 @@ class OpDef:
     tolerance  the largest relative error that the operator's tests accept; for 16-bit floats at least their rounding
     cost       scalar operations for one output element, by which fusion judges computing it more than once
     fan_out    how many elements of an operand one output element reads; None: one
+    needs      the extents of operands that must not be 0, because the node's results are made of their elements
     doc        what differs from ONNX's operator, or the meaning of one that ONNX lacks
     """
 
@@ -145,6 +153,7 @@ class OpDef:
     tolerance: float = 1e-5
     cost: int = 1
     fan_out: Callable[[Node], int] | None = None
+    needs: Callable[[Node], Sequence[Dim]] | None = None
     doc: str = ""
 
 

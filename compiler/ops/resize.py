@@ -21,7 +21,16 @@ from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, Reader, register
-from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_length, dim_expr, inside, present
+from arcweld.compiler.ops.shapes import (
+    FLOATS,
+    check_dtype,
+    check_length,
+    dim_expr,
+    if_any,
+    inside,
+    present,
+    vanishes_with,
+)
 
 Attrs = Mapping[str, Any]
 Position = tuple[Dim, Dim]  # a source position as numerator and (positive) denominator
@@ -220,13 +229,19 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     (x,) = node.operands()
     axes = [_taps(node, axis, c) for axis, c in enumerate(coords)]
     total: Expr | None = None
+    there = if_any(_needs(node))
     for taps in combinations(*axes):
-        term = reader.read(x, [at for at, _ in taps])
+        term = reader.read(x, [at for at, _ in taps], there)
         for _, weight in taps:
             term = term if weight is None else term * weight
         total = term if total is None else total + term
     assert total is not None
     return total
+
+
+def _needs(node: Node) -> Sequence[Dim]:
+    """The extents that are resized, and not to 0 whenever they are 0 themselves."""
+    return [n for n, m in zip(node.operands()[0].shape, node.output.shape) if n != m and not vanishes_with(m, n)]
 
 
 def _fan_out(node: Node) -> int:
@@ -251,7 +266,7 @@ register(
             "exclude_outside": Attr("int", 0),
             "extrapolation_value": Attr("float", 0.0),
         },
-        lower=_lower, supports=_supports, cost=24, fan_out=_fan_out,
+        lower=_lower, supports=_supports, cost=24, fan_out=_fan_out, needs=_needs,
         cases=(
             _case((1, 2, 3, 4), (1, 2, 6, 8), True, coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
             _case((1, 2, 3, 4), (1, 2, 6, 8)),

@@ -14,6 +14,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.gather import STRICT
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import check_axis, check_dtype, check_equal, check_rank, present, same_dtype
@@ -89,7 +90,7 @@ _ROWS = np.array([[0, 1, 2], [3, 0, -1]])
 register(
     OpDef(
         "ScatterND", Kind.SCATTER, ("data", "indices", "updates"), _infer_nd, _scatter_nd,
-        {"reduction": Attr("str", "none")},
+        {"reduction": Attr("str", "none"), **STRICT},
         cases=(
             Case(((5, 3), _ND, (3, 3)), {}, ("f32", "f16", "i64")),
             Case(((4, 3), np.array([[0, 1], [3, 2]]), (2,)), {}, ("f32",)),
@@ -103,7 +104,7 @@ register(
 register(
     OpDef(
         "ScatterElements", Kind.SCATTER, ("data", "indices", "updates"), _infer_elements, _scatter_elements,
-        {"axis": Attr("int", 0), "reduction": Attr("str", "none")},
+        {"axis": Attr("int", 0), "reduction": Attr("str", "none"), **STRICT},
         cases=(
             Case(((4, 3), _ROWS, (2, 3)), {"axis": 0}, ("f32", "f16", "i64")),
             Case(((2, 4), np.array([[1, -1], [0, 2]], np.int32), (2, 2)), {"axis": 1}, ("f32",)),

@@ -5,13 +5,26 @@ Dimensions may be symbolic. A rule raises ModelError, which names both, for dime
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from arcweld.compiler.dims import Dim, IntExpr, bounds, ceildiv, floordiv, is_nonneg, minimum, product
+from arcweld.compiler.dims import (
+    Dim,
+    IntExpr,
+    bounds,
+    ceildiv,
+    divides_exactly,
+    floordiv,
+    free_symbols,
+    is_nonneg,
+    minimum,
+    product,
+    substitute,
+    var,
+)
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, both, cast, const, index
+from arcweld.compiler.expr import Expr, all_of, binary, both, cast, const, index
 from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.ops.registry import Reader
 
@@ -92,6 +105,13 @@ def _equal_hint(a: Dim, b: Dim) -> str | None:
     if isinstance(a, IntExpr) or isinstance(b, IntExpr):
         return "fix the symbolic dimension with --shapes, or give both the same name"
     return None
+
+
+def check_elements(op: str, x: TensorType, axes: Iterable[int], out: Sequence[Dim]) -> None:
+    """Raises ModelError if one of ``axes`` is empty although the result, of shape ``out``, is made of its elements."""
+    for axis in axes:
+        if x.shape[axis] == 0 and 0 not in out:
+            raise ModelError(f"{op}: axis {axis} of {x} has no elements to make {show(out)} of")
 
 
 def check_numel(op: str, a: Sequence[Dim], b: Sequence[Dim]) -> None:
@@ -191,6 +211,19 @@ def below(a: Dim, b: Dim) -> Expr:
 def inside(c: Dim, lo: Dim, hi: Dim) -> Expr:
     """``lo <= c < hi`` as a bool expression."""
     return both(below(lo - 1, c), below(c, hi))
+
+
+def vanishes_with(a: Dim, b: Dim) -> bool:
+    """True if ``a`` is proved to be 0 wherever ``b`` is."""
+    if divides_exactly(a, b) is not None:
+        return True
+    symbols = free_symbols(b)
+    return len(symbols) == 1 and b == var(only := next(iter(symbols))) and substitute(a, {only: 0}) == 0
+
+
+def if_any(extents: Iterable[Dim]) -> Expr | None:
+    """Whether every extent is at least 1, as a bool expression; None where that is proved."""
+    return all_of([below(0, d) for d in extents if not is_nonneg(d - 1)])
 
 
 def dim_expr(value: Dim, dtype: DType) -> Expr:

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from arcweld.compiler.torch.context import HANDLERS
-from arcweld.compiler.torch.handlers import index, movement, nn, pointwise, reduce, special  # noqa: F401
+from arcweld.compiler.torch.handlers import (  # noqa: F401
+    division,
+    index,
+    movement,
+    nn,
+    pointwise,
+    reduce,
+    special,
+)
 
 # assertions that torch writes into graphs: the types and ranges of the graph imply them
 ASSERTIONS = frozenset(

@@ -35,7 +35,7 @@ _RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bs
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
-_CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer")
+_CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DSIM_CHECKED")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,22 @@ ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
   return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
 }
 
+// ---------------------------------------------------------------- indices that the model computes
+ARCWELD_DEVICE i64 strict_index(i64 index, i64 extent) {
+  if ((u64)index >= (u64)extent) {
+    const i64 given = index < 0 ? index - extent : index;  // a negative one counted from the end
+    sim_fail("index %lld is out of range for an axis of %lld elements", (long long)given, (long long)extent);
+  }
+  return index;
+}
+ARCWELD_DEVICE i64 index_in(i64 index, i64 extent) {
+#ifdef SIM_CHECKED
+  strict_index(index, extent);
+#endif
+  (void)extent;
+  return index;
+}
+
 // ---------------------------------------------------------------- programmatic dependent launch
 // Kernels never overlap here; the checked mode still refuses what a kernel may not do before it has waited.
 ARCWELD_DEVICE void pdl_wait() { sim_pdl_wait(); }

@@ -38,6 +38,7 @@ class Shape:
     causal: bool = False
     offset: Dim = 0
     fused: bool = False
+    fill: float = -np.inf
 
     @property
     def width(self) -> int:
@@ -71,6 +72,8 @@ def attention_kernel(x: Shape) -> Kernel:
     where_to = (b, h, s, dv) if x.layout == "bhsd" else (b, s, h.index * x.width + dv.index)
     precision = {F16: "f16", DType.BF16: "bf16"}.get(x.dtype, "fp32")
     attrs: dict[str, Any] = {"scale": x.d**-0.5, "causal": x.causal, "precision": precision}
+    if np.isfinite(x.fill):
+        attrs["fill"] = x.fill
     if x.offset is not None:
         attrs["causal_offset"] = x.offset
     axes = {n: (a,) for n, a in zip(names, (b, h, s, t, d, dv))}
@@ -122,7 +125,7 @@ def attend(x: Shape, i: Arrays, env: dict[str, int]) -> dict[str, np.ndarray]:
         score = score + f["in3"]
     elif x.mask:
         keep = i["in3"][:, None, None, :] if x.mask == "key" else i["in3"]
-        score = np.where(keep, score, -np.inf)
+        score = np.where(keep, score, x.fill)
     if x.causal:
         rows, cols = np.arange(score.shape[-2])[:, None], np.arange(score.shape[-1])
         score = np.where(cols <= rows + dims.evaluate(x.offset, env), score, -np.inf)
@@ -146,6 +149,8 @@ PROBLEMS: dict[str, Shape] = {
     "key_mask": Shape(b=2, s=20, t=45, d=32, mask="key"),
     "bool_mask": Shape(s=18, t=30, d=16, mask="bool", layout="bshd"),
     "add_mask": Shape(s=18, t=30, d=16, mask="add"),
+    "filled": Shape(s=18, t=30, d=16, mask="bool", fill=-1e4),
+    "filled_with_the_lowest": Shape(s=18, t=30, d=16, mask="bool", fill=float(np.finfo(np.float32).min)),
     "wide_head": Shape(h=1, s=9, t=40, d=256),
     "head_128": Shape(h=1, s=40, t=40, d=128),
     "fused": Shape(s=20, t=20, d=32, fused=True, mask="key"),

@@ -30,6 +30,7 @@ SHAPES = {
     "causal_before": Shape(h=1, s=140, t=60, d=16, dtype=F16, causal=True, offset=-70),
     "key_mask": Shape(b=2, h=1, s=70, t=150, d=32, dtype=F16, mask="key"),
     "bool_mask": Shape(h=1, s=70, t=75, d=16, dtype=F16, mask="bool"),
+    "filled": Shape(h=1, s=70, t=75, d=16, dtype=F16, mask="bool", fill=-1e9),
     "add_mask": Shape(h=2, s=70, t=80, d=16, dtype=BF16, mask="add"),
 }
 

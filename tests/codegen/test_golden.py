@@ -56,7 +56,7 @@ output %y
 """),
     "embedding_gather_f16": ("sm_80", """input %x: i64[n, s]
 weight %t: f16[1000, 128]
-%y: f16[n, s, 128] = Gather(%t, %x, axis=0) @ 'y'
+%y: f16[n, s, 128] = Gather(%t, %x, axis=0, strict=0) @ 'y'
 output %y
 """),
     "transpose_f16": ("sm_80", """input %x: f16[n, 64, s]
@@ -72,13 +72,13 @@ output %y
     "scatter_search_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[4, 1]
 input %u: f32[4, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none') @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
 output %y
 """),
     "scatter_in_place_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[500, 1]
 input %u: f32[500, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add') @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 'y'
 output %y
 """),
     "reduce_rows_f32": ("sm_80", """input %x: f32[n, 1024]
@@ -170,14 +170,14 @@ output %y
     "attention_causal_f16": ("sm_80", """input %x: f16[n, 12, s, 64]
 input %k: f16[n, 12, s, 64]
 input %v: f16[n, 12, s, 64]
-%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1) @ 'y'
+%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1, fill=float(-inf)) @ 'y'
 output %y
 """),
     "attention_masked_f32": ("sm_80", """input %x: f32[n, 4, s, 32]
 input %k: f32[n, 2, s, 32]
 input %v: f32[n, 2, s, 32]
 input %m: bool[n, 1, 1, s]
-%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0) @ 'y'
+%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf)) @ 'y'
 output %y
 """),
 }  # fmt: skip

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from random_graphs import SIZES, feeds_of, random_graph
 
 from arcweld.compiler import region
+from arcweld.compiler.errors import DeviceError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.text import parse_graph
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.sim.device import SimDevice
 
 OTHER_SIZES = {"N": 1, "S": 2}
 
@@ -150,7 +153,7 @@ HEADS = """symbol S(lo=2, hi=64)
 input %q: f32[1, 2, 3, {d}]
 input %k: f32[1, 2, 4, {d}]
 input %v: f32[1, 2, 4, {e}]
-%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'a'
+%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'a'
 output %a
 """
 
@@ -168,7 +171,7 @@ weight %i: i64[3, 1] data=(0, -1, {third})
 input %u: f32[3, 4]
 %a: f32[S, 4] = Relu(%x) @ 'a'
 %w: f32[3, 4] = Sigmoid(%u) @ 'w'
-%s: f32[S, 4] = ScatterND(%a, %i, %w, reduction='{how}') @ 's'
+%s: f32[S, 4] = ScatterND(%a, %i, %w, reduction='{how}', strict=0) @ 's'
 %y: f32[S, 4] = Neg(%s) @ 'y'
 output %y
 """
@@ -197,13 +200,16 @@ def test_scatters_ignore_indices_out_of_range(most: int, monkeypatch: pytest.Mon
     graph = graph_of("""input %x: f32[4, 2]
 weight %i: i64[3, 1] data=(7, 1, -5)
 input %u: f32[3, 2]
-%s: f32[4, 2] = ScatterND(%x, %i, %u, reduction='add') @ 's'
+%s: f32[4, 2] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 's'
 output %s
 """)
     feeds = feeds_of(graph, {})
     want = feeds["x"].copy()
     want[1] += feeds["u"][1]
-    assert_same(graph, on_simulator(built(graph), feeds), {"s": want})
+    engine = Engine(built(graph).data, SimDevice())
+    assert_same(graph, {"s": engine(feeds["x"], feeds["u"])}, {"s": want})
+    with pytest.raises(DeviceError, match=r"index (7|-5) is out of range for an axis of 4 elements"):
+        on_simulator(built(graph), feeds)  # in checked mode
 
 
 def test_outputs_keep_their_names_when_passes_rename_values() -> None:
@@ -269,7 +275,7 @@ def test_attention_to_no_keys_is_zero(keys: int) -> None:
 input %q: f32[1, 2, 3, 4]
 input %k: f32[1, 2, T, 4]
 input %v: f32[1, 2, T, 8]
-%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0) @ 'y'
+%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'y'
 output %y
 """)
     feeds = feeds_of(graph, {"T": keys})

@@ -24,6 +24,7 @@ from arcweld.codegen.templates.pointwise.pointwise import PointwiseTactic, rende
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, symbol, var
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
 from arcweld.compiler.expr import Expr, binary, cast, const, dynamic_index, index, where
 from arcweld.compiler.text import parse_graph
 from arcweld.runtime.launch_list import compute_sizes
@@ -207,8 +208,27 @@ def test_indices_out_of_range_are_clamped() -> None:
         Buffer("out0", F32, (4,), True),
     )  # fmt: skip
     data = np.array([1, 2, 3], np.float32)
-    got = run_kernel(render(kernel), kernel, {"in0": data, "in1": np.array([99, -99, 2, -1])})["out0"]
-    np.testing.assert_array_equal(got, [3, 1, 3, 3])
+    got = run_kernel(render(kernel), kernel, {"in0": data, "in1": np.array([99, -99, 2, 0])})["out0"]
+    np.testing.assert_array_equal(got, [3, 1, 3, 1])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_indices_out_of_range_are_errors_where_they_count(strict: bool) -> None:
+    """They count from the end below 0. Where the mask is false they may be anything."""
+    i = axis("i", 4)
+    given, there = expr.load("in1", I64, (i.index,)), expr.load("in2", DType.BOOL, (i.index,))
+    picked = dynamic_index(expr.wrapped_index(given, 3, there, strict), 3)
+    x = expr.load("in0", F32, (picked,), there)
+    kernel = kernel_of(
+        (i,), (Store("out0", (i.index,), x),), Buffer("in0", F32, (3,)), Buffer("in1", I64, (4,)),
+        Buffer("in2", DType.BOOL, (4,)), Buffer("out0", F32, (4,), True),
+    )  # fmt: skip
+    feeds = {"in0": np.array([1, 2, 3], np.float32), "in1": np.array([-1, 3, 0, -3])}
+    mask = np.array([True, False, True, True])
+    got = run_kernel(render(kernel), kernel, {**feeds, "in2": mask})["out0"]
+    np.testing.assert_array_equal(got, [3, 0, 1, 1])
+    with pytest.raises(DeviceError, match="index 3 is out of range for an axis of 3 elements"):
+        run_kernel(render(kernel), kernel, {**feeds, "in2": np.ones(4, np.bool_)})
 
 
 @pytest.mark.parametrize("reduction", ["none", "add", "max", "min"])

@@ -120,7 +120,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     attrs, extra = REWRITE.get(node.op, lambda n, a: (dict(a), []))(node, dict(node.attrs))
     if node.op == "OneHot":
         extra = []
-    attrs = {k: v for k, v in attrs.items() if v != ()}
+    attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill")}  # what ONNX lacks
     constants, names = [], []
     for k, array in enumerate(extra):
         names.append("" if array is None else f"c{k}")
@@ -168,11 +168,20 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     (node,) = graph.nodes
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *feeds.values())]
+    if np.isfinite(node.attrs.get("fill", -np.inf)):
+        return [_attention_with_fill(node.attrs, *feeds.values())]
     if node.attrs.get("layout") == "NHWC":
         return _through_nchw(graph, feeds)
     if node.op in ("LayerNormalization", "RMSNormalization") and len(graph.inputs) == 1:
         return _with_unit_scale(graph, feeds)
     return by_either(onnx_model(graph), feeds)
+
+
+def _attention_with_fill(attrs: Attrs, *arrays: np.ndarray) -> np.ndarray:
+    """Attention by torch, where a number is written over the scores that the mask excludes."""
+    q, k, v = (torch.from_numpy(a).double() for a in arrays[:3])
+    scores = torch.where(torch.from_numpy(arrays[3]), q @ k.mT * attrs["scale"], attrs["fill"])
+    return np.asarray((scores.softmax(-1) @ v).numpy().astype(arrays[0].dtype))
 
 
 def _through_nchw(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

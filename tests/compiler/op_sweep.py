@@ -60,6 +60,8 @@ def assert_close(got: np.ndarray, want: np.ndarray, dtype: DType, tolerance: flo
 class Loads:
     """A Reader over named buffers: what a kernel with nothing fused does."""
 
+    mask = None
+
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         assert len(coords) == value.type.rank
         return load(value.name, value.dtype, coords, mask)

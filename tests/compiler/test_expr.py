@@ -36,6 +36,7 @@ from arcweld.compiler.expr import (
     variable,
     walk,
     where,
+    wrapped_index,
 )
 from arcweld.compiler.interpret import NUMPY, interpret
 
@@ -165,7 +166,7 @@ def test_reads_out_of_range_are_errors(at: IntExpr) -> None:
 
 
 def test_gathers_wrap_and_clamp() -> None:
-    e = load("x", F32, (dynamic_index(load("k", I64, (ROW,)), 4), COL))
+    e = load("x", F32, (dynamic_index(wrapped_index(load("k", I64, (ROW,)), 4, None, False), 4), COL))
     found = run(e, k=np.array([2, -1, 9, -9]))
     np.testing.assert_array_equal(found, DATA[[2, 3, 3, 0]])
 
@@ -311,4 +312,5 @@ def test_text_names_everything() -> None:
 
 def test_every_operation_has_a_meaning() -> None:
     named = {*expr.UNARY_FLOAT, *expr.UNARY_ANY, *expr.UNARY_TEST, *expr.BINARY, *expr.COMPARE, *expr.LOGIC, *expr.BITS}
+    named |= set(expr.INDEX)
     assert named <= set(NUMPY)

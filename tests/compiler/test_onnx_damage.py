@@ -178,12 +178,12 @@ def test_loops_cannot_multiply_without_end() -> None:
             nodes, f"level{level}", [_value("i", TensorProto.INT64, []), _value("go", TensorProto.BOOL, [])],
             [_value("go2", TensorProto.BOOL, [])],
         )  # fmt: skip
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: other work on the machine must not fail the test
     with pytest.raises((ModelError, UnsupportedError)):
         import_onnx(
             model([N("Loop", ["trips", ""], [], body=inner), N("Relu", ["x"], ["y"])], X, ["y"], {"trips": ints(200)})
         )
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"not a model at all", DATA[:40], DATA[::-1], b"\xff" * 1000])

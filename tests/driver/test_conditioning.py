@@ -80,3 +80,23 @@ output %y
     x = np.ones(4, np.float32)
     bound = rounding_error(graph.nodes, {"x": x, "y": x + np.arange(4, dtype=np.float32)}, {}, {}, "y")
     assert 0 < bound < 1e-5
+
+
+@pytest.mark.parametrize("first", range(1, 400, 40))
+def test_the_bound_of_a_single_element_is_no_matter_of_luck(first: int) -> None:
+    """A sum of squares less nearly the same: half a unit in the sum's last place is inside the bound."""
+    for n in range(first, first + 40):
+        graph = parse_graph(f"""graph 'g'
+input %x: f32[{n}]
+input %c: f32[1]
+%p: f32[{n}] = Mul(%x, %x) @ 'p'
+%s: f32[1] = ReduceSum(%p, axes=(0,), keepdims=1) @ 's'
+%y: f32[1] = Sub(%s, %c) @ 'y'
+output %y
+""")
+        x = np.ones(n, np.float32)
+        c = np.array([n * 0.999], np.float32)
+        y = np.float32(n) - c
+        bound = rounding_error(graph.nodes, {"x": x, "c": c, "y": y}, {}, {}, "y")
+        half = float(np.spacing(np.float32(n))) / 2 / float(y[0])
+        assert half < bound < 1000 * half

@@ -82,7 +82,7 @@ GATHER = """input %i: i64[40]
 weight %table: f32[7, 3] source='t'
 %c: i32[40] = Cast(%i, to=dtype(i32)) @ 'c'
 %r: i32[4, 10] = Reshape(%c, shape=(4, 10)) @ 'r'
-%y: f32[4, 10, 3] = Gather(%table, %r, axis=0) @ 'y'
+%y: f32[4, 10, 3] = Gather(%table, %r, axis=0, strict=0) @ 'y'
 output %y
 """
 
@@ -95,7 +95,7 @@ def test_indices_stay_below_what_they_index() -> None:
 
 
 def test_the_least_of_several_extents() -> None:
-    text = GATHER.replace("output %y", "%z: f32[40] = Gather(%row, %i, axis=0) @ 'z'\noutput %y\noutput %z")
+    text = GATHER.replace("output %y", "%z: f32[40] = Gather(%row, %i, axis=0, strict=0) @ 'z'\noutput %y\noutput %z")
     graph = graph_of(text.replace("weight %table", "weight %row: f32[4] source='r'\nweight %table"))
     assert index_extent(graph, graph.inputs[0]) == 4
 
@@ -104,7 +104,7 @@ def test_every_coordinate_of_a_gather_nd_exists() -> None:
     graph = graph_of("""input %x: f32[2, 9, 3]
 input %i: i64[30, 2]
 %k: i64[2, 15, 2] = Reshape(%i, shape=(2, 15, 2)) @ 'k'
-%y: f32[2, 15] = GatherND(%x, %k, batch_dims=1) @ 'y'
+%y: f32[2, 15] = GatherND(%x, %k, batch_dims=1, strict=0) @ 'y'
 output %y
 """)
     run_reference(graph, sample_inputs(graph, {}))
@@ -117,7 +117,7 @@ def test_plain_scatters_get_distinct_places(count: int) -> None:
     graph = graph_of(f"""input %x: f32[4, 3, 2]
 input %i: i64[{count}, 2]
 input %u: f32[{count}, 2]
-%y: f32[4, 3, 2] = ScatterND(%x, %i, %u, reduction='none') @ 'y'
+%y: f32[4, 3, 2] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
 output %y
 """)
     feeds = sample_inputs(graph, {})
@@ -130,7 +130,7 @@ def test_scattered_elements_meet_nowhere_along_their_axis() -> None:
 input %x: f32[6, n]
 input %i: i32[2, n]
 input %u: f32[2, n]
-%y: f32[6, n] = ScatterElements(%x, %i, %u, axis=0, reduction='none') @ 'y'
+%y: f32[6, n] = ScatterElements(%x, %i, %u, axis=0, reduction='none', strict=0) @ 'y'
 output %y
 """)
     feeds = sample_inputs(graph, {"n": 40})

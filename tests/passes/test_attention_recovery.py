@@ -69,15 +69,32 @@ def test_scales(scores: str) -> None:
     assert attrs["scale"] == pytest.approx(SCALE.get(scores, 0.35), rel=1e-6)
 
 
-@pytest.mark.parametrize("mask", MASKS)
+BOTH = ("seen and added", "added, then seen")  # an ordinary number is written, and others are added
+
+
+@pytest.mark.parametrize("mask", [m for m in MASKS if m not in BOTH])
 def test_masks(mask: str) -> None:
     text = f"{HEADER}{SCORES['times']}\n{MASKS[mask]}\n%y = MatMul(%p, %v)\noutput %y"
-    # a row that a finite number masks out entirely is uniform in the one form and 0 in the other: inputs
-    # avoid it
     graph = build(text)
     after = attention(graph, Options())
     found(after)
     assert after is not graph
+
+
+@pytest.mark.parametrize("mask", BOTH)
+def test_an_ordinary_number_beside_others_is_not_absorbed(mask: str) -> None:
+    text = f"{HEADER}{SCORES['times']}\n{MASKS[mask]}\n%y = MatMul(%p, %v)\noutput %y"
+    assert "Attention" not in ops(check(text, attention))
+
+
+@pytest.mark.parametrize("number", [-1e4, -1e9, -3.4e38])
+@pytest.mark.parametrize("mask", ["seen", "unseen"])
+def test_a_row_that_a_number_fills_is_the_mean(mask: str, number: float) -> None:
+    few = "weight %none: bool[1] data=(False,)\n%few = And(%seen, %none)\n"
+    header = f"{HEADER}weight %number: f32[] data={number}\n{few}"
+    masked = MASKS[mask].replace("%seen", "%few").replace("%finite", "%number")
+    after = check(f"{header}{SCORES['times']}\n{masked}\n%y = MatMul(%p, %v)\noutput %y", attention)
+    assert found(after)["fill"] == pytest.approx(number)
 
 
 @pytest.mark.parametrize("mask", ["none", "added", "two added", "safe"])
@@ -204,7 +221,8 @@ def test_a_causal_mask_of_an_attention_node_goes() -> None:
         %y = Attention(%q, %q, %q, %m, scale=0.5)
         output %y
     """  # noqa: E501
-    assert body(check(text, attention)) == "%y = Attention(%q, %q, %q, scale=0.5, is_causal=1)\noutput %y"
+    expected = "%y = Attention(%q, %q, %q, scale=0.5, is_causal=1, fill=float(-inf))\noutput %y"
+    assert body(check(text, attention)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bool"])

@@ -253,7 +253,7 @@ SCATTER = """input %x: f32[500, 4]
 input %i: i64[{n}, 1]
 input %u: f32[{n}, 4]
 %a: f32[500, 4] = Relu(%x) @ 'a'
-%s: f32[500, 4] = ScatterND(%a, %i, %u, reduction='{how}') @ 's'
+%s: f32[500, 4] = ScatterND(%a, %i, %u, reduction='{how}', strict=0) @ 's'
 %y: f32[500, 4] = Neg(%s) @ 'y'
 output %y
 """
@@ -384,7 +384,7 @@ def test_views_count_too() -> None:
 
 
 def test_dependent_reads_are_few() -> None:
-    lines = [f"%v{i + 1}: i64[5] = Gather(%t, %v{i}, axis=0) @ 'n{i}'" for i in range(MAX_INDEXED + 1)]
+    lines = [f"%v{i + 1}: i64[5] = Gather(%t, %v{i}, axis=0, strict=0) @ 'n{i}'" for i in range(MAX_INDEXED + 1)]
     f = fused("input %t: i64[8]\ninput %v0: i64[5]\n" + "\n".join(lines) + f"\noutput %v{MAX_INDEXED + 1}\n")
     assert [len(r.nodes) for r in f.regions] == [1, MAX_INDEXED]
     assert {r[2] for r in refusals(f)} == {"indices"}

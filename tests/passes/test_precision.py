@@ -44,7 +44,7 @@ def test_edges_keep_their_types_and_weights_are_cast(name: str) -> None:
         weight %w: f32[8, 4]
         weight %t: f32[5, 4]
         %a = MatMul(%x, %w)
-        %e = Gather(%t, %i, axis=0)
+        %e = Gather(%t, %i, axis=0, strict=0)
         %b = Add(%a, %e)
         %y = Relu(%b)
         output %y
@@ -55,7 +55,7 @@ def test_edges_keep_their_types_and_weights_are_cast(name: str) -> None:
     assert body(after) == lines(f"""
         %x.{HALF[name].value} = Cast(%x, to=dtype({HALF[name].value}))
         %a = MatMul(%x.{HALF[name].value}, %w.{HALF[name].value})
-        %e = Gather(%t.{HALF[name].value}, %i, axis=0)
+        %e = Gather(%t.{HALF[name].value}, %i, axis=0, strict=0)
         %b = Add(%a, %e)
         %y = Relu(%b)
         %y.f32 = Cast(%y, to=dtype(f32))
@@ -88,7 +88,7 @@ def test_a_variance_keeps_its_range() -> None:
     after = check(text, decompose, precision, cleanup, options=FP16, rtol=1e-2, atol=1e-2)
     assert type_of(after, "q") is DType.F32
     assert type_of(after, "ve") is DType.F32
-    assert type_of(after, "d") is DType.F16
+    assert type_of(after, "d") is DType.F32  # a rounded mean would shift the whole row
 
 
 def test_values_from_positions_stay_f32() -> None:

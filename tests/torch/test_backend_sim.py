@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch_oracle import rand
 
 from arcweld.models.builders import build
@@ -151,6 +152,38 @@ def test_changed_weights_are_packed_into_the_same_engine() -> None:
     assert [(b.builds, b.updates) for b in report.blocks] == [(1, 2)]
 
 
+def swapped_twice(model: nn.Sequential) -> None:
+    """New memory twice: the second time that of the parameter at the last call, unless somebody keeps it."""
+    for _ in range(2):
+        model[0].weight.data = model[0].weight.data * 2
+
+
+CHANGES = {
+    "data": lambda m: setattr(m[0].weight, "data", rand(8, 8)),
+    "data twice": swapped_twice,
+    "data transposed": lambda m: setattr(m[0].weight, "data", m[0].weight.data.t()),
+    "vector": lambda m: vector_to_parameters(0.5 * parameters_to_vector(m.parameters()), m.parameters()),
+    "parameter": lambda m: setattr(m[0], "weight", nn.Parameter(rand(8, 8))),
+    "parameter of the same memory": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight.data.mul_(3))),
+    "in place": lambda m: m[0].weight.mul_(2),
+    "copy": lambda m: m[0].weight.copy_(rand(8, 8)),
+    "state": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
+    "state assigned": lambda m: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}, assign=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_no_weight_is_stale(change: Callable[[nn.Sequential], object]) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)).eval(), rand(3, 8)
+    run = torch.compile(model, backend="arcweld")
+    close(run(x), model(x))
+    before = model(x)
+    change(model)
+    assert not torch.allclose(model(x), before)
+    close(run(x), model(x))
+    close(run(x), model(x))
+
+
 def test_results_named_like_other_values() -> None:
     class Model(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -165,3 +198,39 @@ def test_results_named_like_other_values() -> None:
     assert set(found) == {"mul", "softmax", "add", "x_out", "matmul"}
     for name, value in expected.items():
         close(found[name if name != "x" else "x_out"], value)
+
+
+INDEXED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "index": lambda a, i: (a * 2)[i],
+    "two indices": lambda a, i: (a.reshape(2, 3) * 2)[i % 2, i],
+    "index of the middle": lambda a, i: (a.reshape(1, 6, 1) * 2)[:, i + 1],
+    "embedding": lambda a, i: F.embedding(i, a.reshape(6, 1)) * 2,
+    "index_select": lambda a, i: a.index_select(0, i) + 1,
+    "gather": lambda a, i: a.gather(0, i) + 1,
+    "take": lambda a, i: a.reshape(2, 3).take(i) + 1,
+    "scatter": lambda a, i: a.scatter(0, i, 1.5) + 1,
+    "scatter_add": lambda a, i: a.scatter_add(0, i, a[:3]) + 1,
+    "index_add": lambda a, i: a.index_add(0, i, a[:3]) + 1,
+    "index_put": lambda a, i: torch.index_put(a, (i,), i.float()) + 1,
+    "under a mask": lambda a, i: F.pad((a * 2)[i + 3], (2, 3)) @ a.expand(8, 6)[:, :2],
+}
+
+
+@pytest.mark.parametrize("fn", INDEXED.values(), ids=INDEXED.keys())
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_index_out_of_range_raises_as_in_eager(fn: Any, dynamic: bool) -> None:
+    a, good, options = torch.arange(6.0), torch.tensor([0, 2, 1]), {"min_block_size": 1}
+    for bad in ([0, 1, 6], [-10, 0, 1], [0, 1 << 40, 1]):
+        torch._dynamo.reset()
+        clear_report()
+        run = torch.compile(fn, backend="arcweld", dynamic=dynamic, options=options)
+        with pytest.raises((IndexError, RuntimeError)) as expected:
+            fn(a, torch.tensor(bad))
+        with pytest.raises(type(expected.value)):  # while it is built
+            run(a, torch.tensor(bad))
+        close(run(a, good), fn(a, good))
+        with pytest.raises(type(expected.value)):
+            run(a, torch.tensor(bad))
+        close(run(a, good), fn(a, good))
+        assert not any(r.left for r in torch_report())
+        assert {b.fallback for r in torch_report() for b in r.blocks} == {None}

@@ -117,13 +117,15 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     hooked = {s.role: 4 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 4, **hooked, "mask": 1, "out": 4})
     scalar = hooks.params.scalar
-    tiles = dims.ceildiv(a.s.extent, tile.rows)
+    tiles, natural = dims.ceildiv(a.s.extent, tile.rows), a.mask_kind != "none"
     return render(
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size,
         tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
         transfers=transfers, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
-        scale=repr(a.scale * LOG2E), tiles=scalar("query_tiles", tiles),
+        # with a mask, scores stay as they are: in units of log2 those around -10000 would be rounded more
+        natural=natural, scale=repr(a.scale if natural else a.scale * LOG2E), log2e=repr(LOG2E),
+        excluded=a.fill_text(), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
         keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),
     )  # fmt: skip

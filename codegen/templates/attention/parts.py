@@ -2,10 +2,11 @@
 
 Roles: axes ``b h s t d dv``, one each: batch, head, query, key, head size of q and k, head size of v. Loads ``q`` over
 b h s d, ``k`` over b h t d, ``v`` over b h t dv, and possibly ``mask`` over b h s t: floats are added to the scores, of
-bools true means that the query attends to the key. Stores over b h s dv with the variable ``acc``.
+bools true means that the query attends to the key, false that the score is ``fill``. Stores over b h s dv with the
+variable ``acc``.
 
 Attributes: ``scale``; ``causal`` (query i attends to keys j <= i + ``causal_offset``, which is 0 if absent);
-``precision``. A query that attends to no key gives zeros.
+``precision``; ``fill`` (minus infinity if absent). A query that attends to no key gives zeros.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.codegen.printing.hooks import Hooks, plain_load, vector_width
 from arcweld.codegen.printing.nest import rewrite
 from arcweld.codegen.printing.printer import Block
+from arcweld.codegen.printing.scalar import literal
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, loads, mentions
+from arcweld.compiler.expr import Expr, const, loads, mentions
 from arcweld.compiler.ops.registry import MOST_HEAD_SIZE
 
 LOG2E = math.log2(math.e)
@@ -44,6 +48,7 @@ class Attention:
     mask: Expr | None
     mask_kind: str
     scale: float
+    fill: float
     causal: bool
     causal_offset: Dim
     period: int
@@ -70,6 +75,15 @@ class Attention:
         """The number of heads in all batches."""
         return self.b.extent * self.h.extent
 
+    def fill_text(self, unit: float = 1.0) -> str:
+        """The score of a key that a bool mask excludes, times ``unit``; empty for other masks."""
+        if self.mask_kind != "bool":
+            return ""
+        if math.isinf(self.fill):
+            return f"-({self.ctype.cuda})INFINITY"
+        least = float(np.finfo(self.ctype.numpy).min)  # a finite number stays finite
+        return literal(const(max(self.fill * unit, least), self.ctype))
+
     @property
     def mask_rows(self) -> bool:
         """True if the mask differs between queries."""
@@ -83,7 +97,8 @@ def parts(kernel: Kernel) -> Attention:
     kind = "none" if mask is None else ("bool" if mask.dtype is DType.BOOL else "add")
     attrs = kernel.attrs
     scale, causal, offset = float(attrs["scale"]), bool(attrs["causal"]), attrs.get("causal_offset", 0)
-    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, causal, offset, attrs.get("period", 0))
+    fill = attrs.get("fill", -math.inf)
+    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, fill, causal, offset, attrs.get("period", 0))
 
 
 def grouped(kernel: Kernel) -> Kernel | None:

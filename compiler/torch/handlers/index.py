@@ -1,6 +1,7 @@
 """ATen's gathers and scatters: embedding, indexing by tensors, gather, scatter and their reductions.
 
-Boolean masks as indices are refused: how much they select depends on data.
+Boolean masks as indices are refused: how much they select depends on data. An index out of range is an error, as in
+eager; only ``_unsafe_index`` and its kind promise that there is none.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def index_tensor(c: AtenContext, v: Value) -> Value:
 
 @aten("embedding")
 def embedding(c: AtenContext) -> Result:
-    return c.emit("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0)
+    return c.emit("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0, strict=1)
 
 
 @aten("index_select")
@@ -34,24 +35,33 @@ def index_select(c: AtenContext) -> Result:
     at = index_tensor(c, c["index"])
     if not x.shape:
         return x
-    return c.emit("Gather", x, c.reshape(at, (at.type.numel,)), axis=c.axis(c["dim"]))
+    return c.emit("Gather", x, c.reshape(at, (at.type.numel,)), axis=c.axis(c["dim"]), strict=1)
 
 
 @aten("gather")
 def gather(c: AtenContext) -> Result:
     if not c["self"].shape:
         return c.expand(c["self"], c.out.shape)
-    return c.emit("GatherElements", c["self"], index_tensor(c, c["index"]), axis=c.axis(c["dim"]))
+    return c.emit("GatherElements", c["self"], index_tensor(c, c["index"]), axis=c.axis(c["dim"]), strict=1)
 
 
 @aten("take")
 def take(c: AtenContext) -> Result:
     flat = c.reshape(c["self"], (c["self"].type.numel,))
-    return c.emit("Gather", flat, index_tensor(c, c["index"]), axis=0)
+    return c.emit("Gather", flat, index_tensor(c, c["index"]), axis=0, strict=1)
 
 
-@aten("index.Tensor", "_unsafe_index.Tensor")
+@aten("index.Tensor")
 def index(c: AtenContext) -> Result:
+    return _picked(c, 1)
+
+
+@aten("_unsafe_index.Tensor")
+def unsafe_index(c: AtenContext) -> Result:
+    return _picked(c, 0)
+
+
+def _picked(c: AtenContext, strict: int) -> Value:
     """Tensors as indices of some axes; the indexed axes become the axes of the (broadcast) index tensors."""
     x: Value = c["self"]
     axes = [k for k, v in enumerate(c["indices"]) if v is not None]
@@ -59,9 +69,9 @@ def index(c: AtenContext) -> Result:
     if not axes:
         return x
     if len(axes) == 1:
-        return c.emit("Gather", x, found[0], axis=axes[0])
+        return c.emit("Gather", x, found[0], axis=axes[0], strict=strict)
     rest = [k for k in range(len(x.shape)) if k not in axes]
-    picked = c.emit("GatherND", c.transpose(x, [*axes, *rest]), _stacked(c, found), batch_dims=0)
+    picked = c.emit("GatherND", c.transpose(x, [*axes, *rest]), _stacked(c, found), batch_dims=0, strict=strict)
     if axes != list(range(axes[0], axes[0] + len(axes))):
         return picked  # indices apart from each other: torch puts the indexed axes first
     lead = len(picked.shape) - len(rest)
@@ -76,8 +86,17 @@ def _stacked(c: AtenContext, found: Sequence[Value]) -> Value:
     return c.concat(columns, len(shape))
 
 
-@aten("index_put", "_unsafe_index_put")
+@aten("index_put")
 def index_put(c: AtenContext) -> Result:
+    return _put(c, 1)
+
+
+@aten("_unsafe_index_put")
+def unsafe_index_put(c: AtenContext) -> Result:
+    return _put(c, 0)
+
+
+def _put(c: AtenContext, strict: int) -> Value:
     """Writes (or adds) values at indexed positions; repeated positions are only defined when accumulating."""
     x: Value = c["self"]
     axes = [k for k, v in enumerate(c["indices"]) if v is not None]
@@ -93,7 +112,7 @@ def index_put(c: AtenContext) -> Result:
     inner = tuple(x.shape[k] for k in rest)
     values = _index_values(c, lead, inner, axes[0])
     reduction = "add" if c.get("accumulate", False) else "none"
-    y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction)
+    y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction, strict=strict)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
 
@@ -144,7 +163,7 @@ def _scatter(c: AtenContext, src: Value, reduction: str) -> Value:
     for axis, (d, s) in enumerate(zip(at.shape, src.shape)):
         if d != s:  # torch lets src be larger than the index
             src = c.slice(src, axis, 0, d)
-    return c.emit("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction)
+    return c.emit("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction, strict=1)
 
 
 @aten("index_add")
@@ -166,7 +185,7 @@ def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
     order = [axis, *(k for k in range(len(x.shape)) if k != axis)]
     index_ = index_tensor(c, c["index"])
     at = c.reshape(index_, (index_.type.numel, 1))
-    y = c.emit("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction)
+    y = c.emit("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction, strict=1)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
 

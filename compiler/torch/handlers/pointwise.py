@@ -20,7 +20,7 @@ UNARY = {
     "abs": "Abs", "acos": "Acos", "acosh": "Acosh", "asin": "Asin", "asinh": "Asinh", "atan": "Atan",
     "atanh": "Atanh", "ceil": "Ceil", "cos": "Cos", "cosh": "Cosh", "erf": "Erf", "exp": "Exp", "floor": "Floor",
     "log": "Log", "mish": "Mish", "neg": "Neg", "reciprocal": "Reciprocal", "relu": "Relu", "round": "Round",
-    "rsqrt": "Rsqrt", "sgn": "Sign", "sigmoid": "Sigmoid", "sign": "Sign", "sin": "Sin", "sinh": "Sinh",
+    "rsqrt": "Rsqrt", "sigmoid": "Sigmoid", "sin": "Sin", "sinh": "Sinh",
     "sqrt": "Sqrt", "tan": "Tan", "tanh": "Tanh", "hardswish": "HardSwish", "silu": "Silu",
 }  # fmt: skip
 BINARY = {"maximum": "Max", "minimum": "Min"}
@@ -131,51 +131,6 @@ def rsub(c: AtenContext) -> Result:
     return c.apply("Sub", c["other"], scaled(c, c["self"], c.get("alpha", 1)))
 
 
-@aten("div.Tensor", "div.Scalar", "true_divide.Tensor")
-def div(c: AtenContext) -> Result:
-    return c.apply("Div", c["self"], c["other"])
-
-
-@aten("div.Tensor_mode", "div.Scalar_mode")
-def div_mode(c: AtenContext) -> Result:
-    mode = c["rounding_mode"]
-    if mode == "floor":
-        return floor_divide(c)
-    quotient = c.apply("Div", c["self"], c["other"])
-    return _trunc(c, quotient) if mode == "trunc" and c.out.dtype.is_float else quotient
-
-
-@aten("floor_divide", "floor_divide.Scalar")
-def floor_divide(c: AtenContext) -> Result:
-    """Integers: ``(a - a mod b) / b`` with torch's non-negative remainder, exact; floats: the floor of the quotient."""
-    dtype, (a, b) = c.arithmetic(c["self"], c["other"])
-    if dtype.is_float:
-        return c.result(c.emit("Floor", c.emit("Div", a, b)))
-    return c.emit("Div", c.emit("Sub", a, c.emit("Mod", a, b, fmod=0)), b)
-
-
-@aten("remainder.Tensor", "remainder.Scalar")
-def remainder(c: AtenContext) -> Result:
-    """The remainder with the divisor's sign."""
-    dtype, (a, b) = c.arithmetic(c["self"], c["other"])
-    if not dtype.is_float:
-        return c.emit("Mod", a, b, fmod=0)
-    r = c.emit("Mod", a, b, fmod=1)
-    zero = c.scalar(0.0, dtype)
-    wrong = c.emit("And", c.emit("Not", c.emit("Equal", r, zero)), _differ_in_sign(c, r, b))
-    return c.result(c.emit("Where", wrong, c.emit("Add", r, b), r))
-
-
-def _differ_in_sign(c: AtenContext, a: Value, b: Value) -> Value:
-    zero = c.scalar(0.0, a.dtype)
-    return c.emit("Xor", c.emit("Less", a, zero), c.emit("Less", b, zero))
-
-
-@aten("fmod.Tensor", "fmod.Scalar")
-def fmod(c: AtenContext) -> Result:
-    return c.apply("Mod", c["self"], c["other"], fmod=1)
-
-
 @aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
 def power(c: AtenContext) -> Result:
     return c.apply("Pow", c["self"], c["exponent"])
@@ -188,20 +143,28 @@ def square(c: AtenContext) -> Result:
 
 @aten("addcmul")
 def addcmul(c: AtenContext) -> Result:
-    product = scaled(c, c.apply("Mul", c["tensor1"], c["tensor2"]), c["value"])
-    return c.apply("Add", c["self"], product)
+    return _added(c, "Mul")
 
 
 @aten("addcdiv")
 def addcdiv(c: AtenContext) -> Result:
-    quotient = scaled(c, c.apply("Div", c["tensor1"], c["tensor2"]), c["value"])
-    return c.apply("Add", c["self"], quotient)
+    return _added(c, "Div")
+
+
+def _added(c: AtenContext, op: str) -> Value:
+    """``self + value * tensor1 op tensor2``, from left to right and rounded once, as eager computes it."""
+    dtype = DType.F32 if c.out.dtype.is_half else c.out.dtype
+    x, a, b = (c.cast(c[name], dtype) for name in ("self", "tensor1", "tensor2"))
+    if isinstance(c["value"], IntExpr) or c["value"] != 1:
+        a = c.emit("Mul", a, c.scalar(c["value"], dtype))
+    return c.result(c.emit("Add", x, c.emit(op, a, b)))
 
 
 @aten("lerp.Scalar", "lerp.Tensor")
 def lerp(c: AtenContext) -> Result:
-    step = c.apply("Mul", c["weight"], c.apply("Sub", c["end"], c["self"]))
-    return c.apply("Add", c["self"], step)
+    dtype = DType.F32 if c.out.dtype.is_half else c.out.dtype
+    x, end, weight = (c.tensor(c[name], dtype) for name in ("self", "end", "weight"))
+    return c.result(c.emit("Add", x, c.emit("Mul", weight, c.emit("Sub", end, x))))
 
 
 @aten("exp2")
@@ -242,21 +205,29 @@ def expm1(c: AtenContext) -> Result:
     return c.result(c.emit("Where", near, small, c.emit("Sub", c.emit("Exp", x), one)))
 
 
-def _trunc(c: AtenContext, x: Value) -> Value:
+def truncated(c: AtenContext, x: Value) -> Value:
     if not x.dtype.is_float:
         return x
     negative = c.emit("Less", x, c.scalar(0.0, x.dtype))
     return c.emit("Where", negative, c.emit("Ceil", x), c.emit("Floor", x))
 
 
+@aten("sign", "sgn")
+def sign(c: AtenContext) -> Result:
+    """-1, 0 or 1; of NaN 0."""
+    x = c["self"]
+    y = c.emit("Sign", x)
+    return c.emit("Where", c.emit("IsNaN", x), c.scalar(0.0, x.dtype), y) if x.dtype.is_float else y
+
+
 @aten("trunc", "fix")
 def trunc(c: AtenContext) -> Result:
-    return _trunc(c, c["self"])
+    return truncated(c, c["self"])
 
 
 @aten("frac")
 def frac(c: AtenContext) -> Result:
-    return c.emit("Sub", c["self"], _trunc(c, c["self"]))
+    return c.emit("Sub", c["self"], truncated(c, c["self"]))
 
 
 @aten("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6")
@@ -266,12 +237,22 @@ def clamp(c: AtenContext) -> Result:
         least, most = 0.0, 6.0
     if any(isinstance(b, IntExpr) for b in (least, most)):
         return _clamp_tensor(c, least, most)
+    if not c.out.dtype.is_float and not all(b is None or _holds(c.out.dtype, b) for b in (least, most)):
+        if c.out.dtype.is_signed or any(b is not None and b >= 0 and not _holds(c.out.dtype, b) for b in (least, most)):
+            raise c.fail(f"clamp to [{least}, {most}] of {c.out.dtype.value} elements: eager refuses such numbers")
+        return _clamp_tensor(c, least, most)  # eager takes negative numbers modulo the unsigned type's size
     return c.emit(
         "Clip",
         c.cast(c["self"], c.out.dtype),
         min=None if least is None else float(least),
         max=None if most is None else float(most),
     )
+
+
+def _holds(dtype: DType, number: float) -> bool:
+    """True if an integer type has room for ``number``."""
+    info = torch.iinfo(to_torch(dtype))
+    return bool(info.min <= number <= info.max)
 
 
 @aten("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
@@ -415,8 +396,8 @@ def log_sigmoid(c: AtenContext) -> Result:
 @aten("threshold")
 def threshold(c: AtenContext) -> Result:
     x = c["self"]
-    above = c.emit("Greater", x, c.scalar(c["threshold"], x.dtype))
-    return c.emit("Where", above, x, c.scalar(c["value"], x.dtype))
+    below = c.emit("LessOrEqual", x, c.scalar(c["threshold"], x.dtype))  # false for NaN, which stays
+    return c.emit("Where", below, c.scalar(c["value"], x.dtype), x)
 
 
 @aten("softshrink")

@@ -75,7 +75,7 @@ __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, T
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_cde89af3(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_2ab954fd(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(T, smem);
   T* const q_tile = smem;         // [ROWS][K_PITCH]
@@ -136,23 +136,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_cde89af3(cons
 #pragma unroll
       for (int j = 0; j < KEY_TILE; ++j) {
         const int t = t0 + tx + ACROSS * j;
-        score[i][j] *= T(0.18033688011112042);
+        score[i][j] *= T(0.125);
         if (t < p.key_count && s < p.query_count) {
           bool mask[1];
           load_mask(p, b, h, s, t, mask);
-          score[i][j] = with_mask(score[i][j], mask[0]);
+          score[i][j] = mask[0] ? score[i][j] : -(f32)INFINITY;
         }
         if (t >= p.key_count) score[i][j] = -(T)INFINITY;
         best = score[i][j] > best ? score[i][j] : best;
       }
       best = lanes_reduce<ACROSS>(best, OpMax());
       const T base = best == -(T)INFINITY ? T(0) : best;  // no key yet: all terms stay 0
-      const T fade = exp2f(top[i] - base);
+      const T fade = exp2f((top[i] - base) * T(1.4426950408889634));
       top[i] = best;
       total[i] *= fade;
 #pragma unroll
       for (int j = 0; j < KEY_TILE; ++j) {
-        const T probability = exp2f(score[i][j] - base);
+        const T probability = exp2f((score[i][j] - base) * T(1.4426950408889634));
         total[i] += probability;
         p_tile[(ty + DOWN * i) * P_PITCH + tx + ACROSS * j] = probability;
       }
@@ -205,4 +205,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_cde89af3(cons
     }
   }
 }
-EXPORT_KERNEL(attention_cde89af3)
+EXPORT_KERNEL(attention_2ab954fd)

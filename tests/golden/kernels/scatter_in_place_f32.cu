@@ -46,24 +46,25 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const i64 t5 = (i64)p.s;
   const i64 t6 = t3 + t5;
   const i64 t7 = t4 ? t6 : t3;
-  const bool t8 = t7 >= 0ll;
-  const bool t9 = t7 < t5;
-  const bool t10 = t8 && t9;
-  const int ix11 = (i / 4) % 16;
-  const i64 t12 = (i64)(p.s - 1);
-  const i64 t13 = (t12 < t7 ? t12 : t7);
-  const i64 t14 = (0ll < t13 ? t13 : 0ll);
+  const i64 t8 = index_in(t7, t5);
+  const bool t9 = t8 >= 0ll;
+  const bool t10 = t8 < t5;
+  const bool t11 = t9 && t10;
+  const int ix12 = (i / 4) % 16;
+  const i64 t13 = (i64)(p.s - 1);
+  const i64 t14 = (t13 < t8 ? t13 : t8);
+  const i64 t15 = (0ll < t14 ? t14 : 0ll);
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) {
     const f32 t1 = v0.v[lane];
-    if (t10) atomic_add(p.out0 + (ix11 * 4 + (int)t14 * 64 + lane), t1);
+    if (t11) atomic_add(p.out0 + (ix12 * 4 + (int)t15 * 64 + lane), t1);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(256) scatter_e7cf8e01(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) scatter_1a83be1e(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < 32000) compute(p, first);
 }
-EXPORT_KERNEL(scatter_e7cf8e01)
+EXPORT_KERNEL(scatter_1a83be1e)

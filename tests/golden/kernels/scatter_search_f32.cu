@@ -16,36 +16,34 @@ struct Params {
 __device__ __forceinline__ void load_x(const Params& p, int out_index, int step, i64 (&out)[2]) {
   const Vec<i64, 2> v0 = load_vec<2>(p.in0 + step);
   const i64 t3 = (i64)p.s;
-  const int ix6 = out_index / 64;
-  const i64 t7 = (i64)ix6;
+  const int ix7 = out_index / 64;
+  const i64 t8 = (i64)ix7;
 #pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
     const i64 t1 = v0.v[lane];
     const bool t2 = t1 < 0ll;
     const i64 t4 = t1 + t3;
     const i64 t5 = t2 ? t4 : t1;
-    const bool t8 = t5 == t7;
-    const i64 t9 = (i64)(step + lane);
-    const i64 t10 = t8 ? t9 : (-1ll);
-    out[lane] = t10;
+    const i64 t6 = index_in(t5, t3);
+    const bool t9 = t6 == t8;
+    const i64 t10 = (i64)(step + lane);
+    const i64 t11 = t9 ? t10 : (-1ll);
+    out[lane] = t11;
   }
 }
 
 __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 acc) {
   const bool t0 = acc >= 0ll;
   const int ix1 = out_index % 64;
-  const bool t2 = acc < 0ll;
-  const i64 t3 = acc + 4ll;
-  const i64 t4 = t2 ? t3 : acc;
-  const i64 t5 = (3ll < t4 ? 3ll : t4);
-  const i64 t6 = (0ll < t5 ? t5 : 0ll);
-  const f32 t7 = t0 ? p.in1[ix1 + (int)t6 * 64] : f32(0);
-  const f32 t8 = p.in2[out_index];
-  const f32 t9 = t0 ? t7 : t8;
-  p.out0[out_index] = t9;
+  const i64 t2 = (3ll < acc ? 3ll : acc);
+  const i64 t3 = (0ll < t2 ? t2 : 0ll);
+  const f32 t4 = t0 ? p.in1[ix1 + (int)t3 * 64] : f32(0);
+  const f32 t5 = p.in2[out_index];
+  const f32 t6 = t0 ? t4 : t5;
+  p.out0[out_index] = t6;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_scatter_b9e88a98(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_scatter_f3fc2d8a(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   const int thread = threadIdx.x % 2;
   const int own = blockIdx.x * 64 + threadIdx.x / 2;
@@ -71,4 +69,4 @@ extern "C" __global__ void __launch_bounds__(128) reduce_scatter_b9e88a98(const 
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_scatter_b9e88a98)
+EXPORT_KERNEL(reduce_scatter_f3fc2d8a)
