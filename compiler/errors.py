@@ -92,6 +92,12 @@ class EngineFileError(ArcweldError):
     code = "engine-file"
 
 
+class UntrustedError(EngineFileError):
+    """An intact engine file whose kernels would run as host code, and that nothing vouches for."""
+
+    code = "untrusted"
+
+
 class DeviceError(ArcweldError):
     """A launch that failed on the device, or an access that the simulator's checked mode refused."""
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.errors import EngineFileError, InputError, UsageError
+from arcweld.runtime import injected, trust
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
-from arcweld.runtime.kernels import KernelLoader, Rebuild
+from arcweld.runtime.kernels import KernelLoader
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
@@ -28,10 +29,6 @@ from arcweld.runtime.weights import DeviceWeights
 log = logging.getLogger("arcweld.runtime")
 
 MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
-
-# Compiles a kernel's source for a GPU that the engine was not built for. ``arcweld/__init__.py`` sets it, because the
-# runtime does not import the code generator.
-rebuild_hook: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +62,24 @@ class Engine:
     overwrite them.
     """
 
-    def __init__(self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True) -> None:
+    def __init__(
+        self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True, trusted: bool = False
+    ) -> None:
         """Loads every kernel and uploads the weights, so that no call compiles anything.
 
-        ``graphs``: replay CUDA graphs if the device can. Raises EngineFileError for inconsistent data, DeviceError for
-        kernels that cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
+        ``graphs`` and ``trusted`` as in ``load``. Raises EngineFileError for inconsistent data, UntrustedError for data
+        of a file that ``load`` would refuse, DeviceError for kernels that cannot be loaded, EnvironmentError_ for an
+        unusable device, UsageError for wrong arguments.
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
         check_data(data)
-        self.data = data
         self.device: Device = open_device(device)
+        self.data = data = trust.accepted(data, self.device, trusted)
         token = self.device.enter()
         try:
             plan = ExecutionPlan(data.program, self.device.arch)
-            self._loader = KernelLoader(data, self.device, rebuild_hook)
+            self._loader = KernelLoader(data, self.device, injected.rebuild)
             kernels = self._loader.load([launch.variant for launch in plan.launches])
             self._weights = DeviceWeights(data.program, data.weights, self.device)
         finally:
@@ -249,14 +249,18 @@ def load(
     *,
     graphs: bool = True,
     verify_weights: bool = True,
+    trusted: bool = False,
 ) -> Engine:
     """Opens an engine file, given by path or as bytes, on a device.
 
     device          ``cuda``, ``cuda:N`` or ``sim``; None takes ARCWELD_DEVICE, else a GPU if there is one, else sim
     graphs          replay CUDA graphs if the device can
     verify_weights  compare the weights with their hash too
+    trusted         run the file's kernels on ``sim``, where they are host code, whatever they are. Without it, only a
+                    file that this user built here runs there, or one that is what this version makes of its graph
 
-    Raises EngineFileError for anything but an intact engine file, DeviceError for kernels that cannot be loaded,
+    Raises EngineFileError for anything but an intact engine file, UntrustedError for one that must not run on ``sim``,
+    DeviceError for kernels that cannot be loaded,
     EnvironmentError_ for a device that cannot be used, UsageError for an unknown device.
     """
     if isinstance(path, bytes):
@@ -265,6 +269,6 @@ def load(
         raise EngineFileError(f"{os.fspath(path)} is a model, not an engine", hint="arcweld.compile makes an engine")
     else:
         data = read_engine(path, verify_weights=verify_weights)
-    engine = Engine(data, device, graphs=graphs)
+    engine = Engine(data, device, graphs=graphs, trusted=trusted)
     log.info("loaded %s on %s (%s)", data.program.name, engine.device.name, engine.device.arch)
     return engine

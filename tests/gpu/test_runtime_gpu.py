@@ -20,8 +20,7 @@ from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc.compiler import compile_cubin, compile_ptx
 from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.compiler.parameters import Pointer
-from arcweld.runtime import devices
-from arcweld.runtime import engine as engine_module
+from arcweld.runtime import devices, injected
 from arcweld.runtime.device import KernelImage, LaunchSpec
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.engine_file import EngineData
@@ -282,7 +281,7 @@ def test_ptx_and_rebuild(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         job = nvrtc.Job(source, arch, name, headers=tuple(sorted(headers.items())))
         return nvrtc.compile_job(job).cubin
 
-    monkeypatch.setattr(engine_module, "rebuild_hook", rebuild)
+    monkeypatch.setattr(injected, "rebuild", rebuild)
     other = "sm_80" if not device.arch.startswith("sm_8") else "sm_90"
     cubins = {(device.arch, n): compile_cubin(s, other, name=n).cubin for n, s in data.sources.items()}
     engine = Engine(replace(data, cubins=cubins), device)  # mislabelled: the driver refuses them
