@@ -79,6 +79,12 @@ class CompileError(ArcweldError):
     exit_code = 4
 
 
+class CompileLimitError(CompileError):
+    """A kernel whose compilation takes more time, memory or object code than any kernel should."""
+
+    code = "compile-limit"
+
+
 class EnvironmentError_(ArcweldError):
     """Something this machine lacks: a driver, NVRTC, a C++ compiler, disk space."""
 

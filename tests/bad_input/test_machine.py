@@ -18,7 +18,7 @@ import pytest
 from cli_models import mlp
 
 from arcweld.cli.app import main
-from arcweld.codegen.nvrtc import cache, worker
+from arcweld.codegen.nvrtc import cache
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.compiler import paths
 from arcweld.compiler.errors import EnvironmentError_
@@ -50,7 +50,7 @@ def test_no_nvrtc(model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatc
     def missing() -> None:
         raise RuntimeError("libnvrtc.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(worker, "binding", missing)
+    monkeypatch.setattr(nvrtc, "binding", missing)
     nvrtc.version.cache_clear()
     try:
         assert main([str(model), "-o", str(model.parent / "x.engine"), "--arch=sm_80", "--device=sim"]) == 4

@@ -1,28 +1,21 @@
 """Compares two collections of kernels: their texts, then what is left of them without comments, then object code.
 
-Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs. What still differs then
-is compiled again in new processes, where NVRTC is deterministic.
+Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
-import os
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from records import Collection, Record
 from reduced import reduced
 
-from arcweld.codegen.nvrtc import worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
-from arcweld.codegen.nvrtc.compiler import Job, finish, from_cache
+from arcweld.codegen.nvrtc.compiler import Job
 from arcweld.codegen.nvrtc.pool import compile_many
 from arcweld.compiler.errors import CompileError
 
@@ -105,14 +98,13 @@ def compare(base: Collection, work: Collection, cache: DiskCache | None = None) 
     left = [i for i, pair in jobs.items() if pair[0] != pair[1]]
     steps = [f"{len(jobs) - len(left)} pairs of another text are the same without comments and unused definitions"]
     codes: dict[str, tuple[Code, Code]] = {}
-    for kind, alone in (("ptx", False), ("cubin", False), ("ptx", True), ("cubin", True)):
+    for kind in ("ptx", "cubin"):
         pairs = {i: (replace(jobs[i][0], kind=kind), replace(jobs[i][1], kind=kind)) for i in left}
         distinct = list(dict.fromkeys(job for pair in pairs.values() for job in pair))
-        done = compiled_alone(distinct, cache) if alone else compiled(distinct, cache)
+        done = compiled(distinct, cache)
         codes = {i: (done[a], done[b]) for i, (a, b) in pairs.items()}
         left = [i for i, pair in codes.items() if not same_code(*pair, kind)]
-        where = ", each in a process of its own" if alone else ""
-        steps.append(f"{len(pairs)} pairs compared as {kind} ({len(distinct)} compilations{where})")
+        steps.append(f"{len(pairs)} pairs compared as {kind} ({len(distinct)} compilations)")
     what |= {i: "does not compile" if CompileError in map(type, codes[i]) else "object code" for i in left}
     return Outcome(
         equal=tuple(i for i in both if i not in what and i not in jobs),
@@ -164,30 +156,6 @@ def compiled(jobs: Sequence[Neutral], cache: DiskCache | None) -> dict[Neutral, 
             todo = [j for j in todo if j not in failed]
             continue
         return {**failed, **{job: c.code for job, c in zip(todo, done)}}
-
-
-def compiled_alone(jobs: Sequence[Neutral], cache: DiskCache | None) -> dict[Neutral, Code]:
-    """The same, each in a new process.
-
-    NVRTC's choice among equivalent instructions depends on what its process compiled before: about one kernel in a
-    hundred differs. The first compilation of a process is always the same.
-    """
-    apart = None if cache is None else DiskCache(cache.folder / "alone")
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return dict(zip(jobs, threads.map(lambda job: _alone(job, apart), jobs)))
-
-
-def _alone(job: Neutral, cache: DiskCache | None) -> Code:
-    kept = from_cache(job, cache)
-    if kept is not None:
-        return kept.code
-    request = io.BytesIO()
-    worker.send(request, job.request())
-    done = subprocess.run([sys.executable, worker.__file__], input=request.getvalue(), capture_output=True, check=True)
-    try:
-        return finish(job, worker.receive(io.BytesIO(done.stdout)), cache).code
-    except CompileError as error:
-        return error
 
 
 def same_code(a: Code, b: Code, kind: str) -> bool:
