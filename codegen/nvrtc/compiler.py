@@ -37,6 +37,7 @@ _PTXAS_WARNING = re.compile(r"^.*\bC75(?:0[89]|1\d|20)\b.*$", re.M)
 # What one compilation may take: processor seconds, address space and object code. Ours take about two seconds.
 LIMITS: worker.Limits = (120, 4 << 30, 64 << 20)
 
+_NO_MEMORY = re.compile(r"cannot allocate memory|failed to map segment|out of memory|cannot map zero-fill", re.I)
 _lock = threading.Lock()
 _process: CompilerProcess | None = None
 
@@ -141,6 +142,8 @@ def version() -> str:
         major, minor = binding().getVersion()
     except (ImportError, RuntimeError, OSError) as error:
         raise missing_nvrtc(str(error)) from None
+    except MemoryError:
+        raise missing_nvrtc("out of memory") from None
     for wheel in (f"nvidia-cuda-nvrtc-cu{major}", "nvidia-cuda-nvrtc"):
         try:
             found = importlib.metadata.version(wheel)
@@ -152,7 +155,12 @@ def version() -> str:
 
 
 def missing_nvrtc(reason: str) -> EnvironmentError_:
-    """The error for a machine where NVRTC cannot be loaded, with the pip line for the installed CuPy."""
+    """The error for a machine where NVRTC cannot be loaded, with the pip line for the installed CuPy.
+
+    Where there is too little memory to load it, nothing is missing, and the error says that.
+    """
+    if short := next((line.strip() for line in reason.splitlines() if _NO_MEMORY.search(line)), ""):
+        return EnvironmentError_(f"there is not enough memory to load NVRTC: {short}", hint="check `ulimit -v`")
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
     if "cupy-cuda13x" in installed:
         remedy = "pip install nvidia-cuda-nvrtc"

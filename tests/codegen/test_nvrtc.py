@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,27 @@ def test_missing_nvrtc_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> No
         nvrtc.version()
     assert (caught.value.hint or "").startswith("pip install")
     nvrtc.version.cache_clear()
+
+
+LIMITED = """
+    import resource
+    import numpy
+    from arcweld.codegen.nvrtc import compiler
+    from arcweld.compiler.errors import EnvironmentError_
+    resource.setrlimit(resource.RLIMIT_AS, ({limit} << 20, -1))
+    try:
+        compiler.version()
+    except EnvironmentError_ as error:
+        assert "not enough memory to load NVRTC" in error.message, error
+        assert "ulimit" in error.hint
+    else:
+        raise AssertionError("it had enough")
+"""
+
+
+@pytest.mark.parametrize("limit", [150, 250, 350])
+def test_too_little_memory_is_not_a_missing_nvrtc(limit: int) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LIMITED.format(limit=limit))], check=True)
 
 
 def test_a_server_without_nvrtc_says_so() -> None:
