@@ -173,7 +173,11 @@ class Engine:
                 other = shared.arrays.stream("cupy")
                 if other != stream:  # kernels that write the CuPy arrays may still be running there
                     shared.device.synchronize(other)
-            return self._context(stream).run(taken, stream)
+            shared.lock.acquire_read()
+            try:
+                return self._context(stream).run(taken, stream)
+            finally:
+                shared.lock.release_read()
         finally:
             shared.device.leave(token)
 
@@ -210,21 +214,24 @@ class Engine:
     def update_weights(self, values: Mapping[str, Any]) -> None:
         """Replaces weights by arrays given under the model's own names, in the model's own shapes and types.
 
-        Waits for the device. All threads use the new values from their next call on. The evidence lists the names of
-        replaced weights. Raises InputError, before anything changes, for a name or a value that does not fit.
+        Waits for calls that are under way and for the device. Every call, in whatever thread, sees all of the old
+        values or all of the new ones. So does a graph that the caller has recorded, unless it is replayed meanwhile.
+        The evidence lists the names of replaced weights. Raises InputError, before anything changes, for a name or a
+        value that does not fit.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
         packed = self._weights.pack({name: host_array(value) for name, value in values.items()})
-        token = self.device.enter()
-        try:
-            self._weights.store(packed)
-        finally:
-            self.device.leave(token)
-        evidence = self.data.verify
-        if evidence is not None:  # the verification was done with the old values
-            evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
-        self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
+        with self._shared.lock:
+            token = self.device.enter()
+            try:
+                self._weights.store(packed)
+            finally:
+                self.device.leave(token)
+            evidence = self.data.verify
+            if evidence is not None:  # the verification was done with the old values
+                evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
+            self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine file. Raises EnvironmentError_ if it cannot be written."""
