@@ -113,7 +113,7 @@ def _exit_code(error: BaseException) -> int:
     """Prints the error, in one sentence unless it is a defect of Arcweld, and returns its exit code."""
     if isinstance(error, ArcweldError):
         if isinstance(error, InternalError):
-            traceback.print_exception(error)
+            _show_traceback(error)
         _fail(str(error))
         return error.exit_code
     if isinstance(error, typer.Abort | KeyboardInterrupt):
@@ -142,9 +142,13 @@ def _exit_code(error: BaseException) -> int:
         return TERMINATED
     if not isinstance(error, Exception):
         raise error
-    traceback.print_exception(error)
+    _show_traceback(error)
     _fail("this is a defect of Arcweld, not of the model; please report it with the lines above")
     return DEFECT
+
+
+def _show_traceback(error: BaseException) -> None:
+    err.print("".join(traceback.format_exception(error)), markup=False, end="")
 
 
 def _drop_output() -> None:
