@@ -96,23 +96,28 @@ def _strings(texts: list[str]) -> Any:
 
 # ------------------------------------------------------------------------------------------------- a confined child
 
-# System calls that resolve a path, start a program, reach another process or the network, by machine; and the machine's
-# number in linux/audit.h. The names are in the order of the numbers.
+# System calls that resolve a path, start a program, use the network, or signal, trace or read another process, by
+# machine; and the machine's number in linux/audit.h. The names are in the order of the numbers.
 _FORBIDDEN = {
-    # open stat lstat access socket connect execve kill truncate chdir rename mkdir rmdir creat link unlink symlink
-    # readlink chmod chown lchown ptrace mknod statfs chroot mount openat mkdirat mknodat fchownat futimesat newfstatat
-    # unlinkat renameat linkat symlinkat readlinkat fchmodat faccessat open_by_handle_at process_vm_readv/writev
-    # renameat2 execveat statx io_uring_setup openat2 faccessat2
+    # open stat lstat access shmget shmat socket connect bind execve kill truncate chdir rename mkdir rmdir creat link
+    # unlink symlink readlink chmod chown lchown ptrace rt_sigqueueinfo mknod statfs chroot mount setxattr lsetxattr
+    # tkill tgkill mq_open openat mkdirat mknodat fchownat futimesat newfstatat unlinkat renameat linkat symlinkat
+    # readlinkat fchmodat faccessat unshare utimensat rt_tgsigqueueinfo perf_event_open open_by_handle_at setns
+    # process_vm_readv process_vm_writev renameat2 bpf execveat userfaultfd statx pidfd_send_signal io_uring_setup
+    # open_tree move_mount fsopen pidfd_open openat2 pidfd_getfd faccessat2 fchmodat2
     "x86_64": (0xC000003E, (
-        2, 4, 6, 21, 41, 42, 59, 62, 76, 80, 82, 83, 84, 85, 86, 87, 88, 89, 90, 92, 94, 101, 133, 137, 161, 165, 257,
-        258, 259, 260, 261, 262, 263, 264, 265, 266, 267, 268, 269, 304, 310, 311, 316, 322, 332, 425, 437, 439,
+        2, 4, 6, 21, 29, 30, 41, 42, 49, 59, 62, 76, 80, 82, 83, 84, 85, 86, 87, 88, 89, 90, 92, 94, 101, 129, 133, 137,
+        161, 165, 188, 189, 200, 234, 240, 257, 258, 259, 260, 261, 262, 263, 264, 265, 266, 267, 268, 269, 272, 280,
+        297, 298, 304, 308, 310, 311, 316, 321, 322, 323, 332, 424, 425, 428, 429, 430, 434, 437, 438, 439, 452,
     )),
-    # mknodat mkdirat unlinkat symlinkat linkat renameat mount statfs truncate faccessat chdir chroot fchmodat fchownat
-    # openat readlinkat newfstatat ptrace kill socket connect execve open_by_handle_at process_vm_readv/writev renameat2
-    # execveat statx io_uring_setup openat2 faccessat2
+    # setxattr lsetxattr mknodat mkdirat unlinkat symlinkat linkat renameat mount statfs truncate faccessat chdir chroot
+    # fchmodat fchownat openat readlinkat newfstatat utimensat unshare ptrace kill tkill tgkill rt_sigqueueinfo mq_open
+    # shmget shmat socket bind connect execve rt_tgsigqueueinfo perf_event_open open_by_handle_at setns
+    # process_vm_readv process_vm_writev renameat2 bpf execveat userfaultfd statx and the newer ones as above
     "aarch64": (0xC00000B7, (
-        33, 34, 35, 36, 37, 38, 40, 43, 45, 48, 49, 51, 53, 54, 56, 78, 79, 117, 129, 198, 203, 221, 265, 270, 271, 276,
-        281, 291, 425, 437, 439,
+        5, 6, 33, 34, 35, 36, 37, 38, 40, 43, 45, 48, 49, 51, 53, 54, 56, 78, 79, 88, 97, 117, 129, 130, 131, 138, 180,
+        194, 196, 198, 200, 203, 221, 240, 241, 265, 268, 270, 271, 276, 280, 281, 282, 291, 424, 425, 428, 429, 430,
+        434, 437, 438, 439, 452,
     )),
 }  # fmt: skip
 _LOAD, _JUMP_EQUAL, _JUMP_ABOVE, _RETURN = 0x20, 0x15, 0x35, 0x06  # linux/bpf_common.h
@@ -229,6 +234,7 @@ def answer(nvrtc: Nvrtc, body: bytes) -> bytes:
         status = 1
         try:
             os.close(reader)
+            _close_all_but(writer)
             ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             with os.fdopen(writer, "wb") as stream:
                 stream.write(encode(compile_once(nvrtc, body)))
@@ -247,6 +253,15 @@ def answer(nvrtc: Nvrtc, body: bytes) -> bytes:
     if status == 0:
         return reply
     return encode((_cause(os.waitstatus_to_exitcode(status), used, limits), b"", f"exit status {status}"))
+
+
+def _close_all_but(writer: int) -> None:
+    """Takes the server's pipes from a child: it must not read other requests or answer them."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1):
+        os.dup2(nothing, stream)
+    os.closerange(3, writer)
+    os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _cause(code: int, used: resource.struct_rusage, limits: Limits) -> str:
