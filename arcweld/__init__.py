@@ -5,7 +5,8 @@
     engine.save("model.engine")
     engine = arcweld.load("model.engine", device="cuda")
 
-Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``).
+Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``),
+``ARCWELD_TRUST=1`` (run any engine file on sim).
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from arcweld.compiler.errors import (
     InputError,
     ModelError,
     UnsupportedError,
+    UntrustedError,
     UsageError,
 )
 
 if TYPE_CHECKING:
     from arcweld.driver.api import Input, compile
     from arcweld.runtime.engine import Engine, load
+    from arcweld.runtime.engine_file import EngineData
     from arcweld.runtime.session import InferenceSession
     from arcweld.torch.report import torch_report
 
@@ -47,8 +50,8 @@ _LAZY = {
 
 __all__ = [
     "AccuracyError", "ArcweldError", "CompileError", "DeviceError", "Engine", "EngineFileError", "EnvironmentError_",
-    "InferenceSession", "Input", "InputError", "ModelError", "UnsupportedError", "UsageError", "__version__", "compile",
-    "load", "torch_report",
+    "InferenceSession", "Input", "InputError", "ModelError", "UnsupportedError", "UntrustedError", "UsageError",
+    "__version__", "compile", "load", "torch_report",
 ]  # fmt: skip
 
 
@@ -56,23 +59,26 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'arcweld' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    if _LAZY[name].startswith("arcweld.runtime"):
-        _let_engines_rebuild()
     value = getattr(module, name)
     globals()[name] = value
     return value
 
 
-def _let_engines_rebuild() -> None:
-    """Gives the runtime the code generator, which it does not import itself, for GPUs an engine was not built for."""
-    from arcweld.runtime import engine
+def _inject() -> None:
+    """Gives the runtime what it does not import itself: the code generator, and the check of strangers' files."""
+    from arcweld.runtime import injected
 
     def rebuild(name: str, source: str, headers: dict[str, str], arch: str) -> bytes:
         from arcweld.driver.api import rebuild_kernel
 
         return rebuild_kernel(name, source, headers, arch)
 
-    engine.rebuild_hook = rebuild
+    def difference(data: EngineData) -> str:
+        from arcweld.driver import remake
+
+        return remake.difference(data)
+
+    injected.rebuild, injected.difference = rebuild, difference
 
 
 def __dir__() -> list[str]:
@@ -89,3 +95,4 @@ def _set_up() -> None:
 
 
 _set_up()
+_inject()

@@ -79,6 +79,12 @@ class CompileError(ArcweldError):
     exit_code = 4
 
 
+class CompileLimitError(CompileError):
+    """A kernel whose compilation takes more time, memory or object code than any kernel should."""
+
+    code = "compile-limit"
+
+
 class EnvironmentError_(ArcweldError):
     """Something this machine lacks: a driver, NVRTC, a C++ compiler, disk space."""
 
@@ -90,6 +96,12 @@ class EngineFileError(ArcweldError):
     """An engine file that is truncated, altered, or written by an unknown schema version."""
 
     code = "engine-file"
+
+
+class UntrustedError(EngineFileError):
+    """An intact engine file whose kernels would run as host code, and that nothing vouches for."""
+
+    code = "untrusted"
 
 
 class DeviceError(ArcweldError):

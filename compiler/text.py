@@ -21,7 +21,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ def sanitize(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
-    """The text of ``graph``. Weights of at most ``data_limit`` elements are written with their data.
+def print_graph(graph: Graph, *, data_limit: int = 0, data_of: Collection[str] = ()) -> str:
+    """The text of ``graph``. Weights of at most ``data_limit`` elements, and those in ``data_of``, have their data.
 
     Raises ModelError for what the text cannot hold: a value name that ``sanitize`` would change, an attribute of
     another type than ``literal_text`` takes, or two different symbols with one name.
@@ -57,7 +57,7 @@ def print_graph(graph: Graph, *, data_limit: int = 0) -> str:
     lines = [f"graph {graph.name!r}"]
     lines += [_symbol_line(s) for s in all_symbols(graph)]
     lines += [f"input {_item(v)}" for v in graph.inputs]
-    lines += [_weight_line(name, w, data_limit) for name, w in graph.weights.items()]
+    lines += [_weight_line(n, w, n in data_of or w.data.size <= data_limit) for n, w in graph.weights.items()]
     lines += [node_text(n) for n in graph.nodes]
     labels = graph.output_labels or ("",) * len(graph.outputs)
     lines += [
@@ -137,11 +137,11 @@ def _symbol_line(s: Sym) -> str:
     return f"symbol {s.name}({', '.join(parts)})"
 
 
-def _weight_line(name: str, w: Weight, data_limit: int) -> str:
+def _weight_line(name: str, w: Weight, with_data: bool) -> str:
     dtype = from_numpy(w.data.dtype)
     fields = [f"source={w.source!r}"] if w.source else []
     fields += [f"transform={literal_text(w.transform)}"] if w.transform else []
-    if w.data.size <= data_limit:
+    if with_data:
         wide = w.data.astype(np.float64) if dtype.is_float else w.data
         fields.append(f"data={literal_text(tuple(wide.ravel().tolist()))}")
     line = f"weight %{_checked(name)}: {TensorType(dtype, w.data.shape)}"

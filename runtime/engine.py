@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.errors import EngineFileError, InputError, UsageError
+from arcweld.runtime import injected, trust
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Shared
-from arcweld.runtime.kernels import KernelLoader, Rebuild
+from arcweld.runtime.kernels import KernelLoader
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
@@ -29,10 +30,6 @@ from arcweld.runtime.weights import DeviceWeights
 log = logging.getLogger("arcweld.runtime")
 
 MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
-
-# Compiles a kernel's source for a GPU that the engine was not built for. ``arcweld/__init__.py`` sets it, because the
-# runtime does not import the code generator.
-rebuild_hook: Rebuild | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +64,24 @@ class Engine:
     """
 
     def __init__(
-        self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True, poison: bool = False
-    ) -> None:
+        self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True, trusted: bool = False,
+        poison: bool = False,
+    ) -> None:  # fmt: skip
         """Loads every kernel and uploads the weights, so that no call compiles anything.
 
-        ``graphs``: replay CUDA graphs if the device can. ``poison``: as in ``poisoned``, always. Raises EngineFileError
-        for inconsistent data, DeviceError for kernels that cannot be loaded, EnvironmentError_ for an unusable device,
-        UsageError for wrong arguments.
+        ``graphs`` and ``trusted`` as in ``load``; ``poison``: as in ``poisoned``, always. Raises EngineFileError for
+        inconsistent data, UntrustedError for data of a file that ``load`` would refuse, DeviceError for kernels that
+        cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
         check_data(data)
-        self.data = data
         self.device: Device = open_device(device)
+        self.data = data = trust.accepted(data, self.device, trusted)
         token = self.device.enter()
         try:
             plan = ExecutionPlan(data.program, self.device.arch)
-            self._loader = KernelLoader(data, self.device, rebuild_hook)
+            self._loader = KernelLoader(data, self.device, injected.rebuild)
             kernels = self._loader.load([launch.variant for launch in plan.launches])
             self._weights = DeviceWeights(data.program, data.weights, self.device)
         finally:
@@ -178,7 +176,11 @@ class Engine:
                 other = shared.arrays.stream("cupy")
                 if other != stream:  # kernels that write the CuPy arrays may still be running there
                     shared.device.synchronize(other)
-            return self._context(stream).run(taken, stream)
+            shared.lock.acquire_read()
+            try:
+                return self._context(stream).run(taken, stream)
+            finally:
+                shared.lock.release_read()
         finally:
             shared.device.leave(token)
 
@@ -215,21 +217,24 @@ class Engine:
     def update_weights(self, values: Mapping[str, Any]) -> None:
         """Replaces weights by arrays given under the model's own names, in the model's own shapes and types.
 
-        Waits for the device. All threads use the new values from their next call on. The evidence lists the names of
-        replaced weights. Raises InputError, before anything changes, for a name or a value that does not fit.
+        Waits for calls that are under way and for the device. Every call, in whatever thread, sees all of the old
+        values or all of the new ones. So does a graph that the caller has recorded, unless it is replayed meanwhile.
+        The evidence lists the names of replaced weights. Raises InputError, before anything changes, for a name or a
+        value that does not fit.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
         packed = self._weights.pack({name: host_array(value) for name, value in values.items()})
-        token = self.device.enter()
-        try:
-            self._weights.store(packed)
-        finally:
-            self.device.leave(token)
-        evidence = self.data.verify
-        if evidence is not None:  # the verification was done with the old values
-            evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
-        self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
+        with self._shared.lock:
+            token = self.device.enter()
+            try:
+                self._weights.store(packed)
+            finally:
+                self.device.leave(token)
+            evidence = self.data.verify
+            if evidence is not None:  # the verification was done with the old values
+                evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
+            self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
 
     @contextmanager
     def poisoned(self) -> Iterator[None]:
@@ -268,14 +273,18 @@ def load(
     *,
     graphs: bool = True,
     verify_weights: bool = True,
+    trusted: bool = False,
 ) -> Engine:
     """Opens an engine file, given by path or as bytes, on a device.
 
     device          ``cuda``, ``cuda:N`` or ``sim``; None takes ARCWELD_DEVICE, else a GPU if there is one, else sim
     graphs          replay CUDA graphs if the device can
     verify_weights  compare the weights with their hash too
+    trusted         run the file's kernels on ``sim``, where they are host code, whatever they are. Without it, only a
+                    file that this user built here runs there, or one that is what this version makes of its graph
 
-    Raises EngineFileError for anything but an intact engine file, DeviceError for kernels that cannot be loaded,
+    Raises EngineFileError for anything but an intact engine file, UntrustedError for one that must not run on ``sim``,
+    DeviceError for kernels that cannot be loaded,
     EnvironmentError_ for a device that cannot be used, UsageError for an unknown device.
     """
     if isinstance(path, bytes):
@@ -284,6 +293,6 @@ def load(
         raise EngineFileError(f"{os.fspath(path)} is a model, not an engine", hint="arcweld.compile makes an engine")
     else:
         data = read_engine(path, verify_weights=verify_weights)
-    engine = Engine(data, device, graphs=graphs)
+    engine = Engine(data, device, graphs=graphs, trusted=trusted)
     log.info("loaded %s on %s (%s)", data.program.name, engine.device.name, engine.device.arch)
     return engine

@@ -1,8 +1,8 @@
 """The engine file: one archive with the program, the kernels' sources and object code, weights and evidence.
 
 Nothing in a file is trusted. ``manifest.json`` lists every member with its size and SHA-256, the program is checked
-before use, and each violation is an EngineFileError. No member holds pickles or host code. The ``sim`` device does
-compile the kernels' sources for the host: run only engines on it that you trust.
+before use, and each violation is an EngineFileError. No member holds pickles or host code. The ``sim`` device compiles
+the kernels' sources for the host: ``trust.py`` decides whether it may.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, EnvironmentError_
 from arcweld.compiler.paths import replaceable
-from arcweld.runtime import container, tensors_file
+from arcweld.runtime import container, records, tensors_file
 from arcweld.runtime.program import Program
 from arcweld.runtime.validate import check_evidence, check_program, check_schema
 
@@ -47,6 +47,8 @@ class EngineData:
     weights       host arrays by name; read-only views of the mapped file where they were read from one
     verify        the evidence, a JSON value; None if there is none
     tuning        measured choices, a JSON value; None if there are none
+    unchecked     the SHA-256 of the manifest of the file that it was read from, until ``trust.accepted`` vouches for
+                  it; empty for what this process made
     """
 
     program: Program
@@ -59,6 +61,7 @@ class EngineData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     tuning: Any = None
     verify: Any = None
+    unchecked: str = ""
 
     @property
     def archs(self) -> tuple[str, ...]:
@@ -121,7 +124,8 @@ def check_data(data: EngineData) -> None:
 def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
     """Writes an engine file atomically: it appears whole or not at all. Equal data give equal bytes.
 
-    Raises EngineFileError for inconsistent data, EnvironmentError_ if the file cannot be written.
+    A record lets this user load the file on ``sim``, unless the data are a stranger's. Raises EngineFileError for
+    inconsistent data, EnvironmentError_ if the file cannot be written.
     """
     check_data(data)
     target = replaceable(Path(path))
@@ -129,7 +133,7 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
     try:
         with open(temporary, "xb") as stream:
             with container.Writer(stream) as writer:
-                _write_members(writer, data)
+                manifest = _write_members(writer, data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -142,6 +146,8 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
     _sync_folder(target.parent)
+    if not data.unchecked:
+        records.add(hashlib.sha256(manifest).hexdigest())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -154,7 +160,9 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _write_members(writer: container.Writer, data: EngineData) -> None:
+def _write_members(writer: container.Writer, data: EngineData) -> bytes:
+    """Writes all members; returns the manifest, which names each with its hash."""
+
     def add(name: str, content: str | bytes) -> None:
         body = content.encode() if isinstance(content, str) else content
         writer.add(name, [body], len(body))
@@ -175,7 +183,9 @@ def _write_members(writer: container.Writer, data: EngineData) -> None:
     weights = {w.name: data.weights[w.name] for w in data.program.weights}
     header, order, size = tensors_file.header(weights)
     writer.add(WEIGHTS, tensors_file.chunks(weights, header, order), size)
-    add(MANIFEST, _encode_manifest(data, writer.members))
+    manifest = _encode_manifest(data, writer.members)
+    add(MANIFEST, manifest)
+    return manifest
 
 
 def _encode_manifest(data: EngineData, members: Mapping[str, tuple[int, str]]) -> bytes:
@@ -220,7 +230,8 @@ def parse_engine(data: memoryview, *, verify_weights: bool = True) -> EngineData
     views = {name: data[s.offset : s.offset + s.size] for name, s in spans.items()}
     if MANIFEST not in spans or zlib.crc32(views[MANIFEST]) != spans[MANIFEST].crc:
         raise EngineFileError("the archive has no intact manifest.json", hint="is this an engine file?")
-    manifest = _read_manifest(views.pop(MANIFEST))
+    listing = views.pop(MANIFEST)
+    manifest = _read_manifest(listing)
     _check_members(views, manifest, verify_weights)
     sources, headers, cubins, ptx = _sort_kernels(views)
     if WEIGHTS not in views:
@@ -236,6 +247,7 @@ def parse_engine(data: memoryview, *, verify_weights: bool = True) -> EngineData
         provenance=manifest.provenance,
         tuning=_json(views.get(TUNING), TUNING),
         verify=_json(views.get(VERIFY), VERIFY),
+        unchecked=hashlib.sha256(listing).hexdigest(),
     )
     if tuple(manifest.archs) != engine.archs:
         raise EngineFileError("the manifest's architectures are not those of the object code")

@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from arcweld.compiler.dtypes import DType
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
+from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.plan import ExecutionPlan, Shape
 
 MAX_SHAPES = 64  # specialisations of a context
 MAX_GRAPHS = 32  # of a context
 MAX_DIRECT = 4  # direct graphs of a specialisation
 POISON = 0xFF  # of each byte
+_BYTES = Element(DType.U8)
 MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from earlier calls
 
 
@@ -36,7 +39,7 @@ class Shared:
 
     ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
     ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
-    even after the recording thread has ended.
+    even after the recording thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
     """
 
     plan: ExecutionPlan
@@ -46,7 +49,8 @@ class Shared:
     weights: Mapping[str, int]
     graphs: bool = True
     poison: bool = False
-    recorded: list[Memory] = field(default_factory=list)
+    recorded: list[Any] = field(default_factory=list)
+    lock: SharedLock = field(default_factory=SharedLock)
 
 
 @dataclass(slots=True)
@@ -107,10 +111,13 @@ class Context:
         Raises InputError for shapes that do not fit, DeviceError if the device fails.
         """
         shared = self.shared
+        kind = result_kind(inputs)
+        if shared.device.can_capture and shared.device.is_capturing(stream):
+            return self._record(inputs, kind, stream)
         special = self._find(tuple([t.shape for t in inputs]))
         special.calls += 1
-        results, targets, views = self._results(special, result_kind(inputs))
-        if not (shared.graphs and special.steps and shared.device.can_capture) or self._recorded_by_caller(stream):
+        results, targets, views = self._results(special, kind)
+        if not (shared.graphs and special.steps and shared.device.can_capture):
             self._launch(special, inputs, targets, views, stream)
             return results
         on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
@@ -124,13 +131,24 @@ class Context:
             self._replay_staged(special, inputs, targets, views, stream)
         return results
 
-    def _recorded_by_caller(self, stream: int) -> bool:
-        """True if the caller is capturing ``stream``. The arena is then kept, because the captured graph uses it."""
-        if not self.shared.device.is_capturing(stream):
-            return False
-        if self._arena is not None and all(self._arena is not m for m in self.shared.recorded):
-            self.shared.recorded.append(self._arena)
-        return True
+    def _record(self, inputs: Sequence[Taken], kind: str, stream: int) -> list[Any]:
+        """Adds a run to a graph that the caller is recording.
+
+        Its temporaries are its own: the graph may be replayed while other graphs and calls are under way. torch
+        allocates them itself, because only its allocator may ask for memory while it records.
+        """
+        shared = self.shared
+        sizes = compute_sizes(shared.plan, shared.plan.bind_symbols([t.shape for t in inputs]))
+        if kind == "torch-gpu":
+            memory, arena, _ = shared.arrays.empty(kind, (max(sizes.arena_bytes, 1),), _BYTES)
+        else:
+            memory = shared.device.allocate(sizes.arena_bytes)
+            arena = memory.address
+        shared.recorded.append(memory)
+        special = self._build(sizes, arena)
+        results, targets, views = self._results(special, kind)
+        self._launch(special, inputs, targets, views, stream)
+        return results
 
     def release(self) -> None:
         """Frees the arena, all specialisations and all graphs. The next call allocates them again."""
@@ -154,11 +172,18 @@ class Context:
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
             self.release()  # all specialisations hold addresses in the smaller arena
             self._arena = shared.device.allocate(sizes.arena_bytes)
-        arena = self._arena.address
+        special = self._specialised[key] = self._build(sizes, self._arena.address)
+        while len(self._specialised) > MAX_SHAPES:
+            self._drop(next(iter(self._specialised)))
+        return special
+
+    def _build(self, sizes: Sizes, arena: int) -> Specialisation:
+        """The plan with the given sizes, and temporaries from the address ``arena`` on."""
+        shared = self.shared
         builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena)
         steps = builder.steps()
         names = [t.name for t in shared.plan.program.outputs]
-        special = Specialisation(
+        return Specialisation(
             sizes=sizes,
             steps=steps,
             copies=builder.copies(),
@@ -166,10 +191,6 @@ class Context:
             outputs=[sizes.shapes[n] for n in names],
             output_bytes=[sizes.nbytes[n] for n in names],
         )
-        self._specialised[key] = special
-        while len(self._specialised) > MAX_SHAPES:
-            self._drop(next(iter(self._specialised)))
-        return special
 
     def _drop(self, key: tuple[Shape, ...]) -> None:
         self.shared.device.synchronize()

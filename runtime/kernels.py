@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arcweld.compiler.archs import parse_arch, runs_on
 from arcweld.compiler.errors import ArcweldError, DeviceError
 from arcweld.runtime.device import Device, KernelImage
 from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.injected import Rebuild
 from arcweld.runtime.program import Launch, Variant
 
 log = logging.getLogger("arcweld.runtime")
-
-# (kernel name, source, headers, arch) -> cubin for exactly that architecture.
-Rebuild = Callable[[str, str, dict[str, str], str], bytes]
-
 
 def _parsed(arch: str) -> tuple[int, str]:
     found = parse_arch(arch)

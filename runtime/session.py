@@ -40,8 +40,9 @@ class InferenceSession:
         *,
         sess_options: None = None,
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        trusted: bool = False,
     ) -> None:
-        """Opens the engine on ``device``, or on the device that ``providers`` names.
+        """Opens the engine on ``device``, or on the device that ``providers`` names; ``trusted`` as for ``load``.
 
         The only provider is ``CUDAExecutionProvider``, with the option ``device_id``. Raises UsageError for other
         providers, for session options, and for a device together with an open Engine; otherwise as ``load`` does.
@@ -52,7 +53,7 @@ class InferenceSession:
             raise UsageError("providers and device both name the device", hint="give one of them")
         where = device if providers is None else _device_of(providers)
         if not isinstance(path_or_bytes, Engine):
-            self.engine = load(path_or_bytes, where)
+            self.engine = load(path_or_bytes, where, trusted=trusted)
         elif where is None:
             self.engine = path_or_bytes
         else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -33,7 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }  # fmt: skip
 USAGE, ENVIRONMENT = 2, 4
-DEFECT, INTERRUPTED, BROKEN_PIPE = 70, 130, 141  # as sysexits.h and shells have them
+DEFECT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143  # as sysexits.h and shells have them
 for _name, _function in COMMANDS.items():
     app.command(_name, context_settings=HELP)(_function)
 
@@ -80,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else list(argv)
     try:
-        with warnings.catch_warnings():
+        with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _note  # type: ignore[assignment]
             words = arguments.complete(given, COMMANDS, _note)
             code = int(app(words or ["--help"], standalone_mode=False) or 0)
@@ -93,11 +96,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if given else USAGE
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM raise SystemExit, so that temporary files are removed. Signals belong to the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _exit_code(error: BaseException) -> int:
     """Prints the error, in one sentence unless it is a defect of Arcweld, and returns its exit code."""
     if isinstance(error, ArcweldError):
         if isinstance(error, InternalError):
-            traceback.print_exception(error)
+            _show_traceback(error)
         _fail(str(error))
         return error.exit_code
     if isinstance(error, typer.Abort | KeyboardInterrupt):
@@ -122,11 +138,17 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("arcweld"):
         _fail(f"the Python package {error.name} is missing", "onnx-to-engine doctor lists what is needed")
         return ENVIRONMENT
+    if isinstance(error, SystemExit) and error.code == TERMINATED:
+        return TERMINATED
     if not isinstance(error, Exception):
         raise error
-    traceback.print_exception(error)
+    _show_traceback(error)
     _fail("this is a defect of Arcweld, not of the model; please report it with the lines above")
     return DEFECT
+
+
+def _show_traceback(error: BaseException) -> None:
+    err.print("".join(traceback.format_exception(error)), markup=False, end="")
 
 
 def _drop_output() -> None:

@@ -21,6 +21,7 @@ from arcweld.cli.inputs import (
     Range,
     Seed,
     Shapes,
+    Trust,
     Values,
     Verbose,
     feeds_for,
@@ -43,6 +44,7 @@ def bench(
     onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
     device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+    trust: Trust = False,
     iterations: Annotated[int, Opt("--iterations", min=1, help="Least number of timed runs.")] = 10,
     warm_up: Annotated[float, Opt("--warmUp", min=0, help="Milliseconds of warming up.")] = 200.0,
     duration: Annotated[float, Opt("--duration", min=0, help="Least seconds of timed runs.")] = 3.0,
@@ -61,7 +63,7 @@ def bench(
         raise UsageError("--warmUp and --duration are finite numbers")
     source = one_path(path or onnx, load_engine)
     times_to, profile_to, layers_to = (_target(p, source) for p in (export_times, export_profile, export_layers))
-    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
+    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
     if (dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:

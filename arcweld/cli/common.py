@@ -20,6 +20,7 @@ from arcweld.compiler.dims import Dim, parse
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.logs import printable
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.build import Progress as ProgressCallback
@@ -28,6 +29,11 @@ from arcweld.runtime.engine_file import EngineData
 
 
 class _Console(Console):
+    """Prints to the terminal. Texts lose what a terminal would obey, because names in them come from files."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(x) if isinstance(x, str) else x for x in objects), **options)
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # the command's exit code is not rich's to choose
 
@@ -151,7 +157,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Co
             last = c == columns[-1]
             table.add_column(c, justify="right" if c in right else "left", overflow="fold", no_wrap=not last)
         for r in rows:
-            table.add_row(*map(escape, r))
+            table.add_row(*(escape(printable(x)) for x in r))
         out.print(table)
         return
     widths = [max(map(len, column)) for column in zip(columns, *rows)]

@@ -34,6 +34,7 @@ Seed = Annotated[int, Opt("--seed", min=0, help="Seed of random inputs.")]
 Values = Annotated[str, Opt("--values", help="Inputs of a model that are constants: sr:16000,mode:[1,0].")]
 Fp16 = Annotated[bool, Opt("--fp16", help="Compile a model in half precision.")]
 Bf16 = Annotated[bool, Opt("--bf16", help="Compile a model in bfloat16.")]
+Trust = Annotated[bool, Opt("--trust", help="Run any engine file on sim, where its kernels are host code.")]
 Verbose = Annotated[bool, Opt("--verbose", callback=lambda on: configure("info") if on else None, help="Log more.")]
 
 
@@ -44,8 +45,10 @@ def precision_of(fp16: bool, bf16: bool) -> str:
     return "fp16" if fp16 else "bf16" if bf16 else "fp32"
 
 
-def open_engine(path: str, device: str, shapes: str, values: str = "", precision: str = "fp32") -> Engine:
-    """Loads an engine file, or compiles an ONNX model for the device.
+def open_engine(
+    path: str, device: str, shapes: str, values: str = "", precision: str = "fp32", *, trusted: bool = False
+) -> Engine:
+    """Loads an engine file (``trusted`` as for ``load``), or compiles an ONNX model for the device.
 
     A model is verified unless the precision is fp32: verification decides which nodes stay in f32. Raises UsageError
     for a precision or values together with an engine file.
@@ -57,7 +60,7 @@ def open_engine(path: str, device: str, shapes: str, values: str = "", precision
     if precision != "fp32" or values:
         asked = f"--{precision}" if precision != "fp32" else "--values"
         raise UsageError(f"{path} is an engine already: {asked} is for models", hint="build another engine with it")
-    return load(path, device or None)
+    return load(path, device or None, trusted=trusted)
 
 
 def feeds_for(

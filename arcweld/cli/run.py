@@ -22,6 +22,7 @@ from arcweld.cli.inputs import (
     Range,
     Seed,
     Shapes,
+    Trust,
     Values,
     Verbose,
     feeds_for,
@@ -46,6 +47,7 @@ def run(
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
     device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+    trust: Trust = False,
     export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")] = "",
 ) -> None:  # fmt: skip
     """Runs an engine once and prints what comes out."""
@@ -53,7 +55,7 @@ def run(
     target = check_writable(export, source) if export else None
     if target is not None and target.suffix not in OUTPUT_FILES:
         raise UsageError(f"{export}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {export}.npz")
-    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
+    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
     feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
     engine.run(feeds)
     start = time.perf_counter()
@@ -101,6 +103,7 @@ def verify(
     statistic: Annotated[str, Opt("--check-error-stat", help=f"What to bound: {', '.join(STATISTICS)}.")] = "elemwise",
     device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
+    trust: Trust = False,
 ) -> None:  # fmt: skip
     """Compares an engine's outputs with ONNX Runtime or the numpy references. Exit code 1 if they differ."""
     path = one_path(path, load_engine) if path or load_engine else model
@@ -110,7 +113,7 @@ def verify(
     if statistic not in STATISTICS:
         raise UsageError(f"check-error-stat: {statistic!r} is not one of {', '.join(STATISTICS)}")
     built = is_engine(path)
-    engine = open_engine(path, device, shapes, "" if built else values, precision_of(fp16, bf16))
+    engine = open_engine(path, device, shapes, "" if built else values, precision_of(fp16, bf16), trusted=trust)
     frozen = _check_same_model(engine, source, values)
     names = [t.name for t in engine.outputs]
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)

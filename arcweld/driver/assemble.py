@@ -31,13 +31,13 @@ def assemble(fused: FusedGraph, planned: Sequence[PlannedLaunch], code: ObjectCo
     names = Names.of(fused)
     weights = _weights_read(fused.graph, launches)
     return EngineData(
-        program=_program(fused, launches, names, weights, order),
-        sources=_stored_sources(launches, names),
+        program=make_program(fused, launches, order),
+        sources=stored_sources(fused, launches),
         weights={names(n): _contiguous(w.data) for n, w in weights.items()},
         headers=dict(headers()),
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
-        graph=print_graph(fused.graph),
+        graph=print_graph(fused.graph, data_of=_literals(fused.graph, weights)),
         provenance=_provenance(),
     )
 
@@ -82,14 +82,18 @@ def _weights_read(graph: Graph, launches: Sequence[PlannedLaunch]) -> dict[str, 
     return {n: w for n, w in graph.weights.items() if n in read}
 
 
+def _literals(graph: Graph, stored: Mapping[str, Weight]) -> set[str]:
+    """The scalars that kernels hold as literals. The stored graph shows their values, so that it gives the kernels."""
+    return {n for n, w in graph.weights.items() if w.data.size == 1 and n not in stored}
+
+
 # ----------------------------------------------------------------------------------------------------- the program
 
 
-def _program(
-    fused: FusedGraph, launches: Sequence[PlannedLaunch], names: Names, weights: Mapping[str, Weight],
-    order: Sequence[str],
-) -> prog.Program:  # fmt: skip
-    graph = fused.graph
+def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Sequence[str]) -> prog.Program:
+    """The program of ``launches``; ``order`` as in ``assemble``."""
+    graph, names = fused.graph, Names.of(fused)
+    weights = _weights_read(graph, launches)
     results = {names(o.name): o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
     return prog.Program(
         schema=prog.SCHEMA,
@@ -154,8 +158,9 @@ def _contiguous(data: np.ndarray) -> np.ndarray:
     return data if data.flags.c_contiguous else np.ascontiguousarray(data)
 
 
-def _stored_sources(launches: Sequence[PlannedLaunch], names: Names) -> dict[str, str]:
+def stored_sources(fused: FusedGraph, launches: Sequence[PlannedLaunch]) -> dict[str, str]:
     """Every kernel's source by its entry, below a comment that lists its launches."""
+    names = Names.of(fused)
     kernels: dict[str, KernelSource] = {}
     users: dict[str, list[PlannedLaunch]] = {}
     for p in launches:

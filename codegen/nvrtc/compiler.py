@@ -1,28 +1,32 @@
-"""CUDA source to cubin or PTX for any architecture, with no GPU and no driver: NVRTC through CuPy's binding.
+"""CUDA source to cubin or PTX for any architecture, with no GPU and no driver: NVRTC in a process of its own.
 
-The headers of ``codegen/include`` are handed to NVRTC as texts: no include path is needed.
+The headers of ``codegen/include`` are handed to NVRTC as texts, and are the only files that a source can include.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib.metadata
+import os
 import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from arcweld.codegen.nvrtc import worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
+from arcweld.codegen.nvrtc.process import CompilerProcess
 from arcweld.compiler.archs import parse_arch
-from arcweld.compiler.errors import CompileError, EnvironmentError_
+from arcweld.compiler.errors import ArcweldError, CompileError, CompileLimitError, EnvironmentError_
 
 INCLUDE = Path(__file__).parents[1] / "include"
 
 # Part of every cache key: raise it when the meaning of a cached entry changes.
-CACHE_VERSION = "1"
+CACHE_VERSION = "2"
 
 _ERROR_FIRST = re.compile(
     r"^(?P<file>[^\s(][^(\n]*)\((?P<line>\d+)\): (?:catastrophic )?error[^:]*: (?P<text>.+)$", re.M
@@ -30,7 +34,12 @@ _ERROR_FIRST = re.compile(
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _PTXAS_WARNING = re.compile(r"^.*\bC75(?:0[89]|1\d|20)\b.*$", re.M)
+# What one compilation may take: processor seconds, address space and object code. Ours take about two seconds.
+LIMITS: worker.Limits = (120, 4 << 30, 64 << 20)
+
+_NO_MEMORY = re.compile(r"cannot allocate memory|failed to map segment|out of memory|cannot map zero-fill", re.I)
 _lock = threading.Lock()
+_process: CompilerProcess | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,12 @@ class Job:
         """What a worker needs to compile the job."""
         files = self.headers if self.headers is not None else headers()
         texts, names = [t for _, t in files], [n for n, _ in files]
-        return self.source, f"{self.name}.cu", texts, names, list(self.flags), self.kind
+        theirs = self.headers is not None  # the source comes from an engine file
+        return self.source, f"{self.name}.cu", texts, names, list(self.flags), self.kind, LIMITS, theirs
 
     def key(self) -> str:
         """Content hash of all that determines the result."""
-        source, name, texts, names, flags, kind = self.request()
+        source, name, texts, names, flags, kind, _, _ = self.request()
         return content_key([CACHE_VERSION, version(), kind, name, source, *flags, *names, *texts])
 
 
@@ -105,15 +115,35 @@ def headers() -> tuple[tuple[str, str], ...]:
 
 
 @functools.cache
+def binding() -> Any:
+    """CuPy's NVRTC module, with the library loaded. Raises ImportError or RuntimeError if one of them is missing."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    nvrtc.getVersion()
+    return nvrtc
+
+
+@functools.cache
+def library() -> str:
+    """The path of the NVRTC library that ``binding`` loaded. Raises EnvironmentError_ where it cannot be loaded."""
+    version()
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        paths = [line.rstrip("\n").split(maxsplit=5)[-1] for line in maps]
+    return next(p for p in paths if Path(p).name.startswith("libnvrtc.so"))
+
+
+@functools.cache
 def version() -> str:
     """NVRTC's version: ``12.8.93`` where it comes from a wheel, else ``12.8``.
 
     Raises EnvironmentError_ where NVRTC cannot be loaded.
     """
     try:
-        major, minor = worker.binding().getVersion()
+        major, minor = binding().getVersion()
     except (ImportError, RuntimeError, OSError) as error:
         raise missing_nvrtc(str(error)) from None
+    except MemoryError:
+        raise missing_nvrtc("out of memory") from None
     for wheel in (f"nvidia-cuda-nvrtc-cu{major}", "nvidia-cuda-nvrtc"):
         try:
             found = importlib.metadata.version(wheel)
@@ -125,7 +155,12 @@ def version() -> str:
 
 
 def missing_nvrtc(reason: str) -> EnvironmentError_:
-    """The error for a machine where NVRTC cannot be loaded, with the pip line for the installed CuPy."""
+    """The error for a machine where NVRTC cannot be loaded, with the pip line for the installed CuPy.
+
+    Where there is too little memory to load it, nothing is missing, and the error says that.
+    """
+    if short := next((line.strip() for line in reason.splitlines() if _NO_MEMORY.search(line)), ""):
+        return EnvironmentError_(f"there is not enough memory to load NVRTC: {short}", hint="check `ulimit -v`")
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions() if d.metadata["Name"]}
     if "cupy-cuda13x" in installed:
         remedy = "pip install nvidia-cuda-nvrtc"
@@ -143,7 +178,7 @@ def supported_archs() -> tuple[int, ...]:
     Raises EnvironmentError_ where NVRTC cannot be loaded.
     """
     version()
-    return tuple(sorted(int(a) for a in worker.binding().getSupportedArchs()))
+    return tuple(sorted(int(a) for a in binding().getSupportedArchs()))
 
 
 def check_arch(arch: str) -> None:
@@ -183,16 +218,44 @@ def compile_ptx(source: str, arch: str, *, name: str = "kernel", cache: DiskCach
 
 
 def compile_job(job: Job, *, strict: bool = False, cache: DiskCache | None = None) -> Compiled:
-    """Compiles in this process, or takes the result from ``cache``. Raises as ``compile_cubin``."""
+    """Compiles, or takes the result from ``cache``. Raises as ``compile_cubin``."""
     done = from_cache(job, cache)
     if done is None:
         check_arch(job.arch)
-        with _lock:  # NVRTC compiles one program at a time in a process
-            reply = worker.compile_once(job.request())
-        done = finish(job, reply, cache)
+        done = finish(job, _ask(job), cache)
     if strict:
         require_clean(done)
     return done
+
+
+def _ask(job: Job) -> worker.Reply:
+    """The reply of this process' own compiler process, which is started on first use and kept."""
+    global _process
+    with _lock:
+        if _process is None:
+            _process = CompilerProcess(library())
+            atexit.register(_process.close)
+        try:
+            return _process.ask(job.request())
+        except EOFError as error:
+            atexit.unregister(_process.close)
+            _process.close()
+            _process = None
+            raise death(job, str(error)) from None
+
+
+def _forget_process() -> None:
+    """A forked child must not talk to its parent's compiler process."""
+    global _process
+    _process = None
+
+
+os.register_at_fork(after_in_child=_forget_process)
+
+
+def death(job: Job, reason: str) -> CompileError:
+    """The error for a compiler process that ended without a reply."""
+    return CompileError(f"the compiler process died on {job.name} for {job.arch} ({reason})", node=job.name)
 
 
 def from_cache(job: Job, cache: DiskCache | None) -> Compiled | None:
@@ -213,13 +276,12 @@ def from_cache(job: Job, cache: DiskCache | None) -> Compiled | None:
 def finish(job: Job, reply: worker.Reply, cache: DiskCache | None) -> Compiled:
     """The result that a worker's reply stands for, put into ``cache``.
 
-    Raises CompileError where compiling failed, EnvironmentError_ where NVRTC is missing.
+    Raises CompileError where compiling failed, CompileLimitError where it took too much, EnvironmentError_ where NVRTC
+    is missing.
     """
     status, code, log = reply
-    if status == "missing":
-        raise missing_nvrtc(log)
     if status != "ok":
-        raise compile_error(job, log)
+        raise _failure(job, status, log)
     log = "\n".join(line for line in log.splitlines() if "Compile time" not in line)
     spills = [tuple(map(int, m)) for m in _SPILLS.findall(log)]
     done = Compiled(
@@ -236,6 +298,28 @@ def finish(job: Job, reply: worker.Reply, cache: DiskCache | None) -> Compiled:
     if cache is not None:
         cache.put(job.key(), msgspec.msgpack.encode(done))
     return done
+
+
+def _failure(job: Job, status: str, log: str) -> ArcweldError:
+    what = f"{job.name} for {job.arch}"
+    seconds, memory, output = LIMITS
+    match status:
+        case "missing":
+            return missing_nvrtc(log)
+        case "time":
+            return CompileLimitError(f"compiling {what} took more than {seconds} s of processor time", node=job.name)
+        case "memory":
+            return CompileLimitError(f"compiling {what} took more than {memory >> 20} MiB of memory", node=job.name)
+        case "size":
+            return CompileLimitError(f"{what} has more than {output >> 20} MiB of object code", node=job.name)
+        case "died":
+            return death(job, log)
+        case "open":
+            return EnvironmentError_(
+                f"{what} comes from an engine file, and is compiled in a confined process only: {log}",
+                hint="build the engine for this GPU's architecture",
+            )
+    return compile_error(job, log)
 
 
 def require_clean(done: Compiled) -> None:

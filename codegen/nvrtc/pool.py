@@ -1,7 +1,6 @@
-"""Compiles many kernels in a pool of worker processes; identical jobs are compiled once, and results cached.
+"""Compiles many kernels in a pool of compiler processes; identical jobs are compiled once, and results cached.
 
-NVRTC compiles one program at a time in a process, so threads would gain nothing. Workers are child processes that run
-``worker.py``. They are not multiprocessing's, whose spawned children import the user's main module again.
+NVRTC compiles one program at a time in a process, so threads would gain nothing.
 """
 
 from __future__ import annotations
@@ -10,75 +9,42 @@ import atexit
 import logging
 import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from arcweld.codegen.nvrtc import worker
 from arcweld.codegen.nvrtc.cache import DiskCache
-from arcweld.codegen.nvrtc.compiler import Compiled, Job, check_arch, compile_job, finish, from_cache, require_clean
-from arcweld.compiler.errors import CompileError
+from arcweld.codegen.nvrtc.compiler import (
+    Compiled,
+    Job,
+    check_arch,
+    compile_job,
+    death,
+    finish,
+    from_cache,
+    library,
+    require_clean,
+)
+from arcweld.codegen.nvrtc.process import CompilerProcess
 
 log = logging.getLogger("arcweld.nvrtc")
 
 Progress = Callable[[int, int, str], None]  # (jobs done, jobs in all, name of the last one)
 
-# Starting workers takes 0.3 s: this process compiles fewer jobs than this sooner by itself.
-IN_PROCESS_JOBS = 8
-
-
-class _Worker:
-    """One child process, and this process' ends of its pipes."""
-
-    def __init__(self) -> None:
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
-        self.process = subprocess.Popen(
-            [sys.executable, worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-
-    def ask(self, request: worker.Request) -> worker.Reply:
-        """The worker's reply. Raises EOFError if the process died."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            worker.send(self.process.stdin, request)
-            reply: worker.Reply | None = worker.receive(self.process.stdout)
-        except (BrokenPipeError, OSError) as error:
-            raise EOFError(str(error)) from None
-        if reply is None:
-            raise EOFError(f"exit status {self.process.wait()}")
-        return reply
-
-    def close(self) -> None:
-        """Closes the pipes, which ends the process."""
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:  # a pipe whose reader died holds unsent bytes
-                    continue
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+# Fewer jobs than this are compiled by the one process that ``compile_job`` uses: starting more takes as long.
+FEW_JOBS = 4
 
 
 class CompilePool:
-    """Worker processes that are started on first use and kept until ``close`` or the end of the process.
+    """Compiler processes that are started on first use and kept until ``close`` or the end of the process.
 
     ``workers`` defaults to the number of CPUs, at most 16. Several threads may use one pool.
     """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers if workers is not None else min(os.cpu_count() or 1, 16)
-        self._idle: list[_Worker] = []
+        self._idle: list[CompilerProcess] = []
         self._lock = threading.Lock()
 
     def run(
@@ -119,7 +85,7 @@ class CompilePool:
         return [results[j] for j in jobs]
 
     def _compile(self, jobs: list[Job], cache: DiskCache | None) -> Iterator[tuple[Job, Compiled]]:
-        if self.workers < 2 or (len(jobs) < IN_PROCESS_JOBS and not self._idle):
+        if self.workers < 2 or (len(jobs) < FEW_JOBS and not self._idle):
             for job in jobs:
                 yield job, compile_job(job, cache=cache)
         else:
@@ -149,7 +115,7 @@ class CompilePool:
 
     def _serve(self, todo: queue.SimpleQueue[Job], replies: queue.SimpleQueue[tuple[Job, Any]]) -> None:
         """One thread: feeds one worker until no job is left, and replaces a worker that died."""
-        process: _Worker | None = None
+        process: CompilerProcess | None = None
         while (job := _next(todo)) is not None:
             try:
                 process = process or self._take()
@@ -158,19 +124,18 @@ class CompilePool:
                 if process is not None:
                     process.close()
                 process = None
-                text = f"the compiler process died on {job.name} for {job.arch} ({error})"
-                replies.put((job, CompileError(text, node=job.name)))
+                replies.put((job, death(job, str(error))))
             except BaseException as error:
                 replies.put((job, error))
         if process is not None:
             with self._lock:
                 self._idle.append(process)
 
-    def _take(self) -> _Worker:
+    def _take(self) -> CompilerProcess:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return _Worker()
+        return CompilerProcess(library())
 
     def close(self) -> None:
         """Ends every idle worker. The pool can be used again."""
@@ -204,6 +169,15 @@ def shared_pool() -> CompilePool:
             _shared = CompilePool()
             atexit.register(_shared.close)
         return _shared
+
+
+def _forget_shared() -> None:
+    """A forked child must not talk to its parent's compiler processes."""
+    global _shared
+    _shared = None
+
+
+os.register_at_fork(after_in_child=_forget_shared)
 
 
 def compile_many(

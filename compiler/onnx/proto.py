@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import secrets
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import onnx
@@ -227,17 +229,31 @@ def _external(
         length = int(info["length"]) if "length" in info else None
     except ValueError as error:
         raise ModelError(f"{place}: {error}") from error
-    need = _stored(shape, nibble) * dtype.itemsize
-    path = folder / relative
+    count = _stored(shape, nibble)
+    need = count * dtype.itemsize
+    with _open_inside(folder, relative, place) as file:
+        found = os.fstat(file.fileno())
+        size = found.st_size if stat.S_ISREG(found.st_mode) else -1
+        if offset < 0 or (length is not None and length != need) or offset + need > size:
+            raise ModelError(f"{place}: bytes {offset}..{offset + need} were expected, the file has {max(size, 0)}")
+        return np.memmap(file, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
+
+
+def _open_inside(folder: Path, relative: Path, place: str) -> BinaryIO:
+    """The file ``relative`` below ``folder``, which no symbolic link may lead out of it."""
+    path = folder
     try:
-        size = path.stat().st_size
-        is_file = path.is_file()
+        for part in relative.parts:
+            path /= part
+            if path.is_symlink():
+                link = str(path.relative_to(folder))
+                raise ModelError(
+                    f"{place}: {link!r} is a symbolic link, which may lead out of the model's folder",
+                    hint="put the file itself there",
+                )
+        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     except (OSError, ValueError) as error:
         raise ModelError(f"{place}: the file is missing or unreadable ({error})") from error
-    if not is_file or offset < 0 or (length is not None and length != need) or offset + need > size:
-        raise ModelError(f"{place}: bytes {offset}..{offset + need} were expected, the file has {size}")
-    count = _stored(shape, nibble)
-    return np.memmap(path, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
 
 
 # ------------------------------------------------------------------------------------------------------ attributes

@@ -25,6 +25,7 @@ from arcweld.compiler.ops.shapes import (
     check_elements,
     check_equal,
     check_rank,
+    check_within,
     if_any,
     present,
 )
@@ -79,6 +80,7 @@ movement(
 def _infer_gather_elements(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, indices = present("GatherElements", types, 2)
     check_dtype("GatherElements", indices, INDEX)
+    check_within("GatherElements", indices.shape, x.shape, attrs["axis"])
     check_rank("GatherElements", indices, x.rank, x.rank)
     check_elements("GatherElements", x, [check_axis("GatherElements", attrs["axis"], x.rank)], indices.shape)
     return (x.with_shape(indices.shape),)
@@ -113,7 +115,7 @@ def _infer_gather_nd(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     check_dtype("GatherND", indices, INDEX)
     check_rank("GatherND", indices, 1)
     batch, depth = attrs["batch_dims"], indices.shape[-1]
-    if not isinstance(depth, int) or batch + depth > x.rank or batch >= indices.rank:
+    if not isinstance(depth, int) or batch + depth > x.rank or not 0 <= batch < indices.rank:
         raise ModelError(f"GatherND: indices {indices} into {x} with {batch} batch axes")
     for k in range(batch):
         check_equal("GatherND", f"batch axis {k}", x.shape[k], indices.shape[k])

@@ -49,6 +49,8 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
     check_length("Resize", "sizes", attrs["sizes"], x.rank)
     if attrs["scales"] is not None:
         check_length("Resize", "scales", attrs["scales"], x.rank)
+        if not all(0 < s < float("inf") for s in attrs["scales"]):
+            raise ModelError(f"Resize: the scales {attrs['scales']} are not all positive and finite")
     for what, known in (
         ("mode", MODES), ("coordinate_transformation_mode", TRANSFORMS), ("nearest_mode", NEAREST),
     ):  # fmt: skip

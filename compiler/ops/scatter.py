@@ -17,7 +17,15 @@ from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.gather import STRICT
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
-from arcweld.compiler.ops.shapes import check_axis, check_dtype, check_equal, check_rank, present, same_dtype
+from arcweld.compiler.ops.shapes import (
+    check_axis,
+    check_dtype,
+    check_equal,
+    check_rank,
+    check_within,
+    present,
+    same_dtype,
+)
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]
@@ -54,6 +62,7 @@ def _infer_elements(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     check_axis("ScatterElements", attrs["axis"], data.rank)
     for t in (indices, updates):
         check_rank("ScatterElements", t, data.rank, data.rank)
+    check_within("ScatterElements", indices.shape, data.shape, attrs["axis"])
     for k, (a, b) in enumerate(zip(indices.shape, updates.shape)):
         check_equal("ScatterElements", f"axis {k} of indices and updates", a, b)
     return (data,)

@@ -101,6 +101,13 @@ def check_equal(op: str, what: str, a: Dim, b: Dim) -> None:
         raise ModelError(f"{op}: {what}: {a} and {b} are not known to be equal", hint=_equal_hint(a, b))
 
 
+def check_within(op: str, small: Sequence[Dim], large: Sequence[Dim], but: int) -> None:
+    """Raises ModelError unless each dimension of ``small`` is at most that of ``large``, the axis ``but`` aside."""
+    for k, (a, b) in enumerate(zip(small, large)):
+        if k != but and not is_nonneg(b - a):
+            raise ModelError(f"{op}: axis {k} has {a} indices into {b} elements", hint=_equal_hint(a, b))
+
+
 def _equal_hint(a: Dim, b: Dim) -> str | None:
     if isinstance(a, IntExpr) or isinstance(b, IntExpr):
         return "fix the symbolic dimension with --shapes, or give both the same name"

@@ -36,14 +36,8 @@ Region* region_of(uintptr_t p) {
 }
 
 void add_region(uintptr_t begin, uintptr_t end) {
-  if (region_count == region_capacity) {
-    region_capacity = region_capacity ? region_capacity * 2 : 16;
-    regions = (Region*)realloc(regions, (size_t)region_capacity * sizeof(Region));
-    if (!regions) abort();
-  }
-  void* touches = mmap(nullptr, (end - begin) * sizeof(Touch), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (touches == MAP_FAILED) abort();
+  if (region_count == region_capacity) grow(regions, region_capacity, 16);
+  void* touches = map_pages((end - begin) * sizeof(Touch));
   regions[region_count++] = {begin, end, (Touch*)touches};
 }
 

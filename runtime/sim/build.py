@@ -1,7 +1,7 @@
 """Compiles the simulator's runtime library and the kernels with a host C++ compiler, cached by content.
 
 A kernel becomes a small shared library whose undefined symbols (the ``sim_*`` functions) resolve against the runtime
-library, which is loaded first and globally.
+library, which is loaded first and globally. Each ends with a hash of itself; a damaged one is made again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from arcweld.compiler.errors import CompileError, EnvironmentError_
-from arcweld.compiler.paths import cache_dir, replacing
+from arcweld.compiler.errors import EnvironmentError_
+from arcweld.compiler.paths import cache_dir
+from arcweld.runtime.sim.tools import run_compiler, stop_compilers, workspace
 
 log = logging.getLogger("arcweld.sim")
 
@@ -34,6 +35,7 @@ _COMMON_FLAGS = (
 _RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+_MAGIC = b"ARCWELD1"  # before the hash of what precedes it
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
 _CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DSIM_CHECKED")
 
@@ -115,16 +117,15 @@ def runtime_library() -> Path:
     flags = [*_RUNTIME_FLAGS, *tools.flags]
     key = _digest(tools, flags, [*sources, *sorted(_HERE.glob("*.h"))], "")
     path = cache_dir() / "sim" / f"runtime-{key}.so"
-    if not path.exists():
-        with replacing(path) as temporary:
-            _run([*tools.command, *flags, "-o", str(temporary), *map(str, sources)], "the sim runtime", "")
+    if not _intact(path):
+        _make(path, [*tools.command, *flags, *map(str, sources)], "the sim runtime", "")
     return path
 
 
 def kernel_library(kernel: SimSource) -> Path:
     """The path of the kernel's library, compiled unless cached. Raises CompileError with the kernel's line."""
     path = _kernel_path(kernel)
-    if not path.exists():
+    if not _intact(path):
         _compile(kernel, path)
     return path
 
@@ -134,10 +135,16 @@ def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
     from concurrent.futures import ThreadPoolExecutor
 
     paths = [_kernel_path(kernel) for kernel in kernels]
-    missing = {path: kernel for path, kernel in zip(paths, kernels) if not path.exists()}
+    missing = {path: kernel for path, kernel in zip(paths, kernels) if not _intact(path)}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:  # each thread only waits for its compiler
-        for future in [pool.submit(_compile, kernel, path) for path, kernel in missing.items()]:
-            future.result()
+        futures = [pool.submit(_compile, kernel, path) for path, kernel in missing.items()]
+        try:
+            for future in futures:
+                future.result()
+        except (KeyboardInterrupt, SystemExit):
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_compilers()
+            raise
     return paths
 
 
@@ -177,17 +184,34 @@ def _compile(kernel: SimSource, path: Path) -> None:
     includes = [f"-I{folder}" for folder in include_dirs()]
     text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
     log.debug("compiling %s%s", kernel.name, " with checks" if kernel.checked else "")
-    with replacing(path) as temporary:
-        _run(
-            [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h"]
-            + ["-x", "c++", "-", "-o", str(temporary)],
-            f"kernel {kernel.name}",
-            text,
-        )
+    command = [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h", "-x", "c++", "-"]
+    _make(path, command, f"kernel {kernel.name}", text)
 
 
-def _run(command: list[str], what: str, stdin: str) -> None:
-    result = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-    if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-        raise CompileError(f"{what} does not compile for the sim device: " + "\n".join(lines[:8]), node=what)
+def _make(path: Path, command: list[str], what: str, stdin: str) -> None:
+    """Makes the library ``path`` by a compiler command without its output, and appends the hash."""
+    with workspace(path) as folder:
+        made = folder / path.name
+        run_compiler([*command, "-o", str(made)], what, stdin, folder)
+        try:
+            with made.open("r+b") as file:
+                content = file.read()
+                file.write(_MAGIC + hashlib.sha256(content).digest())
+            os.replace(made, path)
+        except OSError as error:
+            raise EnvironmentError_(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _intact(path: Path) -> bool:
+    """Whether the library is there and ends with its own hash. The loader does not see what is behind its sections."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise EnvironmentError_(f"{path} cannot be read: {error.strerror}") from error
+    tail = len(data) - len(_MAGIC) - hashlib.sha256().digest_size
+    if tail > 0 and data[tail:] == _MAGIC + hashlib.sha256(memoryview(data)[:tail]).digest():
+        return True
+    log.warning("the library %s is damaged: it is made again", path)
+    return False

@@ -52,6 +52,8 @@ struct Buffer {
 };
 Buffer* buffers;
 int buffer_count, buffer_capacity, last_buffer;
+const u64* told;  // by sim_set_buffers
+int told_count;
 
 bool overlapping;    // the launch may start before its predecessors end (programmatic dependent launch)
 u32 pdl_clock;       // what a warp must know of kPdlAgent to be past pdl_wait()
@@ -149,7 +151,16 @@ void require_proxy_fence(const Shadow& s, size_t offset, const Mark& me, int fir
 
 }  // namespace
 
-void checker_launch_start() { pdl_waits = 0; }
+void checker_launch_start() {
+  pdl_waits = 0;
+  if (!checked) return;
+  while (told_count > buffer_capacity) grow(buffers, buffer_capacity, 16);
+  buffer_count = told_count;
+  last_buffer = 0;
+  blocks_launch_start(told_count, told);
+  for (int i = 0; i < told_count; ++i)
+    buffers[i] = {told[3 * i], told[3 * i] + told[3 * i + 1], (told[3 * i + 2] & 1) != 0, (told[3 * i + 2] & 2) != 0};
+}
 
 const char* checker_launch_end() {
   if (!checked || !overlapping || pdl_waits) return nullptr;
@@ -159,10 +170,7 @@ const char* checker_launch_end() {
 void checker_block_start() {
   if (!checked) return;
   blocks_block_start();
-  if (!shadow)
-    shadow = (Shadow*)mmap(nullptr, kMaxShared * sizeof(Shadow), PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (shadow == (Shadow*)MAP_FAILED) abort();
+  if (!shadow) shadow = (Shadow*)map_pages(kMaxShared * sizeof(Shadow));
   for (int i = 0; i < kAgents; ++i) {
     if (clock_of[i] > 1u << 31) {  // start again long before a clock wraps
       memset((void*)shadow, 0, kMaxShared * sizeof(Shadow));
@@ -338,19 +346,11 @@ extern "C" {
 
 // The launch's buffers as (begin, bytes, flags) triples: flag 1 writable, 2 written by an earlier kernel. ``pdl``: the launch
 // may overlap its predecessors.
+// Rows (begin, bytes, flags) of what the next launch may touch; they must live until it is over.
 void sim_set_buffers(int count, const u64* triples, int pdl) {
   overlapping = pdl != 0;
-  if (count > buffer_capacity) {
-    buffer_capacity = count;
-    buffers = (Buffer*)realloc(buffers, (size_t)count * sizeof(Buffer));
-    if (!buffers) abort();
-  }
-  buffer_count = count;
-  last_buffer = 0;
-  blocks_launch_start(count, triples);
-  for (int i = 0; i < count; ++i)
-    buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], (triples[3 * i + 2] & 1) != 0,
-                  (triples[3 * i + 2] & 2) != 0};
+  told_count = count;
+  told = triples;
 }
 
 void sim_set_checked(int on) { checked = on != 0; }

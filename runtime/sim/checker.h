@@ -8,7 +8,7 @@ extern bool checked;
 
 enum class Access : u8 { Read, Write, Atomic };
 
-void checker_launch_start();
+void checker_launch_start();        // takes over what sim_set_buffers was told
 void checker_block_start();
 const char* checker_launch_end();  // what is wrong with the launch as a whole, or null
 

@@ -98,11 +98,7 @@ void sim_cluster_store(u32 address, int to, f32 a, f32 b, f32 c, f32 d) {
   if (to != cluster_size - 1 || is_last())
     sim_fail("the simulator runs a cluster's blocks in order: only the others can store, and only to the last one");
   if (waited_phases[me] == 0) sim_fail("a remote store before the cluster barrier: its target may not have started");
-  if (store_count == store_capacity) {
-    store_capacity = store_capacity ? store_capacity * 2 : 1024;
-    stores = (RemoteStore*)realloc(stores, (size_t)store_capacity * sizeof(RemoteStore));
-    if (!stores) abort();
-  }
+  if (store_count == store_capacity) grow(stores, store_capacity, 1024);
   if (arrived_phases[me] != waited_phases[me]) sim_fail("a remote store between arriving and waiting at the cluster barrier");
   stores[store_count++] = {address, arrived_phases[me] + 1, {a, b, c, d}, __builtin_return_address(0)};
 }

@@ -23,11 +23,7 @@ struct Queue {  // of one thread
 Queue queues[kMaxThreads];
 
 void push(Queue& q, const Copy& copy) {
-  if (q.count == q.capacity) {
-    q.capacity = q.capacity ? q.capacity * 2 : 32;
-    q.copies = (Copy*)realloc(q.copies, (size_t)q.capacity * sizeof(Copy));
-    if (!q.copies) abort();
-  }
+  if (q.count == q.capacity) grow(q.copies, q.capacity, 32);
   q.copies[q.count++] = copy;
 }
 

@@ -10,10 +10,13 @@ import ctypes
 import os
 import struct
 import threading
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -27,6 +30,7 @@ _ALIGNMENT = 256
 ADVERSE_SEED = 1
 _MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
 _ELEMENT_BYTES = {t.value: t.size for t in DType}
+MAX_RECENT = 256  # kernels that stay loaded though no engine uses them any more
 _LOCK = threading.Lock()  # the runtime library holds the state of one running block
 # A fork waits for the launch that another thread runs: its child would have a lock that nobody gives back.
 os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
@@ -45,7 +49,10 @@ def _runtime() -> ctypes.CDLL:
 
 
 def _aligned(nbytes: int) -> np.ndarray:
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    try:
+        raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError) as error:  # ValueError: more than an address can hold
+        raise DeviceError(f"the sim device has not enough memory for {nbytes} bytes") from error
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + nbytes]
 
@@ -61,13 +68,17 @@ class SimMemory:
         self.nbytes = nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class SimKernel:
-    """A loaded kernel: its library (kept open) and the address of its host entry."""
+    """A loaded kernel and the address of its host entry. Its library is closed with it."""
 
     name: str
-    library: ctypes.CDLL
     address: int
+
+
+def _close(handle: int) -> None:
+    """Unloads a library that nothing uses any more."""
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(handle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ class SimDevice:
         self.arch = arch
         self.checked = checked
         self.seed = seed
-        self._kernels: dict[tuple[str, str, str], SimKernel] = {}
+        self._kernels: WeakValueDictionary[tuple[str, str, str], SimKernel] = WeakValueDictionary()
+        self._recent: deque[SimKernel] = deque(maxlen=MAX_RECENT)
         self._results: dict[int, int] = {}  # begin -> end address of memory written by kernels, in checked mode
 
     def adversary(self) -> SimDevice:
@@ -149,9 +161,11 @@ class SimDevice:
         Raises CompileError for source that does not compile, EnvironmentError_ without a C++ compiler.
         """
         key = (image.name, image.entry, image.source)
-        if key not in self._kernels:
-            self._kernels[key] = self._open(image, str(kernel_library(self._source(image))))
-        return self._kernels[key]
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self._open(image, str(kernel_library(self._source(image))))
+        self._recent.append(kernel)
+        return kernel
 
     def compile_many(self, images: Sequence[KernelImage], jobs: int = 2) -> None:
         """Compiles all kernels into the cache with ``jobs`` processes, so that ``load_kernel`` only opens them."""
@@ -173,7 +187,9 @@ class SimDevice:
                 f"kernel {image.name} has no entry {image.entry}",
                 hint=f"end the source with EXPORT_KERNEL({image.entry})",
             ) from None
-        return SimKernel(image.name, library, int(ctypes.cast(entry, ctypes.c_void_p).value or 0))
+        kernel = SimKernel(image.name, int(ctypes.cast(entry, ctypes.c_void_p).value or 0))
+        weakref.finalize(kernel, _close, library._handle).atexit = False
+        return kernel
 
     def encode_tensor_map(self, spec: TensorMapSpec) -> bytes:
         """The simulator's own descriptor of 128 bytes. Raises DeviceError for what the CUDA driver would refuse."""

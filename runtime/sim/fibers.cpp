@@ -70,10 +70,14 @@ const void* kernel_params;
 u64 random_state;
 char error_text[4096];
 
+jmp_buf setting_up;      // where a failure goes that no thread of the kernel makes
+
 void create_stacks() {
-  stack_area = (char*)mmap(nullptr, kStackBytes * kStacks, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack_area == (char*)MAP_FAILED) abort();
+  if (!sim_dynamic_shared) {
+    void* raw = allocate(nullptr, kMaxShared + 2048);
+    sim_dynamic_shared = (u8*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+  }
+  stack_area = (char*)map_pages(kStackBytes * kStacks);
   for (int i = 0; i < kStacks; ++i) mprotect(stack_area + i * kStackBytes, kPage, PROT_NONE);
 }
 
@@ -192,6 +196,18 @@ void switch_to(SimThread* next) {
 
 }  // namespace
 
+void* allocate(void* old, size_t bytes) {
+  void* found = realloc(old, bytes);
+  if (!found) sim_fail("the simulator has not enough memory: %zu bytes", bytes);
+  return found;
+}
+
+void* map_pages(size_t bytes) {
+  void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (found == MAP_FAILED) sim_fail("the simulator has not enough memory: %zu bytes", bytes);
+  return found;
+}
+
 u64 random_bits() {
   random_state ^= random_state << 13;
   random_state ^= random_state >> 7;
@@ -303,10 +319,7 @@ void sim_fail(const char* format, ...) {
   va_start(arguments, format);
   vsnprintf(error_text + n, sizeof error_text - (size_t)n, format, arguments);
   va_end(arguments);
-  if (!running) {
-    fprintf(stderr, "%s\n", error_text);
-    abort();
-  }
+  if (!running) longjmp(setting_up, 1);
   running = false;
   void* unused;
   sim_switch(&unused, launch_stack_pointer);  // back to sim_launch; the fibers are dropped as they are
@@ -320,10 +333,9 @@ const char* sim_error() { return error_text; }
 // Runs the grid, block after block in index order. Returns 0, or 1 with the reason in sim_error().
 int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, const u32* block, u64 dynamic_bytes,
                int scheduling_seed) {
-  if (!stack_area) {
-    create_stacks();
-    sim_dynamic_shared = (u8*)aligned_alloc(1024, kMaxShared + 1024);
-  }
+  SignalScope signals;
+  if (setjmp(setting_up)) return 1;
+  if (!stack_area) create_stacks();
   const u64 block_threads = (u64)block[0] * block[1] * block[2];
   if (block_threads == 0 || block_threads > (u64)kMaxThreads || dynamic_bytes > kMaxShared) {
     snprintf(error_text, sizeof error_text, "invalid launch: %llu threads a block (1 to 1024), %llu bytes of shared memory (at most %zu)",
@@ -343,7 +355,6 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
   shared_bytes = dynamic_bytes;
   start_threads();
   checker_launch_start();
-  SignalScope signals;
   for (u32 z = 0; z < grid[2]; ++z)
     for (u32 y = 0; y < grid[1]; ++y)
       for (u32 x = 0; x < grid[0]; ++x) {

@@ -75,6 +75,18 @@ void wgmma_check_exit(const SimThread& thread);
 void describe_waiting(char* text, size_t size);
 size_t describe_mbarriers(char* text, size_t size);
 
+// ---------------------------------------------------------------- the simulator's own memory (fibers.cpp)
+// ``bytes`` more bytes for ``old``, or new ones if that is null; and zeroed pages. Where there is no memory the launch fails.
+void* allocate(void* old, size_t bytes);
+void* map_pages(size_t bytes);
+
+// Makes room for more than ``capacity`` elements, ``first`` of them at first.
+template <class T> void grow(T*& array, int& capacity, int first) {
+  const int larger = capacity ? capacity * 2 : first;
+  array = (T*)allocate((void*)array, (size_t)larger * sizeof(T));
+  capacity = larger;
+}
+
 // Checked pointer to ``bytes`` of shared memory at a shared address.
 u8* shared_pointer(u32 address, int bytes, int alignment);
 

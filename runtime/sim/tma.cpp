@@ -178,11 +178,7 @@ void sim_tma_load(u32 dst, const void* map, u32 bar, int rank, int x0, int x1, i
 void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, int x3) {
   const int x[kMaxRank] = {x0, x1, x2, x3};
   StoreQueue& q = stores[sim_current->linear];
-  if (q.count == q.capacity) {
-    q.capacity = q.capacity ? q.capacity * 2 : 16;
-    q.tiles = (Tile*)realloc((void*)q.tiles, (size_t)q.capacity * sizeof(Tile));
-    if (!q.tiles) abort();
-  }
+  if (q.count == q.capacity) grow(q.tiles, q.capacity, 16);
   Tile t = make_tile(map, src, rank, x, "TMA store");
   t.agent = kStoreAgent;
   if (checked) {

@@ -147,8 +147,7 @@ float* hide_accumulators(const Warpgroup& g) {
   for (int i = g.done; i < g.count; ++i)
     if (g.pending[i].of[0].d == g.of[0].d) return nullptr;
   const size_t each = (size_t)g.of[0].n / 2;
-  float* saved = (float*)malloc(kGroupThreads * each * sizeof(float));
-  if (!saved) abort();
+  float* saved = (float*)allocate(nullptr, kGroupThreads * each * sizeof(float));
   for (int t = 0; t < kGroupThreads; ++t) {
     memcpy(saved + (size_t)t * each, g.of[t].d, each * sizeof(float));
     memset((void*)g.of[t].d, 0xff, each * sizeof(float));
@@ -183,11 +182,7 @@ void issue(Warpgroup& g, int group, const void* pc) {
     g.done = g.count;
     return;
   }
-  if (g.count == g.capacity) {
-    g.capacity = g.capacity ? g.capacity * 2 : 16;
-    g.pending = (Operation*)realloc((void*)g.pending, (size_t)g.capacity * sizeof(Operation));
-    if (!g.pending) abort();
-  }
+  if (g.count == g.capacity) grow(g.pending, g.capacity, 16);
   Operation& op = g.pending[g.count];
   memcpy((void*)op.of, (const void*)g.of, sizeof g.of);
   op.clock = agent_tick(kWgmmaAgent + group);

@@ -18,7 +18,7 @@ import pytest
 from cli_models import mlp
 
 from arcweld.cli.app import main
-from arcweld.codegen.nvrtc import cache, worker
+from arcweld.codegen.nvrtc import cache
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.compiler import paths
 from arcweld.compiler.errors import EnvironmentError_
@@ -50,7 +50,7 @@ def test_no_nvrtc(model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatc
     def missing() -> None:
         raise RuntimeError("libnvrtc.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(worker, "binding", missing)
+    monkeypatch.setattr(nvrtc, "binding", missing)
     nvrtc.version.cache_clear()
     try:
         assert main([str(model), "-o", str(model.parent / "x.engine"), "--arch=sm_80", "--device=sim"]) == 4
@@ -110,6 +110,7 @@ def test_a_cache_folder_that_cannot_be_written(
     model: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
 ) -> None:
     """The simulator needs its cache; what NVRTC keeps there is only made again. (The tests may run as root.)"""
+
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -195,6 +196,30 @@ def test_a_killed_build_leaves_no_half_engine(model: Path, where: str, older: bo
         load(target, "sim")
     assert main([*words, "--verify=off"]) == 0  # and the next build is not hindered
     load(target, "sim")
+
+
+SLOW_COMPILER = """#!/bin/sh
+case "$*" in *--version*) echo "slow 1.0"; exit 0;; esac
+echo started > "$TMPDIR/object.o"
+sleep 60 & wait
+"""
+
+
+def test_a_terminated_command_leaves_nothing(model: Path, empty_cache: Path) -> None:
+    compiler = model.parent / "slow-g++"
+    compiler.write_text(SLOW_COMPILER)
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler)}
+    command = [sys.executable, "-m", "arcweld", "run", str(model), "--device=sim"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        end = time.monotonic() + 30
+        while not list(empty_cache.glob("sim/.work-*/object.o")) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert list(empty_cache.glob("sim/.work-*"))
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert list((empty_cache / "sim").iterdir()) == []
 
 
 POOL = """

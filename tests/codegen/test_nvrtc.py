@@ -5,10 +5,11 @@ pool.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
-import time
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc import pool, worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
 from arcweld.codegen.nvrtc.compiler import Job, compile_cubin, compile_job, compile_ptx
-from arcweld.compiler.errors import CompileError, EnvironmentError_
+from arcweld.codegen.nvrtc.process import CompilerProcess
+from arcweld.compiler.errors import CompileError, CompileLimitError, EnvironmentError_
 
 ADD = """
 struct Params { const float* x; float* y; int n; };
@@ -122,22 +124,51 @@ def test_missing_nvrtc_gives_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> No
     def broken() -> None:
         raise RuntimeError("libnvrtc.so.12: cannot open shared object file")
 
-    monkeypatch.setattr(worker, "binding", broken)
-    reply = worker.compile_once(job(1).request())
-    assert reply[0] == "missing"
-    with pytest.raises(EnvironmentError_) as caught:
-        nvrtc.finish(job(1), reply, None)
+    nvrtc.version.cache_clear()
+    monkeypatch.setattr(nvrtc, "binding", broken)
+    with pytest.raises(EnvironmentError_, match=r"libnvrtc\.so") as caught:
+        nvrtc.version()
     assert (caught.value.hint or "").startswith("pip install")
     nvrtc.version.cache_clear()
-    with pytest.raises(EnvironmentError_, match=r"libnvrtc\.so"):
-        nvrtc.version()
-    nvrtc.version.cache_clear()
+
+
+LIMITED = """
+    import resource
+    import numpy
+    from arcweld.codegen.nvrtc import compiler
+    from arcweld.compiler.errors import EnvironmentError_
+    resource.setrlimit(resource.RLIMIT_AS, ({limit} << 20, -1))
+    try:
+        compiler.version()
+    except EnvironmentError_ as error:
+        assert "not enough memory to load NVRTC" in error.message, error
+        assert "ulimit" in error.hint
+    else:
+        raise AssertionError("it had enough")
+"""
+
+
+@pytest.mark.parametrize("limit", [150, 250, 350])
+def test_too_little_memory_is_not_a_missing_nvrtc(limit: int) -> None:
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LIMITED.format(limit=limit))], check=True)
+
+
+def test_a_server_without_nvrtc_says_so() -> None:
+    server = CompilerProcess("/nowhere/libnvrtc.so.12")
+    try:
+        for _ in range(2):
+            reply = server.ask(job(1).request())
+            assert reply[:2] == ("missing", b"")
+            with pytest.raises(EnvironmentError_, match="nowhere"):
+                nvrtc.finish(job(1), reply, None)
+    finally:
+        server.close()
 
 
 def test_cache_hits_without_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = DiskCache(tmp_path)
     first = compile_job(job(1), cache=cache)
-    monkeypatch.setattr(worker, "compile_once", lambda request: pytest.fail("compiled again"))
+    monkeypatch.setattr(nvrtc, "_ask", lambda job: pytest.fail("compiled again"))
     assert compile_job(job(1), cache=cache) == first
 
 
@@ -215,11 +246,154 @@ def test_pool_survives_a_dead_worker() -> None:
         workers.close()
 
 
-def test_worker_starts_without_the_package() -> None:
-    load = f"worker = runpy.run_path({worker.__file__!r}); worker['binding']()"
-    code = f"import sys, runpy; {load}; print(sorted(sys.modules))"
-    begin = time.perf_counter()
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.perf_counter() - begin < 5
-    for heavy in ("arcweld", "onnx", "torch"):
-        assert f"'{heavy}'" not in out
+def test_server_imports_the_standard_library_only() -> None:
+    code = f"import sys, runpy; runpy.run_path({worker.__file__!r}); print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-S", "-P", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {m.split(".")[0] for m in out.split()} - set(sys.stdlib_module_names) - {"__main__"} == set()
+
+
+def test_a_forked_child_has_compiler_processes_of_its_own() -> None:
+    expected = compile_job(job(1)).code
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = 0 if compile_job(job(1)).code == expected else 2
+        finally:
+            nvrtc._process.close() if nvrtc._process else None
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert compile_job(job(2)).code
+
+
+# -------------------------------------------------------------------------------------------------- equal bytes
+
+
+def test_other_jobs_and_other_processes_change_no_byte() -> None:
+    """NVRTC orders by addresses in its heap: whatever the server did before, and whoever started it."""
+    jobs = [job(n, a) for n in range(3) for a in ("sm_80", "sm_90a")]
+    jobs.append(Job(SPILLS, "sm_80", "spills", headers=()))
+    seen: dict[Job, set[bytes]] = {j: set() for j in jobs}
+    for run in range(3):
+        server = CompilerProcess(nvrtc.library())
+        try:
+            for j in random.Random(run).sample(jobs, len(jobs)):
+                status, code, _ = server.ask(j.request())
+                assert status == "ok"
+                seen[j].add(code)
+        finally:
+            server.close()
+    assert [len(codes) for codes in seen.values()] == [1] * len(jobs)
+
+
+def test_where_the_server_was_started_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compile_job(job(1)).code
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOMETHING", "x" * 10000)
+    server = CompilerProcess(nvrtc.library())
+    try:
+        assert server.ask(job(1).request())[1] == first
+    finally:
+        server.close()
+
+
+# ------------------------------------------------------------------------------- sources that nobody should compile
+
+KERNEL = 'extern "C" __global__ void k(int* x) { *x = 1; }\n'
+SECRET = "a-secret-that-no-source-may-see"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.h"
+    path.write_text(f'#define SECRET "{SECRET}"\n')
+    return path
+
+
+READS = {
+    "quoted": '#include "PATH"\n',
+    "in angles": "#include <PATH>\n",
+    "computed": '#define P "PATH"\n#include P\n',
+    "digraph": '%:include "PATH"\n',
+    "trigraph": '??=include "PATH"\n',
+    "continued": '#inc\\\nlude "PATH"\n',
+    "after a comment": '/**/ # /**/ include "PATH"\n',
+    "relative": '#include "../../../../../../../../../../../../PATH"\n',
+    "next": '#include_next "PATH"\n',
+    "import": '#import "PATH"\n',
+    "embedded": '__device__ const char c[] = {\n#embed "PATH"\n};\n',
+    "line": '#line 1 "PATH"\n',
+    "error in it": '#line 1 "PATH"\nint x = oops;\n',
+    "from a header": '#include "mine.cuh"\n',
+    "assembler": '__device__ void f() { asm(".incbin \\"PATH\\";"); }\n',
+    "assembler include": '__device__ void f() { asm(".include \\"PATH\\";"); }\n',
+}
+
+
+@pytest.mark.parametrize("way", READS)
+def test_a_source_reads_no_file(way: str, secret: Path) -> None:
+    source = READS[way].replace("PATH", str(secret)) + "__device__ const char* stolen = SECRET;\n" + KERNEL
+    mine = (("mine.cuh", f'#include "{secret}"\n'),)
+    with pytest.raises(CompileError) as caught:
+        compile_job(Job(source, "sm_80", "thief", headers=mine))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("probe", ['"PATH"', "<PATH>"])
+def test_a_source_learns_of_no_file(probe: str, secret: Path) -> None:
+    codes = set()
+    for path in (secret, secret.with_name("secret.g")):
+        there = probe.replace("PATH", str(path))
+        source = f"#if __has_include({there})\n#define X 1\n#else\n#define X 2\n#endif\n"
+        source += 'extern "C" __global__ void k(int* x) { *x = X; }\n'
+        codes.add(compile_job(Job(source, "sm_80", "probe", headers=())).code)
+    assert len(codes) == 1
+    with pytest.raises(CompileError) as there_is:
+        compile_job(Job(f'#include "{secret}"\n', "sm_80", "probe", headers=()))
+    with pytest.raises(CompileError) as there_is_not:
+        compile_job(Job(f'#include "{secret.with_name("secret.g")}"\n', "sm_80", "probe", headers=()))
+    assert str(there_is.value).replace("secret.h", "secret.g") == str(there_is_not.value)
+
+
+def test_a_rebuild_of_an_engines_kernel_reads_no_file(secret: Path) -> None:
+    from arcweld.driver.api import rebuild_kernel
+
+    with pytest.raises(CompileError, match="cannot open source file"):
+        rebuild_kernel("k", f'#include "{secret}"\n{KERNEL}', {"prims.cuh": ""}, "sm_80")
+
+
+# each macro doubles the one before it
+BOMB = "".join(f"#define A{n} A{n - 1} A{n - 1}\n" for n in range(1, 40))
+ENDLESS = "#define A0 f(1),\n" + BOMB + "__device__ int f(int); __device__ int x = (A39 0);\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "limits", "message"),
+    [
+        (ENDLESS, (1, 4 << 30, 64 << 20), "1 s of processor time"),
+        (ENDLESS, (60, 512 << 20, 64 << 20), "512 MiB of memory"),
+        ("__device__ int a[1 << 20] = {1};" + KERNEL, (60, 4 << 30, 1 << 20), "1 MiB of object code"),
+    ],
+    ids=["time", "memory", "size"],
+)
+def test_what_a_source_may_take(
+    source: str, limits: worker.Limits, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "LIMITS", limits)
+    with pytest.raises(CompileLimitError, match=message):
+        compile_job(Job(source, "sm_80", "greedy", headers=()))
+    assert compile_job(job(1)).code  # the server lives
+
+
+def test_a_kernel_that_cannot_confine_compiles_only_what_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentError_, match="confined"):
+        nvrtc.finish(job(1), ("open", b"", "seccomp"), None)
+
+
+@pytest.mark.parametrize("body", [b"", b"x", bytes(17), b"\x09" + bytes(16), b"\0" * 17 + b"more"])
+def test_a_damaged_reply_is_no_reply(body: bytes) -> None:
+    if body == bytes(17):
+        assert worker.decode(body) == ("ok", b"", "")
+        return
+    with pytest.raises(ValueError, match="reply"):
+        worker.decode(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,50 @@ def test_external_data_stays_below_the_model(tmp_path: Path, location: str) -> N
             entry.value = location
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="relative path"):
+        import_onnx(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "inside", "nowhere"])
+def test_external_data_is_no_symbolic_link(tmp_path: Path, kind: str) -> None:
+    """A link could bring any readable file into the weights."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = _saved(folder)
+    secret = tmp_path / "secret.bin"
+    (folder / "weights.bin").rename(secret)
+    location = "weights.bin"
+    match kind:
+        case "file":
+            (folder / location).symlink_to(secret)
+        case "folder":
+            (folder / "below").symlink_to(tmp_path)
+            location = "below/secret.bin"
+        case "inside":
+            secret.rename(folder / "real.bin")
+            (folder / location).symlink_to("real.bin")
+        case _:
+            (folder / location).symlink_to("/nowhere")
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"external data of tensor 'w'.*symbolic link"):
+        import_onnx(path)
+
+
+def test_a_linked_model_has_its_data_beside_the_link(tmp_path: Path) -> None:
+    path = _saved(tmp_path)
+    (tmp_path / "link.onnx").symlink_to(path)
+    assert import_onnx(tmp_path / "link.onnx").weights
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_external_data_is_a_file(tmp_path: Path, kind: str) -> None:
+    path = _saved(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    (os.mkfifo if kind == "pipe" else os.mkdir)(tmp_path / "weights.bin")
+    with pytest.raises(ModelError, match=r"'w'.*'weights\.bin'"):
         import_onnx(path)
 
 

@@ -20,8 +20,7 @@ from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc.compiler import compile_cubin, compile_ptx
 from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.compiler.parameters import Pointer
-from arcweld.runtime import devices
-from arcweld.runtime import engine as engine_module
+from arcweld.runtime import devices, injected
 from arcweld.runtime.device import KernelImage, LaunchSpec
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.engine_file import EngineData
@@ -219,6 +218,31 @@ def test_a_recorded_graph_outlives_its_context(device: Any, torch: Any) -> None:
         np.testing.assert_allclose(y.cpu().numpy(), chain_reference(rows(300, seed), W)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_recorded_graphs_may_overlap(device: Any, torch: Any) -> None:
+    """Two graphs, recorded on one stream, are replayed on two streams at once, with calls on a third."""
+    engine = Engine(built(chain(), device.arch), device)
+    side, streams = torch.cuda.Stream(), [torch.cuda.Stream() for _ in range(3)]
+    inputs = [torch.from_numpy(rows(4000, seed)).cuda() for seed in (1, 2, 3)]
+    with torch.cuda.stream(side):
+        engine(inputs[0])
+    torch.cuda.synchronize()
+    recorded = []
+    for x in inputs[:2]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            y, _ = engine(x)
+        recorded.append((graph, y))
+    for _ in range(50):
+        for stream, (graph, _) in zip(streams, recorded):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        with torch.cuda.stream(streams[2]):
+            last, _ = engine(inputs[2])
+    torch.cuda.synchronize()
+    for seed, y in zip((1, 2, 3), [*(y for _, y in recorded), last]):
+        np.testing.assert_allclose(y.cpu().numpy(), chain_reference(rows(4000, seed), W)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_torch_and_the_engine_share_the_memory(engine: Engine, torch: Any) -> None:
     """No hidden host copies: a call allocates its results and nothing that stays."""
     x = torch.from_numpy(rows(64)).cuda()
@@ -282,7 +306,7 @@ def test_ptx_and_rebuild(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         job = nvrtc.Job(source, arch, name, headers=tuple(sorted(headers.items())))
         return nvrtc.compile_job(job).cubin
 
-    monkeypatch.setattr(engine_module, "rebuild_hook", rebuild)
+    monkeypatch.setattr(injected, "rebuild", rebuild)
     other = "sm_80" if not device.arch.startswith("sm_8") else "sm_90"
     cubins = {(device.arch, n): compile_cubin(s, other, name=n).cubin for n, s in data.sources.items()}
     engine = Engine(replace(data, cubins=cubins), device)  # mislabelled: the driver refuses them

@@ -13,8 +13,7 @@ from runtime_programs import chain, check, rows
 
 from arcweld.compiler.archs import parse_arch, runs_on
 from arcweld.compiler.errors import ArcweldError, DeviceError, EngineFileError, InputError, UsageError
-from arcweld.runtime import devices
-from arcweld.runtime import engine as engine_module
+from arcweld.runtime import devices, injected
 from arcweld.runtime.device import KernelImage
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.kernels import binary_archs, choose_variant
@@ -101,7 +100,7 @@ def test_object_code_by_preference(monkeypatch: pytest.MonkeyPatch, refuses: set
         calls.append((name, arch))
         return b"new"
 
-    monkeypatch.setattr(engine_module, "rebuild_hook", rebuild)
+    monkeypatch.setattr(injected, "rebuild", rebuild)
     names = ("scale_add", "row_sum")
     cubins = {("sm_90a", n): b"exact" for n in names} | {("sm_90", n): b"near" for n in names}
     data = replace(chain(), cubins=cubins, ptx=dict.fromkeys(names, b"ptx"))
@@ -109,7 +108,7 @@ def test_object_code_by_preference(monkeypatch: pytest.MonkeyPatch, refuses: set
     assert engine.kernel_origins == dict.fromkeys(names, origin)
     assert bool(calls) == (origin == "rebuilt from source")
     check(engine, rows(2))
-    monkeypatch.setattr(engine_module, "rebuild_hook", None)
+    monkeypatch.setattr(injected, "rebuild", None)
     with pytest.raises(DeviceError, match="cannot be loaded"):
         Engine(replace(data, cubins={}, ptx={}), FakeGpu(refuses))
 

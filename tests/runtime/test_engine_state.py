@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 from runtime_programs import W, chain, chain_reference, check, rows
+from test_graphs import GraphDevice
 
 from arcweld.compiler.errors import EngineFileError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.program import WeightEntry
 from arcweld.runtime.sim.device import SimDevice
 
@@ -152,3 +155,98 @@ def test_threads_do_not_disturb_each_other(engine: Engine) -> None:
     for t in threads:
         t.join()
     assert failures == []
+
+
+class PausingDevice(GraphDevice):
+    """Lets another thread run between any two launches, as a GPU does; each thread records for itself."""
+
+    def __init__(self) -> None:
+        self.local = threading.local()
+        super().__init__()
+
+    @property
+    def recording(self) -> list[tuple[str, tuple[object, ...]]] | None:
+        return getattr(self.local, "graph", None)
+
+    @recording.setter
+    def recording(self, graph: list[tuple[str, tuple[object, ...]]] | None) -> None:
+        self.local.graph = graph
+
+    def replay(self, graph: object, stream: int = 0) -> None:
+        for step in graph:  # type: ignore[attr-defined]
+            super().replay([step], stream)
+            time.sleep(0.0005)
+
+    def launch(self, prepared: object, stream: int = 0) -> None:
+        super().launch(prepared, stream)
+        time.sleep(0.0005)
+
+    def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
+        super().upload(address, source, stream)
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_call_sees_all_old_or_all_new_weights(graphs: bool) -> None:
+    """``w`` is read by two launches, so that a change between them shows."""
+    engine = Engine(chain(), PausingDevice(), graphs=graphs)
+    values = [np.full(8, v, np.float32) for v in (1.0, -3.0)]
+    x = rows(3)
+    wanted = [chain_reference(x, w)[0] for w in values]
+    engine.update_weights({"model.w": values[0]})
+    torn: list[np.ndarray] = []
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            y = engine(x)[0]
+            matching = [k for k, w in enumerate(wanted) if np.allclose(y, w, rtol=1e-5, atol=1e-5)]
+            seen.update(matching)
+            if not matching:
+                torn.append(y)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for n in range(60):
+        engine.update_weights({"model.w": values[(n + 1) % 2]})
+        time.sleep(0.001)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert torn == []
+    assert seen == {0, 1}
+    np.testing.assert_array_equal(engine.data.weights["w"], values[0])
+
+
+def test_a_lock_for_many_readers_or_one_writer() -> None:
+    lock, log = SharedLock(), list[str]()
+    lock.acquire_read()
+    lock.acquire_read()  # another reader, for what the lock knows
+
+    def write() -> None:
+        with lock:
+            log.append("wrote")
+
+    def read() -> None:
+        lock.acquire_read()
+        log.append("read")
+        lock.release_read()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not lock._writers:
+        time.sleep(0.001)
+    reader = threading.Thread(target=read)  # it comes after the writer that waits
+    reader.start()
+    time.sleep(0.02)
+    assert log == []
+    lock.release_read()
+    lock.release_read()
+    writer.join()
+    reader.join()
+    assert log == ["wrote", "read"]
+    with pytest.raises(KeyError), lock:
+        raise KeyError
+    read()

@@ -116,28 +116,93 @@ def test_graphs_are_bounded_and_survive_a_growing_arena() -> None:
     assert 0 < sum(b.graphs for b in context._specialised.values()) <= 32
 
 
-def test_arenas_in_the_callers_graphs_outlive_their_context() -> None:
-    """A caller may record in one thread, or on a stream that the engine later forgets, and replay afterwards."""
-    device = GraphDevice()
-    engines = [Engine(chain(), device)]
+class RecordingCaller(GraphDevice):
+    """The caller records into ``graph`` while that is a list. Nothing runs then, as on a GPU."""
 
-    def work() -> None:
-        for device.user_records in (False, True, True):
-            check(engines[0], rows(6))
-        (context,) = engines[0]._local.contexts.values()
-        arenas.append(weakref.ref(context._arena.array))
+    graph: list[tuple[str, tuple[object, ...]]] | None = None
 
-    arenas: list[weakref.ref[np.ndarray]] = []
-    for target in (work, work):
-        thread = threading.Thread(target=target)
+    def is_capturing(self, stream: int) -> bool:
+        return self.graph is not None
+
+    def launch(self, prepared: object, stream: int = 0) -> None:
+        if self.graph is None:
+            super().launch(prepared, stream)
+        else:
+            self.graph.append(("launch", (prepared,)))
+
+    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+        if self.graph is None:
+            super().fill_zero(address, nbytes)
+        else:
+            self.graph.append(("fill_zero", (address, nbytes)))
+
+    def record(self, engine: Engine, x: np.ndarray) -> tuple[list[tuple[str, tuple[object, ...]]], list[np.ndarray]]:
+        """The graph of a call, and the arrays that a replay of it writes."""
+        self.graph = []
+        results = engine(x)
+        graph, self.graph = self.graph, None
+        return graph, results
+
+    def step(self, graph: list[tuple[str, tuple[object, ...]]], k: int) -> None:
+        name, args = graph[k]
+        getattr(SimDevice, name)(self, *args)
+
+
+def same(got: list[np.ndarray], x: np.ndarray) -> None:
+    for g, want in zip(got, chain_reference(x, W), strict=True):
+        np.testing.assert_allclose(g, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("warm", [True, False])
+def test_two_recordings_may_overlap(warm: bool, graphs: bool) -> None:
+    device = RecordingCaller()
+    engine = Engine(chain(), device, graphs=graphs)
+    if warm:
+        check(engine, rows(6))
+    inputs = [rows(6, seed) for seed in (1, 2, 3)]
+    recorded = [device.record(engine, x) for x in inputs]
+    for k in range(len(recorded[0][0])):  # a step of each in turn, as on three streams
+        for graph, _ in recorded:
+            device.step(graph, k)
+    for x, (_, results) in zip(inputs, recorded):
+        same(results, x)
+
+
+def test_a_recording_and_calls_may_overlap() -> None:
+    device = RecordingCaller()
+    engine = Engine(chain(), device)
+    check(engine, rows(6))
+    x = rows(6, 1)
+    graph, results = device.record(engine, x)
+    for k in range(len(graph)):
+        device.step(graph, k)
+        check(engine, rows(6, 7 + k))
+        thread = threading.Thread(target=check, args=(engine, rows(6, 70 + k)))
         thread.start()
         thread.join()
+    same(results, x)
+
+
+def test_arenas_in_the_callers_graphs_live_as_long_as_the_engine() -> None:
+    """A caller may record in one thread, or on a stream that the engine later forgets, and replay afterwards."""
+    device = RecordingCaller()
+    engines = [Engine(chain(), device)]
+    x = rows(6)
+    recorded: list[tuple[list[tuple[str, tuple[object, ...]]], list[np.ndarray]]] = []
+    thread = threading.Thread(target=lambda: recorded.append(device.record(engines[0], x)))
+    thread.start()
+    thread.join()
+    engines[0].release()
+    arenas = [weakref.ref(m.array) for m in engines[0].shared.recorded]
     gc.collect()
-    assert len(arenas) == 2
-    assert all(a() is not None for a in arenas)
+    assert [a() is not None for a in arenas] == [True]
+    for k in range(len(recorded[0][0])):
+        device.step(recorded[0][0], k)
+    same(recorded[0][1], x)
     engines.clear()
     gc.collect()
-    assert all(a() is None for a in arenas)
+    assert [a() is not None for a in arenas] == [False]
 
 
 @pytest.mark.parametrize("on_host", [True, False])

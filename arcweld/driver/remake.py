@@ -1,0 +1,136 @@
+"""Compares an engine with what this version makes of the graph that the engine file holds, without compiling anything.
+
+A kernel may be any tactic of any implementation for its architecture: the build chooses among them by measured spills.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.nvrtc.compiler import headers
+from arcweld.codegen.templates.select import IMPLEMENTATIONS, alternatives
+from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.errors import ArcweldError, UnsupportedError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.ops.registry import unsupported_reason
+from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.text import all_symbols, parse_graph
+from arcweld.compiler.verifier import verify
+from arcweld.driver.assemble import make_program, stored_sources
+from arcweld.driver.build import plan_launches
+from arcweld.driver.object_code import PlannedLaunch, in_order
+from arcweld.passes.fusion import fuse
+from arcweld.passes.schedule import schedule
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.program import Program, Variant
+
+log = logging.getLogger("arcweld")
+
+# architectures that have implementations of their own
+EXACT = {i.arch for group in IMPLEMENTATIONS.values() for i in group if i.arch.endswith("a")}
+
+
+def difference(data: EngineData) -> str:
+    """What in the program, the sources and the headers differs from what this version makes; "" if nothing does.
+
+    Weights are data, and are not compared. Object code is not either: only GPUs run it.
+    """
+    if not data.graph:
+        return "it holds no graph"
+    if dict(data.headers) != dict(headers()):
+        return "its headers are those of another version"
+    try:
+        graph = parse_graph(data.graph)
+        verify(graph, "reading the stored graph")
+        _check_supported(graph)
+        found = _compare(graph, data, fusing=True)
+        return found and _compare(graph, data, fusing=False) and found
+    except ArcweldError as error:
+        return f"its graph cannot be compiled: {error.message}"
+    except Exception as error:  # passes assume graphs of our own importers; whatever fails on another is no proof
+        log.debug("the stored graph cannot be compiled", exc_info=True)
+        return f"its graph cannot be compiled: {type(error).__name__}: {error}"
+
+
+def _check_supported(graph: Graph) -> None:
+    """Raises UnsupportedError for a node that no kernel computes, and for a size that no input's shape determines."""
+    for node in graph.nodes:
+        if reason := unsupported_reason(node):
+            raise UnsupportedError(reason, node=node.name)
+    for s in set(all_symbols(graph)) - set(graph.symbols()):
+        raise UnsupportedError(f"no input's shape determines {s.name}")
+    for s in graph.symbols():
+        if isinstance(s.hi, IntExpr):  # launches are checked against constant ranges only
+            raise UnsupportedError(f"the range of {s.name} depends on other sizes")
+
+
+def _compare(graph: Graph, data: EngineData, *, fusing: bool) -> str:
+    """What differs from the engine that the graph gives with fusion, or without it."""
+    fused = schedule(fuse(graph, fusing))
+    theirs = data.program.launches
+    if len(fused.regions) > len(theirs):
+        return "its program has too few launches"
+    archs = sorted({v.arch for x in theirs for v in x.variants} & EXACT)
+    planned = plan_launches(fused, archs)
+    if len(in_order(planned)) != len(theirs):
+        return f"its program has {len(theirs)} launches, not {len(in_order(planned))}"
+    tactics = _Tactics({x.name: x.variants for x in theirs})
+    chosen = []
+    for p in planned:
+        chosen.append(tactics.of(p))
+        if tactics.unknown:  # looking for further ones would only take time
+            return f"launch {tactics.unknown} has a kernel that no tactic gives"
+    return _compare_whole(fused, chosen, data)
+
+
+class _Tactics:
+    """Finds the renderings that a file's variants name. ``unknown`` is the first launch that has another kernel."""
+
+    def __init__(self, variants: Mapping[str, Sequence[Variant]]) -> None:
+        self.variants = variants
+        self.unknown = ""
+        self._found: dict[tuple[KernelSource, str], KernelSource | None] = {}
+
+    def of(self, planned: PlannedLaunch) -> PlannedLaunch:
+        """The launch with the tactics of the file, in the file's order."""
+        names = dict.fromkeys((v.arch, v.kernel) for v in self.variants.get(planned.name, ()))
+        found = [self._one(planned, arch, entry) for arch, entry in names]
+        if None in found and not self.unknown:
+            self.unknown = planned.name
+        sources = tuple(s for s in found if s is not None)
+        return replace(planned, sources=sources, before=tuple(map(self.of, planned.before)))
+
+    def _one(self, planned: PlannedLaunch, arch: str, entry: str) -> KernelSource | None:
+        """The rendering for ``arch`` whose name is ``entry``: the default tactic, else one of the alternatives."""
+        default = next((s for s in planned.sources if s.arch == arch), None)
+        if default is None or default.entry == entry:
+            return default
+        key = (default, entry)
+        if key not in self._found:
+            others = (s for group in alternatives(planned.bound.kernel, default) for s in group)
+            self._found[key] = next((s for s in others if s.entry == entry), None)
+        return self._found[key]
+
+
+def _compare_whole(fused: FusedGraph, planned: Sequence[PlannedLaunch], data: EngineData) -> str:
+    """What differs in the program and the sources that ``planned`` gives."""
+    program = make_program(fused, in_order(planned), [t.name for t in data.program.outputs])
+    if program != data.program:
+        return _differing(program, data.program)
+    sources = stored_sources(fused, in_order(planned))
+    if odd := sorted(sources.keys() ^ data.sources.keys()):
+        return f"its kernels are others, such as {odd[0]}"
+    if odd := sorted(n for n, text in sources.items() if text != data.sources[n]):
+        return f"the source of {odd[0]} is another"
+    return ""
+
+
+def _differing(ours: Program, theirs: Program) -> str:
+    for a, b in zip(ours.launches, theirs.launches):
+        if a != b:
+            return f"launch {b.name} is another"
+    fields = [f for f in Program.__struct_fields__ if getattr(ours, f) != getattr(theirs, f)]
+    return f"its program has other {fields[0]}"

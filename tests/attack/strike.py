@@ -1,0 +1,138 @@
+"""Opens an altered engine file in a child process, every way that needs no trust, and says how that ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import resource
+import select
+import signal
+import tempfile
+import time
+import traceback
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from arcweld.cli.app import main
+from arcweld.compiler.errors import ArcweldError
+from arcweld.compiler.text import parse_graph
+from arcweld.driver.api import compile_graph
+from arcweld.driver.samples import sample_inputs, sample_sizes
+from arcweld.runtime import records
+from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.sim.build import runtime_library
+
+SECONDS = 20
+MEMORY = 4 << 30
+
+GRAPHS = {
+    "layers": (
+        "graph 'layers'\nsymbol N(lo=1, hi=64)\ninput %x: f32[N, 16]\nweight %w: f32[16, 32]\nweight %v: f32[32, 8]\n"
+        "%a = MatMul(%x, %w) @ 'first'\n%b = Relu(%a) @ 'relu'\n%c = MatMul(%b, %v) @ 'second'\n"
+        "%y = Softmax(%c, axis=1) @ 'softmax'\noutput %y 'result'\n"
+    ),
+    "movement": (
+        "graph 'movement'\nsymbol n(lo=1, hi=9)\ninput %x: f16[n, 6, 8]\ninput %i: i64[3]\nweight %t: f32[10, 4]\n"
+        "%p = Pad(%x, pads=(0, 1, 0, 0, 1, 2), mode='constant', value=0.5)\n%s = Slice(%p, starts=(0, 7, 0), "
+        "sizes=(n, 4, 10), steps=(1, -2, 1))\n%r = Reshape(%s, shape=(n, 40))\n%y = ReduceSum(%r, axes=(1,), "
+        "keepdims=1)\n%g = Gather(%t, %i, axis=0)\n%z = Transpose(%g, perm=(1, 0))\noutput %y\noutput %z\n"
+    ),
+    "image": (
+        "graph 'image'\ninput %x: f32[2, 3, 9, 9]\nweight %w: f32[8, 3, 3, 3]\nweight %k: f32[1] data=(0.25,)\n"
+        "%c = Conv(%x, %w, strides=(2, 2), pads=(1, 1, 1, 1), dilations=(1, 1), group=1, layout='NCHW')\n"
+        "%m = Mul(%c, %k)\n%p = MaxPool(%m, kernel_shape=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0), dilations=(1, 1), "
+        "ceil_mode=0, layout='NCHW')\n%y = Sigmoid(%p)\noutput %y\n"
+    ),
+}  # fmt: skip
+
+
+@cache
+def originals(folder: Path) -> tuple[bytes, ...]:
+    """Engine files to alter: open and fixed sizes, half precision, object code, evidence."""
+    files = []
+    for k, (name, text) in enumerate(GRAPHS.items()):
+        engine = compile_graph(parse_graph(text), device="sim", arch=["sm_80"] if k == 0 else None)
+        engine.save(folder / f"{name}.engine")
+        files.append((folder / f"{name}.engine").read_bytes())
+    return tuple(files)
+
+
+def prepare(folder: Path) -> None:
+    """Loads and compiles what every child uses, and forgets what was built here."""
+    runtime_library()
+    forgotten = folder / "trust"
+    records._folder = lambda: forgotten  # type: ignore[assignment]
+    for data in originals(folder):
+        run_once(load(data, "sim"))
+    records.known = lambda manifest: False  # type: ignore[assignment]
+
+
+def run_once(engine: Engine) -> None:
+    graph = parse_graph(engine.data.graph)
+    engine.run(sample_inputs(graph, sample_sizes(graph)))
+
+
+def open_every_way(data: bytes, folder: Path) -> str:
+    """``refused`` or ``ran``. Whatever is raised but an ArcweldError is a finding."""
+    path = folder / "altered.engine"
+    path.write_bytes(data)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        code = main(["inspect", str(path)])
+    if code not in (0, 2, 3, 4):
+        raise AssertionError(f"inspect ends with {code}: {shown.getvalue()[-2000:]}")
+    try:
+        engine = load(data, "sim")
+        run_once(engine)
+    except ArcweldError:
+        return "refused"
+    return "ran"
+
+
+def strike(data: bytes) -> str:
+    """``refused``, ``ran``, or what went wrong in a child that opens the file: a finding."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        _in_child(data, reader, writer)
+    os.close(writer)
+    said = _read(reader, child, time.monotonic() + SECONDS)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    if said is None:
+        return f"takes more than {SECONDS} s"
+    code = os.waitstatus_to_exitcode(status)
+    return f"signal {-code}: {said}" if code < 0 else said or f"exit status {code}"
+
+
+def _in_child(data: bytes, reader: int, writer: int) -> None:
+    try:
+        os.close(reader)
+        os.setsid()  # so that compilers can be ended with it
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
+            said = open_every_way(data, Path(folder))
+    except MemoryError:
+        said = f"takes more than {MEMORY >> 30} GiB"
+    except BaseException:
+        said = traceback.format_exc()[-3000:]
+    os.write(writer, said.encode(errors="replace"))
+    os._exit(0)
+
+
+def _read(reader: int, child: int, end: float) -> str | None:
+    """What the child says; None if it has to be killed."""
+    said = b""
+    while True:
+        ready, _, _ = select.select([reader], [], [], max(0.0, end - time.monotonic()))
+        if not ready:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            return None
+        more = os.read(reader, 65536)
+        if not more:
+            return said.decode(errors="replace")
+        said += more
