@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from arcweld.cli.shapes import dynamic_shapes, parse_open_shapes, parse_shapes, parse_values
 from arcweld.compiler.dims import Dim, parse
@@ -28,12 +27,32 @@ from arcweld.runtime.engine_file import EngineData
 
 
 class _Console(Console):
+    """Prints texts as they are. On a terminal, lines are wrapped between words; a longer word stays whole."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        limit = self.columns
+        super().print(*(_wrapped(o, limit) if isinstance(o, str) and limit else o for o in objects), **options)
+
+    @property
+    def columns(self) -> int:
+        """The terminal's width; 0 where the output is no terminal, whatever FORCE_COLOR says."""
+        return self.width if self.file.isatty() else 0
+
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # the command's exit code is not rich's to choose
 
 
-out = _Console(highlight=False, soft_wrap=True)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
+def _wrapped(text: str, width: int) -> str:
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        whole = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+        lines += textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **whole) or [line]  # type: ignore[arg-type]
+    return "\n".join(lines)
+
+
+out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
 
 
@@ -97,7 +116,7 @@ def interface(data: EngineData) -> Graph:
 
 def note(text: str) -> None:
     """Prints a line on stderr about something that does not stop the command."""
-    err.print(f"note: {text}", markup=False)
+    err.print(f"note: {text}")
 
 
 def check_writable(path: str, *sources: str) -> Path:
@@ -143,18 +162,26 @@ def _finite(x: Any) -> Any:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
     """Prints a table; ``right`` names the columns to align right.
 
-    On a terminal the last column is wrapped to the width. Otherwise each row is one line.
+    On a terminal, a row that is wider goes on below, indented, and no word is broken. Otherwise each row is one line.
     """
-    if out.is_terminal:
-        table = Table(box=None, pad_edge=False)
-        for c in columns:
-            last = c == columns[-1]
-            table.add_column(c, justify="right" if c in right else "left", overflow="fold", no_wrap=not last)
-        for r in rows:
-            table.add_row(*map(escape, r))
-        out.print(table)
-        return
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     for r in (columns, *rows):
-        cells = (x.rjust(w) if c in right else x.ljust(w) for x, w, c in zip(r, widths, columns))
-        out.print("  ".join(cells).rstrip(), markup=False)
+        cells = [x.rjust(w) if c in right else x.ljust(w) for x, w, c in zip(r, widths, columns)]
+        line = "  ".join(cells).rstrip()
+        limit = out.columns or len(line)
+        for part in [line] if len(line) <= limit else _below(cells, limit):
+            out.print(part)
+
+
+def _below(cells: Sequence[str], limit: int) -> Iterator[str]:
+    """A row as lines of at most ``limit`` characters, if no word is longer. The last cell is parted at spaces."""
+    *fixed, last = cells
+    line = ""
+    for i, word in enumerate([*fixed, *last.split()]):
+        gap = "  " if i <= len(fixed) else " "
+        longer = f"{line}{gap}{word}" if line else word
+        if line and len(longer.rstrip()) > limit:
+            yield line.rstrip()
+            longer = f"    {word}"
+        line = longer
+    yield line.rstrip()

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
 from arcweld.cli.inputs import Values, precision_of
@@ -100,17 +99,17 @@ def _declared_inputs(path: str) -> dict[str, str]:
 
 
 def _print_model(report: dict[str, Any]) -> None:
-    out.print(f"{report['model']}: {report['nodes']} nodes", markup=False)
+    out.print(f"{report['model']}: {report['nodes']} nodes")
     for kind in ("inputs", "outputs"):
         for name, text in report.get(kind, {}).items():
-            out.print(f"  {kind[:-1]} {name}: {text}", markup=False)
+            out.print(f"  {kind[:-1]} {name}: {text}")
     if "weight_bytes" in report:
         out.print(f"  weights {megabytes(report['weight_bytes'])}")
-    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()), markup=False)
+    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()))
     for row in report["unsupported"]:
-        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}", markup=False)
+        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}")
         if row["hint"]:
-            out.print(f"    hint: {row['hint']}", markup=False)
+            out.print(f"    hint: {row['hint']}")
 
 
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
@@ -155,13 +154,13 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
 
 def _print_engine(report: dict[str, Any]) -> None:
     distinct = len({x["kernel"] for x in report["launches"]})
-    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels", markup=False)
+    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels")
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
-            out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
+            out.print(f"  {kind[:-1]} {name}: {text}")
     for name, (low, high) in report["symbols"].items():
-        out.print(f"  dimension {escape(name)}: from {low}{'' if high is None else f' to {high}'}")
+        out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
@@ -180,9 +179,9 @@ def _print_engine(report: dict[str, Any]) -> None:
     out.print(f"verified ({evidence['level']}) on {where}: {len(checked)} of {len(evidence['kernels'])} kernels")
     for o in evidence["outputs"]:
         detail = f"error {o['error']:.2e}" if o.get("error") is not None else o.get("reason", "")
-        out.print(f"  output {escape(o['output'])}: {o['status']}, {detail}")
+        out.print(f"  output {o['output']}: {o['status']}, {detail}")
     if evidence.get("replaced"):
-        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}", markup=False)
+        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}")
 
 
 def _print_memory(rows: list[dict[str, Any]]) -> None:
@@ -221,7 +220,7 @@ def explain(
     ]
     lines += _refused(fused, wanted)
     for line in lines or [_strangers(words, wanted, names)]:
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def _nodes_called(word: str, known: list[str]) -> set[str]:

@@ -15,6 +15,7 @@ import typer
 
 from arcweld.cli.common import check_writable, is_engine, out
 from arcweld.cli.inputs import (
+    Batch,
     Bf16,
     Device,
     Fp16,
@@ -38,33 +39,52 @@ from arcweld.runtime.engine import Engine
 
 Opt = typer.Option
 OUTPUT_FILES = (".npz", ".json")
+Export = Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")]
+DumpOutput = Annotated[bool, Opt("--dumpOutput", help="Print every element of the outputs.")]
 STATISTICS = ("elemwise", "max", "mean", "median")
 
 
 def run(
     path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
+    val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
-    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")] = "",
+    dump_output: DumpOutput = False, export: Export = "",
 ) -> None:  # fmt: skip
     """Runs an engine once and prints what comes out."""
     source = one_path(path, load_engine)
-    target = check_writable(export, source) if export else None
-    if target is not None and target.suffix not in OUTPUT_FILES:
-        raise UsageError(f"{export}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {export}.npz")
+    target = output_file(export, source)
     engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
-    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
+    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
     engine.run(feeds)
     start = time.perf_counter()
     results = engine.run(feeds)
     seconds = time.perf_counter() - start
-    for name, array in results.items():
+    if dump_output:
+        print_outputs(results)
+    for name, array in results.items() if not dump_output else ():
         preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ", max_line_width=1000)
-        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}", markup=False)
+        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}")
     out.print(f"ran on {engine.device.name} ({engine.device.arch}) in {seconds * 1e3:.3f} ms")
     if target is not None:
         write_outputs(target, results)
+
+
+def output_file(path: str, source: str) -> Path | None:
+    """The file for outputs that a path names, checked; None for none. Raises UsageError for another kind of file."""
+    target = check_writable(path, source) if path else None
+    if target is not None and target.suffix not in OUTPUT_FILES:
+        raise UsageError(f"{path}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {path}.npz")
+    return target
+
+
+def print_outputs(results: Mapping[str, np.ndarray]) -> None:
+    """Prints all elements of the results, as trtexec does: the shape, then the elements in row-major order."""
+    out.print("Output Tensors:")
+    for name, array in results.items():
+        out.print(f"{name}: ({'x'.join(map(str, array.shape))})")
+        out.print(" ".join(str(x) for x in np.asarray(array).ravel()))
 
 
 def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
@@ -99,7 +119,8 @@ def verify(
     atol: Annotated[str, Opt("--atol", help="Absolute tolerance: 1e-5, or y:1e-5 for one output.")] = "",
     rtol: Annotated[str, Opt("--rtol", help="Relative tolerance: 1e-3, or y:1e-3 for one output.")] = "",
     statistic: Annotated[str, Opt("--check-error-stat", help=f"What to bound: {', '.join(STATISTICS)}.")] = "elemwise",
-    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
+    val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Compares an engine's outputs with ONNX Runtime or the numpy references. Exit code 1 if they differ."""
@@ -114,7 +135,7 @@ def verify(
     frozen = _check_same_model(engine, source, values)
     names = [t.name for t in engine.outputs]
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
-    feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed)
+    feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed, batch)
     want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
     got = engine.run(feeds)
     failed = []
@@ -123,7 +144,7 @@ def verify(
             absolute.get(name, absolute.get("")), relative.get(name, relative.get("")), _promised(engine, name)
         )
         fine, text = tolerance.judge(np.asarray(got[name]), w, statistic)
-        out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}", markup=False)
+        out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}")
         if not fine:
             failed.append(name)
     if failed:
