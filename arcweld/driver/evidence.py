@@ -203,7 +203,7 @@ def _check_kernel(
             raise AccuracyError(
                 f"kernel {check.source.entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}",
                 node=", ".join(p.bound.origin[:6]) or p.name,
-                hint="this is a defect of Arcweld: please report it; `--disable fusion` may go round it",
+                hint="this is a defect of Arcweld: please report it; leaving out the pass fusion may go round it",
             )
         if error > MAX_ROUNDING:
             found["status"] = "skipped"
@@ -247,7 +247,7 @@ def _check_outputs(
             raise AccuracyError(
                 f"output {label} has relative error {error:.2e} against the reference, above {limit:.0e}",
                 node=label,
-                hint=f"{remedy}raise --tolerance if the model bears it, or report a defect",
+                hint=f"{remedy}raise the tolerance if the model bears it, or report a defect",
             )
         found.append({"output": label, "status": "verified", "error": error, "tolerance": limit})
         odd = _nonfinite(want[o.name])

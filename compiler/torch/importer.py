@@ -42,7 +42,8 @@ def import_module(
             )
     except Exception as error:  # torch raises many unrelated types here
         raise ModelError(
-            f"torch.export refused {type(module).__name__}: {type(error).__name__}: {_first_line(error)}"
+            f"torch.export refused {type(module).__name__}: {type(error).__name__}: {str(error).strip()}",
+            hint='torch.compile(model, backend="arcweld") needs no export; a file of torch.onnx.export is compiled too',
         ) from error
     names = _symbol_names(module, program, dynamic_shapes)
     return import_exported(program, name=type(module).__name__, symbol_names=names)
@@ -240,11 +241,6 @@ def _symbol_names(module: torch.nn.Module, program: Any, dynamic_shapes: Any) ->
 
 def _is_tensor_input(node: fx.Node) -> bool:
     return node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else ""
 
 
 __all__ = ["import_exported", "import_fx", "import_module", "kept_composites", "target_name"]

@@ -428,13 +428,18 @@ def test_options_are_checked() -> None:
         parse_options({"min_block_size": "3"})
     with pytest.raises(UsageError, match="unknown precision"):
         parse_options({"precision": "fp8"})
-    with pytest.raises(UsageError, match="mode"):
-        parse_options({}, "max-autotune")
+    with pytest.raises(UsageError, match="'max-autotune-no-cudagraphs' is not a mode of this backend"):
+        parse_options({}, "max-autotune-no-cudagraphs")
     with pytest.raises(UsageError, match="collection"):
         parse_options({"torch_executed_ops": "aten.add"})
     assert parse_options({"tolerance": 1e-2, "disable": ["cse"]}) == BackendOptions(
         tolerance=1e-2, disable=frozenset(["cse"])
     )
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_modes_of_torch_compile_are_accepted(mode: str) -> None:
+    assert parse_options({}, mode) == parse_options({}) == BackendOptions()
 
 
 def test_dryrun_reports_and_runs_eagerly() -> None:

@@ -137,6 +137,29 @@ def test_what_cannot_be_exported_is_a_model_error() -> None:
         import_module(Model().eval(), (rand(3),))
 
 
+def test_the_violated_guard_is_shown() -> None:
+    """Torch says in later lines which argument violates which guard, and how to mend it."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with pytest.raises(ModelError) as caught:
+        import_module(nn.Linear(4, 4).eval(), (rand(3, 4),), dynamic_shapes=({1: batch},))
+    text = str(caught.value)
+    assert text.startswith("torch.export refused Linear: UserError: Constraints violated (batch)!")
+    assert "L['input'].size()[1]" in text or "batch" in text.split("\n", 1)[1]
+    assert "Suggested fixes:" in text
+    assert 'torch.compile(model, backend="arcweld") needs no export' in text
+
+
+def test_a_place_is_said_once() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.qr(x)[0]
+
+    with pytest.raises(UnsupportedError) as caught:
+        import_module(Model().eval(), (rand(3, 3),))
+    assert str(caught.value).count("[first at test_import_programs.py:") == 1
+    assert "[at " not in str(caught.value)
+
+
 def test_training_mode_is_refused() -> None:
     with pytest.raises(UsageError, match=r"module\.eval\(\)"):
         import_module(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)), (rand(1, 2),))
