@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.errors import EngineFileError, InputError, UsageError
+from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
 from arcweld.runtime.device import Device
@@ -174,6 +174,10 @@ class Engine:
                 if other != stream:  # kernels that write the CuPy arrays may still be running there
                     shared.device.synchronize(other)
             return self._context(stream).run(taken, stream)
+        except MemoryError as error:
+            raise DeviceError(
+                f"not enough memory for this call: {error}", hint="engine.memory() tells the bytes before a run"
+            ) from error
         finally:
             shared.device.leave(token)
 
@@ -261,7 +265,7 @@ def load(
     """
     if isinstance(path, bytes):
         data = parse_engine(memoryview(path), verify_weights=verify_weights)
-    elif os.fspath(path).endswith(".onnx"):
+    elif os.fspath(path).endswith(".onnx") and os.path.exists(path):
         raise EngineFileError(f"{os.fspath(path)} is a model, not an engine", hint="arcweld.compile makes an engine")
     else:
         data = read_engine(path, verify_weights=verify_weights)

@@ -19,8 +19,10 @@ from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
+from arcweld.runtime.expressions import Expression
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
+from arcweld.runtime.program import Program
 
 Opt = typer.Option
 
@@ -130,7 +132,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "name": program.name, "archs": list(data.archs), "provenance": dict(data.provenance),
         "inputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.inputs},
         "outputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.outputs},
-        "symbols": {s.name: [s.lo, s.hi] for s in program.symbols},
+        "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
         "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
@@ -152,6 +154,16 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     return report
 
 
+def _may_be_zero(program: Program) -> list[str]:
+    """The symbols whose range begins at 1 and that may be 0 too, because no output has an element then."""
+    least = {s.name: s.lo for s in program.symbols}
+    shapes = [[Expression(d) for d in t.shape] for t in program.outputs]
+    return [
+        s.name for s in program.symbols
+        if s.lo == 1 and all(any(d({**least, s.name: 0}) == 0 for d in shape) for shape in shapes)
+    ]  # fmt: skip
+
+
 def _print_engine(report: dict[str, Any]) -> None:
     distinct = len({x["kernel"] for x in report["launches"]})
     out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels")
@@ -160,7 +172,8 @@ def _print_engine(report: dict[str, Any]) -> None:
         for name, text in report[kind].items():
             out.print(f"  {kind[:-1]} {name}: {text}")
     for name, (low, high) in report["symbols"].items():
-        out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}")
+        empty = ", and 0 with empty results" if name in report["may_be_zero"] else ""
+        out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}{empty}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())

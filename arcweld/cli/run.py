@@ -30,7 +30,7 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.shapes import parse_tolerance, parse_values
-from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.errors import AccuracyError, EnvironmentError_, UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.evidence import ENGINE_TOLERANCE
@@ -224,7 +224,7 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
+        raise EnvironmentError_("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
     from arcweld.compiler.text import sanitize
 
     try:

@@ -123,14 +123,15 @@ def host_call(engine: Engine, feeds: Mapping[str, np.ndarray]) -> Call:
 def gpu_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> Call:
     """A call on a GPU on a stream of its own, whose parts are timed by events; ``copies`` as in ``Sample.latency``."""
     import cupy
-    import cupyx
 
     with cupy.cuda.Device(engine.device.gpu_index):
         stream = cupy.cuda.Stream(non_blocking=True)
-        pinned = {name: _pinned(cupyx, array) for name, array in feeds.items()}
+        pinned = {name: _pinned(array) for name, array in feeds.items()}
+        for name, array in feeds.items():
+            pinned[name][...] = array
         with stream:
             there = {name: cupy.asarray(array) for name, array in feeds.items()}
-            back = {n: cupyx.empty_like_pinned(r) for n, r in engine.run(there).items()}
+            back = {name: _pinned(result) for name, result in engine.run(there).items()}
         stream.synchronize()
     events: Sequence[Any] = [cupy.cuda.Event() for _ in range(4)]
 
@@ -156,8 +157,9 @@ def gpu_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> C
     return call
 
 
-def _pinned(cupyx: Any, array: np.ndarray) -> np.ndarray:
-    """A copy in page-locked memory, which a GPU copies from without the host's help."""
-    copy: np.ndarray = cupyx.empty_pinned(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+def _pinned(like: Any) -> np.ndarray:
+    """An uninitialised array in page-locked memory, which a GPU copies from and to without the host's help."""
+    import cupy
+
+    memory = cupy.cuda.alloc_pinned_memory(max(like.nbytes, 1))
+    return np.frombuffer(memory, like.dtype, like.size).reshape(like.shape)

@@ -210,12 +210,11 @@ class FakeGpu:
 
         self.array = Array
         cuda = types.SimpleNamespace(
-            Device=Context, Stream=Context, Event=Event, get_elapsed_time=lambda a, b: b.at - a.at
-        )
+            Device=Context, Stream=Context, Event=Event, get_elapsed_time=lambda a, b: b.at - a.at,
+            alloc_pinned_memory=bytearray,
+        )  # fmt: skip
         cupy = types.SimpleNamespace(cuda=cuda, asarray=lambda a: np.array(a).view(Array))
-        cupyx = types.SimpleNamespace(empty_pinned=np.empty, empty_like_pinned=lambda a: np.empty(a.shape, a.dtype))
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setitem(sys.modules, "cupyx", cupyx)
 
 
 class FakeEngine:
