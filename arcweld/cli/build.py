@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -74,7 +75,9 @@ def build(
     if int8 or fp8:
         raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
     precision = precision_of(fp16 or (best and not bf16), bf16)
+    started = time.perf_counter()
     graph = open_graph(source, shapes, min_shapes, max_shapes, values)
+    imported = time.perf_counter()
     _check_formats(graph, input_formats, output_formats)
     precision, kept = _precisions(layer_precisions_, constraints, precision, graph)
     sizes = batch_sizes(graph, batch) | (sizes_of(graph, parse_shapes(opt_shapes)) if opt_shapes else {})
@@ -89,7 +92,11 @@ def build(
             tolerance=tolerance, tf32=tf32, progress=report, dump=dump or None, keep_f32=kept,
             disable=[d.strip() for d in disable.split(",") if d.strip()], sizes=sizes or None, feeds=feeds,
         )  # fmt: skip
+        built = time.perf_counter()
         write_engine(output, done.data)
+    stages = {n: s for n, s in done.seconds.items() if n != "total"}
+    done.seconds = {"import": imported - started, **stages, "write": time.perf_counter() - built}
+    done.seconds["total"] = sum(done.seconds.values())
     if verbose:
         for stage, seconds in done.seconds.items():
             err.print(f"{stage:>10} {seconds:8.2f} s")

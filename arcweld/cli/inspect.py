@@ -17,6 +17,7 @@ from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
+from arcweld.driver.summary import kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
 from arcweld.runtime.expressions import Expression
@@ -40,7 +41,7 @@ def inspect(
         data = read_engine(path)
         sizes = _sizes(data, shapes)
         report = engine_report(data, sizes)
-        print_json(report) if as_json else _print_engine(report)
+        print_json(report) if as_json else _print_engine(data, report)
         return
     report = model_report(path, shapes, values)
     print_json(report) if as_json else _print_model(report)
@@ -164,9 +165,8 @@ def _may_be_zero(program: Program) -> list[str]:
     ]  # fmt: skip
 
 
-def _print_engine(report: dict[str, Any]) -> None:
-    distinct = len({x["kernel"] for x in report["launches"]})
-    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels")
+def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
+    out.print(f"{report['name']}: {kernels_text(data)}")
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
@@ -187,9 +187,8 @@ def _print_engine(report: dict[str, Any]) -> None:
     print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
     _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
-    checked = [k for k in evidence["kernels"] if k["status"] == "verified"]
-    where = evidence.get("device", "no device")
-    out.print(f"verified ({evidence['level']}) on {where}: {len(checked)} of {len(evidence['kernels'])} kernels")
+    where, checked = evidence.get("device", "no device"), len(verified_kernels(data))
+    out.print(f"verified ({evidence['level']}) on {where}: {checked} of {report['kernels']} kernels")
     for o in evidence["outputs"]:
         detail = f"error {o['error']:.2e}" if o.get("error") is not None else o.get("reason", "")
         out.print(f"  output {o['output']}: {o['status']}, {detail}")

@@ -192,20 +192,23 @@ def build_data(
         used_sizes = sample_sizes(graph, sizes)
     else:
         given, used_sizes = _inputs_to_verify(graph, sizes, feeds)
+    before = {"inputs": time.monotonic() - started}
     promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
+        before["promotion"] = time.monotonic() - started - before["inputs"]
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
     build.sizes = used_sizes
+    build.seconds = before | build.seconds
     engine = None
     if checks.level != "off":
+        built = time.monotonic()
         engine = Engine(build.data, where)
-        before = time.monotonic()
         evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion)
         build.data = engine.data = replace(build.data, verify=evidence)
-        build.seconds["verify"] = time.monotonic() - before
+        build.seconds["verify"] = time.monotonic() - built
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine

@@ -288,6 +288,7 @@ class FxReader:
         total = len(self.problems)
         raise UnsupportedError(
             f"{total} node{'s' * (total > 1)} of {self.name} cannot be compiled:\n" + "\n".join(lines),
+            node=self.problems[0].place,
             hint='torch.compile(model, backend="arcweld") leaves such nodes to PyTorch',
         )
 

@@ -158,6 +158,7 @@ def test_a_place_is_said_once() -> None:
         import_module(Model().eval(), (rand(3, 3),))
     assert str(caught.value).count("[first at test_import_programs.py:") == 1
     assert "[at " not in str(caught.value)
+    assert str(caught.value.node).startswith("test_import_programs.py:")
 
 
 def test_training_mode_is_refused() -> None:
