@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, note, out, print_table
+from arcweld.cli.common import check_writable, note, out, print_table, waiting
 from arcweld.cli.inputs import (
     Batch,
     Bf16,
@@ -82,7 +82,8 @@ def bench(
         return
     feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
     schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
-    timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
+    with waiting("timing"):
+        timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
     _print_times(timed, percentiles, engine, schedule)
     _write(times_to, [_row(s) for s in timed.samples])
     if dump_output or outputs_to:

@@ -58,7 +58,7 @@ def build(
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
     export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write what `inspect --json` prints.")] = "",
-    quiet: Annotated[bool, Opt("--quiet", help="No progress bar.")] = False,
+    quiet: Annotated[bool, Opt("--quiet", help="Nothing about progress.")] = False,
     verbose: Annotated[bool, Opt("--verbose", help="Time of each stage.")] = False,
 ) -> None:  # fmt: skip
     """Builds an engine from an ONNX file, verifies it, and prints one line about it."""

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,16 +55,32 @@ def _wrapped(text: str, width: int) -> str:
 
 out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
+STAGES = {
+    "promotion": "trying half precision", "codegen": "rendering kernels", "nvrtc": "compiling kernels",
+    "verify": "verifying kernels",
+}  # fmt: skip
+PULSE = 5.0  # seconds between lines about work that goes on, where stderr is no terminal
 
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
-    """A progress bar on stderr with one line for each stage; None if ``quiet`` or if stderr is no terminal."""
-    if quiet or not err.is_terminal:
+    """Shows the progress of a build on stderr; None if ``quiet``.
+
+    On a terminal that is a bar for each stage, else a line every few seconds.
+    """
+    if quiet:
         yield None
-        return
-    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    elif err.columns:
+        with _bars() as report:
+            yield report
+    else:
+        with waiting("preparing") as say:
+            yield lambda stage, done, total: say(f"{STAGES.get(stage, stage)}, {done} of {total}")
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressCallback]:
+    columns = (TextColumn("{task.description:>21}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:
         tasks: dict[str, object] = {}
 
@@ -72,6 +90,27 @@ def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
         yield report
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """Says every few seconds on stderr what goes on, and for how long; the function that it yields changes the text."""
+    begin, ended, said = time.monotonic(), threading.Event(), [text]
+
+    def pulse() -> None:
+        while not ended.wait(PULSE):
+            err.print(f"{said[0]}, {time.monotonic() - begin:.0f} s")
+
+    def change(new: str) -> None:
+        said[0] = new
+
+    thread = threading.Thread(target=pulse, daemon=True)
+    thread.start()
+    try:
+        yield change
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_engine(path: str) -> bool:

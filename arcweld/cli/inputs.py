@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from arcweld.cli.common import interface, is_engine, open_graph
+from arcweld.cli.common import interface, is_engine, open_graph, progress_bar
 from arcweld.cli.shapes import (
     Shape,
     batch_sizes,
@@ -56,7 +56,8 @@ def open_engine(path: str, device: str, shapes: str, values: str = "", precision
     if not is_engine(path):
         graph = open_graph(path, shapes, values=values)
         level = "off" if precision == "fp32" else "quick"
-        return compile_graph(graph, device=device or None, verify=level, precision=precision)
+        with progress_bar() as report:
+            return compile_graph(graph, device=device or None, verify=level, precision=precision, progress=report)
     if precision != "fp32" or values:
         asked = f"--{precision}" if precision != "fp32" else "--values"
         raise UsageError(f"{path} is an engine already: {asked} is for models", hint="build another engine with it")

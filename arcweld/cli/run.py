@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, is_engine, out
+from arcweld.cli.common import check_writable, is_engine, out, waiting
 from arcweld.cli.inputs import (
     Batch,
     Bf16,
@@ -57,10 +57,11 @@ def run(
     target = output_file(export, source)
     engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16))
     feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
-    engine.run(feeds)
-    start = time.perf_counter()
-    results = engine.run(feeds)
-    seconds = time.perf_counter() - start
+    with waiting("running"):
+        engine.run(feeds)
+        start = time.perf_counter()
+        results = engine.run(feeds)
+        seconds = time.perf_counter() - start
     if dump_output:
         print_outputs(results)
     for name, array in results.items() if not dump_output else ():
@@ -136,8 +137,10 @@ def verify(
     names = [t.name for t in engine.outputs]
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
     feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed, batch)
-    want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
-    got = engine.run(feeds)
+    with waiting("computing the reference") as say:
+        want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
+        say("running")
+        got = engine.run(feeds)
     failed = []
     for name, w in want.items():
         tolerance = Tolerance(

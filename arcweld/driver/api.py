@@ -193,6 +193,8 @@ def build_data(
     else:
         given, used_sizes = _inputs_to_verify(graph, sizes, feeds)
     before = {"inputs": time.monotonic() - started}
+    if progress is not None and given and precision != "fp32":
+        progress("promotion", 0, 1)
     promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
@@ -206,7 +208,7 @@ def build_data(
     if checks.level != "off":
         built = time.monotonic()
         engine = Engine(build.data, where)
-        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion)
+        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, progress)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - built
     build.seconds["total"] = time.monotonic() - started

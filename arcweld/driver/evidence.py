@@ -23,7 +23,7 @@ from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference, stream_reference
 from arcweld.compiler.region import Region
-from arcweld.driver.build import Build
+from arcweld.driver.build import Build, Progress
 from arcweld.driver.conditioning import rounding_error
 from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
 from arcweld.driver.object_code import PlannedLaunch
@@ -76,6 +76,7 @@ def verify_build(
     options: VerifyOptions,
     precision: str,
     promotion: Promotion | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compares kernels and outputs with the references on ``feeds``; returns the evidence as a JSON value.
 
@@ -97,6 +98,8 @@ def verify_build(
     for check, values in _with_values(build, checks, feeds, sizes):
         found = _check_kernel(check, regions[check.planned.name], build, values, sizes, engine.device)
         evidence["kernels"].append(found)
+        if progress is not None:
+            progress("verify", len(evidence["kernels"]), len(checks))
     evidence["kernels"] += [{**c.label(), "status": "skipped", "reason": reason} for c, reason in skipped]
     evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, options, precision, end)
     return evidence
