@@ -82,10 +82,18 @@ def check_length(op: str, what: str, items: Sequence[Any], length: int) -> None:
         raise ModelError(f"{op}: {what} has {len(items)} entries, {length} are needed")
 
 
+class UnequalError(ModelError):
+    """Two dimensions, ``pair``, that have to be equal and are not known to be."""
+
+    def __init__(self, message: str, pair: tuple[Dim, Dim]) -> None:
+        super().__init__(message, hint=_equal_hint(*pair))
+        self.pair = pair
+
+
 def check_equal(op: str, what: str, a: Dim, b: Dim) -> None:
-    """Raises ModelError unless the two dimensions are equal expressions."""
+    """Raises UnequalError unless the two dimensions are equal expressions."""
     if a != b:
-        raise ModelError(f"{op}: {what}: {a} and {b} are not known to be equal", hint=_equal_hint(a, b))
+        raise UnequalError(f"{op}: {what}: {a} and {b} are not known to be equal", (a, b))
 
 
 def _equal_hint(a: Dim, b: Dim) -> str | None:

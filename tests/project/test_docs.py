@@ -86,7 +86,7 @@ def test_python_of_the_readme(folder: Path) -> None:
 
 
 def test_python_of_the_torch_page(folder: Path) -> None:
-    ahead, compiled = indented("docs/torch.md")
+    ahead, open_lengths, compiled = indented("docs/torch.md")
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
     x = torch.rand(2, 8)
     import arcweld
@@ -98,6 +98,18 @@ def test_python_of_the_torch_page(folder: Path) -> None:
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
         exec(compiled, names)
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
+
+    class Decoder(torch.nn.Module):
+        def forward(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = torch.cat([key, x], 2), torch.cat([value, x], 2)
+            return torch.nn.functional.scaled_dot_product_attention(x, keys, values)
+
+    names["decoder"] = Decoder()
+    names |= {"x": torch.rand(1, 2, 1, 8), "key": torch.rand(1, 2, 5, 8), "value": torch.rand(1, 2, 5, 8)}
+    exec(open_lengths, names)
+    for n in (0, 1, 9):
+        given = names["x"], torch.rand(1, 2, n, 8), torch.rand(1, 2, n, 8)
+        torch.testing.assert_close(names["engine"](*given), Decoder()(*given), atol=1e-5, rtol=1e-4)
 
 
 def test_entries_of_the_page_about_operators_use_names_that_exist() -> None:

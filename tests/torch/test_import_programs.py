@@ -119,6 +119,20 @@ def test_automatic_dimensions_and_integer_arguments() -> None:
     compare(graph, Model(), (rand(6, 4), rand(2, 4)))
 
 
+def test_a_triangle_with_a_symbolic_diagonal() -> None:
+    """As causal masks are made where some rows are cached."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            k = y.shape[0]
+            return x.tril(k), x.triu(k), x.triu(-k), x.long().tril(k - 4)
+
+    n = torch.export.Dim("n", min=0, max=9)
+    graph = import_module(Model().eval(), (rand(4, 6), rand(3)), dynamic_shapes=(None, {0: n}))
+    for size in (0, 1, 3, 9):
+        compare(graph, Model(), (rand(4, 6) * 9, rand(size)))
+
+
 def test_control_flow_is_refused_by_name() -> None:
     class Model(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
