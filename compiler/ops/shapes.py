@@ -47,11 +47,15 @@ def split_optional(
     return present(op, types[:required]), [*types[required:], *[None] * (total - len(types))]
 
 
+class ElementTypeError(ModelError):
+    """An operand of a type that an operator does not take."""
+
+
 def check_dtype(op: str, t: TensorType, allowed: Sequence[DType]) -> None:
-    """Raises ModelError if the operand's element type is not one of ``allowed``."""
+    """Raises ElementTypeError if the operand's element type is not one of ``allowed``."""
     if t.dtype not in allowed:
         names = ", ".join(d.value for d in allowed)
-        raise ModelError(f"{op} does not take {t.dtype.value} operands", hint=f"it takes {names}")
+        raise ElementTypeError(f"{op} does not take {t.dtype.value} operands", hint=f"it takes {names}")
 
 
 def same_dtype(op: str, types: Sequence[TensorType]) -> DType:

@@ -282,7 +282,12 @@ class FxReader:
             unknown = free_symbols(d) - known
             if unknown:
                 symbol = min(s.name for s in unknown)
-                raise UnsupportedError(f"the dimension {symbol} does not follow from any input's shape", node=name)
+                raise UnsupportedError(
+                    f"the dimension {symbol} does not follow from any input's shape: it is a Python number among the "
+                    "arguments, or computed from one",
+                    node=name,
+                    hint="pass it as a tensor, or keep it constant",
+                )
 
     def raise_problems(self) -> None:
         """Raises UnsupportedError if any node was refused: each operator once, with count, reason and place."""

@@ -257,6 +257,20 @@ def test_a_size_that_no_tensor_has() -> None:
         same(run(rand(2, 7), k), fn(rand(2, 7), k))
     reasons = {b.fallback for r in torch_report() for b in r.blocks}
     assert any(reason is not None and "does not follow from any input's shape" in reason for reason in reasons)
+    assert any(reason is not None and "a Python number among the arguments" in reason for reason in reasons)
+
+
+def test_blocks_that_only_move_are_called_so() -> None:
+    """Between two sorts, which are PyTorch's, there is only a concatenation: nothing is smaller than one node."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        first = torch.sort(x)[0]
+        return torch.sort(torch.cat([first, first], 1))[0]
+
+    same(compiled(fn, min_block_size=1)(rand(3, 4)), fn(rand(3, 4)))
+    (report,) = torch_report()
+    reasons = {why for (_, why) in report.left}
+    assert reasons == {"no such operator in Arcweld", "part of a block that only moves elements"}
 
 
 def test_sizes_that_only_occur_in_products() -> None:
