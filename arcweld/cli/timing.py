@@ -133,7 +133,7 @@ def gpu_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> C
             there = {name: cupy.asarray(array) for name, array in feeds.items()}
             back = {name: _pinned(result) for name, result in engine.run(there).items()}
         stream.synchronize()
-    events: Sequence[Any] = [cupy.cuda.Event() for _ in range(4)]
+        events: Sequence[Any] = [cupy.cuda.Event() for _ in range(4)]
 
     def call() -> Sample:
         with cupy.cuda.Device(engine.device.gpu_index), stream:
