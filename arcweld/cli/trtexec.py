@@ -58,7 +58,7 @@ def commands(argv: Sequence[str], options: Spellings, note: Note) -> Iterator[li
         build = [i for i in found if _belongs(i, "build", options) or not times]
         timing = [_bench(found, next(i.value or "" for i in found if i.name in _OUTPUT), options)] if times else []
         if not timing and not names & set(_SKIP):
-            note("the engine is built and not timed: `onnx-to-engine bench` does, or an option about timing in this line")
+            note("the engine is built and not timed: add an option about timing, or use `onnx-to-engine bench`")
         yield [["build", *_flat(_noted(build, options, note))], *timing]
         return
     with TemporaryDirectory(prefix="arcweld-") as folder:
