@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types replay fuzz coverage wheel demo gpu clean
+.PHONY: test quick lint types replay fuzz mutants coverage wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -42,6 +42,10 @@ gpu:
 # Random graphs from fresh seeds for SECONDS (600); a failing one is shrunk and written to OUT (build/fuzz).
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
+
+# Random edits of rendered kernels, and how many of those that change a result a default build refuses.
+mutants: $(STAMP)
+	$(BIN)/python tests/verification/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 # Lines and branches of the package that the tests (or those of TIER, like "not slow and not models") execute, by folder.
 coverage: $(STAMP)

@@ -167,6 +167,8 @@ class KernelSource:
     pdl           the kernel may be launched before its predecessor ends: it waits for the latter's writes itself
                   (programmatic dependent launch, CUDA Programming Guide)
     zero          canonical buffers that must be zeroed before the launch
+    tiled         the symbolic numbers of elements that it divides among blocks or loop turns, each with how many make a
+                  full round (a tile, or the tiles of a group or of a pipeline); verification goes beyond each of them
     """
 
     entry: str
@@ -179,3 +181,4 @@ class KernelSource:
     cluster: int = 1
     pdl: bool = True
     zero: tuple[str, ...] = ()
+    tiled: tuple[tuple[Dim, int], ...] = ()

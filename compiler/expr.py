@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Expr:
 # holds too
 _TABLE: WeakValueDictionary[Any, Expr] = WeakValueDictionary()
 _INSERT = threading.Lock()
+# a fork waits for it: its child would have a lock that nobody gives back
+os.register_at_fork(before=_INSERT.acquire, after_in_parent=_INSERT.release, after_in_child=_INSERT.release)
 
 
 def _intern(op: str, args: tuple[Expr, ...], dtype: DType, attr: Any = None) -> Expr:

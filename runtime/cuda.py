@@ -248,9 +248,14 @@ class CudaDevice:
         if error[0]:
             self._check(error, "copying on the GPU")
 
-    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
-        """Enqueues the clearing of ``nbytes`` bytes."""
-        self._check(self._driver.cuMemsetD8Async(address, 0, nbytes, stream), "clearing GPU memory")
+    def adversary(self) -> CudaDevice:
+        """The device itself: the hardware orders threads."""
+        return self
+
+    def fill(self, address: int, nbytes: int, byte: int, stream: int = 0) -> None:
+        """Enqueues setting ``nbytes`` bytes to ``byte``."""
+        if nbytes:
+            self._check(self._driver.cuMemsetD8Async(address, byte, nbytes, stream), "filling GPU memory")
 
     # ------------------------------------------------------------------------------------------------ kernels
 

@@ -108,14 +108,17 @@ class Device(Protocol):
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
         """Enqueues the copy of a C-contiguous host array to device memory; the array must outlive the copy."""
 
+    def adversary(self) -> Device:
+        """The same device with threads in an order that exposes missing barriers, where it can choose."""
+
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
         """Copies device memory into a writable C-contiguous host array and waits for it."""
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Enqueues a copy of ``nbytes`` bytes inside device memory."""
 
-    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
-        """Enqueues the clearing of ``nbytes`` bytes."""
+    def fill(self, address: int, nbytes: int, byte: int, stream: int = 0) -> None:
+        """Enqueues setting ``nbytes`` bytes to ``byte``."""
 
     def compile_many(self, images: Sequence[KernelImage]) -> None:
         """Compiles all kernels in parallel, on a device that compiles, so that ``load_kernel`` finds them cached."""

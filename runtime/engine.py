@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,11 +66,14 @@ class Engine:
     overwrite them.
     """
 
-    def __init__(self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True) -> None:
+    def __init__(
+        self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True, poison: bool = False
+    ) -> None:
         """Loads every kernel and uploads the weights, so that no call compiles anything.
 
-        ``graphs``: replay CUDA graphs if the device can. Raises EngineFileError for inconsistent data, DeviceError for
-        kernels that cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
+        ``graphs``: replay CUDA graphs if the device can. ``poison``: as in ``poisoned``, always. Raises EngineFileError
+        for inconsistent data, DeviceError for kernels that cannot be loaded, EnvironmentError_ for an unusable device,
+        UsageError for wrong arguments.
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
@@ -85,7 +89,8 @@ class Engine:
         finally:
             self.device.leave(token)
         arrays = Arrays(self.device.gpu_index)
-        self._shared = Shared(plan, self.device, arrays, kernels, self._weights.addresses, graphs)
+        addresses, replayed = self._weights.addresses, graphs and not poison
+        self._shared = Shared(plan, self.device, arrays, kernels, addresses, replayed, poison)
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
         self._local = threading.local()
@@ -229,6 +234,20 @@ class Engine:
         if evidence is not None:  # the verification was done with the old values
             evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
         self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
+
+    @contextmanager
+    def poisoned(self) -> Iterator[None]:
+        """Within it, every run begins with all bits of temporaries and results set: NaN in floats.
+
+        What a kernel does not store is then seen. It is for verification, while no other thread runs the engine.
+        """
+        shared = self._shared
+        before = shared.poison, shared.graphs
+        shared.poison, shared.graphs = True, False
+        try:
+            yield
+        finally:
+            shared.poison, shared.graphs = before
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine file. Raises EnvironmentError_ if it cannot be written."""

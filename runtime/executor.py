@@ -23,12 +23,16 @@ from arcweld.runtime.plan import ExecutionPlan, Shape
 MAX_SHAPES = 64  # specialisations of a context
 MAX_GRAPHS = 32  # of a context
 MAX_DIRECT = 4  # direct graphs of a specialisation
+POISON = 0xFF  # of each byte
 MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from earlier calls
 
 
 @dataclass(slots=True)
 class Shared:
     """What all contexts of an engine share. Nothing changes it but ``recorded``.
+
+    ``poison``: every run begins with all bits of the arena and of the results set (NaN in floats), so that what a
+    kernel does not store is seen; such an engine replays no graphs.
 
     ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
     ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
@@ -41,6 +45,7 @@ class Shared:
     kernels: Sequence[Any]
     weights: Mapping[str, int]
     graphs: bool = True
+    poison: bool = False
     recorded: list[Memory] = field(default_factory=list)
 
 
@@ -211,6 +216,10 @@ class Context:
         for taken, address in zip(inputs, addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
+        if self.shared.poison and self._arena is not None:
+            device.fill(self._arena.address, self._arena.nbytes, POISON, stream)
+            for address, size in zip(addresses[len(inputs) :], sizes[len(inputs) :]):
+                device.fill(address, size, POISON, stream)
         self._prepare_moving(special, tuple(addresses))
         issue(special.steps, addresses, device, stream)
         self._copy_outputs(special, addresses, stream)

@@ -291,7 +291,7 @@ def issue(steps: Sequence[Step], addresses: Sequence[int], device: Device, strea
     for step in steps:
         for place, nbytes in step.zero:
             if nbytes:
-                device.fill_zero(place.at(addresses), nbytes, stream)
+                device.fill(place.at(addresses), nbytes, 0, stream)
         if step.prepared is not None:
             launch(step.prepared, stream)
 

@@ -52,7 +52,7 @@ def build(
     arch: Annotated[str, Opt("--arch", help=_ARCH)] = "",
     device: Annotated[str, Opt("--device", help="Where to verify: cuda, cuda:N, sim.")] = "",
     verify: Annotated[str, Opt("--verify", help="full, quick or off.")] = "quick",
-    verify_budget: Annotated[float, Opt("--verifyBudget", help="Seconds for quick verification.")] = 20.0,
+    verify_budget: Annotated[float, Opt("--verifyBudget", help="CPU seconds for quick verification.")] = 20.0,
     tolerance: Annotated[float | None, Opt("--tolerance", help=_TOLERANCE)] = None,
     disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",

@@ -6,7 +6,8 @@ import difflib
 import logging
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -19,12 +20,14 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import bind_symbols
 from arcweld.driver.build import Build, Progress, build_graph
+from arcweld.driver.draws import draw_inputs
 from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
+from arcweld.driver.headroom import warn_of_headroom
 from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import check_inputs, checked_sizes
 from arcweld.driver.promotion import Promotion, promote, reference_seconds
-from arcweld.driver.samples import sample_inputs, sample_sizes
-from arcweld.driver.summary import summary
+from arcweld.driver.samples import Draw, sample_sizes
+from arcweld.driver.summary import half_share, summary
 from arcweld.runtime.arrays import host_array
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
@@ -41,7 +44,7 @@ class CompileOptions(TypedDict, total=False):
     arch           architectures to compile for (``["sm_90a"]``); default: the local GPU's, or none for the sim device
     device         where the engine runs: ``cuda``, ``sim``; default: ARCWELD_DEVICE, else a GPU, else sim
     verify         quick, full or off
-    verify_budget  seconds that quick verification may take
+    verify_budget  seconds of CPU time that quick verification may take
     tolerance      largest relative error of the outputs; default: that of the precision
     tf32           whether f32 matrix products may round their operands to tf32
     keep_f32       names of the model's nodes that stay f32 whatever ``precision`` says
@@ -188,10 +191,14 @@ def build_data(
     if folder is not None:
         _make_folder(folder)
     given: dict[str, np.ndarray] = {}
+    draw: Draw | None = None
     if checks.level == "off":
         used_sizes = sample_sizes(graph, sizes)
+        if precision != "fp32":
+            text = f"without verification no node is kept in f32: all of the model computes in {precision}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
     else:
-        given, used_sizes = _inputs_to_verify(graph, sizes, feeds)
+        given, used_sizes, draw = _inputs_to_verify(graph, sizes, feeds)
     before = {"inputs": time.monotonic() - started}
     if progress is not None and given and precision != "fp32":
         progress("promotion", 0, 1)
@@ -208,12 +215,29 @@ def build_data(
     if checks.level != "off":
         built = time.monotonic()
         engine = Engine(build.data, where)
-        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, progress)
+        told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
+        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, draw, told)
+        warn_of_headroom(evidence)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - built
+    if promotion is not None and promotion.gave_up:
+        _warn_of_f32(build, promotion, checks)
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine
+
+
+def _kernel_counter(progress: Progress, kernels: int) -> Callable[[str], None]:
+    """Turns what verification says that it does into the number of kernels begun, which other sizes do not add to."""
+    begun: set[str] = set()
+
+    def told(doing: str) -> None:
+        if doing.startswith("kernel "):
+            begun.add(doing)
+        progress("verify", len(begun), kernels)
+
+    progress("verify", 0, kernels)
+    return told
 
 
 def _known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
@@ -247,24 +271,31 @@ def _make_folder(folder: Path) -> None:
 
 def _inputs_to_verify(
     graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Inputs to verify with, given or random, and the sizes of all symbols in them."""
+) -> tuple[dict[str, np.ndarray], dict[str, int], Draw | None]:
+    """Inputs to verify with, the sizes of all symbols in them, and how they were drawn (None: they were given)."""
     every_size = sample_sizes(graph, sizes)
-    given = dict(feeds) if feeds is not None else sample_inputs(graph, every_size)
-    return given, {**every_size, **bind_symbols(graph.inputs, given, None)}
+    given, draw = (dict(feeds), None) if feeds is not None else draw_inputs(graph, every_size)
+    return given, {**every_size, **bind_symbols(graph.inputs, given, None)}, draw
 
 
 def _promotion(
     graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], checks: VerifyOptions
 ) -> Promotion:
     tolerance = checks.tolerance if checks.tolerance is not None else ENGINE_TOLERANCE[options.precision]
-    seconds = 2 * reference_seconds(graph, sizes)
-    if checks.level == "quick" and seconds > checks.budget:
-        note = f"not tried: the reference would take about {seconds:.0f} s, beyond the budget"
-        return Promotion(frozenset(), float("nan"), note)
+    seconds = reference_seconds(graph, sizes)
+    if 4 * seconds > checks.budget:
+        log.warning("finding the nodes that stay in f32 takes about %.0f s", 6 * seconds)
     budget = checks.budget if checks.level == "quick" else 10 * max(seconds, checks.budget)
     # kernels sum in another order than numpy, so that their error differs a little: leave a margin
     return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
+
+
+def _warn_of_f32(build: Build, promotion: Promotion, checks: VerifyOptions) -> None:
+    """Warns that promotion found no small set, with the share of operations that is left in 16 bits."""
+    share = half_share(build, {"fp16": "f16", "bf16": "bf16"}[build.precision]) or 0.0
+    tolerance = checks.tolerance if checks.tolerance is not None else ENGINE_TOLERANCE[build.precision]
+    text = f"a tolerance of {tolerance:g} leaves {100 * share:.0f} % of the operations in {build.precision}"
+    warnings.warn(f"{text}: {promotion.note}", RuntimeWarning, stacklevel=3)
 
 
 def rebuild_kernel(name: str, source: str, files: dict[str, str], arch: str) -> bytes:

@@ -1,48 +1,45 @@
-"""Verifies a build: compares every distinct kernel, then the engine's outputs, with the registry's numpy references.
+"""Verifies a build: compares the engine's outputs, then its kernels one by one, with the registry's numpy references.
 
-The result is the evidence, which the engine stores: what was compared, on which device, with inputs of which shapes,
-the errors, and what was skipped for which reason. An error above tolerance fails the build.
+The result is the evidence, which the engine stores: what was compared at which sizes and on which device, the errors,
+and what was skipped for which reason. An error above tolerance fails the build.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.archs import runs_on
-from arcweld.compiler.dims import Dim, evaluate
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.errors import AccuracyError, InputError, ModelError, UsageError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.reference import run_reference, stream_reference
-from arcweld.compiler.region import Region
-from arcweld.driver.build import Build, Progress
-from arcweld.driver.conditioning import rounding_error
-from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
-from arcweld.driver.object_code import PlannedLaunch
+from arcweld.compiler.reference import run_reference
+from arcweld.driver.build import Build
+from arcweld.driver.costs import LAUNCH_SECONDS, Costs
+from arcweld.driver.headroom import Headroom
+from arcweld.driver.isolation import Notes, ignore_notes, in_child
+from arcweld.driver.kernel_checks import KernelCheck, check_kernel, every_check, with_values
+from arcweld.driver.metrics import relative_error
+from arcweld.driver.points import Point, beyond, goals, small_points
 from arcweld.driver.promotion import Promotion
-from arcweld.driver.single_launch import launch_of, single_launch
-from arcweld.runtime.device import Device
+from arcweld.driver.samples import Draw, sample_inputs
 from arcweld.runtime.engine import Engine
-from arcweld.runtime.engine_file import EngineData
 
 log = logging.getLogger("arcweld.verify")
 
 LEVELS = ("off", "quick", "full")
-# Largest relative error ‖got - want‖ / ‖want‖ of a kernel, by the coarsest type among the values that it computes. The
-# type of its outputs is not enough: the reference rounds every intermediate value, a fused kernel only what it stores.
-KERNEL_TOLERANCE = {"f64": 1e-6, "f32": 1e-4, "f16": 5e-3, "bf16": 4e-2}
-MAX_ROUNDING = 0.1  # above this relative error, rounding could hide a defect: the kernel is recorded as skipped
 ENGINE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 8e-2}
-# operations and stored elements a second on the simulator, on one core; only used to decide what fits the budget
-SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
+# What sizes beside those asked for may cost in quick verification: this share of what the base did, or these seconds
+EXTRA_SHARE, EXTRA_SECONDS = 0.3, 0.5
+MAX_ELEMENTS = 1 << 27  # of all values together, at sizes that verification adds by itself
+HANG_FACTOR, HANG_SECONDS = 50.0, 10.0  # a launch that takes more than this times its estimate, and this, does not end
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ class VerifyOptions:
     """How to verify. Raises UsageError for an unknown level, and for numbers that are negative or NaN.
 
     level      off, quick (as much as ``budget`` allows) or full
-    budget     seconds
+    budget     seconds of CPU time
     tolerance  largest relative error of an output; None: that of the precision
     """
 
@@ -69,196 +66,241 @@ class VerifyOptions:
 
 
 def verify_build(
-    build: Build,
-    engine: Engine,
-    feeds: Mapping[str, np.ndarray],
-    sizes: Mapping[str, int],
-    options: VerifyOptions,
-    precision: str,
-    promotion: Promotion | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Compares kernels and outputs with the references on ``feeds``; returns the evidence as a JSON value.
+    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], options: VerifyOptions,
+    precision: str, promotion: Promotion | None = None, draw: Draw | None = None,
+    told: Callable[[str], None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Compares outputs and kernels with the references on ``feeds``; returns the evidence as a JSON value.
 
-    ``sizes`` are those of all symbols. Raises AccuracyError, with the kernel or output and its error, for an error
-    above tolerance.
+    sizes  those of all symbols in ``feeds``
+    draw   how ``feeds`` were drawn; None if a user gave them: outputs are then compared for them alone
+    told   called with what is being done
+
+    On a simulator, everything runs in a child process. Raises AccuracyError, with the kernel or output and its error,
+    for an error above tolerance, and for a kernel that crashes or does not end.
     """
     if options.level == "off":
         return {"level": "off", "device": engine.device.name, "kernels": [], "outputs": []}
-    end = time.monotonic() + (options.budget if options.level == "quick" else float("inf"))
-    evidence: dict[str, Any] = {
-        "level": options.level, "device": f"{engine.device.name} {engine.device.arch}",
-        "metric": "norm(got - want) / norm(want)",
-        "shapes": {k: list(v.shape) for k, v in feeds.items()}, "kernels": [], "outputs": [],
-    }  # fmt: skip
-    if promotion is not None:
-        evidence["promotion"] = {"note": promotion.note, "f32": sorted(promotion.origins)}
-    checks, skipped = _select(build, sizes, engine.device, options)
-    regions = {r.name: r for r in build.fused.regions}
-    for check, values in _with_values(build, checks, feeds, sizes):
-        found = _check_kernel(check, regions[check.planned.name], build, values, sizes, engine.device)
-        evidence["kernels"].append(found)
-        if progress is not None:
-            progress("verify", len(evidence["kernels"]), len(checks))
-    evidence["kernels"] += [{**c.label(), "status": "skipped", "reason": reason} for c, reason in skipped]
-    evidence["outputs"] = _check_outputs(build, engine, feeds, sizes, options, precision, end)
-    return evidence
+
+    def work(note: Notes) -> dict[str, Any]:
+        return _Verification(build, engine, dict(feeds), dict(sizes), options, precision, draw, note).run(promotion)
+
+    return in_child(work, told) if engine.device.is_simulator else work(ignore_notes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Check:
-    """The comparison of one distinct kernel, run as the first launch that uses it."""
+class _Verification:
+    """One verification, in the process that runs the kernels."""
 
-    planned: PlannedLaunch
-    source: KernelSource
+    def __init__(
+        self, build: Build, engine: Engine, feeds: dict[str, np.ndarray], sizes: dict[str, int],
+        options: VerifyOptions, precision: str, draw: Draw | None, note: Notes,
+    ) -> None:  # fmt: skip
+        self.build, self.engine, self.device = build, engine, engine.device
+        self.feeds, self.base = feeds, Point("base", sizes)
+        self.options, self.precision, self.note = options, precision, note
+        self.drawn, self.draw = draw is not None, draw or Draw.SIGNED
+        self.costs = Costs.of(build.fused.graph, build.planned)
+        self.regions = {r.name: r for r in build.fused.regions}
+        self.started = time.process_time()
+        self.pace = 1.0  # measured by estimated seconds
+        self.rows: dict[str, dict[str, Any]] = {}  # by kernel
+        self.outputs: list[dict[str, Any]] = []
+        self.points: list[dict[str, Any]] = []
+        self.headroom = Headroom.of(build.fused.graph)
 
-    def launches(self) -> list[PlannedLaunch]:
-        """The launches to run: those that write the same tensor before it, then the one with the kernel."""
-        return [*self.planned.before, self.planned]
+    def run(self, promotion: Promotion | None) -> dict[str, Any]:
+        """The evidence. Raises as ``verify_build``."""
+        checks = every_check(self.build)
+        count = len({c.source.entry for c in checks})
+        usable = [c for c in checks if runs_on(c.source.arch, self.device.arch)]
+        distinct = [c for c in usable if c in checks[:count]]
+        for c in checks[:count]:
+            if c not in distinct:
+                self._skip(c, f"it is for {c.source.arch}, the device is {self.device.arch}")
+        try:
+            self._check_outputs(self.base, self.feeds)
+        except AccuracyError:
+            self._check_kernels(self.base, self.feeds, distinct, math.inf)  # which usually finds the kernel at fault
+            raise
+        kernels = self._check_kernels(self.base, self.feeds, distinct, self._left())
+        row = {"name": "base", "sizes": dict(self.base.sizes), "kernels": kernels}
+        self.points.append(row | {"outputs": sum(o["status"] == "verified" for o in self.outputs)})
+        if self.base.sizes:
+            self._check_other_points(distinct)
+        if self.options.level == "full":
+            self._check_kernels(self.base, self.feeds, [c for c in usable if c not in distinct], math.inf)
+        return self._evidence(promotion)
 
-    def tensors(self) -> set[str]:
-        """The graph's names of all tensors that these launches read or write."""
-        return {t for p in self.launches() for t in p.bound.tensors.values()}
+    def _evidence(self, promotion: Promotion | None) -> dict[str, Any]:
+        evidence: dict[str, Any] = {
+            "level": self.options.level, "device": f"{self.device.name} {self.device.arch}",
+            "metric": "norm(got - want) / norm(want)",
+            "shapes": {k: list(v.shape) for k, v in self.feeds.items()}, "points": self.points,
+            "kernels": list(self.rows.values()), "outputs": self.outputs,
+        }  # fmt: skip
+        if self.headroom is not None:
+            evidence["headroom"] = self.headroom.to_json()
+        if promotion is not None:
+            evidence["promotion"] = {"note": promotion.note, "f32": sorted(promotion.origins)}
+        return evidence
 
-    def label(self) -> dict[str, Any]:
-        """The evidence's entries that say which kernel this is."""
-        return {"kernel": self.source.entry, "arch": self.source.arch, "launch": self.planned.name}
+    # ------------------------------------------------------------------------------------------------- the budget
 
+    def _spent(self) -> float:
+        return time.process_time() - self.started
 
-def _select(
-    build: Build, sizes: Mapping[str, int], device: Device, options: VerifyOptions
-) -> tuple[list[_Check], list[tuple[_Check, str]]]:
-    """The kernels to compare, and those to skip with the reason.
+    def _left(self) -> float:
+        """Seconds of CPU time that are left."""
+        return math.inf if self.options.level == "full" else self.options.budget - self._spent()
 
-    Kernels for another architecture are skipped. A budget is spent on the cheapest kernels first, after the time that
-    the reference itself takes.
-    """
-    first: dict[str, _Check] = {}
-    for p in build.planned:
-        for s in p.sources:
-            first.setdefault(s.entry, _Check(p, s))
-    checks = sorted(first.values(), key=lambda c: _cost(c.planned, sizes))
-    chosen, skipped = [], []
-    spent = sum(evaluate(p.bound.flops, sizes) for p in build.planned) / REFERENCE_FLOPS
-    for c in checks:
-        if not runs_on(c.source.arch, device.arch):
-            skipped.append((c, f"it is for {c.source.arch}, the device is {device.arch}"))
-            continue
-        spent += _cost(c.planned, sizes) if device.is_simulator else 0.01
-        if options.level == "quick" and spent > options.budget:
-            skipped.append((c, f"beyond the budget of {options.budget:g} s"))
-        else:
-            chosen.append(c)
-    return chosen, skipped
+    def _estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
+        seconds = sum(self.costs.simulated(p, sizes) for p in check.launches()) if self.device.is_simulator else 0.0
+        return self.pace * (LAUNCH_SECONDS + seconds)
 
+    # -------------------------------------------------------------------------------------------------- outputs
 
-def _with_values(
-    build: Build, checks: Sequence[_Check], feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]
-) -> Iterator[tuple[_Check, Mapping[str, np.ndarray]]]:
-    """Each check with the reference's values for it, in the order in which the reference computes them.
-
-    A value is freed after the last node and the last check that need it, which bounds the peak memory.
-    """
-    graph = build.fused.graph
-    position = {o.name: i for i, n in enumerate(graph.nodes) for o in n.outputs}
-    due: dict[int, list[_Check]] = {}
-    hold: dict[str, int] = {}
-    for c in checks:
-        at = max((position.get(t, -1) for t in c.tensors()), default=-1)
-        due.setdefault(at, []).append(c)
-        for t in c.tensors() - set(graph.weights):
-            hold[t] = max(hold.get(t, -1), at)
-    last = max(due, default=-2)
-    for i, values in stream_reference(graph, feeds, hold=hold, bind=sizes):
-        for c in due.get(i, ()):
-            yield c, values
-        if i >= last:
+    def _check_outputs(self, point: Point, feeds: Mapping[str, np.ndarray]) -> None:
+        """Compares all outputs. Raises AccuracyError for one above tolerance."""
+        graph, labels = self.build.imported, self.build.imported.labels()
+        limit = self.options.tolerance
+        limit = limit if limit is not None else engine_tolerance(graph, self.precision)
+        seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+        if self.device.is_simulator and seconds > self._left():
+            about = f"about {seconds:.0f} s on the simulator, beyond the budget of {self.options.budget:g} s"
+            if self.precision == "fp32":
+                self.outputs = [
+                    {"output": n, "status": "skipped", "reason": about, "tolerance": limit} for n in labels
+                ]
+                return
+            log.warning("comparing the outputs takes %s: they are compared nevertheless", about)
+        want = run_reference(graph, feeds, bind=point.sizes)
+        self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
+        with self.engine.poisoned():
+            got = self.engine.run(dict(feeds))
+        self.note("the reference", math.inf)
+        found = [self._output(label, got[label], want[o.name], limit) for label, o in zip(labels, graph.outputs)]
+        if point is self.base:
+            self.outputs = found
             return
+        for row, new in zip(self.outputs, found):
+            row["error"] = max(row["error"], new["error"])
 
-
-def _cost(p: PlannedLaunch, sizes: Mapping[str, int]) -> float:
-    """A rough estimate of the seconds that the simulator needs for a launch."""
-    elements = sum(_numel(b.shape, sizes) for b in p.bound.kernel.buffers if b.written)
-    return evaluate(p.bound.flops, sizes) / SIM_FLOPS + elements / SIM_ELEMENTS
-
-
-def _numel(shape: tuple[Dim, ...], sizes: Mapping[str, int]) -> int:
-    return int(np.prod([evaluate(d, sizes) for d in shape], dtype=np.int64))
-
-
-def _check_kernel(
-    check: _Check, region: Region, build: Build, values: Mapping[str, np.ndarray], sizes: Mapping[str, int],
-    device: Device,
-) -> dict[str, Any]:  # fmt: skip
-    p, data = check.planned, build.data
-    outs = {b.name: p.bound.tensors[b.name] for b in p.bound.kernel.buffers if b.written}
-    got = run_launch(check, data, values, sizes, device)
-    found: dict[str, Any] = {**check.label(), "status": "verified", "error": 0.0}
-    coarsest = max(KERNEL_TOLERANCE.get(o.dtype.value, 0.0) for n in region.nodes for o in n.outputs)
-    for (name, tensor), written in zip(outs.items(), launch_of(data, p.name).writes):
-        error = relative_error(got[written], values[tensor])
-        limit = coarsest if p.bound.kernel.buffer(name).dtype.is_float else 0.0
-        found["error"] = max(found["error"], error)
-        if error > limit > 0:  # ill-conditioned (say, a difference of nearly equal numbers), or wrong
-            limit = rounding_error(region.nodes, values, build.fused.graph.weights, sizes, tensor)
-            found["rounding"] = limit
+    def _output(self, label: str, got: np.ndarray, want: np.ndarray, limit: float) -> dict[str, Any]:
+        error = relative_error(got, want)
         if error > limit:
-            raise AccuracyError(
-                f"kernel {check.source.entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}",
-                node=", ".join(p.bound.origin[:6]) or p.name,
-                hint="this is a defect of Arcweld: please report it; leaving out the pass fusion may go round it",
-            )
-        if error > MAX_ROUNDING:
-            found["status"] = "skipped"
-            found["reason"] = f"rounding alone may change {tensor} by {100 * limit:.0f} %"
-    return found
-
-
-def run_launch(
-    check: _Check, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
-) -> dict[str, np.ndarray]:
-    """Runs one kernel on ``device``, after the launches that write the same tensor before it.
-
-    ``values`` gives its operands by the graph's names. Returns what it wrote, by the program's names.
-    """
-    single = single_launch(data, [p.name for p in check.launches()], check.source.entry, sizes)
-    names: dict[str, str] = {}  # the program calls outputs by their labels
-    for p in check.launches():
-        read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
-        names |= zip(launch_of(data, p.name).reads, read)
-    feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
-    return Engine(single, device, graphs=False).run(feeds)
-
-
-def _check_outputs(
-    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], options: VerifyOptions,
-    precision: str, end: float,
-) -> list[dict[str, Any]]:  # fmt: skip
-    labels = build.imported.labels()
-    cost = sum(_cost(p, sizes) for p in build.planned)
-    if engine.device.is_simulator and time.monotonic() + cost > end:
-        reason = f"about {cost:.0f} s on the simulator, beyond the budget"
-        return [{"output": n, "status": "skipped", "reason": reason} for n in labels]
-    want = run_reference(build.imported, feeds, bind=sizes)
-    got = engine.run(dict(feeds))
-    limit = options.tolerance if options.tolerance is not None else engine_tolerance(build.imported, precision)
-    remedy = "" if precision == "fp32" else "try precision fp32, "
-    found = []
-    for label, o in zip(labels, build.imported.outputs):
-        error = relative_error(got[label], want[o.name])
-        if error > limit:
+            remedy = "" if self.precision == "fp32" else "try precision fp32, "
             raise AccuracyError(
                 f"output {label} has relative error {error:.2e} against the reference, above {limit:.0e}",
                 node=label,
                 hint=f"{remedy}raise the tolerance if the model bears it, or report a defect",
             )
-        found.append({"output": label, "status": "verified", "error": error, "tolerance": limit})
-        odd = _nonfinite(want[o.name])
+        row = {"output": label, "status": "verified", "error": error, "tolerance": limit}
+        odd = _nonfinite(want)
         if odd:
-            found[-1]["nonfinite"] = odd
+            row["nonfinite"] = odd
             text = f"output {label} is NaN or infinite in {odd:.3g} of its elements, in the reference too"
             warnings.warn(f"{text}: only their places could be compared", RuntimeWarning, stacklevel=2)
-    return found
+        return row
+
+    # -------------------------------------------------------------------------------------------------- kernels
+
+    def _check_kernels(
+        self, point: Point, feeds: Mapping[str, np.ndarray], checks: Sequence[KernelCheck], seconds: float
+    ) -> int:
+        """Compares kernels at one point, as many as fit ``seconds``, the cheapest first. Returns how many."""
+        end = self._spent() + seconds
+        chosen, planned = list[KernelCheck](), self.pace * self.costs.reference(point.sizes)
+        for c in sorted(checks, key=lambda c: self._estimate(c, point.sizes)):
+            planned += self._estimate(c, point.sizes)
+            if planned <= seconds:
+                chosen.append(c)
+            else:
+                self._skip(c)
+        before = self._spent()
+        done = sum(self._check_kernel(c, values, point, end) for c, values in self._with_values(point, feeds, chosen))
+        if point is self.base and done:  # later estimates are in units of this machine's seconds
+            self.pace *= min(4.0, max(0.25, (self._spent() - before) / planned))
+        return done
+
+    def _with_values(
+        self, point: Point, feeds: Mapping[str, np.ndarray], checks: Sequence[KernelCheck]
+    ) -> Iterator[tuple[KernelCheck, Mapping[str, np.ndarray]]]:
+        watch = None if self.headroom is None or point is not self.base else self.headroom.see
+        return with_values(self.build, checks, feeds, point.sizes, watch)
+
+    def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point, end: float) -> bool:
+        """Compares one kernel, unless the time is over. True if it did."""
+        if self._spent() + self._estimate(c, point.sizes) > end:
+            self._skip(c)
+            return False
+        self.note(f"kernel {c.source.entry}", HANG_SECONDS + HANG_FACTOR * self._estimate(c, point.sizes))
+        verdict = check_kernel(c, self.regions[c.planned.name], self.build, values, point.sizes, self.device)
+        self.note("the reference", math.inf)
+        row = self.rows.get(c.source.entry, {})
+        if "error" not in row:
+            row = {**c.label(), "status": "verified", "error": 0.0, "launches": 0, "at": []}
+            self.rows[c.source.entry] = row
+        row["error"] = max(row["error"], verdict.error)
+        if point is self.base:
+            row["launches"] += 1
+        if point.name not in row["at"]:
+            row["at"].append(point.name)
+        if verdict.rounding is not None:
+            row["rounding"] = max(row.get("rounding", 0.0), verdict.rounding)
+        if verdict.doubt:
+            row |= {"status": "skipped", "reason": verdict.doubt}
+        return True
+
+    def _skip(self, check: KernelCheck, reason: str = "") -> None:
+        """Records that a kernel is not compared, unless it was at other sizes. No reason: the budget."""
+        reason = reason or f"beyond the budget of {self.options.budget:g} s"
+        self.rows.setdefault(check.source.entry, {**check.label(), "status": "skipped", "reason": reason})
+
+    # --------------------------------------------------------------------------------------------- other sizes
+
+    def _check_other_points(self, checks: Sequence[KernelCheck]) -> None:
+        """Compares kernels that depend on symbols at other sizes than the base's, within a share of what that took."""
+        checks = [c for c in checks if c.is_symbolic() and "error" in self.rows[c.source.entry]]
+        extra = max(EXTRA_SECONDS, EXTRA_SHARE * self._spent())
+        end = self._spent() + min(extra, self._left()) if self.options.level == "quick" else math.inf
+        graph, visited = self.build.imported, [self.base]
+        for point in small_points(graph, self.base.sizes):
+            if self._check_point(point, checks, end):
+                visited.append(point)
+        wanted = [g for g in goals([c.source for c in checks]) if not any(g.met(p.sizes) for p in visited)]
+        if not wanted:
+            return
+        by_entry = {c.source.entry: c for c in checks}
+
+        def cost(sizes: Mapping[str, int], entries: frozenset[str]) -> float:
+            if self.costs.values(sizes) > MAX_ELEMENTS:
+                return math.inf
+            return self.pace * self.costs.reference(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
+
+        found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self._spent())
+        if found is not None:
+            entries = {g.entry for g in wanted if g.met(found.sizes)}
+            self._check_point(found, [c for c in checks if c.source.entry in entries], end)
+        if left:
+            kernels = len({g.entry for g in left})
+            reason = "their ranges, the memory or the budget do not allow it"
+            self.points.append({"name": "beyond", "kernels": kernels, "skipped": reason})
+
+    def _check_point(self, point: Point, checks: Sequence[KernelCheck], end: float) -> bool:
+        """Compares kernels at a point that verification adds, and the outputs if they cost little. True if it did."""
+        row: dict[str, Any] = {"name": point.name, "sizes": dict(point.sizes)}
+        try:
+            self.engine.memory(**{s.name: point.sizes[s.name] for s in self.engine.program.symbols})
+            feeds = sample_inputs(self.build.imported, point.sizes, draw=self.draw, seed=len(self.points))
+            seconds = self.pace * sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+            if self.drawn and (2 * seconds < end - self._spent()):
+                self._check_outputs(point, feeds)
+                row["outputs"] = len(self.outputs)
+            row["kernels"] = self._check_kernels(point, feeds, checks, end - self._spent())
+        except (InputError, ModelError) as error:  # sizes that the model does not take, though no range says so
+            row["skipped"] = error.message
+        self.points.append(row)
+        return "skipped" not in row
 
 
 def engine_tolerance(graph: Graph, precision: str) -> float:

@@ -13,7 +13,9 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     It is infinite if NaNs and infinities are not the same elements in both; these elements are left out otherwise. For
     ``want`` = 0 it is ``‖got‖``. For integers and booleans it is the share of unequal elements.
     """
-    if want.dtype.kind in "iub":
+    if want.dtype == np.bool_:  # a byte that is neither 0 nor 1 is no bool, though numpy takes it for True
+        got, want = got.view(np.uint8), want.view(np.uint8)
+    if want.dtype.kind in "iu":
         return float(np.mean(got != want)) if want.size else 0.0
     g, w = got.astype(np.float64), want.astype(np.float64)
     odd = ~np.isfinite(w)
@@ -25,3 +27,15 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
         return float(np.linalg.norm(g))
     with np.errstate(over="ignore"):  # squares of the largest and the least numbers would be infinite or 0
         return float(np.linalg.norm(g / scale - w / scale) / np.linalg.norm(w / scale))
+
+
+def largest_error(got: np.ndarray, want: np.ndarray) -> float:
+    """``max |got - want| / max |want|`` of two float arrays of the same shape: a single wrong element shows in it.
+
+    Elements that are not finite are left out. It is 0 where ``want`` has no other elements than 0.
+    """
+    g, w = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(w) & np.isfinite(g)
+    scale = float(np.max(np.abs(w), initial=0.0, where=finite))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.max(np.abs(g / scale - w / scale), initial=0.0, where=finite)) if scale else 0.0

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
+from enum import Enum
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evaluate, free_symbols, minimum
+from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evaluate, free_symbols
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import UsageError
-from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.errors import EnvironmentError_, UsageError
+from arcweld.compiler.ir import Graph, Value
+from arcweld.driver.value_uses import integer_range, reaches_index
 
 DEFAULT_SIZE = 32  # of a dimension that is no batch
 MAX_DOUBLINGS = 5
-# operators whose results may still be indices if an operand is one
-KEEPS_INDICES = frozenset(
-    {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
-)
+SCALED = 0.25  # share of floats that are 2^-6 to 2 times as large as the others
+
+
+class Draw(Enum):
+    """How random floats are drawn.
+
+    SIGNED  normally distributed, a quarter of them up to 64 times smaller or twice as large
+    UNIT    uniform in [0, 1), for models that are undefined for negative inputs
+    """
+
+    SIGNED = "signed"
+    UNIT = "unit"
 
 
 def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -68,13 +77,15 @@ def _size(s: Sym, wanted: int) -> int:
 
 def sample_inputs(
     graph: Graph, sizes: Mapping[str, int], *, seed: int = 0,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None, draw: Draw = Draw.SIGNED,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Random arrays for every input, by name, for the sizes of all symbols.
 
-    Floats are uniform in [0, 1). Integers that are indices are below the extent of what they index; those of a scatter
-    are distinct, because its result is undefined otherwise. Other integers are 0 or 1. ``ranges`` gives other bounds,
-    (low, high) by input name, "" for all inputs. Raises UsageError for an unknown name in ``ranges``.
+    Floats are drawn as ``draw`` says; those that index something after a cast are in [0, 1). Integers have the range
+    that their use allows (``value_uses``); indices of a scatter are distinct, because its result is undefined
+    otherwise. ``ranges`` gives other bounds, (low, high) by input name, "" for all inputs.
+
+    Raises UsageError for an unknown name in ``ranges``, EnvironmentError_ for an input that memory cannot hold.
     """
     unknown = sorted(set(ranges or {}) - {v.name for v in graph.inputs} - {""})
     if unknown:
@@ -85,27 +96,39 @@ def sample_inputs(
     feeds = {}
     for v in graph.inputs:
         shape = tuple(evaluate(d, sizes) for d in v.shape)
-        low, high = (ranges or {}).get(v.name, (ranges or {}).get("", (None, None)))
-        feeds[v.name] = _random(rng, graph, v, shape, low, high, sizes)
+        bounds_of = (ranges or {}).get(v.name, (ranges or {}).get(""))
+        try:
+            feeds[v.name] = _random(rng, graph, v, shape, bounds_of, sizes, draw)
+        except MemoryError:
+            what = f"there is not enough memory for input {v.name} of shape {list(shape)}"
+            raise EnvironmentError_(what, hint="give smaller sizes") from None
     return feeds
 
 
 def _random(
-    rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], low: float | None, high: float | None,
-    sizes: Mapping[str, int],
+    rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], given: tuple[float, float] | None,
+    sizes: Mapping[str, int], draw: Draw,
 ) -> np.ndarray:  # fmt: skip
     if v.dtype is DType.BOOL:
         return rng.integers(0, 2, shape).astype(bool)
     if v.dtype.is_float:
-        lo, hi = (0.0, 1.0) if low is None or high is None else (low, high)
-        return rng.uniform(lo, hi, shape).astype(v.dtype.numpy)
-    if low is None or high is None:
+        if given is None and draw is Draw.SIGNED and not reaches_index(graph, v):
+            return _signed(rng, shape).astype(v.dtype.numpy)
+        low, high = given or (0.0, 1.0)
+        return rng.uniform(low, high, shape).astype(v.dtype.numpy)
+    if given is None:
         indices = _distinct_indices(rng, graph, v, shape, sizes)
         if indices is not None:
             return indices.astype(v.dtype.numpy)
-        extent = index_extent(graph, v)
-        low, high = 0, 1 if extent is None else evaluate(extent, sizes) - 1
+    low, high = given or integer_range(graph, v, sizes)
     return rng.integers(int(low), int(high) + 1, shape).astype(v.dtype.numpy)
+
+
+def _signed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Both signs and several magnitudes, as f32."""
+    values = rng.standard_normal(shape, np.float32)
+    scaled = rng.random(shape, np.float32) < SCALED
+    return np.where(scaled, values * np.exp2(rng.integers(-6, 2, shape)).astype(np.float32), values)
 
 
 def _distinct_indices(
@@ -124,50 +147,4 @@ def _distinct_indices(
         count, total = int(np.prod(shape[:-1])), int(np.prod(space))
         flat = rng.permutation(max(total, count))[:count] % max(total, 1)
         return np.stack(np.unravel_index(flat, space), -1).reshape(shape) if space else np.zeros(shape, np.int64)
-    return None
-
-
-def index_extent(graph: Graph, v: Value) -> Dim | None:
-    """The smallest extent that ``v`` indexes, directly or through casts and views; None if it indexes nothing.
-
-    If all extents are symbolic, the first one found is returned.
-    """
-    consumers = graph.consumers()
-    found: list[Dim] = []
-    seen: set[str] = set()
-    stack = [v]
-    while stack:
-        x = stack.pop()
-        if x.name in seen:
-            continue
-        seen.add(x.name)
-        for n in consumers.get(x.name, ()):
-            extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
-            if extent is not None:
-                found.append(extent)
-            elif n.op in KEEPS_INDICES:
-                stack.extend(n.outputs)
-    fixed = [d for d in found if isinstance(d, int)]
-    return min(fixed) if fixed else (found[0] if found else None)
-
-
-def _one_hot_classes(graph: Graph, n: Node) -> int | None:
-    """The number of classes if ``n`` compares with the weight 0, 1, 2, …, which is how exporters encode one-hot."""
-    for v in n.operands():
-        values = graph.weights[v.name].data.ravel() if v.name in graph.weights else np.zeros(0)
-        if values.size > 1 and np.array_equal(values, np.arange(values.size)):
-            return int(values.size)
-    return None
-
-
-def _indexed(n: Node, x: Value) -> Dim | None:
-    data, index = (n.inputs[0], n.inputs[1]) if len(n.inputs) > 1 else (None, None)
-    if data is None or index is None or index.name != x.name:
-        return 64 if n.op == "OneHot" and n.inputs[0] is not None and n.inputs[0].name == x.name else None
-    if n.op in ("Gather", "GatherElements"):
-        return data.shape[n.attrs["axis"]]
-    if n.op == "GatherND":
-        first, depth = n.attrs["batch_dims"], index.shape[-1]
-        extents = data.shape[first : first + depth] if isinstance(depth, int) else ()
-        return functools.reduce(minimum, extents) if extents else None
     return None

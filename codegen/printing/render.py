@@ -67,22 +67,32 @@ class _TemplateCode(jinja2.BytecodeCache):
         return content_key((jinja2.__version__, sys.version, bucket.key, bucket.checksum))
 
 
+def overlapping(extent: Dim, tile: int, parts: int = 0) -> tuple[tuple[Dim, int], ...]:
+    """The ``tiled`` entries of what blocks divide among themselves, ``tile`` elements each.
+
+    Beyond one tile a second block shows. Beyond as many tiles as a tile has ``parts`` (0: elements), tiles that overlap
+    by one part leave the end out.
+    """
+    return (extent, tile), (extent, tile * (parts or tile))
+
+
 def render(
     template: str, kernel: Kernel, params: Params, *, arch: str, grid: tuple[Dim, Dim, Dim],
     block: tuple[int, int, int], shared_bytes: int = 0, cluster: int = 1, pdl: bool = True,
-    zero: tuple[str, ...] = (), **context: Any,
+    zero: tuple[str, ...] = (), tiled: tuple[tuple[Dim, int], ...] = (), **context: Any,
 ) -> KernelSource:  # fmt: skip
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
     Hooks must be printed before the call, so that ``params`` is complete. The template sees ``entry``, ``params`` (the
     struct's text), ``kernel``, ``grid``, ``block`` and everything in ``context``; an undefined name raises. The entry
-    point is named after the kernel and a hash of the text, so that equal kernels have equal bytes. ``shared_bytes`` is
-    the dynamic shared memory of a block.
+    point is named after the kernel and a hash of the text, so that equal kernels have equal bytes. For the other
+    arguments see ``KernelSource``.
     """
     page = environment().get_template(template)
     text = page.render(entry=_ENTRY, params=params.struct(), kernel=kernel, grid=grid, block=block, **context)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     entry = f"{kernel.stem}_{digest}"
     return KernelSource(
-        entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero
-    )
+        entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero,
+        tuple((extent, round_) for extent, round_ in tiled if round_ and not isinstance(extent, int)),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ accesses that are out of bounds, misaligned or to uninitialised memory.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
 from collections.abc import Sequence
@@ -23,9 +24,12 @@ from arcweld.runtime.sim.build import SimSource, kernel_libraries, kernel_librar
 from arcweld.runtime.sim.symbols import resolve
 
 _ALIGNMENT = 256
+ADVERSE_SEED = 1
 _MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
 _ELEMENT_BYTES = {t.value: t.size for t in DType}
 _LOCK = threading.Lock()  # the runtime library holds the state of one running block
+# A fork waits for the launch that another thread runs: its child would have a lock that nobody gives back.
+os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 @cache
@@ -99,6 +103,12 @@ class SimDevice:
         self._kernels: dict[tuple[str, str, str], SimKernel] = {}
         self._results: dict[int, int] = {}  # begin -> end address of memory written by kernels, in checked mode
 
+    def adversary(self) -> SimDevice:
+        """A device with the same loaded kernels and a random, reproducible schedule."""
+        other = SimDevice(self.arch, self.checked, ADVERSE_SEED)
+        other._kernels = self._kernels
+        return other
+
     # ------------------------------------------------------------ memory
     def allocate(self, nbytes: int) -> SimMemory:
         """``nbytes`` bytes; in checked mode filled with 0xFF, which is NaN in every floating type."""
@@ -127,10 +137,10 @@ class SimDevice:
         if nbytes:
             ctypes.memmove(destination, source, nbytes)
 
-    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
-        """Clears ``nbytes`` bytes."""
+    def fill(self, address: int, nbytes: int, byte: int, stream: int = 0) -> None:
+        """Sets ``nbytes`` bytes to ``byte``."""
         if nbytes:
-            ctypes.memset(address, 0, nbytes)
+            ctypes.memset(address, byte, nbytes)
 
     # ------------------------------------------------------------ kernels
     def load_kernel(self, image: KernelImage, shared_bytes: int) -> SimKernel:

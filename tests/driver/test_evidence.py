@@ -13,9 +13,9 @@ from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
-from arcweld.driver import evidence
 from arcweld.driver.build import Build, build_graph
 from arcweld.driver.evidence import VerifyOptions, verify_build
+from arcweld.driver.kernel_checks import KernelCheck
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.samples import sample_inputs
 from arcweld.driver.single_launch import single_launch
@@ -162,7 +162,7 @@ def test_a_scatter_in_place_is_run_with_its_copy(monkeypatch: pytest.MonkeyPatch
     assert len(build.data.program.launches) == 2
     found = verified(build)
     assert [k["status"] for k in found["kernels"]] == ["verified"]
-    *before, last = evidence._Check(build.planned[0], build.planned[0].sources[0]).launches()
+    *before, last = KernelCheck(build.planned[0], build.planned[0].sources[0]).launches()
     single = single_launch(build.data, [*(p.name for p in before), last.name], last.sources[0].entry, {})
     assert len(single.program.launches) == 2
 

@@ -1,7 +1,7 @@
 """Compares two collections of kernels: their texts, then what is left of them without comments, then object code.
 
 Equal PTX gives equal object code, for the same ptxas: cubins are made only where PTX differs. What still differs then
-is compiled again in new processes, where NVRTC is deterministic.
+is compiled again in new processes, each of which may give a source another of its few equivalent forms.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -30,7 +31,11 @@ NEUTRAL = "replayed"  # instead of an entry point's name, which holds a hash of 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 _GLOBAL = re.compile(r"^\.(?:global|const)\b[^;{]*?([\w$]+)(?:\[\d*\])?(?: = [^;]*)?;\n", re.M)
 _FACTORS = re.compile(r"^(\s*(?:@!?%p\d+ )?(?:mul|mad|fma)\.[\w.]+\s+%\w+, )(%\w+), (%\w+)(?=[,;])", re.M)
+_NUMBER = re.compile(r"0[fd][0-9A-F]{8,16}\b|^\.(?:global|const)\b.*", re.M)
+_OPERATION = re.compile(r"^\s+(?:@!?%p\d+ )?([a-z][\w.]*)\s.*;$", re.M)
 _NAMES = re.compile(r"\.(debug|rela?\.debug|shstrtab|strtab|symtab|note)")  # sections that no launch depends on
+PROCESSES = 8  # that compile a source before two sources count as different
+FEW = 8  # instructions of one source that its forms may differ by (a load done twice, say)
 _NOBITS = 8  # the type of a section that takes no bytes in the file
 
 
@@ -113,6 +118,11 @@ def compare(base: Collection, work: Collection, cache: DiskCache | None = None) 
         left = [i for i, pair in codes.items() if not same_code(*pair, kind)]
         where = ", each in a process of its own" if alone else ""
         steps.append(f"{len(pairs)} pairs compared as {kind} ({len(distinct)} compilations{where})")
+    close = [i for i in left if _alike(*jobs[i], cache)]
+    common = set(_same_in_some_process({i: jobs[i] for i in close}))
+    if close:
+        steps.append(f"{len(close)} pairs compiled in up to {PROCESSES} processes: {len(common)} have a form in common")
+    left = [i for i in left if i not in common]
     what |= {i: "does not compile" if CompileError in map(type, codes[i]) else "object code" for i in left}
     return Outcome(
         equal=tuple(i for i in both if i not in what and i not in jobs),
@@ -170,11 +180,38 @@ def compiled_alone(jobs: Sequence[Neutral], cache: DiskCache | None) -> dict[Neu
     """The same, each in a new process.
 
     NVRTC's choice among equivalent instructions depends on what its process compiled before: about one kernel in a
-    hundred differs. The first compilation of a process is always the same.
+    hundred differs.
     """
     apart = None if cache is None else DiskCache(cache.folder / "alone")
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return dict(zip(jobs, threads.map(lambda job: _alone(job, apart), jobs)))
+
+
+def _alike(old: Neutral, new: Neutral, cache: DiskCache | None) -> bool:
+    """True if the PTX of both holds the same numbers, and the same instructions but for a few."""
+    done = compiled([replace(j, kind="ptx") for j in (old, new)], cache).values()
+    texts = [_used(c.decode()) for c in done if isinstance(c, bytes)]
+    if len(texts) < len(done):
+        return False
+    (numbers, operations), (others, found) = (
+        (Counter(_NUMBER.findall(text)), Counter(_OPERATION.findall(text))) for text in (texts[0], texts[-1])
+    )
+    return numbers == others and ((operations - found) + (found - operations)).total() <= FEW
+
+
+def _same_in_some_process(pairs: Mapping[str, tuple[Neutral, Neutral]]) -> Iterator[str]:
+    """The ids of those pairs whose two sides give the same PTX in at least one process each.
+
+    NVRTC's choice depends on the addresses in its process too, which are random: a source has a few equivalent forms.
+    """
+    for i, pair in pairs.items():
+        forms: tuple[list[Code], list[Code]] = ([], [])
+        for _ in range(PROCESSES):
+            for found, job in zip(forms, pair):
+                found.append(_alone(replace(job, kind="ptx"), None))
+            if any(same_code(a, b, "ptx") for a in forms[0] for b in forms[1]):
+                yield i
+                break
 
 
 def _alone(job: Neutral, cache: DiskCache | None) -> Code:

@@ -103,7 +103,7 @@ def test_other_names_for_the_same_code_are_moved(text: str, header: str) -> None
 def test_other_object_code_is_changed_and_shown(text: str, header: str, shows: str) -> None:
     found = compare(collection(), collection(text, header))
     assert (verdicts(found), found.status) == ((0, 0, 1), 1)
-    assert (found.changed[0].what, compared(found)) == ("object code", [0, 1, 1, 1, 1])
+    assert (found.changed[0].what, compared(found)[:5]) == ("object code", [0, 1, 1, 1, 1])
     assert any(line.startswith(shows) for line in report(found))
 
 

@@ -57,11 +57,11 @@ class GraphDevice(SimDevice):
         else:
             super().launch(prepared)
 
-    def fill_zero(self, address: int, nbytes: int, stream: int = 0) -> None:
+    def fill(self, address: int, nbytes: int, byte: int, stream: int = 0) -> None:
         if self.recording is not None:
-            self.recording.append(("fill_zero", (address, nbytes)))
+            self.recording.append(("fill", (address, nbytes, byte)))
         else:
-            super().fill_zero(address, nbytes)
+            super().fill(address, nbytes, byte)
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
         if self.recording is not None:

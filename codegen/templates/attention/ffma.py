@@ -8,7 +8,7 @@ from typing import ClassVar
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention import mma
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
@@ -120,7 +120,8 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     tiles = dims.ceildiv(a.s.extent, tile.rows)
     return render(
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
-        block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size, a=a, tactic=tactic, layout=tile,
+        block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size,
+        tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
         transfers=transfers, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         scale=repr(a.scale * LOG2E), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),

@@ -13,7 +13,7 @@ from typing import ClassVar
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, grouped, parts, print_hooks, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
@@ -133,8 +133,10 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     tiles = dims.ceildiv(a.s.extent, space.rows)
     return render(
         "attention/mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
-        block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes, a=a, tactic=tactic,
-        layout=space, hooks=printed, transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
+        block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes,
+        tiled=(*overlapping(a.s.extent, space.rows), (a.t.extent, tactic.keys * tactic.key_warps * tactic.stages)),
+        a=a, tactic=tactic, layout=space, hooks=printed,
+        transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
         fold=a.mask_kind == "none" and a.scale > 0, group=_group(space.value_depth // 8),
         tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),
         queries=scalar("query_count", a.s.extent), keys=scalar("key_count", a.t.extent),

@@ -13,7 +13,7 @@ from typing import ClassVar
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, axis
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.nest import most
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, shared_heads
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, SMS
 from arcweld.compiler import dims
@@ -230,7 +230,12 @@ def render_wgmma(kernel: Kernel, tactic: AttentionWgmmaTactic, arch: str) -> Ker
     return render(
         "attention/wgmma.cu.j2", kernel, hooks.params, arch=ARCH,
         grid=(dims.minimum(tiles, SMS * tactic.blocks) if tactic.persistent else tiles, 1, 1),
-        block=(tactic.threads, 1, 1), shared_bytes=space.total, a=a, t=tactic, layout=space, hooks=printed, maps=maps,
+        block=(tactic.threads, 1, 1), shared_bytes=space.total,
+        tiled=(
+            *overlapping(a.s.extent, 64 * tactic.groups), (a.t.extent, tactic.keys * tactic.stages),
+            (tiles, SMS * tactic.blocks),
+        ),
+        a=a, t=tactic, layout=space, hooks=printed, maps=maps,
         T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E), fold=a.mask_kind == "none",
         wgmma_ns=tuple(sorted({tactic.keys, space.value_depth})), tiles=scalar("tile_count", tiles),
         row_tiles=scalar("query_tiles", rows), all_heads=scalar("all_heads", a.heads),

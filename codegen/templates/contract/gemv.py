@@ -89,7 +89,9 @@ def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
     scalar = hooks.params.scalar
     return render(
         "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles, 1, 1),
-        block=(32 * WARPS, 1, 1), shared_bytes=t.split * rows * columns * 4, t=t, a=a, b=b, rows=rows, columns=columns,
+        block=(32 * WARPS, 1, 1), shared_bytes=t.split * rows * columns * 4,
+        tiled=((problem.n.extent, columns), (problem.k.extent, 32 * t.split * t.batch * b.width)), t=t, a=a, b=b,
+        rows=rows, columns=columns,
         itype=problem.itype, load_a=load_hook(hooks, problem, "load_a", a),
         load_b=load_hook(hooks, problem, "load_b", b),
         store=store_hook(hooks, problem, 1), b_is_weight=bool(kernel.attrs.get("b_is_weight")),

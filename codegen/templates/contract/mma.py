@@ -14,7 +14,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent
-from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits
+from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
@@ -97,7 +97,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     scalar, width = hooks.params.scalar, problem.store_width()
     return render(
         "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
-        block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size), t=t, a=a, b=b,
+        block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size),
+        tiled=tiled(problem, t), t=t, a=a, b=b,
         element=element.cuda, width=width, itype=problem.itype,
         products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),

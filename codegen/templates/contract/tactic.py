@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.problem import Problem, likely
+from arcweld.compiler.dims import Dim
 
 MAX_THREADS = 512  # of a block that splits k: each thread may then have 128 registers
 CANDIDATES = 12  # tactics that are returned
+TILE_ROWS = 8  # rows of tiles that blocks walk down before the next column: GROUP in contract.cuh
 BUSY_WARPS, RESIDENT = 12, 3  # warps that keep a multiprocessor busy; blocks that usually fit side by side
 # in multiply-adds: the first loads and the epilogue of a tile; the exchange of one sum between k-groups
 FIXED_COST, EXCHANGE_COST = 16 * 64 * 64, 8
@@ -47,6 +49,12 @@ def tiles(problem: Problem, tactic: ContractTactic) -> int:
     """Estimated number of output tiles."""
     rows = -(-likely(problem.m.extent) // tactic.bm)
     return rows * -(-likely(problem.n.extent) // tactic.bn) * likely(problem.batch.extent)
+
+
+def tiled(problem: Problem, t: ContractTactic) -> tuple[tuple[Dim, int], ...]:
+    """Rows of a tile and of a group of tiles, columns of a tile, and the k that fills the pipeline."""
+    m, n, k = problem.m.extent, problem.n.extent, problem.k.extent
+    return (m, t.bm), (m, TILE_ROWS * t.bm), (n, t.bn), (k, t.split * t.stages * t.bk)
 
 
 def splits(problem: Problem, tactic: ContractTactic, threads: int) -> tuple[ContractTactic, ...]:

@@ -16,6 +16,7 @@ from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import element_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
+from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -234,6 +235,12 @@ def ranked(
     return tuple(dict.fromkeys([*best, *variants]))
 
 
+def tiled(problem: Problem, t: ContractWgmmaTactic, tiles: Dim) -> tuple[tuple[Dim, int], ...]:
+    """Rows of a tile and of a group of tiles, columns of a tile, the k that fills the ring, the tiles of one wave."""
+    m, n, k = problem.m.extent, problem.n.extent, problem.k.extent
+    return (m, t.bm), (m, TILE_ROWS * t.bm), (n, t.bn), (k, t.split * t.stages * BK), (tiles, t.blocks)
+
+
 def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, for sm_90a."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
@@ -248,7 +255,8 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
     return render(
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
         block=(t.threads, 1, 1),
-        shared_bytes=t.shared_bytes, t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
+        shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
+        t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
         together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),

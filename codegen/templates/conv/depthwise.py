@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printing.approximate import approximate
 from arcweld.codegen.printing.hooks import Hooks, vector_width
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -92,7 +92,8 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
     scalar = hooks.params.scalar
     return render(
         "conv/depthwise.cu.j2", kernel, hooks.params, arch=ARCH, grid=(dims.ceildiv(total, tactic.threads), 1, 1),
-        block=(tactic.threads, 1, 1), t=tactic, width=width, stride=stride, shared=shared is not None,
+        block=(tactic.threads, 1, 1), tiled=overlapping(total, tactic.threads),
+        t=tactic, width=width, stride=stride, shared=shared is not None,
         itype=hooks.itype, spatial=len(outs), place=[name for name, _ in pixel], at_tap=[name for name, _ in at_tap],
         taps=[_constant(a.extent) for a in taps], total=scalar("threads", total),
         counts={k: scalar(f"{k}_count", v) for k, v in counts.items()}, row=scalar("row", outs[-1].extent),

@@ -17,7 +17,7 @@ from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import element_of
 from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely
-from arcweld.codegen.templates.contract.wgmma import BK, ContractWgmmaTactic, fitted, ranked
+from arcweld.codegen.templates.contract.wgmma import BK, ContractWgmmaTactic, fitted, ranked, tiled
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -218,7 +218,7 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
     return render(
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(t.threads, 1, 1), t=t, itype=problem.itype,
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
-        shared_bytes=t.shared_bytes, patches=count,
+        shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles), patches=count,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
         together=t.together(problem, width),
         element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import collapse
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.compiler import dims
 from arcweld.compiler.expr import substitute_dim, substitute_index
 
@@ -59,5 +59,6 @@ def render_pointwise(kernel: Kernel, tactic: PointwiseTactic, arch: str) -> Kern
     blocks = dims.ceildiv(flat.extent, tactic.threads * width)
     return render(
         "pointwise/pointwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(blocks, 1, 1),
-        block=(tactic.threads, 1, 1), store=text, width=width, itype=hooks.itype, count=count,
+        block=(tactic.threads, 1, 1), tiled=overlapping(flat.extent, tactic.threads * width, tactic.threads),
+        store=text, width=width, itype=hooks.itype, count=count,
     )  # fmt: skip

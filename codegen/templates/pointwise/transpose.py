@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import collapse, most, power_of_two_at_least, rewrite
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -188,6 +188,7 @@ def render_transpose(kernel: Kernel, tactic: TransposeTactic, arch: str) -> Kern
     return render(
         "pointwise/transpose.cu.j2", p.kernel, hooks.params, arch="sm_80",
         grid=(count_a * count_b * p.outer.extent, 1, 1), block=(tactic.threads, 1, 1), shared_bytes=bytes_,
+        tiled=(*overlapping(p.a.extent, tactic.along_store), *overlapping(p.b.extent, tactic.along_load)),
         functions=functions, tiles=tiles, tactic=tactic, read=read, write=write,
         tiles_a=hooks.params.scalar("tiles_a", count_a), tiles_b=hooks.params.scalar("tiles_b", count_b),
         extent_a=hooks.params.scalar("extent_a", p.a.extent), extent_b=hooks.params.scalar("extent_b", p.b.extent),

@@ -15,7 +15,7 @@ from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
 from arcweld.codegen.printing.printer import INDEX_LIMIT
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.card import SMS
 from arcweld.codegen.templates.reduce.combiners import combiner, unsupported_combiner
 from arcweld.compiler import dims
@@ -137,6 +137,7 @@ def _render_row(kernel: Kernel, tactic: ReduceTactic) -> KernelSource:
     return render(
         "reduce/row.cu.j2", kernel, hooks.params, arch="sm_80", grid=(dims.ceildiv(out.extent, per_block), 1, 1),
         block=(threads, 1, 1), shared_bytes=how.size * tactic.lanes // 32 if tactic.lanes > 32 else 0,
+        tiled=(*overlapping(out.extent, per_block), (red.extent, tactic.lanes * width * tactic.unroll)),
         functions=[x, store], how=how, ctype=kernel.loads["x"].dtype.cuda, width=width, lanes=tactic.lanes,
         per_block=per_block, unroll=tactic.unroll, out_count=hooks.params.scalar("out_count", out.extent),
         step_count=hooks.params.scalar("step_count", red.extent),
@@ -154,6 +155,7 @@ def _render_column(kernel: Kernel, tactic: ReduceTactic) -> KernelSource:
         "reduce/column.cu.j2", kernel, hooks.params, arch="sm_80",
         grid=(dims.ceildiv(out.extent, across * width), 1, 1), block=(threads, 1, 1),
         shared_bytes=threads * width * how.size if tactic.lanes > 1 else 0,
+        tiled=(*overlapping(out.extent, across * width, across), (red.extent, tactic.lanes * tactic.unroll)),
         functions=[x, store], how=how, ctype=kernel.loads["x"].dtype.cuda, width=width, lanes=tactic.lanes,
         across=across, unroll=tactic.unroll, out_count=hooks.params.scalar("out_count", out.extent),
         step_count=hooks.params.scalar("step_count", red.extent),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.card import SMS
 from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
 from arcweld.compiler import dims
@@ -131,6 +131,7 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
     return render(
         "reduce/rowwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(dims.ceildiv(row.extent, rows), 1, 1),
         block=(threads, 1, 1), shared_bytes=scratch if tactic.lanes > 32 else 0,
+        tiled=(*overlapping(row.extent, rows), (col.extent, tactic.lanes * width * max(vectors, 1))),
         functions=[x, *functions, out], stages=stages, width=width, lanes=tactic.lanes, rows=rows,
         again=vectors * tactic.lanes * width < longest,
         scratch="f64" if any("64" in s.ctype for s in stages) else "f32",

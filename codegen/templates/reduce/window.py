@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import flatten_roles
-from arcweld.codegen.printing.render import render
+from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.reduce.combiners import combiner, unsupported_combiner
 from arcweld.compiler import dims
 
@@ -69,6 +69,7 @@ def render_window(kernel: Kernel, tactic: WindowTactic, arch: str) -> KernelSour
     return render(
         "reduce/window.cu.j2", flat, hooks.params, arch="sm_80",
         grid=(dims.ceildiv(out.extent, tactic.threads * width), 1, 1), block=(tactic.threads, 1, 1),
+        tiled=overlapping(out.extent, tactic.threads * width, tactic.threads),
         functions=[x, store], how=how, ctype=flat.loads["x"].dtype.cuda, width=width, taps=tap.extent,
         unroll=tap.extent if isinstance(tap.extent, int) and tap.extent <= UNROLLED else 8,
         out_count=hooks.params.scalar("out_count", out.extent),

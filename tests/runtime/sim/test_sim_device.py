@@ -66,7 +66,7 @@ def test_upload_copy_fill_download() -> None:
     a, b = device.allocate(64), device.allocate(64)
     device.upload(a.address, np.arange(16, dtype=np.int32))
     device.copy(b.address, a.address + 16, 48)
-    device.fill_zero(b.address, 8)
+    device.fill(b.address, 8, 0)
     result = np.empty(12, np.int32)
     device.download(result, b.address)
     assert result.tolist() == [0, 0, *range(6, 16)]

@@ -1,0 +1,133 @@
+"""The sizes at which a build is verified: those asked for or usual, the least, small odd ones, and beyond every tile.
+
+A kernel for symbolic sizes can be right at one size and wrong at another: a lost tile offset shows from the second tile
+on, a wrong pitch from the second row on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from arcweld.codegen.kernel import KernelSource
+from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, evaluate, free_symbols
+from arcweld.compiler.ir import Graph
+
+MAX_DOUBLINGS = 8
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Sizes of all symbols to verify at. ``name``: base (asked for, or usual), least, odd or beyond."""
+
+    name: str
+    sizes: Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """``extent`` should be more than ``count``, a full round of what the kernel ``entry`` tiles."""
+
+    entry: str
+    extent: Dim
+    count: int
+
+    def met(self, sizes: Sizes) -> bool:
+        """True if these sizes go beyond the round."""
+        return evaluate(self.extent, sizes) > self.count
+
+
+def small_points(graph: Graph, base: Sizes) -> list[Point]:
+    """The least sizes and small odd ones, of those that differ from ``base`` and leave no value of the graph empty."""
+    symbols = [s for s in graph.symbols() if s.name in base]
+    if not symbols:
+        return []
+    dims = graph_dims(graph)
+    wanted = {
+        "odd": {s.name: allowed(s, s.multiple_of * (3 + 2 * k)) for k, s in enumerate(symbols)},
+        "least": {s.name: allowed(s, 1) for s in symbols},
+    }
+    found: list[Point] = []
+    for name, sizes in wanted.items():
+        point = _roomy(symbols, dims, {**base, **sizes})
+        if point is not None and point != dict(base) and all(point != p.sizes for p in found):
+            found.append(Point(name, point))
+    return found
+
+
+def graph_dims(graph: Graph) -> list[IntExpr]:
+    """The distinct symbolic dimensions of the graph's values."""
+    values = [*graph.inputs, *(o for n in graph.nodes for o in n.outputs)]
+    return list(dict.fromkeys(d for v in values for d in v.shape if isinstance(d, IntExpr)))
+
+
+def allowed(s: Sym, wanted: int) -> int:
+    """The size nearest to ``wanted`` that the symbol can have, but 0 only where it can have nothing else."""
+    hi = bounds(s.hi)[1] if s.hi is not None else None
+    n = max(wanted, s.lo, 1)
+    n = -(-n // s.multiple_of) * s.multiple_of
+    return n if hi is None or n <= hi else hi // s.multiple_of * s.multiple_of
+
+
+def _roomy(symbols: Sequence[Sym], dims: Sequence[IntExpr], sizes: dict[str, int]) -> dict[str, int] | None:
+    """``sizes``, about doubled until no dimension is empty; None if that does not help."""
+    for _ in range(MAX_DOUBLINGS):
+        if all(evaluate(d, sizes) > 0 for d in dims):
+            return sizes
+        sizes = {**sizes, **{s.name: allowed(s, 2 * sizes[s.name] + s.multiple_of) for s in symbols}}
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------ beyond tiles
+
+
+def goals(sources: Sequence[KernelSource]) -> list[Goal]:
+    """What to exceed so that every tile loop and every grid of the kernels goes round more than once."""
+    return list(dict.fromkeys(Goal(s.entry, extent, count) for s in sources for extent, count in s.tiled))
+
+
+def beyond(
+    graph: Graph, wanted: Sequence[Goal], start: Sizes, cost: Callable[[Sizes, frozenset[str]], float], limit: float
+) -> tuple[Point | None, list[Goal]]:
+    """Sizes that meet as many goals as ``limit`` allows, and the goals that they leave.
+
+    ``cost`` is asked about sizes and the kernels (by entry) that would run there: those with a goal that the sizes
+    meet. Goals that need the least growth are tried first. The point is None if no goal can be met.
+    """
+    symbols = {s.name: s for s in graph.symbols() if s.name in start}
+    dims = graph_dims(graph)
+    sizes, met, left = dict(start), list[Goal](), list[Goal]()
+    for goal in sorted(wanted, key=lambda g: g.count / max(1, evaluate(g.extent, start))):
+        entries = frozenset(g.entry for g in [*met, goal])
+        grown = [s for s in _growths(goal, sizes, symbols) if all(evaluate(d, s) > 0 for d in dims)]
+        cheapest = min(grown, key=lambda s: cost(s, entries), default=None)
+        if cheapest is not None and cost(cheapest, entries) <= limit:
+            sizes = cheapest
+            met.append(goal)
+        else:
+            left.append(goal)
+    return (Point("beyond", sizes) if met else None), left
+
+
+def _growths(goal: Goal, sizes: dict[str, int], symbols: Mapping[str, Sym]) -> Iterator[dict[str, int]]:
+    """``sizes`` if they meet the goal; else sizes with one symbol grown so that they do, if it can, for each symbol."""
+    if goal.met(sizes):
+        yield sizes
+        return
+    names = {s.name for s in free_symbols(goal.extent)} if isinstance(goal.extent, IntExpr) else set()
+    for s in (symbols[n] for n in sorted(names & symbols.keys())):
+        low, n = sizes[s.name], sizes[s.name]
+        while not goal.met({**sizes, s.name: n}):
+            larger = allowed(s, 2 * n + 1)
+            if larger <= n or larger > 1 << 24:
+                break
+            low, n = n, larger
+        else:
+            while n - low > s.multiple_of:  # the least size that is enough
+                middle = allowed(s, (low + n) // 2)
+                if middle in (low, n):
+                    break
+                low, n = (low, middle) if goal.met({**sizes, s.name: middle}) else (middle, n)
+            yield {**sizes, s.name: n}

@@ -1,0 +1,174 @@
+"""What the use of an input says about its values: indices stay in bounds, masks are 0 or 1, divisors are not 0.
+
+Only uses that follow from the graph count, never names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from arcweld.compiler.dims import Dim, evaluate, minimum
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
+
+# operators whose results may still be indices if an operand is one
+KEEPS_INDICES = frozenset(
+    {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
+)
+COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"})
+FLAGS = frozenset({"Not", "And", "Or", "Xor"})
+ORDINARY = 100  # magnitude of integers that only arithmetic uses
+MOST_EXPONENT = 3
+
+
+def integer_range(graph: Graph, v: Value, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The least and the largest value that a random integer input should have, both inclusive."""
+    extent = index_extent(graph, v)
+    if extent is not None:
+        return 0, max(0, evaluate(extent, sizes) - 1)
+    if reaches_index(graph, v):  # after arithmetic that may carry it out of bounds, as the sum over a mask
+        return 0, 1
+    low, high = _of_type(v.dtype)
+    for n, x in _views(graph, v):
+        bound = _used_as(graph, n, x, sizes)
+        if bound is not None:
+            low, high = max(low, bound[0]), min(high, bound[1])
+    return (low, high) if low <= high else (0, 1)
+
+
+def _of_type(dtype: DType) -> tuple[int, int]:
+    info = np.iinfo(dtype.numpy)
+    if dtype.size == 1:
+        return int(info.min), int(info.max)
+    return (-ORDINARY if dtype.is_signed else 0), ORDINARY
+
+
+def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple[int, int] | None:
+    """The range that one use of ``x`` allows; None for any integer."""
+    place = next(k for k, o in enumerate(n.inputs) if o is not None and o.name == x.name)
+    if n.op in FLAGS or (n.op == "Cast" and n.output.dtype is DType.BOOL):
+        return 0, 1
+    if n.op == "Sub" and place == 1 and _constant(graph, n.inputs[0]) == 1:  # 1 - mask
+        return 0, 1
+    if n.op in ("Div", "Mod") and place == 1:
+        return 1, ORDINARY
+    if n.op == "Pow" and place == 1:
+        return 0, MOST_EXPONENT
+    if n.op in ("BitShift", "ShiftLeft", "ShiftRight") and place == 1:
+        return 0, 8 * x.dtype.size - 1
+    if n.op in COMPARISONS:
+        return _compared(graph, n, x, sizes)
+    return None
+
+
+def _compared(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple[int, int] | None:
+    """A number that is compared with positions is a length or a position; with 0 or 1 alone, a flag."""
+    made = graph.producers()
+    other = next((v for v in n.operands() if v.name != x.name), None)
+    if other is None:
+        return None
+    if _constant(graph, other) in (0, 1):
+        return 0, 1
+    source = other
+    while source.name in made and made[source.name].op in KEEPS_INDICES - {"Concat", "Where", "Add", "Sub"}:
+        source = made[source.name].operands()[0]
+    weight = graph.weights.get(source.name)
+    counts = weight is not None and np.array_equal(weight.data.ravel(), np.arange(weight.data.size))
+    if counts or (source.name in made and made[source.name].op in ("Range", "Iota")):
+        return 0, max(1, max((evaluate(d, sizes) for d in source.shape), default=1))
+    return None
+
+
+def _constant(graph: Graph, v: Value | None) -> float | None:
+    """The number that all elements of a weight have; None for anything else."""
+    data = graph.weights[v.name].data if v is not None and v.name in graph.weights else np.zeros(0)
+    return float(data.flat[0]) if data.size and np.all(data == data.flat[0]) else None
+
+
+def _views(graph: Graph, v: Value) -> list[tuple[Node, Value]]:
+    """The nodes that read ``v``, directly or through casts and movement, with the operand that is it."""
+    consumers, found, seen, stack = graph.consumers(), list[tuple[Node, Value]](), set[str](), [v]
+    while stack:
+        x = stack.pop()
+        if x.name in seen:
+            continue
+        seen.add(x.name)
+        for n in consumers.get(x.name, ()):
+            found.append((n, x))
+            if n.op in ("Cast", "Reshape", "Transpose", "Expand", "Slice"):
+                stack.extend(n.outputs)
+    return found
+
+
+def reaches_index(graph: Graph, v: Value) -> bool:
+    """True if integers computed from ``v``, element by element if it is a float, index something."""
+    consumers, seen, stack = graph.consumers(), set[str](), [v]
+    while stack:
+        x = stack.pop()
+        if x.name in seen:
+            continue
+        seen.add(x.name)
+        for n in consumers.get(x.name, ()):
+            if is_index(n, x):
+                return True
+            if x.dtype.is_float and opdef(n.op).kind is not Kind.POINTWISE and n.op not in KEEPS_INDICES:
+                continue
+            stack.extend(o for o in n.outputs if o.dtype.is_int or x.dtype.is_float)
+    return False
+
+
+def is_index(n: Node, x: Value) -> bool:
+    """True if ``n`` takes places in another operand, or the bounds of a slice, from ``x``."""
+    if n.op in ("Gather", "GatherElements", "GatherND", "ScatterND", "ScatterElements"):
+        return n.inputs[1] is not None and n.inputs[1].name == x.name
+    return n.op == "OneHot" and n.inputs[0] is not None and n.inputs[0].name == x.name
+
+
+def index_extent(graph: Graph, v: Value) -> Dim | None:
+    """The smallest extent that ``v`` indexes, directly or through casts and views; None if it indexes nothing.
+
+    If all extents are symbolic, the first one found is returned.
+    """
+    consumers = graph.consumers()
+    found: list[Dim] = []
+    seen: set[str] = set()
+    stack = [v]
+    while stack:
+        x = stack.pop()
+        if x.name in seen:
+            continue
+        seen.add(x.name)
+        for n in consumers.get(x.name, ()):
+            extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
+            if extent is not None:
+                found.append(extent)
+            elif n.op in KEEPS_INDICES:
+                stack.extend(n.outputs)
+    fixed = [d for d in found if isinstance(d, int)]
+    return min(fixed) if fixed else (found[0] if found else None)
+
+
+def _one_hot_classes(graph: Graph, n: Node) -> int | None:
+    """The number of classes if ``n`` compares with the weight 0, 1, 2, …, which is how exporters encode one-hot."""
+    for v in n.operands():
+        values = graph.weights[v.name].data.ravel() if v.name in graph.weights else np.zeros(0)
+        if values.size > 1 and np.array_equal(values, np.arange(values.size)):
+            return int(values.size)
+    return None
+
+
+def _indexed(n: Node, x: Value) -> Dim | None:
+    data, index = (n.inputs[0], n.inputs[1]) if len(n.inputs) > 1 else (None, None)
+    if data is None or index is None or index.name != x.name:
+        return 64 if n.op == "OneHot" and n.inputs[0] is not None and n.inputs[0].name == x.name else None
+    if n.op in ("Gather", "GatherElements"):
+        return data.shape[n.attrs["axis"]]
+    if n.op == "GatherND":
+        first, depth = n.attrs["batch_dims"], index.shape[-1]
+        extents = data.shape[first : first + depth] if isinstance(depth, int) else ()
+        return functools.reduce(minimum, extents) if extents else None
+    return None
