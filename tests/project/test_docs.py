@@ -114,6 +114,10 @@ def test_the_quickstart_runs_from_its_first_line_to_its_last(
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
     for block in others:
         exec(block, names)
+    np.testing.assert_allclose(names["bound"], want, rtol=1e-4, atol=1e-6)
+    listed = text_of("docs/quickstart.md").partition("A session has")[2].partition(". The")[0]
+    for method in re.findall(r"`(\w+)`", listed):
+        assert callable(getattr(names["session"], method)), method
     with torch.no_grad():
         for got in (names["y"], names["z"]):
             torch.testing.assert_close(got, names["model"](names["x"]), rtol=1e-4, atol=1e-5)
