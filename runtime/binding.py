@@ -147,7 +147,7 @@ class IOBinding:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inputs: dict[str, Any] = {}
-        self._targets: dict[str, Any] = {}  # by output: an array to write, or the device of a new one
+        self._targets: dict[str, Any] = {}  # by output: an array to write, or whether a new one is on the host
         self._results: dict[str, Any] = {}
 
     def bind_cpu_input(self, name: str, arr_on_cpu: np.ndarray) -> None:
@@ -175,8 +175,7 @@ class IOBinding:
         """
         self._known(name, "output")
         if buffer_ptr is None:
-            _on_host(device_type)
-            self._targets[name] = device_type.lower()
+            self._targets[name] = _on_host(device_type)
         elif element_type is None or shape is None:
             raise UsageError("the element type and the shape of the memory are needed", hint="give both")
         else:
@@ -229,8 +228,8 @@ class IOBinding:
         return name
 
     def _delivered(self, name: str, result: Any, to: Any) -> Any:
-        if isinstance(to, str):
-            return to_host(result) if to == "cpu" else _to_gpu(result)
+        if isinstance(to, bool):
+            return to_host(result) if to else _to_gpu(result)
         if (result.shape, result.dtype) != (to.shape, to.dtype):
             raise InputError(
                 f"output {name!r} is {result.dtype}{list(result.shape)}, bound to {to.dtype}{list(to.shape)}"
