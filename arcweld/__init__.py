@@ -30,7 +30,8 @@ from arcweld.compiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from arcweld.driver.api import Input, compile
+    from arcweld.driver.api import CompileOptions, Input, compile
+    from arcweld.runtime.binding import OrtValue, SessionOptions
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
     from arcweld.runtime.session import InferenceSession
@@ -41,17 +42,20 @@ __version__ = "0.1.0"
 # imported on first use, so that `import arcweld` costs milliseconds
 _LAZY = {
     "compile": "arcweld.driver.api",
+    "CompileOptions": "arcweld.driver.api",
     "Input": "arcweld.driver.api",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
+    "OrtValue": "arcweld.runtime.binding",
+    "SessionOptions": "arcweld.runtime.binding",
     "torch_report": "arcweld.torch.report",
 }
 
 __all__ = [
-    "AccuracyError", "ArcweldError", "CompileError", "DeviceError", "Engine", "EngineFileError", "EnvironmentError_",
-    "InferenceSession", "Input", "InputError", "ModelError", "UnsupportedError", "UntrustedError", "UsageError",
-    "__version__", "compile", "load", "torch_report",
+    "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine", "EngineFileError",
+    "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue", "SessionOptions",
+    "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "load", "torch_report",
 ]  # fmt: skip
 
 

@@ -29,7 +29,8 @@ class ArcweldError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        place = f" [at {self.node}]" if self.node else ""
+        named = not self.node or f"{self.node}]" in self.message  # a list of nodes says each one's place
+        place = "" if named else f" [at {self.node}]"
         hint = f"\n  hint: {self.hint}" if self.hint else ""
         return f"{self.message}{place}{hint}"
 

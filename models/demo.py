@@ -7,6 +7,7 @@ with code for five architectures. Without a GPU they run on the simulator. ONNX 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -120,9 +121,15 @@ def demonstrate(console: Console, text: str, device: str | None, archs: Sequence
         console.print(f"Largest difference of a probability: {worst:.1e}")
     console.print(f"\nPicture {picture}")
     for part in (detector, recogniser):
-        console.print(f"Engine  {part.file}  (onnx-to-engine inspect {part.file.name})")
+        console.print(f"Engine  {part.file}")
+    console.print(f"Look into one: {look_into(recogniser.file)}", markup=False)
     console.print(f"All in {time.perf_counter() - started:.0f} s")
     return 0 if squeezed(ours) == squeezed(text) else 1
+
+
+def look_into(file: Path) -> str:
+    """The command line that describes an engine, which runs in any folder, in an activated environment or not."""
+    return f"{shlex.quote(sys.executable)} -m arcweld inspect {shlex.quote(str(file.absolute()))}"
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -277,7 +284,7 @@ def _pillow() -> tuple[Any, Any, Any]:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ModuleNotFoundError as error:
-        raise EnvironmentError_("the demo draws its text with Pillow", hint="pip install arcweld[test]") from error
+        raise EnvironmentError_("the demo draws its text with Pillow", hint="pip install pillow") from error
     return Image, ImageDraw, ImageFont
 
 

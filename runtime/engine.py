@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.errors import EngineFileError, InputError, UsageError
+from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import injected, trust
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
@@ -181,6 +181,10 @@ class Engine:
                 return self._context(stream).run(taken, stream)
             finally:
                 shared.lock.release_read()
+        except MemoryError as error:
+            raise DeviceError(
+                f"not enough memory for this call: {error}", hint="engine.memory() tells the bytes before a run"
+            ) from error
         finally:
             shared.device.leave(token)
 
@@ -289,7 +293,7 @@ def load(
     """
     if isinstance(path, bytes):
         data = parse_engine(memoryview(path), verify_weights=verify_weights)
-    elif os.fspath(path).endswith(".onnx"):
+    elif os.fspath(path).endswith(".onnx") and os.path.exists(path):
         raise EngineFileError(f"{os.fspath(path)} is a model, not an engine", hint="arcweld.compile makes an engine")
     else:
         data = read_engine(path, verify_weights=verify_weights)

@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError, UsageError
+from arcweld.runtime.binding import (
+    TYPES,
+    IOBinding,
+    ModelMetadata,
+    OrtValue,
+    SessionOptions,
+    is_session_options,
+)
+from arcweld.runtime.binding import provider_options as with_options
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.program import Tensor
 
-_TYPES = {
-    "f64": "double", "f32": "float", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32",
-    "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8", "bool": "bool",
-}  # fmt: skip
-
-
-_PROVIDER = "CUDAExecutionProvider"
+_PROVIDER, _SIMULATOR = "CUDAExecutionProvider", "SimExecutionProvider"
+PRODUCER = "arcweld"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +41,29 @@ class InferenceSession:
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes | Engine,
-        device: Device | str | None = None,
-        *,
-        sess_options: None = None,
+        device: Device | str | SessionOptions | None = None,
         providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        sess_options: SessionOptions | None = None,
         trusted: bool = False,
     ) -> None:
         """Opens the engine on ``device``, or on the device that ``providers`` names; ``trusted`` as for ``load``.
 
-        The only provider is ``CUDAExecutionProvider``, with the option ``device_id``. Raises UsageError for other
-        providers, for session options, and for a device together with an open Engine; otherwise as ``load`` does.
+        The providers are ``CUDAExecutionProvider``, with the option ``device_id``, and ``SimExecutionProvider``.
+        Session options, ONNX Runtime's too, may stand in the second place as there; they have no effect. Raises
+        UsageError for other providers, for profiling, and for a device together with an open Engine; otherwise as
+        ``load`` does.
         """
-        if sess_options is not None:
-            raise UsageError("session options have no meaning for an engine", hint="leave sess_options out")
+        if is_session_options(device):
+            device, sess_options = None, device  # type: ignore[assignment]
+        _check_options(sess_options)
         if device is not None and providers is not None:
             raise UsageError("providers and device both name the device", hint="give one of them")
-        where = device if providers is None else _device_of(providers)
+        where = device if providers is None else _device_of(with_options(providers, provider_options))
+        self._options = sess_options if sess_options is not None else SessionOptions()
         if not isinstance(path_or_bytes, Engine):
-            self.engine = load(path_or_bytes, where, trusted=trusted)
+            self.engine = load(path_or_bytes, where, trusted=trusted)  # type: ignore[arg-type]
         elif where is None:
             self.engine = path_or_bytes
         else:
@@ -66,8 +76,7 @@ class InferenceSession:
 
         Raises InputError for an unknown output or inputs that do not fit, UsageError for run options.
         """
-        if run_options is not None:
-            raise UsageError("run options have no meaning for an engine", hint="leave run_options out")
+        _check_run_options(run_options)
         if isinstance(output_names, str):
             raise InputError("output names are a list", hint=f"write [{output_names!r}]")
         known = [t.name for t in self.engine.outputs]
@@ -78,6 +87,23 @@ class InferenceSession:
         results = self.engine.run(input_feed)
         return [results[n] for n in names]
 
+    def run_with_ort_values(
+        self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, OrtValue],
+        run_options: None = None,
+    ) -> list[OrtValue]:  # fmt: skip
+        """Like ``run``, with values instead of arrays."""
+        feeds = {name: value.array for name, value in input_dict_ort_values.items()}
+        return [OrtValue(a) for a in self.run(output_names, feeds, run_options)]
+
+    def io_binding(self) -> IOBinding:
+        """An object that binds inputs and outputs to memory, for ``run_with_iobinding``."""
+        return IOBinding(self.engine)
+
+    def run_with_iobinding(self, iobinding: IOBinding, run_options: None = None) -> None:
+        """Runs with bound inputs and outputs; the binding has the results. Raises as ``run`` does."""
+        _check_run_options(run_options)
+        iobinding.run()
+
     def get_inputs(self) -> list[NodeArg]:
         """The inputs, in calling order."""
         return [_node_arg(t) for t in self.engine.inputs]
@@ -86,21 +112,67 @@ class InferenceSession:
         """The outputs, in the order of results."""
         return [_node_arg(t) for t in self.engine.outputs]
 
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """None: ``session.engine.update_weights`` replaces weights."""
+        return []
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """What the engine file says about itself."""
+        data = self.engine.data
+        return ModelMetadata(PRODUCER, data.program.name, dict(data.provenance))
+
+    def get_providers(self) -> list[str]:
+        """The provider that the engine runs on."""
+        return [_SIMULATOR if self.engine.device.gpu_index is None else _PROVIDER]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """The options of the provider, as texts."""
+        index = self.engine.device.gpu_index
+        return {name: {} if index is None else {"device_id": str(index)} for name in self.get_providers()}
+
+    def get_session_options(self) -> SessionOptions:
+        """The session options that were given, or default ones."""
+        return self._options
+
+    def enable_fallback(self) -> None:
+        """Changes nothing: a session never falls back to another device."""
+
+    def disable_fallback(self) -> None:
+        """Changes nothing: a session never falls back to another device."""
+
 
 def _node_arg(tensor: Tensor) -> NodeArg:
     shape: list[int | str] = [int(d) if d.isdigit() else d for d in tensor.shape]
-    return NodeArg(tensor.name, shape, f"tensor({_TYPES[tensor.dtype]})")
+    return NodeArg(tensor.name, shape, f"tensor({TYPES[DType(tensor.dtype)]})")
+
+
+def _check_options(options: Any) -> None:
+    if options is None:
+        return
+    if not is_session_options(options):
+        hint = "arcweld.SessionOptions(), or those of ONNX Runtime"
+        raise UsageError(f"session options are no {type(options).__name__}", hint=hint)
+    if options.enable_profiling:
+        hint = "`onnx-to-engine bench --exportProfile=FILE` times kernels"
+        raise UsageError("session options: enable_profiling is not supported", hint=hint)
+
+
+def _check_run_options(options: Any) -> None:
+    if options is not None:
+        raise UsageError("run options have no meaning for an engine", hint="leave run_options out")
 
 
 def _device_of(providers: Sequence[str | tuple[str, Mapping[str, Any]]]) -> str:
     """The device of the first provider. Further ones are fallbacks for ONNX Runtime; here they are ignored."""
     first = providers[0] if providers and not isinstance(providers, str) else ""
     name, options = (first, {}) if isinstance(first, str) else first
-    if name != _PROVIDER:
+    if name not in (_PROVIDER, _SIMULATOR):
         raise UsageError(
             f"there is no provider {providers!r}",
             hint=f'providers=["{_PROVIDER}"], or device="sim" for the CPU simulator',
         )
-    if unknown := sorted(set(options) - {"device_id"}):
-        raise UsageError(f"{_PROVIDER}: the option {unknown[0]!r} is not known", hint="device_id is")
-    return f"cuda:{int(options.get('device_id', 0))}"
+    known = {"device_id"} if name == _PROVIDER else set()
+    if unknown := sorted(set(options) - known):
+        hint = f"{', '.join(known)} is" if known else None
+        raise UsageError(f"{name}: the option {unknown[0]!r} is not known", hint=hint)
+    return "sim" if name == _SIMULATOR else f"cuda:{int(options.get('device_id', 0))}"

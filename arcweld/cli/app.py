@@ -12,12 +12,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.main import get_command
 
-from arcweld.cli import arguments
+from arcweld.cli import arguments, trtexec
 from arcweld.cli.bench import bench
 from arcweld.cli.build import build
 from arcweld.cli.common import err, out
@@ -28,17 +30,24 @@ from arcweld.compiler.errors import ArcweldError, InternalError
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, context_settings=HELP,
+    rich_markup_mode=None,  # plain text: rich reads brackets as markup and cuts long names
+    pretty_exceptions_enable=False, context_settings=HELP,
     help="Compiles ONNX models to engines of fused CUDA kernels. `onnx-to-engine model.onnx -o model.engine` builds.",
 )  # fmt: skip
-COMMANDS: dict[str, Callable[..., None]] = {
-    "build": build, "run": run, "bench": bench, "inspect": inspect, "explain": explain, "verify": verify,
-    "doctor": doctor,
-}  # fmt: skip
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "build": (build, "Build an engine from an ONNX file, and verify it."),
+    "run": (run, "Run an engine once."),
+    "bench": (bench, "Time an engine."),
+    "inspect": (inspect, "Describe a model or an engine."),
+    "explain": (explain, "Say which nodes share a kernel, and why."),
+    "verify": (verify, "Compare an engine with its model."),
+    "doctor": (doctor, "Check what this machine has and lacks."),
+}
+NAMES = ("onnx-to-engine", "arcweld")  # of the command; `python -m arcweld` is the first one
 USAGE, ENVIRONMENT = 2, 4
 DEFECT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143  # as sysexits.h and shells have them
-for _name, _function in COMMANDS.items():
-    app.command(_name, context_settings=HELP)(_function)
+for _name, (_function, _short) in COMMANDS.items():
+    app.command(_name, context_settings=HELP, short_help=_short)(_function)
 
 
 def _show_version(asked: bool) -> None:
@@ -56,22 +65,25 @@ def _top(
     """What stands before the subcommand."""
 
 
-def options_of_commands() -> dict[str, list[str]]:
-    """All spellings of all options, by subcommand."""
+@cache
+def options_of_commands() -> dict[str, dict[str, bool]]:
+    """All spellings of all options, and whether they take a value, by subcommand."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     return {
-        name: [o for p in c.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)]
+        name: {
+            o: not p.is_flag for p in c.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)
+        }
         for name, c in commands.items()
     }
 
 
 def _note(message: Warning | str, *_: object) -> None:
     """Shows a warning without the line of code that raised it."""
-    err.print(f"note: {message}", markup=False)
+    err.print(f"note: {message}")
 
 
 def _fail(message: str, hint: str | None = None) -> None:
-    err.print(f"error: {message}" + (f"\n  hint: {hint}" if hint else ""), markup=False)
+    err.print(f"error: {message}" + (f"\n  hint: {hint}" if hint else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,17 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else list(argv)
+    as_trtexec = trtexec.is_line(given, COMMANDS)
     try:
         with _terminable(), warnings.catch_warnings():
             warnings.showwarning = _note  # type: ignore[assignment]
-            words = arguments.complete(given, COMMANDS, _note)
-            code = int(app(words or ["--help"], standalone_mode=False) or 0)
+            if as_trtexec:
+                _print_banner("RUNNING", given)
+            code = _perform(given, as_trtexec)
+            if as_trtexec and not code:
+                _print_banner("PASSED", given)
             if sys.stdout is not None:  # as it is where it was closed
                 sys.stdout.flush()
     except BaseException as error:
         code = _exit_code(error)
     if code == INTERRUPTED:  # typer makes an exit code of KeyboardInterrupt
         err.print("interrupted; nothing was written")
+    if as_trtexec and code not in (0, BROKEN_PIPE):
+        _print_banner("FAILED", given)
     return code if given else USAGE
 
 
@@ -107,6 +125,24 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _perform(given: Sequence[str], as_trtexec: bool) -> int:
+    """Runs the subcommands that a command line means, until one fails."""
+    if not as_trtexec:
+        return _call(arguments.complete(given, options_of_commands(), _note))
+    with trtexec.commands(given, options_of_commands(), _note) as lines:
+        return next((code for words in lines if (code := _call(words))), 0)
+
+
+def _call(words: Sequence[str]) -> int:
+    called = Path(sys.argv[0]).name
+    name = called if called in NAMES else NAMES[0]
+    return int(app(list(words) or ["--help"], standalone_mode=False, prog_name=name) or 0)
+
+
+def _print_banner(state: str, given: Sequence[str]) -> None:
+    out.print(trtexec.banner(state, given, importlib.metadata.version("arcweld")))
 
 
 def _exit_code(error: BaseException) -> int:

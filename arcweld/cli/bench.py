@@ -1,19 +1,19 @@
-"""``bench``: latencies of whole calls, in trtexec's terms, and the time of each kernel."""
+"""``bench``: times of whole calls with trtexec's summary of them, and the time of each kernel."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, note, out, print_table
+from arcweld.cli.common import check_writable, note, out, print_table, waiting
 from arcweld.cli.inputs import (
+    Batch,
     Bf16,
     Device,
     Fp16,
@@ -29,10 +29,12 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.inspect import engine_report
-from arcweld.cli.run import one_path
+from arcweld.cli.run import DumpOutput, Export, one_path, output_file, print_outputs, write_outputs
+from arcweld.cli.timing import Call, Sample, Schedule, Timed, gpu_call, host_call, measure
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.engine_file import EngineData
 
 Opt = typer.Option
 _DEVICE_ARRAYS = "Keep inputs and results on the GPU, so that copies are not timed."
@@ -42,15 +44,21 @@ def bench(
     path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
     onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
-    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
+    val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
     trust: Trust = False,
     iterations: Annotated[int, Opt("--iterations", min=1, help="Least number of timed runs.")] = 10,
     warm_up: Annotated[float, Opt("--warmUp", min=0, help="Milliseconds of warming up.")] = 200.0,
     duration: Annotated[float, Opt("--duration", min=0, help="Least seconds of timed runs.")] = 3.0,
     percentile: Annotated[str, Opt("--percentile", help="Percentiles to print, like 90,95,99.")] = "90,95,99",
+    streams: Annotated[int, Opt("--infStreams", "--streams", min=1, help="Streams that call at the same time.")] = 1,
+    sleep_time: Annotated[float, Opt("--sleepTime", min=0, help="Milliseconds before the first timed run.")] = 0.0,
+    idle_time: Annotated[float, Opt("--idleTime", min=0, help="Milliseconds after each run.")] = 0.0,
     cuda_graph: Annotated[bool, Opt("--useCudaGraph/--noCudaGraph", help="Replay CUDA graphs.")] = True,
     no_transfers: Annotated[bool, Opt("--noDataTransfers", help=_DEVICE_ARRAYS)] = False,
+    skip: Annotated[bool, Opt("--skipInference", "--buildOnly", help="Only load the engine.")] = False,
+    dump_output: DumpOutput = False, export: Export = "",
     export_times: Annotated[str, Opt("--exportTimes", help="Write every latency to a JSON file.")] = "",
     dump_profile: Annotated[bool, Opt("--dumpProfile", help="Print the time of every kernel (needs a GPU).")] = False,
     export_profile: Annotated[str, Opt("--exportProfile", help="Write the time of every kernel as JSON.")] = "",
@@ -59,56 +67,47 @@ def bench(
 ) -> None:  # fmt: skip
     """Times calls of an engine, in trtexec's words. No figure is comparable across devices."""
     percentiles = _percentiles(percentile)
-    if not (math.isfinite(warm_up) and math.isfinite(duration)):
-        raise UsageError("--warmUp and --duration are finite numbers")
+    if not all(math.isfinite(x) for x in (warm_up, duration, sleep_time, idle_time)):
+        raise UsageError("--warmUp, --duration, --sleepTime and --idleTime are finite numbers")
     source = one_path(path or onnx, load_engine)
-    times_to, profile_to, layers_to = (_target(p, source) for p in (export_times, export_profile, export_layers))
+    times_to, profile_to, layers_to = (writable(p, source) for p in (export_times, export_profile, export_layers))
+    outputs_to = output_file(export, source)
     engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
     if (dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:
         engine = Engine(engine.data, engine.device, graphs=False)
     if dump_layers or layers_to:
-        _show_layers(engine, dump_layers, layers_to)
-    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
-    times = _measure(_call(engine, feeds, no_transfers), iterations, warm_up / 1e3, duration)
-    _print_times(times, percentiles, engine)
-    _write(times_to, [{"latencyMs": t} for t in times])
+        show_layers(engine.data, dump_layers, layers_to)
+    if skip:
+        out.print(f"loaded {engine.program.name} on {engine.device.name} ({engine.device.arch})")
+        return
+    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
+    schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
+    with waiting("timing"):
+        timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
+    _print_times(timed, percentiles, engine, schedule)
+    _write(times_to, [_row(s) for s in timed.samples])
+    if dump_output or outputs_to:
+        results = engine.run(feeds)
+        if dump_output:
+            print_outputs(results)
+        if outputs_to is not None:
+            write_outputs(outputs_to, results)
     if dump_profile or profile_to:
         _show_profile(engine, feeds, dump_profile, profile_to)
 
 
-def _call(engine: Engine, feeds: dict[str, np.ndarray], on_device: bool) -> Callable[[], object]:
-    """The call to time, from inputs to finished results. Both are on the host unless ``on_device``."""
-    if not on_device:
-        return lambda: engine.run(feeds)
+def _call(engine: Engine, feeds: dict[str, np.ndarray], copies: bool) -> Call:
+    """The call to time; its inputs and results are on the host if ``copies``."""
     if engine.device.gpu_index is None:
-        note("--noDataTransfers has no effect: there is nothing to copy to")
-        return lambda: engine.run(feeds)
-    import cupy
-
-    there = {k: cupy.asarray(v) for k, v in feeds.items()}
-
-    def call() -> None:
-        engine.run(there)
-        cupy.cuda.get_current_stream().synchronize()
-
-    return call
-
-
-def _measure(call: Callable[[], object], iterations: int, warm_up: float, duration: float) -> list[float]:
-    """Milliseconds of each call; at least ``iterations`` calls and ``duration`` seconds, after ``warm_up`` seconds."""
-    end = time.perf_counter() + warm_up
-    call()
-    while time.perf_counter() < end:
-        call()
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < iterations or time.perf_counter() - begin < duration:
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
+        if not copies:
+            note("--noDataTransfers has no effect: there is nothing to copy to")
+        return host_call(engine, feeds)
+    if any(t.dtype == "bf16" for t in (*engine.inputs, *engine.outputs)):
+        note("the parts of a call are not told apart: CuPy has no arrays of bfloat16")
+        return host_call(engine, feeds)
+    return gpu_call(engine, feeds, copies)
 
 
 def _percentiles(text: str) -> list[float]:
@@ -121,18 +120,48 @@ def _percentiles(text: str) -> list[float]:
     return found
 
 
-def _print_times(times: list[float], percentiles: list[float], engine: Engine) -> None:
-    t = np.array(times)
+PARTS = {
+    "Latency": "latency", "Enqueue Time": "enqueue", "H2D Latency": "h2d", "GPU Compute Time": "compute",
+    "D2H Latency": "d2h",
+}  # fmt: skip
+
+
+def _print_times(timed: Timed, percentiles: list[float], engine: Engine, schedule: Schedule) -> None:
+    """Prints trtexec's summary. What was not measured is said, with the reason."""
+    where, count = engine.device, len(timed.samples)
+    several = f" on {schedule.streams} streams" if schedule.streams > 1 else ""
+    out.print(f"device: {where.name} ({where.arch}), {count} runs{several}")
+    out.print("=== Performance summary ===")
+    out.print(f"Throughput: {count / timed.seconds:.6g} qps")
+    copies = "--noDataTransfers leaves out copies"
+    missing = f"device {where.name} does not tell it apart" if timed.samples[0].compute is None else copies
+    for title, part in PARTS.items():
+        values = [getattr(s, part) for s in timed.samples]
+        out.print(f"{title}: {f'not measured ({missing})' if None in values else _statistics(values, percentiles)}")
+    compute = [s.compute for s in timed.samples if s.compute is not None]
+    out.print(f"Total Host Walltime: {timed.seconds:.6g} s")
+    total = f"{sum(compute) / 1e3:.6g} s" if compute else f"not measured ({missing})"
+    out.print(f"Total GPU Compute Time: {total}")
+
+
+def _statistics(values: list[float], percentiles: list[float]) -> str:
+    t = np.array(values)
     tail = "".join(f", percentile({p:g}%) = {np.percentile(t, p):.4g} ms" for p in percentiles)
-    out.print(f"device: {engine.device.name} ({engine.device.arch}), {len(times)} runs")
-    out.print(f"Throughput: {1e3 / t.mean():.6g} qps")
-    out.print(
-        f"Latency: min = {t.min():.6g} ms, max = {t.max():.6g} ms, mean = {t.mean():.6g} ms, "
-        f"median = {np.median(t):.6g} ms{tail}"
-    )
+    figures = {"min": t.min(), "max": t.max(), "mean": t.mean(), "median": np.median(t)}
+    return ", ".join(f"{name} = {ms:.6g} ms" for name, ms in figures.items()) + tail
 
 
-def _target(path: str, source: str) -> Path | None:
+def _row(sample: Sample) -> dict[str, float]:
+    """One run in the file of ``--exportTimes``, with trtexec's names."""
+    found = {
+        "latencyMs": sample.latency, "enqueueMs": sample.enqueue, "h2dMs": sample.h2d, "computeMs": sample.compute,
+        "d2hMs": sample.d2h,
+    }  # fmt: skip
+    return {name: ms for name, ms in found.items() if ms is not None}
+
+
+def writable(path: str, source: str) -> Path | None:
+    """The path of a file to write, checked; None for none."""
     return check_writable(path, source) if path else None
 
 
@@ -142,10 +171,11 @@ def _write(target: Path | None, rows: Any) -> None:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
 
 
-def _show_layers(engine: Engine, shown: bool, target: Path | None) -> None:
-    report = engine_report(engine.data, {})
+def show_layers(data: EngineData, shown: bool, target: Path | None) -> None:
+    """Prints which nodes each kernel computes, or writes the report on an engine as JSON."""
+    report = engine_report(data, {})
     for x in report["launches"] if shown else ():
-        out.print(f"{x['kernel']} ({x['template']}): {', '.join(x['nodes'])}", markup=False)
+        out.print(f"{x['kernel']} ({x['template']}): {', '.join(x['nodes'])}")
     _write(target, report)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from arcweld.cli.shapes import dynamic_shapes, parse_open_shapes, parse_shapes, parse_values
 from arcweld.compiler.dims import Dim, parse
@@ -29,27 +30,61 @@ from arcweld.runtime.engine_file import EngineData
 
 
 class _Console(Console):
-    """Prints to the terminal. Texts lose what a terminal would obey, because names in them come from files."""
+    """Prints texts as they are, without what a terminal would obey: names in them come from files.
+
+    On a terminal, lines are wrapped between words; a longer word stays whole.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(printable(x) if isinstance(x, str) else x for x in objects), **options)
+        limit, shown = self.columns, [printable(o) if isinstance(o, str) else o for o in objects]
+        super().print(*(_wrapped(o, limit) if isinstance(o, str) and limit else o for o in shown), **options)
+
+    @property
+    def columns(self) -> int:
+        """The terminal's width; 0 where the output is no terminal, whatever FORCE_COLOR says."""
+        return self.width if self.file.isatty() else 0
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # the command's exit code is not rich's to choose
 
 
-out = _Console(highlight=False, soft_wrap=True)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
-STAGES = {"codegen": "rendering kernels", "nvrtc": "compiling kernels", "verify": "verifying"}
+def _wrapped(text: str, width: int) -> str:
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        whole = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+        lines += textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **whole) or [line]  # type: ignore[arg-type]
+    return "\n".join(lines)
+
+
+out = _Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+STAGES = {
+    "promotion": "trying half precision", "codegen": "rendering kernels", "nvrtc": "compiling kernels",
+    "verify": "verifying kernels",
+}  # fmt: skip
+PULSE = 5.0  # seconds between lines about work that goes on, where stderr is no terminal
 
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
-    """A progress bar on stderr with one line for each stage; None if ``quiet`` or if stderr is no terminal."""
-    if quiet or not err.is_terminal:
+    """Shows the progress of a build on stderr; None if ``quiet``.
+
+    On a terminal that is a bar for each stage, else a line every few seconds.
+    """
+    if quiet:
         yield None
-        return
-    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    elif err.columns:
+        with _bars() as report:
+            yield report
+    else:
+        with waiting("preparing") as say:
+            yield lambda stage, done, total: say(f"{STAGES.get(stage, stage)}, {done} of {total}")
+
+
+@contextmanager
+def _bars() -> Iterator[ProgressCallback]:
+    columns = (TextColumn("{task.description:>21}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as bars:
         tasks: dict[str, object] = {}
 
@@ -59,6 +94,27 @@ def progress_bar(quiet: bool = False) -> Iterator[ProgressCallback | None]:
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
         yield report
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[Callable[[str], None]]:
+    """Says every few seconds on stderr what goes on, and for how long; the function that it yields changes the text."""
+    begin, ended, said = time.monotonic(), threading.Event(), [text]
+
+    def pulse() -> None:
+        while not ended.wait(PULSE):
+            err.print(f"{said[0]}, {time.monotonic() - begin:.0f} s")
+
+    def change(new: str) -> None:
+        said[0] = new
+
+    thread = threading.Thread(target=pulse, daemon=True)
+    thread.start()
+    try:
+        yield change
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_engine(path: str) -> bool:
@@ -103,7 +159,7 @@ def interface(data: EngineData) -> Graph:
 
 def note(text: str) -> None:
     """Prints a line on stderr about something that does not stop the command."""
-    err.print(f"note: {text}", markup=False)
+    err.print(f"note: {text}")
 
 
 def check_writable(path: str, *sources: str) -> Path:
@@ -149,18 +205,26 @@ def _finite(x: Any) -> Any:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> None:
     """Prints a table; ``right`` names the columns to align right.
 
-    On a terminal the last column is wrapped to the width. Otherwise each row is one line.
+    On a terminal, a row that is wider goes on below, indented, and no word is broken. Otherwise each row is one line.
     """
-    if out.is_terminal:
-        table = Table(box=None, pad_edge=False)
-        for c in columns:
-            last = c == columns[-1]
-            table.add_column(c, justify="right" if c in right else "left", overflow="fold", no_wrap=not last)
-        for r in rows:
-            table.add_row(*(escape(printable(x)) for x in r))
-        out.print(table)
-        return
     widths = [max(map(len, column)) for column in zip(columns, *rows)]
     for r in (columns, *rows):
-        cells = (x.rjust(w) if c in right else x.ljust(w) for x, w, c in zip(r, widths, columns))
-        out.print("  ".join(cells).rstrip(), markup=False)
+        cells = [x.rjust(w) if c in right else x.ljust(w) for x, w, c in zip(r, widths, columns)]
+        line = "  ".join(cells).rstrip()
+        limit = out.columns or len(line)
+        for part in [line] if len(line) <= limit else _below(cells, limit):
+            out.print(part)
+
+
+def _below(cells: Sequence[str], limit: int) -> Iterator[str]:
+    """A row as lines of at most ``limit`` characters, if no word is longer. The last cell is parted at spaces."""
+    *fixed, last = cells
+    line = ""
+    for i, word in enumerate([*fixed, *last.split()]):
+        gap = "  " if i <= len(fixed) else " "
+        longer = f"{line}{gap}{word}" if line else word
+        if line and len(longer.rstrip()) > limit:
+            yield line.rstrip()
+            longer = f"    {word}"
+        line = longer
+    yield line.rstrip()

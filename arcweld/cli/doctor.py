@@ -158,9 +158,9 @@ def doctor() -> None:
     """Checks GPU, driver, NVRTC, compiler, packages; exit code 4 if no device works or nothing can be built."""
     findings = [examine(name, check) for name, check in CHECKS.items()]
     for f in findings:
-        out.print(f"{'ok  ' if f.ok else 'miss'} {f.name}: {f.found}", markup=False)
+        out.print(f"{'ok  ' if f.ok else 'miss'} {f.name}: {f.found}")
         if not f.ok and f.remedy:
-            out.print(f"     needed for {f.needed}; remedy: {f.remedy}", markup=False)
+            out.print(f"     needed for {f.needed}; remedy: {f.remedy}")
     state = {f.name: f.ok for f in findings}
     cuda = state["GPU"] and state["NVRTC"] and state["cuda-bindings"]
     sim = state["C++ compiler"]

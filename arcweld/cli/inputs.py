@@ -8,9 +8,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from arcweld.cli.common import interface, is_engine, open_graph
+from arcweld.cli.common import interface, is_engine, open_graph, progress_bar
 from arcweld.cli.shapes import (
     Shape,
+    batch_sizes,
     load_arrays,
     parse_open_shapes,
     parse_ranges,
@@ -28,6 +29,8 @@ from arcweld.runtime.engine import Engine, load
 Opt = typer.Option
 Device = Annotated[str, Opt("--device", help="cuda, cuda:N or sim.")]
 Shapes = Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")]
+_BATCH = "Size of the first dimension of all inputs, where it is open."
+Batch = Annotated[int, Opt("--batch", min=0, show_default=False, help=_BATCH)]
 Load = Annotated[str, Opt("--loadInputs", "--load-inputs", help="x:file.npy,y:raw.bin or all.npz.")]
 Range = Annotated[list[str], Opt("--val-range", help="Range of random values: [0,1] or x:[0,1].")]
 Seed = Annotated[int, Opt("--seed", min=0, help="Seed of random inputs.")]
@@ -56,7 +59,8 @@ def open_engine(
     if not is_engine(path):
         graph = open_graph(path, shapes, values=values)
         level = "off" if precision == "fp32" else "quick"
-        return compile_graph(graph, device=device or None, verify=level, precision=precision)
+        with progress_bar() as report:
+            return compile_graph(graph, device=device or None, verify=level, precision=precision, progress=report)
     if precision != "fp32" or values:
         asked = f"--{precision}" if precision != "fp32" else "--values"
         raise UsageError(f"{path} is an engine already: {asked} is for models", hint="build another engine with it")
@@ -64,14 +68,17 @@ def open_engine(
 
 
 def feeds_for(
-    engine: Engine, path: str, shapes: str, files: str, ranges: list[str], seed: int
+    engine: Engine, path: str, shapes: str, files: str, ranges: list[str], seed: int, batch: int = 0
 ) -> dict[str, np.ndarray]:
-    """Inputs by name for the engine that ``open_engine`` made from the same ``path`` and ``shapes``."""
+    """Inputs by name for the engine that ``open_engine`` made from the same ``path`` and ``shapes``.
+
+    ``batch`` is the size of the first dimensions, 0 for any.
+    """
     if is_engine(path):
         given = parse_shapes(shapes) if shapes else {}
     else:  # a model's shapes may be open ones
         given = _concrete(parse_open_shapes(shapes)) if shapes else {}
-    return make_feeds(interface(engine.data), given, files, ranges, seed)
+    return make_feeds(interface(engine.data), given, files, ranges, seed, batch)
 
 
 def _concrete(shapes: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
@@ -80,11 +87,11 @@ def _concrete(shapes: Mapping[str, Sequence[int | str]]) -> dict[str, Shape]:
 
 
 def make_feeds(
-    graph: Graph, shapes: Mapping[str, Shape], files: str, ranges: list[str], seed: int = 0
+    graph: Graph, shapes: Mapping[str, Shape], files: str, ranges: list[str], seed: int = 0, batch: int = 0
 ) -> dict[str, np.ndarray]:
     """An array for each input, from ``files`` or else random, by name. Sizes come from ``shapes`` and the files.
 
-    Raises UsageError for shapes and files that contradict each other or the graph.
+    Raises UsageError for shapes, files and a ``batch`` that contradict each other or the graph.
     """
     types = {v.name: v.dtype for v in graph.inputs}
     loaded = load_arrays(files, types) if files else {}
@@ -94,7 +101,7 @@ def make_feeds(
             if name in known and known[name] != array.shape:
                 raise UsageError(f"the file for {name} has the shape {list(array.shape)}, not {list(known[name])}")
             known[name] = array.shape
-    sizes = sample_sizes(graph, sizes_of(graph, known))
+    sizes = sample_sizes(graph, batch_sizes(graph, batch) | sizes_of(graph, known))
     feeds: dict[str, np.ndarray] = {}
     for v in graph.inputs:
         given = loaded.get(v.name)

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
 from arcweld.cli.inputs import Values, precision_of
@@ -18,10 +17,13 @@ from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import materialise_outputs
+from arcweld.driver.summary import kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
+from arcweld.runtime.expressions import Expression
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
+from arcweld.runtime.program import Program
 
 Opt = typer.Option
 
@@ -39,7 +41,7 @@ def inspect(
         data = read_engine(path)
         sizes = _sizes(data, shapes)
         report = engine_report(data, sizes)
-        print_json(report) if as_json else _print_engine(report)
+        print_json(report) if as_json else _print_engine(data, report)
         return
     report = model_report(path, shapes, values)
     print_json(report) if as_json else _print_model(report)
@@ -100,17 +102,17 @@ def _declared_inputs(path: str) -> dict[str, str]:
 
 
 def _print_model(report: dict[str, Any]) -> None:
-    out.print(f"{report['model']}: {report['nodes']} nodes", markup=False)
+    out.print(f"{report['model']}: {report['nodes']} nodes")
     for kind in ("inputs", "outputs"):
         for name, text in report.get(kind, {}).items():
-            out.print(f"  {kind[:-1]} {name}: {text}", markup=False)
+            out.print(f"  {kind[:-1]} {name}: {text}")
     if "weight_bytes" in report:
         out.print(f"  weights {megabytes(report['weight_bytes'])}")
-    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()), markup=False)
+    out.print("  operators " + ", ".join(f"{op} x{n}" for op, n in report["operators"].items()))
     for row in report["unsupported"]:
-        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}", markup=False)
+        out.print(f"  unsupported {row['node']} ({row['op']}): {row['reason']}")
         if row["hint"]:
-            out.print(f"    hint: {row['hint']}", markup=False)
+            out.print(f"    hint: {row['hint']}")
 
 
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
@@ -131,7 +133,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "name": program.name, "archs": list(data.archs), "provenance": dict(data.provenance),
         "inputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.inputs},
         "outputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.outputs},
-        "symbols": {s.name: [s.lo, s.hi] for s in program.symbols},
+        "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
         "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
@@ -153,15 +155,25 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     return report
 
 
-def _print_engine(report: dict[str, Any]) -> None:
-    distinct = len({x["kernel"] for x in report["launches"]})
-    out.print(f"{report['name']}: {len(report['launches'])} launches of {distinct} kernels", markup=False)
+def _may_be_zero(program: Program) -> list[str]:
+    """The symbols whose range begins at 1 and that may be 0 too, because no output has an element then."""
+    least = {s.name: s.lo for s in program.symbols}
+    shapes = [[Expression(d) for d in t.shape] for t in program.outputs]
+    return [
+        s.name for s in program.symbols
+        if s.lo == 1 and all(any(d({**least, s.name: 0}) == 0 for d in shape) for shape in shapes)
+    ]  # fmt: skip
+
+
+def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
+    out.print(f"{report['name']}: {kernels_text(data)}")
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
-            out.print(f"  {kind[:-1]} {escape(name)}: {escape(text)}")
+            out.print(f"  {kind[:-1]} {name}: {text}")
     for name, (low, high) in report["symbols"].items():
-        out.print(f"  dimension {escape(name)}: from {low}{'' if high is None else f' to {high}'}")
+        empty = ", and 0 with empty results" if name in report["may_be_zero"] else ""
+        out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}{empty}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
@@ -175,14 +187,13 @@ def _print_engine(report: dict[str, Any]) -> None:
     print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
     _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
-    checked = [k for k in evidence["kernels"] if k["status"] == "verified"]
-    where = evidence.get("device", "no device")
-    out.print(f"verified ({evidence['level']}) on {where}: {len(checked)} of {len(evidence['kernels'])} kernels")
+    where, checked = evidence.get("device", "no device"), len(verified_kernels(data))
+    out.print(f"verified ({evidence['level']}) on {where}: {checked} of {report['kernels']} kernels")
     for o in evidence["outputs"]:
         detail = f"error {o['error']:.2e}" if o.get("error") is not None else o.get("reason", "")
-        out.print(f"  output {escape(o['output'])}: {o['status']}, {detail}")
+        out.print(f"  output {o['output']}: {o['status']}, {detail}")
     if evidence.get("replaced"):
-        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}", markup=False)
+        out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}")
 
 
 def _print_memory(rows: list[dict[str, Any]]) -> None:
@@ -221,7 +232,7 @@ def explain(
     ]
     lines += _refused(fused, wanted)
     for line in lines or [_strangers(words, wanted, names)]:
-        out.print(line, markup=False)
+        out.print(line)
 
 
 def _nodes_called(word: str, known: list[str]) -> set[str]:

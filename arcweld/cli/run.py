@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, is_engine, out
+from arcweld.cli.common import check_writable, is_engine, out, waiting
 from arcweld.cli.inputs import (
+    Batch,
     Bf16,
     Device,
     Fp16,
@@ -30,7 +31,7 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.shapes import parse_tolerance, parse_values
-from arcweld.compiler.errors import AccuracyError, UsageError
+from arcweld.compiler.errors import AccuracyError, EnvironmentError_, UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.evidence import ENGINE_TOLERANCE
@@ -39,34 +40,54 @@ from arcweld.runtime.engine import Engine
 
 Opt = typer.Option
 OUTPUT_FILES = (".npz", ".json")
+Export = Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")]
+DumpOutput = Annotated[bool, Opt("--dumpOutput", help="Print every element of the outputs.")]
 STATISTICS = ("elemwise", "max", "mean", "median")
 
 
 def run(
     path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
+    val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
     trust: Trust = False,
-    export: Annotated[str, Opt("--exportOutput", "--save-outputs", help="Write outputs to a .npz or .json file.")] = "",
+    dump_output: DumpOutput = False, export: Export = "",
 ) -> None:  # fmt: skip
     """Runs an engine once and prints what comes out."""
     source = one_path(path, load_engine)
-    target = check_writable(export, source) if export else None
-    if target is not None and target.suffix not in OUTPUT_FILES:
-        raise UsageError(f"{export}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {export}.npz")
+    target = output_file(export, source)
     engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
-    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed)
-    engine.run(feeds)
-    start = time.perf_counter()
-    results = engine.run(feeds)
-    seconds = time.perf_counter() - start
-    for name, array in results.items():
+    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
+    with waiting("running"):
+        engine.run(feeds)
+        start = time.perf_counter()
+        results = engine.run(feeds)
+        seconds = time.perf_counter() - start
+    if dump_output:
+        print_outputs(results)
+    for name, array in results.items() if not dump_output else ():
         preview = np.array2string(np.asarray(array).ravel()[:6], precision=5, separator=", ", max_line_width=1000)
-        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}", markup=False)
+        out.print(f"{name}: {array.dtype}{list(array.shape)} {preview}")
     out.print(f"ran on {engine.device.name} ({engine.device.arch}) in {seconds * 1e3:.3f} ms")
     if target is not None:
         write_outputs(target, results)
+
+
+def output_file(path: str, source: str) -> Path | None:
+    """The file for outputs that a path names, checked; None for none. Raises UsageError for another kind of file."""
+    target = check_writable(path, source) if path else None
+    if target is not None and target.suffix not in OUTPUT_FILES:
+        raise UsageError(f"{path}: outputs are written as {' or '.join(OUTPUT_FILES)}", hint=f"name it {path}.npz")
+    return target
+
+
+def print_outputs(results: Mapping[str, np.ndarray]) -> None:
+    """Prints all elements of the results, as trtexec does: the shape, then the elements in row-major order."""
+    out.print("Output Tensors:")
+    for name, array in results.items():
+        out.print(f"{name}: ({'x'.join(map(str, array.shape))})")
+        out.print(" ".join(str(x) for x in np.asarray(array).ravel()))
 
 
 def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
@@ -101,7 +122,8 @@ def verify(
     atol: Annotated[str, Opt("--atol", help="Absolute tolerance: 1e-5, or y:1e-5 for one output.")] = "",
     rtol: Annotated[str, Opt("--rtol", help="Relative tolerance: 1e-3, or y:1e-3 for one output.")] = "",
     statistic: Annotated[str, Opt("--check-error-stat", help=f"What to bound: {', '.join(STATISTICS)}.")] = "elemwise",
-    device: Device = "", shapes: Shapes = "", values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
+    val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
     trust: Trust = False,
 ) -> None:  # fmt: skip
@@ -117,16 +139,18 @@ def verify(
     frozen = _check_same_model(engine, source, values)
     names = [t.name for t in engine.outputs]
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
-    feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed)
-    want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
-    got = engine.run(feeds)
+    feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed, batch)
+    with waiting("computing the reference") as say:
+        want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
+        say("running")
+        got = engine.run(feeds)
     failed = []
     for name, w in want.items():
         tolerance = Tolerance(
             absolute.get(name, absolute.get("")), relative.get(name, relative.get("")), _promised(engine, name)
         )
         fine, text = tolerance.judge(np.asarray(got[name]), w, statistic)
-        out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}", markup=False)
+        out.print(f"{'pass' if fine else 'FAIL'} {name}: {text}")
         if not fine:
             failed.append(name)
     if failed:
@@ -206,7 +230,7 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
+        raise EnvironmentError_("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
     from arcweld.compiler.text import sanitize
 
     try:

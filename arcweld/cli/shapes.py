@@ -55,11 +55,15 @@ def parse_shapes(text: str) -> dict[str, Shape]:
 
 
 def parse_open_shapes(text: str) -> dict[str, tuple[int | str, ...]]:
-    """Shapes with symbolic dimensions, such as ``x:[n,3,32*h,32*w]`` or ``x:nx3x8*w``. Raises UsageError."""
+    """Shapes with symbolic dimensions, such as ``x:[n,3,32*h,32*w]`` or ``x:nx3x8*w``; ``x:scalar`` has none.
+
+    Raises UsageError.
+    """
     shapes: dict[str, tuple[int | str, ...]] = {}
     for name, value in split_pairs(text, "shapes"):
         listed = value.startswith("[")
-        words = [d.strip() for d in (value.strip("[]").split(",") if listed else value.split("x")) if d.strip()]
+        parts = [] if value == "scalar" else value.strip("[]").split(",") if listed else value.split("x")
+        words = [d.strip() for d in parts if d.strip()]
         for d in words:
             if d.startswith("-"):
                 raise UsageError(f"shapes: {value!r} has a negative dimension", hint="give every dimension a size")
@@ -209,13 +213,13 @@ def _check_names(graph: Graph, shapes: Mapping[str, Shape]) -> None:
             raise UsageError(f"input {name} has rank {rank}, a shape of rank {len(shape)} was given")
 
 
-def check_ranges(graph: Graph, sizes: Mapping[str, int]) -> None:
-    """Raises UsageError for a size outside its dimension's range."""
+def check_ranges(graph: Graph, sizes: Mapping[str, int], option: str = "--optShapes") -> None:
+    """Raises UsageError for a size, which ``option`` gave, outside its dimension's range."""
     for s in graph.symbols():
         high = s.hi if isinstance(s.hi, int) else None
         if s.name in sizes and not s.lo <= sizes[s.name] <= (sizes[s.name] if high is None else high):
             limit = "" if high is None else f" to {high}"
-            raise UsageError(f"dimension {s.name} is {sizes[s.name]} in --optShapes, its range is {s.lo}{limit}")
+            raise UsageError(f"dimension {s.name} is {sizes[s.name]} in {option}, its range is {s.lo}{limit}")
 
 
 def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
@@ -237,4 +241,21 @@ def sizes_of(graph: Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
         if f(sizes) != size:
             value = f" = {f(sizes)}" if f.names else ""
             raise UsageError(f"{axis} is {f.dim}{value}, not {size}")
+    return sizes
+
+
+def batch_sizes(graph: Graph, batch: int) -> dict[str, int]:
+    """The sizes of the symbols that make the first dimension of every input ``batch``, where it is open; {} for 0.
+
+    Raises UsageError if an open one cannot be that, or if none is open and they are fixed to something else.
+    """
+    first = {v.name: DimFunction(v.shape[0]) for v in graph.inputs if v.shape} if batch else {}
+    sizes: dict[str, int] = {}
+    solve([(f, batch) for f in first.values()], sizes)
+    fits = [f.names <= sizes.keys() and f(sizes) == batch for f in first.values()]
+    for (name, f), fine in zip(first.items(), fits):
+        if not fine and (f.names or not (any(fits) or any(g.names for g in first.values()))):
+            hint = None if f.names else "the model fixes its batch: leave --batch out"
+            raise UsageError(f"--batch: the first dimension of input {name} is {f.dim}, not {batch}", hint=hint)
+    check_ranges(graph, sizes, "--batch")
     return sizes

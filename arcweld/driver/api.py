@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -47,6 +47,7 @@ class CompileOptions(TypedDict, total=False):
     verify_budget  seconds of CPU time that quick verification may take
     tolerance      largest relative error of the outputs; default: that of the precision
     tf32           whether f32 matrix products may round their operands to tf32
+    keep_f32       names of the model's nodes that stay f32 whatever ``precision`` says
     disable        names of passes to leave out
     progress       called with (stage, done, total)
     dump           folder for the graph after each pass, every kernel and every cubin
@@ -61,6 +62,7 @@ class CompileOptions(TypedDict, total=False):
     verify_budget: float
     tolerance: float | None
     tf32: bool
+    keep_f32: Collection[str]
     disable: Sequence[str] | str
     progress: Progress | None
     dump: str | os.PathLike[str] | None
@@ -166,7 +168,8 @@ def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build
 def build_data(
     graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
     device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
-    tolerance: float | None = None, tf32: bool = False, disable: Sequence[str] | str = (),
+    tolerance: float | None = None, tf32: bool = False, keep_f32: Collection[str] = (),
+    disable: Sequence[str] | str = (),
     progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
@@ -181,7 +184,8 @@ def build_data(
     where = open_device(device)
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
     left_out = {disable} if isinstance(disable, str) else disable
-    options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32)
+    options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32,
+                      keep_f32=_known_nodes(graph, keep_f32))  # fmt: skip
     started = time.monotonic()
     folder = None if dump is None else Path(dump)
     if folder is not None:
@@ -195,26 +199,58 @@ def build_data(
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     else:
         given, used_sizes, draw = _inputs_to_verify(graph, sizes, feeds)
+    before = {"inputs": time.monotonic() - started}
+    if progress is not None and given and precision != "fp32":
+        progress("promotion", 0, 1)
     promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
     if promotion is not None:
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
+        before["promotion"] = time.monotonic() - started - before["inputs"]
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
     build.sizes = used_sizes
+    build.seconds = before | build.seconds
     engine = None
     if checks.level != "off":
+        built = time.monotonic()
         engine = Engine(build.data, where)
-        before = time.monotonic()
-        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, draw)
+        told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
+        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, draw, told)
         warn_of_headroom(evidence)
         build.data = engine.data = replace(build.data, verify=evidence)
-        build.seconds["verify"] = time.monotonic() - before
+        build.seconds["verify"] = time.monotonic() - built
     if promotion is not None and promotion.gave_up:
         _warn_of_f32(build, promotion, checks)
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine
+
+
+def _kernel_counter(progress: Progress, kernels: int) -> Callable[[str], None]:
+    """Turns what verification says that it does into the number of kernels begun, which other sizes do not add to."""
+    begun: set[str] = set()
+
+    def told(doing: str) -> None:
+        if doing.startswith("kernel "):
+            begun.add(doing)
+        progress("verify", len(begun), kernels)
+
+    progress("verify", 0, kernels)
+    return told
+
+
+def _known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
+    """``names`` as a set. Raises UsageError for one that no node of the model has."""
+    if isinstance(names, str):
+        raise UsageError("keep_f32 is a collection of names", hint=f"write [{names!r}]")
+    known = {o for n in graph.nodes for o in n.origin} if names else set()
+    if unknown := sorted(set(names) - known):
+        near = difflib.get_close_matches(unknown[0], known, 3, 0.3)
+        raise UsageError(
+            f"keep_f32: no node is called {unknown[0]!r}", hint=f"close: {', '.join(near)}" if near else None
+        )
+    return frozenset(names)
 
 
 def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:

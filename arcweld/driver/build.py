@@ -32,7 +32,7 @@ class Build:
 
     imported, fused  the graph before the passes, and after fusion
     planned          one launch for each region, in the order of ``fused.regions``
-    seconds          wall time by stage (passes, fusion, codegen, nvrtc, verify, total)
+    seconds          wall time by stage: inputs, promotion, passes, fusion, codegen, nvrtc, assemble, verify, total
     sizes            the sizes of symbolic dimensions that it was verified with, or typical ones
     """
 
@@ -76,6 +76,7 @@ def build_graph(
     data = assemble(fused, planned, code, graph.labels())
     if dump is not None:
         _dump_kernels(dump, data)
+    clock.lap("assemble")
     return Build(graph, fused, planned, data, options.precision, clock.laps)
 
 

@@ -192,7 +192,7 @@ class _Verification:
             raise AccuracyError(
                 f"output {label} has relative error {error:.2e} against the reference, above {limit:.0e}",
                 node=label,
-                hint=f"{remedy}raise --tolerance if the model bears it, or report a defect",
+                hint=f"{remedy}raise the tolerance if the model bears it, or report a defect",
             )
         row = {"output": label, "status": "verified", "error": error, "tolerance": limit}
         odd = _nonfinite(want)

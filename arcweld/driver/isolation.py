@@ -88,7 +88,7 @@ def _listen(receiver: Connection, child: int, told: Callable[[str], None] | None
 
 def _lost(code: int, doing: str, limit: float) -> ArcweldError:
     """The error for a child that ended without a result."""
-    report = "this is a defect of Arcweld: please report it; `--disable fusion` may go round it"
+    report = "this is a defect of Arcweld: please report it; leaving out the pass fusion may go round it"
     if code == -signal.SIGKILL:
         return EnvironmentError_(f"the process was killed in {doing}", hint="it may have needed too much memory")
     if code == -signal.SIGXCPU:

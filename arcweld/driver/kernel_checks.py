@@ -129,7 +129,7 @@ def check_kernel(
             raise AccuracyError(
                 f"kernel {check.source.entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}{at}",
                 node=", ".join(p.bound.origin[:6]) or p.name,
-                hint="this is a defect of Arcweld: please report it; `--disable fusion` may go round it",
+                hint="this is a defect of Arcweld: please report it; leaving out the pass fusion may go round it",
             )
         if error > MAX_ROUNDING:
             doubt = f"rounding alone may change {tensor} by {100 * limit:.0f} %"

@@ -16,16 +16,16 @@ from arcweld.runtime.plan import ExecutionPlan
 
 
 def summary(build: Build, device: Device) -> str:
-    """``122 nodes -> 41 kernels, 0 fallbacks, fp16 97 % of FLOPs, max err 3.1e-03 (41/41 kernels verified on sim),
-    42.0 MB weights, 11.2 MB workspace at batch=1, built in 3.8 s``.
+    """``122 nodes -> 41 launches, 36 kernels, 0 fallbacks, fp16 97 % of FLOPs, max err 3.1e-03 (36/36 kernels verified
+    on sim), 42.0 MB weights, 11.2 MB workspace at batch=1, built in 3.8 s``.
 
-    FLOPs are those of matrix products, convolutions, pools and attention. The number of kernels is that of launches.
-    There are never fallbacks: a model that cannot be compiled as a whole is refused.
+    FLOPs are those of matrix products, convolutions, pools and attention. There are never fallbacks: a model that
+    cannot be compiled as a whole is refused.
     """
     data = build.data
     weights = sum(w.nbytes for w in data.weights.values())
     parts = [
-        f"{len(build.imported.nodes)} nodes -> {len(data.program.launches)} kernels", "0 fallbacks",
+        f"{_counted(len(build.imported.nodes), 'node')} -> {kernels_text(data)}", "0 fallbacks",
         *_precision(build), accuracy(data, device), f"{bytes_text(weights)} weights",
         _workspace(build, device),
         f"built in {build.seconds['total']:.1f} s",
@@ -39,9 +39,32 @@ def accuracy(data: EngineData, device: Device) -> str:
     if evidence["level"] == "off":
         return "not verified"
     errors = [o["error"] for o in evidence["outputs"] if o["status"] == "verified" and o.get("nonfinite", 0) < 1]
-    checked = sum(k["status"] == "verified" for k in evidence["kernels"])
     worst = f"max err {max(errors):.1e}" if errors else "outputs not compared"
-    return f"{worst} ({checked}/{len(evidence['kernels'])} kernels verified on {device.name})"
+    return f"{worst} ({len(verified_kernels(data))}/{len(data.sources)} kernels verified on {device.name})"
+
+
+def kernels_text(data: EngineData) -> str:
+    """``2 kernels`` where each is launched once a call, else ``41 launches, 36 kernels``.
+
+    Kernels are distinct sources, those for single architectures included.
+    """
+    launches, kernels = len(data.program.launches), len(data.sources)
+    shown = _counted(kernels, "kernel")
+    return shown if launches == kernels else f"{_counted(launches, 'launch', 'launches')}, {shown}"
+
+
+def verified_kernels(data: EngineData) -> set[str]:
+    """The kernels that were compared; those of launches that write the same tensor before are part of a comparison."""
+    rows = [k for k in (data.verify or {}).get("kernels", ()) if k["status"] == "verified"]
+    compared = {k["launch"] for k in rows}
+    before = {
+        v.kernel for x in data.program.launches if x.name.rpartition(":")[0] in compared for v in x.variants
+    }  # fmt: skip
+    return ({k["kernel"] for k in rows} | before) & set(data.sources)
+
+
+def _counted(n: int, noun: str, plural: str = "") -> str:
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
 
 
 def bytes_text(n: int) -> str:

@@ -33,6 +33,7 @@ VIEWS = frozenset(
 )  # fmt: skip
 
 SMALL = "part of a block smaller than min_block_size"
+MOVES = "part of a block that only moves elements"
 VIEW = "a view of a result: PyTorch makes it without a kernel"
 
 
@@ -163,7 +164,7 @@ def partition(graph: fx.Graph, examine: Callable[[fx.Node], Verdict], min_block_
         small = [b for b in blocks.values() if sum(computes[n] for n in b) < min_block_size]
         if not small:
             return Partition(stages, dict(sorted(blocks.items())), left, computes)
-        left.update({n: SMALL for b in small for n in b})
+        left.update({n: SMALL if any(computes[m] for m in b) else MOVES for b in small for n in b})
 
 
 def _classify(

@@ -16,7 +16,7 @@ from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.operands import Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
-from arcweld.compiler.onnx.remedies import ImportRefusal, fix_dimensions, remedy_of
+from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import Scope, Walker
 from arcweld.compiler.text import sanitize
 
@@ -89,7 +89,8 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     done = 0
     while going and done < trips:
         if done >= MAX_ITERATIONS:
-            c.unsupported(f"a loop of more than {MAX_ITERATIONS} iterations", fix_dimensions())
+            length = f"{trips}" if c.has(0) else f"more than {MAX_ITERATIONS}"
+            c.unsupported(f"a loop of {length} iterations (at most {MAX_ITERATIONS} are unrolled)")
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         names = constants | {i.name: o for i, o in zip(body.input, formal)}
         results = run_graph(visitor, body, scope, f"{c.name}/{done}/", names, used)
@@ -193,6 +194,26 @@ def standard_function(node: NodeProto, c: NodeContext) -> tuple[FunctionProto, d
     plain = _resolved(node, c.attrs).SerializeToString()
     body = schema.get_context_dependent_function_with_opset_version(max(versions), plain, types)
     return (FunctionProto.FromString(body), defaults) if body else None
+
+
+def has_body(op: str) -> bool:
+    """Whether the ONNX standard defines an operator by a body of others."""
+    if not onnx.defs.has(op):
+        return False
+    schema = onnx.defs.get_schema(op)
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def takes_types(c: NodeContext, domain: str) -> bool:
+    """Whether the ONNX standard lets the node's operator have operands of these element types."""
+    try:
+        schema = onnx.defs.get_schema(c.op, c.opset, domain)
+    except onnx.defs.SchemaError:
+        return False
+    codes = {v: k for k, v in DTYPES.items()}
+    names = [None if o is None else onnx.TensorProto.DataType.Name(codes[o.dtype]).lower() for o in c.operands]
+    variadic = list(schema.inputs) + [schema.inputs[-1]] * len(names) if schema.inputs else []
+    return all(n is None or f"tensor({n})" in i.types for n, i in zip(names, variadic))
 
 
 def _resolved(node: NodeProto, attrs: Mapping[str, Any]) -> NodeProto:

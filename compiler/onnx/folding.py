@@ -17,6 +17,7 @@ from arcweld.compiler.onnx.remedies import Action, Remedy
 from arcweld.compiler.ops import registry
 
 MAX_NODES = 1000
+MAX_STEERING = 64  # elements of an integer input that a user may know beforehand
 
 
 def fold_value(builder: Builder, value: Value, refuse: Callable[[str, Remedy | None], NoReturn]) -> np.ndarray:
@@ -40,6 +41,12 @@ def fold_value(builder: Builder, value: Value, refuse: Callable[[str, Remedy | N
 def _too_large(value: Value) -> bool:
     n = value.type.numel
     return not isinstance(n, int) or n > MAX_HOST_ELEMENTS
+
+
+def _steers(value: Value) -> bool:
+    """Whether an input looks like a mode, a size or a shape, which a user may know beforehand, and not like data."""
+    n = value.type.numel
+    return isinstance(n, int) and n <= (MAX_STEERING if not value.dtype.is_float else 1)
 
 
 def _input(builder: Builder, value: Value, done: dict[str, np.ndarray]) -> np.ndarray:
@@ -66,7 +73,7 @@ def _ancestors(builder: Builder, value: Value) -> tuple[list[Node], str, Remedy 
             return [], why.reason, Remedy(Action.FIX_DIMENSIONS, why.symbols)
         if node is None:
             if v.name not in builder.rw.weights:
-                remedy = Remedy(Action.FIX_INPUT, subject=v.name)
+                remedy = Remedy(Action.FIX_INPUT, subject=v.name) if _steers(v) else None
                 return [], f"the values of {value.name} depend on the data of input {v.name}", remedy
             continue
         if any(isinstance(d, IntExpr) for a in node.attrs.values() if isinstance(a, tuple) for d in a):

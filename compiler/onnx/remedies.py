@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from arcweld.compiler import dims
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.scalars import Scalar, symbols_of
 
@@ -68,4 +68,9 @@ def remedy_of(error: UnsupportedError) -> Remedy | None:
     """The remedy of an error: an ImportRefusal's own, else its hint as advice, else None."""
     if isinstance(error, ImportRefusal):
         return error.remedy
+    return None if error.hint is None else Remedy(Action.ADVICE, subject=error.hint)
+
+
+def remedy_of_hint(error: ModelError) -> Remedy | None:
+    """The hint of an error about a model as advice; None without one."""
     return None if error.hint is None else Remedy(Action.ADVICE, subject=error.hint)

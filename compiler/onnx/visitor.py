@@ -14,16 +14,24 @@ from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, Uns
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.control import CONTROL, call_function, standard_function
+from arcweld.compiler.onnx.control import CONTROL, call_function, has_body, standard_function, takes_types
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
 from arcweld.compiler.onnx.order import in_order, names_used
 from arcweld.compiler.onnx.proto import attribute_value, is_valid
-from arcweld.compiler.onnx.remedies import Action, ImportRefusal, Remedy, fix_dimensions, remedy_of
+from arcweld.compiler.onnx.remedies import (
+    Action,
+    ImportRefusal,
+    Remedy,
+    fix_dimensions,
+    remedy_of,
+    remedy_of_hint,
+)
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.sequences import SEQUENCES
 from arcweld.compiler.ops import registry
+from arcweld.compiler.ops.shapes import ElementTypeError
 from arcweld.compiler.text import sanitize
 
 MAX_VISITS = 100_000
@@ -110,6 +118,7 @@ class Visitor:
             self.ended = True
         elif isinstance(error, UnsupportedError):
             self.findings.append(Finding(label, node.op_type, error.message, remedy_of(error)))
+            self._list_inside(node, label)
         elif isinstance(error, ArcweldError):
             if error.node is None:
                 error.node = label
@@ -188,12 +197,13 @@ class Visitor:
         try:
             raw = fn(context)
         except ModelError as error:
+            if isinstance(error, ElementTypeError) and takes_types(context, domain):
+                raise ImportRefusal(error.message, remedy=remedy_of_hint(error)) from error
             operands = fix_dimensions(*(d for o in context.operands if o is not None for d in o.shape))
             if not operands.symbols:
                 raise
             # with open dimensions a disagreement may only be one that is not provable
-            remedy = Remedy(Action.ADVICE, subject=error.hint) if error.hint else operands
-            raise ImportRefusal(error.message, remedy=remedy) from error
+            raise ImportRefusal(error.message, remedy=remedy_of_hint(error) or operands) from error
         listed = [raw] if isinstance(raw, Value | Operand) else list(raw)
         for i, wanted in enumerate(context.used):
             if wanted and (i >= len(listed) or listed[i] is None):
@@ -238,14 +248,35 @@ class Visitor:
         return new
 
     def _behind(self, node: NodeProto, domain: str, label: str, bad: Unavailable) -> Sequence[Any]:
-        known = handler(domain, node.op_type) is not None or (domain == "" and node.op_type in _BUILT_IN)
-        known = known or (domain, node.op_type) in self.functions
-        if not known:
+        if not self._has(node, domain):
             raise _not_implemented(domain, node.op_type)
         # an input or initializer that cannot be used is reported by its first reader
         reason = f"{bad.node}: {bad.reason}" if bad.reason else ""
         self.findings.append(Finding(label, node.op_type, reason))
+        self._list_inside(node, label)
         return [Unavailable(bad.node)] * len(node.output)
+
+    def _list_inside(self, node: NodeProto, label: str) -> None:
+        """Notes the operators without a handler in the subgraphs of a node that cannot be imported.
+
+        So that all that a model lacks is listed at once. What else is wrong with these nodes is not known.
+        """
+        waiting = [(label, g) for attr in node.attribute for g in (attr.g, *attr.graphs) if g.node]
+        while waiting:
+            place, graph = waiting.pop()
+            for inner in graph.node:
+                here = f"{place}/{inner.name or f'{inner.op_type}_{next(iter(inner.output), str())}'}"
+                waiting += [(here, g) for attr in inner.attribute for g in (attr.g, *attr.graphs) if g.node]
+                domain = normal_domain(inner.domain)
+                if self._has(inner, domain) or (domain == "" and has_body(inner.op_type)):
+                    continue
+                refusal = _not_implemented(domain, inner.op_type)
+                self.findings.append(Finding(here, inner.op_type, refusal.message, remedy_of(refusal)))
+
+    def _has(self, node: NodeProto, domain: str) -> bool:
+        """Whether there is a way to import the node's operator: a handler, a built-in, or a function of the model."""
+        known = handler(domain, node.op_type) is not None or (domain == "" and node.op_type in _BUILT_IN)
+        return known or (domain, node.op_type) in self.functions
 
     def _attributes(self, node: NodeProto, scope: Scope) -> dict[str, Any]:
         attrs: dict[str, Any] = {}

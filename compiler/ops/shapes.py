@@ -60,11 +60,15 @@ def split_optional(
     return present(op, types[:required]), [*types[required:], *[None] * (total - len(types))]
 
 
+class ElementTypeError(ModelError):
+    """An operand of a type that an operator does not take."""
+
+
 def check_dtype(op: str, t: TensorType, allowed: Sequence[DType]) -> None:
-    """Raises ModelError if the operand's element type is not one of ``allowed``."""
+    """Raises ElementTypeError if the operand's element type is not one of ``allowed``."""
     if t.dtype not in allowed:
         names = ", ".join(d.value for d in allowed)
-        raise ModelError(f"{op} does not take {t.dtype.value} operands", hint=f"it takes {names}")
+        raise ElementTypeError(f"{op} does not take {t.dtype.value} operands", hint=f"it takes {names}")
 
 
 def same_dtype(op: str, types: Sequence[TensorType]) -> DType:
@@ -95,10 +99,18 @@ def check_length(op: str, what: str, items: Sequence[Any], length: int) -> None:
         raise ModelError(f"{op}: {what} has {len(items)} entries, {length} are needed")
 
 
+class UnequalError(ModelError):
+    """Two dimensions, ``pair``, that have to be equal and are not known to be."""
+
+    def __init__(self, message: str, pair: tuple[Dim, Dim]) -> None:
+        super().__init__(message, hint=_equal_hint(*pair))
+        self.pair = pair
+
+
 def check_equal(op: str, what: str, a: Dim, b: Dim) -> None:
-    """Raises ModelError unless the two dimensions are equal expressions."""
+    """Raises UnequalError unless the two dimensions are equal expressions."""
     if a != b:
-        raise ModelError(f"{op}: {what}: {a} and {b} are not known to be equal", hint=_equal_hint(a, b))
+        raise UnequalError(f"{op}: {what}: {a} and {b} are not known to be equal", (a, b))
 
 
 def check_within(op: str, small: Sequence[Dim], large: Sequence[Dim], but: int) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from arcweld.compiler.dims import IntExpr, free_symbols
+from arcweld.compiler.dims import Dim, IntExpr, free_symbols
 from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
 from arcweld.compiler.ops.registry import unsupported_reason
+from arcweld.compiler.ops.shapes import UnequalError
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import HANDLERS, AtenContext
 from arcweld.compiler.torch.symbols import solvable
@@ -37,11 +38,15 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A node that cannot be compiled: its target, the reason, and its place in the user's program."""
+    """A node that cannot be compiled: its target, the reason, and its place in the user's program.
+
+    ``unequal`` are two dimensions that would have to be equal.
+    """
 
     target: str
     reason: str
     place: str
+    unequal: tuple[Dim, Dim] | None = None
 
 
 class FxReader:
@@ -91,7 +96,8 @@ class FxReader:
         except ArcweldError as error:
             if isinstance(error, VerifyError):
                 raise
-            self.problems.append(Problem(target_name(node), error.message, place_of(node)))
+            unequal = error.pair if isinstance(error, UnequalError) else None
+            self.problems.append(Problem(target_name(node), error.message, place_of(node), unequal))
             self.env[node] = self._stand_in(node)
 
     def _value_of(self, node: fx.Node) -> Any:
@@ -276,7 +282,12 @@ class FxReader:
             unknown = free_symbols(d) - known
             if unknown:
                 symbol = min(s.name for s in unknown)
-                raise UnsupportedError(f"the dimension {symbol} does not follow from any input's shape", node=name)
+                raise UnsupportedError(
+                    f"the dimension {symbol} does not follow from any input's shape: it is a Python number among the "
+                    "arguments, or computed from one",
+                    node=name,
+                    hint="pass it as a tensor, or keep it constant",
+                )
 
     def raise_problems(self) -> None:
         """Raises UnsupportedError if any node was refused: each operator once, with count, reason and place."""

@@ -7,6 +7,7 @@ torch's memory.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from torch.utils import _pytree as pytree
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, value_range
+
+log = logging.getLogger("arcweld.torch")
 
 
 def import_module(
@@ -42,9 +46,10 @@ def import_module(
             )
     except Exception as error:  # torch raises many unrelated types here
         raise ModelError(
-            f"torch.export refused {type(module).__name__}: {type(error).__name__}: {_first_line(error)}"
+            f"torch.export refused {type(module).__name__}: {type(error).__name__}: {str(error).strip()}",
+            hint='torch.compile(model, backend="arcweld") needs no export; a file of torch.onnx.export is compiled too',
         ) from error
-    names = _symbol_names(module, program, dynamic_shapes)
+    names = _symbol_names(module, program, (tuple(args), dict(kwargs or {})), dynamic_shapes)
     return import_exported(program, name=type(module).__name__, symbol_names=names)
 
 
@@ -53,13 +58,32 @@ def import_exported(
 ) -> Graph:
     """An exported program as a graph; its inputs and outputs are the tensors among the program's, in order.
 
-    Raises UnsupportedError, listing every operator that Arcweld lacks, and for programs that write to their inputs
-    or buffers.
+    Sizes that an operator requires to be equal, and that torch holds for different ones, are made equal, and the
+    program is read again. Raises UnsupportedError, listing every operator that Arcweld lacks, and for programs that
+    write to their inputs or buffers.
     """
     program = program.run_decompositions(kept_composites())
-    ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
-    reader = FxReader(name, Sizes(ranges, symbol_names))
     _refuse_mutation(program)
+    ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
+    same: dict[str, Offset] = {}
+    while True:
+        reader = FxReader(name, Sizes(ranges, symbol_names, same))
+        outputs = _read_exported(reader, program)
+        learnt = learn((p.unequal for p in reader.problems if p.unequal is not None), reader.sizes.torch_names)
+        if not learnt:
+            break
+        for symbol, (base, by) in learnt.items():
+            log.info("%s: the size %s is %s, as its operators require", name, symbol, f"{base} + {by}" if by else base)
+        same |= learnt
+    reader.raise_problems()
+    labels = _output_labels(program, len(outputs))
+    pairs = [(reader.argument(o), label) for o, label in zip(outputs, labels) if isinstance(o, fx.Node)]
+    tensors = [(v, label) for v, label in pairs if isinstance(v, Value)]
+    return reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+
+
+def _read_exported(reader: FxReader, program: torch.export.ExportedProgram) -> Sequence[Any]:
+    """Reads all nodes of an exported program; returns its outputs. Nodes that are refused are the reader's problems."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     outputs: Sequence[Any] = ()
     for node in program.graph.nodes:
@@ -69,11 +93,7 @@ def import_exported(
             outputs = node.args[0]
         else:
             reader.read(node)
-    reader.raise_problems()
-    labels = _output_labels(program, len(outputs))
-    pairs = [(reader.argument(o), label) for o, label in zip(outputs, labels) if isinstance(o, fx.Node)]
-    tensors = [(v, label) for v, label in pairs if isinstance(v, Value)]
-    return reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+    return outputs
 
 
 def import_fx(
@@ -216,35 +236,42 @@ def _output_labels(program: Any, count: int) -> list[str]:
     return labels if len(set(labels)) == count else plain
 
 
-def _symbol_names(module: torch.nn.Module, program: Any, dynamic_shapes: Any) -> dict[str, str]:
-    """Torch's symbol (``s77``) -> the name of the user's ``Dim`` object, for arguments that are tensors."""
+def _symbol_names(module: torch.nn.Module, program: Any, given: tuple[Any, Any], dynamic_shapes: Any) -> dict[str, str]:
+    """Torch's symbol (``s77``) -> the name of the user's ``Dim`` object. ``given`` are the arguments of the export."""
     if dynamic_shapes is None:
         return {}
+    parameters = list(inspect.signature(module.forward).parameters)
     if not isinstance(dynamic_shapes, Mapping):
-        parameters = list(inspect.signature(module.forward).parameters)
         dynamic_shapes = dict(zip(parameters, dynamic_shapes))
-    shapes = {n.name: n.meta["val"].shape for n in program.graph.nodes if _is_tensor_input(n)}
+    kinds = {s.arg.name: s.kind.name for s in program.graph_signature.input_specs}
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and kinds[n.name] == "USER_INPUT"]
     names: dict[str, str] = {}
-    for argument, spec in dynamic_shapes.items():
-        entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+    for node, (path, _) in zip(inputs, pytree.tree_flatten_with_path(given)[0]):
+        spec = _spec_at(dynamic_shapes, path, parameters)
+        entries = spec.items() if isinstance(spec, Mapping) else enumerate(spec if isinstance(spec, Sequence) else ())
         for axis, dim in entries:
             label = getattr(getattr(dim, "root", dim), "__name__", None)  # the root of a derived 2*batch is batch
-            if label is None or argument not in shapes or not isinstance(axis, int):
-                continue
-            size = shapes[argument][axis]
+            size = node.meta["val"].shape[axis] if isinstance(node.meta.get("val"), torch.Tensor) else None
             free = size.node.expr.free_symbols if isinstance(size, torch.SymInt) else ()
-            if len(free) == 1 and label not in names.values():
+            if label is not None and len(free) == 1 and label not in names.values():
                 names[str(next(iter(free)))] = label
     return names
 
 
-def _is_tensor_input(node: fx.Node) -> bool:
-    return node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else ""
+def _spec_at(spec: Any, path: Sequence[Any], parameters: Sequence[str]) -> Any:
+    """The part of ``dynamic_shapes``, by parameter, for the argument at a path; None where it says nothing of it."""
+    _, first, *rest = (getattr(k, "idx", getattr(k, "key", getattr(k, "name", None))) for k in path)
+    if isinstance(first, int):
+        first = parameters[first] if first < len(parameters) else None  # further ones are those of *args
+    spec = spec.get(first)
+    for key in rest:
+        if isinstance(spec, Mapping):
+            spec = spec.get(key)
+        elif isinstance(spec, Sequence) and isinstance(key, int) and key < len(spec):
+            spec = spec[key]
+        else:
+            spec = getattr(spec, str(key), None)
+    return spec
 
 
 __all__ = ["import_exported", "import_fx", "import_module", "kept_composites", "target_name"]

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim
+from arcweld.compiler.dims import Dim, Sym, free_symbols
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import TensorType
+from arcweld.compiler.torch.equalities import Offset, narrowed
 
 _DTYPES: dict[torch.dtype, DType] = {
     torch.float64: DType.F64,
@@ -72,15 +73,22 @@ class Sizes:
     """Converts torch's symbolic integers into dimensions; a torch symbol is the same ``Sym`` in a whole graph.
 
     ``names`` renames torch's symbols (``s77`` to ``batch``). ``ranges`` maps torch's names to (least, greatest or
-    None), both inclusive.
+    None), both inclusive. ``same`` says which symbols are others plus a number.
     """
 
     def __init__(
-        self, ranges: Mapping[str, tuple[int, int | None]] | None = None, names: Mapping[str, str] | None = None
-    ) -> None:
-        self._ranges = dict(ranges or {})
+        self, ranges: Mapping[str, tuple[int, int | None]] | None = None, names: Mapping[str, str] | None = None,
+        same: Mapping[str, Offset] | None = None,
+    ) -> None:  # fmt: skip
+        self._ranges = narrowed(ranges or {}, same or {})
         self._names = dict(names or {})
+        self._same = dict(same or {})
         self._symbols: dict[str, Dim] = {}
+
+    @property
+    def torch_names(self) -> dict[Sym, str]:
+        """Torch's name of each symbol, in the order of their first use."""
+        return {s: name for name, d in self._symbols.items() for s in free_symbols(d) if name not in self._same}
 
     def dim(self, size: Any) -> Dim:
         """A size (int or SymInt) as a dimension. Raises UnsupportedError for what a dimension cannot express."""
@@ -146,7 +154,10 @@ class Sizes:
     def _symbol(self, name: str) -> Dim:
         if name.startswith(("u", "zuf")) and name.lstrip("uzf").isdigit():
             raise UnsupportedError(f"the size {name} depends on the data of a tensor")
-        if name not in self._symbols:
+        if name in self._same:
+            base, by = self._same[name]
+            self._symbols[name] = (self._symbol(base) if base else 0) + by
+        elif name not in self._symbols:
             lo, hi = self._ranges.get(name, (0, None))
             self._symbols[name] = dims.symbol(self._names.get(name, name), lo, hi)
         return self._symbols[name]

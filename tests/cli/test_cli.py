@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -283,18 +284,43 @@ def test_an_interrupted_or_failing_build_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_progress_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: Words) -> None:
     from arcweld.cli import common
 
+    monkeypatch.setattr(common, "PULSE", 0.02)
     with common.progress_bar() as report:
-        assert report is None
-    monkeypatch.setattr(common.err, "_force_terminal", True)
+        assert report is not None
+        report("nvrtc", 1, 2)
+        time.sleep(0.2)
+        report("verify", 0, 1)
+        time.sleep(0.2)
+    shown = capsys.readouterr().err
+    assert re.fullmatch(r"(compiling kernels, 1 of 2, 0 s\n)+(verifying kernels, 0 of 1, 0 s\n)+", shown)
+    monkeypatch.setattr(common, "PULSE", 5.0)
+    with common.progress_bar() as report:  # what is quick needs no words
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(common._Console, "columns", 80)
     with common.progress_bar(quiet=True) as report:
         assert report is None
     with common.progress_bar() as report:
         assert report is not None
         report("nvrtc", 1, 2)
         report("verify", 1, 1)
+
+
+def test_long_work_says_what_it_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Words
+) -> None:
+    monkeypatch.setattr("arcweld.cli.common.PULSE", 0.005)
+    given = ["--arch=sm_80", "--fp16"]
+    assert main([str(model), "-o", str(tmp_path / "x.engine"), *given]) == 0
+    said = r"(preparing|trying half precision, 0 of 1|rendering kernels, \d of 3), 0 s\n"
+    assert re.match(said, capsys.readouterr().err)
+    assert main([str(model), "-o", str(tmp_path / "x.engine"), *given, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["bench", str(tmp_path / "x.engine"), "--duration=0.1", "--warmUp=0"]) == 0
+    assert "timing, 0 s\n" in capsys.readouterr().err
 
 
 def test_dump_writes_each_pass_and_every_kernel(model: Path, tmp_path: Path) -> None:

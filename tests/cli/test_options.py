@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from cli_models import mlp, mlp_result, mlp_weights, save_model
 from onnx import TensorProto, helper, numpy_helper
 
 from arcweld.cli import doctor
-from arcweld.cli.app import COMMANDS, main
+from arcweld.cli.app import COMMANDS, main, options_of_commands
 from arcweld.cli.common import print_json, print_table
 from arcweld.runtime.engine import load
 from arcweld.runtime.engine_file import read_engine
@@ -117,7 +120,7 @@ def test_options_of_trtexec_that_need_nothing(model: Path, engine: Path, tmp_pat
     timing = ["--iterations=2", "--warmUp=0", "--duration=0"]
     assert "on sim" in command(f"--loadEngine={engine}", *timing, "--avgRuns=5", "--verbose").stderr
     assert main(["bench", f"--onnx={model}", "--fp16", *timing]) == 0
-    assert main([f"--onnx={model}", f"--saveEngine={tmp_path / 'a.engine'}", "--dumpProfile"]) == 2
+    assert main(["build", f"--onnx={model}", f"--saveEngine={tmp_path / 'a.engine'}", "--dumpProfile"]) == 2
     assert "--dumpProfile is an option of `bench`" in capsys.readouterr().err
     assert main([f"--onnx={model}", "--avgRuns"]) == 2
 
@@ -328,13 +331,82 @@ def test_tables_align(capsys: Words) -> None:
     assert capsys.readouterr().out == "name     n\na[b]     1\nlonger  22\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_fits_into_100_columns(name: str) -> None:
+@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("name", [*COMMANDS, ""])
+def test_help_fits_into_the_columns(name: str, columns: int) -> None:
     for spelling in ("-h", "--help"):
-        done = command(name, spelling, env={**os.environ, "COLUMNS": "100"})
+        done = command(*filter(None, [name]), spelling, env={**os.environ, "COLUMNS": str(columns)})
         assert done.returncode == 0
-        assert max(map(len, done.stdout.splitlines())) <= 100
+        assert max(map(len, done.stdout.splitlines())) <= columns
         assert "…" not in done.stdout  # nothing is cut off
+        assert "..." not in done.stdout.replace("[ARGS]...", "").replace("[nodes]...", "").replace("nodes...", "")
+        words = {w for line in done.stdout.splitlines() for w in re.split(r"[\s,/]+", line)}
+        assert {*options_of_commands().get(name, {})} - words == set()  # no name is broken
+    if name == "build":
+        assert "x:[n,3,32*h,32*w]" in done.stdout
+
+
+def on_a_terminal(*words: object, folder: Path, columns: int = 80) -> list[str]:
+    """The lines of the command with a terminal of that width as its output, without control characters."""
+    reading, writing = os.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "dumb"}
+    line = [sys.executable, "-c", SCRIPT, *map(str, words)]
+    streams = {"stdout": writing, "stderr": writing, "stdin": subprocess.DEVNULL}
+    with subprocess.Popen(line, **streams, env=environment, cwd=folder) as process:  # type: ignore[call-overload]
+        os.close(writing)
+        text = b""
+        with contextlib.suppress(OSError):  # how the other end's closing shows
+            while part := os.read(reading, 1 << 16):
+                text += part
+        os.close(reading)
+        assert process.wait(120) == 0
+    return text.decode().replace("\r\n", "\n").splitlines()
+
+
+def test_reports_on_a_terminal_break_no_word(tmp_path: Path) -> None:
+    """A terminal breaks longer lines anywhere."""
+    names = [f"encoder.layers.{i}.feed_forward.intermediate_activation" for i in range(6)]
+    nodes = [
+        helper.make_node("Relu" if i % 2 else "Neg", [f"v{i}" if i else "x"], [f"v{i + 1}" if i < 5 else "y"], name=n)
+        for i, n in enumerate(names)
+    ]
+    path = save_model(tmp_path / "long.onnx", nodes, {"x": ["batch_size", 16]}, {"y": ["batch_size", 16]})
+    built = tmp_path / "long.engine"
+    assert main([str(path), "-o", str(built), "--arch=sm_80"]) == 0
+    for words in (["inspect", built.name], ["inspect", path.name], ["explain", path.name]):
+        lines = on_a_terminal(*words, folder=tmp_path)
+        found = {w.strip(",:") for line in lines for w in line.split()}
+        assert words == ["inspect", path.name] or set(names) <= found
+        assert all(len(line) <= 80 or " " not in line.strip() for line in lines), lines
+
+
+def test_shell_completion() -> None:
+    shown = command("--show-completion", "bash").stdout
+    assert "complete -o default -F _onnx_to_engine_completion onnx-to-engine" in shown
+    asking = {"_ONNX_TO_ENGINE_COMPLETE": "complete_bash"}
+    for typed, want in (
+        ("onnx-to-engine bench --inf", ["--infStreams"]), ("onnx-to-engine ins", ["inspect"]),
+        ("onnx-to-engine build --layer", ["--layerPrecisions"]),
+    ):  # fmt: skip
+        place = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        assert command(env={**os.environ, **asking, **place}).stdout.split() == want
+    assert "--install-completion" in command("--help").stdout
+
+
+def test_architectures_by_name(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Words) -> None:
+    assert main(["--arch=list"]) == 0
+    known = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_120"} <= set(known)
+    assert known[0] == "sm_80"
+    built = tmp_path / "n.engine"
+    monkeypatch.setattr("arcweld.cli.archs.gpu_count", lambda: 0)
+    assert main([str(model), "-o", str(built), "--arch=native"]) == 4
+    assert "there is no GPU\n  hint: name it: sm_90a" in capsys.readouterr().err
+    monkeypatch.setattr("arcweld.cli.archs.gpu_count", lambda: 2)
+    local = {"cuda:0": "sm_90a", "cuda:1": "sm_80"}
+    monkeypatch.setattr("arcweld.cli.archs.open_device", lambda name: types.SimpleNamespace(arch=local[name]))
+    assert main([str(model), "-o", str(built), "--arch=native,sm_80", "--verify=off"]) == 0
+    assert read_engine(built).archs == ("sm_80", "sm_90a")
 
 
 def test_no_words_at_all(capsys: Words) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from cli_models import mlp, save_model
 from onnx import helper
 
 from arcweld.cli.app import main
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import InputError, UsageError
 from arcweld.driver import api
+from arcweld.runtime.engine import load
 
 Words = pytest.CaptureFixture[str]
 
@@ -90,6 +92,32 @@ def test_inspect_gives_the_memory_plan(model: Path, tmp_path: Path, capsys: Word
     ]  # fmt: skip
     assert main(["inspect", str(path)]) == 0
     assert "workspace depends on N: give --shapes" in capsys.readouterr().out
+
+
+def test_inspect_says_whether_a_dimension_may_be_zero(model: Path, tmp_path: Path, capsys: Words) -> None:
+    """As the engine does: empty results for an empty batch, an error where a result would not be empty."""
+    total = [helper.make_node("ReduceSum", ["x"], ["y"], name="sum", keepdims=0)]
+    other = save_model(tmp_path / "total.onnx", total, {"x": ["n", 4]}, {"y": []})
+    for path, shape, said in ((model, (0, 16), "dimension N: from 1, and 0 with empty results\n"),
+                              (other, (0, 4), "dimension n: from 1\n")):  # fmt: skip
+        built = tmp_path / "z.engine"
+        assert main([str(path), "-o", str(built), "--device=sim", "--arch=sm_80", "--verify=off"]) == 0
+        assert main(["inspect", str(built)]) == 0
+        assert said in capsys.readouterr().out
+        engine = load(built, "sim")
+        if "0 with" in said:
+            assert engine(np.zeros(shape, np.float32)).shape == (0, 10)
+        else:
+            with pytest.raises(InputError, match="dimension n is 0; the engine serves 1 or more"):
+                engine(np.zeros(shape, np.float32))
+
+
+def test_verify_without_onnx_runtime_is_the_machines_lack(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Words
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # what makes an import fail
+    assert main(["verify", str(model), "--device=sim", "--onnxrt"]) == 4
+    assert "error: ONNX Runtime is not installed\n  hint: pip install onnxruntime" in capsys.readouterr().err
 
 
 def test_open_shapes_keep_what_they_name_open(model: Path, tmp_path: Path, capsys: Words) -> None:

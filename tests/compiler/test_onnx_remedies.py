@@ -70,3 +70,13 @@ def test_what_the_operators_own_rules_advise_is_passed_on() -> None:
     assert _hint(model([N("Add", ["x", "y"], ["z"])], inputs, ["z"])) == (
         "fix the symbolic dimension with --shapes, or give both the same name"
     )
+
+
+def test_a_place_is_said_once() -> None:
+    """The list names each node; the error's own place would repeat the first one."""
+    proto = model([N("DFT", ["x", "n"], ["r"], axis=1, name="fourier")], {"x": (np.float32, [1, 8, 1]),
+                  "n": (np.int64, [])}, ["r"], opset=17)  # fmt: skip
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(proto)
+    assert str(caught.value).count("fourier") == 1
+    assert caught.value.node == "fourier"

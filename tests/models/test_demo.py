@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_models import mlp
 
 from arcweld.compiler.errors import EnvironmentError_, UsageError
+from arcweld.driver.api import compile as compile_model
 from arcweld.models import demo
 from arcweld.models.fetch import fetch
 from arcweld.runtime.engine import load
@@ -46,6 +49,16 @@ def test_a_folder_that_cannot_be_made_is_a_usage_error(tmp_path: Path, capsys: p
     assert "cannot be created" in capsys.readouterr().err
 
 
+def test_the_hint_runs_as_it_is_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "its engines"
+    folder.mkdir()
+    compile_model(mlp(folder / "mlp.onnx"), device="sim").save(folder / "mlp.engine")
+    shell = {"shell": True, "cwd": "/", "env": {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}}
+    done = subprocess.run(demo.look_into(folder / "mlp.engine"), text=True, capture_output=True, check=False, **shell)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("mlp: 3 kernels")
+
+
 @pytest.mark.models
 @pytest.mark.slow
 def test_the_demo_reads_what_it_drew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,5 +71,6 @@ def test_the_demo_reads_what_it_drew(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert said.count("Total: 81.50") == 3  # drawn, read by the engines, read by ONNX Runtime
     assert "simulator" in said
+    assert f"-m arcweld inspect {tmp_path / 'ppocr_rec.engine'}" in said
     engine = load(tmp_path / "ppocr_rec.engine", device="sim")
     assert {arch for arch, _ in engine.data.cubins} == {"sm_90a"}

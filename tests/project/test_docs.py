@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.defs
+import onnxruntime
 import pytest
 import torch
 from cli_models import mlp
@@ -85,8 +87,45 @@ def test_python_of_the_readme(folder: Path) -> None:
         torch.testing.assert_close(names["fast"](given), model(given), atol=2e-2, rtol=2e-2)
 
 
+def test_the_quickstart_runs_from_its_first_line_to_its_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder that has the page's files only after the page has made them."""
+    for name in ("model.onnx", "mlp.onnx", "x.npy"):
+        (folder / name).unlink()
+    lines = [line.strip() for b in indented("docs/quickstart.md") for line in b.splitlines()]
+    script = next(line for line in lines if line.startswith("python examples/"))
+    _, path, *words = script.split()
+    monkeypatch.setattr("sys.argv", [path, *words])
+    runpy.run_path(str(ROOT / path), run_name="__main__")
+    found = [c for line in lines for c in commands(line)]
+    found += re.findall(r"`(onnx-to-engine [^`]+)`", text_of("docs/quickstart.md"))
+    assert len(found) >= 8
+    for line in found:
+        words = shlex.split(line)[1:]
+        assert main([*words, *QUICK.get(words[0], [])]) == 0, line
+    names: dict[str, Any] = {}
+    torch._dynamo.reset()
+    with_file, *others = fenced("docs/quickstart.md", "python")
+    exec(with_file, names)
+    images = np.ones((2, 3, 32, 32), np.float32)
+    want = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"]).run(None, {"x": images})[0]
+    for got in (names["y"], names["engine"](images)):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    for block in others:
+        exec(block, names)
+    np.testing.assert_allclose(names["bound"], want, rtol=1e-4, atol=1e-6)
+    listed = text_of("docs/quickstart.md").partition("A session has")[2].partition(". The")[0]
+    for method in re.findall(r"`(\w+)`", listed):
+        assert callable(getattr(names["session"], method)), method
+    with torch.no_grad():
+        for got in (names["y"], names["z"]):
+            torch.testing.assert_close(got, names["model"](names["x"]), rtol=1e-4, atol=1e-5)
+    assert "ATen nodes in 1 compiled block, 0 left to PyTorch" in capsys.readouterr().out
+
+
 def test_python_of_the_torch_page(folder: Path) -> None:
-    ahead, compiled = indented("docs/torch.md")
+    ahead, open_lengths, compiled = indented("docs/torch.md")
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
     x = torch.rand(2, 8)
     import arcweld
@@ -98,6 +137,18 @@ def test_python_of_the_torch_page(folder: Path) -> None:
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
         exec(compiled, names)
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
+
+    class Decoder(torch.nn.Module):
+        def forward(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = torch.cat([key, x], 2), torch.cat([value, x], 2)
+            return torch.nn.functional.scaled_dot_product_attention(x, keys, values)
+
+    names["decoder"] = Decoder()
+    names |= {"x": torch.rand(1, 2, 1, 8), "key": torch.rand(1, 2, 5, 8), "value": torch.rand(1, 2, 5, 8)}
+    exec(open_lengths, names)
+    for n in (0, 1, 9):
+        given = names["x"], torch.rand(1, 2, n, 8), torch.rand(1, 2, n, 8)
+        torch.testing.assert_close(names["engine"](*given), Decoder()(*given), atol=1e-5, rtol=1e-4)
 
 
 def test_entries_of_the_page_about_operators_use_names_that_exist() -> None:

@@ -77,7 +77,13 @@ def test_no_generic_name_becomes_importable(installed: Installed, tmp_path: Path
 
 
 def test_the_command_and_the_backend_are_registered(installed: Installed, tmp_path: Path) -> None:
-    assert "explain" in installed.run(["onnx-to-engine", "--help"], tmp_path).stdout
+    for name in ("onnx-to-engine", "arcweld"):
+        shown = installed.run([name, "--help"], tmp_path).stdout
+        assert shown.startswith(f"Usage: {name} ")
+        assert "explain" in shown
+        completion = installed.run([name, "--show-completion", "bash"], tmp_path).stdout
+        assert completion.endswith(f" {name}\n")
+        assert f"_{name.upper().replace('-', '_')}_COMPLETE=complete_bash" in completion
     script = "import importlib.metadata as m; print(*m.entry_points(group='torch_dynamo_backends', name='arcweld'))"
     assert "arcweld.torch.entry_point:arcweld" in installed.python(script, tmp_path)
 

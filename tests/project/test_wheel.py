@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -52,6 +53,9 @@ def build_wheel(source: Path, out: Path) -> Path:
 def test_the_wheel_is_small_and_pure_python(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     assert wheel.stat().st_size < 1_000_000
+    said = re.search(r"The wheel has about ([\d.]+) MB", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"))
+    assert said is not None
+    assert abs(wheel.stat().st_size / 1e6 - float(said[1])) < 0.1
 
 
 def test_every_source_template_header_and_simulator_file_ships(wheel: Path) -> None:

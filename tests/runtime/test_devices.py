@@ -137,6 +137,7 @@ def test_calls_of_onnx_runtime_by_habit(tmp_path: Path) -> None:
     for results in (session.run([], {"x": array}), session.run(output_names=None, input_feed={"x": array})):
         np.testing.assert_array_equal(results[0], want[0])
     path = tmp_path / "chain.engine"
+    (tmp_path / "m.onnx").write_bytes(b"")
     refused: list[tuple[str, Callable[[], object]]] = [
         ("output names are a list", lambda: session.run("y", {"x": array})),
         ("run options", lambda: session.run(None, {"x": array}, object())),  # type: ignore[arg-type]
@@ -151,6 +152,7 @@ def test_calls_of_onnx_runtime_by_habit(tmp_path: Path) -> None:
         ("option 'arena'", lambda: InferenceSession(path, providers=[("CUDAExecutionProvider", {"arena": 1})])),
         ("both name the device", lambda: InferenceSession(path, "sim", providers=["CUDAExecutionProvider"])),
         ("is a model, not an engine", lambda: InferenceSession(tmp_path / "m.onnx", "sim")),
+        ("there is no engine file", lambda: InferenceSession(tmp_path / "nothere.onnx", "sim")),
         ("no GPU 7", lambda: InferenceSession(path, providers=[("CUDAExecutionProvider", {"device_id": 7}), "x"])),
     ]
     for message, call in refused:

@@ -257,6 +257,20 @@ def test_a_size_that_no_tensor_has() -> None:
         same(run(rand(2, 7), k), fn(rand(2, 7), k))
     reasons = {b.fallback for r in torch_report() for b in r.blocks}
     assert any(reason is not None and "does not follow from any input's shape" in reason for reason in reasons)
+    assert any(reason is not None and "a Python number among the arguments" in reason for reason in reasons)
+
+
+def test_blocks_that_only_move_are_called_so() -> None:
+    """Between two sorts, which are PyTorch's, there is only a concatenation: nothing is smaller than one node."""
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        first = torch.sort(x)[0]
+        return torch.sort(torch.cat([first, first], 1))[0]
+
+    same(compiled(fn, min_block_size=1)(rand(3, 4)), fn(rand(3, 4)))
+    (report,) = torch_report()
+    reasons = {why for (_, why) in report.left}
+    assert reasons == {"no such operator in Arcweld", "part of a block that only moves elements"}
 
 
 def test_sizes_that_only_occur_in_products() -> None:
@@ -428,13 +442,18 @@ def test_options_are_checked() -> None:
         parse_options({"min_block_size": "3"})
     with pytest.raises(UsageError, match="unknown precision"):
         parse_options({"precision": "fp8"})
-    with pytest.raises(UsageError, match="mode"):
-        parse_options({}, "max-autotune")
+    with pytest.raises(UsageError, match="'max-autotune-no-cudagraphs' is not a mode of this backend"):
+        parse_options({}, "max-autotune-no-cudagraphs")
     with pytest.raises(UsageError, match="collection"):
         parse_options({"torch_executed_ops": "aten.add"})
     assert parse_options({"tolerance": 1e-2, "disable": ["cse"]}) == BackendOptions(
         tolerance=1e-2, disable=frozenset(["cse"])
     )
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_modes_of_torch_compile_are_accepted(mode: str) -> None:
+    assert parse_options({}, mode) == parse_options({}) == BackendOptions()
 
 
 def test_dryrun_reports_and_runs_eagerly() -> None:

@@ -44,6 +44,12 @@ class Mixed(nn.Module):
         return (torch.sort(y, -1)[0] * 2 + y).softmax(-1)
 
 
+def test_a_mode_of_torch_compile() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), nn.Softmax(-1)).eval(), rand(2, 4)
+    close(torch.compile(model, backend="arcweld", mode="reduce-overhead")(x), model(x))
+    assert torch_report()[0].blocks[0].builds == 1
+
+
 def test_a_model_with_a_hole() -> None:
     model, x = Mixed().eval(), rand(2, 3, 8, 8)
     run = torch.compile(model, backend="arcweld")

@@ -119,6 +119,20 @@ def test_automatic_dimensions_and_integer_arguments() -> None:
     compare(graph, Model(), (rand(6, 4), rand(2, 4)))
 
 
+def test_a_triangle_with_a_symbolic_diagonal() -> None:
+    """As causal masks are made where some rows are cached."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            k = y.shape[0]
+            return x.tril(k), x.triu(k), x.triu(-k), x.long().tril(k - 4)
+
+    n = torch.export.Dim("n", min=0, max=9)
+    graph = import_module(Model().eval(), (rand(4, 6), rand(3)), dynamic_shapes=(None, {0: n}))
+    for size in (0, 1, 3, 9):
+        compare(graph, Model(), (rand(4, 6) * 9, rand(size)))
+
+
 def test_control_flow_is_refused_by_name() -> None:
     class Model(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,6 +149,30 @@ def test_what_cannot_be_exported_is_a_model_error() -> None:
 
     with pytest.raises(ModelError, match=r"torch\.export refused Model"):
         import_module(Model().eval(), (rand(3),))
+
+
+def test_the_violated_guard_is_shown() -> None:
+    """Torch says in later lines which argument violates which guard, and how to mend it."""
+    batch = torch.export.Dim("batch", min=1, max=64)
+    with pytest.raises(ModelError) as caught:
+        import_module(nn.Linear(4, 4).eval(), (rand(3, 4),), dynamic_shapes=({1: batch},))
+    text = str(caught.value)
+    assert text.startswith("torch.export refused Linear: UserError: Constraints violated (batch)!")
+    assert "L['input'].size()[1]" in text or "batch" in text.split("\n", 1)[1]
+    assert "Suggested fixes:" in text
+    assert 'torch.compile(model, backend="arcweld") needs no export' in text
+
+
+def test_a_place_is_said_once() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.qr(x)[0]
+
+    with pytest.raises(UnsupportedError) as caught:
+        import_module(Model().eval(), (rand(3, 3),))
+    assert str(caught.value).count("[first at test_import_programs.py:") == 1
+    assert "[at " not in str(caught.value)
+    assert str(caught.value.node).startswith("test_import_programs.py:")
 
 
 def test_training_mode_is_refused() -> None:

@@ -132,8 +132,10 @@ def _skip_simplified(c: NodeContext) -> Result:
 @handles("EmbedLayerNormalization", domain=MICROSOFT)
 def _embed_layer(c: NodeContext) -> Result:
     """Word, position and segment embeddings, summed and normalised."""
-    if c.has(7) or (len(c.used) > 1 and c.used[1]):
+    if c.has(7):
         c.unsupported("EmbedLayerNormalization with a mask")
+    if len(c.used) > 1 and c.used[1]:
+        c.unsupported("the mask index of EmbedLayerNormalization, which another node reads")
     ids = c.value(0)
     total = c.emit("Gather", c.value(2), ids, axis=0)
     length = ids.shape[1]
@@ -155,8 +157,10 @@ def _embed_layer(c: NodeContext) -> Result:
 @handles("MultiHeadAttention", domain=MICROSOFT)
 def _multi_head(c: NodeContext) -> Result:
     """Separate query, key and value ``[B, S, H*D]``, with an optional bias for all three and an additive mask."""
-    if not (c.has(1) and c.has(2)) or c.operand(0).rank != 3 or c.operand(1).rank != 3:
+    if not (c.has(1) and c.has(2)) or c.operand(0).rank != 3:
         c.unsupported("packed query, key and value")
+    if (c.operand(1).rank, c.operand(2).rank) != (3, 3):
+        c.unsupported("keys and values that are divided into heads already")
     if c.has(4) or c.has(6) or c.has(7) or any(c.used[1:]):
         c.unsupported("a key padding mask or a key and value cache")
     q, k, v = (c.value(i) for i in range(3))

@@ -113,7 +113,8 @@ def _recurrent(c: NodeContext) -> Result:
     direction = c.choice_attr("direction", "forward", ("forward", "reverse", "bidirectional"))
     runs = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
     if steps * len(runs) > MAX_STEPS:
-        c.unsupported(f"{c.op} over {steps} time steps (at most {MAX_STEPS} are unrolled)")
+        both = f"{steps} time steps" + (f" in {len(runs)} directions, {steps * len(runs)} in all" if runs[1:] else "")
+        c.unsupported(f"{c.op} over {both} (at most {MAX_STEPS} are unrolled)")
     done = [_direction(c, x, d, len(runs), steps, backwards, batch_first) for d, backwards in enumerate(runs)]
     y = c.concat([ys for ys, _ in done], 1)
     finals = [c.concat([state[k] for _, state in done], 0) for k in range(_STEPS[c.op][1])]

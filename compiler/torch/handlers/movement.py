@@ -287,9 +287,14 @@ def triu(c: AtenContext) -> Result:
 
 
 def _triangle(c: AtenContext, upper: int) -> Value:
-    if isinstance(c["diagonal"], IntExpr):
-        raise c.fail(f"the diagonal {c['diagonal']} is symbolic")
-    return c.emit("Trilu", c["self"], upper=upper, k=c["diagonal"])
+    x, k = c["self"], c["diagonal"]
+    if not isinstance(k, IntExpr):
+        return c.emit("Trilu", x, upper=upper, k=k)
+    rows, columns = x.shape[-2:]
+    edge = c.reshape(c.emit("Range", start=k, step=1, length=rows, dtype=DType.I64), (rows, 1))
+    column = c.emit("Range", start=0, step=1, length=columns, dtype=DType.I64)
+    kept = c.emit("LessOrEqual", edge, column) if upper else c.emit("LessOrEqual", column, edge)
+    return c.emit("Where", kept, x, c.scalar(0, x.dtype))
 
 
 @aten("slice_scatter")

@@ -1,0 +1,136 @@
+"""What the importer says is true: of counts, of hints, and of what a model lacks inside its subgraphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx_models import floats, ints, model
+
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.importer import import_onnx, support_report
+
+N = helper.make_node
+
+
+def refusal(proto: onnx.ModelProto) -> UnsupportedError:
+    with pytest.raises(UnsupportedError) as caught:
+        import_onnx(proto)
+    return caught.value
+
+
+def recurrent(steps: int, direction: str) -> onnx.ModelProto:
+    n = 2 if direction == "bidirectional" else 1
+    weights = {"w": floats(n, 12, 4), "r": floats(n, 12, 3)}
+    nodes = [N("LSTM", ["x", "w", "r"], ["y"], name="lstm", hidden_size=3, direction=direction)]
+    return model(nodes, {"x": (np.float32, [steps, 1, 4])}, ["y"], weights)
+
+
+def test_two_directions_count_twice() -> None:
+    both = str(refusal(recurrent(129, "bidirectional")))
+    assert "LSTM over 129 time steps in 2 directions, 258 in all (at most 256 are unrolled)" in both
+    assert "LSTM over 257 time steps (at most 256 are unrolled)" in str(refusal(recurrent(257, "forward")))
+    import_onnx(recurrent(4, "bidirectional"))
+
+
+def loop(trips: int) -> onnx.ModelProto:
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [N("Add", ["a", "a"], ["b"]), N("Identity", ["go"], ["on"])], "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("a", TensorProto.FLOAT, [2])],
+        [info("on", TensorProto.BOOL, []), info("b", TensorProto.FLOAT, [2])],
+    )  # fmt: skip
+    nodes = [N("Loop", ["trips", "", "x"], ["y"], name="loop", body=body)]
+    return model(nodes, {"x": (np.float32, [2])}, ["y"], {"trips": np.array(trips, np.int64)})
+
+
+def test_a_long_loop_has_no_dimension_to_fix() -> None:
+    error = refusal(loop(300))
+    assert "a loop of 300 iterations (at most 256 are unrolled)" in error.message
+    assert error.hint is None
+    import_onnx(loop(3))
+
+
+def branch(op: str = "Relu", **attrs: Any) -> onnx.GraphProto:
+    out = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    return helper.make_graph([N(op, ["x"], ["b"], name=op.lower(), **attrs)], op, [], [out])
+
+
+def test_data_is_no_input_to_make_a_constant() -> None:
+    """A branch that depends on an image's mean; and one that depends on a mode."""
+    reduced = [N("ReduceMean", ["x"], ["m"], keepdims=0), N("Greater", ["m", "zero"], ["c"])]
+    choice = N("If", ["c"], ["y"], name="choice", then_branch=branch(), else_branch=branch("Neg"))
+    error = refusal(model([*reduced, choice], {"x": (np.float32, [1, 3, 8, 8])}, ["y"], {"zero": np.float32(0)}))
+    assert "depend on the data of input x" in error.message
+    assert error.hint is None
+    inputs: dict[str, Any] = {"x": (np.float32, [4]), "mode": (np.int64, [])}
+    error = refusal(model([N("Equal", ["mode", "one"], ["c"]), choice], inputs, ["y"], {"one": np.int64(1)}))
+    assert "--values mode:VALUE" in str(error.hint)
+
+
+def test_what_a_branch_lacks_is_listed_with_the_rest() -> None:
+    """NonMaxSuppression inside an If whose condition is data, in a Loop inside that, and beside them."""
+    info = helper.make_tensor_value_info
+    nms = N("NonMaxSuppression", ["boxes", "scores"], ["kept"], name="nms")
+    out = [info("kept", TensorProto.INT64, None)]
+    loop_body = helper.make_graph(
+        [N("Unique", ["x"], ["u"], name="unique"), N("Identity", ["go"], ["on"])], "body",
+        [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, [])], [info("on", TensorProto.BOOL, [])],
+    )  # fmt: skip
+    then = helper.make_graph([N("Loop", ["three", ""], [], name="again", body=loop_body), nms], "then", [], out)
+    other = helper.make_graph([N("Gelu", ["x"], ["g"], name="gelu"), nms], "else", [], out)
+    nodes = [
+        N("ReduceMean", ["x"], ["m"], keepdims=0), N("Greater", ["m", "zero"], ["c"]),
+        N("If", ["c"], ["kept"], name="choice", then_branch=then, else_branch=other),
+        N("NonZero", ["x"], ["where"], name="nonzero"),
+    ]  # fmt: skip
+    inputs: dict[str, Any] = {
+        "x": (np.float32, [6]), "boxes": (np.float32, [1, 9, 4]), "scores": (np.float32, [1, 2, 9]),
+    }  # fmt: skip
+    proto = model(nodes, inputs, ["kept", "where"], {"zero": np.float32(0), "three": ints(3).reshape(())})
+    found = [(row.node, row.op) for row in support_report(proto) if not row.supported]
+    assert sorted(found) == [
+        ("choice", "If"), ("choice/again/unique", "Unique"), ("choice/nms", "NonMaxSuppression"),
+        ("choice/nms", "NonMaxSuppression"), ("nonzero", "NonZero"),
+    ]  # fmt: skip
+    message = str(refusal(proto))
+    for _, op in found:
+        assert f"  {op} [" in message
+
+
+@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 28, reason="older operator sets shift unsigned integers only")
+def test_a_type_that_onnx_allows_is_unsupported_and_not_the_models_fault() -> None:
+    nodes = [N("BitShift", ["x", "x"], ["y"], name="shift", direction="LEFT")]
+    error = refusal(model(nodes, {"x": (np.int8, [4])}, ["y"], opset=28))
+    assert "BitShift does not take i8 operands" in error.message
+    with pytest.raises(ModelError, match="does not take f32"):
+        import_onnx(model(nodes, {"x": (np.float32, [4])}, ["y"], opset=28))
+
+
+def contrib(op: str, inputs: dict[str, Any], outputs: list[str], **attrs: Any) -> onnx.ModelProto:
+    node = N(op, list(inputs), outputs, name="node", domain="com.microsoft", **attrs)
+    given = {n: v for n, v in inputs.items() if n}
+    return model([node], given, [o for o in outputs if o], opsets=[helper.make_opsetid("com.microsoft", 1)])
+
+
+def test_the_mask_index_is_called_so() -> None:
+    tables = {n: (np.float32, [9, 4]) for n in ("word", "position", "segment")}
+    norm = {n: (np.float32, [4]) for n in ("gamma", "beta")}
+    ids = (np.int32, [1, 3])
+    inputs = {"ids": ids, "segments": ids, **tables, **norm}
+    said = str(refusal(contrib("EmbedLayerNormalization", inputs, ["y", "index"])))
+    assert "the mask index of EmbedLayerNormalization, which another node reads" in said
+    said = str(refusal(contrib("EmbedLayerNormalization", inputs | {"mask": ids}, ["y", "index"])))
+    assert "EmbedLayerNormalization with a mask" in said
+    import_onnx(contrib("EmbedLayerNormalization", inputs, ["y"]))
+
+
+def test_keys_in_heads_are_not_called_packed() -> None:
+    q, k = (np.float32, [1, 3, 8]), (np.float32, [1, 2, 5, 4])
+    said = str(refusal(contrib("MultiHeadAttention", {"q": q, "k": k, "v": k}, ["y"], num_heads=2)))
+    assert "keys and values that are divided into heads already" in said
+    said = str(refusal(contrib("MultiHeadAttention", {"q": (np.float32, [1, 3, 2, 3, 4])}, ["y"], num_heads=2)))
+    assert "packed query, key and value" in said
