@@ -1,17 +1,25 @@
 """The ONNX standard's own node tests: what imports gives the right numbers, the rest is refused with a reason.
 
 The imported graphs are evaluated by the registry's references; the kernels that they become, by the checked simulator.
+docs/onnx-support.md states the counts: ``ARCWELD_WRITE_SUPPORT=1`` writes it.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
+import os
+import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 from graph_runs import built, on_simulator
 
@@ -21,13 +29,24 @@ from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.text import sanitize
 
-# Tests whose expected numbers we do not follow: with scales that do not give whole sizes, we align the corners of the
-# rounded size, as ONNX Runtime does.
-DIFFERENT = {
-    "test_resize_downsample_scales_linear_align_corners",
-    "test_resize_downsample_scales_cubic_align_corners",
-}
-LEAST_PASSING = 1500
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "onnx-support.md"
+# Tests whose expected numbers we do not follow, and why.
+_STEPS = "the suite rounds every step to 16 bits; here a kernel rounds once, so its numbers are up to 2 units apart"
+DIFFERENT: dict[str, str] = {
+    **{f"test_attention_{k}": _STEPS for k in (
+        "4d_causal_bf16", "4d_causal_bf16_expanded", "4d_causal_fp16_expanded", "4d_padded_kv_bf16",
+        "4d_padded_kv_bf16_expanded", "4d_causal_padded_kv_bf16", "4d_causal_padded_kv_bf16_expanded",
+        "4d_attn_mask_causal_bf16", "4d_attn_mask_causal_bf16_expanded", "3d_causal_bf16", "3d_causal_bf16_expanded",
+    )},
+    **dict.fromkeys(
+        ("test_dft_inverse", "test_dft_inverse_opset19"),
+        "where the exact result is 0, the suite has the rounding errors of its own transform",
+    ),
+    **dict.fromkeys(
+        ("test_resize_downsample_scales_linear_align_corners", "test_resize_downsample_scales_cubic_align_corners"),
+        "with scales that do not give whole sizes, the corners of the rounded size are aligned, as in ONNX Runtime",
+    ),
+}  # fmt: skip
 PARTS = 10
 
 
@@ -40,18 +59,30 @@ def _suite() -> list[Any]:
         return [t for t in load_model_tests(kind="node") if t.model is not None]
 
 
-def _constants(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inputs that say shapes, axes, modes: small tensors, which exporters write as constants."""
-    return {k: v for k, v in feeds.items() if v.dtype.kind in "iubf" and v.ndim <= 1 and v.size <= 64}
-
-
 @dataclass(frozen=True)
 class Case:
-    """One imported test: its graph, the inputs that the graph still has, and the outputs that the standard expects."""
+    """One imported test: its graph, the inputs that the graph still has, and the outputs that the standard expects.
+
+    ``given``: the inputs that had to be constants.
+    """
 
     graph: Graph
     feeds: dict[str, np.ndarray]
     expected: list[np.ndarray]
+    given: tuple[str, ...]
+
+    @property
+    def folded(self) -> bool:
+        """Whether no output depends on an input: the import has computed it, or constant folding will."""
+        reached = {v.name for v in self.graph.inputs}
+        for n in self.graph.nodes:
+            if reached.intersection(v.name for v in n.operands()):
+                reached.update(o.name for o in n.outputs)
+        return not reached.intersection(o.name for o in self.graph.outputs)
+
+
+class NotArrays(Exception):
+    """The test passes sequences or optional values, which an engine's inputs and outputs are not."""
 
 
 def _imported(test: Any) -> Case:
@@ -59,72 +90,174 @@ def _imported(test: Any) -> Case:
     initializers = {t.name for t in test.model.graph.initializer}
     inputs, expected = test.data_sets[0]
     names = [i.name for i in test.model.graph.input if i.name not in initializers]
-    if not all(isinstance(a, np.ndarray | np.generic) for a in (*inputs, *expected)):
-        raise UnsupportedError("sequences and optional values")
-    feeds = {n: np.asarray(a) for n, a in zip(names, inputs)}
-    try:
-        graph, values = import_onnx(test.model), {}
-    except UnsupportedError:
-        values = _constants(feeds)
-        graph = import_onnx(test.model, values=values)
-    left = {sanitize(k): v for k, v in feeds.items() if k not in values}
-    return Case(graph, left, [np.asarray(a) for a in expected])
+    inputs, expected = ([_array(a) for a in given] for given in (inputs, expected))
+    feeds = dict(zip(names, inputs, strict=True))
+    graph, given = _with_fewest_constants(test, feeds)
+    left = {sanitize(k): v for k, v in feeds.items() if k not in given}
+    return Case(graph, left, expected, given)
 
 
-def _difference(got: np.ndarray, want: np.ndarray) -> str:
-    """ "" if the numbers agree, else what is wrong."""
+def _array(given: Any) -> np.ndarray:
+    """The suite keeps some data, of 16, 8 and fewer bits above all, as TensorProto."""
+    if isinstance(given, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(given)
+    if not isinstance(given, np.ndarray | np.generic):
+        raise NotArrays
+    return np.asarray(given)
+
+
+def _with_fewest_constants(test: Any, feeds: Mapping[str, np.ndarray]) -> tuple[Graph, tuple[str, ...]]:
+    """The graph with as few inputs made constants as it takes: those that say shapes, axes, modes, as exporters do."""
+    first: UnsupportedError | None = None
+    small = [k for k, v in feeds.items() if v.ndim <= 1 and v.size <= 64]
+    for given in _subsets(small):
+        try:
+            return import_onnx(test.model, values={k: feeds[k] for k in given}), given
+        except UnsupportedError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _subsets(items: list[str]) -> Iterator[tuple[str, ...]]:
+    return itertools.chain.from_iterable(itertools.combinations(items, n) for n in range(len(items) + 1))
+
+
+def _difference(test: Any, got: np.ndarray, want: np.ndarray) -> str:
+    """ "" if the numbers agree within the suite's own tolerances, else what is wrong."""
     if got.shape != want.shape or got.dtype != want.dtype:
         return f"{got.dtype}{got.shape} instead of {want.dtype}{want.shape}"
     if got.dtype.kind not in "fV":
         return "" if np.array_equal(got, want) else "other integers"
-    rtol, atol = (2e-2, 1e-3) if got.dtype.itemsize == 2 else (1e-3, 1e-5)
-    same = np.allclose(got.astype(np.float64), want.astype(np.float64), rtol=rtol, atol=atol, equal_nan=True)
-    return "" if same else "other numbers"
+    wide, expected = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        wrong = ~np.isclose(wide, expected, rtol=test.rtol, atol=test.atol, equal_nan=True)
+    where = f"{wrong.sum()} of {wrong.size} other numbers, {wide[wrong][:2]} for {expected[wrong][:2]}"
+    return where if wrong.any() else ""
 
 
-def _by_reference(case: Case) -> str:
+def _by_reference(test: Any, case: Case) -> str:
     found = run_reference(case.graph, case.feeds)
-    differences = (_difference(np.asarray(found[o.name]), w) for o, w in zip(case.graph.outputs, case.expected))
+    pairs = zip(case.graph.outputs, case.expected, strict=True)
+    differences = (_difference(test, np.asarray(found[o.name]), w) for o, w in pairs)
     return next((d for d in differences if d), "")
 
 
-def _by_kernels(case: Case) -> str:
+def _by_kernels(test: Any, case: Case) -> str:
     found = on_simulator(built(case.graph), case.feeds)
-    differences = (_difference(found[label], w) for label, w in zip(case.graph.labels(), case.expected))
+    pairs = zip(case.graph.labels(), case.expected, strict=True)
+    differences = (_difference(test, found[label], w) for label, w in pairs)
     return next((d for d in differences if d), "")
+
+
+@dataclass
+class Counts:
+    """Names of tests by outcome; ``refused`` has the reasons."""
+
+    computed: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
+    constants: list[str] = field(default_factory=list)
+    not_arrays: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+
+@functools.cache
+def _counts() -> Counts:
+    counts = Counts()
+    for test in _suite():
+        try:
+            case = _imported(test)
+            outcome = _by_reference(test, case)
+        except NotArrays:
+            counts.not_arrays.append(test.name)
+            continue
+        except UnsupportedError as error:
+            counts.refused[test.name] = error.message
+            continue
+        except ArcweldError as error:
+            counts.wrong[test.name] = f"{type(error).__name__}: {error}"
+            continue
+        if outcome:
+            counts.wrong[test.name] = outcome
+            continue
+        (counts.folded if case.folded else counts.computed).append(test.name)
+        if case.given:
+            counts.constants.append(test.name)
+    return counts
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_standard_node_tests() -> None:
-    passed, wrong, refused = 0, {}, {}
-    for test in _suite():
-        try:
-            outcome = _by_reference(_imported(test))
-        except ArcweldError as error:
-            refused[test.name] = error
-            continue
-        if outcome and test.name not in DIFFERENT:
-            wrong[test.name] = outcome
-        passed += not outcome
-    assert not wrong
-    assert passed >= LEAST_PASSING, f"{passed} pass"
-    assert all(str(e) for e in refused.values())
-    assert not [n for n in refused if n in DIFFERENT]
+    counts = _counts()
+    assert {k: v for k, v in counts.wrong.items() if k not in DIFFERENT} == {}
+    assert set(DIFFERENT) <= set(counts.wrong), "some follow the standard now"
+    assert all(counts.refused.values())
+
+
+def _document(counts: Counts) -> str:
+    total = len(_suite())
+    reasons = collections.Counter(" ".join(_reason(r).split()) for r in counts.refused.values())
+    rows = "\n".join(f"| {n} | {reason} |" for reason, n in sorted(reasons.items(), key=lambda r: (-r[1], r[0])))
+    apart = "\n".join(
+        f"* {why}: " + ", ".join(f"`{n}`" for n, w in DIFFERENT.items() if w == why)
+        for why in dict.fromkeys(DIFFERENT.values())
+    )
+    return f"""# The ONNX standard's node tests
+
+Written by `ARCWELD_WRITE_SUPPORT=1 pytest tests/compiler/test_onnx_backend.py -k document`, with onnx
+{onnx.__version__}. The suite has {total} node tests. Each is imported, and its outputs are compared with the expected
+ones: types and shapes exactly, numbers within the suite's own tolerances. The slow tier runs those that are computed as
+kernels on the checked simulator too, with the same comparison.
+
+| tests | outcome |
+|---|---|
+| {len(counts.computed)} | computed, with the expected results |
+| {len(counts.folded)} | right, and known while compiling: no output depends on an input |
+| {len(DIFFERENT)} | other numbers, on purpose (see below) |
+| {len(counts.refused)} | refused, with the reason (see below) |
+| {len(counts.not_arrays)} | not run: they pass sequences or optional values, which an engine does not |
+
+{len(counts.constants)} of the first two rows are imported with some inputs as constants: shapes, axes, lengths and the
+like, as few as it takes.
+
+## Other numbers
+
+{apart}
+
+## Refused
+
+| tests | reason |
+|---|---|
+{rows}
+"""
+
+
+def _reason(message: str) -> str:
+    """The reason for a refusal, of its last node, without the names of the model's nodes and inputs."""
+    last = [line.strip() for line in message.splitlines() if line.strip()][-1]
+    last = re.sub(r" \[[^\]]*\]:", ":", last)
+    last = re.sub(r"input \w+: (it is|element type)", r"an input: \1", last)
+    return re.sub(r"input \w+: the values of \w+ depend on the data of \w+ \w+", "it depends on an input's data", last)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_document_states_the_counts() -> None:
+    text = _document(_counts())
+    if os.environ.get("ARCWELD_WRITE_SUPPORT"):
+        DOCUMENT.write_text(text, encoding="utf-8")
+    if onnx.__version__ in DOCUMENT.read_text(encoding="utf-8"):  # another version has other tests
+        assert DOCUMENT.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_kernels_of_the_standard_node_tests(part: int) -> None:
-    passed, wrong = 0, {}
+    computed, wrong = set(_counts().computed), {}
     for test in _suite()[part::PARTS]:
-        try:
-            case = _imported(test)
-        except ArcweldError:
-            continue
-        outcome = _by_kernels(case)
-        if outcome and test.name not in DIFFERENT:
-            wrong[test.name] = outcome
-        passed += not outcome
-    assert not wrong
-    assert passed >= LEAST_PASSING // PARTS * 0.9, f"{passed} pass"
+        if test.name in computed:
+            outcome = _by_kernels(test, _imported(test))
+            if outcome:
+                wrong[test.name] = outcome
+    assert wrong == {}
