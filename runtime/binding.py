@@ -15,6 +15,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import InputError, UsageError
+from arcweld.runtime.devices import on_host
 from arcweld.runtime.engine import Engine
 
 TYPES = {
@@ -84,7 +85,7 @@ class OrtValue:
     @classmethod
     def ortvalue_from_numpy(cls, numpy_obj: np.ndarray, device_type: str = "cpu", device_id: int = 0) -> OrtValue:
         """A value that shares the array's memory, or holds a copy on a GPU."""
-        if _on_host(device_type):
+        if on_host(device_type):
             return cls(numpy_obj)
         import cupy
 
@@ -175,7 +176,7 @@ class IOBinding:
         """
         self._known(name, "output")
         if buffer_ptr is None:
-            self._targets[name] = _on_host(device_type)
+            self._targets[name] = on_host(device_type)
         elif element_type is None or shape is None:
             raise UsageError("the element type and the shape of the memory are needed", hint="give both")
         else:
@@ -257,14 +258,6 @@ def _store(source: Any, target: Any) -> None:
         target[...] = _to_gpu(source)
 
 
-def _on_host(device_type: str) -> bool:
-    """True for ``cpu``, false for ``cuda``. Raises UsageError for another device."""
-    kind = device_type.lower()
-    if kind not in ("cpu", "cuda"):
-        raise UsageError(f"there is no device {device_type!r} for tensors", hint="cpu or cuda")
-    return kind == "cpu"
-
-
 def _numpy_type(element_type: Any) -> np.dtype:
     if isinstance(element_type, int):
         if element_type not in _BY_CODE:
@@ -277,7 +270,7 @@ def _view(device_type: str, device_id: int, element_type: Any, shape: Sequence[i
     """An array over memory at an address; the caller keeps it alive."""
     dtype, sizes = _numpy_type(element_type), tuple(int(n) for n in shape)
     nbytes = math.prod(sizes) * dtype.itemsize
-    if _on_host(device_type):
+    if on_host(device_type):
         memory: Any = (ctypes.c_uint8 * nbytes).from_address(address)
         return np.frombuffer(memory, dtype).reshape(sizes)
     import cupy

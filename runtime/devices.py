@@ -48,6 +48,17 @@ def torch_device(name: str) -> str:
     return "cpu" if name.partition(":")[0] == "sim" else name
 
 
+def on_host(place: str) -> bool:
+    """True for tensors in the host's memory (``cpu``), false for those on a GPU (``cuda``), as ONNX Runtime names them.
+
+    Raises UsageError for another place.
+    """
+    kind = place.lower()
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {place!r} for tensors", hint="cpu or cuda")
+    return kind == "cpu"
+
+
 @functools.cache
 def _say(name: str, why: str) -> None:
     """Logs each choice once. Falling back to the simulator is a warning, because it is about 1000 times slower."""
