@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from arcweld.compiler.errors import AccuracyError, InputError, ModelError, Usage
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.driver.build import Build
-from arcweld.driver.costs import LAUNCH_SECONDS, Costs
+from arcweld.driver.costs import LAUNCH_SECONDS, Costs, Pace
 from arcweld.driver.headroom import Headroom
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import KernelCheck, check_kernel, every_check, with_values
@@ -102,7 +102,7 @@ class _Verification:
         self.costs = Costs.of(build.fused.graph, build.planned)
         self.regions = {r.name: r for r in build.fused.regions}
         self.started = time.process_time()
-        self.pace = 1.0  # measured by estimated seconds
+        self.kernel_pace, self.reference_pace = Pace(), Pace()
         self.rows: dict[str, dict[str, Any]] = {}  # by kernel
         self.outputs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
@@ -154,8 +154,14 @@ class _Verification:
         return math.inf if self.options.level == "full" else self.options.budget - self._spent()
 
     def _estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
+        return self.kernel_pace.factor * self._raw_estimate(check, sizes)
+
+    def _raw_estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
         seconds = sum(self.costs.simulated(p, sizes) for p in check.launches()) if self.device.is_simulator else 0.0
-        return self.pace * (LAUNCH_SECONDS + seconds)
+        return LAUNCH_SECONDS + seconds
+
+    def _reference_estimate(self, sizes: Mapping[str, int]) -> float:
+        return self.reference_pace.factor * self.costs.reference(sizes)
 
     # -------------------------------------------------------------------------------------------------- outputs
 
@@ -173,10 +179,14 @@ class _Verification:
                 ]
                 return
             log.warning("comparing the outputs takes %s: they are compared nevertheless", about)
+        started = self._spent()
         want = run_reference(graph, feeds, bind=point.sizes)
+        self.reference_pace.add(self.costs.reference(point.sizes), self._spent() - started)
         self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
+        started = self._spent()
         with self.engine.poisoned():
             got = self.engine.run(dict(feeds))
+        self.kernel_pace.add(seconds, self._spent() - started)
         self.note("the reference", math.inf)
         found = [self._output(label, got[label], want[o.name], limit) for label, o in zip(labels, graph.outputs)]
         if point is self.base:
@@ -209,32 +219,34 @@ class _Verification:
     ) -> int:
         """Compares kernels at one point, as many as fit ``seconds``, the cheapest first. Returns how many."""
         end = self._spent() + seconds
-        chosen, planned = list[KernelCheck](), self.pace * self.costs.reference(point.sizes)
+        chosen, planned = list[KernelCheck](), self._reference_estimate(point.sizes)
         for c in sorted(checks, key=lambda c: self._estimate(c, point.sizes)):
             planned += self._estimate(c, point.sizes)
             if planned <= seconds:
                 chosen.append(c)
             else:
                 self._skip(c)
-        before = self._spent()
-        done = sum(self._check_kernel(c, values, point, end) for c, values in self._with_values(point, feeds, chosen))
-        if point is self.base and done:  # later estimates are in units of this machine's seconds
-            self.pace *= min(4.0, max(0.25, (self._spent() - before) / planned))
-        return done
-
-    def _with_values(
-        self, point: Point, feeds: Mapping[str, np.ndarray], checks: Sequence[KernelCheck]
-    ) -> Iterator[tuple[KernelCheck, Mapping[str, np.ndarray]]]:
         watch = None if self.headroom is None or point is not self.base else self.headroom.see
-        return with_values(self.build, checks, feeds, point.sizes, watch)
+        done, before, in_kernels = set[str](), self._spent(), self.kernel_pace.measured
+        for c, values in with_values(self.build, chosen, feeds, point.sizes, watch):
+            if self._spent() > end:
+                break
+            if self._spent() + self._estimate(c, point.sizes) <= end:
+                self._check_kernel(c, values, point)
+                done.add(c.source.entry)
+        in_kernels = self.kernel_pace.measured - in_kernels
+        self.reference_pace.add(self.costs.reference(point.sizes), self._spent() - before - in_kernels)
+        for c in chosen:
+            if c.source.entry not in done:
+                self._skip(c)
+        return len(done)
 
-    def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point, end: float) -> bool:
-        """Compares one kernel, unless the time is over. True if it did."""
-        if self._spent() + self._estimate(c, point.sizes) > end:
-            self._skip(c)
-            return False
+    def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point) -> None:
+        """Compares one kernel and records what was found."""
         self.note(f"kernel {c.source.entry}", HANG_SECONDS + HANG_FACTOR * self._estimate(c, point.sizes))
+        started = self._spent()
         verdict = check_kernel(c, self.regions[c.planned.name], self.build, values, point.sizes, self.device)
+        self.kernel_pace.add(self._raw_estimate(c, point.sizes), self._spent() - started)
         self.note("the reference", math.inf)
         row = self.rows.get(c.source.entry, {})
         if "error" not in row:
@@ -249,7 +261,6 @@ class _Verification:
             row["rounding"] = max(row.get("rounding", 0.0), verdict.rounding)
         if verdict.doubt:
             row |= {"status": "skipped", "reason": verdict.doubt}
-        return True
 
     def _skip(self, check: KernelCheck, reason: str = "") -> None:
         """Records that a kernel is not compared, unless it was at other sizes. No reason: the budget."""
@@ -265,7 +276,7 @@ class _Verification:
         end = self._spent() + min(extra, self._left()) if self.options.level == "quick" else math.inf
         graph, visited = self.build.imported, [self.base]
         for point in small_points(graph, self.base.sizes):
-            if self._check_point(point, checks, end):
+            if all(p.name != point.name for p in visited) and self._check_point(point, checks, end):
                 visited.append(point)
         wanted = [g for g in goals([c.source for c in checks]) if not any(g.met(p.sizes) for p in visited)]
         if not wanted:
@@ -275,7 +286,7 @@ class _Verification:
         def cost(sizes: Mapping[str, int], entries: frozenset[str]) -> float:
             if self.costs.values(sizes) > MAX_ELEMENTS:
                 return math.inf
-            return self.pace * self.costs.reference(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
+            return self._reference_estimate(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
 
         found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self._spent())
         if found is not None:
@@ -292,11 +303,14 @@ class _Verification:
         try:
             self.engine.memory(**{s.name: point.sizes[s.name] for s in self.engine.program.symbols})
             feeds = sample_inputs(self.build.imported, point.sizes, draw=self.draw, seed=len(self.points))
-            seconds = self.pace * sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+            seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+            seconds = self.kernel_pace.factor * seconds + self._reference_estimate(point.sizes)
             if self.drawn and (2 * seconds < end - self._spent()):
                 self._check_outputs(point, feeds)
                 row["outputs"] = len(self.outputs)
             row["kernels"] = self._check_kernels(point, feeds, checks, end - self._spent())
+            if not row["kernels"]:
+                row["skipped"] = "beyond the share of the budget that sizes of its own choice may take"
         except (InputError, ModelError) as error:  # sizes that the model does not take, though no range says so
             row["skipped"] = error.message
         self.points.append(row)

@@ -40,17 +40,20 @@ class Goal:
 
 
 def small_points(graph: Graph, base: Sizes) -> list[Point]:
-    """The least sizes and small odd ones, of those that differ from ``base`` and leave no value of the graph empty."""
+    """The least sizes and small odd ones, of those that differ from ``base`` and leave no value of the graph empty.
+
+    Odd sizes differ from symbol to symbol, so that one taken for another is seen. They come a second time with the
+    least sizes of all symbols but the first, for models that would take too long otherwise.
+    """
     symbols = [s for s in graph.symbols() if s.name in base]
     if not symbols:
         return []
     dims = graph_dims(graph)
-    wanted = {
-        "odd": {s.name: allowed(s, s.multiple_of * (3 + 2 * k)) for k, s in enumerate(symbols)},
-        "least": {s.name: allowed(s, 1) for s in symbols},
-    }
+    least = {s.name: allowed(s, 1) for s in symbols}
+    odd = {s.name: allowed(s, s.multiple_of * (3 + 2 * k)) for k, s in enumerate(symbols)}
+    first = symbols[0].name
     found: list[Point] = []
-    for name, sizes in wanted.items():
+    for name, sizes in (("odd", odd), ("odd", {**least, first: odd[first]}), ("least", least)):
         point = _roomy(symbols, dims, {**base, **sizes})
         if point is not None and point != dict(base) and all(point != p.sizes for p in found):
             found.append(Point(name, point))
