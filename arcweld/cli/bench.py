@@ -76,7 +76,7 @@ def bench(
     if (dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:
-        engine = Engine(engine.data, engine.device, graphs=False)
+        engine = Engine(engine.data, engine.device, graphs=False, trusted=trust)
     if dump_layers or layers_to:
         show_layers(engine.data, dump_layers, layers_to)
     if skip:

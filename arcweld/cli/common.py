@@ -30,14 +30,17 @@ from arcweld.runtime.engine_file import EngineData
 
 
 class _Console(Console):
-    """Prints texts as they are, without what a terminal would obey: names in them come from files.
+    """Prints texts without what a terminal would obey, because names in them come from files.
 
     On a terminal, lines are wrapped between words; a longer word stays whole.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        limit, shown = self.columns, [printable(o) if isinstance(o, str) else o for o in objects]
-        super().print(*(_wrapped(o, limit) if isinstance(o, str) and limit else o for o in shown), **options)
+        super().print(*(self._shown(x) if isinstance(x, str) else x for x in objects), **options)
+
+    def _shown(self, text: str) -> str:
+        limit = self.columns
+        return _wrapped(printable(text), limit) if limit else printable(text)
 
     @property
     def columns(self) -> int:
