@@ -119,8 +119,10 @@ def _in_child(data: bytes, reader: int, writer: int) -> None:
         said = f"takes more than {MEMORY >> 30} GiB"
     except BaseException:
         said = traceback.format_exc()[-3000:]
-    os.write(writer, said.encode(errors="replace"))
-    os._exit(0)
+    try:
+        os.write(writer, said.encode(errors="replace"))
+    finally:
+        os._exit(0)  # also where the parent has ended
 
 
 def _read(reader: int, child: int, end: float) -> str | None:
