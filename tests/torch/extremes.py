@@ -84,7 +84,8 @@ BINARY: dict[str, Fn] = {
     "floor div": lambda a, b: torch.div(a, b, rounding_mode="floor"), "where": lambda a, b: torch.where(a > b, a, b),
     "clamp tensor": lambda a, b: torch.clamp(a, b, b * 0 + 3), "addcmul": lambda a, b: torch.addcmul(a, a, b, value=2),
     "addcdiv": lambda a, b: torch.addcdiv(a, a, b, value=0.5), "add alpha": lambda a, b: torch.add(a, b, alpha=2),
-    "masked_fill": lambda a, b: a.masked_fill(b > 0, 1), "lshift": lambda a, b: a << (b & 3), "max": torch.max,
+    "masked_fill": lambda a, b: a.masked_fill(b > 0, 1), "max": torch.max,
+    "lshift": lambda a, b: torch.bitwise_left_shift(a, b & 3),
 }  # fmt: skip
 REDUCTIONS: dict[str, Fn] = {
     name: functools.partial(getattr(torch, name), dim=-1)

@@ -37,13 +37,24 @@ def _reduction(op: str) -> Any:
     return handler
 
 
+def _truth(op: str) -> Any:
+    """A reduction of which elements are not 0. Of u8 the result is u8 too: 0 or 1."""
+
+    def handler(c: AtenContext) -> Result:
+        true = c.cast(c["self"], DType.BOOL)
+        found = reduce(c, op, true, reduced_axes(c, c.get("dim")), bool(c.get("keepdim", False)))
+        return c.cast(found, c.out.dtype)
+
+    return handler
+
+
 aten("sum", "sum.dim_IntList")(_reduction("ReduceSum"))
 aten("prod", "prod.dim_int")(_reduction("ReduceProd"))
 aten("mean", "mean.dim")(_reduction("ReduceMean"))
 aten("amax", "max")(_reduction("ReduceMax"))
 aten("amin", "min")(_reduction("ReduceMin"))
-aten("any", "any.dim", "any.dims")(_reduction("ReduceMax"))
-aten("all", "all.dim", "all.dims")(_reduction("ReduceMin"))
+aten("any", "any.dim", "any.dims")(_truth("ReduceMax"))
+aten("all", "all.dim", "all.dims")(_truth("ReduceMin"))
 
 
 def _with_index(value: str, position: str) -> Any:
