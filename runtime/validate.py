@@ -34,6 +34,7 @@ _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
 
 
 class _KernelEvidence(msgspec.Struct):
+    kernel: str
     status: str
 
 

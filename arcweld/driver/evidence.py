@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from arcweld.compiler.errors import AccuracyError, InputError, ModelError, Usage
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.driver.build import Build
-from arcweld.driver.costs import LAUNCH_SECONDS, Costs, Pace
+from arcweld.driver.costs import LAUNCH_SECONDS, Costs
 from arcweld.driver.headroom import Headroom
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import KernelCheck, check_kernel, every_check, with_values
@@ -47,7 +46,7 @@ class VerifyOptions:
     """How to verify. Raises UsageError for an unknown level, and for numbers that are negative or NaN.
 
     level      off, quick (as much as ``budget`` allows) or full
-    budget     seconds of CPU time
+    budget     seconds of CPU time, by estimate
     tolerance  largest relative error of an output; None: that of the precision
     """
 
@@ -101,8 +100,7 @@ class _Verification:
         self.drawn, self.draw = draw is not None, draw or Draw.SIGNED
         self.costs = Costs.of(build.fused.graph, build.planned)
         self.regions = {r.name: r for r in build.fused.regions}
-        self.started = time.process_time()
-        self.kernel_pace, self.reference_pace = Pace(), Pace()
+        self.used = 0.0  # seconds of the budget, by estimate
         self.rows: dict[str, dict[str, Any]] = {}  # by kernel
         self.outputs: list[dict[str, Any]] = []
         self.points: list[dict[str, Any]] = []
@@ -112,11 +110,12 @@ class _Verification:
         """The evidence. Raises as ``verify_build``."""
         checks = every_check(self.build)
         count = len({c.source.entry for c in checks})
-        usable = [c for c in checks if runs_on(c.source.arch, self.device.arch)]
-        distinct = [c for c in usable if c in checks[:count]]
         for c in checks[:count]:
-            if c not in distinct:
+            if not runs_on(c.source.arch, self.device.arch):
                 self._skip(c, f"it is for {c.source.arch}, the device is {self.device.arch}")
+        distinct, repeats = (
+            [c for c in part if runs_on(c.source.arch, self.device.arch)] for part in (checks[:count], checks[count:])
+        )
         try:
             self._check_outputs(self.base, self.feeds)
         except AccuracyError:
@@ -128,7 +127,7 @@ class _Verification:
         if self.base.sizes:
             self._check_other_points(distinct)
         if self.options.level == "full":
-            self._check_kernels(self.base, self.feeds, [c for c in usable if c not in distinct], math.inf)
+            self._check_kernels(self.base, self.feeds, repeats, math.inf)
         return self._evidence(promotion)
 
     def _evidence(self, promotion: Promotion | None) -> dict[str, Any]:
@@ -146,22 +145,13 @@ class _Verification:
 
     # ------------------------------------------------------------------------------------------------- the budget
 
-    def _spent(self) -> float:
-        return time.process_time() - self.started
-
     def _left(self) -> float:
-        """Seconds of CPU time that are left."""
-        return math.inf if self.options.level == "full" else self.options.budget - self._spent()
+        """Seconds of the budget that are left."""
+        return math.inf if self.options.level == "full" else self.options.budget - self.used
 
     def _estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
-        return self.kernel_pace.factor * self._raw_estimate(check, sizes)
-
-    def _raw_estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
         seconds = sum(self.costs.simulated(p, sizes) for p in check.launches()) if self.device.is_simulator else 0.0
         return LAUNCH_SECONDS + seconds
-
-    def _reference_estimate(self, sizes: Mapping[str, int]) -> float:
-        return self.reference_pace.factor * self.costs.reference(sizes)
 
     # -------------------------------------------------------------------------------------------------- outputs
 
@@ -179,14 +169,11 @@ class _Verification:
                 ]
                 return
             log.warning("comparing the outputs takes %s: they are compared nevertheless", about)
-        started = self._spent()
         want = run_reference(graph, feeds, bind=point.sizes)
-        self.reference_pace.add(self.costs.reference(point.sizes), self._spent() - started)
         self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
-        started = self._spent()
         with self.engine.poisoned():
             got = self.engine.run(dict(feeds))
-        self.kernel_pace.add(seconds, self._spent() - started)
+        self.used += self.costs.reference(point.sizes) + (seconds if self.device.is_simulator else 0.0)
         self.note("the reference", math.inf)
         found = [self._output(label, got[label], want[o.name], limit) for label, o in zip(labels, graph.outputs)]
         if point is self.base:
@@ -218,35 +205,25 @@ class _Verification:
         self, point: Point, feeds: Mapping[str, np.ndarray], checks: Sequence[KernelCheck], seconds: float
     ) -> int:
         """Compares kernels at one point, as many as fit ``seconds``, the cheapest first. Returns how many."""
-        end = self._spent() + seconds
-        chosen, planned = list[KernelCheck](), self._reference_estimate(point.sizes)
+        chosen, planned = list[KernelCheck](), self.costs.reference(point.sizes)
         for c in sorted(checks, key=lambda c: self._estimate(c, point.sizes)):
             planned += self._estimate(c, point.sizes)
             if planned <= seconds:
                 chosen.append(c)
+                self.used += self._estimate(c, point.sizes)
             else:
                 self._skip(c)
         watch = None if self.headroom is None or point is not self.base else self.headroom.see
-        done, before, in_kernels = set[str](), self._spent(), self.kernel_pace.measured
+        if chosen:
+            self.used += self.costs.reference(point.sizes)
         for c, values in with_values(self.build, chosen, feeds, point.sizes, watch):
-            if self._spent() > end:
-                break
-            if self._spent() + self._estimate(c, point.sizes) <= end:
-                self._check_kernel(c, values, point)
-                done.add(c.source.entry)
-        in_kernels = self.kernel_pace.measured - in_kernels
-        self.reference_pace.add(self.costs.reference(point.sizes), self._spent() - before - in_kernels)
-        for c in chosen:
-            if c.source.entry not in done:
-                self._skip(c)
-        return len(done)
+            self._check_kernel(c, values, point)
+        return len(chosen)
 
     def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point) -> None:
         """Compares one kernel and records what was found."""
         self.note(f"kernel {c.source.entry}", HANG_SECONDS + HANG_FACTOR * self._estimate(c, point.sizes))
-        started = self._spent()
         verdict = check_kernel(c, self.regions[c.planned.name], self.build, values, point.sizes, self.device)
-        self.kernel_pace.add(self._raw_estimate(c, point.sizes), self._spent() - started)
         self.note("the reference", math.inf)
         row = self.rows.get(c.source.entry, {})
         if "error" not in row:
@@ -272,8 +249,8 @@ class _Verification:
     def _check_other_points(self, checks: Sequence[KernelCheck]) -> None:
         """Compares kernels that depend on symbols at other sizes than the base's, within a share of what that took."""
         checks = [c for c in checks if c.is_symbolic() and "error" in self.rows[c.source.entry]]
-        extra = max(EXTRA_SECONDS, EXTRA_SHARE * self._spent())
-        end = self._spent() + min(extra, self._left()) if self.options.level == "quick" else math.inf
+        extra = max(EXTRA_SECONDS, EXTRA_SHARE * self.used)
+        end = self.used + min(extra, self._left()) if self.options.level == "quick" else math.inf
         graph, visited = self.build.imported, [self.base]
         for point in small_points(graph, self.base.sizes):
             if all(p.name != point.name for p in visited) and self._check_point(point, checks, end):
@@ -286,9 +263,9 @@ class _Verification:
         def cost(sizes: Mapping[str, int], entries: frozenset[str]) -> float:
             if self.costs.values(sizes) > MAX_ELEMENTS:
                 return math.inf
-            return self._reference_estimate(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
+            return self.costs.reference(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
 
-        found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self._spent())
+        found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self.used)
         if found is not None:
             entries = {g.entry for g in wanted if g.met(found.sizes)}
             self._check_point(found, [c for c in checks if c.source.entry in entries], end)
@@ -304,11 +281,10 @@ class _Verification:
             self.engine.memory(**{s.name: point.sizes[s.name] for s in self.engine.program.symbols})
             feeds = sample_inputs(self.build.imported, point.sizes, draw=self.draw, seed=len(self.points))
             seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
-            seconds = self.kernel_pace.factor * seconds + self._reference_estimate(point.sizes)
-            if self.drawn and (2 * seconds < end - self._spent()):
+            if self.drawn and 2 * (seconds + self.costs.reference(point.sizes)) < end - self.used:
                 self._check_outputs(point, feeds)
                 row["outputs"] = len(self.outputs)
-            row["kernels"] = self._check_kernels(point, feeds, checks, end - self._spent())
+            row["kernels"] = self._check_kernels(point, feeds, checks, end - self.used)
             if not row["kernels"]:
                 row["skipped"] = "beyond the share of the budget that sizes of its own choice may take"
         except (InputError, ModelError) as error:  # sizes that the model does not take, though no range says so

@@ -48,7 +48,7 @@ def _same(c: NodeContext) -> Result:
 @handles("BitShift")
 def _bit_shift(c: NodeContext) -> Result:
     a, b = c.values()
-    if a.dtype.is_signed:
+    if a.dtype.is_int and a.dtype.is_signed:
         c.unsupported(f"shifts of {a.dtype.value} elements")
     return c.emit("BitShift", a, b, **same_attrs(c, "BitShift"))
 
