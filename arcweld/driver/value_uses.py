@@ -6,7 +6,7 @@ Only uses that follow from the graph count, never names.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from arcweld.compiler.ops.registry import Kind, opdef
 KEEPS_INDICES = frozenset(
     {"Cast", "Reshape", "Transpose", "Expand", "Slice", "Concat", "Add", "Sub", "Max", "Min", "Where"}
 )
+VIEWS = frozenset({"Cast", "Reshape", "Transpose", "Expand", "Slice"})
 COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal"})
 FLAGS = frozenset({"Not", "And", "Or", "Xor"})
 ORDINARY = 100  # magnitude of integers that only arithmetic uses
@@ -33,7 +34,7 @@ def integer_range(graph: Graph, v: Value, sizes: Mapping[str, int]) -> tuple[int
     if reaches_index(graph, v):  # after arithmetic that may carry it out of bounds, as the sum over a mask
         return 0, 1
     low, high = _of_type(v.dtype)
-    for n, x in _views(graph, v):
+    for n, x in _readers(graph, v, _through_views):
         bound = _used_as(graph, n, x, sizes)
         if bound is not None:
             low, high = max(low, bound[0]), min(high, bound[1])
@@ -89,23 +90,10 @@ def _constant(graph: Graph, v: Value | None) -> float | None:
     return float(data.flat[0]) if data.size and np.all(data == data.flat[0]) else None
 
 
-def _views(graph: Graph, v: Value) -> list[tuple[Node, Value]]:
-    """The nodes that read ``v``, directly or through casts and movement, with the operand that is it."""
-    consumers, found, seen, stack = graph.consumers(), list[tuple[Node, Value]](), set[str](), [v]
-    while stack:
-        x = stack.pop()
-        if x.name in seen:
-            continue
-        seen.add(x.name)
-        for n in consumers.get(x.name, ()):
-            found.append((n, x))
-            if n.op in ("Cast", "Reshape", "Transpose", "Expand", "Slice"):
-                stack.extend(n.outputs)
-    return found
-
-
-def reaches_index(graph: Graph, v: Value) -> bool:
-    """True if integers computed from ``v``, element by element if it is a float, index something."""
+def _readers(
+    graph: Graph, v: Value, follow: Callable[[Node, Value], Iterable[Value]]
+) -> Iterator[tuple[Node, Value]]:
+    """The nodes that read ``v``, or a result that ``follow`` names for such a node, each with the operand it reads."""
     consumers, seen, stack = graph.consumers(), set[str](), [v]
     while stack:
         x = stack.pop()
@@ -113,12 +101,24 @@ def reaches_index(graph: Graph, v: Value) -> bool:
             continue
         seen.add(x.name)
         for n in consumers.get(x.name, ()):
-            if is_index(n, x):
-                return True
-            if x.dtype.is_float and opdef(n.op).kind is not Kind.POINTWISE and n.op not in KEEPS_INDICES:
-                continue
-            stack.extend(o for o in n.outputs if o.dtype.is_int or x.dtype.is_float)
-    return False
+            yield n, x
+            stack.extend(follow(n, x))
+
+
+def _through_views(n: Node, x: Value) -> Iterable[Value]:
+    return n.outputs if n.op in VIEWS else ()
+
+
+def _through_integers(n: Node, x: Value) -> Iterable[Value]:
+    """Results whose integers come from ``x``, element by element if it is a float."""
+    if x.dtype.is_float and opdef(n.op).kind is not Kind.POINTWISE and n.op not in KEEPS_INDICES:
+        return ()
+    return [o for o in n.outputs if o.dtype.is_int or x.dtype.is_float]
+
+
+def reaches_index(graph: Graph, v: Value) -> bool:
+    """True if integers computed from ``v``, element by element if it is a float, index something."""
+    return any(is_index(n, x) for n, x in _readers(graph, v, _through_integers))
 
 
 def is_index(n: Node, x: Value) -> bool:
@@ -133,21 +133,17 @@ def index_extent(graph: Graph, v: Value) -> Dim | None:
 
     If all extents are symbolic, the first one found is returned.
     """
-    consumers = graph.consumers()
     found: list[Dim] = []
-    seen: set[str] = set()
-    stack = [v]
-    while stack:
-        x = stack.pop()
-        if x.name in seen:
-            continue
-        seen.add(x.name)
-        for n in consumers.get(x.name, ()):
-            extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
-            if extent is not None:
-                found.append(extent)
-            elif n.op in KEEPS_INDICES:
-                stack.extend(n.outputs)
+
+    def follow(n: Node, x: Value) -> Iterable[Value]:
+        extent = _one_hot_classes(graph, n) if n.op == "Equal" else _indexed(n, x)
+        if extent is not None:
+            found.append(extent)
+            return ()
+        return n.outputs if n.op in KEEPS_INDICES else ()
+
+    for _ in _readers(graph, v, follow):
+        pass
     fixed = [d for d in found if isinstance(d, int)]
     return min(fixed) if fixed else (found[0] if found else None)
 
