@@ -7,7 +7,6 @@ import gc
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,17 +31,6 @@ EXPORT_KERNEL(scale)
 X = np.arange(8, dtype=np.float32)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache but for this process' runtime library."""
-    runtime = build.runtime_library()
-    folder = tmp_path / "sim"
-    folder.mkdir()
-    shutil.copy(runtime, folder / runtime.name)
-    monkeypatch.setenv("ARCWELD_CACHE_DIR", str(tmp_path))
-    return folder
-
-
 def scaled(factor: int) -> np.ndarray:
     return run(SimDevice(), image(SCALE.replace("FACTOR", str(factor)), "scale"), (1,), (8,), [In(X), Out(X * 0)])[0]
 
@@ -54,10 +42,10 @@ def kernels(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------ damage
 
 
-def test_any_flipped_bit_is_repaired(folder: Path) -> None:
+def test_any_flipped_bit_is_repaired(fresh_cache: Path) -> None:
     scaled(3)
     gc.collect()
-    (path,) = kernels(folder)
+    (path,) = kernels(fresh_cache)
     whole = path.read_bytes()
     source = build.SimSource("scale", "scale", SCALE.replace("FACTOR", "3"), "sm_90a", False)
     pick = random.Random(0)
@@ -71,15 +59,15 @@ def test_any_flipped_bit_is_repaired(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"ARCWELD1" + bytes(32)])
-def test_other_content_is_replaced(folder: Path, content: bytes) -> None:
+def test_other_content_is_replaced(fresh_cache: Path, content: bytes) -> None:
     scaled(4)
-    (path,) = kernels(folder)
+    (path,) = kernels(fresh_cache)
     path.write_bytes(content)
     build.kernel_libraries([build.SimSource("scale", "scale", SCALE.replace("FACTOR", "4"), "sm_90a", False)])
     assert build._intact(path)
 
 
-def test_damage_is_repaired_before_a_kernel_runs(folder: Path) -> None:
+def test_damage_is_repaired_before_a_kernel_runs(fresh_cache: Path) -> None:
     """In a process of its own, because a library that is loaded stays what it was."""
     script = f"""
         import sys
@@ -89,7 +77,7 @@ def test_damage_is_repaired_before_a_kernel_runs(folder: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     subprocess.run(command, check=True)
-    (path,) = kernels(folder)
+    (path,) = kernels(fresh_cache)
     text = path.read_bytes()
     at = text.index(b".text") // 2  # somewhere in the code or its headers
     path.write_bytes(text[:at] + bytes(64) + text[at + 64 :])
@@ -107,7 +95,7 @@ sleep 60 & wait
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_process_leaves_no_temporary_file(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_temporary_file(number: signal.Signals, fresh_cache: Path, tmp_path: Path) -> None:
     compiler = tmp_path / "slow-g++"
     compiler.write_text(SLOW_COMPILER)
     compiler.chmod(0o755)
@@ -121,19 +109,19 @@ def test_a_killed_process_leaves_no_temporary_file(number: signal.Signals, folde
     environment = {**os.environ, "CXX": str(compiler)}
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=-1) as process:
         end = time.monotonic() + 30
-        while not list(folder.glob(".work-*/object.o")) and time.monotonic() < end:
+        while not list(fresh_cache.glob(".work-*/object.o")) and time.monotonic() < end:
             time.sleep(0.02)
-        (left,) = folder.glob(".work-*")
+        (left,) = fresh_cache.glob(".work-*")
         process.send_signal(number)
         process.communicate(timeout=30)
     if number is signal.SIGKILL:  # nobody could clean up: the next compilation does
         scaled(6)
     assert not left.exists()
-    assert all(p.suffix == ".so" for p in folder.iterdir())
+    assert all(p.suffix == ".so" for p in fresh_cache.iterdir())
 
 
-def test_what_a_living_process_is_making_stays(folder: Path) -> None:
-    theirs = folder / f".work-{os.getppid()}-0123abcd"
+def test_what_a_living_process_is_making_stays(fresh_cache: Path) -> None:
+    theirs = fresh_cache / f".work-{os.getppid()}-0123abcd"
     theirs.mkdir()
     scaled(7)
     assert theirs.is_dir()
@@ -165,7 +153,7 @@ def test_failures_of_the_compiler_are_told_apart(
     assert type(caught.value) is kind
 
 
-def test_a_disk_that_is_full(folder: Path) -> None:
+def test_a_disk_that_is_full(fresh_cache: Path) -> None:
     """A limit on the size of files stands in for it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -174,11 +162,11 @@ def test_a_disk_that_is_full(folder: Path) -> None:
             scaled(8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert kernels(folder) == []
+    assert kernels(fresh_cache) == []
     assert (scaled(8) == X * 8).all()
 
 
-def test_a_compiler_that_cannot_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_cannot_be_started(fresh_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 

@@ -32,17 +32,6 @@ def copy_kernel(scale: int) -> str:
     return COPY.replace("SCALE", str(scale))
 
 
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder that already holds this process's runtime library."""
-    runtime = build.runtime_library()
-    folder = tmp_path / "sim"
-    folder.mkdir()
-    shutil.copy(runtime, folder / runtime.name)
-    monkeypatch.setenv("ARCWELD_CACHE_DIR", str(tmp_path))
-    return folder
-
-
 def kernels_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("runtime-"))
 
