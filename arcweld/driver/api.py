@@ -18,15 +18,15 @@ from arcweld.codegen.nvrtc.compiler import Job, compile_job
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
-from arcweld.compiler.reference import bind_symbols
 from arcweld.driver.build import Build, Progress, build_graph
-from arcweld.driver.draws import draw_inputs
+from arcweld.driver.costs import ReferenceCost
+from arcweld.driver.draws import Sample, draw_sample, given_sample
 from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
 from arcweld.driver.headroom import warn_of_headroom
 from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import check_inputs, checked_sizes
-from arcweld.driver.promotion import Promotion, promote, reference_seconds
-from arcweld.driver.samples import Draw, sample_sizes
+from arcweld.driver.promotion import Promotion, promote
+from arcweld.driver.samples import sample_sizes
 from arcweld.driver.summary import half_share, summary
 from arcweld.runtime.arrays import host_array
 from arcweld.runtime.device import Device
@@ -190,33 +190,32 @@ def build_data(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         _make_folder(folder)
-    given: dict[str, np.ndarray] = {}
-    draw: Draw | None = None
+    sample: Sample | None = None
     if checks.level == "off":
-        used_sizes = sample_sizes(graph, sizes)
         if precision != "fp32":
             text = f"without verification no node is kept in f32: all of the model computes in {precision}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     else:
-        given, used_sizes, draw = _inputs_to_verify(graph, sizes, feeds)
+        sample = draw_sample(graph, sizes) if feeds is None else given_sample(graph, sizes, feeds)
     before = {"inputs": time.monotonic() - started}
-    if progress is not None and given and precision != "fp32":
-        progress("promotion", 0, 1)
-    promotion = _promotion(graph, options, given, used_sizes, checks) if given and precision != "fp32" else None
-    if promotion is not None:
+    promotion: Promotion | None = None
+    if sample is not None and sample.feeds and precision != "fp32":
+        if progress is not None:
+            progress("promotion", 0, 1)
+        promotion = _promotion(graph, options, sample, checks)
         options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
         before["promotion"] = time.monotonic() - started - before["inputs"]
     build = build_graph(
         graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
     )
-    build.sizes = used_sizes
+    build.sizes = dict(sample.sizes) if sample is not None else sample_sizes(graph, sizes)
     build.seconds = before | build.seconds
     engine = None
-    if checks.level != "off":
+    if sample is not None:
         built = time.monotonic()
         engine = Engine(build.data, where)
         told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
-        evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, draw, told)
+        evidence = verify_build(build, engine, sample, checks, precision, promotion, told)
         warn_of_headroom(evidence)
         build.data = engine.data = replace(build.data, verify=evidence)
         build.seconds["verify"] = time.monotonic() - built
@@ -269,25 +268,14 @@ def _make_folder(folder: Path) -> None:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from None
 
 
-def _inputs_to_verify(
-    graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None
-) -> tuple[dict[str, np.ndarray], dict[str, int], Draw | None]:
-    """Inputs to verify with, the sizes of all symbols in them, and how they were drawn (None: they were given)."""
-    every_size = sample_sizes(graph, sizes)
-    given, draw = (dict(feeds), None) if feeds is not None else draw_inputs(graph, every_size)
-    return given, {**every_size, **bind_symbols(graph.inputs, given, None)}, draw
-
-
-def _promotion(
-    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], checks: VerifyOptions
-) -> Promotion:
+def _promotion(graph: Graph, options: Options, sample: Sample, checks: VerifyOptions) -> Promotion:
     tolerance = checks.tolerance if checks.tolerance is not None else ENGINE_TOLERANCE[options.precision]
-    seconds = reference_seconds(graph, sizes)
+    seconds = ReferenceCost.of(graph).seconds(sample.sizes)
     if 4 * seconds > checks.budget:
         log.warning("finding the nodes that stay in f32 takes about %.0f s", 6 * seconds)
     budget = checks.budget if checks.level == "quick" else 10 * max(seconds, checks.budget)
     # kernels sum in another order than numpy, so that their error differs a little: leave a margin
-    return promote(graph, options, feeds, sizes, tolerance=0.8 * tolerance, budget=budget)
+    return promote(graph, options, sample.feeds, sample.sizes, tolerance=0.8 * tolerance, budget=budget)
 
 
 def _warn_of_f32(build: Build, promotion: Promotion, checks: VerifyOptions) -> None:

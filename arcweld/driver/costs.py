@@ -5,58 +5,96 @@ What a build compares follows from estimates alone, so that its evidence does no
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arcweld.compiler.dims import Dim, evaluate, product
-from arcweld.compiler.ir import Graph
+from arcweld.compiler.ir import Graph, Node
 from arcweld.driver.object_code import PlannedLaunch, in_order
 
 # operations and stored elements a second on the simulator, on one core
 SIM_FLOPS, SIM_ELEMENTS = 1.5e9, 30e6
 # the same of numpy, which unfolds the windows of convolutions
-REFERENCE_FLOPS, REFERENCE_ELEMENTS = 6e9, 2e8
+REFERENCE_FLOPS, REFERENCE_ELEMENTS = 1e10, 2e8
 LAUNCH_SECONDS = 3e-3  # of a check beside its work
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceCost:
+    """What the reference of a graph costs, by node: operations of products, and elements of the results."""
+
+    operations: tuple[Dim, ...]
+    elements: tuple[Dim, ...]
+    _known: dict[tuple[tuple[str, int], ...], tuple[list[float], int]] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, graph: Graph) -> ReferenceCost:
+        """The costs of a graph's nodes, in order."""
+        nodes = graph.nodes
+        return cls(tuple(map(_operations, nodes)), tuple(_sum(o.type.numel for o in n.outputs) for n in nodes))
+
+    def seconds(self, sizes: Mapping[str, int], nodes: int | None = None) -> float:
+        """Seconds of the first ``nodes`` nodes; None: of all."""
+        ends = self._at(sizes)[0]
+        return ends[len(ends) - 1 if nodes is None else nodes]
+
+    def values(self, sizes: Mapping[str, int]) -> int:
+        """Elements of all results together."""
+        return self._at(sizes)[1]
+
+    def _at(self, sizes: Mapping[str, int]) -> tuple[list[float], int]:
+        """The seconds of the first 0, 1, 2, … nodes, and the elements of all results."""
+        key = tuple(sorted(sizes.items()))
+        if key not in self._known:
+            number = {d: evaluate(d, sizes) for d in dict.fromkeys((*self.operations, *self.elements))}
+            ends, total = [0.0], 0
+            for operations, elements in zip(self.operations, self.elements):
+                spent = number[operations] / REFERENCE_FLOPS + number[elements] / REFERENCE_ELEMENTS
+                ends.append(ends[-1] + spent)
+                total += number[elements]
+            self._known[key] = ends, total
+        return self._known[key]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Costs:
     """What a build's launches and reference cost, as functions of the symbols' sizes.
 
-    kernels   flops and stored elements of each launch, by its name
-    flops     of all launches
-    elements  of all values of the graph: distinct numbers with how often they occur
+    kernels    operations and stored elements of each launch, by its name
+    reference  of the fused graph
     """
 
     kernels: Mapping[str, tuple[Dim, Dim]]
-    flops: Mapping[Dim, int]
-    elements: Mapping[Dim, int]
+    reference: ReferenceCost
 
     @classmethod
     def of(cls, graph: Graph, planned: Sequence[PlannedLaunch]) -> Costs:
         """The costs of a fused graph and the launches that were planned for it."""
         launches = in_order(planned)
         stored = {p.name: _sum(product(b.shape) for b in p.bound.kernel.buffers if b.written) for p in launches}
-        return cls(
-            {p.name: (p.bound.flops, stored[p.name]) for p in launches},
-            Counter(p.bound.flops for p in launches),
-            Counter(o.type.numel for n in graph.nodes for o in n.outputs),
-        )
+        return cls({p.name: (p.bound.flops, stored[p.name]) for p in launches}, ReferenceCost.of(graph))
 
     def simulated(self, p: PlannedLaunch, sizes: Mapping[str, int]) -> float:
         """Seconds of a launch on the simulator."""
         flops, stored = self.kernels[p.name]
         return evaluate(flops, sizes) / SIM_FLOPS + evaluate(stored, sizes) / SIM_ELEMENTS
 
-    def reference(self, sizes: Mapping[str, int]) -> float:
-        """Seconds of the reference of the whole graph."""
-        flops = sum(count * evaluate(d, sizes) for d, count in self.flops.items())
-        return flops / REFERENCE_FLOPS + self.values(sizes) / REFERENCE_ELEMENTS
 
-    def values(self, sizes: Mapping[str, int]) -> int:
-        """Elements of all values of the graph together."""
-        return sum(count * evaluate(d, sizes) for d, count in self.elements.items())
+def _operations(node: Node) -> Dim:
+    """Operations of a product of matrices, a convolution or attention; 0 for other nodes."""
+    shapes = [v.shape for v in node.operands()]
+    if node.op == "MatMul":
+        return node.output.type.numel * shapes[0][-1] * 2
+    if node.op == "Gemm":
+        return node.output.type.numel * shapes[0][0 if node.attrs["transA"] else 1] * 2
+    if node.op == "Conv":
+        return node.output.type.numel * product(shapes[1][1:]) * 2
+    if node.op == "ConvTranspose":  # each element of the input meets each of its channel's weights
+        return product(shapes[0]) * product(shapes[1][1:]) * 2
+    if node.op == "Attention":
+        query, key, value = shapes[:3]
+        return product(query[:3]) * key[2] * (query[3] + value[3]) * 2
+    return 0
 
 
 def _sum(dims: Iterable[Dim]) -> Dim:

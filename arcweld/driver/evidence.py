@@ -22,10 +22,11 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.driver.build import Build
 from arcweld.driver.costs import LAUNCH_SECONDS, Costs
+from arcweld.driver.draws import Sample
 from arcweld.driver.headroom import Headroom
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import KernelCheck, check_kernel, every_check, with_values
-from arcweld.driver.metrics import relative_error
+from arcweld.driver.metrics import nonfinite_share, relative_error
 from arcweld.driver.points import Point, beyond, goals, small_points
 from arcweld.driver.promotion import Promotion
 from arcweld.driver.samples import Draw, sample_inputs
@@ -65,24 +66,22 @@ class VerifyOptions:
 
 
 def verify_build(
-    build: Build, engine: Engine, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], options: VerifyOptions,
-    precision: str, promotion: Promotion | None = None, draw: Draw | None = None,
-    told: Callable[[str], None] | None = None,
+    build: Build, engine: Engine, sample: Sample, options: VerifyOptions, precision: str,
+    promotion: Promotion | None = None, told: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares outputs and kernels with the references on ``feeds``; returns the evidence as a JSON value.
+    """Compares outputs and kernels with the references on ``sample``; returns the evidence as a JSON value.
 
-    sizes  those of all symbols in ``feeds``
-    draw   how ``feeds`` were drawn; None if a user gave them: outputs are then compared for them alone
-    told   called with what is being done
+    Outputs are compared at other sizes too, unless the user gave the inputs. ``told`` is called with what is being
+    done. On a simulator, everything runs in a child process.
 
-    On a simulator, everything runs in a child process. Raises AccuracyError, with the kernel or output and its error,
-    for an error above tolerance, and for a kernel that crashes or does not end.
+    Raises AccuracyError, with the kernel or output and its error, for an error above tolerance, and for a kernel that
+    crashes or does not end.
     """
     if options.level == "off":
         return {"level": "off", "device": engine.device.name, "kernels": [], "outputs": []}
 
     def work(note: Notes) -> dict[str, Any]:
-        return _Verification(build, engine, dict(feeds), dict(sizes), options, precision, draw, note).run(promotion)
+        return _Verification(build, engine, sample, options, precision, note).run(promotion)
 
     return in_child(work, told) if engine.device.is_simulator else work(ignore_notes)
 
@@ -91,14 +90,13 @@ class _Verification:
     """One verification, in the process that runs the kernels."""
 
     def __init__(
-        self, build: Build, engine: Engine, feeds: dict[str, np.ndarray], sizes: dict[str, int],
-        options: VerifyOptions, precision: str, draw: Draw | None, note: Notes,
-    ) -> None:  # fmt: skip
+        self, build: Build, engine: Engine, sample: Sample, options: VerifyOptions, precision: str, note: Notes
+    ) -> None:
         self.build, self.engine, self.device = build, engine, engine.device
-        self.feeds, self.base = feeds, Point("base", sizes)
+        self.sample, self.feeds, self.base = sample, dict(sample.feeds), Point("base", dict(sample.sizes))
         self.options, self.precision, self.note = options, precision, note
-        self.drawn, self.draw = draw is not None, draw or Draw.SIGNED
         self.costs = Costs.of(build.fused.graph, build.planned)
+        self.positions = {o.name: i for i, n in enumerate(build.fused.graph.nodes) for o in n.outputs}
         self.regions = {r.name: r for r in build.fused.regions}
         self.used = 0.0  # seconds of the budget, by estimate
         self.rows: dict[str, dict[str, Any]] = {}  # by kernel
@@ -169,11 +167,12 @@ class _Verification:
                 ]
                 return
             log.warning("comparing the outputs takes %s: they are compared nevertheless", about)
-        want = run_reference(graph, feeds, bind=point.sizes)
+        known = self.sample.outputs if point is self.base else None
+        want = known or run_reference(graph, feeds, bind=point.sizes)
         self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
         with self.engine.poisoned():
             got = self.engine.run(dict(feeds))
-        self.used += self.costs.reference(point.sizes) + (seconds if self.device.is_simulator else 0.0)
+        self.used += self.costs.reference.seconds(point.sizes) + (seconds if self.device.is_simulator else 0.0)
         self.note("the reference", math.inf)
         found = [self._output(label, got[label], want[o.name], limit) for label, o in zip(labels, graph.outputs)]
         if point is self.base:
@@ -192,7 +191,7 @@ class _Verification:
                 hint=f"{remedy}raise the tolerance if the model bears it, or report a defect",
             )
         row = {"output": label, "status": "verified", "error": error, "tolerance": limit}
-        odd = _nonfinite(want)
+        odd = nonfinite_share(want)
         if odd:
             row["nonfinite"] = odd
             text = f"output {label} is NaN or infinite in {odd:.3g} of its elements, in the reference too"
@@ -205,20 +204,26 @@ class _Verification:
         self, point: Point, feeds: Mapping[str, np.ndarray], checks: Sequence[KernelCheck], seconds: float
     ) -> int:
         """Compares kernels at one point, as many as fit ``seconds``, the cheapest first. Returns how many."""
-        chosen, planned = list[KernelCheck](), self.costs.reference(point.sizes)
+        watch = None if self.headroom is None or point is not self.base else self.headroom.see
+        chosen, kernels = list[KernelCheck](), 0.0
+        last = 0 if watch is None else len(self.build.fused.graph.nodes)  # of the reference's nodes
+        spent = self.costs.reference.seconds(point.sizes, last)
         for c in sorted(checks, key=lambda c: self._estimate(c, point.sizes)):
-            planned += self._estimate(c, point.sizes)
-            if planned <= seconds:
+            nodes = max(last, self._nodes_before(c))
+            needed = kernels + self._estimate(c, point.sizes) + self.costs.reference.seconds(point.sizes, nodes)
+            if needed <= seconds:
                 chosen.append(c)
-                self.used += self._estimate(c, point.sizes)
+                kernels, last, spent = kernels + self._estimate(c, point.sizes), nodes, needed
             else:
                 self._skip(c)
-        watch = None if self.headroom is None or point is not self.base else self.headroom.see
-        if chosen:
-            self.used += self.costs.reference(point.sizes)
+        self.used += spent
         for c, values in with_values(self.build, chosen, feeds, point.sizes, watch):
             self._check_kernel(c, values, point)
         return len(chosen)
+
+    def _nodes_before(self, check: KernelCheck) -> int:
+        """How many nodes of the graph the reference evaluates until it has all values of a kernel."""
+        return 1 + max((self.positions.get(t, -1) for t in check.tensors()), default=-1)
 
     def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point) -> None:
         """Compares one kernel and records what was found."""
@@ -261,9 +266,11 @@ class _Verification:
         by_entry = {c.source.entry: c for c in checks}
 
         def cost(sizes: Mapping[str, int], entries: frozenset[str]) -> float:
-            if self.costs.values(sizes) > MAX_ELEMENTS:
+            if self.costs.reference.values(sizes) > MAX_ELEMENTS:
                 return math.inf
-            return self.costs.reference(sizes) + sum(self._estimate(by_entry[e], sizes) for e in entries)
+            nodes = max((self._nodes_before(by_entry[e]) for e in entries), default=0)
+            reference = self.costs.reference.seconds(sizes, nodes)
+            return reference + sum(self._estimate(by_entry[e], sizes) for e in entries)
 
         found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self.used)
         if found is not None:
@@ -279,9 +286,11 @@ class _Verification:
         row: dict[str, Any] = {"name": point.name, "sizes": dict(point.sizes)}
         try:
             self.engine.memory(**{s.name: point.sizes[s.name] for s in self.engine.program.symbols})
-            feeds = sample_inputs(self.build.imported, point.sizes, draw=self.draw, seed=len(self.points))
+            draw = self.sample.draw or Draw.SIGNED
+            feeds = sample_inputs(self.build.imported, point.sizes, draw=draw, seed=len(self.points))
             seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
-            if self.drawn and 2 * (seconds + self.costs.reference(point.sizes)) < end - self.used:
+            drawn, reference = self.sample.draw is not None, self.costs.reference.seconds(point.sizes)
+            if drawn and 2 * (seconds + reference) < end - self.used:
                 self._check_outputs(point, feeds)
                 row["outputs"] = len(self.outputs)
             row["kernels"] = self._check_kernels(point, feeds, checks, end - self.used)
@@ -301,10 +310,3 @@ def engine_tolerance(graph: Graph, precision: str) -> float:
     own = {DType.F16: "fp16", DType.BF16: "bf16"}
     used = {own[o.dtype] for n in graph.nodes for o in n.outputs if o.dtype in own}
     return max(ENGINE_TOLERANCE[p] for p in (precision, *used))
-
-
-def _nonfinite(array: np.ndarray) -> float:
-    """The share of elements that are NaN or infinite."""
-    if not array.size or array.dtype.kind in "biu":
-        return 0.0
-    return float(np.mean(~np.isfinite(array.astype(np.float64))))

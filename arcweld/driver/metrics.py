@@ -1,12 +1,10 @@
-"""The metric of accuracy, and an estimate of the time that the reference takes."""
+"""The metrics of accuracy."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-
-REFERENCE_FLOPS = 3e10  # operations a second of numpy on one core; only used to decide what fits a budget
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
@@ -42,3 +40,10 @@ def largest_error(got: np.ndarray, want: np.ndarray) -> float:
     scale = float(np.max(np.abs(w), initial=0.0, where=finite))
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.max(np.abs(g / scale - w / scale), initial=0.0, where=finite)) if scale else 0.0
+
+
+def nonfinite_share(array: np.ndarray) -> float:
+    """The share of elements that are NaN or infinite."""
+    if not array.size or array.dtype.kind in "biu":
+        return 0.0
+    return float(np.mean(~np.isfinite(array.astype(np.float64))))

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from arcweld.codegen.kernel import KernelSource
-from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, evaluate, free_symbols
+from arcweld.compiler.dims import Dim, IntExpr, Sym, evaluate, free_symbols
 from arcweld.compiler.ir import Graph
-
-MAX_DOUBLINGS = 8
+from arcweld.driver.samples import allowed, graph_dims, roomy
 
 Sizes = Mapping[str, int]
 
@@ -54,33 +53,10 @@ def small_points(graph: Graph, base: Sizes) -> list[Point]:
     first = symbols[0].name
     found: list[Point] = []
     for name, sizes in (("odd", odd), ("odd", {**least, first: odd[first]}), ("least", least)):
-        point = _roomy(symbols, dims, {**base, **sizes})
+        point = roomy(symbols, dims, {**base, **sizes})
         if point is not None and point != dict(base) and all(point != p.sizes for p in found):
             found.append(Point(name, point))
     return found
-
-
-def graph_dims(graph: Graph) -> list[IntExpr]:
-    """The distinct symbolic dimensions of the graph's values."""
-    values = [*graph.inputs, *(o for n in graph.nodes for o in n.outputs)]
-    return list(dict.fromkeys(d for v in values for d in v.shape if isinstance(d, IntExpr)))
-
-
-def allowed(s: Sym, wanted: int) -> int:
-    """The size nearest to ``wanted`` that the symbol can have, but 0 only where it can have nothing else."""
-    hi = bounds(s.hi)[1] if s.hi is not None else None
-    n = max(wanted, s.lo, 1)
-    n = -(-n // s.multiple_of) * s.multiple_of
-    return n if hi is None or n <= hi else hi // s.multiple_of * s.multiple_of
-
-
-def _roomy(symbols: Sequence[Sym], dims: Sequence[IntExpr], sizes: dict[str, int]) -> dict[str, int] | None:
-    """``sizes``, about doubled until no dimension is empty; None if that does not help."""
-    for _ in range(MAX_DOUBLINGS):
-        if all(evaluate(d, sizes) > 0 for d in dims):
-            return sizes
-        sizes = {**sizes, **{s.name: allowed(s, 2 * sizes[s.name] + s.multiple_of) for s in symbols}}
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------ beyond tiles

@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from arcweld.compiler.dims import evaluate, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.ops.registry import concrete, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference, stream_reference
 from arcweld.driver.headroom import LARGEST, Fills
-from arcweld.driver.metrics import REFERENCE_FLOPS, relative_error
+from arcweld.driver.metrics import relative_error
 from arcweld.passes.pipeline import run_passes
 
 log = logging.getLogger("arcweld.passes")
@@ -57,15 +56,17 @@ def promote(
     they are over, the result is the smallest set found to be accurate so far, or all nodes.
     """
     plain = run_passes(graph, replace(options, precision="fp32"))
-    want, overflowing = _evaluate(plain, feeds, sizes, options.float_type)
+    want, large, readers = _evaluate(plain, feeds, sizes, options.float_type)
 
     def error(origins: frozenset[str]) -> float:
         narrowed = run_passes(graph, replace(options, keep_f32=options.keep_f32 | origins))
         got = run_reference(narrowed, feeds, bind=sizes)
         return max((relative_error(got[n.name], w) for n, w in zip(narrowed.outputs, want, strict=True)), default=0.0)
 
+    overflowing = [*large, *readers]
     forced = _origins(overflowing)
-    what = f"{len(overflowing)} nodes whose values f16 cannot hold" if overflowing else "no node"
+    what = f"{len(large)} nodes whose values f16 cannot hold and {len(readers)} that read them"
+    what = what if overflowing else "no node"
     first = error(forced)
     if first <= tolerance:
         verb = "stay in f32" if overflowing else "had to stay in f32"
@@ -83,9 +84,9 @@ def promote(
 
 def _evaluate(
     graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], half: DType
-) -> tuple[list[np.ndarray], list[Node]]:
-    """The outputs of a graph in f32, and the nodes that f16 cannot compute: with a value beyond it, or reading one."""
-    fills, beyond, found = Fills.of(graph), set[str](), list[Node]()
+) -> tuple[list[np.ndarray], list[Node], list[Node]]:
+    """The outputs of a graph in f32, the nodes with a value that f16 cannot hold, and others that read such a value."""
+    fills, beyond, large, readers = Fills.of(graph), set[str](), list[Node](), list[Node]()
     hold = {o.name: len(graph.nodes) for o in graph.outputs}
     values: Mapping[str, np.ndarray] = {}
     for i, values in stream_reference(graph, feeds, hold=hold, bind=sizes):
@@ -94,11 +95,14 @@ def _evaluate(
         node = graph.nodes[i]
         if fills.follow(node):
             continue
-        large = [o.name for o in node.outputs if o.dtype is DType.F32 and _largest(values[o.name]) > LARGEST]
-        if large or any(v.name in beyond for v in node.operands()):
-            found.append(node)
-        beyond.update(large)
-    return [values[o.name] if o.name in values else graph.weights[o.name].data for o in graph.outputs], found
+        over = [o.name for o in node.outputs if o.dtype is DType.F32 and _largest(values[o.name]) > LARGEST]
+        if over:
+            large.append(node)
+        elif any(v.name in beyond for v in node.operands()):
+            readers.append(node)
+        beyond.update(over)
+    outputs = [values[o.name] if o.name in values else graph.weights[o.name].data for o in graph.outputs]
+    return outputs, large, readers
 
 
 def _largest(a: np.ndarray) -> float:
@@ -146,16 +150,6 @@ class _Search:
 
 def _origins(nodes: Sequence[Node]) -> frozenset[str]:
     return frozenset(o for n in nodes for o in n.origin)
-
-
-def reference_seconds(graph: Graph, sizes: Mapping[str, int]) -> float:
-    """An estimate of the seconds that numpy takes for the graph's matrix products and convolutions."""
-    flops = 0
-    for n in graph.nodes:
-        if n.op in ("MatMul", "Conv", "ConvTranspose", "Gemm") and n.inputs[0] is not None and n.inputs[1] is not None:
-            inner = n.inputs[0].shape[-1] if n.op in ("MatMul", "Gemm") else product(n.inputs[1].shape[1:])
-            flops += 2 * evaluate(n.output.type.numel * inner, sizes)
-    return flops / REFERENCE_FLOPS
 
 
 def rank(

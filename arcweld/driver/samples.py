@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import numpy as np
@@ -14,7 +14,7 @@ from arcweld.compiler.ir import Graph, Value
 from arcweld.driver.value_uses import integer_range, reaches_index
 
 DEFAULT_SIZE = 32  # of a dimension that is no batch
-MAX_DOUBLINGS = 5
+MAX_DOUBLINGS = 8
 SCALED = 0.25  # share of floats that are 2^-6 to 2 times as large as the others
 
 
@@ -39,40 +39,50 @@ def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[s
     for v in graph.inputs:
         for axis, d in enumerate(v.shape):
             for s in sorted(free_symbols(d), key=lambda t: t.name) if isinstance(d, IntExpr) else ():
-                sizes.setdefault(s.name, _size(s, 1 if axis == 0 else _about(d, s, DEFAULT_SIZE)))
+                sizes.setdefault(s.name, allowed(s, 1 if axis == 0 else _about(d, s, DEFAULT_SIZE)))
     unknown = sorted(set(given or {}) - set(sizes))
     if unknown:
         raise UsageError(
             f"no dimension is called {', '.join(unknown)}", hint=f"dimensions: {', '.join(sizes) or 'none'}"
         )
     sizes.update(given or {})
-    return _large_enough(graph, sizes, set(given or {}))
-
-
-def _large_enough(graph: Graph, sizes: dict[str, int], given: set[str]) -> dict[str, int]:
-    """``sizes`` with free ones doubled until no value of the graph is empty; convolution windows need room."""
     batch = {s.name for v in graph.inputs for d in v.shape[:1] if isinstance(d, IntExpr) for s in free_symbols(d)}
-    free = [s for s in graph.symbols() if s.name in sizes and s.name not in given | batch]
-    dims = list(dict.fromkeys(d for n in graph.nodes for o in n.outputs for d in o.shape if isinstance(d, IntExpr)))
+    free = [s for s in graph.symbols() if s.name in sizes and s.name not in batch.union(given or {})]
+    return roomy(free, graph_dims(graph), sizes) or sizes
+
+
+def graph_dims(graph: Graph) -> list[IntExpr]:
+    """The distinct symbolic dimensions of the graph's values."""
+    values = [*graph.inputs, *(o for n in graph.nodes for o in n.outputs)]
+    return list(dict.fromkeys(d for v in values for d in v.shape if isinstance(d, IntExpr)))
+
+
+def allowed(s: Sym, wanted: int) -> int:
+    """The size nearest to ``wanted`` that the symbol can have, but 0 only where it can have nothing else."""
+    hi = bounds(s.hi)[1] if s.hi is not None else None
+    n = max(wanted, s.lo, 1)
+    n = -(-n // s.multiple_of) * s.multiple_of
+    return n if hi is None or n <= hi else hi // s.multiple_of * s.multiple_of
+
+
+def roomy(free: Sequence[Sym], dims: Sequence[IntExpr], sizes: Mapping[str, int]) -> dict[str, int] | None:
+    """``sizes`` with those of ``free`` symbols doubled until no dimension is empty; None if that does not help.
+
+    Convolution windows need room. An odd size stays odd.
+    """
     found = dict(sizes)
     for _ in range(MAX_DOUBLINGS):
         if all(evaluate(d, found) > 0 for d in dims):
             return found
-        found.update({s.name: _size(s, 2 * found[s.name]) for s in free})
-    return sizes
+        odd = {s.name: s.multiple_of * (found[s.name] // s.multiple_of % 2) for s in free}
+        found.update({s.name: allowed(s, 2 * found[s.name] + odd[s.name]) for s in free})
+    return None
 
 
 def _about(d: Dim, s: Sym, size: int) -> int:
     """The value of ``s`` for which ``d``, an integer multiple of it, is about ``size``."""
     factor = coefficient(d, s)
     return max(1, size // factor) if isinstance(factor, int) and factor > 1 else size
-
-
-def _size(s: Sym, wanted: int) -> int:
-    hi = bounds(s.hi)[1] if s.hi is not None else None
-    n = max(wanted, s.lo)
-    n = n if hi is None else min(n, hi)
-    return max(s.multiple_of, n - n % s.multiple_of)
 
 
 def sample_inputs(

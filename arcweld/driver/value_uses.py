@@ -59,7 +59,7 @@ def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple
         return 1, ORDINARY
     if n.op == "Pow" and place == 1:
         return 0, MOST_EXPONENT
-    if n.op in ("BitShift", "ShiftLeft", "ShiftRight") and place == 1:
+    if n.op == "BitShift" and place == 1:
         return 0, 8 * x.dtype.size - 1
     if n.op in COMPARISONS:
         return _compared(graph, n, x, sizes)
@@ -79,7 +79,7 @@ def _compared(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tupl
         source = made[source.name].operands()[0]
     weight = graph.weights.get(source.name)
     counts = weight is not None and np.array_equal(weight.data.ravel(), np.arange(weight.data.size))
-    if counts or (source.name in made and made[source.name].op in ("Range", "Iota")):
+    if counts or (source.name in made and made[source.name].op == "Range"):
         return 0, max(1, max((evaluate(d, sizes) for d in source.shape), default=1))
     return None
 

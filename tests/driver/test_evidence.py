@@ -14,6 +14,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.build import Build, build_graph
+from arcweld.driver.draws import Sample
 from arcweld.driver.evidence import VerifyOptions, verify_build
 from arcweld.driver.kernel_checks import KernelCheck
 from arcweld.driver.metrics import relative_error
@@ -38,7 +39,7 @@ def build_of(text: str, archs: tuple[str, ...] = ("sm_80",)) -> Build:
 def verified(build: Build, sizes: dict[str, int] | None = None, plan: VerifyOptions = FULL, arch: str = "sm_80") -> Any:
     engine = Engine(build.data, SimDevice(arch=arch))
     feeds = sample_inputs(build.imported, sizes or {})
-    return verify_build(build, engine, feeds, sizes or {}, plan, "fp32")
+    return verify_build(build, engine, Sample(feeds, sizes or {}), plan, "fp32")
 
 
 # --------------------------------------------------------------------------------------------------------- the metric
@@ -126,7 +127,7 @@ def test_nan_in_the_reference_is_reported() -> None:
     engine = Engine(build.data, SimDevice())
     feeds = {"x": np.linspace(-1, 1, 8).astype(np.float32)}
     with pytest.warns(RuntimeWarning, match="NaN or infinite in 0.5"):
-        found = verify_build(build, engine, feeds, {}, FULL, "fp32")
+        found = verify_build(build, engine, Sample(feeds, {}), FULL, "fp32")
     assert found["outputs"][0]["nonfinite"] == 0.5
 
 
@@ -210,9 +211,7 @@ def test_a_model_in_half_precision_is_judged_as_such(dtype: str, limit: float) -
     output %c"""
     graph = parse_graph(text)
     build = build_graph(graph, Options(), compile_kernels=False)
-    found = verify_build(
-        build, Engine(build.data, SimDevice()), sample_inputs(graph, {}), {}, VerifyOptions("full"), "fp32"
-    )
+    found = verify_build(build, Engine(build.data, SimDevice()), Sample(sample_inputs(graph, {}), {}), FULL, "fp32")
     (output,) = found["outputs"]
     assert output["tolerance"] == limit
 

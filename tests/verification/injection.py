@@ -20,8 +20,7 @@ from arcweld.compiler.reference import run_reference
 from arcweld.compiler.text import parse_graph
 from arcweld.driver import api, build
 from arcweld.driver.isolation import in_child
-from arcweld.driver.points import allowed
-from arcweld.driver.samples import sample_inputs, sample_sizes
+from arcweld.driver.samples import allowed, sample_inputs, sample_sizes
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.plan import ExecutionPlan
 from arcweld.runtime.sim.device import SimDevice

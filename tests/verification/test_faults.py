@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from faults import applied
 from injection import Subject, changes_a_result, refused, texts
@@ -13,6 +15,7 @@ LEAST_FAULTS, LEAST_SHARE = 60, 0.95
 pytestmark = pytest.mark.slow
 
 
+@cache
 def outcomes(subject: Subject) -> list[tuple[str, bool, str]]:
     """(fault, whether it changes a result, why the build is refused) of every fault of a subject's kernels."""
     found = []
@@ -28,6 +31,11 @@ def outcomes(subject: Subject) -> list[tuple[str, bool, str]]:
                 continue
             found.append((f"{subject.name}: {fault.kind}, {fault.name}: {place}", effective, refused(subject, edit)))
     return found
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
+def test_faults_change_results(subject: Subject) -> None:
+    assert any(changes for _, changes, _ in outcomes(subject))
 
 
 def test_faults_are_refused() -> None:
