@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types replay fuzz attack mutants coverage wheel demo gpu clean
+.PHONY: test quick lint types replay fuzz attack mutants coverage figures wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -55,6 +55,12 @@ attack: $(STAMP)
 coverage: $(STAMP)
 	$(PYTEST) tests $(if $(TIER),-m "$(TIER)") --cov --cov-branch --cov-report=json:build/coverage.json
 	$(BIN)/python tests/project/coverage_table.py build/coverage.json
+
+# Measures every figure of README and docs on this machine and writes it there; NAMES="demo builds" for some of them.
+figures: $(STAMP)
+	$(if $(NAMES),,$(MAKE) coverage TIER="not slow and not models")
+	$(if $(NAMES),,ARCWELD_WRITE_SUPPORT=1 $(BIN)/python -m pytest tests/compiler/test_onnx_backend.py -k document)
+	$(BIN)/python tests/figures $(NAMES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .package/*.egg-info

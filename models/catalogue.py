@@ -155,6 +155,12 @@ def _plc() -> Feeds:
     }
 
 
+def _noise() -> Feeds:
+    noise = 80 * _rng().standard_normal((1, 1, 128, 128))  # the largest of the noise levels that it was trained on
+    level, difficulty = np.full(1, 80, np.float32), np.full(1, 0.5, np.float32)
+    return {"noisy": noise.astype(np.float32), "sigma": level, "difficulty": difficulty}
+
+
 def _bytes() -> Feeds:
     text = b"def main():\n    import sys\n    print('hello', sys.argv)\n\n\nif __name__ == '__main__':\n    main()\n"
     page = np.full((2, 2048), 256, np.int32)  # 256 pads the beginning and the end of a file
@@ -327,6 +333,12 @@ _ALL = (
         "basic_pitch", "basic-pitch", "0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx",
         "2c3c1d144bfa61ad236e92e169c13535c880469a12a047d4e73451f2c059a0ec", "Apache-2.0",
         "audio to notes", lambda: {"serving_default_input_2:0": speech(43844)[None, :, None]},
+    ),
+    RealModel(
+        "terrain_unet", "adaptive-terrain-diffusion", "0.4.2",
+        "terrain_diffusion/weights/terrain_consistency_unet_difficulty100.onnx",
+        "95be54b4a39d58320e187a7ec533351c957f16a00be58773c86074828ee67887", "MIT",
+        "diffusion U-Net of height maps, 128 x 128", _noise,
     ),
 )  # fmt: skip
 

@@ -15,7 +15,9 @@ from arcweld.models.fetch import fetch
 
 pytestmark = pytest.mark.models
 
-SLOW = {"yolox", "dnsmos_sig", "dnsmos_bak", "dnsmos_personal", "silero_vad_openvino", "aecmos_16k_leaky"}
+SLOW = {
+    "yolox", "dnsmos_sig", "dnsmos_bak", "dnsmos_personal", "silero_vad_openvino", "aecmos_16k_leaky", "terrain_unet",
+}  # fmt: skip
 
 
 def _path(name: str) -> str:

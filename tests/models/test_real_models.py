@@ -43,8 +43,9 @@ KERNELS = {
     "silero_vad": 16,
     "plcmos": 98,
     "aecmos_16k": 22,
+    "terrain_unet": 500,
 }
-SLOW = {"dnsmos", "dnsmos_sig", "dnsmos_bak", "yolox"}
+SLOW = {"dnsmos", "dnsmos_sig", "dnsmos_bak", "yolox", "terrain_unet"}
 
 
 @dataclass(frozen=True)
