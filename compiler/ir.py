@@ -2,6 +2,9 @@
 
 A graph is in topological order and in SSA form: each value is written once. Weights are references to arrays of others,
 often memory maps; only a pass that changes a weight makes a new array.
+
+State that lives between calls is an input and the output that takes its place: both are values of their own in the
+graph, and one piece of memory when it runs.
 """
 
 from __future__ import annotations
@@ -128,7 +131,9 @@ class Graph:
     """A model, or a part of one, with its nodes in topological order.
 
     ``weights`` maps the names of values that no node writes to their arrays. ``output_labels`` are the user's names for
-    the outputs; empty where these are the values' names.
+    the outputs; empty where these are the values' names. ``aliases`` maps the label of an output to the input whose
+    memory it takes over: after a call, the input's memory holds the output. ``initial`` has the first values of those
+    inputs that a module owns, by name.
     """
 
     name: str
@@ -137,6 +142,8 @@ class Graph:
     nodes: tuple[Node, ...]
     weights: Mapping[str, Weight] = field(default_factory=dict)
     output_labels: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    initial: Mapping[str, Weight] = field(default_factory=dict)
 
     def labels(self) -> tuple[str, ...]:
         """The user's names for the outputs. Passes may rename the values, but never these."""

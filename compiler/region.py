@@ -45,19 +45,24 @@ def template_of(node: Node) -> str:
     kind = opdef(node.op).kind
     if kind is not Kind.SCATTER:
         return TEMPLATE_OF_KIND[kind]
-    data, indices, _ = node.operands()
+    indices = node.operands()[1]
     candidates = product(indices.shape[:-1]) if node.op == "ScatterND" else indices.shape[node.attrs["axis"]]
-    reduction = node.attrs["reduction"]
     few = isinstance(candidates, int) and candidates <= MAX_SEARCH
-    exact = reduction == "none" or data.dtype in ATOMIC.get(reduction, ())
-    return "search" if few or not exact else "scatter"
+    return "search" if few or not can_store_updates(node) else "scatter"
+
+
+def can_store_updates(node: Node) -> bool:
+    """True for a scatter whose updates may be stored one by one, in any order: atomics combine them exactly."""
+    reduction = node.attrs["reduction"]
+    return reduction == "none" or node.operands()[0].dtype in ATOMIC.get(reduction, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
     """The nodes of one kernel, in graph order, with the values it reads from memory and those it writes to memory.
 
-    ``template`` is the name of the hero's template, or ``pointwise`` where ``hero`` is None.
+    ``template`` is the name of the hero's template, or ``pointwise`` where ``hero`` is None. ``in_place`` is the input
+    whose memory the region's result takes over as it is written; empty for none.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Region:
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    in_place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

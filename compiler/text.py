@@ -9,11 +9,14 @@ The grammar, one item a line (blank lines and lines that begin with ``#`` are sk
     %y: f32[N, 10] = MatMul(%x, %w) @ 'fc'
     %z: f32[N, 10] = Clip(%y, min=0.0, max=6.0) @ 'relu6', 'relu6_copy'
     output %z 'scores'
+    output %next 'state' in %last
+    initial %last source='cache', zeros=True
 
 A missing optional operand is ``_``. Attributes follow the operands; a value is a Python literal, a tuple,
 ``dtype(f16)``, ``float(inf)`` or a dimension expression. An output may be written without its type: then
 the registry completes the node's attributes and infers the type (convenient in tests). Weights are written
-by reference: without ``data``, the reader takes them from its ``weights`` argument.
+by reference: without ``data``, the reader takes them from its ``weights`` argument. An output ``in`` an input takes
+over the input's memory; ``initial`` says what the input's owner, the module, puts there first.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 _NAME = r"[^\s,()%='\"]*[^\s,():%='\"]"  # a colon may stand inside a name, not at its end
 NAME = re.compile(_NAME)
 _ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*\[[^\]]*\]))?\s*")
+_IN = re.compile(rf"(?:^|\s)in %({_NAME})\s*$")
 _OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
 
@@ -60,10 +64,19 @@ def print_graph(graph: Graph, *, data_limit: int = 0, data_of: Collection[str] =
     lines += [_weight_line(n, w, n in data_of or w.data.size <= data_limit) for n, w in graph.weights.items()]
     lines += [node_text(n) for n in graph.nodes]
     labels = graph.output_labels or ("",) * len(graph.outputs)
-    lines += [
-        f"output %{_checked(o.name)}" + (f" {s!r}" if s else "") for o, s in zip(graph.outputs, labels, strict=True)
-    ]
+    outputs = zip(graph.outputs, labels, strict=True)
+    lines += [_output_line(o, label, graph.aliases.get(label or o.name)) for o, label in outputs]
+    lines += [_initial_line(n, w) for n, w in graph.initial.items()]
     return "\n".join(lines) + "\n"
+
+
+def _initial_line(name: str, w: Weight) -> str:
+    return f"initial %{_checked(name)} source={w.source!r}, zeros={not np.any(w.data)}"
+
+
+def _output_line(o: Value, label: str, alias: str | None) -> str:
+    name = f" {label!r}" if label else ""
+    return f"output %{_checked(o.name)}{name}" + (f" in %{_checked(alias)}" if alias else "")
 
 
 def node_text(node: Node) -> str:
@@ -191,19 +204,23 @@ class _Parser:
         self.weights: dict[str, Weight] = {}
         self.nodes: list[Node] = []
         self.outputs: list[tuple[Value, str]] = []
+        self.aliases: dict[str, str] = {}
+        self.initial: dict[str, Weight] = {}
 
     def graph(self) -> Graph:
         if self.name is None:
             raise ModelError("IR text begins with a line `graph 'name'`")
         outputs = tuple(v for v, _ in self.outputs)
-        labels = tuple(label for _, label in self.outputs)
+        labels = tuple(label or v.name for v, label in self.outputs) if any(label for _, label in self.outputs) else ()
         return Graph(
             self.name,
             tuple(self.inputs),
             outputs,
             tuple(self.nodes),
             self.weights,
-            labels if any(labels) else (),
+            labels,
+            self.aliases,
+            self.initial,
         )
 
     def line(self, line: str) -> None:
@@ -218,6 +235,8 @@ class _Parser:
             self._weight(rest)
         elif word == "output":
             self._output(rest)
+        elif word == "initial":
+            self._initial(rest)
         else:
             self._node(line)
 
@@ -255,6 +274,21 @@ class _Parser:
         data = self._data(value, shape, fields.get("data"))
         self.weights[value.name] = Weight(data, str(fields.get("source", "")), fields.get("transform", ()))
 
+    def _initial(self, text: str) -> None:
+        """First values are in the ``weights`` argument under the name of the input; ones take the place of others."""
+        match = _ITEM.match(text)
+        value = next((v for v in self.inputs if match is not None and v.name == match[1]), None)
+        if value is None or match is None:
+            raise ModelError("first values are those of an input that was defined above")
+        fields = self._call(f"initial({text[match.end() :]})")[1]
+        shape = tuple(d for d in value.shape if isinstance(d, int))
+        if set(fields) != {"source", "zeros"} or len(shape) != len(value.shape):
+            raise ModelError("first values have a source, zeros and a shape of integers")
+        data = self._data(value, shape, None)
+        if not fields["zeros"] and value.name not in self.arrays:
+            data = np.broadcast_to(np.ones((), value.dtype.numpy), shape)
+        self.initial[value.name] = Weight(data, str(fields["source"]))
+
     def _data(self, value: Value, shape: tuple[int, ...], data: Any) -> np.ndarray:
         numpy_dtype = value.dtype.numpy
         if data is not None:
@@ -271,8 +305,13 @@ class _Parser:
         match = _ITEM.match(text)
         if match is None or match[1] not in self.values:
             raise ModelError("an output names a value that was defined above")
-        label = text[match.end() :].strip()
-        self.outputs.append((self.values[match[1]], str(ast.literal_eval(label)) if label else ""))
+        label, alias = _split_alias(text[match.end() :])
+        name = str(ast.literal_eval(label)) if label else ""
+        if alias:
+            if alias not in {v.name for v in self.inputs}:
+                raise ModelError(f"%{alias} is no input")
+            self.aliases[name or match[1]] = alias
+        self.outputs.append((self.values[match[1]], name))
 
     def _node(self, line: str) -> None:
         left, eq, right = line.partition("=")
@@ -388,6 +427,12 @@ def _split_call(text: str) -> tuple[str, str]:
         if depth == 0:
             return text[: token.start()], text[token.end() :]
     raise ModelError("a parenthesis is not closed")
+
+
+def _split_alias(text: str) -> tuple[str, str]:
+    """The label's text and the input's name in ``'scores' in %last``; either may be missing."""
+    match = _IN.search(text)
+    return (text[: match.start()].strip(), match[1]) if match else (text.strip(), "")
 
 
 def _origin(tail: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ def verify(graph: Graph, after: str = "import") -> None:
     * result types are those that the registry infers
     * weights have the shape and dtype that their readers expect
     * outputs exist, and their labels differ
+    * an output that takes over an input's memory has its type, and is the only one that does
     * a symbol's name means one symbol
 
     Raises VerifyError, which names ``after``, the node and a remedy.
@@ -138,6 +139,22 @@ class _Verifier:
         labels = self.graph.output_labels
         if labels and (len(labels) != len(self.graph.outputs) or len(set(labels)) != len(labels)):
             self.fail("the output labels do not fit the outputs", "give each output one label of its own")
+        self.check_aliases()
+
+    def check_aliases(self) -> None:
+        inputs = {v.name: v for v in self.graph.inputs}
+        outputs = dict(zip(self.graph.labels(), self.graph.outputs))
+        aliases = self.graph.aliases
+        for label, name in aliases.items():
+            if label not in outputs or name not in inputs:
+                self.fail(f"{label} takes over the memory of {name}", "name an output's label and an input")
+            if outputs[label].type != inputs[name].type:
+                types = f"{outputs[label].type} takes over the memory of {inputs[name].type}"
+                self.fail(f"output {label}: {types}", "keep the type of an output with an alias")
+        if len(set(aliases.values())) != len(aliases):
+            self.fail("two outputs take over the memory of one input", "give each output an input of its own")
+        if unknown := set(self.graph.initial) - set(aliases.values()):
+            self.fail(f"first values for {min(unknown)}, which no output replaces", "make it a weight")
 
 
 def _all(check: Callable[[Any], bool]) -> Callable[[Any], bool]:

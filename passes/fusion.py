@@ -22,7 +22,16 @@ from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
+from arcweld.compiler.region import (
+    FusedGraph,
+    Refusal,
+    Region,
+    can_store_updates,
+    is_hero,
+    is_view,
+    reads_indices,
+    template_of,
+)
 
 log = logging.getLogger("arcweld.fusion")
 Coords = tuple[Dim, ...]
@@ -74,6 +83,10 @@ class Fuser:
         self.consumers = graph.consumers()
         self.position = {n.output.name: i for i, n in enumerate(graph.nodes)}
         self.outputs = graph.output_names()
+        inputs = {v.name: v for v in graph.inputs}
+        labelled = dict(zip(graph.labels(), graph.outputs))
+        # output -> the input whose memory it takes over
+        self.state = {labelled[label].name: inputs[name] for label, name in graph.aliases.items()}
         self.groups: list[_Group] = []
         self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
@@ -86,11 +99,11 @@ class Fuser:
         """The regions, in no particular order; one for each node unless ``enabled``."""
         if not enabled:
             for node in self.graph.nodes:
-                self._open(node, template_of(node))
+                self._open(node, self._template(node))
             return FusedGraph(self.graph, tuple(self._regions()), ())
         for node in self.graph.nodes:
             if is_hero(node):
-                self._open(node, template_of(node))
+                self._open(node, self._template(node))
             elif all(self._is_leaf(v) for v in node.operands()):
                 self.leaves.add(node.output.name)
         heroes = list(self.groups)
@@ -102,6 +115,13 @@ class Fuser:
             self._grow_prologue(g)
         self._cover_rest()
         return FusedGraph(self.graph, tuple(self._regions()), self._apart())
+
+    def _template(self, node: Node) -> str:
+        """The node's template. A scatter into state stores its updates where they belong, however few they are."""
+        template = template_of(node)
+        if template == "search" and can_store_updates(node) and self.state.get(node.output.name) == node.inputs[0]:
+            return "scatter"
+        return template
 
     def _apart(self) -> tuple[Refusal, ...]:
         """The refusals that still hold: no kernel computes both of their nodes."""

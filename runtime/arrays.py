@@ -27,7 +27,7 @@ class Taken:
     """An input that kernels can read.
 
     ``address`` is in the device's memory, unless ``host`` is set: this array must still be uploaded. ``keep`` owns the
-    memory.
+    memory. ``given`` is the caller's array, whose memory that may be.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Taken:
     nbytes: int
     keep: object
     host: np.ndarray | None = None
+    given: Any = None
 
 
 class Element:
@@ -76,6 +77,23 @@ class Arrays:
         if taker is None:
             taker = self._takers[type(array)] = self._taker(name, array)
         return taker(name, array, element)
+
+    def take_state(self, name: str, array: Any, element: Element) -> Taken:
+        """An input whose memory the run changes.
+
+        Raises InputError as ``take`` does, and for an array on the device that would have to be copied.
+        """
+        if isinstance(array, Taken):  # a session's buffer
+            return array
+        taken = self.take(name, array, element)
+        taken.given = array
+        if taken.host is None and _memory(array) != (taken.address, True):
+            raise InputError(
+                f"input {name!r} is changed in place: it must be contiguous, writable, and begin at a multiple of "
+                f"{ALIGNMENT} bytes",
+                hint="give an array of its own, such as one that torch or CuPy has made",
+            )
+        return taken
 
     def _taker(self, name: str, array: Any) -> Callable[[str, Any, Element], Taken]:
         if isinstance(array, np.ma.MaskedArray):
@@ -232,6 +250,31 @@ def torch_element(dtype: Any) -> Element:
         if candidate.find_torch() is dtype:
             return candidate
     raise InputError(f"tensors of {dtype} are not supported")
+
+
+def check_apart(taken: Sequence[Taken], state: Sequence[int], names: Sequence[str]) -> None:
+    """Raises InputError if one of the inputs at the positions ``state``, which change, shares bytes with another."""
+    spans = sorted((t.address, t.address + t.nbytes, k) for k, t in enumerate(taken) if t.host is None and t.nbytes)
+    reached, last = 0, -1
+    for begin, end, k in spans:
+        if begin < reached and (k in state or last in state):
+            raise InputError(
+                f"inputs {names[last]!r} and {names[k]!r} overlap, and one of them is changed in place",
+                hint="give each of them memory of its own",
+            )
+        if end > reached:
+            reached, last = end, k
+
+
+def _memory(array: Any) -> tuple[int, bool]:
+    """The address of a caller's array, and whether it may be written."""
+    if hasattr(array, "data_ptr"):
+        return array.data_ptr(), True
+    if hasattr(array, "__cuda_array_interface__"):
+        address, read_only = array.__cuda_array_interface__["data"]
+    else:
+        address, read_only = np.asarray(array).__array_interface__["data"]
+    return address, not read_only
 
 
 def _wrong_dtype(name: str, got: str, want: DType) -> InputError:

@@ -16,7 +16,7 @@ import numpy as np
 from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import injected, trust
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.arrays import Arrays, Element, host_array, result_kind
+from arcweld.runtime.arrays import Arrays, Element, Taken, check_apart, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
@@ -25,6 +25,7 @@ from arcweld.runtime.kernels import KernelLoader
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
+from arcweld.runtime.state import Session
 from arcweld.runtime.weights import DeviceWeights
 
 log = logging.getLogger("arcweld.runtime")
@@ -34,15 +35,17 @@ MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
 
 @dataclass(frozen=True, slots=True)
 class MemoryReport:
-    """Bytes on the device: ``weights`` once for an engine; ``arena``, ``inputs`` and ``outputs`` for each context.
+    """Bytes on the device: ``weights`` once for an engine; ``arena``, ``inputs`` and ``outputs`` for each context;
+    ``state``, the buffers that the model owns, for each session.
 
-    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only.
+    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only, and not for state.
     """
 
     weights: int
     arena: int
     inputs: int
     outputs: int
+    state: int = 0
 
     @property
     def staging(self) -> int:
@@ -51,8 +54,8 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """All bytes with one context."""
-        return self.weights + self.arena + self.staging
+        """All bytes with one context and one session."""
+        return self.weights + self.arena + self.staging + self.state
 
 
 class Engine:
@@ -60,7 +63,8 @@ class Engine:
 
     ``engine(x, y)`` or ``engine(x=..., y=...)`` returns one result, or a tuple in the order of ``outputs``. Results are
     arrays of the inputs' kind (numpy, torch, CuPy), computed on torch's or CuPy's current stream. Later calls do not
-    overwrite them.
+    overwrite them. Where an output takes over an input's memory (``program.state``), an array on the device is changed
+    in place and is itself the result.
     """
 
     def __init__(
@@ -91,6 +95,9 @@ class Engine:
         self._shared = Shared(plan, self.device, arrays, kernels, addresses, replayed, poison)
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
+        self._state = tuple(plan.state.values())
+        changed = {self._names[slot] for slot in self._state}
+        self._takers = tuple(arrays.take_state if n in changed else arrays.take for n in self._names)
         self._local = threading.local()
 
     # --------------------------------------------------------------------------------------------- what it is
@@ -136,11 +143,13 @@ class Engine:
             if not isinstance(value, int | np.integer):
                 raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
         sizes = compute_sizes(plan, {n: int(symbols[n]) for n in names})
+        kept = {n for s in self.program.state for n in (s.input, s.output)}
         return MemoryReport(
             weights=self._weights.nbytes,
             arena=sizes.arena_bytes,
-            inputs=sum(aligned(sizes.nbytes[t.name]) for t in self.inputs),
-            outputs=sum(aligned(sizes.nbytes[t.name]) for t in self.outputs),
+            inputs=sum(aligned(sizes.nbytes[t.name]) for t in self.inputs if t.name not in kept),
+            outputs=sum(aligned(sizes.nbytes[t.name]) for t in self.outputs if t.name not in kept),
+            state=sum(sizes.nbytes[s.input] for s in self.program.state if s.initial is not None),
         )
 
     def __repr__(self) -> str:
@@ -164,12 +173,24 @@ class Engine:
         results = self._run(self._arrange((), feeds))
         return {t.name: r for t, r in zip(self.outputs, results)}
 
+    def session(self) -> Session:
+        """A new session: buffers for the state that the model owns, with their first values.
+
+        Raises UsageError for a model that owns none, DeviceError where the device has no memory left.
+        """
+        return Session(self)
+
+    def run_with_state(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: Mapping[str, Taken]) -> list[Any]:
+        """All results of a run whose inputs named in ``state`` are a session's. Raises as ``__call__`` does."""
+        return self._run(self._arrange(args, {**kwargs, **state}))
+
     def _run(self, args: tuple[Any, ...]) -> list[Any]:
         shared = self._shared
         token = shared.device.enter()
         try:
-            take = shared.arrays.take
-            taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
+            taken = [take(n, a, d) for take, n, a, d in zip(self._takers, self._names, args, self._elements)]
+            if self._state:
+                check_apart(taken, self._state, self._names)
             kind = result_kind(taken)
             stream = shared.arrays.stream(kind)
             if kind == "torch-gpu" and "cupy" in {t.kind for t in taken}:
@@ -213,7 +234,10 @@ class Engine:
             raise InputError(f"input {twice[0]!r} was given twice")
         missing = [n for n in names[len(args) :] if n not in kwargs]
         if missing:
-            raise InputError(f"input {missing[0]!r} is missing; the engine takes {wanted}")
+            owned = [s.input for s in self.program.state if s.initial is not None]
+            hint = "the model owns it: session = engine.session() holds it between calls"
+            what = f"input {missing[0]!r} is missing; the engine takes {wanted}"
+            raise InputError(what, hint=hint if missing[0] in owned else None)
         return (*args, *(kwargs[n] for n in names[len(args) :]))
 
     # ------------------------------------------------------------------------------------------------ keeping

@@ -2,7 +2,8 @@
 
 The first call with a set of shapes specialises the plan for them; from the second call on a CUDA graph is replayed, if
 the device can. Arrays at the addresses of an earlier call get a direct graph, which needs no copies. Other arrays are
-copied through a staged graph's own memory. Results are always new arrays, which later calls do not overwrite.
+copied through a staged graph's own memory. Results are new arrays, which later calls do not overwrite, except state: an
+input on the device that an output takes over is changed where it is, and is itself the result.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class Shared:
 
 @dataclass(slots=True)
 class Staged:
-    """A captured run with device memory of its own for inputs and results; ``addresses`` are those of its slots."""
+    """A captured run with device memory of its own for inputs and results, except state that is on the device.
+
+    ``addresses`` are those of its slots.
+    """
 
     executable: Any
     memory: Memory
@@ -70,6 +74,7 @@ class Specialisation:
     outputs, output_bytes  shape and bytes of each output
     addresses              the slots' addresses that the moving steps were last prepared for
     direct                 CUDA graphs by the slots' addresses
+    staged                 CUDA graphs by the addresses of the state on the device
     seen                   the slots' addresses of earlier calls, the latest last
     """
 
@@ -81,14 +86,14 @@ class Specialisation:
     output_bytes: list[int]
     addresses: tuple[int, ...] = ()
     calls: int = 0
-    staged: Staged | None = None
+    staged: OrderedDict[tuple[int, ...], Staged] = field(default_factory=OrderedDict)
     direct: dict[tuple[int, ...], Any] = field(default_factory=dict)
     seen: OrderedDict[tuple[int, ...], None] = field(default_factory=OrderedDict)
 
     @property
     def graphs(self) -> int:
         """Number of CUDA graphs that it holds."""
-        return len(self.direct) + (self.staged is not None)
+        return len(self.direct) + len(self.staged)
 
 
 class Context:
@@ -116,7 +121,7 @@ class Context:
             return self._record(inputs, kind, stream)
         special = self._find(tuple([t.shape for t in inputs]))
         special.calls += 1
-        results, targets, views = self._results(special, kind)
+        results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
             self._launch(special, inputs, targets, views, stream)
             return results
@@ -146,7 +151,7 @@ class Context:
             arena = memory.address
         shared.recorded.append(memory)
         special = self._build(sizes, arena)
-        results, targets, views = self._results(special, kind)
+        results, targets, views = self._results(special, inputs, kind)
         self._launch(special, inputs, targets, views, stream)
         return results
 
@@ -202,12 +207,23 @@ class Context:
                 prepare(step, addresses, self.shared.device)
             special.addresses = addresses
 
-    def _results(self, special: Specialisation, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
-        """New result arrays, their addresses, and for each the host view to download into (None: on the device)."""
+    def _results(
+        self, special: Specialisation, inputs: Sequence[Taken], kind: str
+    ) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
+        """The result arrays, their addresses, and for each the host view to download into (None: on the device).
+
+        They are new, except state on the device: the caller's own arrays.
+        """
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
-        for shape, element in zip(special.outputs, self._elements):
+        for index, (shape, element) in enumerate(zip(special.outputs, self._elements)):
+            slot = self.shared.plan.state.get(index)
+            if slot is not None and inputs[slot].host is None:
+                results.append(inputs[slot].given)
+                targets.append(inputs[slot].address)
+                views.append(None)
+                continue
             array, address, view = self.shared.arrays.empty(kind, shape, element)
             results.append(array)
             targets.append(address)
@@ -229,9 +245,12 @@ class Context:
         held: dict[int, Memory] = {}
         addresses = [*[t.address for t in inputs], *targets]
         sizes = [*[t.nbytes for t in inputs], *special.output_bytes]
+        state = {len(inputs) + output: slot for output, slot in self.shared.plan.state.items()}
         on_host = [t.host is not None for t in inputs] + [v is not None for v in views]
         for slot, size in enumerate(sizes):
-            if on_host[slot]:
+            if slot in state:
+                addresses[slot] = addresses[state[slot]]
+            elif on_host[slot]:
                 held[slot] = device.allocate(max(size, 1))
                 addresses[slot] = held[slot].address
         for taken, address in zip(inputs, addresses):
@@ -239,8 +258,9 @@ class Context:
                 device.upload(address, taken.host, stream)
         if self.shared.poison and self._arena is not None:
             device.fill(self._arena.address, self._arena.nbytes, POISON, stream)
-            for address, size in zip(addresses[len(inputs) :], sizes[len(inputs) :]):
-                device.fill(address, size, POISON, stream)
+            for slot in range(len(inputs), len(addresses)):
+                if slot not in state:
+                    device.fill(addresses[slot], sizes[slot], POISON, stream)
         self._prepare_moving(special, tuple(addresses))
         issue(special.steps, addresses, device, stream)
         self._copy_outputs(special, addresses, stream)
@@ -290,18 +310,34 @@ class Context:
         oldest = next(b for b in self._specialised.values() if b.graphs)
         oldest.direct.clear()
         oldest.seen.clear()
-        oldest.staged = None
+        oldest.staged.clear()
 
-    def _stage(self, special: Specialisation) -> Staged:
-        nbytes = special.sizes.nbytes
-        sizes = [*[nbytes[t.name] for t in self.shared.plan.program.inputs], *special.output_bytes]
-        memory = self.shared.device.allocate(sum(aligned(s) for s in sizes))
-        addresses: list[int] = []
-        at = memory.address
-        for size in sizes:
-            addresses.append(at)
-            at += aligned(size)
-        return Staged(self._capture(special, tuple(addresses)), memory, tuple(addresses))
+    def _staged(self, special: Specialisation, inputs: Sequence[Taken]) -> Staged:
+        """The graph that leaves the caller's state on the device where it is, captured if it is the first such call."""
+        fixed = {s: inputs[s].address for s in self.shared.plan.state.values() if inputs[s].host is None}
+        key = tuple(fixed.values())
+        found = special.staged.get(key)
+        if found is None:
+            found = self._stage(special, fixed)
+            special.staged[key] = found
+            if len(special.staged) > MAX_DIRECT:
+                self.shared.device.synchronize()
+                special.staged.popitem(last=False)
+        return found
+
+    def _stage(self, special: Specialisation, fixed: Mapping[int, int]) -> Staged:
+        """A captured run with memory of its own for every slot that is neither ``fixed`` nor state."""
+        nbytes, inputs = special.sizes.nbytes, self.shared.plan.program.inputs
+        sizes = [*[nbytes[t.name] for t in inputs], *special.output_bytes]
+        shared = {len(inputs) + output: slot for output, slot in self.shared.plan.state.items()}
+        own = [slot for slot in range(len(sizes)) if slot not in fixed and slot not in shared]
+        memory = self.shared.device.allocate(sum(aligned(sizes[slot]) for slot in own))
+        places, at = dict(fixed), memory.address
+        for slot in own:
+            places[slot] = at
+            at += aligned(sizes[slot])
+        addresses = tuple(places[shared.get(slot, slot)] for slot in range(len(sizes)))
+        return Staged(self._capture(special, addresses), memory, addresses)
 
     def _replay_staged(
         self,
@@ -312,15 +348,13 @@ class Context:
         stream: int,
     ) -> None:
         device = self.shared.device
-        staged = special.staged
-        if staged is None:
-            staged = special.staged = self._stage(special)
+        staged = self._staged(special, inputs)
         in_use = False  # whether the device may still be reading the caller's pinned host memory
         for taken, address in zip(inputs, staged.addresses):
             if taken.host is not None:
                 device.upload(address, taken.host, stream)
                 in_use = True
-            elif taken.nbytes:
+            elif taken.nbytes and taken.address != address:
                 device.copy(address, taken.address, taken.nbytes, stream)
         device.replay(staged.executable, stream)
         made = staged.addresses[len(inputs) :]
@@ -328,7 +362,7 @@ class Context:
             if view is not None:
                 device.download(view, address, stream)  # which waits
                 in_use = False
-            elif nbytes:
+            elif nbytes and target != address:
                 device.copy(target, address, nbytes, stream)
         if in_use:
             device.synchronize(stream)

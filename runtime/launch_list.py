@@ -90,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """An output that no launch writes: its bytes are copied from another tensor after the last launch."""
+    """An output that no launch writes where it belongs: its bytes are copied there after the last launch."""
 
     destination: Place
     source: Place
@@ -171,13 +171,19 @@ class LaunchListBuilder:
         return made
 
     def copies(self) -> list[Copy]:
-        """A copy for each output that no launch writes directly: aliases, and outputs that are inputs or weights."""
-        out: list[Copy] = []
+        """A copy for each output that no launch writes where it belongs.
+
+        These are aliases, outputs that are inputs or weights, and state that is not written in place: the last ones,
+        since their copies overwrite inputs.
+        """
+        found: dict[bool, list[Copy]] = {False: [], True: []}
         for index, tensor in enumerate(self.plan.program.outputs):
-            if tensor.name not in self.plan.direct_outputs:
-                slot = len(self.plan.inputs) + index
-                out.append(Copy(Place(slot, 0), self.place(tensor.name), self.sizes.nbytes[tensor.name]))
-        return out
+            into = self.plan.state.get(index)
+            slot = len(self.plan.inputs) + index if into is None else into
+            source, destination = self.place(tensor.name), Place(slot, 0)
+            if tensor.name not in self.plan.direct_outputs and source != destination:
+                found[into is not None].append(Copy(destination, source, self.sizes.nbytes[tensor.name]))
+        return [*found[False], *found[True]]
 
     def place(self, name: str) -> Place:
         """Where a tensor begins. Raises InputError if an alias reaches outside the tensor that owns the bytes."""

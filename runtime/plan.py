@@ -60,7 +60,8 @@ class ExecutionPlan:
     """The plan of ``program`` on devices of architecture ``arch``.
 
     ``inputs`` and ``outputs`` map names to positions. ``direct_outputs`` are those that launches write into the
-    caller's array; the others are copied there after the last launch.
+    caller's array; the others are copied there after the last launch. ``state`` maps the position of an output that
+    takes over an input's memory to that of the input.
     """
 
     def __init__(self, program: Program, arch: str) -> None:
@@ -70,9 +71,13 @@ class ExecutionPlan:
         self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
         self.tensors = _tensor_plans(program)
         self.launches = tuple(_launch_plan(launch, choose_variant(launch, arch)) for launch in program.launches)
+        self.state = {self.outputs[s.output]: self.inputs[s.input] for s in program.state}
+        kept = {s.output for s in program.state}
         written = {self.tensors[n].root for launch in program.launches for n in launch.writes}
         self.direct_outputs = {
-            t.name for t in program.outputs if self.tensors[t.name].root == t.name and t.name in written
+            t.name
+            for t in program.outputs
+            if self.tensors[t.name].root == t.name and t.name in written and t.name not in kept
         }
         self.lifetimes = self._lifetimes()
 

@@ -10,7 +10,7 @@ import msgspec
 
 from arcweld.compiler.parameters import Parameter
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,11 +93,25 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: str = "0"
 
 
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input that lives between calls: after a call, its memory holds the output ``output``.
+
+    ``initial`` says what it holds before the first call of a session: nothing but what the caller gives (None), zeros
+    (an empty text), or the weight of that name.
+    """
+
+    input: str
+    output: str
+    initial: str | None = None
+
+
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that the executor needs.
 
     ``launches`` are in the order of execution. ``temps`` are temporaries: each is in the arena from the first launch
     that writes it to the last one that reads it. ``fixed`` names the model's weights that kernels hold as literals.
+    Outputs in ``state`` that are aliases of their inputs are written there by launches; the others are copied there
+    after the last launch.
     """
 
     schema: int
@@ -110,3 +124,4 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[Alias, ...]
     launches: tuple[Launch, ...]
     fixed: tuple[str, ...] = ()
+    state: tuple[State, ...] = ()

@@ -89,6 +89,10 @@ def check_schema(schema: int) -> None:
         )
 
 
+def _type(tensor: Tensor) -> tuple[str, tuple[str, ...]]:
+    return tensor.dtype, tensor.shape
+
+
 @dataclass
 class _Checker:
     program: Program
@@ -101,6 +105,7 @@ class _Checker:
         self.check_symbols()
         self.check_tensors()
         self.check_aliases()
+        self.check_state()
         for launch in self.program.launches:
             self.check_launch(launch)
         self.check_order()
@@ -167,6 +172,23 @@ class _Checker:
         for name in self.alias_of:
             self.root(name)
 
+    def check_state(self) -> None:
+        inputs, outputs = ({t.name: t for t in found} for found in (self.program.inputs, self.program.outputs))
+        weights = {w.name: w for w in self.program.weights}
+        for s in self.program.state:
+            into, out = inputs.get(s.input), outputs.get(s.output)
+            if into is None or out is None or s.input in outputs:
+                raise refuse(f"state {s.input[:80]!r} names unknown tensors")
+            if _type(into) != _type(out):
+                raise refuse(f"state {s.input} differs from the output {s.output}")
+            if self.alias_of.get(s.output, s.input) != s.input:
+                raise refuse(f"output {s.output} is an alias of another tensor than the state {s.input}")
+            if s.initial and (s.initial not in weights or _type(self.tensors[s.initial]) != _type(into)):
+                raise refuse(f"state {s.input} begins with {s.initial[:80]!r}, which is no weight of its type")
+        for names in ([s.input for s in self.program.state], [s.output for s in self.program.state]):
+            if len(set(names)) != len(names):
+                raise refuse("two outputs take over the memory of one input")
+
     def root(self, name: str) -> str:
         steps = 0
         while name in self.alias_of:
@@ -229,15 +251,20 @@ class _Checker:
     def check_order(self) -> None:
         p = self.program
         given = {t.name for t in p.inputs} | {w.name for w in p.weights}
-        written = set(given)
+        over = {s.output: s.input for s in p.state if s.output in self.alias_of}  # written in place
+        written, lost = set(given), set[str]()
         for launch in p.launches:
             for name in launch.reads:
-                if self.root(name) not in written:
+                if over[name] not in lost if name in over else self.root(name) not in written:
                     raise refuse(f"launch {launch.name[:80]!r} reads {name} before it is written")
+                if name in lost:
+                    raise refuse(f"launch {launch.name[:80]!r} reads {name} after it is overwritten")
             for name in launch.writes:
-                if self.root(name) in given:
+                if name in over:
+                    lost.add(over[name])
+                elif self.root(name) in given:
                     raise refuse(f"launch {launch.name[:80]!r} writes {name}, an input or weight")
                 written.add(self.root(name))
         for output in p.outputs:
-            if self.root(output.name) not in written:
+            if self.root(output.name) not in written or over.get(output.name) in written - lost:
                 raise refuse(f"output {output.name} is never written")

@@ -33,7 +33,7 @@ def assemble(fused: FusedGraph, planned: Sequence[PlannedLaunch], code: ObjectCo
     return EngineData(
         program=make_program(fused, launches, order),
         sources=stored_sources(fused, launches),
-        weights={names(n): _contiguous(w.data) for n, w in weights.items()},
+        weights={names(n): _contiguous(w.data) for n, w in weights.items()} | _first_values(fused.graph),
         headers=dict(headers()),
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
@@ -101,12 +101,32 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
         symbols=tuple(_symbol(s) for s in graph.symbols()),
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
         outputs=tuple(_tensor(label, results[label]) for label in order),
-        weights=tuple(_weight(n, names(n), w) for n, w in weights.items()),
+        weights=(*(_weight(n, names(n), w) for n, w in weights.items()), *_initial_weights(graph)),
         temps=tuple(_tensor(names(v.name), v) for v in _temporaries(fused)),
-        aliases=(),
+        aliases=_aliases(fused, launches, names),
         launches=tuple(_launch(p, names) for p in launches),
         fixed=_fixed(graph, weights),
+        state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
     )
+
+
+def _aliases(fused: FusedGraph, launches: Sequence[PlannedLaunch], names: Names) -> tuple[prog.Alias, ...]:
+    """The state that launches write in place."""
+    output = {r.name: r.outputs[0].name for r in fused.regions}
+    return tuple(prog.Alias(names(output[p.name]), p.in_place) for p in launches if p.in_place)
+
+
+def _initial(graph: Graph, state: str) -> str | None:
+    """What the state begins with, as ``prog.State`` says it."""
+    first = graph.initial.get(state)
+    if first is None:
+        return None
+    return initial_name(state) if np.any(first.data) else ""
+
+
+def initial_name(state: str) -> str:
+    """The name of the weight that holds the first value of a state."""
+    return f"{state}.initial"
 
 
 def _symbol(s: Sym) -> prog.Symbol:
@@ -116,6 +136,12 @@ def _symbol(s: Sym) -> prog.Symbol:
 
 def _tensor(name: str, v: Value) -> prog.Tensor:
     return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
+
+
+def _initial_weights(graph: Graph) -> list[prog.WeightEntry]:
+    """The entries of the first values of state that are not zeros."""
+    named = ((_initial(graph, s), w) for s, w in graph.initial.items())
+    return [_weight(name, name, w) for name, w in named if name]
 
 
 def _weight(name: str, label: str, w: Weight) -> prog.WeightEntry:
@@ -152,6 +178,11 @@ def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
 
 
 # ----------------------------------------------------------------------------------------------------- what is stored
+
+
+def _first_values(graph: Graph) -> dict[str, np.ndarray]:
+    """The first values of state that are not zeros, by the program's names."""
+    return {name: _contiguous(graph.initial[s].data) for s in graph.initial if (name := _initial(graph, s))}
 
 
 def _contiguous(data: np.ndarray) -> np.ndarray:

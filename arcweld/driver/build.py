@@ -18,6 +18,7 @@ from arcweld.compiler.region import FusedGraph
 from arcweld.driver.assemble import assemble
 from arcweld.driver.object_code import ObjectCode, PlannedLaunch, compile_launches
 from arcweld.passes.fusion import fuse
+from arcweld.passes.in_place import write_in_place
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
 from arcweld.runtime.engine_file import EngineData
@@ -64,7 +65,7 @@ def build_graph(
     computed = without_passed_on(graph)
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     clock.lap("passes")
-    fused = schedule(fuse(materialise_outputs(optimised), "fusion" not in options.disable))
+    fused = in_regions(materialise_outputs(optimised), "fusion" not in options.disable)
     clock.lap("fusion")
     planned = plan_launches(fused, archs, progress)
     clock.lap("codegen")
@@ -78,6 +79,11 @@ def build_graph(
         _dump_kernels(dump, data)
     clock.lap("assemble")
     return Build(graph, fused, planned, data, options.precision, clock.laps)
+
+
+def in_regions(graph: Graph, fusing: bool = True) -> FusedGraph:
+    """The graph's regions in launch order; unless ``fusing``, one for each node. State is in place where it can be."""
+    return schedule(write_in_place(fuse(graph, fusing)))
 
 
 class _Clock:
@@ -104,7 +110,9 @@ def without_passed_on(graph: Graph) -> Graph:
     kept = [(o, label) for o, label in zip(graph.outputs, graph.labels()) if label not in inputs or source(o) != label]
     if len(kept) == len(graph.outputs):
         return graph
-    return graph.replace(outputs=tuple(o for o, _ in kept), output_labels=tuple(label for _, label in kept))
+    labels = tuple(label for _, label in kept)
+    aliases = {label: name for label, name in graph.aliases.items() if label in labels}
+    return graph.replace(outputs=tuple(o for o, _ in kept), output_labels=labels, aliases=aliases)
 
 
 def materialise_outputs(graph: Graph) -> Graph:
@@ -138,7 +146,7 @@ def plan_launches(
             if key not in rendered:
                 rendered[key] = sources(bound.kernel, archs)
             group = (*group, PlannedLaunch(f"{region.name}:{len(group)}", bound, rendered[key]))
-        planned.append(replace(group[-1], name=region.name, before=group[:-1]))
+        planned.append(replace(group[-1], name=region.name, before=group[:-1], in_place=region.in_place))
         if progress is not None:
             progress("codegen", i + 1, len(fused.regions))
     return tuple(planned)

@@ -42,7 +42,7 @@ class KernelCheck:
 
     def tensors(self) -> set[str]:
         """The graph's names of all tensors that these launches read or write."""
-        return {t for p in self.launches() for t in p.bound.tensors.values()}
+        return {t for p in self.launches() for t in (*p.bound.tensors.values(), p.in_place) if t}
 
     def label(self) -> dict[str, Any]:
         """The evidence's entries that say which kernel this is."""
@@ -154,5 +154,6 @@ def run_launch(
     for p in check.launches():
         read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
         names |= zip(launch_of(data, p.name).reads, read)
-    feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
+    feeds = {t.name: np.require(values[names.get(t.name, t.name)], requirements="C") for t in single.program.inputs}
+    feeds |= {s.input: feeds[s.input].copy() for s in single.program.state}  # which the run changes
     return Engine(single, device.adversary(), graphs=False, poison=True).run(feeds)

@@ -28,13 +28,15 @@ SPILL_BYTES = 64  # a thread; ptxas spills a few values even if registers are fr
 class PlannedLaunch:
     """A launch before assembly: a kernel bound to its tensors, and the sources that together serve all architectures.
 
-    ``before`` are launches that write the same tensor first (a scatter's copy of its data).
+    ``before`` are launches that write the same tensor first (a scatter's copy of its data). ``in_place`` is the state
+    whose memory the result takes over; empty for none.
     """
 
     name: str
     bound: BoundKernel
     sources: tuple[KernelSource, ...]
     before: tuple[PlannedLaunch, ...] = ()
+    in_place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

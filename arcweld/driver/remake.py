@@ -20,10 +20,8 @@ from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import all_symbols, parse_graph
 from arcweld.compiler.verifier import verify
 from arcweld.driver.assemble import make_program, stored_sources
-from arcweld.driver.build import plan_launches
+from arcweld.driver.build import in_regions, plan_launches
 from arcweld.driver.object_code import PlannedLaunch, in_order
-from arcweld.passes.fusion import fuse
-from arcweld.passes.schedule import schedule
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import Program, Variant
 
@@ -69,7 +67,7 @@ def _check_supported(graph: Graph) -> None:
 
 def _compare(graph: Graph, data: EngineData, *, fusing: bool) -> str:
     """What differs from the engine that the graph gives with fusion, or without it."""
-    fused = schedule(fuse(graph, fusing))
+    fused = in_regions(graph, fusing)
     theirs = data.program.launches
     if len(fused.regions) > len(theirs):
         return "its program has too few launches"

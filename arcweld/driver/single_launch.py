@@ -21,13 +21,14 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
     """An engine of the launches ``names``, with the symbols replaced by ``sizes``.
 
     The last launch runs the kernel ``entry`` and its results are the outputs. The launches before it write the same
-    tensor. Whatever they read is an input, weights excepted.
+    tensor. Whatever they read is an input, weights excepted; so is the state that they change in place.
     """
     evaluator = _Evaluator(sizes)
     *before, last = (launch_of(data, name) for name in names)
     chosen = replace_struct(last, variants=tuple(v for v in last.variants if v.entry == entry))
     launches = tuple(evaluator.launch(x) for x in (*before, chosen))
-    reads = dict.fromkeys(t for x in launches for t in x.reads)
+    aliases = tuple(a for a in data.program.aliases if a.name in last.writes)
+    reads = dict.fromkeys((*(t for x in launches for t in x.reads), *(a.of for a in aliases)))
     weights = tuple(w for w in data.program.weights if w.name in reads)
     stored = {w.name for w in weights}
     tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
@@ -39,8 +40,9 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
         outputs=tuple(evaluator.tensor(tensors[n]) for n in dict.fromkeys(last.writes)),
         weights=weights,
         temps=(),
-        aliases=(),
+        aliases=aliases,
         launches=launches,
+        state=tuple(prog.State(a.of, a.name) for a in aliases),
     )
     return _with_parts(data, program)
 

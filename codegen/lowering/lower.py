@@ -41,8 +41,8 @@ def lower(region: Region, graph: Graph) -> BoundKernel:
 def lower_all(region: Region, graph: Graph) -> tuple[BoundKernel, ...]:
     """The kernels of a region, in launch order. Raises VerifyError as ``lower`` does.
 
-    A region is one kernel, except a scatter in place: the first kernel copies the data, the second one stores updates
-    over it.
+    A region is one kernel, except a scatter that is not in place: the first kernel copies the data, the second one
+    stores updates over it.
     """
     return lower_scatter(region, graph) if region.template == "scatter" else (lower(region, graph),)
 

@@ -1,9 +1,10 @@
 """Scatters (ONNX ScatterElements and ScatterND): updates replace, or are combined with, elements of a copy of the data.
 
 Where few updates may name one element, the scatter is a *search*: one reduce kernel, in which every output element
-looks through all indices that could name it, in order. Otherwise it is done *in place*: one kernel copies the data, a
-second one stores every update at its index, and combines by atomics. An update whose index is out of range is dropped,
-unless the attribute ``strict`` is 1: then it is an error.
+looks through all indices that could name it, in order. Otherwise it goes *update by update*: one kernel copies the
+data, a second one stores every update at its index, and combines by atomics. Where the result takes over the data's
+memory, nothing is copied. An update whose index is out of range is dropped, unless the attribute ``strict`` is 1: then
+it is an error.
 """
 
 from __future__ import annotations
@@ -123,20 +124,15 @@ def identity(combine: str, dtype: DType) -> float | int | bool:
     return int(info.min if combine == "max" else info.max)
 
 
-# ----------------------------------------------------------------------------------------------------------- in place
+# -------------------------------------------------------------------------------------------------- update by update
 
 
-def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, BoundKernel]:
-    """The two kernels of a scatter in place, in launch order: the copy of the data, and the stores of the updates."""
+def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, ...]:
+    """The kernels of a scatter: unless it is in place a copy of the data, then the stores of the updates."""
     node = region.hero
     assert node is not None
-    data, _, updates = node.operands()
-    copy = RegionReader(region, graph)
-    outs = tuple(axis(f"i{k}", d) for k, d in enumerate(data.shape))
-    coords = tuple(a.index for a in outs)
-    target = copy.buffer(node.output, written=True).name
-    stores = [Store(target, coords, copy.read(data, coords))]
-    first = finish(region, copy, "pointwise", {"out": outs}, {}, stores, {}, 0, stem=stem_of(region, "copy"))
+    updates = node.operands()[2]
+    before = () if region.in_place else (_lower_copy(region, node, graph),)
     reader = RegionReader(region, graph)
     steps = tuple(axis(f"u{k}", d) for k, d in enumerate(updates.shape))
     at = tuple(a.index for a in steps)
@@ -144,7 +140,17 @@ def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, BoundKerne
     target = reader.buffer(node.output, written=True).name
     stored = Store(target, places, reader.read(updates, at), all_of(conditions), node.attrs["reduction"])
     flops = dims.product(updates.shape)
-    return first, finish(region, reader, "scatter", {"out": steps}, {}, [stored], {}, flops)
+    return (*before, finish(region, reader, "scatter", {"out": steps}, {}, [stored], {}, flops))
+
+
+def _lower_copy(region: Region, node: Node, graph: Graph) -> BoundKernel:
+    """The kernel that copies the data to where the updates will be stored."""
+    data, reader = node.operands()[0], RegionReader(region, graph)
+    outs = tuple(axis(f"i{k}", d) for k, d in enumerate(data.shape))
+    coords = tuple(a.index for a in outs)
+    target = reader.buffer(node.output, written=True).name
+    stores = [Store(target, coords, reader.read(data, coords))]
+    return finish(region, reader, "pointwise", {"out": outs}, {}, stores, {}, 0, stem=stem_of(region, "copy"))
 
 
 def _places(reader: RegionReader, node: Node, at: Coords) -> tuple[Coords, list[Expr]]:

@@ -11,17 +11,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
-from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.ir import Graph, TensorType, Value, Weight
+from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name
 from arcweld.compiler.torch.table import handled, more_decompositions
-from arcweld.compiler.torch.types import Sizes, value_range
+from arcweld.compiler.torch.types import Sizes, as_array, value_range
 
 log = logging.getLogger("arcweld.torch")
 
@@ -58,12 +60,12 @@ def import_exported(
 ) -> Graph:
     """An exported program as a graph; its inputs and outputs are the tensors among the program's, in order.
 
-    Sizes that an operator requires to be equal, and that torch holds for different ones, are made equal, and the
-    program is read again. Raises UnsupportedError, listing every operator that Arcweld lacks, and for programs that
-    write to their inputs or buffers.
+    What it writes to its inputs and buffers is state: further outputs take over the memory of inputs. A buffer that is
+    written is an input with a first value. Sizes that an operator requires to be equal, and that torch holds for
+    different ones, are made equal, and the program is read again. Raises UnsupportedError, listing every operator that
+    Arcweld lacks.
     """
-    program = program.run_decompositions(kept_composites())
-    _refuse_mutation(program)
+    program = _decomposed(program)
     ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
     same: dict[str, Offset] = {}
     while True:
@@ -76,10 +78,28 @@ def import_exported(
             log.info("%s: the size %s is %s, as its operators require", name, symbol, f"{base} + {by}" if by else base)
         same |= learnt
     reader.raise_problems()
-    labels = _output_labels(program, len(outputs))
-    pairs = [(reader.argument(o), label) for o, label in zip(outputs, labels) if isinstance(o, fx.Node)]
+    written = _state_names(program)
+    returned = outputs[len(written) :]
+    labels = _output_labels(program, len(returned))
+    pairs = [(reader.argument(o), label) for o, label in zip(returned, labels) if isinstance(o, fx.Node)]
     tensors = [(v, label) for v, label in pairs if isinstance(v, Value)]
-    return reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+    tensors += [(reader.argument(o), f"{name}_out") for o, name in zip(outputs, written)]
+    graph = reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+    aliases = dict(zip(graph.labels()[len(tensors) - len(written) :], written))
+    initial = _first_values(program)
+    inputs = sorted(graph.inputs, key=lambda v: v.name in initial)  # the module's own come last
+    return graph.replace(inputs=tuple(inputs), aliases=aliases, initial=initial)
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program in the operators that have handlers. Raises ModelError if torch cannot decompose it."""
+    try:
+        return program.run_decompositions(kept_composites())
+    except AssertionError as error:  # constants that it writes to
+        raise ModelError(
+            f"torch cannot decompose the exported program: {error}",
+            hint="make tensors that the module writes its buffers (register_buffer), or export with strict=True",
+        ) from error
 
 
 def _read_exported(reader: FxReader, program: torch.export.ExportedProgram) -> Sequence[Any]:
@@ -152,11 +172,10 @@ def kept_composites() -> dict[Any, Any]:
 
 def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: Any) -> Any:
     kind = spec.kind.name
+    if kind == "BUFFER" and spec.target in program.graph_signature.buffers_to_mutate.values():
+        return reader.input(sanitize(spec.target), reader.sizes.type_of(node.meta["val"]))
     if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
-        found = program.state_dict.get(spec.target, program.constants.get(spec.target))
-        if not isinstance(found, torch.Tensor):
-            raise ModelError(f"the exported program has no tensor {spec.target}")
-        return reader.weight(spec.target, found)
+        return reader.weight(spec.target, _stored(program, spec.target))
     value = node.meta.get("val")
     if kind != "USER_INPUT":
         return Unavailable(f"an argument of kind {kind.lower()}")
@@ -165,6 +184,14 @@ def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: A
     if isinstance(value, torch.SymInt):
         return reader.sizes.dim(value)
     return value
+
+
+def _stored(program: Any, name: str) -> torch.Tensor:
+    """A parameter, buffer or constant of an exported program."""
+    found = program.state_dict.get(name, program.constants.get(name))
+    if not isinstance(found, torch.Tensor):
+        raise ModelError(f"the exported program has no tensor {name}")
+    return found
 
 
 def _fx_placeholder(
@@ -209,14 +236,19 @@ def _refuse_training(module: torch.nn.Module) -> None:
             )
 
 
-def _refuse_mutation(program: Any) -> None:
-    written = [s for s in program.graph_signature.output_specs if "MUTATION" in s.kind.name]
-    if written:
-        names = ", ".join(sorted(str(s.target) for s in written))
-        raise UnsupportedError(
-            f"the module writes to its inputs or buffers: {names}",
-            hint='use torch.compile(model, backend="arcweld"), which keeps such effects',
-        )
+def _state_names(program: Any) -> list[str]:
+    """The inputs of the graph whose new values are the program's first outputs, in order."""
+    kinds = ("BUFFER_MUTATION", "USER_INPUT_MUTATION")
+    written = [s for s in program.graph_signature.output_specs if s.kind.name in kinds]
+    return [sanitize(s.target) if s.kind.name == "BUFFER_MUTATION" else s.target for s in written]
+
+
+def _first_values(program: Any) -> dict[str, Weight]:
+    """What the buffers that the program writes hold now: copies, because the module may write to them as well."""
+    names = program.graph_signature.buffers_to_mutate.values()
+    arrays = {n: as_array(_stored(program, n)) for n in names}
+    zeros = {n: np.broadcast_to(np.zeros((), a.dtype), a.shape) for n, a in arrays.items() if not np.any(a)}
+    return {sanitize(n): Weight(zeros[n] if n in zeros else a.copy(), source=n) for n, a in arrays.items()}
 
 
 def _output_labels(program: Any, count: int) -> list[str]:

@@ -103,6 +103,10 @@ def _put(c: AtenContext, strict: int) -> Value:
     if len(axes) == 1 and c["indices"][axes[0]].dtype is DType.BOOL:
         return _masked_put(c, x, c["indices"][axes[0]])
     found = [index_tensor(c, c["indices"][k]) for k in axes]
+    reduction = "add" if c.get("accumulate", False) else "none"
+    if len(axes) == 1 and len(found[0].shape) == 1:
+        wide = (*x.shape[: axes[0]], *found[0].shape, *x.shape[axes[0] + 1 :])
+        return _slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise c.fail("index_put with indices apart from each other")
     rest = [k for k in range(len(x.shape)) if k not in axes]
@@ -111,7 +115,6 @@ def _put(c: AtenContext, strict: int) -> Value:
     lead = at.shape[:-1]
     inner = tuple(x.shape[k] for k in rest)
     values = _index_values(c, lead, inner, axes[0])
-    reduction = "add" if c.get("accumulate", False) else "none"
     y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction, strict=strict)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
@@ -181,12 +184,19 @@ def index_copy(c: AtenContext) -> Result:
 
 def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
     """Writes whole slices along one axis."""
-    x, axis = c["self"], c.axis(c["dim"])
-    order = [axis, *(k for k in range(len(x.shape)) if k != axis)]
     index_ = index_tensor(c, c["index"])
-    at = c.reshape(index_, (index_.type.numel, 1))
-    y = c.emit("ScatterND", c.transpose(x, order), at, c.transpose(source, order), reduction=reduction, strict=1)
-    return c.transpose(y, [order.index(k) for k in range(len(order))])
+    return _slices(c, c.reshape(index_, (index_.type.numel,)), source, c.axis(c["dim"]), reduction, 1)
+
+
+def _slices(c: AtenContext, at: Value, values: Value, axis: int, reduction: str, strict: int) -> Value:
+    """``self`` with the slices ``at`` of an axis replaced by, or combined with, those of ``values``.
+
+    Nothing is transposed, so that state can be written where it is.
+    """
+    x: Value = c["self"]
+    places = c.reshape(at, tuple(d if k == axis else 1 for k, d in enumerate(values.shape)))
+    wide = c.expand(places, values.shape)
+    return c.emit("ScatterElements", x, wide, c.cast(values, x.dtype), axis=axis, reduction=reduction, strict=strict)
 
 
 # ------------------------------------------------------------------------------------------- largest, sampled places
