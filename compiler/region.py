@@ -7,7 +7,7 @@ reads through them by its own index map.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from arcweld.compiler.dims import product
 from arcweld.compiler.dtypes import DType
@@ -89,11 +89,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class FusedGraph:
-    """The result of fusion: the graph, its regions in launch order, and the fusions that were refused."""
+    """The result of fusion: the graph, its regions in launch order, and the fusions that were refused.
+
+    ``copied`` has the state (inputs) that no region writes in place, with the reasons.
+    """
 
     graph: Graph
     regions: tuple[Region, ...]
     refusals: tuple[Refusal, ...]
+    copied: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_hero(node: Node) -> bool:

@@ -13,15 +13,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import FusedGraph, Refusal, Region
+from arcweld.compiler.region import FusedGraph, Region
 from arcweld.passes.schedule import dependences
 
 
 def write_in_place(fused: FusedGraph) -> FusedGraph:
-    """The regions, with ``in_place`` set where it is safe; refusals of the code ``state`` say why it is not."""
+    """The regions, with ``in_place`` set where it is safe; ``copied`` says why it is not elsewhere."""
     import networkx as nx
 
-    graph, regions, refusals = fused.graph, list(fused.regions), list(fused.refusals)
+    graph, regions, copied = fused.graph, list(fused.regions), dict[str, str]()
     if not graph.aliases:
         return fused
     waits = dependences(fused)
@@ -37,11 +37,11 @@ def write_in_place(fused: FusedGraph) -> FusedGraph:
         if late and not reason:
             reason = f"{_node(regions[min(late)])} needs its old values and the new ones"
         if reason:
-            refusals.append(Refusal(_node(regions[i]), state, "state", f"{state} is copied: {reason}"))
+            copied[state] = reason
             continue
         regions[i] = replace(regions[i], in_place=state)
         waits.add_edges_from((k, i) for k in readers)
-    return FusedGraph(graph, tuple(regions), tuple(refusals))
+    return FusedGraph(graph, tuple(regions), fused.refusals, copied)
 
 
 def _obstacle(region: Region, output: str, state: str) -> str:

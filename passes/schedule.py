@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from arcweld.compiler.errors import VerifyError
@@ -30,7 +31,7 @@ def schedule(fused: FusedGraph) -> FusedGraph:
             hint="disable the pass fusion",
         ) from None
     _check_inputs(fused, {o.name for r in fused.regions for o in r.outputs})
-    return FusedGraph(fused.graph, tuple(order), fused.refusals)
+    return replace(fused, regions=tuple(order))
 
 
 def dependences(fused: FusedGraph) -> nx.DiGraph[int]:

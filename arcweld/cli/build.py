@@ -10,7 +10,7 @@ import typer
 from arcweld.cli.archs import parse_archs
 from arcweld.cli.bench import show_layers, writable
 from arcweld.cli.common import check_writable, err, is_engine, note, open_graph, out, progress_bar
-from arcweld.cli.inputs import Batch, Load, Range, Values, make_feeds, precision_of
+from arcweld.cli.inputs import Batch, InOut, Load, Range, Values, make_feeds, precision_of
 from arcweld.cli.precisions import CONSTRAINTS, layer_precisions
 from arcweld.cli.shapes import batch_sizes, check_ranges, parse_shapes, sizes_of
 from arcweld.cli.trtexec import check_formats
@@ -43,7 +43,7 @@ def build(
     min_shapes: Annotated[str, Opt("--minShapes", help="Smallest input shapes.")] = "",
     opt_shapes: Annotated[str, Opt("--optShapes", help="Shapes to verify with.")] = "",
     max_shapes: Annotated[str, Opt("--maxShapes", help="Largest input shapes.")] = "",
-    batch: Batch = 0, values: Values = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
+    batch: Batch = 0, values: Values = "", inout: InOut = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     layer_precisions_: Annotated[str, Opt("--layerPrecisions", help=_LAYERS)] = "",
     constraints: Annotated[str, Opt("--precisionConstraints", help="none ignores --layerPrecisions.")] = "prefer",
     input_formats: Annotated[str, Opt("--inputIOFormats", help="The inputs' types, which are checked.")] = "",
@@ -76,7 +76,7 @@ def build(
         raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
     precision = precision_of(fp16 or (best and not bf16), bf16)
     started = time.perf_counter()
-    graph = open_graph(source, shapes, min_shapes, max_shapes, values)
+    graph = open_graph(source, shapes, min_shapes, max_shapes, values, inout)
     imported = time.perf_counter()
     _check_formats(graph, input_formats, output_formats)
     precision, kept = _precisions(layer_precisions_, constraints, precision, graph)

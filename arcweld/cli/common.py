@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from arcweld.cli.shapes import dynamic_shapes, parse_open_shapes, parse_shapes, parse_values
+from arcweld.cli.shapes import dynamic_shapes, parse_inout, parse_open_shapes, parse_shapes, parse_values
 from arcweld.compiler.dims import Dim, parse
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
@@ -25,6 +25,7 @@ from arcweld.compiler.logs import printable
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.build import Progress as ProgressCallback
+from arcweld.driver.state import with_state
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
 
@@ -129,11 +130,14 @@ def is_engine(path: str) -> bool:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", values: str = "") -> Graph:
+def open_graph(
+    model: str, shapes: str = "", low: str = "", high: str = "", values: str = "", inout: str = ""
+) -> Graph:
     """Imports an ONNX file. The other arguments are spelled as on the command line.
 
-    ``shapes`` holds sizes, names and expressions, ``low`` and ``high`` the bounds of dimensions that stay symbolic, and
-    ``values`` the inputs that become constants. Raises UsageError for what cannot be parsed, and as ``import_model``.
+    ``shapes`` holds sizes, names and expressions, ``low`` and ``high`` the bounds of dimensions that stay symbolic,
+    ``values`` the inputs that become constants, and ``inout`` those that outputs take over. Raises UsageError for what
+    cannot be parsed, and as ``import_model``.
     """
     constants = [Input(n, value=v) for n, v in parse_values(values).items()]
 
@@ -141,10 +145,10 @@ def open_graph(model: str, shapes: str = "", low: str = "", high: str = "", valu
         return import_model(model, inputs=[*(Input(n, s) for n, s in given.items()), *constants])
 
     graph = read(parse_open_shapes(shapes) if shapes else {})
-    if not (low or high):
-        return graph
-    least, most = (parse_shapes(text) if text else {} for text in (low, high))
-    return read(dynamic_shapes(graph, least or most, most or least))
+    if low or high:
+        least, most = (parse_shapes(text) if text else {} for text in (low, high))
+        graph = read(dynamic_shapes(graph, least or most, most or least))
+    return with_state(graph, parse_inout(inout, [v.name for v in graph.inputs]))
 
 
 def interface(data: EngineData) -> Graph:

@@ -35,6 +35,8 @@ Load = Annotated[str, Opt("--loadInputs", "--load-inputs", help="x:file.npy,y:ra
 Range = Annotated[list[str], Opt("--val-range", help="Range of random values: [0,1] or x:[0,1].")]
 Seed = Annotated[int, Opt("--seed", min=0, help="Seed of random inputs.")]
 Values = Annotated[str, Opt("--values", help="Inputs of a model that are constants: sr:16000,mode:[1,0].")]
+_INOUT = "Inputs that outputs take over, in place: 'past*' by name, or state:stateN."
+InOut = Annotated[str, Opt("--inout", help=_INOUT)]
 Fp16 = Annotated[bool, Opt("--fp16", help="Compile a model in half precision.")]
 Bf16 = Annotated[bool, Opt("--bf16", help="Compile a model in bfloat16.")]
 Trust = Annotated[bool, Opt("--trust", help="Run any engine file on sim, where its kernels are host code.")]

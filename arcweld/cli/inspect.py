@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
-from arcweld.cli.inputs import Values, precision_of
+from arcweld.cli.inputs import InOut, Values, precision_of
 from arcweld.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
-from arcweld.driver.build import materialise_outputs
+from arcweld.driver.build import in_regions, materialise_outputs
 from arcweld.driver.summary import kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
@@ -129,10 +129,13 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         for x in program.launches
     ]  # fmt: skip
     weights = sum(w.nbytes for w in data.weights.values())
+    aliases = {a.name for a in program.aliases}
     report: dict[str, Any] = {
         "name": program.name, "archs": list(data.archs), "provenance": dict(data.provenance),
         "inputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.inputs},
         "outputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.outputs},
+        "state": {s.output: {"input": s.input, "in_place": s.output in aliases, "owned": s.initial is not None}
+                  for s in program.state},
         "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
         "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
@@ -170,7 +173,7 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
     out.print(f"  architectures {', '.join(report['archs']) or 'none (sim only)'}")
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
-            out.print(f"  {kind[:-1]} {name}: {text}")
+            out.print(f"  {kind[:-1]} {name}: {text}{_taken_over(report, name)}")
     for name, (low, high) in report["symbols"].items():
         empty = ", and 0 with empty results" if name in report["may_be_zero"] else ""
         out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}{empty}")
@@ -196,6 +199,16 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
         out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}")
 
 
+def _taken_over(report: dict[str, Any], name: str) -> str:
+    """What an output's line says of the input whose memory it takes over, and an input's of who owns it."""
+    for output, state in report["state"].items():
+        if output == name:
+            return f", {'written' if state['in_place'] else 'copied'} into {state['input']}"
+        if state["input"] == name and state["owned"]:
+            return ", the model's own: a session holds it"
+    return ""
+
+
 def _print_memory(rows: list[dict[str, Any]]) -> None:
     """Prints offset, bytes and lifetime (first and last launch) of each tensor in the arena."""
     if not rows:
@@ -212,18 +225,17 @@ def explain(
     fp16: Annotated[bool, Opt("--fp16", help="As a half-precision build fuses.")] = False,
     bf16: Annotated[bool, Opt("--bf16", help="As a bfloat16 build fuses.")] = False,
     shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
-    values: Values = "",
+    values: Values = "", inout: InOut = "",
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
-    from arcweld.passes.fusion import fuse
     from arcweld.passes.pipeline import run_passes
 
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
-    graph = open_graph(model, shapes, values=values)
+    graph = open_graph(model, shapes, values=values, inout=inout)
     wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
-    fused = fuse(materialise_outputs(run_passes(graph, Options(precision=precision_of(fp16, bf16)))))
+    fused = in_regions(materialise_outputs(run_passes(graph, Options(precision=precision_of(fp16, bf16)))))
     names = {r.name: merge_origins(r.nodes) for r in fused.regions}
     lines = [
         f"one {r.template} kernel: {', '.join(names[r.name])}"
@@ -231,6 +243,7 @@ def explain(
         if all(w & set(names[r.name]) for w in wanted)
     ]
     lines += _refused(fused, wanted)
+    lines += _state(fused, wanted)
     for line in lines or [_strangers(words, wanted, names)]:
         out.print(line)
 
@@ -266,6 +279,17 @@ def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
         elif not any(x in shown for x in found):
             lines += [f"{x.producer} -> {x.consumer}: [{x.code}] {x.detail}" for x in found]
     return lines
+
+
+def _state(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
+    """One line for each input that an output takes over: which kernel writes it in place, or why it is copied."""
+    written = {r.in_place: r for r in fused.regions if r.in_place}
+    lines = [
+        f"{state} is written in place by {(r.hero or r.nodes[-1]).name}"
+        for state, r in written.items()
+        if all(w & set(merge_origins(r.nodes)) for w in wanted)
+    ]
+    return lines + [f"{state} is copied: {reason}" for state, reason in fused.copied.items() if not wanted]
 
 
 def _passed(a: Region, b: Region) -> list[str]:

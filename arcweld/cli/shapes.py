@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import math
 import re
@@ -100,6 +101,21 @@ def parse_values(text: str) -> dict[str, Any]:
         except ValueError:
             raise UsageError(f"values: cannot read {value!r}", hint="write sr:16000, or mode:[1,0]") from None
     return values
+
+
+def parse_inout(text: str, inputs: Sequence[str]) -> dict[str, str | bool]:
+    """``past*,state:state_out``: patterns of inputs, or an input and its output; as ``with_state`` takes them.
+
+    Raises UsageError for a pattern that no input fits.
+    """
+    found: dict[str, str | bool] = {}
+    for word in filter(None, (w.strip() for w in text.split(","))):
+        name, _, output = word.rpartition(":")
+        fitting = fnmatch.filter(inputs, word)  # a colon may be part of a name
+        if not fitting and name not in inputs:
+            raise UsageError(f"inout: no input is called {name or word!r}", hint=f"inputs: {', '.join(inputs)}")
+        found.update(dict.fromkeys(fitting, True) if fitting else {name: output})
+    return found
 
 
 def parse_tolerance(text: str, what: str, outputs: Sequence[str]) -> dict[str, float]:

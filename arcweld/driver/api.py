@@ -27,6 +27,7 @@ from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import check_inputs, checked_sizes
 from arcweld.driver.promotion import Promotion, promote
 from arcweld.driver.samples import sample_sizes
+from arcweld.driver.state import with_state
 from arcweld.driver.summary import half_share, summary
 from arcweld.runtime.arrays import host_array
 from arcweld.runtime.device import Device
@@ -132,7 +133,7 @@ def import_model(
             hint="pass an ONNX path or ModelProto, a torch.nn.Module with example arguments, or an ExportedProgram",
         )
     asked.check(graph)
-    return graph
+    return with_state(graph, asked.state)
 
 
 def _refuse_archive(model: Any) -> None:

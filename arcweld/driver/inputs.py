@@ -24,12 +24,15 @@ class Input:
            ``(name, lowest, highest)`` with an inclusive range, or None for the model's own; None: the model's shape
     dtype  a dtype of numpy or torch, or its name; the model's must be the same
     value  a constant for the input: a number or an array; the engine then has no such input
+    inout  whether an output takes over the input's memory: the output's name, or True for the one whose name goes with
+           it (``present.0.key`` with ``past_key_values.0.key``)
     """
 
     name: str
     shape: Sequence[Entry] | None = None
     dtype: Any = None
     value: Any = None
+    inout: bool | str = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,11 @@ class CheckedInputs:
     shapes: dict[str, list[Dim | str | None]]
     values: dict[str, Any]
     inputs: tuple[Input, ...]
+
+    @property
+    def state(self) -> dict[str, str | bool]:
+        """The inputs that outputs take over, as ``with_state`` takes them."""
+        return {i.name: i.inout for i in self.inputs if i.inout}
 
     def check(self, graph: Graph) -> None:
         """Raises UsageError for an input that the graph lacks, ModelError for one of another element type."""
@@ -65,6 +73,8 @@ def check_inputs(inputs: Sequence[Input] | Input) -> CheckedInputs:
             raise UsageError(f"input {i.name} is given twice")
         if i.shape is not None and i.value is not None:
             raise UsageError(f"input {i.name} is given a value and a shape", hint="its value has a shape of its own")
+        if i.inout and i.value is not None:
+            raise UsageError(f"input {i.name} is given a value, and no output can take over a constant")
     shapes = {i.name: [_dimension(i, d) for d in i.shape] for i in given if i.shape is not None}
     return CheckedInputs(shapes, {i.name: i.value for i in given if i.value is not None}, given)
 

@@ -182,6 +182,27 @@ def _scatter_nd(c: NodeContext) -> Result:
     return c.emit("ScatterND", *c.values(), reduction=reduction)
 
 
+@handles("TensorScatter")
+def _tensor_scatter(c: NodeContext) -> Result:
+    """Writes a run of slices into a cache, from an index of each batch on; indices wrap round in mode circular."""
+    cache, update = c.value(0), c.value(1)
+    rank = c.needs_rank(0, 2)
+    axis = c.axis(c.int_attr("axis", -2), rank)
+    if axis == 0:
+        c.broken("the axis is that of the batch")
+    circular = c.choice_attr("mode", "linear", ("linear", "circular")) == "circular"
+    steps = c.emit("Range", start=0, step=1, length=update.shape[axis], dtype=DType.I64)
+    at = c.reshape(steps, tuple(d if k == axis else 1 for k, d in enumerate(update.shape)))
+    if c.has(2):
+        first = c.cast(c.value(2), DType.I64)
+        at = c.emit("Add", at, c.reshape(first, (first.shape[0], *(1,) * (rank - 1))))
+    if circular:
+        size = c.emit("Range", start=cache.shape[axis], step=1, length=1, dtype=DType.I64)
+        at = c.emit("Mod", at, size, fmod=0)
+    wide = c.emit("Expand", at, shape=update.shape)
+    return c.emit("ScatterElements", cache, wide, update, axis=axis, reduction="none")
+
+
 @handles("DepthToSpace")
 def _depth_to_space(c: NodeContext) -> Result:
     mode = c.choice_attr("mode", "DCR", ("DCR", "CRD"))
