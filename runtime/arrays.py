@@ -66,7 +66,8 @@ class Arrays:
     def __init__(self, gpu: int | None) -> None:
         self.on_gpu = gpu is not None
         self.index = gpu or 0
-        self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {}
+        # a session's buffers come as they are
+        self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {Taken: lambda name, taken, element: taken}
 
     def take(self, name: str, array: Any, element: Element) -> Taken:
         """The input ``name`` as kernels can read it: dense, aligned, and copied only if it is not.
@@ -77,23 +78,6 @@ class Arrays:
         if taker is None:
             taker = self._takers[type(array)] = self._taker(name, array)
         return taker(name, array, element)
-
-    def take_state(self, name: str, array: Any, element: Element) -> Taken:
-        """An input whose memory the run changes.
-
-        Raises InputError as ``take`` does, and for an array on the device that would have to be copied.
-        """
-        if isinstance(array, Taken):  # a session's buffer
-            return array
-        taken = self.take(name, array, element)
-        taken.given = array
-        if taken.host is None and _memory(array) != (taken.address, True):
-            raise InputError(
-                f"input {name!r} is changed in place: it must be contiguous, writable, and begin at a multiple of "
-                f"{ALIGNMENT} bytes",
-                hint="give an array of its own, such as one that torch or CuPy has made",
-            )
-        return taken
 
     def _taker(self, name: str, array: Any) -> Callable[[str, Any, Element], Taken]:
         if isinstance(array, np.ma.MaskedArray):
@@ -252,8 +236,21 @@ def torch_element(dtype: Any) -> Element:
     raise InputError(f"tensors of {dtype} are not supported")
 
 
-def check_apart(taken: Sequence[Taken], state: Sequence[int], names: Sequence[str]) -> None:
-    """Raises InputError if one of the inputs at the positions ``state``, which change, shares bytes with another."""
+def check_state(taken: Sequence[Taken], given: Sequence[Any], state: Sequence[int], names: Sequence[str]) -> None:
+    """Notes the callers' arrays of the inputs at the positions ``state``, which a run changes.
+
+    Raises InputError for one on the device that cannot be changed where it is, or that shares bytes with another input.
+    """
+    for k in state:
+        if taken[k] is given[k]:
+            continue
+        taken[k].given = given[k]
+        if taken[k].host is None and _memory(given[k]) != (taken[k].address, True):
+            raise InputError(
+                f"input {names[k]!r} is changed in place: it must be contiguous, writable, and begin at a multiple of "
+                f"{ALIGNMENT} bytes",
+                hint="give an array of its own, such as one that torch or CuPy has made",
+            )
     spans = sorted((t.address, t.address + t.nbytes, k) for k, t in enumerate(taken) if t.host is None and t.nbytes)
     reached, last = 0, -1
     for begin, end, k in spans:

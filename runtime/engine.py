@@ -16,7 +16,7 @@ import numpy as np
 from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import injected, trust
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.arrays import Arrays, Element, Taken, check_apart, host_array, result_kind
+from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
@@ -96,8 +96,6 @@ class Engine:
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
         self._state = tuple(plan.state.values())
-        changed = {self._names[slot] for slot in self._state}
-        self._takers = tuple(arrays.take_state if n in changed else arrays.take for n in self._names)
         self._local = threading.local()
 
     # --------------------------------------------------------------------------------------------- what it is
@@ -188,9 +186,10 @@ class Engine:
         shared = self._shared
         token = shared.device.enter()
         try:
-            taken = [take(n, a, d) for take, n, a, d in zip(self._takers, self._names, args, self._elements)]
+            take = shared.arrays.take
+            taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
             if self._state:
-                check_apart(taken, self._state, self._names)
+                check_state(taken, args, self._state, self._names)
             kind = result_kind(taken)
             stream = shared.arrays.stream(kind)
             if kind == "torch-gpu" and "cupy" in {t.kind for t in taken}:

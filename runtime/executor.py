@@ -103,6 +103,8 @@ class Context:
         self.shared = shared
         self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
+        # by output: the position of the input that it takes over, or None
+        self._taken_over = [shared.plan.state.get(k) for k in range(len(shared.plan.outputs))]
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
@@ -217,8 +219,7 @@ class Context:
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
-        for index, (shape, element) in enumerate(zip(special.outputs, self._elements)):
-            slot = self.shared.plan.state.get(index)
+        for shape, element, slot in zip(special.outputs, self._elements, self._taken_over):
             if slot is not None and inputs[slot].host is None:
                 results.append(inputs[slot].given)
                 targets.append(inputs[slot].address)
@@ -314,8 +315,11 @@ class Context:
 
     def _staged(self, special: Specialisation, inputs: Sequence[Taken]) -> Staged:
         """The graph that leaves the caller's state on the device where it is, captured if it is the first such call."""
-        fixed = {s: inputs[s].address for s in self.shared.plan.state.values() if inputs[s].host is None}
-        key = tuple(fixed.values())
+        fixed: dict[int, int] = {}
+        key: tuple[int, ...] = ()
+        if self.shared.plan.state:
+            fixed = {s: inputs[s].address for s in self.shared.plan.state.values() if inputs[s].host is None}
+            key = tuple(fixed.values())
         found = special.staged.get(key)
         if found is None:
             found = self._stage(special, fixed)
