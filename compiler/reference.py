@@ -14,6 +14,7 @@ from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from arcweld.compiler.mapped import give_back
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
 
@@ -52,7 +53,8 @@ def stream_reference(
     """Evaluates ``graph`` node by node; yields (index of the node just evaluated, live values), first (-1, inputs).
 
     A value is live until its last reader, and at least until after the node with the index that ``hold`` gives for it.
-    The same dictionary is yielded every time. Raises as ``run_reference``.
+    The pages of a mapped weight go back after its last reader. The same dictionary is yielded every time. Raises as
+    ``run_reference``.
     """
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
@@ -69,6 +71,8 @@ def stream_reference(
         yield i, values
         dead = [*freed.get(i, ()), *(o.name for o in node.outputs if until.get(o.name, -1) <= i)]
         for name in dead:
+            if name in graph.weights:
+                give_back(graph.weights[name].data)
             values.pop(name, None)
 
 

@@ -32,14 +32,15 @@ MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from ea
 
 @dataclass(slots=True)
 class Shared:
-    """What all contexts of an engine share. Nothing changes it but ``recorded``.
+    """What all contexts of an engine share. Nothing changes it but ``recorded``, and weights that move.
 
     ``poison``: every run begins with all bits of the arena and of the results set (NaN in floats), so that what a
     kernel does not store is seen; such an engine replays no graphs.
 
-    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
-    ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
-    even after the recording thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
+    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name,
+    and ``moved`` counts how often some of them have changed: specialisations hold them. ``recorded`` keeps the arenas
+    that callers' own CUDA graphs use: these may be replayed as long as the engine lives, even after the recording
+    thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
     """
 
     plan: ExecutionPlan
@@ -51,6 +52,7 @@ class Shared:
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
     lock: SharedLock = field(default_factory=SharedLock)
+    moved: int = 0
 
 
 @dataclass(slots=True)
@@ -98,6 +100,7 @@ class Context:
         self.shared = shared
         self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
+        self._moved = shared.moved
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
@@ -160,6 +163,9 @@ class Context:
     # ----------------------------------------------------------------------------------------- specialisations
 
     def _find(self, key: tuple[Shape, ...]) -> Specialisation:
+        if self._moved != self.shared.moved:  # all specialisations hold addresses of weights
+            self.release()
+            self._moved = self.shared.moved
         special = self._specialised.get(key)
         if special is None:
             return self._specialise(key)

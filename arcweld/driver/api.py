@@ -162,7 +162,10 @@ def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
 def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build, Engine]:
     """Like ``compile_graph``, and returns the Build (graphs, launches, timings) too."""
     build, device, engine = build_data(graph, **options)
-    return build, engine if engine is not None else Engine(build.data, device)
+    if engine is None:
+        return build, Engine(build.data, device)
+    engine.own_weights()
+    return build, engine
 
 
 def build_data(
@@ -175,8 +178,8 @@ def build_data(
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """The build, the device that was chosen, and the engine if verification has opened one on it.
 
-    Without an engine nothing is loaded onto the device, and weights stay in the files that the importer mapped. See
-    ``CompileOptions`` for the arguments and ``compile`` for the errors.
+    The engine may read weights in the files that the importer mapped, until ``own_weights``. Without an engine nothing
+    is loaded onto the device. See ``CompileOptions`` for the arguments and ``compile`` for the errors.
     """
     checks = VerifyOptions(verify, verify_budget, tolerance)
     sizes = checked_sizes(sizes)
@@ -214,7 +217,7 @@ def build_data(
     engine = None
     if checks.level != "off":
         built = time.monotonic()
-        engine = Engine(build.data, where)
+        engine = Engine(build.data, where, borrow=True)  # the weights may stay in the files that the importer mapped
         told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
         evidence = verify_build(build, engine, given, used_sizes, checks, precision, promotion, draw, told)
         warn_of_headroom(evidence)
