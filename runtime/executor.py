@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
@@ -209,12 +210,23 @@ class Context:
             special.addresses = addresses
 
     def _results(self, special: Specialisation, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
-        """New result arrays, their addresses, and for each the host view to download into (None: on the device)."""
+        """New result arrays, their addresses, and for each the host view to download into (None: on the device).
+
+        Raises DeviceError for one for which there is not enough memory.
+        """
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
-        for shape, element in zip(special.outputs, self._elements):
-            array, address, view = self.shared.arrays.empty(kind, shape, element)
+        for k, (shape, element) in enumerate(zip(special.outputs, self._elements)):
+            try:
+                array, address, view = self.shared.arrays.empty(kind, shape, element)
+            except MemoryError:
+                output = self.shared.plan.program.outputs[k]
+                raise DeviceError(
+                    f"there is not enough memory for output {output.name!r} of shape {list(shape)}: "
+                    f"{special.output_bytes[k]} bytes",
+                    hint="give smaller inputs; engine.memory() tells the bytes before a run",
+                ) from None
             results.append(array)
             targets.append(address)
             views.append(view)
