@@ -297,6 +297,30 @@ def test_where_the_server_was_started_changes_no_byte(tmp_path: Path, monkeypatc
         server.close()
 
 
+REFUSED = """
+import platform
+from arcweld.codegen.nvrtc import worker
+from arcweld.codegen.nvrtc.compiler import Job, library
+from arcweld.codegen.nvrtc.process import CompilerProcess
+
+machine, _ = worker._FORBIDDEN[platform.machine()]
+worker._FORBIDDEN[platform.machine()] = machine, ({"x86_64": 135, "aarch64": 92}[platform.machine()],)  # personality
+assert worker.confine()
+for n in range(2):
+    server = CompilerProcess(library())
+    for m in range(2):
+        print(server.ask(Job("__global__ void k() {}", "sm_80", headers=()).request())[0])
+    server.close()
+"""
+
+
+def test_random_addresses_are_said_once() -> None:
+    """As in a container that forbids ``personality``."""
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ok"] * 4
+    assert done.stderr.count("forbids personality(ADDR_NO_RANDOMIZE)") == 1
+
+
 # ------------------------------------------------------------------------------- sources that nobody should compile
 
 KERNEL = 'extern "C" __global__ void k(int* x) { *x = 1; }\n'
