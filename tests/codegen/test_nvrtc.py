@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from arcweld.codegen.nvrtc import cache as cache_module
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc import pool, worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
@@ -207,6 +208,19 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     cache = DiskCache(tmp_path)
     cache.put("ab" * 32, b"value")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_the_number_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MAX_ENTRIES", 20 * cache_module._FOLDERS)
+    cache = DiskCache(tmp_path)
+    keys = [f"ab{n:062x}" for n in range(60)]
+    for n, key in enumerate(keys):
+        cache.put(key, b"value")
+        os.utime(cache._path(key), (n, n))  # so that all have different ages
+        assert cache.get(keys[0]) == b"value"  # what is used stays
+    found = cache.keys()
+    assert 15 <= len(found) <= 20
+    assert set(found) == {keys[0], *keys[-len(found) + 1 :]}
 
 
 def test_pool_equals_in_process_compiles_once_and_reports() -> None:

@@ -16,7 +16,7 @@ from test_graphs import GraphDevice
 from arcweld.compiler.errors import DeviceError, EngineFileError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.binding import OrtValue
-from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.engine import MAX_CONTEXTS, Engine, load
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.program import Tensor, WeightEntry
@@ -56,6 +56,13 @@ def test_many_shapes_are_bounded() -> None:
         engine(rows(n))
     (context,) = engine._local.contexts.values()
     assert len(context._specialised) <= 64
+
+
+def test_the_contexts_of_a_thread_are_bounded() -> None:
+    engine = Engine(chain(), SimDevice())
+    for stream in range(2 * MAX_CONTEXTS):
+        engine._context(stream)
+    assert list(engine._local.contexts) == list(range(MAX_CONTEXTS, 2 * MAX_CONTEXTS))
 
 
 def test_save_load_and_update_weights(tmp_path: Path) -> None:
