@@ -7,7 +7,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -15,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from arcweld.codegen.nvrtc.compiler import Job, compile_job
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import bind_symbols
@@ -70,6 +71,16 @@ class CompileOptions(TypedDict, total=False):
     feeds: Mapping[str, Any] | None
 
 
+@contextmanager
+def _memory_for(doing: str) -> Iterator[None]:
+    """Turns a MemoryError of numpy into an EnvironmentError_ that says what was being done."""
+    try:
+        yield
+    except MemoryError as error:
+        what = f"there is not enough memory for {doing}: {error}"
+        raise EnvironmentError_(what, hint="give smaller sizes, or leave verification out") from None
+
+
 def compile(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
@@ -92,6 +103,7 @@ def compile(
     return compile_graph(graph, **options)
 
 
+@_memory_for("the import")
 def import_model(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -168,6 +180,7 @@ def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build
     return build, engine
 
 
+@_memory_for("the build")
 def build_data(
     graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
     device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
