@@ -5,15 +5,17 @@ It also makes the graphs and random inputs of the registry's test cases, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType, from_numpy
-from arcweld.compiler.errors import InputError, ModelError, VerifyError
+from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from arcweld.compiler.mapped import give_back
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
 
@@ -52,7 +54,8 @@ def stream_reference(
     """Evaluates ``graph`` node by node; yields (index of the node just evaluated, live values), first (-1, inputs).
 
     A value is live until its last reader, and at least until after the node with the index that ``hold`` gives for it.
-    The same dictionary is yielded every time. Raises as ``run_reference``.
+    The pages of a mapped weight go back after its last reader. The same dictionary is yielded every time. Raises as
+    ``run_reference``.
     """
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
@@ -69,6 +72,8 @@ def stream_reference(
         yield i, values
         dead = [*freed.get(i, ()), *(o.name for o in node.outputs if until.get(o.name, -1) <= i)]
         for name in dead:
+            if name in graph.weights:
+                give_back(graph.weights[name].data)
             values.pop(name, None)
 
 
@@ -83,8 +88,8 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     """The outputs of one node, for values ``env`` of the symbols.
 
-    Raises ModelError for values that the operator does not take, VerifyError where a result has another type than the
-    node declares.
+    Raises ModelError for values that the operator does not take, EnvironmentError_ where memory does not hold what it
+    needs, VerifyError where a result has another type than the node declares.
     """
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
@@ -94,6 +99,9 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
             outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
+    except MemoryError:
+        what = f"there is not enough memory to compute {node.op} in numpy, which gives {_described(node, shapes)}"
+        raise EnvironmentError_(what, node=node.name, hint="give smaller sizes") from None
     if len(outs) < len(node.outputs):
         raise VerifyError(
             f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name
@@ -103,6 +111,13 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
             got = f"{from_numpy(array.dtype).value}{list(array.shape)}"
             raise VerifyError(f"{node.op} gives {got}, its type says {out.type} = {list(shape)}", node=node.name)
     return outs
+
+
+def _described(node: Node, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The types and bytes of the outputs, for ``shapes``."""
+    return ", ".join(
+        f"{o.dtype.value}{list(s)} ({math.prod(s) * o.dtype.size} bytes)" for o, s in zip(node.outputs, shapes)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ symbol binding

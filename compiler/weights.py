@@ -15,7 +15,7 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
-from arcweld.compiler.mapped import give_back
+from arcweld.compiler.mapped import WORTHWHILE, give_back, is_dense, is_mapped, make_constant
 from arcweld.compiler.ops.registry import check_attrs, make, opdef
 from arcweld.compiler.records import Transform, sources
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
@@ -32,9 +32,15 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
     """
     with np.errstate(all="ignore"):  # NaN and infinity are results like any other
         (result, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
-    data = contiguous(result)
-    for _, w in operands:
-        if not np.may_share_memory(data, w.data):
+    is_view = any(np.may_share_memory(result, w.data) for _, w in operands)
+    # a large array that is new, or a view of a mapped file, keeps its order of axes until an engine needs another one
+    stays = result.nbytes >= WORTHWHILE and is_dense(result) and (is_mapped(result) or not is_view)
+    data = result if stays else contiguous(result)
+    shared = [np.may_share_memory(data, w.data) for _, w in operands]
+    if not any(shared):
+        make_constant(data)
+    for (_, w), same in zip(operands, shared):
+        if not same:
             give_back(w.data)
     steps = [step for name, w in operands for step in record(name, w)]
     text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
@@ -32,14 +33,15 @@ MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from ea
 
 @dataclass(slots=True)
 class Shared:
-    """What all contexts of an engine share. Nothing changes it but ``recorded``.
+    """What all contexts of an engine share. Nothing changes it but ``recorded``, and weights that move.
 
     ``poison``: every run begins with all bits of the arena and of the results set (NaN in floats), so that what a
     kernel does not store is seen; such an engine replays no graphs.
 
-    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
-    ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
-    even after the recording thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
+    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name,
+    and ``moved`` counts how often some of them have changed: specialisations hold them. ``recorded`` keeps the arenas
+    that callers' own CUDA graphs use: these may be replayed as long as the engine lives, even after the recording
+    thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
     """
 
     plan: ExecutionPlan
@@ -51,6 +53,7 @@ class Shared:
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
     lock: SharedLock = field(default_factory=SharedLock)
+    moved: int = 0
 
 
 @dataclass(slots=True)
@@ -98,6 +101,7 @@ class Context:
         self.shared = shared
         self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
+        self._moved = shared.moved
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
@@ -160,6 +164,9 @@ class Context:
     # ----------------------------------------------------------------------------------------- specialisations
 
     def _find(self, key: tuple[Shape, ...]) -> Specialisation:
+        if self._moved != self.shared.moved:  # all specialisations hold addresses of weights
+            self.release()
+            self._moved = self.shared.moved
         special = self._specialised.get(key)
         if special is None:
             return self._specialise(key)
@@ -203,12 +210,23 @@ class Context:
             special.addresses = addresses
 
     def _results(self, special: Specialisation, kind: str) -> tuple[list[Any], list[int], list[np.ndarray | None]]:
-        """New result arrays, their addresses, and for each the host view to download into (None: on the device)."""
+        """New result arrays, their addresses, and for each the host view to download into (None: on the device).
+
+        Raises DeviceError for one for which there is not enough memory.
+        """
         results: list[Any] = []
         targets: list[int] = []
         views: list[np.ndarray | None] = []
-        for shape, element in zip(special.outputs, self._elements):
-            array, address, view = self.shared.arrays.empty(kind, shape, element)
+        for k, (shape, element) in enumerate(zip(special.outputs, self._elements)):
+            try:
+                array, address, view = self.shared.arrays.empty(kind, shape, element)
+            except MemoryError:
+                output = self.shared.plan.program.outputs[k]
+                raise DeviceError(
+                    f"there is not enough memory for output {output.name!r} of shape {list(shape)}: "
+                    f"{special.output_bytes[k]} bytes",
+                    hint="give smaller inputs; engine.memory() tells the bytes before a run",
+                ) from None
             results.append(array)
             targets.append(address)
             views.append(view)

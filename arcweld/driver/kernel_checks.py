@@ -155,4 +155,4 @@ def run_launch(
         read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
         names |= zip(launch_of(data, p.name).reads, read)
     feeds = {t.name: np.require(values[names[t.name]], requirements="C") for t in single.program.inputs}
-    return Engine(single, device.adversary(), graphs=False, poison=True).run(feeds)
+    return Engine(single, device.adversary(), graphs=False, poison=True, borrow=True).run(feeds)
