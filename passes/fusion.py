@@ -17,12 +17,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
+from arcweld.passes.places import Places, Read
 
 log = logging.getLogger("arcweld.fusion")
 Coords = tuple[Dim, ...]
@@ -292,65 +294,79 @@ class Fuser:
     # ----- prologue
 
     def _grow_prologue(self, g: _Group) -> None:
-        hero = g.hero
+        hero, places = g.hero, Places()
         assert hero is not None
         kind = opdef(hero.op).kind
-        epilogue = [n for n in g.nodes.values() if n is not hero]
+        reads = []
         for i, v in enumerate(hero.inputs):
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
-                self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
-        for n in epilogue:
-            for v in n.operands():
-                if self._is_epilogue_operand(g, v):
-                    self._inline(g, v, n, pointwise=True, reads=1)
+                reads.append(Read(v, hero, places.start(i), free, storable=kind is Kind.ROWWISE and i == 0))
+        for n in g.nodes.values():
+            if n is not hero:
+                at = places.start(n.output.shape)
+                reads += [Read(v, n, at, pointwise=True) for v in n.operands()]
+        self._inline(g, places, reads)
 
-    def _is_epilogue_operand(self, g: _Group, v: Value) -> bool:
-        return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
+    def _inline(self, g: _Group, places: Places, reads: Iterable[Read]) -> None:
+        """Takes the producers of what ``g`` reads into it that are views or cheap to compute there; then theirs.
 
-    def _inline(
-        self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False
-    ) -> None:
-        """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read; then its own.
-
-        pointwise  allow pointwise nodes, not only views and casts
-        reads      how often each element of ``v`` is computed for one element of the result
-        storable   the region computes each element of ``v`` exactly once, so it may store it for other regions
+        The producer that comes last in the graph is next: all of its readers that ``g`` can have are in it by then, so
+        that it is known at how many places its result is read.
         """
-        stack = [(v, reader, reads, storable)]
-        while stack:
-            v, reader, reads, storable = stack.pop()
-            p = self.producers.get(v.name)
-            if p is None or is_hero(p) or p.output.name in g.nodes:
-                continue
-            storable = storable and not self._free(p) and self.owner.get(p.output.name) is None
-            if self._may_inline(g, p, reader, pointwise, reads, storable):
-                self._add(g, p, reads)
-                if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
-                    self._own(g, p)
-                stack += [(o, p, reads * _fan_out(p), False) for o in reversed(p.operands())]
+        waiting: dict[int, list[Read]] = {}  # position of a producer -> the reads of its results
+        heap: list[int] = []
 
-    def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
-        if self.owner.get(p.output.name) is not None:
-            return False  # it is in memory anyway: reading it is as good
+        def want(read: Read) -> None:
+            p = self.producers.get(read.value.name)
+            if p is not None and not is_hero(p) and p.output.name not in g.nodes:
+                at = self.position[p.output.name]
+                if at not in waiting:
+                    heappush(heap, -at)
+                waiting.setdefault(at, []).append(read)
+
+        for read in reads:
+            want(read)
+        while heap:
+            at = -heappop(heap)
+            p, wanted = self.graph.nodes[at], waiting.pop(at)
+            name = p.output.name
+            if name in self.owner:
+                continue  # it is in memory anyway: reading it is as good
+            pointwise, storable = any(r.pointwise for r in wanted), any(r.storable for r in wanted)
+            storable = storable and not self._free(p)
+            where = frozenset[int]().union(*(r.places for r in wanted))
+            refusal = self._inline_refusal(g, p, wanted[0].reader, places.reads(where), pointwise, storable)
+            if refusal is not None:
+                for r in wanted:
+                    self._refuse(p, r.reader, *refusal)
+                continue
+            self._add(g, p, places.reads(where))
+            if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
+                self._own(g, p)
+            for v, there in zip(p.operands(), places.of_operands(p, where), strict=True):
+                want(Read(v, p, there, pointwise))
+
+    def _inline_refusal(
+        self, g: _Group, p: Node, reader: Node, reads: int, pointwise: bool, storable: bool
+    ) -> tuple[str, str] | None:
+        """Why ``g`` may not compute ``p`` where it reads it, ``reads`` times an element: (code, text), or None."""
         full = self._full(g, p, reads)
-        if full is not None:
-            return self._refuse(p, reader, *full)
-        if self._free(p):
-            return True
+        if full is not None or self._free(p):
+            return full
         if not pointwise and p.op != "Cast":
-            return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
+            return ("prologue", f"{reader.op} reads its operands more than once")
         if not pointwise and self._narrows_a_result(p):
-            return self._refuse(p, reader, "prologue", "its operand's kernel stores the narrower result")
+            return ("prologue", "its operand's kernel stores the narrower result")
         if self._wanted_elsewhere(p, g) and not storable:
-            return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
+            return ("shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
-            return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
+            return ("recompute", f"would be computed {reads} times for each element")
         if self._operands_with(g, p) > max(MAX_OPERANDS, len(g.outside)):  # a sum of more may cast each of them
-            return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
+            return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
-            return self._refuse(p, reader, "cycle", "needs this kernel's own result")
-        return True
+            return ("cycle", "needs this kernel's own result")
+        return None
 
     def _narrows_a_result(self, cast: Node) -> bool:
         """True if a Cast to a smaller type follows pointwise work of another kernel, which can do it as it stores."""
@@ -400,9 +416,8 @@ class Fuser:
         name = view.output.name
         return self.owner.get(name) is g and all(m is g for m in self.members[name])
 
-    def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> bool:
+    def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> None:
         self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
-        return False
 
     # ----- the rest
 
@@ -412,9 +427,9 @@ class Fuser:
             name = node.output.name
             if name in self.owner or not self._needed_in_memory(node):
                 continue
-            g = self._open(node, "pointwise")
-            for v in node.operands():
-                self._inline(g, v, node, pointwise=True, reads=_fan_out(node))
+            g, places = self._open(node, "pointwise"), Places()
+            at = places.of_operands(node, places.start(node.output.shape))
+            self._inline(g, places, [Read(v, node, there, pointwise=True) for v, there in zip(node.operands(), at)])
 
     def _needed_in_memory(self, node: Node) -> bool:
         if any(o.name in self.outputs for o in node.outputs):
@@ -446,12 +461,6 @@ class Fuser:
             return True
         readers = (r for c in self.consumers.get(o.name, ()) for r in self.members.get(c.output.name, ()))
         return any(r is not g for r in readers)
-
-
-def _fan_out(node: Node) -> int:
-    """The number of elements of an operand that one element of the result is computed from."""
-    count = opdef(node.op).fan_out
-    return 1 if count is None else count(node)
 
 
 def _code(node: Node) -> int:

@@ -249,6 +249,30 @@ input %g: f32[1, 16, 16, 2]
 output %c
 """
 
+def test_values_that_are_read_at_many_places_are_stored() -> None:
+    """Written out, the last of twelve would read x 4,096 times."""
+    lines = [
+        f"%v{i + 1}: f32[{2 << i + 1}] = Concat(%v{i}, %v{i}, axis=0) @ 'n{i}'" for i in range(12)
+    ]  # fmt: skip
+    f = fused("input %v0: f32[2]\n" + "\n".join(lines) + "\noutput %v12\n")
+    assert [len(r.nodes) for r in f.regions] == [6, 6]
+    assert refusals(f) == {("n5", "n6", "recompute")}
+    valid(f)
+
+
+def test_what_is_read_at_one_place_by_several_is_computed_once() -> None:
+    """Directly and through equal views: written out as a tree, the chain would compute a Tanh 2**12 times."""
+    lines = [
+        f"%t{i}: f32[{3 - i % 2}, {2 + i % 2}] = Tanh(%v{i}) @ 't{i}'\n"
+        f"%a{i}: f32[{2 + i % 2}, {3 - i % 2}] = Transpose(%v{i}, perm=(1, 0)) @ 'a{i}'\n"
+        f"%b{i}: f32[{2 + i % 2}, {3 - i % 2}] = Transpose(%t{i}, perm=(1, 0)) @ 'b{i}'\n"
+        f"%v{i + 1}: f32[{2 + i % 2}, {3 - i % 2}] = Mul(%a{i}, %b{i}) @ 'v{i}'"
+        for i in range(12)
+    ]  # fmt: skip
+    f = fused("input %v0: f32[3, 2]\n" + "\n".join(lines) + "\noutput %v12\n")
+    assert [len(r.nodes) for r in f.regions] == [48]
+
+
 SCATTER = """input %x: f32[500, 4]
 input %i: i64[{n}, 1]
 input %u: f32[{n}, 4]
