@@ -39,7 +39,7 @@ MAX_CODE = 512  # scalar operations for one element
 LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
 MAX_INDEXED = 8  # nodes of one kernel that read at indices read from memory: such reads may wait for each other
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
-READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
+READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 
