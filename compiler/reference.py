@@ -5,14 +5,18 @@ It also makes the graphs and random inputs of the registry's test cases, so that
 
 from __future__ import annotations
 
+import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 import numpy as np
 
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType, from_numpy
-from arcweld.compiler.errors import InputError, ModelError, VerifyError
+from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
@@ -80,18 +84,31 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
     return graph.weights[value.name].data
 
 
+@cache
+def _machine_memory() -> int:
+    """The bytes of memory that the machine has, as far as the system says."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     """The outputs of one node, for values ``env`` of the symbols.
 
     Raises ModelError for values that the operator does not take, VerifyError where a result has another type than the
-    node declares.
+    node declares, EnvironmentError_ for results that memory cannot hold.
     """
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
         return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
+    room = sum(math.prod(shape) * o.dtype.size for o, shape in zip(node.outputs, shapes))
     try:
+        if room > _machine_memory():  # the system would grant it, and kill the process that uses it
+            raise MemoryError(f"{room} bytes")
         with np.errstate(all="ignore"):  # NaN and infinity are results like any other
             outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
+    except MemoryError as error:
+        what = f"there is not enough memory to compute {node.output.name} of shape {list(shapes[0])} with numpy"
+        hint = "give smaller sizes, or build without verification"
+        raise EnvironmentError_(what, node=node.name, hint=hint) from error
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
     if len(outs) < len(node.outputs):

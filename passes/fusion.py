@@ -16,27 +16,21 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
-from heapq import heappop, heappush
+from collections.abc import Collection, Iterable, Mapping
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
-from arcweld.passes.places import Places, Read
+from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
 
 log = logging.getLogger("arcweld.fusion")
 Coords = tuple[Dim, ...]
 
 MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
-MAX_RECOMPUTE = 40  # scalar operations for one result element that a node may take in a prologue
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
 MAX_NODES = 160  # views included
-MAX_CODE = 512  # scalar operations for one element
-# Operators that are functions in C: inlined for each of up to eight elements, they take NVRTC as long as this many
-# scalar operations.
-LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
 MAX_INDEXED = 8  # nodes of one kernel that read at indices read from memory: such reads may wait for each other
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
@@ -118,7 +112,7 @@ class Fuser:
     def _add(self, g: _Group, node: Node, reads: int = 1) -> None:
         """Lets ``g`` compute ``node``, ``reads`` times for each element of the region's result."""
         g.nodes[node.output.name] = node
-        g.code[node.output.name] = reads * _code(node)
+        g.code[node.output.name] = reads * code_of(node)
         self.members.setdefault(node.output.name, []).append(g)
         self._note(g, node)
 
@@ -138,11 +132,13 @@ class Fuser:
         weights = self.graph.weights
         return {v.name for v in node.operands() if v.name not in g.made and v.name not in weights}
 
-    def _remove(self, g: _Group, name: str) -> None:
-        del g.nodes[name]
-        del g.code[name]
-        del self.owner[name]
-        self.members[name].remove(g)
+    def _remove(self, g: _Group, *names: str) -> None:
+        for name in names:
+            del g.nodes[name]
+            del g.code[name]
+            if self.owner.get(name) is g:
+                del self.owner[name]
+            self.members[name].remove(g)
         g.made, g.outside, g.indexed, g.last = set(), set(), 0, 0
         for node in g.nodes.values():
             g.made.update(o.name for o in node.outputs)
@@ -206,7 +202,7 @@ class Fuser:
         """The refusal (code, text) if ``g`` would be too large with ``extra``, else None."""
         if len(g.nodes) >= MAX_NODES:
             return ("size", f"more than {MAX_NODES} nodes in one kernel")
-        if sum(g.code.values()) + reads * _code(extra) > MAX_CODE:
+        if sum(g.code.values()) + reads * code_of(extra) > MAX_CODE:
             return ("size", f"more than {MAX_CODE} scalar operations for one element in one kernel")
         if reads_indices(extra) and g.indexed >= MAX_INDEXED:
             return ("indices", f"more than {MAX_INDEXED} reads at computed places in one kernel")
@@ -294,79 +290,82 @@ class Fuser:
     # ----- prologue
 
     def _grow_prologue(self, g: _Group) -> None:
-        hero, places = g.hero, Places()
+        hero = g.hero
         assert hero is not None
         kind = opdef(hero.op).kind
-        reads = []
+        own = set(g.nodes)
+        epilogue = [n for n in g.nodes.values() if n is not hero]
         for i, v in enumerate(hero.inputs):
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
-                reads.append(Read(v, hero, places.start(i), free, storable=kind is Kind.ROWWISE and i == 0))
-        for n in g.nodes.values():
-            if n is not hero:
-                at = places.start(n.output.shape)
-                reads += [Read(v, n, at, pointwise=True) for v in n.operands()]
-        self._inline(g, places, reads)
+                self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
+        for n in epilogue:
+            for v in n.operands():
+                if self._is_epilogue_operand(g, v):
+                    self._inline(g, v, n, pointwise=True, reads=1)
+        self._leave(g, own)
 
-    def _inline(self, g: _Group, places: Places, reads: Iterable[Read]) -> None:
-        """Takes the producers of what ``g`` reads into it that are views or cheap to compute there; then theirs.
+    def _is_epilogue_operand(self, g: _Group, v: Value) -> bool:
+        return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
 
-        The producer that comes last in the graph is next: all of its readers that ``g`` can have are in it by then, so
-        that it is known at how many places its result is read.
+    def _inline(
+        self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False
+    ) -> None:
+        """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read; then its own.
+
+        pointwise  allow pointwise nodes, not only views and casts
+        reads      how often each element of ``v`` is computed for one element of the result
+        storable   the region computes each element of ``v`` exactly once, so it may store it for other regions
         """
-        waiting: dict[int, list[Read]] = {}  # position of a producer -> the reads of its results
-        heap: list[int] = []
-
-        def want(read: Read) -> None:
-            p = self.producers.get(read.value.name)
-            if p is not None and not is_hero(p) and p.output.name not in g.nodes:
-                at = self.position[p.output.name]
-                if at not in waiting:
-                    heappush(heap, -at)
-                waiting.setdefault(at, []).append(read)
-
-        for read in reads:
-            want(read)
-        while heap:
-            at = -heappop(heap)
-            p, wanted = self.graph.nodes[at], waiting.pop(at)
-            name = p.output.name
-            if name in self.owner:
-                continue  # it is in memory anyway: reading it is as good
-            pointwise, storable = any(r.pointwise for r in wanted), any(r.storable for r in wanted)
-            storable = storable and not self._free(p)
-            where = frozenset[int]().union(*(r.places for r in wanted))
-            refusal = self._inline_refusal(g, p, wanted[0].reader, places.reads(where), pointwise, storable)
-            if refusal is not None:
-                for r in wanted:
-                    self._refuse(p, r.reader, *refusal)
+        stack = [(v, reader, reads, storable)]
+        while stack:
+            v, reader, reads, storable = stack.pop()
+            p = self.producers.get(v.name)
+            if p is None or is_hero(p) or p.output.name in g.nodes:
                 continue
-            self._add(g, p, places.reads(where))
-            if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
-                self._own(g, p)
-            for v, there in zip(p.operands(), places.of_operands(p, where), strict=True):
-                want(Read(v, p, there, pointwise))
+            storable = storable and not self._free(p) and self.owner.get(p.output.name) is None
+            if self._may_inline(g, p, reader, pointwise, reads, storable):
+                self._add(g, p, reads)
+                if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
+                    self._own(g, p)
+                stack += [(o, p, reads * fan_out(p), False) for o in reversed(p.operands())]
 
-    def _inline_refusal(
-        self, g: _Group, p: Node, reader: Node, reads: int, pointwise: bool, storable: bool
-    ) -> tuple[str, str] | None:
-        """Why ``g`` may not compute ``p`` where it reads it, ``reads`` times an element: (code, text), or None."""
+    def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
+        if self.owner.get(p.output.name) is not None:
+            return False  # it is in memory anyway: reading it is as good
         full = self._full(g, p, reads)
-        if full is not None or self._free(p):
-            return full
+        if full is not None:
+            return self._refuse(p, reader, *full)
+        if self._free(p):
+            return True
         if not pointwise and p.op != "Cast":
-            return ("prologue", f"{reader.op} reads its operands more than once")
+            return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
         if not pointwise and self._narrows_a_result(p):
-            return ("prologue", "its operand's kernel stores the narrower result")
+            return self._refuse(p, reader, "prologue", "its operand's kernel stores the narrower result")
         if self._wanted_elsewhere(p, g) and not storable:
-            return ("shared", f"{p.output.name} is needed by other kernels too")
+            return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")
         if reads * opdef(p.op).cost > MAX_RECOMPUTE:
-            return ("recompute", f"would be computed {reads} times for each element")
+            return self._refuse(p, reader, "recompute", f"would be computed {reads} times for each element")
         if self._operands_with(g, p) > max(MAX_OPERANDS, len(g.outside)):  # a sum of more may cast each of them
-            return ("operands", f"more than {MAX_OPERANDS} operands in one kernel")
+            return self._refuse(p, reader, "operands", f"more than {MAX_OPERANDS} operands in one kernel")
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
-            return ("cycle", "needs this kernel's own result")
-        return None
+            return self._refuse(p, reader, "cycle", "needs this kernel's own result")
+        return True
+
+    def _leave(self, g: _Group, own: Collection[str]) -> None:
+        """Leaves what ``g`` would compute too often to other kernels; ``own``: the nodes that it was opened for.
+
+        How often is known only now: a node that was taken for one reader may have got others.
+        """
+        nodes = sorted(g.nodes.values(), key=lambda n: self.position[n.output.name])
+        left = computed_too_often(nodes, own, self._free)
+        for n in nodes:
+            for v in n.operands() if n.output.name not in left else ():
+                p = self.producers.get(v.name)
+                if p is not None and p.output.name in left:
+                    self._refuse(p, n, *left[p.output.name])
+        if left:
+            self._remove(g, *left)
 
     def _narrows_a_result(self, cast: Node) -> bool:
         """True if a Cast to a smaller type follows pointwise work of another kernel, which can do it as it stores."""
@@ -416,8 +415,9 @@ class Fuser:
         name = view.output.name
         return self.owner.get(name) is g and all(m is g for m in self.members[name])
 
-    def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> None:
+    def _refuse(self, producer: Node, consumer: Node, code: str, detail: str) -> bool:
         self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
+        return False
 
     # ----- the rest
 
@@ -427,9 +427,10 @@ class Fuser:
             name = node.output.name
             if name in self.owner or not self._needed_in_memory(node):
                 continue
-            g, places = self._open(node, "pointwise"), Places()
-            at = places.of_operands(node, places.start(node.output.shape))
-            self._inline(g, places, [Read(v, node, there, pointwise=True) for v, there in zip(node.operands(), at)])
+            g = self._open(node, "pointwise")
+            for v in node.operands():
+                self._inline(g, v, node, pointwise=True, reads=fan_out(node))
+            self._leave(g, {name})
 
     def _needed_in_memory(self, node: Node) -> bool:
         if any(o.name in self.outputs for o in node.outputs):
@@ -461,11 +462,6 @@ class Fuser:
             return True
         readers = (r for c in self.consumers.get(o.name, ()) for r in self.members.get(c.output.name, ()))
         return any(r is not g for r in readers)
-
-
-def _code(node: Node) -> int:
-    """The scalar operations of one element, weighed by the time that NVRTC takes for them."""
-    return LARGE_CODE.get(node.op, opdef(node.op).cost)
 
 
 def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
