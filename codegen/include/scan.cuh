@@ -2,6 +2,7 @@
 #pragma once
 
 // The value of the lane ``apart`` below, in groups of WIDTH neighbouring lanes. Types of 8 and 16 bits travel as 32.
+// Lanes that have none below get their own value.
 template <int WIDTH, class T>
 ARCWELD_DEVICE T lane_below(T v, int apart) {
   if constexpr (sizeof(T) < 4)
@@ -9,6 +10,7 @@ ARCWELD_DEVICE T lane_below(T v, int apart) {
   else
     return __shfl_up_sync(0xffffffffu, v, apart, WIDTH);
 }
+// The value of the last one of WIDTH neighbouring lanes.
 template <int WIDTH, class T>
 ARCWELD_DEVICE T last_lane(T v) {
   if constexpr (sizeof(T) < 4)
@@ -29,10 +31,10 @@ ARCWELD_DEVICE T lanes_scan(T v, Op op) {
   return v;
 }
 
-// What comes before each thread's ``v`` in a row that LANES neighbouring threads share: ``before``, which is what comes
-// before the first thread, and the values of the threads in between. ``before`` then becomes what comes behind the last one.
-// LANES is a power of two up to 32, or the whole block, a multiple of 32. Then ``scratch`` is shared memory for LANES / 32
-// values of T; it may be reused by the next call: the first barrier protects it.
+// What comes before ``v`` in a row that LANES neighbouring threads share. ``before`` is what comes before the row's first
+// thread; it becomes what comes behind the last one, so that the next call goes on from there.
+// LANES is a power of two up to 32, or the whole block, a multiple of 32. Then ``scratch`` is shared memory for
+// LANES / 32 values of T. It may be reused by the next call: the first barrier protects it.
 template <int LANES, class T, class Op>
 ARCWELD_DEVICE T row_scan(T v, T& before, T* scratch, Op op) {
   T start = before;

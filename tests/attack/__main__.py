@@ -74,7 +74,8 @@ def main(arguments: list[str]) -> int:
     seeds = [seed] if "." in seed else [f"{seed}.{k}" for k in range(options.count)]
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
+        if options.of in ("engine", "all"):
+            prepare(Path(folder))
         if options.of in ("cost", "all"):
             found |= small_files(options.out)
         for of in TARGETS if options.of == "all" else {options.of} & set(TARGETS):

@@ -13,6 +13,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 OPERATORS = tuple(sorted({s.name for s in onnx.defs.get_all_schemas()})) + ("", "Nothing", "FusedMatMul")
+# raised for what an earlier alteration took away, and for values that a field or an array cannot hold
+UNFIT = (IndexError, ValueError, TypeError, KeyError, OverflowError, NotImplementedError)
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, float("inf"), float("nan"))
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64,
@@ -26,8 +28,7 @@ def altered_model(original: bytes, rng: random.Random) -> bytes:
         return flipped(original, rng)
     model = ModelProto.FromString(original)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        # what an earlier one took away, and values that the field cannot hold
-        with contextlib.suppress(IndexError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(*UNFIT):
             rng.choice(ALTERATIONS)(model, rng)
     return bytes(model.SerializeToString())
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import strike
 from alter import altered
 from alter_models import altered_model
@@ -42,7 +45,10 @@ class Target:
 
 @cache
 def models(folder: Path) -> tuple[bytes, ...]:
-    """The models of ONNX's node tests, those that other tests damage, layers of networks, and small real ones."""
+    """The models of ONNX's node tests, those that other tests damage, layers of networks, and small real ones.
+
+    About a fifth of them are not node tests.
+    """
     sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("bad_input", "compiler")]
     from bad_models import varied_model
     from onnx.backend.test.loader import load_model_tests
@@ -52,11 +58,21 @@ def models(folder: Path) -> tuple[bytes, ...]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        suite = [t.model.SerializeToString() for t in load_model_tests(kind="node") if t.model is not None]
+        tests = [t for t in load_model_tests(kind="node") if t.model is not None]
+    suite = [t.model.SerializeToString() for t in tests] + [_constant(t.model, t.data_sets[0][0]) for t in tests]
     made = [DATA, varied_model().SerializeToString(), *(make(1) for make in MODELS.values())]
     cached = sorted((cache_dir() / "models").glob("*.onnx"))
     real = [f.read_bytes() for f in cached if f.stat().st_size <= LARGEST]
-    return (*suite, *(made + real) * (1 + len(suite) // 20))
+    return (*suite, *(made + real) * (1 + len(suite) // 40))
+
+
+def _constant(model: onnx.ModelProto, inputs: Sequence[Any]) -> bytes:
+    """The model with its inputs as constants, which the import and constant folding compute with."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for info, value in zip(model.graph.input, inputs):
+        if isinstance(value, np.ndarray):
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(value, info.name))
+    return bytes(copy.SerializeToString())
 
 
 def open_model(data: bytes, folder: Path) -> str:
