@@ -47,9 +47,10 @@ fuzz: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python tests/verification/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
-# Engine files altered as an attacker would, COUNT (10000) of them; those that do harm are written to OUT (build/attack).
+# Engine files and models altered as an attacker would, COUNT (10000) of each, or those of one kind (OF=engine, model or
+# cost, which are small files that multiply); those that do harm are written to OUT (build/attack).
 attack: $(STAMP)
-	$(BIN)/python tests/attack $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
+	$(BIN)/python tests/attack $(if $(OF),--of $(OF)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
 
 # Lines and branches of the package that the tests (or those of TIER, like "not slow and not models") execute, by folder.
 coverage: $(STAMP)

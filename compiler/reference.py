@@ -6,7 +6,10 @@ It also makes the graphs and random inputs of the registry's test cases, so that
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -85,6 +88,12 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
     return graph.weights[value.name].data
 
 
+@cache
+def _machine_memory() -> int:
+    """The bytes of memory that the machine has, as far as the system says."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     """The outputs of one node, for values ``env`` of the symbols.
 
@@ -94,14 +103,18 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
         return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
+    room = sum(math.prod(shape) * o.dtype.size for o, shape in zip(node.outputs, shapes))
     try:
+        if room > _machine_memory():  # the system would grant it, and kill the process that uses it
+            raise MemoryError
         with np.errstate(all="ignore"):  # NaN and infinity are results like any other
             outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
     except MemoryError:
         what = f"there is not enough memory to compute {node.op} in numpy, which gives {_described(node, shapes)}"
-        raise EnvironmentError_(what, node=node.name, hint="give smaller sizes") from None
+        hint = "give smaller sizes, or build without verification"
+        raise EnvironmentError_(what, node=node.name, hint=hint) from None
     if len(outs) < len(node.outputs):
         raise VerifyError(
             f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name

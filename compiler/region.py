@@ -20,6 +20,7 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.MOVEMENT: "pointwise",
     Kind.REDUCE: "reduce",
     Kind.ROWWISE: "rowwise",
+    Kind.SCAN: "scan",
     Kind.CONTRACT: "contract",
     Kind.CONV: "conv",
     Kind.WINDOW: "window",

@@ -128,6 +128,7 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     length = c.concrete(values[0].shape[in_axes[0]], "the length of the scan")
     if not 1 <= length <= MAX_ITERATIONS:
         c.unsupported(f"a scan over {length} steps (1 to {MAX_ITERATIONS} are unrolled)")
+    visitor.reserve(body.node, scope.depth + 1, length)
     constants, used = graph_constants(visitor, body), visitor.names_used(body)
     columns: list[list[Operand]] = [[] for _ in range(outputs)]
     for t in range(length):
@@ -166,6 +167,7 @@ def call_function(
     check_depth(scope, c.name)
     if len(c.operands) > len(fn.input) or len(c.outputs) > len(fn.output):
         c.broken(f"the function takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
+    visitor.reserve(fn.node, scope.depth + 1)
     names = {n: o for n, o in zip(fn.input, c.operands) if o is not None}
     given = {a.name: attribute_value(a, visitor.builder.source) for a in fn.attribute_proto} | dict(c.attrs)
     inner = scope.function(names, opsets, f"{c.name}/", given)

@@ -5,8 +5,8 @@ An operand is on the device (a Value of the graph), on the host (an array of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -159,6 +159,19 @@ class Builder:
     def drop(self, start: int) -> None:
         """Removes the nodes from index ``start`` on, which belong to an ONNX node that cannot be imported."""
         del self.rw.nodes[start:]
+        self.scanned = min(self.scanned, start)
+
+    def rename(self, names: Mapping[str, Value], start: int = 0) -> None:
+        """Puts other values in the place of those that nodes from index ``start`` on write: ``names``, by old name."""
+        if not names:
+            return
+        for i, node in enumerate(self.rw.nodes[start:], start):
+            if any(v is not None and v.name in names for v in (*node.inputs, *node.outputs)):
+                inputs = tuple(None if v is None else names.get(v.name, v) for v in node.inputs)
+                outputs = tuple(names.get(v.name, v) for v in node.outputs)
+                self.rw.nodes[i] = replace(node, inputs=inputs, outputs=outputs)
+        for old in names:
+            self.producers.pop(old, None)
         self.scanned = min(self.scanned, start)
 
     def producer(self, value: Value) -> Node | None:

@@ -39,14 +39,18 @@ _TINY = 64  # the same for floats; larger ones are weights, which constant foldi
 def evaluate(c: NodeContext) -> Sequence[Operand] | None:
     """The node's outputs if the host can compute them, else None.
 
-    Raises Undecided where the outputs depend on what the symbols' ranges leave open.
+    Raises Undecided where the outputs depend on what the symbols' ranges leave open, ModelError for operands that do
+    not go together.
     """
     fn = HOST.get(c.op)
     if fn is None:
         return None
     if c.op not in ("Shape", "Size") and not all(o is None or _worthwhile(o) for o in c.operands):
         return None
-    return fn(c)
+    try:
+        return fn(c)
+    except (ValueError, OverflowError) as error:  # numpy's, for shapes and numbers: no type rule has seen the node
+        c.broken(str(error))
 
 
 def _worthwhile(o: Operand) -> bool:
@@ -217,9 +221,10 @@ def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
 
 @_host("Range")
 def _range(c: NodeContext) -> Sequence[Operand]:
-    start, limit, step = (elements(c.operand(i)).reshape(-1)[0] for i in range(3))
-    if any(scalars.is_symbolic(x) for x in (start, limit, step)):
-        raise Undecided(f"the length of a range from {start} to {limit}", start, limit)
+    first, last = c.scalar(0), c.scalar(1)
+    if any(scalars.is_symbolic(x) for x in (first, last, c.scalar(2))):
+        raise Undecided(f"the length of a range from {first} to {last}", first, last)
+    start, limit, step = (c.number(i) for i in range(3))
     if step == 0:
         c.broken("the step is 0")
     count = max(0, int(np.ceil((limit - start) / step)))

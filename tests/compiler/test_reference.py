@@ -12,6 +12,7 @@ from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, V
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.reference import bind_symbols, run_reference
+from arcweld.compiler.text import parse_graph
 
 N = symbol("n", 1)
 
@@ -118,3 +119,14 @@ def test_a_result_that_memory_cannot_hold_names_the_node() -> None:
     graph = Graph("g", (x,), (y,), (Node("Exp", (x,), (y,), {}, ("my_exp",)),))
     with pytest.raises(EnvironmentError_, match=rf"compute Exp in numpy, which gives f32\[{rows}\]"):
         run_reference(graph, {"x": np.broadcast_to(np.float32(1), (rows,))})
+
+
+@pytest.mark.parametrize("exponent", [60, 44])
+def test_results_that_no_memory_holds_are_a_typed_error(exponent: int) -> None:
+    """The system would grant some of them, and end the process that fills them."""
+    graph = parse_graph(
+        f"graph 'g'\ninput %x: f32[1]\n%c = ConstantOfShape(shape=({1 << exponent},), value=1.0, dtype=dtype(f32))\n"
+        "%y = Add(%x, %c) @ 'the_node'\noutput %y\n"
+    )
+    with pytest.raises(EnvironmentError_, match=r"compute ConstantOfShape in numpy, which gives f32"):
+        run_reference(graph, {"x": np.ones(1, np.float32)})

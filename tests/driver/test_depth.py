@@ -125,6 +125,13 @@ def test_chain_of_slices() -> None:
     check(chain(400, sliced, (2, 405)))
 
 
+def test_chain_of_doublings() -> None:
+    def step(i: int, x: str, y: str) -> list[NodeProto]:
+        return [helper.make_node("Tanh", [x], [f"t{i}"]), helper.make_node("Concat", [f"t{i}", x], [y], axis=i % 2)]
+
+    assert len(check(chain(10, step)).planned) > 1
+
+
 def test_chain_of_look_ups() -> None:
     """Each index is read where the one before says: few of them share a kernel."""
     nodes = [helper.make_node("Gather", ["table", f"v{i}"], [f"v{i + 1}"]) for i in range(300)]
