@@ -32,6 +32,7 @@ from arcweld.compiler.onnx.scalars import Undecided
 HostFunction: TypeAlias = Callable[[NodeContext], Sequence[Operand]]
 HOST: dict[str, HostFunction] = {}
 
+MAX_COMPUTED = 1 << 20  # elements that one import evaluates here; then constant folding takes over, which is faster
 _SMALL = 4096  # the most elements of an integer operand that is evaluated here
 _TINY = 64  # the same for floats; larger ones are weights, which constant folding evaluates
 
@@ -47,8 +48,14 @@ def evaluate(c: NodeContext) -> Sequence[Operand] | None:
         return None
     if c.op not in ("Shape", "Size") and not all(o is None or _worthwhile(o) for o in c.operands):
         return None
+    if c.builder.computed > MAX_COMPUTED:
+        if any(o is not None and o.is_symbolic for o in c.operands):
+            raise Undecided(f"more than {MAX_COMPUTED} elements are computed while importing")
+        return None
     try:
-        return fn(c)
+        found = fn(c)
+        c.builder.computed += sum(o.known.size for o in found if o.known is not None)
+        return found
     except (ValueError, OverflowError) as error:  # numpy's, for shapes and numbers: no type rule has seen the node
         c.broken(str(error))
 
@@ -344,7 +351,7 @@ def _reduction(fn: Callable[[Any, Any], Any], start: Any, since: int) -> HostFun
         rows = rows.reshape((-1, *rest))
         if not len(rows) and start is None:
             raise Undecided("the reduction of an empty tensor")
-        out = np.full(rest, start, object) if start is not None else rows[0]
+        out = np.full(rest, start, object) if start is not None else np.asarray(rows[0], object)
         for row in rows if start is not None else rows[1:]:
             out = np.asarray(np.frompyfunc(fn, 2, 1)(out, row), object)
         shape = [1 if i in axes else d for i, d in enumerate(data.shape)]
