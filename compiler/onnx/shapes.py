@@ -228,7 +228,10 @@ def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
 
 @_host("Range")
 def _range(c: NodeContext) -> Sequence[Operand]:
-    start, limit, step = (c.scalar(i) for i in range(3))
+    given = [elements(c.operand(i)).reshape(-1) for i in range(3)]
+    if any(a.size != 1 for a in given):
+        c.broken("start, limit and delta should have one element each")
+    start, limit, step = (a[0] for a in given)
     if any(scalars.is_symbolic(x) for x in (start, limit, step)):
         raise Undecided(f"the length of a range from {start} to {limit}", start, limit)
     if step == 0:
