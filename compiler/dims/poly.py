@@ -19,7 +19,7 @@ Dim: TypeAlias = Union[int, "IntExpr"]
 # otherwise make expressions of any length.
 MAX_DEGREE = 64  # factors of a monomial
 MAX_TERMS = 1024  # monomials of a product
-MAX_SIZE = 2048  # numbers, symbols and functions inside a function, written out
+MAX_SIZE = 1 << 14  # numbers, symbols and functions inside a function, written out
 
 
 @dataclass(frozen=True, slots=True)
