@@ -113,6 +113,12 @@ def is_view(node: Node) -> bool:
 INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
 
 
-def reads_indices(node: Node) -> bool:
-    """True for movement that reads indices from a tensor: the read at such an index waits for the read of the index."""
-    return node.op in INDEXED
+def index_cost(node: Node) -> int:
+    """What a movement adds to a kernel's chain of computed indices; 0 for most.
+
+    1 where it reads indices from a tensor: the read at such an index waits for the read of the index. 3 where it
+    mirrors them: that makes the formula of an index four times as long.
+    """
+    if node.op == "Pad" and node.attrs["mode"] == "reflect":
+        return 3
+    return int(node.op in INDEXED)

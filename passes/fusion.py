@@ -22,7 +22,7 @@ from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import FusedGraph, Refusal, Region, is_hero, is_view, reads_indices, template_of
+from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, is_view, template_of
 from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
 
 log = logging.getLogger("arcweld.fusion")
@@ -31,7 +31,7 @@ Coords = tuple[Dim, ...]
 MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
 MAX_NODES = 160  # views included
-MAX_INDEXED = 8  # nodes of one kernel that read at indices read from memory: such reads may wait for each other
+MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
@@ -45,7 +45,7 @@ class _Group:
     made     names of the values that its nodes write
     outside  names of the values, weights aside, that its nodes read and don't write
     code     node name -> its scalar operations for one element
-    indexed  nodes that read at indices read from memory
+    indexed  the sum of the nodes' index costs
     first    the least position in the graph of a node that only this region may store
     last     the largest position in the graph of any of its nodes
     """
@@ -125,7 +125,7 @@ class Fuser:
         g.made.update(o.name for o in node.outputs)
         g.outside.difference_update(o.name for o in node.outputs)
         g.outside |= self._foreign(g, node)
-        g.indexed += reads_indices(node)
+        g.indexed += index_cost(node)
         g.last = max(g.last, self.position[node.output.name])
 
     def _foreign(self, g: _Group, node: Node) -> set[str]:
@@ -204,7 +204,7 @@ class Fuser:
             return ("size", f"more than {MAX_NODES} nodes in one kernel")
         if sum(g.code.values()) + reads * code_of(extra) > MAX_CODE:
             return ("size", f"more than {MAX_CODE} scalar operations for one element in one kernel")
-        if reads_indices(extra) and g.indexed >= MAX_INDEXED:
+        if index_cost(extra) and g.indexed >= MAX_INDEXED:
             return ("indices", f"more than {MAX_INDEXED} reads at computed places in one kernel")
         return None
 

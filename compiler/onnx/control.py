@@ -14,7 +14,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
 from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import Scope, Walker
@@ -94,6 +94,8 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         names = constants | {i.name: o for i, o in zip(body.input, formal)}
         results = run_graph(visitor, body, scope, f"{c.name}/{done}/", names, used)
+        if isinstance(results[0], Items):
+            c.broken("the body's condition is a sequence")
         if results[0].known is None or results[0].is_symbolic:
             c.unsupported("how often the loop runs depends on the data")
         going = bool(results[0].known.reshape(-1)[0])
@@ -147,6 +149,8 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
     """``items``, which have equal shapes, joined along a new axis."""
+    if any(isinstance(i, Items) for i in items):
+        c.broken("a scanned output is a sequence")
     rank = items[0].rank + 1
     at = c.axis(axis, rank)
     values = [c.builder.device(i, c.origin, f"{c.hint}.item") for i in items]

@@ -115,6 +115,7 @@ class Builder:
 
     ``requirements`` are those of its open dimensions. If there are any, the graph is of no use, and the model is
     imported again with dimensions that meet them. ``unknown`` says why the host does not know a value's elements.
+    ``computed`` counts the elements that the host has computed.
     """
 
     rw: Rewriter
@@ -123,6 +124,7 @@ class Builder:
     unknown: dict[str, Unknown] = field(default_factory=dict)  # by value name
     producers: dict[str, Node] = field(default_factory=dict)
     scanned: int = 0
+    computed: int = 0
 
     @staticmethod
     def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:

@@ -48,11 +48,11 @@ def attack(of: str, seeds: Sequence[str], folder: Path, out: Path) -> dict[str, 
 
 
 def small_files(out: Path) -> dict[str, str]:
-    """The findings among the files of ``costs.py``, which may take 5 seconds and 1 GiB each."""
+    """The findings among the files of ``costs.py``, which may take 10 seconds of processor time and 1 GiB each."""
     findings = {}
     for name, make in costs.FILES.items():
         start, data = time.monotonic(), make()
-        end = strike(data, build_model, Limits(60, 5, 1 << 30))
+        end = strike(data, build_model, Limits(60, 10, 1 << 30))
         print(f"{name:24} {len(data):7} bytes {time.monotonic() - start:6.1f} s  {end.strip()[-2000:]}", flush=True)
         if end not in ("refused", "ran"):
             findings[name] = end

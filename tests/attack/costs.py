@@ -161,6 +161,28 @@ def einsum(letters: str) -> bytes:
     return model(nodes, ["y"], constants)
 
 
+def sizes(count: int, step: Callable[[str, str], list[NodeProto]]) -> bytes:
+    """A shape that is computed from the open dimensions a and b of the input, and a tensor of that shape."""
+    nodes, last = chain(count, step, "s")
+    nodes = [N("Shape", ["x"], ["s"]), *nodes, N("Expand", ["z", last], ["y"])]
+    return model(nodes, ["y"], {"z": np.float32(1), "c": np.int64([3, 5])}, shape=("a", "b"))
+
+
+def squared(a: str, b: str) -> list[NodeProto]:
+    return [N("Add", [a, "c"], [f"{b}c"]), N("Mul", [a, f"{b}c"], [b])]
+
+
+def halved(a: str, b: str) -> list[NodeProto]:
+    return [N("Div", [a, "c"], [f"{b}d"]), N("Add", [a, f"{b}d"], [b])]
+
+
+def tables(count: int) -> bytes:
+    """Arithmetic with integer constants, which the import computes itself while they are small."""
+    nodes, last = chain(count, lambda a, b: [N("Add", [a, "c"], [b])], "c")
+    nodes += [N("Cast", [last], ["f"], to=TensorProto.FLOAT), N("ReduceSum", ["f"], ["r"], keepdims=0)]
+    return model([*nodes, N("Add", ["x", "r"], ["y"])], ["y"], {"c": np.arange(4096)})
+
+
 def summed(size: int) -> bytes:
     """A cumulative sum along many elements."""
     return model([N("CumSum", ["x", "axis"], ["y"])], ["y"], {"axis": np.int64(0)}, shape=(size,))
@@ -185,6 +207,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "loops": lambda: loops(4, 200),
     "branches": lambda: branches(20),
     "deep branches": lambda: branches(10_000),
+    "sizes": lambda: sizes(12, lambda a, b: [N("Mul", [a, a], [b])]),
+    "sizes, sums": lambda: sizes(8, squared),
+    "sizes, quotients": lambda: sizes(24, halved),
+    "tables": lambda: tables(2000),
     "Einsum": lambda: einsum("abcdef"),
     "CumSum": lambda: summed(1 << 16),
 }

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from costs import functions, split
+from costs import functions, halved, sizes, split, squared, tables
 from graph_runs import by_numpy
+from onnx import helper
 
+from arcweld.compiler.dims.poly import MAX_DEGREE, MAX_SIZE
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.onnx.shapes import MAX_COMPUTED
 from arcweld.compiler.onnx.visitor import MAX_VISITS
 from arcweld.compiler.options import Options
 from arcweld.driver.build import MOST_KERNELS, build_graph
@@ -45,6 +48,26 @@ def test_a_function_that_is_not_called_does_not_count() -> None:
     proto = onnx.ModelProto.FromString(functions(31, 9))
     proto.graph.node[0].op_type, proto.graph.node[0].domain = "Relu", ""
     assert len(import_onnx(proto).nodes) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (lambda a, b: [helper.make_node("Mul", [a, a], [b])], f"a product of more than {MAX_DEGREE} dimensions"),
+        (squared, f"a product of more than {MAX_DEGREE} dimensions"),
+        (halved, f"an expression of more than {MAX_SIZE} parts"),
+    ],
+)
+def test_sizes_that_grow_at_every_node_are_refused(step: Any, what: str) -> None:
+    assert import_onnx(sizes(2, step)).outputs
+    with pytest.raises(UnsupportedError, match=what):
+        import_onnx(sizes(24, step))
+
+
+def test_tables_beyond_what_the_import_computes_are_folded_by_numpy() -> None:
+    graph = import_onnx(tables(2 * MAX_COMPUTED // 4096))
+    assert 100 < len(graph.nodes) < 300
+    assert len(import_onnx(tables(10)).nodes) < 5
 
 
 def test_many_parts_get_their_names() -> None:
