@@ -6,7 +6,11 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
+<<<<<<< HEAD
 .PHONY: test quick lint types replay fuzz attack mutants coverage figures wheel demo gpu clean
+=======
+.PHONY: test quick lint types replay repeat fuzz attack mutants coverage wheel demo gpu clean
+>>>>>>> memory
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -42,6 +46,10 @@ gpu:
 # Random graphs from fresh seeds for SECONDS (600); a failing one is shrunk and written to OUT (build/fuzz).
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
+
+# Whether cold builds of each model in MODELS (all builders), BUILDS (4) of them, give one file. A build takes minutes.
+repeat: $(STAMP)
+	$(BIN)/python tests/driver/repeat.py $(if $(BUILDS),--builds $(BUILDS)) $(MODELS)
 
 # Random edits of rendered kernels, and how many of those that change a result a default build refuses.
 mutants: $(STAMP)
