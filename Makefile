@@ -6,7 +6,11 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
+<<<<<<< HEAD
 .PHONY: test quick lint types replay fuzz attack mutants coverage figures wheel demo gpu clean
+=======
+.PHONY: test quick lint types replay repeat fuzz attack mutants coverage wheel demo gpu clean
+>>>>>>> memory
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -43,13 +47,18 @@ gpu:
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
 
+# Whether cold builds of each model in MODELS (all builders), BUILDS (4) of them, give one file. A build takes minutes.
+repeat: $(STAMP)
+	$(BIN)/python tests/driver/repeat.py $(if $(BUILDS),--builds $(BUILDS)) $(MODELS)
+
 # Random edits of rendered kernels, and how many of those that change a result a default build refuses.
 mutants: $(STAMP)
 	$(BIN)/python tests/verification/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
-# Engine files altered as an attacker would, COUNT (10000) of them; those that do harm are written to OUT (build/attack).
+# Engine files and models altered as an attacker would, COUNT (10000) of each, or those of one kind (OF=engine, model or
+# cost, which are small files that multiply); those that do harm are written to OUT (build/attack).
 attack: $(STAMP)
-	$(BIN)/python tests/attack $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
+	$(BIN)/python tests/attack $(if $(OF),--of $(OF)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
 
 # Lines and branches of the package that the tests (or those of TIER, like "not slow and not models") execute, by folder.
 coverage: $(STAMP)

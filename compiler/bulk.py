@@ -13,7 +13,9 @@ _COLUMNS = 64  # of the copy that are written together
 
 
 def converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """``array.astype(dtype)``, in several threads for a large array in C order."""
+    """``array.astype(dtype)``, in several threads for a large array in C order, or the transpose of one."""
+    if array.size >= LARGE and array.flags.f_contiguous and not array.flags.c_contiguous:
+        return converted(array.T, dtype).T
     if array.size < LARGE or not array.flags.c_contiguous:
         return array.astype(dtype)
     copy = np.empty(array.shape, dtype)

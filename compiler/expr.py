@@ -29,6 +29,8 @@ UNARY_FLOAT = (
 )  # fmt: skip
 UNARY_ANY = ("neg", "abs", "floor", "ceil", "round", "trunc", "sign")
 UNARY_TEST = ("isnan", "isinf")
+# an integer divisor: itself. 0 is an error in checked mode, and for ``strict_divisor`` everywhere.
+DIVISOR = ("checked_divisor", "strict_divisor")
 UNARY_FAST = ("fast_exp", "fast_erf", "fast_tanh")  # codegen.approximate's, for f32 results that are rounded to 16 bits
 BINARY = ("add", "sub", "mul", "div", "mod", "fmod", "pow", "min", "max", "atan2")
 # an i64 index and the extent of its axis: the index, which has to be in [0, extent). Another one is an error in checked
@@ -37,7 +39,7 @@ INDEX = ("index_in", "strict_index")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 LOGIC = ("and", "or", "xor")
 BITS = ("bitand", "bitor", "bitxor", "shl", "shr")
-_UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST))
+_UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST, *DIVISOR))
 _BINARY = frozenset((*BINARY, *INDEX, *COMPARE, *LOGIC, *BITS))
 
 
@@ -249,6 +251,14 @@ def wrapped_index(value: Expr, extent: Dim, mask: Expr | None, strict: bool) -> 
     if mask is not None:
         at = where(mask, at, const(0, DType.I64))
     return binary("strict_index" if strict else "index_in", at, n)
+
+
+def divisor(value: Expr, mask: Expr | None, strict: bool) -> Expr:
+    """An integer that something is divided by. 0 is an error, as DIVISOR says, if ``mask`` holds (None: always)."""
+    if value.op == "const" and value.attr != 0:
+        return value
+    given = value if mask is None else where(mask, value, const(1, value.dtype))
+    return unary("strict_divisor" if strict else "checked_divisor", given)
 
 
 def _index_name(payload: Expr) -> str:

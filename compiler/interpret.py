@@ -42,6 +42,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "recip": lambda x: 1 / x, "log1p": np.log1p, "expm1": np.expm1, "neg": np.negative, "abs": np.abs,
     "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc, "sign": np.sign, "isnan": np.isnan,
     "isinf": np.isinf, "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _c_div, "mod": np.mod,
+    "checked_divisor": lambda v: v, "strict_divisor": lambda v: v,
     "index_in": lambda v, n: v, "strict_index": lambda v, n: v,
     "fmod": np.fmod, "pow": _power, "min": np.minimum, "max": np.maximum, "atan2": np.arctan2, "eq": np.equal,
     "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,

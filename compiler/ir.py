@@ -173,6 +173,11 @@ class Graph:
                 seen.add(v.name)
                 yield v
 
+    def state(self) -> dict[str, str]:
+        """The input whose memory an output takes over, by the names of the two values."""
+        labelled = dict(zip(self.labels(), self.outputs))
+        return {labelled[label].name: name for label, name in self.aliases.items()}
+
     def symbols(self) -> tuple[Sym, ...]:
         """The symbols in the inputs' shapes, sorted by name."""
         found: dict[str, Sym] = {}

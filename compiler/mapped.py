@@ -1,4 +1,4 @@
-"""Releases memory of mapped files: the pages of a weight that was read only to make another weight."""
+"""Whose memory an array is: gives pages of mapped files back, and tells arrays that nobody can write."""
 
 from __future__ import annotations
 
@@ -18,13 +18,39 @@ def give_back(data: np.ndarray) -> None:
     mapped = root(data)
     if not isinstance(mapped, mmap.mmap) or not hasattr(mapped, "madvise"):
         return
-    if data.nbytes < WORTHWHILE or not data.flags.c_contiguous:
+    if data.nbytes < WORTHWHILE or not is_dense(data):
         return
     start = data.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def is_mapped(data: np.ndarray) -> bool:
+    """Whether ``data`` is part of a mapped file."""
+    return isinstance(root(data), mmap.mmap)
+
+
+def is_dense(data: np.ndarray) -> bool:
+    """Whether the elements fill a range of memory, whatever the order of the axes."""
+    order = sorted(range(data.ndim), key=lambda axis: -data.strides[axis])
+    return data.transpose(order).flags.c_contiguous
+
+
+def make_constant(data: np.ndarray) -> np.ndarray:
+    """``data``, which nobody else refers to, made read-only for good."""
+    found: object = data
+    while isinstance(found, np.ndarray):
+        found.flags.writeable = False
+        found = found.base
+    return data
+
+
+def is_constant(data: np.ndarray) -> bool:
+    """Whether nobody can write to the memory of ``data``: not to a mapped file, which other processes may change."""
+    owner = root(data)
+    return isinstance(owner, bytes) or (isinstance(owner, np.ndarray) and not owner.flags.writeable)
 
 
 def root(data: np.ndarray) -> object:

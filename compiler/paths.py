@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +56,27 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def touch(path: Path) -> None:
+    """Notes that an entry of a cache was used. A cache that cannot be written keeps its order."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
+
+
+def forget_oldest(folder: Path, most: int) -> None:
+    """Deletes files of ``folder`` that were not used for the longest time, a tenth of ``most``, if it has more."""
+    with os.scandir(folder) as entries:
+        found = [e.path for e in entries if e.is_file(follow_symlinks=False)]
+    if len(found) <= most:
+        return
+    ages = {}
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # another process forgets too
+            ages[path] = os.stat(path).st_atime_ns
+    for path in sorted(ages, key=ages.__getitem__)[: len(ages) - most + most // 10]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def replaceable(path: Path) -> Path:

@@ -5,15 +5,20 @@ It also makes the graphs and random inputs of the registry's test cases, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dims.binding import DimFunction, solve
 from arcweld.compiler.dtypes import DType, from_numpy
-from arcweld.compiler.errors import InputError, ModelError, VerifyError
+from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
+from arcweld.compiler.mapped import give_back
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
 
@@ -52,7 +57,8 @@ def stream_reference(
     """Evaluates ``graph`` node by node; yields (index of the node just evaluated, live values), first (-1, inputs).
 
     A value is live until its last reader, and at least until after the node with the index that ``hold`` gives for it.
-    The same dictionary is yielded every time. Raises as ``run_reference``.
+    The pages of a mapped weight go back after its last reader. The same dictionary is yielded every time. Raises as
+    ``run_reference``.
     """
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
@@ -69,6 +75,8 @@ def stream_reference(
         yield i, values
         dead = [*freed.get(i, ()), *(o.name for o in node.outputs if until.get(o.name, -1) <= i)]
         for name in dead:
+            if name in graph.weights:
+                give_back(graph.weights[name].data)
             values.pop(name, None)
 
 
@@ -80,20 +88,33 @@ def _operand(graph: Graph, values: Mapping[str, np.ndarray], value: Value) -> np
     return graph.weights[value.name].data
 
 
+@cache
+def _machine_memory() -> int:
+    """The bytes of memory that the machine has, as far as the system says."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else sys.maxsize
+
+
 def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str, int]) -> tuple[np.ndarray, ...]:
     """The outputs of one node, for values ``env`` of the symbols.
 
-    Raises ModelError for values that the operator does not take, VerifyError where a result has another type than the
-    node declares.
+    Raises ModelError for values that the operator does not take, EnvironmentError_ where memory does not hold what it
+    needs, VerifyError where a result has another type than the node declares.
     """
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
         return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
+    room = sum(math.prod(shape) * o.dtype.size for o, shape in zip(node.outputs, shapes))
     try:
+        if room > _machine_memory():  # the system would grant it, and kill the process that uses it
+            raise MemoryError
         with np.errstate(all="ignore"):  # NaN and infinity are results like any other
             outs = opdef(node.op).reference(arrays, concrete(node.attrs, env))
     except (ValueError, IndexError, OverflowError) as error:
         raise ModelError(f"{node.op} failed: {error}", node=node.name) from error
+    except MemoryError:
+        what = f"there is not enough memory to compute {node.op} in numpy, which gives {_described(node, shapes)}"
+        hint = "give smaller sizes, or build without verification"
+        raise EnvironmentError_(what, node=node.name, hint=hint) from None
     if len(outs) < len(node.outputs):
         raise VerifyError(
             f"the reference of {node.op} gives {len(outs)} of {len(node.outputs)} outputs", node=node.name
@@ -103,6 +124,13 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
             got = f"{from_numpy(array.dtype).value}{list(array.shape)}"
             raise VerifyError(f"{node.op} gives {got}, its type says {out.type} = {list(shape)}", node=node.name)
     return outs
+
+
+def _described(node: Node, shapes: Sequence[tuple[int, ...]]) -> str:
+    """The types and bytes of the outputs, for ``shapes``."""
+    return ", ".join(
+        f"{o.dtype.value}{list(s)} ({math.prod(s) * o.dtype.size} bytes)" for o, s in zip(node.outputs, shapes)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ symbol binding

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from arcweld.compiler.dims import product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ir import EMPTY, Graph, Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
 
 TEMPLATE_OF_KIND: Mapping[Kind, str] = {
@@ -20,6 +20,7 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.MOVEMENT: "pointwise",
     Kind.REDUCE: "reduce",
     Kind.ROWWISE: "rowwise",
+    Kind.SCAN: "scan",
     Kind.CONTRACT: "contract",
     Kind.CONV: "conv",
     Kind.WINDOW: "window",
@@ -36,25 +37,21 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 }
 
 
-def template_of(node: Node) -> str:
+def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:
     """The name of the template that computes ``node``. Raises KeyError for a composite operator, which has none.
 
     A scatter has two: in ``search`` each output element looks for its updates, in ``scatter`` each update is stored
-    where its index says.
+    where its index says. It is the second for a scatter into ``state`` (as ``Graph.state``), however few the updates.
     """
     kind = opdef(node.op).kind
     if kind is not Kind.SCATTER:
         return TEMPLATE_OF_KIND[kind]
-    indices = node.operands()[1]
+    data, indices, _ = node.operands()
     candidates = product(indices.shape[:-1]) if node.op == "ScatterND" else indices.shape[node.attrs["axis"]]
     few = isinstance(candidates, int) and candidates <= MAX_SEARCH
-    return "search" if few or not can_store_updates(node) else "scatter"
-
-
-def can_store_updates(node: Node) -> bool:
-    """True for a scatter whose updates may be stored one by one, in any order: atomics combine them exactly."""
-    reduction = node.attrs["reduction"]
-    return reduction == "none" or node.operands()[0].dtype in ATOMIC.get(reduction, ())
+    few = few and state.get(node.output.name) != data.name
+    exact = node.attrs["reduction"] == "none" or data.dtype in ATOMIC.get(node.attrs["reduction"], ())
+    return "search" if few or not exact else "scatter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +119,12 @@ def is_view(node: Node) -> bool:
 INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
 
 
-def reads_indices(node: Node) -> bool:
-    """True for movement that reads indices from a tensor: the read at such an index waits for the read of the index."""
-    return node.op in INDEXED
+def index_cost(node: Node) -> int:
+    """What a movement adds to a kernel's chain of computed indices; 0 for most.
+
+    1 where it reads indices from a tensor: the read at such an index waits for the read of the index. 3 where it
+    mirrors them: that makes the formula of an index four times as long.
+    """
+    if node.op == "Pad" and node.attrs["mode"] == "reflect":
+        return 3
+    return int(node.op in INDEXED)

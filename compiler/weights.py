@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.bulk import contiguous
-from arcweld.compiler.dims import IntExpr
+from arcweld.compiler.dims import Dim, IntExpr
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.errors import InputError, ModelError
 from arcweld.compiler.ir import Rewriter, TensorType, Value, Weight, weight_value
-from arcweld.compiler.mapped import give_back
+from arcweld.compiler.mapped import WORTHWHILE, give_back, is_dense, is_mapped, make_constant
 from arcweld.compiler.ops.registry import check_attrs, make, opdef
 from arcweld.compiler.records import Transform, sources
 from arcweld.compiler.text import literal_text, parse_fields, parse_literal, parse_type
@@ -23,6 +23,39 @@ from arcweld.compiler.text import literal_text, parse_fields, parse_literal, par
 # Elements of a constant that a record writes out; a larger one is a source, even without a name in the model.
 # A scalar is always written out, as kernels hold its value as a literal.
 INLINE_LIMIT = 64
+
+# Bounds of what is computed of constants while compiling. Without them a chain of a few nodes that double their operand
+# would take all memory: Concat(c, c) its elements, Add(c, c) the steps of its record.
+SMALL = 64 * 1024  # bytes of a result that may always be a weight
+GROWTH = 4  # a larger result may have this many times the bytes that it is made from, as f32 has of int8 weights
+MOST_STEPS = 4096  # steps of a record
+
+
+def is_affordable(result: TensorType, operands: Sequence[tuple[str, Weight]]) -> bool:
+    """Whether a result computed from ``operands``, (name, weight) pairs, may be a weight.
+
+    It may not if its shape is symbolic, if it is large and much larger than the arrays of the model that the operands
+    are made from, or if its record would be too long.
+    """
+    size, elements = result.nbytes, result.numel
+    if isinstance(size, IntExpr) or isinstance(elements, IntExpr):
+        return False
+    if sum(max(1, len(w.transform)) for _, w in operands) >= MOST_STEPS:
+        return False
+    # no more elements than an operand has, but wider ones: 8-bit weights as f64, for exact sums
+    widest = max((w.data.size for _, w in operands), default=0)
+    return size <= SMALL or elements <= widest or size <= GROWTH * _bytes_of_sources(operands)
+
+
+def _bytes_of_sources(operands: Sequence[tuple[str, Weight]]) -> int:
+    """The bytes of the model's arrays that weights are made from, each array once."""
+    found: dict[str, Dim] = {}
+    for name, w in operands:
+        if not w.transform:
+            found[w.source or name] = w.data.nbytes
+        for source, text in {args for step, args in w.transform if step == "source"}:
+            found[source] = parse_type(text).nbytes
+    return sum(int(n) for n in found.values() if isinstance(n, int))
 
 
 def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str, Any]) -> Weight:
@@ -32,9 +65,15 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
     """
     with np.errstate(all="ignore"):  # NaN and infinity are results like any other
         (result, *_) = opdef(op).reference([w.data for _, w in operands], attrs)
-    data = contiguous(result)
-    for _, w in operands:
-        if not np.may_share_memory(data, w.data):
+    is_view = any(np.may_share_memory(result, w.data) for _, w in operands)
+    # a large array that is new, or a view of a mapped file, keeps its order of axes until an engine needs another one
+    stays = result.nbytes >= WORTHWHILE and is_dense(result) and (is_mapped(result) or not is_view)
+    data = result if stays else contiguous(result)
+    shared = [np.may_share_memory(data, w.data) for _, w in operands]
+    if not any(shared):
+        make_constant(data)
+    for (_, w), same in zip(operands, shared):
+        if not same:
             give_back(w.data)
     steps = [step for name, w in operands for step in record(name, w)]
     text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())
@@ -96,15 +135,22 @@ def derive(
     origin: tuple[str, ...] = (),
     hint: str = "",
 ) -> Value:
-    """Like ``registry.make``, but where all operands and attributes are constant it adds a weight instead of a node."""
+    """Like ``registry.make``, but where all operands and attributes are constant it adds a weight instead of a node.
+
+    It does not if the result ``is_affordable`` no more.
+    """
     if not all(v.name in rw.weights for v in inputs) or is_symbolic(tuple((attrs or {}).values())):
         return make(rw, op, inputs, attrs, origin=origin, hint=hint)
     spec = opdef(op)
     full = check_attrs(spec, attrs or {}, origin[0] if origin else op)
-    weight = evaluate(op, [(v.name, rw.weights[v.name]) for v in inputs], full)
+    operands = [(v.name, rw.weights[v.name]) for v in inputs]
+    result = spec.infer([v.type for v in inputs], full)[0]
+    if not is_affordable(result, operands):
+        return make(rw, op, inputs, attrs, origin=origin, hint=hint)
+    weight = evaluate(op, operands, full)
     name = rw.fresh(hint or f"{inputs[0].name}.{op.lower()}")
     rw.weights[name] = weight
-    return weight_value(name, weight.data, spec.infer([v.type for v in inputs], full)[0].dtype)
+    return weight_value(name, weight.data, result.dtype)
 
 
 def is_symbolic(value: Any) -> bool:

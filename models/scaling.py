@@ -19,11 +19,9 @@ from onnx import helper, numpy_helper
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.options import Options
 from arcweld.driver.assemble import assemble
-from arcweld.driver.build import materialise_outputs, plan_launches, without_passed_on
+from arcweld.driver.build import in_regions, materialise_outputs, plan_launches, without_passed_on
 from arcweld.driver.object_code import ObjectCode
-from arcweld.passes.fusion import fuse
 from arcweld.passes.pipeline import PASSES
-from arcweld.passes.schedule import schedule
 
 ARCHS = ("sm_80",)
 Result = TypeVar("Result")
@@ -115,7 +113,7 @@ def measure(data: bytes, options: Options, meter: Meter) -> dict[str, float]:
     graph = materialise_outputs(without_passed_on(graph.replace(output_labels=labels)))
     for n, step in enumerate(PASSES, 1):
         graph = stage(f"{n:02} {step.name}", lambda: step.run(graph, options))  # noqa: B023
-    fused = stage("fusion", lambda: schedule(fuse(materialise_outputs(graph))))
+    fused = stage("fusion", lambda: in_regions(materialise_outputs(graph)))
     planned = stage("codegen", lambda: plan_launches(fused, options.arch or ARCHS))
     stage("program", lambda: assemble(fused, planned, ObjectCode({}, {}), labels))
     return amounts

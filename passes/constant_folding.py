@@ -3,25 +3,25 @@
     Mul(w, Transpose(v)) of weights w and v  ->  a new weight
 
 Requires: nothing. Ensures: a node of constant operands is left only if its result is of symbolic shape, or large and
-much larger than its operands (a broadcast costs less as an index map than as memory). Each new weight has a record of
-how it was made, so that it can be made again from new data.
+much larger than what it is made from (a broadcast costs less as an index map than as memory), or one of so many that
+they would take too much memory together. Each new weight has a record of how it was made, so that it can be made again
+from new data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.ir import Graph, Node, weight_value
+from arcweld.compiler.ir import Graph, Node, Weight, weight_value
 from arcweld.compiler.options import Options
-from arcweld.compiler.weights import evaluate, is_symbolic
+from arcweld.compiler.weights import evaluate, is_affordable, is_symbolic
 from arcweld.passes.common import Tracker, rewrite
 
-SMALL = 64 * 1024  # bytes of a result that is always folded
-GROWTH = 4  # a larger result may have this many times its operands' bytes, as f32 has of int8 weights
+# Bytes of all results together (``is_affordable`` bounds each). A model of many constant nodes may take this much,
+# or this many times what its own arrays take.
+ROOM = 128 << 20
+SHARE = 32
 
 
 def constant_folding(graph: Graph, options: Options) -> Graph:
@@ -29,17 +29,33 @@ def constant_folding(graph: Graph, options: Options) -> Graph:
 
     Raises ModelError for a node whose operands its operator can't be computed of, such as an index out of range.
     """
-    return rewrite(graph, _visit)
+    own = sum(w.data.nbytes for w in graph.weights.values() if not w.transform)
+    return rewrite(graph, _Folder(max(ROOM, SHARE * own)).visit)
 
 
-def _visit(rw: Tracker, node: Node) -> bool:
-    operands = [(v.name, rw.weights[v.name]) for v in rw.inputs_of(node) if v is not None and v.name in rw.weights]
-    if (
-        len(operands) != len(node.inputs)
-        or len(node.outputs) != 1
-        or not _worthwhile(node, [w.data for _, w in operands])
-    ):
-        return False
+class _Folder:
+    """One run of the pass. ``room``: the bytes that further results may take."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def visit(self, rw: Tracker, node: Node) -> bool:
+        """Replaces a constant node."""
+        given = rw.inputs_of(node)
+        operands = [(v.name, rw.weights[v.name]) for v in given if v is not None and v.name in rw.weights]
+        if len(operands) != len(node.inputs) or len(node.outputs) != 1 or is_symbolic(tuple(node.attrs.values())):
+            return False
+        if not is_affordable(node.output.type, operands):
+            return False
+        size = node.output.type.nbytes
+        if not isinstance(size, int) or size > self.room:
+            return False
+        self.room -= size
+        _fold(rw, node, operands)
+        return True
+
+
+def _fold(rw: Tracker, node: Node, operands: Sequence[tuple[str, Weight]]) -> None:
     try:
         weight = evaluate(node.op, operands, node.attrs)
     except (ValueError, IndexError, OverflowError) as error:
@@ -47,13 +63,3 @@ def _visit(rw: Tracker, node: Node) -> bool:
     name = rw.fresh(node.output.name)
     rw.weights[name] = weight
     rw.redirect(node, weight_value(name, weight.data, node.output.dtype))
-    return True
-
-
-def _worthwhile(node: Node, operands: Sequence[np.ndarray]) -> bool:
-    size, elements = node.output.type.nbytes, node.output.type.numel
-    if isinstance(size, IntExpr) or isinstance(elements, IntExpr) or is_symbolic(tuple(node.attrs.values())):
-        return False
-    # no more elements than an operand has, but wider ones: 8-bit weights as f64, for exact sums
-    widest = max((a.size for a in operands), default=0)
-    return size <= max(SMALL, GROWTH * sum(a.nbytes for a in operands)) or elements <= widest

@@ -79,7 +79,7 @@ class Elements:
             if form is None:
                 return unknown
             return _expression(form, dict(zip(_axes(value), coords)), value.dtype)
-        if node.op == "ReduceSum":
+        if node.op in ("ReduceSum", "CumSum"):
             total = self._total(node, coords)
             return unknown if total is None else cast(index(total), value.dtype)
         lower = opdef(node.op).lower
@@ -89,10 +89,11 @@ class Elements:
         return inside.notes.checked(lower(inside, node, coords))
 
     def _total(self, node: Node, coords: tuple[Dim, ...]) -> Dim | None:
-        """The result of a ReduceSum whose summed elements are all equal; else None."""
-        (x,), axes = node.operands(), node.attrs["axes"]
+        """The result of a ReduceSum or a CumSum whose summed elements are all equal; else None."""
+        (x,), running = node.operands(), node.op == "CumSum"
+        axes = (node.attrs["axis"],) if running else node.attrs["axes"]
         own = {a: symbol(f"sum{a}.{node.name}", 0, x.shape[a] - 1) for a in axes}
-        kept = iter(c for a, c in enumerate(coords) if not (node.attrs["keepdims"] and a in own))
+        kept = iter(c for a, c in enumerate(coords) if not ((running or node.attrs["keepdims"]) and a in own))
         notes = Notes()
         element = self._fold(
             notes.checked(self.read(notes, x, [own[a] if a in own else next(kept) for a in range(x.type.rank)]))
@@ -101,8 +102,8 @@ class Elements:
             return None
         if any(mentions(element, s) for o in own.values() for s in free_symbols(o)):
             return None
-        for a in axes:
-            element = mul(element, x.shape[a])
+        for count in [_terms(node, coords)] if running else [x.shape[a] for a in axes]:
+            element = mul(element, count)
         return element
 
     def _constant(self, value: Value) -> ClosedForm | None:
@@ -177,6 +178,13 @@ class _Inside:
     def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
         found = self._elements.read(self.notes, value, coords)
         return where(mask, found, const(0, found.dtype)) if mask is not None and self._masked else found
+
+
+def _terms(node: Node, coords: tuple[Dim, ...]) -> Dim:
+    """How many elements a CumSum adds up for the element at ``coords``."""
+    axis, last = node.attrs["axis"], int(not node.attrs["exclusive"])
+    before = node.output.shape[axis] - 1 - coords[axis] if node.attrs["reverse"] else coords[axis]
+    return before + last
 
 
 def coordinates(v: Value) -> tuple[Dim, ...]:

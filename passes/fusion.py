@@ -16,37 +16,24 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import (
-    FusedGraph,
-    Refusal,
-    Region,
-    can_store_updates,
-    is_hero,
-    is_view,
-    reads_indices,
-    template_of,
-)
+from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, is_view, template_of
+from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
 
 log = logging.getLogger("arcweld.fusion")
 Coords = tuple[Dim, ...]
 
 MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
-MAX_RECOMPUTE = 40  # scalar operations for one result element that a node may take in a prologue
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
 MAX_NODES = 160  # views included
-MAX_CODE = 512  # scalar operations for one element
-# Operators that are functions in C: inlined for each of up to eight elements, they take NVRTC as long as this many
-# scalar operations.
-LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
-MAX_INDEXED = 8  # nodes of one kernel that read at indices read from memory: such reads may wait for each other
+MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
-READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE})
+READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 
@@ -58,7 +45,7 @@ class _Group:
     made     names of the values that its nodes write
     outside  names of the values, weights aside, that its nodes read and don't write
     code     node name -> its scalar operations for one element
-    indexed  nodes that read at indices read from memory
+    indexed  the sum of the nodes' index costs
     first    the least position in the graph of a node that only this region may store
     last     the largest position in the graph of any of its nodes
     """
@@ -83,10 +70,7 @@ class Fuser:
         self.consumers = graph.consumers()
         self.position = {n.output.name: i for i, n in enumerate(graph.nodes)}
         self.outputs = graph.output_names()
-        inputs = {v.name: v for v in graph.inputs}
-        labelled = dict(zip(graph.labels(), graph.outputs))
-        # output -> the input whose memory it takes over
-        self.state = {labelled[label].name: inputs[name] for label, name in graph.aliases.items()}
+        self.state = graph.state()
         self.groups: list[_Group] = []
         self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
@@ -99,11 +83,11 @@ class Fuser:
         """The regions, in no particular order; one for each node unless ``enabled``."""
         if not enabled:
             for node in self.graph.nodes:
-                self._open(node, self._template(node))
+                self._open(node, template_of(node, self.state))
             return FusedGraph(self.graph, tuple(self._regions()), ())
         for node in self.graph.nodes:
             if is_hero(node):
-                self._open(node, self._template(node))
+                self._open(node, template_of(node, self.state))
             elif all(self._is_leaf(v) for v in node.operands()):
                 self.leaves.add(node.output.name)
         heroes = list(self.groups)
@@ -115,13 +99,6 @@ class Fuser:
             self._grow_prologue(g)
         self._cover_rest()
         return FusedGraph(self.graph, tuple(self._regions()), self._apart())
-
-    def _template(self, node: Node) -> str:
-        """The node's template. A scatter into state stores its updates where they belong, however few they are."""
-        template = template_of(node)
-        if template == "search" and can_store_updates(node) and self.state.get(node.output.name) == node.inputs[0]:
-            return "scatter"
-        return template
 
     def _apart(self) -> tuple[Refusal, ...]:
         """The refusals that still hold: no kernel computes both of their nodes."""
@@ -136,7 +113,7 @@ class Fuser:
     def _add(self, g: _Group, node: Node, reads: int = 1) -> None:
         """Lets ``g`` compute ``node``, ``reads`` times for each element of the region's result."""
         g.nodes[node.output.name] = node
-        g.code[node.output.name] = reads * _code(node)
+        g.code[node.output.name] = reads * code_of(node)
         self.members.setdefault(node.output.name, []).append(g)
         self._note(g, node)
 
@@ -149,18 +126,20 @@ class Fuser:
         g.made.update(o.name for o in node.outputs)
         g.outside.difference_update(o.name for o in node.outputs)
         g.outside |= self._foreign(g, node)
-        g.indexed += reads_indices(node)
+        g.indexed += index_cost(node)
         g.last = max(g.last, self.position[node.output.name])
 
     def _foreign(self, g: _Group, node: Node) -> set[str]:
         weights = self.graph.weights
         return {v.name for v in node.operands() if v.name not in g.made and v.name not in weights}
 
-    def _remove(self, g: _Group, name: str) -> None:
-        del g.nodes[name]
-        del g.code[name]
-        del self.owner[name]
-        self.members[name].remove(g)
+    def _remove(self, g: _Group, *names: str) -> None:
+        for name in names:
+            del g.nodes[name]
+            del g.code[name]
+            if self.owner.get(name) is g:
+                del self.owner[name]
+            self.members[name].remove(g)
         g.made, g.outside, g.indexed, g.last = set(), set(), 0, 0
         for node in g.nodes.values():
             g.made.update(o.name for o in node.outputs)
@@ -224,9 +203,9 @@ class Fuser:
         """The refusal (code, text) if ``g`` would be too large with ``extra``, else None."""
         if len(g.nodes) >= MAX_NODES:
             return ("size", f"more than {MAX_NODES} nodes in one kernel")
-        if sum(g.code.values()) + reads * _code(extra) > MAX_CODE:
+        if sum(g.code.values()) + reads * code_of(extra) > MAX_CODE:
             return ("size", f"more than {MAX_CODE} scalar operations for one element in one kernel")
-        if reads_indices(extra) and g.indexed >= MAX_INDEXED:
+        if index_cost(extra) and g.indexed >= MAX_INDEXED:
             return ("indices", f"more than {MAX_INDEXED} reads at computed places in one kernel")
         return None
 
@@ -315,6 +294,7 @@ class Fuser:
         hero = g.hero
         assert hero is not None
         kind = opdef(hero.op).kind
+        own = set(g.nodes)
         epilogue = [n for n in g.nodes.values() if n is not hero]
         for i, v in enumerate(hero.inputs):
             if v is not None:
@@ -324,6 +304,7 @@ class Fuser:
             for v in n.operands():
                 if self._is_epilogue_operand(g, v):
                     self._inline(g, v, n, pointwise=True, reads=1)
+        self._leave(g, own)
 
     def _is_epilogue_operand(self, g: _Group, v: Value) -> bool:
         return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
@@ -348,7 +329,7 @@ class Fuser:
                 self._add(g, p, reads)
                 if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
                     self._own(g, p)
-                stack += [(o, p, reads * _fan_out(p), False) for o in reversed(p.operands())]
+                stack += [(o, p, reads * fan_out(p), False) for o in reversed(p.operands())]
 
     def _may_inline(self, g: _Group, p: Node, reader: Node, pointwise: bool, reads: int, storable: bool) -> bool:
         if self.owner.get(p.output.name) is not None:
@@ -371,6 +352,21 @@ class Fuser:
         if self._cycle_refusal(g, p) is not None or (storable and self._feeds_back(g, p)):
             return self._refuse(p, reader, "cycle", "needs this kernel's own result")
         return True
+
+    def _leave(self, g: _Group, own: Collection[str]) -> None:
+        """Leaves what ``g`` would compute too often to other kernels; ``own``: the nodes that it was opened for.
+
+        How often is known only now: a node that was taken for one reader may have got others.
+        """
+        nodes = sorted(g.nodes.values(), key=lambda n: self.position[n.output.name])
+        left = computed_too_often(nodes, own, self._free)
+        for n in nodes:
+            for v in n.operands() if n.output.name not in left else ():
+                p = self.producers.get(v.name)
+                if p is not None and p.output.name in left:
+                    self._refuse(p, n, *left[p.output.name])
+        if left:
+            self._remove(g, *left)
 
     def _narrows_a_result(self, cast: Node) -> bool:
         """True if a Cast to a smaller type follows pointwise work of another kernel, which can do it as it stores."""
@@ -434,7 +430,8 @@ class Fuser:
                 continue
             g = self._open(node, "pointwise")
             for v in node.operands():
-                self._inline(g, v, node, pointwise=True, reads=_fan_out(node))
+                self._inline(g, v, node, pointwise=True, reads=fan_out(node))
+            self._leave(g, {name})
 
     def _needed_in_memory(self, node: Node) -> bool:
         if any(o.name in self.outputs for o in node.outputs):
@@ -466,17 +463,6 @@ class Fuser:
             return True
         readers = (r for c in self.consumers.get(o.name, ()) for r in self.members.get(c.output.name, ()))
         return any(r is not g for r in readers)
-
-
-def _fan_out(node: Node) -> int:
-    """The number of elements of an operand that one element of the result is computed from."""
-    count = opdef(node.op).fan_out
-    return 1 if count is None else count(node)
-
-
-def _code(node: Node) -> int:
-    """The scalar operations of one element, weighed by the time that NVRTC takes for them."""
-    return LARGE_CODE.get(node.op, opdef(node.op).cost)
 
 
 def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:

@@ -162,7 +162,10 @@ class Arrays:
     # ------------------------------------------------------------------------------------------------ results
 
     def empty(self, kind: str, shape: Shape, element: Element) -> tuple[Any, int, np.ndarray | None]:
-        """A new result array of a kind, its address, and the host view to download into (None: on the device)."""
+        """A new result array of a kind, its address, and the host view to download into (None: on the device).
+
+        Raises MemoryError for an array on the host for which there is not enough memory.
+        """
         if kind == "torch-gpu":
             torch = sys.modules["torch"]
             tensor = torch.empty(shape, dtype=element.torch or element.find_torch(), device=f"cuda:{self.index}")
@@ -172,7 +175,10 @@ class Arrays:
             array = cupy.empty(shape, element.numpy)
             return array, array.data.ptr, None
         if kind == "torch":
-            tensor = sys.modules["torch"].empty(shape, dtype=element.torch or element.find_torch())
+            try:
+                tensor = sys.modules["torch"].empty(shape, dtype=element.torch or element.find_torch())
+            except RuntimeError as error:  # torch's allocator raises nothing else for a valid shape
+                raise MemoryError(str(error).splitlines()[0]) from None
             return tensor, tensor.data_ptr(), host_view(tensor, element.numpy) if self.on_gpu else None
         host = aligned_empty(shape, element.numpy)
         return host, int(host.__array_interface__["data"][0]), host if self.on_gpu else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType, from_numpy
-from arcweld.compiler.errors import InputError, UsageError
+from arcweld.compiler.errors import DeviceError, InputError, UsageError
 from arcweld.runtime.devices import on_host
 from arcweld.runtime.engine import Engine
 
@@ -96,8 +96,19 @@ class OrtValue:
     def ortvalue_from_shape_and_type(
         cls, shape: Sequence[int], element_type: Any, device_type: str = "cpu", device_id: int = 0
     ) -> OrtValue:
-        """An uninitialised value; ``element_type`` is numpy's type or ONNX' number of it."""
-        return cls.ortvalue_from_numpy(np.empty(tuple(shape), _numpy_type(element_type)), device_type, device_id)
+        """An uninitialised value; ``element_type`` is numpy's type or ONNX' number of it.
+
+        Raises InputError for a shape that no array has, DeviceError for one for which there is not enough memory.
+        """
+        dtype, sizes = _numpy_type(element_type), tuple(shape)
+        try:
+            array = np.empty(sizes, dtype)
+        except MemoryError:
+            nbytes = math.prod(sizes) * dtype.itemsize
+            raise DeviceError(f"there is not enough memory for shape {list(sizes)}: {nbytes} bytes") from None
+        except (TypeError, ValueError) as error:
+            raise InputError(f"no array has the shape {list(sizes)}: {error}") from None
+        return cls.ortvalue_from_numpy(array, device_type, device_id)
 
     def numpy(self) -> np.ndarray:
         """The value as a numpy array, copied from a GPU."""

@@ -223,6 +223,10 @@ class CudaDevice:
                 hint="use smaller shapes; engine.memory() tells the bytes before a run",
             ) from None
 
+    def host_address(self, array: np.ndarray) -> int | None:
+        """None: kernels read the GPU's memory."""
+        return None
+
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
         """Enqueues a copy to the GPU. Pageable memory has been read when it returns, pinned memory is read later."""
         if not source.flags.c_contiguous:

@@ -105,6 +105,9 @@ class Device(Protocol):
     def allocate(self, nbytes: int) -> Memory:
         """``nbytes`` bytes of undefined content; for 0 bytes too, the address is not that of any other allocation."""
 
+    def host_address(self, array: np.ndarray) -> int | None:
+        """The address at which kernels can read a C-contiguous host array as it is; None where it must be copied."""
+
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
         """Enqueues the copy of a C-contiguous host array to device memory; the array must outlive the copy."""
 

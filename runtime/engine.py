@@ -69,13 +69,14 @@ class Engine:
 
     def __init__(
         self, data: EngineData, device: Device | str | None = None, *, graphs: bool = True, trusted: bool = False,
-        poison: bool = False,
+        poison: bool = False, borrow: bool = False,
     ) -> None:  # fmt: skip
         """Loads every kernel and uploads the weights, so that no call compiles anything.
 
-        ``graphs`` and ``trusted`` as in ``load``; ``poison``: as in ``poisoned``, always. Raises EngineFileError for
-        inconsistent data, UntrustedError for data of a file that ``load`` would refuse, DeviceError for kernels that
-        cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
+        ``graphs`` and ``trusted`` as in ``load``; ``poison``: as in ``poisoned``, always; ``borrow``: a device that
+        reads the host's memory need not copy the weights, which nobody changes before ``own_weights``. Raises
+        EngineFileError for inconsistent data, UntrustedError for data of a file that ``load`` would refuse, DeviceError
+        for kernels that cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
@@ -87,7 +88,7 @@ class Engine:
             plan = ExecutionPlan(data.program, self.device.arch)
             self._loader = KernelLoader(data, self.device, injected.rebuild)
             kernels = self._loader.load([launch.variant for launch in plan.launches])
-            self._weights = DeviceWeights(data.program, data.weights, self.device)
+            self._weights = DeviceWeights(data.program, data.weights, self.device, borrow)
         finally:
             self.device.leave(token)
         arrays = Arrays(self.device.gpu_index)
@@ -255,13 +256,18 @@ class Engine:
         with self._shared.lock:
             token = self.device.enter()
             try:
-                self._weights.store(packed)
+                self._shared.moved += self._weights.store(packed)
             finally:
                 self.device.leave(token)
             evidence = self.data.verify
             if evidence is not None:  # the verification was done with the old values
                 evidence = {**evidence, "replaced": sorted({*evidence.get("replaced", ()), *values})}
             self.data = replace(self.data, weights={**self.data.weights, **packed}, verify=evidence)
+
+    def own_weights(self) -> None:
+        """Copies the weights that ``borrow`` left where they were: others may change those from now on."""
+        with self._shared.lock:
+            self._shared.moved += self._weights.own()
 
     @contextmanager
     def poisoned(self) -> Iterator[None]:

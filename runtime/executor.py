@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
@@ -33,14 +34,15 @@ MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from ea
 
 @dataclass(slots=True)
 class Shared:
-    """What all contexts of an engine share. Nothing changes it but ``recorded``.
+    """What all contexts of an engine share. Nothing changes it but ``recorded``, and weights that move.
 
     ``poison``: every run begins with all bits of the arena and of the results set (NaN in floats), so that what a
     kernel does not store is seen; such an engine replays no graphs.
 
-    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name.
-    ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be replayed as long as the engine lives,
-    even after the recording thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
+    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name,
+    and ``moved`` counts how often some of them have changed: specialisations hold them. ``recorded`` keeps the arenas
+    that callers' own CUDA graphs use: these may be replayed as long as the engine lives, even after the recording
+    thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
     """
 
     plan: ExecutionPlan
@@ -52,6 +54,7 @@ class Shared:
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
     lock: SharedLock = field(default_factory=SharedLock)
+    moved: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +108,7 @@ class Context:
         self._arena: Memory | None = None
         # by output: the position of the input that it takes over, or None
         self._taken_over = [shared.plan.state.get(k) for k in range(len(shared.plan.outputs))]
+        self._moved = shared.moved
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
 
     @property
@@ -167,6 +171,9 @@ class Context:
     # ----------------------------------------------------------------------------------------- specialisations
 
     def _find(self, key: tuple[Shape, ...]) -> Specialisation:
+        if self._moved != self.shared.moved:  # all specialisations hold addresses of weights
+            self.release()
+            self._moved = self.shared.moved
         special = self._specialised.get(key)
         if special is None:
             return self._specialise(key)
@@ -215,6 +222,8 @@ class Context:
         """The result arrays, their addresses, and for each the host view to download into (None: on the device).
 
         They are new, except state on the device: the caller's own arrays.
+
+        Raises DeviceError for one for which there is not enough memory.
         """
         results: list[Any] = []
         targets: list[int] = []
@@ -225,7 +234,15 @@ class Context:
                 targets.append(inputs[slot].address)
                 views.append(None)
                 continue
-            array, address, view = self.shared.arrays.empty(kind, shape, element)
+            try:
+                array, address, view = self.shared.arrays.empty(kind, shape, element)
+            except MemoryError:
+                output = self.shared.plan.program.outputs[len(results)]
+                raise DeviceError(
+                    f"there is not enough memory for output {output.name!r} of shape {list(shape)}: "
+                    f"{special.output_bytes[len(results)]} bytes",
+                    hint="give smaller inputs; engine.memory() tells the bytes before a run",
+                ) from None
             results.append(array)
             targets.append(address)
             views.append(view)

@@ -16,7 +16,7 @@ import stat
 from pathlib import Path
 
 from arcweld.compiler.errors import EnvironmentError_
-from arcweld.compiler.paths import cache_dir
+from arcweld.compiler.paths import cache_dir, forget_oldest
 
 log = logging.getLogger("arcweld.runtime")
 
@@ -31,7 +31,7 @@ def add(manifest: str) -> None:
         path = _path(manifest, _key(create=True))
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)
-        _forget_oldest(path.parent)
+        forget_oldest(path.parent, MAX_RECORDS)
     except (OSError, EnvironmentError_) as error:
         log.info("the engine file is not recorded as built here: %s", error)
 
@@ -81,14 +81,3 @@ def _make_key(path: Path) -> None:
             os.link(temporary, path)
     finally:
         temporary.unlink()
-
-
-def _forget_oldest(folder: Path) -> None:
-    """Keeps the number of records bounded."""
-    with os.scandir(folder) as entries:
-        found = [e.path for e in entries]
-    if len(found) > MAX_RECORDS:
-        found.sort(key=lambda p: os.stat(p).st_mtime_ns)
-        for path in found[: MAX_RECORDS // 10]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)

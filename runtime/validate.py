@@ -36,6 +36,7 @@ _ARCH = re.compile(r"sm_[1-9]\d{1,2}[af]?")
 class _KernelEvidence(msgspec.Struct):
     kernel: str
     status: str
+    launch: str
 
 
 class _OutputEvidence(msgspec.Struct):
@@ -44,6 +45,7 @@ class _OutputEvidence(msgspec.Struct):
     error: float | None = None
     reason: str = ""
     tolerance: float | None = None
+    nonfinite: float = 0.0
 
 
 class _Evidence(msgspec.Struct):

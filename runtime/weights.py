@@ -8,8 +8,10 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
+from arcweld.compiler.mapped import is_constant
 from arcweld.compiler.records import sources
 from arcweld.runtime.arena import aligned
+from arcweld.runtime.arrays import ALIGNMENT
 from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.program import Program, WeightEntry
 
@@ -49,23 +51,47 @@ def _fitting(weight: WeightEntry, array: np.ndarray) -> np.ndarray:
 
 
 class DeviceWeights:
-    """All weights in one allocation of ``nbytes`` bytes, shared by all contexts. ``addresses`` are by name."""
+    """All weights on the device, shared by all contexts: ``nbytes`` bytes. ``addresses`` are by name.
 
-    def __init__(self, program: Program, arrays: Mapping[str, np.ndarray], device: Device) -> None:
+    A device that reads the host's memory gets no copy of an array that nobody can write, and with ``borrow`` of none:
+    the caller then leaves the arrays as they are. A mapped file is only borrowed, as others can write to it.
+    """
+
+    def __init__(
+        self, program: Program, arrays: Mapping[str, np.ndarray], device: Device, borrow: bool = False
+    ) -> None:
         self._weights = program.weights
         self._fixed = frozenset(program.fixed)
         self._device = device
-        sizes = {w.name: arrays[w.name].nbytes for w in program.weights}
-        self.nbytes = sum(map(aligned, sizes.values()))
-        self._memory: Memory = device.allocate(self.nbytes)
+        self.nbytes = sum(aligned(arrays[w.name].nbytes) for w in program.weights)
         self.addresses: dict[str, int] = {}
-        at = self._memory.address
-        for name, size in sizes.items():
-            self.addresses[name] = at
-            if size:
-                device.upload(at, np.ascontiguousarray(arrays[name]))
-            at += aligned(size)
+        self._memory: list[Memory] = []
+        self._in_place: dict[str, np.ndarray] = {}
+        for w in program.weights:
+            array = arrays[w.name]
+            usable = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0 and array.size
+            address = device.host_address(array) if usable and (borrow or is_constant(array)) else None
+            if address is not None:
+                self.addresses[w.name], self._in_place[w.name] = address, array
+        self._copy({w.name: arrays[w.name] for w in program.weights if w.name not in self._in_place})
         device.synchronize()
+
+    def own(self) -> bool:
+        """Copies what was borrowed. True if addresses have changed."""
+        return self.store({name: array for name, array in self._in_place.items() if not is_constant(array)})
+
+    def _copy(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copies arrays into an allocation of their own."""
+        if not arrays:
+            return
+        memory = self._device.allocate(sum(aligned(a.nbytes) for a in arrays.values()))
+        self._memory.append(memory)
+        at = memory.address
+        for name, array in arrays.items():
+            self.addresses[name] = at
+            if array.nbytes:
+                self._device.upload(at, np.ascontiguousarray(array))
+            at += aligned(array.nbytes)
 
     def pack(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The stored arrays by weight name, made from new values.
@@ -96,13 +122,21 @@ class DeviceWeights:
             raise InputError(f"the engine has no weight {unknown[0]!r}", hint=f"its weights are {listed or 'none'}")
         return packed
 
-    def store(self, packed: Mapping[str, np.ndarray]) -> None:
-        """Overwrites weights on the device, after waiting for all work on it."""
+    def store(self, packed: Mapping[str, np.ndarray]) -> bool:
+        """Replaces weights, after waiting for all work on the device. True if addresses have changed.
+
+        Arrays that kernels read where they are get memory on the device instead, and are never written.
+        """
         self._device.synchronize()
+        moved = {name: array for name, array in packed.items() if name in self._in_place}
+        self._copy(moved)
+        for name in moved:
+            del self._in_place[name]
         for name, array in packed.items():
-            if array.nbytes:
+            if array.nbytes and name not in moved:
                 self._device.upload(self.addresses[name], array)
         self._device.synchronize()
+        return bool(moved)
 
 
 def _check_complete(weight: WeightEntry, needed: tuple[str, ...], given: list[str]) -> None:

@@ -7,7 +7,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -15,7 +16,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from arcweld.codegen.nvrtc.compiler import Job, compile_job
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
 from arcweld.driver.build import Build, Progress, build_graph
@@ -71,6 +72,16 @@ class CompileOptions(TypedDict, total=False):
     feeds: Mapping[str, Any] | None
 
 
+@contextmanager
+def _memory_for(doing: str) -> Iterator[None]:
+    """Turns a MemoryError of numpy into an EnvironmentError_ that says what was being done."""
+    try:
+        yield
+    except MemoryError as error:
+        what = f"there is not enough memory for {doing}: {error}"
+        raise EnvironmentError_(what, hint="give smaller sizes, or leave verification out") from None
+
+
 def compile(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
@@ -93,6 +104,7 @@ def compile(
     return compile_graph(graph, **options)
 
 
+@_memory_for("the import")
 def import_model(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -163,9 +175,13 @@ def compile_graph(graph: Graph, **options: Unpack[CompileOptions]) -> Engine:
 def build_engine(graph: Graph, **options: Unpack[CompileOptions]) -> tuple[Build, Engine]:
     """Like ``compile_graph``, and returns the Build (graphs, launches, timings) too."""
     build, device, engine = build_data(graph, **options)
-    return build, engine if engine is not None else Engine(build.data, device)
+    if engine is None:
+        return build, Engine(build.data, device)
+    engine.own_weights()
+    return build, engine
 
 
+@_memory_for("the build")
 def build_data(
     graph: Graph, *, precision: str = "fp32", arch: Sequence[str] | str | None = None,
     device: Device | str | None = None, verify: str = "quick", verify_budget: float = 20.0,
@@ -176,8 +192,8 @@ def build_data(
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """The build, the device that was chosen, and the engine if verification has opened one on it.
 
-    Without an engine nothing is loaded onto the device, and weights stay in the files that the importer mapped. See
-    ``CompileOptions`` for the arguments and ``compile`` for the errors.
+    The engine may read weights in the files that the importer mapped, until ``own_weights``. Without an engine nothing
+    is loaded onto the device. See ``CompileOptions`` for the arguments and ``compile`` for the errors.
     """
     checks = VerifyOptions(verify, verify_budget, tolerance)
     sizes = checked_sizes(sizes)
@@ -214,7 +230,7 @@ def build_data(
     engine = None
     if sample is not None:
         built = time.monotonic()
-        engine = Engine(build.data, where)
+        engine = Engine(build.data, where, borrow=True)  # the weights may stay in the files that the importer mapped
         told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
         evidence = verify_build(build, engine, sample, checks, precision, promotion, told)
         warn_of_headroom(evidence)

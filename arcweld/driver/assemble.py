@@ -12,9 +12,11 @@ import numpy as np
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.nvrtc.compiler import headers
 from arcweld.codegen.nvrtc.compiler import version as nvrtc_version
+from arcweld.compiler.bulk import contiguous
 from arcweld.compiler.dims import Sym, to_text
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
+from arcweld.compiler.mapped import give_back, make_constant
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import print_graph
@@ -186,7 +188,12 @@ def _first_values(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def _contiguous(data: np.ndarray) -> np.ndarray:
-    return data if data.flags.c_contiguous else np.ascontiguousarray(data)
+    """The array in C order. A copy is constant, and what it was made of leaves this process' memory."""
+    if data.flags.c_contiguous:
+        return data
+    copy = make_constant(contiguous(data))
+    give_back(data)
+    return copy
 
 
 def stored_sources(fused: FusedGraph, launches: Sequence[PlannedLaunch]) -> dict[str, str]:

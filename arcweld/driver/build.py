@@ -11,6 +11,7 @@ from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.lowering.lower import lower_all
 from arcweld.codegen.nvrtc.cache import DiskCache
 from arcweld.codegen.templates.select import sources
+from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Rewriter, Value
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
@@ -24,6 +25,7 @@ from arcweld.passes.schedule import schedule
 from arcweld.runtime.engine_file import EngineData
 
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
+MOST_KERNELS = 2048  # different ones of a model, each of which is compiled: large networks have some hundred
 Progress = Callable[[str, int, int], None]
 
 
@@ -136,13 +138,18 @@ def materialise_outputs(graph: Graph) -> Graph:
 def plan_launches(
     fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None
 ) -> tuple[PlannedLaunch, ...]:
-    """Lowers and renders every region, equal kernels only once; one planned launch for each region, in order."""
+    """Lowers and renders every region, equal kernels only once; one planned launch for each region, in order.
+
+    Raises UnsupportedError for more than ``MOST_KERNELS`` different kernels.
+    """
     rendered: dict[object, tuple[KernelSource, ...]] = {}
     planned = []
     for i, region in enumerate(fused.regions):
         group: tuple[PlannedLaunch, ...] = ()
         for bound in lower_all(region, fused.graph):
             key = bound.kernel.key()
+            if len(rendered) >= MOST_KERNELS and key not in rendered:
+                raise UnsupportedError(f"the model needs more than {MOST_KERNELS} different kernels", node=region.name)
             if key not in rendered:
                 rendered[key] = sources(bound.kernel, archs)
             group = (*group, PlannedLaunch(f"{region.name}:{len(group)}", bound, rendered[key]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from arcweld.compiler.archs import runs_on
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import AccuracyError, InputError, ModelError, UsageError
+from arcweld.compiler.errors import AccuracyError, EnvironmentError_, InputError, ModelError, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.driver.build import Build
@@ -297,7 +297,7 @@ class _Verification:
             row["kernels"] = self._check_kernels(point, feeds, checks, end - self.used)
             if not row["kernels"]:
                 row["skipped"] = "beyond the share of the budget that sizes of its own choice may take"
-        except (InputError, ModelError) as error:  # sizes that the model does not take, though no range says so
+        except (EnvironmentError_, InputError, ModelError) as error:  # sizes that memory or the model does not take
             row["skipped"] = error.message
         self.points.append(row)
         return "skipped" not in row

@@ -35,11 +35,19 @@ def ignore_notes(doing: str, seconds: float) -> None:
     """For work that runs in the process itself."""
 
 
-def in_child(work: Callable[[Notes], T], told: Callable[[str], None] | None = None) -> T:
+def in_child(
+    work: Callable[[Notes], T], told: Callable[[str], None] | None = None, *, memory: int | None = None,
+    lost: Callable[[int, str, float], Exception] | None = None,
+) -> T:  # fmt: skip
     """The result of ``work`` in a forked child process, which must be picklable.
 
-    Exceptions and warnings of the work are raised and given here. ``told`` is called with each note. Raises
-    AccuracyError, with the last note, if a signal ends the child: it crashed, or took more CPU time than it noted.
+    told    called with each note
+    memory  bytes of address space that the work may take; it gets a MemoryError for more
+    lost    makes the error for a child that ended without a result, of its exit status (negative: a signal), the last
+            note and the seconds noted; by default as if a kernel was at fault
+
+    Exceptions and warnings of the work are raised and given here. Raises AccuracyError, or what ``lost`` makes, if a
+    signal ends the child: it crashed, or took more CPU time than it noted.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     sys.stdout.flush()
@@ -50,16 +58,18 @@ def in_child(work: Callable[[Notes], T], told: Callable[[str], None] | None = No
         child = os.fork()
     if child == 0:
         receiver.close()
-        _be_child(work, sender)
+        _be_child(work, sender, memory)
     sender.close()
     try:
-        result: T = _listen(receiver, child, told)
+        result: T = _listen(receiver, child, told, lost or _lost)
         return result
     finally:
         receiver.close()
 
 
-def _listen(receiver: Connection, child: int, told: Callable[[str], None] | None) -> Any:
+def _listen(
+    receiver: Connection, child: int, told: Callable[[str], None] | None, lost: Callable[[int, str, float], Exception]
+) -> Any:
     doing, limit = "verification", math.inf
     ended = False
     try:
@@ -69,7 +79,7 @@ def _listen(receiver: Connection, child: int, told: Callable[[str], None] | None
             except EOFError:
                 _, status = os.waitpid(child, 0)
                 ended = True
-                raise _lost(os.waitstatus_to_exitcode(status), doing, limit) from None
+                raise lost(os.waitstatus_to_exitcode(status), doing, limit) from None
             if kind == "note":
                 doing, limit = content
                 if told is not None:
@@ -100,10 +110,12 @@ def _lost(code: int, doing: str, limit: float) -> ArcweldError:
 # ------------------------------------------------------------------------------------------------------ in the child
 
 
-def _be_child(work: Callable[[Notes], Any], sender: Connection) -> None:
+def _be_child(work: Callable[[Notes], Any], sender: Connection, memory: int | None) -> None:
     """Never returns: buffers, exit handlers and threads of the parent are not the child's to end."""
     faulthandler.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory is not None:
+        _limit_memory(memory)
 
     def note(doing: str, seconds: float) -> None:
         sender.send(("note", doing, seconds))
@@ -120,6 +132,14 @@ def _be_child(work: Callable[[Notes], Any], sender: Connection) -> None:
     finally:
         sys.stderr.flush()
         os._exit(0)
+
+
+def _limit_memory(more: int) -> None:
+    """Lets this process' address space grow by ``more`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        most = int(sizes.read().split()[0]) * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
 
 
 def _outcome(work: Callable[[Notes], Any], note: Notes) -> tuple[str, Any]:

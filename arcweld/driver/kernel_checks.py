@@ -156,4 +156,4 @@ def run_launch(
         names |= zip(launch_of(data, p.name).reads, read)
     feeds = {t.name: np.require(values[names.get(t.name, t.name)], requirements="C") for t in single.program.inputs}
     feeds |= {s.input: feeds[s.input].copy() for s in single.program.state}  # which the run changes
-    return Engine(single, device.adversary(), graphs=False, poison=True).run(feeds)
+    return Engine(single, device.adversary(), graphs=False, poison=True, borrow=True).run(feeds)

@@ -6,6 +6,7 @@ A kernel may be any tactic of any implementation for its architecture: the build
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from arcweld.compiler.text import all_symbols, parse_graph
 from arcweld.compiler.verifier import verify
 from arcweld.driver.assemble import make_program, stored_sources
 from arcweld.driver.build import in_regions, plan_launches
+from arcweld.driver.isolation import Notes, in_child
 from arcweld.driver.object_code import PlannedLaunch, in_order
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import Program, Variant
@@ -29,17 +31,44 @@ log = logging.getLogger("arcweld")
 
 # architectures that have implementations of their own
 EXACT = {i.arch for group in IMPLEMENTATIONS.values() for i in group if i.arch.endswith("a")}
+# What the comparison may take: processor seconds and bytes of memory. A model of 100,000 nodes takes less.
+SECONDS, MEMORY = 120, 4 << 30
 
 
 def difference(data: EngineData) -> str:
     """What in the program, the sources and the headers differs from what this version makes; "" if nothing does.
 
-    Weights are data, and are not compared. Object code is not either: only GPUs run it.
+    Weights are data, and are not compared. Object code is not either: only GPUs run it. A stranger's graph may take any
+    time and memory, so all work on it is done in a child process with limits of both.
     """
     if not data.graph:
         return "it holds no graph"
     if dict(data.headers) != dict(headers()):
         return "its headers are those of another version"
+
+    def work(note: Notes) -> str:
+        note("the comparison with its graph", SECONDS)
+        return _difference(data)
+
+    try:
+        return in_child(work, memory=MEMORY, lost=_Lost)
+    except _Lost as lost:
+        return str(lost)
+    except MemoryError:
+        return f"comparing it with its graph takes more than {MEMORY >> 20} MiB of memory"
+
+
+class _Lost(Exception):
+    """A comparison that ended its process. The text says why."""
+
+    def __init__(self, code: int, doing: str, seconds: float) -> None:
+        what = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        late = f"takes more than {seconds:.0f} s of processor time"
+        super().__init__(f"comparing it with its graph {late if code == -signal.SIGXCPU else f'ended with {what}'}")
+
+
+def _difference(data: EngineData) -> str:
+    """What differs, found in this process."""
     try:
         graph = parse_graph(data.graph)
         verify(graph, "reading the stored graph")
@@ -48,6 +77,8 @@ def difference(data: EngineData) -> str:
         return found and _compare(graph, data, fusing=False) and found
     except ArcweldError as error:
         return f"its graph cannot be compiled: {error.message}"
+    except MemoryError:
+        raise
     except Exception as error:  # passes assume graphs of our own importers; whatever fails on another is no proof
         log.debug("the stored graph cannot be compiled", exc_info=True)
         return f"its graph cannot be compiled: {type(error).__name__}: {error}"

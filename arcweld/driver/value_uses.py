@@ -55,7 +55,7 @@ def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple
         return 0, 1
     if n.op == "Sub" and place == 1 and _constant(graph, n.inputs[0]) == 1:  # 1 - mask
         return 0, 1
-    if n.op in ("Div", "Mod") and place == 1:
+    if (n.op in ("Div", "Mod") and place == 1) or n.op == "Divisor":
         return 1, ORDINARY
     if n.op == "Pow" and place == 1:
         return 0, MOST_EXPONENT

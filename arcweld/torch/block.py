@@ -34,7 +34,8 @@ log = logging.getLogger("arcweld.torch")
 # the engine's inputs: position among the block's tensors, and the axes in memory order (None: contiguous as it is)
 EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
-OUT_OF_RANGE = "is out of range for an axis"  # in the simulator's message for an index of the model
+# in the simulator's messages for an index of the model, and for a divisor
+MODELS_FAULT = ("is out of range for an axis", "an integer is divided by zero")
 MAX_CHANGES = 2  # successive calls with changed parameters; after one more they become inputs
 
 
@@ -140,7 +141,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             try:
                 results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
             except DeviceError as error:
-                if OUT_OF_RANGE in error.message:
+                if any(text in error.message for text in MODELS_FAULT):
                     self.aten[0](*given)  # raises eager's own error
                 raise
             if self._ready is not ready:

@@ -30,12 +30,18 @@ typedef double f64;
 #define NAN __int_as_float(0x7fffffff)
 #endif
 
-// ---------------------------------------------------------------- indices that the model computes
-// The index itself. The first function takes any: only the simulator's checked mode refuses one out of range.
+// ---------------------------------------------------------------- indices and divisors that the model computes
+// The index or the divisor itself. The first function of each pair takes any: only the simulator's checked mode refuses
+// an index out of range, or a 0.
 ARCWELD_DEVICE i64 index_in(i64 index, i64 extent) { return index; }
 ARCWELD_DEVICE i64 strict_index(i64 index, i64 extent) {
   if ((u64)index >= (u64)extent) __trap();
   return index;
+}
+template <class T> ARCWELD_DEVICE T checked_divisor(T x) { return x; }
+template <class T> ARCWELD_DEVICE T strict_divisor(T x) {
+  if (x == T(0)) __trap();
+  return x;
 }
 
 // ---------------------------------------------------------------- 16-bit floats

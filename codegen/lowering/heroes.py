@@ -86,6 +86,30 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     return hero
 
 
+# --------------------------------------------------------------------------------------------------------------- scan
+
+
+def lower_scan(reader: RegionReader, node: Node) -> Hero:
+    """CumSum: axes ``row`` and ``col``, the one along which it sums; load ``x`` over both.
+
+    ``reverse`` counts columns from the end. ``exclusive`` reads the element before each column, of which the first has
+    none.
+    """
+    x, k = _operand(node, 0), node.attrs["axis"]
+    every = [axis("c" if i == k else f"r{i}", d) for i, d in enumerate(x.shape)]
+    col = every[k]
+
+    def place(column: Dim) -> Coords:
+        at = x.shape[k] - 1 - column if node.attrs["reverse"] else column
+        return tuple(at if i == k else a.index for i, a in enumerate(every))
+
+    source: Dim = col.index - 1 if node.attrs["exclusive"] else col.index
+    loads = {"x": reader.read(x, place(source), _within(None, source, x.shape[k]))}
+    axes = {"row": tuple(a for a in every if a is not col), "col": (col,)}
+    attrs = {"combine": opdef(node.op).combine}
+    return Hero(axes, loads, place(col.index), _accumulator(node), attrs, x.type.numel)
+
+
 # ----------------------------------------------------------------------------------------------------------- contract
 
 
@@ -307,6 +331,7 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
 HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "reduce": lower_reduce,
     "rowwise": lower_rowwise,
+    "scan": lower_scan,
     "contract": lower_contract,
     "conv": lower_conv,
     "window": lower_window,

@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from arcweld.compiler.errors import EnvironmentError_
-from arcweld.compiler.paths import cache_dir, replacing
+from arcweld.compiler.paths import cache_dir, forget_oldest, replacing, touch
 
 log = logging.getLogger("arcweld.codegen.nvrtc.cache")
+
+MAX_ENTRIES = 100_000  # of all keys: about 4 GB
+_FOLDERS = 256  # the first two digits of a key name its folder
 
 _MAGIC = b"AWC1"
 
@@ -52,6 +55,7 @@ class DiskCache:
             return None
         head, value = data[:36], data[36:]
         if head[:4] == _MAGIC and head[4:] == hashlib.sha256(value).digest():
+            touch(path)
             return value
         log.warning("cache entry %s is damaged: it will be rebuilt", path)
         self.remove(key)
@@ -63,6 +67,7 @@ class DiskCache:
         try:
             with replacing(path) as temporary:
                 temporary.write_bytes(_MAGIC + hashlib.sha256(value).digest() + value)
+            forget_oldest(path.parent, MAX_ENTRIES // _FOLDERS)
         except (OSError, EnvironmentError_) as error:
             if not self._write_failed:
                 log.warning(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import pickle
 import subprocess
 import sys
 
 from arcweld.codegen.nvrtc import worker
+
+log = logging.getLogger("arcweld.nvrtc")
 
 # what the server takes from this process' environment: where libraries are
 KEPT = ("LD_LIBRARY_PATH",)
@@ -18,6 +22,7 @@ class CompilerProcess:
 
     def __init__(self, library: str) -> None:
         """Starts it, with the path of NVRTC."""
+        self._greeted = False
         environment = {name: os.environ[name] for name in KEPT if name in os.environ} | worker.ENVIRONMENT
         self.process = subprocess.Popen(
             [sys.executable, "-S", "-P", worker.__file__, library],
@@ -34,6 +39,10 @@ class CompilerProcess:
         assert self.process.stdout is not None
         try:
             worker.send(self.process.stdin, pickle.dumps(request, protocol=5))
+            if not self._greeted:
+                self._greeted = True
+                if worker.receive(self.process.stdout) == worker.RANDOM:
+                    _warn_of_random_addresses()
             body = worker.receive(self.process.stdout)
         except OSError as error:
             raise EOFError(str(error)) from None
@@ -54,3 +63,12 @@ class CompilerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@functools.cache
+def _warn_of_random_addresses() -> None:
+    """Logs it once."""
+    log.warning(
+        "this system forbids personality(ADDR_NO_RANDOMIZE), as some containers do: NVRTC orders some instructions by "
+        "addresses, which are now random, so that two builds of one model may differ in their object code"
+    )

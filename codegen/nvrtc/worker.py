@@ -35,6 +35,7 @@ OUT_OF_MEMORY = 1  # nvrtcResult
 
 NO_RANDOMIZE = 0x0040000  # linux/personality.h
 FIXED = "fixed"  # the argument of a server that was started again
+RANDOM = b"random"  # the greeting of a server whose addresses are random
 # The server's environment. A thread's own heap serves all requests for memory of up to 32 MiB, so that what the server
 # did before moves nothing.
 ENVIRONMENT = {"PYTHONMALLOC": "malloc", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "PYTHONHASHSEED": "0"}
@@ -273,15 +274,16 @@ def _cause(code: int, used: resource.struct_rusage, limits: Limits) -> str:
 
 
 def _fix_addresses() -> None:
-    """Starts this program again with addresses that are not random, unless that is forbidden."""
+    """Starts this program again with addresses that are not random. Returns where that is forbidden."""
     if ctypes.CDLL(None).personality(NO_RANDOMIZE) >= 0:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], FIXED])
 
 
-def main(library: str) -> None:
-    """Answers requests from standard input until it closes."""
+def main(library: str, greeting: bytes) -> None:
+    """Sends ``greeting``, then answers requests from standard input until it closes."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not land among the replies
+    send(replies, greeting)
     try:
         nvrtc = Nvrtc(library)
     except OSError as error:
@@ -302,4 +304,4 @@ def main(library: str) -> None:
 if __name__ == "__main__":
     if FIXED not in sys.argv:
         _fix_addresses()
-    main(sys.argv[1])
+    main(sys.argv[1], FIXED.encode() if FIXED in sys.argv else RANDOM)

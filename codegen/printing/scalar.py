@@ -53,6 +53,8 @@ ANY: dict[str, str] = {
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
     "mod": "floor_mod({0}, {1})",
+    "checked_divisor": "checked_divisor({0})",
+    "strict_divisor": "strict_divisor({0})",
     "index_in": "index_in({0}, {1})",
     "strict_index": "strict_index({0}, {1})",
     "fmod": "trunc_mod({0}, {1})",

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias, Union
 
+from arcweld.compiler.errors import UnsupportedError
+
 Dim: TypeAlias = Union[int, "IntExpr"]
+
+# Bounds of one expression, far beyond what networks need. A few nodes that square a size, or add its half to it, would
+# otherwise make expressions of any length.
+MAX_DEGREE = 64  # factors of a monomial
+MAX_TERMS = 1024  # monomials of a product
+MAX_SIZE = 1 << 14  # numbers, symbols and functions inside a function, written out
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +150,9 @@ class IntExpr:
 
 
 def var(atom: Atom) -> IntExpr:
-    """The expression that is just ``atom``."""
+    """The expression that is just ``atom``. Raises UnsupportedError for a call of more than ``MAX_SIZE`` parts."""
+    if isinstance(atom, Call) and _call_size(atom) > MAX_SIZE:
+        raise UnsupportedError(f"a size is an expression of more than {MAX_SIZE} parts")
     return _make_poly({((atom, 1),): 1})
 
 
@@ -203,7 +213,7 @@ def sub(a: Dim, b: Dim) -> Dim:
 
 
 def mul(a: Dim, b: Dim) -> Dim:
-    """``a * b``, expanded into monomials."""
+    """``a * b``, expanded into monomials. Raises UnsupportedError for a product that is too large."""
     if isinstance(a, int):
         if isinstance(b, int):
             return a * b
@@ -214,12 +224,21 @@ def mul(a: Dim, b: Dim) -> Dim:
         # scaling keeps the order of the terms
         scaled = tuple((m, c * b) for m, c in a.terms) if b else ()
         return IntExpr(scaled, hash(scaled)) if scaled else 0
+    if _degree(a) + _degree(b) > MAX_DEGREE:
+        raise UnsupportedError(f"a size is a product of more than {MAX_DEGREE} dimensions")
     acc: dict[Monomial, int] = {}
     for ma, ca in a.terms:
         for mb, cb in b.terms:
             m = mono_mul(ma, mb)
             acc[m] = acc.get(m, 0) + ca * cb
+        if len(acc) > MAX_TERMS:
+            raise UnsupportedError(f"a size is a sum of more than {MAX_TERMS} products")
     return make(acc)
+
+
+def _degree(e: IntExpr) -> int:
+    """The number of factors of the largest monomial, which comes first."""
+    return sum(p for _, p in e.terms[0][0])
 
 
 def mono_mul(a: Monomial, b: Monomial) -> Monomial:
@@ -293,6 +312,19 @@ def dynamic_atoms(e: Dim) -> set[Dyn]:
 def mentions(e: Dim, atom: Atom) -> bool:
     """True if ``atom`` occurs anywhere in ``e``."""
     return any(a == atom or (isinstance(a, Call) and (mentions(a.a, atom) or mentions(a.b, atom))) for a in atoms(e))
+
+
+def _size(e: Dim) -> int:
+    """The numbers, atoms and functions of ``e`` as text."""
+    if isinstance(e, int):
+        return 1
+    parts = (p * (_call_size(a) if isinstance(a, Call) else 1) for m, _ in e.terms for a, p in m)
+    return len(e.terms) + sum(parts)
+
+
+@lru_cache(maxsize=1 << 16)
+def _call_size(call: Call) -> int:
+    return 1 + _size(call.a) + _size(call.b)
 
 
 # -------------------------------------------------------------------------------------------------------- text

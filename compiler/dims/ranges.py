@@ -11,6 +11,7 @@ from functools import lru_cache
 from arcweld.compiler.dims.poly import Atom, Call, Dim, IntExpr, Sym, add, atoms, mul, sub, terms_of, var
 
 _DEPTH = 6  # nested steps of one proof
+_EFFORT = 512  # terms that one proof looks at. Those of published models take up to 7 where they succeed, 200 where not
 _ROUNDS = 8  # times that atoms are replaced by bounds, as bounds may contain other atoms
 _Interval = tuple[float, float]
 
@@ -77,23 +78,35 @@ def _quotient(a: float, b: float) -> float:
 @lru_cache(maxsize=1 << 16)
 def is_nonneg(e: Dim) -> bool:
     """True if ``e >= 0`` is proved from the ranges of its symbols. False means that no proof was found."""
-    return _proved(e, _DEPTH)
+    return _proved(e, _DEPTH, _Effort())
 
 
-def _proved(e: Dim, depth: int) -> bool:
+class _Effort:
+    """What is left of ``_EFFORT`` for one proof."""
+
+    def __init__(self) -> None:
+        self.left = _EFFORT
+
+    def suffices(self, e: IntExpr) -> bool:
+        """Takes the effort of looking at ``e``; False if none is left."""
+        self.left -= len(e.terms)
+        return self.left >= 0
+
+
+def _proved(e: Dim, depth: int, effort: _Effort) -> bool:
     if _interval(e)[0] >= 0:
         return True
-    if not isinstance(e, IntExpr) or depth == 0:
+    if not isinstance(e, IntExpr) or depth == 0 or not effort.suffices(e):
         return False
     low = _lower(e)
     if low is not None and _all_positive(low):
         return True
     subtracted = _replaced(e, negative=True) if _is_monotonic(e) else e
-    if subtracted != e and _proved(subtracted, depth - 1):
+    if subtracted != e and _proved(subtracted, depth - 1, effort):
         return True
-    if any(_proved(x, depth - 1) for x in _cleared(e)):
+    if any(_proved(x, depth - 1, effort) for x in _cleared(e)):
         return True
-    return _by_cases(e, depth)
+    return _by_cases(e, depth, effort)
 
 
 def _all_positive(e: Dim) -> bool:
@@ -214,7 +227,7 @@ def _cleared(e: IntExpr) -> list[Dim]:
     return out
 
 
-def _by_cases(e: IntExpr, depth: int) -> bool:
+def _by_cases(e: IntExpr, depth: int, effort: _Effort) -> bool:
     """Proves ``e >= 0`` by replacing a ``max`` or ``min`` by its two arguments.
 
     One argument suffices for an added ``max`` or a subtracted ``min``: ``e`` is at least what either gives. For the
@@ -224,7 +237,7 @@ def _by_cases(e: IntExpr, depth: int) -> bool:
         atom, power = m[0] if len(m) == 1 else (None, 0)
         if power == 1 and isinstance(atom, Call) and atom.fn in ("max", "min"):
             rest = add(e, mul(var(atom), -c))
-            sides = (_proved(add(rest, mul(x, c)), depth - 1) for x in (atom.a, atom.b))
+            sides = (_proved(add(rest, mul(x, c)), depth - 1, effort) for x in (atom.a, atom.b))
             return any(sides) if (atom.fn == "max") == (c > 0) else all(sides)
     return False
 

@@ -14,7 +14,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
 from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import Scope, Walker
@@ -94,6 +94,8 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         names = constants | {i.name: o for i, o in zip(body.input, formal)}
         results = run_graph(visitor, body, scope, f"{c.name}/{done}/", names, used)
+        if isinstance(results[0], Items):
+            c.broken("the body's condition is a sequence")
         if results[0].known is None or results[0].is_symbolic:
             c.unsupported("how often the loop runs depends on the data")
         going = bool(results[0].known.reshape(-1)[0])
@@ -128,6 +130,7 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     length = c.concrete(values[0].shape[in_axes[0]], "the length of the scan")
     if not 1 <= length <= MAX_ITERATIONS:
         c.unsupported(f"a scan over {length} steps (1 to {MAX_ITERATIONS} are unrolled)")
+    visitor.reserve(body.node, scope.depth + 1, length)
     constants, used = graph_constants(visitor, body), visitor.names_used(body)
     columns: list[list[Operand]] = [[] for _ in range(outputs)]
     for t in range(length):
@@ -146,6 +149,8 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
     """``items``, which have equal shapes, joined along a new axis."""
+    if any(isinstance(i, Items) for i in items):
+        c.broken("a scanned output is a sequence")
     rank = items[0].rank + 1
     at = c.axis(axis, rank)
     values = [c.builder.device(i, c.origin, f"{c.hint}.item") for i in items]
@@ -166,6 +171,7 @@ def call_function(
     check_depth(scope, c.name)
     if len(c.operands) > len(fn.input) or len(c.outputs) > len(fn.output):
         c.broken(f"the function takes {len(fn.input)} inputs and gives {len(fn.output)} outputs")
+    visitor.reserve(fn.node, scope.depth + 1)
     names = {n: o for n, o in zip(fn.input, c.operands) if o is not None}
     given = {a.name: attribute_value(a, visitor.builder.source) for a in fn.attribute_proto} | dict(c.attrs)
     inner = scope.function(names, opsets, f"{c.name}/", given)

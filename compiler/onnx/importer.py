@@ -146,8 +146,9 @@ class _Import:
 
     def graph(self, visitor: Visitor) -> Graph:
         """The finished graph. An output that is an input, a weight or listed twice gets an Identity node of its own."""
-        outputs: list[Value] = []
-        renamed: dict[str, Value] = {}
+        outputs: dict[str, Value] = {}
+        latest: dict[str, Value] = {}  # name of an operand's value -> the value that stands for it in the graph
+        names: dict[str, Value] = {}
         rw = visitor.builder.rw
         own = {v.name for v in self.inputs}
         for info in self.model.graph.output:
@@ -155,16 +156,19 @@ class _Import:
             assert isinstance(found, Operand)  # anything else was reported before
             origin = (f"output {info.name}",)
             before = visitor.builder.device(found, origin, f"{sanitize(info.name)}.const")
-            value = renamed.get(before.name, before)
-            if value.name in own or value.name in rw.weights or value in outputs:
+            value = latest.get(before.name, before)
+            if value.name in own or value.name in rw.weights or value.name in outputs:
                 value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
             if value.name != sanitize(info.name):
-                value = renamed[before.name] = visitor.rename(value, info.name)
-            outputs.append(value)
+                names[value.name] = new = visitor.named(value, info.name)
+                value = latest[before.name] = new
+            outputs[value.name] = value
+        visitor.builder.rename(names)
         used = {v.name for n in rw.nodes for v in n.operands()}
         weights = {k: w for k, w in rw.weights.items() if k in used}
         labels = tuple(info.name for info in self.model.graph.output)
-        return rw.graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), weights=weights, output_labels=labels)
+        results = tuple(outputs.values())
+        return rw.graph.replace(nodes=tuple(rw.nodes), outputs=results, weights=weights, output_labels=labels)
 
 
 def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:

@@ -5,8 +5,8 @@ An operand is on the device (a Value of the graph), on the host (an array of its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +115,7 @@ class Builder:
 
     ``requirements`` are those of its open dimensions. If there are any, the graph is of no use, and the model is
     imported again with dimensions that meet them. ``unknown`` says why the host does not know a value's elements.
+    ``computed`` counts the elements that the host has computed.
     """
 
     rw: Rewriter
@@ -123,6 +124,7 @@ class Builder:
     unknown: dict[str, Unknown] = field(default_factory=dict)  # by value name
     producers: dict[str, Node] = field(default_factory=dict)
     scanned: int = 0
+    computed: int = 0
 
     @staticmethod
     def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
@@ -159,6 +161,19 @@ class Builder:
     def drop(self, start: int) -> None:
         """Removes the nodes from index ``start`` on, which belong to an ONNX node that cannot be imported."""
         del self.rw.nodes[start:]
+        self.scanned = min(self.scanned, start)
+
+    def rename(self, names: Mapping[str, Value], start: int = 0) -> None:
+        """Puts other values in the place of those that nodes from index ``start`` on write: ``names``, by old name."""
+        if not names:
+            return
+        for i, node in enumerate(self.rw.nodes[start:], start):
+            if any(v is not None and v.name in names for v in (*node.inputs, *node.outputs)):
+                inputs = tuple(None if v is None else names.get(v.name, v) for v in node.inputs)
+                outputs = tuple(names.get(v.name, v) for v in node.outputs)
+                self.rw.nodes[i] = replace(node, inputs=inputs, outputs=outputs)
+        for old in names:
+            self.producers.pop(old, None)
         self.scanned = min(self.scanned, start)
 
     def producer(self, value: Value) -> Node | None:

@@ -79,5 +79,8 @@ class Walker(Protocol):
     ) -> list[Any]:
         """Imports ``nodes`` in order and returns the operands called ``outputs``."""
 
+    def reserve(self, nodes: Sequence[NodeProto], depth: int, times: int = 1) -> None:
+        """Raises ModelError if visiting ``nodes`` at ``depth`` so many times makes too many nodes."""
+
     def names_used(self, graph: GraphProto) -> Set[str]:
         """The names that a subgraph reads or returns."""

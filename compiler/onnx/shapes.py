@@ -32,6 +32,7 @@ from arcweld.compiler.onnx.scalars import Undecided
 HostFunction: TypeAlias = Callable[[NodeContext], Sequence[Operand]]
 HOST: dict[str, HostFunction] = {}
 
+MAX_COMPUTED = 1 << 20  # elements that one import evaluates here; then constant folding takes over, which is faster
 _SMALL = 4096  # the most elements of an integer operand that is evaluated here
 _TINY = 64  # the same for floats; larger ones are weights, which constant folding evaluates
 
@@ -39,14 +40,24 @@ _TINY = 64  # the same for floats; larger ones are weights, which constant foldi
 def evaluate(c: NodeContext) -> Sequence[Operand] | None:
     """The node's outputs if the host can compute them, else None.
 
-    Raises Undecided where the outputs depend on what the symbols' ranges leave open.
+    Raises Undecided where the outputs depend on what the symbols' ranges leave open, ModelError for operands that do
+    not go together.
     """
     fn = HOST.get(c.op)
     if fn is None:
         return None
     if c.op not in ("Shape", "Size") and not all(o is None or _worthwhile(o) for o in c.operands):
         return None
-    return fn(c)
+    if c.builder.computed > MAX_COMPUTED:
+        if any(o is not None and o.is_symbolic for o in c.operands):
+            raise Undecided(f"more than {MAX_COMPUTED} elements are computed while importing")
+        return None
+    try:
+        found = fn(c)
+        c.builder.computed += sum(o.known.size for o in found if o.known is not None)
+        return found
+    except (ValueError, OverflowError) as error:  # numpy's, for shapes and numbers: no type rule has seen the node
+        c.broken(str(error))
 
 
 def _worthwhile(o: Operand) -> bool:
@@ -217,7 +228,10 @@ def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
 
 @_host("Range")
 def _range(c: NodeContext) -> Sequence[Operand]:
-    start, limit, step = (elements(c.operand(i)).reshape(-1)[0] for i in range(3))
+    given = [elements(c.operand(i)).reshape(-1) for i in range(3)]
+    if any(a.size != 1 for a in given):
+        c.broken("start, limit and delta should have one element each")
+    start, limit, step = (a[0] for a in given)
     if any(scalars.is_symbolic(x) for x in (start, limit, step)):
         raise Undecided(f"the length of a range from {start} to {limit}", start, limit)
     if step == 0:
@@ -340,7 +354,7 @@ def _reduction(fn: Callable[[Any, Any], Any], start: Any, since: int) -> HostFun
         rows = rows.reshape((-1, *rest))
         if not len(rows) and start is None:
             raise Undecided("the reduction of an empty tensor")
-        out = np.full(rest, start, object) if start is not None else rows[0]
+        out = np.full(rest, start, object) if start is not None else np.asarray(rows[0], object)
         for row in rows if start is not None else rows[1:]:
             out = np.asarray(np.frompyfunc(fn, 2, 1)(out, row), object)
         shape = [1 if i in axes else d for i, d in enumerate(data.shape)]

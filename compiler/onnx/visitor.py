@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, Uns
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.control import CONTROL, call_function, has_body, standard_function, takes_types
+from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, has_body, standard_function, takes_types
+from arcweld.compiler.onnx.expansion import Expansion
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
 from arcweld.compiler.onnx.order import in_order, names_used
@@ -55,6 +55,7 @@ class Visitor:
         self.results: dict[str, Operand | Unavailable] = {}
         self.visits = 0
         self.ended = False
+        self.expansion = Expansion(functions, MAX_DEPTH)
 
     def visit_all(
         self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None
@@ -81,6 +82,11 @@ class Visitor:
         if scope.depth == 0:
             self.results = dict(zip(outputs, found))
         return found
+
+    def reserve(self, nodes: Sequence[NodeProto], depth: int, times: int = 1) -> None:
+        """Raises ModelError if visiting ``nodes`` at ``depth`` so many times passes ``MAX_VISITS``."""
+        if self.visits + times * self.expansion.size(nodes, depth) > MAX_VISITS:
+            raise ModelError(f"the model expands to more than {MAX_VISITS} nodes")
 
     def names_used(self, graph: GraphProto) -> Set[str]:
         """The names that a subgraph reads or returns."""
@@ -218,34 +224,28 @@ class Visitor:
     def _named(
         self, context: NodeContext, listed: Sequence[Any], start: int, unknown: Unknown | None
     ) -> list[Any]:
+        """The operands of a node's outputs. Values that were emitted since ``start`` get the outputs' ONNX names."""
         fresh = {o.name for n in self.builder.rw.nodes[start:] for o in n.outputs}
+        names: dict[str, Value] = {}
         out: list[Any] = []
         for name, result in zip(context.outputs, listed):
             if isinstance(result, Value):
                 elements = result.type.numel
                 if isinstance(elements, int) and not 0 <= elements <= MAX_ELEMENTS:
                     raise ModelError(f"the result would have the shape {text(result.shape)}", node=context.name)
-                value = self.rename(result, name) if name and result.name in fresh else result
-                fresh.discard(result.name)
+                if name and result.name in fresh and result.name not in names:
+                    names[result.name] = self.named(result, name)
+                value = names.get(result.name, result)
                 if unknown is not None:
                     self.builder.unknown[value.name] = unknown
                 result = on_device(value)
             out.append(Unavailable(context.name) if result is None else result)
+        self.builder.rename(names, start)
         return out + [Unavailable(context.name)] * (len(context.outputs) - len(out))
 
-    def rename(self, value: Value, name: str) -> Value:
-        """Gives a value that was just emitted its ONNX name; returns the renamed value."""
-        new = Value(self.builder.rw.fresh(sanitize(name)), value.type)
-        nodes = self.builder.rw.nodes
-        for i in range(len(nodes) - 1, -1, -1):
-            node = nodes[i]
-            if value in node.inputs or value in node.outputs:
-                nodes[i] = replace(node, inputs=_swap(node.inputs, value, new), outputs=_swap(node.outputs, value, new))
-            if value in node.outputs:
-                break
-        self.builder.producers.pop(value.name, None)
-        self.builder.scanned = min(self.builder.scanned, i)
-        return new
+    def named(self, value: Value, name: str) -> Value:
+        """A value like ``value`` whose name is made of the ONNX name."""
+        return Value(self.builder.rw.fresh(sanitize(name)), value.type)
 
     def _behind(self, node: NodeProto, domain: str, label: str, bad: Unavailable) -> Sequence[Any]:
         if not self._has(node, domain):
@@ -307,10 +307,6 @@ def opset_versions(owner: FunctionProto | ModelProto) -> dict[str, int]:
 
 
 _BUILT_IN = {"Constant", "Shape", "Size", *CONTROL, *SEQUENCES}
-
-
-def _swap(values: Sequence[Any], old: Value, new: Value) -> tuple[Any, ...]:
-    return tuple(new if v == old else v for v in values)
 
 
 def _constant(c: NodeContext) -> Operand:

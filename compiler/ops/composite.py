@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dims import Dim, divides_exactly, product
-from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
@@ -256,7 +255,7 @@ composite(
     [Case(((2, 3, 4, 5),), {}, ("f32", "f16")), Case(((3, 7),), {"axes": (1,)}, ("f32",))],
 )  # fmt: skip
 
-# ---------------------------------------------------------------------------------------------- Hardmax, CumSum
+# ------------------------------------------------------------------------------------------------------ Hardmax
 
 
 def _hardmax(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -277,42 +276,4 @@ def _decompose_hardmax(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 composite(
     "Hardmax", "x", _infer_float("Hardmax"), _hardmax, _decompose_hardmax, {"axis": Attr("int", required=True)},
     [Case(((3, 5),), {"axis": 1}, ("f32", "f16")), Case(((3, 5, 2),), {"axis": 1}, ("f32",))],
-)  # fmt: skip
-
-
-def _infer_cumsum(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (x,) = present("CumSum", types, 1)
-    check_dtype("CumSum", x, NUMERIC)
-    check_axis("CumSum", attrs["axis"], x.rank)
-    return (x,)
-
-
-def _cumsum(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    x, axis = widen(operand(arrays)), attrs["axis"]
-    y = np.flip(x, axis) if attrs["reverse"] else x
-    y = np.cumsum(y, axis=axis, dtype=x.dtype) - (y if attrs["exclusive"] else np.zeros((), x.dtype))
-    return ((np.flip(y, axis) if attrs["reverse"] else y).astype(operand(arrays).dtype),)
-
-
-def _decompose_cumsum(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    """Sums under a triangular mask: n^2 additions for n elements, which fuse into one reduction kernel."""
-    (x,), p, e = node.operands(), node.attrs, Emit(rw, node)
-    axis, n = p["axis"], x.shape[p["axis"]]
-    behind = (1,) * (x.type.rank - axis - 1)
-    strict = int(bool(p["exclusive"]))
-    ones = e("ConstantOfShape", shape=(n, n), value=1, dtype=DType.BOOL)
-    mask = e("Trilu", ones, upper=int(bool(p["reverse"])), k=strict if p["reverse"] else -strict)
-    spread = e.reshape(x, (*x.shape[:axis], 1, *x.shape[axis:]))
-    terms = e("Where", e.reshape(mask, (n, n, *behind)), spread, e.const(0, x.dtype))
-    return (e("ReduceSum", terms, axes=(axis + 1,), keepdims=0),)
-
-
-composite(
-    "CumSum", "x", _infer_cumsum, _cumsum, _decompose_cumsum,
-    {"axis": Attr("int", required=True), "exclusive": Attr("int", 0), "reverse": Attr("int", 0)},
-    [
-        Case(((2, 5, 3),), {"axis": 1, "exclusive": x, "reverse": r}, ("f32", "i64"), -9.0, 9.0)
-        for x in (0, 1)
-        for r in (0, 1)
-    ] + [Case(((2, 6),), {"axis": 1}, ("f16",))],
 )  # fmt: skip

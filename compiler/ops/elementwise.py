@@ -55,13 +55,14 @@ def pointwise(
     high: float = 2.0,
     cost: int = 1,
     tolerance: float = 1e-5,
+    lower: Lower | None = None,
     doc: str = "",
 ) -> OpDef:
     """Registers a pointwise operator.
 
     ``inputs`` lists the operands (``"x"``, ``"a b"``, ``"x*"``), which broadcast. They share one of ``dtypes``, unless
     ``check`` tests their types instead. ``test``, ``low`` and ``high`` are the element types and the range of the
-    default test case; ``cases`` are further ones.
+    default test case; ``cases`` are further ones. ``lower`` replaces the lowering by ``formula``.
     """
     names = tuple(inputs.split())
     variadic = names[-1].endswith("*")
@@ -75,7 +76,7 @@ def pointwise(
             inputs=names,
             infer=_infer(name, count, dtypes, result, check),
             reference=_reference(result, numpy),
-            lower=_lower(formula),
+            lower=lower or _lower(formula),
             attrs=attrs or {},
             cases=(default, *cases) if check is None and test else tuple(cases),
             cost=cost,

@@ -12,14 +12,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcweld.compiler.bulk import converted
+from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, logical_not, unary, where
-from arcweld.compiler.ir import TensorType
+from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, divisor, logical_not, unary, where
+from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops import reference_math as rm
 from arcweld.compiler.ops.elementwise import Attrs, boolean, pointwise, second
-from arcweld.compiler.ops.registry import Attr, Case
-from arcweld.compiler.ops.shapes import ANY, BOOLS, INTS, NUMERIC, UNSIGNED, broadcast, check_dtype, same_dtype, show
+from arcweld.compiler.ops.registry import Attr, Case, Reader
+from arcweld.compiler.ops.shapes import (
+    ANY,
+    BOOLS,
+    INTS,
+    NUMERIC,
+    UNSIGNED,
+    broadcast,
+    check_dtype,
+    read,
+    same_dtype,
+    show,
+)
 
 FLOAT_AND_INT = ("f32", "f16", "i32", "i64")
 SIGNED_INT = ("i32", "i64")
@@ -285,9 +297,17 @@ _binary("Greater", "gt", np.greater, dtypes=NUMERIC, result=boolean, test=FLOAT_
 _binary("GreaterOrEqual", "ge", np.greater_equal, dtypes=NUMERIC, result=boolean, test=SIGNED_INT, cases=[_ORDERED])
 _binary("Less", "lt", np.less, dtypes=NUMERIC, result=boolean, test=FLOAT_AND_INT, cases=[_ORDERED])
 _binary("LessOrEqual", "le", np.less_equal, dtypes=NUMERIC, result=boolean, test=SIGNED_INT, cases=[_ORDERED])
+
+
+def _lower_division(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
+    a, b = (read(reader, v, coords) for v in node.operands())
+    name = "div" if node.op == "Div" else "fmod" if node.attrs["fmod"] else "mod"
+    return binary(name, a, b if b.dtype.is_float else divisor(b, reader.mask, strict=False))
+
+
 pointwise(
     "Div", "a b", lambda p, a, b: binary("div", a, b), lambda p, a, b: rm.truncating_divide(a, b), dtypes=NUMERIC,
-    test=("f32", "f16"), low=0.5, high=4.0, cost=4,
+    test=("f32", "f16"), low=0.5, high=4.0, cost=4, lower=_lower_division,
     cases=[
         Case((np.array([-7, 7, -8, 8, 0], np.int32), np.array([2, -2, 3, 3, 5], np.int32))),
         Case((np.array([-7, 7, -8, 8, 0], np.int64), np.array([2, -2, 3, 3, 5], np.int64))),
@@ -296,11 +316,27 @@ pointwise(
 pointwise(
     "Mod", "a b", lambda p, a, b: binary("fmod" if p["fmod"] else "mod", a, b),
     lambda p, a, b: np.fmod(a, b) if p["fmod"] else np.mod(a, b), dtypes=NUMERIC, attrs={"fmod": Attr("int", 0)},
-    test=("i32", "i64"), low=1.0, high=9.0, cost=12,
+    test=("i32", "i64"), low=1.0, high=9.0, cost=12, lower=_lower_division,
     cases=[
         Case((np.array([-7, 7, -8, 8, 0], np.int32), np.array([2, -2, 3, 3, 5], np.int32)), {"fmod": f}) for f in (0, 1)
     ] + [Case(((2, 6), (6,)), {"fmod": 1}, ("f32",), 1.0, 5.0)],
     doc="fmod=0: the result has the divisor's sign; fmod=1: C's fmod",
+)  # fmt: skip
+
+
+def _nonzero(a: np.ndarray) -> np.ndarray:
+    if not np.all(a):
+        raise ValueError("an integer is divided by zero")
+    return a
+
+
+def _lower_divisor(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
+    return divisor(read(reader, node.operands()[0], coords), reader.mask, strict=True)
+
+
+pointwise(
+    "Divisor", "x", lambda p, x: divisor(x, None, strict=True), lambda p, x: _nonzero(x), dtypes=INTS,
+    test=("i32", "u8"), low=1.0, high=9.0, lower=_lower_divisor, doc="x itself; a 0 stops the kernel with an error",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Kind(Enum):
     MOVEMENT = "movement"  # one output element from input elements elsewhere: an index map
     REDUCE = "reduce"  # one output element from all elements along some axes, by a combiner such as sum
     ROWWISE = "rowwise"  # a row program: reductions of each row, and then each element from its row's results
+    SCAN = "scan"  # one output element from all elements up to it along an axis, by a combiner
     CONTRACT = "contract"  # matrix products
     CONV = "conv"  # convolutions, also transposed
     WINDOW = "window"  # pools
@@ -126,7 +127,7 @@ class OpDef:
     reference  numpy arrays and attributes without symbols -> arrays; sums of f16 and bf16 are kept in f32 or wider
     attrs      the schemas of all attributes, by name
     lower      (POINTWISE, MOVEMENT) the element of the first output at given coordinates
-    combine    (REDUCE) the reduce template's combiner: sum, prod, max, min, argmax or argmin
+    combine    (REDUCE, SCAN) the template's combiner: sum, prod, max, min, argmax or argmin
     row        (ROWWISE) the row program of a node
     decompose  emits other operators with the node's meaning through a Rewriter, and returns their results
     supports   why a node cannot be compiled, or None

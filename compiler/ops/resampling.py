@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcweld.compiler.dims import Dim, IntExpr
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Rewriter, Value
 from arcweld.compiler.ops import registry
 from arcweld.compiler.ops.resize import keys, positions
@@ -28,6 +28,8 @@ def resampling_matrix(
     transform    Resize's coordinate_transformation_mode
     clipped      whether positions outside have no weight (exclude_outside); else they read the edge elements
     """
+    if m == 0:
+        return np.zeros((m, n))
     at = positions(n, m, scale, transform)
     shrink = min(m / n if scale is None else scale, 1.0)
     reach = {"linear": 1, "cubic": 2}[mode] / shrink
@@ -64,6 +66,8 @@ def resample(
             continue
         if isinstance(n, IntExpr) or isinstance(m, IntExpr):
             raise UnsupportedError(f"antialiased resizing of an axis of {n} to {m}")
+        if n == 0 < m:
+            raise ModelError(f"Resize: axis {axis} of {x.type} has no elements to make {m} of")
         matrix = resampling_matrix(
             n, m, scale, mode=mode, transform=transform, coefficient=coefficient, clipped=clipped
         )

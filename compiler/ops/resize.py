@@ -109,19 +109,18 @@ def keys(d: np.ndarray, a: float) -> np.ndarray:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def _matrix(n: int, m: int, at: np.ndarray, attrs: Attrs) -> np.ndarray:
-    """The interpolation along one axis as an ``[m, n]`` matrix: ``m`` outputs from ``n`` inputs."""
-    base = np.floor(at)
-    taps = (0, 1) if attrs["mode"] == "linear" else (-1, 0, 1, 2)
-    w = np.zeros((m, n))
-    for t in taps:
-        where_ = base + t
-        distance = np.abs(at - where_)
-        weight = 1 - distance if attrs["mode"] == "linear" else keys(distance, attrs["cubic_coeff_a"])
-        if attrs["exclude_outside"]:
-            weight = weight * ((where_ >= 0) & (where_ < n))
-        np.add.at(w, (np.arange(m), np.clip(where_, 0, n - 1).astype(np.int64)), weight)
-    return w / w.sum(axis=1, keepdims=True) if attrs["exclude_outside"] else w
+def _interpolated(y: np.ndarray, axis: int, at: np.ndarray, attrs: Attrs) -> np.ndarray:
+    """``y`` at the positions ``at`` along one axis."""
+    n, linear = y.shape[axis], attrs["mode"] == "linear"
+    source = np.floor(at) + np.array((0, 1) if linear else (-1, 0, 1, 2))[:, None]
+    distance = np.abs(at - source)
+    weights = 1 - distance if linear else keys(distance, attrs["cubic_coeff_a"])
+    if attrs["exclude_outside"]:
+        weights = weights * ((source >= 0) & (source < n))
+        weights /= weights.sum(axis=0)
+    column = (-1, *[1] * (y.ndim - 1 - axis))
+    terms = zip(np.clip(source, 0, n - 1).astype(np.int64), weights.astype(y.dtype))
+    return np.asarray(sum(np.take(y, k, axis) * w.reshape(column) for k, w in terms))
 
 
 def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
@@ -134,19 +133,21 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
             continue
         if n == 0 < m:
             raise ValueError(f"axis {axis} has no elements to make {m} of")
+        if m == 0:
+            y = np.take(y, np.arange(0), axis)
+            continue
         at = positions(n, m, scale, attrs["coordinate_transformation_mode"])
         if attrs["mode"] == "nearest":
             y = np.take(y, np.clip(_nearest(at, attrs["nearest_mode"]), 0, n - 1), axis)
         else:
-            w = _matrix(n, m, at, attrs).astype(y.dtype)
-            y = np.moveaxis(np.moveaxis(y, axis, -1) @ w.T, -1, axis)
+            y = _interpolated(y, axis, at, attrs)
     return (np.ascontiguousarray(y).reshape(y.shape).astype(x.dtype, copy=False),)
 
 
 # ----------------------------------------------------------------------------------------------------- lowering
 
 
-def _ratio(scale: float) -> tuple[int, int]:
+def ratio(scale: float) -> tuple[int, int]:
     """``scale`` as (numerator, denominator), with a denominator up to 4096 where that is within a relative 1e-6."""
     near = Fraction(scale).limit_denominator(4096)
     exact = near if abs(near - Fraction(scale)) <= Fraction(scale) / 10**6 else Fraction(scale)
@@ -157,7 +158,7 @@ def position(c: Dim, n: Dim, m: Dim, scale: float | None, transform: str) -> Pos
     """The source position of output ``c`` along an axis of ``n`` inputs and ``m`` outputs."""
     if transform == "align_corners":
         return (0, 1) if m == 1 else (c * (n - 1), maximum(m - 1, 1))
-    p, q = (m, n) if scale is None else _ratio(scale)  # the scale is p / q
+    p, q = (m, n) if scale is None else ratio(scale)  # the scale is p / q
     if transform == "asymmetric":
         return c * q, p
     if transform == "pytorch_half_pixel" and m == 1:
@@ -220,6 +221,8 @@ def _taps(node: Node, axis: int, c: Dim) -> list[Tap]:
     scale = None if attrs["scales"] is None else attrs["scales"][axis]
     if n == m and scale in (None, 1.0):
         return [(c, None)]
+    if m == 0:  # nothing is read, and a scale of 0 has no inverse
+        return [(0, None)]
     at = position(c, n, m, scale, attrs["coordinate_transformation_mode"])
     if attrs["mode"] == "nearest":
         return [(_nearest_coord(at, n, attrs["nearest_mode"]), None)]

@@ -17,6 +17,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     reduce,
     resize,
     rowwise,
+    scan,
     scatter,
     topk,
     window,

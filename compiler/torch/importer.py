@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -229,7 +229,7 @@ def _refuse_training(module: torch.nn.Module) -> None:
     from torch.nn.modules.batchnorm import _NormBase
     from torch.nn.modules.dropout import _DropoutNd
 
-    for name, m in module.named_modules():
+    for name, m in _submodules(module):
         if m.training and (isinstance(m, _NormBase) or (isinstance(m, _DropoutNd) and m.p > 0)):
             raise UsageError(
                 f"the layer {name or type(m).__name__} is in training mode", hint="call module.eval() first"
@@ -249,6 +249,18 @@ def _first_values(program: Any) -> dict[str, Weight]:
     arrays = {n: as_array(_stored(program, n)) for n in names}
     zeros = {n: np.broadcast_to(np.zeros((), a.dtype), a.shape) for n, a in arrays.items() if not np.any(a)}
     return {sanitize(n): Weight(zeros[n] if n in zeros else a.copy(), source=n) for n, a in arrays.items()}
+
+
+def _submodules(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Like ``named_modules``, but without recursion: thousands of nested modules are for torch.export to refuse."""
+    waiting = [("", module)]
+    seen = {module}
+    while waiting:
+        path, m = waiting.pop()
+        yield path, m
+        inner = [(f"{path}.{name}" if path else name, c) for name, c in m.named_children() if c not in seen]
+        seen.update(c for _, c in inner)
+        waiting += reversed(inner)
 
 
 def _output_labels(program: Any, count: int) -> list[str]:

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from arcweld.compiler.errors import EnvironmentError_
-from arcweld.compiler.paths import cache_dir
+from arcweld.compiler.paths import cache_dir, forget_oldest, touch
 from arcweld.runtime.sim.tools import run_compiler, stop_compilers, workspace
 
 log = logging.getLogger("arcweld.sim")
@@ -35,6 +35,7 @@ _COMMON_FLAGS = (
 _RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+MAX_LIBRARIES = 100_000  # in the cache: about 2 GB
 _MAGIC = b"ARCWELD1"  # before the hash of what precedes it
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
 _CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DSIM_CHECKED")
@@ -198,6 +199,8 @@ def _make(path: Path, command: list[str], what: str, stdin: str) -> None:
                 content = file.read()
                 file.write(_MAGIC + hashlib.sha256(content).digest())
             os.replace(made, path)
+            if path.stem.endswith("0"):  # a digit of its hash: one in sixteen counts the others
+                forget_oldest(path.parent, MAX_LIBRARIES)
         except OSError as error:
             raise EnvironmentError_(f"{path} cannot be written: {error.strerror}") from error
 
@@ -212,6 +215,7 @@ def _intact(path: Path) -> bool:
         raise EnvironmentError_(f"{path} cannot be read: {error.strerror}") from error
     tail = len(data) - len(_MAGIC) - hashlib.sha256().digest_size
     if tail > 0 and data[tail:] == _MAGIC + hashlib.sha256(memoryview(data)[:tail]).digest():
+        touch(path)
         return True
     log.warning("the library %s is damaged: it is made again", path)
     return False

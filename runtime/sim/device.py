@@ -129,6 +129,12 @@ class SimDevice:
             memory.array.fill(0xFF)
         return memory
 
+    def host_address(self, array: np.ndarray) -> int | None:
+        """The array's own address; its memory then counts as written by the host."""
+        address = int(array.ctypes.data)
+        self._forget_results(address, address + array.nbytes)
+        return address
+
     def upload(self, address: int, source: np.ndarray, stream: int = 0) -> None:
         """Copies a C-contiguous array; its memory then counts as written by the host."""
         if not source.flags.c_contiguous:

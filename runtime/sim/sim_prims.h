@@ -48,7 +48,7 @@ ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
   return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
 }
 
-// ---------------------------------------------------------------- indices that the model computes
+// ---------------------------------------------------------------- indices and divisors that the model computes
 ARCWELD_DEVICE i64 strict_index(i64 index, i64 extent) {
   if ((u64)index >= (u64)extent) {
     const i64 given = index < 0 ? index - extent : index;  // a negative one counted from the end
@@ -62,6 +62,16 @@ ARCWELD_DEVICE i64 index_in(i64 index, i64 extent) {
 #endif
   (void)extent;
   return index;
+}
+template <class T> ARCWELD_DEVICE T strict_divisor(T x) {
+  if (x == T(0)) sim_fail("an integer is divided by zero");
+  return x;
+}
+template <class T> ARCWELD_DEVICE T checked_divisor(T x) {
+#ifdef SIM_CHECKED
+  strict_divisor(x);
+#endif
+  return x;
 }
 
 // ---------------------------------------------------------------- programmatic dependent launch

@@ -1,4 +1,4 @@
-"""Opens an altered engine file in a child process, every way that needs no trust, and says how that ended."""
+"""Opens an altered file in a child process with limits, and says how that ended; an engine, every way without trust."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +26,6 @@ from arcweld.driver.samples import sample_inputs, sample_sizes
 from arcweld.runtime import records
 from arcweld.runtime.engine import Engine, load
 from arcweld.runtime.sim.build import runtime_library
-
-SECONDS = 20
-MEMORY = 4 << 30
 
 GRAPHS = {
     "layers": (
@@ -92,31 +91,51 @@ def open_every_way(data: bytes, folder: Path) -> str:
     return "ran"
 
 
-def strike(data: bytes) -> str:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What opening a file may take.
+
+    seconds    of wall time
+    processor  seconds of processor time, 0: any
+    memory     bytes of address space, beyond what the process has before
+    """
+
+    seconds: float = 20
+    processor: int = 0
+    memory: int = 4 << 30
+
+
+def strike(data: bytes, open_file: Callable[[bytes, Path], str], limits: Limits = Limits()) -> str:
     """``refused``, ``ran``, or what went wrong in a child that opens the file: a finding."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        _in_child(data, reader, writer)
+        _in_child(data, open_file, limits, reader, writer)
     os.close(writer)
-    said = _read(reader, child, time.monotonic() + SECONDS)
+    said = _read(reader, child, time.monotonic() + limits.seconds)
     os.close(reader)
     _, status = os.waitpid(child, 0)
     if said is None:
-        return f"takes more than {SECONDS} s"
+        return f"takes more than {limits.seconds:g} s"
     code = os.waitstatus_to_exitcode(status)
     return f"signal {-code}: {said}" if code < 0 else said or f"exit status {code}"
 
 
-def _in_child(data: bytes, reader: int, writer: int) -> None:
+def _in_child(
+    data: bytes, open_file: Callable[[bytes, Path], str], limits: Limits, reader: int, writer: int
+) -> None:  # fmt: skip
     try:
         os.close(reader)
         os.setsid()  # so that compilers can be ended with it
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        memory = pages * resource.getpagesize() + limits.memory
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        if limits.processor:
+            resource.setrlimit(resource.RLIMIT_CPU, (limits.processor, limits.processor))
         with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
-            said = open_every_way(data, Path(folder))
+            said = open_file(data, Path(folder))
     except MemoryError:
-        said = f"takes more than {MEMORY >> 30} GiB"
+        said = f"takes more than {limits.memory / (1 << 30):g} GiB"
     except BaseException:
         said = traceback.format_exc()[-3000:]
     try:

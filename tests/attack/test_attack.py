@@ -1,26 +1,42 @@
-"""A short attack with a fixed seed, and that the attack finds what it looks for. ``make attack`` runs a long one."""
+"""Short attacks with fixed seeds, and that they find what they look for. ``make attack`` runs long ones."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import strike
 from alter import altered, consistent, read_members, written
+from alter_models import ALTERATIONS, UNFIT, altered_model
+from test_onnx_damage import DATA
 
-from arcweld.compiler.errors import EngineFileError
+from arcweld.compiler.errors import ArcweldError, EngineFileError
+from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.options import Options
+from arcweld.driver.build import build_graph
 from arcweld.runtime.engine_file import parse_engine
 
 
-@pytest.mark.slow
-def test_a_short_attack_finds_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "of",
+    [
+        ("model", 40), pytest.param(("model", 400), marks=pytest.mark.slow),
+        pytest.param(("engine", 250), marks=pytest.mark.slow), pytest.param(("cost", 0), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_short_attack_finds_nothing(of: tuple[str, int], tmp_path: Path) -> None:
     """In a process of its own: a child that is forked from one with threads may wait for ever."""
-    command = [sys.executable, str(Path(__file__).parent), "--count", "250", "--seed", "1", "--out", str(tmp_path)]
+    arguments = ["--of", of[0], "--count", str(of[1]), "--seed", "1", "--out", str(tmp_path)]
+    command = [sys.executable, str(Path(__file__).parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -50,6 +66,31 @@ def test_an_unaltered_file_stays_one(original: bytes) -> None:
     assert parse_engine(memoryview(again)).program == parse_engine(memoryview(original)).program
 
 
+def test_altered_models_get_past_the_first_checks() -> None:
+    """They are refused for many reasons, at every stage, or built."""
+    rng, ends = random.Random(0), list[str]()
+    for _ in range(50):
+        try:
+            graph = import_onnx(altered_model(DATA, rng))
+            build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False)
+            ends.append("built")
+        except ArcweldError as error:
+            ends.append(error.message)
+    assert ends.count("built") > 5
+    assert len(set(ends)) > 15
+
+
+def test_every_alteration_changes_models() -> None:
+    for alter in set(ALTERATIONS):
+        changed = set()
+        for seed in range(30):
+            model = onnx.ModelProto.FromString(DATA)
+            with contextlib.suppress(*UNFIT):
+                alter(model, random.Random(seed))
+            changed.add(model.SerializeToString())
+        assert len(changed - {DATA}) > 10, alter.__name__
+
+
 def fail(data: bytes, folder: Path) -> str:
     raise KeyError("untyped")
 
@@ -64,7 +105,7 @@ def hang(data: bytes, folder: Path) -> str:
 
 
 def swell(data: bytes, folder: Path) -> str:
-    return str(len(bytearray(strike.MEMORY)))
+    return str(len(bytearray(strike.Limits().memory)))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +113,10 @@ def swell(data: bytes, folder: Path) -> str:
     [(fail, "KeyError: 'untyped'"), (crash, "signal 6"), (hang, "more than 1 s"), (swell, "more than 4 GiB")],
     ids=lambda x: x.__name__ if callable(x) else "",
 )
-def test_findings(how: Callable[[bytes, Path], str], found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strike, "open_every_way", how)
-    monkeypatch.setattr(strike, "SECONDS", 1 if how is hang else 20)
-    assert found in strike.strike(b"")
+def test_findings(how: Callable[[bytes, Path], str], found: str) -> None:
+    assert found in strike.strike(b"", how, strike.Limits(1 if how is hang else 20))
+
+
+def test_processor_time_is_limited() -> None:
+    end = strike.strike(b"", hang, strike.Limits(20, processor=1))
+    assert end.startswith((f"signal {int(signal.SIGKILL)}", f"signal {int(signal.SIGXCPU)}"))

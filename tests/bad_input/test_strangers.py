@@ -16,6 +16,9 @@ from cli_models import mlp, mlp_result, mlp_weights
 import arcweld
 from arcweld.cli.app import main
 from arcweld.compiler.errors import EngineFileError, UntrustedError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.text import parse_graph
+from arcweld.driver import remake
 from arcweld.driver.api import compile as compile_model
 from arcweld.runtime import injected, records
 from arcweld.runtime.engine import Engine
@@ -245,3 +248,33 @@ def test_a_damaged_file_is_damaged_first(built: EngineData, tmp_path: Path) -> N
     with pytest.raises(EngineFileError, match="altered or damaged") as caught:
         arcweld.load(bytes(data), "sim", trusted=True)
     assert not isinstance(caught.value, UntrustedError)
+
+
+def test_a_graph_that_takes_too_long_is_refused(
+    built: EngineData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = "".join(f"%v{n + 1}: f32[3] = Relu(%v{n})\n" for n in range(60_000))
+    graph = f"graph 'g'\ninput %v0: f32[3]\n{nodes}output %v60000\n"
+    path = forged(replace(built, graph=graph), tmp_path / "g.engine")
+    monkeypatch.setattr(remake, "SECONDS", 1)
+    with pytest.raises(UntrustedError, match="takes more than 1 s of processor time") as caught:
+        arcweld.load(path, "sim")
+    assert "trusted=True" in (caught.value.hint or "")
+    assert arcweld.load(path, "sim", trusted=True)(X).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"), [("abort", "ended with SIGABRT"), ("memory", "takes more than 64 MiB of memory")]
+)
+def test_a_graph_that_ends_the_comparison_is_refused(
+    what: str, message: str, built: EngineData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(text: str) -> Graph:
+        if what == "abort":
+            os.abort()
+        return parse_graph(text + " " * len(bytearray(256 << 20)))
+
+    monkeypatch.setattr(remake, "parse_graph", parse)
+    monkeypatch.setattr(remake, "MEMORY", 64 << 20)
+    with pytest.raises(UntrustedError, match=f"comparing it with its graph {message}"):
+        arcweld.load(forged(built, tmp_path / "g.engine"), "sim")

@@ -100,6 +100,14 @@ def _rowwise(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, i
     _store(kernel, points, buffers, variables)
 
 
+def _scan(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
+    x = points.value(kernel.loads["x"])
+    wide = np.float64 if x.dtype == np.float32 else x.dtype
+    acc = FOLD[kernel.attrs["combine"]].accumulate(x, axis=-1, dtype=wide)
+    _store(kernel, points, buffers, {"acc": acc.astype(x.dtype)})
+
+
 def _contract(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     outs = (*kernel.axes["batch"], *kernel.axes["m"], *kernel.axes["n"])
     _products(kernel, outs, kernel.axes["k"], ("a", "b"), buffers, env)
@@ -143,5 +151,5 @@ def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str,
 
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
-    "contract": _contract, "conv": _conv, "attention": _attention,
+    "scan": _scan, "contract": _contract, "conv": _conv, "attention": _attention,
 }  # fmt: skip

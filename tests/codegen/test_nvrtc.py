@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from arcweld.codegen.nvrtc import cache as cache_module
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc import pool, worker
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
@@ -209,6 +210,19 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
+def test_the_number_of_entries_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "MAX_ENTRIES", 20 * cache_module._FOLDERS)
+    cache = DiskCache(tmp_path)
+    keys = [f"ab{n:062x}" for n in range(60)]
+    for n, key in enumerate(keys):
+        cache.put(key, b"value")
+        os.utime(cache._path(key), (n, n))  # so that all have different ages
+        assert cache.get(keys[0]) == b"value"  # what is used stays
+    found = cache.keys()
+    assert 15 <= len(found) <= 20
+    assert set(found) == {keys[0], *keys[-len(found) + 1 :]}
+
+
 def test_pool_equals_in_process_compiles_once_and_reports() -> None:
     jobs = [job(n) for n in range(9)] + [job(0), job(1)]
     seen: list[tuple[int, int, str]] = []
@@ -295,6 +309,30 @@ def test_where_the_server_was_started_changes_no_byte(tmp_path: Path, monkeypatc
         assert server.ask(job(1).request())[1] == first
     finally:
         server.close()
+
+
+REFUSED = """
+import platform
+from arcweld.codegen.nvrtc import worker
+from arcweld.codegen.nvrtc.compiler import Job, library
+from arcweld.codegen.nvrtc.process import CompilerProcess
+
+machine, _ = worker._FORBIDDEN[platform.machine()]
+worker._FORBIDDEN[platform.machine()] = machine, ({"x86_64": 135, "aarch64": 92}[platform.machine()],)  # personality
+assert worker.confine()
+for n in range(2):
+    server = CompilerProcess(library())
+    for m in range(2):
+        print(server.ask(Job("__global__ void k() {}", "sm_80", headers=()).request())[0])
+    server.close()
+"""
+
+
+def test_random_addresses_are_said_once() -> None:
+    """As in a container that forbids ``personality``."""
+    done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ok"] * 4
+    assert done.stderr.count("forbids personality(ADDR_NO_RANDOMIZE)") == 1
 
 
 # ------------------------------------------------------------------------------- sources that nobody should compile

@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
   mma_tile<f16>(tile, ta, tb);
   cp_async16(s, p.in); cp_async8(s, p.in, 3); cp_async4(s, p.in, 0); cp_async_commit(); cp_async_wait<1>();
-  *(i64*)p.out = index_in(3, 4) + strict_index(3, 4);
+  *(i64*)p.out = index_in(3, 4) + strict_index(3, 4) + checked_divisor(2) + strict_divisor(2);
   named_bar_sync(1, 128); named_bar_arrive(2, 128);
   threadfence();
   f32 lo, hi;

@@ -22,7 +22,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
 NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}
-RENAMED = {"Silu": "Swish"}
+RENAMED = {"Silu": "Swish", "Divisor": "Identity"}
 
 REFUSALS = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
 onnxruntime.set_default_logger_severity(4)  # refused types are expected here, see by_either

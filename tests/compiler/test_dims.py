@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -38,7 +39,8 @@ from arcweld.compiler.dims import (
     to_text,
     var,
 )
-from arcweld.compiler.errors import ModelError
+from arcweld.compiler.dims.poly import MAX_DEGREE, MAX_SIZE, MAX_TERMS
+from arcweld.compiler.errors import ModelError, UnsupportedError
 
 N, S = symbol("N", 1), symbol("S", 2, 12, multiple_of=2)
 # loop indices, below constant and symbolic extents
@@ -330,3 +332,31 @@ def test_symbols_are_found_inside_calls() -> None:
 def test_senseless_text_is_refused(text: str) -> None:
     with pytest.raises(ModelError):
         parse(text)
+
+
+def test_expressions_are_bounded() -> None:
+    n, names = symbol("n"), [symbol(f"s{k}") for k in range(60)]
+    with pytest.raises(UnsupportedError, match=f"product of more than {MAX_DEGREE} dimensions"):
+        product([n] * (MAX_DEGREE + 1))
+    total = sum(names, n * 0)
+    with pytest.raises(UnsupportedError, match=f"sum of more than {MAX_TERMS} products"):
+        product([total, total])
+
+    def with_halves(count: int) -> Dim:
+        d: Dim = n
+        for k in range(count):
+            d = d + floordiv(d + 1, k + 3)
+        return d
+
+    assert with_halves(4) != n
+    with pytest.raises(UnsupportedError, match=f"more than {MAX_SIZE} parts"):
+        with_halves(20)
+
+
+def test_a_proof_that_takes_too_long_is_given_up() -> None:
+    """Each of many quotients may be cleared first, at each step of the proof."""
+    n = symbol("n", 1)
+    e = sum((floordiv(n + k, 3 + k) * (k % 3 - 1) for k in range(60)), n * 0)
+    started = time.process_time()
+    assert not is_nonneg(e)
+    assert time.process_time() - started < 5

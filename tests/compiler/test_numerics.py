@@ -12,7 +12,9 @@ from onnx import helper
 from onnx_models import model
 from onnx_oracle import by_onnxruntime
 
+from arcweld.compiler.errors import DeviceError
 from arcweld.driver import api
+from arcweld.runtime.sim.device import SimDevice
 
 NAN, INF = np.nan, np.inf
 N = helper.make_node
@@ -72,3 +74,54 @@ def test_a_nan_is_never_lost(name: str) -> None:
     got, theirs = run([node], feeds, {})
     np.testing.assert_array_equal(got, by_numpy(feeds["x"]))
     assert not np.array_equal(got, theirs, equal_nan=got.dtype.kind == "f"), "docs/numerics.md lists a difference"
+
+
+A, B = np.array([[7, -7, 0], [5, -8, 1]]), np.array([[2, 0, 0], [0, 3, -4]])
+DIVISIONS: dict[str, tuple[list[onnx.NodeProto], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
+    "Div": ([N("Div", ["a", "b"], ["y"])], lambda a, b: np.trunc(a / b)),
+    "Mod": ([N("Mod", ["a", "b"], ["y"])], np.mod),
+    "fmod": ([N("Mod", ["a", "b"], ["y"], fmod=1)], np.fmod),
+    "in a sum": (
+        [N("Div", ["a", "b"], ["q"]), N("ReduceSum", ["q", "axis"], ["y"])],
+        lambda a, b: np.trunc(a / b).sum(1, keepdims=True),
+    ),
+    # lanes of tiles and places of the padding, which compute nothing of the result, divide zeros too
+    "before a product": ([N("Mod", ["a", "b"], ["q"]), N("MatMul", ["q", "w"], ["y"])], lambda a, b: np.mod(a, b) @ W),
+    "after a product": (
+        [N("MatMul", ["a", "w"], ["p"]), N("Slice", ["b", "start", "stop"], ["c"]), N("Div", ["p", "c"], ["y"])],
+        lambda a, b: np.trunc((a @ W) / b[:, :1]),
+    ),
+    "padded": (
+        [N("Div", ["a", "b"], ["q"]), N("Pad", ["q", "pads"], ["p"]), N("Add", ["p", "p"], ["y"])],
+        lambda a, b: 2 * np.pad(np.trunc(a / b), ((1, 0), (2, 3))),
+    ),
+    "concatenated": (
+        [N("Div", ["a", "b"], ["q"]), N("Concat", ["q", "a"], ["y"], axis=1)],
+        lambda a, b: np.concatenate([np.trunc(a / b), a], 1),
+    ),
+}  # fmt: skip
+W = np.arange(15).reshape(3, 5) - 7
+CONSTANTS = {
+    "axis": np.array([1]), "w": W, "pads": np.array([1, 2, 0, 3]), "start": np.array([0, 0]), "stop": np.array([9, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_an_integer_division_by_zero_is_0_and_an_error_in_checked_mode(name: str, dtype: Any) -> None:
+    nodes, by_numpy = DIVISIONS[name]
+    used = {i for n in nodes for i in n.input}
+    typed = {k: v.astype(dtype) if k == "w" else v for k, v in CONSTANTS.items() if k in used}
+    proto = model(nodes, {k: (dtype, [2, 3]) for k in "ab"}, ["y"], typed)
+    graph = api.import_model(proto)
+    checked = api.compile_graph(graph, device=SimDevice(checked=True), verify="off")
+    good = np.where(B == 0, 6, B)
+    np.testing.assert_array_equal(checked(A.astype(dtype), good.astype(dtype)), by_numpy(A, good))
+    with pytest.raises(DeviceError, match="an integer is divided by zero"):
+        checked(A.astype(dtype), B.astype(dtype))
+    with np.errstate(all="ignore"):
+        fits = np.where(B == 0, 1, B)
+    want = by_numpy(np.where(B == 0, 0, A), fits)  # 0 where the divisor is
+    if name not in ("after a product", "concatenated"):
+        engine = api.compile_graph(graph, device="sim", verify="off")
+        np.testing.assert_array_equal(engine(A.astype(dtype), B.astype(dtype)), want)

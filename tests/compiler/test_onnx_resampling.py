@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnx_models import compare, floats, ints, model, runtime
 
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.ops.resize import TRANSFORMS
+from arcweld.driver.api import compile as compile_model
 
 
 def resize(shape: list[Any], given: np.ndarray, dtype: Any = np.float32, **attrs: Any) -> onnx.ModelProto:
@@ -65,3 +66,19 @@ def test_what_is_refused() -> None:
         import_onnx(resize([1, 1, 8, 8], ints(1, 1, 4, 4), np.uint8, mode="linear"))
     with pytest.raises(UnsupportedError, match="antialiased resizing of an axis of h"):
         import_onnx(resize([1, 1, "h", 8], np.array([1, 1, 0.5, 0.5], np.float32), mode="linear"))
+
+
+def test_an_axis_without_elements_has_no_aspect_ratio() -> None:
+    for policy in ("not_larger", "not_smaller"):
+        with pytest.raises(ModelError, match="no aspect ratio to keep"):
+            import_onnx(resize([1, 1, 0, 4], ints(8, 8), mode="linear", axes=[2, 3], keep_aspect_ratio_policy=policy))
+
+
+def test_an_open_axis_that_shrinks_is_verified() -> None:
+    """A size beyond every tile has some 10^5 rows: the reference must not be a matrix of their square."""
+    proto = resize([1, 1, "h", 4], np.array([1, 1, 0.1, 2], np.float32), mode="linear")
+    del proto.graph.node[0].attribute[[a.name for a in proto.graph.node[0].attribute].index("antialias")]
+    engine = compile_model(proto, device="sim")
+    (point,) = [p for p in engine.data.verify["points"] if p["name"] == "beyond"]
+    assert "skipped" not in point
+    assert point["sizes"]["h"] > 100_000

@@ -17,8 +17,9 @@ from arcweld.compiler.dims import evaluate
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, variable
 from arcweld.compiler.interpret import interpret
-from arcweld.compiler.ir import Graph, Node, Rewriter
-from arcweld.compiler.ops.registry import OpDef, must_decompose
+from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.ops.registry import OpDef, make, must_decompose, opdef
+from arcweld.compiler.ops.resize import MODES, TRANSFORMS
 from arcweld.compiler.reference import run_reference
 
 
@@ -47,6 +48,22 @@ def test_lowering_with_a_symbolic_dimension_agrees_with_the_reference(sweep: Swe
     for node, graph, feeds, extent in symbolic(sweep):
         want = run_reference(graph, feeds)[graph.outputs[0].name]
         assert_close(run_lowering(sweep.op, node, feeds, {"S": extent}), want, sweep.dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transform", TRANSFORMS[:5])
+@pytest.mark.parametrize("scales", [None, (1.0, 1.0, 0.1, 2.0)])
+def test_resizing_to_nothing_has_a_lowering(mode: str, transform: str, scales: tuple[float, ...] | None) -> None:
+    """A scale of 0 has no inverse."""
+    for rows in (0, 4):
+        x = Value("x", TensorType(DType.F32, (1, 2, rows, 4)))
+        rw = Rewriter(Graph("g", (x,), (), ()))
+        attrs = {"sizes": (1, 2, 0, 8), "scales": scales, "mode": mode, "coordinate_transformation_mode": transform}
+        make(rw, "Resize", [x], attrs)
+        (node,) = rw.nodes
+        feeds = {"x": np.zeros((1, 2, rows, 4), np.float32)}
+        assert run_lowering(opdef("Resize"), node, feeds, {}).shape == (1, 2, 0, 8)
+        assert opdef("Resize").reference([feeds["x"]], node.attrs)[0].shape == (1, 2, 0, 8)
 
 
 # ------------------------------------------------------------------------------------------------- row programs

@@ -8,10 +8,11 @@ import torch
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import InputError, ModelError, VerifyError
+from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.reference import bind_symbols, run_reference
+from arcweld.compiler.text import parse_graph
 
 N = symbol("n", 1)
 
@@ -110,3 +111,22 @@ def test_an_index_out_of_range_names_the_node() -> None:
     graph = Graph("g", (x, i), (y,), (Node("Gather", (x, i), (y,), {"axis": 0}, ("lookup",)),))
     with pytest.raises(ModelError, match="lookup"):
         run_reference(graph, {"x": np.ones(2, np.float32), "i": np.array([7])})
+
+
+def test_a_result_that_memory_cannot_hold_names_the_node() -> None:
+    rows = 1 << 45  # 2^47 bytes, which no address space holds
+    x, y = value("x", rows), value("y", rows)
+    graph = Graph("g", (x,), (y,), (Node("Exp", (x,), (y,), {}, ("my_exp",)),))
+    with pytest.raises(EnvironmentError_, match=rf"compute Exp in numpy, which gives f32\[{rows}\]"):
+        run_reference(graph, {"x": np.broadcast_to(np.float32(1), (rows,))})
+
+
+@pytest.mark.parametrize("exponent", [60, 44])
+def test_results_that_no_memory_holds_are_a_typed_error(exponent: int) -> None:
+    """The system would grant some of them, and end the process that fills them."""
+    graph = parse_graph(
+        f"graph 'g'\ninput %x: f32[1]\n%c = ConstantOfShape(shape=({1 << exponent},), value=1.0, dtype=dtype(f32))\n"
+        "%y = Add(%x, %c) @ 'the_node'\noutput %y\n"
+    )
+    with pytest.raises(EnvironmentError_, match=r"compute ConstantOfShape in numpy, which gives f32"):
+        run_reference(graph, {"x": np.ones(1, np.float32)})

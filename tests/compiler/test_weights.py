@@ -85,3 +85,13 @@ def test_damaged_records_are_refused(damaged: tuple[tuple[str, tuple[object, ...
 def test_sources_that_are_missing_or_do_not_fit_are_named(arrays: dict[str, np.ndarray]) -> None:
     with pytest.raises(InputError, match="'w'"):
         replay((("source", W),), arrays)
+
+
+def test_derived_weights_are_bounded_too() -> None:
+    rw = Rewriter(Graph("g", (), (), (), {"w": Weight(np.ones(100_000, np.float32), "w")}))
+    w = weight_value("w", rw.weights["w"].data, DType.F32)
+    small = derive(rw, "Concat", [w, w], {"axis": 0})
+    large = derive(rw, "Concat", [w] * 9, {"axis": 0})
+    assert small.name in rw.weights
+    assert large.name not in rw.weights
+    assert rw.nodes[-1].op == "Concat"

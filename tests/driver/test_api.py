@@ -16,6 +16,7 @@ import arcweld
 from arcweld import AccuracyError, Input, ModelError, UnsupportedError, UsageError
 from arcweld.codegen.lowering import reading
 from arcweld.compiler import expr
+from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.options import Options
 from arcweld.driver import api
 
@@ -377,3 +378,16 @@ def test_a_build_is_dumped_step_by_step(tmp_path: Path) -> None:
         last = [t for t in told if t[0] == stage][-1]
         assert last[1] == last[2] == len(build.planned)
     assert build.seconds["total"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "doing"),
+    [("verify_build", "the build"), ("build_graph", "the build"), ("check_inputs", "the import")],
+)
+def test_what_memory_cannot_hold_is_said(name: str, doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 32.0 TiB")
+
+    monkeypatch.setattr(api, name, full)
+    with pytest.raises(EnvironmentError_, match=rf"not enough memory for {doing}: Unable to allocate 32\.0 TiB"):
+        api.compile(torch.nn.ReLU(), torch.zeros(3), device="sim")

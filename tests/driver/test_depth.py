@@ -85,7 +85,7 @@ def chain(length: int, step: Callable[[int, str, str], list[NodeProto]], shape: 
     for i in range(length):
         nodes += step(i, f"v{i}", f"v{i + 1}")
     constants = {"c": np.float32(0.9), "h": np.float32(0.3), "one": np.int64([1]), "end": np.int64([1 << 40])}
-    constants["pads"] = np.int64([0, 0, 0, 1])
+    constants |= {"pads": np.int64([0, 0, 0, 1]), "around": np.int64([1, 1, 1, 1])}
     return model(nodes, {"v0": (np.float32, shape)}, [f"v{length}"], constants)
 
 
@@ -112,6 +112,11 @@ def padded(i: int, x: str, y: str) -> list[NodeProto]:
     return [helper.make_node("Pad", [x, "pads"], [y])]
 
 
+def mirrored(i: int, x: str, y: str) -> list[NodeProto]:
+    """Each index is mirrored at both ends: written out, the last one would have 4 ** i parts."""
+    return [helper.make_node("Pad", [x, "around" if i % 20 == 0 else "pads"], [y], mode="reflect")]
+
+
 STEPS = {"mixed": mixed, "doubled": doubled, "transposed": transposed, "padded": padded}
 
 
@@ -123,6 +128,17 @@ def test_chains(kind: str) -> None:
 
 def test_chain_of_slices() -> None:
     check(chain(400, sliced, (2, 405)))
+
+
+def test_chain_of_mirrors() -> None:
+    assert len(check(chain(40, mirrored)).planned) == 14
+
+
+def test_chain_of_doublings() -> None:
+    def step(i: int, x: str, y: str) -> list[NodeProto]:
+        return [helper.make_node("Tanh", [x], [f"t{i}"]), helper.make_node("Concat", [f"t{i}", x], [y], axis=i % 2)]
+
+    assert len(check(chain(10, step)).planned) > 1
 
 
 def test_chain_of_look_ups() -> None:

@@ -66,6 +66,28 @@ PACKED = """
 """
 
 
+@pytest.mark.parametrize("exclusive", [0, 1])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_running_sums_of_equal_elements(exclusive: int, reverse: int) -> None:
+    graph = build(f"""
+        input %x: i64[n, 4]
+        %three = ConstantOfShape(shape=(2, n), value=3, dtype=dtype(i64))
+        %y = CumSum(%three, axis=1, exclusive={exclusive}, reverse={reverse})
+        %of_rows = Range(start=0, step=1, length=n, dtype=dtype(i64))
+        %z = CumSum(%of_rows, axis=0, exclusive={exclusive}, reverse={reverse})
+        %w = CumSum(%x, axis=0, exclusive={exclusive}, reverse={reverse})
+        output %y
+        output %z
+        output %w
+    """)
+    y, z, w = (Elements(tracked(graph)).closed_form(o) for o in graph.outputs)
+    assert z is None
+    assert w is None
+    assert y is not None
+    want = run_reference(graph, {"x": np.zeros((5, 4), np.int64)})["y"]
+    np.testing.assert_array_equal(values_of(y, (2, 5), {"n": 5}), want)
+
+
 def test_positions_that_begin_one_below_the_first_are_linear() -> None:
     text = PACKED + "output %total"
     assert formula_of(text, "new") == ALWAYS

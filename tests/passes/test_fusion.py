@@ -14,8 +14,9 @@ from arcweld.compiler.errors import UnsupportedError, VerifyError
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region, is_hero
 from arcweld.driver.build import materialise_outputs
-from arcweld.passes.fusion import LARGE_CODE, MAX_CODE, MAX_INDEXED, MAX_NODES, MAX_OPERANDS, fuse
+from arcweld.passes.fusion import MAX_INDEXED, MAX_NODES, MAX_OPERANDS, fuse
 from arcweld.passes.pipeline import run_passes
+from arcweld.passes.places import LARGE_CODE, MAX_CODE
 from arcweld.passes.schedule import schedule
 
 CODES = {"movement", "broadcast", "operands", "cycle", "prologue", "shared", "recompute", "size", "indices"}
@@ -248,6 +249,30 @@ input %g: f32[1, 16, 16, 2]
 %c: f32[1, 1, 16, 16] = GridSample(%b, %g, mode='cubic', padding_mode='zeros', align_corners=0) @ 'c'
 output %c
 """
+
+def test_values_that_are_read_at_many_places_are_stored() -> None:
+    """Written out, the last of twelve would read x 4,096 times."""
+    lines = [
+        f"%v{i + 1}: f32[{2 << i + 1}] = Concat(%v{i}, %v{i}, axis=0) @ 'n{i}'" for i in range(12)
+    ]  # fmt: skip
+    f = fused("input %v0: f32[2]\n" + "\n".join(lines) + "\noutput %v12\n")
+    assert [len(r.nodes) for r in f.regions] == [2, 5, 5]  # 1 + 2 + 4 + 8 + 16 places
+    assert {r[2] for r in refusals(f)} == {"recompute"}
+    valid(f)
+
+
+def test_what_is_read_at_one_place_by_several_is_computed_once() -> None:
+    """Directly and through equal views: written out as a tree, the chain would compute a Tanh 2**12 times."""
+    lines = [
+        f"%t{i}: f32[{3 - i % 2}, {2 + i % 2}] = Tanh(%v{i}) @ 't{i}'\n"
+        f"%a{i}: f32[{2 + i % 2}, {3 - i % 2}] = Transpose(%v{i}, perm=(1, 0)) @ 'a{i}'\n"
+        f"%b{i}: f32[{2 + i % 2}, {3 - i % 2}] = Transpose(%t{i}, perm=(1, 0)) @ 'b{i}'\n"
+        f"%v{i + 1}: f32[{2 + i % 2}, {3 - i % 2}] = Mul(%a{i}, %b{i}) @ 'v{i}'"
+        for i in range(12)
+    ]  # fmt: skip
+    f = fused("input %v0: f32[3, 2]\n" + "\n".join(lines) + "\noutput %v12\n")
+    assert [len(r.nodes) for r in f.regions] == [48]
+
 
 SCATTER = """input %x: f32[500, 4]
 input %i: i64[{n}, 1]

@@ -439,7 +439,10 @@ def test_undefined_and_huge_values_are_input_errors() -> None:
     [
         3, [], "text", {}, {"level": "full"}, {"level": 1, "kernels": [], "outputs": []},
         {"level": "full", "kernels": [1], "outputs": []}, {"level": "full", "kernels": [{}], "outputs": []},
+        {"level": "full", "kernels": [{"kernel": "k", "status": "verified"}], "outputs": []},
+        {"level": "full", "kernels": [{"kernel": "k", "status": "verified", "launch": {}}], "outputs": []},
         {"level": "full", "kernels": [], "outputs": [{"output": "y"}]},
+        {"level": "full", "kernels": [], "outputs": [{"output": "y", "status": "verified", "nonfinite": "few"}]},
         {"level": "full", "kernels": [], "outputs": [], "shapes": {"x": "3"}},
         {"level": "full", "kernels": [], "outputs": [{"output": "y", "status": "verified", "error": "small"}]},
     ],

@@ -10,14 +10,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from runtime_programs import W, chain, chain_reference, check, rows
+from runtime_programs import W, chain, chain_reference, check, rows, scale_add
 from test_graphs import GraphDevice
 
-from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.compiler.errors import DeviceError, EngineFileError, InputError
 from arcweld.runtime.arena import aligned
-from arcweld.runtime.engine import Engine, load
+from arcweld.runtime.binding import OrtValue
+from arcweld.runtime.engine import MAX_CONTEXTS, Engine, load
+from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.locks import SharedLock
-from arcweld.runtime.program import WeightEntry
+from arcweld.runtime.program import Tensor, WeightEntry
 from arcweld.runtime.sim.device import SimDevice
 
 
@@ -54,6 +56,13 @@ def test_many_shapes_are_bounded() -> None:
         engine(rows(n))
     (context,) = engine._local.contexts.values()
     assert len(context._specialised) <= 64
+
+
+def test_the_contexts_of_a_thread_are_bounded() -> None:
+    engine = Engine(chain(), SimDevice())
+    for stream in range(2 * MAX_CONTEXTS):
+        engine._context(stream)
+    assert list(engine._local.contexts) == list(range(MAX_CONTEXTS, 2 * MAX_CONTEXTS))
 
 
 def test_save_load_and_update_weights(tmp_path: Path) -> None:
@@ -250,3 +259,39 @@ def test_a_lock_for_many_readers_or_one_writer() -> None:
     with pytest.raises(KeyError), lock:
         raise KeyError
     read()
+
+
+# ------------------------------------------------------------------------------------- more than the memory
+
+WIDE = 1 << 34  # columns of a result: 2^47 bytes for 2048 rows, which no address space holds
+
+
+def too_wide() -> EngineData:
+    """``chain``'s first launch, with a result of which it writes the beginning only."""
+    data = chain()
+    program = msgspec.structs.replace(
+        data.program,
+        outputs=(Tensor("y", "f32", ("n", str(WIDE))),),
+        temps=(),
+        aliases=(),
+        launches=(scale_add("first", "x", "w", "y", 2.0, "8*n", "8"),),
+    )
+    return replace(data, program=program)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_result_that_memory_cannot_hold_is_named(kind: str) -> None:
+    x: object = rows(2048)
+    if kind == "torch":
+        x = pytest.importorskip("torch").from_numpy(x)
+    told = rf"not enough memory for output 'y' of shape \[2048, {WIDE}\]: {1 << 47} bytes"
+    with pytest.raises(DeviceError, match=told):
+        Engine(too_wide(), SimDevice())(x)
+
+
+def test_a_value_that_memory_cannot_hold() -> None:
+    with pytest.raises(DeviceError, match=rf"not enough memory for shape \[2048, {WIDE}\]: {1 << 47} bytes"):
+        OrtValue.ortvalue_from_shape_and_type((2048, WIDE), np.float32)
+    for shape in ((2, -1), (1 << 40, 1 << 40), ("n",)):
+        with pytest.raises(InputError, match="no array has the shape"):
+            OrtValue.ortvalue_from_shape_and_type(shape, np.float32)

@@ -240,3 +240,31 @@ def test_an_index_out_of_range_raises_as_in_eager(fn: Any, dynamic: bool) -> Non
         close(run(a, good), fn(a, good))
         assert not any(r.left for r in torch_report())
         assert {b.fallback for r in torch_report() for b in r.blocks} == {None}
+
+
+DIVIDED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "floor": lambda a, b: a // b + 1,
+    "trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc") + 1,
+    "remainder": lambda a, b: a % (b * 1) + 1,
+    "fmod": lambda a, b: torch.fmod(a, b) + 1,
+    "one divisor": lambda a, b: (a + 1) // b[0] + b.sum(),
+    "in a sum": lambda a, b: (a.expand(5, 3) // b).sum(0),
+    "under a mask": lambda a, b: F.pad(a // b, (2, 3)) * 2,
+}
+
+
+@pytest.mark.parametrize("fn", DIVIDED.values(), ids=DIVIDED.keys())
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8])
+def test_an_integer_division_by_zero_raises_as_in_eager(fn: Any, dtype: torch.dtype) -> None:
+    a, good, bad = (torch.tensor(v, dtype=dtype) for v in ([7, -7, 5], [2, 3, -4], [0, 2, 0]))
+    run = torch.compile(fn, backend="arcweld", options={"min_block_size": 1})
+    with pytest.raises(RuntimeError) as expected:
+        fn(a, bad)
+    with pytest.raises(type(expected.value), match="ZeroDivisionError"):  # while it is built
+        run(a, bad)
+    close(run(a, good), fn(a, good))
+    with pytest.raises(type(expected.value), match="ZeroDivisionError"):
+        run(a, bad)
+    close(run(a, good), fn(a, good))
+    assert not any(r.left for r in torch_report())
+    assert {b.fallback for r in torch_report() for b in r.blocks} == {None}

@@ -198,3 +198,12 @@ def test_strided_and_tied_and_bf16_parameters() -> None:
     graph = import_module(model, (rand(2, 3),))
     assert len([w for w in graph.weights.values() if w.source in ("a", "b", "tied", "steps")]) == 3
     compare(graph, model, (rand(2, 3),), rtol=1e-2)
+
+
+@pytest.mark.parametrize("depth", [500, 5000])
+def test_deeply_nested_modules_are_refused_by_name(depth: int) -> None:
+    module: torch.nn.Module = torch.nn.ReLU()
+    for _ in range(depth):
+        module = torch.nn.Sequential(module)
+    with pytest.raises(ModelError, match=r"torch\.export refused Sequential: RecursionError"):
+        import_module(module, (torch.ones(2),))

@@ -16,6 +16,7 @@ from arcweld.compiler.onnx.operands import elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Scalar
 from arcweld.compiler.ops.resampling import resample
+from arcweld.compiler.ops.resize import ratio
 
 _TRANSFORMS = (
     "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_crop_and_resize",
@@ -74,6 +75,8 @@ def _sized(c: NodeContext, sizes: Sequence[Scalar], axes: Sequence[int] | None, 
     where = list(range(len(shape))) if axes is None else list(axes)
     if not all(isinstance(shape[a], int) and isinstance(sizes[a], int) for a in where):
         c.unsupported(f"keep_aspect_ratio_policy {policy} with symbolic dimensions", fix_dimensions())
+    if any(shape[a] == 0 for a in where):
+        c.broken("an axis without elements has no aspect ratio to keep")
     pick = min if policy == "not_larger" else max
     scale = pick(Fraction(sizes[a], shape[a]) for a in where)  # type: ignore[arg-type]
     scaled = [int(scale * shape[a] + Fraction(1, 2)) if a in where else shape[a] for a in range(len(shape))]  # type: ignore[operator]
@@ -111,7 +114,8 @@ def _resized(
         "Resize",
         x,
         sizes=tuple(sizes),
-        scales=None if scales is None else tuple(float(s) for s in scales),  # type: ignore[arg-type]
+        # a scale of 0.1 in f32 is meant to be 1 / 10: along 10^5 rows the difference is a part of a row
+        scales=None if scales is None else tuple(float(Fraction(*ratio(float(s)))) for s in scales),  # type: ignore[arg-type]
         mode="linear" if mode == "bilinear" else mode,
         coordinate_transformation_mode=transform,
         nearest_mode=nearest,

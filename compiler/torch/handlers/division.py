@@ -38,7 +38,12 @@ def _divided(c: AtenContext) -> tuple[Value, Value]:
     a, b = c["self"], c["other"]
     # a number is rounded to the type of the tensor that it is divided by
     a = a if isinstance(a, Value) else c.scalar(a, c.out.dtype)
-    return c.cast(a, dtype), c.tensor(b, dtype)
+    return c.cast(a, dtype), _divisor(c, c.tensor(b, dtype))
+
+
+def _divisor(c: AtenContext, b: Value) -> Value:
+    """``b``, an integer 0 in which is an error, as in eager."""
+    return b if b.dtype.is_float or not isinstance(c["other"], Value) else c.emit("Divisor", b)
 
 
 def _refuse_zero(c: AtenContext) -> None:
@@ -86,7 +91,7 @@ def _rounded_operands(c: AtenContext) -> tuple[Value, Value]:
     _refuse_zero(c)
     dtype = DType.F32 if c.out.dtype.is_half else c.out.dtype
     a, b = (c.cast(c.tensor(c[name], c.out.dtype), dtype) for name in ("self", "other"))
-    return a, b
+    return a, _divisor(c, b)
 
 
 def _differ_in_sign(c: AtenContext, a: Value, b: Value) -> Value:

@@ -18,17 +18,18 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   for (int lane = 0; lane < 4; ++lane) {
     const i32 t1 = v0.v[lane];
     const i32 t4 = v3.v[lane];
-    const i32 t5 = div_or_0(t1, t4);
-    const i32 t6 = mod_or_0(t5, t4);
-    out0_lanes.v[lane] = t6;
+    const i32 t5 = checked_divisor(t4);
+    const i32 t6 = div_or_0(t1, t5);
+    const i32 t7 = mod_or_0(t6, t5);
+    out0_lanes.v[lane] = t7;
   }
   store_vec<4>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_div_mod_e7b71443(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_div_mod_d7e088ae(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 4;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_div_mod_e7b71443)
+EXPORT_KERNEL(pointwise_div_mod_d7e088ae)
