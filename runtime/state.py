@@ -12,16 +12,32 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from arcweld.compiler.errors import InputError, UsageError
 from arcweld.runtime.arrays import Taken
-from arcweld.runtime.device import Memory
+from arcweld.runtime.device import Device, Memory
+from arcweld.runtime.executor import Shared
+from arcweld.runtime.program import Program, Tensor
 
-if TYPE_CHECKING:
-    from arcweld.runtime.engine import Engine
+
+class Runs(Protocol):
+    """What a session needs of an engine."""
+
+    device: Device
+
+    @property
+    def shared(self) -> Shared:
+        """The plan and the addresses of weights."""
+
+    @property
+    def program(self) -> Program:
+        """The state, and the tensors in calling order."""
+
+    def run_with_state(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: Mapping[str, Taken]) -> list[Any]:
+        """All results of a run whose inputs named in ``state`` are the session's."""
 
 
 class Session:
@@ -31,7 +47,7 @@ class Session:
     time.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Runs) -> None:
         """Allocates ``engine.memory().state`` bytes and sets the first values. ``Engine.session`` makes one.
 
         Raises UsageError for a model that owns no state, DeviceError where the device has no memory left.
@@ -69,9 +85,9 @@ class Session:
             raise InputError(f"inputs are given by name, not as a {type(feeds).__name__}", hint="pass {name: array}")
         return dict(zip((t.name for t in self._outputs()), self._run((), feeds)))
 
-    def _outputs(self) -> list[Any]:
+    def _outputs(self) -> list[Tensor]:
         own = {s.output for s in self._owned.values()}
-        return [t for t in self.engine.outputs if t.name not in own]
+        return [t for t in self.engine.program.outputs if t.name not in own]
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         if given := sorted(set(kwargs) & set(self._owned)):
@@ -79,7 +95,7 @@ class Session:
         with self._alone("called"):
             results = self.engine.run_with_state(args, kwargs, self._taken())
         own = {s.output for s in self._owned.values()}
-        return [r for t, r in zip(self.engine.outputs, results) if t.name not in own]
+        return [r for t, r in zip(self.engine.program.outputs, results) if t.name not in own]
 
     def _taken(self) -> dict[str, Taken]:
         return {

@@ -125,7 +125,7 @@ def test_the_quickstart_runs_from_its_first_line_to_its_last(
 
 
 def test_python_of_the_torch_page(folder: Path) -> None:
-    ahead, open_lengths, compiled = indented("docs/torch.md")
+    ahead, open_lengths, state, compiled = indented("docs/torch.md")
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
     x = torch.rand(2, 8)
     import arcweld
@@ -149,6 +149,20 @@ def test_python_of_the_torch_page(folder: Path) -> None:
     for n in (0, 1, 9):
         given = names["x"], torch.rand(1, 2, n, 8), torch.rand(1, 2, n, 8)
         torch.testing.assert_close(names["engine"](*given), Decoder()(*given), atol=1e-5, rtol=1e-4)
+
+    class Cached(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("cache", torch.zeros(1, 8, 4))
+
+        def forward(self, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+            self.cache.index_copy_(1, position, token)
+            return self.cache.sum(1)
+
+    names |= {"decoder": Cached(), "token": torch.rand(1, 1, 4), "position": torch.tensor([0]), "length": 3}
+    exec(state, names)
+    torch.testing.assert_close(names["logits"], 3 * names["token"][:, 0], atol=1e-5, rtol=1e-4)
+    assert not names["session"].read("cache").any()
 
 
 def test_entries_of_the_page_about_operators_use_names_that_exist() -> None:
