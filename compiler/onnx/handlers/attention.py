@@ -174,8 +174,9 @@ def rotary(c: NodeContext, x: Value, cos: Value, sin: Value, heads: int, rank: i
     y = split_heads(c, x, heads) if rank == 3 else x
     head = c.concrete(y.shape[3], "the head size")
     width = c.int_attr("rotary_embedding_dim") or head
-    if width % 2 or width > head or cos.type.rank != 3:
-        c.broken(f"rotary_embedding_dim is {width} for heads of {head}, the caches have rank {cos.type.rank}")
+    ranks = [t.type.rank for t in (cos, sin)]
+    if width % 2 or not 0 <= width <= head or ranks != [3, 3]:
+        c.broken(f"rotary_embedding_dim is {width} for heads of {head}, the caches have ranks {ranks}")
     turned, rest = c.slice(y, 3, 0, width), c.slice(y, 3, width, head - width) if width < head else None
     cos, sin = (c.reshape(t, (t.shape[0], 1, t.shape[1], t.shape[2])) for t in (cos, sin))
     out = _rotate(c, turned, cos, sin, width, interleaved)
