@@ -144,6 +144,10 @@ def _sized(dims: list[int], raw: bytes) -> onnx.ModelProto:
         ),
         _one(N("Einsum", ["x"], ["y"], equation="abc->a")),
         model(
+            [N("Attention", ["x", "x", "x", "", "past", "past"], ["y"])], {"x": (np.float32, [1, 2, 3, 4])}, ["y"],
+            {"past": floats(1, 2)}, opset=23,
+        ),
+        model(
             [N("RotaryEmbedding", ["x", "cos", "sin"], ["y"])], {"x": (np.float32, [1, 2, 3, 4])}, ["y"],
             {"cos": floats(1, 3, 2), "sin": floats(3, 2)}, opset=23,
         ),

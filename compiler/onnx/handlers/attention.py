@@ -41,6 +41,8 @@ def _attention(c: NodeContext) -> Result:
     if c.has(4) != c.has(5) or (c.has(4) and c.has(6)):
         c.broken("past_key and past_value belong together, and exclude nonpad_kv_seqlen")
     if c.has(4):
+        c.needs_rank(4, 4, 4)
+        c.needs_rank(5, 4, 4)
         past = c.shape(4)[2]
         k = c.emit("Concat", c.value(4), k, axis=2)
         v = c.emit("Concat", c.value(5), v, axis=2)
@@ -90,6 +92,8 @@ def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -
     """The pairs of query and key that causality, the window and the number of valid keys allow; None for all pairs."""
     left, right = c.int_attr("left_window_size", -1), c.int_attr("right_window_size", -1)
     j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+    if c.has(6):
+        c.needs_rank(6, 1, 1)
     lengths = c.reshape(c.cast(c.value(6), DType.I64), (c.shape(6)[0], 1, 1, 1)) if c.has(6) else None
     terms: list[Value] = []
     if causal or left >= 0 or right >= 0:
