@@ -382,6 +382,8 @@ def parse_type(text: str, symbols: Mapping[str, Dim] | None = None) -> TensorTyp
     if not bracket:
         raise ModelError(f"not a type: {text[:80]}")
     extents = parse_literal(f"({shape},)", symbols) if shape.strip() else ()
+    if not all(isinstance(d, int | IntExpr) and not isinstance(d, bool) for d in extents):
+        raise ModelError(f"a shape is made of dimensions: {text[:80]}")
     return TensorType(_dtype(dtype), extents)
 
 

@@ -28,7 +28,7 @@ from arcweld.runtime.engine_file import parse_engine
 @pytest.mark.parametrize(
     "of",
     [
-        ("model", 40), pytest.param(("model", 400), marks=pytest.mark.slow),
+        ("model", 25), pytest.param(("model", 400), marks=pytest.mark.slow),
         pytest.param(("engine", 250), marks=pytest.mark.slow), pytest.param(("cost", 0), marks=pytest.mark.slow),
     ],
     ids=str,

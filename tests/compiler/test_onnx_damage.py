@@ -143,6 +143,14 @@ def _sized(dims: list[int], raw: bytes) -> onnx.ModelProto:
             N("LSTM", ["x", "w", "r"], ["y"]), {"w": floats(1, 8, 4), "r": floats(1, 8, 3)}, x=(np.float32, [2, 1, 4])
         ),
         _one(N("Einsum", ["x"], ["y"], equation="abc->a")),
+        model(
+            [N("Attention", ["x", "x", "x", "", "past", "past"], ["y"])], {"x": (np.float32, [1, 2, 3, 4])}, ["y"],
+            {"past": floats(1, 2)}, opset=23,
+        ),
+        model(
+            [N("RotaryEmbedding", ["x", "cos", "sin"], ["y"])], {"x": (np.float32, [1, 2, 3, 4])}, ["y"],
+            {"cos": floats(1, 3, 2), "sin": floats(3, 2)}, opset=23,
+        ),
         _one(N("Concat", ["a", "b"], ["y"], axis=0), {"a": ints(1), "b": np.int64([[1]])}),
         _one(N("Add", ["a", "b"], ["y"]), {"a": ints(1, 2), "b": ints(1, 2, 3)}),
         _one(N("Range", ["a", "b", "b"], ["y"]), {"a": np.zeros(0, np.int64), "b": np.int64(1)}),

@@ -41,6 +41,8 @@ def _attention(c: NodeContext) -> Result:
     if c.has(4) != c.has(5) or (c.has(4) and c.has(6)):
         c.broken("past_key and past_value belong together, and exclude nonpad_kv_seqlen")
     if c.has(4):
+        c.needs_rank(4, 4, 4)
+        c.needs_rank(5, 4, 4)
         past = c.shape(4)[2]
         k = c.emit("Concat", c.value(4), k, axis=2)
         v = c.emit("Concat", c.value(5), v, axis=2)
@@ -90,6 +92,8 @@ def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -
     """The pairs of query and key that causality, the window and the number of valid keys allow; None for all pairs."""
     left, right = c.int_attr("left_window_size", -1), c.int_attr("right_window_size", -1)
     j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+    if c.has(6):
+        c.needs_rank(6, 1, 1)
     lengths = c.reshape(c.cast(c.value(6), DType.I64), (c.shape(6)[0], 1, 1, 1)) if c.has(6) else None
     terms: list[Value] = []
     if causal or left >= 0 or right >= 0:
@@ -174,8 +178,9 @@ def rotary(c: NodeContext, x: Value, cos: Value, sin: Value, heads: int, rank: i
     y = split_heads(c, x, heads) if rank == 3 else x
     head = c.concrete(y.shape[3], "the head size")
     width = c.int_attr("rotary_embedding_dim") or head
-    if width % 2 or width > head or cos.type.rank != 3:
-        c.broken(f"rotary_embedding_dim is {width} for heads of {head}, the caches have rank {cos.type.rank}")
+    ranks = [t.type.rank for t in (cos, sin)]
+    if width % 2 or not 0 <= width <= head or ranks != [3, 3]:
+        c.broken(f"rotary_embedding_dim is {width} for heads of {head}, the caches have ranks {ranks}")
     turned, rest = c.slice(y, 3, 0, width), c.slice(y, 3, width, head - width) if width < head else None
     cos, sin = (c.reshape(t, (t.shape[0], 1, t.shape[1], t.shape[2])) for t in (cos, sin))
     out = _rotate(c, turned, cos, sin, width, interleaved)
