@@ -28,8 +28,8 @@ from arcweld.runtime.engine_file import parse_engine
 @pytest.mark.parametrize(
     "of",
     [
-        ("model", 25), pytest.param(("model", 400), marks=pytest.mark.slow),
-        pytest.param(("engine", 250), marks=pytest.mark.slow), pytest.param(("cost", 0), marks=pytest.mark.slow),
+        ("model", 25), pytest.param(("model", 200), marks=pytest.mark.slow),
+        pytest.param(("engine", 150), marks=pytest.mark.slow), pytest.param(("cost", 0), marks=pytest.mark.slow),
     ],
     ids=str,
 )  # fmt: skip

@@ -81,6 +81,12 @@ FAULTS = [
     Fault("predicate", "causal mask moved", r"t > s \+ ", "t > s + 1 + "),
     Fault("predicate", "tile ends early", r"const bool more = k \+ STRIDE < K", "const bool more = k + 2 * STRIDE < K"),
     Fault("predicate", "prefetch ends early", r"if \(ahead < K\)", "if (ahead + STRIDE < K)"),
+    # scans
+    Fault("offset", "a thread's place in its tile lost", r"tile \+ thread \* \d+", "tile"),
+    Fault("offset", "what came before the tile lost", r"(Op\w+)\(\)\(start, acc\[lane\]\)", "acc[lane]"),
+    Fault("stride", "tiles apart", r"(tile \+= )(\d+)", plus(1)),
+    Fault("bounds", "last column of a row not stored", r"col < cols\) store", "col + 1 < cols) store"),
+    Fault("split", "threads of a row apart", r"row_scan<(\d+)>", lambda m: f"row_scan<{max(1, int(m[1]) // 2)}>"),
     # splits, lanes and barriers
     Fault("split", "half of the lanes combined", r"lanes_reduce<(\d+)>", half_the_lanes),
     Fault("split", "groups not added", r"  Group::add_up\([^;]*;\n", ""),

@@ -83,6 +83,14 @@ SUBJECTS = [
         "input %x: f32[30, 6]\ninput %i: i64[5, 1]\ninput %u: f32[5, 6]\n"
         "%a = ScatterND(%x, %i, %u, reduction='add')\noutput %a\n",
     ),
+    Subject("scan", _N + "input %x: f32[n, 300]\n%a = CumSum(%x, axis=1)\noutput %a\n"),
+    Subject("scan_reverse", _N + "input %x: i32[n, 70]\n%a = CumSum(%x, axis=1, reverse=1, exclusive=1)\noutput %a\n"),
+    Subject(
+        "state",
+        _N + "input %x: f32[n, 6]\ninput %i: i64[n, 1]\ninput %s: f32[90, 6]\n"
+        "%a = ScatterND(%s, %i, %x, reduction='none')\noutput %a 'a' in %s\n",
+    ),
+    Subject("running", "input %x: f32[40]\ninput %s: f32[40]\n%a = Abs(%x)\n%b = Add(%s, %a)\noutput %b 'b' in %s\n"),
     Subject(
         "where",
         _N + "input %m: bool[n, 16]\ninput %x: f32[n, 16]\ninput %y: f32[n, 16]\n%a = Where(%m, %x, %y)\n"
