@@ -101,7 +101,9 @@ DIVISIONS: dict[str, tuple[list[onnx.NodeProto], Callable[[np.ndarray, np.ndarra
     ),
 }  # fmt: skip
 W = np.arange(15).reshape(3, 5) - 7
-CONSTANTS = {"axis": np.array([1]), "w": W, "pads": np.array([1, 2, 0, 3]), "start": np.array([0, 0]), "stop": np.array([9, 1])}
+CONSTANTS = {
+    "axis": np.array([1]), "w": W, "pads": np.array([1, 2, 0, 3]), "start": np.array([0, 0]), "stop": np.array([9, 1]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIVISIONS)
