@@ -8,7 +8,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
-from arcweld.compiler.mapped import is_constant
+from arcweld.compiler.mapped import give_back, is_constant
 from arcweld.compiler.records import sources
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import ALIGNMENT
@@ -81,7 +81,7 @@ class DeviceWeights:
         return self.store({name: array for name, array in self._in_place.items() if not is_constant(array)})
 
     def _copy(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Copies arrays into an allocation of their own."""
+        """Copies arrays into an allocation of their own. Pages of a mapped file that were read for it go back."""
         if not arrays:
             return
         memory = self._device.allocate(sum(aligned(a.nbytes) for a in arrays.values()))
@@ -91,6 +91,7 @@ class DeviceWeights:
             self.addresses[name] = at
             if array.nbytes:
                 self._device.upload(at, np.ascontiguousarray(array))
+                give_back(array)
             at += aligned(array.nbytes)
 
     def pack(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -96,3 +96,15 @@ def test_optional_values() -> None:
 def test_what_cannot_be_followed_is_refused(nodes: list[NodeProto], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         import_onnx(_proto(*nodes))
+
+
+@pytest.mark.parametrize("what", ["a scanned output is a sequence", "the body's condition is a sequence"])
+def test_sequences_where_a_loop_wants_tensors(what: str) -> None:
+    value = lambda name: onnx.ValueInfoProto(name=name)
+    outputs = ["go", "empty"] if "scanned" in what else ["empty", "go"]
+    body = helper.make_graph(
+        [N("SequenceEmpty", [], ["empty"])], "body", [value("i"), value("go")], [value(n) for n in outputs]
+    )
+    nodes = [N("Loop", ["trips", ""], ["items"], body=body), N("Identity", ["x"], ["y"])]
+    with pytest.raises(ModelError, match=what):
+        import_onnx(model(nodes, {"x": (np.float32, [2])}, ["y"], {"trips": np.int64(2)}))

@@ -367,3 +367,10 @@ def test_the_remedy_names_the_axis_whose_size_decides() -> None:
     with pytest.raises(UnsupportedError) as caught:
         import_onnx(proto)
     assert "S is axis 1 of input x" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin", "ReduceSum", "ReduceProd"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_reductions_of_one_known_number(op: str, keep: int) -> None:
+    nodes = [N(op, ["c"], ["r"], keepdims=keep), N("Add", ["x", "r"], ["y"])]
+    compare(model(nodes, {"x": (np.float32, [2])}, ["y"], {"c": np.float32([1.5])}, opset=18), {"x": floats(2)})
