@@ -143,6 +143,8 @@ def _sized(dims: list[int], raw: bytes) -> onnx.ModelProto:
             N("LSTM", ["x", "w", "r"], ["y"]), {"w": floats(1, 8, 4), "r": floats(1, 8, 3)}, x=(np.float32, [2, 1, 4])
         ),
         _one(N("Einsum", ["x"], ["y"], equation="abc->a")),
+        _one(N("ReverseSequence", ["x", "n"], ["y"]), {"n": ints(2)}, x=(np.float32, [2])),
+        _one(N("MatMulInteger", ["x", "w", "", "z"], ["y"]), dict.fromkeys("wz", np.uint8(1)), x=(np.uint8, [2, 3])),
         model(
             [N("Attention", ["x", "x", "x", "", "past", "past"], ["y"])], {"x": (np.float32, [1, 2, 3, 4])}, ["y"],
             {"past": floats(1, 2)}, opset=23,

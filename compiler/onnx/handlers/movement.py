@@ -310,6 +310,7 @@ def _eye_like(c: NodeContext) -> Result:
 @handles("ReverseSequence")
 def _reverse_sequence(c: NodeContext) -> Result:
     x = c.value(0)
+    c.needs_rank(0, 2)
     batch, time = c.int_attr("batch_axis", 1), c.int_attr("time_axis", 0)
     if {batch, time} != {0, 1}:
         c.broken("batch_axis and time_axis should be 0 and 1")

@@ -154,7 +154,7 @@ def integer_matmul(c: NodeContext, a: Value, b: Value, a_zero: Value | None, b_z
     known = _largest_sum(c, b, b_zero, (b.type.rank - 2,), b.type.rank - 1) if b.type.rank > 1 else None
     dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b, known)
     left = _centred(c, a, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1), dtype)
-    return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1],), dtype))
+    return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1] if b.type.rank else 1,), dtype))
 
 
 def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zero: Value | None) -> Value:
