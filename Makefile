@@ -6,11 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-<<<<<<< HEAD
-.PHONY: test quick lint types replay fuzz attack mutants coverage figures wheel demo gpu clean
-=======
-.PHONY: test quick lint types replay repeat fuzz attack mutants coverage wheel demo gpu clean
->>>>>>> memory
+.PHONY: test quick lint types replay repeat fuzz attack mutants coverage figures wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types

@@ -84,3 +84,9 @@ def test_no_paths_of_somebodys_machine_and_no_stray_hosts() -> None:
             if machine.search(words) or set(host.findall(words)) - allowed:
                 found.append(f"{place(path)}:{line} {words.strip()[:80]}")
     assert found == []
+
+
+def test_no_file_holds_the_marks_of_a_merge() -> None:
+    marks = re.compile(r"^(<{7} |>{7} |={7}$)", re.M)
+    texts = [*files(".py", ".md", ".j2", ".cuh", ".h", ".cpp", ".toml", ".yml"), ROOT / "Makefile"]
+    assert [place(p) for p in texts if marks.search(p.read_text(encoding="utf-8"))] == []
