@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import bind_symbols, run_reference
 from arcweld.driver.costs import ReferenceCost
@@ -14,6 +15,7 @@ from arcweld.driver.metrics import nonfinite_share
 from arcweld.driver.samples import Draw, sample_inputs, sample_sizes
 
 MOST_SECONDS = 10.0  # of the reference, by estimate: a longer one is not run to choose how to draw
+TRIES = 8  # draws, where a model is not defined for every input: it may divide by what it computes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,18 +44,28 @@ def draw_sample(graph: Graph, sizes: Mapping[str, int] | None) -> Sample:
     """Random inputs, of both signs unless the outputs are then less often finite than with inputs in [0, 1).
 
     A model may take the logarithm or the square root of its input: where all outputs are NaN, nothing can be compared.
+    Raises ModelError if the model is defined for none of the inputs that were tried.
     """
     every_size = sample_sizes(graph, sizes)
-    signed = Sample(sample_inputs(graph, every_size), every_size, Draw.SIGNED)
-    chosen = any(v.dtype.is_float for v in graph.inputs)
-    if not chosen or ReferenceCost.of(graph).seconds(every_size) > MOST_SECONDS:
+    if ReferenceCost.of(graph).seconds(every_size) > MOST_SECONDS:
+        return Sample(sample_inputs(graph, every_size), every_size, Draw.SIGNED)
+    signed, odd = _defined(graph, every_size, Draw.SIGNED)
+    if odd == 0 or not any(v.dtype.is_float for v in graph.inputs):
         return signed
-    signed, odd = _evaluated(graph, signed)
-    if odd == 0:
-        return signed
-    unit = Sample(sample_inputs(graph, every_size, draw=Draw.UNIT), every_size, Draw.UNIT)
-    unit, less = _evaluated(graph, unit)
+    unit, less = _defined(graph, every_size, Draw.UNIT)
     return unit if less < odd else signed
+
+
+def _defined(graph: Graph, sizes: Mapping[str, int], draw: Draw) -> tuple[Sample, float]:
+    """The first sample for which the model is defined, as ``_evaluated`` returns it."""
+    failed = ModelError("no inputs were tried")
+    for seed in range(TRIES):
+        try:
+            return _evaluated(graph, Sample(sample_inputs(graph, sizes, seed=seed, draw=draw), sizes, draw))
+        except ModelError as error:
+            failed = error
+    hint = "give inputs to verify with (feeds=, --loadInputs), or build with verify off"
+    raise ModelError(f"the model fails for random inputs: {failed.message}", node=failed.node, hint=hint)
 
 
 def _evaluated(graph: Graph, sample: Sample) -> tuple[Sample, float]:
