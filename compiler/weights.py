@@ -28,7 +28,7 @@ INLINE_LIMIT = 64
 # would take all memory: Concat(c, c) its elements, Add(c, c) the steps of its record.
 SMALL = 64 * 1024  # bytes of a result that may always be a weight
 GROWTH = 4  # a larger result may have this many times the bytes that it is made from, as f32 has of int8 weights
-MOST_STEPS = 4096  # steps of a record
+MOST_STEPS = 65_536  # steps of a record
 
 
 def is_affordable(result: TensorType, operands: Sequence[tuple[str, Weight]]) -> bool:

@@ -42,6 +42,11 @@ output %m
 %y: f32[n, 8, 18] = Slice(%a, starts=(0, 15, 0), sizes=(n, 8, 18), steps=(1, -2, 1)) @ 'y'
 output %y
 """),
+    "cumulative_sum_f32": ("sm_80", """input %x: f32[n, 256]
+%a: f32[n, 256] = Abs(%x) @ 'a'
+%y: f32[n, 256] = CumSum(%a, axis=1, exclusive=0, reverse=0) @ 'y'
+output %y
+"""),
     "concat_rope_f16": ("sm_80", """input %x: f16[n, s, 64]
 input %c: f16[s, 64]
 input %i: f16[s, 64]

@@ -95,7 +95,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 def test_a_build_takes_little_more_memory_than_the_weights(
     large: tuple[Path, int], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    """Verified too. One more copy of the weights is more than this."""
+    """Verified too. One more copy of the weights in f32 is more than this."""
     model, weights = large
     assert weights > 400e6
-    assert build(model, tmp_path / "m.engine", *flags) < 1.3 * weights + 250e6
+    assert build(model, tmp_path / "m.engine", *flags) < 1.3 * weights + 400e6

@@ -214,17 +214,3 @@ def test_refusals_name_every_operator() -> None:
     for text in ("windows of unequal size", "aten.sort", "aten.cummax", "complex64"):
         assert text in str(caught.value)
     assert caught.value.exit_code == 3
-
-
-def test_buffers_that_are_written_are_refused() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("count", torch.zeros(1))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.count += 1
-            return x + self.count
-
-    with pytest.raises(UnsupportedError, match="count"):
-        import_module(Counter().eval(), (rand(2),))
