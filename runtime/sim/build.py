@@ -23,7 +23,7 @@ from pathlib import Path
 
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.paths import cache_dir, forget_oldest, touch
-from arcweld.runtime.sim.tools import run_compiler, stop_compilers, workspace
+from arcweld.runtime.sim.tools import Compilers, run_compiler, workspace
 
 log = logging.getLogger("arcweld.sim")
 
@@ -137,14 +137,15 @@ def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
 
     paths = [_kernel_path(kernel) for kernel in kernels]
     missing = {path: kernel for path, kernel in zip(paths, kernels) if not _intact(path)}
+    compilers = Compilers()
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:  # each thread only waits for its compiler
-        futures = [pool.submit(_compile, kernel, path) for path, kernel in missing.items()]
         try:
+            futures = [pool.submit(_compile, kernel, path, compilers) for path, kernel in missing.items()]
             for future in futures:
                 future.result()
         except (KeyboardInterrupt, SystemExit):
             pool.shutdown(wait=False, cancel_futures=True)
-            stop_compilers()
+            compilers.stop()
             raise
     return paths
 
@@ -181,19 +182,19 @@ def _digest(tools: Toolchain, flags: Sequence[str], files: Sequence[Path], text:
     return h.hexdigest()[:24]
 
 
-def _compile(kernel: SimSource, path: Path) -> None:
+def _compile(kernel: SimSource, path: Path, compilers: Compilers | None = None) -> None:
     includes = [f"-I{folder}" for folder in include_dirs()]
     text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
     log.debug("compiling %s%s", kernel.name, " with checks" if kernel.checked else "")
     command = [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h", "-x", "c++", "-"]
-    _make(path, command, f"kernel {kernel.name}", text)
+    _make(path, command, f"kernel {kernel.name}", text, compilers)
 
 
-def _make(path: Path, command: list[str], what: str, stdin: str) -> None:
+def _make(path: Path, command: list[str], what: str, stdin: str, compilers: Compilers | None = None) -> None:
     """Makes the library ``path`` by a compiler command without its output, and appends the hash."""
     with workspace(path) as folder:
         made = folder / path.name
-        run_compiler([*command, "-o", str(made)], what, stdin, folder)
+        run_compiler([*command, "-o", str(made)], what, stdin, folder, compilers)
         try:
             with made.open("r+b") as file:
                 content = file.read()

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,40 @@ _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|File too la
 _NO_MEMORY = re.compile(
     r"[Cc]annot allocate memory|out of memory|virtual memory exhausted|bad_alloc|Killed signal|failed to map segment"
 )
-_running: set[subprocess.Popen[str]] = set()
 _SPARE = 1 << 20  # bytes; a disk with less is full
+
+
+class Compilers:
+    """The compilers of one caller, which stops all of them, those too that its threads are about to start."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+        """Starts a compiler in a process group of its own. Raises EnvironmentError_ after ``stop``."""
+        with self._lock:
+            if self._stopped:
+                raise EnvironmentError_("compiling was interrupted")
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                errors="replace", env=environment, process_group=0,
+            )  # fmt: skip
+            self._running.add(process)
+            return process
+
+    def ended(self, process: subprocess.Popen[str]) -> None:
+        """Forgets a compiler that has ended."""
+        with self._lock:
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        """Ends all compilers that run; no further one starts."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                _kill(process)
 
 
 @contextlib.contextmanager
@@ -61,21 +94,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def run_compiler(command: list[str], what: str, stdin: str, folder: Path) -> None:
+def run_compiler(command: list[str], what: str, stdin: str, folder: Path, compilers: Compilers | None = None) -> None:
     """Runs the compiler, whose temporary files are in ``folder`` too.
 
     Raises CompileError for a source that does not compile, EnvironmentError_ for a full disk or too little memory. An
     interruption ends the compiler and its children first.
     """
     environment = {**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"}
+    compilers = compilers or Compilers()
     try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
-            env=environment, process_group=0,
-        )  # fmt: skip
+        process = compilers.start(command, environment)
     except OSError as error:
         raise EnvironmentError_(f"the C++ compiler cannot be started: {error.strerror}") from error
-    _running.add(process)
     try:
         _, shown = process.communicate(stdin)
     except BaseException:
@@ -83,15 +113,9 @@ def run_compiler(command: list[str], what: str, stdin: str, folder: Path) -> Non
         process.wait()
         raise
     finally:
-        _running.discard(process)
+        compilers.ended(process)
     if process.returncode:
         raise _failure(what, shown, process.returncode, folder)
-
-
-def stop_compilers() -> None:
-    """Ends all compilers that run, in whatever thread: for a process that is about to end."""
-    for process in list(_running):
-        _kill(process)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
