@@ -125,6 +125,12 @@ class Weight:
     source: str = ""
     transform: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
+    @property
+    def is_zero(self) -> bool:
+        """True if all elements are 0. Of a repeated element only one is looked at: a large cache costs nothing."""
+        one = self.data.size > 0 and not any(self.data.strides)
+        return not np.any(self.data[(0,) * self.data.ndim] if one else self.data)
+
 
 @dataclass(frozen=True)
 class Graph:

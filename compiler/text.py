@@ -71,7 +71,7 @@ def print_graph(graph: Graph, *, data_limit: int = 0, data_of: Collection[str] =
 
 
 def _initial_line(name: str, w: Weight) -> str:
-    return f"initial %{_checked(name)} source={w.source!r}, zeros={not np.any(w.data)}"
+    return f"initial %{_checked(name)} source={w.source!r}, zeros={w.is_zero}"
 
 
 def _output_line(o: Value, label: str, alias: str | None) -> str:

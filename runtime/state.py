@@ -63,6 +63,7 @@ class Session:
         self._shapes = {n: tuple(d({}) for d in plan.tensors[n].shape) for n in self._owned}
         self._dtypes = {n: plan.tensors[n].dtype.numpy for n in self._owned}
         self._bytes = {n: math.prod(self._shapes[n]) * plan.tensors[n].dtype.size for n in self._owned}
+        self._kept = {s.output for s in self._owned.values()}  # outputs that stay in the session
         self._memory: dict[str, Memory] = {}
         self._busy = threading.Lock()
         with self._alone("opened"):
@@ -86,16 +87,14 @@ class Session:
         return dict(zip((t.name for t in self._outputs()), self._run((), feeds)))
 
     def _outputs(self) -> list[Tensor]:
-        own = {s.output for s in self._owned.values()}
-        return [t for t in self.engine.program.outputs if t.name not in own]
+        return [t for t in self.engine.program.outputs if t.name not in self._kept]
 
     def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         if given := sorted(set(kwargs) & set(self._owned)):
             raise InputError(f"the session holds {given[0]!r} itself", hint="session.write sets it")
         with self._alone("called"):
             results = self.engine.run_with_state(args, kwargs, self._taken())
-        own = {s.output for s in self._owned.values()}
-        return [r for t, r in zip(self.engine.program.outputs, results) if t.name not in own]
+        return [r for t, r in zip(self.engine.program.outputs, results) if t.name not in self._kept]
 
     def _taken(self) -> dict[str, Taken]:
         return {

@@ -35,7 +35,8 @@ def assemble(fused: FusedGraph, planned: Sequence[PlannedLaunch], code: ObjectCo
     return EngineData(
         program=make_program(fused, launches, order),
         sources=stored_sources(fused, launches),
-        weights={names(n): _contiguous(w.data) for n, w in weights.items()} | _first_values(fused.graph),
+        weights={names(n): _contiguous(w.data) for n, w in weights.items()}
+        | {n: _contiguous(w.data) for n, w in _initial_weights(fused.graph).items()},
         headers=dict(headers()),
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
@@ -103,7 +104,10 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
         symbols=tuple(_symbol(s) for s in graph.symbols()),
         inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
         outputs=tuple(_tensor(label, results[label]) for label in order),
-        weights=(*(_weight(n, names(n), w) for n, w in weights.items()), *_initial_weights(graph)),
+        weights=(
+            *(_weight(n, names(n), w) for n, w in weights.items()),
+            *(_weight(n, n, w) for n, w in _initial_weights(graph).items()),
+        ),
         temps=tuple(_tensor(names(v.name), v) for v in _temporaries(fused)),
         aliases=_aliases(fused, launches, names),
         launches=tuple(_launch(p, names) for p in launches),
@@ -123,12 +127,7 @@ def _initial(graph: Graph, state: str) -> str | None:
     first = graph.initial.get(state)
     if first is None:
         return None
-    return initial_name(state) if np.any(first.data) else ""
-
-
-def initial_name(state: str) -> str:
-    """The name of the weight that holds the first value of a state."""
-    return f"{state}.initial"
+    return "" if first.is_zero else f"{state}.initial"
 
 
 def _symbol(s: Sym) -> prog.Symbol:
@@ -140,10 +139,9 @@ def _tensor(name: str, v: Value) -> prog.Tensor:
     return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
 
 
-def _initial_weights(graph: Graph) -> list[prog.WeightEntry]:
-    """The entries of the first values of state that are not zeros."""
-    named = ((_initial(graph, s), w) for s, w in graph.initial.items())
-    return [_weight(name, name, w) for name, w in named if name]
+def _initial_weights(graph: Graph) -> dict[str, Weight]:
+    """The first values of state that are not zeros, by the program's names."""
+    return {name: w for s, w in graph.initial.items() if (name := _initial(graph, s))}
 
 
 def _weight(name: str, label: str, w: Weight) -> prog.WeightEntry:
@@ -180,11 +178,6 @@ def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
 
 
 # ----------------------------------------------------------------------------------------------------- what is stored
-
-
-def _first_values(graph: Graph) -> dict[str, np.ndarray]:
-    """The first values of state that are not zeros, by the program's names."""
-    return {name: _contiguous(graph.initial[s].data) for s in graph.initial if (name := _initial(graph, s))}
 
 
 def _contiguous(data: np.ndarray) -> np.ndarray:

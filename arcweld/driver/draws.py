@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,4 +72,4 @@ def _evaluated(graph: Graph, sample: Sample) -> tuple[Sample, float]:
     """The sample with the reference's outputs, and the largest share of one that is NaN or infinite."""
     outputs = run_reference(graph, sample.feeds, bind=sample.sizes)
     share = max((nonfinite_share(a) for a in outputs.values()), default=0.0)
-    return Sample(sample.feeds, sample.sizes, sample.draw, outputs), share
+    return replace(sample, outputs=outputs), share
