@@ -103,6 +103,7 @@ class Kernel:
     loads   role -> the hero's operand as an expression over the axes
     stores  what is written, over the output axes and the template's variables (``acc``, ``x``, …)
     attrs   what the template needs beside expressions (combiner, strides, stages, …): hashable values only
+    scratch arrays in shared memory that expressions read: what a template puts there before
     memo    cached analyses of this kernel (its normal form as a matrix product); no part of its identity
     stem    readable name: the template and the operators it fuses
     """
@@ -114,11 +115,12 @@ class Kernel:
     stores: tuple[Store, ...]
     buffers: tuple[Buffer, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    scratch: tuple[Buffer, ...] = ()
     memo: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def buffer(self, name: str) -> Buffer:
-        """The buffer of the given canonical name. Raises KeyError if there is none."""
-        for b in self.buffers:
+        """The buffer, or the array in shared memory, of the given name. Raises KeyError if there is none."""
+        for b in (*self.buffers, *self.scratch):
             if b.name == name:
                 return b
         raise KeyError(name)
@@ -135,6 +137,7 @@ class Kernel:
             tuple((k, self.loads[k]) for k in sorted(self.loads)),
             tuple((s.buffer, s.coords, s.value, s.mask, s.reduction) for s in self.stores),
             self.buffers,
+            self.scratch,
             tuple(sorted((k, repr(v)) for k, v in self.attrs.items())),
         )
 

@@ -29,6 +29,7 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
 # A scatter in which at most this many updates can write one output element uses the template ``search``, in which every
 # output element looks through all of them.
 MAX_SEARCH = 64
+FEW_ROWS = 8  # of a product whose time is that of reading its weights; then the rows themselves cost little
 # Element types by reduction for which CUDA's atomics give the reference's results, up to the order of summation.
 ATOMIC: Mapping[str, tuple[DType, ...]] = {
     "add": (DType.F32, DType.F64, DType.I32, DType.U32, DType.I64),
@@ -55,11 +56,40 @@ def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A result of a chain: which elements of it are made from which column of the product.
+
+    value    the name of the value whose elements are computed: the result, or the updates that a scatter stores
+    start    the first column
+    columns  the axes of ``value`` that run over neighbouring columns, the slowest first; the others run over rows
+    """
+
+    value: str
+    start: int
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What a region of the template ``chain`` has around its product of few rows.
+
+    rows   the row-wise operator that makes the left operand; every block computes all of its rows. None: there is none
+    unit   (members, stride): columns ``c, c + stride, …`` that results read together, so that one block computes them;
+           the product's columns are divided into such units. Members are a power of two up to 32
+    parts  one for each of the region's outputs, in their order
+    """
+
+    rows: Node | None
+    unit: tuple[int, int]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
     """The nodes of one kernel, in graph order, with the values it reads from memory and those it writes to memory.
 
-    ``template`` is the name of the hero's template, or ``pointwise`` where ``hero`` is None. ``in_place`` is the input
-    whose memory the region's result takes over as it is written; empty for none.
+    ``template`` is the name of the hero's template, or ``pointwise`` where ``hero`` is None. ``in_place``: the name of
+    a result -> the input whose memory it takes over as it is written. ``chain`` is set where the template is ``chain``.
     """
 
     name: str
@@ -68,7 +98,8 @@ class Region:
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    in_place: str = ""
+    in_place: Mapping[str, str] = field(default_factory=dict)
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def write_in_place(fused: FusedGraph) -> FusedGraph:
         if reason:
             copied[state] = reason
             continue
-        regions[i] = replace(regions[i], in_place=state)
+        regions[i] = replace(regions[i], in_place={**regions[i].in_place, o.name: state})
         waits.add_edges_from((k, i) for k in readers)
     return FusedGraph(graph, tuple(regions), fused.refusals, copied)
 

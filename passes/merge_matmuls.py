@@ -4,8 +4,8 @@
     -> y = MatMul(x, Concat(wq, wk, wv)); q, k, v = Slices of y
 
 Requires: constants folded. Ensures: no two MatMuls have the same left operand and constant [K, N] right operands. Those
-whose result (or its sum with a bias) is a graph output or the operand of a pointwise operator stay: they can have that
-operator as their epilogue, which a slice could not.
+whose result (or its sum with a bias) is a graph output stay, and those where it is the operand of a pointwise operator:
+they can have that operator as their epilogue, which a slice could not. Of few rows, a chain can (``passes/chain.py``).
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arcweld.compiler import dims
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
+from arcweld.compiler.region import FEW_ROWS
 from arcweld.passes.common import Tracker
 
 
@@ -62,9 +64,14 @@ def _groups(graph: Graph) -> list[list[_Branch]]:
         if w.name not in graph.weights or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
             continue
         branch = _branch(graph, node, w, consumers, outputs)
-        if branch.result.name not in outputs and not _has_epilogue(branch, consumers):
+        if branch.result.name not in outputs and (_is_few_rows(x) or not _has_epilogue(branch, consumers)):
             found.setdefault((x.name, w.dtype), []).append(branch)
     return [g for g in found.values() if len(g) > 1]
+
+
+def _is_few_rows(x: Value) -> bool:
+    rows = dims.product(x.shape[:-1])
+    return isinstance(rows, int) and rows <= FEW_ROWS
 
 
 def _branch(graph: Graph, node: Node, weight: Value, consumers: dict[str, list[Node]], outputs: set[str]) -> _Branch:

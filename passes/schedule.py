@@ -39,7 +39,7 @@ def dependences(fused: FusedGraph) -> nx.DiGraph[int]:
     import networkx as nx
 
     writer = {o.name: i for i, r in enumerate(fused.regions) for o in r.outputs}
-    over = {r.in_place: i for i, r in enumerate(fused.regions) if r.in_place}
+    over = {state: i for i, r in enumerate(fused.regions) for state in r.in_place.values()}
     waits: nx.DiGraph[int] = nx.DiGraph()
     waits.add_nodes_from(range(len(fused.regions)))
     for i, r in enumerate(fused.regions):

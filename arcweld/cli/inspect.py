@@ -283,7 +283,7 @@ def _refused(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
 
 def _state(fused: FusedGraph, wanted: list[set[str]]) -> list[str]:
     """One line for each input that an output takes over: which kernel writes it in place, or why it is copied."""
-    written = {r.in_place: r for r in fused.regions if r.in_place}
+    written = {state: r for r in fused.regions for state in r.in_place.values()}
     lines = [
         f"{state} is written in place by {(r.hero or r.nodes[-1]).name}"
         for state, r in written.items()

@@ -109,17 +109,16 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
             *(_weight(n, n, w) for n, w in _initial_weights(graph).items()),
         ),
         temps=tuple(_tensor(names(v.name), v) for v in _temporaries(fused)),
-        aliases=_aliases(fused, launches, names),
+        aliases=_aliases(launches, names),
         launches=tuple(_launch(p, names) for p in launches),
         fixed=_fixed(graph, weights),
         state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
     )
 
 
-def _aliases(fused: FusedGraph, launches: Sequence[PlannedLaunch], names: Names) -> tuple[prog.Alias, ...]:
+def _aliases(launches: Sequence[PlannedLaunch], names: Names) -> tuple[prog.Alias, ...]:
     """The state that launches write in place."""
-    output = {r.name: r.outputs[0].name for r in fused.regions}
-    return tuple(prog.Alias(names(output[p.name]), p.in_place) for p in launches if p.in_place)
+    return tuple(prog.Alias(names(output), state) for p in launches for output, state in p.in_place.items())
 
 
 def _initial(graph: Graph, state: str) -> str | None:

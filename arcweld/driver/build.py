@@ -18,6 +18,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.driver.assemble import assemble
 from arcweld.driver.object_code import ObjectCode, PlannedLaunch, compile_launches
+from arcweld.passes.chain import chain
 from arcweld.passes.fusion import fuse
 from arcweld.passes.in_place import write_in_place
 from arcweld.passes.pipeline import run_passes
@@ -67,7 +68,7 @@ def build_graph(
     computed = without_passed_on(graph)
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     clock.lap("passes")
-    fused = in_regions(materialise_outputs(optimised), "fusion" not in options.disable)
+    fused = in_regions(materialise_outputs(optimised), options.disable)
     clock.lap("fusion")
     planned = plan_launches(fused, archs, progress)
     clock.lap("codegen")
@@ -83,9 +84,13 @@ def build_graph(
     return Build(graph, fused, planned, data, options.precision, clock.laps)
 
 
-def in_regions(graph: Graph, fusing: bool = True) -> FusedGraph:
-    """The graph's regions in launch order; unless ``fusing``, one for each node. State is in place where it can be."""
-    return schedule(write_in_place(fuse(graph, fusing)))
+def in_regions(graph: Graph, disable: frozenset[str] = frozenset()) -> FusedGraph:
+    """The graph's regions in launch order. State is in place where it can be.
+
+    ``disable``: without ``fusion`` each node has a region of its own, without ``chain`` no chains are made.
+    """
+    placed = write_in_place(fuse(graph, "fusion" not in disable))
+    return schedule(placed if disable & {"fusion", "chain"} else chain(placed))
 
 
 class _Clock:

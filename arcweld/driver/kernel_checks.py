@@ -42,7 +42,7 @@ class KernelCheck:
 
     def tensors(self) -> set[str]:
         """The graph's names of all tensors that these launches read or write."""
-        return {t for p in self.launches() for t in (*p.bound.tensors.values(), p.in_place) if t}
+        return {t for p in self.launches() for t in (*p.bound.tensors.values(), *p.in_place.values())}
 
     def label(self) -> dict[str, Any]:
         """The evidence's entries that say which kernel this is."""

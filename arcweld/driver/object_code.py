@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from arcweld.codegen.kernel import BoundKernel, Kernel, KernelSource
 from arcweld.codegen.nvrtc.cache import DiskCache
@@ -28,15 +28,15 @@ SPILL_BYTES = 64  # a thread; ptxas spills a few values even if registers are fr
 class PlannedLaunch:
     """A launch before assembly: a kernel bound to its tensors, and the sources that together serve all architectures.
 
-    ``before`` are launches that write the same tensor first (a scatter's copy of its data). ``in_place`` is the state
-    whose memory the result takes over; empty for none.
+    ``before`` are launches that write the same tensor first (a scatter's copy of its data). ``in_place`` as in
+    ``Region``.
     """
 
     name: str
     bound: BoundKernel
     sources: tuple[KernelSource, ...]
     before: tuple[PlannedLaunch, ...] = ()
-    in_place: str = ""
+    in_place: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

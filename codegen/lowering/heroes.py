@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from arcweld.codegen.kernel import Axis, Stage, axis
-from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, float_precision
+from arcweld.codegen.lowering.reading import Hero, RegionReader, delinearize, float_precision
 from arcweld.codegen.lowering.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.inlining import Coords
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.registry import opdef
 

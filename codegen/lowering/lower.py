@@ -6,6 +6,7 @@ What differs between templates is in ``heroes.py``: the hero's axes, operands an
 from __future__ import annotations
 
 from arcweld.codegen.kernel import BoundKernel, Store, axis
+from arcweld.codegen.lowering.chain import lower_chain
 from arcweld.codegen.lowering.heroes import HEROES
 from arcweld.codegen.lowering.reading import RegionReader, epilogue_coords, finish
 from arcweld.codegen.lowering.scatter import lower_scatter
@@ -19,6 +20,8 @@ def lower(region: Region, graph: Graph) -> BoundKernel:
 
     Raises VerifyError for a region that no single kernel can compute (a defect of fusion).
     """
+    if region.chain is not None:
+        return lower_chain(region, graph)
     reader = RegionReader(region, graph)
     if region.hero is None:
         return _lower_pointwise(region, reader)

@@ -14,17 +14,16 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Store
 from arcweld.compiler import dims, expr
-from arcweld.compiler.demand import Notes, Request, demand
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import VerifyError
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.inlining import Coords, Inliner, inline
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import Region
 
-Coords = tuple[Dim, ...]
 STEM_LENGTH = 56  # of a kernel's name, before the hash
 
 
@@ -53,68 +52,28 @@ class Hero:
     template: str = ""
 
 
-class RegionReader:
-    """Reads values element by element while a region is lowered; collects the buffers that it meets."""
+class RegionReader(Inliner):
+    """Reads values element by element while a region is lowered; collects the buffers that it meets.
 
-    mask: Expr | None = None
+    ``read`` raises VerifyError also where the hero's result is wanted at other coordinates than those at which the
+    kernel has it.
+    """
 
     def __init__(self, region: Region, graph: Graph) -> None:
+        super().__init__(region.nodes)
         self.region = region
         self.graph = graph
-        self.made = {o.name: n for n in region.nodes for o in n.outputs}
         self.hero: Hero | None = None
         self.override: dict[str, tuple[Coords, Expr]] = {}
         self.buffers: dict[str, Buffer] = {}
-        self._values: dict[str, Value] = {}
-        self._memo: dict[Request, Expr] = {}
 
-    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        """The element of ``value`` at ``coords``, or 0 where ``mask`` is false: an inlined expression, or a load.
-
-        Raises VerifyError where a lowering gives another type than the value's, or where the hero's result is wanted
-        at other coordinates than those at which the kernel has it.
-        """
-        return demand(self._request(value, coords, mask), self._memo, self._compute)
-
-    def read_inside(self, notes: Notes, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Expr:
-        """``read`` for a lowering that is itself run by ``read``.
-
-        It never recurses: what is not known yet is put down in ``notes``, a stand-in is returned, and the lowering is
-        run again when all of it is known (``compiler/demand.py``).
-        """
-        request = self._request(value, coords, mask)
-        found = self._memo.get(request)
-        if found is None:
-            # buffers are numbered as they are read: with something missing before it, this one must wait too
-            if notes.missing or value.name in self.made:
-                return notes.stand_in(request, value.dtype)
-            found = self._memo[request] = self._compute(request)
-        return found
-
-    def _request(self, value: Value, coords: Sequence[Dim], mask: Expr | None) -> Request:
-        self._values[value.name] = value
-        return value.name, tuple(coords), mask
-
-    def _compute(self, request: Request) -> Expr:
-        name, coords, mask = request
-        value = self._values[name]
-        found = _zero_where_not(self._read(value, coords, mask), mask)
-        if found.dtype is not value.dtype.compute:
-            raise VerifyError(
-                f"the lowering of {value.name} gives {found.dtype.value}, its type is {value.type}",
-                node=value.name,
-            )
-        return found
-
-    def _read(self, value: Value, coords: Coords, mask: Expr | None) -> Expr:
+    def leaf(self, value: Value, coords: Coords, mask: Expr | None) -> Expr | None:
+        """What is not computed from other values here: the hero's result, a constant, an element of a buffer."""
         if value.name in self.override and self.override[value.name][0] == coords:
             return self.override[value.name][1]
         node = self.made.get(value.name)
-        if node is not None and node is self.region.hero:
-            return self._hero_result(value, coords)
         if node is not None:
-            inside = _Inside(self, mask)
-            return inside.notes.checked(inline(inside, node, coords))
+            return self._hero_result(value, coords) if node is self.region.hero else None
         constant = self._scalar_weight(value)
         if constant is not None:
             return constant
@@ -151,42 +110,6 @@ class RegionReader:
             name = f"out{n}" if written else f"in{n}"
             self.buffers[value.name] = Buffer(name, value.dtype, value.shape, written)
         return self.buffers[value.name]
-
-
-def _zero_where_not(e: Expr, mask: Expr | None) -> Expr:
-    """``e`` where ``mask`` holds, else 0.
-
-    A masked load is 0 there already, and so is its conversion, negation or absolute value.
-    """
-    if mask is None:
-        return e
-    source = e
-    while source.op in ("cast", "neg", "abs"):
-        source = source.args[0]
-    return e if source.op == "load" and source.args else expr.where(mask, e, expr.const(0, e.dtype))
-
-
-class _Inside:
-    """What the lowering of a fused node reads through: every read is also subject to ``mask``."""
-
-    def __init__(self, reader: RegionReader, mask: Expr | None) -> None:
-        self.reader = reader
-        self.mask = mask
-        self.notes = Notes()
-
-    def read(self, value: Value, coords: Sequence[Dim], mask: Expr | None = None) -> Expr:
-        return self.reader.read_inside(self.notes, value, coords, expr.all_of([self.mask, mask]))
-
-
-def inline(reader: Any, node: Node, coords: Coords) -> Expr:
-    """The element at ``coords`` of a pointwise or movement node's result, whose operands ``reader`` reads.
-
-    Raises VerifyError for an operator that has no such lowering.
-    """
-    lower = opdef(node.op).lower
-    if lower is None:
-        raise VerifyError(f"{node.op} has no element-wise lowering", node=node.name)
-    return lower(reader, node, coords)
 
 
 # ------------------------------------------------------------------------------------------- following views forwards
@@ -252,10 +175,11 @@ def epilogue_coords(region: Region, start: Value, coords: Coords) -> dict[str, C
 def finish(
     region: Region, reader: RegionReader, template: str, axes: dict[str, tuple[Axis, ...]], loads: dict[str, Expr],
     stores: Sequence[Store], attrs: dict[str, Any], flops: Dim, *, stem: str = "",
+    scratch: tuple[Buffer, ...] = (),
 ) -> BoundKernel:  # fmt: skip
     """The bound kernel of what lowering found, over the buffers that its expressions use.
 
-    ``stem`` defaults to a name made of the template and the region's operators.
+    ``stem`` defaults to a name made of the template and the region's operators. ``scratch`` as in ``Kernel``.
     """
     masks = [s.mask for s in stores if s.mask is not None]
     printed = [*loads.values(), *(s.value for s in stores), *masks, *_places(stores), *_stage_exprs(attrs)]
@@ -263,8 +187,9 @@ def finish(
     used |= {s.buffer for s in stores}
     buffers = {n: b for n, b in reader.buffers.items() if b.name in used}
     kernel = Kernel(
-        template, stem or stem_of(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs
-    )
+        template, stem or stem_of(region, template), axes, loads, tuple(stores), tuple(buffers.values()), attrs,
+        scratch=scratch,
+    )  # fmt: skip
     tensors = {b.name: n for n, b in buffers.items()}
     return BoundKernel(kernel, tensors, merge_origins(region.nodes), flops)
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcweld.codegen.kernel import Axis, BoundKernel, Store, axis
-from arcweld.codegen.lowering.reading import Coords, Hero, RegionReader, delinearize, finish, stem_of
+from arcweld.codegen.lowering.reading import Hero, RegionReader, delinearize, finish, stem_of
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, all_of, binary, both, const
+from arcweld.compiler.inlining import Coords
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import Region
 
@@ -135,12 +136,16 @@ def lower_scatter(region: Region, graph: Graph) -> tuple[BoundKernel, ...]:
     before = () if region.in_place else (_lower_copy(region, node, graph),)
     reader = RegionReader(region, graph)
     steps = tuple(axis(f"u{k}", d) for k, d in enumerate(updates.shape))
-    at = tuple(a.index for a in steps)
-    places, conditions = _places(reader, node, at)
-    target = reader.buffer(node.output, written=True).name
-    stored = Store(target, places, reader.read(updates, at), all_of(conditions), node.attrs["reduction"])
+    stored = scattered(reader, node, tuple(a.index for a in steps))
     flops = dims.product(updates.shape)
     return (*before, finish(region, reader, "scatter", {"out": steps}, {}, [stored], {}, flops))
+
+
+def scattered(reader: RegionReader, node: Node, at: Coords) -> Store:
+    """The store of the update at ``at``."""
+    places, conditions = _places(reader, node, at)
+    target = reader.buffer(node.output, written=True).name
+    return Store(target, places, reader.read(node.operands()[2], at), all_of(conditions), node.attrs["reduction"])
 
 
 def _lower_copy(region: Region, node: Node, graph: Graph) -> BoundKernel:

@@ -1,7 +1,7 @@
 """Hooks: the device functions through which a template reads its operands and writes its results.
 
 A hook takes the template's own loop indices and handles ``width`` neighbouring elements (lanes). What is fused is in
-the hooks: a template does not know it.
+the hooks: a template does not know it. A hook that reads an array in shared memory takes it behind the indices.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Hooks:
         block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
         target = "out[lane]" if block.lane is not None else "out[0]"
         text = block.value(block.uniform(e))
-        head = self._head(fn, args, *_formal(variables or {}, width), f"{ctype} (&out)[{width}]")
+        shared = self._shared([e])
+        head = self._head(fn, args, *shared, *_formal(variables or {}, width), f"{ctype} (&out)[{width}]")
         return "\n".join([head, *block.finish([f"{target} = {text};"]), "}"])
 
     def store(
@@ -102,12 +103,18 @@ class Hooks:
             guard = lambda lane_text: f"{first} + {lane_text} < {bound}"
             block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, clamp=extent)
         body = texts(print_stores(block, stores, guard))
-        head = self._head(fn, args, *_formal(variables or {}, width))
+        shared = self._shared([s.value for s in stores])
+        head = self._head(fn, args, *shared, *_formal(variables or {}, width))
         return "\n".join([head, *body, "}"])
 
     def _head(self, fn: str, args: Sequence[tuple[str, Sym]], *extra: str) -> str:
         listed = ", ".join(["const Params& p", *(f"{self.itype} {n}" for n, _ in args), *extra])
         return f"__device__ __forceinline__ void {fn}({listed}) {{"
+
+    def _shared(self, roots: Sequence[Expr]) -> list[str]:
+        """The parameter declarations of the arrays in shared memory that expressions read."""
+        read = {e.attr[0] for e in walk(roots) if e.op == "load"}
+        return [f"const {b.dtype.cuda}* {b.name}" for b in self.kernel.scratch if b.name in read]
 
     def plain(self, role: str, symbols: Sequence[Sym]) -> Plain | None:
         """The operand ``role`` as an affine load without a mask, or None."""

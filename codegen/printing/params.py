@@ -33,8 +33,8 @@ class Params:
         return f"p.{parameter.name}"
 
     def buffer(self, name: str) -> str:
-        """The C expression of a buffer's pointer."""
-        return f"p.{name}"
+        """The C expression of a buffer's pointer; an array in shared memory has its own name."""
+        return name if any(b.name == name for b in self.kernel.scratch) else f"p.{name}"
 
     def scalar(self, name: str, value: Dim) -> str:
         """An i32 that the host computes from the dimensions at launch; a constant is no member but a literal."""

@@ -9,6 +9,7 @@ from types import ModuleType
 
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.templates.attention import implementations as attention
+from arcweld.codegen.templates.contract import chain
 from arcweld.codegen.templates.contract import implementations as contract
 from arcweld.codegen.templates.conv import implementations as conv
 from arcweld.codegen.templates.implementation import Implementation
@@ -32,6 +33,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "scan": (_portable("scan", scan),),
     "window": (_portable("window", window),),
     "contract": contract.IMPLEMENTATIONS,
+    "chain": chain.IMPLEMENTATIONS,
     "conv": conv.IMPLEMENTATIONS,
     "attention": attention.IMPLEMENTATIONS,
 }

@@ -112,6 +112,26 @@ weight %b: f16[768]
 output %y
 output %r
 """),
+    "chain_keys_rope_f16": ("sm_80", """input %x: f16[1, 1, 512]
+input %c: f16[1, 1, 1, 64]
+input %i: f16[1, 1, 1, 64]
+input %at: i64[1, 4, 1, 64]
+input %keys: f16[1, 4, 128, 64]
+weight %g: f16[512]
+weight %w: f16[512, 256]
+%h: f16[1, 1, 512] = RMSNormalization(%x, %g, axis=2, epsilon=1e-05) @ 'norm'
+%m: f16[1, 1, 256] = MatMul(%h, %w) @ 'k_proj'
+%k: f16[1, 4, 1, 64] = Reshape(%m, shape=(1, 4, 1, 64))
+%l: f16[1, 4, 1, 32] = Slice(%k, starts=(0, 0, 0, 0), sizes=(1, 4, 1, 32), steps=(1, 1, 1, 1)) @ 'l'
+%u: f16[1, 4, 1, 32] = Slice(%k, starts=(0, 0, 0, 32), sizes=(1, 4, 1, 32), steps=(1, 1, 1, 1)) @ 'u'
+%n: f16[1, 4, 1, 32] = Neg(%u) @ 'n'
+%r: f16[1, 4, 1, 64] = Concat(%n, %l, axis=3) @ 'r'
+%a: f16[1, 4, 1, 64] = Mul(%k, %c) @ 'a'
+%b: f16[1, 4, 1, 64] = Mul(%r, %i) @ 'b'
+%y: f16[1, 4, 1, 64] = Add(%a, %b) @ 'rope'
+%now: f16[1, 4, 128, 64] = ScatterElements(%keys, %at, %y, axis=2, reduction='none', strict=1) @ 'append'
+output %now 'now' in %keys
+"""),
     "maxpool_f16": ("sm_80", f"""input %x: f16[n, 64, 56, 56]
 %y: f16[n, 64, 28, 28] = MaxPool(%x, kernel_shape=(3, 3), {POOL}) @ 'y'
 output %y

@@ -7,6 +7,7 @@ shuffles and then in shared memory. Products and sums are f32, whatever type the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printing.hooks import Hooks
@@ -16,9 +17,10 @@ from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.region import FEW_ROWS
 
 ARCH = "sm_80"
-MAX_ROWS = 8
+MAX_ROWS = FEW_ROWS
 WARPS = 8
 
 
@@ -79,22 +81,51 @@ def narrowed(operand: Operand, width: int, along_k: bool) -> Operand:
     return replace(operand, along_k=True, width=min(operand.width, width) if operand.along_k else 1)
 
 
+def wider(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
+    """Tactics with more columns of a block than ``tactics`` has, by estimated cost."""
+    if problem.b.along_k:
+        found = [GemvTactic(8, s, 1) for s in (1, 2, 4, 8)]
+    else:
+        found = [GemvTactic(lanes, WARPS, 2) for lanes in (16, 32)]
+    return tuple(sorted(found, key=lambda t: _cost(problem, t, arch)))
+
+
 def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
-    kernel, hooks, b = problem.kernel, Hooks(problem.kernel), problem.b
+    hooks = Hooks(problem.kernel)
+    return render_page(problem, t, hooks, store=store_hook(hooks, problem, 1))
+
+
+def render_page(
+    problem: Problem, t: GemvTactic, hooks: Hooks, *, store: str = "", run: int = 0, shared_bytes: int = 0, **more: Any
+) -> KernelSource:  # fmt: skip
+    """The source, with the epilogue ``store`` or, of a chain, what ``more`` has.
+
+    run           neighbouring columns of a block; 0: all that it has
+    shared_bytes  of a block; 0: those of the partial sums
+    """
+    kernel, b = problem.kernel, problem.b
     a = narrowed(problem.a, b.width, b.along_k)
     columns, rows = block_columns(b, t), problem.m.extent
     assert isinstance(rows, int)
     tiles = dims.ceildiv(problem.n.extent, columns)
     scalar = hooks.params.scalar
+    context: dict[str, Any] = {
+        "rows": rows, "columns": columns, "run": run or columns, "parts": (), "before": None, "unit": (1, 1),
+        "load_a": load_hook(hooks, problem, "load_a", a), "load_b": load_hook(hooks, problem, "load_b", b),
+        "store": store, "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),
+        "k_extent": scalar("depth", problem.k.extent),
+    }  # fmt: skip
     return render(
         "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles, 1, 1),
-        block=(32 * WARPS, 1, 1), shared_bytes=t.split * rows * columns * 4,
+        block=(32 * WARPS, 1, 1), shared_bytes=shared_bytes or partial_bytes(problem, t),
         tiled=((problem.n.extent, columns), (problem.k.extent, 32 * t.split * t.batch * b.width)), t=t, a=a, b=b,
-        rows=rows, columns=columns,
-        itype=problem.itype, load_a=load_hook(hooks, problem, "load_a", a),
-        load_b=load_hook(hooks, problem, "load_b", b),
-        store=store_hook(hooks, problem, 1), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles=scalar("tiles", tiles), n_extent=scalar("columns", problem.n.extent),
-        k_extent=scalar("depth", problem.k.extent),
+        itype=problem.itype, b_is_weight=bool(kernel.attrs.get("b_is_weight")), **(context | more),
     )  # fmt: skip
+
+
+def partial_bytes(problem: Problem, t: GemvTactic) -> int:
+    """Bytes of shared memory for the partial sums."""
+    rows = problem.m.extent
+    assert isinstance(rows, int)
+    return t.split * rows * block_columns(problem.b, t) * 4

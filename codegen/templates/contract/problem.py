@@ -6,8 +6,8 @@ quotients and remainders cancel in addresses where the axes are contiguous in me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Axis, Kernel, Store
 from arcweld.codegen.printing.hooks import Hooks, vector_width
@@ -17,7 +17,7 @@ from arcweld.codegen.printing.printer import Block, index_type
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, loads, substitute_index, walk
+from arcweld.compiler.expr import Expr, loads, substitute_dim, substitute_index, walk
 
 COPY_BYTES = 16  # of one asynchronous copy
 NEAR = 24  # elements between neighbouring rows, up to which a warp's accesses share cache lines
@@ -114,14 +114,17 @@ def problem_of(
         flats.append(flat)
         table.update(part)
     batch, m, n, k = flats
-    stores = tuple(
-        Store(s.buffer, tuple(dims.substitute(c, table) for c in s.coords), substitute_index(s.value, table))
-        for s in kernel.stores
-    )
+    stores = tuple(_substituted(s, table) for s in kernel.stores)
     a = classify(kernel, substitute_index(kernel.loads[a_role], table), m, k)
     b = classify(kernel, substitute_index(kernel.loads[b_role], table), n, k)
     sums = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
     return Problem(kernel, batch, m, n, k, a, b, stores, sums[0] if sums else a.expr.dtype)
+
+
+def _substituted(s: Store, table: Mapping[dims.Atom, Dim]) -> Store:
+    mask = None if s.mask is None else substitute_index(s.mask, table)
+    coords = tuple(substitute_dim(c, table) for c in s.coords)
+    return replace(s, coords=coords, value=substitute_index(s.value, table), mask=mask)
 
 
 def conv_problem(kernel: Kernel) -> Problem:

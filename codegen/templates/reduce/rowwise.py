@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
 from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.card import SMS
-from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
+from arcweld.codegen.templates.reduce.combiners import COMBINERS
+from arcweld.codegen.templates.reduce.statistics import index_args, print_stages
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
@@ -40,23 +41,6 @@ class RowwiseTactic:
     lanes: int = 32
     resident: bool = True
     rows: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class PrintedStage:
-    """A statistic as the template prints it.
-
-    ctype       C type of the combined value
-    ctype_done  C type after ``finish``
-    finished    whether there is a ``finish``
-    """
-
-    name: str
-    combine: str
-    identity: str
-    ctype: str
-    ctype_done: str
-    finished: bool
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:
@@ -121,9 +105,9 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
     longest = most(col.extent, UNBOUNDED)
     vectors = resident_vectors(longest, tactic.lanes * width, width) if tactic.resident else 0
     hooks = Hooks(kernel)
-    functions, stages, variables = _print_stages(hooks, row, col, width)
-    x = hooks.load("load_x", kernel.loads["x"], _args(row, col), lane=col.sym, width=width)
-    out = hooks.store("store_row", kernel.stores, _args(row, col), lane=col.sym, width=width, variables=variables)
+    functions, stages, variables = print_stages(hooks, row, col, width)
+    x = hooks.load("load_x", kernel.loads["x"], index_args(row, col), lane=col.sym, width=width)
+    out = hooks.store("store_row", kernel.stores, index_args(row, col), lane=col.sym, width=width, variables=variables)
     rows = tactic.rows if tactic.lanes <= 32 else 1
     threads = max(32, tactic.lanes * rows)
     rows = threads // tactic.lanes
@@ -138,31 +122,3 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
         vectors=vectors, ctype=kernel.loads["x"].dtype.cuda,
         row_count=hooks.params.scalar("row_count", row.extent), col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
-
-
-def _args(*axes: Axis) -> list[tuple[str, dims.Sym]]:
-    return [(a.sym.name, a.sym) for a in axes]
-
-
-def _print_stages(
-    hooks: Hooks, row: Axis, col: Axis, width: int
-) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:
-    """The texts of all statistics' hooks, the printed stages, and the variables that stores may use."""
-    functions: list[str] = []
-    stages: list[PrintedStage] = []
-    known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}
-    for s in hooks.kernel.attrs["stages"]:
-        own, raw, done = f"row_{s.name}", s.value.dtype, (s.finish or s.value).dtype
-        functions.append(
-            hooks.load(f"{s.name}_value", s.value, _args(row, col), lane=col.sym, width=width, variables=known)
-        )
-        if s.finish is not None:
-            scalars = {k: v for k, v in known.items() if k != "x"} | {s.name: (own, raw, False)}
-            functions.append(hooks.load(f"{s.name}_finish", s.finish, _args(row), variables=scalars))
-        stages.append(
-            PrintedStage(
-                s.name, COMBINERS[s.combine], identity(s.combine, raw), raw.cuda, done.cuda, s.finish is not None
-            )
-        )
-        known[s.name] = (own, done, False)
-    return functions, stages, known

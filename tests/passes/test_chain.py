@@ -1,0 +1,222 @@
+"""Chains: which regions a product of few rows takes, and that the numbers are those of the operators' references."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arcweld.compiler.ir import Graph, Weight
+from arcweld.compiler.options import Options
+from arcweld.compiler.reference import run_reference
+from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.text import parse_graph
+from arcweld.driver.build import build_graph
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.sim.device import SimDevice
+
+NORMS = {
+    "rms": "%h = RMSNormalization(%x, %g, axis=2, epsilon=1e-05) @ 'norm'\n",
+    "layer": "%h = LayerNormalization(%x, %g, %g, axis=2, epsilon=1e-05) @ 'norm'\n",
+    "softmax": "%h = Softmax(%x, axis=2) @ 'norm'\n",
+}
+
+
+def rope(x: str, y: str, heads: int, rows: int, half: str, dtype: str) -> str:
+    """RoPE of ``x`` [1, heads, rows, 8]: by halves, by neighbours, or of the first half of a head only."""
+    shape = f"[1, {heads}, {rows}, 4]"
+    if half == "neighbours":
+        pair = f"{dtype}[1, {heads}, {rows}, 4, 2]"
+        one = pair.replace("2]", "1]")
+        size = f"(1, {heads}, {rows}, 4, 1)"
+        return f"""%{y}p: {pair} = Reshape(%{x}, shape=(1, {heads}, {rows}, 4, 2))
+%{y}a: {one} = Slice(%{y}p, starts=(0, 0, 0, 0, 0), sizes={size}, steps=(1, 1, 1, 1, 1))
+%{y}b: {one} = Slice(%{y}p, starts=(0, 0, 0, 0, 1), sizes={size}, steps=(1, 1, 1, 1, 1))
+%{y}n = Neg(%{y}b)
+%{y}c = Concat(%{y}n, %{y}a, axis=4)
+%{y}r: {dtype}[1, {heads}, {rows}, 8] = Reshape(%{y}c, shape=(1, {heads}, {rows}, 8))
+%{y}u = Mul(%{x}, %cos)
+%{y}v = Mul(%{y}r, %sin)
+%{y} = Add(%{y}u, %{y}v) @ '{y}'
+"""
+    width = 4 if half == "halves" else 2
+    part = f"{dtype}[1, {heads}, {rows}, {width}]"
+    size = f"(1, {heads}, {rows}, {width})"
+    text = f"""%{y}a: {part} = Slice(%{x}, starts=(0, 0, 0, 0), sizes={size}, steps=(1, 1, 1, 1))
+%{y}b: {part} = Slice(%{x}, starts=(0, 0, 0, {width}), sizes={size}, steps=(1, 1, 1, 1))
+%{y}n = Neg(%{y}b)
+%{y}r = Concat(%{y}n, %{y}a, axis=3)
+"""
+    if half == "halves":
+        return text + f"%{y}u = Mul(%{x}, %cos)\n%{y}v = Mul(%{y}r, %sin)\n%{y} = Add(%{y}u, %{y}v) @ '{y}'\n"
+    size = f"(1, {heads}, {rows}, 4)"
+    return text + f"""%{y}d: {dtype}{shape} = Slice(%{x}, starts=(0, 0, 0, 0), sizes={size}, steps=(1, 1, 1, 1))
+%{y}e: {dtype}{shape} = Slice(%{x}, starts=(0, 0, 0, 4), sizes={size}, steps=(1, 1, 1, 1))
+%{y}k: {dtype}[1, 1, {rows}, 4] = Slice(%cos, starts=(0, 0, 0, 0), sizes=(1, 1, {rows}, 4), steps=(1, 1, 1, 1))
+%{y}l: {dtype}[1, 1, {rows}, 4] = Slice(%sin, starts=(0, 0, 0, 0), sizes=(1, 1, {rows}, 4), steps=(1, 1, 1, 1))
+%{y}u = Mul(%{y}d, %{y}k)
+%{y}v = Mul(%{y}r, %{y}l)
+%{y}w = Add(%{y}u, %{y}v)
+%{y} = Concat(%{y}w, %{y}e, axis=3) @ '{y}'
+"""
+
+
+def projections(rows: int, dtype: str, norm: str, how: str, bias: bool) -> str:
+    """Norm, queries, keys and values of 3 + 1 + 1 heads of 8, RoPE, and keys and values into caches."""
+    text = f"""input %x: {dtype}[1, {rows}, 24]
+input %at: i64[1, 1, {rows}, 8]
+input %keys: {dtype}[1, 1, 12, 8]
+input %values: {dtype}[1, 1, 12, 8]
+input %cos: {dtype}[1, 1, {rows}, 8]
+input %sin: {dtype}[1, 1, {rows}, 8]
+weight %g: {dtype}[24]
+weight %w: {dtype}[24, 40]
+weight %bias: {dtype}[40]
+{NORMS[norm]}%m = MatMul(%h, %w) @ 'product'
+"""
+    text += "%y = Add(%m, %bias)\n" if bias else "%y = Identity(%m)\n"
+    for name, start, heads in (("q", 0, 3), ("k", 24, 1), ("v", 32, 1)):
+        width = heads * 8
+        text += f"""%{name}s: {dtype}[1, {rows}, {width}] = Slice(%y, starts=(0, 0, {start}), \
+sizes=(1, {rows}, {width}), steps=(1, 1, 1))
+%{name}h: {dtype}[1, {rows}, {heads}, 8] = Reshape(%{name}s, shape=(1, {rows}, {heads}, 8))
+%{name}t: {dtype}[1, {heads}, {rows}, 8] = Transpose(%{name}h, perm=(0, 2, 1, 3))
+"""
+    text += rope("qt", "q", 3, rows, how, dtype) + rope("kt", "k", 1, rows, how, dtype)
+    return text + """%keys_now = ScatterElements(%keys, %at, %k, axis=2, reduction='none', strict=1) @ 'keys'
+%values_now = ScatterElements(%values, %at, %vt, axis=2, reduction='none', strict=1) @ 'values'
+output %q 'q'
+output %keys_now 'keys_now' in %keys
+output %values_now 'values_now' in %values
+"""
+
+
+def gated(rows: int, dtype: str, act: str) -> str:
+    """RMSNorm, gate and up of 20 columns each as two products, an activation of the gate times up."""
+    return f"""input %x: {dtype}[1, {rows}, 24]
+weight %g: {dtype}[24]
+weight %a: {dtype}[24, 20]
+weight %b: {dtype}[24, 20]
+{NORMS["rms"]}%gate = MatMul(%h, %a) @ 'gate'
+%up = MatMul(%h, %b) @ 'up'
+%s = {act} @ 'act'
+%y = Mul(%s, %up) @ 'y'
+output %y 'y'
+"""
+
+
+def parsed(text: str) -> Graph:
+    """The graph, with random weights."""
+    graph = parse_graph("graph 'g'\n" + text)
+    rng = np.random.default_rng(6)
+    data = {k: rng.standard_normal(w.data.shape).astype(w.data.dtype) for k, w in graph.weights.items()}
+    return graph.replace(weights={k: Weight(d, k) for k, d in data.items()})
+
+
+def fused(text: str) -> FusedGraph:
+    return build_graph(parsed(text), Options(arch=("sm_80",)), compile_kernels=False, verify_each=True).fused
+
+
+def feeds(text: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    made: dict[str, np.ndarray] = {}
+    for v in parsed(text).inputs:
+        shape = tuple(int(d) for d in v.shape if isinstance(d, int))
+        made[v.name] = rng.standard_normal(shape).astype(v.dtype.numpy)
+    if "at" in made:
+        shape = made["at"].shape
+        made["at"] = np.broadcast_to(rng.permutation(12)[: shape[-2], None], shape).astype(np.int64)
+    return made
+
+
+def check(text: str, templates: list[str], tolerance: float) -> None:
+    """The regions' templates, and the outputs on the checked simulator, warps in an adverse order, for two seeds."""
+    graph = parsed(text)
+    build = build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False, verify_each=True)
+    assert sorted(r.template for r in build.fused.regions) == sorted(templates)
+    given = feeds(text)
+    want = run_reference(graph, given)
+    for seed in (0, 1):
+        got = Engine(build.data, SimDevice(checked=True, seed=seed)).run({k: v.copy() for k, v in given.items()})
+        for label, o in zip(graph.labels(), graph.outputs):
+            scale = float(np.abs(want[o.name].astype(np.float64)).max())
+            np.testing.assert_allclose(
+                got[label].astype(np.float64), want[o.name].astype(np.float64), rtol=tolerance, atol=tolerance * scale
+            )
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("norm", "how", "bias"),
+    [("rms", "halves", False), ("rms", "neighbours", True), ("layer", "some", True), ("softmax", "halves", True)],
+)
+def test_norm_rope_and_caches_are_one_kernel(rows: int, dtype: str, norm: str, how: str, bias: bool) -> None:
+    text = projections(rows, dtype, norm, how, bias)
+    check(text, ["chain"], 1e-5 if dtype == "f32" else 4e-3)
+    (region,) = fused(text).regions
+    assert region.in_place == {"keys_now": "keys", "values_now": "values"}
+    assert region.chain is not None
+    assert region.chain.unit == {"halves": (2, 4), "neighbours": (2, 1), "some": (2, 2)}[how]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("act", ["Silu(%gate)", "Gelu(%gate, approximate='tanh')", "Relu(%gate)"])
+def test_gate_and_up_are_one_product(rows: int, act: str) -> None:
+    check(gated(rows, "f32", act), ["chain"], 1e-5)
+    (region,) = fused(gated(rows, "f32", act)).regions
+    assert region.chain is not None
+    assert region.chain.unit == (2, 20)
+
+
+X = "input %x: f32[4, 16]\nweight %g: f32[16]\nweight %w: f32[16, 8]\n"
+TALL = X.replace("[4, 16]", "[9, 16]")
+NORM = "%h = RMSNormalization(%x, %g, axis=1, epsilon=1e-05)\n"
+APART = {
+    "nine rows": (TALL + NORM + "%y = MatMul(%h, %w)\noutput %y\n", ["rowwise", "contract"]),
+    "the norm is an output": (X + NORM + "%y = MatMul(%h, %w)\noutput %y\noutput %h\n", ["rowwise", "contract"]),
+    "the norm is read behind the product": (
+        X.replace("[16, 8]", "[16, 16]") + NORM + "%m = MatMul(%h, %w)\n%y = Add(%m, %h)\noutput %y\n",
+        ["rowwise", "contract"],
+    ),
+    "the norm is of columns of the product": (
+        "input %x: f32[4, 16]\nweight %w: f32[4, 8]\n%s = Softmax(%x, axis=1)\n"
+        "%h: f32[16, 4] = Transpose(%s, perm=(1, 0))\n"
+        "%i: f32[8, 4] = Slice(%h, starts=(0, 0), sizes=(8, 4), steps=(1, 1))\n%y = MatMul(%i, %w)\noutput %y\n",
+        ["rowwise", "contract"],
+    ),
+    "another row of the product is read": (
+        X + "%m = MatMul(%x, %w)\n%a: f32[3, 8] = Slice(%m, starts=(0, 0), sizes=(3, 8), steps=(1, 1))\n"
+        "%b: f32[3, 8] = Slice(%m, starts=(1, 0), sizes=(3, 8), steps=(1, 1))\n%y = Sub(%a, %b)\noutput %y\n",
+        ["contract", "pointwise"],
+    ),
+    "columns of many units are read": (
+        X + "%m = MatMul(%x, %w)\n%r: f32[4, 8] = Slice(%m, starts=(0, 7), sizes=(4, 8), steps=(1, -1))\n"
+        "%y = Add(%m, %r)\n%z: f32[4, 7] = Slice(%m, starts=(0, 1), sizes=(4, 7), steps=(1, 1))\n"
+        "output %y\noutput %z\n",
+        ["chain"],
+    ),
+    "the whole cache is read": (
+        "input %x: f32[1, 16]\nweight %w: f32[16, 8]\ninput %c: f32[12, 8]\ninput %at: i64[1, 8]\n%m = MatMul(%x, %w)\n"
+        "%n = ScatterElements(%c, %at, %m, axis=0, reduction='none', strict=1)\n%y = Tanh(%n)\n"
+        "output %n 'n' in %c\noutput %y\n",
+        ["chain", "pointwise"],
+    ),
+    "the old cache is read with the product": (
+        "input %x: f32[1, 16]\nweight %w: f32[16, 8]\ninput %c: f32[12, 8]\ninput %at: i64[1, 8]\n%m = MatMul(%x, %w)\n"
+        "%n = ScatterElements(%c, %at, %m, axis=0, reduction='none', strict=1)\n"
+        "%o: f32[1, 8] = Slice(%c, starts=(3, 0), sizes=(1, 8), steps=(1, 1))\n"
+        "%p: f32[1, 8] = Slice(%m, starts=(0, 7), sizes=(1, 8), steps=(1, -1))\n"
+        "%y = Add(%o, %p)\noutput %n 'n' in %c\noutput %y\n",
+        ["contract", "pointwise", "scatter"],
+    ),
+    "the result is needed by way of another kernel": (
+        X + "%m = MatMul(%x, %w)\n%s = ReduceSum(%m, axes=(0,), keepdims=1)\n%y = Div(%m, %s)\noutput %y\n",
+        ["contract", "reduce", "pointwise"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_stays_apart(name: str) -> None:
+    text, templates = APART[name]
+    check(text, templates, 1e-5)
