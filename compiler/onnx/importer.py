@@ -23,7 +23,7 @@ from arcweld.compiler.onnx.deduce import Bounds, Requirement
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
-from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape
+from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, bind_overrides, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
 from arcweld.compiler.text import sanitize
 
@@ -109,6 +109,8 @@ class _Import:
     def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
         # overridden inputs first: the value that the user gives a dim_param counts for the other inputs too
         shapes: dict[str, tuple[Dim, ...] | None] = {}
+        for info in infos:
+            bind_overrides(table, info.name, declared_dims(info) or (), self.shapes.get(info.name) or ())
         for info in sorted(infos, key=lambda i: i.name not in self.shapes):
             override = self.shapes.get(info.name)
             declared = declared_dims(info)
