@@ -282,6 +282,32 @@ def test_multi_head_attention_with_a_shared_cache(filled: int, causal: int) -> N
         np.testing.assert_array_equal(now, np.concatenate([then, old[:, :, filled + 3 :]], axis=2))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_query_with_a_shared_cache(masked: bool) -> None:
+    slots = ("query", "key", "value", "mask_index", "attention_bias", "past_key", "past_value", "past_sequence_length")
+    given = ONE | {"past_key": heads_of(ROOM, 3), "past_value": heads_of(ROOM, 4)}
+    given |= {"past_sequence_length": np.array([6], np.int32)}
+    if masked:
+        given |= {"mask_index": np.array([[1, 1, 0, 1, 1, 1, 1], [1] * 7], np.int32)}
+    attrs = {"num_heads": HEADS, "past_present_share_buffer": 1}
+    proto = node("DecoderMaskedMultiHeadAttention", slots, given, attrs)
+    ours, theirs = evaluate(import_onnx(proto), given), runtime(proto, given)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-5, atol=2e-5)
+    for a, b in zip(ours[1:], theirs[1:]):  # ONNX Runtime leaves the unused rows of a new array as they are
+        assert a.shape == b.shape
+        np.testing.assert_array_equal(a[:, :, :7], b[:, :, :7])
+    with pytest.raises(ModelError, match="a shared cache needs past_sequence_length"):
+        import_onnx(node("DecoderMaskedMultiHeadAttention", slots[:7], given, attrs))
+    short = given | PAST  # a cache that is not shared grows, as that of MultiHeadAttention does
+    del short["past_sequence_length"]
+    mask = {"key_padding_mask": short.pop("mask_index")} if masked else {}
+    expected = runtime(node("MultiHeadAttention", MHA, short | mask, {"num_heads": HEADS}), short | mask)
+    again = short | ({"mask_index": mask["key_padding_mask"]} if masked else {})
+    one = node("DecoderMaskedMultiHeadAttention", slots, again, {"num_heads": HEADS})
+    for a, b in zip(evaluate(import_onnx(one), again), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
 def test_what_multi_head_attention_refuses() -> None:
     for given, said in (
         (THREE | {"cache_indirection": np.zeros((1, 1, 8), np.int32)}, "cache_indirection"),

@@ -220,6 +220,20 @@ def _multi_head(c: NodeContext) -> Result:
     return [join_heads(c, c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain))), k, v]
 
 
+@handles("DecoderMaskedMultiHeadAttention", domain=MICROSOFT)
+def _decoder_multi_head(c: NodeContext) -> Result:
+    """MultiHeadAttention of one query with the inputs in another order; an attribute says whether the cache is shared.
+
+    Keys in a shared cache have the layout of all other caches, as on a CPU. ONNX Runtime's CUDA kernels group features.
+    """
+    shared = bool(c.int_attr("past_present_share_buffer"))
+    if shared and c.has(5) and not c.has(7):
+        c.broken("a shared cache needs past_sequence_length")
+    order = (0, 1, 2, 10, 3, 4, 5, 6, 7 if shared else len(c.operands), 9)
+    c.operands = [c.operands[i] if i < len(c.operands) else None for i in order]
+    return _multi_head(c)
+
+
 def _multi_head_operands(c: NodeContext) -> tuple[Value, Value, Value]:
     """Query, key and value ``[B, H, *, D]`` from any of the forms that the operator takes, with the bias added."""
     ranks = tuple(c.operand(i).rank if c.has(i) else 0 for i in range(3))
