@@ -145,6 +145,27 @@ def test_a_bias_of_scores(heads: int) -> None:
     same_as_runtime(given, {"local_window_size": 3}, new=5, lengths=[5, 5])
 
 
+def test_a_bias_is_shorter_than_a_shared_cache() -> None:
+    """Where the host does not know the longest length, attention is over the whole cache."""
+    given = operands(1, [7, 4]) | cache(ROOM) | {"attention_bias": F(B, 1, 1, 7, seed=5)}
+    proto = node("GroupQueryAttention", GQA, given, PLAIN)
+    ours = evaluate(import_onnx(proto, shared=["past_key", "past_value"]), given)
+    np.testing.assert_allclose(ours[0], runtime(proto, given)[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("option", ["softcap", "smooth", "sink", "rotary", "window"])
+def test_half_precision(option: str) -> None:
+    """ONNX Runtime rounds in other places: two units of f16 at the size of the outputs."""
+    attrs, extra = OPTIONS[option]
+    full = operands(1, [7, 4]) | cache(ROOM) | extra | {"attention_bias": F(B, 1, 1, 7, seed=5)}
+    given = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in full.items()}
+    proto = node("GroupQueryAttention", GQA, given, {**PLAIN, **attrs}, ["total_sequence_length"])
+    theirs = runtime(proto, {i.name: given[i.name] for i in proto.graph.input})
+    ours = evaluate(import_onnx(proto), given)
+    assert [a.dtype for a in ours] == [np.float16] * 3
+    np.testing.assert_allclose(ours[0].astype(np.float32), theirs[0].astype(np.float32), atol=2e-3)
+
+
 @pytest.mark.parametrize("counts", [[4, 2], [1, 4], [0, 3]])
 def test_chunks_of_unequal_lengths(counts: list[int]) -> None:
     before = [5, 3]

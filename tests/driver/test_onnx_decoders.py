@@ -17,7 +17,10 @@ from onnx.reference import ReferenceEvaluator
 import arcweld
 from arcweld import Engine, Input
 from arcweld.cli.app import main
+from arcweld.compiler import dims
 from arcweld.compiler.errors import ArcweldError, InputError
+from arcweld.driver.api import import_model
+from arcweld.driver.samples import sample_inputs
 from arcweld.runtime.arrays import aligned_empty
 
 LAYERS, HIDDEN, HEADS, GROUPS, HEAD, WORDS, ROOM, STEPS = 2, 64, 4, 2, 16, 50, 48, 32
@@ -122,13 +125,16 @@ def zeros(batch: int) -> np.ndarray:
     return made
 
 
-def copies_of_caches(engine: Engine) -> list[str]:
-    """Launches that write a whole cache, and state that is copied at the end of a call."""
+def copies_of(engine: Engine, caches: Sequence[str]) -> list[str]:
+    """What launches write that is as large as a cache, and caches that are copied at the end of a call."""
     program = engine.program
-    shapes = {t.name: t.shape for t in (*program.temps, *program.outputs, *program.inputs)}
-    caches = {shapes[n] for n in CACHES}
-    placed = {a.name for a in program.aliases if a.of in CACHES}
-    found = [w for launch in program.launches for w in launch.writes if shapes[w] in caches and w not in placed]
+    placed = {a.name for a in program.aliases if a.of in caches}
+    sizes = {t.name: math.prod(dims.evaluate(dims.parse(d), {"total_sequence_length": ROOM}) for d in t.shape)
+             for t in (*program.temps, *program.outputs, *program.inputs)}  # fmt: skip
+    least = min(sizes[n] for n in caches)
+    assert [s.input for s in program.state] == list(caches)
+    assert not any("copy" in v.kernel for launch in program.launches for v in launch.variants)
+    found = [w for launch in program.launches for w in launch.writes if sizes[w] >= least and w not in placed]
     return found + [s.output for s in program.state if s.output not in placed]
 
 
@@ -154,8 +160,7 @@ def test_a_shared_cache_over_32_steps() -> None:
     """A batch of two, of which the second is 3 tokens behind: its mask has zeros on the right."""
     model = genai(packed=False)
     engine, session = in_place(model, 1, batch=2), opened(model)
-    assert copies_of_caches(engine) == []
-    assert len(engine.program.aliases) == len(CACHES) == len(engine.program.state)
+    assert copies_of(engine, CACHES) == []
     ours = {n: zeros(2) for n in CACHES}
     theirs = {n: ort.OrtValue.ortvalue_from_numpy(zeros(2)) for n in CACHES}
     rng = np.random.default_rng(1)
@@ -219,6 +224,41 @@ def test_a_cache_that_is_not_shared_grows() -> None:
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4)
         caches = {n: expected[present(n)] for n in CACHES}
+
+
+def test_lengths_that_only_the_device_sees() -> None:
+    """Lengths are inputs. Verification draws lengths that fill the cache, and a run beyond its end is an error."""
+    b, wide = Builder(), (HEADS + 2 * GROUPS) * HEAD
+    caches = CACHES[:2]
+    b.op(
+        "GroupQueryAttention", "qkv", "", "", *caches, "lengths", "total", b.weight(np.cos(angles())),
+        b.weight(np.sin(angles())), domain="com.microsoft", num_heads=HEADS, kv_num_heads=GROUPS, do_rotary=1,
+        outputs=["logits", *map(present, caches)],
+    )  # fmt: skip
+    shape, int32 = [2, GROUPS, ROOM - 8, HEAD], TensorProto.INT32
+    inputs = [("qkv", F32, [2, 1, wide]), ("lengths", int32, [2]), ("total", int32, [])]
+    inputs += [(n, F32, shape) for n in caches]
+    model = b.model(inputs, [("logits", [2, 1, HEADS * HEAD]), *((present(n), shape) for n in caches)])
+    graph = import_model(model, inputs=[Input(n, inout=True) for n in caches])
+    drawn = [sample_inputs(graph, {}, seed=seed)["lengths"] for seed in range(200)]
+    assert (np.min(drawn), np.max(drawn)) == (0, ROOM - 9)
+    engine, session = arcweld.compile(model, inputs=[Input(n, inout=True) for n in caches], device="sim"), opened(model)
+    assert copies_of(engine, caches) == []
+    rng = np.random.default_rng(7)
+    ours = {n: aligned_empty(tuple(shape), np.dtype(np.float32)) for n in caches}
+    for a in ours.values():
+        a[...] = rng.standard_normal(shape)
+    for lengths in ([1, 30], [17, 1], [ROOM - 8, 5], [2, ROOM - 8]):
+        feeds = {"qkv": rng.standard_normal((2, 1, wide)).astype(np.float32), "lengths": np.int32(lengths) - 1}
+        feeds["total"] = np.array(max(lengths), np.int32)
+        expected = session.run(None, {**feeds, **ours})
+        found = engine.run({**feeds, **ours})
+        np.testing.assert_allclose(found["logits"], expected[0], rtol=1e-4, atol=1e-5)
+        for mine, theirs in zip(ours.values(), expected[1:]):
+            for k, n in enumerate(lengths):
+                np.testing.assert_allclose(mine[k, :, :n], theirs[k, :, :n], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ArcweldError, match="index"):
+        engine.run({**feeds, **ours, "lengths": np.int32([3, ROOM - 8])})
 
 
 # ---------------------------------------------------------------------------------------------------- Optimum's form
@@ -326,8 +366,7 @@ def test_the_standards_cache_over_32_steps(new: int, attrs: dict[str, Any]) -> N
     room = STEPS * new
     model = standard(new, room, **attrs)
     engine = arcweld.compile(model, inputs=[Input(n, inout=True) for n in CACHES[:2]], device="sim")
-    assert [s.output for s in engine.program.state] == [a.name for a in engine.program.aliases]
-    assert not any("copy" in v.kernel for launch in engine.program.launches for v in launch.variants)
+    assert copies_of(engine, CACHES[:2]) == []
     reference = ReferenceEvaluator(model)
     names = [o.name for o in model.graph.output]
     ours = {n: aligned_empty((2, GROUPS, room, HEAD), np.dtype(np.float32)) for n in CACHES[:2]}
