@@ -5,6 +5,7 @@ They have the names and meanings of ONNX Runtime's, as far as an engine has a us
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
@@ -154,7 +155,11 @@ class OrtValue:
 
 
 class IOBinding:
-    """The inputs and outputs of coming calls of ``run_with_iobinding``."""
+    """The inputs and outputs of coming calls of ``run_with_iobinding``.
+
+    An input that an output takes over is changed in place. The output may be bound to the same memory, and then nothing
+    is copied. Any other output that is bound to memory is copied there at the end of a call.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -201,10 +206,12 @@ class IOBinding:
     def run(self) -> None:
         """Calls the engine; ``run_with_iobinding`` is ONNX Runtime's name of this.
 
-        Raises InputError where no output is bound, or where one has another shape or type than what it is copied into.
+        Raises InputError where no output is bound, or where one has another shape or type than what it is copied into;
+        before the call, where memory is read-only or has something in it that the call changes in place.
         """
         if not self._targets:
             raise InputError("no output is bound", hint='binding.bind_output("name")')
+        self._check_memory()
         found = self._engine.run(self._inputs)
         self._results = {name: self._delivered(name, found[name], to) for name, to in self._targets.items()}
 
@@ -239,15 +246,48 @@ class IOBinding:
             raise InputError(f"the engine has no {kind} {name!r}; it has {', '.join(names)}")
         return name
 
+    def _check_memory(self) -> None:
+        """Raises InputError for outputs that cannot be written where they are bound, while nothing is written yet."""
+        taken_over = {s.output: s.input for s in self._engine.program.state}
+        changed = {_span(self._inputs[n]): n for n in taken_over.values() if n in self._inputs}
+        spans = sorted(changed)
+        for name, to in self._targets.items():
+            if isinstance(to, bool):
+                continue
+            if isinstance(to, np.ndarray) and not to.flags.writeable:
+                raise InputError(f"output {name!r} is bound to memory that is read-only")
+            own = self._inputs.get(taken_over.get(name, ""))
+            if own is not None and (own.shape, own.dtype) != (to.shape, to.dtype):
+                what = f"output {name!r} takes over input {taken_over[name]!r}, which is {own.dtype}{list(own.shape)}"
+                raise InputError(f"{what}, and is bound to {to.dtype}{list(to.shape)}")
+            begin, end = _span(to)
+            at = bisect.bisect_left(spans, (begin + 1, 0))  # the first that begins behind this one
+            for other in spans[max(at - 1, 0) : at + 1]:
+                mine = own is not None and other == (begin, end) and changed[other] == taken_over[name]
+                if other[0] < end and begin < other[1] and not mine:
+                    raise InputError(
+                        f"output {name!r} is bound to memory of input {changed[other]!r}, which is changed in place",
+                        hint="give each of them memory of its own",
+                    )
+
     def _delivered(self, name: str, result: Any, to: Any) -> Any:
         if isinstance(to, bool):
             return to_host(result) if to else _to_gpu(result)
         if (result.shape, result.dtype) != (to.shape, to.dtype):
-            raise InputError(
-                f"output {name!r} is {result.dtype}{list(result.shape)}, bound to {to.dtype}{list(to.shape)}"
-            )
-        _store(result, to)
+            shared = next((n for n, a in self._inputs.items() if OrtValue(a).data_ptr() == OrtValue(to).data_ptr()), "")
+            hint = f"to update {shared} in place, build with Input({shared!r}, inout={name!r})" if shared else None
+            what = f"output {name!r} is {result.dtype}{list(result.shape)}, bound to {to.dtype}{list(to.shape)}"
+            raise InputError(what, hint=hint)
+        if _span(result) != _span(to):
+            _store(result, to)
         return to
+
+
+def _span(array: Any) -> tuple[int, int]:
+    """The addresses of the first byte and behind the last one."""
+    value = OrtValue(array)
+    begin = value.data_ptr()
+    return begin, begin + value.tensor_size_in_bytes()
 
 
 def to_host(array: Any) -> np.ndarray:

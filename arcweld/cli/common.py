@@ -25,7 +25,6 @@ from arcweld.compiler.logs import printable
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.build import Progress as ProgressCallback
-from arcweld.driver.state import with_state
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
 
@@ -140,15 +139,23 @@ def open_graph(
     cannot be parsed, and as ``import_model``.
     """
     constants = [Input(n, value=v) for n, v in parse_values(values).items()]
+    state = _taken_over(model, inout, {i.name for i in constants}) if inout else {}
 
     def read(given: Mapping[str, Sequence[int | str | Dim]]) -> Graph:
-        return import_model(model, inputs=[*(Input(n, s) for n, s in given.items()), *constants])
+        declared = [Input(n, given.get(n), inout=state.get(n, False)) for n in dict.fromkeys((*given, *state))]
+        return import_model(model, inputs=[*declared, *constants])
 
     graph = read(parse_open_shapes(shapes) if shapes else {})
     if low or high:
         least, most = (parse_shapes(text) if text else {} for text in (low, high))
         graph = read(dynamic_shapes(graph, least or most, most or least))
-    return with_state(graph, parse_inout(inout, [v.name for v in graph.inputs]))
+    return graph
+
+
+def _taken_over(model: str, inout: str, constants: Collection[str]) -> dict[str, str | bool]:
+    from arcweld.compiler.onnx.importer import input_names
+
+    return parse_inout(inout, [n for n in input_names(model) if n not in constants])
 
 
 def interface(data: EngineData) -> Graph:

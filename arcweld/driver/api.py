@@ -122,7 +122,7 @@ def import_model(
         if args or kwargs or dynamic_shapes:
             raise UsageError("example arguments are for torch modules", hint="inputs= says what is known of the inputs")
         _refuse_archive(model)
-        graph = import_onnx(model, shapes=asked.shapes, values=asked.values)
+        graph = import_onnx(model, shapes=asked.shapes, values=asked.values, shared=set(asked.state))
     elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
         from arcweld.compiler.torch import importer
 

@@ -29,8 +29,12 @@ MOST_EXPONENT = 3
 def integer_range(graph: Graph, v: Value, sizes: Mapping[str, int]) -> tuple[int, int]:
     """The least and the largest value that a random integer input should have, both inclusive."""
     extent = index_extent(graph, v)
-    if extent is not None:
-        return 0, max(0, evaluate(extent, sizes) - 1)
+    most = None if extent is None else max(0, evaluate(extent, sizes) - 1)
+    room = written_room(graph, v, sizes)
+    if room is not None:
+        return 0, room if most is None else min(room, most)
+    if most is not None:
+        return 0, most
     if reaches_index(graph, v):  # after arithmetic that may carry it out of bounds, as the sum over a mask
         return 0, 1
     low, high = _of_type(v.dtype)
@@ -146,6 +150,82 @@ def index_extent(graph: Graph, v: Value) -> Dim | None:
         pass
     fixed = [d for d in found if isinstance(d, int)]
     return min(fixed) if fixed else (found[0] if found else None)
+
+
+def written_room(graph: Graph, v: Value, sizes: Mapping[str, int]) -> int | None:
+    """The largest value of ``v``, of 0 or more, with which all places that scatters write are inside their data.
+
+    None if ``v`` says no place in a scatter, or if that is not known from sums of inputs, of sizes and of positions.
+    """
+    made, found = graph.producers(), list[int]()
+    for n, x in _readers(graph, v, _through_integers):
+        if n.op != "ScatterElements" or not is_index(n, x):
+            continue
+        extent = evaluate(n.operands()[0].shape[n.attrs["axis"]], sizes)
+        low, high = 0, extent
+        while low < high:  # for ``low`` it fits, or nothing does
+            middle = (low + high + 1) // 2
+            bounds = _interval(graph, made, x, (0, middle), sizes)
+            if bounds is None:
+                return None
+            low, high = (middle, high) if bounds[1] < extent else (low, middle - 1)
+        found.append(low)
+    return min(found, default=None)
+
+
+def _interval(
+    graph: Graph, made: Mapping[str, Node], x: Value, given: tuple[int, int], sizes: Mapping[str, int]
+) -> tuple[int, int] | None:
+    """The least and the largest element of an integer value, where the graph's inputs are in the range ``given``."""
+    known, stack = {v.name: given for v in graph.inputs if v.dtype.is_int}, [x]
+    while stack:
+        at = stack[-1]
+        if not at.dtype.is_int:
+            return None
+        node = made.get(at.name)
+        waiting = [] if node is None else [o for o in node.operands() if o.name not in known]
+        if at.name in known or not waiting:
+            found = known.get(at.name) or _element_range(graph, node, at, known, sizes)
+            if found is None:
+                return None
+            known[at.name] = found
+            stack.pop()
+        elif node is not None and (node.op in VIEWS or node.op in _MONOTONE):
+            stack.extend(waiting)
+        else:
+            return None
+    return known[x.name]
+
+
+_MONOTONE = frozenset({"Add", "Sub", "Max", "Min"})
+
+
+def _element_range(
+    graph: Graph, node: Node | None, x: Value, known: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]
+) -> tuple[int, int] | None:
+    """The range of one value, whose operands' ranges are ``known``; None where it is not known."""
+    if node is None:
+        data = graph.weights[x.name].data
+        return (int(data.min()), int(data.max())) if data.size else (0, 0)
+    if node.op == "Range":
+        ends = node.attrs["start"], node.attrs["start"] + (node.attrs["length"] - 1) * node.attrs["step"]
+        first, last = (evaluate(e, sizes) for e in ends)
+        return min(first, last), max(first, last)
+    if node.op == "Dims":
+        values = [evaluate(d, sizes) for d in node.attrs["values"]]
+        return min(values, default=0), max(values, default=0)
+    (low, high), *others = (known[o.name] for o in node.operands())
+    if node.op in VIEWS:
+        return low, high
+    if node.op not in _MONOTONE:
+        return None
+    ((least, most),) = others
+    if node.op == "Sub":
+        return low - most, high - least
+    if node.op == "Add":
+        return low + least, high + most
+    choose = max if node.op == "Max" else min
+    return choose(low, least), choose(high, most)
 
 
 def _one_hot_classes(graph: Graph, n: Node) -> int | None:

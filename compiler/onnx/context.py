@@ -10,7 +10,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
-from arcweld.compiler.onnx.deduce import Requirement, pairs, to_agree, to_be_at_least
+from arcweld.compiler.onnx.deduce import Requirement, pairs, to_agree, to_be_at_least, to_be_at_most
 from arcweld.compiler.onnx.inputs import Inputs
 from arcweld.compiler.onnx.operands import Builder, Operand, text
 from arcweld.compiler.onnx.remedies import fix_dimensions
@@ -76,11 +76,11 @@ class NodeContext(Inputs, Emitter):
     def has_room(self, a: Dim, b: Dim) -> bool:
         """Whether ``a >= b``, which the node needs, is proved or can be required of a symbol.
 
-        In the second case a lower bound of the symbol is noted for the next round.
+        In the second case a bound of the symbol is noted for the next round.
         """
         if dims.is_nonneg(a - b):
             return True
-        found = to_be_at_least(a - b, 0)
+        found = to_be_at_least(a - b, 0) or to_be_at_most(b - a, 0)
         if found is not None:
             self.builder.requirements.append(found)
         return found is not None

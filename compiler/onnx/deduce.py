@@ -145,6 +145,12 @@ def to_be_at_least(e: Dim, limit: int) -> Requirement | None:
     return None if found is None else found.requirement()
 
 
+def to_be_at_most(e: Dim, limit: int) -> Requirement | None:
+    """The requirement that ``e`` is at most ``limit``; None unless ``e`` grows with one symbol alone."""
+    found = _most(e, limit)
+    return None if found is None else found.requirement()
+
+
 def _least(e: Dim, limit: int) -> _Found | None:
     """The lower bound of a symbol for which ``e >= limit``; None unless ``e`` grows with that symbol alone."""
     atom, factor, offset = _affine(e)

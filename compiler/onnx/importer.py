@@ -7,7 +7,7 @@ imported are collected and reported in one error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from arcweld.compiler.onnx.deduce import Bounds, Requirement
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
-from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, declared_dims, input_shape
+from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, bind_overrides, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
 from arcweld.compiler.text import sanitize
 
@@ -54,6 +54,7 @@ class _Import:
     shapes: Shapes
     ranges: Mapping[str, Range]
     values: Mapping[str, Any]
+    shared: Collection[str]
     bounds: Mapping[str, Bounds]
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
@@ -66,7 +67,7 @@ class _Import:
         opsets = opset_table(self.model)
         weights = self._initializers()
         self._read_inputs(weights)
-        builder = Builder.start(graph.name or "model", self.inputs, self.source)
+        builder = Builder.start(graph.name or "model", self.inputs, self.source, self.shared)
         functions = {(normal_domain(f.domain), f.name): f for f in self.model.functions}
         visitor = Visitor(builder, functions)
         visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
@@ -108,6 +109,8 @@ class _Import:
     def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
         # overridden inputs first: the value that the user gives a dim_param counts for the other inputs too
         shapes: dict[str, tuple[Dim, ...] | None] = {}
+        for info in infos:
+            bind_overrides(table, info.name, declared_dims(info) or (), self.shapes.get(info.name) or ())
         for info in sorted(infos, key=lambda i: i.name not in self.shapes):
             override = self.shapes.get(info.name)
             declared = declared_dims(info)
@@ -191,6 +194,16 @@ def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:
     return data
 
 
+def input_names(model: ModelSource) -> list[str]:
+    """The names of a model's inputs as the graph has them. Raises as ``import_onnx`` does for a damaged model."""
+    try:
+        proto, _ = load_model(model)
+        weights, taken = {t.name for t in proto.graph.initializer}, set[str]()
+        return [_unique(sanitize(i.name), taken) for i in proto.graph.input if i.name not in weights]
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(f"the model is damaged: {error}") from error
+
+
 def _unique(name: str, taken: set[str]) -> str:
     out, n = name, 1
     while out in taken:
@@ -222,6 +235,7 @@ def import_onnx(
     shapes: Shapes | None = None,
     ranges: Mapping[str, Range] | None = None,
     values: Mapping[str, Any] | None = None,
+    shared: Collection[str] = (),
 ) -> Graph:
     """Imports an ONNX model.
 
@@ -229,11 +243,13 @@ def import_onnx(
     shapes  input name -> dimensions that replace the declared ones: ints, names, expressions such as "32*h", or Dims
     ranges  dim_param -> (lowest, highest or None, multiple_of), both inclusive; without one a dimension is at least 1
     values  input name -> array or number: the input becomes a constant, for example a mode switch
+    shared  names of inputs whose memory an output takes over: operators that may append to a cache or write into it
+            do the latter
 
     Raises ModelError for a damaged or inconsistent model, UnsupportedError that lists every node that cannot be
     imported, UsageError for arguments that contradict the model.
     """
-    run, visitor = _run(model, shapes or {}, ranges or {}, values or {})
+    run, visitor = _run(model, shapes or {}, ranges or {}, values or {}, shared)
     failed = [f for f in visitor.findings if f.reason]
     for info in run.model.graph.output:
         found = visitor.results.get(info.name)
@@ -267,11 +283,15 @@ def support_report(
 
 
 def _run(
-    model: ModelSource, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, Any]
+    model: ModelSource,
+    shapes: Shapes,
+    ranges: Mapping[str, Range],
+    values: Mapping[str, Any],
+    shared: Collection[str] = (),
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = load_model(model)
-        return _import_in_rounds(proto, source, shapes, ranges, values)
+        return _import_in_rounds(proto, source, shapes, ranges, values, shared)
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:
@@ -279,7 +299,12 @@ def _run(
 
 
 def _import_in_rounds(
-    proto: onnx.ModelProto, source: Source, shapes: Shapes, ranges: Mapping[str, Range], values: Mapping[str, Any]
+    proto: onnx.ModelProto,
+    source: Source,
+    shapes: Shapes,
+    ranges: Mapping[str, Range],
+    values: Mapping[str, Any],
+    shared: Collection[str],
 ) -> tuple[_Import, Visitor]:
     """Imports the model again and again, until a round finds no requirement of its open dimensions.
 
@@ -290,7 +315,7 @@ def _import_in_rounds(
     bounds: dict[str, Bounds] = {}
     multiples: list[Requirement] = []
     for _ in range(_MAX_ROUNDS):
-        run = _Import(proto, source, shapes, ranges, values, bounds)
+        run = _Import(proto, source, shapes, ranges, values, shared, bounds)
         visitor = run.visitor()
         found = visitor.builder.requirements
         if not found:
@@ -318,4 +343,4 @@ def _left_out(inputs: Sequence[Value], multiples: Sequence[Requirement]) -> Iter
                     yield f"{where}, so that the operands of {' and '.join(nodes)} agree"
 
 
-__all__ = ["DType", "Support", "import_onnx", "support_report"]
+__all__ = ["DType", "Support", "import_onnx", "input_names", "support_report"]

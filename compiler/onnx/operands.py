@@ -5,7 +5,7 @@ An operand is on the device (a Value of the graph), on the host (an array of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -115,11 +115,13 @@ class Builder:
 
     ``requirements`` are those of its open dimensions. If there are any, the graph is of no use, and the model is
     imported again with dimensions that meet them. ``unknown`` says why the host does not know a value's elements.
-    ``computed`` counts the elements that the host has computed.
+    ``shared`` names the inputs whose memory outputs take over. ``computed`` counts the elements that the host has
+    computed.
     """
 
     rw: Rewriter
     source: Source = field(default_factory=Source)
+    shared: Collection[str] = ()
     requirements: list[Requirement] = field(default_factory=list)
     unknown: dict[str, Unknown] = field(default_factory=dict)  # by value name
     producers: dict[str, Node] = field(default_factory=dict)
@@ -127,9 +129,9 @@ class Builder:
     computed: int = 0
 
     @staticmethod
-    def start(name: str, inputs: Sequence[Value], source: Source) -> Builder:
+    def start(name: str, inputs: Sequence[Value], source: Source, shared: Collection[str] = ()) -> Builder:
         """A builder whose graph has inputs and nothing else."""
-        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source)
+        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source, shared)
 
     def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
         """The operand as a device value: a weight for concrete elements, a Dims node for symbolic ones."""

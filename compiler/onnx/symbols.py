@@ -1,6 +1,7 @@
 """Gives the open dimensions of a model's inputs their symbols, from dim_params, the user's shapes and ranges.
 
-Equal dim_params become the same symbol; each anonymous dimension becomes one of its own.
+Equal dim_params become the same symbol; each anonymous dimension becomes one of its own. A dim_param that is a formula
+of others, such as ``past_sequence_length + 1``, is what it says.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import onnx
 
@@ -61,8 +62,22 @@ class DimTable:
     def named(self, param: str) -> Dim:
         """The dimension of the dim_param ``param``."""
         if param not in self._dims:
-            self._dims[param] = self._symbol(param)
+            formula = self._formula(param)
+            self._dims[param] = self._symbol(param) if formula is None else formula
         return self._dims[param]
+
+    def _formula(self, param: str) -> Dim | None:
+        """The value of a dim_param that is a formula of other ones; None for a mere name."""
+        if param.isidentifier() or {param, identifier(param)} & set(self._ranges):
+            return None
+        try:
+            value = dims.parse(param)
+        except ModelError:  # a name may have any characters
+            return None
+        names = dims.free_symbols(value)
+        if not names or any(s.name not in self._params for s in names):
+            return None
+        return dims.substitute(value, {s: self.named(s.name) for s in names})
 
     def _symbol(self, param: str) -> Dim:
         base = name = identifier(param)
@@ -155,6 +170,14 @@ def input_shape(
         else:
             shape.append(table.named(dim if dim is not None else f"{identifier(name)}_d{i}"))
     return tuple(shape)
+
+
+def bind_overrides(table: DimTable, name: str, declared: Sequence[int | str | None], given: Sequence[Any]) -> None:
+    """Binds the dim_params of one input to the dimensions given for them, where no formula is among the two."""
+    for dim, value in zip(declared, given):
+        formula = isinstance(value, str) and not value.isidentifier()
+        if isinstance(dim, str) and dim.isidentifier() and value is not None and not formula:
+            _overridden(table, name, dim, value)
 
 
 def _overridden(table: DimTable, name: str, dim: int | str | None, given: int | str | Dim) -> Dim:

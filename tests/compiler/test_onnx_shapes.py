@@ -55,6 +55,19 @@ def test_overrides_hold_for_every_input_with_the_dim_param() -> None:
     assert str(graph.outputs[0].type) == "f32[N, 4*k + 1]"
 
 
+def test_a_name_that_is_a_formula_of_others_is_what_it_says() -> None:
+    shapes = {"x": ["b", "past + new", "other + new"], "y": ["b", "past", "2"], "z": ["new", "b", "b-1"]}
+    names = {k: (np.float32, v) for k, v in shapes.items()}
+    proto = model([N("Relu", [k], [f"{k}_out"]) for k in names], names, [f"{k}_out" for k in names])
+    graph = import_onnx(proto)  # "other" is no dimension, so that its sum is a mere name
+    wanted = ["f32[b, past + new, other___new]", "f32[b, past, d2]", "f32[new, b, b - 1]"]
+    assert [str(v.type) for v in graph.inputs] == wanted
+    graph = import_onnx(proto, shapes={"x": [None, None, 3], "y": [2, "past", None], "z": [1, None, None]})
+    assert [str(v.type) for v in graph.inputs] == ["f32[2, past + 1, 3]", "f32[2, past, d2]", "f32[1, 2, 1]"]
+    graph = import_onnx(proto, shapes={"x": [None, 7, None], "z": [1, None, None]})  # fixed by itself
+    assert str(graph.inputs[0].type) == "f32[b, 7, other___new]"
+
+
 def test_ranges_bound_symbols_and_multiples_divide_exactly() -> None:
     nodes = [
         N("Shape", ["x"], ["s"]), N("Gather", ["s", "one"], ["d"]), N("Div", ["d", "k"], ["q"]),

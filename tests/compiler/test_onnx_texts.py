@@ -126,11 +126,3 @@ def test_the_mask_index_is_called_so() -> None:
     said = str(refusal(contrib("EmbedLayerNormalization", inputs | {"mask": ids}, ["y", "index"])))
     assert "EmbedLayerNormalization with a mask" in said
     import_onnx(contrib("EmbedLayerNormalization", inputs, ["y"]))
-
-
-def test_keys_in_heads_are_not_called_packed() -> None:
-    q, k = (np.float32, [1, 3, 8]), (np.float32, [1, 2, 5, 4])
-    said = str(refusal(contrib("MultiHeadAttention", {"q": q, "k": k, "v": k}, ["y"], num_heads=2)))
-    assert "keys and values that are divided into heads already" in said
-    said = str(refusal(contrib("MultiHeadAttention", {"q": (np.float32, [1, 3, 2, 3, 4])}, ["y"], num_heads=2)))
-    assert "packed query, key and value" in said

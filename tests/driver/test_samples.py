@@ -138,3 +138,37 @@ output %y
     assert feeds["i"].dtype == np.int32
     assert all(a != b for a, b in feeds["i"].T)
     assert len(np.unique(feeds["i"])) == 6
+
+
+RUN = """input %cache: f32[2, 16, 8]
+input %at: i64[2]
+input %new: f32[2, 3, 8]
+%a: i64[2, 1, 1] = Reshape(%at, shape=(2, 1, 1))
+"""
+STEPS = "%r: i64[3] = Range(start=0, step=1, length=3, dtype=i64)\n%s: i64[1, 3, 1] = Reshape(%r, shape=(1, 3, 1))\n"
+WRITTEN = """%i: i64[2, 3, 8] = Expand(%p, shape=(2, 3, 8))
+%y = ScatterElements(%cache, %i, %new, axis=1, reduction='none', strict=1)
+output %y
+"""
+
+
+@pytest.mark.parametrize(
+    ("sums", "most"),
+    [
+        ("%p = Add(%a, %s)\n", 13),
+        ("weight %c: i64[] data=(4,)\n%d = Add(%a, %c)\n%p = Add(%d, %s)\n", 9),
+        ("weight %c: i64[] data=(2,)\n%d = Sub(%a, %c)\nweight %z: i64[] data=(0,)\n%e = Max(%d, %z)\n"
+         "%p = Add(%e, %s)\n", 15),
+    ],
+    ids=["a run", "a run further on", "a run that ends there"],
+)  # fmt: skip
+def test_runs_that_a_scatter_writes_end_inside_its_data(sums: str, most: int) -> None:
+    """Every place that fits is drawn, and none that does not."""
+    graph = graph_of(RUN + STEPS + sums + WRITTEN)
+    drawn = [sample_inputs(graph, {}, seed=seed)["at"] for seed in range(100)]
+    assert (np.min(drawn), np.max(drawn)) == (0, most)
+
+
+def test_places_that_are_not_sums_are_at_the_beginning() -> None:
+    graph = graph_of(RUN + STEPS + "%b = Mul(%a, %a)\n%p = Add(%b, %s)\n" + WRITTEN)
+    assert max(sample_inputs(graph, {}, seed=seed)["at"].max() for seed in range(20)) == 1

@@ -183,6 +183,135 @@ def test_bindings_that_do_not_fit(ours: Any) -> None:
     assert binding.get_outputs() == []
 
 
+# ------------------------------------------------------------------------------------- past and present in one buffer
+
+CACHE = (2, 3, 8, 4)
+
+
+def cached() -> onnx.ModelProto:
+    """A cache in which one row is written, the sum of it, and a second cache, of which all is computed anew."""
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("TensorScatter", ["past", "new", "at"], ["present"]),
+        helper.make_node("ReduceSum", ["present"], ["sum"], keepdims=0),
+        helper.make_node("Transpose", ["other"], ["other_out"], perm=[1, 0]),
+    ]
+    inputs = [info("past", TensorProto.FLOAT, CACHE), info("new", TensorProto.FLOAT, (2, 3, 1, 4)),
+              info("at", TensorProto.INT64, (2,)), info("other", TensorProto.FLOAT, (4, 4))]  # fmt: skip
+    outputs = [info("present", TensorProto.FLOAT, CACHE), info("sum", TensorProto.FLOAT, ()),
+               info("other_out", TensorProto.FLOAT, (4, 4))]  # fmt: skip
+    graph = helper.make_graph(nodes, "cached", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+
+
+@pytest.fixture(scope="module")
+def cached_sessions() -> dict[str, Any]:
+    """Sessions of engines with state and without, and of ONNX Runtime."""
+    model = cached()
+    state = [arcweld.Input("past", inout=True), arcweld.Input("other", inout="other_out")]
+    return {
+        "state": arcweld.InferenceSession(arcweld.compile(model, inputs=state, device="sim")),
+        "no state": arcweld.InferenceSession(arcweld.compile(model, device="sim")),
+        "runtime": ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]),
+    }
+
+
+def bound(session: Any, past: np.ndarray, other: np.ndarray, feeds: dict[str, np.ndarray]) -> Any:
+    """A binding with each cache as input and as output, by address."""
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    for before, after, array in (("past", "present", past), ("other", "other_out", other)):
+        where = ("cpu", 0, np.float32, array.shape, array.ctypes.data)
+        binding.bind_input(before, *where)
+        binding.bind_output(after, *where)
+    binding.bind_output("sum")
+    return binding
+
+
+def steps() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(2)
+    return [
+        {"new": rng.standard_normal((2, 3, 1, 4)).astype(np.float32), "at": np.array([k, 7 - k])} for k in range(8)
+    ]  # fmt: skip
+
+
+def test_one_buffer_for_past_and_present(cached_sessions: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is updated in place, as by ONNX Runtime: what a kernel writes is not copied, other state is once."""
+    copied: list[Any] = []
+    found = {}
+    for name, session in cached_sessions.items():
+        past, other = np.zeros(CACHE, np.float32), np.arange(16, dtype=np.float32).reshape(4, 4)
+        if name == "runtime":  # which computes other_out from memory that it is writing already
+            other = other.copy()
+        for feeds in steps()[:7]:
+            binding = bound(session, past, other, feeds)
+            if name == "state":
+                monkeypatch.setattr("arcweld.runtime.binding._store", lambda *arrays: copied.append(arrays))
+            session.run_with_iobinding(binding)
+            monkeypatch.undo()
+        sums = [v.numpy() for v in binding.get_outputs() if v.shape() == []]
+        found[name] = past, sums, other
+    assert not copied
+    for name in ("state", "no state"):
+        np.testing.assert_array_equal(found[name][0], found["runtime"][0])
+        np.testing.assert_allclose(found[name][1], found["runtime"][1], rtol=1e-5)
+        np.testing.assert_array_equal(found[name][2], np.arange(16).reshape(4, 4).T)  # seven times
+    direct = cached_sessions["no state"].run(["sum"], {**feeds, "past": past, "other": other})
+    np.testing.assert_allclose(direct[0], past.sum(), rtol=1e-5)
+
+
+def test_state_that_is_bound_elsewhere_is_copied(cached_sessions: dict[str, Any]) -> None:
+    session, past, target = cached_sessions["state"], np.zeros(CACHE, np.float32), np.zeros(CACHE, np.float32)
+    binding = bound(session, past, np.eye(4, dtype=np.float32), steps()[0])
+    binding.bind_ortvalue_output("present", arcweld.OrtValue(target))
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(past, target)
+    assert past.any()
+
+
+def test_state_that_cannot_be_bound_so(cached_sessions: dict[str, Any]) -> None:
+    """Each is one error, and nothing is written."""
+    session, feeds = cached_sessions["state"], steps()[0]
+    past, other = np.zeros(CACHE, np.float32), np.eye(4, dtype=np.float32)
+    frozen = np.zeros(CACHE, np.float32)
+    frozen.flags.writeable = False
+    short, wide = np.zeros((2, 3, 7, 4), np.float32), np.zeros((2, 3, 8, 8), np.float32)[..., :4]
+    value, part = arcweld.OrtValue, past.reshape(-1)[16:32].reshape(4, 4)
+    cases: list[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]] = [
+        (r"output 'present' takes over input 'past', which is float32\[2, 3, 8, 4\], and is bound to float32"
+         r"\[2, 3, 7, 4\]", {}, {"present": short}),
+        ("'past' is changed in place: it must be contiguous, writable", {"past": frozen}, {"present": past}),
+        ("'past' is changed in place: it must be contiguous, writable", {"past": wide}, {"present": past}),
+        ("output 'present' is bound to memory that is read-only", {}, {"present": frozen}),
+        ("output 'sum' is bound to memory of input 'past', which is changed in place", {},
+         {"sum": past.reshape(-1)[5:6].reshape(())}),
+        ("output 'other_out' is bound to memory of input 'past'", {}, {"other_out": part}),
+        ("inputs 'past' and 'other' overlap, and one of them is changed in place", {"other": part},
+         {"other_out": np.zeros((4, 4), np.float32), "present": np.zeros(CACHE, np.float32)}),
+    ]  # fmt: skip
+    for said, inputs, outputs in cases:
+        binding = bound(session, past, other, feeds)
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, value(array))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, value(array))
+        with pytest.raises(InputError, match=said):
+            session.run_with_iobinding(binding)
+        assert not any(a.any() for a in (past, frozen, short, wide))
+        np.testing.assert_array_equal(other, np.eye(4))
+
+
+def test_a_cache_of_another_length_is_told_how_to_be_shared(cached_sessions: dict[str, Any]) -> None:
+    binding = bound(cached_sessions["no state"], np.zeros(CACHE, np.float32), np.eye(4, dtype=np.float32), steps()[0])
+    past = np.zeros(CACHE, np.float32)
+    binding.bind_ortvalue_input("past", arcweld.OrtValue(past))
+    binding.bind_ortvalue_output("present", arcweld.OrtValue(past.reshape(-1)[:160].reshape(2, 2, 10, 4)))
+    with pytest.raises(InputError, match="output 'present' is") as caught:
+        cached_sessions["no state"].run_with_iobinding(binding)
+    assert "inout='present'" in str(caught.value.hint)
+
+
 def test_more_than_the_memory_is_a_typed_error(ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError("Unable to allocate 32.0 TiB")

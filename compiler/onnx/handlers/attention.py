@@ -52,7 +52,7 @@ def _attention(c: NodeContext) -> Result:
     head = c.concrete(q.shape[3], "the head size")
     scale = c.float_attr("scale", 1.0 / math.sqrt(head) if head else 1.0)
     if c.float_attr("softcap", 0.0) or (len(c.used) > 3 and c.used[3]):
-        y, scores = _in_pieces(c, q, k, v, mask, scale, plain)
+        y, scores = in_pieces(c, q, k, v, mask, scale, plain)
     else:
         y, scores = c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain)), None
     return [join_heads(c, y) if rank == 3 else y, k, v, scores]
@@ -67,7 +67,7 @@ def _mask(c: NodeContext, q: Value, k: Value, past: Dim, causal: bool) -> Value 
     if mask.type.rank < 1 or mask.type.rank > 4:
         c.broken(f"attn_mask has rank {mask.type.rank}")
     if mask.shape[-1] != k.shape[2] and mask.shape[-1] != 1:
-        mask = _lengthened(c, mask, k.shape[2])
+        mask = lengthened(c, mask, k.shape[2])
     mask = c.reshape(mask, (*[1] * (4 - mask.type.rank), *mask.shape))
     if allowed is None:
         return mask if mask.dtype is DType.BOOL else c.cast(mask, q.dtype)
@@ -76,7 +76,7 @@ def _mask(c: NodeContext, q: Value, k: Value, past: Dim, causal: bool) -> Value 
     return c.emit("Where", allowed, c.cast(mask, q.dtype), c.const(-math.inf, q.dtype))
 
 
-def _lengthened(c: NodeContext, mask: Value, length: Dim) -> Value:
+def lengthened(c: NodeContext, mask: Value, length: Dim) -> Value:
     """The mask with keys beyond its end disallowed."""
     missing = length - mask.shape[-1]
     if isinstance(missing, int) and missing < 0:
@@ -109,16 +109,25 @@ def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -
             terms.append(c.emit("LessOrEqual", c.emit("Sub", j, i), c.const(right, DType.I64)))
     if lengths is not None:
         terms.append(c.emit("Less", j, lengths))
+    return all_of(c, terms)
+
+
+def all_of(c: NodeContext, terms: Sequence[Value]) -> Value | None:
+    """Where all of some conditions hold; None for no condition."""
     out: Value | None = None
     for t in terms:
         out = t if out is None else c.emit("And", out, t)
     return out
 
 
-def _in_pieces(
-    c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool
-) -> tuple[Value, Value]:
-    """Attention as separate operators, for soft-capped scores, or where the scores are an output."""
+def in_pieces(
+    c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool,
+    sink: Value | None = None,
+) -> tuple[Value, Value]:  # fmt: skip
+    """Attention as separate operators, for soft-capped scores, for a sink, or where the scores are an output.
+
+    A sink ``[H or 1]`` is the score of one more key of each head, whose value is 0.
+    """
     k, v = (_repeated(c, x, q.shape[1]) for x in (k, v))
     scores = c.scale(c.emit("MatMul", q, c.transpose(k, (0, 1, 3, 2))), scale)
     shown = [scores]
@@ -130,7 +139,12 @@ def _in_pieces(
     shown.append(scores)
     if c.int_attr("softmax_precision"):
         scores = c.cast(scores, element_type(c.int_attr("softmax_precision")))
-    weights = c.cast(c.emit("Softmax", scores, axis=3), q.dtype)
+    if sink is None:
+        weights = c.cast(c.emit("Softmax", scores, axis=3), q.dtype)
+    else:
+        column = c.expand(c.reshape(c.cast(sink, scores.dtype), (1, sink.shape[0], 1, 1)), (*scores.shape[:3], 1))
+        weights = c.emit("Softmax", c.emit("Concat", scores, column, axis=3), axis=3)
+        weights = c.cast(c.slice(weights, 3, 0, scores.shape[3]), q.dtype)
     # a query that attends no key gives zeros
     weights = c.emit("Where", c.emit("IsNaN", weights), c.const(0.0, q.dtype), weights)
     shown.append(weights)
@@ -173,11 +187,16 @@ def _rotary(c: NodeContext) -> Result:
     return rotary(c, x, cos, sin, c.int_attr("num_heads"), rank, bool(c.int_attr("interleaved")))
 
 
-def rotary(c: NodeContext, x: Value, cos: Value, sin: Value, heads: int, rank: int, interleaved: bool) -> Value:
-    """Rotates pairs of features by position; ``cos`` and ``sin`` are ``[B or 1, S, R/2]``."""
+def rotary(
+    c: NodeContext, x: Value, cos: Value, sin: Value, heads: int, rank: int, interleaved: bool, width: int = 0
+) -> Value:
+    """Rotates pairs of features by position; ``cos`` and ``sin`` are ``[B or 1, S, R/2]``.
+
+    ``width`` features are rotated, by default those that the node says.
+    """
     y = split_heads(c, x, heads) if rank == 3 else x
     head = c.concrete(y.shape[3], "the head size")
-    width = c.int_attr("rotary_embedding_dim") or head
+    width = width or c.int_attr("rotary_embedding_dim") or head
     ranks = [t.type.rank for t in (cos, sin)]
     if width % 2 or not 0 <= width <= head or ranks != [3, 3]:
         c.broken(f"rotary_embedding_dim is {width} for heads of {head}, the caches have ranks {ranks}")

@@ -154,32 +154,6 @@ def _embed_layer(c: NodeContext) -> Result:
 # ------------------------------------------------------------------------------------------------------- attention
 
 
-@handles("MultiHeadAttention", domain=MICROSOFT)
-def _multi_head(c: NodeContext) -> Result:
-    """Separate query, key and value ``[B, S, H*D]``, with an optional bias for all three and an additive mask."""
-    if not (c.has(1) and c.has(2)) or c.operand(0).rank != 3:
-        c.unsupported("packed query, key and value")
-    if (c.operand(1).rank, c.operand(2).rank) != (3, 3):
-        c.unsupported("keys and values that are divided into heads already")
-    if c.has(4) or c.has(6) or c.has(7) or any(c.used[1:]):
-        c.unsupported("a key padding mask or a key and value cache")
-    q, k, v = (c.value(i) for i in range(3))
-    if c.has(3):
-        q, k, v = _with_bias(c, q, k, v, c.value(3))
-    heads = c.int_attr("num_heads")
-    q, k, v = (split_heads(c, x, heads) for x in (q, k, v))
-    return join_heads(c, _attend(c, q, k, v, c.optional(5)))
-
-
-def _with_bias(c: NodeContext, q: Value, k: Value, v: Value, bias: Value) -> list[Value]:
-    out, start = [], 0
-    for x in (q, k, v):
-        width = c.concrete(x.shape[2], "the hidden size")
-        out.append(c.emit("Add", x, c.slice(bias, 0, start, width)))
-        start += width
-    return out
-
-
 def _attend(c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
     head = c.concrete(q.shape[3], "the head size")
     scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(head, 1))

@@ -191,16 +191,27 @@ def _tensor_scatter(c: NodeContext) -> Result:
     if axis == 0:
         c.broken("the axis is that of the batch")
     circular = c.choice_attr("mode", "linear", ("linear", "circular")) == "circular"
-    steps = c.emit("Range", start=0, step=1, length=update.shape[axis], dtype=DType.I64)
-    at = c.reshape(steps, tuple(d if k == axis else 1 for k, d in enumerate(update.shape)))
-    if c.has(2):
-        first = c.cast(c.value(2), DType.I64)
+    return write_run(c, cache, update, c.optional(2), axis, circular)
+
+
+def write_run(
+    c: NodeContext, cache: Value, run: Value, first: Value | None, axis: int, circular: bool = False
+) -> Value:
+    """``cache`` with ``run`` written along ``axis`` from the index on that ``first`` has, one of each batch or of all.
+
+    A run that does not fit is an error when the engine runs, unless indices wrap round (``circular``).
+    """
+    rank = cache.type.rank
+    steps = c.emit("Range", start=0, step=1, length=run.shape[axis], dtype=DType.I64)
+    at = c.reshape(steps, tuple(d if k == axis else 1 for k, d in enumerate(run.shape)))
+    if first is not None:
+        first = c.cast(first, DType.I64)
         at = c.emit("Add", at, c.reshape(first, (first.shape[0], *(1,) * (rank - 1))))
     if circular:
         size = c.emit("Range", start=cache.shape[axis], step=1, length=1, dtype=DType.I64)
         at = c.emit("Mod", at, size, fmod=0)
-    wide = c.emit("Expand", at, shape=update.shape)
-    return c.emit("ScatterElements", cache, wide, update, axis=axis, reduction="none")
+    wide = c.emit("Expand", at, shape=run.shape)
+    return c.emit("ScatterElements", cache, wide, run, axis=axis, reduction="none", strict=int(not circular))
 
 
 @handles("DepthToSpace")
