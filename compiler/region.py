@@ -57,16 +57,35 @@ def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A result of a chain: which elements of it are made from which column of the product.
+    """What a chain computes from the product's columns: which element of a value belongs to which column.
 
-    value    the name of the value whose elements are computed: the result, or the updates that a scatter stores
-    start    the first column
-    columns  the axes of ``value`` that run over neighbouring columns, the slowest first; the others run over rows
+    value    the name of the value whose elements are computed: a result, the updates that a scatter stores, or the
+             operand of a row-wise operator
+    shape    its shape, in which some axes may be split in two or more: heads that share keys, and the heads of a group
+    start    the column of the first element
+    columns  the axes of ``shape`` that run over columns, the slowest first
+    strides  the columns from one element to the next along each of these axes
+    repeats  the axes along which elements belong to one column and row: keys that several heads share. All others run
+             over rows
     """
 
     value: str
+    shape: tuple[int, ...]
     start: int
     columns: tuple[int, ...]
+    strides: tuple[int, ...]
+    repeats: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A row-wise operator behind a chain's product, whose rows are units: the norm of each query's or key's head.
+
+    ``part``: the operator's operand.
+    """
+
+    node: Node
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +94,15 @@ class Chain:
 
     rows   the row-wise operator that makes the left operand; every block computes all of its rows. None: there is none
     unit   (members, stride): columns ``c, c + stride, …`` that results read together, so that one block computes them;
-           the product's columns are divided into such units. Members are a power of two up to 32
+           the product's columns are divided into such units. Members are a power of two up to 256
     parts  one for each of the region's outputs, in their order
+    heads  the row-wise operators behind the product, in the order of the graph
     """
 
     rows: Node | None
     unit: tuple[int, int]
     parts: tuple[Part, ...]
+    heads: tuple[Head, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

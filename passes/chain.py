@@ -17,10 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from arcweld.compiler import dims
-from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.region import FEW_ROWS, Chain, FusedGraph, Region
-from arcweld.passes.columns import parts_and_unit, reads_rows
+from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region
+from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
 from arcweld.passes.schedule import dependences
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
 MAX_NODES = 240
 ROW_BYTES = 96 << 10  # of shared memory for the rows before a product
-FLOATS = (DType.F32, DType.F16, DType.BF16)
 
 
 def chain(fused: FusedGraph) -> FusedGraph:
@@ -106,7 +104,8 @@ class _Chainer:
     def _joined(self, i: int, k: int) -> Region | None:
         """The region that ``k``, a reader of ``i``, and ``i`` are together, or None if they can't be one kernel."""
         product, reader = self.regions[i], self.regions[k]
-        if reader.template != "pointwise" and not (reader.template == "scatter" and reader.in_place):
+        appends = reader.template == "scatter" and reader.in_place
+        if not (reader.template == "pointwise" or appends or is_head(reader)):
             return None
         if any(o.name in product.in_place for o in product.outputs if o.name in {v.name for v in reader.inputs}):
             return None  # it reads a whole cache
@@ -116,16 +115,13 @@ class _Chainer:
         outputs = [o for o in product.outputs if o.name in self.outputs or self.readers[o.name] - {i, k}]
         outputs += [o for o in reader.outputs if o.name not in {v.name for v in outputs}]
         joined = _region(product, nodes, outputs, {**product.in_place, **reader.in_place})
-        return self._with_parts(joined)
+        return self._with_parts(joined, product.chain.rows if product.chain else None)
 
-    def _with_parts(self, joined: Region) -> Region | None:
+    def _with_parts(self, joined: Region, rows: Node | None) -> Region | None:
         if len(joined.nodes) > MAX_NODES or self._operands(joined) > MAX_OPERANDS:
             return None
-        rows = joined.chain.rows if joined.chain else None
-        found = parts_and_unit(joined)
-        if found is None:
-            return None
-        return replace(joined, template="chain", chain=Chain(rows, found[1], found[0]))
+        found = chain_of(joined, rows)
+        return None if found is None else replace(joined, template="chain", chain=found)
 
     # ----- before the product
 
@@ -155,8 +151,7 @@ class _Chainer:
         joined = _region(product, nodes, product.outputs, product.in_place)
         if not reads_rows(joined, norm.hero):
             return None
-        unit, parts = (product.chain.unit, product.chain.parts) if product.chain else ((1, 1), ())
-        return self._with_parts(replace(joined, chain=Chain(norm.hero, unit, parts)))
+        return self._with_parts(joined, norm.hero)
 
     # ----- bookkeeping
 

@@ -6,48 +6,76 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.inlining import Coords, Inliner
 from arcweld.compiler.interpret import interpret
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import Part, Region
+from arcweld.compiler.ops.movement import reshape_coords
+from arcweld.compiler.ops.registry import Kind, opdef, statistic_type
+from arcweld.compiler.region import Chain, Head, Part, Region
 
 # members of a unit: powers of two, since a block computes whole units; the more blocks there are, the better
-MEMBERS = (2, 4, 8, 16, 32)
+MEMBERS = (2, 4, 8, 16, 32, 64, 128, 256)
+FLOATS = (DType.F32, DType.F16, DType.BF16)
 CALLS = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}
 # the columns of elements, those that they read, and where they do (None: everywhere)
 _Read: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class _Until(Inliner):
-    """Expressions in which the results of some nodes are loads of their own names."""
+    """Expressions in which the results of some nodes are loads of their own names.
+
+    The statistics of a row-wise operator stand for all that it reads: they are the sum of the row's ends.
+    """
 
     def __init__(self, region: Region, *ends: Node) -> None:
         super().__init__(region.nodes)
         self.ends = {n.output.name for n in ends}
+
+    def inlined(self, reader: Any, node: Node, value: Value, coords: Coords) -> Expr:
+        row = opdef(node.op).row
+        if row is None:
+            return super().inlined(reader, node, value, coords)
+        x = node.operands()[0]
+        ends = [reader.read(x, (*coords[:-1], k)) for k in (0, x.shape[-1] - 1)]
+        statistic = expr.cast(ends[0] + ends[1], statistic_type(x))
+        scalars = {s.name: statistic for s in row(node).stages}
+        return row(node).result(reader, node, reader.read(x, coords), scalars, coords)
 
     def leaf(self, value: Value, coords: Coords, mask: Expr | None) -> Expr | None:
         if value.name in self.ends:
             return expr.load(value.name, value.dtype, coords, mask)
         return super().leaf(value, coords, mask)
 
-    def loads(self, end: Node, value: Value) -> list[Expr]:
-        """The loads of ``end``'s result in the element of ``value`` at ``coordinates(value)``."""
-        found = expr.loads([self.read(value, coordinates(value))])
+    def loads(self, end: Node, value: Value, shape: Sequence[Dim] = ()) -> list[Expr]:
+        """The loads of ``end``'s result in any element of ``value``, at ``symbols(shape)`` of the value in that shape.
+
+        ``shape`` defaults to the value's own.
+        """
+        shape = shape or value.shape
+        found = expr.loads([self.read(value, reshape_coords(symbols(shape), shape, value.shape))])
         return [x for x in found if x.attr[0] == end.output.name]
 
+    def indexes_by(self, end: Node, value: Value) -> bool:
+        """True if such a load decides where another value is read."""
+        root = self.read(value, symbols(value.shape))
+        indices = [i for x in expr.walk([root]) for i in expr.run_time_indices(x)]
+        return any(x.attr[0] == end.output.name for x in expr.loads(indices))
 
-def coordinates(v: Value) -> Coords:
-    """The coordinates of any element of ``v``: a symbol ``x0, x1, …`` for each axis that has more than one."""
-    return tuple(dims.var(Sym(f"x{k}", 0, d - 1)) if d != 1 else 0 for k, d in enumerate(v.shape))
+
+def symbols(shape: Sequence[Dim]) -> Coords:
+    """The coordinates of any element of that shape: a symbol ``x0, x1, …`` for each axis that has more than one."""
+    return tuple(dims.var(Sym(f"x{k}", 0, d - 1)) if d != 1 else 0 for k, d in enumerate(shape))
 
 
 def reads_rows(region: Region, norm: Node) -> bool:
@@ -62,7 +90,7 @@ def reads_rows(region: Region, norm: Node) -> bool:
     if len(places) != 1 or any(x.args for x in found):
         return False
     ((*row_at, column),) = places
-    own = coordinates(left)[-1]
+    own = symbols(left.shape)[-1]
     if column != own or any(dims.free_symbols(own) & dims.free_symbols(c) for c in row_at):
         return False
     behind = _Until(region, region.hero, norm)
@@ -75,25 +103,54 @@ def _enumerated(region: Region, output: Value) -> Value:
     return node.operands()[2] if opdef(node.op).kind is Kind.SCATTER else output
 
 
-def parts_and_unit(region: Region) -> tuple[tuple[Part, ...], tuple[int, int]] | None:
-    """The parts of a region round a product, and the smallest unit that serves them all; None if there is none."""
+def chain_of(region: Region, rows: Node | None) -> Chain | None:
+    """What a region has round its product, with the smallest unit that serves it; None if no kernel can compute it.
+
+    ``rows``: the row-wise operator before the product.
+    """
     product = region.hero
     assert product is not None
     until = _Until(region, product)
-    parts, reads = [], []
+    parts, heads, reads = [], [], []
     for o in region.outputs:
         if _scattered_by(until, product, region, o):
             return None
         value = _enumerated(region, o)
-        found = _part(product, value, until.loads(product, value))
+        found = None if until.indexes_by(product, value) else _part(until, product, value)
         if found is None:
             return None
         parts.append(found[0])
         reads += found[1]
+    for n in region.nodes:
+        if opdef(n.op).row is not None and n is not rows:
+            x = n.operands()[0]
+            found = _part(until, product, x)
+            if found is None:
+                return None
+            heads.append(Head(n, found[0]))
     columns = product.output.shape[-1]
     assert isinstance(columns, int)
     unit = _unit(columns, reads)
-    return None if unit is None else (tuple(parts), unit)
+    if unit is None or not all(_is_unit(h, unit) for h in heads) or (heads and unit[0] == columns):
+        return None  # a single block would compute all columns of a row
+    return Chain(rows, unit, tuple(parts), tuple(heads))
+
+
+def is_head(region: Region) -> bool:
+    """True for a row-wise region that a chain may compute behind its product: one over the last axis."""
+    if region.hero is None:
+        return False
+    row = opdef(region.hero.op).row
+    return row is not None and row(region.hero).axes == 1 and region.hero.operands()[0].dtype in FLOATS
+
+
+def _is_unit(head: Head, unit: tuple[int, int]) -> bool:
+    """True if each row of the operator is one unit of neighbouring columns."""
+    x = head.node.operands()[0]
+    *outer, last = head.part.strides
+    whole = last == 1 and all(s % unit[0] == 0 for s in (head.part.start, *outer))
+    innermost = head.part.columns[-1] == len(head.part.shape) - 1 and head.part.shape[-1] == x.shape[-1]
+    return unit == (x.shape[-1], 1) and whole and innermost and not head.part.repeats
 
 
 def _scattered_by(until: _Until, product: Node, region: Region, output: Value) -> bool:
@@ -102,20 +159,36 @@ def _scattered_by(until: _Until, product: Node, region: Region, output: Value) -
     return opdef(node.op).kind is Kind.SCATTER and bool(until.loads(product, node.operands()[1]))
 
 
-def _part(product: Node, value: Value, found: Sequence[Expr]) -> tuple[Part, list[_Read]] | None:
+def _part(until: _Until, product: Node, value: Value) -> tuple[Part, list[_Read]] | None:
     """How the elements of ``value`` correspond to columns, and the columns that each column's elements read.
 
-    ``found`` are the loads of the product's result. One of them has to read every column from the first to the last
-    once in each row; one without a mask is tried first.
+    One of the loads of the product's result has to read another column for each element of a row; one without a mask is
+    tried first.
     """
     if not all(isinstance(d, int) and d > 0 for d in value.shape):
         return None
+    shape = _split(value, until.loads(product, value))
+    found = until.loads(product, value, shape)
     for x in sorted(found, key=lambda x: len(x.args)):
-        part = _enumeration(product, value, x.attr[2])
-        reads = None if part is None else _columns_read(product, value, part, found)
+        part = _enumeration(product, value, shape, x.attr[2])
+        reads = None if part is None else _columns_read(product, part, found)
         if part is not None and reads is not None:
             return part, reads
     return None
+
+
+def _split(value: Value, found: Sequence[Expr]) -> tuple[int, ...]:
+    """The shape of ``value`` with axes split where their coordinate is divided, so that reads may become affine."""
+    calls = {a for x in found for c in x.attr[2] for a in dims.atoms(c) if isinstance(a, dims.Call)}
+    shape: list[int] = []
+    for coordinate, extent in zip(symbols(value.shape), value.shape):
+        assert isinstance(extent, int)
+        for inner in sorted({c.b for c in calls if c.a == coordinate and isinstance(c.b, int)}, reverse=True):
+            if extent % inner == 0 and extent != inner:
+                shape.append(extent // inner)
+                extent = inner
+        shape.append(extent)
+    return tuple(shape)
 
 
 def _row(product: Node, coords: Coords) -> Dim:
@@ -125,29 +198,31 @@ def _row(product: Node, coords: Coords) -> Dim:
     return row
 
 
-def _enumeration(product: Node, value: Value, read: Coords) -> Part | None:
+def _enumeration(product: Node, value: Value, shape: tuple[int, ...], read: Coords) -> Part | None:
     """The part in which each element of ``value`` belongs to the column that it reads at ``read``."""
-    column = _strides(read[-1], value)
-    row = _strides(_row(product, read), value)
+    column = _strides(read[-1], shape)
+    row = _strides(_row(product, read), shape)
     if column is None or row is None or row[0] != 0:
         return None
-    axes = sorted((k for k, s in enumerate(column[1]) if s), key=lambda k: -column[1][k])
-    others = [k for k, d in enumerate(value.shape) if d != 1 and k not in axes]
-    if any(row[1][k] for k in axes) or not _is_dense(column[1], axes, value) or not _is_dense(row[1], others, value):
+    start, strides = column
+    axes = sorted((k for k, s in enumerate(strides) if s), key=lambda k: -strides[k])
+    repeats = tuple(k for k, d in enumerate(shape) if d != 1 and not strides[k] and not row[1][k])
+    others = [k for k, d in enumerate(shape) if d != 1 and k not in axes and k not in repeats]
+    if any(row[1][k] for k in axes) or [row[1][k] for k in others] != _dense([shape[k] for k in others]):
         return None
-    width = dims.product(value.shape[k] for k in axes)
-    total = product.output.shape[-1]
-    assert isinstance(width, int)
-    assert isinstance(total, int)
-    if dims.product(value.shape[k] for k in others) != dims.product(product.output.shape[:-1]):
+    if any(strides[a] < strides[b] * shape[b] for a, b in itertools.pairwise(axes)):
+        return None  # two elements have one column
+    last = start + sum(strides[k] * (shape[k] - 1) for k in axes)
+    inside = min(start, *(strides[k] for k in axes), 1) >= 0 and dims.is_nonneg(product.output.shape[-1] - 1 - last)
+    if not inside or math.prod(shape[k] for k in others) != dims.product(product.output.shape[:-1]):
         return None
-    return Part(value.name, column[0], tuple(axes)) if 0 <= column[0] <= total - width else None
+    return Part(value.name, shape, start, tuple(axes), tuple(strides[k] for k in axes), repeats)
 
 
-def _strides(index: Dim, value: Value) -> tuple[int, list[int]] | None:
-    """The constant and the factors of an index that is affine in the coordinates of ``value``; None if it isn't."""
+def _strides(index: Dim, shape: Sequence[int]) -> tuple[int, list[int]] | None:
+    """The constant and the factors of an index that is affine in ``symbols(shape)``; None if it isn't."""
     strides: list[int] = []
-    for c in coordinates(value):
+    for c in symbols(shape):
         symbol = next(iter(dims.free_symbols(c)), None)
         factor = 0 if symbol is None else dims.coefficient(index, symbol)
         if not isinstance(factor, int):
@@ -157,33 +232,28 @@ def _strides(index: Dim, value: Value) -> tuple[int, list[int]] | None:
     return (index, strides) if isinstance(index, int) else None
 
 
-def _is_dense(strides: Sequence[int], axes: Sequence[int], value: Value) -> bool:
-    """True if these axes, the slowest first, enumerate ``0, 1, 2, …``."""
-    expected: Dim = 1
-    for k in reversed(axes):
-        if strides[k] != expected:
-            return False
-        expected = expected * value.shape[k]
-    return True
+def _dense(shape: Sequence[int]) -> list[int]:
+    """The strides with which axes of ``shape`` enumerate ``0, 1, 2, …``."""
+    return [math.prod(shape[k + 1 :]) for k in range(len(shape))]
 
 
-def _columns_read(product: Node, value: Value, part: Part, found: Sequence[Expr]) -> list[_Read] | None:
+def _columns_read(product: Node, part: Part, found: Sequence[Expr]) -> list[_Read] | None:
     """For each load of the product the columns, as arrays over the part's own; None if another row is read."""
-    shape = [d for k in part.columns if isinstance(d := value.shape[k], int)]
-    own = np.arange(int(np.prod(shape)))
-    indices = dict(zip((f"x{k}" for k in part.columns), np.unravel_index(own, shape) if shape else ()))
-    coords = coordinates(value)
+    shape = [part.shape[k] for k in part.columns]
+    at = np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ()
+    own = part.start + sum((s * i for s, i in zip(part.strides, at)), np.zeros(math.prod(shape), np.int64))
+    indices = dict(zip((f"x{k}" for k in part.columns), at))
     row: Dim = 0
-    for k, d in enumerate(value.shape):
-        if k not in part.columns:
-            row = row * d + coords[k]
+    for k, (c, d) in enumerate(zip(symbols(part.shape), part.shape)):
+        if k not in part.columns and k not in part.repeats:
+            row = row * d + c
     reads: list[_Read] = []
     for x in found:
-        c = x.attr[2]
-        if _row(product, c) != row or dims.dynamic_atoms(c[-1]) or not _are_known(c[-1], indices):
+        *_, column = x.attr[2]
+        if _row(product, x.attr[2]) != row or dims.dynamic_atoms(column) or not _are_known(column, indices):
             return None
-        there = np.broadcast_to(dims.evaluate_with(c[-1], indices, CALLS), own.shape)
-        reads.append((part.start + own, there, _where(x, indices, own.shape)))
+        there = np.broadcast_to(dims.evaluate_with(column, indices, CALLS), own.shape)
+        reads.append((own, there, _where(x, indices, own.shape)))
     return reads
 
 

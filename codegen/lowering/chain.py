@@ -6,17 +6,19 @@ a row-wise operator, its result lies in a shared array ``left``, from which the 
 
 from __future__ import annotations
 
+from typing import Any
+
 from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Stage, Store, axis
 from arcweld.codegen.lowering.heroes import lower_contract
 from arcweld.codegen.lowering.reading import RegionReader, delinearize, finish
 from arcweld.codegen.lowering.scatter import scattered
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.inlining import Coords, inline
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.ops.movement import reshape_coords
+from arcweld.compiler.ops.registry import Kind, opdef, statistic_type
 from arcweld.compiler.region import Part, Region
 
 TILE, LEFT = "tile", "left"
@@ -24,49 +26,57 @@ ELEMENT = "x"  # of a row, in the expressions of its statistics and of what beco
 
 
 class _Reader(RegionReader):
-    """Reads the product's result from the tile, and gives the row-wise operator's result by its statistics."""
+    """Reads the product's result from the tile, and the results of row-wise operators by their statistics.
+
+    Those of the operator before the product are variables of the template; those of heads lie in shared arrays.
+    """
 
     def __init__(self, region: Region, graph: Graph) -> None:
         super().__init__(region, graph)
+        assert region.hero is not None
         assert region.chain is not None
-        self.norm = region.chain.rows
-        self.row_at: Coords = ()
+        self.product = region.hero
+        self.rows = region.chain.rows
+        self.row_at: Coords = ()  # where the product reads the result of ``rows``
+        self.heads = {h.node.output.name: (j, h) for j, h in enumerate(region.chain.heads)}
 
     def leaf(self, value: Value, coords: Coords, mask: Expr | None) -> Expr | None:
-        product = self.region.hero
-        assert product is not None
-        if value.name == product.output.name:
-            return expr.load(TILE, value.dtype.compute, (_row(product, coords), coords[-1]), mask)
+        if value.name == self.product.output.name:
+            return expr.load(TILE, value.dtype.compute, (_row(self.product, coords), coords[-1]), mask)
         return super().leaf(value, coords, mask)
 
-    def inlined(self, reader: RegionReader, node: Node, value: Value, coords: Coords) -> Expr:
-        if node is not self.norm:
+    def inlined(self, reader: Any, node: Node, value: Value, coords: Coords) -> Expr:
+        row = opdef(node.op).row
+        if row is None:
             return inline(reader, node, coords)
-        self.row_at = coords
-        program = opdef(node.op).row
-        assert program is not None
-        x = node.operands()[0]
-        names = {s.name: expr.variable(s.name, _statistic(x)) for s in program(node).stages}
-        return program(node).result(reader, node, expr.variable(ELEMENT, x.dtype), names, coords)
-
-    def statistics(self) -> tuple[Expr, tuple[Stage, ...]]:
-        """The row's element where the operator's result was read, and the statistics of the row."""
-        assert self.norm is not None
-        program = opdef(self.norm.op).row
-        assert program is not None
-        x = self.norm.operands()[0]
-        known: dict[str, Expr] = {}
-        stages = []
-        for s in program(self.norm).stages:
-            value = s.value(expr.variable(ELEMENT, x.dtype), known)
-            known[s.name] = expr.variable(s.name, _statistic(x))
-            done = s.finish(known[s.name], dict(known)) if s.finish else None
-            stages.append(Stage(s.name, s.combine, value, done))
-        return self.read(x, self.row_at), tuple(stages)
+        program, x = row(node), node.operands()[0]
+        if node is self.rows:
+            self.row_at = coords
+            names = {s.name: expr.variable(s.name, statistic_type(x)) for s in program.stages}
+            return program.result(reader, node, expr.variable(ELEMENT, x.dtype), names, coords)
+        j, head = self.heads[node.output.name]
+        at = _line_and_column(x, head.part, coords)
+        found = {s.name: expr.load(statistic_name(j, s.name), statistic_type(x), at) for s in program.stages}
+        return program.result(reader, node, reader.read(x, coords), found, coords)
 
 
-def _statistic(x: Value) -> DType:
-    return DType.F64 if x.dtype is DType.F64 else DType.F32
+def statistic_name(j: int, name: str) -> str:
+    """The shared array of one statistic of head ``j``."""
+    return f"head{j}_{name}"
+
+
+def _stages(node: Node, element: Expr) -> tuple[Stage, ...]:
+    """The statistics of the rows of a row-wise operator, over variables for those before them."""
+    row = opdef(node.op).row
+    assert row is not None
+    known: dict[str, Expr] = {}
+    stages = []
+    for s in row(node).stages:
+        value = s.value(element, known)
+        known[s.name] = expr.variable(s.name, statistic_type(node.operands()[0]))
+        done = s.finish(known[s.name], dict(known)) if s.finish else None
+        stages.append(Stage(s.name, s.combine, value, done))
+    return tuple(stages)
 
 
 def _row(product: Node, coords: Coords) -> Dim:
@@ -74,6 +84,19 @@ def _row(product: Node, coords: Coords) -> Dim:
     for c, d in zip(coords[:-1], product.output.shape[:-1]):
         row = row * d + c
     return row
+
+
+def _line_and_column(value: Value, part: Part, coords: Coords) -> tuple[Dim, Dim]:
+    """The row and the column of the product that the element at ``coords`` of a part's value belongs to."""
+    row: Dim = 0
+    at = reshape_coords(coords, value.shape, part.shape)
+    for k, d in enumerate(part.shape):
+        if k not in part.columns and k not in part.repeats:
+            row = row * d + at[k]
+    column: Dim = part.start
+    for k, stride in zip(part.columns, part.strides):
+        column = column + stride * at[k]
+    return row, column
 
 
 def lower_chain(region: Region, graph: Graph) -> BoundKernel:
@@ -85,32 +108,63 @@ def lower_chain(region: Region, graph: Graph) -> BoundKernel:
     hero = lower_contract(reader, product)
     (m,), (n,), (k,) = hero.axes["m"], hero.axes["n"], hero.axes["k"]
     scratch = [Buffer(TILE, product.output.dtype.compute, (m.extent, n.extent), written=True)]
-    attrs = {**hero.attrs, "unit": chain.unit, "starts": tuple(p.start for p in chain.parts), "stages": ()}
+    attrs = {**hero.attrs, "unit": chain.unit, "stages": (), "heads": len(chain.heads)}
     if chain.rows is not None:
         left = product.operands()[0].dtype
         scratch.append(Buffer(LEFT, left, (m.extent, k.extent), written=True))
         hero.loads["row"], hero.loads["a"] = hero.loads["a"], expr.load(LEFT, left, (m.index, k.index))
-        hero.loads["x"], attrs["stages"] = reader.statistics()
+        x = chain.rows.operands()[0]
+        hero.loads["x"] = reader.read(x, reader.row_at)
+        attrs["stages"] = _stages(chain.rows, expr.variable(ELEMENT, x.dtype))
     values = {v.name: v for node in region.nodes for v in (*node.operands(), *node.outputs)}
     stores: list[Store] = []
-    axes: dict[str, tuple[Axis, ...]] = {}
     for i, (output, part) in enumerate(zip(region.outputs, chain.parts, strict=True)):
         value = values[part.value]
-        own = axis(f"p{i}", dims.product(value.shape[c] for c in part.columns))
-        stores.append(_store(reader, output, value, _place(value, part, own, m)))
-        axes[f"part{i}"] = (own,)
+        hero.axes[f"part{i}"], at, attrs[f"part{i}"] = _place(value, part, f"n{i}", m)
+        stores.append(_store(reader, output, value, at))
+    for j, head in enumerate(chain.heads):
+        x = head.node.operands()[0]
+        hero.axes[f"head{j}"], at, attrs[f"head{j}"] = _place(x, head.part, f"h{j}", m)
+        attrs[f"head{j}_stages"] = _stages(head.node, reader.read(x, at))
+        units = dims.floordiv(n.extent, chain.unit[0])
+        scratch += [
+            Buffer(statistic_name(j, s.name), statistic_type(x), (m.extent, units), written=True)
+            for s in attrs[f"head{j}_stages"]
+        ]
     return finish(
-        region, reader, "chain", {**hero.axes, **axes}, hero.loads, stores, attrs, hero.flops, scratch=tuple(scratch)
-    )
+        region, reader, "chain", hero.axes, hero.loads, stores, attrs, hero.flops, scratch=tuple(scratch)
+    )  # fmt: skip
 
 
-def _place(value: Value, part: Part, own: Axis, m: Axis) -> Coords:
-    """The coordinates of the element of ``value`` that belongs to row ``m`` and the part's column ``own``."""
-    across = delinearize(own.index, [value.shape[k] for k in part.columns])
-    others = [k for k in range(value.type.rank) if k not in part.columns]
-    down = delinearize(m.index, [value.shape[k] for k in others])
-    at = dict(zip(part.columns, across)) | dict(zip(others, down))
-    return tuple(at[k] for k in range(value.type.rank))
+def _place(
+    value: Value, part: Part, name: str, m: Axis
+) -> tuple[tuple[Axis, ...], Coords, tuple[int, tuple[int, ...]]]:
+    """Axes over the part's columns, the coordinates of the element there and in row ``m``, and how columns are found.
+
+    The latter: the first column, and the columns between neighbours along each axis. Axes that follow one
+    another without a gap between columns are one. Where the part has repeats, the last axis runs over them.
+    """
+    runs: list[list[int]] = []
+    for p, (k, stride) in enumerate(zip(part.columns, part.strides)):
+        joins = p > 0 and part.strides[p - 1] == stride * part.shape[k]
+        if joins:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    stride_of = dict(zip(part.columns, part.strides))
+    names = [name] if len(runs) == 1 else [f"{name}_{r}" for r in range(len(runs))]
+    axes = tuple(axis(n, dims.product(part.shape[k] for k in run)) for n, run in zip(names, runs))
+    at: dict[int, Dim] = {}
+    for own, run in zip(axes, runs):
+        at |= zip(run, delinearize(own.index, [part.shape[k] for k in run]))
+    if part.repeats:
+        again = [part.shape[k] for k in part.repeats]
+        axes = (*axes, axis(f"{name}_again", dims.product(again)))
+        at |= zip(part.repeats, delinearize(axes[-1].index, again))
+    others = [k for k in range(len(part.shape)) if k not in (*part.columns, *part.repeats)]
+    at |= zip(others, delinearize(m.index, [part.shape[k] for k in others]))
+    coords = reshape_coords([at[k] for k in range(len(part.shape))], part.shape, value.shape)
+    return axes, coords, (part.start, tuple(stride_of[run[-1]] for run in runs))
 
 
 def _store(reader: _Reader, output: Value, value: Value, at: Coords) -> Store:

@@ -18,7 +18,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.inlining import Coords
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.ops.registry import opdef
+from arcweld.compiler.ops.registry import opdef, statistic_type
 
 ACC = "acc"
 
@@ -73,7 +73,7 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     stages = []
     for s in program.stages:
         value = s.value(element, scalars)
-        scalars[s.name] = expr.variable(s.name, DType.F64 if x.dtype is DType.F64 else DType.F32)
+        scalars[s.name] = expr.variable(s.name, statistic_type(x))
         finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
         stages.append(Stage(s.name, s.combine, value, finish))
     loaded = reader.read(x, coords)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Store
+from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Kernel, Stage, Store
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -200,7 +200,8 @@ def _places(stores: Sequence[Store]) -> list[Expr]:
 
 
 def _stage_exprs(attrs: Mapping[str, Any]) -> list[Expr]:
-    return [e for stage in attrs.get("stages", ()) for e in stage.exprs()]
+    stages = (s for v in attrs.values() if isinstance(v, tuple) for s in v if isinstance(s, Stage))
+    return [e for stage in stages for e in stage.exprs()]
 
 
 def stem_of(region: Region, template: str) -> str:

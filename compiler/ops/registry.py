@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from arcweld.compiler.dims import Dim, IntExpr, evaluate
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
@@ -98,6 +99,11 @@ class RowProgram:
     axes: int
     stages: tuple[RowStage, ...]
     result: Callable[[Reader, Node, Expr, Mapping[str, Expr], tuple[Dim, ...]], Expr]
+
+
+def statistic_type(x: Value) -> DType:
+    """The type of the statistics of rows of ``x``."""
+    return DType.F64 if x.dtype is DType.F64 else DType.F32
 
 
 @dataclass(frozen=True, slots=True)

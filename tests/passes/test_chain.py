@@ -168,6 +168,52 @@ def test_gate_and_up_are_one_product(rows: int, act: str) -> None:
     assert region.chain.unit == (2, 20)
 
 
+def heads(rows: int, dtype: str, norm: str) -> str:
+    """Queries of 4 heads and keys of 2, packed as [2, 2 + 1, 8] as Falcon does, each normed by itself, then RoPE.
+
+    Each key is shared by two heads, and stored for both. Norms have a scale, and LayerNorm reads the sum of a bias.
+    """
+    op = "RMSNormalization(%{0}t, %g8, axis=4, epsilon=1e-05)" if norm == "rms" else (
+        "LayerNormalization(%{0}t, %g8, %g8, axis=4, epsilon=1e-05)")  # fmt: skip
+    text = f"""input %x: {dtype}[1, {rows}, 24]
+input %cos: {dtype}[1, 1, {rows}, 8]
+input %sin: {dtype}[1, 1, {rows}, 8]
+weight %g: {dtype}[24]
+weight %w: {dtype}[24, 48]
+weight %bias: {dtype}[48]
+weight %g8: {dtype}[8]
+{NORMS["rms"]}%m = MatMul(%h, %w) @ 'product'
+%y = Add(%m, %bias)
+%p: {dtype}[1, {rows}, 2, 3, 8] = Reshape(%y, shape=(1, {rows}, 2, 3, 8))
+"""
+    for name, start, size in (("q", 0, 2), ("k", 2, 1)):
+        part = f"{dtype}[1, {rows}, 2, {size}, 8]"
+        text += f"""%{name}s: {part} = Slice(%p, starts=(0, 0, 0, {start}, 0), \
+sizes=(1, {rows}, 2, {size}, 8), steps=(1, 1, 1, 1, 1))
+%{name}t: {dtype}[1, 2, {size}, {rows}, 8] = Transpose(%{name}s, perm=(0, 2, 3, 1, 4))
+%{name}n = {op.format(name)} @ '{name} norm'
+"""
+    text += f"""%ke: {dtype}[1, 2, 2, {rows}, 8] = Expand(%kn, shape=(1, 2, 2, {rows}, 8))
+%qh: {dtype}[1, 4, {rows}, 8] = Reshape(%qn, shape=(1, 4, {rows}, 8))
+%kh: {dtype}[1, 4, {rows}, 8] = Reshape(%ke, shape=(1, 4, {rows}, 8))
+"""
+    text += rope("qh", "queries", 4, rows, "halves", dtype) + rope("kh", "keys", 4, rows, "halves", dtype)
+    return text + "output %queries 'queries'\noutput %keys 'keys'\n"
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_norms_of_heads_are_in_the_product_s_kernel(rows: int, norm: str, dtype: str) -> None:
+    text = heads(rows, dtype, norm)
+    check(text, ["chain"], 2e-5 if dtype == "f32" else 6e-3)
+    (region,) = fused(text).regions
+    assert region.chain is not None
+    assert region.chain.unit == (8, 1)
+    assert len(region.chain.heads) == 2
+    assert {(p.start, p.strides, len(p.repeats)) for p in region.chain.parts} == {(0, (24, 8, 1), 0), (16, (24, 1), 1)}
+
+
 X = "input %x: f32[4, 16]\nweight %g: f32[16]\nweight %w: f32[16, 8]\n"
 TALL = X.replace("[4, 16]", "[9, 16]")
 NORM = "%h = RMSNormalization(%x, %g, axis=1, epsilon=1e-05)\n"
@@ -208,6 +254,14 @@ APART = {
         "%p: f32[1, 8] = Slice(%m, starts=(0, 7), sizes=(1, 8), steps=(1, -1))\n"
         "%y = Add(%o, %p)\noutput %n 'n' in %c\noutput %y\n",
         ["contract", "pointwise", "scatter"],
+    ),
+    "the norm is of all columns": (
+        X + "%m = MatMul(%x, %w)\n%y = Softmax(%m, axis=1)\noutput %y\n", ["contract", "rowwise"]
+    ),
+    "another place is read where the product says": (
+        X + "input %t: f32[9, 8]\n%m = MatMul(%x, %w)\n%i: i64[4, 8] = Cast(%m, to=i64)\n"
+        "%y: f32[4, 8] = GatherElements(%t, %i, axis=0, strict=0)\noutput %y\n",
+        ["contract", "pointwise"],
     ),
     "the result is needed by way of another kernel": (
         X + "%m = MatMul(%x, %w)\n%s = ReduceSum(%m, axes=(0,), keepdims=1)\n%y = Div(%m, %s)\noutput %y\n",

@@ -1,9 +1,12 @@
 """The chain template: a product of few rows, the norm of its rows before it, and results that read its tile behind it.
 
-Roles: as of ``contract`` without ``batch``, and an axis ``part0``, ``part1``, … for the columns of each store; loads
+Roles: as of ``contract`` without ``batch``, and axes ``part0``, ``part1``, … over the columns of each store, and
+one more runs over the elements that are made from one column, where these are several; loads
 ``a`` and ``b``. With ``stages`` (as of ``rowwise``) also ``x``, the element of a row, and ``row``, what becomes of it:
 the array ``left``, from which ``a`` is read. Stores are over ``m`` and the axis of their part, and read the array
-``tile``. Attributes: as of ``contract``, ``stages``, ``unit`` and ``starts`` (see ``region.Chain``).
+``tile``. Attributes: as of ``contract``; ``stages``; ``unit`` (see ``region.Chain``); ``part0``, …: the first column
+and the columns between neighbours along each axis. ``heads``: the number of row-wise operators behind the product. Each
+has axes ``head0``, …, an attribute of that name, its ``head0_stages``, and an array for each statistic, by unit.
 
 ``gemv`` renders it. A block computes whole units; its columns are then one run of neighbours, or runs that are the
 unit's stride apart.
@@ -11,7 +14,7 @@ unit's stride apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from arcweld.codegen.kernel import Kernel, KernelSource
@@ -30,6 +33,7 @@ from arcweld.compiler.expr import Expr
 
 TILE = "tile"
 ALIGNMENT = 16  # bytes of shared memory, for vectors
+WAVES = (1, 2, 4, 8, 16, 32)
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
@@ -41,7 +45,7 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[GemvTactic, ...]:
-    """Those of ``gemv``, and more columns for a block, that divide the columns into whole units; by estimated cost."""
+    """Those of ``gemv`` with as many waves as whole units take, by estimated cost."""
     return _fitting(kernel, arch)[1]
 
 
@@ -49,10 +53,14 @@ def _fitting(kernel: Kernel, arch: str) -> tuple[Problem, tuple[GemvTactic, ...]
     """The normal form with the widest accesses for which there are tactics, and those."""
     problem = problem_of(kernel)
     while True:
-        found = dict.fromkeys([*gemv.tactics(problem, arch), *gemv.wider(problem, arch)])
-        fitting = tuple(t for t in found if _run(kernel, problem, t))
-        if fitting or problem.b.width == 1:
-            return problem, fitting
+        found = [replace(t, waves=w) for t in gemv.tactics(problem, arch) for w in WAVES]
+        least: dict[GemvTactic, GemvTactic] = {}
+        for t in found:
+            if _run(kernel, problem, t):
+                least.setdefault(replace(t, waves=1), t)
+        if least or problem.b.width == 1:
+            ranked = sorted(least.values(), key=lambda t: gemv.cost(problem, t, arch))
+            return problem, tuple(ranked)
         problem = replace(problem, b=replace(problem.b, width=problem.b.width // 2))
 
 
@@ -72,84 +80,209 @@ def _run(kernel: Kernel, problem: Problem, t: GemvTactic) -> int:
 def render_chain(kernel: Kernel, t: GemvTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
     problem, _ = _fitting(kernel, arch)
-    run, columns = _run(kernel, problem, t), block_columns(problem.b, t)
-    rows, depth = problem.m.extent, problem.k.extent
-    assert isinstance(rows, int)
-    scratch = tuple(replace(b, shape=(rows, columns)) if b.name == TILE else b for b in kernel.scratch)
-    kernel = replace(kernel, loads=_over(problem, kernel), scratch=scratch)
+    kernel = _local(kernel, problem, t)
     problem = replace(problem, kernel=kernel)
     hooks = Hooks(kernel)
-    parts = _parts(hooks, problem, run, columns)
-    before = _before(hooks, problem) if kernel.attrs["stages"] else None
-    left = -(-max(gemv.partial_bytes(problem, t), 4 * gemv.WARPS) // ALIGNMENT) * ALIGNMENT
-    size = 0 if before is None else problem.a.expr.attr[1].size * rows * depth
-    assert isinstance(size, int)
+    printed = PrintedChain(
+        _arrays(problem, t), _before(hooks, problem) if kernel.attrs["stages"] else None,
+        [_head(hooks, problem, j) for j in range(kernel.attrs["heads"])],
+        [_part(hooks, problem, i) for i in range(len(kernel.stores))],
+    )  # fmt: skip
     return gemv.render_page(
-        problem, t, hooks, run=run, shared_bytes=left + size, unit=kernel.attrs["unit"], parts=parts, before=before,
-        left_at=left, stages=before.stages if before else (), width=before.width if before else 1,
+        problem, t, hooks, run=_run(kernel, problem, t), shared_bytes=printed.shared_bytes, unit=kernel.attrs["unit"],
+        chain=printed, stages=printed.before.stages if printed.before else (),
+        width=printed.before.width if printed.before else 1,
     )  # fmt: skip
 
 
-def _over(problem: Problem, kernel: Kernel) -> dict[str, Expr]:
-    """The loads, all in terms of the normal form's axes."""
+def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
+    """The kernel over the normal form's axes, with places in a block's arrays instead of the product's columns."""
     (m,), (k,) = kernel.axes["m"], kernel.axes["k"]
     table = {m.sym: problem.m.index, k.sym: problem.k.index}
-    others = {role: expr.substitute_index(kernel.loads[role], table) for role in ("x", "row") if role in kernel.loads}
-    return {"a": problem.a.expr, "b": problem.b.expr, **others}
+    columns, rows = block_columns(problem.b, t), problem.m.extent
+    members, _ = kernel.attrs["unit"]
+    place = _places(kernel.attrs["unit"], _run(kernel, problem, t), columns)
+
+    def change(e: Expr) -> Expr:
+        return expr.substitute(expr.substitute_index(e, table), place)
+
+    width = {TILE: columns, **{b.name: columns // members for b in kernel.scratch if b.name.startswith("head")}}
+    scratch = tuple(replace(b, shape=(rows, width[b.name])) if b.name in width else b for b in kernel.scratch)
+    loads = {role: change(e) for role, e in kernel.loads.items()} | {"a": problem.a.expr, "b": problem.b.expr}
+    stages = {k: tuple(s.mapped(change) for s in v) for k, v in kernel.attrs.items() if k.endswith("stages")}
+    stores = tuple(replace(s, value=change(s.value)) for s in problem.stores)
+    return replace(kernel, loads=loads, stores=stores, scratch=scratch, attrs={**kernel.attrs, **stages})
+
+
+def _places(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], Expr | None]:
+    """Replaces a column at which the tile is read by its place in the block's, and one of a head's statistics too."""
+    members, stride = unit
+
+    def place(column: Dim) -> Dim:
+        if run == columns:
+            return dims.mod(column, columns)
+        whole = dims.floordiv(column, members * stride) * stride + dims.mod(column, stride)
+        return dims.mod(dims.floordiv(column, stride), members) * run + dims.mod(whole, run)
+
+    def change(e: Expr) -> Expr | None:
+        if e.op != "load" or not (e.attr[0] == TILE or e.attr[0].startswith("head")):
+            return None
+        name, dtype, (row, column) = e.attr
+        at = place(column) if name == TILE else dims.mod(dims.floordiv(column, members), columns // members)
+        return expr.load(name, dtype, (row, at), e.args[0] if e.args else None)
+
+    return change
+
+
+@dataclass(frozen=True, slots=True)
+class SharedArray:
+    """An array in shared memory behind the partial sums: its declaration, and where it ends, in bytes."""
+
+    text: str
+    end: int
+
+
+def _arrays(problem: Problem, t: GemvTactic) -> list[SharedArray]:
+    at = max(gemv.partial_bytes(problem, t), 4 * gemv.WARPS)
+    found = []
+    for b in problem.kernel.scratch:
+        at = -(-at // ALIGNMENT) * ALIGNMENT
+        shape = "".join(f"[{d}]" for d in b.shape)
+        ctype, start = b.dtype.cuda, f"reinterpret_cast<char*>(partial) + {at}"
+        size = dims.product(b.shape)
+        assert isinstance(size, int)
+        at += size * b.dtype.size
+        found.append(SharedArray(f"{ctype}* const {b.name} = reinterpret_cast<{ctype}*>({start});  // {shape}", at))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ behind the product
 
 
 @dataclass(frozen=True, slots=True)
-class PrintedPart:
-    """The hook ``name(p, m, n, tile)`` of a part, whose columns are those from ``start`` up to ``end``."""
+class Columns:
+    """Which columns of the product a part has.
 
-    name: str
-    text: str
+    start    the first one
+    strides  columns between neighbours along each axis, the slowest first
+    extents  of these axes
+    repeats  the elements that are made from one of them
+    """
+
     start: int
-    end: Dim
+    strides: tuple[int, ...]
+    extents: tuple[Dim, ...]
+    repeats: Dim
 
     @property
     def condition(self) -> str:
-        """C text of the test that column ``n`` of the product is one of the part's."""
-        return f"{self.start} <= n && n < {self.end}" if self.start else f"n < {self.end}"
+        """C text of the test that column ``n`` is one of them."""
+        tests = [f"{self.start} <= n"] if self.start else []
+        inner = None
+        for stride, extent, index in zip(self.strides, self.extents, self._indices("n")):
+            if inner is None or inner != stride * extent:
+                tests.append(f"{index} < {extent}")
+            inner = stride
+        if self.strides and self.strides[-1] > 1:
+            tests.append(f"{self._rest('n')} % {self.strides[-1]} == 0")
+        return " && ".join(tests or ["n == 0"])
+
+    def place(self, n: str) -> str:
+        """C text of the indices along the axes of column ``n``, as arguments."""
+        return ", ".join([*self._indices(n), *(["again"] if self.repeats != 1 else [])])
+
+    def _rest(self, n: str) -> str:
+        return f"({n} - {self.start})" if self.start else (f"({n})" if " " in n else n)
+
+    def _indices(self, n: str) -> list[str]:
+        """The index along each axis."""
+        found, rest = [], self._rest(n)
+        for stride in self.strides:
+            found.append(rest if stride == 1 else f"{rest} / {stride}")
+            rest = f"{rest} % {stride}"
+        return found
+
+
+def _columns(kernel: Kernel, name: str) -> Columns:
+    start, strides = kernel.attrs[name]
+    extents = tuple(a.extent for a in kernel.axes[name])
+    count = len(strides)
+    return Columns(start, strides, extents[:count], dims.product(extents[count:]))
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedPart:
+    """The hook ``name(p, m, indices…, arrays…)`` of a part."""
+
+    name: str
+    text: str
+    columns: Columns
+    arrays: str
 
     @property
-    def column(self) -> str:
-        """C text of column ``n`` of the product as one of the part's."""
-        return f"n - {self.start}" if self.start else "n"
+    def condition(self) -> str:
+        """See ``Columns``."""
+        return self.columns.condition
+
+    @property
+    def loop(self) -> str:
+        """C text of the head of a loop over the elements that are made from one column."""
+        repeats = self.columns.repeats
+        return "" if repeats == 1 else f"for (int again = 0; again < {repeats}; ++again) "
+
+    def place(self, n: str) -> str:
+        """See ``Columns``."""
+        return self.columns.place(n)
 
 
-def _parts(hooks: Hooks, problem: Problem, run: int, columns: int) -> list[PrintedPart]:
-    kernel, found = hooks.kernel, []
-    for i, (store, start) in enumerate(zip(problem.stores, kernel.attrs["starts"], strict=True)):
-        (own,) = kernel.axes[f"part{i}"]
-        at_places = _read_at(kernel.attrs["unit"], run, columns)
-        placed = approximate(kernel, [replace(store, value=expr.substitute(store.value, at_places))])
-        args = [("m", problem.m.sym), ("n", own.sym)]
-        name = f"store_part{i}"
-        found.append(PrintedPart(name, hooks.store(name, placed, args), start, start + own.extent))
-    return found
+def _part(hooks: Hooks, problem: Problem, i: int) -> PrintedPart:
+    kernel, name = hooks.kernel, f"store_part{i}"
+    stores = approximate(kernel, [kernel.stores[i]])
+    args = [("m", problem.m.sym), *index_args(*kernel.axes[f"part{i}"])]
+    text = hooks.store(name, stores, args)
+    return PrintedPart(name, text, _columns(kernel, f"part{i}"), _passed(hooks, [s.value for s in stores]))
 
 
-def _read_at(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], Expr | None]:
-    """Replaces a column at which the tile is read by its place in the block's tile."""
-    members, stride = unit
+def _passed(hooks: Hooks, roots: Sequence[Expr]) -> str:
+    """The arrays that hooks take, as arguments behind others."""
+    read = {e.attr[0] for e in expr.walk(roots) if e.op == "load"}
+    return "".join(f", {b.name}" for b in hooks.kernel.scratch if b.name in read)
 
-    def place(column: Dim) -> Dim:
-        if run == columns:
-            return dims.mod(column, columns)
-        unit = dims.floordiv(column, members * stride) * stride + dims.mod(column, stride)
-        return dims.mod(dims.floordiv(column, stride), members) * run + dims.mod(unit, run)
 
-    def change(e: Expr) -> Expr | None:
-        if e.op != "load" or e.attr[0] != TILE:
-            return None
-        _, dtype, (row, column) = e.attr
-        return expr.load(TILE, dtype, (row, place(column)), e.args[0] if e.args else None)
+@dataclass(frozen=True, slots=True)
+class PrintedHead:
+    """The statistics of a row-wise operator behind the product. ``arrays``: what each stage's hook reads."""
 
-    return change
+    functions: list[str]
+    stages: list[PrintedStage]
+    columns: Columns
+    arrays: list[str]
+
+    @property
+    def condition(self) -> str:
+        """See ``Columns``."""
+        return self.columns.condition
+
+    def place(self, n: str) -> str:
+        """See ``Columns``."""
+        return self.columns.place(n)
+
+    @property
+    def reads_heads(self) -> bool:
+        """True if its rows are made from the results of other heads."""
+        return any(", head" in a for a in self.arrays)
+
+    def earlier(self, count: int) -> str:
+        """The first ``count`` statistics as arguments behind others."""
+        return "".join(f", row_{s.name}[0]" for s in self.stages[:count])
+
+
+def _head(hooks: Hooks, problem: Problem, j: int) -> PrintedHead:
+    kernel = hooks.kernel
+    args = [("m", problem.m.sym), *index_args(*kernel.axes[f"head{j}"])]
+    stages = kernel.attrs[f"head{j}_stages"]
+    functions, printed, _ = print_stages(hooks, stages, args, args[:1], {}, prefix=f"head{j}_")
+    return PrintedHead(functions, printed, _columns(kernel, f"head{j}"), [_passed(hooks, [s.value]) for s in stages])
 
 
 # ------------------------------------------------------------------------------------------------ before the product
@@ -174,13 +307,36 @@ class PrintedRows:
 
 def _before(hooks: Hooks, problem: Problem) -> PrintedRows:
     kernel, m, k = hooks.kernel, problem.m, problem.k
-    x, row = kernel.loads["x"], kernel.loads["row"]
-    width = vector_width(kernel, k.extent, [x, row, *(s.value for s in kernel.attrs["stages"])], (), k.sym)
-    functions, stages, known = print_stages(hooks, m, k, width)
-    functions.insert(0, hooks.load("load_x", x, index_args(m, k), lane=k.sym, width=width))
-    functions.append(hooks.load("fill_row", row, index_args(m, k), lane=k.sym, width=width, variables=known))
+    x, row, stages = kernel.loads["x"], kernel.loads["row"], kernel.attrs["stages"]
+    width = vector_width(kernel, k.extent, [x, row, *(s.value for s in stages)], (), k.sym)
+    element = {"x": ("x", x.dtype, True)}
+    args = index_args(m, k)
+    functions, printed, known = print_stages(hooks, stages, args, args[:1], element, lane=k.sym, width=width)
+    functions.insert(0, hooks.load("load_x", x, args, lane=k.sym, width=width))
+    functions.append(hooks.load("fill_row", row, args, lane=k.sym, width=width, variables=known))
     lanes = 32 * gemv.WARPS if m.extent == 1 else 32
-    return PrintedRows(functions, stages, width, lanes, x.dtype.cuda, problem.a.expr.attr[1])
+    return PrintedRows(functions, printed, width, lanes, x.dtype.cuda, problem.a.expr.attr[1])
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedChain:
+    """What the template prints round the product."""
+
+    arrays: list[SharedArray]
+    before: PrintedRows | None
+    heads: list[PrintedHead]
+    parts: list[PrintedPart]
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a block."""
+        return self.arrays[-1].end
+
+    @property
+    def functions(self) -> list[str]:
+        """The texts of all hooks."""
+        groups = [self.before.functions if self.before else [], *(h.functions for h in self.heads)]
+        return [*(f for g in groups for f in g), *(p.text for p in self.parts)]
 
 
 IMPLEMENTATIONS = (Implementation("gemv", gemv.ARCH, render_chain, tactics, supports),)

@@ -31,12 +31,14 @@ class GemvTactic:
     columns  columns of a warp if ``b`` is contiguous along k; lanes of a warp side by side in n if along n
     split    warps that share out k (the others take other columns)
     batch    loads of each column (or row of k) that a thread has in flight
+    waves    how often a block does this, for other columns each time
     early    as in ``ContractTactic``
     """
 
     columns: int
     split: int
     batch: int = 4
+    waves: int = 1
     implementation: str = "gemv"
     early: bool = True
 
@@ -48,9 +50,14 @@ def supports(problem: Problem, arch: str) -> str | None:
     return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
 
 
+def wave_columns(b: Operand, t: GemvTactic) -> int:
+    """Columns that one block computes at once."""
+    return t.columns * (WARPS // t.split) if b.along_k else t.columns * b.width
+
+
 def block_columns(b: Operand, t: GemvTactic) -> int:
     """Columns that one block computes."""
-    return t.columns * (WARPS // t.split) if b.along_k else t.columns * b.width
+    return t.waves * wave_columns(b, t)
 
 
 def tactics(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
@@ -61,10 +68,10 @@ def tactics(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
         wide = 4 if likely(problem.m.extent) > 2 else 2
         found = [GemvTactic(c, s, max(1, 8 // c)) for c in (wide, 1, 4) for s in (1, 2, 4, 8)]
         found = list(dict.fromkeys(found))
-    return tuple(sorted(found, key=lambda t: _cost(problem, t, arch)))
+    return tuple(sorted(found, key=lambda t: cost(problem, t, arch)))
 
 
-def _cost(problem: Problem, t: GemvTactic, arch: str) -> float:
+def cost(problem: Problem, t: GemvTactic, arch: str) -> float:
     """Bytes that the busiest multiprocessor reads, relative to an even share, plus the cost of adding partial sums."""
     n, k = likely(problem.n.extent), likely(problem.k.extent)
     blocks = -(-n // block_columns(problem.b, t)) * likely(problem.batch.extent)
@@ -81,15 +88,6 @@ def narrowed(operand: Operand, width: int, along_k: bool) -> Operand:
     return replace(operand, along_k=True, width=min(operand.width, width) if operand.along_k else 1)
 
 
-def wider(problem: Problem, arch: str) -> tuple[GemvTactic, ...]:
-    """Tactics with more columns of a block than ``tactics`` has, by estimated cost."""
-    if problem.b.along_k:
-        found = [GemvTactic(8, s, 1) for s in (1, 2, 4, 8)]
-    else:
-        found = [GemvTactic(lanes, WARPS, 2) for lanes in (16, 32)]
-    return tuple(sorted(found, key=lambda t: _cost(problem, t, arch)))
-
-
 def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
     hooks = Hooks(problem.kernel)
@@ -97,12 +95,11 @@ def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
 
 
 def render_page(
-    problem: Problem, t: GemvTactic, hooks: Hooks, *, store: str = "", run: int = 0, shared_bytes: int = 0, **more: Any
+    problem: Problem, t: GemvTactic, hooks: Hooks, *, store: str = "", shared_bytes: int = 0, **more: Any
 ) -> KernelSource:  # fmt: skip
     """The source, with the epilogue ``store`` or, of a chain, what ``more`` has.
 
-    run           neighbouring columns of a block; 0: all that it has
-    shared_bytes  of a block; 0: those of the partial sums
+    ``shared_bytes``: of a block; 0: those of the partial sums.
     """
     kernel, b = problem.kernel, problem.b
     a = narrowed(problem.a, b.width, b.along_k)
@@ -111,7 +108,7 @@ def render_page(
     tiles = dims.ceildiv(problem.n.extent, columns)
     scalar = hooks.params.scalar
     context: dict[str, Any] = {
-        "rows": rows, "columns": columns, "run": run or columns, "parts": (), "before": None, "unit": (1, 1),
+        "rows": rows, "columns": columns, "wave": wave_columns(b, t), "run": columns, "chain": None, "unit": (1, 1),
         "load_a": load_hook(hooks, problem, "load_a", a), "load_b": load_hook(hooks, problem, "load_b", b),
         "store": store, "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),
         "k_extent": scalar("depth", problem.k.extent),
@@ -128,4 +125,4 @@ def partial_bytes(problem: Problem, t: GemvTactic) -> int:
     """Bytes of shared memory for the partial sums."""
     rows = problem.m.extent
     assert isinstance(rows, int)
-    return t.split * rows * block_columns(problem.b, t) * 4
+    return t.split * rows * wave_columns(problem.b, t) * 4

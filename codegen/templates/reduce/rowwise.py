@@ -105,7 +105,10 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
     longest = most(col.extent, UNBOUNDED)
     vectors = resident_vectors(longest, tactic.lanes * width, width) if tactic.resident else 0
     hooks = Hooks(kernel)
-    functions, stages, variables = print_stages(hooks, row, col, width)
+    functions, stages, variables = print_stages(
+        hooks, kernel.attrs["stages"], index_args(row, col), index_args(row),
+        {"x": ("x", kernel.loads["x"].dtype, True)}, lane=col.sym, width=width,
+    )  # fmt: skip
     x = hooks.load("load_x", kernel.loads["x"], index_args(row, col), lane=col.sym, width=width)
     out = hooks.store("store_row", kernel.stores, index_args(row, col), lane=col.sym, width=width, variables=variables)
     rows = tactic.rows if tactic.lanes <= 32 else 1

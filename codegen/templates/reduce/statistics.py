@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis
+from arcweld.codegen.kernel import Axis, Stage
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
 from arcweld.compiler.dims import Sym
@@ -33,28 +34,33 @@ def index_args(*axes: Axis) -> list[tuple[str, Sym]]:
     return [(a.sym.name, a.sym) for a in axes]
 
 
+Variables = Mapping[str, tuple[str, DType, bool]]
+
+
 def print_stages(
-    hooks: Hooks, row: Axis, col: Axis, width: int
-) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:
+    hooks: Hooks, stages: Sequence[Stage], of_element: Sequence[tuple[str, Sym]], of_row: Sequence[tuple[str, Sym]],
+    variables: Variables, *, lane: Sym | None = None, width: int = 1, prefix: str = "",
+) -> tuple[list[str], list[PrintedStage], dict[str, tuple[str, DType, bool]]]:  # fmt: skip
     """The texts of all statistics' hooks, the printed stages, and the variables that later hooks may use.
 
-    The kernel has the load ``x`` over ``row`` and ``col``, and the attribute ``stages``.
+    of_element, of_row  arguments of hooks for an element, and for a whole row
+    variables           what the expressions may use beside the statistics (as of ``Hooks.store``)
+    prefix              of the names of hooks and statistics
     """
     functions: list[str] = []
-    stages: list[PrintedStage] = []
-    known: dict[str, tuple[str, DType, bool]] = {"x": ("x", hooks.kernel.loads["x"].dtype, True)}
-    for s in hooks.kernel.attrs["stages"]:
-        own, raw, done = f"row_{s.name}", s.value.dtype, (s.finish or s.value).dtype
-        functions.append(
-            hooks.load(f"{s.name}_value", s.value, index_args(row, col), lane=col.sym, width=width, variables=known)
-        )
+    printed: list[PrintedStage] = []
+    known = dict(variables)
+    for s in stages:
+        name, raw, done = prefix + s.name, s.value.dtype, (s.finish or s.value).dtype
+        own = f"row_{name}"
+        functions.append(hooks.load(f"{name}_value", s.value, of_element, lane=lane, width=width, variables=known))
         if s.finish is not None:
-            scalars = {k: v for k, v in known.items() if k != "x"} | {s.name: (own, raw, False)}
-            functions.append(hooks.load(f"{s.name}_finish", s.finish, index_args(row), variables=scalars))
-        stages.append(
+            scalars = {k: v for k, v in known.items() if k not in variables} | {s.name: (own, raw, False)}
+            functions.append(hooks.load(f"{name}_finish", s.finish, of_row, variables=scalars))
+        printed.append(
             PrintedStage(
-                s.name, COMBINERS[s.combine], identity(s.combine, raw), raw.cuda, done.cuda, s.finish is not None
+                name, COMBINERS[s.combine], identity(s.combine, raw), raw.cuda, done.cuda, s.finish is not None
             )
         )
         known[s.name] = (own, done, False)
-    return functions, stages, known
+    return functions, printed, known

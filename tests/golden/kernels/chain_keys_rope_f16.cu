@@ -75,12 +75,12 @@ __device__ __forceinline__ void fill_row(const Params& p, int _m, int _k, const 
   }
 }
 
-__device__ __forceinline__ void store_part0(const Params& p, int m, int n, const f32* tile) {
-  const int ix0 = n % 2;
-  const int ix1 = n / 32;
+__device__ __forceinline__ void store_part0(const Params& p, int m, int n0, const f32* tile) {
+  const int ix0 = n0 % 2;
+  const int ix1 = n0 / 32;
   const int ix2 = ix1 % 2;
   const f32 t3 = tile[ix0 + ix2 * 2];
-  const int ix4 = n % 64;
+  const int ix4 = n0 % 64;
   const f32 t5 = to_f32(p.in4[ix4]);
   const f32 t6 = t3 * t5;
   const bool t7 = ix4 < 32;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n, const
   const f32 t14 = to_f32(p.in5[ix4]);
   const f32 t15 = t13 * t14;
   const f32 t16 = t6 + t15;
-  const i64 t17 = p.in3[n];
+  const i64 t17 = p.in3[n0];
   const bool t18 = t17 < 0ll;
   const i64 t19 = t17 + 128ll;
   const i64 t20 = t18 ? t19 : t17;
@@ -101,16 +101,17 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n, const
   const bool t22 = t21 >= 0ll;
   const bool t23 = t21 < 128ll;
   const bool t24 = t22 && t23;
-  const int ix25 = n / 64;
+  const int ix25 = n0 / 64;
   const i64 t26 = (127ll < t21 ? 127ll : t21);
   const i64 t27 = (0ll < t26 ? t26 : 0ll);
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_59db0a68(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_e98170f6(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
+  f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
+  f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
   pdl_launch_dependents();
-  f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 64);  // [ROWS][K]
   constexpr int RUN = 2, STRIDE = 32, MEMBERS = 2;
   const int b = 0, K = 512;
   const auto column_at = [](int j) {  // of the tile: members of its units one after another
@@ -203,14 +204,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     float sum[1] = {partial[o]};
 #pragma unroll
     for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
-    partial[o] = sum[0];
+    tile[o] = sum[0];
   }
   __syncthreads();
-  const float* const tile = partial;  // [ROWS][COLUMNS]
   for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
-    const int m = o / COLUMNS, j = o % COLUMNS;
-    const int n = column_at(j);
+    const int m = o / COLUMNS;
+    const int n = column_at(o % COLUMNS);
     if (n < 256) store_part0(p, m, n, tile);
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_59db0a68)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_e98170f6)
