@@ -12,18 +12,13 @@ Requires: regions with what is written in place. Ensures: the same results, by f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from arcweld.compiler import dims
-from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.ir import Node
 from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
-from arcweld.passes.schedule import dependences
-
-if TYPE_CHECKING:
-    import networkx as nx
+from arcweld.passes.joining import Joiner
 
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
 MAX_NODES = 240
@@ -61,19 +56,8 @@ def _row_bytes(product: Node) -> int:
     return _rows(product) * depth * left.dtype.size
 
 
-class _Chainer:
-    """The regions by number, and which wait for which while they are joined."""
-
-    def __init__(self, fused: FusedGraph) -> None:
-        self.fused = fused
-        self.regions = dict(enumerate(fused.regions))
-        self.waits: nx.DiGraph[int] = dependences(fused)
-        self.position = {o.name: i for i, n in enumerate(fused.graph.nodes) for o in n.outputs}
-        self.outputs = fused.graph.output_names()
-        self.readers: dict[str, set[int]] = {}
-        for i, r in self.regions.items():
-            for v in r.inputs:
-                self.readers.setdefault(v.name, set()).add(i)
+class _Chainer(Joiner):
+    """One run of the pass."""
 
     def run(self) -> FusedGraph:
         """The graph with chains."""
@@ -94,14 +78,14 @@ class _Chainer:
             if not near:
                 return
             k = min(near, key=lambda k: self.position[self.regions[k].outputs[0].name])
-            joined = self._joined(i, k)
+            joined = self._taken(i, k)
             if joined is None:
                 refused.add(k)
             else:
-                self._replace(i, k, joined)
-                self._remove(k)
+                self.replace(i, k, joined)
+                self.remove(k)
 
-    def _joined(self, i: int, k: int) -> Region | None:
+    def _taken(self, i: int, k: int) -> Region | None:
         """The region that ``k``, a reader of ``i``, and ``i`` are together, or None if they can't be one kernel."""
         product, reader = self.regions[i], self.regions[k]
         appends = reader.template == "scatter" and reader.in_place
@@ -109,16 +93,12 @@ class _Chainer:
             return None
         if any(o.name in product.in_place for o in product.outputs if o.name in {v.name for v in reader.inputs}):
             return None  # it reads a whole cache
-        if self._conflict(product, reader) or self._detour(i, k):
+        if self.conflict(product, reader) or self.detour(i, k):
             return None
-        nodes = self._in_order((*product.nodes, *reader.nodes))
-        outputs = [o for o in product.outputs if o.name in self.outputs or self.readers[o.name] - {i, k}]
-        outputs += [o for o in reader.outputs if o.name not in {v.name for v in outputs}]
-        joined = _region(product, nodes, outputs, {**product.in_place, **reader.in_place})
-        return self._with_parts(joined, product.chain.rows if product.chain else None)
+        return self._with_parts(self.joined(i, k), product.chain.rows if product.chain else None)
 
     def _with_parts(self, joined: Region, rows: Node | None) -> Region | None:
-        if len(joined.nodes) > MAX_NODES or self._operands(joined) > MAX_OPERANDS:
+        if len(joined.nodes) > MAX_NODES or self.operands(joined) > MAX_OPERANDS:
             return None
         found = chain_of(joined, rows)
         return None if found is None else replace(joined, template="chain", chain=found)
@@ -136,8 +116,8 @@ class _Chainer:
         if all(j is not None for j in joined):
             for i, region in zip(readers, joined):
                 assert region is not None
-                self._replace(i, k, region)
-            self._remove(k)
+                self.replace(i, k, region)
+            self.remove(k)
 
     def _with_rows(self, i: int, k: int) -> Region | None:
         product, norm = self.regions[i], self.regions[k]
@@ -145,50 +125,9 @@ class _Chainer:
             return None
         if product.chain and product.chain.rows:
             return None
-        if _row_bytes(product.hero) > ROW_BYTES or self._conflict(product, norm) or self._detour(k, i):
+        if _row_bytes(product.hero) > ROW_BYTES or self.conflict(product, norm) or self.detour(k, i):
             return None
-        nodes = self._in_order((*norm.nodes, *product.nodes))
-        joined = _region(product, nodes, product.outputs, product.in_place)
+        joined = self.joined(i, k, stored=product.outputs)
         if not reads_rows(joined, norm.hero):
             return None
         return self._with_parts(joined, norm.hero)
-
-    # ----- bookkeeping
-
-    def _conflict(self, a: Region, b: Region) -> bool:
-        """True if one of them writes over what the other one reads: in one kernel nothing would order the two."""
-        return any(set(x.in_place.values()) & {v.name for v in y.inputs} for x, y in ((a, b), (b, a)))
-
-    def _detour(self, first: int, second: int) -> bool:
-        """True if ``second`` waits for ``first`` also by way of a third region."""
-        import networkx as nx
-
-        return any(nx.has_path(self.waits, s, second) for s in self.waits.successors(first) if s != second)
-
-    def _replace(self, i: int, k: int, joined: Region) -> None:
-        """Makes ``joined`` the region ``i``, which then does the work of ``k`` too."""
-        for v in self.regions[i].inputs:
-            self.readers[v.name].discard(i)
-        for v in joined.inputs:
-            self.readers.setdefault(v.name, set()).add(i)
-        self.regions[i] = joined
-        self.waits.add_edges_from((p, i) for p in self.waits.predecessors(k) if p != i)
-        self.waits.add_edges_from((i, s) for s in self.waits.successors(k) if s != i)
-
-    def _remove(self, k: int) -> None:
-        for v in self.regions.pop(k).inputs:
-            self.readers[v.name].discard(k)
-        self.waits.remove_node(k)
-
-    def _operands(self, r: Region) -> int:
-        return sum(v.name not in self.fused.graph.weights for v in r.inputs)
-
-    def _in_order(self, nodes: Iterable[Node]) -> tuple[Node, ...]:
-        unique = {n.output.name: n for n in nodes}
-        return tuple(sorted(unique.values(), key=lambda n: self.position[n.output.name]))
-
-
-def _region(product: Region, nodes: tuple[Node, ...], outputs: Sequence[Value], in_place: Mapping[str, str]) -> Region:
-    made = {o.name for n in nodes for o in n.outputs}
-    inputs = {v.name: v for n in nodes for v in n.operands() if v.name not in made}
-    return replace(product, nodes=nodes, inputs=tuple(inputs.values()), outputs=tuple(outputs), in_place=in_place)

@@ -32,10 +32,13 @@ MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
 MAX_NODES = 160  # views included
 MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
+MAX_LIGHT = 8  # scalar operations that every kernel may repeat
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
+# (operator, operand) of scatters that store update by update, whose elements are read once
+UPDATES = {("ScatterElements", 1), ("ScatterElements", 2), ("ScatterND", 2)}
 
 
 class _Group:
@@ -75,6 +78,7 @@ class Fuser:
         self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
         self.leaves: set[str] = set()  # nodes that read nothing but single constants: index arithmetic, sizes, literals
+        self.light: dict[str, int] = {}  # node that reads single elements and weights only -> its scalar operations
         self.refusals: list[Refusal] = []
 
     # ----- driver
@@ -90,6 +94,8 @@ class Fuser:
                 self._open(node, template_of(node, self.state))
             elif all(self._is_leaf(v) for v in node.operands()):
                 self.leaves.add(node.output.name)
+            else:
+                self._note_light(node)
         heroes = list(self.groups)
         for g in heroes:
             # a scatter in place has no epilogue: an element is final only after the last update
@@ -299,6 +305,7 @@ class Fuser:
         for i, v in enumerate(hero.inputs):
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
+                free = free or (g.template == "scatter" and (hero.op, i) in UPDATES)
                 self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
         for n in epilogue:
             for v in n.operands():
@@ -337,7 +344,7 @@ class Fuser:
         full = self._full(g, p, reads)
         if full is not None:
             return self._refuse(p, reader, *full)
-        if self._free(p):
+        if self._free(p) and (pointwise or is_view(p) or p.output.name not in self.light):
             return True
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
@@ -385,8 +392,23 @@ class Fuser:
         return found
 
     def _free(self, p: Node) -> bool:
-        """True if every kernel may compute ``p`` for itself: a view, or a node computed from single constants."""
-        return is_view(p) or p.output.name in self.leaves
+        """True if every kernel may compute ``p`` for itself: a view, or a node computed from single elements."""
+        return is_view(p) or p.output.name in self.leaves or p.output.name in self.light
+
+    def _note_light(self, node: Node) -> None:
+        """Notes a node of a few operations that reads weights and inputs of one element: a mask by a position."""
+        if index_cost(node) or len(node.outputs) != 1:
+            return
+        cost = code_of(node)
+        for v in node.operands():
+            made_by = self.producers.get(v.name)
+            if made_by is None and v.name not in self.graph.weights and v.type.numel != 1:
+                return
+            if made_by is not None and v.name not in self.light and v.name not in self.leaves:
+                return
+            cost += self.light.get(v.name, 0)
+        if cost <= MAX_LIGHT:
+            self.light[node.output.name] = cost
 
     def _is_leaf(self, v: Value) -> bool:
         """True if ``v`` is a constant of one element, or computed from such ones only."""

@@ -87,7 +87,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 # the passes that the driver runs later, on regions instead of graphs
-REGION_PASSES = ("fusion", "chain")
+REGION_PASSES = ("fusion", "chain", "siblings")
 
 
 def pass_names() -> tuple[str, ...]:

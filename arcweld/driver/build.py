@@ -23,6 +23,7 @@ from arcweld.passes.fusion import fuse
 from arcweld.passes.in_place import write_in_place
 from arcweld.passes.pipeline import run_passes
 from arcweld.passes.schedule import schedule
+from arcweld.passes.siblings import siblings
 from arcweld.runtime.engine_file import EngineData
 
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
@@ -87,10 +88,13 @@ def build_graph(
 def in_regions(graph: Graph, disable: frozenset[str] = frozenset()) -> FusedGraph:
     """The graph's regions in launch order. State is in place where it can be.
 
-    ``disable``: without ``fusion`` each node has a region of its own, without ``chain`` no chains are made.
+    ``disable``: names of ``REGION_PASSES``. Without ``fusion`` each node has a region of its own.
     """
-    placed = write_in_place(fuse(graph, "fusion" not in disable))
-    return schedule(placed if disable & {"fusion", "chain"} else chain(placed))
+    fusing = "fusion" not in disable
+    fused = write_in_place(fuse(graph, fusing))
+    if fusing and "chain" not in disable:
+        fused = chain(fused)
+    return schedule(siblings(fused) if fusing and "siblings" not in disable else fused)
 
 
 class _Clock:

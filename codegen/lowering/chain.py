@@ -37,6 +37,7 @@ class _Reader(RegionReader):
         assert region.chain is not None
         self.product = region.hero
         self.rows = region.chain.rows
+        self.members, _ = region.chain.unit
         self.row_at: Coords = ()  # where the product reads the result of ``rows``
         self.heads = {h.node.output.name: (j, h) for j, h in enumerate(region.chain.heads)}
 
@@ -55,7 +56,8 @@ class _Reader(RegionReader):
             names = {s.name: expr.variable(s.name, statistic_type(x)) for s in program.stages}
             return program.result(reader, node, expr.variable(ELEMENT, x.dtype), names, coords)
         j, head = self.heads[node.output.name]
-        at = _line_and_column(x, head.part, coords)
+        line, column = _line_and_column(x, head.part, coords)
+        at = line, dims.floordiv(column, self.members)
         found = {s.name: expr.load(statistic_name(j, s.name), statistic_type(x), at) for s in program.stages}
         return program.result(reader, node, reader.read(x, coords), found, coords)
 

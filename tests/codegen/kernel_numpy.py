@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,47 @@ def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str,
     _store(kernel, Points((*b, *h, *s, *dv), buffers, env), buffers, {"acc": acc})
 
 
+def _chain(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    (m,), (n,), (k,) = (kernel.axes[r] for r in "mnk")
+    memory = dict(buffers)
+    for b in kernel.scratch:
+        memory[b.name] = np.empty([evaluate(d, env) for d in b.shape], b.dtype.numpy)
+    if kernel.attrs["stages"]:
+        points = Points((m, k), memory, env)
+        variables = {"x": points.value(kernel.loads["x"])}
+        _statistics(kernel.attrs["stages"], points, variables, points.shape[1])
+        memory["left"][...] = points.value(kernel.loads["row"], variables)
+    points = Points((m, n, k), memory, env)
+    left, right = (points.value(kernel.loads[r]).astype(np.float64) for r in "ab")
+    memory["tile"][...] = (left * right).sum(-1)
+    members, _ = kernel.attrs["unit"]
+    for j in range(kernel.attrs["heads"]):
+        axes = kernel.axes[f"head{j}"]
+        points, variables = Points((m, *axes), memory, env), {}
+        _statistics(kernel.attrs[f"head{j}_stages"], points, variables, members)
+        start, strides = kernel.attrs[f"head{j}"]
+        column = start + sum(s * points.at[x.sym.name] for s, x in zip(strides, axes))
+        for name, found in variables.items():
+            units = np.broadcast_to(column, points.shape) // members
+            memory[f"head{j}_{name}"][np.broadcast_to(points.at[m.sym.name], points.shape), units] = found
+    for i, s in enumerate(kernel.stores):
+        _store(replace(kernel, stores=(s,)), Points((m, *kernel.axes[f"part{i}"]), memory, env), memory)
+
+
+def _statistics(stages: Any, points: Points, variables: dict[str, np.ndarray], length: int) -> None:
+    """Adds the statistics of rows of ``length`` elements along the last axis, each at all elements of its row."""
+    for s in stages:
+        full = points.value(s.value, variables)
+        rows = full.reshape(*full.shape[:-1], -1, length)
+        wide = np.float64 if full.dtype == np.float32 and s.combine == "sum" else full.dtype
+        start = _identity(s.combine, full.dtype)
+        folded = FOLD[s.combine].reduce(rows, axis=-1, keepdims=True, initial=start, dtype=wide)
+        variables[s.name] = np.broadcast_to(folded.astype(full.dtype), rows.shape).reshape(full.shape)
+        if s.finish is not None:
+            variables[s.name] = np.broadcast_to(interpret(s.finish, points.buffers, points.at, variables), full.shape)
+
+
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
-    "scan": _scan, "contract": _contract, "conv": _conv, "attention": _attention,
+    "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
 }  # fmt: skip

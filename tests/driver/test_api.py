@@ -14,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import arcweld
 from arcweld import AccuracyError, Input, ModelError, UnsupportedError, UsageError
-from arcweld.codegen.lowering import reading
-from arcweld.compiler import expr
+from arcweld.compiler import expr, inlining
 from arcweld.compiler.errors import EnvironmentError_
 from arcweld.compiler.options import Options
 from arcweld.driver import api
@@ -296,13 +295,13 @@ def test_verification_can_be_left_out() -> None:
 
 def test_a_wrong_kernel_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lowering of Relu is made to forget the negative half."""
-    inline = reading.inline
+    inline = inlining.inline
 
     def wrong(reader: Any, node: Any, coords: Any) -> expr.Expr:
         e = inline(reader, node, coords)
         return expr.unary("abs", e.args[0]) if node.op == "Relu" else e
 
-    monkeypatch.setattr(reading, "inline", wrong)
+    monkeypatch.setattr(inlining, "inline", wrong)
     with pytest.raises(
         AccuracyError, match=r"kernel contract_matmul_relu_\w+ computes y with relative error"
     ) as caught:

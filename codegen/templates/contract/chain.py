@@ -115,7 +115,7 @@ def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
 
 
 def _places(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], Expr | None]:
-    """Replaces a column at which the tile is read by its place in the block's, and one of a head's statistics too."""
+    """Replaces a column at which the tile is read, and a unit of which a statistic is read, by its place in the block."""
     members, stride = unit
 
     def place(column: Dim) -> Dim:
@@ -127,8 +127,8 @@ def _places(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], E
     def change(e: Expr) -> Expr | None:
         if e.op != "load" or not (e.attr[0] == TILE or e.attr[0].startswith("head")):
             return None
-        name, dtype, (row, column) = e.attr
-        at = place(column) if name == TILE else dims.mod(dims.floordiv(column, members), columns // members)
+        name, dtype, (row, index) = e.attr
+        at = place(index) if name == TILE else dims.mod(index, columns // members)
         return expr.load(name, dtype, (row, at), e.args[0] if e.args else None)
 
     return change
