@@ -115,7 +115,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self._tensors = [k for k, n in enumerate(placeholders) if isinstance(n.meta.get("val"), torch.Tensor)]
         tensors = [placeholders[k] for k in self._tensors]
         written = list(dict.fromkeys(t for n in module.graph.nodes if (t := written_input(n)) is not None))
-        self._state = [tensors.index(n) for n in written]
+        self._state = frozenset(tensors.index(n) for n in written)  # positions among the tensors
         self._is_impure = bool(written)  # FX keeps the call, whether or not its results are read
         self._static = tuple(static[k] and options.freeze and placeholders[k] not in written for k in self._tensors)
         self._placeholders = [n.name for n in placeholders]
