@@ -75,10 +75,17 @@ def kept_in_inputs(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
             continue
         value = copy.all_input_nodes[1]
         writers = sum(written_input(u) is target for u in target.users)
-        same = value.meta["val"].stride() == target.meta["val"].stride()
-        if writers == 1 and same and not any(n.op == "output" for n in _readers(value)):
+        if writers == 1 and _equal_strides(value, target) and not any(n.op == "output" for n in _readers(value)):
             found.setdefault(value, target)
     return found
+
+
+def _equal_strides(a: fx.Node, b: fx.Node) -> bool:
+    """True if the strides are known to be equal: no guard is added for symbolic ones."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    pairs = zip(a.meta["val"].stride(), b.meta["val"].stride(), strict=True)
+    return all(statically_known_true(s == t) for s, t in pairs)
 
 
 def _readers(memory: fx.Node) -> set[fx.Node]:
