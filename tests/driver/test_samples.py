@@ -125,21 +125,6 @@ output %y
     assert len({tuple(row) for row in feeds["i"]}) == min(count, 12)
 
 
-def test_scattered_elements_meet_nowhere_along_their_axis() -> None:
-    graph = graph_of("""symbol n(lo=1)
-input %x: f32[6, n]
-input %i: i32[2, n]
-input %u: f32[2, n]
-%y: f32[6, n] = ScatterElements(%x, %i, %u, axis=0, reduction='none', strict=0) @ 'y'
-output %y
-""")
-    feeds = sample_inputs(graph, {"n": 40})
-    run_reference(graph, feeds)
-    assert feeds["i"].dtype == np.int32
-    assert all(a != b for a, b in feeds["i"].T)
-    assert len(np.unique(feeds["i"])) == 6
-
-
 def test_whole_slices_are_written_at_distinct_places() -> None:
     graph = graph_of("""symbol n(lo=1)
 input %x: f32[2, n, 4]
@@ -155,3 +140,18 @@ output %y
         feeds = sample_inputs(graph, {"n": n})
         run_reference(graph, feeds)
         assert len(set(feeds["i"])) == 5
+
+
+def test_scattered_elements_meet_nowhere_along_their_axis() -> None:
+    graph = graph_of("""symbol n(lo=1)
+input %x: f32[6, n]
+input %i: i32[2, n]
+input %u: f32[2, n]
+%y: f32[6, n] = ScatterElements(%x, %i, %u, axis=0, reduction='none', strict=0) @ 'y'
+output %y
+""")
+    feeds = sample_inputs(graph, {"n": 40})
+    run_reference(graph, feeds)
+    assert feeds["i"].dtype == np.int32
+    assert all(a != b for a, b in feeds["i"].T)
+    assert len(np.unique(feeds["i"])) == 6
