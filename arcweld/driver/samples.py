@@ -141,10 +141,27 @@ def _signed(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.where(scaled, values * np.exp2(rng.integers(-6, 2, shape)).astype(np.float32), values)
 
 
+def _rows_written(graph: Graph, v: Value) -> Dim | None:
+    """The extent of the axis of which a scatter writes whole slices at ``v``, repeated over the other axes; or None."""
+    readers, waiting = graph.consumers(), [v]
+    while waiting:
+        x = waiting.pop()
+        for n in readers.get(x.name, ()):
+            if n.op == "ScatterElements" and x is not v and n.inputs[1] == x:
+                return n.operands()[0].shape[n.attrs["axis"]]
+            if n.op in ("Cast", "Reshape", "Expand") and n.inputs[0] == x:
+                waiting.append(n.output)
+    return None
+
+
 def _distinct_indices(
     rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], sizes: Mapping[str, int]
 ) -> np.ndarray | None:
     """Distinct indices for the updates of a scatter; None unless ``v`` indexes a scatter."""
+    extent = _rows_written(graph, v)
+    if extent is not None:
+        count, rows = int(np.prod(shape)), max(evaluate(extent, sizes), 1)
+        return rng.permutation(max(rows, count))[:count].reshape(shape) % rows
     for n in graph.consumers().get(v.name, ()):
         if n.op not in ("ScatterND", "ScatterElements") or n.inputs[1] is None or n.inputs[1].name != v.name:
             continue

@@ -1,7 +1,8 @@
 """The Dynamo backend ``arcweld``: compiles blocks of AOTAutograd's graphs and leaves the rest to PyTorch.
 
-AOTAutograd removes mutation and aliasing, so that the graphs are functional here. Nodes that cannot be compiled run as
-ATen operators inside the same callable; they are counted and reported.
+AOTAutograd removes mutation and aliasing, so that the graphs are functional here; what they write to their inputs are
+copies at the end. Nodes that cannot be compiled run as ATen operators inside the same callable; they are counted and
+reported.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def compile_with(
         inference_compiler=inference,
         partition_fn=min_cut_rematerialization_partition,
         decompositions=_decompositions(),
+        keep_inference_input_mutations=True,
     )
     result: Callable[..., Any] = compiler(module, example_inputs)
     return result

@@ -1,13 +1,13 @@
 """A compiled block inside a torch graph: builds its engine at the first call, and watches its parameters for changes.
 
 Parameters and buffers are weights of the engine, packed once. If one is replaced or written in place, they are packed
-again. If they change at every call, they become inputs.
+again. If they change at every call, they become inputs. Tensors that the block itself writes are inputs too, which the
+engine changes where they are.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ from torch import fx
 from arcweld.compiler.dims import var
 from arcweld.compiler.errors import AccuracyError, DeviceError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.torch.fx_reader import written_input
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.symbols import is_size, solvable
 from arcweld.compiler.torch.types import Sizes, as_array
+from arcweld.runtime.arrays import ALIGNMENT
+from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.weights import model_names
 from arcweld.torch.layout import dense_order
 from arcweld.torch.options import BackendOptions
@@ -106,12 +109,15 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self.report = report
         self.options = options
         self._build_engine = build
-        self._lock = threading.Lock()
+        self._lock = SharedLock()  # read by calls, so that nobody updates the engine's weights meanwhile
         self._restride = dict(restride or {})
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         self._tensors = [k for k, n in enumerate(placeholders) if isinstance(n.meta.get("val"), torch.Tensor)]
-        self._static = tuple(static[k] and options.freeze for k in self._tensors)
         tensors = [placeholders[k] for k in self._tensors]
+        written = list(dict.fromkeys(t for n in module.graph.nodes if (t := written_input(n)) is not None))
+        self._state = frozenset(tensors.index(n) for n in written)  # positions among the tensors
+        self._is_impure = bool(written)  # FX keeps the call, whether or not its results are read
+        self._static = tuple(static[k] and options.freeze and placeholders[k] not in written for k in self._tensors)
         self._placeholders = [n.name for n in placeholders]
         self._names = [n.name for n in tensors]
         sizes = Sizes()
@@ -132,25 +138,39 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         args: list[torch.Tensor] = [given[k] for k in self._tensors]
         unchanged = True
         while self.report.fallback is None:
-            ready = self._ready
-            if ready is None or not ready.holds(args):
-                unchanged = False
-                with self._lock:
-                    self._prepare(given, args)
-                continue
+            self._lock.acquire_read()
             try:
-                results = ready.engine(*self._moving(ready.inputs, args), *self._carrier(given, args))
-            except DeviceError as error:
-                if any(text in error.message for text in MODELS_FAULT):
-                    self.aten[0](*given)  # raises eager's own error
-                raise
-            if self._ready is not ready:
-                continue  # another thread has updated the engine's weights meanwhile
-            if unchanged:
-                self._changes = 0
-            listed = results if isinstance(results, tuple) else (results,)
-            return tuple(self._returned(k, r) for k, r in enumerate(listed))
+                ready = self._ready
+                if ready is not None and ready.holds(args):
+                    if unchanged:
+                        self._changes = 0
+                    return self._run(ready, given, args)
+            finally:
+                self._lock.release_read()
+            unchanged = False
+            with self._lock:
+                self._prepare(given, args)
         return self.aten[0](*given)
+
+    def _run(self, ready: _Ready, given: Sequence[Any], args: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The results of the engine, which changes the state among ``args``."""
+        moving = self._moving(ready.inputs, args)
+        copied = []  # state that the engine cannot change where it is
+        for position, (k, _) in enumerate(ready.inputs):
+            if k in self._state and not _is_writable(moving[position], args[k]):
+                moving[position] = _dense_copy(moving[position])
+                copied.append((k, position))
+        try:
+            found = ready.engine(*moving, *self._carrier(given, args))
+        except DeviceError as error:
+            if any(text in error.message for text in MODELS_FAULT):
+                self.aten[0](*given)  # raises eager's own error
+            raise
+        for k, position in copied:
+            order = ready.inputs[position][1]
+            (args[k] if order is None else args[k].permute(order)).copy_(moving[position])
+        results = found if isinstance(found, tuple) else (found,)
+        return tuple(self._returned(k, r) for k, r in enumerate(results[len(self._state) :]))
 
     def _moving(self, inputs: EngineInputs, args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors to call the engine with, permuted to memory order and therefore contiguous."""
@@ -260,6 +280,16 @@ def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
         return []
     told = {var(s) for s in solvable(shapes)}
     return [k for k, v in enumerate(values) if is_size(v) and sizes.dim(v) not in told]
+
+
+def _is_writable(tensor: torch.Tensor, given: torch.Tensor) -> bool:
+    """True if an engine can write ``tensor``, which stands for ``given``, where it is."""
+    same = tensor.dtype is given.dtype and not tensor.is_neg()
+    return same and tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
+
+
+def _dense_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
 
 
 def _remember(packed: Sequence[tuple[int, torch.Tensor]]) -> list[_Packed]:

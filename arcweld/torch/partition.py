@@ -18,10 +18,18 @@ from torch import fx
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.torch.context import HANDLERS
-from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, is_symbolic_scalar, target_name, used_results
+from arcweld.compiler.torch.fx_reader import (
+    FxReader,
+    Unavailable,
+    is_symbolic_scalar,
+    target_name,
+    used_results,
+    written_input,
+)
 from arcweld.compiler.torch.table import ASSERTIONS
 from arcweld.compiler.torch.types import Sizes
 from arcweld.torch.simplify import has_no_elements
+from arcweld.torch.state import MemoryOrder, late_copies, memory_order
 
 VIEWS = frozenset(
     f"aten.{name}"
@@ -90,7 +98,7 @@ class Examiner:
     def __call__(self, node: fx.Node) -> Verdict:
         """Whether ``node`` can be compiled for the device."""
         name = target_name(node)
-        if name not in HANDLERS:
+        if name not in HANDLERS and written_input(node) is None:
             return Verdict("no such operator in Arcweld")
         if name in self.refused or name.rpartition(".")[0] in self.refused:
             return Verdict("listed in torch_executed_ops")
@@ -152,11 +160,16 @@ def partition(graph: fx.Graph, examine: Callable[[fx.Node], Verdict], min_block_
     Blocks with fewer than ``min_block_size`` computing nodes are left to PyTorch.
     """
     nodes = [n for n in graph.nodes if n.op == "call_function"]
-    left, computes = _classify(nodes, examine)
+    order = memory_order(nodes)
+    left, computes = _classify(nodes, examine, order)
     _release_trailing_views(nodes, left)
-    effects = _ordered_effects(nodes)
+    effects = _ordered_effects(nodes, order)
     while True:
         stages = _stages(nodes, left, effects)
+        late = late_copies(stages, left)
+        if late:
+            left.update(late)
+            continue
         blocks: dict[int, list[fx.Node]] = {}
         for n in nodes:
             if n not in left:
@@ -168,7 +181,7 @@ def partition(graph: fx.Graph, examine: Callable[[fx.Node], Verdict], min_block_
 
 
 def _classify(
-    nodes: Iterable[fx.Node], examine: Callable[[fx.Node], Verdict]
+    nodes: Iterable[fx.Node], examine: Callable[[fx.Node], Verdict], order: MemoryOrder
 ) -> tuple[dict[fx.Node, str], dict[fx.Node, bool]]:
     left: dict[fx.Node, str] = {}
     computes: dict[fx.Node, bool] = {}
@@ -184,8 +197,11 @@ def _classify(
         else:
             verdict = examine(n)
             computes[n] = verdict.computes
-            if verdict.reason is not None:
-                left[n] = verdict.reason
+            reason = verdict.reason
+            if reason is None and written_input(n) is not None:
+                reason = order.refusal(n, left)
+            if reason is not None:
+                left[n] = reason
     return left, computes
 
 
@@ -198,31 +214,31 @@ def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> N
             left[n] = VIEW
 
 
-def _ordered_effects(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Random and impure nodes, each with the one before it: their order must not change."""
-    order: dict[fx.Node, fx.Node] = {}
+def _ordered_effects(nodes: Iterable[fx.Node], order: MemoryOrder) -> dict[fx.Node, list[fx.Node]]:
+    """What must run before a node for other reasons than its operands.
+
+    Random and impure nodes keep their order, and reads and writes of one input do.
+    """
+    before = {n: list(earlier) for n, earlier in order.before.items()}
     last: fx.Node | None = None
     for n in nodes:
         tags = getattr(n.target, "tags", ())
-        if n.is_impure() or torch.Tag.nondeterministic_seeded in tags:
+        if written_input(n) is None and (n.is_impure() or torch.Tag.nondeterministic_seeded in tags):
             if last is not None:
-                order[n] = last
+                before.setdefault(n, []).append(last)
             last = n
-    return order
+    return before
 
 
 def _stages(
-    nodes: Iterable[fx.Node], left: Mapping[fx.Node, str], effects: Mapping[fx.Node, fx.Node]
+    nodes: Iterable[fx.Node], left: Mapping[fx.Node, str], effects: Mapping[fx.Node, list[fx.Node]]
 ) -> dict[fx.Node, int]:
     """The stage of each node: even for compiled nodes, odd for the others, as low as operands and effects allow."""
     stages: dict[fx.Node, int] = {}
     for n in nodes:
         mine = n not in left
         stage = 0 if mine else -1
-        before = [p for p in n.all_input_nodes if p in stages]
-        if n in effects:
-            before.append(effects[n])
-        for p in before:
+        for p in (*(p for p in n.all_input_nodes if p in stages), *effects.get(n, ())):
             stage = max(stage, stages[p] + ((p in left) == mine))
         stages[n] = stage
     return stages

@@ -27,6 +27,8 @@ def simplify(module: fx.GraphModule) -> None:
     rules = {"aten.cat.default": _without_empty, "aten.as_strided.default": _as_views}
     changed = False
     for node in list(module.graph.nodes):
+        if node.op == "placeholder":
+            _require_size(node.meta.get("val"))
         name = target_name(node)
         if name.removeprefix("aten.").startswith(_ATTENTION) and "backward" not in name:
             _require_equal_lengths(node)
@@ -35,6 +37,15 @@ def simplify(module: fx.GraphModule) -> None:
     if changed:
         module.graph.eliminate_dead_code()
         module.recompile()
+
+
+def _require_size(value: Any) -> None:
+    """Adds PyTorch's guard that an integer argument, such as a cache's length, is not negative if it is not now.
+
+    A shape can bring it to an engine then.
+    """
+    if isinstance(value, torch.SymInt) and value.node.expr.is_Symbol and value.node.has_hint() and value.node.hint >= 0:
+        bool(value >= 0)
 
 
 def _require_equal_lengths(node: fx.Node) -> None:

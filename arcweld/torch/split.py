@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from arcweld.compiler.torch.fx_reader import target_name
+from arcweld.compiler.torch.fx_reader import target_name, written_input
 from arcweld.compiler.torch.symbols import placeholder_symbols, symbols_in
 from arcweld.compiler.torch.types import Sizes
 from arcweld.torch.block import Block
 from arcweld.torch.layout import dense_order
 from arcweld.torch.partition import Partition, run_order
+from arcweld.torch.state import kept_in_inputs
 
 # (name, the block's module, the outer nodes that it reads, strides that PyTorch relies on by result) -> the block
 MakeBlock = Callable[[str, fx.GraphModule, list[fx.Node], dict[int, tuple[int, ...]]], Block]
@@ -62,11 +63,13 @@ def _call_block(
     new: dict[fx.Node, fx.Node], make: MakeBlock,
 ) -> Block:  # fmt: skip
     nodes = partition.blocks[stage]
-    body, inputs, outputs = _extract(module, nodes)
+    kept = kept_in_inputs(nodes)
+    body, inputs, outputs = _extract(module, nodes, kept)
     block = make(name, body, inputs, _strides_relied_on(outputs, set(nodes)))
     call = graph.call_module(name, tuple(new[n] for n in inputs))
     for k, n in enumerate(outputs):
         new[n] = graph.call_function(_item, (call, k))
+    new.update((n, new[target]) for n in nodes if (target := kept.get(n, written_input(n))) is not None)
     return block
 
 
@@ -74,10 +77,13 @@ def _item(results: tuple[Any, ...], k: int) -> Any:
     return results[k]
 
 
-def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node], list[fx.Node]]:
+def _extract(
+    module: fx.GraphModule, nodes: list[fx.Node], kept: Collection[fx.Node]
+) -> tuple[fx.GraphModule, list[fx.Node], list[fx.Node]]:
     """The nodes as a module; with it the outer nodes that it reads, and those of its nodes that are read outside.
 
-    Symbols in its sizes are inputs too, if they are placeholders of the whole graph.
+    What it writes to inputs is no result: neither the copies nor the values in ``kept``, which are read there. Symbols
+    in its sizes are inputs too, if they are placeholders of the whole graph.
     """
     inside = set(nodes)
     graph = fx.Graph()
@@ -100,8 +106,9 @@ def _extract(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[fx.GraphModu
             new[o] = graph.placeholder(o.name)
             new[o].meta = dict(o.meta)
             inputs.append(o)
+    results = [n for n in nodes if n not in kept and written_input(n) is None]
     outputs = [
-        n for n in nodes if any(u not in inside for u in n.users) and not isinstance(n.meta["val"], tuple | list)
+        n for n in results if any(u not in inside for u in n.users) and not isinstance(n.meta["val"], tuple | list)
     ]
     graph.output(tuple(new[n] for n in outputs))
     return fx.GraphModule(module, graph), inputs, outputs

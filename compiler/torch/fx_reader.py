@@ -112,6 +112,8 @@ class FxReader:
             return self._scalar(node)
         if name in WRAPPERS:
             return self._inline(node, WRAPPERS[name])
+        if written_input(node) is not None:
+            name = "aten.copy.default"
         if name not in HANDLERS:
             raise UnsupportedError("no such operator in Arcweld")
         return self._call(node, name)
@@ -324,6 +326,14 @@ def target_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return str(target.name())
     return str(getattr(target, "__name__", target))
+
+
+def written_input(node: fx.Node) -> fx.Node | None:
+    """The placeholder whose tensor a ``copy_`` node writes; None for every other node."""
+    if target_name(node) != "aten.copy_.default":
+        return None
+    target = node.args[0]
+    return target if isinstance(target, fx.Node) and target.op == "placeholder" else None
 
 
 def is_symbolic_scalar(node: fx.Node) -> bool:

@@ -21,7 +21,7 @@ from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.equalities import Offset, learn
-from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name
+from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, as_array, value_range
 
@@ -128,6 +128,8 @@ def import_fx(
 ) -> Graph:
     """A graph module of ATen operators as a graph.
 
+    Placeholders that it writes by ``copy_`` are state: their new values are further outputs, before the module's own.
+
     example_inputs  inputs from which types are propagated where nodes have no fake tensors in ``meta["val"]``
     weights         placeholder -> tensor: it becomes a constant
     input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``
@@ -141,20 +143,29 @@ def import_fx(
         FakeTensorProp(module).propagate(*example_inputs)
     reader = FxReader(name, Sizes())
     outputs: Sequence[Any] = ()
+    names: dict[str, str] = {}  # of the graph's inputs, by placeholder
+    written: dict[str, fx.Node] = {}
     for node in module.graph.nodes:
         if node.op == "placeholder":
+            before = len(reader.inputs)
             reader.env[node] = _fx_placeholder(reader, node, weights or {}, input_orders or {})
+            names.update((node.name, v.name) for v in reader.inputs[before:])
         elif node.op == "output":
             outputs = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
         else:
             reader.read(node)
+            target = written_input(node)
+            if target is not None:
+                written[target.name] = node
     reader.raise_problems()
     if carried:
         sizes = [reader.env[n] for n in module.graph.nodes if n.name in set(carried)]
         reader.input("sizes", TensorType(DType.U8, (*sizes, 0)))
     results = [reader.argument(o) for o in outputs if isinstance(o, fx.Node)]
-    orders = output_orders or {}
-    return reader.graph([_ordered(reader, v, orders.get(k)) for k, v in enumerate(results)])
+    tensors = [_ordered(reader, reader.env[n], (input_orders or {}).get(state)) for state, n in written.items()]
+    tensors += [_ordered(reader, v, (output_orders or {}).get(k)) for k, v in enumerate(results)]
+    graph = reader.graph(tensors)
+    return graph.replace(aliases={o: names[state] for o, state in zip(graph.labels(), written)})
 
 
 def kept_composites() -> dict[Any, Any]:

@@ -125,6 +125,23 @@ output %y
     assert len({tuple(row) for row in feeds["i"]}) == min(count, 12)
 
 
+def test_whole_slices_are_written_at_distinct_places() -> None:
+    graph = graph_of("""symbol n(lo=1)
+input %x: f32[2, n, 4]
+input %i: i32[5]
+input %u: f32[2, 5, 4]
+%c: i64[5] = Cast(%i, to=dtype(i64)) @ 'c'
+%r: i64[1, 5, 1] = Reshape(%c, shape=(1, 5, 1)) @ 'r'
+%e: i64[2, 5, 4] = Expand(%r, shape=(2, 5, 4)) @ 'e'
+%y: f32[2, n, 4] = ScatterElements(%x, %e, %u, axis=1, reduction='none', strict=0) @ 'y'
+output %y
+""")
+    for n in (5, 7, 40):
+        feeds = sample_inputs(graph, {"n": n})
+        run_reference(graph, feeds)
+        assert len(set(feeds["i"])) == 5
+
+
 def test_scattered_elements_meet_nowhere_along_their_axis() -> None:
     graph = graph_of("""symbol n(lo=1)
 input %x: f32[6, n]

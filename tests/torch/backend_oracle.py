@@ -12,12 +12,16 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.torch.types import as_array
 from arcweld.compiler.verifier import verify
+from arcweld.runtime.arrays import ALIGNMENT
 from arcweld.torch import backend
 from arcweld.torch.options import parse_options
 
 
 class ReferenceEngine:
-    """What an engine is to a block: callable with torch tensors. It demands what engines demand of their inputs."""
+    """What an engine is to a block: callable with torch tensors, changes state where it is.
+
+    It demands what engines demand of their inputs.
+    """
 
     def __init__(self, graph: Graph, feeds: Mapping[str, np.ndarray]) -> None:
         verify(graph)
@@ -28,8 +32,15 @@ class ReferenceEngine:
         assert all(a.is_contiguous() or a.numel() == 0 or a.dim() for a in args)
         feeds = {v.name: as_array(a.contiguous()) for v, a in zip(self.graph.inputs, args, strict=True)}
         found = run_reference(self.graph, feeds)
-        results = tuple(_tensor(found[v.name]) for v in self.graph.outputs)
-        return results[0] if len(results) == 1 else results
+        results = [_tensor(found[v.name]) for v in self.graph.outputs]
+        given, state = dict(zip(feeds, args)), self.graph.state()
+        for k, v in enumerate(self.graph.outputs):
+            if v.name in state:
+                target = given[state[v.name]]
+                assert target.is_contiguous()
+                assert target.data_ptr() % ALIGNMENT == 0
+                results[k] = target.copy_(results[k])
+        return results[0] if len(results) == 1 else tuple(results)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -253,7 +253,11 @@ def test_a_size_that_no_tensor_has() -> None:
         return (x.exp() * k + 1).sin() * (k + 2)
 
     run = compiled(fn, dynamic=True)
-    for k in (3, 4, -5, 0):  # an integer among the arguments may be negative, so no shape can bring it along
+    for k in (3, 4, 7):  # PyTorch guards that it stays positive, so that a shape can bring it along
+        same(run(rand(2, 7), k), fn(rand(2, 7), k))
+    (report,) = torch_report()
+    assert [(b.builds, b.fallback) for b in report.blocks] == [(1, None)]
+    for k in (-5, 0, -1):  # no shape brings a negative one along
         same(run(rand(2, 7), k), fn(rand(2, 7), k))
     reasons = {b.fallback for r in torch_report() for b in r.blocks}
     assert any(reason is not None and "does not follow from any input's shape" in reason for reason in reasons)

@@ -100,36 +100,3 @@ def test_constants_that_an_export_writes_to_are_refused() -> None:
 
     with pytest.raises(ModelError, match=r"torch"):
         arcweld.compile(Plain(), torch.ones(1), device="sim")
-
-
-@pytest.mark.slow
-def test_a_static_cache_of_transformers() -> None:
-    """Eight tokens by a session against the model with a cache that grows; no launch copies a cache."""
-    from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
-    from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(config).eval()
-    cache = {"batch_size": 1, "max_cache_len": 32}
-    model.generation_config = GenerationConfig(
-        use_cache=True, cache_implementation="static", max_length=32, cache_config=cache
-    )
-    module = TorchExportableModuleWithStaticCache(model, batch_size=1, max_cache_len=32, device=torch.device("cpu"))
-    example = {"input_ids": torch.tensor([[3]]), "cache_position": torch.tensor([0])}
-    engine = arcweld.compile(torch.export.export(module, (), example, strict=True), device="sim")
-    caches = {s.input for s in engine.program.state if "cache" in s.input}
-    assert len(caches) == 4
-    assert caches <= {a.of for a in engine.program.aliases}
-    assert not any(caches & set(x.reads) for x in engine.program.launches)  # only their new values are read
-    session, past = engine.session(), DynamicCache()
-    with torch.no_grad():
-        for k, token in enumerate((3, 7, 9, 100, 55, 2, 1, 90)):
-            ids = torch.tensor([[token]])
-            want = model(ids, past_key_values=past, use_cache=True).logits
-            got = session(input_ids=ids, cache_position=torch.tensor([k]))
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
