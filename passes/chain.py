@@ -18,10 +18,10 @@ from arcweld.compiler import dims
 from arcweld.compiler.ir import Node
 from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
+from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner
 
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
-MAX_NODES = 240
 ROW_BYTES = 96 << 10  # of shared memory for the rows before a product
 
 

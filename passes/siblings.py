@@ -8,12 +8,13 @@ Requires: regions with what is written in place. Ensures: the same results, by f
 from __future__ import annotations
 
 from arcweld.compiler.ir import Value
-from arcweld.compiler.region import FusedGraph, Region
+from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.region import FusedGraph, Region, index_cost
+from arcweld.passes.fusion import MAX_INDEXED, MAX_NODES, MAX_OPERANDS
 from arcweld.passes.joining import Joiner
 from arcweld.passes.places import MAX_CODE, code_of
 
 MOST_ELEMENTS = 4096  # of a result: above it the kernel's own time is worth more than a launch
-MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 
 
 def siblings(fused: FusedGraph) -> FusedGraph:
@@ -43,7 +44,7 @@ def _join(joiner: Joiner, group: list[int]) -> None:
             if joiner.detour(i, k) or joiner.detour(k, i) or joiner.conflict(joiner.regions[i], joiner.regions[k]):
                 continue
             joined = joiner.joined(i, k)
-            if _fits(joiner, joined):
+            if _fits(joiner, joined) and not _repeats(joiner.regions[i], joiner.regions[k]):
                 joiner.replace(i, k, joined)
                 joiner.remove(k)
                 break
@@ -51,5 +52,17 @@ def _join(joiner: Joiner, group: list[int]) -> None:
             kept.append(k)
 
 
+def _repeats(a: Region, b: Region) -> bool:
+    """True if one of them reads results of the other at other elements: then it would compute them again for itself."""
+    shape = a.outputs[0].shape
+    for x, y in ((a, b), (b, a)):
+        passed = {o.name for o in x.outputs} & {v.name for v in y.inputs}
+        if passed and any(opdef(n.op).kind is not Kind.POINTWISE or n.output.shape != shape for n in y.nodes):
+            return True
+    return False
+
+
 def _fits(joiner: Joiner, r: Region) -> bool:
-    return sum(code_of(n) for n in r.nodes) <= MAX_CODE and joiner.operands(r) <= MAX_OPERANDS
+    code, indexed = sum(code_of(n) for n in r.nodes), sum(index_cost(n) for n in r.nodes)
+    bounded = len(r.nodes) <= MAX_NODES and code <= MAX_CODE and indexed <= MAX_INDEXED
+    return bounded and joiner.operands(r) <= MAX_OPERANDS

@@ -259,7 +259,7 @@ APART = {
         X + "%m = MatMul(%x, %w)\n%y = Softmax(%m, axis=1)\noutput %y\n", ["contract", "rowwise"]
     ),
     "another place is read where the product says": (
-        X + "input %t: f32[9, 8]\n%m = MatMul(%x, %w)\n%i: i64[4, 8] = Cast(%m, to=i64)\n"
+        X + "input %t: f32[9, 8]\n%m = MatMul(%x, %w)\n%i: i64[4, 8] = Cast(%m, to=dtype(i64))\n"
         "%y: f32[4, 8] = GatherElements(%t, %i, axis=0, strict=0)\noutput %y\n",
         ["contract", "pointwise"],
     ),

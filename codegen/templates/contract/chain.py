@@ -115,7 +115,7 @@ def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
 
 
 def _places(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], Expr | None]:
-    """Replaces a column at which the tile is read, and a unit of which a statistic is read, by its place in the block."""
+    """Replaces a column at which the tile is read, and a unit of a statistic, by its place in the block's arrays."""
     members, stride = unit
 
     def place(column: Dim) -> Dim:
