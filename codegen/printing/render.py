@@ -30,10 +30,18 @@ def _read(name: str) -> str:
     raise jinja2.TemplateNotFound(name)
 
 
+def _nested(text: str) -> str:
+    """``text`` in a block of C: indented by two, but for directives and empty lines."""
+    return "\n".join(line if line.startswith("#") or not line else f"  {line}" for line in text.split("\n"))
+
+
 @cache
 def environment() -> jinja2.Environment:
-    """The one Jinja environment: ``<% %>`` blocks, ``{{ }}`` values, ``<# #>`` comments, undefined names raise."""
-    return jinja2.Environment(
+    """The one Jinja environment: ``<% %>`` blocks, ``{{ }}`` values, ``<# #>`` comments, undefined names raise.
+
+    The filter ``nested`` indents what stands in a block.
+    """
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         block_start_string="<%",
         block_end_string="%>",
@@ -46,6 +54,8 @@ def environment() -> jinja2.Environment:
         autoescape=False,
         bytecode_cache=_TemplateCode(),
     )
+    made.filters["nested"] = _nested
+    return made
 
 
 class _TemplateCode(jinja2.BytecodeCache):

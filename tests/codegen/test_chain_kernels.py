@@ -113,6 +113,8 @@ CASES = {
     "norms of heads of 64": attention_inputs(1, 32, 2, 1, 64, normed=True, dtype="f32"),
     "gate and up": gate_and_up(1, 64, 40),
     "gate and up, odd": gate_and_up(5, 20, 21, "f32"),
+    "more tiles than blocks": gate_and_up(1, 16, 1500, "f32"),
+    "more heads than blocks": attention_inputs(2, 16, 300, 10, 8, normed=True, dtype="f32"),
 }
 
 
@@ -144,7 +146,7 @@ def test_default_tactics_for_real_sizes_do_not_spill(name: str) -> None:
         assert_compiles(source)
 
 
-@pytest.mark.parametrize("name", ["norms of heads", "gate and up, odd"])
+@pytest.mark.parametrize("name", ["norms of heads", "gate and up, odd", "more heads than blocks"])
 def test_each_barrier_is_needed(name: str) -> None:
     launch, reads, want = planned(CASES[name], seed=4)
     kernel, (source,) = launch.bound.kernel, launch.sources

@@ -21,6 +21,7 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.approximate import approximate
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.printer import from_compute
+from arcweld.codegen.templates.card import SMS
 from arcweld.codegen.templates.contract import gemv
 from arcweld.codegen.templates.contract.gemv import GemvTactic, block_columns
 from arcweld.codegen.templates.contract.problem import Problem, problem_of
@@ -34,6 +35,7 @@ from arcweld.compiler.expr import Expr
 TILE = "tile"
 ALIGNMENT = 16  # bytes of shared memory, for vectors
 WAVES = (1, 2, 4, 8, 16, 32)
+RESIDENT = 2  # blocks of a multiprocessor
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
@@ -86,13 +88,20 @@ def render_chain(kernel: Kernel, t: GemvTactic, arch: str) -> KernelSource:
     printed = PrintedChain(
         _arrays(problem, t), _before(hooks, problem) if kernel.attrs["stages"] else None,
         [_head(hooks, problem, j) for j in range(kernel.attrs["heads"])],
-        [_part(hooks, problem, i) for i in range(len(kernel.stores))],
+        [_part(hooks, problem, i) for i in range(len(kernel.stores))], tile_count(problem, t),
     )  # fmt: skip
     return gemv.render_page(
         problem, t, hooks, run=_run(kernel, problem, t), shared_bytes=printed.shared_bytes, unit=kernel.attrs["unit"],
-        chain=printed, stages=printed.before.stages if printed.before else (),
+        blocks=printed.blocks,        chain=printed, stages=printed.before.stages if printed.before else (),
         width=printed.before.width if printed.before else 1,
     )  # fmt: skip
+
+
+def tile_count(problem: Problem, t: GemvTactic) -> int:
+    """Tiles of columns."""
+    count = dims.ceildiv(problem.n.extent, block_columns(problem.b, t))
+    assert isinstance(count, int)
+    return count
 
 
 def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
@@ -326,6 +335,12 @@ class PrintedChain:
     before: PrintedRows | None
     heads: list[PrintedHead]
     parts: list[PrintedPart]
+    tiles: int
+
+    @property
+    def blocks(self) -> int:
+        """So many that all run at once: each computes the rows before the product, which takes as long as a tile."""
+        return min(self.tiles, RESIDENT * SMS) if self.before else self.tiles
 
     @property
     def shared_bytes(self) -> int:

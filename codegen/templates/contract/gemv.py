@@ -95,11 +95,13 @@ def render_problem(problem: Problem, t: GemvTactic, arch: str) -> KernelSource:
 
 
 def render_page(
-    problem: Problem, t: GemvTactic, hooks: Hooks, *, store: str = "", shared_bytes: int = 0, **more: Any
+    problem: Problem, t: GemvTactic, hooks: Hooks, *, store: str = "", shared_bytes: int = 0, blocks: int = 0,
+    **more: Any,
 ) -> KernelSource:  # fmt: skip
     """The source, with the epilogue ``store`` or, of a chain, what ``more`` has.
 
-    ``shared_bytes``: of a block; 0: those of the partial sums.
+    shared_bytes  of a block; 0: those of the partial sums
+    blocks        0: one for each tile of columns
     """
     kernel, b = problem.kernel, problem.b
     a = narrowed(problem.a, b.width, b.along_k)
@@ -114,7 +116,7 @@ def render_page(
         "k_extent": scalar("depth", problem.k.extent),
     }  # fmt: skip
     return render(
-        "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles, 1, 1),
+        "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks or problem.batch.extent * tiles, 1, 1),
         block=(32 * WARPS, 1, 1), shared_bytes=shared_bytes or partial_bytes(problem, t),
         tiled=((problem.n.extent, columns), (problem.k.extent, 32 * t.split * t.batch * b.width)), t=t, a=a, b=b,
         itype=problem.itype, b_is_weight=bool(kernel.attrs.get("b_is_weight")), **(context | more),

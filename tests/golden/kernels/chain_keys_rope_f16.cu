@@ -107,14 +107,14 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_e98170f6(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_203f41fb(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
   f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
   pdl_launch_dependents();
   constexpr int RUN = 2, STRIDE = 32, MEMBERS = 2;
   const int b = 0, K = 512;
-  const auto column_at = [](int j) {  // of the tile: members of its units one after another
+  const auto column_at = [=](int j) {  // of the tile: members of its units one after another
     const int unit = blockIdx.x * RUN + j % RUN;
     return unit / STRIDE * (STRIDE * MEMBERS) + j / RUN * STRIDE + unit % STRIDE;
   };
@@ -213,4 +213,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     if (n < 256) store_part0(p, m, n, tile);
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_e98170f6)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_203f41fb)
