@@ -22,8 +22,9 @@ from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, is_view, template_of
+from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
 from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
+from arcweld.passes.repeatable import Repeatable
 
 log = logging.getLogger("arcweld.fusion")
 Coords = tuple[Dim, ...]
@@ -32,7 +33,6 @@ MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
 MAX_NODES = 160  # views included
 MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
-MAX_LIGHT = 8  # scalar operations that every kernel may repeat
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
@@ -77,8 +77,7 @@ class Fuser:
         self.groups: list[_Group] = []
         self.owner: dict[str, _Group] = {}  # node (by first output) -> the group that computes and may store it
         self.members: dict[str, list[_Group]] = {}  # node -> every group that computes it
-        self.leaves: set[str] = set()  # nodes that read nothing but single constants: index arithmetic, sizes, literals
-        self.light: dict[str, int] = {}  # node that reads single elements and weights only -> its scalar operations
+        self.free = Repeatable(graph, self.producers)
         self.refusals: list[Refusal] = []
 
     # ----- driver
@@ -92,10 +91,8 @@ class Fuser:
         for node in self.graph.nodes:
             if is_hero(node):
                 self._open(node, template_of(node, self.state))
-            elif all(self._is_leaf(v) for v in node.operands()):
-                self.leaves.add(node.output.name)
             else:
-                self._note_light(node)
+                self.free.note(node)
         heroes = list(self.groups)
         for g in heroes:
             # a scatter in place has no epilogue: an element is final only after the last update
@@ -331,10 +328,10 @@ class Fuser:
             p = self.producers.get(v.name)
             if p is None or is_hero(p) or p.output.name in g.nodes:
                 continue
-            storable = storable and not self._free(p) and self.owner.get(p.output.name) is None
+            storable = storable and p not in self.free and self.owner.get(p.output.name) is None
             if self._may_inline(g, p, reader, pointwise, reads, storable):
                 self._add(g, p, reads)
-                if storable or not (self._free(p) or self._wanted_elsewhere(p, g)):
+                if storable or not (p in self.free or self._wanted_elsewhere(p, g)):
                     self._own(g, p)
                 stack += [(o, p, reads * fan_out(p), False) for o in reversed(p.operands())]
 
@@ -344,7 +341,7 @@ class Fuser:
         full = self._full(g, p, reads)
         if full is not None:
             return self._refuse(p, reader, *full)
-        if self._free(p) and (pointwise or is_view(p) or p.output.name not in self.light):
+        if p in self.free and (pointwise or not self.free.only_once(p)):
             return True
         if not pointwise and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
@@ -366,7 +363,7 @@ class Fuser:
         How often is known only now: a node that was taken for one reader may have got others.
         """
         nodes = sorted(g.nodes.values(), key=lambda n: self.position[n.output.name])
-        left = computed_too_often(nodes, own, self._free)
+        left = computed_too_often(nodes, own, self.free.__contains__)
         for n in nodes:
             for v in n.operands() if n.output.name not in left else ():
                 p = self.producers.get(v.name)
@@ -379,7 +376,7 @@ class Fuser:
         """True if a Cast to a smaller type follows pointwise work of another kernel, which can do it as it stores."""
         v = cast.operands()[0]
         made_by = self.producers.get(v.name)
-        if made_by is None or opdef(made_by.op).kind is not Kind.POINTWISE or self._free(made_by):
+        if made_by is None or opdef(made_by.op).kind is not Kind.POINTWISE or made_by in self.free:
             return False
         return cast.output.dtype.size < v.dtype.size
 
@@ -390,32 +387,6 @@ class Fuser:
         found = self._reaches(list(self._group_inputs(g)), g)
         self._remove(g, p.output.name)
         return found
-
-    def _free(self, p: Node) -> bool:
-        """True if every kernel may compute ``p`` for itself: a view, or a node computed from single elements."""
-        return is_view(p) or p.output.name in self.leaves or p.output.name in self.light
-
-    def _note_light(self, node: Node) -> None:
-        """Notes a node of a few operations that reads weights and inputs of one element: a mask by a position."""
-        if index_cost(node) or len(node.outputs) != 1:
-            return
-        cost = code_of(node)
-        for v in node.operands():
-            made_by = self.producers.get(v.name)
-            if made_by is None and v.name not in self.graph.weights and v.type.numel != 1:
-                return
-            if made_by is not None and v.name not in self.light and v.name not in self.leaves:
-                return
-            cost += self.light.get(v.name, 0)
-        if cost <= MAX_LIGHT:
-            self.light[node.output.name] = cost
-
-    def _is_leaf(self, v: Value) -> bool:
-        """True if ``v`` is a constant of one element, or computed from such ones only."""
-        made_by = self.producers.get(v.name)
-        if made_by is None:
-            return v.name in self.graph.weights and v.type.numel == 1
-        return made_by.output.name in self.leaves
 
     def _wanted_elsewhere(self, p: Node, g: _Group) -> bool:
         """True if ``p`` is an output or read outside of ``g``, directly or through nodes that each kernel computes."""
@@ -429,7 +400,7 @@ class Fuser:
             for c in self.consumers.get(name, ()):
                 if c.output.name not in g.nodes:
                     return True
-                if c.output.name not in seen and self._free(c) and not self._only_stored(c, g):
+                if c.output.name not in seen and c in self.free and not self._only_stored(c, g):
                     stack.append(c.output.name)
         return False
 

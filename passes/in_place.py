@@ -48,7 +48,7 @@ def _obstacle(region: Region, output: str, state: str) -> str:
     """Why the region may not write ``output`` over ``state``; empty if it may."""
     hero = region.hero
     if hero is None:
-        return "" if _elementwise(region, state) else f"{_node(region)} reads it at other places than it writes"
+        return "" if reads_own_elements(region, state) else f"{_node(region)} reads it at other places than it writes"
     if region.template != "scatter" or hero.output.name != output:
         return f"{_node(region)} computes all of its elements anew"
     if hero.operands()[0].name != state:
@@ -58,8 +58,8 @@ def _obstacle(region: Region, output: str, state: str) -> str:
     return ""
 
 
-def _elementwise(region: Region, state: str) -> bool:
-    """True if each thread of a pointwise region reads those elements of ``state`` only that it writes afterwards.
+def reads_own_elements(region: Region, state: str) -> bool:
+    """True if each thread of a pointwise region reads those elements of ``state`` only at which it stores its results.
 
     Then no node of the region that depends on the state moves, repeats or broadcasts elements.
     """

@@ -11,9 +11,11 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Region, index_cost
 from arcweld.passes.fusion import MAX_INDEXED, MAX_NODES, MAX_OPERANDS
+from arcweld.passes.in_place import reads_own_elements
 from arcweld.passes.joining import Joiner
 from arcweld.passes.places import MAX_CODE, code_of
 
+MOST_KERNELS = 256  # of one shape: more are one operator's thousand parts, and not worth the time
 MOST_ELEMENTS = 4096  # of a result: above it the kernel's own time is worth more than a launch
 
 
@@ -23,10 +25,11 @@ def siblings(fused: FusedGraph) -> FusedGraph:
     for i, r in enumerate(fused.regions):
         if r.template == "pointwise" and all(_is_small(o) for o in r.outputs):
             small.setdefault(r.outputs[0].shape, []).append(i)
-    if all(len(group) < 2 for group in small.values()):
+    groups = [g for g in small.values() if 2 <= len(g) <= MOST_KERNELS]
+    if not groups:
         return fused
     joiner = Joiner(fused)
-    for group in small.values():
+    for group in groups:
         _join(joiner, group)
     return joiner.result()
 
@@ -37,11 +40,11 @@ def _is_small(v: Value) -> bool:
 
 
 def _join(joiner: Joiner, group: list[int]) -> None:
-    """Joins each region of the group to the first one before it that it can be one kernel with."""
+    """Joins each region of the group to the first one before it with which it can be one kernel."""
     kept: list[int] = []
     for k in group:
         for i in kept:
-            if joiner.detour(i, k) or joiner.detour(k, i) or joiner.conflict(joiner.regions[i], joiner.regions[k]):
+            if joiner.detour(i, k) or joiner.detour(k, i) or _conflict(joiner.regions[i], joiner.regions[k]):
                 continue
             joined = joiner.joined(i, k)
             if _fits(joiner, joined) and not _repeats(joiner.regions[i], joiner.regions[k]):
@@ -50,6 +53,14 @@ def _join(joiner: Joiner, group: list[int]) -> None:
                 break
         else:
             kept.append(k)
+
+
+def _conflict(a: Region, b: Region) -> bool:
+    """True if one of them writes over what the other one reads at other elements."""
+    return any(
+        not reads_own_elements(y, state)
+        for x, y in ((a, b), (b, a)) for state in x.in_place.values() if state in {v.name for v in y.inputs}
+    )  # fmt: skip
 
 
 def _repeats(a: Region, b: Region) -> bool:

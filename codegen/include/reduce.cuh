@@ -55,12 +55,37 @@ ARCWELD_DEVICE T warp_reduce(T v, Op op) {
   return lanes_reduce<32>(v, op);
 }
 
-// Combines the values of every lane with those of the lanes APART, 2 * APART, … further; APART is a power of two.
-template <int APART, class T, class Op>
-ARCWELD_DEVICE T stripes_reduce(T v, Op op) {
+// Sums COUNT values (a power of two) over the lanes APART, 2 * APART, … further; APART is a power of two. The lanes share
+// the sums out: each step hands half of the values over, so that COUNT of them take little longer than one. Afterwards
+// v[0], v[1], … are the sums from the returned number on, LEFT_OF_SUMS of them; ``has_sums`` says which lanes hold them.
+template <int COUNT, int APART>
+constexpr int LEFT_OF_SUMS = COUNT * APART > 32 ? COUNT * APART / 32 : 1;
+
+template <int APART, int COUNT>
+ARCWELD_DEVICE int share_sums(float (&v)[COUNT]) {
+  int first = 0, many = COUNT;
 #pragma unroll
-  for (int mask = APART; mask < 32; mask *= 2) v = op(v, shuffle_xor(v, mask));
-  return v;
+  for (int mask = 16; mask >= APART; mask /= 2) {
+    if (many == 1) {
+      v[0] += shuffle_xor(v[0], mask);
+      continue;
+    }
+    many /= 2;
+    const bool upper = threadIdx.x & mask;
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i)
+      if (i < many) {
+        const float given = upper ? v[i] : v[i + many], kept = upper ? v[i + many] : v[i];
+        v[i] = kept + shuffle_xor(given, mask);
+      }
+    if (upper) first += many;
+  }
+  return first;
+}
+template <int APART, int COUNT>
+ARCWELD_DEVICE bool has_sums(int lane) {
+  constexpr int alike = COUNT < 32 ? 32 / COUNT - 1 : 0;  // the lanes' bits that the last steps did not use
+  return (lane & alike & ~(APART - 1)) == 0;
 }
 
 // Combines the values of THREADS threads, a multiple of 32 and the whole block; every thread gets the result.

@@ -11,6 +11,7 @@ from typing import Any
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printing.hooks import Hooks
+from arcweld.codegen.printing.nest import power_of_two_at_least
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
@@ -110,6 +111,7 @@ def render_page(
     tiles = dims.ceildiv(problem.n.extent, columns)
     scalar = hooks.params.scalar
     context: dict[str, Any] = {
+        "sums": power_of_two_at_least(rows * (t.columns if b.along_k else b.width)),
         "rows": rows, "columns": columns, "wave": wave_columns(b, t), "run": columns, "chain": None, "unit": (1, 1),
         "load_a": load_hook(hooks, problem, "load_a", a), "load_b": load_hook(hooks, problem, "load_b", b),
         "store": store, "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),

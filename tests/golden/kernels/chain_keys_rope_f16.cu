@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_203f41fb(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_214c25d1(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
   f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
@@ -192,13 +192,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     multiply(k);
     fetch(k + BATCH * STEP);
   }
+  constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
+  float sums[SUMS] = {};
 #pragma unroll
-  for (int m = 0; m < ROWS; ++m)
+  for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
+  const int from = share_sums<1>(sums);
 #pragma unroll
-    for (int c = 0; c < OWN; ++c) {
-      const float sum = warp_reduce(acc[m][c], OpSum());
-      if (lane == 0) partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sum;
-    }
+  for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
+    const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
+    if (m < ROWS && has_sums<1, SUMS>(lane))
+      partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+  }
   __syncthreads();
   for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
     float sum[1] = {partial[o]};
@@ -213,4 +217,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     if (n < 256) store_part0(p, m, n, tile);
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_203f41fb)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_214c25d1)

@@ -45,7 +45,7 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_02337dcc(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_66925873(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   pdl_launch_dependents();
   const int b = blockIdx.x / 256, n0 = blockIdx.x % 256 * COLUMNS, K = 1024;
@@ -92,13 +92,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_02337
     multiply(k);
     fetch(k + BATCH * STEP);
   }
+  constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
+  float sums[SUMS] = {};
 #pragma unroll
-  for (int m = 0; m < ROWS; ++m)
+  for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
+  const int from = share_sums<1>(sums);
 #pragma unroll
-    for (int c = 0; c < OWN; ++c) {
-      const float sum = warp_reduce(acc[m][c], OpSum());
-      if (lane == 0) partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sum;
-    }
+  for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
+    const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
+    if (m < ROWS && has_sums<1, SUMS>(lane))
+      partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+  }
   __syncthreads();
   for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
     float sum[1] = {partial[o]};
@@ -107,4 +111,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_02337
     if (n0 + o % COLUMNS < 4096) store_out(p, b, o / COLUMNS, n0 + o % COLUMNS)(sum);
   }
 }
-EXPORT_KERNEL(contract_matmul_silu_02337dcc)
+EXPORT_KERNEL(contract_matmul_silu_66925873)

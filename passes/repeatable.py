@@ -1,0 +1,55 @@
+"""What costs so little that every kernel may compute it for itself, instead of one that stores it for the others.
+
+    views                          a reshape, a slice: only another index
+    formulas of single constants   index arithmetic, sizes, literals
+    formulas of single elements    a causal mask by the position of a decode step, of at most MAX_LIGHT operations
+"""
+
+from __future__ import annotations
+
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.region import index_cost, is_view
+from arcweld.passes.places import code_of
+
+MAX_LIGHT = 8  # scalar operations that every kernel may repeat
+
+
+class Repeatable:
+    """The nodes of one graph that every kernel may compute for itself. Nodes are known by their first output."""
+
+    def __init__(self, graph: Graph, producers: dict[str, Node]) -> None:
+        self._graph = graph
+        self._producers = producers
+        self._leaves: set[str] = set()  # of single constants
+        self._light: dict[str, int] = {}  # of single elements, and weights -> scalar operations
+
+    def note(self, node: Node) -> None:
+        """Looks at a node that is no hero; all that it reads was looked at before."""
+        if all(self._is_leaf(v) for v in node.operands()):
+            self._leaves.add(node.output.name)
+        elif index_cost(node) == 0 and len(node.outputs) == 1:
+            costs = [self._cost(v) for v in node.operands()]
+            known = [c for c in costs if c is not None]
+            if len(known) == len(costs) and sum(known) + code_of(node) <= MAX_LIGHT:
+                self._light[node.output.name] = sum(known) + code_of(node)
+
+    def __contains__(self, node: Node) -> bool:
+        return is_view(node) or node.output.name in self._leaves or node.output.name in self._light
+
+    def only_once(self, node: Node) -> bool:
+        """True if a kernel that reads its operands more than once should find ``node`` in memory."""
+        return node.output.name in self._light and not is_view(node)
+
+    def _is_leaf(self, v: Value) -> bool:
+        """True if ``v`` is a constant of one element, or computed from such ones only."""
+        made_by = self._producers.get(v.name)
+        if made_by is None:
+            return v.name in self._graph.weights and v.type.numel == 1
+        return made_by.output.name in self._leaves
+
+    def _cost(self, v: Value) -> int | None:
+        """The operations that computing ``v`` takes; None if it is no formula of single elements."""
+        if v.name in self._producers:
+            name = self._producers[v.name].output.name
+            return 0 if name in self._leaves else self._light.get(name)
+        return 0 if v.name in self._graph.weights or v.type.numel == 1 else None
