@@ -66,7 +66,7 @@ class _Chainer(Joiner):
             self._take_readers(i)
         for k in [k for k, r in self.regions.items() if r.template == "rowwise"]:
             self._spread_rows(k)
-        return replace(self.fused, regions=tuple(self.regions.values()))
+        return self.result()
 
     # ----- behind the product
 
@@ -91,7 +91,7 @@ class _Chainer(Joiner):
         appends = reader.template == "scatter" and reader.in_place
         if not (reader.template == "pointwise" or appends or is_head(reader)):
             return None
-        if any(o.name in product.in_place for o in product.outputs if o.name in {v.name for v in reader.inputs}):
+        if product.in_place.keys() & {v.name for v in reader.inputs}:
             return None  # it reads a whole cache
         if self.conflict(product, reader) or self.detour(i, k):
             return None

@@ -28,6 +28,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {**SIZES, "sliding_window": WINDOW},
     "gpt2": {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "gemma2": {**SIZES, "head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},
+    "qwen3": {**SIZES, "head_dim": 16},
+    "gemma3_text": {**SIZES, "head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16},
+    "phi3": {**SIZES, "pad_token_id": 0},
 }
 PARALLEL: dict[str, dict[str, Any]] = {  # attention beside the other layers, with one key head or a part rotated
     "falcon": {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -42,7 +45,8 @@ ENCODED: dict[str, dict[str, Any]] = {
         "eos_token_id": 2, "decoder_start_token_id": 1,
     },
 }  # fmt: skip
-ROLLED = {"mistral": 4, "gemma2": 2}  # caches of windows
+ROLLED = {"mistral": 4, "gemma2": 2, "gemma3_text": 4}  # caches of windows
+NORMED = ("gemma2", "gemma3_text")  # also behind attention and the feed-forward part
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +101,15 @@ def test_tokens_by_torch_compile(name: str) -> None:
     # with windows, PyTorch compiles again for lengths as symbols, and for full windows, which move by a token
     assert len(engines) == (3 if name in ROLLED else 1)
     assert [kept_in_place(e) for e in engines] == [4, 4, 4 - ROLLED[name]] if name in ROLLED else [4]
+    for engine in engines[:2]:
+        assert_few_kernels(name, engine)
+
+
+def assert_few_kernels(name: str, engine: arcweld.Engine) -> None:
+    """Norm, q/k/v, RoPE and the appends to caches; attention; output; gate and up; down. What is alike in all layers,
+    the embedding and the logits are four more."""
+    limit = 2 * (8 if name in NORMED else 6) + 4
+    assert len(engine.program.launches) <= limit, [x.name for x in engine.program.launches]
 
 
 def kept_in_place(engine: arcweld.Engine) -> int:
@@ -108,20 +121,28 @@ def kept_in_place(engine: arcweld.Engine) -> int:
     return len(kept)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_tokens_ahead_of_time(name: str) -> None:
-    from transformers import DynamicCache, GenerationConfig
+def exported(model: Any, positions: int) -> torch.export.ExportedProgram:
+    """The model with a static cache of its own, of that many positions, which makes one token."""
+    from transformers import GenerationConfig
     from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
 
-    model = decoder(name)
-    cache = {"batch_size": 1, "max_cache_len": POSITIONS}
+    cache = {"batch_size": 1, "max_cache_len": positions}
     model.generation_config = GenerationConfig(
-        use_cache=True, cache_implementation="static", max_length=POSITIONS, cache_config=cache
+        use_cache=True, cache_implementation="static", max_length=positions, cache_config=cache
     )
     module = TorchExportableModuleWithStaticCache(model, device=torch.device("cpu"))
     example = {"input_ids": torch.tensor([[3]]), "cache_position": torch.tensor([0])}
-    engine = arcweld.compile(torch.export.export(module, (), example, strict=True), device="sim")
+    return torch.export.export(module, (), example, strict=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_ahead_of_time(name: str) -> None:
+    from transformers import DynamicCache
+
+    model = decoder(name)
+    engine = arcweld.compile(exported(model, POSITIONS), device="sim")
     assert kept_in_place(engine) == 4
+    assert_few_kernels(name, engine)
     session, past, tokens = engine.session(), DynamicCache(config=model.config), list(PROMPT[0])
     for k in range(len(tokens) + 8):
         ids = torch.tensor([[tokens[k]]])
@@ -160,3 +181,37 @@ def test_tokens_of_a_decoder_behind_an_encoder(name: str) -> None:
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
     assert not any(r.left or len(r.blocks) != 1 or r.blocks[0].fallback for r in torch_report())
     assert [kept_in_place(e) for e in engines] == [4]
+
+
+def test_contexts_of_any_length() -> None:
+    """64 tokens behind 1, 31 and 1,000 others, and up to the cache's last position."""
+    from transformers import StaticCache
+
+    model = decoder("llama")
+    model.config.max_position_embeddings = 2048
+    step, engines = compiled(model)
+    draw = torch.Generator().manual_seed(2)
+    for context in (1, 31, 1000, 1088 - 64):
+        prompt = torch.randint(128, (1, context), generator=draw)
+        found: list[list[int]] = []
+        for run in (step, model):
+            cache = StaticCache(config=model.config, max_cache_len=1088)
+            tokens = [int(model(prompt, past_key_values=cache).logits[0, -1].argmax())]
+            for _ in range(64):
+                logits = run(torch.tensor([tokens[-1:]]), past_key_values=cache).logits
+                tokens.append(int(logits[0, -1].argmax()))
+            found.append(tokens)
+        assert found[0] == found[1]
+    assert len(engines) == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_a_step_writes_does_not_grow_with_the_cache(name: str) -> None:
+    def written(positions: int) -> int:
+        engine = arcweld.compile(exported(decoder(name), positions), device="sim", verify="off")
+        kept = {a.name for a in engine.program.aliases}
+        tensors = {t.name: t for t in (*engine.program.temps, *engine.program.outputs)}
+        stored = [tensors[w] for x in engine.program.launches for w in x.writes if w not in kept]
+        return sum(int(np.prod([int(d) for d in t.shape])) for t in stored)
+
+    assert written(32) == written(128)
