@@ -93,6 +93,48 @@ ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARP
   }
 }
 
+// ---------------------------------------------------------------- parts of the keys, each with results of all ROWS queries
+// A part's state for a query: its largest score and the sum of its probabilities.
+typedef Vec<f32, 2> State;
+
+// The share of each of ``count`` parts in each query's result, and the state of the whole. ``unit`` brings scores to units
+// of log2. Each warp of a block takes some of the queries.
+template <int ROWS, int WARPS>
+ARCWELD_DEVICE void part_shares(const f32* states, int count, f32 unit, f32* share, f32* whole) {
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
+    f32 best = -INFINITY, sum = 0.f;
+    for (int i = lane; i < count; i += 32) best = fmaxf(best, states[(i * ROWS + row) * 2]);
+    best = warp_reduce(best, OpMax());
+    const f32 base = best == -INFINITY ? 0.f : best;
+    for (int i = lane; i < count; i += 32) {
+      const State state = load_vec<2>(states + (i * ROWS + row) * 2);
+      const f32 factor = ex2_approx((state[0] - base) * unit);
+      share[i * ROWS + row] = factor;
+      sum += state[1] * factor;
+    }
+    sum = warp_reduce(sum, OpSum());
+    if (lane == 0) store_vec(whole + row * 2, State{{best, sum}});
+  }
+}
+// Columns e, e + 1, … of a query's result over all parts, in the order of the parts; not yet divided by the sum.
+template <int WIDTH, int ROWS, int PITCH>
+ARCWELD_DEVICE Vec<f32, WIDTH> merged(const f32* parts, const f32* share, int count, int row, int e) {
+  Vec<f32, WIDTH> sum = {};
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const Vec<f32, WIDTH> part = load_vec<WIDTH>(parts + (i * ROWS + row) * PITCH + e);
+    const f32 factor = share[i * ROWS + row];
+#pragma unroll
+    for (int lane = 0; lane < WIDTH; ++lane) sum[lane] += part[lane] * factor;
+  }
+  return sum;
+}
+
+// The lower, and the upper, 16 bits of two registers.
+ARCWELD_DEVICE u32 low_halves(u32 x, u32 y) { return (x & 0xffffu) | y << 16; }
+ARCWELD_DEVICE u32 high_halves(u32 x, u32 y) { return x >> 16 | (y & 0xffff0000u); }
+
 // ---------------------------------------------------------------- one warpgroup: wgmma on tiles that TMA has swizzled
 // The barriers at ``base``: of each warpgroup's queries, then of the stages of the two rings.
 template <int GROUPS, int STAGES>

@@ -205,6 +205,13 @@ input %m: bool[n, 1, 1, s]
 %y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf)) @ 'y'
 output %y
 """),
+    "attention_decode_bf16": ("sm_80", """input %x: bf16[1, 32, 1, 64]
+input %k: bf16[1, 8, 4096, 64]
+input %v: bf16[1, 8, 4096, 64]
+input %m: bool[1, 1, 1, 4096]
+%y: bf16[1, 32, 1, 64] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf)) @ 'y'
+output %y
+"""),
 }  # fmt: skip
 
 

@@ -110,6 +110,8 @@ def grouped(kernel: Kernel) -> Kernel | None:
     h, s = kernel.axes["h"][0], kernel.axes["s"][0]
     shared = shared_heads(kernel, "k")
     group = None if shared is None else shared.b
+    if not any(mentions(kernel.loads[role], h.sym) for role in ("k", "v")) and h.extent != 1:
+        group = h.extent  # all heads share one
     if not isinstance(group, int) or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
         return None
     head, row = axis("h", h.extent // group), axis("s", group * s.extent)
