@@ -12,6 +12,10 @@ template <class T>
 ARCWELD_DEVICE T with_mask(T score, T bias) {
   return score + (bias < T(-1e38) ? bias : bias * T(1.4426950408889634));  // log2(e)
 }
+// cap * tanh(x / 2 / log2(e)), which is off by a rounding of cap at most.
+ARCWELD_DEVICE f32 soft_capped(f32 x, f32 cap) { return cap - 2.f * cap / (ex2_approx(x) + 1.f); }
+// What a sink adds to the sum of a query's probabilities; ``sink`` and the largest score ``top`` in units of log2.
+ARCWELD_DEVICE f32 sink_term(f32 sink, f32 top) { return ex2_approx(sink - (top == -INFINITY ? 0.f : top)); }
 // 1 / sum; a query without keys gives zeros.
 template <class T>
 ARCWELD_DEVICE T inverse_or_zero(T sum) {
@@ -71,9 +75,10 @@ ARCWELD_DEVICE void put_slice(f32* slice, const f32 (&out)[GROUPS][1][N][4], con
   const Vec<f32, 4> state = {{top[0], top[1], total[0], total[1]}};
   store_vec(slice + GROUPS * N * 128, state);
 }
-// What each slice contributes to the result, divided by the sum over all slices.
-template <int DEPTH, int WARPS>
-ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARPS][2]) {
+// What each slice contributes to the result, divided by the sum over all slices and the terms of the sinks, if such are given
+// (of both queries, in units of log2).
+template <int DEPTH, int WARPS, class... Sinks>
+ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARPS][2], const Sinks&... sinks) {
   constexpr int EACH = (DEPTH / 8 + 1) * 128, STATE = DEPTH / 8 * 128;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -87,6 +92,7 @@ ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARP
       share[w][r] = ex2_approx((state[r] - base) * scale);
       sum += state[2 + r] * share[w][r];
     }
+    if constexpr (sizeof...(Sinks) > 0) sum += (sink_term(sinks[r], base * scale) + ...);
     const f32 inverse = inverse_or_zero(sum);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) share[w][r] *= inverse;

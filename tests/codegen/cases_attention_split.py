@@ -28,6 +28,11 @@ SHAPES = {
     "filled": Shape(h=2, s=4, t=140, d=80, dv=96, mask="bool", fill=-1e4),
     "filled_with_the_lowest": Shape(s=5, t=80, d=16, mask="bool", fill=float(np.finfo(np.float32).min)),
     "fused": Shape(h=4, s=2, t=140, d=24, groups=2, mask="key", fused=True),
+    "capped": Shape(h=8, s=2, t=200, d=64, groups=4, softcap=0.7, mask="bool"),
+    "sink": Shape(b=2, h=8, s=1, t=200, d=32, groups=4, sink=True),
+    "sink_before_the_first_key": Shape(
+        h=6, s=4, t=70, d=16, groups=3, causal=True, offset=-2, softcap=2.0, sink=True, mask="add"
+    ),
     "packed": Shape(h=3, s=16, t=16, d=16, layout="packed"),
 }
 TACTICS = [SplitTactic(3, 2, 16), SplitTactic(5, 1, 32), SplitTactic(1, 4, 16)]

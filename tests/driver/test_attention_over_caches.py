@@ -25,8 +25,8 @@ input %q: f32[1, 4, 1, 32]
 input %k: f32[1, 2, t, 32]
 input %v: f32[1, 2, t, 32]
 input %m: bool[1, 1, 1, t]
-%a: f32[1, 4, 1, 32] = Attention(%q, %k, %v, %m, scale=0.25, is_causal=0, fill=float(-inf)) @ 'a'
-%y: f32[1, 4, 1, 32] = Attention(%a, %v, %k, %m, scale=0.25, is_causal=0, fill=float(-inf)) @ 'a.partial'
+%a: f32[1, 4, 1, 32] = Attention(%q, %k, %v, %m, scale=0.25, is_causal=0, fill=float(-inf), softcap=0.0) @ 'a'
+%y: f32[1, 4, 1, 32] = Attention(%a, %v, %k, %m, scale=0.25, is_causal=0, fill=float(-inf), softcap=0.0) @ 'a.partial'
 output %y
 """
 

@@ -148,14 +148,14 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
         params.workspace("partial_state", DType.F32, a.heads, tactic.splits, space.rows, 2)
         params.counters("arrived", a.heads)
     natural = a.mask_kind != "none"  # as in ffma: in units of log2, scores around -10000 would be rounded more
-    fold = half and a.mask_kind == "none" and a.scale > 0
+    unit = 1.0 if natural and not half else LOG2E
     return render(
         "attention/split.cu.j2", kernel, params, arch="sm_80", grid=(a.heads * tactic.splits, 1, 1),
         block=(32 * tactic.warps, 1, 1), shared_bytes=space.bytes,
         tiled=tuple((a.t.extent, tactic.keys * n) for n in (1, tactic.splits, tactic.splits * tactic.warps)),
         a=a, tactic=tactic, layout=space, hooks=printed, half=half, transfers=transfers, T=element.value,
-        natural=natural, fold=fold, scale=repr(a.scale if natural and not half else a.scale * LOG2E),
-        unit=repr(LOG2E if natural and not half else 1.0), excluded=a.fill_text(LOG2E if half else 1.0),
+        fold=half and a.folds, scale=repr(a.scale * LOG2E), unit=unit,
+        score_unit=repr(LOG2E / unit), excluded=a.fill_text(LOG2E if half else 1.0),
         heads=scalar("head_count", a.h.extent), queries=str(space.rows), keys=scalar("key_count", a.t.extent),
         offset=scalar("causal_offset", a.causal_offset),
     )  # fmt: skip
