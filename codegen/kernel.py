@@ -170,6 +170,8 @@ class KernelSource:
     pdl           the kernel may be launched before its predecessor ends: it waits for the latter's writes itself
                   (programmatic dependent launch, CUDA Programming Guide)
     zero          canonical buffers that must be zeroed before the launch
+    workspace     arrays of its own that hold nothing before the launch and nothing after it
+    counters      arrays of its own that hold zeros before each launch, and after it again
     tiled         the symbolic numbers of elements that it divides among blocks or loop turns, each with how many make a
                   full round (a tile, or the tiles of a group or of a pipeline); verification goes beyond each of them
     """
@@ -185,3 +187,5 @@ class KernelSource:
     pdl: bool = True
     zero: tuple[str, ...] = ()
     tiled: tuple[tuple[Dim, int], ...] = ()
+    workspace: tuple[Buffer, ...] = ()
+    counters: tuple[Buffer, ...] = ()

@@ -3,6 +3,8 @@
     MatMul(Softmax(MatMul(q, Transpose(k)) * 0.125 + mask), v)
     -> Attention(q, k, v, mask, scale=0.125)
 
+Scores may be capped, C * Tanh(scores), and a sink may stand beside them, Slice(Softmax(Concat(scores, sink))).
+
 Requires: the pattern passes have run, so that Softmax is a node. Ensures: the formulas below occur only where their
 operands do not fit Attention ([B, H, length, size] with a common batch), or where a score or a probability is read
 elsewhere. A finite number that a mask writes over scores is a score: in a row that has nothing else, all keys have
@@ -12,7 +14,7 @@ causal triangle is taken for minus infinity whatever it writes, as every row has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -30,25 +32,29 @@ from arcweld.passes.patterns import Match, Pattern, apply_patterns, cast_to
 
 ABSORBING = -1e30  # so low that adding a score doesn't change it, in f32 and in types of the same range
 _SCALED = "MatMul(q, k) * K"
+_CAPPED = "Tanh(MatMul(q, k) * K) * C"
 _SCORES = (
-    f"{_SCALED} + mask + mask2",
-    f"(w := Where(c, {_SCALED}, N)) + mask",
-    f"(w := Where(d, N, {_SCALED})) + mask",
-    f"Where(c, {_SCALED} + mask, N)",
-    f"Where(d, N, {_SCALED} + mask)",
-    f"{_SCALED} + mask",
-    f"Where(c, {_SCALED}, N)",
-    f"Where(d, N, {_SCALED})",
-    _SCALED,
+    "{0} + mask + mask2",
+    "(w := Where(c, {0}, N)) + mask",
+    "(w := Where(d, N, {0})) + mask",
+    "Where(c, {0} + mask, N)",
+    "Where(d, N, {0} + mask)",
+    "{0} + mask",
+    "Where(c, {0}, N)",
+    "Where(d, N, {0})",
+    "{0}",
 )
 _PROBABILITIES = (  # the first two write 0 where a row of minus infinities makes Softmax NaN
     "Where(IsNaN(p), 0, (p := Softmax({0})))",
     "Where(IsInf((top := ReduceMax(s)), detect_positive=0, detect_negative=1), 0, (p := Softmax((s := {0}))))",
     "(p := Softmax({0}))",
 )
+_BESIDE_SINKS = (
+    "(cut := Slice((p := Softmax((z := Concat({0}, sink))))))",
+    "(cut := Slice((p := Softmax((z := Concat({0}, sink)) - ReduceMax(z)))))",
+)
 # the terms that are added to a value on the way to a sum: the innermost one, and the list of those further out
 _Added: TypeAlias = "tuple[Value, _Added] | None"
-_FORMULAS = tuple(f"MatMul({p.format(s)}, v)" for s in _SCORES for p in _PROBABILITIES)
 
 
 def attention(graph: Graph, options: Options) -> Graph:
@@ -56,8 +62,15 @@ def attention(graph: Graph, options: Options) -> Graph:
     graph = rewrite(graph, _mask_of_groups)
     uses = use_counts(graph)
     graph = rewrite(graph, lambda rw, node: _scale_of_heads(rw, node, uses))
-    graph = apply_patterns(graph, (Pattern("attention", _FORMULAS, _build),))
+    graph = apply_patterns(graph, (Pattern("attention", _formulas({n.op for n in graph.nodes}), _build),))
     return rewrite(graph, lambda rw, node: node.op == "Attention" and _simplify(rw, node, elements_of(rw)))
+
+
+def _formulas(ops: set[str]) -> tuple[str, ...]:
+    """The formulas that a graph with the operators ``ops`` may hold: trying others takes time at each product."""
+    scaled = (_SCALED, _CAPPED) if "Tanh" in ops else (_SCALED,)
+    softmax = (*_PROBABILITIES, *_BESIDE_SINKS) if {"Concat", "Slice"} <= ops else _PROBABILITIES
+    return tuple(f"MatMul({p.format(s.format(x))}, v)" for x in scaled for s in _SCORES for p in softmax)
 
 
 def _mask_of_groups(rw: Tracker, node: Node) -> bool:
@@ -150,8 +163,8 @@ def _with_scaled_queries(rw: Tracker, x: Value, uses: Mapping[str, int], origin:
 
 def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
     """Drops the part of the mask that Attention computes itself, and the repetition of keys and values for heads."""
-    q, k, v, *masks = [rw.get(x) for x in node.operands()]
-    mask = masks[0] if masks else None
+    q, k, v = [rw.get(x) for x in node.operands()[:3]]
+    mask, sink = (None if x is None else rw.get(x) for x in [*node.inputs, None, None][3:5])
     length = q.shape[2] if q.shape[2] == k.shape[2] else None
     fill = node.attrs["fill"]
     rest = Remainder(None, False) if mask is None else without_causal(rw, elements, mask, length, node.origin)
@@ -164,9 +177,36 @@ def _simplify(rw: Tracker, node: Node, elements: Elements) -> bool:
     attrs = {**node.attrs, "is_causal": 1 if rest.causal else node.attrs["is_causal"]}
     if rest.mask is None:
         attrs["fill"] = -np.inf
-    operands = [q, *shared, *([] if rest.mask is None else [rest.mask])]
+    operands = _without_absent((q, *shared, rest.mask, sink))
     rw.redirect(node, rw.make("Attention", operands, node.origin, node.output.name, **attrs))
     return True
+
+
+def _without_absent(operands: Sequence[Value | None]) -> Sequence[Value | None]:
+    """The operands without absent ones at the end."""
+    count = max(k + 1 for k, v in enumerate(operands) if v is not None)
+    return operands[:count]
+
+
+def _sink(rw: Tracker, m: Match, heads: Dim) -> Value | None:
+    """The sink of each head, which a Concat puts behind the scores and a Slice cuts off; None for other values."""
+    cut, joined = m.node("cut"), m.node("z")
+    scores, column = joined.operands()
+    first = not any(cut.attrs["starts"]) and all(s == 1 for s in cut.attrs["steps"])
+    if joined.attrs["axis"] != 3 or scores.type.rank != 4 or cut.output.shape != scores.shape or not first:
+        return None
+    if column.shape[3] != 1:
+        return None
+    column = rw.get(m.values["sink"])
+    while (node := rw.producer(column, "Expand")) is not None:
+        column = node.operands()[0]
+    array = rw.array(column)
+    if array is not None and array.ndim == 4 and np.array_equal(array, np.broadcast_to(array[:1, :, :1], array.shape)):
+        sizes = (1, heads, 1, 1)  # an Expand of a weight has been folded
+        column = rw.make("Slice", [column], m.origin, starts=(0, 0, 0, 0), sizes=sizes, steps=(1, 1, 1, 1))
+    if (1, *column.shape)[-4:] != (1, heads, 1, 1):
+        return None
+    return rw.make("Reshape", [column], m.origin, shape=(heads,))
 
 
 def _build(rw: Tracker, m: Match) -> Value | None:
@@ -195,18 +235,23 @@ def _build(rw: Tracker, m: Match) -> Value | None:
         if rank != 3:
             return None
         mask = rw.make("Reshape", [mask], m.origin, shape=(product(mask.shape[:-2]), 1, *mask.shape[-2:]))
-    if mask is not None:
-        operands.append(mask)
-    attrs = {"scale": (m.scalars["K"] or 0.0) * scale_q * scale_k}
+    sink = _sink(rw, m, operands[0].shape[1]) if "cut" in m.values else None
+    if sink is None and "cut" in m.values:
+        return None
+    cap = m.scalars.get("C")
+    if cap is not None and cap <= 0:
+        return None
+    attrs = {"scale": (m.scalars["K"] or 0.0) * scale_q * scale_k * (cap or 1.0), "softcap": cap or 0.0}
     if written is not None and not is_added:
         attrs["fill"] = written
+    inputs = _without_absent((*operands, mask, None if sink is None else cast_to(rw, sink, dtype, m.origin)))
     try:
-        infer_types("Attention", [v.type for v in operands], attrs)
+        infer_types("Attention", [None if v is None else v.type for v in inputs], attrs)
     except ModelError:  # a batch or head axis that broadcasts
         return None
     if not fits_attention(operands[0].shape[3], operands[2].shape[3]):
         return None
-    y = rw.make("Attention", operands, m.origin, m.name if rank == 4 else f"{m.name}.heads", **attrs)
+    y = rw.make("Attention", inputs, m.origin, m.name if rank == 4 else f"{m.name}.heads", **attrs)
     return y if rank == 4 else rw.make("Reshape", [y], m.origin, m.name, shape=m.root.output.shape)
 
 

@@ -38,7 +38,8 @@ class MemoryReport:
     """Bytes on the device: ``weights`` once for an engine; ``arena``, ``inputs`` and ``outputs`` for each context;
     ``state``, the buffers that the model owns, for each session.
 
-    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only, and not for state.
+    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only, and not for state. Counters that kernels keep
+    between launches are part of ``arena``.
     """
 
     weights: int
@@ -145,7 +146,7 @@ class Engine:
         kept = {n for s in self.program.state for n in (s.input, s.output)}
         return MemoryReport(
             weights=self._weights.nbytes,
-            arena=sizes.arena_bytes,
+            arena=sizes.arena_bytes + sizes.counter_bytes,
             inputs=sum(aligned(sizes.nbytes[t.name]) for t in self.inputs if t.name not in kept),
             outputs=sum(aligned(sizes.nbytes[t.name]) for t in self.outputs if t.name not in kept),
             state=sum(sizes.nbytes[s.input] for s in self.program.state if s.initial is not None),

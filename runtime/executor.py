@@ -106,6 +106,7 @@ class Context:
         self.shared = shared
         self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
+        self._counters: Memory | None = None  # zeros between launches
         # by output: the position of the input that it takes over, or None
         self._taken_over = [shared.plan.state.get(k) for k in range(len(shared.plan.outputs))]
         self._moved = shared.moved
@@ -125,7 +126,7 @@ class Context:
         kind = result_kind(inputs)
         if shared.device.can_capture and shared.device.is_capturing(stream):
             return self._record(inputs, kind, stream)
-        special = self._find(tuple([t.shape for t in inputs]))
+        special = self._find(tuple([t.shape for t in inputs]), stream)
         special.calls += 1
         results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
@@ -150,51 +151,58 @@ class Context:
         """
         shared = self.shared
         sizes = compute_sizes(shared.plan, shared.plan.bind_symbols([t.shape for t in inputs]))
+        counters_at = aligned(sizes.arena_bytes)
+        nbytes = counters_at + sizes.counter_bytes
         if kind == "torch-gpu":
-            memory, arena, _ = shared.arrays.empty(kind, (max(sizes.arena_bytes, 1),), _BYTES)
+            memory, arena, _ = shared.arrays.empty(kind, (max(nbytes, 1),), _BYTES)
         else:
-            memory = shared.device.allocate(sizes.arena_bytes)
+            memory = shared.device.allocate(nbytes)
             arena = memory.address
         shared.recorded.append(memory)
-        special = self._build(sizes, arena)
+        shared.device.fill(arena + counters_at, sizes.counter_bytes, 0, stream)
+        special = self._build(sizes, arena, arena + counters_at)
         results, targets, views = self._results(special, inputs, kind)
         self._launch(special, inputs, targets, views, stream)
         return results
 
     def release(self) -> None:
-        """Frees the arena, all specialisations and all graphs. The next call allocates them again."""
+        """Frees the arena, counters, all specialisations and all graphs. The next call allocates them again."""
         if self._specialised:
             self.shared.device.synchronize()
         self._specialised.clear()
-        self._arena = None
+        self._arena = self._counters = None
 
     # ----------------------------------------------------------------------------------------- specialisations
 
-    def _find(self, key: tuple[Shape, ...]) -> Specialisation:
+    def _find(self, key: tuple[Shape, ...], stream: int) -> Specialisation:
         if self._moved != self.shared.moved:  # all specialisations hold addresses of weights
             self.release()
             self._moved = self.shared.moved
         special = self._specialised.get(key)
         if special is None:
-            return self._specialise(key)
+            return self._specialise(key, stream)
         self._specialised.move_to_end(key)
         return special
 
-    def _specialise(self, key: tuple[Shape, ...]) -> Specialisation:
+    def _specialise(self, key: tuple[Shape, ...], stream: int) -> Specialisation:
         shared = self.shared
         sizes = compute_sizes(shared.plan, shared.plan.bind_symbols(key))
-        if self._arena is None or self._arena.nbytes < sizes.arena_bytes:
+        small = self._counters is None or self._counters.nbytes < sizes.counter_bytes
+        if self._arena is None or self._arena.nbytes < sizes.arena_bytes or small:
             self.release()  # all specialisations hold addresses in the smaller arena
             self._arena = shared.device.allocate(sizes.arena_bytes)
-        special = self._specialised[key] = self._build(sizes, self._arena.address)
+            self._counters = shared.device.allocate(sizes.counter_bytes)
+            shared.device.fill(self._counters.address, sizes.counter_bytes, 0, stream)
+        assert self._counters is not None
+        special = self._specialised[key] = self._build(sizes, self._arena.address, self._counters.address)
         while len(self._specialised) > MAX_SHAPES:
             self._drop(next(iter(self._specialised)))
         return special
 
-    def _build(self, sizes: Sizes, arena: int) -> Specialisation:
-        """The plan with the given sizes, and temporaries from the address ``arena`` on."""
+    def _build(self, sizes: Sizes, arena: int, counters: int) -> Specialisation:
+        """The plan with the given sizes; temporaries begin at the address ``arena``, counters at ``counters``."""
         shared = self.shared
-        builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena)
+        builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena, counters)
         steps = builder.steps()
         names = [t.name for t in shared.plan.program.outputs]
         return Specialisation(
@@ -280,7 +288,12 @@ class Context:
                 if slot not in state:
                     device.fill(addresses[slot], sizes[slot], POISON, stream)
         self._prepare_moving(special, tuple(addresses))
-        issue(special.steps, addresses, device, stream)
+        try:
+            issue(special.steps, addresses, device, stream)
+        except DeviceError:
+            if special.sizes.counter_bytes:  # they may have been left in the middle of counting
+                self.release()
+            raise
         self._copy_outputs(special, addresses, stream)
         for view, address in zip(views, addresses[len(inputs) :]):
             if view is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
 from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap, pack
-from arcweld.runtime.arena import Interval, pack_intervals
+from arcweld.runtime.arena import Interval, aligned, pack_intervals
 from arcweld.runtime.device import Device, LaunchSpec, TensorMapSpec
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.plan import ExecutionPlan, LaunchPlan, Shape
@@ -47,6 +47,8 @@ class Sizes:
     shapes, nbytes  of each tensor, by name
     arena           each temporary's offset in the arena, in bytes
     arena_bytes     size of the arena
+    counters        offset of each array of counters among a context's counters, in bytes
+    counter_bytes   size of all counters
     idle            whether no output has an element, so that nothing has to run
     """
 
@@ -56,6 +58,8 @@ class Sizes:
     arena: dict[str, int]
     arena_bytes: int
     idle: bool
+    counters: dict[str, int]
+    counter_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +133,18 @@ def compute_sizes(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
     intervals = [Interval(nbytes[t.name], t.first, t.last) for t in plan.lifetimes]
     offsets, total = pack_intervals(intervals)
     arena = {t.name: offset for t, offset in zip(plan.lifetimes, offsets)}
-    return Sizes(env, shapes, nbytes, arena, total, idle)
+    counters, counted = dict[str, int](), 0
+    for name in plan.counters:
+        counters[name] = counted
+        counted += aligned(nbytes[name])
+    return Sizes(env, shapes, nbytes, arena, total, idle, counters, counted)
 
 
 class LaunchListBuilder:
     """Makes the launch list for the sizes of one set of shapes.
 
-    ``kernels`` are the device's handles, one for each launch of the plan. ``weights`` are device addresses by name and
-    ``arena`` is the arena's address.
+    ``kernels`` are the device's handles, one for each launch of the plan. ``weights`` are device addresses by name,
+    ``arena`` is the arena's address and ``counters`` that of the counters.
     """
 
     def __init__(
@@ -147,6 +155,7 @@ class LaunchListBuilder:
         kernels: Sequence[Any],
         weights: Mapping[str, int],
         arena: int,
+        counters: int,
     ) -> None:
         self.plan = plan
         self.sizes = sizes
@@ -154,6 +163,7 @@ class LaunchListBuilder:
         self.kernels = kernels
         self.weights = weights
         self.arena = arena
+        self.counters = counters
 
     def steps(self) -> list[Step]:
         """The steps in order, without those that have nothing to do. Steps that move are not prepared yet.
@@ -198,6 +208,8 @@ class LaunchListBuilder:
             return Place(self.plan.inputs[root], offset)
         if root in self.plan.direct_outputs:
             return Place(len(self.plan.inputs) + self.plan.outputs[root], offset)
+        if root in self.sizes.counters:
+            return Place(ABSOLUTE, self.counters + self.sizes.counters[root] + offset)
         return Place(ABSOLUTE, self.arena + self.sizes.arena.get(root, 0) + offset)
 
     def _step(self, launch: LaunchPlan, kernel: Any, first: bool) -> Step | None:
@@ -229,7 +241,7 @@ class LaunchListBuilder:
         return step
 
     def _operand(self, launch: LaunchPlan, name: str) -> Operand:
-        written = name in launch.launch.writes
+        written = name in launch.written()
         return Operand(self.place(name), self.sizes.nbytes[name], self.plan.tensors[name].dtype, written)
 
     def _check_grid(self, launch: LaunchPlan, grid: tuple[int, int, int]) -> None:

@@ -43,6 +43,10 @@ class LaunchPlan:
     grid: tuple[Expression, Expression, Expression]
     params: tuple[Parameter[Expression], ...]
 
+    def written(self) -> set[str]:
+        """The tensors that it writes, those of the kernel's own among them."""
+        return {*self.launch.writes, *(t.name for t in self.variant.own())}
+
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
@@ -61,7 +65,8 @@ class ExecutionPlan:
 
     ``inputs`` and ``outputs`` map names to positions. ``direct_outputs`` are those that launches write into the
     caller's array; the others are copied there after the last launch. ``state`` maps the position of an output that
-    takes over an input's memory to that of the input.
+    takes over an input's memory to that of the input. ``counters`` are the arrays of zeros that kernels have for
+    themselves.
     """
 
     def __init__(self, program: Program, arch: str) -> None:
@@ -69,8 +74,9 @@ class ExecutionPlan:
         self.program = program
         self.inputs = {t.name: i for i, t in enumerate(program.inputs)}
         self.outputs = {t.name: i for i, t in enumerate(program.outputs)}
-        self.tensors = _tensor_plans(program)
         self.launches = tuple(_launch_plan(launch, choose_variant(launch, arch)) for launch in program.launches)
+        self.tensors = _tensor_plans(program, self.launches)
+        self.counters = tuple(t.name for launch in self.launches for t in launch.variant.counters)
         self.state = {self.outputs[s.output]: self.inputs[s.input] for s in program.state}
         kept = {s.output for s in program.state}
         written = {self.tensors[n].root for launch in program.launches for n in launch.writes}
@@ -92,6 +98,8 @@ class ExecutionPlan:
                 if root in own:
                     first.setdefault(root, index)
                     last[root] = index
+            for tensor in self.launches[index].variant.workspace:
+                first[tensor.name] = last[tensor.name] = index
         for name in self.outputs:
             root = self.tensors[name].root
             if root in last:
@@ -148,9 +156,10 @@ def _difference(dim: Expression, size: int, env: Mapping[str, int]) -> str:
     raise InputError(f"the inputs' shapes do not determine {', '.join(unknown)} (from {dim.text})")
 
 
-def _tensor_plans(program: Program) -> dict[str, TensorPlan]:
+def _tensor_plans(program: Program, launches: Iterable[LaunchPlan]) -> dict[str, TensorPlan]:
     alias = {a.name: a for a in program.aliases}
     tensors = [*program.inputs, *program.temps, *program.outputs]
+    tensors += [t for launch in launches for t in launch.variant.own()]
     tensors += [Tensor(w.name, w.dtype, tuple(map(str, w.shape))) for w in program.weights]
     plans: dict[str, TensorPlan] = {}
     for tensor in tensors:

@@ -52,11 +52,15 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
         if array.dtype != plan.tensors[tensor.name].dtype.numpy:
             raise UsageError(f"input {tensor.name!r} must be {tensor.dtype}, got {array.dtype}")
         device.upload(place.address, array)
-    arena = device.allocate(sizes.arena_bytes)
+    arena, counters = device.allocate(sizes.arena_bytes), device.allocate(sizes.counter_bytes)
+    device.fill(counters.address, sizes.counter_bytes, 0)
     addresses = [m.address for m in memory]
     launches = {p.launch.name: p for p in plan.launches}
     found = []
-    for step in LaunchListBuilder(plan, sizes, device, shared.kernels, shared.weights, arena.address).steps():
+    builder = LaunchListBuilder(
+        plan, sizes, device, shared.kernels, shared.weights, arena.address, counters.address
+    )  # fmt: skip
+    for step in builder.steps():
         prepare(step, addresses, device)
         issue([step], addresses, device, 0)
         if step.prepared is None:  # only clears memory

@@ -10,7 +10,7 @@ import msgspec
 
 from arcweld.compiler.parameters import Parameter
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +55,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params        the members of the kernel's ``Params`` struct, in the order of declaration
     cluster       blocks of a thread block cluster, along x
     pdl           whether programmatic dependent launch is allowed
+    workspace     temporaries of its own, which nothing else reads or writes
+    counters      arrays of its own that a context keeps: zeros before each launch, and after it again
     """
 
     arch: str
@@ -66,6 +68,12 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: tuple[Parameter[str], ...]
     cluster: int = 1
     pdl: bool = True
+    workspace: tuple[Tensor, ...] = ()
+    counters: tuple[Tensor, ...] = ()
+
+    def own(self) -> tuple[Tensor, ...]:
+        """The workspace and the counters."""
+        return (*self.workspace, *self.counters)
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

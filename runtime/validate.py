@@ -101,6 +101,7 @@ class _Checker:
     kernels: Container[str]
     symbols: set[str] = field(default_factory=set)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)  # workspace and counters of variants
     alias_of: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -148,10 +149,15 @@ class _Checker:
                 self.declare(tensor)
             elif tensor != given[tensor.name]:  # the output is an input or a weight
                 raise refuse(f"output {tensor.name} differs from the input or weight of that name")
+        for variant in (v for launch in p.launches for v in launch.variants):
+            for tensor in variant.own():
+                self.declare(tensor, self.own)
+            if any(t.dtype != DType.U32.value for t in variant.counters):
+                raise refuse(f"kernel {variant.kernel[:80]!r} counts in numbers that are not u32")
 
-    def declare(self, tensor: Tensor) -> None:
+    def declare(self, tensor: Tensor, into: dict[str, Tensor] | None = None) -> None:
         name = tensor.name
-        if not 0 < len(name) <= MAX_NAME or name in self.tensors:
+        if not 0 < len(name) <= MAX_NAME or name in self.tensors or name in self.own:
             raise refuse(f"tensor {name[:80]!r} is unnamed or declared twice")
         if tensor.dtype not in _DTYPES:
             raise refuse(f"tensor {name} has the unknown element type {tensor.dtype[:20]!r}")
@@ -159,7 +165,7 @@ class _Checker:
             raise refuse(f"tensor {name} has {len(tensor.shape)} dimensions")
         for dim in tensor.shape:
             self.expression(dim, f"tensor {name}")
-        self.tensors[name] = tensor
+        (self.tensors if into is None else into)[name] = tensor
 
     def check_aliases(self) -> None:
         p = self.program
@@ -224,7 +230,7 @@ class _Checker:
             raise refuse(f"{place} has the impossible block {v.block}")
         if not 0 <= v.shared_bytes <= MAX_SHARED or not 1 <= v.cluster <= MAX_CLUSTER:
             raise refuse(f"{place} asks for impossible shared memory or clusters")
-        allowed = {*launch.reads, *launch.writes}
+        allowed = {*launch.reads, *launch.writes, *(t.name for t in v.own())}
         for p in v.params:
             self.check_parameter(p, allowed, place)
         if struct_offsets(v.params)[1] > MAX_PARAMS:

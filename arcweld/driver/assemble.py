@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arcweld.codegen.kernel import KernelSource
+from arcweld.codegen.kernel import Buffer, KernelSource
 from arcweld.codegen.nvrtc.compiler import headers
 from arcweld.codegen.nvrtc.compiler import version as nvrtc_version
 from arcweld.compiler.bulk import contiguous
@@ -67,8 +67,7 @@ class Names:
         internal = {*(v.name for v in _temporaries(fused)), *graph.weights}
         taken = {*changed.values(), *internal, *(v.name for v in graph.inputs)}
         for n in sorted((set(changed.values()) & internal) - graph.output_names()):
-            changed[n] = next(f"{n}.{k}" for k in itertools.count(1) if f"{n}.{k}" not in taken)
-            taken.add(changed[n])
+            changed[n] = _free(n, taken)
         return cls(changed)
 
 
@@ -98,6 +97,9 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
     graph, names = fused.graph, Names.of(fused)
     weights = _weights_read(graph, launches)
     results = {names(o.name): o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
+    temps = tuple(_tensor(names(v.name), v) for v in _temporaries(fused))
+    taken = {*results, *(v.name for v in graph.inputs), *(t.name for t in temps)}
+    taken |= {*map(names, weights), *_initial_weights(graph)}
     return prog.Program(
         schema=prog.SCHEMA,
         name=graph.name,
@@ -108,9 +110,9 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
             *(_weight(n, names(n), w) for n, w in weights.items()),
             *(_weight(n, n, w) for n, w in _initial_weights(graph).items()),
         ),
-        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(fused)),
+        temps=temps,
         aliases=_aliases(launches, names),
-        launches=tuple(_launch(p, names) for p in launches),
+        launches=tuple(_launch(p, names, taken) for p in launches),
         fixed=_fixed(graph, weights),
         state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
     )
@@ -134,7 +136,7 @@ def _symbol(s: Sym) -> prog.Symbol:
     return prog.Symbol(s.name, s.lo, hi, s.multiple_of)
 
 
-def _tensor(name: str, v: Value) -> prog.Tensor:
+def _tensor(name: str, v: Value | Buffer) -> prog.Tensor:
     return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
 
 
@@ -155,13 +157,14 @@ def _fixed(graph: Graph, stored: Mapping[str, Weight]) -> tuple[str, ...]:
     return tuple(sorted({s for n in used - stored.keys() for s in sources(graph.weights[n])}))
 
 
-def _launch(p: PlannedLaunch, names: Names) -> prog.Launch:
+def _launch(p: PlannedLaunch, names: Names, taken: set[str]) -> prog.Launch:
+    """The launch. The names of its kernels' own arrays are added to ``taken``, which holds all names so far."""
     kernel, tensors = p.bound.kernel, {k: names(t) for k, t in p.bound.tensors.items()}
     zero = {b for s in p.sources for b in s.zero}
     return prog.Launch(
         name=p.name,
         template=kernel.template,
-        variants=tuple(_variant(s, tensors) for s in p.sources),
+        variants=tuple(_variant(s, tensors, p.name, taken) for s in p.sources),
         reads=tuple(tensors[b.name] for b in kernel.buffers if not b.written),
         writes=tuple(tensors[b.name] for b in kernel.buffers if b.written),
         origin=p.bound.origin,
@@ -170,10 +173,22 @@ def _launch(p: PlannedLaunch, names: Names) -> prog.Launch:
     )
 
 
-def _variant(s: KernelSource, tensors: Mapping[str, str]) -> prog.Variant:
+def _variant(s: KernelSource, tensors: Mapping[str, str], launch: str, taken: set[str]) -> prog.Variant:
     grid = (to_text(s.grid[0]), to_text(s.grid[1]), to_text(s.grid[2]))
-    params = tuple(p.convert(to_text, tensors.__getitem__) for p in s.params)
-    return prog.Variant(s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl)
+    own = {b.name: _free(f"{launch}.{b.name}", taken) for b in (*s.workspace, *s.counters)}
+    params = tuple(p.convert(to_text, {**tensors, **own}.__getitem__) for p in s.params)
+    return prog.Variant(
+        s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl,
+        workspace=tuple(_tensor(own[b.name], b) for b in s.workspace),
+        counters=tuple(_tensor(own[b.name], b) for b in s.counters),
+    )  # fmt: skip
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """``name``, or ``name`` with the first number that makes another one of it; ``taken`` then holds it."""
+    found = next(n for n in itertools.chain([name], (f"{name}.{k}" for k in itertools.count(1))) if n not in taken)
+    taken.add(found)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- what is stored

@@ -79,4 +79,5 @@ class _Evaluator:
 
     def variant(self, v: prog.Variant) -> prog.Variant:
         grid = tuple(self.number(g) for g in v.grid)
-        return replace_struct(v, grid=grid, params=tuple(p.convert(self.number) for p in v.params))
+        own = {kind: tuple(map(self.tensor, getattr(v, kind))) for kind in ("workspace", "counters")}
+        return replace_struct(v, grid=grid, params=tuple(p.convert(self.number) for p in v.params), **own)

@@ -12,6 +12,10 @@ template <class T>
 ARCWELD_DEVICE T with_mask(T score, T bias) {
   return score + (bias < T(-1e38) ? bias : bias * T(1.4426950408889634));  // log2(e)
 }
+// cap * tanh(x / 2 / log2(e)), which is off by a rounding of cap at most.
+ARCWELD_DEVICE f32 soft_capped(f32 x, f32 cap) { return cap - 2.f * cap / (ex2_approx(x) + 1.f); }
+// What a sink adds to the sum of a query's probabilities; ``sink`` and the largest score ``top`` in units of log2.
+ARCWELD_DEVICE f32 sink_term(f32 sink, f32 top) { return ex2_approx(sink - (top == -INFINITY ? 0.f : top)); }
 // 1 / sum; a query without keys gives zeros.
 template <class T>
 ARCWELD_DEVICE T inverse_or_zero(T sum) {
@@ -71,9 +75,10 @@ ARCWELD_DEVICE void put_slice(f32* slice, const f32 (&out)[GROUPS][1][N][4], con
   const Vec<f32, 4> state = {{top[0], top[1], total[0], total[1]}};
   store_vec(slice + GROUPS * N * 128, state);
 }
-// What each slice contributes to the result, divided by the sum over all slices.
-template <int DEPTH, int WARPS>
-ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARPS][2]) {
+// What each slice contributes to the result, divided by the sum over all slices and the terms of the sinks, if such are given
+// (of both queries, in units of log2).
+template <int DEPTH, int WARPS, class... Sinks>
+ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARPS][2], const Sinks&... sinks) {
   constexpr int EACH = (DEPTH / 8 + 1) * 128, STATE = DEPTH / 8 * 128;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -87,11 +92,54 @@ ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARP
       share[w][r] = ex2_approx((state[r] - base) * scale);
       sum += state[2 + r] * share[w][r];
     }
+    if constexpr (sizeof...(Sinks) > 0) sum += (sink_term(sinks[r], base * scale) + ...);
     const f32 inverse = inverse_or_zero(sum);
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) share[w][r] *= inverse;
   }
 }
+
+// ---------------------------------------------------------------- parts of the keys, each with results of all ROWS queries
+// A part's state for a query: its largest score and the sum of its probabilities.
+typedef Vec<f32, 2> State;
+
+// The share of each of ``count`` parts in each query's result, and the state of the whole. ``unit`` brings scores to units
+// of log2. Each warp of a block takes some of the queries.
+template <int ROWS, int WARPS>
+ARCWELD_DEVICE void part_shares(const f32* states, int count, f32 unit, f32* share, f32* whole) {
+  const int lane = threadIdx.x % 32;
+  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
+    f32 best = -INFINITY, sum = 0.f;
+    for (int i = lane; i < count; i += 32) best = fmaxf(best, states[(i * ROWS + row) * 2]);
+    best = warp_reduce(best, OpMax());
+    const f32 base = best == -INFINITY ? 0.f : best;
+    for (int i = lane; i < count; i += 32) {
+      const State state = load_vec<2>(states + (i * ROWS + row) * 2);
+      const f32 factor = ex2_approx((state[0] - base) * unit);
+      share[i * ROWS + row] = factor;
+      sum += state[1] * factor;
+    }
+    sum = warp_reduce(sum, OpSum());
+    if (lane == 0) store_vec(whole + row * 2, State{{best, sum}});
+  }
+}
+// Columns e, e + 1, … of a query's result over all parts, in the order of the parts; not yet divided by the sum.
+template <int WIDTH, int ROWS, int PITCH>
+ARCWELD_DEVICE Vec<f32, WIDTH> merged(const f32* parts, const f32* share, int count, int row, int e) {
+  Vec<f32, WIDTH> sum = {};
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const Vec<f32, WIDTH> part = load_vec<WIDTH>(parts + (i * ROWS + row) * PITCH + e);
+    const f32 factor = share[i * ROWS + row];
+#pragma unroll
+    for (int lane = 0; lane < WIDTH; ++lane) sum[lane] += part[lane] * factor;
+  }
+  return sum;
+}
+
+// The lower, and the upper, 16 bits of two registers.
+ARCWELD_DEVICE u32 low_halves(u32 x, u32 y) { return (x & 0xffffu) | y << 16; }
+ARCWELD_DEVICE u32 high_halves(u32 x, u32 y) { return x >> 16 | (y & 0xffff0000u); }
 
 // ---------------------------------------------------------------- one warpgroup: wgmma on tiles that TMA has swizzled
 // The barriers at ``base``: of each warpgroup's queries, then of the stages of the two rings.

@@ -367,6 +367,8 @@ ARCWELD_DEVICE bf16 atomic_add(bf16* p, bf16 v) {
   } while (seen != old.bits);
   return old;
 }
+// Adds one; from ``last`` it goes to 0.
+ARCWELD_DEVICE u32 atomic_inc(u32* p, u32 last) { return atomicInc(p, last); }
 ARCWELD_DEVICE i32 atomic_max(i32* p, i32 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i32 atomic_min(i32* p, i32 v) { return atomicMin(p, v); }
 ARCWELD_DEVICE i64 atomic_max(i64* p, i64 v) { return atomicMax(p, v); }

@@ -301,12 +301,12 @@ def _pool_count(node: Node, outs: Sequence[Axis], size: Sequence[Dim], spatial: 
 
 
 def lower_attention(reader: RegionReader, node: Node) -> Hero:
-    """Attention: axes ``b h s t d dv``; loads ``q``, ``k``, ``v``, and ``mask`` where there is one.
+    """Attention: axes ``b h s t d dv``; loads ``q``, ``k``, ``v``, and ``mask`` and ``sink`` where there are such.
 
     With grouped-query attention, head h reads the keys and values of head ``h // (query heads / key heads)``.
     """
     q, k, v = (_operand(node, i) for i in range(3))
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    mask, sink = [*node.inputs, None, None][3:5]
     b, h, s, d = (axis(name, e) for name, e in zip("bhsd", q.shape))
     t, dv = axis("t", k.shape[2]), axis("dv", v.shape[3])
     group = dims.floordiv(h.index, dims.floordiv(q.shape[1], k.shape[1]))
@@ -320,10 +320,14 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
         full = (b.index, h.index, s.index, t.index)
         at = tuple(0 if e == 1 else c for c, e in zip(full[4 - mask.type.rank :], mask.shape))
         loads["mask"] = reader.read(mask, at)
+    if sink is not None:
+        loads["sink"] = reader.read(sink, (h.index,))
     causal = bool(node.attrs["is_causal"])
     attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": float_precision((q, k, v))}
     if mask is not None and mask.dtype is DType.BOOL and np.isfinite(node.attrs["fill"]):
         attrs["fill"] = float(node.attrs["fill"])
+    if node.attrs["softcap"]:
+        attrs["softcap"] = float(node.attrs["softcap"])
     axes: dict[str, tuple[Axis, ...]] = {"b": (b,), "h": (h,), "s": (s,), "t": (t,), "d": (d,), "dv": (dv,)}
     flops = dims.product(q.shape[:3]) * k.shape[2] * (d.extent + dv.extent) * 2
     return Hero(axes, loads, (b.index, h.index, s.index, dv.index), _accumulator(node), attrs, flops)

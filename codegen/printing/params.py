@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from arcweld.codegen.kernel import Kernel
+from arcweld.codegen.kernel import Buffer, Kernel
 from arcweld.compiler.dims import Dim, Sym, var
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
 
 _ORDER = (Pointer, Integer, TensorMap)  # in the struct
@@ -20,6 +21,8 @@ class Params:
         self.kernel = kernel
         self._members: dict[str, Parameter[Dim]] = {}
         self._ctypes: dict[str, str] = {}
+        self._workspace: list[Buffer] = []
+        self._counters: list[Buffer] = []
         for b in kernel.buffers:
             const = "" if b.written else "const "
             self._add(Pointer(b.name, b.name), f"{const}{b.dtype.cuda}*")
@@ -45,6 +48,20 @@ class Params:
     def member(self, name: str, value: Dim) -> str:
         """``scalar``, but a member even if it is constant: a loop count that the compiler must not unroll."""
         return self._add(Integer(name, value), "int")
+
+    def workspace(self, name: str, dtype: DType, *shape: Dim) -> str:
+        """An array of the kernel's own, which holds nothing before the launch and nothing after it."""
+        self._workspace.append(Buffer(name, dtype, shape, written=True))
+        return self._add(Pointer(name, name), f"{dtype.cuda}*")
+
+    def counters(self, name: str, *shape: Dim) -> str:
+        """An array of u32 of the kernel's own: zeros before each launch, which has to leave zeros."""
+        self._counters.append(Buffer(name, DType.U32, shape, written=True))
+        return self._add(Pointer(name, name), "u32*")
+
+    def own(self) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...]]:
+        """The arrays that ``workspace`` and ``counters`` have added."""
+        return tuple(self._workspace), tuple(self._counters)
 
     def tensor_map(self, view: TensorMap[Dim]) -> str:
         """A TMA descriptor."""

@@ -104,5 +104,5 @@ def render(
     entry = f"{kernel.stem}_{digest}"
     return KernelSource(
         entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero,
-        tuple((extent, round_) for extent, round_ in tiled if round_ and not isinstance(extent, int)),
+        tuple((extent, round_) for extent, round_ in tiled if round_ and not isinstance(extent, int)), *params.own(),
     )  # fmt: skip

@@ -367,7 +367,10 @@ void sim_atomic_access(const void* p, int bytes) {
   const void* pc = __builtin_return_address(0);
   if ((uintptr_t)p & (uintptr_t)(bytes - 1)) sim_fail("misaligned %d-byte atomic of address %p at %s", bytes, p, Where(pc).text);
   if (shared_offset(p) < kMaxShared) check_shared(p, bytes, Access::Atomic, sim_current->linear, pc);
-  else check_global_range(p, (size_t)bytes, true, pc);
+  else {
+    check_global_range(p, (size_t)bytes, true, pc);
+    blocks_atomic();
+  }
 }
 
 void sim_threadfence() {

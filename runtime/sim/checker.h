@@ -32,6 +32,7 @@ void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, 
 void blocks_launch_start(int count, const u64* triples);
 void blocks_block_start();
 void blocks_fence();
+void blocks_atomic();
 void blocks_access(const void* p, size_t bytes, bool write, const void* pc);
 
 // "file+offset" of a code address, which the Python side turns into file:line.

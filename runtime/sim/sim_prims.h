@@ -236,6 +236,7 @@ SIM_UNCHECKED static __attribute__((noinline)) T sim_atomic_add16(T* p, T v) {
 }
 ARCWELD_DEVICE f16 atomic_add(f16* p, f16 v) { return sim_atomic_add16(p, v); }
 ARCWELD_DEVICE bf16 atomic_add(bf16* p, bf16 v) { return sim_atomic_add16(p, v); }
+ARCWELD_DEVICE u32 atomic_inc(u32* p, u32 last) { return atomicInc(p, last); }
 ARCWELD_DEVICE i32 atomic_max(i32* p, i32 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i32 atomic_min(i32* p, i32 v) { return atomicMin(p, v); }
 ARCWELD_DEVICE i64 atomic_max(i64* p, i64 v) { return atomicMax(p, v); }

@@ -16,7 +16,7 @@ from arcweld.codegen.templates.attention.ffma import FfmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import unary, variable
+from arcweld.compiler.expr import cast, unary, variable
 
 F32, F16 = DType.F32, DType.F16
 
@@ -39,6 +39,8 @@ class Shape:
     offset: Dim = 0
     fused: bool = False
     fill: float = -np.inf
+    softcap: float = 0.0
+    sink: bool = False
 
     @property
     def width(self) -> int:
@@ -65,6 +67,10 @@ def attention_kernel(x: Shape) -> Kernel:
         mask = Buffer("in3", x.dtype if x.mask == "add" else DType.BOOL, shape)
         buffers.append(mask)
         loads["mask"] = at(mask, (b, t) if x.mask == "key" else (b, 0, s, t))
+    if x.sink:
+        sinks = Buffer("in5", F32, (x.h,))
+        buffers.append(sinks)
+        loads["sink"] = at(sinks, (h,)) if q.dtype is F32 else cast(at(sinks, (h,)), q.dtype)
     acc = variable("acc", q.dtype)
     result = unary("sqrt", acc * acc) if x.fused else acc
     shape_out: tuple[Dim, ...] = (x.b, x.h, x.s, x.width) if x.layout == "bhsd" else (x.b, x.s, x.h * x.width)
@@ -72,6 +78,8 @@ def attention_kernel(x: Shape) -> Kernel:
     where_to = (b, h, s, dv) if x.layout == "bhsd" else (b, s, h.index * x.width + dv.index)
     precision = {F16: "f16", DType.BF16: "bf16"}.get(x.dtype, "fp32")
     attrs: dict[str, Any] = {"scale": x.d**-0.5, "causal": x.causal, "precision": precision}
+    if x.softcap:
+        attrs["softcap"] = x.softcap
     if np.isfinite(x.fill):
         attrs["fill"] = x.fill
     if x.offset is not None:
@@ -121,6 +129,8 @@ def attend(x: Shape, i: Arrays, env: dict[str, int]) -> dict[str, np.ndarray]:
     k, v = np.repeat(k, x.groups, 1), np.repeat(v, x.groups, 1)
     q = q * f["in4"] if x.fused else q
     score = q @ k.swapaxes(-1, -2) * x.d**-0.5
+    if x.softcap:
+        score = x.softcap * np.tanh(score / x.softcap)
     if x.mask == "add":
         score = score + f["in3"]
     elif x.mask:
@@ -130,8 +140,12 @@ def attend(x: Shape, i: Arrays, env: dict[str, int]) -> dict[str, np.ndarray]:
         rows, cols = np.arange(score.shape[-2])[:, None], np.arange(score.shape[-1])
         score = np.where(cols <= rows + dims.evaluate(x.offset, env), score, -np.inf)
     best = score.max(-1, keepdims=True)
+    if x.sink:
+        best = np.maximum(best, f["in5"][:, None, None])
     weight = np.exp(score - np.where(np.isinf(best), 0, best))
     total = weight.sum(-1, keepdims=True)
+    if x.sink:
+        total = total + np.exp(f["in5"][:, None, None] - best)
     y = weight / np.where(total == 0, 1, total) @ v
     y = np.abs(y) if x.fused else y
     return {"out0": y if x.layout == "bhsd" else y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1)}
@@ -156,9 +170,15 @@ PROBLEMS: dict[str, Shape] = {
     "fused": Shape(s=20, t=20, d=32, fused=True, mask="key"),
     "one_query": Shape(s=1, t=75, d=64),
     "f64": Shape(s=10, t=12, d=16, dtype=DType.F64),
+    "capped": Shape(s=33, t=40, d=16, softcap=0.7),
+    "capped_and_masked": Shape(s=18, t=30, d=16, mask="bool", softcap=0.7),
+    "sink": Shape(b=2, h=3, s=20, t=41, d=16, sink=True),
+    "sink_and_bool_mask": Shape(s=18, t=30, d=16, mask="bool", sink=True, softcap=2.0),
+    "sink_and_add_mask": Shape(h=4, s=18, t=30, d=16, groups=2, mask="add", sink=True, causal=True, offset=5),
+    "f64_capped_with_sink": Shape(s=10, t=12, d=16, dtype=DType.F64, softcap=0.7, sink=True),
 }
 HALF: dict[str, Shape] = {
-    **{f"f16_{n}": replace(x, dtype=F16) for n, x in PROBLEMS.items() if n != "f64"},
+    **{f"f16_{n}": replace(x, dtype=F16) for n, x in PROBLEMS.items() if not n.startswith("f64")},
     **{f"bf16_{n}": replace(PROBLEMS[n], dtype=DType.BF16) for n in ("tails", "add_mask", "packed")},
     "f16_head_96": Shape(s=40, t=70, d=96, dtype=F16),
     "f16_head_80": Shape(s=20, t=70, d=80, dtype=F16, layout="packed", h=1),
@@ -167,6 +187,7 @@ DECODE = {
     "decode": Shape(b=2, h=3, s=1, t=150, d=64, dtype=F16),
     "decode_grouped": Shape(b=2, h=8, s=1, t=130, d=32, groups=4, dtype=F16, layout="bshd", mask="key"),
     "decode_few": Shape(h=4, s=3, t=90, d=32, groups=2, dtype=DType.BF16, causal=True, offset=87),
+    "decode_capped_with_sink": Shape(h=8, s=1, t=60, d=32, groups=4, dtype=F16, softcap=0.7, sink=True, mask="key"),
     "decode_grouped_causal_before": Shape(h=6, s=4, t=20, d=16, groups=3, dtype=F16, causal=True, offset=-2),
 }
 HALF["f16_head_80"] = replace(HALF["f16_head_80"], s=50, t=50)

@@ -31,6 +31,9 @@ SHAPES = {
     "key_mask": Shape(b=2, h=1, s=70, t=150, d=32, dtype=F16, mask="key"),
     "bool_mask": Shape(h=1, s=70, t=75, d=16, dtype=F16, mask="bool"),
     "filled": Shape(h=1, s=70, t=75, d=16, dtype=F16, mask="bool", fill=-1e9),
+    "capped": Shape(h=2, s=70, t=80, d=64, dtype=F16, softcap=0.7),
+    "sink": Shape(b=2, h=2, s=70, t=80, d=64, dtype=BF16, sink=True),
+    "capped_with_sink": Shape(h=2, s=70, t=80, d=32, dtype=F16, softcap=0.7, sink=True, mask="bool"),
     "add_mask": Shape(h=2, s=70, t=80, d=16, dtype=BF16, mask="add"),
 }
 

@@ -30,25 +30,26 @@ def run_kernel(
 ) -> dict[str, np.ndarray]:
     """Outputs of ``source``, by canonical buffer name, on the sim device or on ``device`` (which then gets ``cubin``).
 
-    ``text`` replaces the source (mutation tests).
+    ``text`` replaces the source (mutation tests). Counters must be zeros again after the launch.
     """
     env = dict(env or {})
     device = device or SimDevice(arch="sm_90a" if source.arch == "sm_90a" else "sm_80", checked=checked, seed=seed)
     memory, arrays = {}, {}
-    for b in kernel.buffers:
+    everything = (*kernel.buffers, *source.workspace, *source.counters)
+    for b in everything:
         shape = tuple(evaluate(d, env) for d in b.shape)
         if b.name in inputs:
             array = np.ascontiguousarray(np.asarray(inputs[b.name], b.dtype.numpy))
             assert array.shape == shape, f"{b.name}: {array.shape} given, kernel says {shape}"
         else:
             array = np.frombuffer(b"\xff" * (int(np.prod(shape)) * b.dtype.size), b.dtype.numpy).reshape(shape)
-        if b.name in source.zero:
+        if b.name in source.zero or b in source.counters:
             array = np.zeros_like(array)
         memory[b.name], arrays[b.name] = device.allocate(max(1, array.nbytes)), array
         device.upload(memory[b.name].address, array)
     image = KernelImage(source.entry, source.entry, text or source.source, cubin, None)
     handle = device.load_kernel(image, source.shared_bytes)
-    buffers = tuple((memory[b.name].address, arrays[b.name].nbytes, b.written) for b in kernel.buffers)
+    buffers = tuple((memory[b.name].address, arrays[b.name].nbytes, b.written) for b in everything)
     grid = tuple(evaluate(g, env) for g in source.grid)
     spec = LaunchSpec(
         source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster,
@@ -57,12 +58,14 @@ def run_kernel(
     device.launch(device.prepare(spec))
     device.synchronize()
     out = {}
-    for b in kernel.buffers:
+    for b in everything:
         if b.written:
             got = np.empty(arrays[b.name].shape, b.dtype.numpy)
             device.download(got, memory[b.name].address)
             out[b.name] = got
-    return out
+    for b in source.counters:
+        assert not out[b.name].any(), f"{b.name} is not zeros after the launch"
+    return {b.name: out[b.name] for b in kernel.buffers if b.written}
 
 
 def packed(

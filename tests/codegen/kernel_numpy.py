@@ -135,15 +135,22 @@ def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str,
     b, h, s, t, d, dv = (kernel.axes[r] for r in ("b", "h", "s", "t", "d", "dv"))
     q, k = (Points((*b, *h, *s, *t, *d), buffers, env).value(kernel.loads[r]).astype(np.float64) for r in "qk")
     score = (q * k).sum(-1) * kernel.attrs["scale"]
+    if cap := kernel.attrs.get("softcap"):
+        score = cap * np.tanh(score / cap)
     at = Points((*b, *h, *s, *t), buffers, env)
     if kernel.attrs["causal"]:
         score = np.where(at.at[t[0].sym.name] > at.at[s[0].sym.name], -np.inf, score)
     if "mask" in kernel.loads:
         mask = at.value(kernel.loads["mask"])
-        score = np.where(mask, score, -np.inf) if mask.dtype == np.bool_ else score + mask
+        score = np.where(mask, score, kernel.attrs.get("fill", -np.inf)) if mask.dtype == np.bool_ else score + mask
     top = score.max(-1, keepdims=True, initial=-np.inf)
+    if "sink" in kernel.loads:
+        extra = Points((*b, *h, *s), buffers, env).value(kernel.loads["sink"]).astype(np.float64)[..., None]
+        top = np.maximum(top, extra)
     weight = np.exp(score - np.where(np.isfinite(top), top, 0))
     total = weight.sum(-1, keepdims=True)
+    if "sink" in kernel.loads:
+        total = total + np.exp(extra - top)
     share = np.divide(weight, total, out=np.zeros_like(weight), where=total != 0)
     v = Points((*b, *h, *s, *t, *dv), buffers, env).value(kernel.loads["v"]).astype(np.float64)
     acc = (share[..., None] * v).sum(3).astype(np.float32)

@@ -68,7 +68,7 @@ def test_case_compiles(case: Case) -> None:
 
 
 @pytest.mark.parametrize("tactic", SPREADS, ids=str)
-@pytest.mark.parametrize("name", ["tails", "causal", "bool_mask", "packed"])
+@pytest.mark.parametrize("name", ["tails", "causal", "bool_mask", "packed", "capped_and_masked", "sink_and_add_mask"])
 def test_every_spread_agrees(name: str, tactic: Any) -> None:
     dtype = DType.F16 if isinstance(tactic, MmaTactic) else DType.F32
     check(Shape(**{**vars(PROBLEMS[name]), "dtype": dtype}), tactic, seed=1)

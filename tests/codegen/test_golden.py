@@ -195,14 +195,21 @@ output %y
     "attention_causal_f16": ("sm_80", """input %x: f16[n, 12, s, 64]
 input %k: f16[n, 12, s, 64]
 input %v: f16[n, 12, s, 64]
-%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1, fill=float(-inf)) @ 'y'
+%y: f16[n, 12, s, 64] = Attention(%x, %k, %v, scale=0.125, is_causal=1, fill=float(-inf), softcap=0.0) @ 'y'
 output %y
 """),
     "attention_masked_f32": ("sm_80", """input %x: f32[n, 4, s, 32]
 input %k: f32[n, 2, s, 32]
 input %v: f32[n, 2, s, 32]
 input %m: bool[n, 1, 1, s]
-%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf)) @ 'y'
+%y: f32[n, 4, s, 32] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf), softcap=0.0) @ 'y'
+output %y
+"""),
+    "attention_decode_bf16": ("sm_80", """input %x: bf16[1, 32, 1, 64]
+input %k: bf16[1, 8, 4096, 64]
+input %v: bf16[1, 8, 4096, 64]
+input %m: bool[1, 1, 1, 4096]
+%y: bf16[1, 32, 1, 64] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf), softcap=0.0) @ 'y'
 output %y
 """),
 }  # fmt: skip

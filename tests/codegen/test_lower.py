@@ -153,7 +153,7 @@ HEADS = """symbol S(lo=2, hi=64)
 input %q: f32[1, 2, 3, {d}]
 input %k: f32[1, 2, 4, {d}]
 input %v: f32[1, 2, 4, {e}]
-%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'a'
+%a: f32[1, 2, 3, {e}] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf), softcap=0.0) @ 'a'
 output %a
 """
 
@@ -163,6 +163,21 @@ def test_heads_that_no_template_takes_are_decomposed(d: str, e: str, fused: int)
     graph = graph_of(HEADS.format(d=d, e=e))
     assert sum(p.bound.kernel.template == "attention" for p in built(graph).planned) == fused
     check_by_numpy(graph)
+
+
+@pytest.mark.parametrize("mask", ["_", "%m"])
+def test_caps_and_sinks(mask: str) -> None:
+    check_by_numpy(
+        graph_of(f"""symbol S(lo=2, hi=64)
+input %q: f32[1, 4, 2, 8]
+input %k: f32[1, 2, S, 8]
+input %v: f32[1, 2, S, 8]
+input %m: bool[1, 1, 2, S]
+input %s: f32[4]
+%a: f32[1, 4, 2, 8] = Attention(%q, %k, %v, {mask}, %s, scale=0.5, is_causal=0, fill=-2.0, softcap=0.7) @ 'a'
+output %a
+""")
+    )
 
 
 SCATTER = """symbol S(lo=2, hi=64)
@@ -275,7 +290,7 @@ def test_attention_to_no_keys_is_zero(keys: int) -> None:
 input %q: f32[1, 2, 3, 4]
 input %k: f32[1, 2, T, 4]
 input %v: f32[1, 2, T, 8]
-%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf)) @ 'y'
+%y: f32[1, 2, 3, 8] = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf), softcap=0.0) @ 'y'
 output %y
 """)
     feeds = feeds_of(graph, {"T": keys})

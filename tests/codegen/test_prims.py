@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   d[2] += tanh_approx(lo) + ex2_approx(hi) + __uint_as_float(f32_to_tf32(lo)) + INFINITY + NAN;
   atomic_add(p.out, lo); atomic_add((f64*)p.out, 1.0); atomic_add((i32*)p.out, 1); atomic_add((u32*)p.out, 1u);
   atomic_add((i64*)p.out, (i64)1); atomic_add((f16*)p.out, cvt<f16>(1)); atomic_add((bf16*)p.out, cvt<bf16>(1));
-  atomic_max((i32*)p.out, 1); atomic_min((i32*)p.out, 1);
+  atomic_max((i32*)p.out, 1); atomic_min((i32*)p.out, 1); atomic_inc((u32*)p.out, 3u);
   atomic_max((i64*)p.out, (i64)1); atomic_min((i64*)p.out, (i64)1);
   atomic_max(p.out, hi); atomic_min(p.out, hi);
   HOPPER

@@ -25,7 +25,7 @@ def test_keys_of_one_group_are_shared() -> None:
         output %y
     """
     after = check(text, attention, cleanup)
-    assert body(after) == "%y = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf))\noutput %y"
+    assert body(after) == "%y = Attention(%q, %k, %v, scale=0.5, is_causal=0, fill=float(-inf), softcap=0.0)\noutput %y"
 
 
 def test_keys_repeated_over_the_batch_stay_repeated() -> None:
@@ -60,7 +60,7 @@ def test_repeated_keys_are_shared() -> None:
         %y = MatMul(%p, %v3)
         output %y
     """
-    expected = "%y = Attention(%q, %k, %v, scale=1.0, is_causal=0, fill=float(-inf))\noutput %y"
+    expected = "%y = Attention(%q, %k, %v, scale=1.0, is_causal=0, fill=float(-inf), softcap=0.0)\noutput %y"
     assert body(check(text, attention, cleanup)) == expected
 
 

@@ -221,7 +221,7 @@ def test_a_causal_mask_of_an_attention_node_goes() -> None:
         %y = Attention(%q, %q, %q, %m, scale=0.5)
         output %y
     """  # noqa: E501
-    expected = "%y = Attention(%q, %q, %q, scale=0.5, is_causal=1, fill=float(-inf))\noutput %y"
+    expected = "%y = Attention(%q, %q, %q, scale=0.5, is_causal=1, fill=float(-inf), softcap=0.0)\noutput %y"
     assert body(check(text, attention)) == expected
 
 

@@ -83,7 +83,8 @@ def launch_facts(s: KernelSource) -> tuple[str, ...]:
         f"arch {s.arch}", f"grid {' | '.join(to_text(d) for d in s.grid)}", f"block {s.block}",
         f"shared {s.shared_bytes}", f"cluster {s.cluster}", f"pdl {s.pdl}", f"zero {s.zero}",
     ]  # fmt: skip
-    return (*facts, *(_parameter(p) for p in s.params))
+    own = [f"{b.name} {b.dtype.value} {[to_text(d) for d in b.shape]}" for b in (*s.workspace, *s.counters)]
+    return (*facts, *own, *(_parameter(p) for p in s.params))
 
 
 def _parameter(p: Parameter[Dim]) -> str:

@@ -110,6 +110,68 @@ def chain_reference(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return y, y.sum()
 
 
+# total = the sum of x, whose blocks leave partial sums in a workspace of their own; the last one to count adds them up.
+PARTIAL_SUMS = """#include "prims.cuh"
+struct Params { const f32* x; f32* total; f32* partial; u32* count; i32 n; };
+extern "C" __global__ void __launch_bounds__(32) partial_sums(const __grid_constant__ Params p) {
+  DYN_SHARED(u32, last);
+  pdl_wait();
+  if (threadIdx.x == 0) {
+    f32 sum = 0.f;
+    for (int i = 32 * blockIdx.x; i < p.n && i < 32 * (int)blockIdx.x + 32; ++i) {
+      if (p.x[i] == 1e9f) *reinterpret_cast<volatile int*>(8) = 0;  // an access that the simulator refuses
+      sum += p.x[i];
+    }
+    p.partial[blockIdx.x] = sum;
+    threadfence();
+    last[0] = atomic_inc(p.count, gridDim.x - 1);
+    threadfence();
+    if (last[0] == gridDim.x - 1) {
+      f32 total = 0.f;
+      for (u32 b = 0; b < gridDim.x; ++b) total += p.partial[b];
+      *p.total = total;
+    }
+  }
+}
+EXPORT_KERNEL(partial_sums)
+"""
+
+
+def partial_sums() -> EngineData:
+    """``total = sum(x) + sum(2 x)`` by two launches of a kernel with a workspace and a counter, and one that adds."""
+    blocks = "floordiv(n + 31, 32)"
+
+    def launch(name: str, x: str, total: str) -> Launch:
+        params = (
+            Pointer("x", x), Pointer("total", total), Pointer("partial", f"{name}.partial"),
+            Pointer("count", f"{name}.count"), Integer("n", "n"),
+        )  # fmt: skip
+        variant = Variant(
+            "sm_80", "partial_sums", "partial_sums", (blocks, "1", "1"), (32, 1, 1), 16, params,
+            workspace=(Tensor(f"{name}.partial", "f32", (blocks,)),), counters=(Tensor(f"{name}.count", "u32", ()),),
+        )  # fmt: skip
+        return Launch(name, "reduce", (variant,), (x,), (total,))
+
+    program = Program(
+        schema=SCHEMA,
+        name="partial_sums",
+        symbols=(Symbol("n", 1, 4096),),
+        inputs=(Tensor("x", "f32", ("n",)),),
+        outputs=(Tensor("once", "f32", ("1",)), Tensor("total", "f32", ("1",))),
+        weights=(WeightEntry("zero", "f32", (1,)),),
+        temps=(Tensor("twice", "f32", ("n",)), Tensor("doubled", "f32", ("1",))),
+        aliases=(),
+        launches=(
+            launch("first", "x", "once"),
+            scale_add("double", "x", "zero", "twice", 2.0, "n", "1"),
+            launch("second", "twice", "doubled"),
+            scale_add("sum", "doubled", "once", "total", 1.0, "1", "1"),
+        ),
+    )
+    sources = {"partial_sums": PARTIAL_SUMS, "scale_add": SCALE_ADD}
+    return EngineData(program, sources, {"zero": np.zeros(1, np.float32)})
+
+
 # Each block brings one 8 x 32 tile of x into shared memory by TMA (128-byte swizzle) and writes it out
 # transposed.
 TILES = """#include "prims.cuh"

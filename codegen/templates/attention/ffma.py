@@ -124,7 +124,7 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
         tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
         transfers=transfers, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         # with a mask, scores stay as they are: in units of log2 those around -10000 would be rounded more
-        natural=natural, scale=repr(a.scale if natural else a.scale * LOG2E), log2e=repr(LOG2E),
+        natural=natural, scale=repr(a.scale if natural else a.scale * LOG2E), log2e=repr(LOG2E), log2e_value=LOG2E,
         excluded=a.fill_text(), tiles=scalar("query_tiles", tiles),
         heads=scalar("head_count", a.h.extent), queries=scalar("query_count", a.s.extent),
         keys=scalar("key_count", a.t.extent), offset=scalar("causal_offset", a.causal_offset),

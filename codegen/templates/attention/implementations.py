@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from arcweld.codegen.kernel import Kernel
 from arcweld.codegen.printing.nest import most
-from arcweld.codegen.templates.attention import ffma, mma, wgmma
+from arcweld.codegen.templates.attention import ffma, mma, split, wgmma
 from arcweld.codegen.templates.attention.parts import parts, unsupported
 from arcweld.codegen.templates.card import SMS
 from arcweld.codegen.templates.implementation import Implementation
@@ -29,6 +29,7 @@ def _supports(own: Callable[[Kernel, str], str | None]) -> Callable[[Kernel, str
 
 
 IMPLEMENTATIONS = (
+    Implementation("split", "sm_80", split.render_split, split.tactics, _supports(split.supports), split.defers),
     Implementation(
         "wgmma", wgmma.ARCH, wgmma.render_wgmma, wgmma.tactics, _supports(wgmma.supports),
         defers=lambda kernel: not _fills_the_card(kernel),

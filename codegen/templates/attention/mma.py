@@ -137,7 +137,7 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
         tiled=(*overlapping(a.s.extent, space.rows), (a.t.extent, tactic.keys * tactic.key_warps * tactic.stages)),
         a=a, tactic=tactic, layout=space, hooks=printed,
         transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
-        excluded=a.fill_text(LOG2E), fold=a.mask_kind == "none" and a.scale > 0, group=_group(space.value_depth // 8),
+        excluded=a.fill_text(LOG2E), unit=LOG2E, fold=a.folds, group=_group(space.value_depth // 8),
         tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),
         queries=scalar("query_count", a.s.extent), keys=scalar("key_count", a.t.extent),
         offset=scalar("causal_offset", a.causal_offset),

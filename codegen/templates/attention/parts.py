@@ -3,10 +3,11 @@
 Roles: axes ``b h s t d dv``, one each: batch, head, query, key, head size of q and k, head size of v. Loads ``q`` over
 b h s d, ``k`` over b h t d, ``v`` over b h t dv, and possibly ``mask`` over b h s t: floats are added to the scores, of
 bools true means that the query attends to the key, false that the score is ``fill``. Stores over b h s dv with the
-variable ``acc``.
+variable ``acc``. Possibly a load ``sink`` over h: the score of one more key, whose value is 0.
 
-Attributes: ``scale``; ``causal`` (query i attends to keys j <= i + ``causal_offset``, which is 0 if absent);
-``precision``; ``fill`` (minus infinity if absent). A query that attends to no key gives zeros.
+Attributes: ``scale``; ``softcap`` (scores become ``softcap * tanh(score / softcap)`` before the mask; 0 if absent);
+``causal`` (query i attends to keys j <= i + ``causal_offset``, which is 0 if absent); ``precision``; ``fill`` (minus
+infinity if absent). A query that attends to no key gives zeros.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Attention:
     causal: bool
     causal_offset: Dim
     period: int
+    softcap: float
+    sink: Expr | None
 
     @property
     def size(self) -> int:
@@ -85,6 +88,24 @@ class Attention:
         return literal(const(max(self.fill * unit, least), self.ctype))
 
     @property
+    def folds(self) -> bool:
+        """True if the softmax can scale raw scores itself."""
+        return self.mask_kind == "none" and self.scale > 0 and not self.softcap
+
+    def scaled(self, score: str, unit: float, fast: bool = False) -> str:
+        """C text of the raw score ``score`` times the scale and ``unit``, capped before that if there is a cap.
+
+        ``fast``: by approximate functions, for scores of operands of 16 bits.
+        """
+        if not self.softcap:
+            return f"{score} * {self.scale * unit!r}f"
+        factor, cap = self.scale / self.softcap, self.softcap * unit
+        if fast:
+            return f"soft_capped({score} * {2 * factor * LOG2E!r}f, {cap!r}f)"
+        t = self.ctype.cuda
+        return f"{t}({cap!r}) * {'tanh' if self.ctype is DType.F64 else 'tanhf'}({score} * {t}({factor!r}))"
+
+    @property
     def mask_rows(self) -> bool:
         """True if the mask differs between queries."""
         return self.mask is not None and mentions(self.mask, self.s.sym)
@@ -98,7 +119,10 @@ def parts(kernel: Kernel) -> Attention:
     attrs = kernel.attrs
     scale, causal, offset = float(attrs["scale"]), bool(attrs["causal"]), attrs.get("causal_offset", 0)
     fill = attrs.get("fill", -math.inf)
-    return Attention(kernel, b, h, s, t, d, dv, mask, kind, scale, fill, causal, offset, attrs.get("period", 0))
+    return Attention(
+        kernel, b, h, s, t, d, dv, mask, kind, scale, fill, causal, offset, attrs.get("period", 0),
+        attrs.get("softcap", 0.0), kernel.loads.get("sink"),
+    )  # fmt: skip
 
 
 def grouped(kernel: Kernel) -> Kernel | None:
@@ -110,6 +134,8 @@ def grouped(kernel: Kernel) -> Kernel | None:
     h, s = kernel.axes["h"][0], kernel.axes["s"][0]
     shared = shared_heads(kernel, "k")
     group = None if shared is None else shared.b
+    if not any(mentions(kernel.loads[role], h.sym) for role in ("k", "v")) and h.extent != 1:
+        group = h.extent  # all heads share one
     if not isinstance(group, int) or not isinstance(s.extent, int) or not isinstance(h.extent, int) or h.extent % group:
         return None
     head, row = axis("h", h.extent // group), axis("s", group * s.extent)
@@ -142,6 +168,9 @@ def unsupported(kernel: Kernel) -> str | None:
     kinds = {kernel.loads[r].dtype for r in ("q", "k", "v")}
     if len(kinds) > 1 or not kinds <= {DType.F32, DType.F64}:
         return f"q, k and v are computed in {', '.join(sorted(k.value for k in kinds))}"
+    sink = kernel.loads.get("sink")
+    if sink is not None and sink.dtype not in kinds:
+        return f"the sink is {sink.dtype.value}, not of the scores' type"
     mask = kernel.loads.get("mask")
     if mask is not None and mask.dtype is not DType.BOOL and mask.dtype not in kinds:
         return f"the mask is {mask.dtype.value}: neither bool nor of the scores' type"
@@ -164,8 +193,8 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
     """The hooks of an implementation.
 
     ``load_q(p, b, h, s, d, out)``, ``load_k(p, b, h, t, d, out)``, ``load_v(p, b, h, t, e, out)``,
-    ``load_mask(p, b, h, s, t, out)`` and ``store_out(p, b, h, s, e, acc)``. ``widest`` says which of them are wanted,
-    and the most lanes of each.
+    ``load_mask(p, b, h, s, t, out)``, ``load_sink(p, b, h, s, out)`` and ``store_out(p, b, h, s, e, acc)``. ``widest``
+    says which of them are wanted, and the most lanes of each. Only a kernel with a sink has a hook for it.
     """
     lead = [("b", a.b.sym), ("h", a.h.sym)]
     spans = {
@@ -183,6 +212,8 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
         width[role] = min(vector_width(a.kernel, lane.extent, [e], (), lane.sym), widest[role])
         args = [*lead, (row, row_axis.sym), (col, lane.sym)]
         functions.append(hooks.load(f"load_{role}", e, args, lane=lane.sym, width=width[role]))
+    if a.sink is not None:
+        functions.append(hooks.load("load_sink", a.sink, [*lead, ("s", a.s.sym)]))
     values = [s.value for s in a.kernel.stores]
     out = min(vector_width(a.kernel, a.dv.extent, values, a.kernel.stores, a.dv.sym), widest["out"])
     args = [*lead, ("s", a.s.sym), ("e", a.dv.sym)]

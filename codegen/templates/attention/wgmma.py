@@ -237,7 +237,7 @@ def render_wgmma(kernel: Kernel, tactic: AttentionWgmmaTactic, arch: str) -> Ker
         ),
         a=a, t=tactic, layout=space, hooks=printed, maps=maps,
         T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E), excluded=a.fill_text(LOG2E),
-        fold=a.mask_kind == "none",
+        unit=LOG2E, fold=a.folds,
         wgmma_ns=tuple(sorted({tactic.keys, space.value_depth})), tiles=scalar("tile_count", tiles),
         row_tiles=scalar("query_tiles", rows), all_heads=scalar("all_heads", a.heads),
         section=CAUSAL_HEADS if a.causal else 1, heads=scalar("head_count", a.h.extent),

@@ -51,10 +51,11 @@ def _attention(c: NodeContext) -> Result:
     mask = _mask(c, q, k, past, causal and not plain)
     head = c.concrete(q.shape[3], "the head size")
     scale = c.float_attr("scale", 1.0 / math.sqrt(head) if head else 1.0)
-    if c.float_attr("softcap", 0.0) or (len(c.used) > 3 and c.used[3]):
-        y, scores = in_pieces(c, q, k, v, mask, scale, plain)
+    cap = abs(c.float_attr("softcap", 0.0))
+    if len(c.used) > 3 and c.used[3]:
+        y, scores = _in_pieces(c, q, k, v, mask, scale, plain, cap)
     else:
-        y, scores = c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain)), None
+        y, scores = c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain), softcap=cap), None
     return [join_heads(c, y) if rank == 3 else y, k, v, scores]
 
 
@@ -120,18 +121,13 @@ def all_of(c: NodeContext, terms: Sequence[Value]) -> Value | None:
     return out
 
 
-def in_pieces(
-    c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool,
-    sink: Value | None = None,
+def _in_pieces(
+    c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool, cap: float
 ) -> tuple[Value, Value]:  # fmt: skip
-    """Attention as separate operators, for soft-capped scores, for a sink, or where the scores are an output.
-
-    A sink ``[H or 1]`` is the score of one more key of each head, whose value is 0.
-    """
+    """Attention as separate operators, where the scores are an output."""
     k, v = (_repeated(c, x, q.shape[1]) for x in (k, v))
     scores = c.scale(c.emit("MatMul", q, c.transpose(k, (0, 1, 3, 2))), scale)
     shown = [scores]
-    cap = c.float_attr("softcap", 0.0)
     if cap:
         scores = c.scale(c.emit("Tanh", c.scale(scores, 1.0 / cap)), cap)
     shown.append(scores)
@@ -139,12 +135,7 @@ def in_pieces(
     shown.append(scores)
     if c.int_attr("softmax_precision"):
         scores = c.cast(scores, element_type(c.int_attr("softmax_precision")))
-    if sink is None:
-        weights = c.cast(c.emit("Softmax", scores, axis=3), q.dtype)
-    else:
-        column = c.expand(c.reshape(c.cast(sink, scores.dtype), (1, sink.shape[0], 1, 1)), (*scores.shape[:3], 1))
-        weights = c.emit("Softmax", c.emit("Concat", scores, column, axis=3), axis=3)
-        weights = c.cast(c.slice(weights, 3, 0, scores.shape[3]), q.dtype)
+    weights = c.cast(c.emit("Softmax", scores, axis=3), q.dtype)
     # a query that attends no key gives zeros
     weights = c.emit("Where", c.emit("IsNaN", weights), c.const(0.0, q.dtype), weights)
     shown.append(weights)

@@ -13,7 +13,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.handlers.attention import all_of, in_pieces, join_heads, lengthened, rotary, split_heads
+from arcweld.compiler.onnx.handlers.attention import all_of, join_heads, lengthened, rotary, split_heads
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
 from arcweld.compiler.onnx.handlers.movement import write_run
 
@@ -40,11 +40,9 @@ def _group_query(c: NodeContext) -> Result:
     plain = first is None and not c.has(10) and _causal(c) and _window(c) == 0
     mask = None if plain else _group_query_mask(c, lengths, first, new, used)
     scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(c.concrete(head, "the head size"))
-    sink = _sink(c, q.dtype)
-    if sink is not None or c.float_attr("softcap", 0.0):
-        y = in_pieces(c, q, keys, values, mask, scale, plain, sink)[0]
-    else:
-        y = c.emit("Attention", q, keys, values, mask, scale=scale, is_causal=int(plain))
+    cap, sink = abs(c.float_attr("softcap", 0.0)), _sink(c, q)
+    operands = (q, keys, values, mask) if sink is None else (q, keys, values, mask, sink)
+    y = c.emit("Attention", *operands, scale=scale, is_causal=int(plain), softcap=cap)
     return [join_heads(c, y), k, v]
 
 
@@ -178,12 +176,12 @@ def _limited(c: NodeContext, bias: Value, allowed: Value, keys: Dim) -> Value:
     return c.emit("Where", allowed, bias, c.const(-math.inf, bias.dtype))
 
 
-def _sink(c: NodeContext, dtype: DType) -> Value | None:
+def _sink(c: NodeContext, q: Value) -> Value | None:
     """The scores that belong to no key: one of each head, or 0 for a smooth softmax."""
     if c.has(11):
         c.needs_rank(11, 1, 1)
-        return c.value(11)
-    return c.const([0.0], dtype) if c.int_attr("smooth_softmax") else None
+        return c.expand(c.cast(c.value(11), q.dtype), (q.shape[1],))
+    return c.expand(c.const([0.0], q.dtype), (q.shape[1],)) if c.int_attr("smooth_softmax") else None
 
 
 # ---------------------------------------------------------------------------------------------- MultiHeadAttention

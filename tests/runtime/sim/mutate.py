@@ -21,6 +21,8 @@ _CALLS = (
     r"wgmma_wait<[^<>;]*>\(\)",
     r"tma_store_wait(?:_read)?<[^<>;]*>\(\)",
     r"fence_proxy_async\(\)",
+    r"threadfence\(\)",
+    r"\*\w+ = atomic_inc\([^;]*\)",
 )
 _TRAP = "*reinterpret_cast<volatile int*>(8) = 0;"  # noticed wherever it is reached
 _STATEMENT = re.compile(rf"(?<![\w.])(?:{'|'.join(_CALLS)});")

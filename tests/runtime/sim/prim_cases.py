@@ -340,6 +340,11 @@ def atomic_cases() -> list[PrimCase]:
             [In(extremes), In(with_nan), In(whole), zeros(4), zeros(2, dtype=np.int64), zeros(2, dtype=np.int32)],
             limits, 256,
         ),
+        PrimCase(
+            "atomic_wraps", "u32* counter; u32* seen;", "atomic_add(p.seen + atomic_inc(p.counter, 6u), 1u);",
+            [zeros(1, dtype=np.uint32), zeros(8, dtype=np.uint32)],
+            [np.array([64 % 7], np.uint32), np.array([10] + [9] * 6 + [0], np.uint32)], 64,
+        ),
     ]  # fmt: skip
 
 

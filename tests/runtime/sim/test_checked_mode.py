@@ -349,7 +349,7 @@ LAST_BLOCK = """
   __syncthreads();
   if (s[0] != 0.0f) {
     threadfence();
-    p.x[t] = p.y[t] + p.y[t + 32] + p.y[t + 64] + p.y[t + 96];
+    p.y[t] = p.y[t] + p.y[t + 32] + p.y[t + 64] + p.y[t + 96];
   }"""
 
 
@@ -358,7 +358,9 @@ LAST_BLOCK = """
     [
         ("p.y[i] = p.x[i]; p.y[i] += 1.0f;", None),
         ("p.x[i] += 1.0f; atomic_add(p.y, p.x[i]);", None),
-        (LAST_BLOCK.replace("p.x[t] = ", "p.y[t] = "), None),
+        (LAST_BLOCK, None),
+        (LAST_BLOCK.replace("threadfence();", "", 1), "block number 3 reads .* what block number 0 .* has written"),
+        ("".join(LAST_BLOCK.rsplit("threadfence();", 1)), "block number 3 reads .* what block number 0 .* has written"),
         ("p.y[i] = p.x[i] + (i >= 32 ? p.y[i - 32] : 0.0f);", "block number 1 reads at blocks.cu:6 what block"),
         ("p.x[i] = p.x[(i + 32) % 128];", "block number 1 writes at blocks.cu:6 what block number 0 .* has read"),
     ],
