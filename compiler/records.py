@@ -4,7 +4,7 @@ A record is a list of steps, each (name, arguments), that work on a stack of arr
 
     ("source", (name, type))         push the model's weight of that name, such as "f32[64, 3]"
     ("constant", (type, values))     push an array written out, such as ("f32[2]", "(0.5, 1.0)")
-    (operator, (n, attributes))      replace the n topmost arrays by the registered operator's result
+    (operator, (n, attributes))      replace the n topmost arrays by the registered operator's result (n is 0 for Range)
 
 ``weights.py`` writes and replays records with the operator registry. This module needs no registry, so the runtime can
 import it.

@@ -23,6 +23,7 @@ from arcweld.compiler.text import literal_text, parse_fields, parse_literal, par
 # Elements of a constant that a record writes out; a larger one is a source, even without a name in the model.
 # A scalar is always written out, as kernels hold its value as a literal.
 INLINE_LIMIT = 64
+_GENERATED = frozenset({"Range"})  # operators without operands whose result is recorded as a step, not as a source
 
 # Bounds of what is computed of constants while compiling. Without them a chain of a few nodes that double their operand
 # would take all memory: Concat(c, c) its elements, Add(c, c) the steps of its record.
@@ -77,9 +78,11 @@ def evaluate(op: str, operands: Sequence[tuple[str, Weight]], attrs: Mapping[str
             give_back(w.data)
     steps = [step for name, w in operands for step in record(name, w)]
     text = ", ".join(f"{k}={literal_text(v)}" for k, v in attrs.items())
-    if not any(step == "source" for step, _ in steps):
+    steps.append((op, (len(operands), text)))
+    counts = (op in _GENERATED and data.size > INLINE_LIMIT) or any(step in _GENERATED for step, _ in steps[:-1])
+    if not counts and not any(step == "source" for step, _ in steps):
         return Weight(data)
-    transform = (*steps, (op, (len(operands), text)))
+    transform = tuple(steps)
     named = sources(Weight(data, "", transform))
     return Weight(data, named[0] if len(named) == 1 else "", transform)
 
@@ -107,10 +110,10 @@ def replay(transform: Transform, arrays: Mapping[str, np.ndarray]) -> np.ndarray
             stack.append(_constant(*args))
         else:
             count, text = args
-            if not 0 < count <= len(stack):
+            if not 0 <= count <= len(stack) or (count == 0) != (step in _GENERATED):
                 raise ModelError("a weight's record is damaged", node=step)
             attrs = check_attrs(opdef(step), parse_fields(text), step)
-            operands, stack = stack[-count:], stack[:-count]
+            operands, stack = stack[len(stack) - count :], stack[: len(stack) - count]
             stack.append(opdef(step).reference(operands, attrs)[0])
     if len(stack) != 1:
         raise ModelError("a weight's record is damaged: it does not leave one array")

@@ -25,6 +25,7 @@ from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
+from arcweld.passes.positions import positions
 from arcweld.passes.precision import precision
 from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
@@ -79,7 +80,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # behind all passes that look at whole sums and concatenations, and behind the casts of precision
     Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
-    # last of all rewrites: folding must not undo it
+    # last of all rewrites: folding must not undo them
+    Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
     Pass("cse", cse, "compute equal values once"),
     Pass("dce", dce, "drop what no output needs"),

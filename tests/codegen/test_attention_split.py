@@ -13,11 +13,13 @@ from harness import assert_compiles, render_with, run_kernel
 from kernel_cases import Case, assert_close, matches
 from mutate import mutations, survivors
 
+from arcweld.codegen.kernel import Buffer, Kernel
 from arcweld.codegen.templates.attention import split
 from arcweld.codegen.templates.attention.split import SplitTactic
 from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import evaluate, symbol
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.expr import binary, const, index, load, where
 
 F32, F16, BF16 = DType.F32, DType.F16, DType.BF16
 CASES = cases_attention_split.cases()
@@ -86,6 +88,52 @@ def test_without_keys_the_result_is_zeros() -> None:
     assert evaluate(source.grid[0], {"t": 0}) > 2
     got = run_kernel(source, kernel, inputs(x, np.random.default_rng(0), {"t": 0}), {"t": 0})
     assert not got["out0"].any()
+
+
+def at_positions(x: Shape, form: str) -> Kernel:
+    """``x`` with a mask that compares keys with positions ``in6[s]``; ``form``: how it is written."""
+    kernel = attention_kernel(x)
+    keys, position = kernel.axes["t"][0], Buffer("in6", DType.I64, (x.s,))
+    key, limit = index(keys.index), load("in6", DType.I64, (kernel.axes["s"][0].index,))
+    seen = {
+        "until": binary("le", key, limit),
+        "before": binary("gt", binary("add", limit, const(1, DType.I64)), key),
+        "window": binary(
+            "and", binary("le", key, limit), binary("lt", binary("sub", limit, key), const(40, DType.I64))
+        ),
+        "added": binary("le", key, limit),
+    }[form]
+    low = const(float(np.finfo(np.float32).min), F32)
+    mask = where(seen, const(0.0, F32), low) if form == "added" else seen
+    buffers = (*kernel.buffers[:-1], position, kernel.buffers[-1])
+    return replace(kernel, loads={**kernel.loads, "mask": mask}, buffers=buffers)
+
+
+@pytest.mark.parametrize("dtype", [F16, F32])
+@pytest.mark.parametrize("form", ["until", "before", "window", "added"])
+@pytest.mark.parametrize("last", [0, 30, 149, 299])
+def test_keys_after_the_position_are_not_read(form: str, last: int, dtype: DType) -> None:
+    """They are NaN, which would spread through any product."""
+    x = Shape(h=4, s=2, t=300, d=32, groups=2, dtype=dtype)
+    kernel, data = at_positions(x, form), inputs(x, np.random.default_rng(0), {})
+    position = np.array([max(last - 1, 0), last])
+    seen = np.arange(300) <= position[:, None]
+    if form == "window":
+        seen &= position[:, None] - np.arange(300) < 40
+    masked = replace(x, mask="add")
+    added = np.where(seen, 0.0, -np.inf)[None, None]
+    want = attend(masked, {**data, "in3": added}, {})
+    for name in ("in1", "in2"):
+        data[name][:, :, last + 1 :] = np.nan
+    source = select(kernel, "sm_80")
+    assert_close(kernel, run_kernel(source, kernel, {**data, "in6": position}), want, slack=2)
+
+
+def test_a_query_without_keys_averages_all_where_a_number_is_added() -> None:
+    x = Shape(h=2, s=2, t=100, d=16)
+    kernel, data = at_positions(x, "added"), inputs(x, np.random.default_rng(0), {})
+    got = run_kernel(select(kernel, "sm_80"), kernel, {**data, "in6": np.array([-1, 50])})["out0"]
+    np.testing.assert_allclose(got[:, :, 0], data["in2"].mean(2), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [F16, F32])

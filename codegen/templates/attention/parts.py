@@ -12,6 +12,7 @@ infinity if absent). A query that attends to no key gives zeros.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -25,10 +26,11 @@ from arcweld.codegen.printing.scalar import literal
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, const, loads, mentions
+from arcweld.compiler.expr import Expr, binary, const, index, loads, mentions
 from arcweld.compiler.ops.registry import MOST_HEAD_SIZE
 
 LOG2E = math.log2(math.e)
+ABSORBING = -1e30  # so low that adding a score doesn't change it, and that its probability is 0 beside any score
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,53 @@ def grouped(kernel: Kernel) -> Kernel | None:
     if any(mentions(new.loads[role], row.sym) for role in ("k", "v")):
         return None
     return replace(new, attrs={**new.attrs, "period": s.extent})
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimit:
+    """The keys that a mask admits to a query: none from ``end`` on (an i64 over b, h, s).
+
+    ``every_query``: the rest adds nothing only where each query has a key before its end.
+    """
+
+    end: Expr
+    every_query: bool
+
+
+def key_limit(a: Attention) -> KeyLimit | None:
+    """Which keys the mask excludes by their position, if it compares it with what does not depend on the key."""
+    condition, written = a.mask, a.fill
+    if a.mask is not None and a.mask_kind == "add":
+        if a.mask.op != "where" or a.mask.args[1].op != "const" or a.mask.args[2].op != "const":
+            return None
+        condition, written = a.mask.args[0], float(a.mask.args[2].attr)
+        if a.mask.args[1].attr != 0:
+            return None
+    if condition is None or written > ABSORBING:
+        return None
+    terms = _conjunction(condition)
+    ends = [e for e in (_end(term, a.t) for term in terms) if e is not None]
+    if not ends or (math.isfinite(written) and len(terms) > 1):
+        return None
+    return KeyLimit(functools.reduce(lambda x, y: binary("min", x, y), ends), math.isfinite(written))
+
+
+def _conjunction(e: Expr) -> list[Expr]:
+    return [x for arg in e.args for x in _conjunction(arg)] if e.op == "and" else [e]
+
+
+def _end(term: Expr, t: Axis) -> Expr | None:
+    """The first key that the comparison ``term`` excludes with all after it; None for other terms."""
+    if term.op not in ("le", "lt", "ge", "gt"):
+        return None
+    key, limit = term.args if term.op in ("le", "lt") else term.args[::-1]
+    if key.op != "index" or limit.dtype is not DType.I64 or mentions(limit, t.sym):
+        return None
+    offset = key.attr - t.index
+    if dims.mentions(offset, t.sym) or t.extent == 1:
+        return None
+    beyond = 1 if term.op in ("le", "ge") else 0
+    return binary("add", binary("sub", limit, index(offset)), const(beyond, DType.I64))
 
 
 def shared_heads(kernel: Kernel, role: str) -> dims.Call | None:

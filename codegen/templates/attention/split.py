@@ -1,7 +1,8 @@
 """Attention of few queries over many keys: blocks divide the keys of a head, as in Flash-Decoding (Dao et al., 2023).
 
 The query heads that share keys and values are rows of one block, so that each key and value is read once, straight to
-registers. A block leaves its part of the result in a workspace, and the last block of a head merges them.
+registers. A block leaves its part of the result in a workspace, and the last block of a head merges them. Keys that a
+mask excludes by their position are not read: a step takes time by its position, not by the cache's length.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import least, most, power_of_two_at_least
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.attention import mma
-from arcweld.codegen.templates.attention.parts import LOG2E, Attention, grouped, parts, print_hooks, transfer
+from arcweld.codegen.templates.attention.parts import (
+    LOG2E,
+    Attention,
+    grouped,
+    key_limit,
+    parts,
+    print_hooks,
+    transfer,
+)
 from arcweld.codegen.templates.card import SMS
 from arcweld.compiler.dtypes import DType
 
@@ -143,6 +152,10 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
     out = 4 if space.rows * a.value_size >= 4 * 32 * tactic.warps else 2
     printed = print_hooks(a, hooks, {"q": lanes, **hooked, "mask": 2 if half else 1, "out": out})
     scalar, params = hooks.params.scalar, hooks.params
+    limit, functions = key_limit(a), list(printed.functions)
+    if limit is not None:
+        args = [("b", a.b.sym), ("h", a.h.sym), ("s", a.s.sym)]
+        functions.append(hooks.load("load_end", limit.end, args))
     if tactic.splits > 1:
         params.workspace("partial", DType.F32, a.heads, tactic.splits, space.rows, space.pitch)
         params.workspace("partial_state", DType.F32, a.heads, tactic.splits, space.rows, 2)
@@ -153,7 +166,8 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
         "attention/split.cu.j2", kernel, params, arch="sm_80", grid=(a.heads * tactic.splits, 1, 1),
         block=(32 * tactic.warps, 1, 1), shared_bytes=space.bytes,
         tiled=tuple((a.t.extent, tactic.keys * n) for n in (1, tactic.splits, tactic.splits * tactic.warps)),
-        a=a, tactic=tactic, layout=space, hooks=printed, half=half, transfers=transfers, T=element.value,
+        a=a, tactic=tactic, layout=space, hooks=printed, functions=functions, limit=limit, half=half,
+        transfers=transfers, T=element.value,
         fold=half and a.folds, scale=repr(a.scale * LOG2E), unit=unit,
         score_unit=repr(LOG2E / unit), excluded=a.fill_text(LOG2E if half else 1.0),
         heads=scalar("head_count", a.h.extent), queries=str(space.rows), keys=scalar("key_count", a.t.extent),

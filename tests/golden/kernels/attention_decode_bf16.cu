@@ -85,10 +85,10 @@ __device__ __forceinline__ void v_words(const Params& p, int b, int h, int t, in
   for (int i = 0; i < 4; ++i) word[i] = found[i];
 }
 
-// Eight columns from ``col`` on of this lane's four keys of a fragment, of which t is the first.
-__device__ __forceinline__ void read_values(const Params& p, int b, int h, int t, int col, u32 (&value)[4][4]) {
+// Eight columns from ``col`` on of this lane's four keys of a fragment, of which t is the first; of the last key instead of those past it.
+__device__ __forceinline__ void read_values(const Params& p, int b, int h, int t, int end, int col, u32 (&value)[4][4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v_words(p, b, h, min(t + i / 2 * 8 + i % 2, 4096 - 1), col, value[i]);
+  for (int i = 0; i < 4; ++i) v_words(p, b, h, min(t + i / 2 * 8 + i % 2, end - 1), col, value[i]);
 }
 
 typedef bool Mask[KEYS / 8][1][2];  // the same for all rows of a fragment
@@ -103,7 +103,7 @@ __device__ __forceinline__ void read_mask(const Params& p, int b, int h, int s, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_5e38e12f(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_79b95f04(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* const results = reinterpret_cast<f32*>(smem);  // [SLICES][ROWS][PITCH]
@@ -140,12 +140,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_5e38e12f(cons
 #pragma unroll
     for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
-      for (int j = 0; j < DEPTH / 32; ++j) k_words(p, b, h, min(t0 + 8 * n + quad_row, 4096 - 1), 32 * j + 4 * quad_col, key[j][n]);
+      for (int j = 0; j < DEPTH / 32; ++j) k_words(p, b, h, min(t0 + 8 * n + quad_row, end - 1), 32 * j + 4 * quad_col, key[j][n]);
     u32 value[KEYS / 16][VALUE_DEPTH / 64][4][4];
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k)
 #pragma unroll
-      for (int j = 0; j < VALUE_DEPTH / 64; ++j) read_values(p, b, h, t0 + 16 * k + quad_col, 64 * j + 8 * quad_row, value[k][j]);
+      for (int j = 0; j < VALUE_DEPTH / 64; ++j) read_values(p, b, h, t0 + 16 * k + quad_col, end, 64 * j + 8 * quad_row, value[k][j]);
     f32 score[1][KEYS / 8][4] = {};
 #pragma unroll
     for (int j = 0; j < DEPTH / 16; ++j) {
@@ -244,4 +244,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_5e38e12f(cons
     store_out(p, b, h, row, e, acc);
   }
 }
-EXPORT_KERNEL(attention_5e38e12f)
+EXPORT_KERNEL(attention_79b95f04)
