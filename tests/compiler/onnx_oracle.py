@@ -168,8 +168,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     (node,) = graph.nodes
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *feeds.values())]
-    if np.isfinite(node.attrs.get("fill", -np.inf)):
-        return [_attention_with_fill(node.attrs, *feeds.values())]
+    if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
+        return [_attention(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.attrs.get("layout") == "NHWC":
         return _through_nchw(graph, feeds)
     if node.op in ("LayerNormalization", "RMSNormalization") and len(graph.inputs) == 1:
@@ -177,11 +177,23 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     return by_either(onnx_model(graph), feeds)
 
 
-def _attention_with_fill(attrs: Attrs, *arrays: np.ndarray) -> np.ndarray:
-    """Attention by torch, where a number is written over the scores that the mask excludes."""
-    q, k, v = (torch.from_numpy(a).double() for a in arrays[:3])
-    scores = torch.where(torch.from_numpy(arrays[3]), q @ k.mT * attrs["scale"], attrs["fill"])
-    return np.asarray((scores.softmax(-1) @ v).numpy().astype(arrays[0].dtype))
+def _attention(attrs: Attrs, *arrays: np.ndarray | None) -> np.ndarray:
+    """Attention by torch with what ONNX lacks: a number over scores that the mask excludes, and sinks.
+
+    A sink is a further key of a head, with that score and a value of zeros.
+    """
+    q, k, v, mask, sink = (None if a is None else torch.from_numpy(a) for a in (*arrays, None, None)[:5])
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    k, v = (t.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    scores = q.double() @ k.mT * attrs["scale"]
+    if mask is not None:
+        scores = torch.where(mask, scores, attrs["fill"])
+    if sink is not None:
+        scores = torch.cat([scores, sink.double().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+        v = torch.cat([v, torch.zeros_like(v[:, :, :1])], 2)
+    return np.asarray((scores.softmax(-1) @ v).numpy().astype(q.numpy().dtype))
 
 
 def _through_nchw(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
