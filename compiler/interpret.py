@@ -50,7 +50,9 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "bitnot": np.bitwise_not,
     "shl": np.left_shift, "shr": np.right_shift, "where": np.where,
 }  # fmt: skip
-_DIM_CALLS = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}
+DIM_CALLS = {  # of dimensions, on arrays
+    "floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum,
+}  # fmt: skip
 
 
 def interpret(
@@ -78,7 +80,7 @@ def interpret(
         env = dict(indices)
         for dyn in dims.dynamic_atoms(d):
             env[dyn.name] = memo[dyn.payload]  # type: ignore[index]
-        return dims.evaluate_with(d, env, _DIM_CALLS)
+        return dims.evaluate_with(d, env, DIM_CALLS)
 
     def step(x: Expr, args: Sequence[Any]) -> Any:
         dt = x.dtype.numpy

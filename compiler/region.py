@@ -6,10 +6,10 @@ reads through them by its own index map.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from arcweld.compiler.dims import product
+from arcweld.compiler.dims import Dim, flat_index, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import EMPTY, Graph, Node, Value
@@ -36,6 +36,12 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
     "max": (DType.F32, DType.I32, DType.I64),
     "min": (DType.F32, DType.I32, DType.I64),
 }
+
+
+def is_few_rows(operand: Value) -> bool:
+    """True for the left operand of a product of at least one and at most FEW_ROWS rows."""
+    rows = product(operand.shape[:-1])
+    return isinstance(rows, int) and 0 < rows <= FEW_ROWS
 
 
 def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:
@@ -75,6 +81,19 @@ class Part:
     columns: tuple[int, ...]
     strides: tuple[int, ...]
     repeats: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The axes of ``shape`` that run over rows."""
+        return tuple(k for k in range(len(self.shape)) if k not in (*self.columns, *self.repeats))
+
+    def row(self, at: Sequence[Dim]) -> Dim:
+        """The row of the product that the element at ``at`` (of ``shape``) belongs to."""
+        return flat_index([at[k] for k in self.rows], [self.shape[k] for k in self.rows])
+
+    def column(self, at: Sequence[Dim]) -> Dim:
+        """The column that it belongs to."""
+        return sum((stride * at[k] for k, stride in zip(self.columns, self.strides)), self.start)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arcweld.compiler import dims
 from arcweld.compiler.ir import Node
-from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region
+from arcweld.compiler.region import FusedGraph, Region, is_few_rows
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
 from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner
@@ -40,20 +39,14 @@ def _is_few_rows(r: Region) -> bool:
     shape = (*r.hero.output.shape, a.shape[-1])
     if b.type.rank != 2 or a.dtype not in FLOATS or not all(isinstance(d, int) for d in shape):
         return False
-    return 0 < _rows(r.hero) <= FEW_ROWS and 0 not in shape
-
-
-def _rows(product: Node) -> int:
-    rows = dims.product(product.output.shape[:-1])
-    assert isinstance(rows, int)
-    return rows
+    return is_few_rows(a) and 0 not in shape
 
 
 def _row_bytes(product: Node) -> int:
     left = product.operands()[0]
-    depth = left.shape[-1]
-    assert isinstance(depth, int)
-    return _rows(product) * depth * left.dtype.size
+    count = left.type.numel
+    assert isinstance(count, int)
+    return count * left.dtype.size
 
 
 class _Chainer(Joiner):

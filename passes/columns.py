@@ -18,7 +18,7 @@ from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.inlining import Coords, Inliner
-from arcweld.compiler.interpret import interpret
+from arcweld.compiler.interpret import DIM_CALLS, interpret
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef, statistic_type
@@ -27,7 +27,6 @@ from arcweld.compiler.region import Chain, Head, Part, Region
 # members of a unit: powers of two, since a block computes whole units; the more blocks there are, the better
 MEMBERS = (2, 4, 8, 16, 32, 64, 128, 256)
 FLOATS = (DType.F32, DType.F16, DType.BF16)
-CALLS = {"floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum}
 # the columns of elements, those that they read, and where they do (None: everywhere)
 _Read: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -99,8 +98,14 @@ def reads_rows(region: Region, norm: Node) -> bool:
 
 def _enumerated(region: Region, output: Value) -> Value:
     """The value whose elements a kernel enumerates for ``output``: of a scatter in place its updates."""
+    scatter = _scatter(region, output)
+    return output if scatter is None else scatter.operands()[2]
+
+
+def _scatter(region: Region, output: Value) -> Node | None:
+    """The scatter that writes ``output``, if one does."""
     node = next(n for n in region.nodes if output in n.outputs)
-    return node.operands()[2] if opdef(node.op).kind is Kind.SCATTER else output
+    return node if opdef(node.op).kind is Kind.SCATTER else None
 
 
 def chain_of(region: Region, rows: Node | None) -> Chain | None:
@@ -113,8 +118,9 @@ def chain_of(region: Region, rows: Node | None) -> Chain | None:
     until = _Until(region, product)
     parts, heads, reads = [], [], []
     for o in region.outputs:
-        if _scattered_by(until, product, region, o):
-            return None
+        scatter = _scatter(region, o)
+        if scatter is not None and until.loads(product, scatter.operands()[1]):
+            return None  # the product says where its own elements go
         value = _enumerated(region, o)
         found = None if until.indexes_by(product, value) else _part(until, product, value)
         if found is None:
@@ -153,12 +159,6 @@ def _is_unit(head: Head, unit: tuple[int, int]) -> bool:
     return unit == (x.shape[-1], 1) and whole and innermost and not head.part.repeats
 
 
-def _scattered_by(until: _Until, product: Node, region: Region, output: Value) -> bool:
-    """True if a scatter's indices depend on the product."""
-    node = next(n for n in region.nodes if output in n.outputs)
-    return opdef(node.op).kind is Kind.SCATTER and bool(until.loads(product, node.operands()[1]))
-
-
 def _part(until: _Until, product: Node, value: Value) -> tuple[Part, list[_Read]] | None:
     """How the elements of ``value`` correspond to columns, and the columns that each column's elements read.
 
@@ -192,10 +192,7 @@ def _split(value: Value, found: Sequence[Expr]) -> tuple[int, ...]:
 
 
 def _row(product: Node, coords: Coords) -> Dim:
-    row: Dim = 0
-    for c, d in zip(coords[:-1], product.output.shape[:-1]):
-        row = row * d + c
-    return row
+    return dims.flat_index(coords[:-1], product.output.shape[:-1])
 
 
 def _enumeration(product: Node, value: Value, shape: tuple[int, ...], read: Coords) -> Part | None:
@@ -243,16 +240,13 @@ def _columns_read(product: Node, part: Part, found: Sequence[Expr]) -> list[_Rea
     at = np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ()
     own = part.start + sum((s * i for s, i in zip(part.strides, at)), np.zeros(math.prod(shape), np.int64))
     indices = dict(zip((f"x{k}" for k in part.columns), at))
-    row: Dim = 0
-    for k, (c, d) in enumerate(zip(symbols(part.shape), part.shape)):
-        if k not in part.columns and k not in part.repeats:
-            row = row * d + c
+    row = part.row(symbols(part.shape))
     reads: list[_Read] = []
     for x in found:
         *_, column = x.attr[2]
         if _row(product, x.attr[2]) != row or dims.dynamic_atoms(column) or not _are_known(column, indices):
             return None
-        there = np.broadcast_to(dims.evaluate_with(column, indices, CALLS), own.shape)
+        there = np.broadcast_to(dims.evaluate_with(column, indices, DIM_CALLS), own.shape)
         reads.append((own, there, _where(x, indices, own.shape)))
     return reads
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arcweld.compiler import dims
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.region import FEW_ROWS
+from arcweld.compiler.region import is_few_rows
 from arcweld.passes.common import Tracker
 
 
@@ -64,14 +63,9 @@ def _groups(graph: Graph) -> list[list[_Branch]]:
         if w.name not in graph.weights or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
             continue
         branch = _branch(graph, node, w, consumers, outputs)
-        if branch.result.name not in outputs and (_is_few_rows(x) or not _has_epilogue(branch, consumers)):
+        if branch.result.name not in outputs and (is_few_rows(x) or not _has_epilogue(branch, consumers)):
             found.setdefault((x.name, w.dtype), []).append(branch)
     return [g for g in found.values() if len(g) > 1]
-
-
-def _is_few_rows(x: Value) -> bool:
-    rows = dims.product(x.shape[:-1])
-    return isinstance(rows, int) and rows <= FEW_ROWS
 
 
 def _branch(graph: Graph, node: Node, weight: Value, consumers: dict[str, list[Node]], outputs: set[str]) -> _Branch:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Stage, Store, axis
-from arcweld.codegen.lowering.heroes import lower_contract
+from arcweld.codegen.kernel import Axis, BoundKernel, Buffer, Store, axis
+from arcweld.codegen.lowering.heroes import ELEMENT, lower_contract, row_stages
 from arcweld.codegen.lowering.reading import RegionReader, delinearize, finish
 from arcweld.codegen.lowering.scatter import scattered
 from arcweld.compiler import dims, expr
@@ -22,7 +22,6 @@ from arcweld.compiler.ops.registry import Kind, opdef, statistic_type
 from arcweld.compiler.region import Part, Region
 
 TILE, LEFT = "tile", "left"
-ELEMENT = "x"  # of a row, in the expressions of its statistics and of what becomes of it
 
 
 class _Reader(RegionReader):
@@ -43,7 +42,8 @@ class _Reader(RegionReader):
 
     def leaf(self, value: Value, coords: Coords, mask: Expr | None) -> Expr | None:
         if value.name == self.product.output.name:
-            return expr.load(TILE, value.dtype.compute, (_row(self.product, coords), coords[-1]), mask)
+            row = dims.flat_index(coords[:-1], value.shape[:-1])
+            return expr.load(TILE, value.dtype.compute, (row, coords[-1]), mask)
         return super().leaf(value, coords, mask)
 
     def inlined(self, reader: Any, node: Node, value: Value, coords: Coords) -> Expr:
@@ -53,11 +53,11 @@ class _Reader(RegionReader):
         program, x = row(node), node.operands()[0]
         if node is self.rows:
             self.row_at = coords
-            names = {s.name: expr.variable(s.name, statistic_type(x)) for s in program.stages}
-            return program.result(reader, node, expr.variable(ELEMENT, x.dtype), names, coords)
+            element = expr.variable(ELEMENT, x.dtype)
+            return program.result(reader, node, element, row_stages(node, element)[1], coords)
         j, head = self.heads[node.output.name]
-        line, column = _line_and_column(x, head.part, coords)
-        at = line, dims.floordiv(column, self.members)
+        place = reshape_coords(coords, x.shape, head.part.shape)
+        at = head.part.row(place), dims.floordiv(head.part.column(place), self.members)
         found = {s.name: expr.load(statistic_name(j, s.name), statistic_type(x), at) for s in program.stages}
         return program.result(reader, node, reader.read(x, coords), found, coords)
 
@@ -65,40 +65,6 @@ class _Reader(RegionReader):
 def statistic_name(j: int, name: str) -> str:
     """The shared array of one statistic of head ``j``."""
     return f"head{j}_{name}"
-
-
-def _stages(node: Node, element: Expr) -> tuple[Stage, ...]:
-    """The statistics of the rows of a row-wise operator, over variables for those before them."""
-    row = opdef(node.op).row
-    assert row is not None
-    known: dict[str, Expr] = {}
-    stages = []
-    for s in row(node).stages:
-        value = s.value(element, known)
-        known[s.name] = expr.variable(s.name, statistic_type(node.operands()[0]))
-        done = s.finish(known[s.name], dict(known)) if s.finish else None
-        stages.append(Stage(s.name, s.combine, value, done))
-    return tuple(stages)
-
-
-def _row(product: Node, coords: Coords) -> Dim:
-    row: Dim = 0
-    for c, d in zip(coords[:-1], product.output.shape[:-1]):
-        row = row * d + c
-    return row
-
-
-def _line_and_column(value: Value, part: Part, coords: Coords) -> tuple[Dim, Dim]:
-    """The row and the column of the product that the element at ``coords`` of a part's value belongs to."""
-    row: Dim = 0
-    at = reshape_coords(coords, value.shape, part.shape)
-    for k, d in enumerate(part.shape):
-        if k not in part.columns and k not in part.repeats:
-            row = row * d + at[k]
-    column: Dim = part.start
-    for k, stride in zip(part.columns, part.strides):
-        column = column + stride * at[k]
-    return row, column
 
 
 def lower_chain(region: Region, graph: Graph) -> BoundKernel:
@@ -117,7 +83,7 @@ def lower_chain(region: Region, graph: Graph) -> BoundKernel:
         hero.loads["row"], hero.loads["a"] = hero.loads["a"], expr.load(LEFT, left, (m.index, k.index))
         x = chain.rows.operands()[0]
         hero.loads["x"] = reader.read(x, reader.row_at)
-        attrs["stages"] = _stages(chain.rows, expr.variable(ELEMENT, x.dtype))
+        attrs["stages"], _ = row_stages(chain.rows, expr.variable(ELEMENT, x.dtype))
     values = {v.name: v for node in region.nodes for v in (*node.operands(), *node.outputs)}
     stores: list[Store] = []
     for i, (output, part) in enumerate(zip(region.outputs, chain.parts, strict=True)):
@@ -127,7 +93,7 @@ def lower_chain(region: Region, graph: Graph) -> BoundKernel:
     for j, head in enumerate(chain.heads):
         x = head.node.operands()[0]
         hero.axes[f"head{j}"], at, attrs[f"head{j}"] = _place(x, head.part, f"h{j}", m)
-        attrs[f"head{j}_stages"] = _stages(head.node, reader.read(x, at))
+        attrs[f"head{j}_stages"], _ = row_stages(head.node, reader.read(x, at))
         units = dims.floordiv(n.extent, chain.unit[0])
         scratch += [
             Buffer(statistic_name(j, s.name), statistic_type(x), (m.extent, units), written=True)
@@ -163,8 +129,7 @@ def _place(
         again = [part.shape[k] for k in part.repeats]
         axes = (*axes, axis(f"{name}_again", dims.product(again)))
         at |= zip(part.repeats, delinearize(axes[-1].index, again))
-    others = [k for k in range(len(part.shape)) if k not in (*part.columns, *part.repeats)]
-    at |= zip(others, delinearize(m.index, [part.shape[k] for k in others]))
+    at |= zip(part.rows, delinearize(m.index, [part.shape[k] for k in part.rows]))
     coords = reshape_coords([at[k] for k in range(len(part.shape))], part.shape, value.shape)
     return axes, coords, (part.start, tuple(stride_of[run[-1]] for run in runs))
 

@@ -21,6 +21,7 @@ from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.registry import opdef, statistic_type
 
 ACC = "acc"
+ELEMENT = "x"  # of a row, in the expressions of its statistics and of what becomes of it
 
 
 def _operand(node: Node, i: int) -> Value:
@@ -55,6 +56,23 @@ def lower_reduce(reader: RegionReader, node: Node) -> Hero:
 # ------------------------------------------------------------------------------------------------------------ rowwise
 
 
+def row_stages(node: Node, element: Expr) -> tuple[tuple[Stage, ...], dict[str, Expr]]:
+    """The statistics of the rows of a row-wise operator, and the variables that stand for them, by name.
+
+    ``element``: the row's element, of which the statistics are made.
+    """
+    row = opdef(node.op).row
+    assert row is not None, f"{node.op} has no row program"
+    scalars: dict[str, Expr] = {}
+    stages = []
+    for s in row(node).stages:
+        value = s.value(element, scalars)
+        scalars[s.name] = expr.variable(s.name, statistic_type(_operand(node, 0)))
+        finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
+        stages.append(Stage(s.name, s.combine, value, finish))
+    return tuple(stages), scalars
+
+
 def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``.
 
@@ -68,18 +86,12 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     rows = tuple(axis(f"r{k}", d) for k, d in enumerate(x.shape[:split]))
     col = axis("c", dims.product(x.shape[split:]))
     coords = tuple(a.index for a in rows) + delinearize(col.index, x.shape[split:])
-    element = expr.variable("x", x.dtype)
-    scalars: dict[str, Expr] = {}
-    stages = []
-    for s in program.stages:
-        value = s.value(element, scalars)
-        scalars[s.name] = expr.variable(s.name, statistic_type(x))
-        finish = s.finish(scalars[s.name], dict(scalars)) if s.finish else None
-        stages.append(Stage(s.name, s.combine, value, finish))
+    element = expr.variable(ELEMENT, x.dtype)
+    stages, scalars = row_stages(node, element)
     loaded = reader.read(x, coords)
     hero = Hero(
         {"row": rows, "col": (col,)}, {"x": loaded}, coords,
-        lambda at: program.result(reader, node, element, scalars, at), {"stages": tuple(stages)}, x.type.numel * 8,
+        lambda at: program.result(reader, node, element, scalars, at), {"stages": stages}, x.type.numel * 8,
     )  # fmt: skip
     # the operand may be stored too (a residual sum that other kernels read): its elements are in registers anyway
     hero.visited[x.name] = (coords, element)

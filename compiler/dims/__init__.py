@@ -8,7 +8,7 @@ their polynomials are equal; different polynomials may still have the same value
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from arcweld.compiler.dims.division import ceildiv, divides_exactly, floordiv, maximum, minimum, mod
@@ -35,6 +35,14 @@ from arcweld.compiler.dims.poly import (
 )
 from arcweld.compiler.dims.ranges import bounds, is_multiple, is_nonneg
 from arcweld.compiler.dims.text import CALLS, parse
+
+
+def flat_index(coords: Iterable[Dim], shape: Iterable[Dim]) -> Dim:
+    """The number of the element at ``coords`` of an array of that shape, in row-major order."""
+    index: Dim = 0
+    for c, d in zip(coords, shape):
+        index = index * d + c
+    return index
 
 
 def substitute(e: Dim, table: Mapping[Atom, Dim]) -> Dim:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, product
+from arcweld.compiler.dims import Dim, flat_index, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, both, cast, const, index, where
@@ -95,9 +95,7 @@ def _dims(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 def _lower_dims(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     values = node.attrs["values"]
-    at: Dim = 0
-    for c, d in zip(coords, node.output.shape):
-        at = at * d + c
+    at = flat_index(coords, node.output.shape)
     if not values:
         return const(0, DType.I64)
     if isinstance(at, int):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, divides_exactly, floordiv, mod
+from arcweld.compiler.dims import Dim, divides_exactly, flat_index, floordiv, mod
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, const, where
 from arcweld.compiler.ir import Node, TensorType
@@ -99,9 +99,7 @@ def _regroup(
     result: list[Dim], axes: Sequence[int], source: Sequence[Dim], coords: Sequence[Dim], shape: Sequence[Dim]
 ) -> None:
     """Sets the source coordinates of one group of axes, by way of a linear index."""
-    linear: Dim = 0
-    for c, d in zip(coords, shape):
-        linear = linear * d + c
+    linear = flat_index(coords, shape)
     for axis in reversed(axes[1:]):
         if source[axis] == 0:  # there is no element, and nothing to divide by
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,16 +19,9 @@ from arcweld.compiler.errors import AccuracyError, UnsupportedError, UsageError
 from arcweld.models.builders import build
 from arcweld.torch import backend
 from arcweld.torch.options import BackendOptions, parse_options
-from arcweld.torch.report import clear_report, torch_report
+from arcweld.torch.report import torch_report
 
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
-    clear_report()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 class Net(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,10 @@ from arcweld.compiler.ir import Graph
 from arcweld.torch import backend
 from arcweld.torch.options import parse_options
 from arcweld.torch.partition import Verdict, partition
-from arcweld.torch.report import clear_report, torch_report
+from arcweld.torch.report import torch_report
 from arcweld.torch.state import LATE, OVERTAKEN
 
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
-    clear_report()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 Engines = list[arcweld.Engine]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,9 @@ import arcweld
 from arcweld.compiler.ir import Graph
 from arcweld.torch import backend
 from arcweld.torch.options import parse_options
-from arcweld.torch.report import clear_report, torch_report
+from arcweld.torch.report import torch_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_dynamo")]
 
 POSITIONS, WINDOW, PROMPT = 64, 8, [[3, 7, 9]]
 SIZES = {
@@ -47,15 +47,6 @@ ENCODED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 ROLLED = {"mistral": 4, "gemma2": 2, "gemma3_text": 4}  # caches of windows
 NORMED = ("gemma2", "gemma3_text")  # also behind attention and the feed-forward part
-
-
-@pytest.fixture(autouse=True)
-def _clean() -> Iterator[None]:
-    torch._dynamo.reset()
-    clear_report()
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def decoder(name: str) -> Any:

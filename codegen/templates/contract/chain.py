@@ -229,19 +229,10 @@ class PrintedPart:
     arrays: str
 
     @property
-    def condition(self) -> str:
-        """See ``Columns``."""
-        return self.columns.condition
-
-    @property
     def loop(self) -> str:
         """C text of the head of a loop over the elements that are made from one column."""
         repeats = self.columns.repeats
         return "" if repeats == 1 else f"for (int again = 0; again < {repeats}; ++again) "
-
-    def place(self, n: str) -> str:
-        """See ``Columns``."""
-        return self.columns.place(n)
 
 
 def _part(hooks: Hooks, problem: Problem, i: int) -> PrintedPart:
@@ -266,15 +257,6 @@ class PrintedHead:
     stages: list[PrintedStage]
     columns: Columns
     arrays: list[str]
-
-    @property
-    def condition(self) -> str:
-        """See ``Columns``."""
-        return self.columns.condition
-
-    def place(self, n: str) -> str:
-        """See ``Columns``."""
-        return self.columns.place(n)
 
     @property
     def reads_heads(self) -> bool:
