@@ -13,6 +13,8 @@ from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.remedies import fix_dimensions
 
+QUERIES, KEYS = 2, 3  # the axes of scores ``[B, H, queries, keys]``
+
 
 def split_heads(c: NodeContext, x: Value, heads: int) -> Value:
     """``[B, S, H*D]`` to ``[B, H, S, D]``."""
@@ -77,6 +79,13 @@ def _mask(c: NodeContext, q: Value, k: Value, past: Dim, causal: bool) -> Value 
     return c.emit("Where", allowed, c.cast(mask, q.dtype), c.const(-math.inf, q.dtype))
 
 
+def numbered(c: NodeContext, axis: int, length: Dim, start: Dim = 0) -> Value:
+    """The positions ``start, start + 1, …`` of queries or keys (``axis``: QUERIES, KEYS), to compare with others."""
+    shape: list[Dim] = [1, 1, 1, 1]
+    shape[axis] = length
+    return c.reshape(c.emit("Range", start=start, step=1, length=length, dtype=DType.I64), tuple(shape))
+
+
 def lengthened(c: NodeContext, mask: Value, length: Dim) -> Value:
     """The mask with keys beyond its end disallowed."""
     missing = length - mask.shape[-1]
@@ -92,13 +101,13 @@ def lengthened(c: NodeContext, mask: Value, length: Dim) -> Value:
 def _allowed(c: NodeContext, queries: Dim, keys: Dim, past: Dim, causal: bool) -> Value | None:
     """The pairs of query and key that causality, the window and the number of valid keys allow; None for all pairs."""
     left, right = c.int_attr("left_window_size", -1), c.int_attr("right_window_size", -1)
-    j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+    j = numbered(c, KEYS, keys)
     if c.has(6):
         c.needs_rank(6, 1, 1)
     lengths = c.reshape(c.cast(c.value(6), DType.I64), (c.shape(6)[0], 1, 1, 1)) if c.has(6) else None
     terms: list[Value] = []
     if causal or left >= 0 or right >= 0:
-        i = c.reshape(c.emit("Range", start=past, step=1, length=queries, dtype=DType.I64), (1, 1, queries, 1))
+        i = numbered(c, QUERIES, queries, past)
         if lengths is not None:
             offset = c.emit("Sub", lengths, c.dim_value(queries))
             i = c.emit("Add", i, offset)
@@ -151,8 +160,8 @@ def _biased(c: NodeContext, scores: Value, mask: Value | None, causal: bool) -> 
         scores = c.emit("Where", mask, scores, low) if mask.dtype is DType.BOOL else c.emit("Add", scores, mask)
     if causal:
         queries, keys = scores.shape[2:]
-        i = c.reshape(c.emit("Range", start=0, step=1, length=queries, dtype=DType.I64), (1, 1, queries, 1))
-        j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+        i = numbered(c, QUERIES, queries)
+        j = numbered(c, KEYS, keys)
         scores = c.emit("Where", c.emit("LessOrEqual", j, i), scores, low)
     return scores
 

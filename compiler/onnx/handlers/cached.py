@@ -13,7 +13,16 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.handlers.attention import all_of, join_heads, lengthened, rotary, split_heads
+from arcweld.compiler.onnx.handlers.attention import (
+    KEYS,
+    QUERIES,
+    all_of,
+    join_heads,
+    lengthened,
+    numbered,
+    rotary,
+    split_heads,
+)
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
 from arcweld.compiler.onnx.handlers.movement import write_run
 
@@ -154,8 +163,8 @@ def _extended(c: NodeContext, past: Value, new: Value, first: Value, total: Dim 
 def _group_query_mask(c: NodeContext, lengths: Value, first: Value | None, new: Dim, keys: Dim) -> Value:
     """Which keys a query attends, or what is added to their scores."""
     batch = lengths.shape[0]
-    j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
-    i = c.reshape(c.emit("Range", start=0, step=1, length=new, dtype=DType.I64), (1, 1, new, 1))
+    j = numbered(c, KEYS, keys)
+    i = numbered(c, QUERIES, new)
     if first is not None:
         i = c.emit("Add", i, c.reshape(first, (batch, 1, 1, 1)))
     if _causal(c):
@@ -289,9 +298,9 @@ def _multi_head_mask(
     causal = bool(c.int_attr("unidirectional"))
     if first is None and (not causal or (added is None and not c.has(6))):
         return added
-    j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+    j = numbered(c, KEYS, keys)
     if causal:
-        i = c.reshape(c.emit("Range", start=before, step=1, length=new, dtype=DType.I64), (1, 1, new, 1))
+        i = numbered(c, QUERIES, new, before)
         i = i if first is None else c.emit("Add", i, c.reshape(first, (1, 1, 1, 1)))
         allowed = c.emit("LessOrEqual", j, i)
     else:
@@ -308,7 +317,7 @@ def _padding(c: NodeContext, q: Value, k: Value) -> Value | None:
     if mask.type.rank == 1:
         if mask.shape[0] != batch:
             c.unsupported("a padding mask of cumulated lengths")
-        j = c.reshape(c.emit("Range", start=0, step=1, length=keys, dtype=DType.I64), (1, 1, 1, keys))
+        j = numbered(c, KEYS, keys)
         valid = c.emit("Less", j, c.reshape(c.cast(mask, DType.I64), (batch, 1, 1, 1)))
     else:
         c.needs_rank(4, 2, 3)
