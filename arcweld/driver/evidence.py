@@ -278,7 +278,8 @@ class _Verification:
         end = self.used + min(extra, self._left()) if self.options.level == "quick" else math.inf
         visited = [self.base]
         for point in borders(self.build, self.base.sizes):
-            if self._check_point(point, checks, end):
+            done = any(row["sizes"] == point.sizes for row in self.points)
+            if done or self._check_point(point, checks, end):
                 visited.append(point)
         for point in small_points(self.build.imported, self.base.sizes):
             if all(p.name != point.name for p in visited) and self._check_point(point, checks, end):
