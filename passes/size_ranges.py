@@ -17,7 +17,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import FEW_ROWS
 from arcweld.compiler.size_ranges import SizeRange
 
-MANY_WEIGHTS = 1 << 18  # elements of weights from which on reading them takes longer than launching their kernels
+MANY_WEIGHTS = 1 << 20  # elements of weights from which on reading them takes longer than launching a kernel
 CACHE_RANK = 4  # of keys or values: sequences, heads, positions and elements, in any order
 
 

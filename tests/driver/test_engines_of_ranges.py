@@ -31,9 +31,9 @@ from arcweld.runtime.sim.device import SimDevice
 
 MLP = """graph 'g'
 symbol n(lo=1, hi=300)
-input %x: f32[n, 512]
-weight %w: f32[512, 512]
-weight %u: f32[512, 96]
+input %x: f32[n, 1024]
+weight %w: f32[1024, 1024]
+weight %u: f32[1024, 96]
 %a = MatMul(%x, %w) @ 'first'
 %b = Relu(%a) @ 'relu'
 %y = MatMul(%b, %u) @ 'second'
@@ -44,7 +44,7 @@ output %y
 def built(text: str = MLP, **options: Any) -> tuple[Build, dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     graph = parse_graph(text)
-    weights = {n: rng.standard_normal(w.data.shape, np.float32) / 16 for n, w in graph.weights.items()}
+    weights = {n: rng.standard_normal(w.data.shape, np.float32) / 32 for n, w in graph.weights.items()}
     graph = graph.replace(weights={n: replace(w, data=weights[n]) for n, w in graph.weights.items()})
     return build_graph(graph, Options(arch=("sm_80",), **options), compile_kernels=False), weights
 
@@ -59,7 +59,7 @@ def test_both_sides_of_each_border() -> None:
     engine = Engine(build.data, SimDevice(checked=True))
     rng = np.random.default_rng(2)
     for n in (1, 7, 8, 9, 65, 8, 300, 1):
-        x = rng.standard_normal((n, 512), np.float32)
+        x = rng.standard_normal((n, 1024), np.float32)
         want = np.maximum(x.astype(np.float64) @ w["w"], 0) @ w["u"]
         np.testing.assert_allclose(engine(x), want, rtol=1e-4, atol=1e-4)
 
@@ -76,8 +76,8 @@ def test_one_kernel_serves_what_is_alike() -> None:
 def test_memory_is_that_of_the_range() -> None:
     build, _ = built()
     engine = Engine(build.data, SimDevice())
-    assert engine.memory(n=8).arena == 8 * 512 * 4
-    assert engine.memory(n=9).arena == -(-9 * 512 * 4 // 256) * 256
+    assert engine.memory(n=8).arena == 8 * 1024 * 4
+    assert engine.memory(n=9).arena == -(-9 * 1024 * 4 // 256) * 256
 
 
 # ------------------------------------------------------------------------------------------------------- verification

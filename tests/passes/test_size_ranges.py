@@ -11,7 +11,7 @@ from arcweld.compiler.size_ranges import SizeRange
 from arcweld.compiler.verifier import verify
 from arcweld.passes.size_ranges import size_ranges
 
-WIDE = "weight %w: f32[512, 512]\n%y = MatMul(%x, %w)\noutput %y"
+WIDE = "weight %w: f32[1024, 1024]\n%y = MatMul(%x, %w)\noutput %y"
 STEP = """symbol s(lo=1)
 input %x: f32[{rows}, s, 64]
 input %k: f32[{rows}, 4, 128, 16]
@@ -48,15 +48,15 @@ def labels(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("symbol n(lo=1)\ninput %x: f32[n, 512]\n" + WIDE, ["n=1..8"]),
-        ("symbol n(lo=1, hi=64)\ninput %x: f32[n, 2, 512]\n" + WIDE, ["n=1..4"]),
-        ("symbol n(lo=2, hi=64, multiple_of=2)\ninput %x: f32[n, 512]\n" + WIDE, ["n=2..8"]),
-        ("symbol n(lo=1, hi=8)\ninput %x: f32[n, 512]\n" + WIDE, []),  # few rows at all sizes
-        ("symbol n(lo=9)\ninput %x: f32[n, 512]\n" + WIDE, []),
-        ("symbol n(lo=1)\ninput %x: f32[n, 16, 512]\n" + WIDE, []),
-        ("symbol n(lo=1)\nsymbol m(lo=1)\ninput %x: f32[n, m, 512]\n" + WIDE, []),  # sentences are not as short
-        ("input %x: f32[4, 512]\n" + WIDE, []),
-        ("symbol n(lo=1)\ninput %x: f32[n, 64]\n" + WIDE.replace("512", "64"), []),  # too few weights
+        ("symbol n(lo=1)\ninput %x: f32[n, 1024]\n" + WIDE, ["n=1..8"]),
+        ("symbol n(lo=1, hi=64)\ninput %x: f32[n, 2, 1024]\n" + WIDE, ["n=1..4"]),
+        ("symbol n(lo=2, hi=64, multiple_of=2)\ninput %x: f32[n, 1024]\n" + WIDE, ["n=2..8"]),
+        ("symbol n(lo=1, hi=8)\ninput %x: f32[n, 1024]\n" + WIDE, []),  # few rows at all sizes
+        ("symbol n(lo=9)\ninput %x: f32[n, 1024]\n" + WIDE, []),
+        ("symbol n(lo=1)\ninput %x: f32[n, 16, 1024]\n" + WIDE, []),
+        ("symbol n(lo=1)\nsymbol m(lo=1)\ninput %x: f32[n, m, 1024]\n" + WIDE, []),  # sentences are not as short
+        ("input %x: f32[4, 1024]\n" + WIDE, []),
+        ("symbol n(lo=1)\ninput %x: f32[n, 64]\n" + WIDE.replace("1024", "64"), []),  # too few weights
         (STEP.format(rows="1"), ["s=1"]),
         ("symbol b(lo=1)\n" + STEP.format(rows="b"), ["b=1..8,s=1", "s=1"]),
         ("symbol b(lo=1, hi=8)\n" + STEP.format(rows="b"), ["s=1"]),
@@ -71,14 +71,14 @@ def test_the_sizes_at_which_products_have_few_rows(text: str, found: list[str]) 
 def test_convolutions_read_more_than_the_classifier() -> None:
     text = """symbol n(lo=1)
     input %x: f32[n, 64, 8, 8]
-    weight %c: f32[512, 64, 3, 3]
-    weight %w: f32[512, 512]
-    %a = Conv(%x, %c, strides=(1, 1), pads=(1, 1, 1, 1), dilations=(1, 1), group=1)
+    weight %c: f32[1024, 64, 5, 5]
+    weight %w: f32[1024, 1024]
+    %a = Conv(%x, %c, strides=(1, 1), pads=(2, 2, 2, 2), dilations=(1, 1), group=1)
     %p = ReduceMax(%a, axes=(2, 3), keepdims=0)
     %y = MatMul(%p, %w)
     output %y"""
     assert labels(text) == []
-    pointwise = text.replace("64, 3, 3]", "64, 1, 1]").replace("pads=(1, 1, 1, 1)", "pads=(0, 0, 0, 0)")
+    pointwise = text.replace("64, 5, 5]", "64, 1, 1]").replace("pads=(2, 2, 2, 2)", "pads=(0, 0, 0, 0)")
     assert labels(pointwise) == ["n=1..8"]
 
 
