@@ -343,9 +343,10 @@ class Fuser:
             return self._refuse(p, reader, *full)
         if p in self.free and (pointwise or not self.free.only_once(p)):
             return True
-        if not pointwise and p.op != "Cast":
+        widens = g.template == "attention" and self.free.widens_bytes(p)
+        if not (pointwise or widens) and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
-        if not pointwise and self._narrows_a_result(p):
+        if not (pointwise or widens) and self._narrows_a_result(p):
             return self._refuse(p, reader, "prologue", "its operand's kernel stores the narrower result")
         if self._wanted_elsewhere(p, g) and not storable:
             return self._refuse(p, reader, "shared", f"{p.output.name} is needed by other kernels too")

@@ -3,6 +3,7 @@
     views                          a reshape, a slice: only another index
     formulas of single constants   index arithmetic, sizes, literals
     formulas of single elements    a causal mask by the position of a decode step, of at most MAX_LIGHT operations
+    elements made of single bytes  keys and values from caches of 8 bits: the scaled copy would be larger than the cache
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from arcweld.compiler.region import index_cost, is_view
 from arcweld.passes.places import code_of
 
 MAX_LIGHT = 8  # scalar operations that every kernel may repeat
+MAX_WIDENING = 4  # operators that make an element from a byte: a cast, a zero point, a scale, another cast
 
 
 class Repeatable:
@@ -39,6 +41,24 @@ class Repeatable:
     def only_once(self, node: Node) -> bool:
         """True if a kernel that reads its operands more than once should find ``node`` in memory."""
         return node.output.name in self._light and not is_view(node)
+
+    def widens_bytes(self, node: Node) -> bool:
+        """True if ``node`` is the last of what makes each element from an integer of one byte.
+
+        That is a cast, and products and differences with scales and zero points, which have fewer elements.
+        """
+        for _ in range(MAX_WIDENING):
+            first = node.operands()[0]
+            if node.op in ("DequantizeLinear", "Cast") and first.dtype.is_int:
+                return first.dtype.size == 1
+            if node.op not in ("Mul", "Sub", "Cast"):
+                return False
+            whole = [v for v in node.operands() if v.type.numel == node.output.type.numel]
+            made_by = self._producers.get(whole[0].name) if len(whole) == 1 else None
+            if made_by is None:
+                return False
+            node = made_by
+        return False
 
     def _is_leaf(self, v: Value) -> bool:
         """True if ``v`` is a constant of one element, or computed from such ones only."""
