@@ -38,6 +38,12 @@ class Taken:
     host: np.ndarray | None = None
     given: Any = None
 
+    @property
+    def readable(self) -> np.ndarray | None:
+        """The elements, if they are in the host's memory."""
+        kept = self.keep[-1] if isinstance(self.keep, tuple) else self.keep
+        return kept if isinstance(kept, np.ndarray) else None
+
 
 class Element:
     """An element type with its counterparts in numpy and (once torch is imported) in torch, looked up once."""

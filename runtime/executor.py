@@ -21,6 +21,7 @@ from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
+from arcweld.runtime.limits import Bounds, bounds_of, check_indices
 from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.plan import ExecutionPlan, Shape
 
@@ -92,6 +93,7 @@ class Specialisation:
 
     moving                 the steps whose launches depend on the slots' addresses
     outputs, output_bytes  shape and bytes of each output
+    bounds                 of inputs that hold indices
     addresses              the slots' addresses that the moving steps were last prepared for
     direct                 CUDA graphs by the slots' addresses
     staged                 CUDA graphs by the addresses of the state on the device
@@ -104,6 +106,7 @@ class Specialisation:
     moving: list[Step]
     outputs: list[Shape]
     output_bytes: list[int]
+    bounds: tuple[Bounds, ...] = ()
     addresses: tuple[int, ...] = ()
     calls: int = 0
     staged: OrderedDict[tuple[int, ...], Staged] = field(default_factory=OrderedDict)
@@ -144,6 +147,8 @@ class Context:
         if shared.device.can_capture and shared.device.is_capturing(stream):
             return self._record(inputs, kind, stream)
         special = self._find(tuple([t.shape for t in inputs]), stream)
+        if special.bounds:
+            check_indices(special.bounds, inputs)
         special.calls += 1
         results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
@@ -233,6 +238,7 @@ class Context:
             moving=[s for s in steps if s.moves],
             outputs=[sizes.shapes[n] for n in names],
             output_bytes=[sizes.nbytes[n] for n in names],
+            bounds=bounds_of(shared.plan.program, sizes.env),
         )
 
     def _drop(self, key: tuple[Shape, ...]) -> None:

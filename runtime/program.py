@@ -116,6 +116,17 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     initial: str | None = None
 
 
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Elements of an integer input that are indices: of an axis of ``extent`` elements, after each number from
+    ``least`` to ``most`` has been added. All are expressions. An index from ``-extent`` to -1 counts from the end.
+    """
+
+    input: str
+    extent: str
+    least: str = "0"
+    most: str = "0"
+
+
 class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sizes for which a program has launches of its own: where the ``symbols`` are within these narrower ranges.
 
@@ -144,6 +155,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     that writes it to the last one that reads it. ``fixed`` names the model's weights that kernels hold as literals.
     Outputs in ``state`` that are aliases of their inputs are written there by launches; the others are copied there
     after the last launch. Sizes in one of ``ranges`` have the launches of the first one that holds them instead.
+    A call whose inputs exceed ``limits`` is refused where these are on the host; else a kernel finds the index.
     """
 
     schema: int
@@ -158,6 +170,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fixed: tuple[str, ...] = ()
     state: tuple[State, ...] = ()
     ranges: tuple[SizeRange, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
     def parts(self) -> tuple[Program, ...]:
         """A program without ranges for each range, and at last that for all other sizes."""

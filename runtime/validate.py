@@ -127,6 +127,7 @@ class _Checker:
         self.check_tensors()
         self.check_aliases()
         self.check_state()
+        self.check_limits()
         for launch in self.program.launches:
             self.check_launch(launch)
         self.check_order()
@@ -214,6 +215,14 @@ class _Checker:
         for names in ([s.input for s in self.program.state], [s.output for s in self.program.state]):
             if len(set(names)) != len(names):
                 raise refuse("two outputs take over the memory of one input")
+
+    def check_limits(self) -> None:
+        integers = {t.name for t in self.program.inputs if _DTYPES[t.dtype].is_int}
+        for limit in self.program.limits:
+            if limit.input not in integers:
+                raise refuse(f"there is a limit for {limit.input[:80]!r}, which is no input of integers")
+            for text in (limit.extent, limit.least, limit.most):
+                self.expression(text, f"the limit of {limit.input}")
 
     def root(self, name: str) -> str:
         steps = 0

@@ -20,6 +20,7 @@ from arcweld.compiler.mapped import give_back, make_constant
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import print_graph
+from arcweld.driver.limits import index_limits
 from arcweld.driver.object_code import ObjectCode, Planned, PlannedLaunch, in_order
 from arcweld.runtime import program as prog
 from arcweld.runtime.engine_file import EngineData
@@ -122,6 +123,7 @@ def make_program(parts: Sequence[Planned], order: Sequence[str]) -> prog.Program
         fixed=_fixed(graph, weights),
         state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
         ranges=ranges,
+        limits=index_limits(graph),
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from arcweld.compiler.dims import var
-from arcweld.compiler.errors import AccuracyError, DeviceError, ModelError, UnsupportedError
+from arcweld.compiler.errors import AccuracyError, DeviceError, InputError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.fx_reader import written_input
 from arcweld.compiler.torch.importer import import_fx
@@ -37,7 +37,7 @@ log = logging.getLogger("arcweld.torch")
 # the engine's inputs: position among the block's tensors, and the axes in memory order (None: contiguous as it is)
 EngineInputs: TypeAlias = Sequence[tuple[int, tuple[int, ...] | None]]
 
-# in the simulator's messages for an index of the model, and for a divisor
+# in messages for an index of the model, and in the simulator's for a divisor
 MODELS_FAULT = ("is out of range for an axis", "an integer is divided by zero")
 MAX_CHANGES = 2  # successive calls with changed parameters; after one more they become inputs
 
@@ -162,7 +162,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 copied.append((k, position))
         try:
             found = ready.engine(*moving, *self._carrier(given, args))
-        except DeviceError as error:
+        except (DeviceError, InputError) as error:
             if any(text in error.message for text in MODELS_FAULT):
                 self.aten[0](*given)  # raises eager's own error
             raise
