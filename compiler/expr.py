@@ -246,11 +246,19 @@ def wrapped_index(value: Expr, extent: Dim, mask: Expr | None, strict: bool) -> 
 
     It is an error, as INDEX says, if it is out of range although ``mask`` holds (None: always).
     """
-    v, n = cast(value, DType.I64), index(extent)
-    at = where(binary("lt", v, const(0, DType.I64)), v + n, v)
+    v = cast(value, DType.I64)
+    at = where(binary("lt", v, const(0, DType.I64)), v + index(extent), v)
+    return checked_index(at, extent, mask, strict)
+
+
+def checked_index(at: Expr, extent: Dim, mask: Expr | None, strict: bool) -> Expr:
+    """The i64 ``at`` itself, an index of an axis of ``extent`` elements that doesn't count from the end.
+
+    It is an error, as INDEX says, if it is out of range although ``mask`` holds (None: always).
+    """
     if mask is not None:
         at = where(mask, at, const(0, DType.I64))
-    return binary("strict_index" if strict else "index_in", at, n)
+    return binary("strict_index" if strict else "index_in", at, index(extent))
 
 
 def divisor(value: Expr, mask: Expr | None, strict: bool) -> Expr:

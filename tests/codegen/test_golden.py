@@ -77,13 +77,13 @@ output %y
     "scatter_search_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[4, 1]
 input %u: f32[4, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', padding=0, strict=0) @ 'y'
 output %y
 """),
     "scatter_in_place_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[500, 1]
 input %u: f32[500, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', padding=0, strict=0) @ 'y'
 output %y
 """),
     "reduce_rows_f32": ("sm_80", """input %x: f32[n, 1024]
