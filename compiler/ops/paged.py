@@ -82,6 +82,8 @@ def _slots(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
         own = _own_pages(indptr, indices, b, -(-int(length) // size))
         for k, position in enumerate(range(int(length) - count, int(length))):
             if position >= 0:
+                if own[position // size] < 0:
+                    raise IndexError(f"page {own[position // size]} of sequence {b}")
                 out[b, k] = own[position // size], position % size
     return (out,)
 
@@ -140,6 +142,8 @@ def _lower_slots(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     exists = binary("ge", position, const(0, DType.I64))
     t = dynamic_index(position, indices.shape[0] * size)
     page = _page(reader, indptr, indices, b, floordiv(t, size), exists)
+    most = int(np.iinfo(indices.dtype.numpy).max)  # how many pages there are is known to the scatter only
+    page = checked_index(page, most, all_of([reader.mask, exists]), strict=False)
     slot = index(mod(t, size))
     wanted = where(binary("eq", index(part), const(0, DType.I64)), page, slot) if not isinstance(part, int) else (
         slot if part else page

@@ -57,6 +57,25 @@ def paged(x: Problem) -> Graph:
 
 
 @functools.cache
+def reading(x: Problem) -> Graph:
+    """Attention to pages that hold the last positions already."""
+    pages = [Value(n, TensorType(x.dtype, (x.pages, x.page_size, x.groups, x.d))) for n in ("k", "v")]
+    rw, cache, queries = _cache(x, *pages)
+    y = cache.attend(queries, *pages, scale=SCALE, window=x.window)
+    return rw.finish().replace(outputs=(y,), output_labels=("y",))
+
+
+@functools.cache
+def appending(x: Problem) -> Graph:
+    """The append of keys alone."""
+    new = Value("new_k", TensorType(x.dtype, (x.batch, x.groups, x.new, x.d)))
+    pages = Value("k", TensorType(x.dtype, (x.pages, x.page_size, x.groups, x.d)))
+    rw, cache, _ = _cache(x, new, pages)
+    now = cache.append(pages, new)
+    return rw.finish().replace(outputs=(now,), output_labels=("k_now",), aliases={"k_now": "k"})
+
+
+@functools.cache
 def contiguous(x: Problem) -> Graph:
     """The same attention to caches [batch, groups, length, d]; ``sized`` only says how large pages are."""
     caches = [Value(n, TensorType(x.dtype, (x.batch, x.groups, x.length, x.d))) for n in ("k", "v")]
@@ -64,6 +83,9 @@ def contiguous(x: Problem) -> Graph:
     rw, cache, queries = _cache(x, *caches, sized)
     y = cache.e.emit("Attention", queries, *caches, cache.visible(x.new, x.window), scale=SCALE)
     return rw.finish().replace(outputs=(y,), output_labels=("y",))
+
+
+FORMS = {"paged": paged, "reading": reading, "appending": appending, "contiguous": contiguous}
 
 
 @dataclass(frozen=True)
