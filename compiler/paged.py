@@ -43,6 +43,8 @@ class PagedCache:
     last       [batch]: how many positions of each sequence's last page are used, of 1 to ``page_size``
     page_size  positions of a page
     length     the most positions that a sequence may have: what is beyond is not read
+    new        [batch]: how many new tokens each sequence has, if not as many as a call takes; the others come first and
+               are padding. None: tokens before a sequence's first position are padding
     """
 
     e: Emitter
@@ -51,13 +53,14 @@ class PagedCache:
     last: Value
     page_size: Dim
     length: Dim
+    new: Value | None = None
 
     def lengths(self) -> Value:
         """The length of each sequence: i64[batch]."""
         return self.e.emit("PagedLengths", self.indptr, self.last, page_size=self.page_size)
 
     def positions(self, count: Dim) -> Value:
-        """The positions of the last ``count`` tokens of each sequence: i64[batch, count]; 0 for those it lacks."""
+        """The positions of the last ``count`` tokens of each sequence: i64[batch, count]; 0 before the first."""
         zero = self.e.const(0, DType.I64)
         return self.e.reshape(self.e.emit("Max", self._last(count), zero), (self.last.shape[0], count))
 
@@ -68,17 +71,14 @@ class PagedCache:
         lengths = self.e.reshape(self.lengths(), (batch, 1, 1, 1))
         return self.e.emit("Add", lengths, self.e.reshape(steps, (1, 1, count, 1)))
 
-    def append(self, pages: Value, new: Value) -> Value:
-        """The pages with ``new`` [batch, heads, count, head size] at the last ``count`` positions of each sequence.
+    def append(self, pages: Value, rows: Value) -> Value:
+        """The pages with ``rows`` [batch, heads, count, head size] at the last ``count`` positions of each sequence.
 
-        Of a sequence with fewer positions, the first of its new elements are padding: they are written nowhere.
-        Sequences may share pages, but none to which they append.
+        Padding is written nowhere. Sequences may share pages, but none to which they append.
         """
-        count = new.shape[2]
-        slots = self.e.emit(
-            "PagedSlots", self.indptr, self.indices, self.last, page_size=self.page_size, count=count
-        )  # fmt: skip
-        rows = self.e.transpose(new, (0, 2, 1, 3))
+        table = self.indptr, self.indices, self.last, *([] if self.new is None else [self.new])
+        slots = self.e.emit("PagedSlots", *table, page_size=self.page_size, count=rows.shape[2])
+        rows = self.e.transpose(rows, (0, 2, 1, 3))
         return self.e.emit("ScatterND", pages, slots, rows, padding=1)
 
     def read(self, pages: Value) -> Value:
@@ -105,7 +105,7 @@ class PagedCache:
     ) -> Value:  # fmt: skip
         """Attention of the last tokens of each sequence, queries [batch, heads, count, head size], to its pages.
 
-        ``keys`` and ``values`` are pages that hold the last tokens too. A token that its sequence lacks gets zeros.
+        ``keys`` and ``values`` are pages that hold the last tokens too. Results of padding mean nothing.
         """
         mask = self.visible(queries.shape[2], window)
         return self.e.emit(

@@ -24,6 +24,7 @@ class PageTable:
     page_size  positions of a page
     pages      the number of pages of each tensor that is read through the table
     lengths    the most positions that each reader takes
+    new        numbers of new positions, each with the most that there may be
     """
 
     indptr: Value
@@ -32,6 +33,7 @@ class PageTable:
     page_size: Dim
     pages: tuple[Dim, ...]
     lengths: tuple[Dim, ...]
+    new: tuple[tuple[Value, Dim], ...] = ()
 
 
 def page_tables(graph: Graph) -> list[PageTable]:
@@ -40,7 +42,8 @@ def page_tables(graph: Graph) -> list[PageTable]:
     names = {v.name for v in graph.inputs}
     found: dict[str, PageTable] = {}
     for n in (n for n in graph.nodes if n.op in LOOKUPS):
-        at = dict(zip(opdef(n.op).inputs, (_source(made, v) for v in n.operands())))
+        roles = (role.rstrip("?") for role in opdef(n.op).inputs)
+        at = dict(zip(roles, (_source(made, v) for v in n.operands())))
         indptr, indices, last = at["indptr"], at.get("indices"), at["last_page_len"]
         if not {v.name for v in (indptr, indices, last) if v is not None} <= names:
             continue
@@ -48,7 +51,8 @@ def page_tables(graph: Graph) -> list[PageTable]:
         known = found.get(indptr.name, PageTable(indptr, indices, last, size, (), ()))
         pages = (*known.pages, *_pages(graph, n))
         lengths = (*known.lengths, *([n.attrs["length"]] if n.op == "PagedRead" else []))
-        found[indptr.name] = PageTable(indptr, indices or known.indices, last, size, pages, lengths)
+        new = (*known.new, *([(at["new"], n.attrs["count"])] if "new" in at else []))
+        found[indptr.name] = PageTable(indptr, indices or known.indices, last, size, pages, lengths, new)
     return list(found.values())
 
 
@@ -97,6 +101,9 @@ def draw_tables(rng: np.random.Generator, graph: Graph, sizes: Mapping[str, int]
         indices = np.concatenate([rng.permutation(pages), rng.integers(0, max(pages, 1), entries)])[:entries]
         drawn[table.indptr.name] = np.cumsum([0, *own]).astype(table.indptr.dtype.numpy)
         drawn[table.last.name] = np.where(own > 0, last, 0).astype(table.last.dtype.numpy)
+        for v, count in table.new:
+            if v.name in {i.name for i in graph.inputs}:
+                drawn[v.name] = rng.integers(0, evaluate(count, sizes) + 1, batch).astype(v.dtype.numpy)
         if table.indices is not None:
             drawn[table.indices.name] = indices.astype(table.indices.dtype.numpy)
     return drawn

@@ -16,12 +16,12 @@ import numpy as np
 from arcweld.compiler.dims import Dim, floordiv, is_nonneg, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, all_of, binary, cast, checked_index, const, dynamic_index, index, where
+from arcweld.compiler.expr import Expr, all_of, binary, both, cast, checked_index, const, dynamic_index, index, where
 from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.ops.gather import INDEX
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
-from arcweld.compiler.ops.shapes import check_dtype, check_equal, check_rank, present
+from arcweld.compiler.ops.shapes import check_dtype, check_equal, check_rank, present, split_optional
 
 Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]
@@ -75,13 +75,14 @@ def _read(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
 
 
 def _slots(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    indptr, indices, last = _present(arrays)
+    indptr, indices, last, *new = _present(arrays)
     size, count = attrs["page_size"], attrs["count"]
     out = np.full((len(last), count, 2), -1, indices.dtype)
     for b, length in enumerate(table_lengths(indptr, last, size)):
         own = _own_pages(indptr, indices, b, -(-int(length) // size))
+        padding = count - int(new[0][b]) if new else 0
         for k, position in enumerate(range(int(length) - count, int(length))):
-            if position >= 0:
+            if position >= 0 and k >= padding:
                 if own[position // size] < 0:
                     raise IndexError(f"page {own[position // size]} of sequence {b}")
                 out[b, k] = own[position // size], position % size
@@ -129,17 +130,24 @@ def _lower_lengths(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
 
 
 def _infer_slots(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    indptr, indices, last = present("PagedSlots", types, 3)
+    (indptr, indices, last), (new,) = split_optional("PagedSlots", types, 3, 4)
     _check_page_size("PagedSlots", attrs["page_size"])
+    if new is not None:
+        check_dtype("PagedSlots", new, INDEX)
+        check_rank("PagedSlots", new, 1, 1)
+        check_equal("PagedSlots", "there is one number of new positions for each sequence", new.shape[0], last.shape[0])
     return (indices.with_shape((_check_table("PagedSlots", indptr, last, indices), attrs["count"], 2)),)
 
 
 def _lower_slots(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
-    indptr, indices, last = node.operands()
+    indptr, indices, last, *new = node.operands()
     b, k, part = coords
-    size = node.attrs["page_size"]
-    position = binary("add", _length(reader, indptr, last, b, size), index(k - node.attrs["count"]))
+    size, back = node.attrs["page_size"], index(k - node.attrs["count"])
+    position = binary("add", _length(reader, indptr, last, b, size), back)
     exists = binary("ge", position, const(0, DType.I64))
+    for v in new:
+        own = binary("add", cast(reader.read(v, (b,)), DType.I64), back)
+        exists = both(exists, binary("ge", own, const(0, DType.I64)))
     t = dynamic_index(position, indices.shape[0] * size)
     page = _page(reader, indptr, indices, b, floordiv(t, size), exists)
     most = int(np.iinfo(indices.dtype.numpy).max)  # how many pages there are is known to the scatter only
@@ -184,14 +192,15 @@ movement(
     doc="i64: the length of each sequence of a table of pages; 0 for one without pages",
 )  # fmt: skip
 movement(
-    "PagedSlots", "indptr indices last_page_len", _infer_slots, _slots, _lower_slots,
+    "PagedSlots", "indptr indices last_page_len new?", _infer_slots, _slots, _lower_slots,
     {"page_size": Attr("dim", required=True), "count": Attr("dim", required=True)},
     [
         Case((_INDPTR, _INDICES, _LAST), {"page_size": 3, "count": 1}),
         Case(_WIDE, {"page_size": 3, "count": 5}),
+        Case((_INDPTR, _INDICES, _LAST, np.array([3, 1, 2], np.int32)), {"page_size": 3, "count": 2}),
     ],
     doc="the page and the place in it of the last ``count`` positions of each sequence, [batch, count, 2];"
-    " -1 and -1 for positions before the first one",
+    " -1 and -1 for positions before the first one, and for those before the last ``new`` of a sequence",
     needs=lambda n: [n.operands()[1].shape[0]],
 )  # fmt: skip
 movement(

@@ -116,3 +116,95 @@ def table_of(lengths: list[int], page_size: int, rng: np.random.Generator, spare
     last = [n - (k - 1) * page_size if k else 0 for n, k in zip(lengths, own)]
     indptr = np.cumsum([0, *own])
     return Table(*(np.asarray(a, np.int32) for a in (indptr, indices, last)), count, page_size)
+
+
+# ------------------------------------------------------------------------------------------------------ whole layers
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decoder layers as Llama's, with RoPE by halves; ``batch`` sequences get ``new`` tokens each."""
+
+    dtype: DType = DType.F32
+    layers: int = 1
+    batch: Dim = 3
+    new: int = 1
+    heads: int = 4
+    groups: int = 2
+    d: int = 16
+    hidden: int = 32
+    inner: int = 48
+    length: int = 130
+    page_size: Dim = 8
+    pages: Dim = 40
+
+
+def layer_weights(x: Decoder, seed: int = 0) -> list[Arrays]:
+    """Random weights by name, for each layer."""
+    rng, width = np.random.default_rng(seed), x.heads * x.d
+    shapes = {
+        "norm": (x.hidden,), "qkv": (x.hidden, width + 2 * x.groups * x.d), "out": (width, x.hidden),
+        "norm2": (x.hidden,), "gate": (x.hidden, x.inner), "up": (x.hidden, x.inner), "down": (x.inner, x.hidden),
+    }  # fmt: skip
+    scaled = {n: (s, np.sqrt(s[0]) if len(s) > 1 else 1.0) for n, s in shapes.items()}
+    return [
+        {n: (rng.standard_normal(s) / by).astype(x.dtype.numpy) for n, (s, by) in scaled.items()}
+        for _ in range(x.layers)
+    ]
+
+
+def angles(x: Decoder) -> np.ndarray:
+    """What RoPE turns each position and pair by."""
+    half = x.d // 2
+    return np.outer(np.arange(x.length), 100.0 ** (-np.arange(half) / half))
+
+
+def decoder(x: Decoder, seed: int = 0) -> Graph:
+    """The layers, from hidden states to hidden states, with their pages as state."""
+    hidden = Value("x", TensorType(x.dtype, (x.batch, x.new, x.hidden)))
+    kinds = [(f"{kind}{i}", f"{kind}{i}_now") for i in range(x.layers) for kind in ("k", "v")]
+    pages = [Value(n, TensorType(x.dtype, (x.pages, x.page_size, x.groups, x.d))) for n, _ in kinds]
+    table, new = table_inputs(x.batch, x.pages), Value("new", TensorType(DType.I32, (x.batch,)))
+    rw = Rewriter(Graph("decoder", (hidden, *pages, *table, new), (), ()))
+    e = Emitter(rw, ("positions",))
+    at = PagedCache(e, *table, page_size=x.page_size, length=x.length).positions(x.new)
+    turns = [e.emit("Gather", e.const(np.tile(f(angles(x)), 2), x.dtype), at, axis=0) for f in (np.cos, np.sin)]
+    turns = [e.reshape(t, (x.batch, 1, x.new, x.d)) for t in turns]
+    y, now = hidden, list[Value]()
+    for i, weights in enumerate(layer_weights(x, seed)):
+        e = Emitter(rw, (f"layer {i}",))
+        cache = PagedCache(e, *table, page_size=x.page_size, length=x.length, new=new)
+        y, *both = _layer(x, cache, y, weights, pages[2 * i : 2 * i + 2], turns)
+        now += both
+    labels, state = ("y", *(label for _, label in kinds)), {label: name for name, label in kinds}
+    return rw.finish().replace(outputs=(y, *now), output_labels=labels, aliases=state)
+
+
+def _layer(
+    x: Decoder, cache: PagedCache, y: Value, weights: Arrays, pages: list[Value], turns: list[Value]
+) -> tuple[Value, Value, Value]:
+    """One layer: the hidden states, and the pages of keys and of values."""
+    e, start, parts = cache.e, 0, list[Value]()
+    w = {n: e.const(a, x.dtype) for n, a in weights.items()}
+    normed = e.emit("RMSNormalization", y, w["norm"], axis=2, epsilon=1e-5)
+    joined = e.emit("MatMul", normed, w["qkv"])
+    for count in (x.heads, x.groups, x.groups):
+        part = e.reshape(e.slice(joined, 2, start * x.d, count * x.d), (x.batch, x.new, count, x.d))
+        parts.append(e.transpose(part, (0, 2, 1, 3)))
+        start += count
+    queries, new_keys = (_turned(e, p, *turns) for p in parts[:2])
+    keys, values = (cache.append(p, n) for p, n in zip(pages, (new_keys, parts[2])))
+    found = e.transpose(cache.attend(queries, keys, values, scale=x.d**-0.5), (0, 2, 1, 3))
+    found = e.reshape(found, (x.batch, x.new, x.heads * x.d))
+    y = e.emit("Add", y, e.emit("MatMul", found, w["out"]))
+    normed = e.emit("RMSNormalization", y, w["norm2"], axis=2, epsilon=1e-5)
+    gate = e.emit("Silu", e.emit("MatMul", normed, w["gate"]))
+    up = e.emit("Mul", gate, e.emit("MatMul", normed, w["up"]))
+    return e.emit("Add", y, e.emit("MatMul", up, w["down"])), keys, values
+
+
+def _turned(e: Emitter, x: Value, cos: Value, sin: Value) -> Value:
+    half = x.shape[3] // 2
+    a, b = e.slice(x, 3, 0, half), e.slice(x, 3, half, half)
+    turned = e.concat([e.emit("Neg", b), a], 3)
+    return e.emit("Add", e.emit("Mul", x, cos), e.emit("Mul", turned, sin))

@@ -25,10 +25,15 @@ def lengths(attrs: Attrs, indptr: np.ndarray, last: np.ndarray) -> np.ndarray:
     return np.array([len(own) for own in found], np.int64)
 
 
-def slots(attrs: Attrs, indptr: np.ndarray, indices: np.ndarray, last: np.ndarray) -> np.ndarray:
-    count = attrs["count"]
-    padded = [[(-1, -1)] * count + own for own in places(indptr, indices, last, attrs["page_size"])]
-    return np.array([own[len(own) - count :] for own in padded], indices.dtype).reshape(len(last), count, 2)
+def slots(
+    attrs: Attrs, indptr: np.ndarray, indices: np.ndarray, last: np.ndarray, new: np.ndarray | None = None
+) -> np.ndarray:
+    found = []
+    for b, own in enumerate(places(indptr, indices, last, attrs["page_size"])):
+        most = len(own) if new is None else int(new[b])
+        real = own[-min(attrs["count"], most) :] if most else []
+        found.append([(-1, -1)] * (attrs["count"] - len(real)) + real)
+    return np.array(found, indices.dtype).reshape(len(last), attrs["count"], 2)
 
 
 def dense(attrs: Attrs, pages: np.ndarray, indptr: np.ndarray, indices: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from paged_graphs import Problem, paged
+from paged_graphs import Decoder, Problem, decoder, paged
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph
@@ -72,11 +72,20 @@ def fixed(x: Problem) -> Graph:
     return paged(replace(x, batch=3, pages=9, entries=8, page_size=4))
 
 
-@pytest.mark.parametrize("graph", [paged(SMALL), fixed(Problem(DType.F16, new=2, length=30))], ids=["open", "fixed"])
-def test_a_default_build_is_verified(graph: Graph) -> None:
-    build, _, _ = build_data(graph, device="sim")
+DEFAULT = {
+    "open sizes": (paged(SMALL), "fp32", 3),
+    "fixed sizes": (fixed(Problem(DType.F16, new=2, length=30)), "fp32", 3),
+    "a layer": (decoder(Decoder(new=2)), "fp32", 7),
+    "a layer in half precision": (decoder(Decoder()), "fp16", 10),  # its caches are f32, and so converted
+}
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_a_default_build_is_verified(name: str) -> None:
+    graph, precision, kernels = DEFAULT[name]
+    build, _, _ = build_data(graph, device="sim", precision=precision)
     evidence = build.data.verify
     assert evidence is not None
     assert {o["status"] for o in evidence["outputs"]} == {"verified"}
     assert {k["status"] for k in evidence["kernels"]} == {"verified"}
-    assert len(evidence["kernels"]) == 3
+    assert len(evidence["kernels"]) == kernels
