@@ -212,6 +212,25 @@ input %m: bool[1, 1, 1, 4096]
 %y: bf16[1, 32, 1, 64] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf), softcap=0.0) @ 'y'
 output %y
 """),
+    "attention_paged_f16": ("sm_80", """input %x: f16[n, 32, 1, 64]
+input %new: f16[n, 1, 8, 64]
+input %k: f16[1024, 16, 8, 64]
+input %v: f16[1024, 16, 8, 64]
+input %p: i32[n + 1]
+input %i: i32[1024]
+input %l: i32[n]
+%at = PagedSlots(%p, %i, %l, page_size=16, count=1) @ 'at'
+%now = ScatterND(%k, %at, %new, padding=1) @ 'append'
+%lengths = PagedLengths(%p, %l, page_size=16) @ 'lengths'
+%rows = Reshape(%lengths, shape=(n, 1, 1, 1))
+%keys = Range(start=0, step=1, length=4096, dtype=dtype(i64)) @ 'keys'
+%m = Less(%keys, %rows) @ 'mask'
+%a = PagedRead(%now, %p, %i, %l, length=4096) @ 'k'
+%b = PagedRead(%v, %p, %i, %l, length=4096) @ 'v'
+%y = Attention(%x, %a, %b, %m, scale=0.125) @ 'y'
+output %y
+output %now 'now' in %k
+"""),
 }  # fmt: skip
 
 
