@@ -155,11 +155,13 @@ def grouped(kernel: Kernel) -> Kernel | None:
 class KeyLimit:
     """The keys that a mask admits to a query: none from ``end`` on (an i64 over b, h, s).
 
-    ``every_query``: the rest adds nothing only where each query has a key before its end.
+    every_query  the rest adds nothing only where each query has a key before its end
+    is_shared    the end is the same for all queries of a head
     """
 
     end: Expr
     every_query: bool
+    is_shared: bool
 
 
 def key_limit(a: Attention) -> KeyLimit | None:
@@ -177,7 +179,16 @@ def key_limit(a: Attention) -> KeyLimit | None:
     ends = [e for e in (_end(term, a.t) for term in terms) if e is not None]
     if not ends or (math.isfinite(written) and len(terms) > 1):
         return None
-    return KeyLimit(functools.reduce(lambda x, y: binary("min", x, y), ends), math.isfinite(written))
+    end = functools.reduce(lambda x, y: binary("min", x, y), ends)
+    return KeyLimit(end, math.isfinite(written), not mentions(end, a.s.sym))
+
+
+def print_limit(a: Attention, hooks: Hooks) -> tuple[KeyLimit | None, list[str]]:
+    """The limit that the mask sets, if any, and the function ``load_end(p, b, h, s, out)`` that computes its end."""
+    limit = key_limit(a)
+    if limit is None:
+        return None, []
+    return limit, [hooks.load("load_end", limit.end, [("b", a.b.sym), ("h", a.h.sym), ("s", a.s.sym)])]
 
 
 def _conjunction(e: Expr) -> list[Expr]:
