@@ -108,11 +108,15 @@ def _within(at: Expr, extent: Dim, needed: Expr | None) -> Dim:
     return dynamic_index(checked_index(at, extent, needed, strict=False), extent)
 
 
-def _page(reader: Reader, indptr: Value, indices: Value, b: Dim, number: Dim, exists: Expr) -> Expr:
-    """The page ``number`` of sequence ``b``, as i64, if that position of the sequence ``exists``; else 0."""
-    first = cast(reader.read(indptr, (b,)), DType.I64)
-    entry = _within(binary("add", first, index(number)), indices.shape[0], all_of([reader.mask, exists]))
-    return cast(reader.read(indices, (entry,), exists), DType.I64)
+def _entry(reader: Reader, indptr: Value, b: Dim, number: Dim) -> Expr:
+    """The entry of the table, as i64, that says page ``number`` of sequence ``b``."""
+    return binary("add", cast(reader.read(indptr, (b,)), DType.I64), index(number))
+
+
+def _page(reader: Reader, indices: Value, entry: Expr, exists: Expr) -> Expr:
+    """The page at ``entry`` of the table, as i64, if that position of the sequence ``exists``; else 0."""
+    at = _within(entry, indices.shape[0], all_of([reader.mask, exists]))
+    return cast(reader.read(indices, (at,), exists), DType.I64)
 
 
 # ------------------------------------------------------------------------------------------------------- operators
@@ -149,14 +153,14 @@ def _lower_slots(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
         own = binary("add", cast(reader.read(v, (b,)), DType.I64), back)
         exists = both(exists, binary("ge", own, const(0, DType.I64)))
     t = dynamic_index(position, indices.shape[0] * size)
-    page = _page(reader, indptr, indices, b, floordiv(t, size), exists)
+    entry, zero = _entry(reader, indptr, b, floordiv(t, size)), const(0, DType.I64)
+    page = _page(reader, indices, entry, exists)
     most = int(np.iinfo(indices.dtype.numpy).max)  # how many pages there are is known to the scatter only
     page = checked_index(page, most, all_of([reader.mask, exists]), strict=False)
     slot = index(mod(t, size))
-    wanted = where(binary("eq", index(part), const(0, DType.I64)), page, slot) if not isinstance(part, int) else (
-        slot if part else page
-    )  # fmt: skip
-    return cast(where(exists, wanted, const(-1, DType.I64)), indices.dtype)
+    wanted = (page, slot)[part] if isinstance(part, int) else where(binary("eq", index(part), zero), page, slot)
+    inside = both(binary("ge", entry, zero), binary("lt", entry, index(indices.shape[0])))
+    return cast(where(both(exists, inside), wanted, const(-1, DType.I64)), indices.dtype)
 
 
 def _infer_read(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -172,7 +176,7 @@ def _lower_read(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     b, head, t, column = coords
     size = pages.shape[1]
     exists = binary("lt", index(t), _length(reader, indptr, last, b, size))
-    page = _page(reader, indptr, indices, b, floordiv(t, size), exists)
+    page = _page(reader, indices, _entry(reader, indptr, b, floordiv(t, size)), exists)
     found = _within(page, pages.shape[0], all_of([reader.mask, exists]))
     return reader.read(pages, (found, mod(t, size), head, column), exists)
 

@@ -220,6 +220,18 @@ def test_unchecked_kernels_stay_inside_of_the_pages() -> None:
     np.testing.assert_allclose(got["y"][1], softmax_attention(x, whole, table)[1], 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["a page that doesn't exist", "a negative page", "pages behind the table"])
+def test_unchecked_appends_to_no_place_are_dropped(name: str) -> None:
+    x = Problem(F32)
+    feeds = fed(x, **{k: np.array(v, np.int32) for k, v in WRONG[name].items()})
+    wrong = 0 if name == "a page that doesn't exist" else 1  # the sequence
+    engine = Engine(build_of(x, "appending").data, SimDevice())
+    got = engine.run({t.name: feeds[t.name].copy() for t in engine.inputs})["k_now"]
+    changed = np.argwhere((got != feeds["k"]).any(axis=(2, 3)) & ~np.isnan(got).all(axis=(2, 3)))
+    assert len(changed) == 1
+    np.testing.assert_array_equal(got[tuple(changed[0])], feeds["new_k"][1 - wrong, :, 0])
+
+
 BROKEN = {
     "shapes": ([0, 1], [0], [1, 1], "no table of pages"),
     "order": ([0, 2, 1], [0, 1], [1, 1], "sequence 1 has pages 2 to 1"),

@@ -25,40 +25,44 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const i64 t11 = t4 ? t10 : 0ll;
   const i64 t12 = t11 + (-1ll);
   const bool t13 = t12 >= 0ll;
-  const i64 t15 = (16383ll < t12 ? 16383ll : t12);
-  const i64 t16 = (0ll < t15 ? t15 : 0ll);
-  const int ix17 = (int)t16 / 16;
-  const i64 t18 = (i64)ix17;
-  const i64 t19 = t3 + t18;
-  const i64 t20 = t13 ? t19 : 0ll;
-  const i64 t21 = index_in(t20, 1024ll);
-  const i64 t22 = (1023ll < t21 ? 1023ll : t21);
-  const i64 t23 = (0ll < t22 ? t22 : 0ll);
-  const i32 t24 = t13 ? p.in2[(int)t23] : i32(0);
-  const i64 t25 = (i64)t24;
-  const i64 t26 = t13 ? t25 : 0ll;
-  const i64 t27 = index_in(t26, 2147483647ll);
-  const int ix28 = (int)t16 % 16;
-  const i64 t29 = (i64)ix28;
+  const i64 t14 = (16383ll < t12 ? 16383ll : t12);
+  const i64 t15 = (0ll < t14 ? t14 : 0ll);
+  const int ix16 = (int)t15 / 16;
+  const i64 t17 = (i64)ix16;
+  const i64 t18 = t3 + t17;
+  const bool t19 = t18 >= 0ll;
+  const bool t20 = t18 < 1024ll;
+  const bool t21 = t19 && t20;
+  const bool t22 = t13 && t21;
+  const i64 t24 = t13 ? t18 : 0ll;
+  const i64 t25 = index_in(t24, 1024ll);
+  const i64 t26 = (1023ll < t25 ? 1023ll : t25);
+  const i64 t27 = (0ll < t26 ? t26 : 0ll);
+  const i32 t28 = t13 ? p.in2[(int)t27] : i32(0);
+  const i64 t29 = (i64)t28;
+  const i64 t30 = t13 ? t29 : 0ll;
+  const i64 t31 = index_in(t30, 2147483647ll);
+  const int ix32 = (int)t15 % 16;
+  const i64 t33 = (i64)ix32;
   Vec<i32, 2> out0_lanes;
 #pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
-    const bool t14 = lane == 0;
-    const i64 t30 = t14 ? t27 : t29;
-    const i64 t31 = t13 ? t30 : (-1ll);
-    const i32 t32 = (i32)t31;
-    out0_lanes.v[lane] = t32;
+    const bool t23 = lane == 0;
+    const i64 t34 = t23 ? t31 : t33;
+    const i64 t35 = t22 ? t34 : (-1ll);
+    const i32 t36 = (i32)t35;
+    out0_lanes.v[lane] = t36;
   }
   store_vec<2>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_pagedslots_ac2923cf(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_pagedslots_95529373(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 2;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_pagedslots_ac2923cf)
+EXPORT_KERNEL(pointwise_pagedslots_95529373)
 
 // scatter: one thread computes 8 neighbouring elements of the outputs.
 #include "prims.cuh"
