@@ -235,9 +235,13 @@ def _fits(value: float, dtype: DType) -> bool:
     return math.isfinite(value) and int(info.min) <= int(value) <= int(info.max)
 
 
-def dynamic_index(value: Expr, extent: Dim) -> Dim:
-    """A run-time index with the value of ``value``, for an axis of ``extent`` elements, clamped to ``[0, extent)``."""
-    safe = binary("max", const(0, DType.I64), binary("min", cast(value, DType.I64), index(extent - 1)))
+def dynamic_index(value: Expr, extent: Dim, *, dtype: DType = DType.I64) -> Dim:
+    """A run-time index with the value of ``value``, for an axis of ``extent`` elements, clamped to ``[0, extent)``.
+
+    ``dtype``: the integers in which it is clamped; I32 costs less, where ``extent`` and ``value`` are within it.
+    """
+    most = cast(index(extent - 1), dtype)
+    safe = cast(binary("max", const(0, dtype), binary("min", cast(value, dtype), most)), DType.I64)
     return dims.var(Dyn(_index_name(safe), safe, 0, extent - 1))
 
 

@@ -21,7 +21,7 @@ from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.ops.gather import INDEX
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
-from arcweld.compiler.ops.shapes import check_dtype, check_equal, check_rank, present, split_optional
+from arcweld.compiler.ops.shapes import check_dtype, check_equal, check_rank, if_any, present, split_optional
 
 Attrs = Mapping[str, Any]
 Arrays = Sequence[np.ndarray | None]
@@ -104,8 +104,11 @@ def _length(reader: Reader, indptr: Value, last: Value, b: Dim, page_size: Dim) 
 
 
 def _within(at: Expr, extent: Dim, needed: Expr | None) -> Dim:
-    """The coordinate ``at`` of an axis of ``extent`` elements, which has to be inside of it if it is ``needed``."""
-    return dynamic_index(checked_index(at, extent, needed, strict=False), extent)
+    """The coordinate ``at`` of an axis of ``extent`` elements, which has to be inside of it if it is ``needed``.
+
+    It is clamped in 32 bits: attention does so for every key, and no table has more entries or pages.
+    """
+    return dynamic_index(checked_index(at, extent, needed, strict=False), extent, dtype=DType.I32)
 
 
 def _entry(reader: Reader, indptr: Value, b: Dim, number: Dim) -> Expr:
@@ -114,9 +117,9 @@ def _entry(reader: Reader, indptr: Value, b: Dim, number: Dim) -> Expr:
 
 
 def _page(reader: Reader, indices: Value, entry: Expr, exists: Expr) -> Expr:
-    """The page at ``entry`` of the table, as i64, if that position of the sequence ``exists``; else 0."""
+    """The page at ``entry`` of the table, as i64, if that position of the sequence ``exists``; else any entry."""
     at = _within(entry, indices.shape[0], all_of([reader.mask, exists]))
-    return cast(reader.read(indices, (at,), exists), DType.I64)
+    return cast(reader.read(indices, (at,), if_any([indices.shape[0]])), DType.I64)
 
 
 # ------------------------------------------------------------------------------------------------------- operators

@@ -36,33 +36,35 @@ __device__ __forceinline__ void compute(const Params& p, int i) {
   const bool t22 = t13 && t21;
   const i64 t24 = t13 ? t18 : 0ll;
   const i64 t25 = index_in(t24, 1024ll);
-  const i64 t26 = (1023ll < t25 ? 1023ll : t25);
-  const i64 t27 = (0ll < t26 ? t26 : 0ll);
-  const i32 t28 = t13 ? p.in2[(int)t27] : i32(0);
+  const i32 t26 = (i32)t25;
+  const i32 t27 = (1023 < t26 ? 1023 : t26);
+  const i32 t28 = (0 < t27 ? t27 : 0);
   const i64 t29 = (i64)t28;
-  const i64 t30 = t13 ? t29 : 0ll;
-  const i64 t31 = index_in(t30, 2147483647ll);
-  const int ix32 = (int)t15 % 16;
-  const i64 t33 = (i64)ix32;
+  const i32 t30 = p.in2[(int)t29];
+  const i64 t31 = (i64)t30;
+  const i64 t32 = t13 ? t31 : 0ll;
+  const i64 t33 = index_in(t32, 2147483647ll);
+  const int ix34 = (int)t15 % 16;
+  const i64 t35 = (i64)ix34;
   Vec<i32, 2> out0_lanes;
 #pragma unroll
   for (int lane = 0; lane < 2; ++lane) {
     const bool t23 = lane == 0;
-    const i64 t34 = t23 ? t31 : t33;
-    const i64 t35 = t22 ? t34 : (-1ll);
-    const i32 t36 = (i32)t35;
-    out0_lanes.v[lane] = t36;
+    const i64 t36 = t23 ? t33 : t35;
+    const i64 t37 = t22 ? t36 : (-1ll);
+    const i32 t38 = (i32)t37;
+    out0_lanes.v[lane] = t38;
   }
   store_vec<2>(p.out0 + i, out0_lanes);
 }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_pagedslots_95529373(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_pagedslots_adb51261(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   pdl_wait();
   const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 2;
   if (first < p.count) compute(p, first);
 }
-EXPORT_KERNEL(pointwise_pagedslots_95529373)
+EXPORT_KERNEL(pointwise_pagedslots_adb51261)
 
 // scatter: one thread computes 8 neighbouring elements of the outputs.
 #include "prims.cuh"
@@ -219,15 +221,19 @@ __device__ __forceinline__ const f16* k_row(const Params& p, int b, int h, int t
   const i64 t17 = t4 + t16;
   const i64 t18 = t13 ? t17 : 0ll;
   const i64 t19 = index_in(t18, 1024ll);
-  const i64 t20 = (1023ll < t19 ? 1023ll : t19);
-  const i64 t21 = (0ll < t20 ? t20 : 0ll);
-  const i32 t22 = t13 ? p.in3[(int)t21] : i32(0);
+  const i32 t20 = (i32)t19;
+  const i32 t21 = (1023 < t20 ? 1023 : t20);
+  const i32 t22 = (0 < t21 ? t21 : 0);
   const i64 t23 = (i64)t22;
-  const i64 t24 = t13 ? t23 : 0ll;
-  const i64 t25 = index_in(t24, 1024ll);
-  const i64 t26 = (1023ll < t25 ? 1023ll : t25);
-  const i64 t27 = (0ll < t26 ? t26 : 0ll);
-  return t13 ? p.in4 + (ix14 * 512 + h * 64 + (int)t27 * 8192) : nullptr;
+  const i32 t24 = p.in3[(int)t23];
+  const i64 t25 = (i64)t24;
+  const i64 t26 = t13 ? t25 : 0ll;
+  const i64 t27 = index_in(t26, 1024ll);
+  const i32 t28 = (i32)t27;
+  const i32 t29 = (1023 < t28 ? 1023 : t28);
+  const i32 t30 = (0 < t29 ? t29 : 0);
+  const i64 t31 = (i64)t30;
+  return t13 ? p.in4 + (ix14 * 512 + h * 64 + (int)t31 * 8192) : nullptr;
 }
 
 __device__ __forceinline__ const f16* v_row(const Params& p, int b, int h, int t) {
@@ -251,15 +257,19 @@ __device__ __forceinline__ const f16* v_row(const Params& p, int b, int h, int t
   const i64 t17 = t4 + t16;
   const i64 t18 = t13 ? t17 : 0ll;
   const i64 t19 = index_in(t18, 1024ll);
-  const i64 t20 = (1023ll < t19 ? 1023ll : t19);
-  const i64 t21 = (0ll < t20 ? t20 : 0ll);
-  const i32 t22 = t13 ? p.in3[(int)t21] : i32(0);
+  const i32 t20 = (i32)t19;
+  const i32 t21 = (1023 < t20 ? 1023 : t20);
+  const i32 t22 = (0 < t21 ? t21 : 0);
   const i64 t23 = (i64)t22;
-  const i64 t24 = t13 ? t23 : 0ll;
-  const i64 t25 = index_in(t24, 1024ll);
-  const i64 t26 = (1023ll < t25 ? 1023ll : t25);
-  const i64 t27 = (0ll < t26 ? t26 : 0ll);
-  return t13 ? p.in5 + (ix14 * 512 + h * 64 + (int)t27 * 8192) : nullptr;
+  const i32 t24 = p.in3[(int)t23];
+  const i64 t25 = (i64)t24;
+  const i64 t26 = t13 ? t25 : 0ll;
+  const i64 t27 = index_in(t26, 1024ll);
+  const i32 t28 = (i32)t27;
+  const i32 t29 = (1023 < t28 ? 1023 : t28);
+  const i32 t30 = (0 < t29 ? t29 : 0);
+  const i64 t31 = (i64)t30;
+  return t13 ? p.in5 + (ix14 * 512 + h * 64 + (int)t31 * 8192) : nullptr;
 }
 
 __device__ __forceinline__ void q_words(const Params& p, int b, int h, int s, int col, u32 (&word)[4]) {
@@ -312,7 +322,7 @@ __device__ __forceinline__ void read_mask(const Params& p, int b, int h, int s, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_less_bf96e585(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_less_a7c2ae26(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(unsigned char, smem);
   f32* const results = reinterpret_cast<f32*>(smem);  // [SLICES][ROWS][PITCH]
@@ -463,4 +473,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_less_bf96e585
     store_out(p, b, h, row, e, acc);
   }
 }
-EXPORT_KERNEL(attention_less_bf96e585)
+EXPORT_KERNEL(attention_less_a7c2ae26)
