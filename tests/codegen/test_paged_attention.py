@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import numpy as np
+import paged_checks
 import paged_oracle
 import pytest
 from graph_runs import built
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import matches
 from mutate import mutations, survivors
-from paged_graphs import BATCH, ENTRIES, FORMS, PAGE, PAGES, SCALE, Arrays, Problem, Table, table_of
+from paged_checks import drawn, softmax_attention
+from paged_graphs import BATCH, ENTRIES, FORMS, PAGE, PAGES, Arrays, Problem, Table, table_of
 
 from arcweld.codegen.templates.attention.ffma import FfmaTactic
 from arcweld.codegen.templates.attention.mma import MmaTactic
@@ -52,68 +54,11 @@ def implementation(build: Build) -> str:
     return implementations(attention_launch(build).bound.kernel, "sm_80")[0].name
 
 
-def drawn(x: Problem, table: Table, rng: np.random.Generator, beyond: float = np.nan) -> tuple[Arrays, Arrays]:
-    """The inputs of the paged and of the contiguous form, of equal caches. What no sequence has is NaN.
-
-    In contiguous caches it is ``beyond``: those implementations that read whole tiles multiply it by zero.
-    """
-
-    def some(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(x.dtype.numpy)
-
-    batch = len(table.last)
-    feeds = {"q": some(batch, x.heads, x.new, x.d), **table.feeds}
-    whole = {n: some(batch, x.groups, x.length, x.d) for n in ("k", "v")}
-    own = paged_oracle.places(*table.parts, table.page_size)
-    pages = {n: np.full((table.pages, table.page_size, x.groups, x.d), np.nan, x.dtype.numpy) for n in ("k", "v")}
-    news = {f"new_{n}": np.full((batch, x.groups, x.new, x.d), np.nan, x.dtype.numpy) for n in ("k", "v")}
-    for n in ("k", "v"):
-        for b, places in enumerate(own):
-            whole[n][b, :, len(places) :] = beyond
-            for t, place in enumerate(places):
-                back = len(places) - t
-                if back <= x.new:
-                    news[f"new_{n}"][b, :, x.new - back] = whole[n][b, :, t]
-                else:
-                    pages[n][place] = whole[n][b, :, t]
-    sized = np.zeros(table.page_size, np.int32)
-    return {**feeds, **news, **pages}, {**feeds, **whole, "sized": sized}
-
-
-def softmax_attention(x: Problem, feeds: Arrays, table: Table) -> np.ndarray:
-    """In f64, one query after another."""
-    own = paged_oracle.places(*table.parts, table.page_size)
-    out = np.zeros(feeds["q"].shape)
-    for b, places in enumerate(own):
-        for h in range(x.heads):
-            for s in range(x.new):
-                end = len(places) - x.new + s + 1
-                first = 0 if x.window is None else max(0, end - x.window)
-                if end > first:
-                    g = h // (x.heads // x.groups)
-                    k, v = (feeds[n][b, g, first:end].astype(np.float64) for n in ("k", "v"))
-                    score = k @ feeds["q"][b, h, s].astype(np.float64) * SCALE
-                    p = np.exp(score - score.max())
-                    out[b, h, s] = p @ v / p.sum()
-    return out
-
-
 def check(x: Problem, table: Table, rng: np.random.Generator) -> None:
-    """Both forms to the same bits, the pages as they should be afterwards, and near what numpy gives."""
-    kinds = [implementation(build_of(x, form)) for form in ("paged", "contiguous")]
-    assert kinds[0] == kinds[1]
-    pages, whole = drawn(x, table, rng, np.nan if kinds[0] == "split" else 3.0)
-    check_table(*table.parts, pages=table.pages, page_size=table.page_size, length=x.length)
-    got = engine_of(x, "paged").run({n: a.copy() for n, a in pages.items()})
-    want = engine_of(x, "contiguous").run(dict(whole))
-    np.testing.assert_array_equal(got["y"].view(np.uint8), want["y"].view(np.uint8))
-    tolerance = 2e-3 if x.dtype is F16 else 1e-5
-    np.testing.assert_allclose(got["y"].astype(np.float64), softmax_attention(x, whole, table), tolerance, tolerance)
-    for n in ("k", "v"):
-        there = paged_oracle.dense({"length": x.length}, got[f"{n}_now"], *table.parts)
-        lengths = paged_oracle.lengths({"page_size": table.page_size}, table.indptr, table.last)
-        exists = np.arange(x.length) < lengths[:, None]
-        np.testing.assert_array_equal(there, np.where(exists[:, None, :, None], whole[n], 0))
+    """``paged_checks.check`` on the checked simulator, by the implementation that both forms have."""
+    kinds = {implementation(build_of(x, form)) for form in ("paged", "contiguous")}
+    (kind,) = kinds
+    paged_checks.check(x, table, rng, engine_of, np.nan if kind == "split" else 3.0)
 
 
 @st.composite
