@@ -114,13 +114,15 @@ class PagedCache:
 
 
 def check_table(
-    indptr: np.ndarray, indices: np.ndarray, last: np.ndarray, *, pages: int, page_size: int, length: int | None = None
-) -> None:
+    indptr: np.ndarray, indices: np.ndarray, last: np.ndarray, *, pages: int, page_size: int,
+    length: int | None = None, new: int = 0,
+) -> None:  # fmt: skip
     """Checks a table on the host. Raises InputError where kernels would read or write another place than is meant.
 
     pages      how many pages there are
     page_size  positions of a page
     length     the most positions that a sequence may have; None: any number
+    new        how many positions of each sequence are appended: the pages that they are in belong to no other sequence
     """
     if indptr.ndim != 1 or indices.ndim != 1 or last.shape != (indptr.size - 1,):
         shapes = ", ".join(f"{n} {list(a.shape)}" for n, a in zip(TABLE, (indptr, indices, last)))
@@ -130,8 +132,24 @@ def check_table(
         raise InputError(f"sequence {b} has pages {indptr[b]} to {indptr[b + 1]} of a table of {indices.size}")
     for b in np.flatnonzero((own > 0) & ((last < 1) | (last > page_size))):
         raise InputError(f"the last page of sequence {b} holds {last[b]} positions, not 1 to {page_size}")
-    for b in np.flatnonzero((own - 1) * page_size + last > (length or np.inf)):
+    lengths = np.where(own > 0, (own - 1) * page_size + last, 0)
+    for b in np.flatnonzero(lengths > (length or np.inf)):
         raise InputError(f"sequence {b} has more than {length} positions", hint="build for a greater length")
     used = np.concatenate([indices[i : i + n] for i, n in zip(begin, own)]) if own.size else indices[:0]
     for page in used[(used < 0) | (used >= pages)][:1]:
         raise InputError(f"page {page} of {pages}")
+    if new:
+        _check_owned(indices, begin, own, lengths, used, page_size, new)
+
+
+def _check_owned(
+    indices: np.ndarray, begin: np.ndarray, own: np.ndarray, lengths: np.ndarray, used: np.ndarray, page_size: int,
+    new: int,
+) -> None:  # fmt: skip
+    """Raises InputError where a page with one of a sequence's last ``new`` positions is another sequence's too."""
+    readers = np.bincount(used, minlength=1)
+    for b in np.flatnonzero(own):
+        first = max(0, int(lengths[b]) - new) // page_size
+        written = indices[begin[b] + first : begin[b] + own[b]]
+        for page in written[readers[written] > 1][:1]:
+            raise InputError(f"sequence {b} appends to page {page}, which another sequence has too")

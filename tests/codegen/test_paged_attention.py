@@ -184,6 +184,7 @@ BROKEN = {
     "a last page of more": ([0, 1], [0], [5], "the last page of sequence 0 holds 5 positions"),
     "length": ([0, 0, 3], [0, 1, 2], [0, 3], "sequence 1 has more than 10 positions"),
     "pages": ([0, 2], [1, 3], [4], "page 3 of 3"),
+    "shared": ([0, 2, 4], [1, 0, 1, 2], [2, 2], "sequence 0 appends to page 1, which another sequence has too"),
 }
 
 
@@ -192,12 +193,14 @@ def test_tables_are_checked_on_the_host(name: str) -> None:
     *parts, text = BROKEN[name]
     indptr, indices, last = (np.array(a, np.int32) for a in parts)
     with pytest.raises(InputError, match=text):
-        check_table(indptr, indices, last, pages=3, page_size=4, length=10)
+        check_table(indptr, indices, last, pages=3, page_size=4, length=10, new=3)
 
 
-def test_a_table_of_nothing_is_one() -> None:
+def test_a_table_of_nothing_is_one_and_full_pages_may_be_shared() -> None:
     zeros = np.zeros(3, np.int32)
-    check_table(zeros, zeros[:0], zeros[:2], pages=0, page_size=4)
+    check_table(zeros, zeros[:0], zeros[:2], pages=0, page_size=4, new=1)
+    shared = [np.array(a, np.int32) for a in ([0, 2, 4], [1, 0, 1, 2], [2, 2])]
+    check_table(shared[0], shared[1], shared[2], pages=3, page_size=4, new=2)
 
 
 TACTICS = [

@@ -92,7 +92,7 @@ class Pages:
         last = [n - (len(own) - 1) * self.size if own else 0 for n, own in zip(self.lengths, self.own)]
         parts = np.cumsum([0, *map(len, self.own)]), indices, last
         found = {n: np.asarray(a, np.int32) for n, a in zip(TABLE, parts)}
-        check_table(*found.values(), pages=self.count, page_size=self.size, length=self.x.length)
+        check_table(*found.values(), pages=self.count, page_size=self.size, length=self.x.length, new=5)
         return found
 
 
