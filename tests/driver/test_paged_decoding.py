@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from graph_runs import built
+from harness import assert_compiles
 from paged_graphs import Arrays, Decoder, angles, decoder, layer_weights
 
 from arcweld.compiler.dtypes import DType
@@ -29,6 +30,16 @@ def test_a_layer_is_five_kernels(x: Decoder) -> None:
     assert fused.copied == {}
     appends = {s: r.template for r in fused.regions for s in r.in_place.values()}
     assert appends == dict.fromkeys(["k0", "v0", "k1", "v1"], "chain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("dtype", [DType.F16, DType.F32])
+def test_kernels_of_real_sizes_compile_without_spills(dtype: DType, batch: int) -> None:
+    x = Decoder(dtype, 1, batch, 1, 16, 8, 128, 1024, 3072, length=32768, page_size=16, pages=4096)
+    for launch in built(decoder(x)).planned:
+        for source in launch.sources:
+            assert_compiles(source)
 
 
 def test_the_text_form_is_read_back() -> None:
