@@ -235,9 +235,13 @@ def _fits(value: float, dtype: DType) -> bool:
     return math.isfinite(value) and int(info.min) <= int(value) <= int(info.max)
 
 
-def dynamic_index(value: Expr, extent: Dim) -> Dim:
-    """A run-time index with the value of ``value``, for an axis of ``extent`` elements, clamped to ``[0, extent)``."""
-    safe = binary("max", const(0, DType.I64), binary("min", cast(value, DType.I64), index(extent - 1)))
+def dynamic_index(value: Expr, extent: Dim, *, dtype: DType = DType.I64) -> Dim:
+    """A run-time index with the value of ``value``, for an axis of ``extent`` elements, clamped to ``[0, extent)``.
+
+    ``dtype``: the integers in which it is clamped; I32 costs less, where ``extent`` and ``value`` are within it.
+    """
+    most = cast(index(extent - 1), dtype)
+    safe = cast(binary("max", const(0, dtype), binary("min", cast(value, dtype), most)), DType.I64)
     return dims.var(Dyn(_index_name(safe), safe, 0, extent - 1))
 
 
@@ -246,11 +250,19 @@ def wrapped_index(value: Expr, extent: Dim, mask: Expr | None, strict: bool) -> 
 
     It is an error, as INDEX says, if it is out of range although ``mask`` holds (None: always).
     """
-    v, n = cast(value, DType.I64), index(extent)
-    at = where(binary("lt", v, const(0, DType.I64)), v + n, v)
+    v = cast(value, DType.I64)
+    at = where(binary("lt", v, const(0, DType.I64)), v + index(extent), v)
+    return checked_index(at, extent, mask, strict)
+
+
+def checked_index(at: Expr, extent: Dim, mask: Expr | None, strict: bool) -> Expr:
+    """The i64 ``at`` itself, an index of an axis of ``extent`` elements that doesn't count from the end.
+
+    It is an error, as INDEX says, if it is out of range although ``mask`` holds (None: always).
+    """
     if mask is not None:
         at = where(mask, at, const(0, DType.I64))
-    return binary("strict_index" if strict else "index_in", at, n)
+    return binary("strict_index" if strict else "index_in", at, index(extent))
 
 
 def divisor(value: Expr, mask: Expr | None, strict: bool) -> Expr:

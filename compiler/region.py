@@ -187,7 +187,7 @@ def is_view(node: Node) -> bool:
     return node.op in VIEWS
 
 
-INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample"})
+INDEXED = frozenset({"Gather", "GatherElements", "GatherND", "GridSample", "PagedRead", "PagedSlots"})
 
 
 def index_cost(node: Node) -> int:

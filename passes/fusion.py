@@ -37,6 +37,9 @@ MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
+# (kind, operand) of heroes that read an operand through a table of pages rather than from a dense copy: a copy would be
+# written and read once for each time that the pages are
+INDIRECT_OPERANDS = {(Kind.ATTENTION, 1), (Kind.ATTENTION, 2)}
 # (operator, operand) of scatters that store update by update, whose elements are read once
 UPDATES = {("ScatterElements", 1), ("ScatterElements", 2), ("ScatterND", 2)}
 
@@ -303,7 +306,8 @@ class Fuser:
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
                 free = free or (g.template == "scatter" and (hero.op, i) in UPDATES)
-                self._inline(g, v, hero, pointwise=free, reads=1, storable=kind is Kind.ROWWISE and i == 0)
+                storable, indirect = kind is Kind.ROWWISE and i == 0, (kind, i) in INDIRECT_OPERANDS
+                self._inline(g, v, hero, pointwise=free, reads=1, storable=storable, indirect=indirect)
         for n in epilogue:
             for v in n.operands():
                 if self._is_epilogue_operand(g, v):
@@ -314,13 +318,15 @@ class Fuser:
         return v.name in self.producers and self.producers[v.name].output.name not in g.nodes
 
     def _inline(
-        self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False
-    ) -> None:
+        self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False,
+        indirect: bool = False,
+    ) -> None:  # fmt: skip
         """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read; then its own.
 
         pointwise  allow pointwise nodes, not only views and casts
         reads      how often each element of ``v`` is computed for one element of the result
         storable   the region computes each element of ``v`` exactly once, so it may store it for other regions
+        indirect   allow reading through a table of pages
         """
         stack = [(v, reader, reads, storable)]
         while stack:
@@ -329,7 +335,8 @@ class Fuser:
             if p is None or is_hero(p) or p.output.name in g.nodes:
                 continue
             storable = storable and p not in self.free and self.owner.get(p.output.name) is None
-            if self._may_inline(g, p, reader, pointwise, reads, storable):
+            read_through = indirect and p.op == "PagedRead" and self._full(g, p, reads) is None
+            if read_through or self._may_inline(g, p, reader, pointwise, reads, storable):
                 self._add(g, p, reads)
                 if storable or not (p in self.free or self._wanted_elsewhere(p, g)):
                     self._own(g, p)

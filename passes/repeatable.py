@@ -4,6 +4,7 @@
     formulas of single constants   index arithmetic, sizes, literals
     formulas of single elements    a causal mask by the position of a decode step, of at most MAX_LIGHT operations
     elements made of single bytes  keys and values from caches of 8 bits: the scaled copy would be larger than the cache
+    lengths of paged sequences     three entries of a table, and formulas of them as of single elements
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class Repeatable:
         self._graph = graph
         self._producers = producers
         self._leaves: set[str] = set()  # of single constants
-        self._light: dict[str, int] = {}  # of single elements, and weights -> scalar operations
+        self._light: dict[str, int] = {}  # of single elements, lengths and weights -> scalar operations
 
     def note(self, node: Node) -> None:
         """Looks at a node that is no hero; all that it reads was looked at before."""
         if all(self._is_leaf(v) for v in node.operands()):
             self._leaves.add(node.output.name)
+        elif node.op == "PagedLengths":
+            self._light[node.output.name] = code_of(node)
         elif index_cost(node) == 0 and len(node.outputs) == 1:
             costs = [self._cost(v) for v in node.operands()]
             known = [c for c in costs if c is not None]

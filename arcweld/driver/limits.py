@@ -90,6 +90,6 @@ def _strict_extent(n: Node) -> Dim | None:
     data, index = n.operands()[:2]
     if n.op in ("Gather", "GatherElements", "ScatterElements"):
         return data.shape[n.attrs["axis"]]
-    if n.op == "ScatterND" and index.shape[-1] == 1:
+    if n.op == "ScatterND" and index.shape[-1] == 1 and not n.attrs["padding"]:
         return data.shape[0]
     return None

@@ -11,6 +11,7 @@ from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, evalua
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph, Value
+from arcweld.driver.page_tables import draw_tables, usual_sizes
 from arcweld.driver.value_uses import integer_range, reaches_index
 
 DEFAULT_SIZE = 32  # of a dimension that is no batch
@@ -32,14 +33,16 @@ class Draw(Enum):
 def sample_sizes(graph: Graph, given: Mapping[str, int] | None = None) -> dict[str, int]:
     """A size for every symbol: the given one, or else 1 for a leading (batch) dimension and about 32 for others.
 
-    Sizes that are not given are inside the symbols' ranges, and large enough that no value of the graph is empty, if
-    that is possible. Raises UsageError for an unknown name in ``given``.
+    Paged caches have several sequences and pages. Sizes that are not given are inside the symbols' ranges, and large
+    enough that no value of the graph is empty, if that is possible. Raises UsageError for an unknown name in ``given``.
     """
     sizes: dict[str, int] = {}
+    paged = usual_sizes(graph)
     for v in graph.inputs:
         for axis, d in enumerate(v.shape):
             for s in sorted(free_symbols(d), key=lambda t: t.name) if isinstance(d, IntExpr) else ():
-                sizes.setdefault(s.name, allowed(s, 1 if axis == 0 else _about(d, s, DEFAULT_SIZE)))
+                usual = paged.get(s.name, 1 if axis == 0 else _about(d, s, DEFAULT_SIZE))
+                sizes.setdefault(s.name, allowed(s, usual))
     unknown = sorted(set(given or {}) - set(sizes))
     if unknown:
         raise UsageError(
@@ -93,7 +96,8 @@ def sample_inputs(
 
     Floats are drawn as ``draw`` says; those that index something after a cast are in [0, 1). Integers have the range
     that their use allows (``value_uses``); indices of a scatter are distinct, because its result is undefined
-    otherwise. ``ranges`` gives other bounds, (low, high) by input name, "" for all inputs.
+    otherwise; tables of pages are tables (``page_tables``). ``ranges`` gives other bounds, (low, high) by input name,
+    "" for all inputs.
 
     Raises UsageError for an unknown name in ``ranges``, EnvironmentError_ for an input that memory cannot hold.
     """
@@ -104,11 +108,13 @@ def sample_inputs(
         )
     rng = np.random.default_rng(seed)
     feeds = {}
+    tables = draw_tables(rng, graph, sizes)
     for v in graph.inputs:
         shape = tuple(evaluate(d, sizes) for d in v.shape)
         bounds_of = (ranges or {}).get(v.name, (ranges or {}).get(""))
+        drawn = tables.get(v.name) if bounds_of is None else None
         try:
-            feeds[v.name] = _random(rng, graph, v, shape, bounds_of, sizes, draw)
+            feeds[v.name] = _random(rng, graph, v, shape, bounds_of, sizes, draw) if drawn is None else drawn
         except MemoryError:
             what = f"there is not enough memory for input {v.name} of shape {list(shape)}"
             raise EnvironmentError_(what, hint="give smaller sizes") from None

@@ -28,8 +28,17 @@ COMBINE = {"add": ("sum", "add"), "mul": ("prod", "mul"), "max": ("max", "max"),
 
 
 def _place(node: Node, value: Expr, extent: Dim, mask: Expr | None = None) -> Expr:
-    """The index as i64; negative ones count from the end."""
-    return expr.wrapped_index(value, extent, mask, bool(node.attrs["strict"]))
+    """The index as i64; negative ones count from the end, or are 0 where they are padding."""
+    strict = bool(node.attrs["strict"])
+    if node.attrs.get("padding"):
+        at = expr.cast(value, DType.I64)
+        return expr.checked_index(binary("max", at, const(0, DType.I64)), extent, mask, strict)
+    return expr.wrapped_index(value, extent, mask, strict)
+
+
+def _real(node: Node, value: Expr) -> list[Expr]:
+    """The condition under which an index is no padding, where there may be such."""
+    return [binary("ge", value, const(0, value.dtype))] if node.attrs.get("padding") else []
 
 
 def _below(index: Dim, extent: Dim) -> list[Expr]:
@@ -79,8 +88,9 @@ def _matches(reader: RegionReader, node: Node, coords: Coords, steps: Coords) ->
     """Whether the update at ``steps`` names the element at ``coords``."""
     data, indices, _ = node.operands()
     if node.op == "ScatterND":
-        places = [_place(node, reader.read(indices, (*steps, k)), data.shape[k]) for k in range(_depth(indices))]
-        return all_of(binary("eq", p, expr.index(c)) for p, c in zip(places, coords)) or const(True, DType.BOOL)
+        given = [reader.read(indices, (*steps, k)) for k in range(_depth(indices))]
+        same = [binary("eq", _place(node, v, d), expr.index(c)) for v, d, c in zip(given, data.shape, coords)]
+        return all_of([*same, *(c for v in given for c in _real(node, v))]) or const(True, DType.BOOL)
     along = node.attrs["axis"]
     at = _update_coords(node, coords, steps)
     inside = [c for k, (x, d) in enumerate(zip(at, indices.shape)) if k != along for c in _below(x, d)]
@@ -174,5 +184,5 @@ def _places(reader: RegionReader, node: Node, at: Coords) -> tuple[Coords, list[
 
 def _checked(node: Node, value: Expr, extent: Dim) -> tuple[Dim, list[Expr]]:
     place = _place(node, value, extent)
-    conditions = [binary("ge", place, const(0, DType.I64)), binary("lt", place, expr.index(extent))]
-    return expr.dynamic_index(place, extent), conditions
+    low = _real(node, value) or [binary("ge", place, const(0, DType.I64))]
+    return expr.dynamic_index(place, extent), [*low, binary("lt", place, expr.index(extent))]

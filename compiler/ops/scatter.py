@@ -83,6 +83,9 @@ def _combine(
 
 def _scatter_nd(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     data, indices, updates = operand(arrays), operand(arrays, 1), operand(arrays, 2)
+    if attrs["padding"]:
+        kept = (indices >= 0).all(axis=-1)
+        indices, updates = indices[kept], updates[kept]
     at = tuple(indices[..., k] for k in range(indices.shape[-1]))
     return _combine(data, at, updates, attrs["reduction"])
 
@@ -99,15 +102,19 @@ _ROWS = np.array([[0, 1, 2], [3, 0, -1]])
 register(
     OpDef(
         "ScatterND", Kind.SCATTER, ("data", "indices", "updates"), _infer_nd, _scatter_nd,
-        {"reduction": Attr("str", "none"), **STRICT},
+        {"reduction": Attr("str", "none"), "padding": Attr("int", 0), **STRICT},
         cases=(
             Case(((5, 3), _ND, (3, 3)), {}, ("f32", "f16", "i64")),
+            Case(((5, 3), _ND, (3, 3)), {"padding": 1}, ("f32", "f16")),
+            Case(((4, 3), np.array([[0, -1], [-1, 2], [3, 2]]), (3,)), {"padding": 1}, ("f32",)),
+            Case(((90, 2), np.arange(-3, 77)[:, None], (80, 2)), {"padding": 1}, ("f32",)),
             Case(((4, 3), np.array([[0, 1], [3, 2]]), (2,)), {}, ("f32",)),
             *(
                 Case(((5, 3), np.array([[0], [0], [2]]), (3, 3)), {"reduction": r}, ("f32", "i32"))
                 for r in REDUCTIONS[1:]
             ),
         ),
+        doc="padding = 1: an update with a negative index is padding, and changes nothing",
     )
 )  # fmt: skip
 register(

@@ -12,6 +12,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     integer,
     movement,
     pad,
+    paged,
     pointwise,
     quantize,
     reduce,

@@ -16,7 +16,7 @@ from arcweld.codegen.templates.attention.ffma import FfmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import cast, unary, variable
+from arcweld.compiler.expr import binary, cast, const, index, load, unary, variable, where
 
 F32, F16 = DType.F32, DType.F16
 
@@ -117,6 +117,25 @@ def inputs(x: Shape, rng: np.random.Generator, env: dict[str, int]) -> Arrays:
     if x.mask == "key":
         data["in3"][:, 0] = True
     return data
+
+
+def at_positions(x: Shape, form: str) -> Kernel:
+    """``x`` with a mask that compares keys with positions ``in6[s]``; ``form``: how it is written."""
+    kernel = attention_kernel(x)
+    keys, position = kernel.axes["t"][0], Buffer("in6", DType.I64, (x.s,))
+    key, limit = index(keys.index), load("in6", DType.I64, (kernel.axes["s"][0].index,))
+    seen = {
+        "until": binary("le", key, limit),
+        "before": binary("gt", binary("add", limit, const(1, DType.I64)), key),
+        "window": binary(
+            "and", binary("le", key, limit), binary("lt", binary("sub", limit, key), const(40, DType.I64))
+        ),
+        "added": binary("le", key, limit),
+    }[form]
+    low = const(float(np.finfo(np.float32).min), F32)
+    mask = where(seen, const(0.0, F32), low) if form == "added" else seen
+    buffers = (*kernel.buffers[:-1], position, kernel.buffers[-1])
+    return replace(kernel, loads={**kernel.loads, "mask": mask}, buffers=buffers)
 
 
 def attend(x: Shape, i: Arrays, env: dict[str, int]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 import cases_attention
 import numpy as np
 import pytest
-from cases_attention import PROBLEMS, Shape, attend, attention_kernel, inputs
+from cases_attention import PROBLEMS, Shape, at_positions, attend, attention_kernel, inputs
 from cases_attention_wgmma import SHAPES, TACTICS
 from harness import assert_compiles, render_with, run_kernel
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches
 from mutate import mutations, survivors
 
-from arcweld.codegen.kernel import Kernel, KernelSource, axis
+from arcweld.codegen.kernel import Buffer, Kernel, KernelSource, axis
 from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.codegen.templates.attention import wgmma as attention_wgmma
 from arcweld.codegen.templates.attention.ffma import FfmaTactic
@@ -27,7 +27,7 @@ from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
-from arcweld.compiler.expr import const
+from arcweld.compiler.expr import binary, cast, const, index, load
 
 CASES = cases_attention.cases()
 SPREADS = [
@@ -192,6 +192,55 @@ def test_every_barrier_is_needed(tactic: Any) -> None:
 
     assert len(mutations(source.source)) >= 3
     assert [m.deleted for m in survivors(source.source, passes)] == []
+
+
+LIMITED = [FfmaTactic(8, 2, 2, 64), MmaTactic(2, 1, 16, 2), MmaTactic(1, 2, 16, 1)]
+
+
+@pytest.mark.parametrize("tactic", LIMITED, ids=str)
+@pytest.mark.parametrize("form", ["until", "before", "window", "added"])
+@pytest.mark.parametrize("last", [0, 60, 299])
+def test_tiles_of_keys_after_all_positions_are_not_read(form: str, last: int, tactic: Any) -> None:
+    """They are NaN, from the last position's tile on. Queries are in two blocks or three, with limits of their own."""
+    x = Shape(h=2, s=36, t=300, d=16, dtype=DType.F16 if isinstance(tactic, MmaTactic) else DType.F32)
+    kernel, data = at_positions(x, form), inputs(x, np.random.default_rng(0), {})
+    position = np.maximum(last - np.arange(36), 0)  # the first block's queries see the most keys
+    seen = np.arange(300) <= position[:, None]
+    if form == "window":
+        seen &= position[:, None] - np.arange(300) < 40
+    want = attend(replace(x, mask="add"), {**data, "in3": np.where(seen, 0.0, -np.inf)[None, None]}, {})
+    for name in ("in1", "in2"):
+        data[name][:, :, last // 32 * 32 + 32 :] = np.nan
+    source = rendered(kernel, tactic)
+    assert_close(kernel, run_kernel(source, kernel, {**data, "in6": position}), want, slack=2)
+
+
+@pytest.mark.parametrize("tactic", LIMITED, ids=str)
+def test_a_query_without_keys_averages_all_where_a_number_is_added(tactic: Any) -> None:
+    x = Shape(h=1, s=36, t=100, d=16, dtype=DType.F16 if isinstance(tactic, MmaTactic) else DType.F32)
+    kernel, data = at_positions(x, "added"), inputs(x, np.random.default_rng(0), {})
+    position = np.where(np.arange(36) == 7, -1, 50)
+    got = run_kernel(rendered(kernel, tactic), kernel, {**data, "in6": position})["out0"]
+    mean = data["in2"].astype(np.float64).mean(2)
+    np.testing.assert_allclose(got[:, :, 7].astype(np.float64), mean, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("tactic", LIMITED, ids=str)
+def test_a_limit_that_all_queries_share_and_none_at_all(tactic: Any) -> None:
+    """Positions may admit no key: the results are zeros."""
+    x = Shape(h=2, s=20, t=200, d=16, dtype=DType.F16 if isinstance(tactic, MmaTactic) else DType.F32)
+    kernel, data = attention_kernel(x), inputs(x, np.random.default_rng(0), {})
+    count = Buffer("in6", DType.I32, (1,))
+    mask = binary("lt", index(kernel.axes["t"][0].index), cast(load("in6", DType.I32, (0,)), DType.I64))
+    buffers = (*kernel.buffers[:-1], count, kernel.buffers[-1])
+    kernel = replace(kernel, loads={**kernel.loads, "mask": mask}, buffers=buffers)
+    source = rendered(kernel, tactic)
+    for visible in (-3, 0, 1, 50, 200, 1 << 30):
+        fed = {**data, "in6": np.array([visible], np.int32)}
+        got = run_kernel(source, kernel, fed)
+        some = {**data, **{n: data[n][:, :, : max(visible, 0)] for n in ("in1", "in2")}}
+        want = attend(x, some, {}) if visible > 0 else {"out0": np.zeros((1, 2, 20, 16))}
+        assert_close(kernel, got, want, slack=2)
 
 
 def test_what_is_refused() -> None:

@@ -8,18 +8,16 @@ from typing import Any
 import cases_attention_split
 import numpy as np
 import pytest
-from cases_attention import Shape, attend, attention_kernel, inputs
+from cases_attention import Shape, at_positions, attend, attention_kernel, inputs
 from harness import assert_compiles, render_with, run_kernel
 from kernel_cases import Case, assert_close, matches
 from mutate import mutations, survivors
 
-from arcweld.codegen.kernel import Buffer, Kernel
 from arcweld.codegen.templates.attention import split
 from arcweld.codegen.templates.attention.split import SplitTactic
 from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import evaluate, symbol
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import binary, const, index, load, where
 
 F32, F16, BF16 = DType.F32, DType.F16, DType.BF16
 CASES = cases_attention_split.cases()
@@ -88,25 +86,6 @@ def test_without_keys_the_result_is_zeros() -> None:
     assert evaluate(source.grid[0], {"t": 0}) > 2
     got = run_kernel(source, kernel, inputs(x, np.random.default_rng(0), {"t": 0}), {"t": 0})
     assert not got["out0"].any()
-
-
-def at_positions(x: Shape, form: str) -> Kernel:
-    """``x`` with a mask that compares keys with positions ``in6[s]``; ``form``: how it is written."""
-    kernel = attention_kernel(x)
-    keys, position = kernel.axes["t"][0], Buffer("in6", DType.I64, (x.s,))
-    key, limit = index(keys.index), load("in6", DType.I64, (kernel.axes["s"][0].index,))
-    seen = {
-        "until": binary("le", key, limit),
-        "before": binary("gt", binary("add", limit, const(1, DType.I64)), key),
-        "window": binary(
-            "and", binary("le", key, limit), binary("lt", binary("sub", limit, key), const(40, DType.I64))
-        ),
-        "added": binary("le", key, limit),
-    }[form]
-    low = const(float(np.finfo(np.float32).min), F32)
-    mask = where(seen, const(0.0, F32), low) if form == "added" else seen
-    buffers = (*kernel.buffers[:-1], position, kernel.buffers[-1])
-    return replace(kernel, loads={**kernel.loads, "mask": mask}, buffers=buffers)
 
 
 @pytest.mark.parametrize("dtype", [F16, F32])

@@ -77,13 +77,13 @@ output %y
     "scatter_search_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[4, 1]
 input %u: f32[4, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='none', padding=0, strict=0) @ 'y'
 output %y
 """),
     "scatter_in_place_f32": ("sm_80", """input %x: f32[s, 64]
 input %i: i64[500, 1]
 input %u: f32[500, 64]
-%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 'y'
+%y: f32[s, 64] = ScatterND(%x, %i, %u, reduction='add', padding=0, strict=0) @ 'y'
 output %y
 """),
     "reduce_rows_f32": ("sm_80", """input %x: f32[n, 1024]
@@ -211,6 +211,25 @@ input %v: bf16[1, 8, 4096, 64]
 input %m: bool[1, 1, 1, 4096]
 %y: bf16[1, 32, 1, 64] = Attention(%x, %k, %v, %m, scale=0.125, is_causal=0, fill=float(-inf), softcap=0.0) @ 'y'
 output %y
+"""),
+    "attention_paged_f16": ("sm_80", """input %x: f16[n, 32, 1, 64]
+input %new: f16[n, 1, 8, 64]
+input %k: f16[1024, 16, 8, 64]
+input %v: f16[1024, 16, 8, 64]
+input %p: i32[n + 1]
+input %i: i32[1024]
+input %l: i32[n]
+%at = PagedSlots(%p, %i, %l, page_size=16, count=1) @ 'at'
+%now = ScatterND(%k, %at, %new, padding=1) @ 'append'
+%lengths = PagedLengths(%p, %l, page_size=16) @ 'lengths'
+%rows = Reshape(%lengths, shape=(n, 1, 1, 1))
+%keys = Range(start=0, step=1, length=4096, dtype=dtype(i64)) @ 'keys'
+%m = Less(%keys, %rows) @ 'mask'
+%a = PagedRead(%now, %p, %i, %l, length=4096) @ 'k'
+%b = PagedRead(%v, %p, %i, %l, length=4096) @ 'v'
+%y = Attention(%x, %a, %b, %m, scale=0.125) @ 'y'
+output %y
+output %now 'now' in %k
 """),
 }  # fmt: skip
 

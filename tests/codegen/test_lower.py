@@ -186,7 +186,7 @@ weight %i: i64[3, 1] data=(0, -1, {third})
 input %u: f32[3, 4]
 %a: f32[S, 4] = Relu(%x) @ 'a'
 %w: f32[3, 4] = Sigmoid(%u) @ 'w'
-%s: f32[S, 4] = ScatterND(%a, %i, %w, reduction='{how}', strict=0) @ 's'
+%s: f32[S, 4] = ScatterND(%a, %i, %w, reduction='{how}', padding=0, strict=0) @ 's'
 %y: f32[S, 4] = Neg(%s) @ 'y'
 output %y
 """
@@ -215,7 +215,7 @@ def test_scatters_ignore_indices_out_of_range(most: int, monkeypatch: pytest.Mon
     graph = graph_of("""input %x: f32[4, 2]
 weight %i: i64[3, 1] data=(7, 1, -5)
 input %u: f32[3, 2]
-%s: f32[4, 2] = ScatterND(%x, %i, %u, reduction='add', strict=0) @ 's'
+%s: f32[4, 2] = ScatterND(%x, %i, %u, reduction='add', padding=0, strict=0) @ 's'
 output %s
 """)
     feeds = feeds_of(graph, {})

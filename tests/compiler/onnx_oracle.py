@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+import paged_oracle
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -120,7 +121,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     attrs, extra = REWRITE.get(node.op, lambda n, a: (dict(a), []))(node, dict(node.attrs))
     if node.op == "OneHot":
         extra = []
-    attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill")}  # what ONNX lacks
+    attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill", "padding")}  # what ONNX lacks
     constants, names = [], []
     for k, array in enumerate(extra):
         names.append("" if array is None else f"c{k}")
@@ -172,6 +173,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_attention(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.attrs.get("layout") == "NHWC":
         return _through_nchw(graph, feeds)
+    if node.attrs.get("padding"):
+        return _without_padding(graph, feeds)
     if node.op in ("LayerNormalization", "RMSNormalization") and len(graph.inputs) == 1:
         return _with_unit_scale(graph, feeds)
     return by_either(onnx_model(graph), feeds)
@@ -207,6 +210,17 @@ def _through_nchw(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndar
     inputs = (swapped, *graph.inputs[1:])
     moved = {**feeds, first.name: np.ascontiguousarray(np.moveaxis(feeds[first.name], -1, 1))}
     return [np.moveaxis(y, 1, -1) for y in by_either(onnx_model(Graph("nchw", inputs, (out,), (inner,))), moved)]
+
+
+def _without_padding(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """A scatter of those updates only whose indices are not negative."""
+    (node,) = graph.nodes
+    data, indices, updates = (feeds[v.name] for v in graph.inputs)
+    kept = np.all(indices >= 0, axis=-1)
+    left = dict(zip((v.name for v in graph.inputs), (data, indices[kept], updates[kept])))
+    inputs = tuple(Value(v.name, v.type.with_shape(left[v.name].shape)) for v in graph.inputs)
+    inner = Node(node.op, inputs, node.outputs, {**node.attrs, "padding": 0})
+    return by_either(onnx_model(Graph("kept", inputs, graph.outputs, (inner,))), left)
 
 
 def _with_unit_scale(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -249,4 +263,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
     "TopKIndices": _topk_indices,
+    "PagedLengths": paged_oracle.lengths,
+    "PagedSlots": paged_oracle.slots,
+    "PagedRead": paged_oracle.dense,
 }

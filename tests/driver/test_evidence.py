@@ -151,7 +151,7 @@ SCATTER = """input %x: f32[6, 4]
 input %i: i64[3, 1]
 input %u: f32[3, 4]
 %r: f32[6, 4] = Relu(%x) @ 'r'
-%s: f32[6, 4] = ScatterND(%r, %i, %u, reduction='none', strict=0) @ 's'
+%s: f32[6, 4] = ScatterND(%r, %i, %u, reduction='none', padding=0, strict=0) @ 's'
 output %s
 """
 

@@ -117,7 +117,7 @@ def test_plain_scatters_get_distinct_places(count: int) -> None:
     graph = graph_of(f"""input %x: f32[4, 3, 2]
 input %i: i64[{count}, 2]
 input %u: f32[{count}, 2]
-%y: f32[4, 3, 2] = ScatterND(%x, %i, %u, reduction='none', strict=0) @ 'y'
+%y: f32[4, 3, 2] = ScatterND(%x, %i, %u, reduction='none', padding=0, strict=0) @ 'y'
 output %y
 """)
     feeds = sample_inputs(graph, {})

@@ -278,7 +278,7 @@ SCATTER = """input %x: f32[500, 4]
 input %i: i64[{n}, 1]
 input %u: f32[{n}, 4]
 %a: f32[500, 4] = Relu(%x) @ 'a'
-%s: f32[500, 4] = ScatterND(%a, %i, %u, reduction='{how}', strict=0) @ 's'
+%s: f32[500, 4] = ScatterND(%a, %i, %u, reduction='{how}', padding=0, strict=0) @ 's'
 %y: f32[500, 4] = Neg(%s) @ 'y'
 output %y
 """

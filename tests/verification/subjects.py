@@ -19,6 +19,23 @@ input %v: {t}[{b}, 2, {s}, {d}]
 %y = Attention(%q, %k, %v, scale=0.25{more})
 output %y
 """
+_PAGED = """input %q: f16[n, 2, 1, 16]
+input %new: f16[n, 1, 2, 16]
+input %k: f16[12, 4, 2, 16]
+input %p: i32[n + 1]
+input %i: i32[12]
+input %l: i32[n]
+%at = PagedSlots(%p, %i, %l, page_size=4, count=1)
+%now = ScatterND(%k, %at, %new, padding=1)
+%lengths = PagedLengths(%p, %l, page_size=4)
+%rows = Reshape(%lengths, shape=(n, 1, 1, 1))
+%keys = Range(length=70)
+%m = Less(%keys, %rows)
+%a = PagedRead(%now, %p, %i, %l, length=70)
+%y = Attention(%q, %a, %a, %m, scale=0.25)
+output %y
+output %now 'now' in %k
+"""
 _CONV = """input %x: {t}[{n}, {c}, {h}, {h}]
 weight %w: {t}[{o}, {cg}, 3, 3] source='w'
 weight %b: {t}[{o}] source='b'
@@ -48,6 +65,7 @@ SUBJECTS = [
     Subject("attention_ffma", _ATTENTION.format(t="f32", b=2, s=40, d=16, more="")),
     Subject("attention_mma", _S + _ATTENTION.format(t="f16", b=1, s="s", d=32, more=", is_causal=True")),
     Subject("attention_wgmma", _ATTENTION.format(t="f16", b=66, s=64, d=64, more=""), "sm_90a"),
+    Subject("attention_paged", _N + _PAGED),
     Subject(
         "pointwise",
         _N + "input %x: f32[n, 20]\ninput %y: f32[n, 20]\n%a = Abs(%x)\n%b = Sub(%a, %y)\n%c = Sigmoid(%b)\n"

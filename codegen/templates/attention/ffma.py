@@ -10,7 +10,7 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention import mma
-from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, transfer
+from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, print_limit, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -116,13 +116,15 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     transfers = [transfer(a, hooks, role, a.ctype) for role in ("k", "v")]
     hooked = {s.role: 4 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 4, **hooked, "mask": 1, "out": 4})
+    limit, ends = print_limit(a, hooks)
     scalar = hooks.params.scalar
     tiles, natural = dims.ceildiv(a.s.extent, tile.rows), a.mask_kind != "none"
     return render(
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size,
         tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
-        transfers=transfers, hooks=printed, ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
+        transfers=transfers, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
+        ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         # with a mask, scores stay as they are: in units of log2 those around -10000 would be rounded more
         natural=natural, scale=repr(a.scale if natural else a.scale * LOG2E), log2e=repr(LOG2E), log2e_value=LOG2E,
         excluded=a.fill_text(), tiles=scalar("query_tiles", tiles),

@@ -14,7 +14,15 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import overlapping, render
-from arcweld.codegen.templates.attention.parts import LOG2E, Attention, grouped, parts, print_hooks, transfer
+from arcweld.codegen.templates.attention.parts import (
+    LOG2E,
+    Attention,
+    grouped,
+    parts,
+    print_hooks,
+    print_limit,
+    transfer,
+)
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -129,13 +137,14 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
     transfers = [transfer(a, hooks, role, element) for role in ("k", "v")]
     hooked = {s.role: 8 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 8 if space.q_shared else 2, **hooked, "mask": 2, "out": 2})
+    limit, ends = print_limit(a, hooks)
     scalar = hooks.params.scalar
     tiles = dims.ceildiv(a.s.extent, space.rows)
     return render(
         "attention/mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes,
         tiled=(*overlapping(a.s.extent, space.rows), (a.t.extent, tactic.keys * tactic.key_warps * tactic.stages)),
-        a=a, tactic=tactic, layout=space, hooks=printed,
+        a=a, tactic=tactic, layout=space, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
         transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
         excluded=a.fill_text(LOG2E), unit=LOG2E, fold=a.folds, group=_group(space.value_depth // 8),
         tiles=scalar("query_tiles", tiles), heads=scalar("head_count", a.h.extent),

@@ -24,7 +24,7 @@ from arcweld.codegen.printing.nest import rewrite
 from arcweld.codegen.printing.printer import Block
 from arcweld.codegen.printing.scalar import literal
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim
+from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, binary, const, index, loads, mentions
 from arcweld.compiler.ops.registry import MOST_HEAD_SIZE
@@ -155,11 +155,13 @@ def grouped(kernel: Kernel) -> Kernel | None:
 class KeyLimit:
     """The keys that a mask admits to a query: none from ``end`` on (an i64 over b, h, s).
 
-    ``every_query``: the rest adds nothing only where each query has a key before its end.
+    every_query  the rest adds nothing only where each query has a key before its end
+    is_shared    the end is the same for all queries of a head
     """
 
     end: Expr
     every_query: bool
+    is_shared: bool
 
 
 def key_limit(a: Attention) -> KeyLimit | None:
@@ -177,7 +179,16 @@ def key_limit(a: Attention) -> KeyLimit | None:
     ends = [e for e in (_end(term, a.t) for term in terms) if e is not None]
     if not ends or (math.isfinite(written) and len(terms) > 1):
         return None
-    return KeyLimit(functools.reduce(lambda x, y: binary("min", x, y), ends), math.isfinite(written))
+    end = functools.reduce(lambda x, y: binary("min", x, y), ends)
+    return KeyLimit(end, math.isfinite(written), not mentions(end, a.s.sym))
+
+
+def print_limit(a: Attention, hooks: Hooks) -> tuple[KeyLimit | None, list[str]]:
+    """The limit that the mask sets, if any, and the function ``load_end(p, b, h, s, out)`` that computes its end."""
+    limit = key_limit(a)
+    if limit is None:
+        return None, []
+    return limit, [hooks.load("load_end", limit.end, [("b", a.b.sym), ("h", a.h.sym), ("s", a.s.sym)])]
 
 
 def _conjunction(e: Expr) -> list[Expr]:
@@ -275,36 +286,75 @@ def print_hooks(a: Attention, hooks: Hooks, widest: dict[str, int]) -> PrintedHo
 class Transfer:
     """How the rows of keys or values reach shared memory: by asynchronous copies, or through the load hook.
 
-    stride    C text of the elements between rows
     per       elements of a copy of 16 bytes
-    function  the text of the function that gives the address of row 0
+    function  the text of the function that gives the address of row 0, or of any row if ``looked_up``
+    stride    C text of the elements between rows
+    buffer    C text of the operand's address
     """
 
     role: str
     is_async: bool
-    stride: str
     per: int
-    function: str
+    function: str = ""
+    stride: str = ""
+    buffer: str = ""
+
+    @property
+    def looked_up(self) -> bool:
+        """True if rows lie where a table says, or some don't exist: their address is then null."""
+        return self.is_async and not self.stride
+
+    def row(self, t: str) -> str:
+        """C text of the address of row ``t``."""
+        if self.looked_up:
+            return f"{self.role}_row(p, b, h, {t})"
+        return f"{self.role}_row0(p, b, h) + {t} * {self.stride}"
 
 
 def transfer(a: Attention, hooks: Hooks, role: str, element: DType) -> Transfer:
     """The transfer of an operand: asynchronous where rows are contiguous, 16-byte aligned and stored as ``element``."""
     lane, per = (a.d if role == "k" else a.dv), 16 // element.size
-    plain = plain_load(a.kernel, a.kernel.loads[role], [a.t.sym, lane.sym])
+    e = a.kernel.loads[role]
+    if e.op != "load" or e.attr[1] is not element or not dims.is_multiple(lane.extent, per):
+        return Transfer(role, False, per)
+    plain = plain_load(a.kernel, e, [a.t.sym, lane.sym])
+    if plain is None:
+        return _looked_up(a, hooks, role, per)
     if (
-        plain is None
-        or plain.buffer.dtype is not element
-        or plain.strides[lane.sym] != 1
-        or not dims.is_multiple(lane.extent, per)
+        plain.strides[lane.sym] != 1
         or not dims.is_multiple(plain.strides[a.t.sym], per)
         or not dims.is_multiple(plain.offset, per)
     ):
-        return Transfer(role, False, "", per, "")
-    block = Block(hooks.params, {a.b.sym: "b", a.h.sym: "h"})
-    row = block.place(hooks.params.buffer(plain.buffer.name), plain.offset)
-    arguments = f"const Params& p, {block.itype} b, {block.itype} h"
-    head = f"__device__ __forceinline__ const {element.cuda}* {role}_row0({arguments}) {{"
+        return Transfer(role, False, per)
+    block, head = _row_function(a, hooks, f"{role}_row0", element)
+    buffer = hooks.params.buffer(plain.buffer.name)
+    row = block.place(buffer, plain.offset)
     body = [*block.finish([]), f"  return {row};", "}"]
     stride = hooks.params.scalar(f"{role}_stride", plain.strides[a.t.sym])
     wide = "" if block.itype == "int" else f"({block.itype})"
-    return Transfer(role, True, wide + stride, per, "\n".join([head, *body]))
+    return Transfer(role, True, per, "\n".join([head, *body]), wide + stride, buffer)
+
+
+def _looked_up(a: Attention, hooks: Hooks, role: str, per: int) -> Transfer:
+    """The transfer of an operand whose rows are not at one distance, such as those of pages, or don't all exist."""
+    e, lane = a.kernel.loads[role], (a.d if role == "k" else a.dv).sym
+    name, element, coords = e.attr
+    offset = a.kernel.buffer(name).offset(coords)
+    start = offset - dims.var(lane)
+    if any(mentions(x, lane) for x in (index(start), *e.args)) or not dims.is_multiple(start, per):
+        return Transfer(role, False, per)
+    block, head = _row_function(a, hooks, f"{role}_row", element, ("t", a.t.sym))
+    buffer, exists = hooks.params.buffer(name), [block.value(m) for m in e.args]
+    row = block.place(buffer, start)
+    found = f"{exists[0]} ? {row} : nullptr" if exists else row
+    return Transfer(role, True, per, "\n".join([head, *block.finish([]), f"  return {found};", "}"]), buffer=buffer)
+
+
+def _row_function(
+    a: Attention, hooks: Hooks, name: str, element: DType, *more: tuple[str, Sym]
+) -> tuple[Block, str]:  # fmt: skip
+    """The block that computes a row's address, of b, h and ``more`` indices, and the head of its function."""
+    args = [("b", a.b.sym), ("h", a.h.sym), *more]
+    block = Block(hooks.params, {symbol: text for text, symbol in args})
+    listed = ", ".join(["const Params& p", *(f"{block.itype} {text}" for text, _ in args)])
+    return block, f"__device__ __forceinline__ const {element.cuda}* {name}({listed}) {{"

@@ -19,9 +19,9 @@ from arcweld.codegen.templates.attention.parts import (
     LOG2E,
     Attention,
     grouped,
-    key_limit,
     parts,
     print_hooks,
+    print_limit,
     transfer,
 )
 from arcweld.codegen.templates.card import SMS
@@ -152,10 +152,7 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
     out = 4 if space.rows * a.value_size >= 4 * 32 * tactic.warps else 2
     printed = print_hooks(a, hooks, {"q": lanes, **hooked, "mask": 2 if half else 1, "out": out})
     scalar, params = hooks.params.scalar, hooks.params
-    limit, functions = key_limit(a), list(printed.functions)
-    if limit is not None:
-        args = [("b", a.b.sym), ("h", a.h.sym), ("s", a.s.sym)]
-        functions.append(hooks.load("load_end", limit.end, args))
+    limit, ends = print_limit(a, hooks)
     if tactic.splits > 1:
         params.workspace("partial", DType.F32, a.heads, tactic.splits, space.rows, space.pitch)
         params.workspace("partial_state", DType.F32, a.heads, tactic.splits, space.rows, 2)
@@ -166,7 +163,7 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
         "attention/split.cu.j2", kernel, params, arch="sm_80", grid=(a.heads * tactic.splits, 1, 1),
         block=(32 * tactic.warps, 1, 1), shared_bytes=space.bytes,
         tiled=tuple((a.t.extent, tactic.keys * n) for n in (1, tactic.splits, tactic.splits * tactic.warps)),
-        a=a, tactic=tactic, layout=space, hooks=printed, functions=functions, limit=limit, half=half,
+        a=a, tactic=tactic, layout=space, hooks=printed, functions=[*printed.functions, *ends], limit=limit, half=half,
         transfers=transfers, T=element.value,
         fold=half and a.folds, scale=repr(a.scale * LOG2E), unit=unit,
         score_unit=repr(LOG2E / unit), excluded=a.fill_text(LOG2E if half else 1.0),
