@@ -1,24 +1,30 @@
 """Ranges of sizes worth launches of their own: those at which products have few rows, beside sizes at which they don't.
 
-    a decoder with open numbers of sequences b and of tokens s:   s = 1, b = 1..8;   s = 1;   all others
-    products whose rows are a batch n:                            n = 1..8;   all others
+    a decoder of b sequences of s tokens     s = 1, b = 1..8;  s = 1, b = 1..64;  s = 1;  all others
+    one of a single sequence                 s = 1;  s = 1..64;  all others
+    products whose rows are a batch n        n = 1..8;  n = 1..64;  all others
 
-Requires: the graph as imported. A decode step is known by its state or its growing caches. Elsewhere the weights of
-such products must be most of what products and convolutions read, and so many that reading them takes the time.
+Few rows have engines that read weights once; up to SMALL_ROWS, tiles are small. Requires: the graph as imported. A
+decode step is known by its state or its growing caches. Elsewhere the weights of such products must be most of what
+products and convolutions read, and so many that reading them takes the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, free_symbols, product, var
+from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, free_symbols, product, substitute, var
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.region import FEW_ROWS
 from arcweld.compiler.size_ranges import SizeRange
 
+SMALL_ROWS = 64  # for which a product takes smaller tiles
 MANY_WEIGHTS = 1 << 20  # elements of weights from which on reading them takes longer than launching a kernel
 CACHE_RANK = 4  # of keys or values: sequences, heads, positions and elements, in any order
+
+Bounds: TypeAlias = dict[str, int | tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +44,31 @@ def size_ranges(graph: Graph) -> tuple[SizeRange, ...]:
     symbols = {s for p in products if isinstance(p.rows, IntExpr) for s in free_symbols(p.rows)}
     symbols &= set(graph.symbols())
     tokens = {s for s in _tokens(graph) if s in symbols and s.lo <= 1 and s.multiple_of == 1 and s.hi != 1}
-    one: dict[str, int | tuple[int, int]] = {s.name: 1 for s in tokens}
+    one: Bounds = {s.name: 1 for s in tokens}
     batches = symbols - tokens
-    found = [SizeRange.of(one)] if tokens else []
-    if len(batches) == 1:
-        (batch,) = batches
-        few, most = _most(products, batch, tokens), None if batch.hi is None else bounds(batch.hi)[1]
-        if few >= batch.lo and (most is None or few < most) and (tokens or _is_worth_it(graph, products, constant)):
-            found.insert(0, SizeRange.of({**one, batch.name: (batch.lo, few)}))
+    found: list[SizeRange] = []
+    if len(batches) == 1 and (tokens or _is_worth_it(graph, products, constant)):
+        found += _of_rows(products, next(iter(batches)), one, tokens, (FEW_ROWS, SMALL_ROWS))
+    if tokens:
+        found.append(SizeRange.of(one))
+    if len(tokens) == 1 and not batches:
+        found += _of_rows(products, next(iter(tokens)), {}, set(), (SMALL_ROWS,))
     return tuple(found)
+
+
+def _of_rows(
+    products: list[_Product], symbol: Sym, others: Bounds, ones: set[Sym], rows: tuple[int, ...]
+) -> Iterator[SizeRange]:
+    """The ranges of ``symbol`` in which some product has at most so many rows, the symbols in ``ones`` being 1.
+
+    Those that hold no size, or all sizes, are left out.
+    """
+    last, most = symbol.lo - 1, None if symbol.hi is None else bounds(symbol.hi)[1]
+    for count in rows:
+        end = _largest(products, symbol, ones, count)
+        if last < end and (most is None or end < most):
+            yield SizeRange.of({**others, symbol.name: (symbol.lo, end)})
+            last = end
 
 
 def _constants(graph: Graph) -> set[str]:
@@ -67,18 +89,15 @@ def _products(graph: Graph, constant: set[str]) -> Iterator[_Product]:
             yield _Product(product(n.output.shape[:-1]), w.type.numel)
 
 
-def _most(products: list[_Product], batch: Sym, tokens: set[Sym]) -> int:
-    """The largest size of ``batch`` within its range at which some product has few rows; 0 where none has."""
+def _largest(products: list[_Product], symbol: Sym, ones: set[Sym], count: int) -> int:
+    """The largest size of ``symbol`` at which some product has at most ``count`` rows; 0 where none has."""
     best = 0
     for p in products:
-        rows = p.rows
-        for s in tokens:
-            factor = coefficient(rows, s)
-            rows = rows if factor is None or factor == 0 else factor
-        factor = coefficient(rows, batch)
-        if isinstance(factor, int) and factor > 0 and rows == var(batch) * factor:
-            best = max(best, FEW_ROWS // factor)
-    return best // batch.multiple_of * batch.multiple_of
+        rows = substitute(p.rows, dict.fromkeys(ones, 1))
+        factor = coefficient(rows, symbol)
+        if isinstance(factor, int) and factor > 0 and rows == var(symbol) * factor:
+            best = max(best, count // factor)
+    return best // symbol.multiple_of * symbol.multiple_of
 
 
 def _is_worth_it(graph: Graph, products: list[_Product], constant: set[str]) -> bool:

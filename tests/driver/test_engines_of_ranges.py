@@ -51,14 +51,15 @@ def built(text: str = MLP, **options: Any) -> tuple[Build, dict[str, np.ndarray]
 
 def test_both_sides_of_each_border() -> None:
     build, w = built()
-    (few,) = build.data.program.ranges
-    assert few.label == "n=1..8"
-    assert {x.name for x in few.launches}.isdisjoint({x.name for x in build.data.program.launches})
-    kernels = [{v.kernel for x in part.launches for v in x.variants} for part in (few, build.data.program)]
-    assert kernels[0].isdisjoint(kernels[1])
+    parts = (*build.data.program.ranges, build.data.program)
+    assert [r.label for r in build.data.program.ranges] == ["n=1..8", "n=1..64"]
+    names = [x.name for part in parts for x in part.launches]
+    assert len(names) == len(set(names))
+    few, small, _ = ({v.kernel for x in part.launches for v in x.variants} for part in parts)
+    assert few.isdisjoint(small)
     engine = Engine(build.data, SimDevice(checked=True))
     rng = np.random.default_rng(2)
-    for n in (1, 7, 8, 9, 65, 8, 300, 1):
+    for n in (1, 7, 8, 9, 64, 65, 8, 300, 1):
         x = rng.standard_normal((n, 1024), np.float32)
         want = np.maximum(x.astype(np.float64) @ w["w"], 0) @ w["u"]
         np.testing.assert_allclose(engine(x), want, rtol=1e-4, atol=1e-4)
@@ -68,9 +69,9 @@ def test_one_kernel_serves_what_is_alike() -> None:
     """The activation's kernel is the same text at all sizes."""
     build, _ = built(disable=frozenset({"fusion"}))
     launches = build.data.program.all_launches()
-    relu = {v.kernel for x in launches if x.origin == ("relu",) for v in x.variants}
-    assert len([x for x in launches if x.origin == ("relu",)]) == 2
-    assert len(relu) == 1 or all("relu" in k for k in relu)
+    relu = [v.kernel for x in launches if x.origin == ("relu",) for v in x.variants]
+    assert len(relu) == 3
+    assert len(set(relu)) == 1
 
 
 def test_memory_is_that_of_the_range() -> None:
@@ -96,17 +97,17 @@ def test_every_range_is_verified_and_its_borders_are(base: int) -> None:
     assert all(k["status"] == "verified" for k in found["kernels"])
     points = [(p["name"], p["sizes"]["n"]) for p in found["points"] if "sizes" in p and "skipped" not in p]
     assert ("base", base) in points
-    assert {8, 9} <= {n for _, n in points}
-    assert all(p["outputs"] == 1 for p in found["points"] if p.get("sizes", {}).get("n") in (8, 9))
+    assert {8, 9, 64, 65} <= {n for _, n in points}
+    assert all(p["outputs"] == 1 for p in found["points"] if p.get("sizes", {}).get("n") in (8, 9, 64, 65))
 
 
 @pytest.mark.parametrize("base", [1, 32])
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("part", [0, 1, 2])
 def test_damage_in_the_kernels_of_one_range_is_found(base: int, part: int) -> None:
     """Also where the sizes asked for are served by the other range."""
     build, _ = built()
     program = build.data.program
-    launches = (program.ranges[0].launches, program.launches)[part]
+    launches = (*(r.launches for r in program.ranges), program.launches)[part]
     kernel = next(x for x in launches if "relu" in x.origin).variants[0].kernel
     text = build.data.sources[kernel]
     assert "max_nan(" in text
@@ -119,12 +120,13 @@ def test_a_stranger_s_engine_is_compared_range_by_range() -> None:
     build, _ = built()
     assert difference(build.data) == ""
     program = build.data.program
-    (few,) = program.ranges
-    swapped = msgspec.structs.replace(program, ranges=(msgspec.structs.replace(few, launches=few.launches[::-1]),))
+    few, small = program.ranges
+    turned = msgspec.structs.replace(small, launches=small.launches[::-1])
+    swapped = msgspec.structs.replace(program, ranges=(few, turned))
     with pytest.raises(EngineFileError, match="before it is written"):
         Engine(replace(build.data, program=swapped), SimDevice(), trusted=True)
     wider = msgspec.structs.replace(few, symbols=(Symbol("n", 1, 9),))
-    assert difference(replace(build.data, program=msgspec.structs.replace(program, ranges=(wider,)))) != ""
+    assert difference(replace(build.data, program=msgspec.structs.replace(program, ranges=(wider, small)))) != ""
 
 
 @pytest.mark.parametrize(

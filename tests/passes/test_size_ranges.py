@@ -48,8 +48,8 @@ def labels(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("symbol n(lo=1)\ninput %x: f32[n, 1024]\n" + WIDE, ["n=1..8"]),
-        ("symbol n(lo=1, hi=64)\ninput %x: f32[n, 2, 1024]\n" + WIDE, ["n=1..4"]),
+        ("symbol n(lo=1)\ninput %x: f32[n, 1024]\n" + WIDE, ["n=1..8", "n=1..64"]),
+        ("symbol n(lo=1, hi=64)\ninput %x: f32[n, 2, 1024]\n" + WIDE, ["n=1..4", "n=1..32"]),
         ("symbol n(lo=2, hi=64, multiple_of=2)\ninput %x: f32[n, 1024]\n" + WIDE, ["n=2..8"]),
         ("symbol n(lo=1, hi=8)\ninput %x: f32[n, 1024]\n" + WIDE, []),  # few rows at all sizes
         ("symbol n(lo=9)\ninput %x: f32[n, 1024]\n" + WIDE, []),
@@ -57,11 +57,11 @@ def labels(text: str) -> list[str]:
         ("symbol n(lo=1)\nsymbol m(lo=1)\ninput %x: f32[n, m, 1024]\n" + WIDE, []),  # sentences are not as short
         ("input %x: f32[4, 1024]\n" + WIDE, []),
         ("symbol n(lo=1)\ninput %x: f32[n, 64]\n" + WIDE.replace("1024", "64"), []),  # too few weights
-        (STEP.format(rows="1"), ["s=1"]),
-        ("symbol b(lo=1)\n" + STEP.format(rows="b"), ["b=1..8,s=1", "s=1"]),
+        (STEP.format(rows="1"), ["s=1", "s=1..64"]),
+        ("symbol b(lo=1)\n" + STEP.format(rows="b"), ["b=1..8,s=1", "b=1..64,s=1", "s=1"]),
         ("symbol b(lo=1, hi=8)\n" + STEP.format(rows="b"), ["s=1"]),
         (STEP.format(rows="1").replace("s(lo=1)", "s(lo=2)"), []),
-        (GROWING, ["s=1"]),
+        (GROWING, ["s=1", "s=1..64"]),
     ],
 )
 def test_the_sizes_at_which_products_have_few_rows(text: str, found: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_convolutions_read_more_than_the_classifier() -> None:
     output %y"""
     assert labels(text) == []
     pointwise = text.replace("64, 5, 5]", "64, 1, 1]").replace("pads=(2, 2, 2, 2)", "pads=(0, 0, 0, 0)")
-    assert labels(pointwise) == ["n=1..8"]
+    assert labels(pointwise) == ["n=1..8", "n=1..64"]
 
 
 def test_a_graph_at_the_sizes_of_a_range() -> None:
