@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from arcweld.compiler import dims
 from arcweld.compiler.ir import Node
 from arcweld.compiler.region import FusedGraph, Region, is_few_rows
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
@@ -36,17 +37,18 @@ def _is_few_rows(r: Region) -> bool:
     if r.template != "contract" or r.hero is None or r.in_place:
         return False
     a, b = r.hero.operands()
-    shape = (*r.hero.output.shape, a.shape[-1])
-    if b.type.rank != 2 or a.dtype not in FLOATS or not all(isinstance(d, int) for d in shape):
+    columns, depth = r.hero.output.shape[-1], a.shape[-1]
+    if b.type.rank != 2 or a.dtype not in FLOATS or not isinstance(columns, int) or not isinstance(depth, int):
         return False
-    return is_few_rows(a) and 0 not in shape
+    return is_few_rows(a) and columns > 0 and depth > 0
 
 
 def _row_bytes(product: Node) -> int:
+    """The most bytes that a product's left operand has."""
     left = product.operands()[0]
-    count = left.type.numel
-    assert isinstance(count, int)
-    return count * left.dtype.size
+    _, most = dims.bounds(left.type.numel)
+    assert most is not None
+    return most * left.dtype.size
 
 
 class _Chainer(Joiner):

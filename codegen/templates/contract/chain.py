@@ -1,7 +1,7 @@
 """The chain template: a product of few rows, the norm of its rows before it, and results that read its tile behind it.
 
-Roles: as of ``contract`` without ``batch``, and axes ``part0``, ``part1``, … over the columns of each store, and
-one more runs over the elements that are made from one column, where these are several; loads
+Roles: as of ``contract`` without ``batch``, where the number of rows may be open, and axes ``part0``, ``part1``, … over
+the columns of each store, and one more over the elements that are made from one column, where these are several; loads
 ``a`` and ``b``. With ``stages`` (as of ``rowwise``) also ``x``, the element of a row, and ``row``, what becomes of it:
 the array ``left``, from which ``a`` is read. Stores are over ``m`` and the axis of their part, and read the array
 ``tile``. Attributes: as of ``contract``; ``stages``; ``unit`` (see ``region.Chain``); ``part0``, …: the first column
@@ -108,7 +108,7 @@ def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
     """The kernel over the normal form's axes, with places in a block's arrays instead of the product's columns."""
     (m,), (k,) = kernel.axes["m"], kernel.axes["k"]
     table = {m.sym: problem.m.index, k.sym: problem.k.index}
-    columns, rows = block_columns(problem.b, t), problem.m.extent
+    columns, rows = block_columns(problem.b, t), gemv.most_rows(problem)
     members, _ = kernel.attrs["unit"]
     place = _places(kernel.attrs["unit"], _run(kernel, problem, t), columns)
 
@@ -116,7 +116,7 @@ def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
         return expr.substitute(expr.substitute_index(e, table), place)
 
     width = {TILE: columns, **{b.name: columns // members for b in kernel.scratch if b.name.startswith("head")}}
-    scratch = tuple(replace(b, shape=(rows, width[b.name])) if b.name in width else b for b in kernel.scratch)
+    scratch = tuple(replace(b, shape=(rows, width.get(b.name, b.shape[-1]))) for b in kernel.scratch)
     loads = {role: change(e) for role, e in kernel.loads.items()} | {"a": problem.a.expr, "b": problem.b.expr}
     stages = {k: tuple(s.mapped(change) for s in v) for k, v in kernel.attrs.items() if k.endswith("stages")}
     stores = tuple(replace(s, value=change(s.value)) for s in problem.stores)
