@@ -181,6 +181,13 @@ ARCWELD_DEVICE void tma_store_wait_read() {
   sim_tma_store_wait(N);
 }
 
+// ---------------------------------------------------------------- bulk copies
+ARCWELD_DEVICE u64 evict_first_policy() { return 0; }
+ARCWELD_DEVICE void bulk_load(u32 dst, const void* src, int bytes, u32 bar, u64 policy) {
+  (void)policy;
+  sim_bulk_load(dst, src, bytes, bar);
+}
+
 // ---------------------------------------------------------------- wgmma
 ARCWELD_DEVICE int sim_is_bf16(ScalarTag<f16>) { return 0; }
 ARCWELD_DEVICE int sim_is_bf16(ScalarTag<bf16>) { return 1; }
