@@ -79,6 +79,8 @@ template <class T> ARCWELD_DEVICE T checked_divisor(T x) {
 ARCWELD_DEVICE void pdl_wait() { sim_pdl_wait(); }
 ARCWELD_DEVICE void pdl_launch_dependents() {}
 
+ARCWELD_DEVICE void prefetch_l2(const void* p) { (void)p; }
+
 // ---------------------------------------------------------------- shared memory and matrix fragments
 ARCWELD_DEVICE u32 smem_u32(const void* p) { return sim_shared_address(p); }
 

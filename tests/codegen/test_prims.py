@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   i32 e[4] = {};
   pdl_launch_dependents();
   pdl_wait();
+  prefetch_l2(p.in);
   ldmatrix_x4(r4, s); ldmatrix_x4_trans(r4, s); ldmatrix_x2(r2, s); ldmatrix_x2_trans(r2, s);
   mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2); mma_m16n8k32_s8(e, r4, r2);
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
