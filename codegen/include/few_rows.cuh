@@ -35,6 +35,13 @@ ARCWELD_DEVICE void put_sums(float* partial, const float (&acc)[1][TILES][4], in
     }
 }
 
+// What rounding x to T leaves; nothing where that is infinite, so that infinite values stay what they are.
+template <class T>
+ARCWELD_DEVICE float remainder_of(float x) {
+  const float rest = x - to_f32(from_f32<T>(x));
+  return rest - rest == 0.0f ? rest : 0.0f;
+}
+
 // Eight values as T; or, of each, what that rounding leaves.
 template <class T>
 ARCWELD_DEVICE Piece rounded(const float (&x)[8]) {
@@ -44,9 +51,9 @@ ARCWELD_DEVICE Piece rounded(const float (&x)[8]) {
   return r;
 }
 template <class T>
-ARCWELD_DEVICE Piece remainder_of(const float (&x)[8]) {
+ARCWELD_DEVICE Piece remainders(const float (&x)[8]) {
   float rest[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) rest[i] = x[i] - to_f32(from_f32<T>(x[i]));
+  for (int i = 0; i < 8; ++i) rest[i] = remainder_of<T>(x[i]);
   return rounded<T>(rest);
 }

@@ -150,6 +150,15 @@ def test_which_implementations_serve_which_rows() -> None:
     assert names["sixteen rows"] == ["gemv_stream", "gemv_mma"]
 
 
+def test_first_weights_are_asked_for_before_waiting() -> None:
+    """Also where a block computes several tiles, and keeps no weights in registers meanwhile."""
+    launch, _, _ = planned(CASES["more tiles than blocks"])
+    kernel = launch.bound.kernel
+    for tactic in every_tactic(kernel)[:3]:
+        text = render_with(kernel, tactic).source
+        assert text.index("prefetch_l2(at);") < text.index("pdl_wait();")
+
+
 REAL = {
     "Llama 1B": attention_inputs(1, 2048, 32, 8, 64),
     "Llama 8B": attention_inputs(1, 4096, 32, 8, 128),

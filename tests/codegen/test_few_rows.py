@@ -114,6 +114,18 @@ def test_two_halves_keep_what_rounding_rows_loses(engine: str, rows: int) -> Non
     assert two < 1e-5
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_infinities_of_rows_stay_infinite_in_two_halves(engine: str) -> None:
+    kernel, few = wide_rows_kernel(3, 8, 64, F16), ENGINES[engine]
+    rows, columns = np.ones((3, 64), np.float32), np.ones((8, 64), np.float16)
+    rows[0, 5], rows[1, 7], rows[2, 9] = np.inf, -np.inf, np.nan
+    problem = problem_of(kernel)
+    tactic = few.tactics(problem, few.ARCH)[0]
+    assert tactic.halves == 2
+    got = run_kernel(few.render_problem(problem, tactic, few.ARCH), kernel, {"in0": rows, "in1": columns})["out0"]
+    np.testing.assert_array_equal(got, np.broadcast_to([[np.inf], [-np.inf], [np.nan]], (3, 8)))
+
+
 @pytest.mark.parametrize(("engine", "name"), [
     ("stream", "long"), ("stream", "several_tiles_each"), ("mma", "long"), ("mma", "several_tiles_each"),
 ])  # fmt: skip

@@ -221,6 +221,20 @@ def test_norms_of_heads_are_in_the_product_s_kernel(rows: int, norm: str, dtype:
     assert {(p.start, p.strides, len(p.repeats)) for p in region.chain.parts} == {(0, (24, 8, 1), 0), (16, (24, 1), 1)}
 
 
+@pytest.mark.parametrize("rows", [9, 12])
+def test_up_to_sixteen_rows_of_16_bit_types_are_one_kernel(rows: int) -> None:
+    check(projections(rows, "f16", "rms", "halves", True), ["chain"], 4e-3)
+    check(gated(rows, "bf16", "Silu(%gate)"), ["chain"], 2e-2)
+    check(gated(rows, "f32", "Silu(%gate)"), ["rowwise", "contract", "contract"], 1e-5)
+
+
+def test_many_rows_need_weights_in_pieces_along_k() -> None:
+    graph = parsed(gated(12, "f16", "Silu(%gate)"))
+    options = Options(arch=("sm_80",), disable=frozenset({"pack-weights"}))
+    build = build_graph(graph, options, compile_kernels=False)
+    assert "chain" not in {r.template for r in build.fused.regions}
+
+
 OPEN = [{"B": 1}, {"B": 3}, {"B": 8}]
 
 
@@ -238,6 +252,11 @@ def test_an_open_batch_of_few_rows_is_one_kernel(dtype: str) -> None:
         projections(1, dtype, "rms", "halves", True), gated(1, dtype, "Silu(%gate)"), heads(1, dtype, "layer"),
     ):  # fmt: skip
         check(with_open_batch(text), ["chain"], tolerance, OPEN)
+
+
+def test_an_open_batch_of_16_bit_types_may_have_sixteen_rows() -> None:
+    text = with_open_batch(gated(1, "f16", "Silu(%gate)")).replace("hi=8", "hi=16")
+    check(text, ["chain"], 6e-3, [{"B": 1}, {"B": 11}, {"B": 16}])
 
 
 def test_an_open_number_of_positions_is_one_kernel() -> None:

@@ -77,7 +77,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   p.out0[n0 + m * 2048] = from_f32<bf16>(t8);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_9c44870a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_51cc7a86(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 1024);  // [2][16]
   bf16* const left = reinterpret_cast<bf16*>(reinterpret_cast<char*>(partial) + 1152);  // [4][544]
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
       store_vec<8>(left + row * PITCH + col, stored);
 #pragma unroll
       for (int e = 0; e < 8; ++e)
-        stored.v[e] = from_f32<bf16>(filled[e] - to_f32(stored.v[e]));
+        stored.v[e] = from_f32<bf16>(remainder_of<bf16>(filled[e]));
       store_vec<8>(left + (row + ROWS) * PITCH + col, stored);
     }
   }
@@ -197,4 +197,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
     }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_9c44870a)
+EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_51cc7a86)
