@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from arcweld.compiler.dims import Dim, flat_index, product
+from arcweld.compiler.dims import Dim, bounds, flat_index, is_multiple, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import EMPTY, Graph, Node, Value
@@ -30,6 +30,7 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
 # output element looks through all of them.
 MAX_SEARCH = 64
 FEW_ROWS = 8  # of a product whose time is that of reading its weights; then the rows themselves cost little
+FEW_NARROW_ROWS = 16  # of such a product on tensor cores: of 16-bit numbers, in pieces of 16 bytes
 # Element types by reduction for which CUDA's atomics give the reference's results, up to the order of summation.
 ATOMIC: Mapping[str, tuple[DType, ...]] = {
     "add": (DType.F32, DType.F64, DType.I32, DType.U32, DType.I64),
@@ -39,9 +40,13 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 
 
 def is_few_rows(operand: Value) -> bool:
-    """True for the left operand of a product of at least one and at most FEW_ROWS rows."""
-    rows = product(operand.shape[:-1])
-    return isinstance(rows, int) and 0 < rows <= FEW_ROWS
+    """True for the left operand of a product whose rows are never more than few, and not always none.
+
+    These are FEW_NARROW_ROWS for 16-bit types in whole pieces of 16 bytes, else FEW_ROWS.
+    """
+    _, most = bounds(product(operand.shape[:-1]))
+    narrow = operand.dtype.is_half and is_multiple(operand.shape[-1], 8)
+    return most is not None and 0 < most <= (FEW_NARROW_ROWS if narrow else FEW_ROWS)
 
 
 def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:
@@ -67,7 +72,8 @@ class Part:
 
     value    the name of the value whose elements are computed: a result, the updates that a scatter stores, or the
              operand of a row-wise operator
-    shape    its shape, in which some axes may be split in two or more: heads that share keys, and the heads of a group
+    shape    its shape, in which the number of rows may be open. Some axes may be split in two or more: heads that share
+             keys, and the heads of a group
     start    the column of the first element
     columns  the axes of ``shape`` that run over columns, the slowest first
     strides  the columns from one element to the next along each of these axes
@@ -76,7 +82,7 @@ class Part:
     """
 
     value: str
-    shape: tuple[int, ...]
+    shape: tuple[Dim, ...]
     start: int
     columns: tuple[int, ...]
     strides: tuple[int, ...]

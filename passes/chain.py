@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from arcweld.compiler.ir import Node
-from arcweld.compiler.region import FusedGraph, Region, is_few_rows
+from arcweld.compiler import dims
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region, is_few_rows
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
 from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner
 
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
 ROW_BYTES = 96 << 10  # of shared memory for the rows before a product
+MANY_ROW_BYTES = 64 << 10  # the same for more than FEW_ROWS rows, which need more for their results
 
 
 def chain(fused: FusedGraph) -> FusedGraph:
@@ -36,17 +38,34 @@ def _is_few_rows(r: Region) -> bool:
     if r.template != "contract" or r.hero is None or r.in_place:
         return False
     a, b = r.hero.operands()
-    shape = (*r.hero.output.shape, a.shape[-1])
-    if b.type.rank != 2 or a.dtype not in FLOATS or not all(isinstance(d, int) for d in shape):
+    columns, depth = r.hero.output.shape[-1], a.shape[-1]
+    if b.type.rank != 2 or a.dtype not in FLOATS or not isinstance(columns, int) or not isinstance(depth, int):
         return False
-    return is_few_rows(a) and 0 not in shape
+    few = is_few_rows(a) and columns > 0 and depth > 0
+    return few and (_most_rows(r.hero) <= FEW_ROWS or _is_stored_along_k(r, b))
+
+
+def _most_rows(product: Node) -> int:
+    _, most = dims.bounds(dims.product(product.output.shape[:-1]))
+    assert most is not None
+    return most
+
+
+def _is_stored_along_k(r: Region, b: Value) -> bool:
+    """True if the right operand [k, n] is read from memory as [n, k], as weights of 16-bit types are."""
+    node = next((n for n in r.nodes if b in n.outputs), None)
+    if node is None or node.op != "Transpose" or node.attrs["perm"] != (1, 0):
+        return False
+    (stored,) = node.operands()
+    return stored.name in {v.name for v in r.inputs}
 
 
 def _row_bytes(product: Node) -> int:
+    """The most bytes that a product's left operand has."""
     left = product.operands()[0]
-    count = left.type.numel
-    assert isinstance(count, int)
-    return count * left.dtype.size
+    _, most = dims.bounds(left.type.numel)
+    assert most is not None
+    return most * left.dtype.size
 
 
 class _Chainer(Joiner):
@@ -118,7 +137,8 @@ class _Chainer(Joiner):
             return None
         if product.chain and product.chain.rows:
             return None
-        if _row_bytes(product.hero) > ROW_BYTES or self.conflict(product, norm) or self.detour(k, i):
+        room = ROW_BYTES if _most_rows(product.hero) <= FEW_ROWS else MANY_ROW_BYTES
+        if _row_bytes(product.hero) > room or self.conflict(product, norm) or self.detour(k, i):
             return None
         joined = self.joined(i, k, stored=product.outputs)
         if not reads_rows(joined, norm.hero):

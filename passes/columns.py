@@ -165,7 +165,7 @@ def _part(until: _Until, product: Node, value: Value) -> tuple[Part, list[_Read]
     One of the loads of the product's result has to read another column for each element of a row; one without a mask is
     tried first.
     """
-    if not all(isinstance(d, int) and d > 0 for d in value.shape):
+    if 0 in value.shape:
         return None
     shape = _split(value, until.loads(product, value))
     found = until.loads(product, value, shape)
@@ -177,14 +177,13 @@ def _part(until: _Until, product: Node, value: Value) -> tuple[Part, list[_Read]
     return None
 
 
-def _split(value: Value, found: Sequence[Expr]) -> tuple[int, ...]:
+def _split(value: Value, found: Sequence[Expr]) -> tuple[Dim, ...]:
     """The shape of ``value`` with axes split where their coordinate is divided, so that reads may become affine."""
     calls = {a for x in found for c in x.attr[2] for a in dims.atoms(c) if isinstance(a, dims.Call)}
-    shape: list[int] = []
+    shape: list[Dim] = []
     for coordinate, extent in zip(symbols(value.shape), value.shape):
-        assert isinstance(extent, int)
         for inner in sorted({c.b for c in calls if c.a == coordinate and isinstance(c.b, int)}, reverse=True):
-            if extent % inner == 0 and extent != inner:
+            if isinstance(extent, int) and extent % inner == 0 and extent != inner:
                 shape.append(extent // inner)
                 extent = inner
         shape.append(extent)
@@ -195,7 +194,7 @@ def _row(product: Node, coords: Coords) -> Dim:
     return dims.flat_index(coords[:-1], product.output.shape[:-1])
 
 
-def _enumeration(product: Node, value: Value, shape: tuple[int, ...], read: Coords) -> Part | None:
+def _enumeration(product: Node, value: Value, shape: tuple[Dim, ...], read: Coords) -> Part | None:
     """The part in which each element of ``value`` belongs to the column that it reads at ``read``."""
     column = _strides(read[-1], shape)
     row = _strides(_row(product, read), shape)
@@ -207,16 +206,19 @@ def _enumeration(product: Node, value: Value, shape: tuple[int, ...], read: Coor
     others = [k for k, d in enumerate(shape) if d != 1 and k not in axes and k not in repeats]
     if any(row[1][k] for k in axes) or [row[1][k] for k in others] != _dense([shape[k] for k in others]):
         return None
-    if any(strides[a] < strides[b] * shape[b] for a, b in itertools.pairwise(axes)):
+    extents = {k: d for k, d in enumerate(shape) if isinstance(d, int)}
+    if not {*axes, *repeats} <= extents.keys():
+        return None  # only the number of rows may be open
+    if any(strides[a] < strides[b] * extents[b] for a, b in itertools.pairwise(axes)):
         return None  # two elements have one column
-    last = start + sum(strides[k] * (shape[k] - 1) for k in axes)
+    last = start + sum(strides[k] * (extents[k] - 1) for k in axes)
     inside = min(start, *(strides[k] for k in axes), 1) >= 0 and dims.is_nonneg(product.output.shape[-1] - 1 - last)
-    if not inside or math.prod(shape[k] for k in others) != dims.product(product.output.shape[:-1]):
+    if not inside or dims.product(shape[k] for k in others) != dims.product(product.output.shape[:-1]):
         return None
     return Part(value.name, shape, start, tuple(axes), tuple(strides[k] for k in axes), repeats)
 
 
-def _strides(index: Dim, shape: Sequence[int]) -> tuple[int, list[int]] | None:
+def _strides(index: Dim, shape: Sequence[Dim]) -> tuple[int, list[int]] | None:
     """The constant and the factors of an index that is affine in ``symbols(shape)``; None if it isn't."""
     strides: list[int] = []
     for c in symbols(shape):
@@ -229,14 +231,14 @@ def _strides(index: Dim, shape: Sequence[int]) -> tuple[int, list[int]] | None:
     return (index, strides) if isinstance(index, int) else None
 
 
-def _dense(shape: Sequence[int]) -> list[int]:
+def _dense(shape: Sequence[Dim]) -> list[Dim]:
     """The strides with which axes of ``shape`` enumerate ``0, 1, 2, …``."""
-    return [math.prod(shape[k + 1 :]) for k in range(len(shape))]
+    return [dims.product(shape[k + 1 :]) for k in range(len(shape))]
 
 
 def _columns_read(product: Node, part: Part, found: Sequence[Expr]) -> list[_Read] | None:
     """For each load of the product the columns, as arrays over the part's own; None if another row is read."""
-    shape = [part.shape[k] for k in part.columns]
+    shape = [d for d in (part.shape[k] for k in part.columns) if isinstance(d, int)]
     at = np.unravel_index(np.arange(math.prod(shape)), shape) if shape else ()
     own = part.start + sum((s * i for s, i in zip(part.strides, at)), np.zeros(math.prod(shape), np.int64))
     indices = dict(zip((f"x{k}" for k in part.columns), at))

@@ -87,6 +87,9 @@ ARCWELD_DEVICE void pdl_launch_dependents() {
 #endif
 }
 
+// Brings the 128 bytes at p to the L2 cache; nothing waits for it.
+ARCWELD_DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p) : "memory"); }
+
 // ---------------------------------------------------------------- shared memory and matrix fragments
 ARCWELD_DEVICE u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
@@ -275,6 +278,21 @@ ARCWELD_DEVICE void tma_store_wait() {
 template <int N>
 ARCWELD_DEVICE void tma_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
+
+// ---------------------------------------------------------------- bulk copies (sm_90)
+// The cache policy of what is read once: it leaves the L2 cache first.
+ARCWELD_DEVICE u64 evict_first_policy() {
+  u64 r;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(r));
+  return r;
+}
+// Copies ``bytes`` from global to shared memory, and completes them on the mbarrier. Addresses and size: multiples of 16.
+ARCWELD_DEVICE void bulk_load(u32 dst, const void* src, int bytes, u32 bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+      : "memory");
 }
 
 // ---------------------------------------------------------------- wgmma (sm_90a): 128 threads

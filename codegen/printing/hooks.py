@@ -63,15 +63,17 @@ class Hooks:
         lane: Sym | None = None,
         width: int = 1,
         variables: Mapping[str, tuple[str, DType, bool]] | None = None,
+        once: bool = False,
     ) -> str:
         """The text of ``void fn(const Params& p, int a, …, T (&out)[width])``, which computes ``e`` for all lanes.
 
         ``args``: C name and symbol of each index; that of ``lane`` is the first lane's. T is the compute type of ``e``.
-        ``variables`` (as in ``store``) become parameters between the indices and ``out``.
+        ``variables`` (as in ``store``) become parameters between the indices and ``out``. ``once``: no other load needs
+        what it reads, so that caches may drop it first.
         """
         ctype = e.dtype.cuda
         laned = {k: (c, is_laned) for k, (c, _, is_laned) in (variables or {}).items()}
-        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned)
+        block = Block(self.params, {s: n for n, s in args}, lane=lane, width=width, variables=laned, once=once)
         target = "out[lane]" if block.lane is not None else "out[0]"
         text = block.value(block.uniform(e))
         shared = self._shared([e])

@@ -91,8 +91,10 @@ class Block:
         width: int = 1,
         variables: Mapping[str, tuple[str, bool]] | None = None,
         clamp: Dim | None = None,
+        once: bool = False,
     ) -> None:
         self.params = params
+        self.once = once
         self.names = dict(names)
         self.lane = lane if width > 1 else None
         self.width = width
@@ -343,7 +345,8 @@ class Block:
 
     def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
         vec = f"Vec<{dtype.cuda}, {self.width}>"
-        text = f"load_vec<{self.width}>({self.place(pointer, base)})"
+        load = "load_vec_stream" if self.once else "load_vec"
+        text = f"{load}<{self.width}>({self.place(pointer, base)})"
         if mask is not None:
             text = f"{mask} ? {text} : {vec}{{}}"
         name = self._define(vec, text, False, "v", e)

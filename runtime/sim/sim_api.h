@@ -86,6 +86,7 @@ void sim_mbar_wait(u32 bar, int parity);
 void sim_fence_mbar_init();
 void sim_fence_proxy_async();
 void sim_tma_load(u32 dst, const void* map, u32 bar, int rank, int x0, int x1, int x2, int x3);
+void sim_bulk_load(u32 dst, const void* src, int bytes, u32 bar);
 void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, int x3);
 void sim_tma_store_commit();
 void sim_tma_store_wait(int newest);

@@ -79,6 +79,8 @@ template <class T> ARCWELD_DEVICE T checked_divisor(T x) {
 ARCWELD_DEVICE void pdl_wait() { sim_pdl_wait(); }
 ARCWELD_DEVICE void pdl_launch_dependents() {}
 
+ARCWELD_DEVICE void prefetch_l2(const void* p) { (void)p; }
+
 // ---------------------------------------------------------------- shared memory and matrix fragments
 ARCWELD_DEVICE u32 smem_u32(const void* p) { return sim_shared_address(p); }
 
@@ -179,6 +181,13 @@ ARCWELD_DEVICE void tma_store_wait() {
 template <int N>
 ARCWELD_DEVICE void tma_store_wait_read() {
   sim_tma_store_wait(N);
+}
+
+// ---------------------------------------------------------------- bulk copies
+ARCWELD_DEVICE u64 evict_first_policy() { return 0; }
+ARCWELD_DEVICE void bulk_load(u32 dst, const void* src, int bytes, u32 bar, u64 policy) {
+  (void)policy;
+  sim_bulk_load(dst, src, bytes, bar);
 }
 
 // ---------------------------------------------------------------- wgmma

@@ -1,4 +1,4 @@
-// TMA tile copies between global memory and (swizzled) shared memory.
+// TMA tile copies between global memory and (swizzled) shared memory, and bulk copies of bytes to shared memory.
 //
 // A load poisons its destination at issue and lands when no thread can run, or at a random point with a seed. A store
 // happens only when it is waited for. Out-of-range elements are zero on loads and skipped on stores.
@@ -25,7 +25,7 @@ struct Map {
 static_assert(sizeof(Map) <= 128, "fits a TensorMap");
 
 struct Tile {
-  Map map;
+  Map map;  // of a bulk copy only ``address``, and ``dims[0]``: bytes; its rank is 0
   u32 shared;
   int x[kMaxRank];
   u32 bar;
@@ -38,7 +38,7 @@ struct Tile {
     for (u32 d = 1; d < map.rank; ++d) n *= count((int)d);
     return n;
   }
-  int bytes() const { return rows() * row_bytes(); }
+  int bytes() const { return map.rank ? rows() * row_bytes() : (int)map.dims[0]; }
 };
 
 constexpr int kMaxPending = 4096;
@@ -88,7 +88,13 @@ char* global_row(const Tile& t, int r, int& first, int& last) {
   return (char*)(address + (u64)((i64)t.x[0] * m.element_bytes));
 }
 
+void land_bytes(const Tile& t) {
+  memcpy(shared_pointer(t.shared, t.bytes(), 16), (const void*)t.map.address, (size_t)t.bytes());
+  mbar_complete_bytes(t.bar, t.bytes(), t.agent, t.clock);
+}
+
 void land(const Tile& t) {
+  if (!t.map.rank) return land_bytes(t);
   alignas(16) u8 row[4096];
   const int bytes = t.row_bytes(), size = (int)t.map.element_bytes;
   for (int r = 0; r < t.rows(); ++r) {
@@ -172,6 +178,28 @@ void sim_tma_load(u32 dst, const void* map, u32 bar, int rank, int x0, int x1, i
     check_tile(t, false, __builtin_return_address(0));
   }
   memset(shared_pointer(dst, t.bytes(), 128), 0xff, (size_t)t.bytes());
+  ++load_count;
+}
+
+void sim_bulk_load(u32 dst, const void* src, int bytes, u32 bar) {
+  if (bytes < 1 || ((uintptr_t)src | dst | (u32)bytes) & 15)
+    sim_fail("a bulk copy of %d bytes from %p to shared address %u: all three must be multiples of 16", bytes, src, dst);
+  if (load_count == kMaxPending) sim_fail("more than %d TMA loads in flight", kMaxPending);
+  u8* p = shared_pointer(dst, bytes, 16);
+  Tile& t = loads[load_count];
+  t = {};
+  t.map.address = (u64)src;
+  t.map.dims[0] = (u64)bytes;
+  t.shared = dst;
+  t.bar = bar;
+  t.agent = mbar_agent(bar);
+  if (checked) {
+    const void* pc = __builtin_return_address(0);
+    t.clock = agent_tick(t.agent);
+    check_global(src, (size_t)bytes, false, pc);
+    check_agent(p, bytes, Access::Write, t.agent, t.clock, sim_current->warp, 1, pc);
+  }
+  memset(p, 0xff, (size_t)bytes);
   ++load_count;
 }
 

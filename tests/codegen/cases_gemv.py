@@ -18,6 +18,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import cast, const, variable
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
+MOST = {"m": 8, "n": 4096, "k": 4096}  # of open sizes
 
 
 def dequantised_kernel(n: int, k: int, group: int = 16) -> Kernel:
@@ -50,7 +51,7 @@ def _suite() -> Suite:
 
     def add(name: str, size: tuple[int, int, int], dtype: DType, tactic: GemvTactic | None = None,
             symbolic: str = "", **kw: Any) -> None:  # fmt: skip
-        m, n, k = (symbol(c.upper(), 1, 4096) if c in symbolic else d for c, d in zip("mnk", size))
+        m, n, k = (symbol(c.upper(), 1, MOST[c]) if c in symbolic else d for c, d in zip("mnk", size))
         env = {c.upper(): d for c, d in zip("mnk", size) if c in symbolic}
         kernel = replace(matmul_kernel(m, n, k, dtype, **kw), stem="gemv_add")
         shapes: list[tuple[Dim, ...]] = [tuple(dims.evaluate(d, env) for d in b.shape) for b in kernel.buffers[:3]]
@@ -71,6 +72,9 @@ def _suite() -> Suite:
     add("f16_wide_kn", (1, 200, 70), F16, GemvTactic(8, 8, 2))
     add("f16_symbolic", (2, 72, 96), F16, order="mk,nk", symbolic="nk")
     add("f16_symbolic_kn", (2, 71, 93), F16, symbolic="nk")
+    for rows in (1, 5, 8):
+        add(f"f16_open_{rows}", (rows, 40, 264), F16, order="mk,nk", symbolic="m", weight=True)
+    add("f32_open_kn", (3, 37, 101), F32, symbolic="mnk")
     add("tiny", (1, 1, 1), F32)
     _special(s, rng)
     return s

@@ -166,6 +166,29 @@ weight %w: f16[1024, 4096]
 %y: f16[1, 4096] = Silu(%m, alpha=1.0) @ 'y'
 output %y
 """),
+    "matmul_four_rows_bf16": ("sm_80", """input %x: bf16[4, 1024]
+weight %w: bf16[1024, 4096]
+%s: bf16[4, 1024] = Silu(%x, alpha=1.0) @ 's'
+%y: bf16[4, 4096] = MatMul(%s, %w) @ 'y'
+output %y
+"""),
+    "matmul_few_rows_bf16_sm90": ("sm_90a", """symbol r(lo=1, hi=16)
+input %x: bf16[r, 1024]
+weight %w: bf16[1024, 4000]
+%y: bf16[r, 4000] = MatMul(%x, %w) @ 'y'
+output %y
+"""),
+    "chain_gate_up_bf16_sm90": ("sm_90a", """input %x: bf16[2, 512]
+weight %g: bf16[512]
+weight %a: bf16[512, 2048]
+weight %b: bf16[512, 2048]
+%h: bf16[2, 512] = RMSNormalization(%x, %g, axis=1, epsilon=1e-05) @ 'norm'
+%p: bf16[2, 2048] = MatMul(%h, %a) @ 'gate'
+%u: bf16[2, 2048] = MatMul(%h, %b) @ 'up'
+%s: bf16[2, 2048] = Silu(%p, alpha=1.0) @ 's'
+%y: bf16[2, 2048] = Mul(%s, %u) @ 'y'
+output %y
+"""),
     "matmul_bias_relu_f16_sm90": ("sm_90a", """input %x: f16[n, s, 256]
 weight %w: f16[256, 1024]
 weight %b: f16[1024]

@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   i32 e[4] = {};
   pdl_launch_dependents();
   pdl_wait();
+  prefetch_l2(p.in);
   ldmatrix_x4(r4, s); ldmatrix_x4_trans(r4, s); ldmatrix_x2(r2, s); ldmatrix_x2_trans(r2, s);
   mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2); mma_m16n8k32_s8(e, r4, r2);
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
@@ -95,6 +96,7 @@ HOPPER = """
   tma_load_2d(s, &p.map, s, 0, 1); tma_load_3d(s, &p.map, s, 0, 1, 2); tma_load_4d(s, &p.map, s, 0, 1, 2, 3);
   tma_store_2d(&p.map, s, 0, 1); tma_store_3d(&p.map, s, 0, 1, 2); tma_store_4d(&p.map, s, 0, 1, 2, 3);
   tma_store_commit(); tma_store_wait_read<1>(); tma_store_wait<0>();
+  bulk_load(s, p.out, 16, s, evict_first_policy());
   f32 w[32] = {};
   setmaxnreg_dec<40>(); setmaxnreg_inc<232>();
   wgmma_fence();
@@ -104,7 +106,7 @@ HOPPER = """
   cluster_arrive(); cluster_wait(); cluster_store(s, 0, d[0], d[1], d[2], d[3]);
   d[0] += w[0] + w[31];
 """
-HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "wgmma_", "setmaxnreg", "cluster_")
+HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "bulk_", "evict_", "wgmma_", "setmaxnreg", "cluster_")
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])

@@ -31,7 +31,7 @@ def usual() -> tuple[tuple[Kernel, KernelSource], ...]:
 def test_every_template_has_alternatives_for_every_architecture() -> None:
     assert {kernel.template for kernel, _ in usual()} == set(IMPLEMENTATIONS)
     exact = {kernel.template for kernel, source in usual() if source.arch == "sm_90a"}
-    assert exact == {"contract", "attention"}
+    assert exact == {"contract", "chain", "attention"}
     assert [source.entry for kernel, source in usual() if not any(alternatives(kernel, source))] == []
 
 

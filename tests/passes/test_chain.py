@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pytest
 
-from arcweld.compiler.ir import Graph, Weight
+from arcweld.compiler.dims import evaluate
+from arcweld.compiler.ir import EMPTY, Graph, Weight
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.region import FusedGraph
@@ -21,7 +25,7 @@ NORMS = {
 }
 
 
-def rope(x: str, y: str, heads: int, rows: int, half: str, dtype: str) -> str:
+def rope(x: str, y: str, heads: int, rows: int | str, half: str, dtype: str) -> str:
     """RoPE of ``x`` [1, heads, rows, 8]: by halves, by neighbours, or of the first half of a head only."""
     shape = f"[1, {heads}, {rows}, 4]"
     if half == "neighbours":
@@ -60,7 +64,7 @@ def rope(x: str, y: str, heads: int, rows: int, half: str, dtype: str) -> str:
 """
 
 
-def projections(rows: int, dtype: str, norm: str, how: str, bias: bool) -> str:
+def projections(rows: int | str, dtype: str, norm: str, how: str, bias: bool) -> str:
     """Norm, queries, keys and values of 3 + 1 + 1 heads of 8, RoPE, and keys and values into caches."""
     text = f"""input %x: {dtype}[1, {rows}, 24]
 input %at: i64[1, 1, {rows}, 8]
@@ -90,7 +94,7 @@ output %values_now 'values_now' in %values
 """
 
 
-def gated(rows: int, dtype: str, act: str) -> str:
+def gated(rows: int | str, dtype: str, act: str) -> str:
     """RMSNorm, gate and up of 20 columns each as two products, an activation of the gate times up."""
     return f"""input %x: {dtype}[1, {rows}, 24]
 weight %g: {dtype}[24]
@@ -116,26 +120,29 @@ def fused(text: str) -> FusedGraph:
     return build_graph(parsed(text), Options(arch=("sm_80",)), compile_kernels=False, verify_each=True).fused
 
 
-def feeds(text: str) -> dict[str, np.ndarray]:
+def feeds(text: str, sizes: Mapping[str, int] = EMPTY) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(5)
     made: dict[str, np.ndarray] = {}
     for v in parsed(text).inputs:
-        shape = tuple(int(d) for d in v.shape if isinstance(d, int))
+        shape = tuple(evaluate(d, sizes) for d in v.shape)
         made[v.name] = rng.standard_normal(shape).astype(v.dtype.numpy)
     if "at" in made:
         shape = made["at"].shape
-        made["at"] = np.broadcast_to(rng.permutation(12)[: shape[-2], None], shape).astype(np.int64)
+        made["at"] = np.broadcast_to(rng.permutation(12)[: shape[-2], None], shape).astype(np.int64).copy()
     return made
 
 
-def check(text: str, templates: list[str], tolerance: float) -> None:
-    """The regions' templates, and the outputs on the checked simulator, warps in an adverse order, for two seeds."""
+def check(text: str, templates: list[str], tolerance: float, sizes: Sequence[Mapping[str, int]] = (EMPTY,)) -> None:
+    """The regions' templates, and the outputs on the checked simulator, warps in an adverse order, for two seeds.
+
+    ``sizes``: the open dimensions of each run.
+    """
     graph = parsed(text)
     build = build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False, verify_each=True)
     assert sorted(r.template for r in build.fused.regions) == sorted(templates)
-    given = feeds(text)
-    want = run_reference(graph, given)
-    for seed in (0, 1):
+    for seed, size in itertools.product((0, 1), sizes):
+        given = feeds(text, size)
+        want = run_reference(graph, given, bind=size)
         got = Engine(build.data, SimDevice(checked=True, seed=seed)).run({k: v.copy() for k, v in given.items()})
         for label, o in zip(graph.labels(), graph.outputs):
             scale = float(np.abs(want[o.name].astype(np.float64)).max())
@@ -168,7 +175,7 @@ def test_gate_and_up_are_one_product(rows: int, act: str) -> None:
     assert region.chain.unit == (2, 20)
 
 
-def heads(rows: int, dtype: str, norm: str) -> str:
+def heads(rows: int | str, dtype: str, norm: str) -> str:
     """Queries of 4 heads and keys of 2, packed as [2, 2 + 1, 8] as Falcon does, each normed by itself, then RoPE.
 
     Each key is shared by two heads, and stored for both. Norms have a scale, and LayerNorm reads the sum of a bias.
@@ -212,6 +219,55 @@ def test_norms_of_heads_are_in_the_product_s_kernel(rows: int, norm: str, dtype:
     assert region.chain.unit == (8, 1)
     assert len(region.chain.heads) == 2
     assert {(p.start, p.strides, len(p.repeats)) for p in region.chain.parts} == {(0, (24, 8, 1), 0), (16, (24, 1), 1)}
+
+
+@pytest.mark.parametrize("rows", [9, 12])
+def test_up_to_sixteen_rows_of_16_bit_types_are_one_kernel(rows: int) -> None:
+    check(projections(rows, "f16", "rms", "halves", True), ["chain"], 4e-3)
+    check(gated(rows, "bf16", "Silu(%gate)"), ["chain"], 2e-2)
+    check(gated(rows, "f32", "Silu(%gate)"), ["rowwise", "contract", "contract"], 1e-5)
+
+
+def test_many_rows_need_weights_in_pieces_along_k() -> None:
+    graph = parsed(gated(12, "f16", "Silu(%gate)"))
+    options = Options(arch=("sm_80",), disable=frozenset({"pack-weights"}))
+    build = build_graph(graph, options, compile_kernels=False)
+    assert "chain" not in {r.template for r in build.fused.regions}
+
+
+OPEN = [{"B": 1}, {"B": 3}, {"B": 8}]
+
+
+def with_open_batch(text: str) -> str:
+    """The graph of one row with an open number of them along the first axis."""
+    for before in ("[", "sizes=(", "shape=("):
+        text = text.replace(f"{before}1, ", f"{before}B, ")
+    return "symbol B(lo=1, hi=8)\n" + text
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_an_open_batch_of_few_rows_is_one_kernel(dtype: str) -> None:
+    tolerance = 2e-5 if dtype == "f32" else 6e-3
+    for text in (
+        projections(1, dtype, "rms", "halves", True), gated(1, dtype, "Silu(%gate)"), heads(1, dtype, "layer"),
+    ):  # fmt: skip
+        check(with_open_batch(text), ["chain"], tolerance, OPEN)
+
+
+def test_an_open_batch_of_16_bit_types_may_have_sixteen_rows() -> None:
+    text = with_open_batch(gated(1, "f16", "Silu(%gate)")).replace("hi=8", "hi=16")
+    check(text, ["chain"], 6e-3, [{"B": 1}, {"B": 11}, {"B": 16}])
+
+
+def test_an_open_number_of_positions_is_one_kernel() -> None:
+    sizes = [{"R": 2}, {"R": 8}]
+    for text in (projections("R", "f16", "rms", "halves", False), gated("R", "f32", "Silu(%gate)")):
+        check("symbol R(lo=2, hi=8)\n" + text, ["chain"], 4e-3, sizes)
+
+
+def test_an_open_batch_that_may_be_larger_stays_apart() -> None:
+    text = with_open_batch(gated(1, "f32", "Silu(%gate)")).replace("hi=8", "hi=9")
+    check(text, ["rowwise", "contract", "contract"], 1e-5, [{"B": 9}])
 
 
 X = "input %x: f32[4, 16]\nweight %g: f32[16]\nweight %w: f32[16, 8]\n"

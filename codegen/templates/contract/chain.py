@@ -1,29 +1,30 @@
 """The chain template: a product of few rows, the norm of its rows before it, and results that read its tile behind it.
 
-Roles: as of ``contract`` without ``batch``, and axes ``part0``, ``part1``, … over the columns of each store, and
-one more runs over the elements that are made from one column, where these are several; loads
+Roles: as of ``contract`` without ``batch``, where the number of rows may be open, and axes ``part0``, ``part1``, … over
+the columns of each store, and one more over the elements that are made from one column, where these are several; loads
 ``a`` and ``b``. With ``stages`` (as of ``rowwise``) also ``x``, the element of a row, and ``row``, what becomes of it:
 the array ``left``, from which ``a`` is read. Stores are over ``m`` and the axis of their part, and read the array
 ``tile``. Attributes: as of ``contract``; ``stages``; ``unit`` (see ``region.Chain``); ``part0``, …: the first column
 and the columns between neighbours along each axis. ``heads``: the number of row-wise operators behind the product. Each
 has axes ``head0``, …, an attribute of that name, its ``head0_stages``, and an array for each statistic, by unit.
 
-``gemv`` renders it. A block computes whole units; its columns are then one run of neighbours, or runs that are the
-unit's stride apart.
+``gemv`` or ``few_rows`` renders it. A block computes whole units; its columns are then one run of neighbours, or runs
+that are the unit's stride apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.kernel import Buffer, Kernel, KernelSource
 from arcweld.codegen.printing.approximate import approximate
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.printer import from_compute
 from arcweld.codegen.templates.card import SMS
-from arcweld.codegen.templates.contract import gemv
-from arcweld.codegen.templates.contract.gemv import GemvTactic, block_columns
+from arcweld.codegen.templates.contract import few_rows, gemv
+from arcweld.codegen.templates.contract.few_rows import FewRows, FewRowsTactic
+from arcweld.codegen.templates.contract.gemv import GemvTactic
 from arcweld.codegen.templates.contract.problem import Problem, problem_of
 from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.reduce.statistics import PrintedStage, index_args, print_stages
@@ -32,7 +33,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 
-TILE = "tile"
+TILE, LEFT = "tile", "left"
 ALIGNMENT = 16  # bytes of shared memory, for vectors
 WAVES = (1, 2, 4, 8, 16, 32)
 RESIDENT = 2  # blocks of a multiprocessor
@@ -66,10 +67,41 @@ def _fitting(kernel: Kernel, arch: str) -> tuple[Problem, tuple[GemvTactic, ...]
         problem = replace(problem, b=replace(problem.b, width=problem.b.width // 2))
 
 
-def _run(kernel: Kernel, problem: Problem, t: GemvTactic) -> int:
+def _few_rows(kernel: Kernel, engine: FewRows) -> tuple[FewRowsTactic, ...]:
+    """Those of ``engine`` with as many waves as whole units take, by estimated cost.
+
+    A norm's result is the sum of two numbers where that fills rows of the instruction's tile that are unused; else one,
+    of the type that the graph gives it. The best tactic with the other comes last.
+    """
+    problem = problem_of(kernel)
+    if not kernel.attrs["stages"]:
+        return _whole_units(kernel, problem, engine.tactics(problem, engine.ARCH))
+    halves = (2, 1) if 2 * gemv.most_rows(problem) <= few_rows.TILE_ROWS else (1, 2)
+    every = (few_rows.candidates(problem, engine.streaming, h) for h in halves)
+    first, other = (_whole_units(kernel, problem, [t for t in found if t.resident]) for found in every)
+    return (*few_rows.ranked(problem, first), *few_rows.ranked(problem, other)[:1])
+
+
+def _whole_units(kernel: Kernel, problem: Problem, found: Iterable[FewRowsTactic]) -> tuple[FewRowsTactic, ...]:
+    """The tactics with the least waves that make whole units, where a block then has enough shared memory."""
+    able = []
+    for plain in found:
+        several = (replace(plain, waves=w) for w in WAVES)
+        t = next((t for t in several if _run(kernel, problem, t)), None)
+        if t is not None and _layout(kernel, problem, t).end <= t.limit:
+            able.append(t)
+    return tuple(able)
+
+
+def _block_columns(problem: Problem, t: GemvTactic | FewRowsTactic) -> int:
+    """Columns of a tile."""
+    return gemv.block_columns(problem.b, t) if isinstance(t, GemvTactic) else t.block_columns
+
+
+def _run(kernel: Kernel, problem: Problem, t: GemvTactic | FewRowsTactic) -> int:
     """The neighbouring columns of a block: all that it has, or those of one member of its units. 0: it can't be."""
     members, stride = kernel.attrs["unit"]
-    columns = block_columns(problem.b, t)
+    columns = _block_columns(problem, t)
     units = columns // members
     if columns % members or units == 0:
         return 0
@@ -79,48 +111,56 @@ def _run(kernel: Kernel, problem: Problem, t: GemvTactic) -> int:
     return units if whole else 0
 
 
-def render_chain(kernel: Kernel, t: GemvTactic, arch: str) -> KernelSource:
-    """The kernel's CUDA source, the same for every ``arch``."""
-    problem, _ = _fitting(kernel, arch)
+def render_chain(kernel: Kernel, t: GemvTactic | FewRowsTactic, arch: str) -> KernelSource:
+    """The kernel's CUDA source, the same for every ``arch`` that the tactic is for."""
+    problem = _fitting(kernel, arch)[0] if isinstance(t, GemvTactic) else problem_of(kernel)
     kernel = _local(kernel, problem, t)
     problem = replace(problem, kernel=kernel)
     hooks = Hooks(kernel)
     printed = PrintedChain(
-        _arrays(problem, t), _before(hooks, problem) if kernel.attrs["stages"] else None,
+        _arrays(kernel.scratch, problem, t), _before(hooks, problem) if kernel.attrs["stages"] else None,
         [_head(hooks, problem, j) for j in range(kernel.attrs["heads"])],
         [_part(hooks, problem, i) for i in range(len(kernel.stores))], tile_count(problem, t),
     )  # fmt: skip
-    return gemv.render_page(
-        problem, t, hooks, run=_run(kernel, problem, t), shared_bytes=printed.shared_bytes, unit=kernel.attrs["unit"],
-        blocks=printed.blocks,        chain=printed, stages=printed.before.stages if printed.before else (),
-        width=printed.before.width if printed.before else 1,
-    )  # fmt: skip
+    around = {
+        "unit": kernel.attrs["unit"], "chain": printed, "stages": printed.before.stages if printed.before else (),
+        "width": printed.before.width if printed.before else 1, "run": _run(kernel, problem, t),
+    }  # fmt: skip
+    if isinstance(t, FewRowsTactic):
+        return few_rows.render_page(problem, t, hooks, _layout(kernel, problem, t), **around)
+    return gemv.render_page(problem, t, hooks, shared_bytes=printed.shared_bytes, blocks=printed.blocks, **around)
 
 
-def tile_count(problem: Problem, t: GemvTactic) -> int:
+def tile_count(problem: Problem, t: GemvTactic | FewRowsTactic) -> int:
     """Tiles of columns."""
-    count = dims.ceildiv(problem.n.extent, block_columns(problem.b, t))
+    count = dims.ceildiv(problem.n.extent, _block_columns(problem, t))
     assert isinstance(count, int)
     return count
 
 
-def _local(kernel: Kernel, problem: Problem, t: GemvTactic) -> Kernel:
+def _local(kernel: Kernel, problem: Problem, t: GemvTactic | FewRowsTactic) -> Kernel:
     """The kernel over the normal form's axes, with places in a block's arrays instead of the product's columns."""
     (m,), (k,) = kernel.axes["m"], kernel.axes["k"]
     table = {m.sym: problem.m.index, k.sym: problem.k.index}
-    columns, rows = block_columns(problem.b, t), problem.m.extent
-    members, _ = kernel.attrs["unit"]
-    place = _places(kernel.attrs["unit"], _run(kernel, problem, t), columns)
+    place = _places(kernel.attrs["unit"], _run(kernel, problem, t), _block_columns(problem, t))
 
     def change(e: Expr) -> Expr:
         return expr.substitute(expr.substitute_index(e, table), place)
 
-    width = {TILE: columns, **{b.name: columns // members for b in kernel.scratch if b.name.startswith("head")}}
-    scratch = tuple(replace(b, shape=(rows, width[b.name])) if b.name in width else b for b in kernel.scratch)
     loads = {role: change(e) for role, e in kernel.loads.items()} | {"a": problem.a.expr, "b": problem.b.expr}
     stages = {k: tuple(s.mapped(change) for s in v) for k, v in kernel.attrs.items() if k.endswith("stages")}
     stores = tuple(replace(s, value=change(s.value)) for s in problem.stores)
+    scratch = _scratch(kernel, problem, t)
     return replace(kernel, loads=loads, stores=stores, scratch=scratch, attrs={**kernel.attrs, **stages})
+
+
+def _scratch(kernel: Kernel, problem: Problem, t: GemvTactic | FewRowsTactic) -> tuple[Buffer, ...]:
+    """The arrays in shared memory as one block has them."""
+    columns, rows = _block_columns(problem, t), gemv.most_rows(problem)
+    units = columns // kernel.attrs["unit"][0]
+    left = (rows, problem.k.extent) if isinstance(t, GemvTactic) else (t.halves * rows, few_rows.pitch(problem))
+    shapes = {TILE: (rows, columns), LEFT: left}
+    return tuple(replace(b, shape=shapes.get(b.name, (rows, units))) for b in kernel.scratch)
 
 
 def _places(unit: tuple[int, int], run: int, columns: int) -> Callable[[Expr], Expr | None]:
@@ -151,10 +191,11 @@ class SharedArray:
     end: int
 
 
-def _arrays(problem: Problem, t: GemvTactic) -> list[SharedArray]:
-    at = max(gemv.partial_bytes(problem, t), 4 * gemv.WARPS)
+def _arrays(scratch: Iterable[Buffer], problem: Problem, t: GemvTactic | FewRowsTactic) -> list[SharedArray]:
+    sums = gemv.partial_bytes(problem, t) if isinstance(t, GemvTactic) else few_rows.partial_bytes(problem, t)
+    at = max(sums, 4 * gemv.WARPS)
     found = []
-    for b in problem.kernel.scratch:
+    for b in scratch:
         at = -(-at // ALIGNMENT) * ALIGNMENT
         shape = "".join(f"[{d}]" for d in b.shape)
         ctype, start = b.dtype.cuda, f"reinterpret_cast<char*>(partial) + {at}"
@@ -163,6 +204,12 @@ def _arrays(problem: Problem, t: GemvTactic) -> list[SharedArray]:
         at += size * b.dtype.size
         found.append(SharedArray(f"{ctype}* const {b.name} = reinterpret_cast<{ctype}*>({start});  // {shape}", at))
     return found
+
+
+def _layout(kernel: Kernel, problem: Problem, t: FewRowsTactic) -> few_rows.Layout:
+    """Where the arrays of ``few_rows`` lie behind those of the chain."""
+    arrays = _arrays(_scratch(kernel, problem, t), problem, t)
+    return few_rows.layout(problem, t, arrays[-1].end, own_left=not kernel.attrs["stages"])
 
 
 # ------------------------------------------------------------------------------------------------ behind the product
@@ -336,4 +383,17 @@ class PrintedChain:
         return [*(f for g in groups for f in g), *(p.text for p in self.parts)]
 
 
-IMPLEMENTATIONS = (Implementation("gemv", gemv.ARCH, render_chain, tactics, supports),)
+def _implementation(name: str, engine: FewRows) -> Implementation:
+    def supported(kernel: Kernel, arch: str) -> str | None:
+        if reason := engine.supports(problem_of(kernel), arch):
+            return reason
+        return None if _few_rows(kernel, engine) else "no block has whole units and enough shared memory"
+
+    return Implementation(name, engine.ARCH, render_chain, lambda kernel, arch: _few_rows(kernel, engine), supported)
+
+
+IMPLEMENTATIONS = (
+    _implementation("gemv_stream", few_rows.STREAM),
+    _implementation("gemv_mma", few_rows.MMA),
+    Implementation("gemv", gemv.ARCH, render_chain, tactics, supports),
+)

@@ -81,11 +81,14 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     )  # fmt: skip
 
 
-def load_hook(hooks: Hooks, problem: Problem, fn: str, operand: Operand) -> str:
-    """The text of the load hook ``fn(p, b, row, k, out)`` for an operand, which gives ``operand.width`` lanes."""
+def load_hook(hooks: Hooks, problem: Problem, fn: str, operand: Operand, *, once: bool = False) -> str:
+    """The text of the load hook ``fn(p, b, row, k, out)`` for an operand, which gives ``operand.width`` lanes.
+
+    ``once`` as in ``Hooks.load``.
+    """
     args = [("b", problem.batch.sym), ("row", operand.row.sym), ("k", problem.k.sym)]
     lane = problem.k.sym if operand.along_k else operand.row.sym
-    return hooks.load(fn, operand.expr, args, lane=lane, width=operand.width)
+    return hooks.load(fn, operand.expr, args, lane=lane, width=operand.width, once=once)
 
 
 def store_hook(hooks: Hooks, problem: Problem, width: int) -> str:

@@ -1,7 +1,8 @@
-"""Matrix products with at most eight rows (gemv), whose time is that of reading ``b``.
+"""Matrix products with at most eight rows (gemv), whose time is that of reading ``b``. The number of rows may be open.
 
-Every element of ``b`` is read once, in pieces of 16 bytes. Threads share out k; their partial sums are added by warp
-shuffles and then in shared memory. Products and sums are f32, whatever type the operands are stored in.
+Every element of ``b`` is read once, in pieces of 16 bytes, and caches may drop weights first. Threads share out k.
+Their partial sums are added by warp shuffles and then in shared memory. Products and sums are f32, whatever type the
+operands are stored in.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from arcweld.codegen.printing.nest import power_of_two_at_least
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
-from arcweld.codegen.templates.contract.problem import Operand, Problem, likely
+from arcweld.codegen.templates.contract.problem import (
+    COPY_BYTES,
+    Operand,
+    Problem,
+    address_hook,
+    likely,
+    most,
+)
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.region import FEW_ROWS
@@ -46,7 +54,8 @@ class GemvTactic:
 
 def supports(problem: Problem, arch: str) -> str | None:
     """The reason why this implementation can't compute the problem, or None."""
-    if not isinstance(problem.m.extent, int) or problem.m.extent > MAX_ROWS:
+    rows = most(problem.m.extent)
+    if rows is None or rows > MAX_ROWS:
         return f"{problem.m.extent} rows, of at most {MAX_ROWS}"
     return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
 
@@ -106,27 +115,43 @@ def render_page(
     """
     kernel, b = problem.kernel, problem.b
     a = narrowed(problem.a, b.width, b.along_k)
-    columns, rows = block_columns(b, t), problem.m.extent
-    assert isinstance(rows, int)
+    columns, rows, weights = block_columns(b, t), most_rows(problem), bool(kernel.attrs.get("b_is_weight"))
     tiles = dims.ceildiv(problem.n.extent, columns)
+    # a block that computes several tiles or waves begins with others: it asks only the cache for its first weights
+    several = t.waves > 1 or (blocks and blocks < dims.evaluate(tiles, {}))
+    whole = weights and b.copyable and not b.masked and b.width * b.expr.attr[1].size == COPY_BYTES
     scalar = hooks.params.scalar
     context: dict[str, Any] = {
         "sums": power_of_two_at_least(rows * (t.columns if b.along_k else b.width)),
-        "rows": rows, "columns": columns, "wave": wave_columns(b, t), "run": columns, "chain": None, "unit": (1, 1),
-        "load_a": load_hook(hooks, problem, "load_a", a), "load_b": load_hook(hooks, problem, "load_b", b),
-        "store": store, "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),
+        "rows": rows, "open": rows != problem.m.extent, "m_extent": scalar("rows", problem.m.extent),
+        "columns": columns, "wave": wave_columns(b, t), "run": columns, "chain": None, "unit": (1, 1),
+        "load_a": load_hook(hooks, problem, "load_a", a),
+        "load_b": load_hook(hooks, problem, "load_b", b, once=weights),
+        "address_b": _address(hooks, problem) if several and whole else "", "store": store,
+        "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),
         "k_extent": scalar("depth", problem.k.extent),
     }  # fmt: skip
     return render(
         "contract/gemv.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks or problem.batch.extent * tiles, 1, 1),
         block=(32 * WARPS, 1, 1), shared_bytes=shared_bytes or partial_bytes(problem, t),
         tiled=((problem.n.extent, columns), (problem.k.extent, 32 * t.split * t.batch * b.width)), t=t, a=a, b=b,
-        itype=problem.itype, b_is_weight=bool(kernel.attrs.get("b_is_weight")), **(context | more),
+        itype=problem.itype, b_is_weight=weights, **(context | more),
     )  # fmt: skip
+
+
+def _address(hooks: Hooks, problem: Problem) -> str:
+    b = problem.b
+    args = [("b", problem.batch.sym), ("row", b.row.sym), ("k", problem.k.sym)]
+    return address_hook(hooks, "address_b", b, args, problem.k.sym if b.along_k else b.row.sym)
 
 
 def partial_bytes(problem: Problem, t: GemvTactic) -> int:
     """Bytes of shared memory for the partial sums."""
-    rows = problem.m.extent
-    assert isinstance(rows, int)
-    return t.split * rows * wave_columns(problem.b, t) * 4
+    return t.split * most_rows(problem) * wave_columns(problem.b, t) * 4
+
+
+def most_rows(problem: Problem) -> int:
+    """The rows that a kernel has room for, of a supported problem."""
+    rows = most(problem.m.extent)
+    assert rows is not None
+    return rows

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.templates.contract import few_rows, gemv
 from arcweld.codegen.templates.contract import ffma as contract_ffma
-from arcweld.codegen.templates.contract import gemv
 from arcweld.codegen.templates.contract import mma as contract_mma
 from arcweld.codegen.templates.contract import wgmma as contract_wgmma
 from arcweld.codegen.templates.contract.problem import Problem, problem_of
@@ -21,9 +21,11 @@ from arcweld.codegen.templates.implementation import Implementation
 
 
 class Algorithm(Protocol):
-    """A module that computes products in normal form. As an ``Implementation``, but of problems instead of kernels."""
+    """Computes products in normal form: a module, or an object. As an ``Implementation``, but of problems."""
 
-    ARCH: str
+    @property
+    def ARCH(self) -> str:
+        """The architecture that it is for."""
 
     def supports(self, problem: Problem, arch: str) -> str | None:
         """The reason why it can't compute the problem, or None."""
@@ -37,6 +39,8 @@ class Algorithm(Protocol):
 
 # best first
 ALGORITHMS: dict[str, Algorithm] = {
+    "gemv_stream": few_rows.STREAM,
+    "gemv_mma": few_rows.MMA,
     "gemv": gemv,
     "wgmma": contract_wgmma,
     "mma": contract_mma,

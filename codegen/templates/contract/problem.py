@@ -224,6 +224,11 @@ def extent(hooks: Hooks, name: str, value: Dim) -> str:
     return f"Known<{text}>()" if isinstance(value, int) else f"Parameter{{{text}}}"
 
 
+def most(extent: Dim) -> int | None:
+    """The upper bound of an extent, None if there is none."""
+    return dims.bounds(extent)[1]
+
+
 def likely(extent: Dim) -> int:
     """The extent that estimates assume, at least 1: of a symbolic one its upper bound, or else a guess."""
     if isinstance(extent, int):

@@ -32,7 +32,7 @@ __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, c
 }
 
 __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in1 + (k + row * 512));
+  const Vec<f16, 8> v0 = load_vec_stream<8>(p.in1 + (k + row * 512));
 #pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_214c25d1(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_fc3ae840(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
   f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
@@ -217,4 +217,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     if (n < 256) store_part0(p, m, n, tile);
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_214c25d1)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_fc3ae840)

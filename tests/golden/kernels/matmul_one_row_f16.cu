@@ -26,7 +26,7 @@ __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f
 }
 
 __device__ __forceinline__ void load_b(const Params& p, int b, int row, int k, f32 (&out)[8]) {
-  const Vec<f16, 8> v0 = load_vec<8>(p.in1 + (k + row * 1024));
+  const Vec<f16, 8> v0 = load_vec_stream<8>(p.in1 + (k + row * 1024));
 #pragma unroll
   for (int lane = 0; lane < 8; ++lane) {
     const f32 t1 = to_f32(v0.v[lane]);
@@ -45,7 +45,7 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_66925873(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_b47f3caa(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   pdl_launch_dependents();
   const int b = blockIdx.x / 256, n0 = blockIdx.x % 256 * COLUMNS, K = 1024;
@@ -111,4 +111,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_66925
     if (n0 + o % COLUMNS < 4096) store_out(p, b, o / COLUMNS, n0 + o % COLUMNS)(sum);
   }
 }
-EXPORT_KERNEL(contract_matmul_silu_66925873)
+EXPORT_KERNEL(contract_matmul_silu_b47f3caa)

@@ -165,6 +165,29 @@ def _store_case(name: str, shape: tuple, start: tuple, box: tuple, swizzle: int 
     )  # fmt: skip
 
 
+def bulk_cases() -> list[PrimCase]:
+    """Lane i copies i + 1 pieces of 16 bytes: all complete on one mbarrier."""
+    x = _rng(33).integers(0, 256, (8, 128)).astype(np.uint8)
+    body = """
+  DYN_SHARED(u8, smem);
+  const u32 bar = smem_u32(smem) + 1024;
+  if (t == 0) {
+    mbar_init(bar, 8);
+    fence_mbar_init();
+  }
+  __syncthreads();
+  if (t < 8) {
+    mbar_expect_tx(bar, 16 * t + 16);
+    bulk_load(smem_u32(smem) + 128 * t, p.x + 128 * t, 16 * t + 16, bar, evict_first_policy());
+  }
+  mbar_wait(bar, 0);
+  for (int i = t; i < 1024; i += 64) p.y[i] = i % 128 < i / 128 * 16 + 16 ? smem[i] : 0;
+"""
+    reference = np.where(np.arange(128) < np.arange(8)[:, None] * 16 + 16, x, 0).astype(np.uint8)
+    arguments = [In(x), zeros(8, 128, dtype=np.uint8)]
+    return [PrimCase("bulk_load", "const u8* x; u8* y;", body, arguments, [reference], 64, shared=1040, arch="sm_90a")]
+
+
 def tma_cases() -> list[PrimCase]:
     normal = lambda *shape: _rng(31).standard_normal(shape).astype(np.float16)
     return [
@@ -253,4 +276,4 @@ def wgmma_cases() -> list[PrimCase]:
 
 
 def async_cases() -> list[PrimCase]:
-    return [*copy_cases(), *barrier_cases(), *tma_cases(), *wgmma_cases()]
+    return [*copy_cases(), *barrier_cases(), *bulk_cases(), *tma_cases(), *wgmma_cases()]

@@ -1,0 +1,158 @@
+// pointwise_silu: one thread computes 8 neighbouring elements of the outputs.
+#include "prims.cuh"
+#include "math.cuh"
+
+struct Params {
+  bf16* out0;
+  const bf16* in0;
+};
+
+__device__ __forceinline__ void compute(const Params& p, int i) {
+  const Vec<bf16, 8> v0 = load_vec<8>(p.in0 + i);
+  Vec<bf16, 8> out0_lanes;
+#pragma unroll
+  for (int lane = 0; lane < 8; ++lane) {
+    const f32 t1 = to_f32(v0.v[lane]);
+    const f32 t2 = -t1;
+    const f32 t3 = expf(t2);
+    const f32 t4 = t3 + 1.0f;
+    const f32 t5 = recip(t4);
+    const f32 t6 = t1 * t5;
+    out0_lanes.v[lane] = from_f32<bf16>(t6);
+  }
+  store_vec<8>(p.out0 + i, out0_lanes);
+}
+
+extern "C" __global__ void __launch_bounds__(256) pointwise_silu_d3e85c8a(const __grid_constant__ Params p) {
+  pdl_launch_dependents();
+  pdl_wait();
+  const int first = ((int)blockIdx.x * 256 + threadIdx.x) * 8;
+  if (first < 4096) compute(p, first);
+}
+EXPORT_KERNEL(pointwise_silu_d3e85c8a)
+
+// contract_matmul: 4 rows times a matrix that is read once, on tensor cores.
+// Each warp loads pieces of 256 of k of 8 columns to registers.
+// 4 warps share out k. A block computes 16 columns.
+#include "prims.cuh"
+#include "math.cuh"
+#include "reduce.cuh"
+#include "few_rows.cuh"
+
+struct Params {
+  const bf16* in0;
+  const bf16* in1;
+  bf16* out0;
+};
+
+typedef bf16 T;
+constexpr int ROWS = 4, HALVES = 1, TILES = (ROWS * HALVES + 7) / 8;  // of 8 rows
+constexpr int OWN = 8, SPLIT = 4, DEPTH = 256, THREADS = 256;
+constexpr int COLUMNS = 16, WAVE = 16;
+constexpr int PITCH = 1056;  // between rows in shared memory
+
+__device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[8]) {
+  const Vec<bf16, 8> v0 = load_vec<8>(p.in0 + (k + row * 1024));
+#pragma unroll
+  for (int lane = 0; lane < 8; ++lane) {
+    const f32 t1 = to_f32(v0.v[lane]);
+    out[lane] = t1;
+  }
+}
+
+__device__ __forceinline__ bool address_b(const Params& p, int b, int row, int k, const bf16*& at) {
+  at = p.in1 + (k + row * 1024);
+  return true;
+}
+
+__device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) {
+  return [=, &p](const f32 (&acc)[1]) {
+    p.out0[n + m * 4096] = from_f32<bf16>(acc[0]);
+  };
+}
+
+// Eight elements of row m as numbers of type T.
+__device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int k) {
+  float x[8];
+#pragma unroll
+  for (int e = 0; e < 8; e += 8) {
+    f32 part[8];
+    load_a(p, b, m, k + e, part);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[e + i] = part[i];
+  }
+  return rounded<T>(x);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_24f6b364(const __grid_constant__ Params p) {
+  DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
+  T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 1024);  // [HALVES][ROWS][PITCH]
+  pdl_launch_dependents();
+  const int K = 1024;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
+  const int steps = (K + SPLIT * DEPTH - 1) / (SPLIT * DEPTH);
+  const auto column_of = [=](int tile, int j) { return tile * COLUMNS + j; };
+
+  // Which weights this warp requests next.
+  int next_tile = blockIdx.x;
+  int next_step = 0;
+  Piece w[DEPTH / 32][1];
+  const auto request = [&]() {
+    if (next_tile >= 256) return;
+    const int k0 = (next_step * SPLIT + share) * DEPTH, b = 0;
+#pragma unroll
+    for (int line = 0; line < 1; ++line) {
+      const int n = column_of(next_tile, group * OWN + line * 8 + lane / 4);
+#pragma unroll
+      for (int i = 0; i < DEPTH / 32; ++i) {
+        const int k = k0 + i * 32 + lane % 4 * 8;
+        const T* at;
+        address_b(p, b, n, k, at);
+        w[i][line] = load_vec_stream<4>(reinterpret_cast<const u32*>(at));
+      }
+    }
+    if (++next_step < steps) return;
+    next_step = 0;
+    next_tile += gridDim.x;
+  };
+  request();
+  pdl_wait();  // weights depend on no earlier kernel
+  for (int i = threadIdx.x; i < HALVES * ROWS * (K / 8); i += THREADS) {
+    const int row = i / (K / 8), k = i % (K / 8) * 8;
+    store_vec<4>(reinterpret_cast<u32*>(left + row * PITCH + k), piece_of_row(p, 0, row, k));
+  }
+  __syncthreads();
+  {
+    const int tile_at = blockIdx.x;
+    const int n0 = column_of(tile_at, 0);
+    {
+      // The sums of this warp's columns and its share of k.
+      float acc[1][TILES][4] = {};
+      for (int step = 0; step < steps; ++step) {
+        const int k0 = (step * SPLIT + share) * DEPTH;
+#pragma unroll
+        for (int i = 0; i < DEPTH / 32; ++i) {
+          const int k = k0 + i * 32 + lane % 4 * 8;
+          Piece x[TILES] = {};
+#pragma unroll
+          for (int j = 0; j < TILES; ++j) {
+            const int row = j * 8 + lane / 4;
+            if (row < HALVES * ROWS)
+              x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+          }
+          multiply_piece<T, TILES>(acc, w[i][0], Piece{}, x);
+        }
+        request();
+      }
+      put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
+      __syncthreads();
+      for (int o = threadIdx.x; o < ROWS * WAVE; o += THREADS) {
+        float sum[1] = {partial[o]};
+#pragma unroll
+        for (int s = 1; s < SPLIT * HALVES; ++s) sum[0] += partial[s * ROWS * WAVE + o];
+        store_out(p, 0, o / WAVE, n0 + o % WAVE)(sum);
+      }
+    }
+  }
+}
+EXPORT_KERNEL(contract_matmul_24f6b364)
