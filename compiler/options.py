@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
+from arcweld.compiler.size_ranges import SizeRange
 
 OLDEST_ARCH = 80  # the templates use asynchronous copies
 _PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
@@ -21,6 +22,7 @@ class Options:
     disable    names of passes to skip
     tf32       f32 matrix products may round their operands to tf32
     keep_f32   origins (names of the model's nodes) whose results stay f32 whatever ``precision`` says
+    ranges     ranges of sizes that get launches of their own, the first that holds; None: the driver chooses
     """
 
     precision: str = "fp32"
@@ -28,6 +30,7 @@ class Options:
     disable: frozenset[str] = frozenset()
     tf32: bool = False
     keep_f32: frozenset[str] = frozenset()
+    ranges: tuple[SizeRange, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:

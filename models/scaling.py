@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.options import Options
 from arcweld.driver.assemble import assemble
-from arcweld.driver.build import in_regions, materialise_outputs, plan_launches, without_passed_on
+from arcweld.driver.build import in_regions, materialise_outputs, plan_parts, without_passed_on
 from arcweld.driver.object_code import ObjectCode
 from arcweld.passes.pipeline import PASSES
 
@@ -114,8 +114,8 @@ def measure(data: bytes, options: Options, meter: Meter) -> dict[str, float]:
     for n, step in enumerate(PASSES, 1):
         graph = stage(f"{n:02} {step.name}", lambda: step.run(graph, options))  # noqa: B023
     fused = stage("fusion", lambda: in_regions(materialise_outputs(graph)))
-    planned = stage("codegen", lambda: plan_launches(fused, options.arch or ARCHS))
-    stage("program", lambda: assemble(fused, planned, ObjectCode({}, {}), labels))
+    parts = stage("codegen", lambda: plan_parts([(None, fused)], options.arch or ARCHS))
+    stage("program", lambda: assemble(parts, ObjectCode({}, {}), labels))
     return amounts
 
 

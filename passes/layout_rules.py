@@ -25,7 +25,7 @@ def pointwise(rw: Layouts, node: Node) -> bool:
     if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis
         x, *rest = node.operands()
         inputs = [rw.get_in(x, perm, node.origin), *(rw.plain(v, node.origin) for v in rest)]
-        rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]))
+        rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]) if rank else 0)
         return True
     rw.copy(node, [rw.broadcast_in(v, perm, node.origin) for v in node.operands()], perm)
     return True

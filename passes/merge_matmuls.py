@@ -5,15 +5,18 @@
 
 Requires: constants folded. Ensures: no two MatMuls have the same left operand and constant [K, N] right operands. Those
 whose result (or its sum with a bias) is a graph output stay, and those where it is the operand of a pointwise operator:
-they can have that operator as their epilogue, which a slice could not. Of few rows, a chain can (``passes/chain.py``).
+they can have that operator as their epilogue, which a slice could not. Of few rows, a chain can (``passes/chain.py``):
+where some range of sizes has few, they are merged for all sizes, since these share the weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
@@ -37,7 +40,7 @@ class _Branch:
 
 def merge_matmuls(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` with sibling products merged."""
-    groups = _groups(graph)
+    groups = _groups(graph, options)
     if not groups:
         return graph
     first = {g[0].product.output.name: g for g in groups}
@@ -52,7 +55,8 @@ def merge_matmuls(graph: Graph, options: Options) -> Graph:
     return rw.finish()
 
 
-def _groups(graph: Graph) -> list[list[_Branch]]:
+def _groups(graph: Graph, options: Options) -> list[list[_Branch]]:
+    narrowed = [r.dims(graph) for r in options.ranges or ()]
     consumers = graph.consumers()
     outputs = graph.output_names()
     found: dict[tuple[object, ...], list[_Branch]] = {}
@@ -63,9 +67,15 @@ def _groups(graph: Graph) -> list[list[_Branch]]:
         if w.name not in graph.weights or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
             continue
         branch = _branch(graph, node, w, consumers, outputs)
-        if branch.result.name not in outputs and (is_few_rows(x) or not _has_epilogue(branch, consumers)):
+        if branch.result.name not in outputs and (_few_rows(x, narrowed) or not _has_epilogue(branch, consumers)):
             found.setdefault((x.name, w.dtype), []).append(branch)
     return [g for g in found.values() if len(g) > 1]
+
+
+def _few_rows(x: Value, ranges: Sequence[Callable[[Dim], Dim]]) -> bool:
+    """True if a product has few rows, of which ``x`` is the left operand, always or at the sizes of one range."""
+    shapes = [tuple(map(dim, x.shape)) for dim in ranges]
+    return is_few_rows(x) or any(is_few_rows(Value(x.name, x.type.with_shape(s))) for s in shapes)
 
 
 def _branch(graph: Graph, node: Node, weight: Value, consumers: dict[str, list[Node]], outputs: set[str]) -> _Branch:

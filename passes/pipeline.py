@@ -90,11 +90,12 @@ PASSES: tuple[Pass, ...] = (
 
 # the passes that the driver runs later, on regions instead of graphs
 REGION_PASSES = ("fusion", "chain", "siblings")
+SIZE_RANGES = "size-ranges"  # likewise: it chooses the sizes that get regions of their own
 
 
 def pass_names() -> tuple[str, ...]:
     """The names that ``disable`` takes, in the order of running."""
-    return (*dict.fromkeys(p.name for p in PASSES), *REGION_PASSES)
+    return (*dict.fromkeys(p.name for p in PASSES), *REGION_PASSES, SIZE_RANGES)
 
 
 def run_passes(

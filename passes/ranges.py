@@ -5,14 +5,13 @@ A symbol's range then begins where every such extent is at least 1, and engines 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, evaluate, free_symbols, substitute, symbol
-from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.ir import Graph
 from arcweld.compiler.ops.registry import opdef
 from arcweld.compiler.options import Options
+from arcweld.compiler.size_ranges import with_dims
 
 _MOST = 4096  # the greatest lower bound that is looked for
 
@@ -26,7 +25,7 @@ def ranges(graph: Graph, options: Options) -> Graph:
         if found is not None:
             least[found[0]] = max(found[1], least.get(found[0], 0))
     table: dict[Any, Dim] = {s: _from(s, lo) for s, lo in least.items() if lo > s.lo}
-    return _substituted(graph, lambda d: substitute(d, table)) if table else graph
+    return with_dims(graph, lambda d: substitute(d, table)) if table else graph
 
 
 def _least(d: Dim) -> tuple[Sym, int] | None:
@@ -46,28 +45,3 @@ def _least(d: Dim) -> tuple[Sym, int] | None:
 
 def _from(s: Sym, lo: int) -> IntExpr:
     return symbol(s.name, lo, s.hi, s.multiple_of)
-
-
-def _substituted(graph: Graph, dim: Callable[[Dim], Dim]) -> Graph:
-    """The graph with ``dim`` applied to every dimension of its types and attributes."""
-
-    def value(v: Value) -> Value:
-        return replace(v, type=TensorType(v.dtype, tuple(dim(d) for d in v.shape)))
-
-    def attribute(a: Any) -> Any:
-        if isinstance(a, tuple):
-            return tuple(attribute(x) for x in a)
-        return dim(a) if isinstance(a, IntExpr) else a
-
-    nodes = tuple(
-        replace(
-            n,
-            inputs=tuple(None if v is None else value(v) for v in n.inputs),
-            outputs=tuple(value(v) for v in n.outputs),
-            attrs={k: attribute(a) for k, a in n.attrs.items()},
-        )
-        for n in graph.nodes
-    )
-    return graph.replace(
-        nodes=nodes, inputs=tuple(value(v) for v in graph.inputs), outputs=tuple(value(v) for v in graph.outputs)
-    )

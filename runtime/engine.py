@@ -20,7 +20,7 @@ from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_arr
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
-from arcweld.runtime.executor import Context, Shared
+from arcweld.runtime.executor import Context, Part, Shared
 from arcweld.runtime.kernels import KernelLoader
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan, describe
@@ -86,15 +86,17 @@ class Engine:
         self.data = data = trust.accepted(data, self.device, trusted)
         token = self.device.enter()
         try:
-            plan = ExecutionPlan(data.program, self.device.arch)
+            plans = [ExecutionPlan(part, self.device.arch) for part in data.program.parts()]
             self._loader = KernelLoader(data, self.device, injected.rebuild)
-            kernels = self._loader.load([launch.variant for launch in plan.launches])
+            self._loader.prepare([launch.variant for plan in plans for launch in plan.launches])
+            parts = [Part(plan, self._loader.load([x.variant for x in plan.launches])) for plan in plans]
             self._weights = DeviceWeights(data.program, data.weights, self.device, borrow)
         finally:
             self.device.leave(token)
         arrays = Arrays(self.device.gpu_index)
         addresses, replayed = self._weights.addresses, graphs and not poison
-        self._shared = Shared(plan, self.device, arrays, kernels, addresses, replayed, poison)
+        self._shared = Shared(parts, self.device, arrays, addresses, replayed, poison)
+        plan = self._shared.plan
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
         self._state = tuple(plan.state.values())
@@ -132,7 +134,6 @@ class Engine:
 
         Raises InputError for an unknown or missing dimension, or a value outside its range.
         """
-        plan = self._shared.plan
         names = [s.name for s in self.program.symbols]
         missing = [n for n in names if n not in symbols]
         if missing:
@@ -142,7 +143,8 @@ class Engine:
                 raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(names) or 'none'}")
             if not isinstance(value, int | np.integer):
                 raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
-        sizes = compute_sizes(plan, {n: int(symbols[n]) for n in names})
+        env = {n: int(symbols[n]) for n in names}
+        sizes = compute_sizes(self._shared.serving(env).plan, env)
         kept = {n for s in self.program.state for n in (s.input, s.output)}
         return MemoryReport(
             weights=self._weights.nbytes,

@@ -32,6 +32,14 @@ _BYTES = Element(DType.U8)
 MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from earlier calls
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The plan for some sizes, and the device's handles of its kernels, one for each launch."""
+
+    plan: ExecutionPlan
+    kernels: Sequence[Any]
+
+
 @dataclass(slots=True)
 class Shared:
     """What all contexts of an engine share. Nothing changes it but ``recorded``, and weights that move.
@@ -39,22 +47,31 @@ class Shared:
     ``poison``: every run begins with all bits of the arena and of the results set (NaN in floats), so that what a
     kernel does not store is seen; such an engine replays no graphs.
 
-    ``kernels`` are the device's handles, one for each launch of the plan; ``weights`` are device addresses by name,
-    and ``moved`` counts how often some of them have changed: specialisations hold them. ``recorded`` keeps the arenas
-    that callers' own CUDA graphs use: these may be replayed as long as the engine lives, even after the recording
-    thread has ended. ``lock`` is read while a run is enqueued, and written for new weights.
+    ``parts`` are the plans for ranges of sizes and, at last, ``plan``, which serves all sizes; inputs, outputs and
+    state are alike in all. ``weights`` are device addresses by name, and ``moved`` counts how often some of them have
+    changed: specialisations hold them. ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be
+    replayed as long as the engine lives, even after the recording thread has ended. ``lock`` is read while a run is
+    enqueued, and written for new weights.
     """
 
-    plan: ExecutionPlan
+    parts: Sequence[Part]
     device: Device
     arrays: Arrays
-    kernels: Sequence[Any]
     weights: Mapping[str, int]
     graphs: bool = True
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
     lock: SharedLock = field(default_factory=SharedLock)
     moved: int = 0
+
+    @property
+    def plan(self) -> ExecutionPlan:
+        """The plan that serves all sizes."""
+        return self.parts[-1].plan
+
+    def serving(self, env: Mapping[str, int]) -> Part:
+        """The first part whose range holds these sizes."""
+        return next((p for p in self.parts if not p.plan.out_of_range(env)), self.parts[-1])
 
 
 @dataclass(slots=True)
@@ -150,7 +167,9 @@ class Context:
         allocates them itself, because only its allocator may ask for memory while it records.
         """
         shared = self.shared
-        sizes = compute_sizes(shared.plan, shared.plan.bind_symbols([t.shape for t in inputs]))
+        env = shared.plan.bind_symbols([t.shape for t in inputs])
+        part = shared.serving(env)
+        sizes = compute_sizes(part.plan, env)
         counters_at = aligned(sizes.arena_bytes)
         nbytes = counters_at + sizes.counter_bytes
         if kind == "torch-gpu":
@@ -160,7 +179,7 @@ class Context:
             arena = memory.address
         shared.recorded.append(memory)
         shared.device.fill(arena + counters_at, sizes.counter_bytes, 0, stream)
-        special = self._build(sizes, arena, arena + counters_at)
+        special = self._build(part, sizes, arena, arena + counters_at)
         results, targets, views = self._results(special, inputs, kind)
         self._launch(special, inputs, targets, views, stream)
         return results
@@ -186,7 +205,9 @@ class Context:
 
     def _specialise(self, key: tuple[Shape, ...], stream: int) -> Specialisation:
         shared = self.shared
-        sizes = compute_sizes(shared.plan, shared.plan.bind_symbols(key))
+        env = shared.plan.bind_symbols(key)
+        part = shared.serving(env)
+        sizes = compute_sizes(part.plan, env)
         small = self._counters is None or self._counters.nbytes < sizes.counter_bytes
         if self._arena is None or self._arena.nbytes < sizes.arena_bytes or small:
             self.release()  # all specialisations hold addresses in the smaller arena
@@ -194,15 +215,15 @@ class Context:
             self._counters = shared.device.allocate(sizes.counter_bytes)
             shared.device.fill(self._counters.address, sizes.counter_bytes, 0, stream)
         assert self._counters is not None
-        special = self._specialised[key] = self._build(sizes, self._arena.address, self._counters.address)
+        special = self._specialised[key] = self._build(part, sizes, self._arena.address, self._counters.address)
         while len(self._specialised) > MAX_SHAPES:
             self._drop(next(iter(self._specialised)))
         return special
 
-    def _build(self, sizes: Sizes, arena: int, counters: int) -> Specialisation:
-        """The plan with the given sizes; temporaries begin at the address ``arena``, counters at ``counters``."""
+    def _build(self, part: Part, sizes: Sizes, arena: int, counters: int) -> Specialisation:
+        """A part's plan with the given sizes; temporaries begin at the address ``arena``, counters at ``counters``."""
         shared = self.shared
-        builder = LaunchListBuilder(shared.plan, sizes, shared.device, shared.kernels, shared.weights, arena, counters)
+        builder = LaunchListBuilder(part.plan, sizes, shared.device, part.kernels, shared.weights, arena, counters)
         steps = builder.steps()
         names = [t.name for t in shared.plan.program.outputs]
         return Specialisation(

@@ -67,10 +67,13 @@ class KernelLoader:
 
         Raises DeviceError, with the reason for each candidate, if none can be loaded or a rebuild fails.
         """
+        return [self._handle(v) for v in variants]
+
+    def prepare(self, variants: Sequence[Variant]) -> None:
+        """Compiles the kernels of these variants together, on a device that takes sources."""
         if not self.device.needs_object_code:
             names = dict.fromkeys((v.kernel, v.entry) for v in variants)
             self.device.compile_many([self._image(k, e) for k, e in names])
-        return [self._handle(v) for v in variants]
 
     def _handle(self, v: Variant) -> Any:
         key = (v.kernel, v.entry, v.shared_bytes)

@@ -44,8 +44,10 @@ def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20
 def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, rounds: int) -> list[LaunchTime]:
     """Runs the launches in order and times each at its turn, so that its operands (indices above all) are valid."""
     shared = engine.shared
-    plan, device = shared.plan, shared.device
-    sizes = compute_sizes(plan, plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs)))
+    device = shared.device
+    env = shared.plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs))
+    part = shared.serving(env)
+    plan, sizes = part.plan, compute_sizes(part.plan, env)
     memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*engine.inputs, *engine.outputs)]
     for tensor, place in zip(engine.inputs, memory):
         array = np.ascontiguousarray(feeds[tensor.name])
@@ -58,7 +60,7 @@ def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, round
     launches = {p.launch.name: p for p in plan.launches}
     found = []
     builder = LaunchListBuilder(
-        plan, sizes, device, shared.kernels, shared.weights, arena.address, counters.address
+        plan, sizes, device, part.kernels, shared.weights, arena.address, counters.address
     )  # fmt: skip
     for step in builder.steps():
         prepare(step, addresses, device)

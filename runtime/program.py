@@ -6,11 +6,14 @@ symbolic dimension is the text of an integer expression (``arcweld.compiler.dims
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
+from msgspec.structs import replace
 
 from arcweld.compiler.parameters import Parameter
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,13 +116,34 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     initial: str | None = None
 
 
+class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes for which a program has launches of its own: where the ``symbols`` are within these narrower ranges.
+
+    The other members are as in ``Program``.
+    """
+
+    symbols: tuple[Symbol, ...]
+    temps: tuple[Tensor, ...]
+    aliases: tuple[Alias, ...]
+    launches: tuple[Launch, ...]
+
+    @property
+    def label(self) -> str:
+        """``b=1..8,s=1``."""
+        return ",".join(f"{s.name}={s.lo}" if s.lo == s.hi else f"{s.name}={s.lo}..{s.hi}" for s in self.symbols)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """True if these sizes are in the range."""
+        return all(s.lo <= sizes[s.name] and (s.hi is None or sizes[s.name] <= s.hi) for s in self.symbols)
+
+
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that the executor needs.
 
     ``launches`` are in the order of execution. ``temps`` are temporaries: each is in the arena from the first launch
     that writes it to the last one that reads it. ``fixed`` names the model's weights that kernels hold as literals.
     Outputs in ``state`` that are aliases of their inputs are written there by launches; the others are copied there
-    after the last launch.
+    after the last launch. Sizes in one of ``ranges`` have the launches of the first one that holds them instead.
     """
 
     schema: int
@@ -133,3 +157,21 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     launches: tuple[Launch, ...]
     fixed: tuple[str, ...] = ()
     state: tuple[State, ...] = ()
+    ranges: tuple[SizeRange, ...] = ()
+
+    def parts(self) -> tuple[Program, ...]:
+        """A program without ranges for each range, and at last that for all other sizes."""
+        return (*(self._within(r) for r in self.ranges), replace(self, ranges=()) if self.ranges else self)
+
+    def at(self, sizes: Mapping[str, int]) -> Program:
+        """The part that serves these sizes."""
+        return next(p for p, r in zip(self.parts(), (*self.ranges, None)) if r is None or r.holds(sizes))
+
+    def all_launches(self) -> tuple[Launch, ...]:
+        """The launches of all parts, in their order."""
+        return (*(x for r in self.ranges for x in r.launches), *self.launches)
+
+    def _within(self, r: SizeRange) -> Program:
+        narrower = {s.name: s for s in r.symbols}
+        symbols = tuple(narrower.get(s.name, s) for s in self.symbols)
+        return replace(self, symbols=symbols, temps=r.temps, aliases=r.aliases, launches=r.launches, ranges=())

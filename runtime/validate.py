@@ -26,6 +26,7 @@ MAX_THREADS = 1024
 MAX_SHARED = 232_448  # bytes of a block, on sm_90
 MAX_CLUSTER = 16  # blocks, where the non-portable size is allowed
 MAX_PARAMS = 32_764  # bytes
+MAX_RANGES = 16
 
 _DTYPES = {d.value: d for d in DType}
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -79,7 +80,24 @@ def check_program(program: Program, kernels: Container[str]) -> None:
     Raises EngineFileError.
     """
     check_schema(program.schema)
-    _Checker(program, kernels).run()
+    _check_ranges(program)
+    for part in program.parts():
+        _Checker(part, kernels).run()
+
+
+def _check_ranges(program: Program) -> None:
+    """Raises EngineFileError for ranges of sizes that are not within the symbols' own, and for launches of one name."""
+    symbols = {s.name: s for s in program.symbols}
+    if len(program.ranges) > MAX_RANGES:
+        raise refuse(f"there are {len(program.ranges)} ranges of sizes")
+    for s in (s for r in program.ranges for s in r.symbols):
+        own = symbols.get(s.name)
+        inside = own is not None and own.lo <= s.lo and (own.hi is None or (s.hi is not None and s.hi <= own.hi))
+        if not inside or (own is not None and s.multiple_of != own.multiple_of):
+            raise refuse(f"a range of {s.name[:80]!r} is not within that of the symbol")
+    names = [x.name for x in program.all_launches()] if program.ranges else []
+    if len(set(names)) != len(names):
+        raise refuse("two launches of different ranges have one name")
 
 
 def check_schema(schema: int) -> None:

@@ -185,7 +185,7 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
 
     found = profile(engine, feeds)
     total = sum(t.seconds for t in found)
-    origins = {x.name: ", ".join(x.origin) for x in engine.program.launches}
+    origins = {x.name: ", ".join(x.origin) for x in engine.program.all_launches()}
     rows: list[dict[str, Any]] = [
         {
             "name": t.name, "kernel": t.kernel, "nodes": origins[t.name], "timeMs": t.seconds * 1e3,

@@ -25,6 +25,7 @@ from arcweld.runtime.engine_file import write_engine
 Opt = typer.Option
 _ARCH = f"Architectures to compile for, like sm_90a,native; default: native, else {','.join(DEFAULT_ARCHS)}; or list."
 _SHAPES = "Input shapes: x:1x3x224x224,y:1x8, or open ones: x:[n,3,32*h,32*w]."
+_RANGES = "Sizes with kernels of their own: s=1,b=1..8;s=1, or none; default: decode steps and small batches."
 _LAYERS = "Precision of single nodes: *conv*:fp32,fc1:fp16."
 _TOLERANCE = "Largest relative error of the outputs; default: the precision's own."
 
@@ -43,6 +44,7 @@ def build(
     min_shapes: Annotated[str, Opt("--minShapes", help="Smallest input shapes.")] = "",
     opt_shapes: Annotated[str, Opt("--optShapes", help="Shapes to verify with.")] = "",
     max_shapes: Annotated[str, Opt("--maxShapes", help="Largest input shapes.")] = "",
+    size_ranges: Annotated[str, Opt("--sizeRanges", help=_RANGES)] = "",
     batch: Batch = 0, values: Values = "", inout: InOut = "", load_inputs: Load = "", val_range: Range = [],  # noqa: B006
     layer_precisions_: Annotated[str, Opt("--layerPrecisions", help=_LAYERS)] = "",
     constraints: Annotated[str, Opt("--precisionConstraints", help="none ignores --layerPrecisions.")] = "prefer",
@@ -91,6 +93,7 @@ def build(
             graph, precision=precision, arch=archs, device=where, verify=verify, verify_budget=verify_budget,
             tolerance=tolerance, tf32=tf32, progress=report, dump=dump or None, keep_f32=kept,
             disable=[d.strip() for d in disable.split(",") if d.strip()], sizes=sizes or None, feeds=feeds,
+            ranges=_ranges(size_ranges),
         )  # fmt: skip
         built = time.perf_counter()
         write_engine(output, done.data)
@@ -116,6 +119,11 @@ def _precisions(text: str, constraints: str, precision: str, graph: Graph) -> tu
     if constraints == "obey":
         note("--precisionConstraints=obey means prefer: what would break the outputs in half precision stays in f32")
     return layer_precisions(text, precision, graph)
+
+
+def _ranges(text: str) -> list[str] | None:
+    """The ranges of ``--sizeRanges``; None without it."""
+    return None if not text else [] if text == "none" else text.split(";")
 
 
 def _check_formats(graph: Graph, inputs: str, outputs: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from arcweld.runtime.engine_file import EngineData, read_engine
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
-from arcweld.runtime.program import Program
+from arcweld.runtime.program import Launch, Program
 
 Opt = typer.Option
 
@@ -118,16 +119,11 @@ def _print_model(report: dict[str, Any]) -> None:
 def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     """The report on an engine: inputs, outputs, launches with their nodes, architectures, bytes and evidence.
 
+    ``ranges`` has the launches of each range of sizes that has launches of its own.
+
     If ``sizes`` has every symbol, it has the exact bytes of the launches and the lifetimes in the arena too.
     """
     program = data.program
-    launches = [
-        {
-            "name": x.name, "template": x.template, "kernel": x.variants[0].kernel, "nodes": list(x.origin),
-            "reads": list(x.reads), "writes": list(x.writes), "variants": [v.arch for v in x.variants],
-        }
-        for x in program.launches
-    ]  # fmt: skip
     weights = sum(w.nbytes for w in data.weights.values())
     aliases = {a.name for a in program.aliases}
     report: dict[str, Any] = {
@@ -137,11 +133,13 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "state": {s.output: {"input": s.input, "in_place": s.output in aliases, "owned": s.initial is not None}
                   for s in program.state},
         "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
-        "launches": launches, "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
+        "launches": _launches(program.launches), "ranges": {r.label: _launches(r.launches) for r in program.ranges},
+        "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
-        plan = ExecutionPlan(program, data.archs[0] if data.archs else "sm_80")
-        found = compute_sizes(plan, {s.name: sizes[s.name] for s in program.symbols})
+        symbols = {s.name: sizes[s.name] for s in program.symbols}
+        plan = ExecutionPlan(program.at(symbols), data.archs[0] if data.archs else "sm_80")
+        found = compute_sizes(plan, symbols)
         report["sizes"] = {s.name: sizes[s.name] for s in program.symbols}
         report["arena_bytes"] = found.arena_bytes
         report["memory_plan"] = [
@@ -151,11 +149,22 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
             }
             for t in plan.lifetimes
         ]  # fmt: skip
-        for x in report["launches"]:
+        serving = next((r.label for r in program.ranges if r.holds(symbols)), None)
+        for x in report["launches"] if serving is None else report["ranges"][serving]:
             x["bytes"] = sum(found.nbytes[n] for n in dict.fromkeys((*x["reads"], *x["writes"])))
         report["input_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.inputs)
         report["output_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.outputs)
     return report
+
+
+def _launches(launches: Sequence[Launch]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": x.name, "template": x.template, "kernel": x.variants[0].kernel, "nodes": list(x.origin),
+            "reads": list(x.reads), "writes": list(x.writes), "variants": [v.arch for v in x.variants],
+        }
+        for x in launches
+    ]  # fmt: skip
 
 
 def _may_be_zero(program: Program) -> list[str]:
@@ -183,11 +192,12 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
         out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
     else:
         out.print(f"  workspace depends on {', '.join(report['symbols'])}: give --shapes")
-    rows = [
-        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", ", ".join(x["nodes"]))
-        for i, x in enumerate(report["launches"])
-    ]
-    print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
+    for label, launches in report["ranges"].items():
+        out.print(f"at {label}: {len(launches)} launches")
+        _print_launches(launches)
+    if report["ranges"]:
+        out.print(f"at all other sizes: {len(report['launches'])} launches")
+    _print_launches(report["launches"])
     _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
     where, checked = evidence.get("device", "no device"), len(verified_kernels(data))
@@ -197,6 +207,15 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
         out.print(f"  output {o['output']}: {o['status']}, {detail}")
     if evidence.get("replaced"):
         out.print(f"  weights replaced since: {', '.join(evidence['replaced'])}")
+
+
+def _print_launches(launches: list[dict[str, Any]]) -> None:
+    """Prints one row for each launch, in order."""
+    rows = [
+        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", ", ".join(x["nodes"]))
+        for i, x in enumerate(launches)
+    ]
+    print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
 
 
 def _taken_over(report: dict[str, Any], name: str) -> str:
@@ -229,13 +248,25 @@ def explain(
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
     from arcweld.passes.pipeline import run_passes
+    from arcweld.passes.size_ranges import size_ranges
 
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
     graph = open_graph(model, shapes, values=values, inout=inout)
     wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
-    fused = in_regions(materialise_outputs(run_passes(graph, Options(precision=precision_of(fp16, bf16)))))
+    ranges = size_ranges(graph)
+    options = Options(precision=precision_of(fp16, bf16), ranges=ranges)
+    optimised = materialise_outputs(run_passes(graph, options))
+    for r in (*ranges, None):
+        if ranges:
+            out.print(f"at {r.label}:" if r is not None else "at all other sizes:")
+        for line in _explained(in_regions(optimised, sizes=r), words, wanted):
+            out.print(line)
+
+
+def _explained(fused: FusedGraph, words: list[str], wanted: list[set[str]]) -> list[str]:
+    """What the regions say of the wanted nodes, line by line."""
     names = {r.name: merge_origins(r.nodes) for r in fused.regions}
     lines = [
         f"one {r.template} kernel: {', '.join(names[r.name])}"
@@ -244,8 +275,7 @@ def explain(
     ]
     lines += _refused(fused, wanted)
     lines += _state(fused, wanted)
-    for line in lines or [_strangers(words, wanted, names)]:
-        out.print(line)
+    return lines or [_strangers(words, wanted, names)]
 
 
 def _nodes_called(word: str, known: list[str]) -> set[str]:

@@ -25,7 +25,7 @@ from arcweld.driver.draws import Sample, draw_sample, given_sample
 from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_build
 from arcweld.driver.headroom import warn_of_headroom
 from arcweld.driver.inputs import Input as Input
-from arcweld.driver.inputs import check_inputs, checked_sizes
+from arcweld.driver.inputs import check_inputs, checked_ranges, checked_sizes
 from arcweld.driver.promotion import Promotion, promote
 from arcweld.driver.samples import sample_sizes
 from arcweld.driver.state import with_state
@@ -55,6 +55,8 @@ class CompileOptions(TypedDict, total=False):
     dump           folder for the graph after each pass, every kernel and every cubin
     sizes          sizes of symbolic dimensions to verify with, by name
     feeds          inputs to verify with, by name; default: random ones
+    ranges         sizes of symbolic dimensions that get kernels of their own, the first range that holds:
+                   ``[{"tokens": 1, "batch": (1, 8)}, {"tokens": 1}]``; default: those of decode steps and small batches
     """
 
     precision: str
@@ -70,6 +72,7 @@ class CompileOptions(TypedDict, total=False):
     dump: str | os.PathLike[str] | None
     sizes: Mapping[str, int] | None
     feeds: Mapping[str, Any] | None
+    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None
 
 
 @contextmanager
@@ -189,6 +192,7 @@ def build_data(
     disable: Sequence[str] | str = (),
     progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
+    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None = None,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """The build, the device that was chosen, and the engine if verification has opened one on it.
 
@@ -202,7 +206,7 @@ def build_data(
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
     left_out = {disable} if isinstance(disable, str) else disable
     options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32,
-                      keep_f32=_known_nodes(graph, keep_f32))  # fmt: skip
+                      keep_f32=_known_nodes(graph, keep_f32), ranges=checked_ranges(ranges, graph))  # fmt: skip
     started = time.monotonic()
     folder = None if dump is None else Path(dump)
     if folder is not None:

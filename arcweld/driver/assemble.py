@@ -20,29 +20,33 @@ from arcweld.compiler.mapped import give_back, make_constant
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.text import print_graph
-from arcweld.driver.object_code import ObjectCode, PlannedLaunch, in_order
+from arcweld.driver.object_code import ObjectCode, Planned, PlannedLaunch, in_order
 from arcweld.runtime import program as prog
 from arcweld.runtime.engine_file import EngineData
 
 TITLE_LAUNCHES, TITLE_NODES = 8, 12  # how many the comment above a stored source lists at most
 
 
-def assemble(fused: FusedGraph, planned: Sequence[PlannedLaunch], code: ObjectCode, order: Sequence[str]) -> EngineData:
+def assemble(parts: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -> EngineData:
     """The engine's data. ``order`` lists the labels of the model's outputs, including outputs that are inputs."""
-    launches = in_order(planned)
-    names = Names.of(fused)
-    weights = _weights_read(fused.graph, launches)
+    names, graph = Names.of(parts), parts[-1].fused.graph
+    weights = _weights_read(graph, _launched(parts))
     return EngineData(
-        program=make_program(fused, launches, order),
-        sources=stored_sources(fused, launches),
+        program=make_program(parts, order),
+        sources=stored_sources(parts),
         weights={names(n): _contiguous(w.data) for n, w in weights.items()}
-        | {n: _contiguous(w.data) for n, w in _initial_weights(fused.graph).items()},
+        | {n: _contiguous(w.data) for n, w in _initial_weights(graph).items()},
         headers=dict(headers()),
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
-        graph=print_graph(fused.graph, data_of=_literals(fused.graph, weights)),
+        graph=print_graph(graph, data_of=_literals(graph, weights)),
         provenance=_provenance(),
     )
+
+
+def _launched(parts: Sequence[Planned]) -> list[PlannedLaunch]:
+    """The launches of all parts in the order of execution."""
+    return [x for part in parts for x in in_order(part.launches)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +64,11 @@ class Names:
         return self.changed.get(tensor, tensor)
 
     @classmethod
-    def of(cls, fused: FusedGraph) -> Names:
-        """The names for a graph's tensors."""
-        graph = fused.graph
+    def of(cls, parts: Sequence[Planned]) -> Names:
+        """The names for the tensors of all parts."""
+        graph = parts[-1].fused.graph
         changed = dict(zip((o.name for o in graph.outputs), graph.labels()))
-        internal = {*(v.name for v in _temporaries(fused)), *graph.weights}
+        internal = {*(v.name for part in parts for v in _temporaries(part.fused)), *graph.weights}
         taken = {*changed.values(), *internal, *(v.name for v in graph.inputs)}
         for n in sorted((set(changed.values()) & internal) - graph.output_names()):
             changed[n] = _free(n, taken)
@@ -92,14 +96,16 @@ def _literals(graph: Graph, stored: Mapping[str, Weight]) -> set[str]:
 # ----------------------------------------------------------------------------------------------------- the program
 
 
-def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Sequence[str]) -> prog.Program:
-    """The program of ``launches``; ``order`` as in ``assemble``."""
-    graph, names = fused.graph, Names.of(fused)
-    weights = _weights_read(graph, launches)
+def make_program(parts: Sequence[Planned], order: Sequence[str]) -> prog.Program:
+    """The program of ``parts``; ``order`` as in ``assemble``."""
+    *narrower, general = parts
+    graph, names = general.fused.graph, Names.of(parts)
+    weights = _weights_read(graph, _launched(parts))
     results = {names(o.name): o for o in graph.outputs} | {v.name: v for v in graph.inputs if v.name in order}
-    temps = tuple(_tensor(names(v.name), v) for v in _temporaries(fused))
-    taken = {*results, *(v.name for v in graph.inputs), *(t.name for t in temps)}
+    taken = {*results, *(v.name for v in graph.inputs)}
+    taken |= {names(v.name) for part in parts for v in _temporaries(part.fused)}
     taken |= {*map(names, weights), *_initial_weights(graph)}
+    ranges = tuple(_size_range(part, graph, names, taken) for part in narrower)
     return prog.Program(
         schema=prog.SCHEMA,
         name=graph.name,
@@ -110,11 +116,24 @@ def make_program(fused: FusedGraph, launches: Sequence[PlannedLaunch], order: Se
             *(_weight(n, names(n), w) for n, w in weights.items()),
             *(_weight(n, n, w) for n, w in _initial_weights(graph).items()),
         ),
-        temps=temps,
-        aliases=_aliases(launches, names),
-        launches=tuple(_launch(p, names, taken) for p in launches),
+        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(general.fused)),
+        aliases=_aliases(general.launches, names),
+        launches=tuple(_launch(p, names, taken) for p in in_order(general.launches)),
         fixed=_fixed(graph, weights),
         state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
+        ranges=ranges,
+    )
+
+
+def _size_range(part: Planned, graph: Graph, names: Names, taken: set[str]) -> prog.SizeRange:
+    """The program's entry of a part for a range of sizes."""
+    assert part.sizes is not None
+    own = {s.name: s for s in graph.symbols()}
+    return prog.SizeRange(
+        symbols=tuple(prog.Symbol(n, lo, hi, own[n].multiple_of) for n, lo, hi in part.sizes.bounds),
+        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(part.fused)),
+        aliases=_aliases(part.launches, names),
+        launches=tuple(_launch(p, names, taken) for p in in_order(part.launches)),
     )
 
 
@@ -203,12 +222,12 @@ def _contiguous(data: np.ndarray) -> np.ndarray:
     return copy
 
 
-def stored_sources(fused: FusedGraph, launches: Sequence[PlannedLaunch]) -> dict[str, str]:
+def stored_sources(parts: Sequence[Planned]) -> dict[str, str]:
     """Every kernel's source by its entry, below a comment that lists its launches."""
-    names = Names.of(fused)
+    names = Names.of(parts)
     kernels: dict[str, KernelSource] = {}
     users: dict[str, list[PlannedLaunch]] = {}
-    for p in launches:
+    for p in _launched(parts):
         for s in p.sources:
             kernels[s.entry] = s
             users.setdefault(s.entry, []).append(p)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.lowering.lower import lower_all
 from arcweld.codegen.nvrtc.cache import DiskCache
+from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
 from arcweld.codegen.templates.select import sources
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Rewriter, Value
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.size_ranges import SizeRange
 from arcweld.driver.assemble import assemble
-from arcweld.driver.object_code import ObjectCode, PlannedLaunch, compile_launches
+from arcweld.driver.object_code import ObjectCode, Planned, PlannedLaunch, compile_launches
 from arcweld.passes.chain import chain
 from arcweld.passes.fusion import fuse
 from arcweld.passes.in_place import write_in_place
-from arcweld.passes.pipeline import run_passes
+from arcweld.passes.pipeline import SIZE_RANGES, run_passes
+from arcweld.passes.ranges import ranges as exclude_sizes
 from arcweld.passes.schedule import schedule
 from arcweld.passes.siblings import siblings
+from arcweld.passes.size_ranges import size_ranges
 from arcweld.runtime.engine_file import EngineData
 
 DEFAULT_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120")
@@ -35,19 +40,36 @@ Progress = Callable[[str, int, int], None]
 class Build:
     """The result of a build and its intermediate results, for verification and reports.
 
-    imported, fused  the graph before the passes, and after fusion
-    planned          one launch for each region, in the order of ``fused.regions``
+    imported  the graph before the passes
+    parts     what is planned for each range of sizes, and at last what serves all others
     seconds          wall time by stage: inputs, promotion, passes, fusion, codegen, nvrtc, assemble, verify, total
     sizes            the sizes of symbolic dimensions that it was verified with, or typical ones
     """
 
     imported: Graph
-    fused: FusedGraph
-    planned: tuple[PlannedLaunch, ...]
+    parts: tuple[Planned, ...]
     data: EngineData
     precision: str
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fused(self) -> FusedGraph:
+        """The graph after the passes, in the regions that serve all sizes."""
+        return self.parts[-1].fused
+
+    @property
+    def planned(self) -> tuple[PlannedLaunch, ...]:
+        """One launch for each region that serves all sizes, in the order of ``fused.regions``."""
+        return self.parts[-1].launches
+
+    def all_planned(self) -> tuple[PlannedLaunch, ...]:
+        """The launches of all parts, in their order."""
+        return tuple(p for part in self.parts for p in part.launches)
+
+    def part_at(self, sizes: Mapping[str, int]) -> Planned:
+        """The part that serves these sizes."""
+        return next(p for p in self.parts if p.holds(sizes))
 
 
 def build_graph(
@@ -67,29 +89,46 @@ def build_graph(
     clock = _Clock()
     graph = graph.replace(output_labels=graph.labels())  # passes may rename values
     computed = without_passed_on(graph)
+    if options.ranges is None:
+        off = SIZE_RANGES in options.disable
+        options = replace(options, ranges=() if off else size_ranges(exclude_sizes(computed, options)))
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
+    optimised = materialise_outputs(optimised)
     clock.lap("passes")
-    fused = in_regions(materialise_outputs(optimised), options.disable)
+    parts = [(r, in_regions(optimised, options.disable, r)) for r in (*(options.ranges or ()), None)]
     clock.lap("fusion")
-    planned = plan_launches(fused, archs, progress)
+    planned = plan_parts(parts, archs, progress)
     clock.lap("codegen")
     code = ObjectCode({}, {})
     if compile_kernels:
         tell = None if progress is None else (lambda done, total, _: progress("nvrtc", done, total))
-        planned, code = compile_launches(planned, archs, cache or DiskCache(), tell)
+        planned, code = _compiled(planned, archs, cache or DiskCache(), tell)
     clock.lap("nvrtc")
-    data = assemble(fused, planned, code, graph.labels())
+    data = assemble(planned, code, graph.labels())
     if dump is not None:
         _dump_kernels(dump, data)
     clock.lap("assemble")
-    return Build(graph, fused, planned, data, options.precision, clock.laps)
+    return Build(graph, planned, data, options.precision, clock.laps)
 
 
-def in_regions(graph: Graph, disable: frozenset[str] = frozenset()) -> FusedGraph:
-    """The graph's regions in launch order. State is in place where it can be.
+def _compiled(
+    parts: Sequence[Planned], archs: Sequence[str], cache: DiskCache, progress: PoolProgress | None
+) -> tuple[tuple[Planned, ...], ObjectCode]:
+    """All parts' kernels compiled, as ``compile_launches`` does."""
+    compiled, code = compile_launches([p for part in parts for p in part.launches], archs, cache, progress)
+    rest = iter(compiled)
+    return tuple(replace(part, launches=tuple(itertools.islice(rest, len(part.launches)))) for part in parts), code
 
-    ``disable``: names of ``REGION_PASSES``. Without ``fusion`` each node has a region of its own.
+
+def in_regions(graph: Graph, disable: frozenset[str] = frozenset(), sizes: SizeRange | None = None) -> FusedGraph:
+    """The graph's regions in launch order, for a range of sizes or for all. State is in place where it can be.
+
+    ``disable``: names of ``REGION_PASSES``. Without ``fusion`` each node has a region of its own. Names of regions for
+    a range end in ``@`` and its bounds.
     """
+    if sizes is not None:
+        fused = in_regions(sizes.narrowed(graph), disable)
+        return replace(fused, regions=tuple(replace(r, name=f"{r.name}@{sizes.label}") for r in fused.regions))
     fusing = "fusion" not in disable
     fused = write_in_place(fuse(graph, fusing))
     if fusing and "chain" not in disable:
@@ -144,16 +183,29 @@ def materialise_outputs(graph: Graph) -> Graph:
     return graph.replace(nodes=tuple(rw.nodes), outputs=tuple(outputs), output_labels=graph.labels())
 
 
-def plan_launches(
-    fused: FusedGraph, archs: Sequence[str], progress: Progress | None = None
-) -> tuple[PlannedLaunch, ...]:
-    """Lowers and renders every region, equal kernels only once; one planned launch for each region, in order.
+def plan_parts(
+    parts: Sequence[tuple[SizeRange | None, FusedGraph]], archs: Sequence[str], progress: Progress | None = None
+) -> tuple[Planned, ...]:
+    """Lowers and renders every region of every part, equal kernels only once.
 
     Raises UnsupportedError for more than ``MOST_KERNELS`` different kernels.
     """
     rendered: dict[object, tuple[KernelSource, ...]] = {}
+    total, done = sum(len(fused.regions) for _, fused in parts), itertools.count(1)
+
+    def tell() -> None:
+        if progress is not None:
+            progress("codegen", next(done), total)
+
+    return tuple(Planned(sizes, fused, _plan(fused, archs, rendered, tell)) for sizes, fused in parts)
+
+
+def _plan(
+    fused: FusedGraph, archs: Sequence[str], rendered: dict[object, tuple[KernelSource, ...]], tell: Callable[[], None]
+) -> tuple[PlannedLaunch, ...]:
+    """One planned launch for each region, in order. ``tell`` is called after each."""
     planned = []
-    for i, region in enumerate(fused.regions):
+    for region in fused.regions:
         group: tuple[PlannedLaunch, ...] = ()
         for bound in lower_all(region, fused.graph):
             key = bound.kernel.key()
@@ -163,8 +215,7 @@ def plan_launches(
                 rendered[key] = sources(bound.kernel, archs)
             group = (*group, PlannedLaunch(f"{region.name}:{len(group)}", bound, rendered[key]))
         planned.append(replace(group[-1], name=region.name, before=group[:-1], in_place=region.in_place))
-        if progress is not None:
-            progress("codegen", i + 1, len(fused.regions))
+        tell()
     return tuple(planned)
 
 

@@ -27,7 +27,8 @@ from arcweld.driver.headroom import Headroom
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import KernelCheck, check_kernel, every_check, with_values
 from arcweld.driver.metrics import nonfinite_share, relative_error
-from arcweld.driver.points import Point, beyond, goals, small_points
+from arcweld.driver.object_code import Planned
+from arcweld.driver.points import Point, beyond, borders, goals, small_points, within
 from arcweld.driver.promotion import Promotion
 from arcweld.driver.samples import Draw, sample_inputs
 from arcweld.runtime.engine import Engine
@@ -95,9 +96,9 @@ class _Verification:
         self.build, self.engine, self.device = build, engine, engine.device
         self.sample, self.feeds, self.base = sample, dict(sample.feeds), Point("base", dict(sample.sizes))
         self.options, self.precision, self.note = options, precision, note
-        self.costs = Costs.of(build.fused.graph, build.planned)
+        self.costs = Costs.of(build.fused.graph, build.all_planned())
         self.positions = {o.name: i for i, n in enumerate(build.fused.graph.nodes) for o in n.outputs}
-        self.regions = {r.name: r for r in build.fused.regions}
+        self.regions = {r.name: r for part in build.parts for r in part.fused.regions}
         self.used = 0.0  # seconds of the budget, by estimate
         self.rows: dict[str, dict[str, Any]] = {}  # by kernel
         self.outputs: list[dict[str, Any]] = []
@@ -117,15 +118,19 @@ class _Verification:
         try:
             self._check_outputs(self.base, self.feeds)
         except AccuracyError:
-            self._check_kernels(self.base, self.feeds, distinct, math.inf)  # which usually finds the kernel at fault
+            # which usually finds the kernel at fault
+            self._check_kernels(self.base, self.feeds, [c for c in distinct if c.holds(self.base.sizes)], math.inf)
             raise
-        kernels = self._check_kernels(self.base, self.feeds, distinct, self._left())
+        here = [c for c in distinct if c.holds(self.base.sizes)]
+        kernels = self._check_kernels(self.base, self.feeds, here, self._left())
         row = {"name": "base", "sizes": dict(self.base.sizes), "kernels": kernels}
         self.points.append(row | {"outputs": sum(o["status"] == "verified" for o in self.outputs)})
+        for part in self.build.parts:
+            self._check_part(part, [c for c in distinct if c.sizes == part.sizes and c not in here])
         if self.base.sizes:
             self._check_other_points(distinct)
         if self.options.level == "full":
-            self._check_kernels(self.base, self.feeds, repeats, math.inf)
+            self._check_kernels(self.base, self.feeds, [c for c in repeats if c.holds(self.base.sizes)], math.inf)
         return self._evidence(promotion)
 
     def _evidence(self, promotion: Promotion | None) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class _Verification:
         graph, labels = self.build.imported, self.build.imported.labels()
         limit = self.options.tolerance
         limit = limit if limit is not None else engine_tolerance(graph, self.precision)
-        seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+        seconds = self._engine_seconds(point.sizes)
         if self.device.is_simulator and seconds > self._left():
             about = f"about {seconds:.0f} s on the simulator, beyond the budget of {self.options.budget:g} s"
             if self.precision == "fp32":
@@ -180,7 +185,12 @@ class _Verification:
             self.outputs = found
             return
         for row, new in zip(self.outputs, found):
-            row["error"] = max(row["error"], new["error"])
+            if row["status"] == "verified":
+                row["error"] = max(row["error"], new["error"])
+
+    def _engine_seconds(self, sizes: Mapping[str, int]) -> float:
+        """Seconds of a run on the simulator."""
+        return sum(self.costs.simulated(p, sizes) for p in self.build.part_at(sizes).launches)
 
     def _output(self, label: str, got: np.ndarray, want: np.ndarray, limit: float) -> dict[str, Any]:
         error = relative_error(got, want)
@@ -252,18 +262,41 @@ class _Verification:
 
     # --------------------------------------------------------------------------------------------- other sizes
 
+    def _check_part(self, part: Planned, checks: Sequence[KernelCheck]) -> None:
+        """Compares the kernels that are launched for a range of sizes only, and the outputs there."""
+        sizes = within(self.build, part, self.base.sizes) if part.sizes is not None and checks else None
+        if part.sizes is None or not checks:
+            return
+        if sizes is None or not self._check_point(Point(part.sizes.label, sizes), checks, self.used + self._left()):
+            for c in checks:
+                self._skip(c, f"no sizes in the range {part.sizes.label} could be run")
+
     def _check_other_points(self, checks: Sequence[KernelCheck]) -> None:
         """Compares kernels that depend on symbols at other sizes than the base's, within a share of what that took."""
         checks = [c for c in checks if c.is_symbolic() and "error" in self.rows[c.source.entry]]
         extra = max(EXTRA_SECONDS, EXTRA_SHARE * self.used)
         end = self.used + min(extra, self._left()) if self.options.level == "quick" else math.inf
-        graph, visited = self.build.imported, [self.base]
-        for point in small_points(graph, self.base.sizes):
+        visited = [self.base]
+        for point in borders(self.build, self.base.sizes):
+            done = any(row["sizes"] == point.sizes for row in self.points)
+            if done or self._check_point(point, checks, end):
+                visited.append(point)
+        for point in small_points(self.build.imported, self.base.sizes):
             if all(p.name != point.name for p in visited) and self._check_point(point, checks, end):
                 visited.append(point)
-        wanted = [g for g in goals([c.source for c in checks]) if not any(g.met(p.sizes) for p in visited)]
-        if not wanted:
+        for part in self.build.parts:
+            self._check_beyond(part, [c for c in checks if c.sizes == part.sizes], visited, end)
+
+    def _check_beyond(
+        self, part: Planned, checks: Sequence[KernelCheck], visited: Sequence[Point], end: float
+    ) -> None:
+        """Compares a part's kernels at sizes beyond what they tile, where no point was."""
+        runs = [p for p in visited if part.holds(p.sizes)]
+        start = runs[-1].sizes if runs else within(self.build, part, self.base.sizes)
+        wanted = [g for g in goals([c.source for c in checks]) if not any(g.met(p.sizes) for p in runs)]
+        if not wanted or start is None:
             return
+        graph = self.build.imported if part.sizes is None else part.sizes.narrowed(self.build.imported)
         by_entry = {c.source.entry: c for c in checks}
 
         def cost(sizes: Mapping[str, int], entries: frozenset[str]) -> float:
@@ -273,7 +306,7 @@ class _Verification:
             reference = self.costs.reference.seconds(sizes, nodes)
             return reference + sum(self._estimate(by_entry[e], sizes) for e in entries)
 
-        found, left = beyond(graph, wanted, visited[-1].sizes, cost, end - self.used)
+        found, left = beyond(graph, wanted, start, cost, end - self.used)
         if found is not None:
             entries = {g.entry for g in wanted if g.met(found.sizes)}
             self._check_point(found, [c for c in checks if c.source.entry in entries], end)
@@ -289,12 +322,13 @@ class _Verification:
             self.engine.memory(**{s.name: point.sizes[s.name] for s in self.engine.program.symbols})
             draw = self.sample.draw or Draw.SIGNED
             feeds = sample_inputs(self.build.imported, point.sizes, draw=draw, seed=len(self.points))
-            seconds = sum(self.costs.simulated(p, point.sizes) for p in self.build.planned)
+            seconds = self._engine_seconds(point.sizes)
             drawn, reference = self.sample.draw is not None, self.costs.reference.seconds(point.sizes)
             if drawn and 2 * (seconds + reference) < end - self.used:
                 self._check_outputs(point, feeds)
                 row["outputs"] = len(self.outputs)
-            row["kernels"] = self._check_kernels(point, feeds, checks, end - self.used)
+            here = [c for c in checks if c.holds(point.sizes)]
+            row["kernels"] = self._check_kernels(point, feeds, here, end - self.used)
             if not row["kernels"]:
                 row["skipped"] = "beyond the share of the budget that sizes of its own choice may take"
         except (EnvironmentError_, InputError, ModelError) as error:  # sizes that memory or the model does not take

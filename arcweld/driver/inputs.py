@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from arcweld.compiler.dims import Dim, IntExpr, symbol
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UsageError
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.size_ranges import SizeRange
 
 Entry = int | str | tuple[str, int, int | None] | Dim | None
 
@@ -111,3 +113,41 @@ def checked_sizes(sizes: Mapping[str, Any] | None) -> dict[str, int] | None:
         if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
             raise UsageError(f"{n!r} is no size of dimension {name}")
     return None if sizes is None else {name: int(n) for name, n in sizes.items()}
+
+
+def checked_ranges(ranges: Any, graph: Graph) -> tuple[SizeRange, ...] | None:
+    """Ranges of sizes, each a mapping from names to sizes or (lowest, highest), or text such as ``s=1,b=1..8``.
+
+    Raises UsageError for anything else, for an unknown dimension, and for bounds outside a dimension's own range.
+    """
+    if ranges is None:
+        return None
+    if isinstance(ranges, str | Mapping) or not isinstance(ranges, Sequence):
+        raise UsageError("ranges is a list of ranges of sizes", hint="ranges=[{'s': 1, 'b': (1, 8)}, {'s': 1}]")
+    found = tuple(_size_range(r) for r in ranges)
+    for r in found:
+        r.dims(graph)
+    return found
+
+
+def _size_range(given: Any) -> SizeRange:
+    bounds = _bounds(given) if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+    for name, b in bounds.items():
+        both = b if isinstance(b, tuple) and len(b) == 2 else (b,)
+        if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in both):
+            raise UsageError(f"{b!r} is no size of dimension {name}", hint="a number, or (lowest, highest)")
+    if not bounds:
+        raise UsageError(f"{given!r} is no range of sizes", hint="write s=1,b=1..8, or {'s': 1, 'b': (1, 8)}")
+    pairs = {str(n): b if isinstance(b, tuple) else (b, b) for n, b in bounds.items()}
+    return SizeRange.of({n: (int(lo), int(hi)) for n, (lo, hi) in pairs.items()})
+
+
+def _bounds(text: str) -> dict[str, int | tuple[int, int]]:
+    """The bounds in ``s=1,b=1..8``."""
+    found: dict[str, int | tuple[int, int]] = {}
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)(?:\.\.(\d+))?\s*", item)
+        if match is None or match[1] in found:
+            raise UsageError(f"{item.strip()!r} is no bound of a dimension, or its second one", hint="write s=1,b=1..8")
+        found[match[1]] = (int(match[2]), int(match[3] or match[2]))
+    return found

@@ -13,6 +13,7 @@ from arcweld.compiler.errors import AccuracyError
 from arcweld.compiler.ir import Node
 from arcweld.compiler.reference import stream_reference
 from arcweld.compiler.region import Region
+from arcweld.compiler.size_ranges import SizeRange
 from arcweld.driver.build import Build
 from arcweld.driver.conditioning import rounding_error
 from arcweld.driver.metrics import largest_error, relative_error
@@ -31,10 +32,15 @@ MAX_ROUNDING = 0.1  # above this relative error, rounding could hide a defect: t
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KernelCheck:
-    """The comparison of one kernel, run as one launch that uses it."""
+    """The comparison of one kernel, run as one launch that uses it, at sizes in the range that the launch is for."""
 
     planned: PlannedLaunch
     source: KernelSource
+    sizes: SizeRange | None = None
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """True if the launch may run at these sizes."""
+        return self.sizes is None or self.sizes.holds(sizes)
 
     def launches(self) -> list[PlannedLaunch]:
         """The launches to run: those that write the same tensor before it, then the one with the kernel."""
@@ -70,7 +76,8 @@ class Verdict:
 
 def every_check(build: Build) -> list[KernelCheck]:
     """All checks of a build: of each kernel its first launch, in order, then the other launches."""
-    found = [KernelCheck(p, s) for p in build.planned for s in p.sources]
+    parts = sorted(build.parts, key=lambda part: part.sizes is not None)  # kernels of both have the larger range
+    found = [KernelCheck(p, s, part.sizes) for part in parts for p in part.launches for s in p.sources]
     first = {c.source.entry: c for c in reversed(found)}
     return [*(c for c in found if first[c.source.entry] is c), *(c for c in found if first[c.source.entry] is not c)]
 

@@ -17,6 +17,8 @@ from arcweld.codegen.nvrtc.pool import Progress as PoolProgress
 from arcweld.codegen.nvrtc.pool import compile_many
 from arcweld.codegen.templates.select import alternatives
 from arcweld.compiler.archs import runs_on
+from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.size_ranges import SizeRange
 
 log = logging.getLogger("arcweld.codegen")
 
@@ -37,6 +39,22 @@ class PlannedLaunch:
     sources: tuple[KernelSource, ...]
     before: tuple[PlannedLaunch, ...] = ()
     in_place: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is launched for a range of sizes: the regions of the graph, and one launch for each, in their order.
+
+    ``sizes`` is None for what serves all sizes.
+    """
+
+    sizes: SizeRange | None
+    fused: FusedGraph
+    launches: tuple[PlannedLaunch, ...]
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """True if these sizes are in its range."""
+        return self.sizes is None or self.sizes.holds(sizes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.dims import Dim, IntExpr, Sym, evaluate, free_symbols
 from arcweld.compiler.ir import Graph
+from arcweld.driver.build import Build
+from arcweld.driver.object_code import Planned
 from arcweld.driver.samples import allowed, graph_dims, roomy
 
 Sizes = Mapping[str, int]
@@ -19,7 +21,11 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Sizes of all symbols to verify at. ``name``: base (asked for, or usual), least, odd or beyond."""
+    """Sizes of all symbols to verify at.
+
+    ``name``: base (asked for, or usual), a range of sizes that has launches of its own, border (of such a range),
+    least, odd or beyond.
+    """
 
     name: str
     sizes: Sizes
@@ -56,6 +62,37 @@ def small_points(graph: Graph, base: Sizes) -> list[Point]:
         point = roomy(symbols, dims, {**base, **sizes})
         if point is not None and point != dict(base) and all(point != p.sizes for p in found):
             found.append(Point(name, point))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- ranges of sizes
+
+
+def within(build: Build, part: Planned, base: Sizes) -> Sizes | None:
+    """Sizes near ``base`` that ``part`` serves; None where none are found."""
+    symbols = {s.name: s for s in build.imported.symbols()}
+    bounds = {} if part.sizes is None else {n: (lo, hi) for n, lo, hi in part.sizes.bounds}
+    start = {n: min(max(v, bounds[n][0]), bounds[n][1]) if n in bounds else v for n, v in base.items()}
+    others = [start]
+    for n, _, hi in (b for p in build.parts if p.sizes is not None and p is not part for b in p.sizes.bounds):
+        others.append({**start, n: allowed(symbols[n], hi + 1)})
+    dims = graph_dims(build.imported)
+    good = (s for s in others if build.part_at(s) is part and all(evaluate(d, s) > 0 for d in dims))
+    return next(good, None)
+
+
+def borders(build: Build, base: Sizes) -> list[Point]:
+    """The last sizes of each range and the first behind it, one symbol after another."""
+    symbols = {s.name: s for s in build.imported.symbols()}
+    dims = graph_dims(build.imported)
+    found: list[Point] = []
+    for part in (p for p in build.parts if p.sizes is not None):
+        near = within(build, part, base)
+        for n, _, hi in part.sizes.bounds if near is not None and part.sizes is not None else ():
+            for size in (hi, allowed(symbols[n], hi + 1)):
+                point = Point("border", {**(near or {}), n: size})
+                if point not in found and all(evaluate(d, point.sizes) > 0 for d in dims):
+                    found.append(point)
     return found
 
 

@@ -17,13 +17,13 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.ops.registry import unsupported_reason
-from arcweld.compiler.region import FusedGraph
+from arcweld.compiler.size_ranges import SizeRange
 from arcweld.compiler.text import all_symbols, parse_graph
 from arcweld.compiler.verifier import verify
 from arcweld.driver.assemble import make_program, stored_sources
-from arcweld.driver.build import in_regions, plan_launches
+from arcweld.driver.build import in_regions, plan_parts
 from arcweld.driver.isolation import Notes, in_child
-from arcweld.driver.object_code import PlannedLaunch, in_order
+from arcweld.driver.object_code import Planned, PlannedLaunch, in_order
 from arcweld.passes.pipeline import REGION_PASSES
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import Program, Variant
@@ -102,21 +102,27 @@ def _check_supported(graph: Graph) -> None:
 
 def _compare(graph: Graph, data: EngineData, disable: frozenset[str]) -> str:
     """What differs from the engine that the graph gives without the passes in ``disable``."""
-    fused = in_regions(graph, disable)
-    theirs = data.program.launches
-    if len(fused.regions) > len(theirs):
+    theirs = data.program.all_launches()
+    ranges = [SizeRange(tuple((s.name, s.lo, s.lo if s.hi is None else s.hi) for s in r.symbols))
+              for r in data.program.ranges]  # fmt: skip
+    regions = [(r, in_regions(graph, disable, r)) for r in (*ranges, None)]
+    if sum(len(fused.regions) for _, fused in regions) > len(theirs):
         return "its program has too few launches"
     archs = sorted({v.arch for x in theirs for v in x.variants} & EXACT)
-    planned = plan_launches(fused, archs)
-    if len(in_order(planned)) != len(theirs):
-        return f"its program has {len(theirs)} launches, not {len(in_order(planned))}"
+    parts = plan_parts(regions, archs)
+    count = sum(len(in_order(part.launches)) for part in parts)
+    if count != len(theirs):
+        return f"its program has {len(theirs)} launches, not {count}"
     tactics = _Tactics({x.name: x.variants for x in theirs})
     chosen = []
-    for p in planned:
-        chosen.append(tactics.of(p))
-        if tactics.unknown:  # looking for further ones would only take time
-            return f"launch {tactics.unknown} has a kernel that no tactic gives"
-    return _compare_whole(fused, chosen, data)
+    for part in parts:
+        launches = []
+        for p in part.launches:
+            launches.append(tactics.of(p))
+            if tactics.unknown:  # looking for further ones would only take time
+                return f"launch {tactics.unknown} has a kernel that no tactic gives"
+        chosen.append(replace(part, launches=tuple(launches)))
+    return _compare_whole(chosen, data)
 
 
 class _Tactics:
@@ -148,12 +154,12 @@ class _Tactics:
         return self._found[key]
 
 
-def _compare_whole(fused: FusedGraph, planned: Sequence[PlannedLaunch], data: EngineData) -> str:
-    """What differs in the program and the sources that ``planned`` gives."""
-    program = make_program(fused, in_order(planned), [t.name for t in data.program.outputs])
+def _compare_whole(parts: Sequence[Planned], data: EngineData) -> str:
+    """What differs in the program and the sources that ``parts`` give."""
+    program = make_program(parts, [t.name for t in data.program.outputs])
     if program != data.program:
         return _differing(program, data.program)
-    sources = stored_sources(fused, in_order(planned))
+    sources = stored_sources(parts)
     if odd := sorted(sources.keys() ^ data.sources.keys()):
         return f"its kernels are others, such as {odd[0]}"
     if odd := sorted(n for n, text in sources.items() if text != data.sources[n]):
@@ -162,7 +168,7 @@ def _compare_whole(fused: FusedGraph, planned: Sequence[PlannedLaunch], data: En
 
 
 def _differing(ours: Program, theirs: Program) -> str:
-    for a, b in zip(ours.launches, theirs.launches):
+    for a, b in zip(ours.all_launches(), theirs.all_launches()):
         if a != b:
             return f"launch {b.name} is another"
     fields = [f for f in Program.__struct_fields__ if getattr(ours, f) != getattr(theirs, f)]

@@ -14,7 +14,7 @@ from arcweld.runtime.engine_file import EngineData
 
 def launch_of(data: EngineData, name: str) -> prog.Launch:
     """The engine's launch of that name, which must exist."""
-    return next(x for x in data.program.launches if x.name == name)
+    return next(x for x in data.program.all_launches() if x.name == name)
 
 
 def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Mapping[str, int]) -> EngineData:
@@ -25,13 +25,14 @@ def single_launch(data: EngineData, names: Sequence[str], entry: str, sizes: Map
     """
     evaluator = _Evaluator(sizes)
     *before, last = (launch_of(data, name) for name in names)
+    part = next(p for p in data.program.parts() if any(x.name == last.name for x in p.launches))
     chosen = replace_struct(last, variants=tuple(v for v in last.variants if v.entry == entry))
     launches = tuple(evaluator.launch(x) for x in (*before, chosen))
-    aliases = tuple(a for a in data.program.aliases if a.name in last.writes)
+    aliases = tuple(a for a in part.aliases if a.name in last.writes)
     reads = dict.fromkeys((*(t for x in launches for t in x.reads), *(a.of for a in aliases)))
-    weights = tuple(w for w in data.program.weights if w.name in reads)
+    weights = tuple(w for w in part.weights if w.name in reads)
     stored = {w.name for w in weights}
-    tensors = {t.name: t for t in (*data.program.inputs, *data.program.outputs, *data.program.temps)}
+    tensors = {t.name: t for t in (*part.inputs, *part.outputs, *part.temps)}
     program = prog.Program(
         schema=prog.SCHEMA,
         name=last.name,

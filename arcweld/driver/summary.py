@@ -46,10 +46,14 @@ def accuracy(data: EngineData, device: Device) -> str:
 def kernels_text(data: EngineData) -> str:
     """``2 kernels`` where each is launched once a call, else ``41 launches, 36 kernels``.
 
-    Kernels are distinct sources, those for single architectures included.
+    Ranges of sizes with launches of their own are added: ``41 launches (26 at s=1), 60 kernels``. Kernels are distinct
+    sources, those for single architectures included.
     """
     launches, kernels = len(data.program.launches), len(data.sources)
     shown = _counted(kernels, "kernel")
+    if data.program.ranges:
+        narrower = ", ".join(f"{len(r.launches)} at {r.label}" for r in data.program.ranges)
+        return f"{_counted(launches, 'launch', 'launches')} ({narrower}), {shown}"
     return shown if launches == kernels else f"{_counted(launches, 'launch', 'launches')}, {shown}"
 
 
@@ -58,7 +62,7 @@ def verified_kernels(data: EngineData) -> set[str]:
     rows = [k for k in (data.verify or {}).get("kernels", ()) if k["status"] == "verified"]
     compared = {k["launch"] for k in rows}
     before = {
-        v.kernel for x in data.program.launches if x.name.rpartition(":")[0] in compared for v in x.variants
+        v.kernel for x in data.program.all_launches() if x.name.rpartition(":")[0] in compared for v in x.variants
     }  # fmt: skip
     return ({k["kernel"] for k in rows} | before) & set(data.sources)
 
@@ -75,13 +79,14 @@ def bytes_text(n: int) -> str:
 def workspace_bytes(data: EngineData, arch: str, sizes: Mapping[str, int]) -> int:
     """The exact bytes of the arena for symbolic dimensions of ``sizes``. Raises InputError outside their ranges."""
     symbols = {s.name: sizes[s.name] for s in data.program.symbols}
-    return compute_sizes(ExecutionPlan(data.program, arch), symbols).arena_bytes
+    return compute_sizes(ExecutionPlan(data.program.at(symbols), arch), symbols).arena_bytes
 
 
 def half_share(build: Build, element: str) -> float | None:
     """The share of FLOPs, 0 to 1, with operands of type ``element`` (``f16``); None if there are no FLOPs."""
     flops = {True: 0, False: 0}
-    for region, planned in zip(build.fused.regions, build.planned, strict=True):
+    part = build.part_at(build.sizes)
+    for region, planned in zip(part.fused.regions, part.launches, strict=True):
         flops[_computes_in(region, element)] += evaluate(planned.bound.flops, build.sizes)
     total = flops[True] + flops[False]
     return flops[True] / total if total else None

@@ -144,6 +144,7 @@ def test_quantise_and_dequantise() -> None:
     scale, zero = np.float32([0.1, 0.2, 0.05]), np.uint8([100, 120, 130])
     compare(*one_node("QuantizeLinear", 13, [F(2, 3, 4) * 3], {"axis": 1}, {1: scale, 2: zero}))
     compare(*one_node("DequantizeLinear", 13, [_u8(2, 3, 4)], {"axis": -2}, {1: scale, 2: zero}))
+    compare(*one_node("DequantizeLinear", 13, [np.array(7, np.uint8)], {}, {1: np.float32(0.25), 2: np.uint8(3)}))
     compare(*one_node("DynamicQuantizeLinear", 13, [F(3, 4)], outputs=3))
     blocks = {1: np.abs(F(2, 2)) + 0.1, 2: _i8(2, 2)}
     compare(*one_node("DequantizeLinear", 21, [_i8(2, 6)], {"axis": 1, "block_size": 3}, blocks))

@@ -24,7 +24,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.assemble import assemble
 from arcweld.driver.build import Build, build_graph
-from arcweld.driver.object_code import ObjectCode, PlannedLaunch
+from arcweld.driver.object_code import ObjectCode
 from arcweld.driver.remake import difference
 from arcweld.models.builders import BUILDERS, build
 from arcweld.models.catalogue import MODELS
@@ -111,8 +111,8 @@ def test_other_tactics_and_portable_kernels_for_an_exact_architecture() -> None:
     for k, source in enumerate(launch.sources):
         for other in (s for group in alternatives(launch.bound.kernel, source) for s in group):
             mended = (*launch.sources[:k], other, *launch.sources[k + 1 :])
-            planned: tuple[PlannedLaunch, ...] = (replace(launch, sources=mended),)
-            data = assemble(done.fused, planned, ObjectCode({}, {}), graph.labels())
+            part = replace(done.parts[-1], launches=(replace(launch, sources=mended),))
+            data = assemble([part], ObjectCode({}, {}), graph.labels())
             assert difference(data) == ""
             tried += 1
     assert tried > 4

@@ -79,6 +79,11 @@ BETWEEN = {
 }
 
 
+def test_a_quantised_scalar_has_no_axis() -> None:
+    text = "input %x: i8[]\nweight %s: f32[] data=0.5\n%y = DequantizeLinear(%x, %s, axis=0)\noutput %y"
+    assert [n.op for n in check(text, layout).nodes] == ["DequantizeLinear"]
+
+
 @pytest.mark.parametrize("between", BETWEEN)
 def test_between_convolutions_no_transpose_is_left(between: str) -> None:
     text = f"{HEADER}{BETWEEN[between]}\n%y = Conv(%d, %w, {ATTRS})\noutput %y"
