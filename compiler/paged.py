@@ -25,7 +25,10 @@ TABLE = ("kv_indptr", "kv_indices", "kv_last_page_len")
 
 
 def table_inputs(batch: Dim, entries: Dim, prefix: str = "") -> tuple[Value, Value, Value]:
-    """The inputs of a graph for the table of ``batch`` sequences with at most ``entries`` pages in all, as i32."""
+    """The inputs of a graph for the table of ``batch`` sequences with at most ``entries`` pages in all, as i32.
+
+    Entries behind the last sequence's pages are not read: a table of constant size serves every call.
+    """
     shapes: tuple[Dim, ...] = (batch + 1, entries, batch)
     indptr, indices, last = (Value(prefix + n, TensorType(DType.I32, (d,))) for n, d in zip(TABLE, shapes))
     return indptr, indices, last

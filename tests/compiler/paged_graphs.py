@@ -128,7 +128,7 @@ class Decoder:
     dtype: DType = DType.F32
     layers: int = 1
     batch: Dim = 3
-    new: int = 1
+    new: Dim = 1
     heads: int = 4
     groups: int = 2
     d: int = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,11 @@ from graph_runs import built
 from harness import assert_compiles
 from paged_graphs import Arrays, Decoder, angles, decoder, layer_weights
 
+from arcweld.compiler.dims import symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.paged import TABLE, check_table
 from arcweld.compiler.text import parse_graph, print_graph
+from arcweld.driver.api import build_data
 from arcweld.runtime.arrays import aligned_empty
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
@@ -107,16 +110,31 @@ class Pages:
         return found
 
 
+def two_engines(x: Decoder) -> tuple[Engine, Engine]:
+    """For prompts and for steps."""
+    prompts, step = (built(decoder(form)).data for form in (replace(x, new=5), x))
+    return Engine(prompts, SimDevice(checked=True)), Engine(step, SimDevice(checked=True))
+
+
+def one_engine(x: Decoder) -> tuple[Engine, Engine]:
+    """One for both, with kernels of its own for a step."""
+    graph, device = decoder(replace(x, new=symbol("s", 1, 16))), SimDevice(checked=True)
+    build, _, _ = build_data(graph, device=device, verify="off", ranges=[{"s": 1}])
+    engine = Engine(build.data, device)
+    return engine, engine
+
+
+@pytest.mark.parametrize("engines", [two_engines, one_engine])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(DType.F32, 1e-5), (DType.F16, 1e-2)])
-def test_prompts_then_steps_of_sequences_that_come_and_go(dtype: DType, tolerance: float) -> None:
+def test_prompts_then_steps_of_sequences_that_come_and_go(
+    dtype: DType, tolerance: float, engines: Callable[[Decoder], tuple[Engine, Engine]]
+) -> None:
     """Prompts of 0 to 5 tokens, padded in front, also behind a history; steps of one token, without those that wait.
 
     One sequence ends, and another one gets its pages.
     """
     x, rng = Decoder(dtype, 2, page_size=4, pages=16), np.random.default_rng(8)
-    step, prompts = (
-        Engine(built(decoder(form)).data, SimDevice(checked=True)) for form in (x, replace(x, new=5))
-    )  # fmt: skip
+    prompts, step = engines(x)
     pages = Pages(x, rng)
     state = {n: aligned_empty((16, 4, x.groups, x.d), dtype.numpy) for n in ("k0", "v0", "k1", "v1")}
     for a in state.values():
