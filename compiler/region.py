@@ -40,13 +40,14 @@ ATOMIC: Mapping[str, tuple[DType, ...]] = {
 
 
 def is_few_rows(operand: Value) -> bool:
-    """True for the left operand of a product whose rows are never more than few, and not always none.
-
-    These are FEW_NARROW_ROWS for 16-bit types in whole pieces of 16 bytes, else FEW_ROWS.
-    """
+    """True for the left operand of a product whose rows are never more than few, and not always none."""
     _, most = bounds(product(operand.shape[:-1]))
-    narrow = operand.dtype.is_half and is_multiple(operand.shape[-1], 8)
-    return most is not None and 0 < most <= (FEW_NARROW_ROWS if narrow else FEW_ROWS)
+    return most is not None and 0 < most <= most_few_rows(operand.dtype.is_half, operand.shape[-1])
+
+
+def most_few_rows(is_half: bool, depth: Dim) -> int:
+    """How many rows of ``depth`` elements are few: more of 16-bit types in whole pieces of 16 bytes than of others."""
+    return FEW_NARROW_ROWS if is_half and is_multiple(depth, 8) else FEW_ROWS
 
 
 def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:

@@ -33,7 +33,7 @@ from arcweld.compiler.expr import Expr, loads
 from arcweld.compiler.ir import Graph, Weight
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
-from arcweld.driver.build import in_regions, plan_launches
+from arcweld.driver.build import in_regions, plan_parts
 from arcweld.driver.object_code import in_order
 from arcweld.passes.pipeline import run_passes
 
@@ -239,7 +239,8 @@ class Row:
 def rows_of(graph: Graph) -> list[Row]:
     """The kernels of a step, in their order."""
     fused = in_regions(run_passes(graph, Options(arch=(ARCH,), disable=AS_PACKED)))
-    launches = [(p.bound, _for_card(p.sources)) for p in in_order(plan_launches(fused, (ARCH,)))]
+    (part,) = plan_parts([(None, fused)], (ARCH,))
+    launches = [(p.bound, _for_card(p.sources)) for p in in_order(part.launches)]
     compiled = compile_many([Job(s.source, ARCH, s.entry) for _, s in launches])
     return [_row(bound, source, done) for (bound, source), done in zip(launches, compiled, strict=True)]
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, free_symbols, product, substitute, var
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.region import FEW_ROWS
+from arcweld.compiler.options import Options
+from arcweld.compiler.region import most_few_rows
 from arcweld.compiler.size_ranges import SizeRange
 
 SMALL_ROWS = 64  # for which a product takes smaller tiles
@@ -29,18 +31,19 @@ Bounds: TypeAlias = dict[str, int | tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    """A product by a constant matrix: its rows, and the elements of the matrix."""
+    """A product by a constant matrix: its rows, how many of them are few, and the elements of the matrix."""
 
     rows: Dim
+    few: int
     elements: int
 
 
-def size_ranges(graph: Graph) -> tuple[SizeRange, ...]:
+def size_ranges(graph: Graph, options: Options) -> tuple[SizeRange, ...]:
     """The ranges, narrowest first; none for a graph without symbols."""
     if not graph.symbols():
         return ()
     constant = _constants(graph)
-    products = list(_products(graph, constant))
+    products = list(_products(graph, options, constant))
     symbols = {s for p in products if isinstance(p.rows, IntExpr) for s in free_symbols(p.rows)}
     symbols &= set(graph.symbols())
     tokens = {s for s in _tokens(graph) if s in symbols and s.lo <= 1 and s.multiple_of == 1 and s.hi != 1}
@@ -48,7 +51,7 @@ def size_ranges(graph: Graph) -> tuple[SizeRange, ...]:
     batches = symbols - tokens
     found: list[SizeRange] = []
     if len(batches) == 1 and (tokens or _is_worth_it(graph, products, constant)):
-        found += _of_rows(products, next(iter(batches)), one, tokens, (FEW_ROWS, SMALL_ROWS))
+        found += _of_rows(products, next(iter(batches)), one, tokens, (None, SMALL_ROWS))
     if tokens:
         found.append(SizeRange.of(one))
     if len(tokens) == 1 and not batches:
@@ -57,9 +60,9 @@ def size_ranges(graph: Graph) -> tuple[SizeRange, ...]:
 
 
 def _of_rows(
-    products: list[_Product], symbol: Sym, others: Bounds, ones: set[Sym], rows: tuple[int, ...]
+    products: list[_Product], symbol: Sym, others: Bounds, ones: set[Sym], rows: tuple[int | None, ...]
 ) -> Iterator[SizeRange]:
-    """The ranges of ``symbol`` in which some product has at most so many rows, the symbols in ``ones`` being 1.
+    """The ranges of ``symbol`` in which some product has at most so many rows (None: few), those in ``ones`` being 1.
 
     Those that hold no size, or all sizes, are left out.
     """
@@ -80,29 +83,31 @@ def _constants(graph: Graph) -> set[str]:
     return found
 
 
-def _products(graph: Graph, constant: set[str]) -> Iterator[_Product]:
+def _products(graph: Graph, options: Options, constant: set[str]) -> Iterator[_Product]:
     for n in graph.nodes:
         if n.op not in ("MatMul", "Gemm") or n.output.name in constant:
             continue
-        w = n.operands()[1]
+        x, w = n.operands()[:2]
         if w.name in constant and w.type.rank == 2 and isinstance(w.type.numel, int):
-            yield _Product(product(n.output.shape[:-1]), w.type.numel)
+            half = x.dtype.is_half or (x.dtype is DType.F32 and options.float_type.is_half)
+            yield _Product(product(n.output.shape[:-1]), most_few_rows(half, x.shape[-1]), w.type.numel)
 
 
-def _largest(products: list[_Product], symbol: Sym, ones: set[Sym], count: int) -> int:
+def _largest(products: list[_Product], symbol: Sym, ones: set[Sym], count: int | None) -> int:
     """The largest size of ``symbol`` at which some product has at most ``count`` rows; 0 where none has."""
     best = 0
     for p in products:
         rows = substitute(p.rows, dict.fromkeys(ones, 1))
         factor = coefficient(rows, symbol)
         if isinstance(factor, int) and factor > 0 and rows == var(symbol) * factor:
-            best = max(best, count // factor)
+            best = max(best, (p.few if count is None else count) // factor)
     return best // symbol.multiple_of * symbol.multiple_of
 
 
 def _is_worth_it(graph: Graph, products: list[_Product], constant: set[str]) -> bool:
     """True if most elements of weights are in products that have few rows for a small batch, and they are many."""
-    few = sum(p.elements for p in products if isinstance(p.rows, IntExpr) and bounds(p.rows)[0] in range(FEW_ROWS + 1))
+    open_rows = [p for p in products if isinstance(p.rows, IntExpr)]
+    few = sum(p.elements for p in open_rows if bounds(p.rows)[0] in range(p.few + 1))
     everything = 0
     for n in graph.nodes:
         if n.op in ("Conv", "ConvTranspose", "MatMul", "Gemm"):

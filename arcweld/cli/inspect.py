@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -255,8 +256,9 @@ def explain(
         raise UsageError("explain takes one or two node names")
     graph = open_graph(model, shapes, values=values, inout=inout)
     wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
-    ranges = size_ranges(graph)
-    options = Options(precision=precision_of(fp16, bf16), ranges=ranges)
+    options = Options(precision=precision_of(fp16, bf16))
+    ranges = size_ranges(graph, options)
+    options = replace(options, ranges=ranges)
     optimised = materialise_outputs(run_passes(graph, options))
     for r in (*ranges, None):
         if ranges:

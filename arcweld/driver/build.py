@@ -91,7 +91,7 @@ def build_graph(
     computed = without_passed_on(graph)
     if options.ranges is None:
         off = SIZE_RANGES in options.disable
-        options = replace(options, ranges=() if off else size_ranges(exclude_sizes(computed, options)))
+        options = replace(options, ranges=() if off else size_ranges(exclude_sizes(computed, options), options))
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     optimised = materialise_outputs(optimised)
     clock.lap("passes")

@@ -7,6 +7,7 @@ from pass_tools import build
 
 from arcweld.compiler.dims import bounds, free_symbols
 from arcweld.compiler.errors import UsageError
+from arcweld.compiler.options import Options
 from arcweld.compiler.size_ranges import SizeRange
 from arcweld.compiler.verifier import verify
 from arcweld.passes.size_ranges import size_ranges
@@ -41,8 +42,8 @@ output %new
 """
 
 
-def labels(text: str) -> list[str]:
-    return [r.label for r in size_ranges(build(text))]
+def labels(text: str, precision: str = "fp32") -> list[str]:
+    return [r.label for r in size_ranges(build(text), Options(precision=precision))]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,13 @@ def labels(text: str) -> list[str]:
 )
 def test_the_sizes_at_which_products_have_few_rows(text: str, found: list[str]) -> None:
     assert labels(text) == found
+
+
+def test_more_rows_of_half_precision_are_few() -> None:
+    text = "symbol n(lo=1)\ninput %x: f32[n, 1024]\n" + WIDE
+    assert labels(text, "bf16") == ["n=1..16", "n=1..64"]
+    assert labels(text.replace("f32", "f16")) == ["n=1..16", "n=1..64"]
+    assert labels(text.replace("1024", "1025"), "fp16") == ["n=1..8", "n=1..64"]
 
 
 def test_convolutions_read_more_than_the_classifier() -> None:
