@@ -37,8 +37,8 @@ MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
-# (kind, operand) of heroes that look rows of an operand up in a table of pages: a dense copy would cost more, however many
-# blocks read the pages
+# (kind, operand) of heroes that look rows of an operand up in a table of pages: a dense copy would cost more, however
+# many blocks read the pages
 INDIRECT_OPERANDS = {(Kind.ATTENTION, 1), (Kind.ATTENTION, 2)}
 # (operator, operand) of scatters that store update by update, whose elements are read once
 UPDATES = {("ScatterElements", 1), ("ScatterElements", 2), ("ScatterND", 2)}
