@@ -206,7 +206,7 @@ def test_the_command_takes_and_shows_ranges(tmp_path: Path, capsys: pytest.Captu
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
     command = [str(tmp_path / "m.onnx"), "-o", str(tmp_path / "m.engine"), "--device", "sim", "--quiet"]
     assert main([*command, "--sizeRanges", "n=1..4; n=5..32"]) == 0
-    assert "-> 1 launch (1 at n=1..4, 1 at n=5..32), 2 kernels" in capsys.readouterr().out
+    assert "-> 1 launch (1 at n=1..4, 1 at n=5..32), 3 kernels" in capsys.readouterr().out
     engine = arcweld.load(tmp_path / "m.engine", "sim")
     assert [r.label for r in engine.program.ranges] == ["n=1..4", "n=5..32"]
     for n in (1, 4, 5, 32, 33):
