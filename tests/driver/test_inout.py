@@ -67,6 +67,23 @@ def test_caches_by_name_against_the_standard(mode: str) -> None:
             theirs[n] = want[present]
 
 
+@pytest.mark.parametrize(
+    ("shape", "indices", "said"),
+    [
+        ([2], [2], "an update of shape \\[2\\]"), ([2, 3, 1, 7], [2], "an update of"),
+        ([2, 3, 1, 8], [2, 1], "has 2 axes"),
+    ],
+)  # fmt: skip
+def test_updates_that_fit_no_cache(shape: list[int], indices: list[int], said: str) -> None:
+    info, f32 = helper.make_tensor_value_info, TensorProto.FLOAT
+    inputs = [info("past", f32, SHAPE), info("new", f32, shape), info("at", TensorProto.INT64, indices)]
+    node = helper.make_node("TensorScatter", ["past", "new", "at"], ["y"])
+    graph = helper.make_graph([node], "g", inputs, [info("y", f32, SHAPE)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+    with pytest.raises(ModelError, match=said):
+        arcweld.compile(model, device="sim")
+
+
 def growing(path: Path) -> str:
     """A cache that grows, and one state that keeps its shape, but is computed anew."""
     f32 = TensorProto.FLOAT

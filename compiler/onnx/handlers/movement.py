@@ -182,6 +182,11 @@ def _scatter_nd(c: NodeContext) -> Result:
     return c.emit("ScatterND", *c.values(), reduction=reduction)
 
 
+def _differ(a: Dim, b: Dim) -> bool:
+    """True for two numbers that are not equal."""
+    return isinstance(a, int) and isinstance(b, int) and a != b
+
+
 @handles("TensorScatter")
 def _tensor_scatter(c: NodeContext) -> Result:
     """Writes a run of slices into a cache, from an index of each batch on; indices wrap round in mode circular."""
@@ -190,8 +195,14 @@ def _tensor_scatter(c: NodeContext) -> Result:
     axis = c.axis(c.int_attr("axis", -2), rank)
     if axis == 0:
         c.broken("the axis is that of the batch")
+    others = [(a, b) for k, (a, b) in enumerate(zip(cache.shape, update.shape)) if k != axis]
+    if update.type.rank != rank or any(_differ(a, b) for a, b in others):
+        c.broken(f"an update of shape {list(update.shape)} along axis {axis} of a cache {list(cache.shape)}")
+    indices = c.optional(2)
+    if indices is not None and indices.type.rank != 1:
+        c.broken(f"write_indices has {indices.type.rank} axes, not 1")
     circular = c.choice_attr("mode", "linear", ("linear", "circular")) == "circular"
-    return write_run(c, cache, update, c.optional(2), axis, circular)
+    return write_run(c, cache, update, indices, axis, circular)
 
 
 def write_run(
