@@ -44,7 +44,9 @@ def check_indices(bounds: Sequence[Bounds], inputs: Sequence[Taken]) -> None:
         low, high = int(array.min()), int(array.max())
         if low < b.lowest or high > b.highest:
             bad = low if low < b.lowest else high
+            direct = (b.lowest, b.highest) == (-b.extent, b.extent - 1)
+            what = f"the index {bad}, which" if direct else f"{bad}, with which an index"
             raise InputError(
-                f"input {b.name!r} holds {bad}, with which an index is out of range for an axis of {b.extent} elements",
+                f"input {b.name!r} holds {what} is out of range for an axis of {b.extent} elements",
                 hint=f"it takes {b.lowest} to {b.highest}; nothing was written",
             )

@@ -61,6 +61,16 @@ def test_open_sizes(main_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "dimension batch is 9; the engine serves 1 to 8" in capsys.readouterr().out
 
 
+def test_prompt_and_steps(main_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    states = main_of("prompt_and_steps")()
+    assert [tuple(y.shape) for y, _ in states] == [(1, n, 32) for n in (6, 1, 1, 1, 1)]
+    for y, expected in states:
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    said = capsys.readouterr().out
+    assert "at tokens=1: 3" in said
+    assert "input 'at' holds the index 64, which is out of range for an axis of 64 elements" in said
+
+
 def test_kv_cache(main_of: Any) -> None:
     states = main_of("kv_cache")()
     assert len(states) == 5
