@@ -74,19 +74,26 @@ class PagedCache:
         lengths = self.e.reshape(self.lengths(), (batch, 1, 1, 1))
         return self.e.emit("Add", lengths, self.e.reshape(steps, (1, 1, count, 1)))
 
-    def append(self, pages: Value, rows: Value) -> Value:
+    def append(self, pages: Value, rows: Value, scale: Value | None = None) -> Value:
         """The pages with ``rows`` [batch, heads, count, head size] at the last ``count`` positions of each sequence.
 
-        Padding is written nowhere. Sequences may share pages, but none to which they append.
+        Padding is written nowhere. Sequences may share pages, but none to which they append. Pages of 8 bits have a
+        ``scale``, one number or one for each head, by which rows are divided before they are rounded.
         """
         table = self.indptr, self.indices, self.last, *([] if self.new is None else [self.new])
         slots = self.e.emit("PagedSlots", *table, page_size=self.page_size, count=rows.shape[2])
+        if scale is not None:
+            rows = self.e.emit("QuantizeLinear", rows, scale, axis=1, dtype=pages.dtype)
         rows = self.e.transpose(rows, (0, 2, 1, 3))
         return self.e.emit("ScatterND", pages, slots, rows, padding=1)
 
-    def read(self, pages: Value) -> Value:
-        """The pages as [batch, heads, length, head size], with zeros beyond the end of each sequence."""
-        return self.e.emit("PagedRead", pages, self.indptr, self.indices, self.last, length=self.length)
+    def read(self, pages: Value, scale: Value | None = None) -> Value:
+        """The pages as [batch, heads, length, head size], with zeros beyond the end of each sequence.
+
+        Pages of 8 bits are multiplied by their ``scale`` (as in ``append``).
+        """
+        found = self.e.emit("PagedRead", pages, self.indptr, self.indices, self.last, length=self.length)
+        return found if scale is None else self.e.emit("DequantizeLinear", found, scale, axis=1)
 
     def visible(self, count: Dim, window: int | None = None) -> Value:
         """Which keys the last ``count`` tokens attend to: bool[batch, 1, count, length], those up to their own.
@@ -104,15 +111,18 @@ class PagedCache:
 
     def attend(
         self, queries: Value, keys: Value, values: Value, *, scale: float, window: int | None = None,
-        softcap: float = 0.0, sink: Value | None = None,
+        softcap: float = 0.0, sink: Value | None = None, key_scale: Value | None = None,
+        value_scale: Value | None = None,
     ) -> Value:  # fmt: skip
         """Attention of the last tokens of each sequence, queries [batch, heads, count, head size], to its pages.
 
-        ``keys`` and ``values`` are pages that hold the last tokens too. Results of padding mean nothing.
+        ``keys`` and ``values`` are pages that hold the last tokens too, those of 8 bits with scales as in ``append``.
+        Results of padding mean nothing.
         """
         mask = self.visible(queries.shape[2], window)
         return self.e.emit(
-            "Attention", queries, self.read(keys), self.read(values), mask, sink, scale=scale, softcap=softcap
+            "Attention", queries, self.read(keys, key_scale), self.read(values, value_scale), mask, sink, scale=scale,
+            softcap=softcap,
         )  # fmt: skip
 
 

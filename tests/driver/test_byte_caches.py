@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from paged_graphs import Problem, table_of
+from paged_oracle import places
 
 from arcweld.codegen.nvrtc.cache import DiskCache
-from arcweld.compiler.ir import Graph
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.options import Options
+from arcweld.compiler.paged import PagedCache, table_inputs
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.build import Build, build_graph
 from arcweld.driver.draws import draw_sample
@@ -160,3 +165,57 @@ def test_the_build_is_verified_and_compiles() -> None:
     engine = Engine(build.data, SimDevice(arch="sm_80"))
     evidence = verify_build(build, engine, sample, VerifyOptions("full"), "fp32")
     assert {k["status"] for k in evidence["kernels"] if k["arch"] == "sm_80"} == {"verified"}
+
+
+# ------------------------------------------------------------------------------------------------------------- in pages
+
+
+def paged_graph(dtype: DType) -> Graph:
+    """Appends to pages of bytes with a scale for each head, and attends to them."""
+    x = Problem(dtype, length=96, page_size=8, d=HEAD)
+    shape = (x.batch, x.groups, x.new, x.d)
+    news = [Value(n, TensorType(dtype, shape)) for n in ("new_k", "new_v")]
+    pages = [Value(n, TensorType(DType.I8, (x.pages, 8, x.groups, x.d))) for n in "kv"]
+    queries = Value("q", TensorType(dtype, (x.batch, x.heads, x.new, x.d)))
+    table = table_inputs(x.batch, x.entries)
+    rw = Rewriter(Graph("attention", (queries, *news, *pages, *table), (), ()))
+    cache = PagedCache(Emitter(rw, ("layer",)), *table, page_size=8, length=x.length)
+    scales = [rw.constant(np.array(s, dtype.numpy), dtype, "scale") for s in PAGED_SCALES]
+    keys, values = (cache.append(p, n, s) for p, n, s in zip(pages, news, scales))
+    y = cache.attend(queries, keys, values, scale=0.25, key_scale=scales[0], value_scale=scales[1])
+    return rw.finish().replace(
+        outputs=(y, keys, values), output_labels=("y", "k_now", "v_now"), aliases={"k_now": "k", "v_now": "v"}
+    )
+
+
+PAGED_SCALES = ([0.03125, 0.0625], [0.125, 0.015625])  # of two heads, for keys and values
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(DType.F32, 1e-5), (DType.F16, 5e-3)])
+def test_pages_of_bytes(dtype: DType, close: float) -> None:
+    """Lengths 1, 8, 9 and 96; the pages are read and written as bytes, by one attention and a scatter each."""
+    build = build_graph(paged_graph(dtype), Options(arch=("sm_80",)), compile_kernels=False)
+    assert build.fused.copied == {}
+    program, rng = build.data.program, np.random.default_rng(4)
+    (attention,) = [x for x in program.launches if x.template == "attention"]
+    assert {"k_now", "v_now"} <= set(attention.reads)
+    lengths = [9, 1, 96, 8]
+    table = table_of(lengths, 8, rng)
+    shapes = {"q": (4, 4, 1, HEAD), "new_k": (4, 2, 1, HEAD), "new_v": (4, 2, 1, HEAD)}
+    feeds = {n: rng.standard_normal(s).astype(dtype.numpy) for n, s in shapes.items()} | table.feeds
+    caches = {n: rng.integers(-127, 128, (table.pages, 8, 2, HEAD)).astype(np.int8) for n in "kv"}
+    got = Engine(build.data, SimDevice(checked=True)).run({**feeds, **{n: a.copy() for n, a in caches.items()}})
+    for b, own in enumerate(places(*table.parts, 8)):
+        dense = []
+        for n, scale in zip("kv", PAGED_SCALES):
+            page, slot = own[-1]
+            step = np.array(scale)[:, None]
+            caches[n][page, slot] = np.clip(np.rint(feeds[f"new_{n}"][b, :, 0].astype(np.float64) / step), -128, 127)
+            dense.append(np.array([caches[n][p, s] * step for p, s in own]).transpose(1, 0, 2))
+        q = feeds["q"][b, :, 0].astype(np.float64).reshape(2, 2, HEAD)
+        scores = np.einsum("ghd,gtd->ght", q, dense[0]) * 0.25
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        want = np.einsum("ght,gtd->ghd", p / p.sum(-1, keepdims=True), dense[1]).reshape(4, HEAD)
+        np.testing.assert_allclose(got["y"][b, :, 0], want, rtol=0, atol=close * np.abs(want).max())
+    for n in "kv":
+        np.testing.assert_array_equal(got[f"{n}_now"], caches[n])
