@@ -202,7 +202,7 @@ movement(
     "PagedSlots", "indptr indices last_page_len new?", _infer_slots, _slots, _lower_slots,
     {"page_size": Attr("dim", required=True), "count": Attr("dim", required=True)},
     [
-        Case((_INDPTR, _INDICES, _LAST), {"page_size": 3, "count": 1}),
+        Case((_INDPTR, np.array([4, 1, 0, 9, 9], np.int32), _LAST), {"page_size": 3, "count": 1}),
         Case(_WIDE, {"page_size": 3, "count": 5}),
         Case((_INDPTR, _INDICES, _LAST, np.array([3, 1, 2], np.int32)), {"page_size": 3, "count": 2}),
     ],

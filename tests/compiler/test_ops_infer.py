@@ -56,7 +56,8 @@ def test_every_attribute_of_every_case_is_declared() -> None:
 
 def test_the_symbolic_sweep_reaches_every_operator_that_has_operands() -> None:
     reached = {s.op.name for s in sweeps() if next(symbolic(s), None) is not None}
-    assert reached == {op.name for op in all_ops() if op.inputs}
+    apart = {"PagedLengths"}  # of n + 1 and n elements: no single extent can be open
+    assert reached == {op.name for op in all_ops() if op.inputs} - apart
 
 
 # ------------------------------------------------------------------------------------- symbolic against concrete
