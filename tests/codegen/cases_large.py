@@ -23,6 +23,8 @@ F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 PRODUCTS = {
     "few_rows": (100, 776, 2056, F16, "mk,nk"),
     "few_rows_kn": (100, 776, 1032, BF16, "mk,kn"),
+    "one_row": (1, 8200, 4096, BF16, "mk,nk"),
+    "sixteen_rows": (16, 4100, 8200, F16, "mk,nk"),
     "square": (1000, 776, 1096, F16, "mk,nk"),
     "square_kn": (1000, 776, 1096, F16, "mk,kn"),
     "many_rows": (5000, 1544, 264, F16, "mk,nk"),

@@ -16,7 +16,7 @@ from kernel_cases import Case, assert_close, matches, random
 from mutate import survivors
 
 from arcweld.codegen.kernel import Kernel
-from arcweld.codegen.templates.contract.few_rows import MMA, STREAM, FewRows, FewRowsTactic
+from arcweld.codegen.templates.contract.few_rows import MMA, STREAM, FewRows
 from arcweld.codegen.templates.contract.problem import problem_of
 from arcweld.codegen.templates.select import implementations, select
 from arcweld.compiler.dims import symbol
@@ -31,11 +31,9 @@ def engines(case: Case) -> list[FewRows]:
     return [e for e in ENGINES.values() if e.supports(problem_of(case.kernel), e.ARCH) is None]
 
 
-def tolerance(case: Case, t: FewRowsTactic) -> float:
-    """Multiples of the output type's: of f32 where rows are rounded to bf16, and where that is avoided."""
-    if case.kernel.buffer("out0").dtype is not F32:
-        return 1.0
-    return 10.0 if case.kernel.buffer("in0").dtype is F16 else 4e4 if t.halves == 1 else 100.0
+def slack(case: Case) -> float:
+    """Multiples of the output type's tolerance: the order of f32 sums differs."""
+    return 10.0 if case.kernel.buffer("out0").dtype is F32 else 1.0
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda c: c.id)
@@ -47,10 +45,10 @@ def test_case_matches_numpy(case: Case) -> None:
         source = engine.render_problem(problem, tactic, engine.ARCH)
         for seed in (0, 1):
             got = run_kernel(source, case.kernel, case.inputs, case.env, seed=seed)
-            assert_close(case.kernel, got, cases_few_rows.expected(case), tolerance(case, tactic))
+            assert_close(case.kernel, got, cases_few_rows.expected(case), slack(case))
 
 
-@pytest.mark.parametrize("name", ["rows_5", "prologue", "open_7", "wide_3", "wide_12", "several_tiles_each", "batched"])
+@pytest.mark.parametrize("name", ["rows_5", "prologue", "open_7", "prologue_of_many", "several_tiles_each", "batched"])
 def test_every_tactic_agrees(name: str) -> None:
     case = CASES[name]
     problem = problem_of(case.kernel)
@@ -58,7 +56,7 @@ def test_every_tactic_agrees(name: str) -> None:
         for tactic in engine.tactics(problem, engine.ARCH):
             for t in (tactic, replace(tactic, resident=False, depth=32)):
                 got = run_kernel(engine.render_problem(problem, t, engine.ARCH), case.kernel, case.inputs, case.env)
-                assert matches(case.kernel, got, cases_few_rows.expected(case), tolerance(case, t)), t
+                assert matches(case.kernel, got, cases_few_rows.expected(case), slack(case)), t
 
 
 @pytest.mark.parametrize("case", [*CASES.values()][::2], ids=lambda c: c.id)

@@ -59,6 +59,8 @@ SUBJECTS = [
     Subject("wgmma_dynamic", _N + _MLP.format(t="f16", n="n", k=128, m=64), "sm_90a"),
     Subject("wgmma_bf16", _MLP.format(t="bf16", n=256, k=256, m=128), "sm_90a"),
     Subject("gemv", _MLP.format(t="f32", n=1, k=200, m=100)),
+    Subject("gemv_mma", _MLP.format(t="f16", n=3, k=200, m=96)),
+    Subject("gemv_stream", _MLP.format(t="bf16", n=5, k=200, m=96), "sm_90a"),
     Subject("conv", _CONV.format(t="f32", n=2, c=8, h=9, o=12, cg=8, g=1)),
     Subject("conv_wgmma", _CONVS, "sm_90a"),
     Subject("depthwise", _N + _CONV.format(t="f32", n="n", c=12, h=7, o=12, cg=1, g=12)),

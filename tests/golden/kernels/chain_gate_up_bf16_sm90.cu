@@ -77,7 +77,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   p.out0[n0 + m * 2048] = from_f32<bf16>(t8);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_51cc7a86(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_66749827(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 1024);  // [2][16]
   bf16* const left = reinterpret_cast<bf16*>(reinterpret_cast<char*>(partial) + 1152);  // [4][544]
@@ -109,10 +109,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
     if (lane < OWN) {
       const int n = column_of(next_tile, group * OWN + lane);
       const int bytes = DEPTH * 2;
-      const T* at;
-      address_b(p, b, n, k0, at);
       mbar_expect_tx(full + 8 * stage, bytes);
-      bulk_load(smem_u32(stages + stage * STAGE + lane * LINE), at, bytes, full + 8 * stage, policy);
+      const T* at;
+      if (address_b(p, b, n, k0, at))
+        bulk_load(smem_u32(stages + stage * STAGE + lane * LINE), at, bytes, full + 8 * stage, policy);
     }
     if (++next_step < steps) return;
     next_step = 0;
@@ -197,4 +197,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
     }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_51cc7a86)
+EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_66749827)

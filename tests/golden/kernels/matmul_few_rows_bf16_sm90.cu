@@ -54,7 +54,7 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_9420057a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_ec51cf6b(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 4096);  // [HALVES][ROWS][PITCH]
   pdl_launch_dependents();
@@ -82,10 +82,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_9420057
     if (lane < OWN) {
       const int n = column_of(next_tile, group * OWN + lane);
       const int bytes = DEPTH * 2;
-      const T* at;
-      address_b(p, b, n, k0, at);
       mbar_expect_tx(full + 8 * stage, bytes);
-      bulk_load(smem_u32(stages + stage * STAGE + lane * LINE), at, bytes, full + 8 * stage, policy);
+      const T* at;
+      if (address_b(p, b, n, k0, at))
+        bulk_load(smem_u32(stages + stage * STAGE + lane * LINE), at, bytes, full + 8 * stage, policy);
     }
     if (++next_step < steps) return;
     next_step = 0;
@@ -138,4 +138,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_9420057
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_9420057a)
+EXPORT_KERNEL(contract_matmul_ec51cf6b)

@@ -84,7 +84,7 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_24f6b364(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_03d56813(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 1024);  // [HALVES][ROWS][PITCH]
   pdl_launch_dependents();
@@ -107,8 +107,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_24f6b36
       for (int i = 0; i < DEPTH / 32; ++i) {
         const int k = k0 + i * 32 + lane % 4 * 8;
         const T* at;
-        address_b(p, b, n, k, at);
-        w[i][line] = load_vec_stream<4>(reinterpret_cast<const u32*>(at));
+        if (address_b(p, b, n, k, at))
+          w[i][line] = load_vec_stream<4>(reinterpret_cast<const u32*>(at));
       }
     }
     if (++next_step < steps) return;
@@ -155,4 +155,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_24f6b36
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_24f6b364)
+EXPORT_KERNEL(contract_matmul_03d56813)
