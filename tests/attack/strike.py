@@ -45,15 +45,23 @@ GRAPHS = {
         "%m = Mul(%c, %k)\n%p = MaxPool(%m, kernel_shape=(2, 2), strides=(2, 2), pads=(0, 0, 0, 0), dilations=(1, 1), "
         "ceil_mode=0, layout='NCHW')\n%y = Sigmoid(%p)\noutput %y\n"
     ),
+    "step": (
+        "graph 'step'\nsymbol s(lo=1, hi=8)\ninput %x: f32[s, 16]\ninput %at: i64[s]\ninput %k: f32[32, 16]\n"
+        "weight %w: f32[16, 16]\n%p = MatMul(%x, %w)\n%i = Reshape(%at, shape=(s, 1))\n%j = Expand(%i, shape=(s, 16))\n"
+        "%new = ScatterElements(%k, %j, %p, axis=0, reduction='none', strict=1)\n"
+        "%y = ReduceSum(%new, axes=(0,), keepdims=0)\noutput %y\noutput %new 'now' in %k\n"
+    ),
 }  # fmt: skip
+RANGES = {"step": ["s=1", "s=2..4"]}
 
 
 @cache
 def originals(folder: Path) -> tuple[bytes, ...]:
-    """Engine files to alter: open and fixed sizes, half precision, object code, evidence."""
+    """Engine files to alter: open and fixed sizes, half precision, object code, evidence, state, ranges of sizes."""
     files = []
     for k, (name, text) in enumerate(GRAPHS.items()):
-        engine = compile_graph(parse_graph(text), device="sim", arch=["sm_80"] if k == 0 else None)
+        archs = ["sm_80"] if k == 0 else None
+        engine = compile_graph(parse_graph(text), device="sim", arch=archs, ranges=RANGES.get(name))
         engine.save(folder / f"{name}.engine")
         files.append((folder / f"{name}.engine").read_bytes())
     return tuple(files)
