@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arcweld.compiler.options import Options
-from arcweld.driver.build import in_regions, plan_launches
+from arcweld.driver.build import in_regions, plan_parts
 from arcweld.models import decode_table
 from arcweld.models.decode_table import AS_PACKED, Decoder, instructions, layer, needed_bytes, rows_of, traffic
 from arcweld.passes.pipeline import run_passes
@@ -20,8 +20,9 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "benchmarks" / "decode-modelled
 
 def test_bytes_are_those_counted_by_hand() -> None:
     """Two sequences of 32 positions: every operand once, caches are appended to where they are."""
-    planned = plan_launches(in_regions(run_passes(layer(SMALL, 2, 32), Options(disable=AS_PACKED))), ("sm_80",))
-    found = [traffic(p.bound, p.sources[0]) for p in planned]
+    fused = in_regions(run_passes(layer(SMALL, 2, 32), Options(disable=AS_PACKED)))
+    (part,) = plan_parts([(None, fused)], ("sm_80",))
+    found = [traffic(p.bound, p.sources[0]) for p in part.launches]
     x, cos_sin, at = 2 * 64 * 2, 2 * 2 * 16 * 2, 2 * 2 * 16 * 8
     step, caches, ffn = 2 * 2 * 16 * 2, 2 * (2 * 2 * 32 * 16 * 2), 2 * 96 * 2
     assert found[0] == (x + 64 * 2 + 64 * 128 * 2 + cos_sin + at, x + 2 * step)
