@@ -125,8 +125,10 @@ class _Verification:
         kernels = self._check_kernels(self.base, self.feeds, here, self._left())
         row = {"name": "base", "sizes": dict(self.base.sizes), "kernels": kernels}
         self.points.append(row | {"outputs": sum(o["status"] == "verified" for o in self.outputs)})
+        listed = [*distinct, *repeats] if self.options.level == "full" else distinct
         for part in self.build.parts:
-            self._check_part(part, [c for c in distinct if c.sizes == part.sizes and c not in here])
+            if not part.holds(self.base.sizes):
+                self._check_part(part, [c for c in listed if c.sizes == part.sizes])
         if self.base.sizes:
             self._check_other_points(distinct)
         if self.options.level == "full":
@@ -264,9 +266,9 @@ class _Verification:
 
     def _check_part(self, part: Planned, checks: Sequence[KernelCheck]) -> None:
         """Compares the kernels that are launched for a range of sizes only, and the outputs there."""
-        sizes = within(self.build, part, self.base.sizes) if part.sizes is not None and checks else None
         if part.sizes is None or not checks:
             return
+        sizes = within(self.build, part, self.base.sizes)
         if sizes is None or not self._check_point(Point(part.sizes.label, sizes), checks, self.used + self._left()):
             for c in checks:
                 self._skip(c, f"no sizes in the range {part.sizes.label} could be run")

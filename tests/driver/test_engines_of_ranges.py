@@ -19,9 +19,12 @@ from arcweld.cli.app import main
 from arcweld.compiler.errors import AccuracyError, EngineFileError, UsageError
 from arcweld.compiler.options import Options
 from arcweld.compiler.text import parse_graph
+from arcweld.driver import evidence as evidence_module
 from arcweld.driver.build import Build, build_graph
 from arcweld.driver.draws import Sample
 from arcweld.driver.evidence import VerifyOptions, verify_build
+from arcweld.driver.isolation import ignore_notes
+from arcweld.driver.kernel_checks import check_kernel
 from arcweld.driver.remake import difference
 from arcweld.driver.samples import Draw, sample_inputs
 from arcweld.runtime.arrays import aligned_empty
@@ -84,8 +87,14 @@ def test_memory_is_that_of_the_range() -> None:
 # ------------------------------------------------------------------------------------------------------- verification
 
 
-def evidence(build: Build, sizes: dict[str, int], level: str = "full") -> dict[str, Any]:
+def evidence(build: Build, sizes: dict[str, int], level: str = "full", in_process: bool = False) -> dict[str, Any]:
     engine, feeds = Engine(build.data, SimDevice(arch="sm_80")), sample_inputs(build.imported, sizes)
+    if in_process:
+        sample = Sample(feeds, sizes, draw=Draw.SIGNED)
+        verification = evidence_module._Verification(
+            build, engine, sample, VerifyOptions(level), "fp32", ignore_notes
+        )  # fmt: skip
+        return verification.run(None)
     return verify_build(build, engine, Sample(feeds, sizes, draw=Draw.SIGNED), VerifyOptions(level), "fp32")
 
 
@@ -99,6 +108,22 @@ def test_every_range_is_verified_and_its_borders_are(base: int) -> None:
     assert ("base", base) in points
     assert {8, 9, 64, 65} <= {n for _, n in points}
     assert all(p["outputs"] == 1 for p in found["points"] if p.get("sizes", {}).get("n") in (8, 9, 64, 65))
+
+
+def test_full_verification_runs_every_launch_of_every_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers that share a kernel: quick verification runs one of them, full verification both."""
+    again = "%c = MatMul(%b, %w) @ 'again'\n%d = Relu(%c) @ 'more'\n%y = MatMul(%d, %u)"
+    text = MLP.replace("%y = MatMul(%b, %u)", again)
+    build, _ = built(text)
+    seen: dict[str, set[str]] = {"quick": set(), "full": set()}
+    for level, names in seen.items():
+        monkeypatch.setattr(
+            evidence_module, "check_kernel",
+            lambda c, *rest, names=names: names.add(c.planned.name) or check_kernel(c, *rest),
+        )  # fmt: skip
+        evidence(build, {"n": 32}, level, in_process=True)
+    assert seen["full"] == {x.name for x in build.data.program.all_launches()}
+    assert seen["quick"] < seen["full"]
 
 
 @pytest.mark.parametrize("base", [1, 32])
