@@ -153,6 +153,8 @@ def is_head(region: Region) -> bool:
 def _is_unit(head: Head, unit: tuple[int, int]) -> bool:
     """True if each row of the operator is one unit of neighbouring columns."""
     x = head.node.operands()[0]
+    if not head.part.strides:
+        return False  # a single column
     *outer, last = head.part.strides
     whole = last == 1 and all(s % unit[0] == 0 for s in (head.part.start, *outer))
     innermost = head.part.columns[-1] == len(head.part.shape) - 1 and head.part.shape[-1] == x.shape[-1]

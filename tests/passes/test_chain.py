@@ -265,6 +265,18 @@ def test_an_open_number_of_positions_is_one_kernel() -> None:
         check("symbol R(lo=2, hi=8)\n" + text, ["chain"], 4e-3, sizes)
 
 
+@pytest.mark.parametrize("behind", ["Softmax(%m, axis=1)", "RMSNormalization(%m, %s, axis=1, epsilon=0.01)"])
+def test_a_product_of_one_column_has_no_heads(behind: str) -> None:
+    text = f"""input %x: f32[2, 4]
+weight %w: f32[4, 1]
+weight %s: f32[1]
+%m = MatMul(%x, %w) @ 'm'
+%y = {behind} @ 'y'
+output %y
+"""
+    check(text, ["contract", "rowwise"], 1e-5)
+
+
 def test_an_open_batch_that_may_be_larger_stays_apart() -> None:
     text = with_open_batch(gated(1, "f32", "Silu(%gate)")).replace("hi=8", "hi=9")
     check(text, ["rowwise", "contract", "contract"], 1e-5, [{"B": 9}])
