@@ -166,7 +166,7 @@ def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:
     """``(q, r)`` with ``e == q*d + r``.
 
     For an int ``d``, multiples of ``d`` move from ``r`` to ``q``: all of ``r``'s range is brought into ``[0, d)`` where
-    it fits, else at least its constant term.
+    it fits, else at least its constant term. For a symbolic one, ``r`` is brought there from ``[-d, 0)``.
     """
     q, r = _divide(e, d)
     if isinstance(d, int) and isinstance(r, IntExpr):
@@ -177,7 +177,15 @@ def _split(e: Dim, d: Dim) -> tuple[Dim, Dim]:
             q, r = add(q, k), add(r, -k * d)
     elif isinstance(d, int) and isinstance(r, int):
         q, r = add(q, r // d), r % d
+    elif not isinstance(d, int) and _is_below_zero(r) and _in_range(add(r, d), d):
+        q, r = sub(q, 1), add(r, d)
     return q, r
+
+
+def _is_below_zero(r: Dim) -> bool:
+    """True if the bounds of ``r`` alone say that it is negative."""
+    high = bounds(r)[1]
+    return high is not None and high < 0
 
 
 def _in_range(r: Dim, d: Dim) -> bool:

@@ -277,6 +277,13 @@ def test_an_index_below_a_quotient_takes_no_remainder() -> None:
     assert mod(floordiv(c, N + 2), 2) == floordiv(c, N + 2)
 
 
+def test_an_axis_that_is_read_from_its_end_leaves_no_division() -> None:
+    assert floordiv(-J - 1, N) == -1
+    assert mod(-J - 1, N) == N - 1 - J
+    assert floordiv(ROW * N + (N - 1 - J), N) == ROW
+    assert isinstance(floordiv(-K - 1, N), IntExpr)  # K is below N * S, which is several times N
+
+
 def test_a_remainder_of_negatives_is_not_taken_for_a_small_one() -> None:
     o = symbol("o", 0, 3 * N * S - 1)
     back = mod(3 * N * S - 1 - o, N * S)
