@@ -41,13 +41,10 @@ class SizeRange:
 
         Raises UsageError for a symbol that the graph lacks, and for bounds that are not within the symbol's own.
         """
-        return with_dims(graph, self._substitution(graph))
+        return with_dims(graph, self.dims(graph))
 
     def dims(self, graph: Graph) -> Callable[[Dim], Dim]:
         """What a dimension of the graph becomes at these sizes. Raises as ``narrowed`` does."""
-        return self._substitution(graph)
-
-    def _substitution(self, graph: Graph) -> Callable[[Dim], Dim]:
         known = {s.name: s for s in graph.symbols()}
         table: dict[Atom, Dim] = {}
         for name, lo, hi in self.bounds:

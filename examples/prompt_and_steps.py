@@ -41,7 +41,7 @@ def main() -> list[tuple[torch.Tensor, torch.Tensor]]:
     engine = arcweld.compile(model, *example, dynamic_shapes=({1: tokens}, {0: tokens}))
     print(f"a call launches {len(engine.program.launches)} kernels")
     for part in engine.program.ranges:
-        print(f"  at {part.label}: {len(part.launches)}")
+        print(f"  at {part.sizes.label}: {len(part.launches)}")
     session, start, states = engine.session(), 0, []
     for count in (6, 1, 1, 1, 1):
         x, at = torch.randn(1, count, WIDTH), torch.arange(start, start + count)

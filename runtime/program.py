@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from arcweld.compiler.parameters import Parameter
+from arcweld.compiler.size_ranges import SizeRange as Bounds
 
 SCHEMA = 5
 
@@ -139,13 +140,9 @@ class SizeRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     launches: tuple[Launch, ...]
 
     @property
-    def label(self) -> str:
-        """``b=1..8,s=1``."""
-        return ",".join(f"{s.name}={s.lo}" if s.lo == s.hi else f"{s.name}={s.lo}..{s.hi}" for s in self.symbols)
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        """True if these sizes are in the range."""
-        return all(s.lo <= sizes[s.name] and (s.hi is None or sizes[s.name] <= s.hi) for s in self.symbols)
+    def sizes(self) -> Bounds:
+        """The range alone. Its symbols have upper bounds, as ``validate.py`` sees to."""
+        return Bounds(tuple((s.name, s.lo, s.lo if s.hi is None else s.hi) for s in self.symbols))
 
 
 class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,7 +175,7 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def at(self, sizes: Mapping[str, int]) -> Program:
         """The part that serves these sizes."""
-        return next(p for p, r in zip(self.parts(), (*self.ranges, None)) if r is None or r.holds(sizes))
+        return next(p for p, r in zip(self.parts(), (*self.ranges, None)) if r is None or r.sizes.holds(sizes))
 
     def all_launches(self) -> tuple[Launch, ...]:
         """The launches of all parts, in their order."""

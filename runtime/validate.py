@@ -92,7 +92,7 @@ def _check_ranges(program: Program) -> None:
         raise refuse(f"there are {len(program.ranges)} ranges of sizes")
     for s in (s for r in program.ranges for s in r.symbols):
         own = symbols.get(s.name)
-        inside = own is not None and own.lo <= s.lo and (own.hi is None or (s.hi is not None and s.hi <= own.hi))
+        inside = own is not None and s.hi is not None and own.lo <= s.lo and (own.hi is None or s.hi <= own.hi)
         if not inside or (own is not None and s.multiple_of != own.multiple_of):
             raise refuse(f"a range of {s.name[:80]!r} is not within that of the symbol")
     names = [x.name for x in program.all_launches()] if program.ranges else []

@@ -134,7 +134,8 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "state": {s.output: {"input": s.input, "in_place": s.output in aliases, "owned": s.initial is not None}
                   for s in program.state},
         "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
-        "launches": _launches(program.launches), "ranges": {r.label: _launches(r.launches) for r in program.ranges},
+        "launches": _launches(program.launches),
+        "ranges": {r.sizes.label: _launches(r.launches) for r in program.ranges},
         "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
@@ -150,7 +151,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
             }
             for t in plan.lifetimes
         ]  # fmt: skip
-        serving = next((r.label for r in program.ranges if r.holds(symbols)), None)
+        serving = next((r.sizes.label for r in program.ranges if r.sizes.holds(symbols)), None)
         for x in report["launches"] if serving is None else report["ranges"][serving]:
             x["bytes"] = sum(found.nbytes[n] for n in dict.fromkeys((*x["reads"], *x["writes"])))
         report["input_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.inputs)

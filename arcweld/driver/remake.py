@@ -17,7 +17,6 @@ from arcweld.compiler.dims import IntExpr
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.ops.registry import unsupported_reason
-from arcweld.compiler.size_ranges import SizeRange
 from arcweld.compiler.text import all_symbols, parse_graph
 from arcweld.compiler.verifier import verify
 from arcweld.driver.assemble import make_program, stored_sources
@@ -103,9 +102,8 @@ def _check_supported(graph: Graph) -> None:
 def _compare(graph: Graph, data: EngineData, disable: frozenset[str]) -> str:
     """What differs from the engine that the graph gives without the passes in ``disable``."""
     theirs = data.program.all_launches()
-    ranges = [SizeRange(tuple((s.name, s.lo, s.lo if s.hi is None else s.hi) for s in r.symbols))
-              for r in data.program.ranges]  # fmt: skip
-    regions = [(r, in_regions(graph, disable, r)) for r in (*ranges, None)]
+    ranges = (*(r.sizes for r in data.program.ranges), None)
+    regions = [(r, in_regions(graph, disable, r)) for r in ranges]
     if sum(len(fused.regions) for _, fused in regions) > len(theirs):
         return "its program has too few launches"
     archs = sorted({v.arch for x in theirs for v in x.variants} & EXACT)

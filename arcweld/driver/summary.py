@@ -52,7 +52,7 @@ def kernels_text(data: EngineData) -> str:
     launches, kernels = len(data.program.launches), len(data.sources)
     shown = _counted(kernels, "kernel")
     if data.program.ranges:
-        narrower = ", ".join(f"{len(r.launches)} at {r.label}" for r in data.program.ranges)
+        narrower = ", ".join(f"{len(r.launches)} at {r.sizes.label}" for r in data.program.ranges)
         return f"{_counted(launches, 'launch', 'launches')} ({narrower}), {shown}"
     return shown if launches == kernels else f"{_counted(launches, 'launch', 'launches')}, {shown}"
 

@@ -55,7 +55,7 @@ def built(text: str = MLP, **options: Any) -> tuple[Build, dict[str, np.ndarray]
 def test_both_sides_of_each_border() -> None:
     build, w = built()
     parts = (*build.data.program.ranges, build.data.program)
-    assert [r.label for r in build.data.program.ranges] == ["n=1..8", "n=1..64"]
+    assert [r.sizes.label for r in build.data.program.ranges] == ["n=1..8", "n=1..64"]
     names = [x.name for part in parts for x in part.launches]
     assert len(names) == len(set(names))
     few, small, _ = ({v.kernel for x in part.launches for v in x.variants} for part in parts)
@@ -178,7 +178,7 @@ def test_a_prompt_and_steps_by_one_engine(packed: bool) -> None:
     engine = arcweld.compile(model, inputs=[Input("input_ids", (1, new)), lengths, *shared], device="sim")
     alone = arcweld.compile(model, inputs=[Input("input_ids", (1, 1)), lengths, *shared], device="sim", verify="off")
     (step,) = engine.program.ranges
-    assert step.label == "tokens=1"
+    assert step.sizes.label == "tokens=1"
     assert len(step.launches) == len(alone.program.launches)
     assert {a.of for a in step.aliases} == {a.of for a in engine.program.aliases} == set(CACHES)
     assert all(k["status"] == "verified" for k in (engine.data.verify or {})["kernels"])
@@ -233,7 +233,7 @@ def test_the_command_takes_and_shows_ranges(tmp_path: Path, capsys: pytest.Captu
     assert main([*command, "--sizeRanges", "n=1..4; n=5..32"]) == 0
     assert "-> 1 launch (1 at n=1..4, 1 at n=5..32), 3 kernels" in capsys.readouterr().out
     engine = arcweld.load(tmp_path / "m.engine", "sim")
-    assert [r.label for r in engine.program.ranges] == ["n=1..4", "n=5..32"]
+    assert [r.sizes.label for r in engine.program.ranges] == ["n=1..4", "n=5..32"]
     for n in (1, 4, 5, 32, 33):
         x = np.random.default_rng(n).standard_normal((n, 16), np.float32)
         np.testing.assert_allclose(engine(x), x, rtol=1e-6)
