@@ -47,6 +47,7 @@ struct SimMma {
   void* d;
   const u32 *a, *b;
   int mi, nj;
+  int signed_a, signed_b;  // of integers
 };
 
 extern "C" {
@@ -70,7 +71,7 @@ void sim_op_stmatrix(void** slots, u32 mask);
 void sim_op_mma_f16(void** slots, u32 mask);
 void sim_op_mma_bf16(void** slots, u32 mask);
 void sim_op_mma_tf32(void** slots, u32 mask);
-void sim_op_mma_s8(void** slots, u32 mask);
+void sim_op_mma_int8(void** slots, u32 mask);
 
 // Shared addresses are 1024 + the offset in the block's dynamic shared memory.
 u32 sim_shared_address(const void* p);

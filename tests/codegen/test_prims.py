@@ -69,9 +69,14 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   pdl_wait();
   prefetch_l2(p.in);
   ldmatrix_x4(r4, s); ldmatrix_x4_trans(r4, s); ldmatrix_x2(r2, s); ldmatrix_x2_trans(r2, s);
-  mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2); mma_m16n8k32_s8(e, r4, r2);
+  mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2);
+  mma_m16n8k32<i8, i8>(e, r4, r2); mma_m16n8k32<i8, u8>(e, r4, r2);
+  mma_m16n8k32<u8, i8>(e, r4, r2); mma_m16n8k32<u8, u8>(e, r4, r2);
+  e[0] += dp4a<i8, i8>(1, 2, 3) + dp4a<i8, u8>(1, 2, 3) + dp4a<u8, i8>(1, 2, 3) + dp4a<u8, u8>(1, 2, 3);
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
   mma_tile<f16>(tile, ta, tb);
+  i32 whole[1][1][4] = {};
+  mma_tile_int8<i8, u8>(whole, ta, tb);
   cp_async16(s, p.in); cp_async8(s, p.in, 3); cp_async4(s, p.in, 0); cp_async_commit(); cp_async_wait<1>();
   *(i64*)p.out = index_in(3, 4) + strict_index(3, 4) + checked_divisor(2) + strict_divisor(2);
   named_bar_sync(1, 128); named_bar_arrive(2, 128);

@@ -14,7 +14,7 @@ from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
-from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.mma import element_context, element_of, elements_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.compiler import dims
@@ -256,7 +256,7 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
         block=(t.threads, 1, 1),
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
-        t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
+        t=t, a=a, b=b, paired=(), **element_context(problem, elements_of(problem)), itype=problem.itype,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
         together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),

@@ -15,7 +15,7 @@ from arcweld.codegen.printing.hooks import Hooks, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
-from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.mma import element_context, elements_of
 from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely
 from arcweld.codegen.templates.contract.wgmma import BK, ContractWgmmaTactic, fitted, ranked, tiled
 from arcweld.compiler import dims
@@ -221,7 +221,7 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles), patches=count,
         chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
         together=t.together(problem, width),
-        element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        paired=(), **element_context(problem, elements_of(problem)), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), spatial=shape.spatial,
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         n_extent=scalar("columns", problem.n.extent), images=scalar("images", shape.images), groups=shape.groups,
