@@ -83,6 +83,7 @@ def _i32(e: Emitter, x: Value) -> Value:
 
 
 def _sum(e: Emitter, x: Value, axes: Sequence[int]) -> Value:
+    """Sums over axes, which stay with extent 1."""
     return e.emit("ReduceSum", _i32(e, x), axes=tuple(axes), keepdims=1)
 
 

@@ -16,6 +16,7 @@ from arcweld.compiler.onnx.handlers.matmul import matmul
 from arcweld.compiler.onnx.handlers.window import conv_attrs
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.ops import integer_products as products
+from arcweld.compiler.weights import derive
 
 _INT8 = (DType.I8, DType.U8)
 
@@ -162,7 +163,10 @@ def _qlinear_conv(c: NodeContext) -> Result:
 
 
 def _scalar(c: NodeContext, scale: Value) -> Value:
-    return c.reshape(scale, ()) if scale.shape == (1,) else scale
+    if scale.shape != (1,):
+        return scale
+    # a constant stays one: passes compare scales before constants are folded
+    return derive(c.rw, "Reshape", [scale], {"shape": ()}, origin=c.origin, hint=f"{scale.name}.scalar")
 
 
 def _row(c: NodeContext, scale: Value, a: Value) -> Value:
