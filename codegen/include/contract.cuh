@@ -391,6 +391,15 @@ ARCWELD_DEVICE void issue_products(float (&acc)[COUNT], u64 a, u64 b) {
   wgmma_commit();
 }
 
+// The same of 8-bit integers, 128 of k; both operands' lines are along k.
+template <class TA, class TB, int COUNT>
+ARCWELD_DEVICE void issue_integer_products(i32 (&acc)[COUNT], u64 a, u64 b) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) wgmma_ss_int8<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
+  wgmma_commit();
+}
+
 // Clears rows [ROWS, 64) of each of ``tiles`` tiles of 64 lines of 128 bytes, EACH of them in a stage of STAGE bytes: rows
 // that are multiplied though no copy fills them.
 template <int ROWS, int EACH, int STAGE, int THREADS>
@@ -440,17 +449,20 @@ ARCWELD_DEVICE Share share_of(int steps) {
   const int rank = blockIdx.x % SPLIT;
   return {steps * rank / SPLIT, steps * (rank + 1) / SPLIT};
 }
+// The bits of a sum, as a cluster's blocks exchange them.
+ARCWELD_DEVICE f32 exchange_word(f32 x) { return x; }
+ARCWELD_DEVICE f32 exchange_word(i32 x) { return __int_as_float(x); }
 // Adds up the cluster's sums in its last block, always in the same order; true there. The others' sums come to its shared
 // memory at EXCHANGE: [rank][fragment][thread] of 16 bytes each.
-template <int SPLIT, int THREADS, int EXCHANGE, int COUNT>
-ARCWELD_DEVICE bool gather(float (&acc)[COUNT], unsigned char* smem, u32 base) {
+template <int SPLIT, int THREADS, int EXCHANGE, class Acc, int COUNT>
+ARCWELD_DEVICE bool gather(Acc (&acc)[COUNT], unsigned char* smem, u32 base) {
   const int rank = blockIdx.x % SPLIT;
   cluster_wait();  // every block has started
   if (rank < SPLIT - 1) {
 #pragma unroll
     for (int i = 0; i < COUNT / 4; ++i)
-      cluster_store(base + EXCHANGE + ((rank * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16, SPLIT - 1, acc[4 * i],
-                    acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+      cluster_store(base + EXCHANGE + ((rank * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16, SPLIT - 1, exchange_word(acc[4 * i]),
+                    exchange_word(acc[4 * i + 1]), exchange_word(acc[4 * i + 2]), exchange_word(acc[4 * i + 3]));
   }
   cluster_arrive();
   cluster_wait();
@@ -459,7 +471,7 @@ ARCWELD_DEVICE bool gather(float (&acc)[COUNT], unsigned char* smem, u32 base) {
 #pragma unroll
     for (int i = 0; i < COUNT / 4; ++i) {
       const int at = EXCHANGE + ((r * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16;
-      const Vec<float, 4> v = load_vec<4>(reinterpret_cast<const float*>(smem + at));
+      const Vec<Acc, 4> v = load_vec<4>(reinterpret_cast<const Acc*>(smem + at));
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[4 * i + e] += v[e];
     }

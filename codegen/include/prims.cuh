@@ -339,6 +339,11 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   WgmmaShape<N>::template rs<TRANS_B>(d, a, b, accumulate, ScalarTag<T>());
 }
+// d (+)= A * B of 8-bit integers, m64nNk32, both K-major; TA and TB = i8 or u8.
+template <class TA, class TB, int N>
+ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  WgmmaShape<N>::ss_int8(d, a, b, accumulate, ScalarTag<TA>(), ScalarTag<TB>());
+}
 ARCWELD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ARCWELD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
@@ -350,6 +355,11 @@ template <int N>
 ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(i32 (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {

@@ -215,6 +215,11 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   sim_wgmma(d, N, 0, a, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
 }
+template <class TA, class TB, int N>
+ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  const int type = SIM_INT8 + 2 * sim_is_signed(ScalarTag<TA>()) + sim_is_signed(ScalarTag<TB>());
+  sim_wgmma(d, N, a, nullptr, b, 0, accumulate, type);
+}
 ARCWELD_DEVICE void wgmma_fence() { sim_wgmma_fence(); }
 ARCWELD_DEVICE void wgmma_commit() { sim_wgmma_commit(); }
 template <int N>
@@ -223,6 +228,8 @@ ARCWELD_DEVICE void wgmma_wait() {
 }
 template <int N>
 ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {}
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(i32 (&d)[N]) {}
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {}
 template <int N>

@@ -107,11 +107,18 @@ HOPPER = """
   wgmma_fence();
   wgmma_ss<f16, 64, 0>(w, wgmma_desc(s, 16, 1024), wgmma_desc(s, 16, 1024), 1); wgmma_ss<bf16, 64, 1>(w, 1, 2, 0);
   wgmma_rs<f16, 64, 1>(w, r4, 1, 1); wgmma_rs<bf16, 64, 0>(w, r4, 1, 1);
-  wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w);
+  i32 v[32] = {};
+  wgmma_ss_int8<i8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<i8, u8, 64>(v, 1, 2, 1);
+  wgmma_ss_int8<u8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<u8, u8, 64>(v, 1, 2, 1);
+  wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w); wgmma_pin(v);
   cluster_arrive(); cluster_wait(); cluster_store(s, 0, d[0], d[1], d[2], d[3]);
-  d[0] += w[0] + w[31];
+  d[0] += w[0] + w[31] + v[0];
 """
 HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "bulk_", "evict_", "wgmma_", "setmaxnreg", "cluster_")
+
+
+def _shapes() -> str:
+    return render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64], wgmma_types=["f16", "bf16", "int8"])
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -123,7 +130,7 @@ def test_every_function_compiles(arch: str) -> None:
     if not hopper:
         wanted = {name for name in wanted if not name.startswith(HOPPER_ONLY)}
     assert wanted <= used | {"f16_bits_to_f32", "f32_to_f16_bits", "f32_to_bf16_bits"}
-    header = '#include "prims.cuh"\n' + (render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64]) if hopper else "")
+    header = '#include "prims.cuh"\n' + (_shapes() if hopper else "")
     assert compile_cubin(header + source, arch, name="everything").cubin
 
 
