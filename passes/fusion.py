@@ -9,7 +9,8 @@
 4. All others become pointwise regions, grown backwards from values that must be in memory: outputs, and what another
    region reads.
 
-No region may need, through other regions, a value that it makes itself. Every refusal is recorded with a code.
+Nodes that no output needs are in no region. No region may need, through other regions, a value that it makes itself.
+Every refusal is recorded with a code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
+from arcweld.passes.dce import remove_dead
 from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
 from arcweld.passes.repeatable import Repeatable
 
@@ -471,7 +473,8 @@ def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
 
     They are in no particular order: ``schedule`` sorts them.
     """
-    fused = Fuser(graph).run(enabled)
+    # a hero that no output needs would be a kernel that stores nothing
+    fused = Fuser(remove_dead(graph)).run(enabled)
     for r in fused.regions:
         log.debug("%s: %s of %s", r.name, r.template, ", ".join(n.op for n in r.nodes))
     for x in fused.refusals:
