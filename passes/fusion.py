@@ -184,9 +184,7 @@ class Fuser:
                 queue.append(c.output)
         self._trim(g)
 
-    def _epilogue_refusal(
-        self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]
-    ) -> tuple[str, str] | None:
+    def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
         full = self._full(g, c, 1)
         if full is not None:
@@ -196,10 +194,9 @@ class Fuser:
                 return self._cycle_refusal(g, c)
             return ("movement", f"{c.op} after {v.name} is read by index map, not stored")
         if v.shape != c.output.shape:
-            return (
-                "broadcast",
-                f"{v.name} is broadcast by {c.op}: its elements would be computed many times",
-            )
+            return ("broadcast", f"{v.name} is broadcast by {c.op}: its elements would be computed many times")
+        if c.output.dtype.is_packed:
+            return ("packed", f"each thread makes whole bytes of {c.output.type}")
         for o in c.operands():
             if o.name in domain and (o.shape != c.output.shape or domain[o.name] != domain[v.name]):
                 return ("broadcast", f"{o.name} is needed at other elements")
@@ -290,10 +287,7 @@ class Fuser:
             if v.name in self.producers and self.producers[v.name].output.name not in g.nodes
         ]
         if self._reaches(start, g):
-            return (
-                "cycle",
-                f"{c.op} also needs a value computed from this kernel's result by another kernel",
-            )
+            return ("cycle", f"{c.op} also needs a value computed from this kernel's result by another kernel")
         return None
 
     # ----- prologue
@@ -388,7 +382,7 @@ class Fuser:
         made_by = self.producers.get(v.name)
         if made_by is None or opdef(made_by.op).kind is not Kind.POINTWISE or made_by in self.free:
             return False
-        return cast.output.dtype.size < v.dtype.size
+        return cast.output.dtype.bits < v.dtype.bits
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
         """True if ``g`` needs, through other kernels, a value computed from ``p``: then ``g`` can't store ``p``."""

@@ -46,14 +46,14 @@ class Repeatable:
         return node.output.name in self._light and not is_view(node)
 
     def widens_bytes(self, node: Node) -> bool:
-        """True if ``node`` is the last of what makes each element from an integer of one byte.
+        """True if ``node`` is the last of what makes each element from a number of 8 bits or fewer.
 
         That is a cast, and products and differences with scales and zero points, which have fewer elements.
         """
         for _ in range(MAX_WIDENING):
             first = node.operands()[0]
-            if node.op in ("DequantizeLinear", "Cast") and first.dtype.is_int:
-                return first.dtype.size == 1
+            if node.op in ("DequantizeLinear", "Cast") and (first.dtype.is_int or first.dtype.is_storage):
+                return first.dtype.bits <= 8
             if node.op not in ("Mul", "Sub", "Cast"):
                 return False
             whole = [v for v in node.operands() if v.type.numel == node.output.type.numel]
