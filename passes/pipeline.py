@@ -29,6 +29,7 @@ from arcweld.passes.positions import positions
 from arcweld.passes.precision import precision
 from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
+from arcweld.passes.storage import storage
 from arcweld.passes.unflatten import unflatten
 
 log = logging.getLogger("arcweld.passes")
@@ -53,6 +54,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("ranges", ranges, "exclude sizes for which a node has no element to make its result of"),
     # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
+    Pass("storage", storage, "keep quantised weights as they are stored where that pays"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),
     # primitives become the operators that kernels are written for, while composite operators (ReduceMean,

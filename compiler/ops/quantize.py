@@ -2,7 +2,7 @@
 blocks of neighbours along it (ONNX opsets 10 to 24; MatMulNBits of com.microsoft has blocks too).
 
 A scale and a zero point are a scalar, a vector along ``axis``, or have the rank of ``x``: then ``block`` elements along
-``axis`` share one, the last ones perhaps fewer. Quantised types are integers of 2 to 16 bits, and floats of 4 and 8.
+``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2 to 16 bits, and floats of 4 and 8.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _check_scale(op: str, x: TensorType, scale: TensorType, zero: TensorType | N
         if scale.rank == 1 and scale.shape != (1,):
             check_axis(op, axis, x.rank)
             check_equal(op, f"scale and axis {axis}", scale.shape[0], x.shape[axis])
-    if zero is not None and zero.shape != scale.shape:
+    if zero is not None and zero.shape not in (scale.shape, ()):
         raise ModelError(f"{op}: scale {scale} and zero point {zero} differ in shape")
 
 
@@ -70,7 +70,7 @@ def _infer_dequantize(types: Sequence[TensorType | None], attrs: Mapping[str, An
 
 def _along(a: np.ndarray, attrs: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     """A scale or a zero point, broadcast to what numpy computes with elements of ``x``."""
-    if attrs["block"]:
+    if attrs["block"] and a.ndim:
         wide = np.repeat(a, attrs["block"], axis=attrs["axis"])
         return wide[tuple(slice(d) for d in x.shape)]
     if a.size == 1:
@@ -113,7 +113,7 @@ def _dequantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -
 
 def _parameter(reader: Reader, node: Node, value: Value, coords: tuple[Dim, ...]) -> Expr:
     axis, block = node.attrs["axis"], node.attrs["block"]
-    if block:
+    if block and value.type.rank:
         return reader.read(value, tuple(dims.floordiv(c, block) if k == axis else c for k, c in enumerate(coords)))
     at = coords[axis] if value.type.rank and value.shape != (1,) else 0
     return reader.read(value, (at,) * value.type.rank)
@@ -185,7 +185,7 @@ register(
 register(
     OpDef(
         "DequantizeLinear", Kind.POINTWISE, ("x", "scale", "zero_point?"), _infer_dequantize, _dequantize,
-        attrs={"axis": Attr("int", 1), "block": Attr("int", 0), "dtype": Attr("dtype", None)},
+        attrs={"axis": Attr("int", 1), "block": Attr("int", 0), "dtype": Attr("dtype", None), "keep": Attr("int", 0)},
         lower=_lower_dequantize, cost=3,
         cases=(
             Case(((2, 3, 4), np.array(0.02, np.float32)), dtypes=("u8", "i32"), low=0.0, high=99.0),
@@ -194,10 +194,11 @@ register(
             *(Case((_stored(d), _BLOCKS), {"axis": 1, "block": 3}) for d in QUANTIZED),
             *(Case((_stored(d), _BLOCKS, _stored(d)[:, ::3]), {"axis": 1, "block": 3}) for d in INTEGERS),
             Case((_stored(DType.U4), _BLOCKS, 8 * _BLOCKS), {"axis": 1, "block": 3, "dtype": DType.F16}),
+            Case((_stored(DType.U4), _BLOCKS, np.array(8, ml_dtypes.uint4)), {"axis": 1, "block": 3}),
             Case((_stored(DType.F4E2M1), _BLOCKS.astype(ml_dtypes.float8_e8m0fnu)),
                  {"axis": 1, "block": 3, "dtype": DType.F32}),
         ),
         doc="(x - zero_point) * scale, in ``dtype`` or else the scale's type; the zero point has the type of x or is "
-        "a float",
+        "a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
     )
 )  # fmt: skip

@@ -39,7 +39,7 @@ def _check(op: str, types: Types, attrs: Attrs) -> list[TensorType]:
     check_dtype(op, indices, (DType.I64, DType.I32))
     same_dtype(op, [data, updates])
     if data.dtype.is_packed:
-        raise ElementTypeError(f"{op} stores no single element of {data.dtype.value}", hint="convert it to 8 bits before")
+        raise ElementTypeError(f"{op} stores no single {data.dtype.value}", hint="convert it to 8 bits before")
     if attrs["reduction"] not in REDUCTIONS:
         raise ModelError(f"{op}: unknown reduction {attrs['reduction']}", hint=", ".join(REDUCTIONS))
     if attrs["reduction"] != "none" and data.dtype is DType.BOOL:

@@ -186,6 +186,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     (node,) = graph.nodes
     if node.op == "DequantizeLinear" and len(graph.inputs) == 3 and graph.inputs[2].dtype is DType.F32:
         return [_float_zero_point(node.attrs, *feeds.values())]
+    if node.op == "DequantizeLinear" and len(graph.inputs) == 3 and not graph.inputs[2].shape:
+        return _with_spread_zero_point(graph, feeds)
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *feeds.values())]
     if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
@@ -258,6 +260,16 @@ def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) 
         left = left - (zero[0].astype(object)[:, None] if zero[0].ndim else zero[0].astype(object))
         right = right - zero[1].astype(object)
     return np.dot(left, right).astype(np.int32)
+
+
+def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """ONNX wants a zero point for each scale."""
+    (node,) = graph.nodes
+    x, scale, zero = graph.inputs
+    wide = Value(zero.name, TensorType(zero.dtype, scale.shape))
+    inner = Node(node.op, (x, scale, wide), node.outputs, node.attrs)
+    spread = {**feeds, zero.name: np.full(scale.shape, feeds[zero.name])}
+    return by_either(onnx_model(Graph("spread", (x, scale, wide), graph.outputs, (inner,))), spread)
 
 
 def _float_zero_point(a: Attrs, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:

@@ -257,7 +257,7 @@ def _matmul_nbits(c: NodeContext) -> Result:
     weights = _bits(c, 1, dtype, (n, blocks * block), k)
     scales = c.reshape(c.value(2), (n, blocks))
     if not c.has(3):
-        zero = c.const(np.full((n, blocks), 1 << (bits - 1)), dtype)
+        zero = c.const(1 << (bits - 1), dtype)
     elif c.operand(3).dtype is DType.U8:
         zero = _bits(c, 3, dtype, (n, blocks), blocks)
     else:
