@@ -3,8 +3,8 @@
     Conv(x, w)  ->  Conv(x, Transpose(packed)), where packed is a weight, and the Transpose a view
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
-ones: [taps, channel]. Matrix products of 16-bit types: [n, k]. Requires: layout chosen; nothing folds constants later.
-Ensures: the weights of channels-last convolutions and of MatMul are stored so.
+ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout chosen;
+nothing folds constants later. Ensures: the weights of channels-last convolutions and of MatMul are stored so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.stored import stored_matrix, transposed
+
+VECTOR = 8  # elements that a kernel unpacks together
 
 
 def pack_weights(graph: Graph, options: Options) -> Graph:
@@ -22,6 +25,8 @@ def pack_weights(graph: Graph, options: Options) -> Graph:
 
 def _pack(rw: Tracker, node: Node) -> bool:
     w = rw.inputs_of(node)[1] if node.op in ("Conv", "ConvTranspose", "MatMul") else None
+    if w is not None and node.op == "MatMul" and w.name not in rw.weights:
+        return _pack_stored(rw, node, w)
     if w is None or w.name not in rw.weights:
         return False
     packed_order = _product_order(w) if node.op == "MatMul" else _order(node, w.type.rank)
@@ -32,6 +37,16 @@ def _pack(rw: Tracker, node: Node) -> bool:
     view = make(rw, "Transpose", [packed], {"perm": back}, origin=node.origin, hint=f"{w.name}.view")
     x, _, *rest = rw.inputs_of(node)
     rw.redirect(node, rw.make(node.op, [x, view, *rest], node.origin, node.output.name, **node.attrs))
+    return True
+
+
+def _pack_stored(rw: Tracker, node: Node, w: Value) -> bool:
+    """Stores the right operand [k, n] of a product as [n, k], where it stays packed: vectors then run along k."""
+    stored = stored_matrix(rw.producer, w)
+    if stored is None or stored.swapped or not isinstance(w.shape[0], int) or w.shape[0] % VECTOR:
+        return False
+    x, *_ = rw.inputs_of(node)
+    rw.redirect(node, rw.make("MatMul", [x, transposed(rw, stored, f"{w.name}.packed")], node.origin, node.output.name))
     return True
 
 

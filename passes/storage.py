@@ -36,8 +36,8 @@ UNPACK = 6  # scalar operations for one element: its bits, its zero point, a con
 class Card:
     """What the comparison assumes of an architecture's commonest GPU (NVIDIA's data sheets, dense).
 
-    ``memory``: bytes/s. ``tensor``: 16-bit operations/s on tensor cores; ``portable``: the share of it that kernels with
-    unpacked operands reach. ``scalar``: f32 operations/s, a multiply-add counts as two.
+    ``memory``: bytes/s. ``tensor``: 16-bit operations/s on tensor cores; ``portable``: the share of it that kernels
+    with unpacked operands reach. ``scalar``: f32 operations/s, a multiply-add counts as two.
     """
 
     memory: float
@@ -110,7 +110,7 @@ def compare(graph: Graph, node: Node, options: Options) -> dict[str, Times]:
 
 
 def times(elements: int, rows: int, bits: int, wide: DType, card: Card) -> Times:
-    """The modelled times of a product of ``rows`` rows by a weight of ``elements`` of ``bits`` bits, and of ``wide``."""
+    """The modelled times of a product of ``rows`` rows by a weight of ``elements`` of ``bits`` bits, or ``wide``."""
     operations = 2 * rows * elements
     rate = card.tensor if wide.is_half else card.scalar
     portable = rate * card.portable if wide.is_half else rate

@@ -2,7 +2,8 @@
 blocks of neighbours along it (ONNX opsets 10 to 24; MatMulNBits of com.microsoft has blocks too).
 
 A scale and a zero point are a scalar, a vector along ``axis``, or have the rank of ``x``: then ``block`` elements along
-``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2 to 16 bits, and floats of 4 and 8.
+``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2
+to 16 bits, and floats of 4 and 8.
 """
 
 from __future__ import annotations
