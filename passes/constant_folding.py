@@ -10,7 +10,7 @@ record of how it was made, so that it can be made again from new data.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, Weight, weight_value
@@ -32,8 +32,8 @@ def constant_folding(graph: Graph, options: Options) -> Graph:
     return fold(graph)
 
 
-def fold(graph: Graph, but: Collection[str] = ()) -> Graph:
-    """The pass itself, for other passes to call. Operators in ``but`` are left."""
+def fold(graph: Graph, but: Callable[[Node], bool] | None = None) -> Graph:
+    """The pass itself, for other passes to call. Nodes for which ``but`` is true are left."""
     own = sum(w.data.nbytes for w in graph.weights.values() if not w.transform)
     return rewrite(graph, _Folder(max(ROOM, SHARE * own), but).visit)
 
@@ -41,15 +41,15 @@ def fold(graph: Graph, but: Collection[str] = ()) -> Graph:
 class _Folder:
     """One run of the pass. ``room``: the bytes that further results may take."""
 
-    def __init__(self, room: int, but: Collection[str]) -> None:
+    def __init__(self, room: int, but: Callable[[Node], bool] | None) -> None:
         self.room = room
         self.but = but
 
     def visit(self, rw: Tracker, node: Node) -> bool:
         """Replaces a constant node."""
-        if node.op in self.but:
-            return False
         given = rw.inputs_of(node)
+        if self.but is not None and self.but(node):
+            return False
         operands = [(v.name, rw.weights[v.name]) for v in given if v is not None and v.name in rw.weights]
         if len(operands) != len(node.inputs) or len(node.outputs) != 1 or not is_evaluated(node.attrs):
             return False

@@ -3,8 +3,8 @@
     Conv(x, w)  ->  Conv(x, Transpose(packed)), where packed is a weight, and the Transpose a view
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
-ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout chosen;
-nothing folds constants later. Ensures: the weights of channels-last convolutions and of MatMul are stored so.
+ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout is
+chosen, and nothing folds constants later. Ensures: the weights of channels-last convolutions and of MatMul are stored so.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from arcweld.passes.precision import precision
 from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
 from arcweld.passes.storage import storage
+from arcweld.passes.tied_weights import tied_weights
 from arcweld.passes.unflatten import unflatten
 
 log = logging.getLogger("arcweld.passes")
@@ -85,6 +86,7 @@ PASSES: tuple[Pass, ...] = (
     # last of all rewrites: folding must not undo them
     Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
+    Pass("tied-weights", tied_weights, "store equal weights once"),
     Pass("cse", cse, "compute equal values once"),
     Pass("dce", dce, "drop what no output needs"),
 )

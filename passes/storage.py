@@ -5,7 +5,8 @@
 Widened, weights are larger and products of them can use the fastest engines; packed, every kernel that reads them
 spends operations on it. For each node the pass compares the modelled times of both for the products that read it, at
 the least sizes that their rows can have. Requires: nothing has evaluated such nodes. Ensures: a
-DequantizeLinear of weights is marked, or constant folding will evaluate it. What makes its operands is folded.
+DequantizeLinear of weights is marked, or constant folding will evaluate it. What makes its operands is folded, and the
+arithmetic that exporters write in its place is recovered (``patterns_storage.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.region import is_view
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.constant_folding import fold
+from arcweld.passes.patterns_storage import recover_storage
 
 log = logging.getLogger("arcweld.storage")
 
@@ -70,9 +72,9 @@ class Times:
 
 def storage(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` with those DequantizeLinear of weights marked that stay."""
-    if not any(n.op == "DequantizeLinear" for n in graph.nodes):
+    if not any(_widens(n) for n in graph.nodes):
         return graph
-    graph = fold(graph, but=("DequantizeLinear",))
+    graph = recover_storage(fold(graph, but=_widens))
     found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n)}
     kept = {name for name, n in found.items() if all(t.pays for t in compare(graph, n, options).values())}
     for name in found:
@@ -86,6 +88,15 @@ def storage(graph: Graph, options: Options) -> Graph:
         return True
 
     return rewrite(graph, visit) if kept else graph
+
+
+def _widens(node: Node) -> bool:
+    """True for what makes larger elements of many small ones, which may be weights."""
+    if node.op not in ("DequantizeLinear", "Cast"):
+        return False
+    x = node.operands()[0]
+    count = x.type.numel
+    return isinstance(count, int) and count > SMALL and x.dtype.bits <= 8 and x.dtype.bits < node.output.dtype.bits
 
 
 def is_candidate(graph: Graph, node: Node) -> bool:
