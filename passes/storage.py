@@ -31,7 +31,7 @@ log = logging.getLogger("arcweld.storage")
 SMALL = 4096  # elements: less takes no time either way, and a weight is simpler
 SLACK = 1.1  # packed weights may cost this much of the widened ones' time: they are several times smaller
 ROWS = 128  # of a tile: as often as a product has so many rows, it unpacks its weights once more
-UNPACK = 6  # scalar operations for one element: its bits, its zero point, a conversion, its scale
+UNPACK = 4  # scalar operations for one element: its bits, a conversion, its zero point, its scale
 
 
 @dataclass(frozen=True, slots=True)
