@@ -4,7 +4,7 @@
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
 ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout is
-chosen, and nothing folds constants later. Ensures: the weights of channels-last convolutions and of MatMul are stored so.
+chosen, and nothing folds constants later. Ensures: weights of channels-last convolutions and of MatMul are stored so.
 """
 
 from __future__ import annotations

@@ -91,12 +91,8 @@ def storage(graph: Graph, options: Options) -> Graph:
 
 
 def _widens(node: Node) -> bool:
-    """True for what makes larger elements of many small ones, which may be weights."""
-    if node.op not in ("DequantizeLinear", "Cast"):
-        return False
-    x = node.operands()[0]
-    count = x.type.numel
-    return isinstance(count, int) and count > SMALL and x.dtype.bits <= 8 and x.dtype.bits < node.output.dtype.bits
+    """True for what makes larger elements of smaller ones, which may be weights or their scales."""
+    return node.op in ("DequantizeLinear", "Cast") and node.operands()[0].dtype.bits < node.output.dtype.bits
 
 
 def is_candidate(graph: Graph, node: Node) -> bool:
