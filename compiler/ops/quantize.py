@@ -213,7 +213,7 @@ register(
             Case((_stored(DType.F4E2M1), _BLOCKS.astype(ml_dtypes.float8_e8m0fnu)),
                  {"axis": 1, "block": 3, "dtype": DType.F32}),
         ),
-        doc="(x - zero_point) * scale + offset, in ``dtype`` or else the scale's type; the zero point has x's type or is "
-        "a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
+        doc="(x - zero_point) * scale + offset, in ``dtype`` or else the scale's type; the zero point has x's type or "
+        "is a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
     )
 )  # fmt: skip
