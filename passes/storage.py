@@ -109,11 +109,13 @@ def compare(graph: Graph, node: Node, options: Options) -> dict[str, Times]:
     x = node.operands()[0]
     assert isinstance(x.type.numel, int)
     float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
-    rows = max((_rows(n) for n in heroes(graph, node)), default=1)
-    return {
-        arch: times(x.type.numel, rows, x.dtype.bits, float_type, CARDS[_nearest(arch)])
-        for arch in options.arch or ("sm_80",)
-    }
+    rows = max((least_rows(n) for n in heroes(graph, node)), default=1)
+    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options)
+
+
+def compare_sizes(elements: int, rows: int, bits: int, wide: DType, options: Options) -> dict[str, Times]:
+    """``compare`` for a weight of so many elements and a product of so many rows."""
+    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)]) for a in options.arch or ("sm_80",)}
 
 
 def times(elements: int, rows: int, bits: int, wide: DType, card: Card) -> Times:
@@ -146,7 +148,7 @@ def heroes(graph: Graph, node: Node) -> Iterator[Node]:
                 yield n
 
 
-def _rows(node: Node) -> int:
+def least_rows(node: Node) -> int:
     """The least number of rows that are multiplied by each element of the weight."""
     out: Value = node.output
     channel = out.type.rank - 1 if node.attrs.get("layout", "NHWC") == "NHWC" else 1
