@@ -53,7 +53,7 @@ def _entry(
     times = {} if products else compare_sizes(count, least_rows(node), model.bits, w.dtype, Options(arch=archs))
     yield {
         "node": node.name, "stored": dtype.value, "from": model.value, "computes": w.dtype.value,
-        "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights),
+        "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights and v.shape),
         "modelled": {a: {"packed": t.packed, "widened": t.widened} for a, t in times.items()} or None,
     }  # fmt: skip
 
