@@ -275,6 +275,66 @@ def test_an_odd_number_of_nibbles_has_a_last_byte() -> None:
         arcweld.compile(model, device="sim")
 
 
+@pytest.mark.parametrize(
+    ("element", "value", "range_"),
+    [
+        (TensorProto.INT8, 300, "i8 cannot be: -128 to 127"), (TensorProto.UINT8, -1, "u8 cannot be: 0 to 255"),
+        (TensorProto.INT4, 511, "i4 cannot be: 0 to 255"),
+        (TensorProto.FLOAT8E4M3FN, 256, "f8e4m3fn cannot be: 0 to 255"),
+    ],
+)  # fmt: skip
+def test_values_outside_their_type(element: int, value: int, range_: str) -> None:
+    """In the typed field, narrow integers are numbers; packed types and floats of 8 bits are patterns of a byte."""
+    tensor = TensorProto(name="w", data_type=element, dims=[1], int32_data=[value])
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["w"], ["y"], to=TensorProto.FLOAT)], "g", [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])], [tensor],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    with pytest.raises(ModelError, match=f"'w' holds {value}, which {range_}"):
+        arcweld.compile(model, device="sim")
+
+
+def order_of(k: int, block: int) -> np.ndarray:
+    """A group for each element of k, as GPTQ's activation order gives them: every group is full."""
+    return np.random.default_rng(k).permutation(np.arange(k) // block).astype(np.int32)
+
+
+@pytest.mark.parametrize("zero", ["none", "packed"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_activation_order(rows: int, zero: str) -> None:
+    """GPTQ's g_idx: the weights are stored in the order of their groups, and the activations are read in it."""
+    n, k, block = 96, 256, 32
+    model = product(n, k, block, zero, rows)
+    (node,) = model.graph.node
+    groups = order_of(k, block)
+    node.input.extend([""] * (4 - len(node.input)) + ["G"])
+    model.graph.initializer.append(numpy_helper.from_array(groups, "G"))
+    engine = arcweld.compile(model, device="sim")
+    assert bytes_of(engine) <= LIMIT * bytes_in(model) + 8 * k  # and the order
+    x = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
+    arrays = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    q = np.stack([arrays["B"] & 15, arrays["B"] >> 4], -1).reshape(n, k).astype(np.float64)
+    scales = arrays["S"].reshape(n, -1).astype(np.float64)
+    zeros = np.full(scales.shape, 8.0)
+    if zero == "packed":
+        packed = arrays["Z"].reshape(n, -1)
+        zeros = np.stack([packed & 15, packed >> 4], -1).reshape(n, -1)[:, : k // block].astype(np.float64)
+    dense = (q - zeros[:, groups]) * scales[:, groups]
+    close(engine(x), x @ dense.T, 1e-5)
+
+
+def test_an_order_with_groups_that_are_not_full() -> None:
+    model = product(96, 256, 32, "none", 1)
+    (node,) = model.graph.node
+    node.input.extend(["", "G"])
+    groups = order_of(256, 32)
+    groups[groups == 3] = 4
+    model.graph.initializer.append(numpy_helper.from_array(groups, "G"))
+    with pytest.raises(ArcweldError, match="group 3 has 0 elements, and blocks have 32"):
+        arcweld.compile(model, device="sim")
+
+
 def test_negative_scales_and_nan_are_numbers() -> None:
     """As in ONNX Runtime, a scale may have any sign, and NaN spreads to its block's results only."""
     model = product(96, 256, 32, "none", 2)
