@@ -52,9 +52,10 @@ MOST_REPEATED = 1 << 14
 class Expr:
     """One operation with its operands ``args``; the functions of this module make them.
 
-    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``where``, ``not``, ``bitnot``, or a name listed above
+    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``narrow``, ``pattern``, ``where``, ``not``, ``bitnot``, or
+          a name listed above
     attr  what is not an expression: a constant's value, an index's Dim, a load's (buffer, storage dtype, coordinates),
-          a variable's name
+          a variable's name, the storage type of ``narrow`` and ``pattern``
 
     Equal expressions are the same object (hash consing), so ``is`` and ``==`` agree. Tables are keyed by the
     expression, never by its ``id``: an expression that nobody holds is freed, and its ``id`` is used again.
@@ -220,13 +221,37 @@ def bitwise_not(x: Expr) -> Expr:
 
 
 def cast(x: Expr, dtype: DType) -> Expr:
-    """``x`` as ``dtype``: floats become integers by rounding towards zero, and bools by ``x != 0``."""
+    """``x`` as ``dtype``: floats become integers by rounding towards zero, and bools by ``x != 0``.
+
+    Values of a storage type are those that it can hold, as ``narrow`` says, in the type in which they are computed.
+    """
+    if dtype.is_storage:
+        return narrow(x, dtype)
     dtype = dtype.compute
     if x.dtype is dtype:
         return x
     if x.op == "const" and (not dtype.is_int or _fits(x.attr, dtype)):
         return const(x.attr, dtype)
     return _intern("cast", (x,), dtype)
+
+
+def narrow(x: Expr, dtype: DType) -> Expr:
+    """What is left of ``x`` when it is stored as the storage type ``dtype`` and loaded again.
+
+    Floats round to the nearest even; beyond the largest number they become infinity or NaN, or that number where the
+    type has neither, as in ml_dtypes. Integers keep their lowest bits.
+    """
+    if x.dtype.is_float and dtype.is_int:
+        x = cast(x, DType.I32)
+    x = cast(x, dtype.compute)
+    if x.op in ("narrow", "load") and (x.attr if x.op == "narrow" else x.attr[1]) is dtype:
+        return x
+    return _intern("narrow", (x,), dtype.compute, dtype)
+
+
+def pattern(x: Expr, dtype: DType) -> Expr:
+    """The bits of an element of the packed type ``dtype`` that holds ``x``, as u8."""
+    return _intern("pattern", (cast(x, dtype.compute),), DType.U8, dtype)
 
 
 def _fits(value: float, dtype: DType) -> bool:
@@ -420,6 +445,10 @@ def to_text(e: Expr) -> str:
     return "; ".join([*lines, _written(e, names)])
 
 
+def _narrowed(e: Expr) -> str:
+    return f"<{e.attr.value}>" if e.op in ("narrow", "pattern") else ""
+
+
 def _written(e: Expr, names: Mapping[Expr, str]) -> str:
     """The text of ``e``, in which expressions in ``names`` are written by name."""
     out: list[str] = []
@@ -438,7 +467,7 @@ def _written(e: Expr, names: Mapping[Expr, str]) -> str:
             out.append(f"{x.attr[0]}[{', '.join(str(c) for c in x.attr[2])}")
             stack += ["]", x.args[0], " if "] if x.args else ["]"]
         else:
-            out.append(f"cast<{x.dtype.value}>(" if x.op == "cast" else f"{x.op}(")
+            out.append(f"cast<{x.dtype.value}>(" if x.op == "cast" else f"{x.op}{_narrowed(x)}(")
             stack.append(")")
             for k, a in reversed(list(enumerate(x.args))):
                 stack += [a, ", "] if k else [a]

@@ -106,6 +106,10 @@ def interpret(
         if x.op == "cast":
             return args[0] != 0 if x.dtype is DType.BOOL else np.asarray(args[0]).astype(dt)
         with np.errstate(all="ignore"):
+            if x.op == "narrow":
+                return np.asarray(args[0]).astype(x.attr.numpy).astype(dt)
+            if x.op == "pattern":
+                return np.asarray(args[0]).astype(x.attr.numpy).view(dt)
             return np.asarray(NUMPY[x.op](*args)).astype(dt)
 
     for x in walk([e], memo):

@@ -43,7 +43,7 @@ class TensorType:
     @property
     def nbytes(self) -> Dim:
         """The bytes of all elements, without padding."""
-        return self.numel * self.dtype.size
+        return self.dtype.nbytes(self.numel)
 
     @property
     def is_static(self) -> bool:

@@ -103,7 +103,7 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
     shapes = [tuple(evaluate(d, env) for d in o.shape) for o in node.outputs]
     if all(0 in shape for shape in shapes):
         return tuple(np.empty(shape, o.dtype.numpy) for o, shape in zip(node.outputs, shapes))
-    room = sum(math.prod(shape) * o.dtype.size for o, shape in zip(node.outputs, shapes))
+    room = sum(o.dtype.nbytes(math.prod(shape)) for o, shape in zip(node.outputs, shapes))
     try:
         if room > _machine_memory():  # the system would grant it, and kill the process that uses it
             raise MemoryError
@@ -129,7 +129,7 @@ def evaluate_node(node: Node, arrays: list[np.ndarray | None], env: Mapping[str,
 def _described(node: Node, shapes: Sequence[tuple[int, ...]]) -> str:
     """The types and bytes of the outputs, for ``shapes``."""
     return ", ".join(
-        f"{o.dtype.value}{list(s)} ({math.prod(s) * o.dtype.size} bytes)" for o, s in zip(node.outputs, shapes)
+        f"{o.dtype.value}{list(s)} ({o.dtype.nbytes(math.prod(s))} bytes)" for o, s in zip(node.outputs, shapes)
     )
 
 

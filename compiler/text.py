@@ -37,7 +37,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 
 _NAME = r"[^\s,()%='\"]*[^\s,():%='\"]"  # a colon may stand inside a name, not at its end
 NAME = re.compile(_NAME)
-_ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z]+[0-9]*\[[^\]]*\]))?\s*")
+_ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z][a-z0-9]*\[[^\]]*\]))?\s*")
 _IN = re.compile(rf"(?:^|\s)in %({_NAME})\s*$")
 _OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")

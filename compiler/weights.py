@@ -142,7 +142,7 @@ def derive(
 
     It does not if the result ``is_affordable`` no more.
     """
-    if not all(v.name in rw.weights for v in inputs) or is_symbolic(tuple((attrs or {}).values())):
+    if not all(v.name in rw.weights for v in inputs) or not is_evaluated(attrs or {}):
         return make(rw, op, inputs, attrs, origin=origin, hint=hint)
     spec = opdef(op)
     full = check_attrs(spec, attrs or {}, origin[0] if origin else op)
@@ -154,6 +154,14 @@ def derive(
     name = rw.fresh(hint or f"{inputs[0].name}.{op.lower()}")
     rw.weights[name] = weight
     return weight_value(name, weight.data, result.dtype)
+
+
+def is_evaluated(attrs: Mapping[str, Any]) -> bool:
+    """Whether a node with these attributes is evaluated if its operands are constant.
+
+    It is not if an attribute holds a symbolic dimension, or ``keep`` says that its operands stay as they are stored.
+    """
+    return not is_symbolic(tuple(attrs.values())) and not attrs.get("keep")
 
 
 def is_symbolic(value: Any) -> bool:

@@ -9,7 +9,8 @@
 4. All others become pointwise regions, grown backwards from values that must be in memory: outputs, and what another
    region reads.
 
-No region may need, through other regions, a value that it makes itself. Every refusal is recorded with a code.
+Nodes that no output needs are in no region. No region may need, through other regions, a value that it makes itself.
+Every refusal is recorded with a code.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
+from arcweld.passes.dce import remove_dead
 from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
 from arcweld.passes.repeatable import Repeatable
 
@@ -182,9 +184,7 @@ class Fuser:
                 queue.append(c.output)
         self._trim(g)
 
-    def _epilogue_refusal(
-        self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]
-    ) -> tuple[str, str] | None:
+    def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
         full = self._full(g, c, 1)
         if full is not None:
@@ -194,10 +194,9 @@ class Fuser:
                 return self._cycle_refusal(g, c)
             return ("movement", f"{c.op} after {v.name} is read by index map, not stored")
         if v.shape != c.output.shape:
-            return (
-                "broadcast",
-                f"{v.name} is broadcast by {c.op}: its elements would be computed many times",
-            )
+            return ("broadcast", f"{v.name} is broadcast by {c.op}: its elements would be computed many times")
+        if c.output.dtype.is_packed:
+            return ("packed", f"each thread makes whole bytes of {c.output.type}")
         for o in c.operands():
             if o.name in domain and (o.shape != c.output.shape or domain[o.name] != domain[v.name]):
                 return ("broadcast", f"{o.name} is needed at other elements")
@@ -288,10 +287,7 @@ class Fuser:
             if v.name in self.producers and self.producers[v.name].output.name not in g.nodes
         ]
         if self._reaches(start, g):
-            return (
-                "cycle",
-                f"{c.op} also needs a value computed from this kernel's result by another kernel",
-            )
+            return ("cycle", f"{c.op} also needs a value computed from this kernel's result by another kernel")
         return None
 
     # ----- prologue
@@ -386,7 +382,7 @@ class Fuser:
         made_by = self.producers.get(v.name)
         if made_by is None or opdef(made_by.op).kind is not Kind.POINTWISE or made_by in self.free:
             return False
-        return cast.output.dtype.size < v.dtype.size
+        return cast.output.dtype.bits < v.dtype.bits
 
     def _feeds_back(self, g: _Group, p: Node) -> bool:
         """True if ``g`` needs, through other kernels, a value computed from ``p``: then ``g`` can't store ``p``."""
@@ -471,7 +467,8 @@ def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
 
     They are in no particular order: ``schedule`` sorts them.
     """
-    fused = Fuser(graph).run(enabled)
+    # a hero that no output needs would be a kernel that stores nothing
+    fused = Fuser(remove_dead(graph)).run(enabled)
     for r in fused.regions:
         log.debug("%s: %s of %s", r.name, r.template, ", ".join(n.op for n in r.nodes))
     for x in fused.refusals:

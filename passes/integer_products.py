@@ -21,6 +21,7 @@ from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.integer_products import integer_conv, integer_matmul
+from arcweld.compiler.ops.shapes import FLOATS
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.dce import remove_dead
@@ -103,11 +104,13 @@ def _operand(rw: Tracker, value: Value | None) -> _Quantised | None:
     """What ``value`` dequantises, perhaps transposed behind it; None for anything else."""
     transpose = rw.producer(value, "Transpose")
     node = rw.producer(value if transpose is None else transpose.operands()[0], "DequantizeLinear")
-    if node is None or node.operands()[0].dtype not in BYTES:
+    if node is None or node.operands()[0].dtype not in BYTES or node.attrs["block"]:
         return None
-    source, scale, zero = [*node.inputs, None][:3]
+    source, scale, zero, offset = [*node.inputs, None, None][:4]
     assert source is not None
     assert scale is not None
+    if offset is not None or scale.dtype not in FLOATS or (zero is not None and zero.dtype is not source.dtype):
+        return None
     perm = tuple(range(source.type.rank) if transpose is None else transpose.attrs["perm"])
     return _Quantised(source, scale, zero, perm, perm.index(node.attrs["axis"]) if perm else 0)
 
@@ -177,7 +180,9 @@ def _integer_bias(rw: Tracker, e: _Folding, bias: Value | None, scale: Value) ->
     found = rw.producer(bias, "DequantizeLinear")
     if found is None or found.operands()[0].dtype is not DType.I32:
         return None
-    data, step, zero = [*found.inputs, None][:3]
+    data, step, zero, more = [*found.inputs, None, None][:4]
+    if more is not None or found.attrs["block"]:
+        return None
     own, wanted, offset = rw.array(step), rw.array(scale), rw.array(zero)
     if data is None or own is None or wanted is None or (zero is not None and (offset is None or offset.any())):
         return None

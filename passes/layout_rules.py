@@ -22,9 +22,11 @@ def pointwise(rw: Layouts, node: Node) -> bool:
     """Computes in the order in which most of the operands' elements are."""
     rank = node.output.type.rank
     perm = vote(rw, node.operands(), rank)
-    if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis
+    if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis, or of blocks
         x, *rest = node.operands()
-        inputs = [rw.get_in(x, perm, node.origin), *(rw.plain(v, node.origin) for v in rest)]
+        blocked = bool(node.attrs["block"])
+        scales = [rw.get_in(v, perm, node.origin) if blocked else rw.plain(v, node.origin) for v in rest]
+        inputs = [rw.get_in(x, perm, node.origin), *scales]
         rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]) if rank else 0)
         return True
     rw.copy(node, [rw.broadcast_in(v, perm, node.origin) for v in node.operands()], perm)

@@ -3,7 +3,8 @@
     q, k, v = MatMul(x, wq), MatMul(x, wk), MatMul(x, wv)
     -> y = MatMul(x, Concat(wq, wk, wv)); q, k, v = Slices of y
 
-Requires: constants folded. Ensures: no two MatMuls have the same left operand and constant [K, N] right operands. Those
+Requires: constants folded. Ensures: no two MatMuls have the same left operand and constant [K, N] right operands,
+packed alike if they stay packed. Those
 whose result (or its sum with a bias) is a graph output stay, and those where it is the operand of a pointwise operator:
 they can have that operator as their epilogue, which a slice could not. Of few rows, a chain can (``passes/chain.py``):
 where some range of sizes has few, they are merged for all sizes, since these share the weights.
@@ -11,7 +12,7 @@ where some range of sizes has few, they are merged for all sizes, since these sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import is_few_rows
 from arcweld.passes.common import Tracker
+from arcweld.passes.stored import form_of, joined, stored_matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,11 @@ def merge_matmuls(graph: Graph, options: Options) -> Graph:
         return graph
     first = {g[0].product.output.name: g for g in groups}
     replaced = {b.result.name for g in groups for b in g}
-    rw = Tracker(graph)
+    rw, producers = Tracker(graph), graph.producers()
     for node in graph.nodes:
         group = first.get(node.output.name)
         if group is not None:
-            _emit(rw, group)
+            _emit(rw, group, producers)
         if node.output.name not in replaced:
             rw.keep(node)
     return rw.finish()
@@ -57,19 +59,25 @@ def merge_matmuls(graph: Graph, options: Options) -> Graph:
 
 def _groups(graph: Graph, options: Options) -> list[list[_Branch]]:
     narrowed = [r.dims(graph) for r in options.ranges or ()]
-    consumers = graph.consumers()
+    consumers, producers = graph.consumers(), graph.producers()
     outputs = graph.output_names()
     found: dict[tuple[object, ...], list[_Branch]] = {}
     for node in graph.nodes:
         if node.op != "MatMul":
             continue
         x, w = node.operands()
-        if w.name not in graph.weights or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
+        form = (w.dtype,) if w.name in graph.weights else _stored_form(producers, w)
+        if form is None or w.type.rank != 2 or x.name in graph.weights or x.type.rank < 2:
             continue
         branch = _branch(graph, node, w, consumers, outputs)
         if branch.result.name not in outputs and (_few_rows(x, narrowed) or not _has_epilogue(branch, consumers)):
-            found.setdefault((x.name, w.dtype), []).append(branch)
+            found.setdefault((x.name, *form), []).append(branch)
     return [g for g in found.values() if len(g) > 1]
+
+
+def _stored_form(producers: Mapping[str, Node], w: Value) -> tuple[object, ...] | None:
+    stored = stored_matrix(lambda v: producers.get(v.name), w)
+    return None if stored is None else form_of(stored)
 
 
 def _few_rows(x: Value, ranges: Sequence[Callable[[Dim], Dim]]) -> bool:
@@ -93,12 +101,17 @@ def _has_epilogue(branch: _Branch, consumers: dict[str, list[Node]]) -> bool:
     return any(opdef(n.op).kind is Kind.POINTWISE for n in consumers.get(branch.result.name, []))
 
 
-def _emit(rw: Tracker, group: list[_Branch]) -> None:
+def _emit(rw: Tracker, group: list[_Branch], producers: Mapping[str, Node]) -> None:
     """Emits the product of a whole group, in the place of its first member, and the slices."""
     nodes = [n for b in group for n in (b.product, b.add) if n is not None]
     origin = merge_origins(nodes)
     x = rw.get(group[0].product.operands()[0])
-    weight = rw.make("Concat", [b.weight for b in group], origin, f"{group[0].weight.name}.merged", axis=1)
+    hint = f"{group[0].weight.name}.merged"
+    stored = [stored_matrix(lambda v: producers.get(v.name), b.weight) for b in group]
+    if all(stored):
+        weight = joined(rw, [s for s in stored if s is not None], hint)
+    else:
+        weight = rw.make("Concat", [b.weight for b in group], origin, hint, axis=1)
     y = rw.make("MatMul", [x, weight], origin, f"{group[0].product.output.name}.merged")
     if any(b.bias is not None for b in group):
         y = rw.make("Add", [y, rw.make("Concat", [_bias(rw, b) for b in group], origin, axis=0)], origin)

@@ -3,17 +3,21 @@
     Conv(x, w)  ->  Conv(x, Transpose(packed)), where packed is a weight, and the Transpose a view
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
-ones: [taps, channel]. Matrix products of 8 and 16-bit types: [n, k]. Requires: layout chosen; nothing folds constants
-later. Ensures: the weights of channels-last convolutions and of products are stored so.
+ones: [taps, channel]. Matrix products of 8 and 16-bit types, and of weights that stay packed: [n, k]. Requires: layout
+is chosen, and nothing folds constants later. Ensures: weights of channels-last convolutions and of products are so.
 """
 
 from __future__ import annotations
 
 from arcweld.compiler.dims import is_multiple
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.registry import Kind, make, opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.stored import stored_matrix, transposed
+
+VECTOR = 8  # elements that a kernel unpacks together
 
 
 def pack_weights(graph: Graph, options: Options) -> Graph:
@@ -24,6 +28,8 @@ def pack_weights(graph: Graph, options: Options) -> Graph:
 def _pack(rw: Tracker, node: Node) -> bool:
     kind = opdef(node.op).kind
     w = rw.inputs_of(node)[1] if kind in (Kind.CONTRACT, Kind.CONV) else None
+    if w is not None and node.op == "MatMul" and w.name not in rw.weights:
+        return _pack_stored(rw, node, w)
     if w is None or w.name not in rw.weights:
         return False
     packed_order = _product_order(w) if kind is Kind.CONTRACT else _order(node, w.type.rank)
@@ -37,12 +43,22 @@ def _pack(rw: Tracker, node: Node) -> bool:
     return True
 
 
+def _pack_stored(rw: Tracker, node: Node, w: Value) -> bool:
+    """Stores the right operand [k, n] of a product as [n, k], where it stays packed: vectors then run along k."""
+    stored = stored_matrix(rw.producer, w)
+    if stored is None or stored.swapped or not isinstance(w.shape[0], int) or w.shape[0] % VECTOR:
+        return False
+    x, *_ = rw.inputs_of(node)
+    rw.redirect(node, rw.make("MatMul", [x, transposed(rw, stored, f"{w.name}.packed")], node.origin, node.output.name))
+    return True
+
+
 def _product_order(w: Value) -> tuple[int, ...]:
     """The stored axes of a product's weight [k, n]: of 8 and 16-bit types [n, k], if its rows then start on 16 bytes.
 
     The wgmma implementation takes that order with every tile, and of 8-bit types no other.
     """
-    narrow = w.type.rank == 2 and (w.dtype.is_half or w.dtype.size == 1)
+    narrow = w.type.rank == 2 and (w.dtype.is_half or w.dtype in BYTES)
     return (1, 0) if narrow and is_multiple(w.shape[0], 16 // w.dtype.size) else tuple(range(w.type.rank))
 
 

@@ -482,4 +482,4 @@ def cast_to(rw: Tracker, value: Value, dtype: DType, origin: tuple[str, ...]) ->
 def at_least(rw: Tracker, value: Value, m: Match) -> Value:
     """``value``, cast to the type of the match's result if that is wider: the replacement computes in it, too."""
     dtype = m.root.output.dtype
-    return cast_to(rw, value, dtype, m.origin) if value.dtype.size < dtype.size else value
+    return cast_to(rw, value, dtype, m.origin) if value.dtype.bits < dtype.bits else value

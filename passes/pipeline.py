@@ -31,6 +31,8 @@ from arcweld.passes.precision import precision
 from arcweld.passes.quantised_movement import quantised_movement
 from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
+from arcweld.passes.storage import storage
+from arcweld.passes.tied_weights import tied_weights
 from arcweld.passes.unflatten import unflatten
 
 log = logging.getLogger("arcweld.passes")
@@ -56,8 +58,9 @@ PASSES: tuple[Pass, ...] = (
     # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
     Pass("quantised-movement", quantised_movement, "move 8-bit values without dequantising them"),
-    # before constants are folded: weights of 8 bits would become f32
+    # before weights of 8 bits become f32, or are kept for products in f32
     Pass("integer-products", integer_products, "multiply 8-bit operands as the integers that they are"),
+    Pass("storage", storage, "keep quantised weights as they are stored where that pays"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),
     # primitives become the operators that kernels are written for, while composite operators (ReduceMean,
@@ -88,6 +91,7 @@ PASSES: tuple[Pass, ...] = (
     # last of all rewrites: folding must not undo them
     Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),
+    Pass("tied-weights", tied_weights, "store equal weights once"),
     Pass("cse", cse, "compute equal values once"),
     Pass("dce", dce, "drop what no output needs"),
 )

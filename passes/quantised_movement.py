@@ -14,6 +14,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.dce import remove_dead
@@ -32,7 +33,7 @@ def quantised_movement(graph: Graph, options: Options) -> Graph:
 
 
 def _visit(rw: Tracker, node: Node) -> bool:
-    if node.op != "QuantizeLinear":
+    if node.op != "QuantizeLinear" or node.attrs["block"]:
         return False
     value, *parameters = rw.inputs_of(node)
     own = _parameters(rw, parameters)
@@ -65,9 +66,10 @@ def _parameters(rw: Tracker, values: list[Value | None]) -> tuple[float, int] | 
 def _integers(rw: Tracker, value: Value | None, own: tuple[float, int], node: Node) -> Value | None:
     """What ``value`` dequantises by the parameters with which ``node`` quantises, in the same type; None for others."""
     made = rw.producer(value, "DequantizeLinear")
-    if made is None or made.output.dtype is not DType.F32:
+    if made is None or made.output.dtype is not DType.F32 or made.attrs["block"] or len(made.operands()) > 3:
         return None
     source, *parameters = made.inputs
-    assert source is not None
+    if source is None or source.dtype not in BYTES:
+        return None
     same = source.dtype is node.output.dtype and _parameters(rw, parameters) == own
     return source if same else None

@@ -4,6 +4,7 @@
     formulas of single constants   index arithmetic, sizes, literals
     formulas of single elements    a causal mask by the position of a decode step, of at most MAX_LIGHT operations
     elements made of single bytes  keys and values from caches of 8 bits: the scaled copy would be larger than the cache
+    weights that stay packed       what unpacks them: in memory they would be larger
     lengths of paged sequences     three entries of a table, and formulas of them as of single elements
 """
 
@@ -25,11 +26,14 @@ class Repeatable:
         self._producers = producers
         self._leaves: set[str] = set()  # of single constants
         self._light: dict[str, int] = {}  # of single elements, lengths and weights -> scalar operations
+        self._stored: set[str] = set()  # of weights that stay packed
 
     def note(self, node: Node) -> None:
         """Looks at a node that is no hero; all that it reads was looked at before."""
         if all(self._is_leaf(v) for v in node.operands()):
             self._leaves.add(node.output.name)
+        elif self._unpacks(node):
+            self._stored.add(node.output.name)
         elif node.op == "PagedLengths":
             self._light[node.output.name] = code_of(node)
         elif index_cost(node) == 0 and len(node.outputs) == 1:
@@ -39,21 +43,35 @@ class Repeatable:
                 self._light[node.output.name] = sum(known) + code_of(node)
 
     def __contains__(self, node: Node) -> bool:
-        return is_view(node) or node.output.name in self._leaves or node.output.name in self._light
+        name = node.output.name
+        return is_view(node) or name in self._leaves or name in self._light or name in self._stored
+
+    def _unpacks(self, node: Node) -> bool:
+        """True for a DequantizeLinear that keeps its weights as they are stored, and a cast of what that gives."""
+        if node.op == "DequantizeLinear":
+            return bool(node.attrs["keep"])
+        if node.op != "Cast":
+            return False
+        source = node.operands()[0]
+        made_by = self._producers.get(source.name)
+        while made_by is not None and is_view(made_by):
+            source = made_by.operands()[0]
+            made_by = self._producers.get(source.name)
+        return source.name in self._stored
 
     def only_once(self, node: Node) -> bool:
         """True if a kernel that reads its operands more than once should find ``node`` in memory."""
         return node.output.name in self._light and not is_view(node)
 
     def widens_bytes(self, node: Node) -> bool:
-        """True if ``node`` is the last of what makes each element from an integer of one byte.
+        """True if ``node`` is the last of what makes each element from a number of 8 bits or fewer.
 
         That is a cast, and products and differences with scales and zero points, which have fewer elements.
         """
         for _ in range(MAX_WIDENING):
             first = node.operands()[0]
-            if node.op in ("DequantizeLinear", "Cast") and first.dtype.is_int:
-                return first.dtype.size == 1
+            if node.op in ("DequantizeLinear", "Cast") and (first.dtype.is_int or first.dtype.is_storage):
+                return first.dtype.bits <= 8
             if node.op not in ("Mul", "Sub", "Cast"):
                 return False
             whole = [v for v in node.operands() if v.type.numel == node.output.type.numel]

@@ -36,7 +36,7 @@ def siblings(fused: FusedGraph) -> FusedGraph:
 
 def _is_small(v: Value) -> bool:
     count = v.type.numel
-    return isinstance(count, int) and count <= MOST_ELEMENTS
+    return isinstance(count, int) and count <= MOST_ELEMENTS and not v.dtype.is_packed
 
 
 def _join(joiner: Joiner, group: list[int]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.dtypes import DType, from_numpy, pack
 from arcweld.compiler.errors import ArcweldError, InputError
 from arcweld.runtime.plan import Shape
 
@@ -48,10 +48,11 @@ class Taken:
 class Element:
     """An element type with its counterparts in numpy and (once torch is imported) in torch, looked up once."""
 
-    __slots__ = ("dtype", "numpy", "torch")
+    __slots__ = ("dtype", "numpy", "packed", "torch")
 
     def __init__(self, dtype: DType) -> None:
         self.dtype = dtype
+        self.packed = dtype.is_packed
         self.numpy = dtype.numpy
         self.torch: Any = None
 
@@ -80,6 +81,11 @@ class Arrays:
 
         Raises InputError for an object that is no array, another element type than ``element``, or another device.
         """
+        if element.packed and not isinstance(array, np.ndarray | np.generic):
+            raise InputError(
+                f"input {name!r} is {element.dtype.value}, which only numpy arrays hold",
+                hint=f"give an array of ml_dtypes.{element.numpy}: it is packed as it is copied",
+            )
         taker = self._takers.get(type(array))
         if taker is None:
             taker = self._takers[type(array)] = self._taker(name, array)
@@ -108,9 +114,9 @@ class Arrays:
     def _take_numpy(self, name: str, array: Any, element: Element) -> Taken:
         if array.dtype != element.numpy:
             raise _wrong_dtype(name, str(array.dtype), element.dtype)
-        host = dense(np.asarray(array))
+        host = dense(pack(np.asarray(array)) if element.packed else np.asarray(array))
         address = int(host.__array_interface__["data"][0])
-        return Taken("numpy", address, host.shape, host.nbytes, host, host if self.on_gpu else None)
+        return Taken("numpy", address, array.shape, host.nbytes, host, host if self.on_gpu else None)
 
     def _take_torch(self, name: str, tensor: Any, element: Element) -> Taken:
         if tensor.dtype is not (element.torch or element.find_torch()):

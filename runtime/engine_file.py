@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DType, stored_form
 from arcweld.compiler.errors import EngineFileError, EnvironmentError_
 from arcweld.compiler.paths import replaceable
 from arcweld.runtime import container, records, tensors_file
@@ -111,7 +111,7 @@ def check_data(data: EngineData) -> None:
         array = data.weights.get(weight.name)
         if array is None:
             raise EngineFileError(f"weight {weight.name!r} is missing")
-        if array.dtype != DType(weight.dtype).numpy or array.shape != weight.shape:
+        if (array.dtype, array.shape) != stored_form(DType(weight.dtype), weight.shape):
             raise EngineFileError(
                 f"weight {weight.name!r} is {array.dtype}{list(array.shape)}, "
                 f"the program expects {weight.dtype}{list(weight.shape)}"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import DeviceError
+from arcweld.compiler.dtypes import DType, unpack
+from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
@@ -131,6 +131,7 @@ class Context:
         self._taken_over = [shared.plan.state.get(k) for k in range(len(shared.plan.outputs))]
         self._moved = shared.moved
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
+        self._packed = [(k, e) for k, e in enumerate(self._elements) if e.packed]
 
     @property
     def arena_bytes(self) -> int:
@@ -153,7 +154,7 @@ class Context:
         results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
             self._launch(special, inputs, targets, views, stream)
-            return results
+            return self._finished(results, special) if self._packed else results
         on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
         addresses = (*[t.address for t in inputs], *targets) if on_device else None
         graph = self._direct_graph(special, addresses) if addresses is not None else None
@@ -163,6 +164,12 @@ class Context:
             self._launch(special, inputs, targets, views, stream)
         else:
             self._replay_staged(special, inputs, targets, views, stream)
+        return self._finished(results, special) if self._packed else results
+
+    def _finished(self, results: list[Any], special: Specialisation) -> list[Any]:
+        """The results, of which those of packed types are bytes until now, as arrays of their elements."""
+        for k, element in self._packed:
+            results[k] = unpack(results[k], element.dtype, special.outputs[k])
         return results
 
     def _record(self, inputs: Sequence[Taken], kind: str, stream: int) -> list[Any]:
@@ -172,6 +179,12 @@ class Context:
         allocates them itself, because only its allocator may ask for memory while it records.
         """
         shared = self.shared
+        if self._packed:
+            output = shared.plan.program.outputs[self._packed[0][0]]
+            raise InputError(
+                f"output {output.name!r} is {output.dtype}, whose arrays the host makes: no graph can record that",
+                hint="call the engine outside of the recording",
+            )
         env = shared.plan.bind_symbols([t.shape for t in inputs])
         part = shared.serving(env)
         sizes = compute_sizes(part.plan, env)
@@ -270,7 +283,10 @@ class Context:
                 views.append(None)
                 continue
             try:
-                array, address, view = self.shared.arrays.empty(kind, shape, element)
+                form = (kind, shape, element)
+                if element.packed:  # bytes until they are there
+                    form = ("numpy", (special.output_bytes[len(results)],), _BYTES)
+                array, address, view = self.shared.arrays.empty(*form)
             except MemoryError:
                 output = self.shared.plan.program.outputs[len(results)]
                 raise DeviceError(

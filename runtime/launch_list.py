@@ -121,7 +121,7 @@ def compute_sizes(plan: ExecutionPlan, env: dict[str, int]) -> Sizes:
     unbounded = {s.name for s in plan.program.symbols if s.hi is None}
     for name, tensor in plan.tensors.items():
         shape = tuple(d(env) for d in tensor.shape)
-        size = math.prod(shape) * tensor.dtype.size
+        size = tensor.dtype.nbytes(math.prod(shape))
         if min(shape, default=0) < 0 or size > MAX_BYTES:
             raise InputError(f"with {_show(env)} tensor {name} has the impossible shape {list(shape)}")
         if math.prod(shape) > MAX_ELEMENTS and any(d.names & unbounded for d in tensor.shape):

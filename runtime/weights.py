@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DType, stored_form
+from arcweld.compiler.dtypes import pack as pack_bits
 from arcweld.compiler.errors import EngineFileError, InputError, ModelError, UnsupportedError
 from arcweld.compiler.mapped import give_back, is_constant
 from arcweld.compiler.records import sources
@@ -40,14 +41,20 @@ def pack(weight: WeightEntry, values: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _fitting(weight: WeightEntry, array: np.ndarray) -> np.ndarray:
-    """``array`` as the engine holds it. Raises InputError for another shape or element type."""
-    dtype = DType(weight.dtype).numpy
-    if array.shape != weight.shape or array.dtype != dtype:
+    """``array`` as the engine holds it; of a packed type, its bytes are taken too.
+
+    Raises InputError for another shape or element type.
+    """
+    dtype = DType(weight.dtype)
+    stored, shape = stored_form(dtype, weight.shape)
+    if (array.dtype, array.shape) == (dtype.numpy, weight.shape):
+        return pack_bits(np.ascontiguousarray(array).reshape(weight.shape))
+    if not dtype.is_packed or (array.dtype, array.shape) != (stored, shape):
         raise InputError(
             f"the new value of weight {weight.source or weight.name!r} packs to {array.dtype}{list(array.shape)}, "
-            f"the engine holds {dtype}{list(weight.shape)}"
+            f"the engine holds {dtype.numpy}{list(weight.shape)}"
         )
-    return np.ascontiguousarray(array).reshape(weight.shape)
+    return np.ascontiguousarray(array)
 
 
 class DeviceWeights:

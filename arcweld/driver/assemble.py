@@ -14,7 +14,7 @@ from arcweld.codegen.nvrtc.compiler import headers
 from arcweld.codegen.nvrtc.compiler import version as nvrtc_version
 from arcweld.compiler.bulk import contiguous
 from arcweld.compiler.dims import Sym, to_text
-from arcweld.compiler.dtypes import from_numpy
+from arcweld.compiler.dtypes import from_numpy, pack
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.mapped import give_back, make_constant
 from arcweld.compiler.records import sources
@@ -35,8 +35,8 @@ def assemble(parts: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -
     return EngineData(
         program=make_program(parts, order),
         sources=stored_sources(parts),
-        weights={names(n): _contiguous(w.data) for n, w in weights.items()}
-        | {n: _contiguous(w.data) for n, w in _initial_weights(graph).items()},
+        weights={names(n): _stored(w.data) for n, w in weights.items()}
+        | {n: _stored(w.data) for n, w in _initial_weights(graph).items()},
         headers=dict(headers()),
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
@@ -215,13 +215,14 @@ def _free(name: str, taken: set[str]) -> str:
 # ----------------------------------------------------------------------------------------------------- what is stored
 
 
-def _contiguous(data: np.ndarray) -> np.ndarray:
-    """The array in C order. A copy is constant, and what it was made of leaves this process' memory."""
-    if data.flags.c_contiguous:
+def _stored(data: np.ndarray) -> np.ndarray:
+    """The array in C order, packed. A copy is constant, and what it was made of leaves this process' memory."""
+    ordered = data if data.flags.c_contiguous else contiguous(data)
+    packed = pack(ordered)
+    if packed is data:
         return data
-    copy = make_constant(contiguous(data))
     give_back(data)
-    return copy
+    return make_constant(packed)
 
 
 def stored_sources(parts: Sequence[Planned]) -> dict[str, str]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes
 import numpy as np
 
+from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.ir import Node, Weight
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.reference import evaluate_node
@@ -53,9 +55,9 @@ def _operand(
 
 def _rounded(result: np.ndarray, terms: int, rng: np.random.Generator) -> np.ndarray:
     """``result`` with a random error in every element: that of a sum of ``terms`` terms. Integers stay exact."""
-    if result.dtype.kind in "iub":
+    if not from_numpy(result.dtype).is_float:
         return result
-    unit = float(np.finfo(result.dtype).eps) / 2 if result.dtype.kind == "f" else 2.0**-8  # bfloat16
+    unit = float(ml_dtypes.finfo(result.dtype).eps) / 2
     noise = rng.uniform(-1, 1, result.shape) * unit * math.sqrt(terms)
     with np.errstate(all="ignore"):
         return np.asarray(result * (1 + noise)).astype(result.dtype)

@@ -29,7 +29,7 @@ class _Index:
 
 def index_limits(graph: Graph) -> tuple[Limit, ...]:
     """What operators that make an index out of range an error demand of the graph's inputs."""
-    known = {v.name: _Index(v.name) for v in graph.inputs if v.dtype.is_int and v.dtype.size >= 4}
+    known = {v.name: _Index(v.name) for v in graph.inputs if v.dtype.is_int and v.dtype.bits >= 32}
     steps: dict[str, tuple[Dim, Dim]] = {}  # the least and the largest element of what counts
     found: dict[Limit, None] = {}
     for n in graph.nodes:
@@ -62,7 +62,7 @@ def _note_constants(graph: Graph, n: Node, steps: dict[str, tuple[Dim, Dim]]) ->
 def _index(n: Node, known: Mapping[str, _Index], steps: Mapping[str, tuple[Dim, Dim]]) -> _Index | None:
     """What the result is, if each of its elements is an input's plus a number, in every combination."""
     operands = n.operands()
-    if len(n.outputs) != 1 or not n.output.dtype.is_int or n.output.dtype.size < 4:
+    if len(n.outputs) != 1 or not n.output.dtype.is_int or n.output.dtype.bits < 32:
         return None
     if n.op in VIEWS or n.op == "Cast":
         return known.get(operands[0].name)

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from arcweld.compiler.dtypes import from_numpy
+
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     """``‖got - want‖ / ‖want‖`` (2-norms, in f64) of two arrays of the same shape.
@@ -15,7 +17,7 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     """
     if want.dtype == np.bool_:  # a byte that is neither 0 nor 1 is no bool, though numpy takes it for True
         got, want = got.view(np.uint8), want.view(np.uint8)
-    if want.dtype.kind in "iu":
+    if from_numpy(want.dtype).is_int:
         return float(np.mean(got != want)) if want.size else 0.0
     g, w = got.astype(np.float64), want.astype(np.float64)
     odd = ~np.isfinite(w)

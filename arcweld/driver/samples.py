@@ -16,6 +16,7 @@ from arcweld.driver.value_uses import integer_range, reaches_index
 
 DEFAULT_SIZE = 32  # of a dimension that is no batch
 MAX_DOUBLINGS = 8
+LEAST = 2.0**-6  # of floats of a type without negative numbers and 0
 SCALED = 0.25  # share of floats that are 2^-6 to 2 times as large as the others
 
 
@@ -129,7 +130,8 @@ def _random(
         return rng.integers(0, 2, shape).astype(bool)
     if v.dtype.is_float:
         if given is None and draw is Draw.SIGNED and not reaches_index(graph, v):
-            return _signed(rng, shape).astype(v.dtype.numpy)
+            signed = _signed(rng, shape)
+            return (signed if v.dtype.is_signed else np.abs(signed) + LEAST).astype(v.dtype.numpy)
         low, high = given or (0.0, 1.0)
         return rng.uniform(low, high, shape).astype(v.dtype.numpy)
     if given is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from arcweld.compiler.dims import Dim, evaluate, minimum
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import integer_range as range_of_type
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
 
@@ -46,9 +47,8 @@ def integer_range(graph: Graph, v: Value, sizes: Mapping[str, int]) -> tuple[int
 
 
 def _of_type(dtype: DType) -> tuple[int, int]:
-    info = np.iinfo(dtype.numpy)
-    if dtype.size == 1:
-        return int(info.min), int(info.max)
+    if dtype.bits <= 8:
+        return range_of_type(dtype)
     return (-ORDINARY if dtype.is_signed else 0), ORDINARY
 
 
@@ -64,7 +64,7 @@ def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple
     if n.op == "Pow" and place == 1:
         return 0, MOST_EXPONENT
     if n.op == "BitShift" and place == 1:
-        return 0, 8 * x.dtype.size - 1
+        return 0, x.dtype.bits - 1
     if n.op in COMPARISONS:
         return _compared(graph, n, x, sizes)
     return None

@@ -145,10 +145,10 @@ def vector_width(kernel: Kernel, extent: Dim, exprs: Sequence[Expr], stores: Seq
     The access with the smallest element takes at most 16 bytes, and at least one access is contiguous and aligned.
     """
     params = Params(kernel)
-    sizes = [kernel.buffer(e.attr[0]).dtype.size for e in walk(list(exprs)) if e.op == "load"]
-    sizes += [kernel.buffer(s.buffer).dtype.size for s in stores]
+    bits = [kernel.buffer(e.attr[0]).dtype.bits for e in walk(list(exprs)) if e.op == "load"]
+    bits += [kernel.buffer(s.buffer).dtype.bits for s in stores]
     for width in (8, 4, 2):
-        if not dims.is_multiple(extent, width) or width * min(sizes, default=4) > VECTOR_BYTES:
+        if not dims.is_multiple(extent, width) or width * min(bits, default=32) > 8 * VECTOR_BYTES:
             continue
         block = Block(params, {lane: "i"}, lane=lane, width=width)
         block.variables = {e.attr: ("x", True) for e in walk(list(exprs)) if e.op == "var"}

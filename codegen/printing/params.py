@@ -7,6 +7,7 @@ from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
 
+STORAGE = "storage.cuh"  # the types that values are only stored in
 _ORDER = (Pointer, Integer, TensorMap)  # in the struct
 
 
@@ -23,6 +24,7 @@ class Params:
         self._ctypes: dict[str, str] = {}
         self._workspace: list[Buffer] = []
         self._counters: list[Buffer] = []
+        self._headers: set[str] = {STORAGE} if any(b.dtype.is_storage for b in kernel.buffers) else set()
         for b in kernel.buffers:
             const = "" if b.written else "const "
             self._add(Pointer(b.name, b.name), f"{const}{b.dtype.cuda}*")
@@ -34,6 +36,10 @@ class Params:
         self._members[parameter.name] = parameter
         self._ctypes[parameter.name] = ctype
         return f"p.{parameter.name}"
+
+    def needs(self, header: str) -> None:
+        """Notes a header of ``codegen/include`` that the kernel's text needs beside those that its template has."""
+        self._headers.add(header)
 
     def buffer(self, name: str) -> str:
         """The C expression of a buffer's pointer; an array in shared memory has its own name."""
@@ -72,9 +78,10 @@ class Params:
         return self._add(Integer(sym.name, var(sym)), "int")
 
     def struct(self) -> str:
-        """The C declaration of the struct."""
+        """The C declaration of the struct, below the headers that it or the hooks need."""
         lines = [f"  {self._ctypes[p.name]} {p.name};" for p in self.members()]
-        return "struct Params {\n" + "\n".join(lines) + "\n};"
+        included = "".join(f'#include "{h}"\n' for h in sorted(self._headers))
+        return (included and f"{included}\n") + "struct Params {\n" + "\n".join(lines) + "\n};"
 
     def members(self) -> tuple[Parameter[Dim], ...]:
         """The members in the struct's order: pointers, then integers, then TMA descriptors (64-byte aligned)."""

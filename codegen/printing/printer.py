@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from arcweld.codegen.kernel import Buffer, Kernel, Store
-from arcweld.codegen.printing.params import Params
+from arcweld.codegen.printing.params import STORAGE, Params
 from arcweld.codegen.printing.scalar import literal, scalar_text
 from arcweld.codegen.printing.uniform import below_zero, index_difference, is_negative, two_sides
 from arcweld.compiler import dims
@@ -262,7 +262,10 @@ class Block:
         if dims.coefficient(d, self._l) != 1 or any(self.is_laned(x.payload) for x in dims.dynamic_atoms(d)):  # type: ignore[arg-type]
             return None
         base = dims.substitute(d, {self._l: 0})
-        chunk = math.gcd(self.width, max(1, VECTOR_BYTES // buffer.dtype.size))
+        packed = buffer.dtype.is_packed
+        if packed and self.width % buffer.dtype.per_byte:
+            return None
+        chunk = self.width if packed else math.gcd(self.width, max(1, VECTOR_BYTES // buffer.dtype.size))
         return base if dims.is_multiple(base, chunk) else None
 
     def uniform(self, e: Expr) -> Expr:
@@ -309,6 +312,8 @@ class Block:
         if e.op == "load":
             return self._load(e)
         laned = self.is_laned(e)
+        if e.op in ("narrow", "pattern"):
+            self.params.needs(STORAGE)
         text = self._index(e, laned) if _is_of_indices(e) else scalar_text(e, [self._done[a] for a in e.args])
         return self._define(e.dtype.cuda, text, laned, value=e)
 
@@ -338,19 +343,22 @@ class Block:
             if base is not None:
                 return self._vector_load(e, dtype, pointer, base, mask)
         offset = self.dim(buffer.offset(tuple(coords)), laned=laned)
-        text = _to_compute(dtype, f"{pointer}[{offset}]")
+        text = f"packed_at({pointer}, {offset})" if dtype.is_packed else _to_compute(dtype, f"{pointer}[{offset}]")
         if mask is not None:
             text = f"{mask} ? {text} : {_zero(e.dtype)}"
         return self._define(e.dtype.cuda, text, laned, value=e)
 
     def _vector_load(self, e: Expr, dtype: DType, pointer: str, base: Dim, mask: str | None) -> str:
-        vec = f"Vec<{dtype.cuda}, {self.width}>"
-        load = "load_vec_stream" if self.once else "load_vec"
-        text = f"{load}<{self.width}>({self.place(pointer, base)})"
+        packed = dtype.is_packed
+        vec = f"{'PackedVec' if packed else 'Vec'}<{dtype.cuda}, {self.width}>"
+        load = ("load_packed" if packed else "load_vec") + ("_stream" if self.once else "")
+        start = base // dtype.per_byte if packed else base  # a packed type's pointer counts bytes
+        text = f"{load}<{self.width}>({self.place(pointer, start)})"
         if mask is not None:
             text = f"{mask} ? {text} : {vec}{{}}"
         name = self._define(vec, text, False, "v", e)
-        return self._define(e.dtype.cuda, _to_compute(dtype, f"{name}.v[lane]"), True, value=e)
+        element = f"{name}[lane]" if packed else _to_compute(dtype, f"{name}.v[lane]")
+        return self._define(e.dtype.cuda, element, True, value=e)
 
     # ----- whole blocks
 
@@ -386,7 +394,7 @@ def _is_of_indices(e: Expr) -> bool:
 
 
 def _to_compute(dtype: DType, text: str) -> str:
-    return f"to_f32({text})" if dtype.is_half else text
+    return f"to_f32({text})" if dtype.compute is not dtype else text
 
 
 def _zero(dtype: DType) -> str:
@@ -395,7 +403,7 @@ def _zero(dtype: DType) -> str:
 
 def from_compute(dtype: DType, text: str) -> str:
     """C text that rounds a computed value to its storage type."""
-    return f"from_f32<{dtype.cuda}>({text})" if dtype.is_half else text
+    return f"from_f32<{dtype.cuda}>({text})" if dtype.compute is not dtype else text
 
 
 def print_stores(block: Block, stores: Sequence[Store], guard: Callable[[str], str] | None = None) -> list[Line]:

@@ -96,6 +96,10 @@ def scalar_text(e: Expr, args: list[str]) -> str:
     args = [f"({text})" if _is_signed(a) else text for a, text in zip(e.args, args, strict=True)]
     if e.op == "cast":
         return _cast_text(operand, e.dtype, args[0])
+    if e.op == "narrow":
+        return f"narrow<{e.attr.cuda}>({args[0]})"
+    if e.op == "pattern":
+        return f"(u8)field_of({args[0]}, ScalarTag<{e.attr.cuda}>())"
     if e.op == "isinf":
         return f"{'fabsf' if operand is DType.F32 else 'fabs'}({args[0]}) == ({operand.cuda})INFINITY"
     if operand.is_float and e.op in FLOAT:

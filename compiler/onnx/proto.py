@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DType, integer_range, unpack
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.skeleton import Cut, cut_weights
 
@@ -44,6 +44,16 @@ DTYPES: Mapping[int, DType] = {
     TensorProto.UINT16: DType.U16,
     TensorProto.UINT8: DType.U8,
     TensorProto.BOOL: DType.BOOL,
+    TensorProto.FLOAT8E4M3FN: DType.F8E4M3FN,
+    TensorProto.FLOAT8E4M3FNUZ: DType.F8E4M3FNUZ,
+    TensorProto.FLOAT8E5M2: DType.F8E5M2,
+    TensorProto.FLOAT8E5M2FNUZ: DType.F8E5M2FNUZ,
+    TensorProto.FLOAT8E8M0: DType.F8E8M0,
+    TensorProto.FLOAT4E2M1: DType.F4E2M1,
+    TensorProto.INT4: DType.I4,
+    TensorProto.UINT4: DType.U4,
+    TensorProto.INT2: DType.I2,
+    TensorProto.UINT2: DType.U2,
 }
 # the typed field that holds each element type where there is no raw data; narrow types share int32_data
 _FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
@@ -53,7 +63,6 @@ _FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
     DType.U64: ("uint64_data", np.dtype(np.uint64)),
     DType.U32: ("uint64_data", np.dtype(np.uint64)),
 }
-_NIBBLES: Mapping[int, DType] = {TensorProto.INT4: DType.I8, TensorProto.UINT4: DType.U8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +156,7 @@ def _check_text(message: Any, name: str) -> None:
 
 
 def element_type(code: int) -> DType:
-    """The DType of an ONNX element type. Raises UnsupportedError for strings, complex numbers and narrow floats."""
+    """The DType of an ONNX element type. Raises UnsupportedError for strings and complex numbers."""
     if code in DTYPES:
         return DTYPES[code]
     known = {v: k for k, v in TensorProto.DataType.items()}
@@ -165,56 +174,65 @@ def tensor_shape(tensor: TensorProto) -> tuple[int, ...]:
 def tensor_array(tensor: TensorProto, source: Source) -> tuple[np.ndarray, DType]:
     """A tensor's contents: a view of its raw bytes, or a read-only memory map of its external data.
 
-    4-bit integers are unpacked to 8 bits. Raises ModelError where sizes disagree, UnsupportedError for the type.
+    Elements of packed types get a byte each. Raises ModelError where sizes disagree, UnsupportedError for the type.
     """
     shape = tensor_shape(tensor)
     if tensor.HasField("segment"):
         raise UnsupportedError(f"tensor {tensor.name!r} is stored in segments")
-    nibble = tensor.data_type in _NIBBLES
-    dtype = _NIBBLES[tensor.data_type] if nibble else element_type(tensor.data_type)
+    dtype = element_type(tensor.data_type)
     if tensor.data_location == TensorProto.EXTERNAL:
-        array = _external(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, source.folder)
+        array = _external(tensor, shape, dtype, source.folder)
     elif tensor.HasField("raw_data"):
-        array = _raw(tensor, shape, np.dtype(np.uint8) if nibble else dtype.numpy, nibble, source)
+        array = _raw(tensor, shape, dtype, source)
     else:
-        array = _typed(tensor, shape, dtype, nibble)
-    if nibble:
-        array = _unpack(array, math.prod(shape), dtype)
-    return array.reshape(shape), dtype
+        array = _typed(tensor, shape, dtype)
+    return (unpack(array, dtype, shape) if dtype.is_packed else array.reshape(shape)), dtype
 
 
-def _stored(shape: tuple[int, ...], nibble: bool) -> int:
-    count = math.prod(shape)
-    return (count + 1) // 2 if nibble else count
+def _stored(dtype: DType) -> np.dtype:
+    """What a file's bytes are read as."""
+    return np.dtype(np.uint8) if dtype.is_packed else dtype.numpy
 
 
-def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool, source: Source) -> np.ndarray:
+def _raw(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, source: Source) -> np.ndarray:
     raw = source.contents(tensor.raw_data)
-    need = _stored(shape, nibble) * dtype.itemsize
+    need = dtype.nbytes(math.prod(shape))
     if len(raw) != need:
         raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} bytes but holds {len(raw)}")
-    return np.frombuffer(raw, dtype)
+    return np.frombuffer(raw, _stored(dtype))
 
 
-def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType, nibble: bool) -> np.ndarray:
-    field, stored = _FIELDS.get(dtype, ("int32_data", np.dtype(np.int32)))
+def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType) -> np.ndarray:
+    """The elements of a typed field. Narrow types are there as patterns, packed ones byte by byte."""
+    field, wide = _FIELDS.get(dtype, ("int32_data", np.dtype(np.int32)))
     values = getattr(tensor, field)
-    need = _stored(shape, nibble)
+    need = dtype.nbytes(math.prod(shape)) if dtype.is_packed else math.prod(shape)
     if len(values) != need:
         raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} elements, it has {len(values)}")
-    array = np.array(values, stored)
-    if nibble:
+    array = np.array(values, wide)
+    _check_range(tensor, array, dtype)
+    if dtype.is_packed:
         return array.astype(np.uint8)
-    return array.astype(np.uint16).view(dtype.numpy) if dtype.is_half else array.astype(dtype.numpy)
+    if dtype.compute is dtype:
+        return array.astype(dtype.numpy)
+    return array.astype(np.uint16 if dtype.is_half else np.uint8).view(dtype.numpy)
 
 
-def _unpack(packed: np.ndarray, count: int, dtype: DType) -> np.ndarray:
-    both = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count]
-    return both.view(np.int8) - ((both & 8) << 1).view(np.int8) if dtype is DType.I8 else both
+def _check_range(tensor: TensorProto, values: np.ndarray, dtype: DType) -> None:
+    """Raises ModelError for a value that a narrow type cannot hold. Floats are patterns, packed types whole bytes."""
+    if not values.size or values.dtype.kind == "f" or dtype.bits >= 32:
+        return
+    patterns = dtype.is_float or dtype.is_packed
+    low, high = (0, (1 << max(dtype.bits, 8)) - 1) if patterns else (0, 1)
+    if dtype.is_int and not patterns:
+        low, high = integer_range(dtype)
+    wrong = values[(values < low) | (values > high)]
+    if wrong.size:
+        raise ModelError(f"tensor {tensor.name!r} holds {wrong[0]}, which {dtype.value} cannot be: {low} to {high} can")
 
 
 def _external(
-    tensor: TensorProto, shape: tuple[int, ...], dtype: np.dtype, nibble: bool, folder: Path | None
+    tensor: TensorProto, shape: tuple[int, ...], dtype: DType, folder: Path | None
 ) -> np.ndarray:
     info = {e.key: e.value for e in tensor.external_data}
     location = info.get("location", "")
@@ -229,14 +247,14 @@ def _external(
         length = int(info["length"]) if "length" in info else None
     except ValueError as error:
         raise ModelError(f"{place}: {error}") from error
-    count = _stored(shape, nibble)
-    need = count * dtype.itemsize
+    need = dtype.nbytes(math.prod(shape))
     with _open_inside(folder, relative, place) as file:
         found = os.fstat(file.fileno())
         size = found.st_size if stat.S_ISREG(found.st_mode) else -1
         if offset < 0 or (length is not None and length != need) or offset + need > size:
             raise ModelError(f"{place}: bytes {offset}..{offset + need} were expected, the file has {max(size, 0)}")
-        return np.memmap(file, dtype, "r", offset, (count,)) if count else np.zeros(0, dtype)
+        stored = _stored(dtype)
+        return np.memmap(file, stored, "r", offset, (need // stored.itemsize,)) if need else np.zeros(0, stored)
 
 
 def _open_inside(folder: Path, relative: Path, place: str) -> BinaryIO:

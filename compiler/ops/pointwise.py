@@ -25,6 +25,7 @@ from arcweld.compiler.ops.shapes import (
     BOOLS,
     INTS,
     NUMERIC,
+    STORED,
     UNSIGNED,
     broadcast,
     check_dtype,
@@ -165,7 +166,9 @@ pointwise(
     "Rsqrt", "x", lambda p, x: unary("rsqrt", x), lambda p, x: 1 / np.sqrt(x), low=0.2, high=4.0, cost=4,
     doc="1 / sqrt(x)",
 )  # fmt: skip
-pointwise("Identity", "x", lambda p, x: x, lambda p, x: x, dtypes=ANY, test=("f32", "f16", "i32", "bool"), cost=0)
+pointwise(
+    "Identity", "x", lambda p, x: x, lambda p, x: x, dtypes=(*ANY, *STORED), test=("f32", "f16", "i32", "bool"), cost=0,
+)  # fmt: skip
 pointwise(
     "IsInf", "x", _isinf, _np_isinf, result=boolean,
     attrs={"detect_negative": Attr("int", 1), "detect_positive": Attr("int", 1)},
@@ -196,7 +199,15 @@ pointwise(
     cases=[
         Case(((3, 5),), {"to": to}, ("f32", "f16", "i32", "bool"), -4.0, 4.0)
         for to in (DType.F32, DType.F16, DType.BF16, DType.F64, DType.I32, DType.I64, DType.BOOL)
-    ] + [Case(((3, 5),), {"to": DType.U8}, ("f32", "i64"), 0.0, 255.0)],
+    ] + [
+        Case(((3, 5),), {"to": DType.U8}, ("f32", "i64"), 0.0, 255.0),
+        *(
+            Case(((3, 7),), {"to": d}, ("f32", "f16", "i32", "u8"), -9.0 if d.is_signed else 0.0, 9.0)
+            for d in STORED if d is not DType.F8E8M0
+        ),
+        Case(((3, 7),), {"to": DType.F8E8M0}, ("f32", "f16"), 0.1, 9.0),
+        *(Case((np.linspace(-3, 3, 21).reshape(3, 7).astype(d.numpy),), {"to": DType.F32}) for d in STORED),
+    ],
 )  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------- activations

@@ -18,6 +18,7 @@ from arcweld.compiler.ops.gather import STRICT
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import (
+    ElementTypeError,
     check_axis,
     check_dtype,
     check_equal,
@@ -37,6 +38,8 @@ def _check(op: str, types: Types, attrs: Attrs) -> list[TensorType]:
     data, indices, updates = present(op, types, 3)
     check_dtype(op, indices, (DType.I64, DType.I32))
     same_dtype(op, [data, updates])
+    if data.dtype.is_packed:
+        raise ElementTypeError(f"{op} stores no single {data.dtype.value}", hint="convert it to 8 bits before")
     if attrs["reduction"] not in REDUCTIONS:
         raise ModelError(f"{op}: unknown reduction {attrs['reduction']}", hint=", ".join(REDUCTIONS))
     if attrs["reduction"] != "none" and data.dtype is DType.BOOL:

@@ -34,6 +34,7 @@ INTS = (DType.I64, DType.I32, DType.I16, DType.I8, *UNSIGNED)
 NUMERIC = (*FLOATS, *INTS)
 BOOLS = (DType.BOOL,)
 ANY = (*NUMERIC, *BOOLS)
+STORED = tuple(d for d in DType if d.is_storage)
 
 # ------------------------------------------------------------------------------------------------------- checks
 

@@ -11,6 +11,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     grid_sample,
     integer,
     movement,
+    packed,
     pad,
     paged,
     pointwise,

@@ -33,6 +33,10 @@ ELEMENT = {
     DType.I16: TensorProto.INT16, DType.I8: TensorProto.INT8, DType.U64: TensorProto.UINT64,
     DType.U32: TensorProto.UINT32, DType.U16: TensorProto.UINT16, DType.U8: TensorProto.UINT8,
     DType.BOOL: TensorProto.BOOL,
+    DType.F8E4M3FN: TensorProto.FLOAT8E4M3FN, DType.F8E4M3FNUZ: TensorProto.FLOAT8E4M3FNUZ,
+    DType.F8E5M2: TensorProto.FLOAT8E5M2, DType.F8E5M2FNUZ: TensorProto.FLOAT8E5M2FNUZ,
+    DType.F8E8M0: TensorProto.FLOAT8E8M0, DType.F4E2M1: TensorProto.FLOAT4E2M1,
+    DType.I4: TensorProto.INT4, DType.U4: TensorProto.UINT4, DType.I2: TensorProto.INT2, DType.U2: TensorProto.UINT2,
 }  # fmt: skip
 
 Attrs = dict[str, Any]
@@ -82,6 +86,16 @@ def _resize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
     return kept, [None, np.asarray(a["scales"], np.float32)]
 
 
+def _quantize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    own = {"axis": a["axis"], "block_size": a["block"]}
+    return own if len(node.operands()) > 2 else {**own, "output_dtype": ELEMENT[a["dtype"]]}, []
+
+
+def _dequantize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
+    own = {"axis": a["axis"], "block_size": a["block"]}
+    return own if a["dtype"] is None else {**own, "output_dtype": ELEMENT[a["dtype"]]}, []
+
+
 def _no_layout(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
     return {k: v for k, v in a.items() if k != "layout"}, []
 
@@ -96,7 +110,7 @@ REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
         ["ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceLogSum",
          "ReduceLogSumExp", "ReduceSumSquare"], _axes_input),
     "Clip": _clip,
-    "Cast": lambda n, a: ({"to": ELEMENT[a["to"]]}, []),
+    "Cast": lambda n, a: ({"to": ELEMENT[a["to"]], "saturate": 0, "round_mode": "nearest"}, []),
     "Reshape": lambda n, a: ({"allowzero": 1}, [i64(a["shape"])]),
     "Expand": lambda n, a: ({}, [i64(a["shape"])]),
     "Tile": lambda n, a: ({}, [i64(a["repeats"])]),
@@ -104,7 +118,7 @@ REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
     "CumSum": lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])]),
     "Slice": _slice, "Pad": _pad, "Range": _range, "ConstantOfShape": _constant, "EyeLike": _eye, "Resize": _resize,
     "Conv": _no_layout, "ConvTranspose": _no_layout, "MaxPool": _no_layout, "AveragePool": _no_layout,
-    "QuantizeLinear": lambda n, a: ({"axis": a["axis"]}, []),
+    "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
     "OneHot": lambda n, a: ({"axis": a["axis"]}, []),
     "LayerNormalization": _from_the_end, "RMSNormalization": _from_the_end,
 }  # fmt: skip
@@ -121,6 +135,8 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     attrs, extra = REWRITE.get(node.op, lambda n, a: (dict(a), []))(node, dict(node.attrs))
     if node.op == "OneHot":
         extra = []
+    if node.op == "Cast" and not node.output.dtype.is_storage:
+        attrs = {"to": attrs["to"]}
     attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill", "padding")}  # what ONNX lacks
     constants, names = [], []
     for k, array in enumerate(extra):
@@ -134,7 +150,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     op_type, results = RENAMED.get(node.op, node.op), [o.name for o in node.outputs]
     proto = helper.make_node(op_type, [*_operands(node), *names], results, **attrs)
     body = helper.make_graph([proto], "case", inputs, outputs, constants)
-    opset = NEWER.get(node.op, OPSET)
+    opset = 25 if any(v.dtype.is_storage for v in graph.values()) else NEWER.get(node.op, OPSET)
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
@@ -154,9 +170,10 @@ def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> l
 
 
 def by_either(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The outputs according to onnxruntime, or to onnx.reference for what onnxruntime refuses (and for bfloat16)."""
+    """The outputs of onnxruntime, or of onnx.reference for what onnxruntime refuses or numpy has no type for."""
     values = [*model.graph.input, *model.graph.output]
-    if all(v.type.tensor_type.elem_type != TensorProto.BFLOAT16 for v in values):
+    arithmetic = {ELEMENT[d] for d in DType if not d.is_storage and d is not DType.BF16}
+    if all(v.type.tensor_type.elem_type in arithmetic for v in values):
         try:
             return by_onnxruntime(model, feeds)
         except REFUSALS:
@@ -167,6 +184,12 @@ def by_either(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[n
 def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of a one-node graph according to an independent implementation."""
     (node,) = graph.nodes
+    if node.op == "DequantizeLinear" and len(node.inputs) == 3 and graph.inputs[2].dtype is DType.F32:
+        return [_float_zero_point(node.attrs, *feeds.values())]
+    if node.op == "DequantizeLinear" and len(node.inputs) == 3 and not graph.inputs[2].shape:
+        return _with_spread_zero_point(graph, feeds)
+    if node.op == "DequantizeLinear" and len(node.inputs) == 4:
+        return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *feeds.values())]
     if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
@@ -249,6 +272,44 @@ def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *fill: np.ndarr
     return np.moveaxis(y, 1, -1) if a["layout"] == "NHWC" else y
 
 
+def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """ONNX wants a zero point for each scale."""
+    (node,) = graph.nodes
+    x, scale, zero = graph.inputs
+    wide = Value(zero.name, TensorType(zero.dtype, scale.shape))
+    inner = Node(node.op, (x, scale, wide), node.outputs, node.attrs)
+    spread = {**feeds, zero.name: np.full(scale.shape, feeds[zero.name])}
+    return by_either(onnx_model(Graph("spread", (x, scale, wide), graph.outputs, (inner,))), spread)
+
+
+def _with_offset(a: Attrs, *arrays: np.ndarray | None) -> np.ndarray:
+    """Element by element: of the block along the last axis, or of the row."""
+    x, scale, _, offset = arrays
+    assert x is not None
+    assert scale is not None
+    assert offset is not None
+    out = np.empty(x.shape, np.float32)
+    for at in np.ndindex(*x.shape):
+        place = (at[0], at[1] // a["block"]) if a["block"] else at[:1]
+        out[at] = np.float32(x[at]) * scale[place] + offset[place]
+    return out
+
+
+def _float_zero_point(a: Attrs, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
+    """MatMulNBits' zero points of the scale's type, one for each block of the last axis."""
+    out = np.empty(x.shape, np.float32)
+    for i, j in np.ndindex(*x.shape):
+        k = j // a["block"]
+        out[i, j] = (np.float32(x[i, j]) - zero[i, k]) * scale[i, k]
+    return out.astype(a["dtype"].numpy)
+
+
+def _unpacked(a: Attrs, x: np.ndarray) -> np.ndarray:
+    dtype = a["dtype"]
+    shape = (*x.shape[:-1], x.shape[-1] * 8 // dtype.bits)
+    return numpy_helper.to_array(helper.make_tensor("x", ELEMENT[dtype], shape, x.tobytes(), raw=True))
+
+
 def _topk_indices(a: Attrs, x: np.ndarray) -> np.ndarray:
     """ONNX's TopK, by onnxruntime."""
     element = helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -271,6 +332,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_convolution,
+    "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
     "PagedLengths": paged_oracle.lengths,
     "PagedSlots": paged_oracle.slots,

@@ -170,12 +170,12 @@ def test_the_build_is_verified_and_compiles() -> None:
 # ------------------------------------------------------------------------------------------------------------- in pages
 
 
-def paged_graph(dtype: DType) -> Graph:
-    """Appends to pages of bytes with a scale for each head, and attends to them."""
+def paged_graph(dtype: DType, stored: DType = DType.I8) -> Graph:
+    """Appends to pages of ``stored`` with a scale for each head, and attends to them."""
     x = Problem(dtype, length=96, page_size=8, d=HEAD)
     shape = (x.batch, x.groups, x.new, x.d)
     news = [Value(n, TensorType(dtype, shape)) for n in ("new_k", "new_v")]
-    pages = [Value(n, TensorType(DType.I8, (x.pages, 8, x.groups, x.d))) for n in "kv"]
+    pages = [Value(n, TensorType(stored, (x.pages, 8, x.groups, x.d))) for n in "kv"]
     queries = Value("q", TensorType(dtype, (x.batch, x.heads, x.new, x.d)))
     table = table_inputs(x.batch, x.entries)
     rw = Rewriter(Graph("attention", (queries, *news, *pages, *table), (), ()))

@@ -212,6 +212,16 @@ output %b
     assert sorted(groups(f)) == [("k", "p", "a"), ("k", "q", "b")]
 
 
+def test_nothing_is_launched_for_what_no_output_needs() -> None:
+    f = fused("""input %x: f32[4, 8]
+weight %w: f32[8, 4] source='w'
+%dead: f32[4, 4] = MatMul(%x, %w) @ 'dead'
+%a: f32[4] = ReduceSum(%x, axes=(1,), keepdims=0) @ 'a'
+output %a
+""")
+    assert groups(f) == [("a",)]
+
+
 # ----------------------------------------------------------------------------------------------- pointwise and scatters
 
 

@@ -172,7 +172,7 @@ def _single_load(e: Expr) -> tuple[Expr | None, int]:
     """The load that ``e`` is, and what ``e`` is where that is masked: 0, or of bytes a constant; None for no load."""
     if e.op == "load":
         return e, 0
-    if e.op == "where" and e.dtype.size == 1:
+    if e.op == "where" and e.dtype in (DType.I8, DType.U8):
         mask, x, other = e.args
         if x.op == "load" and x.args == (mask,) and other.op == "const":
             return x, int(other.attr)
@@ -212,7 +212,10 @@ def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
 
 
 def _copyable(kernel: Kernel, e: Expr, lane: Axis) -> bool:
-    width = COPY_BYTES // _stored_type(e).size
+    storage = _stored_type(e)
+    if storage.is_storage:  # tensor cores get what such a type converts to
+        return False
+    width = COPY_BYTES // storage.size
     if not dims.is_multiple(lane.extent, width):
         return False
     block = Block(Params(kernel), {lane.sym: "i"}, lane=lane.sym, width=width)

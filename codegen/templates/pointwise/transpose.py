@@ -113,6 +113,8 @@ def tiling(kernel: Kernel) -> Tiling | str:
         own = _unit_axis(outs, [offset])
         if own is None or own == a or dims.coefficient(offset, a.sym) in (None, 0) or _inside_index(kernel, e):
             continue
+        if e.attr[1].is_packed:  # a tile would take as much memory traffic as the bits themselves
+            continue
         if b is not None and own != b:
             return "two loads are contiguous along different axes, and neither is that of the stores"
         b = own
@@ -207,7 +209,7 @@ def _tiles(
     offset = 0
     for n, e in enumerate(p.staged):
         stored: DType = e.attr[1]
-        half, pitch = stored.is_half, tactic.along_load + max(1, 4 // stored.size)
+        half, pitch = stored.compute is not stored, tactic.along_load + max(1, 4 // stored.size)
         functions.append(hooks.load(f"load_b{n}", e, args, lane=p.b.sym, width=width))
         to_storage = f"from_f32<{stored.cuda}>" if half else ""
         to_compute = "to_f32" if half else ""

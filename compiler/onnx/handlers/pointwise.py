@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from arcweld.compiler.dtypes import DType
+import ml_dtypes
+import numpy as np
+
+from arcweld.compiler.dtypes import FLOATS8, DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
@@ -76,12 +79,36 @@ def _pow(c: NodeContext) -> Result:
 
 @handles("Cast")
 def _cast(c: NodeContext) -> Result:
-    return c.cast(c.value(0), element_type(c.int_attr("to")))
+    return _converted(c, element_type(c.int_attr("to")))
 
 
 @handles("CastLike")
 def _cast_like(c: NodeContext) -> Result:
-    return c.cast(c.value(0), c.operand(1).dtype)
+    return _converted(c, c.operand(1).dtype)
+
+
+# A factor before rounding to the nearest power of two, ties up: then it rounds up, or down. The first is the f32 below
+# 1.5, so that a power of two itself stays below the tie.
+_ROUNDING = {"up": float(np.nextafter(np.float32(1.5), np.float32(1))), "down": 0.75, "nearest": 1.0}
+
+
+def _converted(c: NodeContext, to: DType) -> Value:
+    x = c.value(0)
+    if to is DType.F8E8M0:
+        x = c.emit("Mul", c.emit("Abs", c.cast(x, DType.F32)), c.const(_ROUNDING[_round_mode(c)], DType.F32))
+        if c.int_attr("saturate", 1):
+            x = c.emit("Clip", x, min=2.0**-127, max=2.0**127)
+    elif to in FLOATS8 and c.int_attr("saturate", 1):
+        most = float(ml_dtypes.finfo(to.numpy).max)
+        x = c.emit("Clip", x if x.dtype is DType.F64 else c.cast(x, DType.F32), min=-most, max=most)
+    return c.cast(x, to)
+
+
+def _round_mode(c: NodeContext) -> str:
+    mode = c.str_attr("round_mode", "up")
+    if mode not in _ROUNDING:
+        c.broken(f"the rounding {mode!r} is none of {', '.join(_ROUNDING)}")
+    return mode
 
 
 @handles("Clip")
@@ -133,7 +160,7 @@ def _swish(c: NodeContext) -> Result:
 def _bitcast(c: NodeContext) -> Result:
     to = element_type(c.int_attr("to"))
     operand = c.known(0)
-    if operand.is_symbolic or operand.known is None or operand.dtype.size != to.size:
+    if operand.is_symbolic or operand.known is None or operand.dtype.bits != to.bits:
         c.unsupported("only constants of the same width can be reinterpreted")
     return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dims import Dim, ceildiv
+from arcweld.compiler.dtypes import FLOATS8, DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
@@ -29,42 +28,53 @@ def _quantize(c: NodeContext) -> Result:
         dtype = zero.dtype
     else:
         dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else DType.U8
-    if c.int_attr("block_size"):
-        scale = _unblocked(c, scale, x)
-        y = c.emit("Round", c.emit("Div", x, c.cast(scale, x.dtype)))
-        if zero is not None:
-            y = c.emit("Add", y, c.cast(_unblocked(c, zero, x), x.dtype))
-        return c.emit("QuantizeLinear", y, c.const(1.0, x.dtype), None, axis=0, dtype=dtype)
-    axis = _quantised_axis(c, x, scale)
-    scale, zero = one_or_along(c, scale, zero)
-    return c.emit("QuantizeLinear", x, c.cast(scale, x.dtype), zero, axis=axis, dtype=dtype)
+    axis, block = _places(c, x, scale)
+    scale, zero = one_or_along(c, c.cast(scale, x.dtype), zero)
+    if dtype.is_float:
+        if zero is not None and not _is_zero(c, 2):
+            c.unsupported(f"a zero point of {dtype.value} other than 0")
+        if dtype in FLOATS8 and not c.int_attr("saturate", 1):
+            one = c.const(1.0, x.dtype)
+            ratio = c.emit("DequantizeLinear", x, one) if x.dtype is DType.I32 else x
+            return c.cast(c.emit("Div", ratio, _spread(c, scale, x, axis, block)), dtype)
+        zero = None
+    return c.emit("QuantizeLinear", x, scale, zero, axis=axis, block=block, dtype=dtype)
 
 
 @handles("DequantizeLinear")
 @handles("DequantizeLinear", domain=MICROSOFT)
 def _dequantize(c: NodeContext) -> Result:
     x, scale, zero = c.value(0), c.value(1), c.optional(2)
-    if c.int_attr("block_size"):
-        y = c.cast(x, scale.dtype)
-        if zero is not None:
-            y = c.emit("Sub", y, c.cast(_unblocked(c, zero, x), scale.dtype))
-        return c.emit("Mul", y, _unblocked(c, scale, x))
-    axis = _quantised_axis(c, x, scale)
+    axis, block = _places(c, x, scale)
     scale, zero = one_or_along(c, scale, zero)
-    y = c.emit("DequantizeLinear", x, scale, zero, axis=axis)
-    return c.cast(y, element_type(c.int_attr("output_dtype"))) if c.int_attr("output_dtype") else y
+    dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else None
+    return c.emit("DequantizeLinear", x, scale, zero, axis=axis, block=block, dtype=dtype)
 
 
-def _unblocked(c: NodeContext, p: Value, x: Value) -> Value:
-    """A scale or zero point given for blocks along the axis, repeated to the shape of ``x``."""
-    axis, block = c.axis(c.int_attr("axis", 1), x.type.rank), c.int_attr("block_size")
-    blocks = p.shape[axis] if p.type.rank == x.type.rank else 0
-    extent = x.shape[axis]
-    if not isinstance(blocks, int) or not isinstance(extent, int) or -(-extent // block) != blocks:
-        c.broken(f"scales of shape {list(p.shape)} for blocks of {block} along axis {axis} of {list(x.shape)}")
-    lead, rest = p.shape[: axis + 1], p.shape[axis + 1 :]
-    wide = c.expand(c.reshape(p, (*lead, 1, *rest)), (*lead, block, *rest))
-    return c.slice(c.reshape(wide, (*p.shape[:axis], blocks * block, *rest)), axis, 0, extent)
+def _is_zero(c: NodeContext, i: int) -> bool:
+    known = c.known(i).known
+    return known is not None and not known.astype(np.float32).any()
+
+
+def _places(c: NodeContext, x: Value, scale: Value) -> tuple[int, int]:
+    """The attributes ``axis`` and ``block`` of a node that quantises."""
+    block = c.int_attr("block_size")
+    if not block:
+        return _quantised_axis(c, x, scale), 0
+    axis = c.axis(c.int_attr("axis", 1), x.type.rank)
+    if block < 0 or scale.type.rank != x.type.rank or scale.shape[axis] != ceildiv(x.shape[axis], block):
+        c.broken(f"scales of shape {list(scale.shape)} for blocks of {block} along axis {axis} of {list(x.shape)}")
+    return axis, block
+
+
+def _spread(c: NodeContext, scale: Value, x: Value, axis: int, block: int) -> Value:
+    """Scales in a shape that broadcasts to that of ``x``."""
+    if not block:
+        along = tuple(x.shape[axis] if k == axis else 1 for k in range(x.type.rank))
+        return c.reshape(scale, along) if scale.type.rank else scale
+    lead, rest = scale.shape[: axis + 1], scale.shape[axis + 1 :]
+    wide = c.expand(c.reshape(scale, (*lead, 1, *rest)), (*lead, block, *rest))
+    return c.slice(c.reshape(wide, (*scale.shape[:axis], scale.shape[axis] * block, *rest)), axis, 0, x.shape[axis])
 
 
 def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
@@ -104,7 +114,7 @@ def _zero(c: NodeContext, zero: Value | None, shape: Sequence[Dim]) -> Value | N
     """A zero point; a vector takes ``shape``, and one of one element becomes a scalar."""
     if zero is None or zero.type.rank != 1:
         return zero
-    return c.reshape(zero, () if zero.shape[0] == 1 else shape)
+    return _scalar(c, zero) if zero.shape == (1,) else c.reshape(zero, shape)
 
 
 def _check_bytes(c: NodeContext, left: Value, right: Value) -> None:
@@ -126,7 +136,7 @@ def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zer
     if not 3 <= rank <= 5 or w.type.rank != rank:
         c.broken(f"operands of rank {rank} and {w.type.rank}")
     _check_bytes(c, x, w)
-    x_point, w_point = None if x_zero is None else c.reshape(x_zero, ()), _zero(c, w_zero, (w.shape[0],))
+    x_point, w_point = _zero(c, x_zero, ()), _zero(c, w_zero, (w.shape[0],))
     return products.integer_conv(c, x, w, x_point, w_point, **conv_attrs(c, x, w))
 
 
@@ -200,37 +210,56 @@ def _dynamic_matmul(c: NodeContext) -> Result:
 
 @handles("MatMulNBits", domain=MICROSOFT)
 def _matmul_nbits(c: NodeContext) -> Result:
-    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``."""
+    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``.
+
+    A group index says which block each element of K belongs to: then the weights are stored block by block, and the
+    activations are read in that order.
+    """
     bits, block = c.int_attr("bits", 4), c.int_attr("block_size")
     k, n = c.int_attr("K"), c.int_attr("N")
-    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1 or c.has(4):
-        c.unsupported(f"{bits}-bit weights in blocks of {block}, or with a group index")
+    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1:
+        c.unsupported(f"{bits}-bit weights in blocks of {block}")
     blocks = -(-k // block)
-    a = c.value(0)
-    weights = c.const(_unpacked(c, 1, bits, (n, blocks), block), DType.U8)
-    scales = c.reshape(c.value(2), (n, blocks, 1))
+    a, dtype = c.value(0), {2: DType.U2, 4: DType.U4, 8: DType.U8}[bits]
+    weights = _bits(c, 1, dtype, (n, blocks * block), k)
+    if c.has(4):
+        order = _order_of_groups(c, k, block)
+        weights, a = (c.emit("Gather", v, order, axis=v.type.rank - 1) for v in (weights, a))
+    scales = c.reshape(c.value(2), (n, blocks))
     if not c.has(3):
-        zero = c.const(float(1 << (bits - 1)), scales.dtype)
+        zero = c.const(1 << (bits - 1), dtype)
     elif c.operand(3).dtype is DType.U8:
-        packed = _unpacked(c, 3, bits, (n,), blocks)
-        zero = c.const(packed.reshape(n, blocks, 1), scales.dtype)
+        zero = _bits(c, 3, dtype, (n, blocks), blocks)
     else:
-        zero = c.cast(c.reshape(c.value(3), (n, blocks, 1)), scales.dtype)
-    dense = c.emit("Mul", c.emit("Sub", c.cast(weights, scales.dtype), zero), scales)
-    dense = c.slice(c.reshape(dense, (n, blocks * block)), 1, 0, k)
-    y = matmul(c, a, c.transpose(c.cast(dense, a.dtype), (1, 0)))
+        zero = c.reshape(c.value(3), (n, blocks))
+    w = c.emit("DequantizeLinear", weights, scales, zero, axis=1, block=block, dtype=a.dtype)
+    y = matmul(c, a, c.transpose(w, (1, 0)))
     return c.emit("Add", y, c.value(5)) if c.has(5) else y
 
 
-def _unpacked(c: NodeContext, i: int, bits: int, lead: tuple[int, ...], count: int) -> np.ndarray:
-    """Input ``i``: ``count`` unsigned integers for each leading index, packed low bits first, padded to whole bytes."""
-    operand = c.known(i)
-    if operand.dtype is not DType.U8 or operand.known is None:
+def _order_of_groups(c: NodeContext, k: int, block: int) -> Value:
+    """The elements of K in the order of their groups, each of which has to fill its block."""
+    groups = c.known(4).known
+    if groups is None or groups.shape not in ((k,), (-(-k // block) * block,)) or groups.dtype.kind not in "iu":
+        c.broken(f"the group index should hold {k} integers")
+    counts = np.bincount(groups[:k].clip(0), minlength=-(-k // block))
+    for g, count in enumerate(counts):
+        own = min(block, max(0, k - g * block))
+        if count != own:
+            c.unsupported(f"group {g} has {count} elements, and blocks have {own}")
+    return c.emit("TopKIndices", c.slice(c.value(4), 0, 0, k), k=k, axis=0, largest=0)
+
+
+def _bits(c: NodeContext, i: int, dtype: DType, shape: tuple[int, int], columns: int) -> Value:
+    """Input ``i``: bytes that hold rows of ``dtype``, each in whole bytes. Of each row, the first ``columns``."""
+    operand = c.operand(i)
+    if operand.dtype is not DType.U8:
         c.broken(f"input {i} should hold bytes")
-    per_byte = 8 // bits
-    width = -(-count // per_byte)
-    if operand.known.size != math.prod(lead) * width:
-        c.broken(f"input {i} has {operand.known.size} bytes instead of {math.prod(lead) * width}")
-    data = operand.known.reshape(*lead, width)
-    parts = [(data >> (bits * p)) & ((1 << bits) - 1) for p in range(per_byte)]
-    return np.stack(parts, axis=-1).reshape(*lead, width * per_byte)[..., :count]
+    rows, width = shape[0], dtype.nbytes(shape[1])
+    given = c.value(i)
+    if given.type.numel != rows * width:
+        c.broken(f"input {i} has {given.type.numel} bytes instead of {rows * width}")
+    elements = c.reshape(given, (rows, width))
+    if dtype is not DType.U8:
+        elements = c.emit("UnpackBits", elements, dtype=dtype)
+    return c.slice(elements, 1, 0, columns)

@@ -1,0 +1,162 @@
+"""Storage: quantised weights stay as small as the model stores them, where that pays; kernels unpack what they read.
+
+    MatMul(x, DequantizeLinear(w, scale))  ->  the same with keep=1: w stays i4, and no pass evaluates the node
+
+Widened, weights are larger and products of them can use the fastest engines; packed, every kernel that reads them
+spends operations on it. For each node the pass compares the modelled times of both for the products that read it, at
+the least sizes that their rows can have. Requires: nothing has evaluated such nodes. Ensures: a
+DequantizeLinear of weights is marked, or constant folding will evaluate it. What makes its operands is folded, and the
+arithmetic that exporters write in its place is recovered (``patterns_storage.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from arcweld.compiler.archs import parse_arch
+from arcweld.compiler.dims import Dim, bounds, product
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.options import Options
+from arcweld.compiler.region import is_view
+from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.constant_folding import fold
+from arcweld.passes.patterns_storage import recover_storage
+
+log = logging.getLogger("arcweld.storage")
+
+SMALL = 4096  # elements: less takes no time either way, and a weight is simpler
+SLACK = 1.1  # packed weights may cost this much of the widened ones' time: they are several times smaller
+ROWS = 128  # of a tile: as often as a product has so many rows, it unpacks its weights once more
+UNPACK = 4  # scalar operations for one element: its bits, a conversion, its zero point, its scale
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the comparison assumes of an architecture's commonest GPU (NVIDIA's data sheets, dense).
+
+    ``memory``: bytes/s. ``tensor``: 16-bit operations/s on tensor cores; ``portable``: the share of it that kernels
+    with unpacked operands reach. ``scalar``: f32 operations/s, a multiply-add counts as two.
+    """
+
+    memory: float
+    tensor: float
+    scalar: float
+    portable: float = 1.0
+
+
+CARDS: Mapping[int, Card] = {
+    80: Card(2.04e12, 312e12, 19.5e12),  # A100
+    86: Card(0.60e12, 125e12, 31.2e12),  # A10
+    89: Card(0.86e12, 362e12, 91.6e12),  # L40S
+    90: Card(3.35e12, 989e12, 66.9e12, 0.62),  # H100: mma.sync reaches 62 % of wgmma
+    120: Card(1.79e12, 209e12, 104.8e12),  # RTX 5090
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Modelled seconds of the products that read one quantised weight, on one architecture."""
+
+    packed: float
+    widened: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the weight should stay packed."""
+        return self.packed <= SLACK * self.widened
+
+
+def storage(graph: Graph, options: Options) -> Graph:
+    """Returns ``graph`` with those DequantizeLinear of weights marked that stay."""
+    if not any(_widens(n) for n in graph.nodes):
+        return graph
+    graph = recover_storage(fold(graph, but=_widens))
+    found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n)}
+    kept = {name for name, n in found.items() if all(t.pays for t in compare(graph, n, options).values())}
+    for name in found:
+        log.debug("%s: %s", name, "packed" if name in kept else "widened")
+
+    def visit(rw: Tracker, node: Node) -> bool:
+        if node.output.name not in kept:
+            return False
+        attrs = {**node.attrs, "keep": 1}
+        rw.redirect(node, rw.make(node.op, rw.inputs_of(node), node.origin, node.output.name, **attrs))
+        return True
+
+    return rewrite(graph, visit) if kept else graph
+
+
+def _widens(node: Node) -> bool:
+    """True for what makes larger elements of smaller ones, which may be weights or their scales."""
+    return node.op in ("DequantizeLinear", "Cast") and node.operands()[0].dtype.bits < node.output.dtype.bits
+
+
+def is_candidate(graph: Graph, node: Node) -> bool:
+    """True for a DequantizeLinear of a weight that is larger as numbers to compute with."""
+    if node.op != "DequantizeLinear" or node.attrs["keep"] or not all(v.name in graph.weights for v in node.operands()):
+        return False
+    x = node.operands()[0]
+    count = x.type.numel
+    return isinstance(count, int) and count > SMALL and x.dtype.bits < node.output.dtype.bits
+
+
+def compare(graph: Graph, node: Node, options: Options) -> dict[str, Times]:
+    """For each architecture of the build, the modelled times with the weights of ``node`` packed and widened."""
+    x = node.operands()[0]
+    assert isinstance(x.type.numel, int)
+    float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
+    rows = max((least_rows(n) for n in heroes(graph, node)), default=1)
+    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options)
+
+
+def compare_sizes(elements: int, rows: int, bits: int, wide: DType, options: Options) -> dict[str, Times]:
+    """``compare`` for a weight of so many elements and a product of so many rows."""
+    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)]) for a in options.arch or ("sm_80",)}
+
+
+def times(elements: int, rows: int, bits: int, wide: DType, card: Card) -> Times:
+    """The modelled times of a product of ``rows`` rows by a weight of ``elements`` of ``bits`` bits, or ``wide``."""
+    operations = 2 * rows * elements
+    rate = card.tensor if wide.is_half else card.scalar
+    portable = rate * card.portable if wide.is_half else rate
+    unpacking = UNPACK * elements * -(-rows // ROWS) / (card.scalar / 2)
+    return Times(
+        packed=max(elements * bits / 8 / card.memory, operations / portable + unpacking),
+        widened=max(elements * wide.bits / 8 / card.memory, operations / rate),
+    )
+
+
+def _nearest(arch: str) -> int:
+    """The newest listed architecture that is not newer than ``arch``."""
+    parsed = parse_arch(arch)
+    number = 80 if parsed is None else parsed[0]
+    return max((a for a in CARDS if a <= number), default=min(CARDS))
+
+
+def heroes(graph: Graph, node: Node) -> Iterator[Node]:
+    """The products and convolutions that read the result of ``node``, directly or through views and casts."""
+    readers, names = graph.consumers(), [node.output.name]
+    while names:
+        for n in readers.get(names.pop(), ()):
+            if is_view(n) or n.op == "Cast":
+                names.append(n.output.name)
+            elif n.op == "Gemm" or opdef(n.op).kind in (Kind.CONTRACT, Kind.CONV):
+                yield n
+
+
+def least_rows(node: Node) -> int:
+    """The least number of rows that are multiplied by each element of the weight."""
+    out: Value = node.output
+    channel = out.type.rank - 1 if node.attrs.get("layout", "NHWC") == "NHWC" else 1
+    if opdef(node.op).kind is not Kind.CONV:
+        channel = out.type.rank - 1
+    return _least([d for k, d in enumerate(out.shape) if k != channel])
+
+
+def _least(shape: Sequence[Dim]) -> int:
+    least, _ = bounds(product(shape))
+    return max(1, least or 1)

@@ -1,0 +1,114 @@
+"""Weights that stay packed, for passes that rearrange weights: what is done to the numbers is done to their parts.
+
+A stored weight is a value that views and casts make of a DequantizeLinear which keeps its operands
+(``passes/storage.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from arcweld.compiler.ir import Node, Value
+from arcweld.passes.common import Tracker
+
+Producer = Callable[[Value], "Node | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A matrix of weights that stay packed.
+
+    ``base`` is the DequantizeLinear; ``casts`` follow it, first one first. ``swapped``: the matrix is the transpose.
+    """
+
+    base: Node
+    casts: tuple[Node, ...]
+    swapped: bool
+
+
+def stored_matrix(producer: Producer, v: Value) -> Stored | None:
+    """``v``, a matrix, as a stored weight; None if it is not made by casts and transpositions of one."""
+    casts: list[Node] = []
+    swapped = False
+    if v.type.rank != 2:
+        return None
+    node = producer(v)
+    while node is not None and node.op in ("Cast", "Transpose"):
+        if node.op == "Cast":
+            casts.insert(0, node)
+        else:
+            swapped ^= node.attrs["perm"] == (1, 0)
+        node = producer(node.operands()[0])
+    if node is None or node.op != "DequantizeLinear" or not node.attrs["keep"]:
+        return None
+    return Stored(node, tuple(casts), swapped)
+
+
+def rebuilt(
+    rw: Tracker, s: Stored, parts: Sequence[Value | None], swapped: bool, hint: str, **changes: object
+) -> Value:
+    """The matrix of other ``parts`` (elements, scales, zero points), with the same casts; ``swapped`` as in Stored."""
+    v = rw.make("DequantizeLinear", parts, s.base.origin, hint, **{**s.base.attrs, **changes})
+    for cast in s.casts:
+        v = rw.make("Cast", [v], cast.origin, **cast.attrs)
+    return rw.make("Transpose", [v], s.base.origin, perm=(1, 0)) if swapped else v
+
+
+def transposed(rw: Tracker, s: Stored, hint: str) -> Value:
+    """The same matrix, with its elements in memory in the order of the other axis."""
+    turned = [
+        rw.make("Transpose", [v], s.base.origin, perm=(1, 0)) if v is not None and v.type.rank == 2 else v
+        for v in s.base.inputs
+    ]
+    return rebuilt(rw, s, turned, not s.swapped, hint, axis=1 - s.base.attrs["axis"])
+
+
+def form_of(s: Stored) -> tuple[object, ...] | None:
+    """What is equal for matrices that ``joined`` can put side by side; None for one that it can't."""
+    x = s.base.operands()[0]
+    along = _scaled_along(s)
+    if along == "rows":
+        return None
+    return (
+        s.swapped, tuple(c.attrs["to"] for c in s.casts), x.dtype, tuple(v and v.dtype for v in s.base.inputs),
+        s.base.output.dtype, s.base.attrs["axis"], s.base.attrs["block"], along,
+    )  # fmt: skip
+
+
+def _scaled_along(s: Stored) -> str:
+    """Along what scales differ: ``all`` elements share one, or each column, or each row, or ``blocks`` do."""
+    _, scale, *_ = s.base.operands()
+    if s.base.attrs["block"]:
+        return "blocks"
+    if scale.type.numel == 1:
+        return "all"
+    return "columns" if s.base.attrs["axis"] == _columns(s) else "rows"
+
+
+def _columns(s: Stored) -> int:
+    """The axis of the elements in memory that the matrix' columns run over."""
+    return 0 if s.swapped else 1
+
+
+def joined(rw: Tracker, group: Sequence[Stored], hint: str) -> Value:
+    """The matrices side by side: their columns one after another. They have one form (``form_of``)."""
+    first, axis = group[0], _columns(group[0])
+    along = _scaled_along(first)
+    origin = tuple(dict.fromkeys(o for s in group for o in s.base.origin))
+    elements = rw.make("Concat", [s.base.operands()[0] for s in group], origin, hint, axis=axis)
+    parts: list[Value | None] = [elements]
+    for values in list(zip(*(s.base.inputs for s in group)))[1:]:
+        spread = [_spread(rw, v, s, axis, along) for v, s in zip(values, group) if v is not None]
+        parts.append(rw.make("Concat", spread, origin, axis=axis if along == "blocks" else 0) if spread else None)
+    return rebuilt(rw, first, parts, first.swapped, hint, axis=axis if along == "all" else first.base.attrs["axis"])
+
+
+def _spread(rw: Tracker, v: Value, s: Stored, axis: int, along: str) -> Value:
+    """A scale or a zero point with an element for each block, or for each column."""
+    x, scale, *_ = s.base.operands()
+    shape = scale.shape if along == "blocks" else (x.shape[axis],)
+    if v.shape == shape:
+        return v
+    one = rw.make("Reshape", [v], (), shape=(1,) * len(shape))
+    return rw.make("Expand", [one], (), shape=shape)
