@@ -28,10 +28,10 @@ def pack_weights(graph: Graph, options: Options) -> Graph:
 def _pack(rw: Tracker, node: Node) -> bool:
     kind = opdef(node.op).kind
     w = rw.inputs_of(node)[1] if kind in (Kind.CONTRACT, Kind.CONV) else None
-    if w is not None and node.op == "MatMul" and w.name not in rw.weights:
-        return _pack_stored(rw, node, w)
-    if w is None or w.name not in rw.weights:
+    if w is None or (w.name not in rw.weights and node.op in ("MatMulInteger", "ConvInteger")):
         return False
+    if w.name not in rw.weights:
+        return _pack_stored(rw, node, w) if node.op == "MatMul" else _pack_stored_taps(rw, node, w)
     packed_order = _product_order(w) if kind is Kind.CONTRACT else _order(node, w.type.rank)
     if packed_order == tuple(range(w.type.rank)):
         return False
@@ -50,6 +50,28 @@ def _pack_stored(rw: Tracker, node: Node, w: Value) -> bool:
         return False
     x, *_ = rw.inputs_of(node)
     rw.redirect(node, rw.make("MatMul", [x, transposed(rw, stored, f"{w.name}.packed")], node.origin, node.output.name))
+    return True
+
+
+def _pack_stored_taps(rw: Tracker, node: Node, w: Value) -> bool:
+    """Stores a convolution's weight that stays packed in the order of others, with its scales along another axis."""
+    casts: list[Node] = []
+    base = rw.producer(w)
+    while base is not None and base.op == "Cast":
+        casts.insert(0, base)
+        base = rw.producer(base.operands()[0])
+    order = _order(node, w.type.rank)
+    if base is None or base.op != "DequantizeLinear" or base.attrs["block"] or order == tuple(range(w.type.rank)):
+        return False
+    elements, *scales = base.inputs
+    packed = rw.make("Transpose", [elements], base.origin, f"{w.name}.packed", perm=order)
+    attrs = {**base.attrs, "axis": order.index(base.attrs["axis"])}
+    v = rw.make("DequantizeLinear", [packed, *scales], base.origin, **attrs)
+    for cast in casts:
+        v = rw.make("Cast", [v], cast.origin, **cast.attrs)
+    view = rw.make("Transpose", [v], node.origin, perm=tuple(order.index(i) for i in range(w.type.rank)))
+    x, _, *rest = rw.inputs_of(node)
+    rw.redirect(node, rw.make(node.op, [x, view, *rest], node.origin, node.output.name, **node.attrs))
     return True
 
 
