@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
@@ -226,7 +227,7 @@ class Fuser:
         )
 
     def _trim(self, g: _Group) -> None:
-        """Removes views from the end of the region: their readers can read through them.
+        """Removes views from the end of the region: their readers can read through them, and can widen 8-bit values.
 
         Graph outputs stay. So do, behind attention, the views that merge its heads for a matrix product: storing the
         result in that order costs nothing.
@@ -239,13 +240,21 @@ class Fuser:
                 inside = any(c.output.name in g.nodes for c in self.consumers.get(name, ()))
                 if (
                     n is not g.hero
-                    and opdef(n.op).kind is Kind.MOVEMENT
+                    and (opdef(n.op).kind is Kind.MOVEMENT or self._is_widened_by_reader(g, n))
                     and not inside
                     and name not in self.outputs
                     and not (merged and self._feeds_products(name))
                 ):
                     self._remove(g, name)
                     changed = True
+
+    def _is_widened_by_reader(self, g: _Group, n: Node) -> bool:
+        """True if ``n`` widens an 8-bit value that ``g`` stores anyway, and its one reader can do that as it reads."""
+        v, readers = n.operands()[0], self.consumers.get(n.output.name, ())
+        if n.op not in ("Cast", "DequantizeLinear") or v.dtype not in BYTES or n.output.dtype.size == 1:
+            return False
+        stored = v.name in self.outputs or any(c.output.name not in g.nodes for c in self.consumers[v.name])
+        return stored and len(readers) == 1 and opdef(readers[0].op).kind in (Kind.POINTWISE, *READ_ONCE)
 
     # ----- cycles
 

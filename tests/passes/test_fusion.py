@@ -460,3 +460,26 @@ def test_transposes_of_scalars_follow_a_hero() -> None:
 output %y
 """)
     valid(schedule(fuse(graph)))
+
+
+@pytest.mark.parametrize("widen", ["DequantizeLinear(%q, %s, axis=0)", "Cast(%q, to=dtype(f32))"])
+def test_an_8_bit_result_that_is_stored_anyway_is_widened_where_it_is_read(widen: str) -> None:
+    text = f"""
+        input %x: i8[4, 8]
+        weight %w: i8[8, 8]
+        weight %s: f32[]
+        %m = MatMulInteger(%x, %w)
+        %f = Cast(%m, to=dtype(f32))
+        %q = QuantizeLinear(%f, %s, axis=0, dtype=dtype(i8))
+        %n = MatMulInteger(%q, %w)
+        %d = {widen}
+        %g = Cast(%n, to=dtype(f32))
+        %y = Add(%g, %d)
+        output %y
+    """
+    f = fused(text)
+    assert groups(f) == [("m", "f", "q"), ("n", "d", "g", "y")]
+    assert [v.name for v in region_of(f, "q").outputs] == ["q"]
+    # a product reads its operands several times: it gets them widened
+    f = fused(text.replace("%g = Cast(%n, to=dtype(f32))", "weight %v: f32[8, 8]\n%g = MatMul(%d, %v)"))
+    assert ("m", "f", "q", "d") in groups(f)
