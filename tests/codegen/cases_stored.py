@@ -118,6 +118,8 @@ def _suite() -> Suite:
     add("ragged_bytes", (3, 21, 80), BF16, Weights(DType.I8, 0, "read"))
     add("ragged_group", (2, 24, 160), F16, Weights(DType.U4, 128, "read"))
     add("several_tiles_each", (2, 4240, 96), F16, Weights(DType.U4, 32, "literal"))
+    add("many_groups", (2, 20, 4096), F16, asymmetric)
+    add("many_groups_bytes", (9, 20, 4096), BF16, Weights(DType.I8, 32, "read", F16))
     add("long", (5, 20, 4224), BF16, asymmetric)
     add("long_bytes", (5, 20, 4224), F16, Weights(DType.I8, 128, "read"))
     for m in (1, 7, 16):

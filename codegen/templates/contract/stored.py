@@ -76,7 +76,7 @@ class PrintedStored:
     read       what they give, a vector: name and C type
     width      neighbouring groups of one call
     group      elements of k that have one scale in a step
-    index      C text of the g-th group from k0 on
+    index      C text of the first group of the g-th vector from k0 on
     zero       the zero point where it is the same everywhere
     """
 
@@ -108,7 +108,7 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     args = [("b", problem.batch.sym), ("row", problem.n.sym), ("g", GROUP)]
     read = {"scale": s.scale} | ({"zero": s.zero} if isinstance(s.zero, Expr) else {})
     printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
-    index = "0" if s.group is None else f"k0 / {s.group} + g"
+    index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
     return PrintedStored(
         [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, s.dtype.cuda,
         s.dtype.bits, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
