@@ -40,9 +40,9 @@ def stored_kernel(
     a, q, scale = Buffer("in0", dtype, (m, k)), Buffer("in1", w.dtype, (n, k)), Buffer("in2", w.scale, shape)
     zero, bias = Buffer("in3", w.dtype, shape), Buffer("in4", dtype, (n,))
     y = Buffer("out0", dtype, (m, n), written=True)
-    number: Expr = at(q, [nn, kk])
+    number: Expr = at(q, [nn, kk]) if w.dtype in FLOATS else cast(at(q, [nn, kk]), I32)
     if w.zero != "none":
-        number = cast(number, I32) - (cast(at(zero, place), I32) if w.zero == "read" else const(literal(w.dtype), I32))
+        number = number - (cast(at(zero, place), I32) if w.zero == "read" else const(literal(w.dtype), I32))
     b = cast(number, F32) * at(scale, place)
     left = at(a, [mm, kk])
     read = (a, q, scale, *([zero] if w.zero == "read" else []), bias)

@@ -204,5 +204,7 @@ def test_other_forms_are_left_to_ordinary_arithmetic() -> None:
     for number in (cast(q, DType.I32) - 16, cast(masked, DType.I32) - literal(DType.U4), cast(q, F32) - 0.5):
         other = replace(kernel, loads={**kernel.loads, "b": cast(number, F32) * b.args[1]})
         assert stored_of(problem_of(other)) is None
+    direct = replace(kernel, loads={**kernel.loads, "b": cast(q, F32) * b.args[1]})
+    assert stored_of(problem_of(direct)) is not None
     assert "not f16 in aligned pieces" in (STREAM.supports(problem_of(other), "sm_90a") or "")
     assert stored_of(problem_of(stored_kernel(2, 64, 80, F16, Weights(DType.U4)))) is None

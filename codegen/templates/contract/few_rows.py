@@ -36,7 +36,8 @@ TILE = 2048  # 16-bit elements of a warp's request, at most
 DEPTHS = (512, 256, 128, 64, 32)
 READ_TILE = 1024  # the same in registers, where rows are read beside it
 SHARED_COST = 0.06  # of a byte from shared memory, relative to one from memory: half of its share of the time
-SCALES = 16  # that a lane holds of a step, at most
+SCALES = 16  # that a lane holds of a step, at most; twice as many beside weights in shared memory
+SHORT_COPY = 12.8  # bytes: a copy's cost, as a share of what it brings (an estimate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: boo
     least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
     if stored is not None:
         least = least if streaming else stored.unit
-        most = min(most, (stored.group or most) * SCALES * 8 // columns)
+        most = min(most, (stored.group or most) * (2 * SCALES if streaming else SCALES) * 8 // columns)
     fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
     return min(fitting, key=lambda d: -(-k // (d * split)) * d)
 
@@ -185,6 +186,8 @@ def cost(problem: Problem, t: FewRowsTactic) -> float:
     elif bits < element_of(problem).bits:
         # from shared memory, again for the columns of each warp: 512 bytes for columns * 4 * bits of weights
         rows = SHARED_COST * -(-most_rows(problem) * t.halves // TILE_ROWS) * 128 / (t.columns * bits)
+    if t.stages and bits < element_of(problem).bits:
+        rows += SHORT_COPY * 8 / (t.depth * bits)
     idle = 0.05 if blocks < SMS else 0.0
     return busiest * SMS * t.block_columns / n * (0.7 + 0.3 * wasted + rows) + 0.005 * t.split + 0.02 * t.waves + idle
 

@@ -183,22 +183,18 @@ def _numbers(value: Expr) -> Iterator[tuple[Expr, Expr | None]]:
     if value.op != "cast":
         return
     (x,) = value.args
-    if _is_integer(x):
-        yield x, None
-    elif x.op == "sub" and x.dtype is DType.I32 and _widened(x.args[0]) is not None:
-        q = _widened(x.args[0])
-        zero = x.args[1] if x.args[1].op == "const" else _widened(x.args[1])
-        if q is not None and zero is not None and _is_in_range(zero, q.attr[1]):
+    if (q := _integer(x)) is not None:
+        yield q, None
+    elif x.op == "sub" and (q := _integer(x.args[0])) is not None:
+        zero = x.args[1] if x.args[1].op == "const" else _integer(x.args[1])
+        if zero is not None and x.dtype is DType.I32 and _is_in_range(zero, q.attr[1]):
             yield q, zero
 
 
-def _is_integer(e: Expr) -> bool:
-    return e.op == "load" and e.attr[1] in INTEGERS
-
-
-def _widened(e: Expr) -> Expr | None:
-    """The load that ``e`` converts to i32."""
-    return e.args[0] if e.op == "cast" and e.dtype is DType.I32 and _is_integer(e.args[0]) else None
+def _integer(e: Expr) -> Expr | None:
+    """The load of an integer, which ``e`` may convert to i32."""
+    load = e.args[0] if e.op == "cast" and e.dtype is DType.I32 else e
+    return load if load.op == "load" and load.attr[1] in INTEGERS else None
 
 
 def _is_in_range(zero: Expr, dtype: DType) -> bool:
