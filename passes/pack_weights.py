@@ -4,7 +4,7 @@
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
 ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout is
-chosen, and nothing folds constants later. Ensures: the weights of channels-last convolutions and of MatMul are stored so.
+chosen, and nothing folds constants later. Ensures: weights of channels-last convolutions and of MatMul are stored so.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def pack_weights(graph: Graph, options: Options) -> Graph:
 
 def _pack(rw: Tracker, node: Node) -> bool:
     w = rw.inputs_of(node)[1] if node.op in ("Conv", "ConvTranspose", "MatMul") else None
-    if w is not None and node.op == "MatMul" and w.name not in rw.weights:
-        return _pack_stored(rw, node, w)
-    if w is None or w.name not in rw.weights:
+    if w is not None and w.name not in rw.weights:
+        return _pack_stored(rw, node, w) if node.op == "MatMul" else _pack_stored_taps(rw, node, w)
+    if w is None:
         return False
     packed_order = _product_order(w) if node.op == "MatMul" else _order(node, w.type.rank)
     if packed_order == tuple(range(w.type.rank)):
@@ -47,6 +47,28 @@ def _pack_stored(rw: Tracker, node: Node, w: Value) -> bool:
         return False
     x, *_ = rw.inputs_of(node)
     rw.redirect(node, rw.make("MatMul", [x, transposed(rw, stored, f"{w.name}.packed")], node.origin, node.output.name))
+    return True
+
+
+def _pack_stored_taps(rw: Tracker, node: Node, w: Value) -> bool:
+    """Stores a convolution's weight that stays packed in the order of others, with its scales along another axis."""
+    casts: list[Node] = []
+    base = rw.producer(w)
+    while base is not None and base.op == "Cast":
+        casts.insert(0, base)
+        base = rw.producer(base.operands()[0])
+    order = _order(node, w.type.rank)
+    if base is None or base.op != "DequantizeLinear" or base.attrs["block"] or order == tuple(range(w.type.rank)):
+        return False
+    elements, *scales = base.inputs
+    packed = rw.make("Transpose", [elements], base.origin, f"{w.name}.packed", perm=order)
+    attrs = {**base.attrs, "axis": order.index(base.attrs["axis"])}
+    v = rw.make("DequantizeLinear", [packed, *scales], base.origin, **attrs)
+    for cast in casts:
+        v = rw.make("Cast", [v], cast.origin, **cast.attrs)
+    view = rw.make("Transpose", [v], node.origin, perm=tuple(order.index(i) for i in range(w.type.rank)))
+    x, _, *rest = rw.inputs_of(node)
+    rw.redirect(node, rw.make(node.op, [x, view, *rest], node.origin, node.output.name, **node.attrs))
     return True
 
 

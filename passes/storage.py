@@ -91,12 +91,8 @@ def storage(graph: Graph, options: Options) -> Graph:
 
 
 def _widens(node: Node) -> bool:
-    """True for what makes larger elements of many small ones, which may be weights."""
-    if node.op not in ("DequantizeLinear", "Cast"):
-        return False
-    x = node.operands()[0]
-    count = x.type.numel
-    return isinstance(count, int) and count > SMALL and x.dtype.bits <= 8 and x.dtype.bits < node.output.dtype.bits
+    """True for what makes larger elements of smaller ones, which may be weights or their scales."""
+    return node.op in ("DequantizeLinear", "Cast") and node.operands()[0].dtype.bits < node.output.dtype.bits
 
 
 def is_candidate(graph: Graph, node: Node) -> bool:
@@ -113,11 +109,13 @@ def compare(graph: Graph, node: Node, options: Options) -> dict[str, Times]:
     x = node.operands()[0]
     assert isinstance(x.type.numel, int)
     float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
-    rows = max((_rows(n) for n in heroes(graph, node)), default=1)
-    return {
-        arch: times(x.type.numel, rows, x.dtype.bits, float_type, CARDS[_nearest(arch)])
-        for arch in options.arch or ("sm_80",)
-    }
+    rows = max((least_rows(n) for n in heroes(graph, node)), default=1)
+    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options)
+
+
+def compare_sizes(elements: int, rows: int, bits: int, wide: DType, options: Options) -> dict[str, Times]:
+    """``compare`` for a weight of so many elements and a product of so many rows."""
+    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)]) for a in options.arch or ("sm_80",)}
 
 
 def times(elements: int, rows: int, bits: int, wide: DType, card: Card) -> Times:
@@ -150,7 +148,7 @@ def heroes(graph: Graph, node: Node) -> Iterator[Node]:
                 yield n
 
 
-def _rows(node: Node) -> int:
+def least_rows(node: Node) -> int:
     """The least number of rows that are multiplied by each element of the weight."""
     out: Value = node.output
     channel = out.type.rank - 1 if node.attrs.get("layout", "NHWC") == "NHWC" else 1

@@ -45,7 +45,9 @@ def stored_matrix(producer: Producer, v: Value) -> Stored | None:
     return Stored(node, tuple(casts), swapped)
 
 
-def rebuilt(rw: Tracker, s: Stored, parts: Sequence[Value], swapped: bool, hint: str, **changes: object) -> Value:
+def rebuilt(
+    rw: Tracker, s: Stored, parts: Sequence[Value | None], swapped: bool, hint: str, **changes: object
+) -> Value:
     """The matrix of other ``parts`` (elements, scales, zero points), with the same casts; ``swapped`` as in Stored."""
     v = rw.make("DequantizeLinear", parts, s.base.origin, hint, **{**s.base.attrs, **changes})
     for cast in s.casts:
@@ -55,20 +57,21 @@ def rebuilt(rw: Tracker, s: Stored, parts: Sequence[Value], swapped: bool, hint:
 
 def transposed(rw: Tracker, s: Stored, hint: str) -> Value:
     """The same matrix, with its elements in memory in the order of the other axis."""
-    x, *scales = s.base.operands()
-    attrs = s.base.attrs
-    turned = [rw.make("Transpose", [v], s.base.origin, perm=(1, 0)) if v.type.rank == 2 else v for v in (x, *scales)]
-    return rebuilt(rw, s, turned, not s.swapped, hint, axis=1 - attrs["axis"] if x.type.rank == 2 else attrs["axis"])
+    turned = [
+        rw.make("Transpose", [v], s.base.origin, perm=(1, 0)) if v is not None and v.type.rank == 2 else v
+        for v in s.base.inputs
+    ]
+    return rebuilt(rw, s, turned, not s.swapped, hint, axis=1 - s.base.attrs["axis"])
 
 
 def form_of(s: Stored) -> tuple[object, ...] | None:
     """What is equal for matrices that ``joined`` can put side by side; None for one that it can't."""
-    x, *scales = s.base.operands()
+    x = s.base.operands()[0]
     along = _scaled_along(s)
     if along == "rows":
         return None
     return (
-        s.swapped, tuple(c.attrs["to"] for c in s.casts), x.dtype, tuple(v.dtype for v in scales),
+        s.swapped, tuple(c.attrs["to"] for c in s.casts), x.dtype, tuple(v and v.dtype for v in s.base.inputs),
         s.base.output.dtype, s.base.attrs["axis"], s.base.attrs["block"], along,
     )  # fmt: skip
 
@@ -94,10 +97,10 @@ def joined(rw: Tracker, group: Sequence[Stored], hint: str) -> Value:
     along = _scaled_along(first)
     origin = tuple(dict.fromkeys(o for s in group for o in s.base.origin))
     elements = rw.make("Concat", [s.base.operands()[0] for s in group], origin, hint, axis=axis)
-    parts = [elements]
-    for k in range(1, len(first.base.operands())):
-        spread = [_spread(rw, s.base.operands()[k], s, axis, along) for s in group]
-        parts.append(rw.make("Concat", spread, origin, axis=axis if along == "blocks" else 0))
+    parts: list[Value | None] = [elements]
+    for values in list(zip(*(s.base.inputs for s in group)))[1:]:
+        spread = [_spread(rw, v, s, axis, along) for v, s in zip(values, group) if v is not None]
+        parts.append(rw.make("Concat", spread, origin, axis=axis if along == "blocks" else 0) if spread else None)
     return rebuilt(rw, first, parts, first.swapped, hint, axis=axis if along == "all" else first.base.attrs["axis"])
 
 

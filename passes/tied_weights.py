@@ -15,6 +15,7 @@ from arcweld.compiler.records import Transform
 from arcweld.compiler.text import parse_fields
 from arcweld.compiler.weights import record
 from arcweld.passes.common import Tracker
+from arcweld.passes.dce import remove_dead
 
 SMALL = 4096  # elements: less is not worth a view
 
@@ -23,6 +24,7 @@ Perm = tuple[int, ...]
 
 def tied_weights(graph: Graph, options: Options) -> Graph:
     """Returns ``graph`` with each large weight stored once."""
+    graph = remove_dead(graph)  # what nothing needs ties nothing
     views = _views(graph)
     if not views:
         return graph

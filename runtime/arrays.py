@@ -48,10 +48,11 @@ class Taken:
 class Element:
     """An element type with its counterparts in numpy and (once torch is imported) in torch, looked up once."""
 
-    __slots__ = ("dtype", "numpy", "torch")
+    __slots__ = ("dtype", "numpy", "packed", "torch")
 
     def __init__(self, dtype: DType) -> None:
         self.dtype = dtype
+        self.packed = dtype.is_packed
         self.numpy = dtype.numpy
         self.torch: Any = None
 
@@ -80,7 +81,7 @@ class Arrays:
 
         Raises InputError for an object that is no array, another element type than ``element``, or another device.
         """
-        if element.dtype.is_packed and not isinstance(array, np.ndarray | np.generic):
+        if element.packed and not isinstance(array, np.ndarray | np.generic):
             raise InputError(
                 f"input {name!r} is {element.dtype.value}, which only numpy arrays hold",
                 hint=f"give an array of ml_dtypes.{element.numpy}: it is packed as it is copied",
@@ -113,7 +114,7 @@ class Arrays:
     def _take_numpy(self, name: str, array: Any, element: Element) -> Taken:
         if array.dtype != element.numpy:
             raise _wrong_dtype(name, str(array.dtype), element.dtype)
-        host = dense(pack(np.asarray(array)))
+        host = dense(pack(np.asarray(array)) if element.packed else np.asarray(array))
         address = int(host.__array_interface__["data"][0])
         return Taken("numpy", address, array.shape, host.nbytes, host, host if self.on_gpu else None)
 

@@ -131,7 +131,7 @@ class Context:
         self._taken_over = [shared.plan.state.get(k) for k in range(len(shared.plan.outputs))]
         self._moved = shared.moved
         self._elements = [Element(shared.plan.tensors[t.name].dtype) for t in shared.plan.program.outputs]
-        self._packed = [(k, e) for k, e in enumerate(self._elements) if e.dtype.is_packed]
+        self._packed = [(k, e) for k, e in enumerate(self._elements) if e.packed]
 
     @property
     def arena_bytes(self) -> int:
@@ -154,7 +154,7 @@ class Context:
         results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
             self._launch(special, inputs, targets, views, stream)
-            return self._finished(results, special)
+            return self._finished(results, special) if self._packed else results
         on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
         addresses = (*[t.address for t in inputs], *targets) if on_device else None
         graph = self._direct_graph(special, addresses) if addresses is not None else None
@@ -164,7 +164,7 @@ class Context:
             self._launch(special, inputs, targets, views, stream)
         else:
             self._replay_staged(special, inputs, targets, views, stream)
-        return self._finished(results, special)
+        return self._finished(results, special) if self._packed else results
 
     def _finished(self, results: list[Any], special: Specialisation) -> list[Any]:
         """The results, of which those of packed types are bytes until now, as arrays of their elements."""
@@ -283,9 +283,10 @@ class Context:
                 views.append(None)
                 continue
             try:
-                packed = element.dtype.is_packed  # then bytes until they are there
-                made = ("numpy", (special.output_bytes[len(results)],), _BYTES) if packed else (kind, shape, element)
-                array, address, view = self.shared.arrays.empty(*made)
+                form = (kind, shape, element)
+                if element.packed:  # bytes until they are there
+                    form = ("numpy", (special.output_bytes[len(results)],), _BYTES)
+                array, address, view = self.shared.arrays.empty(*form)
             except MemoryError:
                 output = self.shared.plan.program.outputs[len(results)]
                 raise DeviceError(

@@ -14,6 +14,7 @@ import typer
 from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
 from arcweld.cli.inputs import InOut, Values, precision_of
 from arcweld.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
+from arcweld.cli.storage_report import print_products, quantised_products
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
@@ -137,6 +138,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "launches": _launches(program.launches),
         "ranges": {r.sizes.label: _launches(r.launches) for r in program.ranges},
         "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
+        "quantised_products": quantised_products(data),
     }  # fmt: skip
     if all(s.name in sizes for s in program.symbols):
         symbols = {s.name: sizes[s.name] for s in program.symbols}
@@ -200,6 +202,7 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
     if report["ranges"]:
         out.print(f"at all other sizes: {len(report['launches'])} launches")
     _print_launches(report["launches"])
+    print_products(report["quantised_products"])
     _print_memory(report.get("memory_plan", []))
     evidence = report["verify"] or {"level": "off", "kernels": [], "outputs": []}
     where, checked = evidence.get("device", "no device"), len(verified_kernels(data))

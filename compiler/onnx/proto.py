@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
-from arcweld.compiler.dtypes import DType, unpack
+from arcweld.compiler.dtypes import DType, integer_range, unpack
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.skeleton import Cut, cut_weights
 
@@ -210,11 +210,25 @@ def _typed(tensor: TensorProto, shape: tuple[int, ...], dtype: DType) -> np.ndar
     if len(values) != need:
         raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} elements, it has {len(values)}")
     array = np.array(values, wide)
+    _check_range(tensor, array, dtype)
     if dtype.is_packed:
         return array.astype(np.uint8)
     if dtype.compute is dtype:
         return array.astype(dtype.numpy)
     return array.astype(np.uint16 if dtype.is_half else np.uint8).view(dtype.numpy)
+
+
+def _check_range(tensor: TensorProto, values: np.ndarray, dtype: DType) -> None:
+    """Raises ModelError for a value that a narrow type cannot hold. Floats are patterns, packed types whole bytes."""
+    if not values.size or values.dtype.kind == "f" or dtype.bits >= 32:
+        return
+    patterns = dtype.is_float or dtype.is_packed
+    low, high = (0, (1 << max(dtype.bits, 8)) - 1) if patterns else (0, 1)
+    if dtype.is_int and not patterns:
+        low, high = integer_range(dtype)
+    wrong = values[(values < low) | (values > high)]
+    if wrong.size:
+        raise ModelError(f"tensor {tensor.name!r} holds {wrong[0]}, which {dtype.value} cannot be: {low} to {high} can")
 
 
 def _external(

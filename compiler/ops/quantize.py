@@ -3,7 +3,7 @@ blocks of neighbours along it (ONNX opsets 10 to 24; MatMulNBits of com.microsof
 
 A scale and a zero point are a scalar, a vector along ``axis``, or have the rank of ``x``: then ``block`` elements along
 ``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2
-to 16 bits, and floats of 4 and 8.
+to 16 bits, and floats of 4 and 8. An offset in place of a zero point is what GGUF's Q4_1 and Q5_1 have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ QUANTIZED = (*INTEGERS, *FLOATS8, DType.F4E2M1)
 SCALES = (*FLOATS, DType.F8E8M0, DType.F8E4M3FN)
 
 
-def _check_scale(op: str, x: TensorType, scale: TensorType, zero: TensorType | None, attrs: Mapping[str, Any]) -> None:
+def _check_scale(
+    op: str, x: TensorType, scale: TensorType, others: Mapping[str, TensorType | None], attrs: Mapping[str, Any]
+) -> None:
     axis, block = attrs["axis"], attrs["block"]
     if block < 0:
         raise ModelError(f"{op}: blocks of {block} elements")
@@ -43,27 +45,30 @@ def _check_scale(op: str, x: TensorType, scale: TensorType, zero: TensorType | N
         if scale.rank == 1 and scale.shape != (1,):
             check_axis(op, axis, x.rank)
             check_equal(op, f"scale and axis {axis}", scale.shape[0], x.shape[axis])
-    if zero is not None and zero.shape not in (scale.shape, ()):
-        raise ModelError(f"{op}: scale {scale} and zero point {zero} differ in shape")
+    for what, t in others.items():
+        if t is not None and t.shape not in (scale.shape, ()):
+            raise ModelError(f"{op}: scale {scale} and {what} {t} differ in shape")
 
 
 def _infer_quantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
     (x, scale), (zero,) = split_optional("QuantizeLinear", types, 2, 3)
     check_dtype("QuantizeLinear", x, (*FLOATS, DType.I32))
     check_dtype("QuantizeLinear", scale, FLOATS)
-    _check_scale("QuantizeLinear", x, scale, zero, attrs)
+    _check_scale("QuantizeLinear", x, scale, {"zero point": zero}, attrs)
     out = zero.dtype if zero is not None else attrs["dtype"]
     check_dtype("QuantizeLinear", TensorType(out, ()), QUANTIZED)
     return (TensorType(out, x.shape),)
 
 
 def _infer_dequantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
-    (x, scale), (zero,) = split_optional("DequantizeLinear", types, 2, 3)
+    (x, scale), (zero, offset) = split_optional("DequantizeLinear", types, 2, 4)
     check_dtype("DequantizeLinear", x, (*QUANTIZED, DType.I32))
     check_dtype("DequantizeLinear", scale, SCALES)
     if zero is not None and zero.dtype is not x.dtype:
         check_dtype("DequantizeLinear", zero, FLOATS)
-    _check_scale("DequantizeLinear", x, scale, zero, attrs)
+    if offset is not None:
+        check_dtype("DequantizeLinear", offset, FLOATS)
+    _check_scale("DequantizeLinear", x, scale, {"zero point": zero, "offset": offset}, attrs)
     out = TensorType(attrs["dtype"] or scale.dtype, x.shape)
     check_dtype("DequantizeLinear", out, FLOATS)
     return (out,)
@@ -96,7 +101,7 @@ def _quantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> 
 
 
 def _dequantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-    x, scale, zero = [*arrays, None][:3]
+    x, scale, zero, offset = [*arrays, None, None][:4]
     assert x is not None
     assert scale is not None
     out = (attrs["dtype"] or from_numpy(scale.dtype)).numpy
@@ -109,7 +114,10 @@ def _dequantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -
         steps = widen(x).astype(np.int32)
         if zero is not None:
             steps = steps - _along(widen(zero), attrs, x).astype(np.int32)
-    return ((steps.astype(wide) * _along(widen(scale), attrs, x).astype(wide)).astype(out),)
+    y = steps.astype(wide) * _along(widen(scale), attrs, x).astype(wide)
+    if offset is not None:
+        y = y + _along(widen(offset), attrs, x).astype(wide)
+    return (y.astype(out),)
 
 
 def _parameter(reader: Reader, node: Node, value: Value, coords: tuple[Dim, ...]) -> Expr:
@@ -140,16 +148,20 @@ def _lower_quantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr
 
 
 def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
-    x, scale, zero = [*node.inputs, None][:3]
+    x, scale, zero, offset = [*node.inputs, None, None][:4]
     assert x is not None
     assert scale is not None
     step = _parameter(reader, node, scale, coords)
     wide = DType.F64 if DType.F64 in (step.dtype, node.output.dtype) else DType.F32
     exact = DType.I32 if not x.dtype.is_float and (zero is None or zero.dtype is x.dtype) else wide
     steps = cast(reader.read(x, coords), exact)
-    if zero is not None:
-        steps = steps - cast(_parameter(reader, node, zero, coords), exact)
-    return cast(cast(steps, wide) * cast(step, wide), node.output.dtype)
+    point = None if zero is None else cast(_parameter(reader, node, zero, coords), exact)
+    if point is not None and not (point.op == "const" and point.attr == 0):
+        steps = steps - point
+    y = cast(steps, wide) * cast(step, wide)
+    if offset is not None:
+        y = y + cast(_parameter(reader, node, offset, coords), wide)
+    return cast(y, node.output.dtype)
 
 
 _SCALE = np.array([0.1, 0.02, 0.3], np.float32)
@@ -185,7 +197,7 @@ register(
 )  # fmt: skip
 register(
     OpDef(
-        "DequantizeLinear", Kind.POINTWISE, ("x", "scale", "zero_point?"), _infer_dequantize, _dequantize,
+        "DequantizeLinear", Kind.POINTWISE, ("x", "scale", "zero_point?", "offset?"), _infer_dequantize, _dequantize,
         attrs={"axis": Attr("int", 1), "block": Attr("int", 0), "dtype": Attr("dtype", None), "keep": Attr("int", 0)},
         lower=_lower_dequantize, cost=3,
         cases=(
@@ -196,10 +208,12 @@ register(
             *(Case((_stored(d), _BLOCKS, _stored(d)[:, ::3]), {"axis": 1, "block": 3}) for d in INTEGERS),
             Case((_stored(DType.U4), _BLOCKS, 8 * _BLOCKS), {"axis": 1, "block": 3, "dtype": DType.F16}),
             Case((_stored(DType.U4), _BLOCKS, np.array(8, ml_dtypes.uint4)), {"axis": 1, "block": 3}),
+            Case((_stored(DType.U4), _BLOCKS, np.array(0, ml_dtypes.uint4), -4 * _BLOCKS), {"axis": 1, "block": 3}),
+            Case((_stored(DType.I8), _SCALE[:2], None, _SCALE[1:]), {"axis": 0}),
             Case((_stored(DType.F4E2M1), _BLOCKS.astype(ml_dtypes.float8_e8m0fnu)),
                  {"axis": 1, "block": 3, "dtype": DType.F32}),
         ),
-        doc="(x - zero_point) * scale, in ``dtype`` or else the scale's type; the zero point has the type of x or is "
-        "a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
+        doc="(x - zero_point) * scale + offset, in ``dtype`` or else the scale's type; the zero point has x's type or "
+        "is a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
     )
 )  # fmt: skip

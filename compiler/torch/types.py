@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -34,14 +33,20 @@ _DTYPES: dict[torch.dtype, DType] = {
     torch.uint16: DType.U16,
     torch.uint8: DType.U8,
     torch.bool: DType.BOOL,
+    torch.float8_e4m3fn: DType.F8E4M3FN,
+    torch.float8_e4m3fnuz: DType.F8E4M3FNUZ,
+    torch.float8_e5m2: DType.F8E5M2,
+    torch.float8_e5m2fnuz: DType.F8E5M2FNUZ,
 }
+if hasattr(torch, "float8_e8m0fnu"):  # since 2.7
+    _DTYPES[torch.float8_e8m0fnu] = DType.F8E8M0
 _TORCH = {v: k for k, v in _DTYPES.items()}
 
 UNBOUNDED = 1 << 40  # torch writes "no upper bound" as a huge int or as infinity
 
 
 def from_torch(dtype: torch.dtype) -> DType:
-    """The DType of a torch dtype. Raises UnsupportedError for complex, quantized and 8-bit float types."""
+    """The DType of a torch dtype. Raises UnsupportedError for complex and quantized types."""
     found = _DTYPES.get(dtype)
     if found is None:
         raise UnsupportedError(f"element type {dtype} is not supported")
@@ -61,10 +66,10 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     if tensor.layout is not torch.strided:
         raise UnsupportedError(f"a tensor of layout {tensor.layout} cannot be a weight")
     host = tensor.detach().cpu().resolve_neg()
-    if host.dtype is torch.bfloat16:
-        bits: np.ndarray = host.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    from_torch(host.dtype)
+    dtype = from_torch(host.dtype)
+    if dtype is DType.BF16 or dtype.is_storage:  # numpy gets them as integers of equal width
+        bits: np.ndarray = host.view(torch.int16 if dtype is DType.BF16 else torch.uint8).numpy()
+        return bits.view(dtype.numpy)
     array: np.ndarray = host.numpy()
     return array
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cli_models import mlp, save_model
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from arcweld.cli.app import main
 from arcweld.compiler.errors import InputError, UsageError
@@ -162,3 +163,45 @@ def test_verify_refuses_another_models_engine(model: Path, tmp_path: Path, capsy
     assert main(["verify", str(path), "--onnx", str(other), "--device=sim"]) == 2
     assert "its inputs are x, those of the model z" in capsys.readouterr().err
     assert main(["verify", str(path), "--onnx", str(model), "--device=sim", "--onnxrt"]) == 0
+
+
+def quantised(rows: int, path: Path) -> Path:
+    """A product by weights of 4 bits in blocks, as MatMulNBits has them."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "B": rng.integers(0, 256, (512, 16, 16)).astype(np.uint8),
+        "S": rng.uniform(0.01, 0.03, 512 * 16).astype(np.float32),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["x", "B", "S"], ["y"], name="wide", domain="com.microsoft", K=512, N=512, bits=4, block_size=32
+    )
+    graph = helper.make_graph(
+        [node], "quantised", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 512])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(("rows", "stored"), [(1, "u4"), (4096, "f16")])
+def test_products_of_quantised_weights(
+    rows: int, stored: str, tmp_path: Path, capsys: Words
+) -> None:
+    """What is stored, what is computed in, what is read, and the two modelled times behind the choice."""
+    model, engine = quantised(rows, tmp_path / "m.onnx"), tmp_path / "m.engine"
+    arguments = [str(model), "-o", str(engine), "--fp16", "--arch", "sm_90a", "--verify", "off", "--device", "sim"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["quantised_products"]
+    assert (found["node"], found["stored"], found["from"], found["computes"]) == ("wide", stored, "u4", "f16")
+    scales = 4 * 512 * 16
+    assert found["reads"] == (512 * 512 // 2 + scales if stored == "u4" else 512 * 512 * 2)
+    times = found["modelled"]["sm_90a"]
+    assert (times["packed"] <= 1.1 * times["widened"]) == (stored == "u4")
+    assert main(["inspect", str(engine)]) == 0
+    shown = capsys.readouterr().out
+    assert "products of quantised weights, modelled microseconds on sm_90a:" in shown
+    assert stored == "u4" or "f16, widened from u4" in shown

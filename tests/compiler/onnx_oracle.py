@@ -184,10 +184,12 @@ def by_either(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[n
 def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of a one-node graph according to an independent implementation."""
     (node,) = graph.nodes
-    if node.op == "DequantizeLinear" and len(graph.inputs) == 3 and graph.inputs[2].dtype is DType.F32:
+    if node.op == "DequantizeLinear" and len(node.inputs) == 3 and graph.inputs[2].dtype is DType.F32:
         return [_float_zero_point(node.attrs, *feeds.values())]
-    if node.op == "DequantizeLinear" and len(graph.inputs) == 3 and not graph.inputs[2].shape:
+    if node.op == "DequantizeLinear" and len(node.inputs) == 3 and not graph.inputs[2].shape:
         return _with_spread_zero_point(graph, feeds)
+    if node.op == "DequantizeLinear" and len(node.inputs) == 4:
+        return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *feeds.values())]
     if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
@@ -270,6 +272,19 @@ def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> li
     inner = Node(node.op, (x, scale, wide), node.outputs, node.attrs)
     spread = {**feeds, zero.name: np.full(scale.shape, feeds[zero.name])}
     return by_either(onnx_model(Graph("spread", (x, scale, wide), graph.outputs, (inner,))), spread)
+
+
+def _with_offset(a: Attrs, *arrays: np.ndarray | None) -> np.ndarray:
+    """Element by element: of the block along the last axis, or of the row."""
+    x, scale, _, offset = arrays
+    assert x is not None
+    assert scale is not None
+    assert offset is not None
+    out = np.empty(x.shape, np.float32)
+    for at in np.ndindex(*x.shape):
+        place = (at[0], at[1] // a["block"]) if a["block"] else at[:1]
+        out[at] = np.float32(x[at]) * scale[place] + offset[place]
+    return out
 
 
 def _float_zero_point(a: Attrs, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def test_names_labels_and_origins_come_back(name: str, label: str, origin: list[
 @pytest.mark.parametrize("dtype", list(DType))
 def test_weight_data_comes_back_exactly(dtype: DType) -> None:
     rng = np.random.default_rng(0)
-    bits = rng.integers(0, 256, 24 * dtype.size, dtype=np.uint8)
+    bits = rng.integers(0, 1 << min(dtype.bits, 8), 24 * max(dtype.bits // 8, 1), dtype=np.uint8)
     data = (bits % 2).view(np.bool_) if dtype is DType.BOOL else bits.view(dtype.numpy)
     data = np.nan_to_num(data.astype(np.float64)).astype(dtype.numpy) if dtype.is_float else data
     data = data.reshape(2, 3, 4)

@@ -217,6 +217,26 @@ output %y
     same_results(before, after)
 
 
+@pytest.mark.parametrize("dtype", ["i8", "u4"])
+@pytest.mark.parametrize(("group", "shape"), [(1, (96, 64, 3, 3)), (96, (96, 1, 9, 9))])
+def test_filters_are_stored_by_taps(dtype: str, group: int, shape: tuple[int, ...]) -> None:
+    """Packed convolution weights have the order of others, through all passes."""
+    sides = (1, shape[1] * group, 4 if group == 1 else 9)
+    before = build(f"""input %x: f32[{sides[0]}, {sides[1]}, {sides[2]}, {sides[2]}]
+weight %w: {dtype}[{", ".join(map(str, shape))}] source='w'
+weight %s: f32[96] source='s'
+%d = DequantizeLinear(%w, %s, axis=0)
+%y = Conv(%x, %d, strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group={group}, layout='NCHW')
+output %y
+""")
+    after = run_passes(before, Options(arch=("sm_80",)), verify_each=True)
+    (node,) = [n for n in after.nodes if n.op == "DequantizeLinear"]
+    taps = shape[2:]
+    assert node.operands()[0].shape == ((*taps, 1, 96) if group > 1 else (96, *taps, 64))
+    assert node.operands()[0].name in after.weights
+    same_results(before, after)
+
+
 def test_new_values_replay_the_record() -> None:
     """What a packed, merged and transposed weight was made of can be made again from new arrays."""
     before = build(SIBLINGS.format(sa="64, 4", sb="96, 4", axis=1, block=32, zeros="", za="", zb=""))

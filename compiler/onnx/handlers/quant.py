@@ -247,14 +247,21 @@ def _dynamic_matmul(c: NodeContext) -> Result:
 
 @handles("MatMulNBits", domain=MICROSOFT)
 def _matmul_nbits(c: NodeContext) -> Result:
-    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``."""
+    """``A @ W^T`` with weights of 2, 4 or 8 bits in blocks along K: ``W = (q - zero) * scale``.
+
+    A group index says which block each element of K belongs to: then the weights are stored block by block, and the
+    activations are read in that order.
+    """
     bits, block = c.int_attr("bits", 4), c.int_attr("block_size")
     k, n = c.int_attr("K"), c.int_attr("N")
-    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1 or c.has(4):
-        c.unsupported(f"{bits}-bit weights in blocks of {block}, or with a group index")
+    if bits not in (2, 4, 8) or block < 1 or k < 1 or n < 1:
+        c.unsupported(f"{bits}-bit weights in blocks of {block}")
     blocks = -(-k // block)
     a, dtype = c.value(0), {2: DType.U2, 4: DType.U4, 8: DType.U8}[bits]
     weights = _bits(c, 1, dtype, (n, blocks * block), k)
+    if c.has(4):
+        order = _order_of_groups(c, k, block)
+        weights, a = (c.emit("Gather", v, order, axis=v.type.rank - 1) for v in (weights, a))
     scales = c.reshape(c.value(2), (n, blocks))
     if not c.has(3):
         zero = c.const(1 << (bits - 1), dtype)
@@ -265,6 +272,19 @@ def _matmul_nbits(c: NodeContext) -> Result:
     w = c.emit("DequantizeLinear", weights, scales, zero, axis=1, block=block, dtype=a.dtype)
     y = matmul(c, a, c.transpose(w, (1, 0)))
     return c.emit("Add", y, c.value(5)) if c.has(5) else y
+
+
+def _order_of_groups(c: NodeContext, k: int, block: int) -> Value:
+    """The elements of K in the order of their groups, each of which has to fill its block."""
+    groups = c.known(4).known
+    if groups is None or groups.shape not in ((k,), (-(-k // block) * block,)) or groups.dtype.kind not in "iu":
+        c.broken(f"the group index should hold {k} integers")
+    counts = np.bincount(groups[:k].clip(0), minlength=-(-k // block))
+    for g, count in enumerate(counts):
+        own = min(block, max(0, k - g * block))
+        if count != own:
+            c.unsupported(f"group {g} has {count} elements, and blocks have {own}")
+    return c.emit("TopKIndices", c.slice(c.value(4), 0, 0, k), k=k, axis=0, largest=0)
 
 
 def _bits(c: NodeContext, i: int, dtype: DType, shape: tuple[int, int], columns: int) -> Value:

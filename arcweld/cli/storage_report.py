@@ -1,0 +1,98 @@
+"""What ``inspect`` says of quantised weights: how they are stored, what products of them compute in, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from arcweld.cli.common import out, print_table
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Node, Value, Weight
+from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.options import Options
+from arcweld.compiler.records import Transform
+from arcweld.compiler.region import is_view
+from arcweld.compiler.text import parse_fields, parse_graph, parse_type
+from arcweld.passes.storage import compare_sizes, least_rows
+from arcweld.runtime.engine_file import EngineData
+
+
+def quantised_products(data: EngineData) -> list[dict[str, Any]]:
+    """One entry for each product or convolution by weights of 8 bits or fewer, or by weights that were widened.
+
+    ``stored``: the type in the engine; ``from``: the model's, if it is another one; ``computes``: the type of the
+    operands as they are multiplied; ``reads``: bytes of the weight with its scales and zero points. ``modelled``: for
+    each architecture the seconds with the weight packed and widened; None where nothing was to be chosen.
+    """
+    if not data.graph:
+        return []
+    graph = parse_graph(data.graph)
+    producers = graph.producers()
+    return [
+        entry
+        for n in graph.nodes
+        if opdef(n.op).kind in (Kind.CONTRACT, Kind.CONV) and len(n.operands()) > 1
+        for entry in _entry(graph, producers, n, data.archs)
+    ]
+
+
+def _entry(
+    graph: Graph, producers: dict[str, Node], node: Node, archs: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    x, w = node.operands()[:2]
+    source, parts = _stored(producers, w)
+    if source.name not in graph.weights:
+        return
+    dtype = source.dtype
+    model = _before(graph.weights[source.name]) if dtype.bits > 8 else dtype
+    if model is None or model.bits > 8:
+        return
+    count = source.type.numel
+    assert isinstance(count, int)
+    products = x.dtype.is_int  # of integers: nothing is unpacked
+    times = {} if products else compare_sizes(count, least_rows(node), model.bits, w.dtype, Options(arch=archs))
+    yield {
+        "node": node.name, "stored": dtype.value, "from": model.value, "computes": w.dtype.value,
+        "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights and v.shape),
+        "modelled": {a: {"packed": t.packed, "widened": t.widened} for a, t in times.items()} or None,
+    }  # fmt: skip
+
+
+def _stored(producers: dict[str, Node], w: Value) -> tuple[Value, tuple[Value, ...]]:
+    """The weight whose elements ``w`` is made of, and all that it is made of."""
+    node = producers.get(w.name)
+    while node is not None and (is_view(node) or node.op == "Cast"):
+        w = node.operands()[0]
+        node = producers.get(w.name)
+    if node is not None and node.op == "DequantizeLinear":
+        return node.operands()[0], node.operands()
+    return w, (w,)
+
+
+def _before(weight: Weight) -> DType | None:
+    """The type that a widened weight has in the model; None for a weight that was none of 8 bits or fewer."""
+    steps: Transform = weight.transform
+    if not any(step == "DequantizeLinear" for step, _ in steps):
+        return None
+    for step, args in steps:
+        if step == "UnpackBits":
+            found: DType = parse_fields(str(args[1]))["dtype"]
+            return found
+    types = [parse_type(str(args[1])).dtype for step, args in steps if step == "source"]
+    return next((t for t in types if t.bits <= 8), None)
+
+
+def print_products(rows: list[dict[str, Any]]) -> None:
+    """Prints the entries of ``quantised_products``, times of the last architecture in microseconds."""
+    if not rows:
+        return
+    arch = next((list(r["modelled"])[-1] for r in rows if r["modelled"]), "")
+    out.print(f"products of quantised weights{f', modelled microseconds on {arch}' if arch else ''}:")
+    cells = []
+    for r in rows:
+        stored = r["stored"] if r["stored"] == r["from"] else f"{r['stored']}, widened from {r['from']}"
+        times = (r["modelled"] or {}).get(arch)
+        modelled = [f"{1e6 * times[k]:.2f}" for k in ("packed", "widened")] if times else ["", ""]
+        cells.append((r["node"], stored, r["computes"], f"{r['reads']:,}", *modelled))
+    numbers = ("reads", "packed", "widened")
+    print_table(("product", "stored", "computes in", *numbers), cells, numbers)
