@@ -29,7 +29,9 @@ def _pack(rw: Tracker, node: Node) -> bool:
     kind = opdef(node.op).kind
     w = rw.inputs_of(node)[1] if kind in (Kind.CONTRACT, Kind.CONV) else None
     if w is not None and w.name not in rw.weights:
-        return _pack_stored(rw, node, w) if node.op == "MatMul" else kind is Kind.CONV and _pack_stored_taps(rw, node, w)
+        if node.op == "MatMul":
+            return _pack_stored(rw, node, w)
+        return kind is Kind.CONV and _pack_stored_taps(rw, node, w)
     if w is None:
         return False
     packed_order = _product_order(w) if kind is Kind.CONTRACT else _order(node, w.type.rank)
