@@ -191,7 +191,7 @@ def _touched(buffer: Buffer, places: Iterable[tuple[Dim, ...]], extent: Mapping[
     for coords in places:
         symbols = {s for c in coords for s in _symbols(c)}
         points += _elements(dims.product(extent.get(s, 1) for s in symbols))
-    return min(points, _elements(dims.product(buffer.shape))) * buffer.dtype.size
+    return buffer.dtype.nbytes(min(points, _elements(dims.product(buffer.shape))))
 
 
 def _symbols(coordinate: Dim) -> set[dims.Sym]:

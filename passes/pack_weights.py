@@ -28,10 +28,12 @@ def pack_weights(graph: Graph, options: Options) -> Graph:
 def _pack(rw: Tracker, node: Node) -> bool:
     kind = opdef(node.op).kind
     w = rw.inputs_of(node)[1] if kind in (Kind.CONTRACT, Kind.CONV) else None
-    if w is None or (w.name not in rw.weights and node.op in ("MatMulInteger", "ConvInteger")):
+    if w is not None and w.name not in rw.weights:
+        if node.op == "MatMul":
+            return _pack_stored(rw, node, w)
+        return kind is Kind.CONV and _pack_stored_taps(rw, node, w)
+    if w is None:
         return False
-    if w.name not in rw.weights:
-        return _pack_stored(rw, node, w) if node.op == "MatMul" else _pack_stored_taps(rw, node, w)
     packed_order = _product_order(w) if kind is Kind.CONTRACT else _order(node, w.type.rank)
     if packed_order == tuple(range(w.type.rank)):
         return False

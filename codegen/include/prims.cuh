@@ -450,4 +450,27 @@ ARCWELD_DEVICE f32 atomic_min(f32* p, f32 v) {
   return __int_as_float(old);
 }
 
+// ---------------------------------------------------------------- pairs of 16-bit floats
+ARCWELD_DEVICE u32 fma2_impl(u32 a, u32 b, u32 c, ScalarTag<f16>) {
+  u32 r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+ARCWELD_DEVICE u32 fma2_impl(u32 a, u32 b, u32 c, ScalarTag<bf16>) {
+  u32 r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+// a * b + c of two numbers each of type T, rounded once.
+template <class T>
+ARCWELD_DEVICE u32 fma2(u32 a, u32 b, u32 c) {
+  return fma2_impl(a, b, c, ScalarTag<T>());
+}
+// (a & b) ^ c in one instruction, also where b and c are literals.
+ARCWELD_DEVICE u32 and_xor(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
 #endif  // ARCWELD_SIM

@@ -283,3 +283,29 @@ SIM_UNCHECKED static __attribute__((noinline)) f32 atomic_min(f32* p, f32 v) {
   if (!(old <= v) && old == old) *p = v;
   return old;
 }
+
+// ---------------------------------------------------------------- pairs of 16-bit floats
+// x + y rounded to odd: rounding that once more, to 16 bits, gives what rounding the exact sum gives.
+ARCWELD_DEVICE f32 sim_odd_sum(f64 x, f64 y) {
+  const f64 sum = x + y, part = sum - x, rest = (x - (sum - part)) + (y - part);
+  const f32 near = (f32)sum;
+  const f64 left = (sum - (f64)near) + rest;
+  u32 bits = __float_as_uint(near);
+  if ((bits & 0x7fffffffu) >= 0x7f800000u || left == 0.0) return near;
+  if (near != 0.0f && (left < 0.0) != (near < 0.0f)) bits -= 1;
+  return __uint_as_float(bits | 1u);
+}
+template <class T>
+ARCWELD_DEVICE u32 fma2(u32 a, u32 b, u32 c) {
+  f32 x[2], y[2], z[2];
+  unpack2<T>(a, x[0], x[1]);
+  unpack2<T>(b, y[0], y[1]);
+  unpack2<T>(c, z[0], z[1]);
+  u32 r = 0;
+  for (int i = 0; i < 2; ++i) {
+    const f32 sum = sim_odd_sum((f64)x[i] * (f64)y[i], z[i]);
+    r |= (sum == sum ? pack2<T>(sum, 0.0f) & 0xffffu : 0x7fffu) << 16 * i;  // the GPU's canonical NaN
+  }
+  return r;
+}
+ARCWELD_DEVICE u32 and_xor(u32 a, u32 b, u32 c) { return (a & b) ^ c; }

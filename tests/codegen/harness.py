@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.codegen.templates.select import IMPLEMENTATIONS, implementations
 from arcweld.compiler.dims import evaluate
+from arcweld.compiler.dtypes import pack as pack_elements
+from arcweld.compiler.dtypes import stored_form, unpack
 from arcweld.compiler.parameters import TensorMap, pack
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice
@@ -39,10 +42,11 @@ def run_kernel(
     for b in everything:
         shape = tuple(evaluate(d, env) for d in b.shape)
         if b.name in inputs:
-            array = np.ascontiguousarray(np.asarray(inputs[b.name], b.dtype.numpy))
-            assert array.shape == shape, f"{b.name}: {array.shape} given, kernel says {shape}"
+            given = np.ascontiguousarray(np.asarray(inputs[b.name], b.dtype.numpy))
+            assert given.shape == shape, f"{b.name}: {given.shape} given, kernel says {shape}"
+            array = pack_elements(given)
         else:
-            array = np.frombuffer(b"\xff" * (int(np.prod(shape)) * b.dtype.size), b.dtype.numpy).reshape(shape)
+            array = np.frombuffer(b"\xff" * b.dtype.nbytes(math.prod(shape)), stored_form(b.dtype, shape)[0])
         if b.name in source.zero or b in source.counters:
             array = np.zeros_like(array)
         memory[b.name], arrays[b.name] = device.allocate(max(1, array.nbytes)), array
@@ -60,9 +64,11 @@ def run_kernel(
     out = {}
     for b in everything:
         if b.written:
-            got = np.empty(arrays[b.name].shape, b.dtype.numpy)
+            shape = tuple(evaluate(d, env) for d in b.shape)
+            dtype, stored = stored_form(b.dtype, shape)
+            got = np.empty(stored, dtype)
             device.download(got, memory[b.name].address)
-            out[b.name] = got
+            out[b.name] = unpack(got, b.dtype, shape)
     for b in source.counters:
         assert not out[b.name].any(), f"{b.name} is not zeros after the launch"
     return {b.name: out[b.name] for b in kernel.buffers if b.written}

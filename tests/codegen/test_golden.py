@@ -178,6 +178,24 @@ weight %w: bf16[1024, 4000]
 %y: bf16[r, 4000] = MatMul(%x, %w) @ 'y'
 output %y
 """),
+    "matmul_few_rows_u4_sm90": ("sm_90a", """symbol r(lo=1, hi=16)
+input %x: f16[r, 1024]
+weight %w: u4[4000, 1024]
+weight %s: f16[4000, 32]
+weight %z: u4[4000, 32]
+%d = DequantizeLinear(%w, %s, %z, axis=1, block=32) @ 'd'
+%t = Transpose(%d, perm=(1, 0)) @ 't'
+%y: f16[r, 4000] = MatMul(%x, %t) @ 'y'
+output %y
+"""),
+    "matmul_few_rows_i4_sm80": ("sm_80", """input %x: bf16[4, 1024]
+weight %w: i4[4000, 1024]
+weight %s: bf16[4000]
+%d = DequantizeLinear(%w, %s, axis=0) @ 'd'
+%t = Transpose(%d, perm=(1, 0)) @ 't'
+%y: bf16[4, 4000] = MatMul(%x, %t) @ 'y'
+output %y
+"""),
     "chain_gate_up_bf16_sm90": ("sm_90a", """input %x: bf16[2, 512]
 weight %g: bf16[512]
 weight %a: bf16[512, 2048]

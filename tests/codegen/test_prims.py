@@ -83,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   threadfence();
   f32 lo, hi;
   unpack2<f16>(pack2<f16>(d[0], d[1]), lo, hi); unpack2<bf16>(pack2<bf16>(lo, hi), lo, hi);
+  r2[0] = fma2<f16>(r2[0], r2[1], r4[0]); r2[1] = fma2<bf16>(r2[0], r2[1], r4[1]) + and_xor(r4[0], 5, 7);
   d[2] += tanh_approx(lo) + ex2_approx(hi) + __uint_as_float(f32_to_tf32(lo)) + INFINITY + NAN;
   atomic_add(p.out, lo); atomic_add((f64*)p.out, 1.0); atomic_add((i32*)p.out, 1); atomic_add((u32*)p.out, 1u);
   atomic_add((i64*)p.out, (i64)1); atomic_add((f16*)p.out, cvt<f16>(1)); atomic_add((bf16*)p.out, cvt<bf16>(1));

@@ -30,7 +30,7 @@ from kernel_cases import Case, assert_close
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices.gpu_count() == 0, reason="needs an NVIDIA GPU")]
 
 TEMPLATES = (
-    "rowwise", "reduce", "scan", "window", "transpose", "contract", "gemv", "few_rows", "conv", "depthwise",
+    "rowwise", "reduce", "scan", "window", "transpose", "contract", "gemv", "few_rows", "stored", "conv", "depthwise",
     "attention", "contract_wgmma", "conv_wgmma", "attention_wgmma", "large",
 )  # fmt: skip
 MODULES = tuple(f"cases_{t}" for t in TEMPLATES)

@@ -3,6 +3,7 @@
 ``gemv_stream`` (sm_90a) brings them by bulk copies into a ring in shared memory, where each warp has stages of its own;
 ``gemv_mma`` loads them to registers. Both request the first weights before they wait for the kernel before. An element
 of a row that is no number of the weights' type may be the sum of two such numbers, which fill unused rows of the tile.
+Weights of fewer bits with scales (``stored.py``) are brought as they are, and unpacked in registers.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT, SM90_SHARED_LIMIT, SMS
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.gemv import WARPS, most_rows, narrowed
-from arcweld.codegen.templates.contract.mma import ELEMENTS
+from arcweld.codegen.templates.contract.mma import ELEMENTS, element_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, likely, most
+from arcweld.codegen.templates.contract.stored import print_stored, stored_of
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -30,8 +32,12 @@ LINE_PAD = 64  # bytes between lines of shared memory: those that a warp reads a
 ALIGNMENT = 128  # bytes of the arrays in shared memory
 RESIDENT = 2  # blocks of gemv_mma on a multiprocessor
 IN_FLIGHT = 64 << 10  # bytes of weights that a block of gemv_stream has requested
-TILE = 2048  # elements of a warp's request, at most
+TILE = 2048  # 16-bit elements of a warp's request, at most
+DEPTHS = (512, 256, 128, 64, 32)
 READ_TILE = 1024  # the same in registers, where rows are read beside it
+SHARED_COST = 0.06  # of a byte from shared memory, relative to one from memory: half of its share of the time
+SCALES = 16  # that a lane holds of a step, at most; twice as many beside weights in shared memory
+SHORT_COPY = 12.8  # bytes: a copy's cost, as a share of what it brings (an estimate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +93,32 @@ class FewRowsTactic:
 
 
 def supports(problem: Problem, least: int) -> str | None:
-    """The reason why the problem, of ``least`` rows or more, is left to others; None if it isn't."""
-    rows, b = most(problem.m.extent), problem.b
+    """The reason why the problem, of ``least`` rows or more, is left to others; None if it isn't.
+
+    Of stored weights one row is enough: ordinary arithmetic takes longer to unpack them.
+    """
+    rows, b, stored = most(problem.m.extent), problem.b, stored_of(problem)
+    least = least if stored is None else 1
     if rows is None or not least <= rows <= FEW_NARROW_ROWS:
         return f"{problem.m.extent} rows, not {least} to {FEW_NARROW_ROWS}"
     element = ELEMENTS.get(problem.kernel.attrs.get("precision", "fp32"))
     if element is None or not element.is_half or problem.acc is not DType.F32:
         return "not a product of 16-bit numbers with f32 sums"
-    if b.storage is not element or not b.along_k or not b.copyable or b.masked:
+    plain = b.storage is element and b.along_k and b.copyable and not b.masked
+    if not plain and stored is None:
         return f"b: not {element.value} in aligned pieces of 16 bytes along k"
     return None if (dims.bounds(problem.k.extent)[0] or 0) > 0 else "the depth may be 0"
 
 
 def is_exact(problem: Problem) -> bool:
     """True if the elements of ``a`` are numbers of the weights' type, so that rounding them loses nothing."""
-    return problem.a.storage is problem.b.storage
+    return problem.a.storage is element_of(problem)
+
+
+def weight_bits(problem: Problem) -> int:
+    """Bits of an element of the weights as they are read."""
+    stored = stored_of(problem)
+    return element_of(problem).bits if stored is None else stored.dtype.bits
 
 
 # ------------------------------------------------------------------------------------------------------------ tactics
@@ -125,21 +142,29 @@ def ranked(problem: Problem, found: Iterable[FewRowsTactic]) -> tuple[FewRowsTac
 
 def candidates(problem: Problem, streaming: bool, halves: int) -> Iterator[FewRowsTactic]:
     """Columns of a warp and shares of k, each with the requests that suit them; rows are resident where they fit."""
-    k = likely(problem.k.extent)
+    bits = weight_bits(problem)
     for columns in (8, 16):
         for split in (8, 4, 2, 1):
-            depth = _depth(k, columns, split, TILE)
-            stages = min(4, max(2, IN_FLIGHT // (WARPS * columns * depth * 2))) if streaming else 0
+            depth = _depth(problem, columns, split, TILE * 16 // bits, streaming)
+            stages = min(4, max(2, IN_FLIGHT // (WARPS * columns * depth * bits // 8))) if streaming else 0
             t = FewRowsTactic(columns, split, depth, stages, halves)
             if not may_keep_rows(problem) or layout(problem, t).end > t.limit:
-                narrow = depth if streaming else _depth(k, columns, split, READ_TILE)
+                narrow = depth if streaming else _depth(problem, columns, split, READ_TILE, streaming)
                 t = replace(t, resident=False, depth=narrow)
             yield t
 
 
-def _depth(k: int, columns: int, split: int, tile: int) -> int:
-    """The elements of k that a warp requests at a time: many, but so that no share of k is much shorter."""
-    fitting = [d for d in (512, 256, 128, 64, 32) if columns * d <= tile and d <= max(32, -(-k // split))]
+def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: bool) -> int:
+    """The elements of k that a warp requests at a time: many, but so that no share of k is much shorter.
+
+    Of stored weights so many that lanes hold few scales, and whole pieces.
+    """
+    k, stored = likely(problem.k.extent), stored_of(problem)
+    least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
+    if stored is not None:
+        least = least if streaming else stored.unit
+        most = min(most, (stored.group or most) * (2 * SCALES if streaming else SCALES) * 8 // columns)
+    fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
     return min(fitting, key=lambda d: -(-k // (d * split)) * d)
 
 
@@ -155,7 +180,14 @@ def cost(problem: Problem, t: FewRowsTactic) -> float:
     blocks = min(tiles, most_blocks(t))
     busiest = tiles // blocks * -(-blocks // SMS) + -(-(tiles % blocks) // SMS)
     wasted = -(-k // (t.split * t.depth)) * t.split * t.depth / k
-    rows = 0.0 if t.resident else 0.5 * most_rows(problem) / t.wave_columns  # from the L2 cache, again for each tile
+    bits, rows = weight_bits(problem), 0.0
+    if not t.resident:
+        rows = 8.0 / bits * most_rows(problem) / t.wave_columns  # from the L2 cache, again for each tile
+    elif bits < element_of(problem).bits:
+        # from shared memory, again for the columns of each warp: 512 bytes for columns * 4 * bits of weights
+        rows = SHARED_COST * -(-most_rows(problem) * t.halves // TILE_ROWS) * 128 / (t.columns * bits)
+    if t.stages and bits < element_of(problem).bits:
+        rows += SHORT_COPY * 8 / (t.depth * bits)
     idle = 0.05 if blocks < SMS else 0.0
     return busiest * SMS * t.block_columns / n * (0.7 + 0.3 * wasted + rows) + 0.005 * t.split + 0.02 * t.waves + idle
 
@@ -202,7 +234,7 @@ def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bo
     width = pitch(problem) if t.resident else 0
     left = _aligned(arrays_end or partial_bytes(problem, t))
     ring = _aligned(left + (2 * t.halves * most_rows(problem) * width if own_left else 0))
-    bars = ring + WARPS * t.stages * t.columns * (2 * t.depth + LINE_PAD)
+    bars = ring + WARPS * t.stages * t.columns * (2 * t.depth + LINE_PAD) * weight_bits(problem) // 16
     return Layout(left, ring, bars, bars + 8 * WARPS * t.stages, width)
 
 
@@ -223,7 +255,8 @@ def render_page(
     problem: Problem, t: FewRowsTactic, hooks: Hooks, shared: Layout, *, store: str = "", run: int = 0, **more: Any
 ) -> KernelSource:
     """The source, with the epilogue ``store`` or, of a chain, what ``more`` has."""
-    kernel, b = problem.kernel, problem.b
+    kernel, stored = problem.kernel, stored_of(problem)
+    b = problem.b if stored is None else stored.q
     a, before = narrowed(problem.a, PIECE, True), bool(kernel.attrs.get("stages"))
     tiles = dims.ceildiv(problem.n.extent, t.block_columns) * problem.batch.extent
     blocks = dims.minimum(tiles, most_blocks(t))
@@ -235,6 +268,7 @@ def render_page(
         "unit": (1, 1),
         "load_a": "" if before else load_hook(hooks, problem, "load_a", a),
         "address_b": _address(hooks, problem, b), "store": store,
+        "stored": None if stored is None else print_stored(hooks, problem, stored, t.depth),
         "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", n), "k_extent": scalar("depth", k),
         "columns_whole": dims.is_multiple(n, t.block_columns), "depth_whole": dims.is_multiple(k, t.split * t.depth),
         "looping": not isinstance(tiles, int) or tiles > most_blocks(t),
@@ -243,7 +277,7 @@ def render_page(
     return render(
         "contract/few_rows.cu.j2", kernel, hooks.params, arch=t.arch, grid=(blocks, 1, 1), block=(32 * WARPS, 1, 1),
         shared_bytes=shared.end, tiled=_tiled(problem, t), t=t, a=a, b=b, itype=problem.itype,
-        shared=shared, element=b.expr.attr[1].cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        shared=shared, element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         batched=problem.batch.extent != 1, **(context | more),
     )  # fmt: skip
 

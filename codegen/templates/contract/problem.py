@@ -232,13 +232,13 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     """
     assert operand.source is not None, "address_hook needs a copyable operand"
     name, storage, coords = operand.source.attr
-    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES // storage.size)
+    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES * 8 // storage.bits)
     buffer = hooks.kernel.buffer(name)
     base = block.contiguous(buffer, coords)
     assert base is not None, "address_hook needs a copyable operand"
     mask = block.value(operand.source.args[0]) if operand.masked else None
     start = hooks.params.buffer(name)
-    place = block.place(start, base)
+    place = block.place(start, dims.floordiv(base, storage.per_byte))  # a packed type's pointer counts bytes
     where = f"{mask} ? {place} : {start}" if mask else place
     listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
     head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"

@@ -108,6 +108,7 @@ def conversion_cases() -> list[PrimCase]:
         ),
         _integer_conversions(),
         _math_case(),
+        *_pair_cases(),
     ]  # fmt: skip
 
 
@@ -134,6 +135,27 @@ def _math_case() -> PrimCase:
     return PrimCase(
         "approximate_math", "const f32* x; f32* a; f32* b;", body, arguments, reference, 256, 4, tolerance=6e-4
     )
+
+
+def _pair_cases() -> list[PrimCase]:
+    """a * b + c of pairs, rounded once: of values whose sums cancel too, and ties."""
+    rng, found = _rng(9), []
+    for name, kind, digits in (("f16", np.dtype(np.float16), 10), ("bf16", BF16, 7)):
+        a, b = ((rng.standard_normal(8192) * 4).astype(kind) for _ in range(2))
+        c = np.concatenate([rng.standard_normal(4096), -a[4096:].astype(np.float64) * b[4096:].astype(np.float64)])
+        c = (c * rng.choice([1.0, 1.0, 2.0**-9, 2.0**-14], 8192)).astype(kind)
+        exact = a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)
+        _, exponent = np.frexp(exact)
+        low = -13 if name == "f16" else -125  # of numbers that are not subnormal
+        last = np.ldexp(1.0, np.maximum(exponent, low) - digits - 1)
+        want = (np.rint(exact / last) * last).astype(np.float32)
+        found.append(PrimCase(
+            f"fma_pairs_{name}", "const u32* a; const u32* b; const u32* c; f32* y;",
+            "const int i = blockIdx.x * 256 + t;"
+            f"unpack2<{name}>(fma2<{name}>(p.a[i], p.b[i], p.c[i]), p.y[2 * i], p.y[2 * i + 1]);",
+            [*(In(x.view(np.uint32)) for x in (a, b, c)), zeros(8192)], [want], 256, 16,
+        ))  # fmt: skip
+    return found
 
 
 def warp_cases() -> list[PrimCase]:

@@ -1,0 +1,138 @@
+// Weights of few rows that are stored in 8 or 4 bits: from their bytes to pairs of 16-bit numbers, exactly. Include it after
+// few_rows.cuh.
+//
+// A lane holds eight neighbours in k: a word of 4-bit numbers, two of 8-bit ones. An integer q is put into the mantissa of a
+// power of two whose last bit counts ones, and that power and the zero point are subtracted at once. A float's exponent and
+// mantissa are shifted into place, and a product with a power of two makes up for the other bias.
+#pragma once
+#include "storage.cuh"
+
+template <class T> struct Pairs;  // of two equal numbers
+template <> struct Pairs<f16> { static constexpr u32 ONE = 0x3c003c00u, MAGIC = 0x64006400u; };   // 2^10
+template <> struct Pairs<bf16> { static constexpr u32 ONE = 0x3f803f80u, MAGIC = 0x43004300u; };  // 2^7
+constexpr u32 MINUS_ZEROS = 0x80008000u, MAGIC32 = 0x4b000000u;                                  // 2^23 in f32
+
+// WORDS: that hold eight elements. SIGNS: the sign bits of a word; flipped, they shift integers so that none is negative.
+template <int WORDS_, bool INTEGER_, u32 SIGNS_>
+struct StoredTraits {
+  static constexpr int WORDS = WORDS_;
+  static constexpr bool INTEGER = INTEGER_;
+  static constexpr u32 SIGNS = SIGNS_, SHIFT = SIGNS & (WORDS == 1 ? 0xfu : 0xffu);
+};
+template <class S> struct StoredForm : StoredTraits<2, false, 0u> {};
+template <> struct StoredForm<u4> : StoredTraits<1, true, 0u> {};
+template <> struct StoredForm<i4> : StoredTraits<1, true, 0x88888888u> {};
+template <> struct StoredForm<u8> : StoredTraits<2, true, 0u> {};
+template <> struct StoredForm<i8> : StoredTraits<2, true, 0x80808080u> {};
+template <> struct StoredForm<f4e2m1> : StoredTraits<1, false, 0u> {};
+template <class S> using StoredWords = Vec<u32, StoredForm<S>::WORDS>;
+
+// The i-th two neighbours of a word of nibbles, each in the lowest bits of 16 with others above.
+ARCWELD_DEVICE u32 nibbles_of(u32 word, int i) { return __byte_perm(word, word >> 4, 0x4400u + 0x1111u * i); }
+// Bytes i and i + 1 of a word, each in the upper bits of 16.
+ARCWELD_DEVICE u32 bytes_above(u32 word, int i) { return __byte_perm(word, 0u, 0x1404u + 0x1010u * i); }
+
+// ---------------------------------------------------------------- integers
+// What ``unpack`` adds to integers with that zero point: two numbers of type T, or for 8 bits in bf16 one of f32.
+template <class T, class S>
+ARCWELD_DEVICE u32 minus_zero(int zero) {
+  const u32 less = (u32)zero + StoredForm<S>::SHIFT;
+  if constexpr (StoredForm<S>::WORDS == 2 && Pairs<T>::MAGIC == Pairs<bf16>::MAGIC) return (MAGIC32 | 0x80000000u) + less;
+  return (Pairs<T>::MAGIC | MINUS_ZEROS) + 0x00010001u * less;
+}
+// Two nibbles in the lowest bits of 16, whatever is above them.
+template <class T, class S>
+ARCWELD_DEVICE u32 nibble_pair(u32 x, u32 minus) {
+  constexpr u32 mask = 0x000f000fu, magic = Pairs<T>::MAGIC | StoredForm<S>::SIGNS & mask;
+  return fma2<T>(and_xor(x, mask, magic), Pairs<T>::ONE, minus);
+}
+// Bytes i and i + 1 of a word.
+ARCWELD_DEVICE u32 byte_pair(u32 word, int i, u32 minus, ScalarTag<f16>) {
+  return fma2<f16>(__byte_perm(word, Pairs<f16>::MAGIC, 0x7170u + 0x0101u * i), Pairs<f16>::ONE, minus);
+}
+// bf16 has no room for 8 bits above their ones: f32 has.
+ARCWELD_DEVICE u32 byte_pair(u32 word, int i, u32 minus, ScalarTag<bf16>) {
+  const f32 less = __uint_as_float(minus);
+  const f32 low = __uint_as_float(__byte_perm(word, MAGIC32, 0x7440u + i));
+  const f32 high = __uint_as_float(__byte_perm(word, MAGIC32, 0x7441u + i));
+  return pack2<bf16>(low + less, high + less);
+}
+
+// ---------------------------------------------------------------- floats: pairs whose bits lie at the top of 16
+// A pattern of all ones in front of the mantissa, or everywhere, becomes one of T: an infinity or a NaN.
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f8e4m3fn>, ScalarTag<f16>) {
+  const u32 magnitude = x >> 1 & 0x3f803f80u;
+  return fma2<f16>(x & MINUS_ZEROS | magnitude | magnitude + 0x00800080u & 0x40004000u, 0x5c005c00u, MINUS_ZEROS);  // 2^8
+}
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f8e4m3fn>, ScalarTag<bf16>) {
+  const u32 magnitude = x >> 4 & 0x07f007f0u, special = (magnitude + 0x00100010u & 0x08000800u) * 15;
+  return fma2<bf16>(x & MINUS_ZEROS | magnitude | special, 0x7b807b80u, MINUS_ZEROS);  // 2^120
+}
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f8e5m2>, ScalarTag<f16>) { return x; }
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f8e5m2>, ScalarTag<bf16>) {
+  const u32 magnitude = x >> 3 & 0x0fe00fe0u, special = (magnitude + 0x00800080u & 0x10001000u) * 7;
+  return fma2<bf16>(x & MINUS_ZEROS | magnitude | special, 0x77807780u, MINUS_ZEROS);  // 2^112
+}
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f4e2m1>, ScalarTag<f16>) {
+  return fma2<f16>((x & 0x00080008u) << 12 | (x & 0x00070007u) << 9, 0x74007400u, MINUS_ZEROS);  // 2^14
+}
+ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f4e2m1>, ScalarTag<bf16>) {
+  return fma2<bf16>((x & 0x00080008u) << 12 | (x & 0x00070007u) << 6, 0x7e807e80u, MINUS_ZEROS);  // 2^126
+}
+
+// ---------------------------------------------------------------- eight elements
+// ``minus``: of integers only, what ``minus_zero`` gives.
+template <class T, class S>
+ARCWELD_DEVICE Piece unpack(const StoredWords<S>& w, u32 minus) {
+  typedef StoredForm<S> F;
+  Piece r;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int at = i % 2 * 2;
+    u32 x;
+    if constexpr (F::WORDS == 1) x = nibbles_of(w[0], i);
+    if constexpr (F::WORDS == 2 && !F::INTEGER) x = bytes_above(w[i / 2], at);
+    if constexpr (!F::INTEGER) r[i] = float_pair(x, ScalarTag<S>(), ScalarTag<T>());
+    else if constexpr (F::WORDS == 1) r[i] = nibble_pair<T, S>(x, minus);
+    else r[i] = byte_pair(w[i / 2] ^ F::SIGNS, at, minus, ScalarTag<T>());
+  }
+  return r;
+}
+
+// acc += the sums of a group times its scale: of the lane / 4-th column, and of the one 8 further.
+template <int TILES>
+ARCWELD_DEVICE void add_scaled(float (&acc)[1][TILES][4], const float (&sums)[1][TILES][4], float low, float high) {
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) acc[0][j][e] += (e < 2 ? low : high) * sums[0][j][e];
+}
+
+// ---------------------------------------------------------------- in registers
+// Lanes that differ in ``bit`` exchange a number: that without it gets the other's ``low`` for its ``high``.
+ARCWELD_DEVICE void exchange(u32& low, u32& high, int lane, int bit) {
+  const bool upper = lane & bit;
+  const u32 got = __shfl_xor_sync(0xffffffffu, upper ? low : high, bit);
+  low = upper ? got : low;
+  high = upper ? high : got;
+}
+// Four lanes that hold neighbouring pieces of 16 bytes exchange words, so that each has its part of every 32 of k: where
+// they hold 32 each (4 bits), words i are those of the i-th lane; where they hold 16, lanes 0, 2, 1, 3 have neighbours.
+template <class S>
+ARCWELD_DEVICE Piece shared_out(Piece w, int lane) {
+  if constexpr (StoredForm<S>::WORDS == 1) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) exchange(w[i], w[i + 1], lane, 1);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) exchange(w[i], w[i + 2], lane, 2);
+  return w;
+}
+// This lane's words of the i-th 32 of k.
+template <class S>
+ARCWELD_DEVICE StoredWords<S> words_of(const Piece& w, int i) {
+  StoredWords<S> r;
+#pragma unroll
+  for (int j = 0; j < StoredForm<S>::WORDS; ++j) r[j] = w[i * StoredForm<S>::WORDS + j];
+  return r;
+}

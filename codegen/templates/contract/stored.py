@@ -1,0 +1,230 @@
+"""Weights as they are stored: numbers of few bits, and scales and zero points that groups of neighbours in k share.
+
+``b = scale * (q - zero)`` with q [n, k] contiguous along k. Kernels of few rows copy q as it is, and multiply exact
+integers ``q - zero``, or the small floats: the scale of a group is applied to the sum over its k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from arcweld.codegen.printing.hooks import Hooks, vector_width
+from arcweld.codegen.printing.params import Params
+from arcweld.codegen.printing.printer import Block
+from arcweld.codegen.templates.contract.problem import COPY_BYTES, Operand, Problem
+from arcweld.compiler import dims, expr
+from arcweld.compiler.dims import Dim, Sym, var
+from arcweld.compiler.dtypes import DType, integer_range
+from arcweld.compiler.expr import Expr
+
+INTEGERS = (DType.U4, DType.I4, DType.U8, DType.I8)
+FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
+GROUPS = (512, 256, 128, 64, 32)  # k of a group that is counted as one; several of them may share a scale
+GROUP = Sym("_g", 0)  # the index of a group
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The operand ``b`` as it is stored.
+
+    q      the load of q, of which 16 contiguous, aligned bytes can be copied as they are
+    scale  the load of the scale of a column and the group ``GROUP``
+    zero   the same of the zero point, of q's type; None: it is 0, a number: it is the same everywhere
+    group  elements of k in a group; None: a column has one scale
+    count  groups of a column
+    """
+
+    q: Operand
+    scale: Expr
+    zero: Expr | int | None
+    group: int | None
+    count: Dim
+
+    @property
+    def dtype(self) -> DType:
+        """The type that q is stored in."""
+        assert self.q.storage is not None
+        return self.q.storage
+
+    @property
+    def unit(self) -> int:
+        """Elements of k in the pieces of four lanes, which then exchange words."""
+        return 4 * COPY_BYTES * 8 // self.dtype.bits
+
+    @property
+    def has_zeros(self) -> bool:
+        """True if zero points are read from memory."""
+        return isinstance(self.zero, Expr)
+
+    def group_of_step(self, depth: int) -> int:
+        """The elements of k that have one scale in a step of ``depth``; divides that."""
+        return depth if self.group is None else min(self.group, depth)
+
+    def width(self, problem: Problem, groups: int) -> int:
+        """Neighbouring groups, of ``groups`` in a step, of which a lane reads scales and zero points at once."""
+        read = [e for e in (self.scale, self.zero) if isinstance(e, Expr)]
+        widths = [vector_width(problem.kernel, self.count, [e], (), GROUP) for e in read]
+        return min(*widths, groups & -groups)
+
+
+@dataclass(frozen=True, slots=True)
+class PrintedStored:
+    """What the template prints of a stored operand.
+
+    functions  hooks ``scale_of_group`` and, where zero points are read, ``zero_of_group``
+    read       what they give, a vector: name and C type
+    width      neighbouring groups of one call
+    group      elements of k that have one scale in a step
+    index      C text of the first group of the g-th vector from k0 on
+    zero       the zero point where it is the same everywhere
+    """
+
+    functions: list[str]
+    read: list[tuple[str, str]]
+    width: int
+    group: int
+    index: str
+    ctype: str
+    bits: int
+    is_integer: bool
+    zero: int
+    has_zeros: bool
+
+    def scale_at(self, line: int) -> str:
+        """C text of the scale of the g-th group, in f32."""
+        return f"to_f32(now.scale[{line}][g / NEAR][g % NEAR])"
+
+    @property
+    def has_zero(self) -> bool:
+        """True if something is subtracted."""
+        return self.has_zeros or self.zero != 0
+
+
+def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> PrintedStored:
+    """The hooks and sizes of a stored operand in steps of ``depth``."""
+    group = s.group_of_step(depth)
+    width = s.width(problem, depth // group)
+    args = [("b", problem.batch.sym), ("row", problem.n.sym), ("g", GROUP)]
+    read = {"scale": s.scale} | ({"zero": s.zero} if isinstance(s.zero, Expr) else {})
+    printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
+    index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
+    return PrintedStored(
+        [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, s.dtype.cuda,
+        s.dtype.bits, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _RawLoad:
+    """A function that loads a vector, and the vector's C type."""
+
+    text: str
+    ctype: str
+
+
+def _raw_load(hooks: Hooks, fn: str, load: Expr, args: Sequence[tuple[str, Sym]], width: int) -> _RawLoad:
+    """Loads ``width`` neighbours as they are stored: converting them would wait for them."""
+    name, dtype, coords = load.attr
+    block = Block(hooks.params, {s: c for c, s in args}, lane=GROUP, width=width)
+    buffer, pointer = hooks.kernel.buffer(name), hooks.params.buffer(name)
+    ctype = f"Vec<{dtype.cuda}, {width}>"
+    if width > 1:
+        base = block.contiguous(buffer, coords)
+        assert base is not None, "the width of a vector"
+        place = block.place(pointer, dims.floordiv(base, dtype.per_byte))  # a packed type's pointer counts bytes
+        value = f"load_{'packed' if dtype.is_packed else 'vec'}<{width}>({place})"
+        ctype = f"Packed{ctype}" if dtype.is_packed else ctype
+    elif dtype.is_packed:
+        ctype = f"Vec<{load.dtype.cuda}, 1>"
+        value = f"{ctype}{{{{packed_at({pointer}, {block.dim(buffer.offset(coords))})}}}}"
+    else:
+        value = f"load_vec<1>({block.place(pointer, buffer.offset(coords))})"
+    listed = ", ".join(["const Params& p", *(f"{block.itype} {c}" for c, _ in args)])
+    head = f"__device__ __forceinline__ {ctype} {fn}({listed}) {{"
+    return _RawLoad("\n".join([head, *block.finish(), f"  return {value};", "}"]), ctype)
+
+
+def stored_of(problem: Problem) -> Stored | None:
+    """How ``b`` is stored, None if it isn't of the form that this module is for."""
+    memo = problem.kernel.memo.setdefault("stored", {})
+    if problem.b.expr not in memo:
+        memo[problem.b.expr] = _stored_of(problem)
+    found: Stored | None = memo[problem.b.expr]
+    return found
+
+
+def _stored_of(problem: Problem) -> Stored | None:
+    e = problem.b.expr
+    if e.op != "mul" or e.dtype is not DType.F32:
+        return None
+    for value, scale in (e.args, e.args[::-1]):
+        for load, zero in _numbers(value):
+            q = _operand(problem, load)
+            plain = scale.op == "load" and not scale.args and (zero is None or not zero.args)
+            shared = _by_groups(problem, [scale, *([] if zero is None else [zero])]) if plain else None
+            if q is not None and shared is not None:
+                group, (by_group, *zeros) = shared
+                count = 1 if group is None else dims.ceildiv(problem.k.extent, group)
+                return Stored(q, by_group, _literal(zeros), group, count)
+    return None
+
+
+def _literal(zeros: list[Expr]) -> Expr | int | None:
+    if not zeros:
+        return None
+    return int(zeros[0].attr) if zeros[0].op == "const" else zeros[0]
+
+
+def _numbers(value: Expr) -> Iterator[tuple[Expr, Expr | None]]:
+    """``value`` as the load of q, and the zero point that is subtracted from it."""
+    if value.op == "load" and value.attr[1] in FLOATS:
+        yield value, None
+    if value.op != "cast":
+        return
+    (x,) = value.args
+    if (q := _integer(x)) is not None:
+        yield q, None
+    elif x.op == "sub" and (q := _integer(x.args[0])) is not None:
+        zero = x.args[1] if x.args[1].op == "const" else _integer(x.args[1])
+        if zero is not None and x.dtype is DType.I32 and _is_in_range(zero, q.attr[1]):
+            yield q, zero
+
+
+def _integer(e: Expr) -> Expr | None:
+    """The load of an integer, which ``e`` may convert to i32."""
+    load = e.args[0] if e.op == "cast" and e.dtype is DType.I32 else e
+    return load if load.op == "load" and load.attr[1] in INTEGERS else None
+
+
+def _is_in_range(zero: Expr, dtype: DType) -> bool:
+    """True if a zero point is a number of q's type, so that differences are exact in 16 bits."""
+    if zero.op == "load":
+        return bool(zero.attr[1] is dtype)
+    least, largest = integer_range(dtype)
+    return bool(least <= zero.attr <= largest)
+
+
+def _operand(problem: Problem, load: Expr) -> Operand | None:
+    """The load of q as an operand that is copied as it is, None if it can't be."""
+    k, dtype = problem.k, load.attr[1]
+    width = COPY_BYTES * 8 // dtype.bits
+    if load.args or not dims.is_multiple(k.extent, width):
+        return None
+    block = Block(Params(problem.kernel), {k.sym: "i"}, lane=k.sym, width=width)
+    if block.contiguous(problem.kernel.buffer(load.attr[0]), load.attr[2]) is None:
+        return None
+    return replace(problem.b, expr=load, along_k=True, width=width, source=load, copyable=True)
+
+
+def _by_groups(problem: Problem, shared: list[Expr]) -> tuple[int | None, list[Expr]] | None:
+    """The k of a group, and expressions by its index instead of k; None if they differ inside groups of 32."""
+    k = problem.k.sym
+    if not any(expr.mentions(e, k) for e in shared):
+        return None, shared
+    for group in GROUPS:
+        inside = Sym("_l", 0, group - 1)
+        found = [expr.substitute_index(e, {k: var(GROUP) * group + var(inside)}) for e in shared]
+        if not any(expr.mentions(e, inside) for e in found):
+            return group, found
+    return None
