@@ -24,8 +24,8 @@ def pointwise(rw: Layouts, node: Node) -> bool:
     perm = vote(rw, node.operands(), rank)
     if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis, or of blocks
         x, *rest = node.operands()
-        blocked = bool(node.attrs["block"])
-        scales = [rw.get_in(v, perm, node.origin) if blocked else rw.plain(v, node.origin) for v in rest]
+        blocked = [bool(node.attrs["block"]) and v.type.rank > 0 for v in rest]  # one zero point may serve all blocks
+        scales = [(rw.get_in(v, perm, node.origin) if b else rw.plain(v, node.origin)) for v, b in zip(rest, blocked)]
         inputs = [rw.get_in(x, perm, node.origin), *scales]
         rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]) if rank else 0)
         return True

@@ -212,3 +212,18 @@ def test_factor_pairs_have_equal_products(shape: list[int], data: st.DataObject)
 
 def test_factor_refuses_what_it_cannot_compare() -> None:
     assert factor((2, 3), (5,)) is None
+
+
+def test_one_zero_point_of_all_blocks_has_no_axes_to_move() -> None:
+    check(
+        """
+        input %x: i8[2, 4, 6, 8]
+        weight %s: f32[2, 2, 6, 8]
+        weight %z: i8[] data=3
+        weight %w: f32[4, 4, 3, 3]
+        %d = DequantizeLinear(%x, %s, %z, axis=1, block=2)
+        %y = Conv(%d, %w, strides=(1, 1), dilations=(1, 1), pads=(1, 1, 1, 1), group=1)
+        output %y
+        """,
+        layout,
+    )
