@@ -162,7 +162,7 @@ def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: boo
     k, stored = likely(problem.k.extent), stored_of(problem)
     least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
     if stored is not None:
-        least = least if streaming else stored.unit
+        least = max(least, stored.q.width) if streaming else stored.unit
         most = min(most, (stored.group or most) * (2 * SCALES if streaming else SCALES) * 8 // columns)
     fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
     return min(fitting, key=lambda d: -(-k // (d * split)) * d)
@@ -226,6 +226,12 @@ def pitch(problem: Problem) -> int:
     return k + (LINE_PAD - 2 * k) % ALIGNMENT // 2
 
 
+def line_bytes(problem: Problem, t: FewRowsTactic) -> int:
+    """Bytes of shared memory for the request of one column."""
+    stored = stored_of(problem)
+    return t.depth * weight_bits(problem) // 8 + (LINE_PAD if stored is None else stored.pad)
+
+
 def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bool = True) -> Layout:
     """The arrays behind the partial sums and those of a chain, which end at ``arrays_end``.
 
@@ -234,7 +240,7 @@ def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bo
     width = pitch(problem) if t.resident else 0
     left = _aligned(arrays_end or partial_bytes(problem, t))
     ring = _aligned(left + (2 * t.halves * most_rows(problem) * width if own_left else 0))
-    bars = ring + WARPS * t.stages * t.columns * (2 * t.depth + LINE_PAD) * weight_bits(problem) // 16
+    bars = ring + WARPS * t.stages * t.columns * line_bytes(problem, t)
     return Layout(left, ring, bars, bars + 8 * WARPS * t.stages, width)
 
 
