@@ -3,14 +3,16 @@
     Conv(x, w)  ->  Conv(x, Transpose(packed)), where packed is a weight, and the Transpose a view
 
 Convolutions: [out channel, taps, in channel], so that a filter tap is contiguous along its input channels. Depthwise
-ones: [taps, channel]. Matrix products of 16-bit types, and of weights that stay packed: [n, k]. Requires: layout is
-chosen, and nothing folds constants later. Ensures: weights of channels-last convolutions and of MatMul are stored so.
+ones: [taps, channel]. Matrix products of 8 and 16-bit types, and of weights that stay packed: [n, k]. Requires: layout
+is chosen, and nothing folds constants later. Ensures: weights of channels-last convolutions and of products are so.
 """
 
 from __future__ import annotations
 
+from arcweld.compiler.dims import is_multiple
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.registry import make
+from arcweld.compiler.ops.integer import BYTES
+from arcweld.compiler.ops.registry import Kind, make, opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.stored import stored_matrix, transposed
@@ -19,17 +21,20 @@ VECTOR = 8  # elements that a kernel unpacks together
 
 
 def pack_weights(graph: Graph, options: Options) -> Graph:
-    """Packs the weights of channels-last Conv and ConvTranspose nodes, and of MatMul."""
+    """Packs the weights of channels-last convolutions, and of products of matrices."""
     return rewrite(graph, _pack)
 
 
 def _pack(rw: Tracker, node: Node) -> bool:
-    w = rw.inputs_of(node)[1] if node.op in ("Conv", "ConvTranspose", "MatMul") else None
+    kind = opdef(node.op).kind
+    w = rw.inputs_of(node)[1] if kind in (Kind.CONTRACT, Kind.CONV) else None
     if w is not None and w.name not in rw.weights:
-        return _pack_stored(rw, node, w) if node.op == "MatMul" else _pack_stored_taps(rw, node, w)
+        if node.op == "MatMul":
+            return _pack_stored(rw, node, w)
+        return kind is Kind.CONV and _pack_stored_taps(rw, node, w)
     if w is None:
         return False
-    packed_order = _product_order(w) if node.op == "MatMul" else _order(node, w.type.rank)
+    packed_order = _product_order(w) if kind is Kind.CONTRACT else _order(node, w.type.rank)
     if packed_order == tuple(range(w.type.rank)):
         return False
     packed = rw.make("Transpose", [w], node.origin, f"{w.name}.packed", perm=packed_order)
@@ -73,16 +78,16 @@ def _pack_stored_taps(rw: Tracker, node: Node, w: Value) -> bool:
 
 
 def _product_order(w: Value) -> tuple[int, ...]:
-    """The stored axes of the weight [k, n] of a MatMul: of 16-bit types [n, k], if its rows then start on 16 bytes.
+    """The stored axes of a product's weight [k, n]: of 8 and 16-bit types [n, k], if its rows then start on 16 bytes.
 
-    The wgmma implementation takes that order with every tile.
+    The wgmma implementation takes that order with every tile, and of 8-bit types no other.
     """
-    narrow = w.type.rank == 2 and w.dtype.is_half and isinstance(w.shape[0], int) and w.shape[0] % 8 == 0
-    return (1, 0) if narrow else tuple(range(w.type.rank))
+    narrow = w.type.rank == 2 and (w.dtype.is_half or w.dtype in BYTES)
+    return (1, 0) if narrow and is_multiple(w.shape[0], 16 // w.dtype.size) else tuple(range(w.type.rank))
 
 
 def _order(node: Node, rank: int) -> tuple[int, ...]:
-    """The stored axes of a convolution's weight: of Conv [O, I/g, taps], of ConvTranspose [I, O/g, taps]."""
+    """The stored axes of a convolution's weight: of ConvTranspose [I, O/g, taps], of others [O, I/g, taps]."""
     w = node.inputs[1]
     assert w is not None
     if node.attrs["layout"] != "NHWC":
@@ -90,4 +95,4 @@ def _order(node: Node, rank: int) -> tuple[int, ...]:
     taps = tuple(range(2, rank))
     if w.shape[1] == 1 and node.attrs["group"] == w.shape[0]:
         return (*taps, 1, 0)
-    return (0, *taps, 1) if node.op == "Conv" else (1, *taps, 0)
+    return (1, *taps, 0) if node.op == "ConvTranspose" else (0, *taps, 1)

@@ -20,6 +20,7 @@ from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
 from arcweld.passes.fold_affine import fold_affine
+from arcweld.passes.integer_products import integer_products
 from arcweld.passes.layout import layout
 from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
@@ -27,6 +28,7 @@ from arcweld.passes.patterns_pointwise import activations, clips
 from arcweld.passes.patterns_rowwise import rowwise
 from arcweld.passes.positions import positions
 from arcweld.passes.precision import precision
+from arcweld.passes.quantised_movement import quantised_movement
 from arcweld.passes.ranges import ranges
 from arcweld.passes.split_operands import split_operands
 from arcweld.passes.storage import storage
@@ -55,6 +57,9 @@ PASSES: tuple[Pass, ...] = (
     Pass("ranges", ranges, "exclude sizes for which a node has no element to make its result of"),
     # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
+    Pass("quantised-movement", quantised_movement, "move 8-bit values without dequantising them"),
+    # before weights of 8 bits become f32, or are kept for products in f32
+    Pass("integer-products", integer_products, "multiply 8-bit operands as the integers that they are"),
     Pass("storage", storage, "keep quantised weights as they are stored where that pays"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),

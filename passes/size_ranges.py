@@ -18,6 +18,7 @@ from typing import TypeAlias
 from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, free_symbols, product, substitute, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import most_few_rows
 from arcweld.compiler.size_ranges import SizeRange
@@ -85,7 +86,7 @@ def _constants(graph: Graph) -> set[str]:
 
 def _products(graph: Graph, options: Options, constant: set[str]) -> Iterator[_Product]:
     for n in graph.nodes:
-        if n.op not in ("MatMul", "Gemm") or n.output.name in constant:
+        if n.op not in ("MatMul", "MatMulInteger", "Gemm") or n.output.name in constant:
             continue
         x, w = n.operands()[:2]
         if w.name in constant and w.type.rank == 2 and isinstance(w.type.numel, int):
@@ -110,7 +111,7 @@ def _is_worth_it(graph: Graph, products: list[_Product], constant: set[str]) -> 
     few = sum(p.elements for p in open_rows if bounds(p.rows)[0] in range(p.few + 1))
     everything = 0
     for n in graph.nodes:
-        if n.op in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+        if opdef(n.op).kind in (Kind.CONTRACT, Kind.CONV) or n.op == "Gemm":
             everything += sum(_elements(v) for v in n.operands()[1:2] if v.name in constant)
     return few >= MANY_WEIGHTS and 2 * few >= everything
 

@@ -54,7 +54,7 @@ def _sources(rw: Tracker, node: Node, operands: list[Value]) -> list[Value] | No
     kind, rank = opdef(node.op).kind, node.output.type.rank
     if kind is Kind.CONTRACT:
         source = _before_flattening(rw, operands[0])
-        return None if source is None or node.op != "MatMul" or operands[1].type.rank != 2 else [source, operands[1]]
+        return None if source is None or operands[1].type.rank != 2 else [source, operands[1]]
     if kind is Kind.ROWWISE:
         if node.attrs["axis"] != rank - 1:
             return None
@@ -135,7 +135,7 @@ def _is_row_wise(node: Node) -> bool:
     if not node.inputs or len(node.operands()) != len(node.inputs) or node.operands().count(_row(node)) != 1:
         return False
     if kind is Kind.CONTRACT:
-        return node.op == "MatMul" and node.operands()[1].type.rank == 2 and _row(node) == node.operands()[0]
+        return node.operands()[1].type.rank == 2 and _row(node) == node.operands()[0]
     if kind is not Kind.POINTWISE and not (kind is Kind.ROWWISE and node.attrs["axis"] == rank - 1):
         return False
     others = [v for v in node.operands() if v != _row(node)]
@@ -145,4 +145,5 @@ def _is_row_wise(node: Node) -> bool:
 
 def _row(node: Node) -> Value:
     """The operand that holds the rows: a product's left one, else the one of highest rank."""
-    return node.operands()[0] if node.op == "MatMul" else max(node.operands(), key=lambda v: v.type.rank)
+    product = opdef(node.op).kind is Kind.CONTRACT
+    return node.operands()[0] if product else max(node.operands(), key=lambda v: v.type.rank)

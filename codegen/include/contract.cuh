@@ -208,6 +208,33 @@ struct CopiedTile : OperandTile<Operand, Group, T, BK> {
   ARCWELD_DEVICE void stash(unsigned char*) const {}
 };
 
+// A tile of bytes that is copied as it is, in which pieces that are masked hold the byte of the word FILL, not zeros. (What
+// pieces past the edges hold does not matter where the other operand has zeros there.)
+template <class Operand, class Group, class T, int BK, u32 FILL>
+struct FilledTile : OperandTile<Operand, Group, T, BK> {
+  typedef OperandTile<Operand, Group, T, BK> Base;
+  bool masked[Base::EACH];
+  template <class Params, class Index, class Depth>
+  ARCWELD_DEVICE void fetch(const Params& p, u32 tile, Index b, Index row0, Index k0, Depth depth) {
+#pragma unroll
+    for (int i = 0; i < Base::EACH; ++i) {
+      const Index r = row0 + Base::row(i), k = k0 + Base::k(i);
+      const T* at = Operand::start(p);
+      const bool inside = r < Operand::rows(p) && k < depth.value;
+      masked[i] = !(Base::exists(i) && inside && Operand::address(p, b, r, k, at));
+      if (!masked[i]) cp_async16(tile + Base::offset(Base::line(i), Base::piece(i)), at, 16);
+    }
+  }
+  // Writes the masked pieces to the shared tile.
+  ARCWELD_DEVICE void stash(unsigned char* tile) const {
+    const Vec<u32, 4> fill = {FILL, FILL, FILL, FILL};
+#pragma unroll
+    for (int i = 0; i < Base::EACH; ++i)
+      if (Base::exists(i) && masked[i])
+        store_vec<4>(reinterpret_cast<u32*>(tile + Base::offset(Base::line(i), Base::piece(i))), fill);
+  }
+};
+
 // A tile that passes through registers, WIDTH values at a time.
 template <class Operand, class Group, class T, int BK>
 struct LoadedTile : OperandTile<Operand, Group, T, BK> {
@@ -241,7 +268,21 @@ template <class Tile>
 ARCWELD_DEVICE u32 word_of(const unsigned char* tile, int line, int i) {
   return *reinterpret_cast<const u32*>(tile + Tile::offset(line, i / Tile::PER) + i % Tile::PER * sizeof(u32));
 }
-// Fragments of A for rows [row, row + 16) and one k step.
+// Of bytes in lines along the row, 32 of k for 16 rows: words of four neighbours in k. ldmatrix transposes pairs of bytes,
+// so a lane gets the words of two neighbouring rows: r[h][i] is that of row 2 * (lane / 4) + i, for half h of k.
+template <class Tile>
+ARCWELD_DEVICE void paired_words(u32 (&r)[2][2], const unsigned char* tile, int row, int k) {
+  const int lane = threadIdx.x % 32, line = lane % 8 / 2 * 4 + lane / 8 % 2 * 2 + lane % 2;
+  u32 pairs[4];
+  ldmatrix_x4_trans(pairs, smem_u32(tile + Tile::offset(k + lane / 16 * 16 + line, row / 16)));
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    r[h][0] = __byte_perm(pairs[2 * h], pairs[2 * h + 1], 0x6420);
+    r[h][1] = __byte_perm(pairs[2 * h], pairs[2 * h + 1], 0x7531);
+  }
+}
+// Fragments of A for rows [row, row + 16) and one k step. Of bytes in lines along the row, the rows that a lane holds are
+// neighbours (``paired``), not eight apart.
 template <class Tile>
 ARCWELD_DEVICE void fragment_a(u32 (&r)[4], const unsigned char* tile, int row, int k) {
   const int lane = threadIdx.x % 32;
@@ -251,11 +292,16 @@ ARCWELD_DEVICE void fragment_a(u32 (&r)[4], const unsigned char* tile, int row, 
   } else if constexpr (PER == 4) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) r[i] = word_of<Tile>(tile, k + lane % 4 + i / 2 * 4, row + lane / 4 + i % 2 * 8);
+  } else if constexpr (PER == 16) {
+    u32 words[2][2];
+    paired_words<Tile>(words, tile, row, k);
+    r[0] = words[0][0], r[1] = words[0][1], r[2] = words[1][0], r[3] = words[1][1];
   } else {
     ldmatrix_x4_trans(r, smem_u32(tile + Tile::offset(k + lane / 16 * 8 + lane % 8, row / PER + lane / 8 % 2)));
   }
 }
-// Fragments of B for columns [column, column + 16) and one k step.
+// Fragments of B for columns [column, column + 16) and one k step; of bytes in lines along the row, ``paired`` too: the even
+// columns, then the odd ones.
 template <class Tile>
 ARCWELD_DEVICE void fragment_b(u32 (&r0)[2], u32 (&r1)[2], const unsigned char* tile, int column, int k) {
   const int lane = threadIdx.x % 32;
@@ -266,6 +312,10 @@ ARCWELD_DEVICE void fragment_b(u32 (&r0)[2], u32 (&r1)[2], const unsigned char* 
   } else if constexpr (PER == 4) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) r[i] = word_of<Tile>(tile, k + lane % 4 + i % 2 * 4, column + lane / 4 + i / 2 * 8);
+  } else if constexpr (PER == 16) {
+    u32 words[2][2];
+    paired_words<Tile>(words, tile, column, k);
+    r[0] = words[0][0], r[1] = words[1][0], r[2] = words[0][1], r[3] = words[1][1];
   } else {
     ldmatrix_x4_trans(r, smem_u32(tile + Tile::offset(k + lane % 16, column / PER + lane / 16)));
   }
@@ -300,9 +350,9 @@ ARCWELD_DEVICE void multiply_add_tf32(float (&acc)[MI][NJ][4], const u32 (&a)[MI
     for (int j = 0; j < NJ; ++j) mma_m16n8k8_tf32(acc[i][j], a[i], b[j]);
 }
 // Adds the product of a stage's tiles, A and after it B, for the warp's rows and columns. f32 operands are rounded to
-// tf32, or with PRODUCTS = 3 split in two such numbers each.
-template <class TileA, class TileB, int BK, int PRODUCTS, int MI, int NJ>
-ARCWELD_DEVICE void multiply_stage(float (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column) {
+// tf32, or with PRODUCTS = 3 split in two such numbers each. Sums of integers are i32.
+template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ>
+ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column) {
   typedef typename TileA::T T;
 #pragma unroll
   for (int k = 0; k < BK; k += 32 / (int)sizeof(T)) {
@@ -311,7 +361,9 @@ ARCWELD_DEVICE void multiply_stage(float (&acc)[MI][NJ][4], const unsigned char*
     for (int i = 0; i < MI; ++i) fragment_a<TileA>(a[i], stage, row + i * 16, k);
 #pragma unroll
     for (int j = 0; j < NJ; j += 2) fragment_b<TileB>(b[j], b[j + 1], stage + TileA::BYTES, column + j * 8, k);
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 1) {
+      mma_tile_int8<T, typename TileB::T, MI, NJ>(acc, a, b);
+    } else if constexpr (sizeof(T) == 2) {
       mma_tile<T, MI, NJ>(acc, a, b);
     } else if constexpr (PRODUCTS == 1) {
       round_all(a);
@@ -339,6 +391,15 @@ ARCWELD_DEVICE void issue_products(float (&acc)[COUNT], u64 a, u64 b) {
   wgmma_commit();
 }
 
+// The same of 8-bit integers, 128 of k; both operands' lines are along k.
+template <class TA, class TB, int COUNT>
+ARCWELD_DEVICE void issue_integer_products(i32 (&acc)[COUNT], u64 a, u64 b) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) wgmma_ss_int8<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
+  wgmma_commit();
+}
+
 // Clears rows [ROWS, 64) of each of ``tiles`` tiles of 64 lines of 128 bytes, EACH of them in a stage of STAGE bytes: rows
 // that are multiplied though no copy fills them.
 template <int ROWS, int EACH, int STAGE, int THREADS>
@@ -353,17 +414,26 @@ ARCWELD_DEVICE void clear_unused_rows(unsigned char* smem, int tiles) {
 }
 
 // ---------------------------------------------------------------- accumulator fragments to the epilogue
-// 16 rows x COLUMNS columns that a warp holds in mma fragments to ``scratch``, whose rows start 8 banks apart.
-template <int COLUMNS>
-ARCWELD_DEVICE void put_fragments(float* scratch, const float (*acc)[4], int lane) {
+// 16 rows x COLUMNS columns that a warp holds in mma fragments to ``scratch``, whose rows start 8 banks apart. ROWS_PAIRED
+// and COLUMNS_PAIRED: the operand's fragments were.
+template <int COLUMNS, bool ROWS_PAIRED = false, bool COLUMNS_PAIRED = false, class Acc>
+ARCWELD_DEVICE void put_fragments(Acc* scratch, const Acc (*acc)[4], int lane) {
 #pragma unroll
   for (int j = 0; j < COLUMNS / 8; ++j)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      Vec<float, 2> pair;
-      pair[0] = acc[j][2 * half];
-      pair[1] = acc[j][2 * half + 1];
-      store_vec<2>(scratch + (lane / 4 + 8 * half) * (COLUMNS + 8) + j * 8 + lane % 4 * 2, pair);
+      Acc* row = scratch + (ROWS_PAIRED ? lane / 4 * 2 + half : lane / 4 + 8 * half) * (COLUMNS + 8);
+      if constexpr (COLUMNS_PAIRED) {
+        if (j % 2 == 0) {
+          const Vec<Acc, 4> four = {acc[j][2 * half], acc[j + 1][2 * half], acc[j][2 * half + 1], acc[j + 1][2 * half + 1]};
+          store_vec<4>(row + j * 8 + lane % 4 * 4, four);
+        }
+      } else {
+        Vec<Acc, 2> pair;
+        pair[0] = acc[j][2 * half];
+        pair[1] = acc[j][2 * half + 1];
+        store_vec<2>(row + j * 8 + lane % 4 * 2, pair);
+      }
     }
   __syncwarp();
 }
@@ -379,17 +449,20 @@ ARCWELD_DEVICE Share share_of(int steps) {
   const int rank = blockIdx.x % SPLIT;
   return {steps * rank / SPLIT, steps * (rank + 1) / SPLIT};
 }
+// The bits of a sum, as a cluster's blocks exchange them.
+ARCWELD_DEVICE f32 exchange_word(f32 x) { return x; }
+ARCWELD_DEVICE f32 exchange_word(i32 x) { return __int_as_float(x); }
 // Adds up the cluster's sums in its last block, always in the same order; true there. The others' sums come to its shared
 // memory at EXCHANGE: [rank][fragment][thread] of 16 bytes each.
-template <int SPLIT, int THREADS, int EXCHANGE, int COUNT>
-ARCWELD_DEVICE bool gather(float (&acc)[COUNT], unsigned char* smem, u32 base) {
+template <int SPLIT, int THREADS, int EXCHANGE, class Acc, int COUNT>
+ARCWELD_DEVICE bool gather(Acc (&acc)[COUNT], unsigned char* smem, u32 base) {
   const int rank = blockIdx.x % SPLIT;
   cluster_wait();  // every block has started
   if (rank < SPLIT - 1) {
 #pragma unroll
     for (int i = 0; i < COUNT / 4; ++i)
-      cluster_store(base + EXCHANGE + ((rank * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16, SPLIT - 1, acc[4 * i],
-                    acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]);
+      cluster_store(base + EXCHANGE + ((rank * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16, SPLIT - 1, exchange_word(acc[4 * i]),
+                    exchange_word(acc[4 * i + 1]), exchange_word(acc[4 * i + 2]), exchange_word(acc[4 * i + 3]));
   }
   cluster_arrive();
   cluster_wait();
@@ -398,7 +471,7 @@ ARCWELD_DEVICE bool gather(float (&acc)[COUNT], unsigned char* smem, u32 base) {
 #pragma unroll
     for (int i = 0; i < COUNT / 4; ++i) {
       const int at = EXCHANGE + ((r * (COUNT / 4) + i) * THREADS + threadIdx.x) * 16;
-      const Vec<float, 4> v = load_vec<4>(reinterpret_cast<const float*>(smem + at));
+      const Vec<Acc, 4> v = load_vec<4>(reinterpret_cast<const Acc*>(smem + at));
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[4 * i + e] += v[e];
     }

@@ -148,11 +148,32 @@ ARCWELD_DEVICE void mma_m16n8k8_tf32(f32 (&d)[4], const u32 (&a)[4], const u32 (
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-ARCWELD_DEVICE void mma_m16n8k32_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#define ARCWELD_INT8(A, B, PTX_A, PTX_B)                                                                               \
+  ARCWELD_DEVICE void mma_m16n8k32_impl(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], ScalarTag<A>, ScalarTag<B>) { \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." PTX_A "8." PTX_B                                               \
+                 "8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                           \
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
+  }                                                                                                                      \
+  ARCWELD_DEVICE i32 dp4a_impl(u32 a, u32 b, i32 c, ScalarTag<A>, ScalarTag<B>) {                                        \
+    i32 r;                                                                                                               \
+    asm("dp4a." PTX_A "32." PTX_B "32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));                              \
+    return r;                                                                                                            \
+  }
+ARCWELD_INT8(i8, i8, "s", "s")
+ARCWELD_INT8(i8, u8, "s", "u")
+ARCWELD_INT8(u8, i8, "u", "s")
+ARCWELD_INT8(u8, u8, "u", "u")
+#undef ARCWELD_INT8
+// d += a * b, exact in i32, with A and B = i8 or u8.
+template <class A, class B>
+ARCWELD_DEVICE void mma_m16n8k32(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  mma_m16n8k32_impl(d, a, b, ScalarTag<A>(), ScalarTag<B>());
+}
+// c plus the products of four elements each of A and B = i8 or u8: ordinary arithmetic.
+template <class A, class B>
+ARCWELD_DEVICE i32 dp4a(u32 a, u32 b, i32 c) {
+  return dp4a_impl(a, b, c, ScalarTag<A>(), ScalarTag<B>());
 }
 // A register tile of MI x NJ fragments: MI * NJ instructions here, one rendezvous in the simulator.
 template <class T, int MI, int NJ>
@@ -161,6 +182,14 @@ ARCWELD_DEVICE void mma_tile(f32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u
   for (int i = 0; i < MI; ++i)
 #pragma unroll
     for (int j = 0; j < NJ; ++j) mma_m16n8k16<T>(d[i][j], a[i], b[j]);
+}
+// The same of integers.
+template <class A, class B, int MI, int NJ>
+ARCWELD_DEVICE void mma_tile_int8(i32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i)
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) mma_m16n8k32<A, B>(d[i][j], a[i], b[j]);
 }
 // f32 rounded to tf32 (nearest, ties away), as the operand registers of mma_m16n8k8_tf32.
 ARCWELD_DEVICE u32 f32_to_tf32(f32 x) {
@@ -310,6 +339,11 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   WgmmaShape<N>::template rs<TRANS_B>(d, a, b, accumulate, ScalarTag<T>());
 }
+// d (+)= A * B of 8-bit integers, m64nNk32, both K-major; TA and TB = i8 or u8.
+template <class TA, class TB, int N>
+ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  WgmmaShape<N>::ss_int8(d, a, b, accumulate, ScalarTag<TA>(), ScalarTag<TB>());
+}
 ARCWELD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ARCWELD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int N>
@@ -321,6 +355,11 @@ template <int N>
 ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(i32 (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {

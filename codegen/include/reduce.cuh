@@ -55,14 +55,32 @@ ARCWELD_DEVICE T warp_reduce(T v, Op op) {
   return lanes_reduce<32>(v, op);
 }
 
+// ``sum`` plus the N products of 8-bit integers, four at a time.
+template <int N, class A, class B>
+ARCWELD_DEVICE i32 add_products(i32 sum, const A* a, const B* b) {
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      u32 left = 0, right = 0;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) left |= (u32)(u8)a[i + e] << 8 * e, right |= (u32)(u8)b[i + e] << 8 * e;
+      sum = dp4a<A, B>(left, right, sum);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) sum += (i32)a[i] * (i32)b[i];
+  }
+  return sum;
+}
+
 // Sums COUNT values (a power of two) over the lanes APART, 2 * APART, … further; APART is a power of two. The lanes share
 // the sums out: each step hands half of the values over, so that COUNT of them take little longer than one. Afterwards
 // v[0], v[1], … are the sums from the returned number on, LEFT_OF_SUMS of them; ``has_sums`` says which lanes hold them.
 template <int COUNT, int APART>
 constexpr int LEFT_OF_SUMS = COUNT * APART > 32 ? COUNT * APART / 32 : 1;
 
-template <int APART, int COUNT>
-ARCWELD_DEVICE int share_sums(float (&v)[COUNT]) {
+template <int APART, class T, int COUNT>
+ARCWELD_DEVICE int share_sums(T (&v)[COUNT]) {
   int first = 0, many = COUNT;
 #pragma unroll
   for (int mask = 16; mask >= APART; mask /= 2) {
@@ -75,7 +93,7 @@ ARCWELD_DEVICE int share_sums(float (&v)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT / 2; ++i)
       if (i < many) {
-        const float given = upper ? v[i] : v[i + many], kept = upper ? v[i + many] : v[i];
+        const T given = upper ? v[i] : v[i + many], kept = upper ? v[i + many] : v[i];
         v[i] = kept + shuffle_xor(given, mask);
       }
     if (upper) first += many;

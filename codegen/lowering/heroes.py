@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from arcweld.codegen.kernel import Axis, Stage, axis
-from arcweld.codegen.lowering.reading import Hero, RegionReader, delinearize, float_precision
+from arcweld.codegen.lowering.reading import Hero, RegionReader, delinearize, precision_of
 from arcweld.codegen.lowering.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
@@ -127,7 +127,7 @@ def lower_scan(reader: RegionReader, node: Node) -> Hero:
 
 
 def lower_contract(reader: RegionReader, node: Node) -> Hero:
-    """MatMul: axes ``batch``, ``m``, ``n``, ``k``; loads ``a`` over batch, m, k and ``b`` over batch, k, n.
+    """Products: axes ``batch``, ``m``, ``n``, ``k``; loads ``a`` over batch, m, k and ``b`` over batch, k, n.
 
     Where the right operand has no batch axes, those of the left one are part of ``m``.
     """
@@ -149,7 +149,7 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
         "a": reader.read(a, (*_broadcast(outer, a.shape[:-2], own), row, k.index)),
         "b": reader.read(b, (*_broadcast(outer, b.shape[:-2], own), k.index, n.index)),
     }
-    attrs = {"precision": float_precision((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
+    attrs = {"precision": precision_of((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
     flops = dims.product(out.shape) * a.shape[-1] * 2
     axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
     return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
@@ -170,9 +170,10 @@ def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:
 
 
 def lower_conv(reader: RegionReader, node: Node) -> Hero:
-    """Conv and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` and ``w``.
+    """Conv, ConvInteger and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` and ``w``.
 
-    ``co`` and ``ci`` are the channels of one group. ``a`` is 0 where a tap lies in the padding.
+    ``co`` and ``ci`` are the channels of one group. Where a tap lies in the padding, ``a`` is 0, or what pads a
+    ConvInteger.
     """
     x, w, y = _operand(node, 0), _operand(node, 1), node.output
     transposed = node.op == "ConvTranspose"
@@ -193,13 +194,16 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     at, mask = position(node, outs, taps, size, spatial)
     channel = g.index * ci.extent + ci.index
     a = reader.read(x, place(n.index, channel, at), mask)
+    fill = _third(node) if node.op == "ConvInteger" else None
+    if fill is not None and mask is not None:
+        a = expr.where(mask, a, reader.read(fill, (0,) * fill.type.rank))
     if transposed:
         wc = (channel, co.index)
     else:
         wc = (g.index * co.extent + co.index, ci.index)
     loads = {"a": a, "w": reader.read(w, (*wc, *(t.index for t in taps)))}
     attrs = {
-        "precision": float_precision((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
+        "precision": precision_of((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
         "dilations": tuple(node.attrs["dilations"]), "pads": tuple(node.attrs["pads"]),
         "b_is_weight": _of_weights(reader, loads["w"]),
     }  # fmt: skip
@@ -209,10 +213,15 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, loads, coords, _conv_result(reader, node, coords, last), attrs, flops)
 
 
+def _third(node: Node) -> Value | None:
+    """The optional third operand: the bias of Conv and ConvTranspose, what pads a ConvInteger."""
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
 def _conv_result(reader: RegionReader, node: Node, coords: Coords, last: bool) -> Callable[[Coords], Expr]:
     acc = expr.variable(ACC, node.output.dtype)
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is None:
+    bias = _third(node)
+    if bias is None or node.op == "ConvInteger":
         return lambda _: acc
     channel = coords[-1] if last else coords[1]
     return lambda _: acc + reader.read(bias, (channel,))
@@ -335,7 +344,7 @@ def lower_attention(reader: RegionReader, node: Node) -> Hero:
     if sink is not None:
         loads["sink"] = reader.read(sink, (h.index,))
     causal = bool(node.attrs["is_causal"])
-    attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": float_precision((q, k, v))}
+    attrs = {"scale": float(node.attrs["scale"]), "causal": causal, "precision": precision_of((q, k, v))}
     if mask is not None and mask.dtype is DType.BOOL and np.isfinite(node.attrs["fill"]):
         attrs["fill"] = float(node.attrs["fill"])
     if node.attrs["softcap"]:

@@ -220,9 +220,14 @@ def _short_name(op: str) -> str:
     return "scatter" if name.startswith("scatter") else name
 
 
-def float_precision(values: Sequence[Value]) -> str:
-    """The attribute ``precision`` of a matrix product: ``f16`` or ``bf16`` if all operands are, else ``fp32``."""
+def precision_of(values: Sequence[Value]) -> str:
+    """The attribute ``precision`` of a matrix product.
+
+    ``f16`` or ``bf16`` if all operands are, ``int8`` if all are integers of 8 bits, else ``fp32``.
+    """
     kinds = {v.dtype for v in values}
+    if kinds <= {DType.I8, DType.U8}:
+        return "int8"
     if kinds == {DType.F16}:
         return "f16"
     return "bf16" if kinds == {DType.BF16} else "fp32"

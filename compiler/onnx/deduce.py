@@ -192,7 +192,7 @@ def pairs(op: str, shapes: Sequence[Sequence[Dim] | None], attrs: Mapping[str, A
     if op == "Concat":
         axis = attrs["axis"]
         return [(x, y) for s in given[1:] for i, (x, y) in enumerate(zip(given[0], s)) if i != axis]
-    if op == "MatMul" and all(len(s) >= 2 for s in given):
+    if op in ("MatMul", "MatMulInteger") and all(len(s) >= 2 for s in given):
         return [(given[0][-1], given[1][-2]), *_aligned([s[:-2] for s in given])]
     return _aligned(given) if registry.opdef(op).kind is registry.Kind.POINTWISE else []
 

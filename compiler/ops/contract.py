@@ -73,7 +73,8 @@ register(
 
 # --------------------------------------------------------------------------------------------- Conv, ConvTranspose
 
-_CONV_ATTRS = {
+# of Conv and its variants; the layout is that of x and y
+CONV_ATTRS = {
     "strides": Attr("ints", required=True),
     "dilations": Attr("ints", required=True),
     "pads": Attr("dims", required=True),
@@ -162,7 +163,8 @@ def _conv_transpose(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return _finish(y, b, attrs["layout"], x.dtype)
 
 
-def _static_kernel(node: Node) -> str | None:
+def static_kernel(node: Node) -> str | None:
+    """Why a convolution cannot be compiled: its filter's size is not constant."""
     w = node.operands()[1]
     if any(not isinstance(d, int) for d in w.shape):
         return f"{node.op} with a weight of symbolic shape {show(w.shape)} is not implemented"
@@ -176,7 +178,7 @@ def _attrs(rank: int, **changes: Any) -> dict[str, Any]:
 _DTYPES = ("f32", "f16")
 register(
     OpDef(
-        "Conv", Kind.CONV, ("x", "w", "b?"), _infer_conv, _conv, _CONV_ATTRS, supports=_static_kernel, cost=64,
+        "Conv", Kind.CONV, ("x", "w", "b?"), _infer_conv, _conv, CONV_ATTRS, supports=static_kernel, cost=64,
         cases=(
             Case(((2, 3, 7, 6), (4, 3, 3, 3), (4,)), _attrs(2, pads=(1, 1, 1, 1)), _DTYPES),
             Case(((1, 4, 8, 9), (6, 2, 3, 2)), _attrs(2, strides=(2, 1), dilations=(1, 2), group=2), _DTYPES[:1]),
@@ -193,7 +195,7 @@ register(
 register(
     OpDef(
         "ConvTranspose", Kind.CONV, ("x", "w", "b?"), _infer_conv_transpose, _conv_transpose,
-        {**_CONV_ATTRS, "output_padding": Attr("ints", required=True)}, supports=_static_kernel, cost=64,
+        {**CONV_ATTRS, "output_padding": Attr("ints", required=True)}, supports=static_kernel, cost=64,
         cases=(
             Case(((1, 3, 4, 5), (3, 4, 2, 2), (4,)), _attrs(2, strides=(2, 2), output_padding=(0, 0)), _DTYPES),
             Case(

@@ -1,7 +1,7 @@
-"""Integer arithmetic on quantized tensors: MatMulInteger, ConvInteger, DynamicQuantizeLinear.
+"""Integer arithmetic on quantised tensors: exact products of 8-bit integers, and DynamicQuantizeLinear.
 
-They are decomposed into floating-point products that are exact: in f32 where no partial sum can exceed 2^24 in
-magnitude, else in f64.
+MatMulInteger and ConvInteger multiply 8-bit integers of any signs and sum in i32, without zero points. What those add
+is sums over rows and columns, which importers and passes write as operators of their own.
 """
 
 from __future__ import annotations
@@ -11,159 +11,105 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
 from arcweld.compiler.ops import reference_nn as nn
 from arcweld.compiler.ops.composite import composite
+from arcweld.compiler.ops.contract import CONV_ATTRS, static_kernel
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
-from arcweld.compiler.ops.registry import Attr, Case, infer_types
-from arcweld.compiler.ops.shapes import broadcast, check_dtype, check_rank, present, split_optional
+from arcweld.compiler.ops.registry import Case, Kind, OpDef, infer_types, register
+from arcweld.compiler.ops.shapes import check_dtype, check_equal, present, split_optional
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]
 Arrays = Sequence[np.ndarray | None]
 BYTES = (DType.I8, DType.U8)
-F32_EXACT = 1 << 24
 
 
-def _check_zero(op: str, x: TensorType, zero: TensorType | None) -> None:
-    check_dtype(op, x, BYTES)
-    if zero is not None and zero.dtype is not x.dtype:
-        raise ModelError(f"{op}: zero point {zero} of {x}")
-
-
-def _span(value: Value, zero: Value | None) -> int:
-    """The largest magnitude of ``value - zero``."""
-    return 255 if zero is not None or value.dtype is DType.U8 else 128
-
-
-def _exact_type(terms: Dim, a: int, b: int) -> DType:
-    return DType.F32 if isinstance(terms, int) and terms * a * b <= F32_EXACT else DType.F64
-
-
-def _centred(e: Emit, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
-    """``x - zero`` in ``dtype``; ``zero`` is reshaped to ``shape`` first."""
-    wide = e.cast(x, dtype)
-    return wide if zero is None else e("Sub", wide, e.cast(e.reshape(zero, shape), dtype))
+def _wrapped(y: np.ndarray) -> np.ndarray:
+    """Exact sums (integers below 2^53, in f64) as i32, which wraps as kernels do."""
+    return y.astype(np.int64).astype(np.int32)
 
 
 # ------------------------------------------------------------------------------------------------ MatMulInteger
 
 
-def _row_shape(zero: TensorType) -> tuple[Dim, ...]:
-    """The shape in which the left operand's zero point broadcasts: one for each row becomes a column."""
-    return (*zero.shape, 1) if zero.rank == 1 else zero.shape
-
-
 def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (a, b), (az, bz) = split_optional("MatMulInteger", types, 2, 4)
-    _check_zero("MatMulInteger", a, az)
-    _check_zero("MatMulInteger", b, bz)
-    if az is not None:
-        broadcast("MatMulInteger", [a.shape, _row_shape(az)])
-    if bz is not None:
-        broadcast("MatMulInteger", [b.shape, bz.shape])
+    a, b = present("MatMulInteger", types, 2)
+    check_dtype("MatMulInteger", a, BYTES)
+    check_dtype("MatMulInteger", b, BYTES)
     return infer_types("MatMul", [a.with_dtype(DType.I32), b.with_dtype(DType.I32)], {})
 
 
 def _matmul(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    a, b, az, bz = [*arrays, None, None][:4]
-    assert a is not None
-    assert b is not None
-    wide_a, wide_b = a.astype(np.int32), b.astype(np.int32)
-    if az is not None:
-        wide_a = wide_a - (az.astype(np.int32)[:, None] if az.ndim == 1 else az.astype(np.int32))
-    if bz is not None:
-        wide_b = wide_b - bz.astype(np.int32)
-    return (np.matmul(wide_a, wide_b),)
+    a, b = operand(arrays), operand(arrays, 1)
+    return (_wrapped(np.matmul(a.astype(np.float64), b.astype(np.float64))),)
 
 
-def _decompose_matmul(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    e = Emit(rw, node)
-    a, b, az, bz = [*node.inputs, None, None][:4]
-    assert a is not None
-    assert b is not None
-    dtype = _exact_type(a.shape[-1], _span(a, az), _span(b, bz))
-    left = _centred(e, a, az, _row_shape(az.type) if az else (), dtype)
-    right = _centred(e, b, bz, bz.shape if bz else (), dtype)
-    return (e.cast(e("MatMul", left, right), DType.I32),)
-
-
-_SCALAR_ZERO = np.array(3, np.uint8)
-_ROW_ZERO, _COLUMN_ZERO = np.array([1, 0, 7], np.uint8), np.array([4, 3, 2, 1], np.uint8)
-composite(
-    "MatMulInteger", "a b a_zero? b_zero?", _infer_matmul, _matmul, _decompose_matmul, {},
-    [
-        Case(((3, 6), (6, 4)), {}, ("u8", "i8"), -99.0, 99.0),
-        Case(((3, 6), (6, 4), _SCALAR_ZERO, _SCALAR_ZERO), {}, ("u8",), 0.0, 255.0),
-        Case(((3, 6), (6, 4), _ROW_ZERO, _COLUMN_ZERO), {}, ("u8",), 0.0, 255.0),
-        Case(((2, 300), (300, 2)), {}, ("u8",), 200.0, 255.0),
-    ],
+_U8 = np.random.default_rng(8).integers(0, 256, (6, 4), np.uint8)
+register(
+    OpDef(
+        "MatMulInteger", Kind.CONTRACT, ("a", "b"), _infer_matmul, _matmul, cost=64,
+        cases=(
+            Case(((3, 6), (6, 4)), {}, ("i8",), -128.0, 127.0),
+            Case(((3, 6), (6, 4)), {}, ("u8",), 0.0, 255.0),
+            Case(((3, 6), _U8), {}, ("i8",), -128.0, 127.0),
+            Case(((2, 3, 6), _U8.view(np.int8)), {}, ("u8",), 0.0, 255.0),
+            Case(((2, 1, 3, 5), (2, 5, 4)), {}, ("i8",), -128.0, 127.0),
+            Case(((2, 300), (300, 2)), {}, ("u8",), 200.0, 255.0),
+        ),
+        doc="8-bit integers of any signs, without zero points; the sums are i32 and wrap",
+    )
 )  # fmt: skip
 
 # -------------------------------------------------------------------------------------------------- ConvInteger
 
-_CONV_ATTRS = {
-    "strides": Attr("ints", required=True),
-    "dilations": Attr("ints", required=True),
-    "pads": Attr("dims", required=True),
-    "group": Attr("int", 1),
-}
-
 
 def _infer_conv(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (x, w), (xz, wz) = split_optional("ConvInteger", types, 2, 4)
-    _check_zero("ConvInteger", x, xz)
-    _check_zero("ConvInteger", w, wz)
-    if xz is not None:
-        check_rank("ConvInteger zero point", xz, 0, 1)
-    full = {**attrs, "layout": "NCHW"}
-    (y,) = infer_types("Conv", [x.with_dtype(DType.F32), w.with_dtype(DType.F32)], full)
+    (x, w), (fill,) = split_optional("ConvInteger", types, 2, 3)
+    check_dtype("ConvInteger", x, BYTES)
+    check_dtype("ConvInteger", w, BYTES)
+    if fill is not None and fill.dtype is not x.dtype:
+        raise ModelError(f"ConvInteger: {x} is padded with {fill}")
+    if fill is not None:
+        check_equal("ConvInteger", "elements of what pads", fill.numel, 1)
+    (y,) = infer_types("Conv", [x.with_dtype(DType.F32), w.with_dtype(DType.F32)], attrs)
     return (y.with_dtype(DType.I32),)
 
 
 def _conv(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
-    x, w, xz, wz = [*arrays, None, None][:4]
+    x, w, fill = [*arrays, None][:3]
     assert x is not None
     assert w is not None
-    wide_x, wide_w = x.astype(np.float64), w.astype(np.float64)
-    if xz is not None:
-        wide_x -= float(xz.reshape(()))
-    if wz is not None:
-        wide_w -= wz.reshape(-1, *[1] * (w.ndim - 1))
-    y = nn.conv(wide_x, wide_w, attrs["strides"], attrs["dilations"], attrs["pads"], attrs["group"])
-    return (y.astype(np.int32),)
+    wide = nn.to_channels_first(x.astype(np.float64), attrs["layout"])
+    pads = attrs["pads"]
+    if fill is not None:
+        wide, pads = nn.pad_spatial(wide, pads, float(fill.reshape(()))), (0,) * len(pads)
+    y = nn.conv(wide, w.astype(np.float64), attrs["strides"], attrs["dilations"], pads, attrs["group"])
+    return (_wrapped(nn.from_channels_first(y, attrs["layout"])),)
 
 
-def _decompose_conv(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    e = Emit(rw, node)
-    x, w, xz, wz = [*node.inputs, None, None][:4]
-    assert x is not None
-    assert w is not None
-    dtype = _exact_type(product(w.shape[1:]), _span(x, xz), _span(w, wz))
-    left = _centred(e, x, xz, (), dtype)
-    per_channel: tuple[Dim, ...] = ()
-    if wz is not None and wz.type.numel != 1:
-        per_channel = (wz.shape[0], *[1] * (w.type.rank - 1))
-    right = _centred(e, w, wz, per_channel, dtype)
-    return (e.cast(e("Conv", left, right, **node.attrs), DType.I32),)
+def _window(rank: int, **kw: Any) -> dict[str, Any]:
+    return {"strides": (1,) * rank, "dilations": (1,) * rank, "pads": (0,) * 2 * rank, **kw}
 
 
-composite(
-    "ConvInteger", "x w x_zero? w_zero?", _infer_conv, _conv, _decompose_conv, _CONV_ATTRS,
-    [
-        Case(
-            ((1, 2, 5, 5), (3, 2, 3, 3), _SCALAR_ZERO, np.array([1, 2, 0], np.uint8)),
-            {"strides": (1, 1), "dilations": (1, 1), "pads": (1, 1, 1, 1)}, ("u8",), 0.0, 255.0,
+_FILL, _WEIGHTS = np.array(7, np.uint8), np.random.default_rng(9).integers(-128, 128, (3, 2, 3, 3), np.int8)
+register(
+    OpDef(
+        "ConvInteger", Kind.CONV, ("x", "w", "fill?"), _infer_conv, _conv, CONV_ATTRS, supports=static_kernel, cost=64,
+        cases=(
+            Case(((1, 2, 5, 5), (3, 2, 3, 3)), _window(2, pads=(1, 1, 1, 1)), ("i8",), -128.0, 127.0),
+            Case(((1, 2, 5, 5), _WEIGHTS, _FILL), _window(2, pads=(1, 0, 2, 1)), ("u8",), 0.0, 255.0),
+            Case(((2, 5, 4, 2), _WEIGHTS, _FILL), _window(2, pads=(1, 1, 1, 1), layout="NHWC"), ("u8",), 0.0, 255.0),
+            Case(((1, 2, 5, 5), (2, 1, 2, 2)), _window(2, strides=(2, 2), group=2), ("u8",), 0.0, 255.0),
+            Case(((1, 6, 5, 4), (4, 1, 3, 3)), _window(2, group=4, layout="NHWC"), ("i8",), -128.0, 127.0),
+            Case(((2, 3, 9), (4, 3, 3)), _window(1, dilations=(2,), pads=(1, 1)), ("i8",), -128.0, 127.0),
         ),
-        Case(
-            ((1, 2, 5, 5), (2, 1, 2, 2)),
-            {"strides": (2, 2), "dilations": (1, 1), "pads": (0, 0, 0, 0), "group": 2}, ("u8",), 0.0, 255.0,
-        ),
-    ],
+        doc="8-bit integers of any signs, without zero points; padding is ``fill`` (0 if left out); the sums are i32 "
+        "and wrap; layout as Conv's",
+    )
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------- DynamicQuantizeLinear

@@ -110,20 +110,34 @@ ARCWELD_DEVICE SimWarpOp sim_mma_op(ScalarTag<f16>) { return sim_op_mma_f16; }
 ARCWELD_DEVICE SimWarpOp sim_mma_op(ScalarTag<bf16>) { return sim_op_mma_bf16; }
 template <class T>
 ARCWELD_DEVICE void mma_m16n8k16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  SimMma s{d, a, b, 1, 1};
+  SimMma s{d, a, b, 1, 1, 0, 0};
   sim_warp_op(~0u, sim_mma_op(ScalarTag<T>()), &s, "mma_m16n8k16");
 }
 ARCWELD_DEVICE void mma_m16n8k8_tf32(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  SimMma s{d, a, b, 1, 1};
+  SimMma s{d, a, b, 1, 1, 0, 0};
   sim_warp_op(~0u, sim_op_mma_tf32, &s, "mma_m16n8k8_tf32");
 }
-ARCWELD_DEVICE void mma_m16n8k32_s8(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  SimMma s{d, a, b, 1, 1};
-  sim_warp_op(~0u, sim_op_mma_s8, &s, "mma_m16n8k32_s8");
+ARCWELD_DEVICE int sim_is_signed(ScalarTag<i8>) { return 1; }
+ARCWELD_DEVICE int sim_is_signed(ScalarTag<u8>) { return 0; }
+template <class A, class B>
+ARCWELD_DEVICE void mma_m16n8k32(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  SimMma s{d, a, b, 1, 1, sim_is_signed(ScalarTag<A>()), sim_is_signed(ScalarTag<B>())};
+  sim_warp_op(~0u, sim_op_mma_int8, &s, "mma_m16n8k32");
+}
+template <class A, class B, int MI, int NJ>
+ARCWELD_DEVICE void mma_tile_int8(i32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ, sim_is_signed(ScalarTag<A>()), sim_is_signed(ScalarTag<B>())};
+  sim_warp_op(~0u, sim_op_mma_int8, &s, "mma_tile_int8");
+}
+template <class A, class B>
+ARCWELD_DEVICE i32 dp4a(u32 a, u32 b, i32 c) {
+  u32 sum = (u32)c;
+  for (int i = 0; i < 32; i += 8) sum += (u32)((i32)(A)(a >> i) * (i32)(B)(b >> i));
+  return (i32)sum;
 }
 template <class T, int MI, int NJ>
 ARCWELD_DEVICE void mma_tile(f32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
-  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ};
+  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ, 0, 0};
   sim_warp_op(~0u, sim_mma_op(ScalarTag<T>()), &s, "mma_tile");
 }
 ARCWELD_DEVICE u32 f32_to_tf32(f32 x) {
@@ -201,6 +215,11 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   sim_wgmma(d, N, 0, a, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
 }
+template <class TA, class TB, int N>
+ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  const int type = SIM_INT8 + 2 * sim_is_signed(ScalarTag<TA>()) + sim_is_signed(ScalarTag<TB>());
+  sim_wgmma(d, N, a, nullptr, b, 0, accumulate, type);
+}
 ARCWELD_DEVICE void wgmma_fence() { sim_wgmma_fence(); }
 ARCWELD_DEVICE void wgmma_commit() { sim_wgmma_commit(); }
 template <int N>
@@ -209,6 +228,8 @@ ARCWELD_DEVICE void wgmma_wait() {
 }
 template <int N>
 ARCWELD_DEVICE void wgmma_pin(f32 (&d)[N]) {}
+template <int N>
+ARCWELD_DEVICE void wgmma_pin(i32 (&d)[N]) {}
 template <int N>
 ARCWELD_DEVICE void setmaxnreg_inc() {}
 template <int N>

@@ -1,5 +1,5 @@
-// wgmma m64nNk16: 128 threads meet at issue. In the checked mode the product is computed only when it is waited for, and
-// until then the accumulators hold NaN; otherwise it is computed at issue.
+// wgmma m64nNk16, and k32 of 8-bit integers: 128 threads meet at issue. In the checked mode the product is computed only when it is waited for, and
+// until then the accumulators hold NaN (or -1); otherwise it is computed at issue.
 #include <stdlib.h>
 
 #include "checker.h"
@@ -15,7 +15,9 @@ struct Operand {  // what one thread passes
   float* d;
   u64 a, b;
   u32 a_registers[4];
-  int n, transposed_b, accumulate, is_bf16, from_registers;
+  int n, transposed_b, accumulate, type, from_registers;
+  bool is_int8() const { return type >= SIM_INT8; }
+  bool is_bf16() const { return type == 1; }
 };
 struct Operation {
   Operand of[kGroupThreads];
@@ -63,9 +65,10 @@ void widen_chunk(float* to, const u16* from, bool bf16) {
 }
 
 alignas(64) float dense_a[64][16], dense_b[16][kMaxN], dense_c[16][kMaxN];
+alignas(64) int whole_a[64][32], whole_b[32][kMaxN], whole_c[16][kMaxN];
 
 void read_a(const Operand* of) {
-  const bool bf16 = of[0].is_bf16;
+  const bool bf16 = of[0].is_bf16();
   if (of[0].from_registers) {
     for (int t = 0; t < kGroupThreads; ++t)
       for (int r = 0; r < 4; ++r) {
@@ -84,49 +87,81 @@ void read_b(const Operand& o) {
   const Descriptor b(o.b);
   if (o.transposed_b) {
     for (int k = 0; k < 16; ++k)
-      for (int c = 0; c < o.n / 8; ++c) widen_chunk(&dense_b[k][c * 8], swizzled_chunk(b.n_major(k, c)), o.is_bf16);
+      for (int c = 0; c < o.n / 8; ++c) widen_chunk(&dense_b[k][c * 8], swizzled_chunk(b.n_major(k, c)), o.is_bf16());
     return;
   }
   for (int r = 0; r < o.n; ++r)
     for (int c = 0; c < 2; ++c) {
       alignas(32) float eight[8];
-      widen_chunk(eight, swizzled_chunk(b.k_major(r, c)), o.is_bf16);
+      widen_chunk(eight, swizzled_chunk(b.k_major(r, c)), o.is_bf16());
       for (int i = 0; i < 8; ++i) dense_b[c * 8 + i][r] = eight[i];
     }
 }
 
-// dense_c[16][n] += 16 rows of A times B, eight columns at a time.
-void multiply(const float (*a)[16], int n) {
+// 16 bytes as integers.
+void widen_bytes(int (&to)[16], u32 address, bool is_signed) {
+  const u8* from = (const u8*)swizzled_chunk(address);
+  for (int i = 0; i < 16; ++i) to[i] = is_signed ? (int)(i8)from[i] : (int)from[i];
+}
+
+void read_integers(const Operand& o) {
+  const Descriptor a(o.a), b(o.b);
+  int sixteen[16];
+  for (int c = 0; c < 2; ++c) {
+    for (int r = 0; r < 64; ++r) {
+      widen_bytes(sixteen, a.k_major(r, c), (o.type - SIM_INT8) & 2);
+      memcpy(&whole_a[r][c * 16], sixteen, sizeof sixteen);
+    }
+    for (int r = 0; r < o.n; ++r) {
+      widen_bytes(sixteen, b.k_major(r, c), (o.type - SIM_INT8) & 1);
+      for (int i = 0; i < 16; ++i) whole_b[c * 16 + i][r] = sixteen[i];
+    }
+  }
+}
+
+// c[16][n] += 16 rows of A times B, eight columns at a time. Vector is 8 floats or 8 ints.
+template <class Vector, class T, int K>
+void multiply(T (&c)[16][kMaxN], const T (*a)[K], const T (&b)[K][kMaxN], int n) {
   for (int j = 0; j < n; j += 8)
     for (int half = 0; half < 16; half += 8) {
-      Float8 sum[8];
-      for (int i = 0; i < 8; ++i) sum[i] = *(const Float8*)&dense_c[half + i][j];
-      for (int k = 0; k < 16; ++k) {
-        const Float8 row = *(const Float8*)&dense_b[k][j];
+      Vector sum[8];
+      for (int i = 0; i < 8; ++i) sum[i] = *(const Vector*)&c[half + i][j];
+      for (int k = 0; k < K; ++k) {
+        const Vector row = *(const Vector*)&b[k][j];
         for (int i = 0; i < 8; ++i) sum[i] += row * a[half + i][k];
       }
-      for (int i = 0; i < 8; ++i) *(Float8*)&dense_c[half + i][j] = sum[i];
+      for (int i = 0; i < 8; ++i) *(Vector*)&c[half + i][j] = sum[i];
     }
 }
 
-void compute(const Operand* of) {
+template <class Vector, class T, int K>
+void multiply_add(const Operand* of, T (&c)[16][kMaxN], const T (&a)[64][K], const T (&b)[K][kMaxN]) {
   const int n = of[0].n;
-  read_a(of);
-  read_b(of[0]);
   for (int w = 0; w < 4; ++w) {
-    if (!of[0].accumulate) memset(dense_c, 0, sizeof dense_c);
+    if (!of[0].accumulate) memset(c, 0, sizeof c);
     else
       for (int l = 0; l < kLanes; ++l)
         for (int j = 0; j < n / 8; ++j) {
-          memcpy(&dense_c[l / 4][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4, 8);
-          memcpy(&dense_c[l / 4 + 8][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4 + 2, 8);
+          memcpy(&c[l / 4][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4, 8);
+          memcpy(&c[l / 4 + 8][j * 8 + l % 4 * 2], of[w * 32 + l].d + j * 4 + 2, 8);
         }
-    multiply(dense_a + w * 16, n);
+    multiply<Vector, T, K>(c, a + w * 16, b, n);
     for (int l = 0; l < kLanes; ++l)
       for (int j = 0; j < n / 8; ++j) {
-        memcpy(of[w * 32 + l].d + j * 4, &dense_c[l / 4][j * 8 + l % 4 * 2], 8);
-        memcpy(of[w * 32 + l].d + j * 4 + 2, &dense_c[l / 4 + 8][j * 8 + l % 4 * 2], 8);
+        memcpy(of[w * 32 + l].d + j * 4, &c[l / 4][j * 8 + l % 4 * 2], 8);
+        memcpy(of[w * 32 + l].d + j * 4 + 2, &c[l / 4 + 8][j * 8 + l % 4 * 2], 8);
       }
+  }
+}
+
+void compute(const Operand* of) {
+  if (of[0].is_int8()) {
+    read_integers(of[0]);
+    multiply_add<Int8, int, 32>(of, whole_c, whole_a, whole_b);
+  } else {
+    read_a(of);
+    read_b(of[0]);
+    multiply_add<Float8, float, 16>(of, dense_c, dense_a, dense_b);
   }
 }
 
@@ -168,10 +203,11 @@ void run(Operation& op) {
 void check_uniform(const Operand* of) {
   for (int t = 1; t < kGroupThreads; ++t)
     if ((!of[0].from_registers && of[t].a != of[0].a) || of[t].b != of[0].b || of[t].accumulate != of[0].accumulate ||
-        of[t].n != of[0].n || of[t].transposed_b != of[0].transposed_b || of[t].is_bf16 != of[0].is_bf16 ||
+        of[t].n != of[0].n || of[t].transposed_b != of[0].transposed_b || of[t].type != of[0].type ||
         of[t].from_registers != of[0].from_registers)
       sim_fail("wgmma: threads of one warpgroup disagree on the descriptors or the shape");
-  if (of[0].n % 8 || of[0].n < 8 || of[0].n > kMaxN) sim_fail("wgmma: N = %d is not a multiple of 8 up to 256", of[0].n);
+  const int step = of[0].is_int8() && of[0].n > 32 ? 16 : 8;
+  if (of[0].n % step || of[0].n < 8 || of[0].n > kMaxN) sim_fail("wgmma: N = %d is not a multiple of %d up to 256", of[0].n, step);
 }
 
 void issue(Warpgroup& g, int group, const void* pc) {
@@ -217,14 +253,14 @@ using namespace sim;
 
 extern "C" {
 
-void sim_wgmma(f32* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int is_bf16) {
+void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int type) {
   const int group = sim_current->linear / kGroupThreads;
   Warpgroup& g = warpgroups[group];
   if ((group + 1) * kGroupThreads > thread_count) sim_fail("wgmma in a warpgroup that is not complete");
   if (checked && !fenced[sim_current->linear])
     sim_fail("wgmma without a wgmma_fence() after the start or the last wgmma_wait(): its registers may still be written");
   Operand& o = g.of[sim_current->linear % kGroupThreads];
-  o = {d, a, b, {0, 0, 0, 0}, n, transposed_b, accumulate != 0, is_bf16, a_registers != nullptr};
+  o = {(float*)d, a, b, {0, 0, 0, 0}, n, transposed_b, accumulate != 0, type, a_registers != nullptr};
   if (a_registers) memcpy(o.a_registers, a_registers, sizeof o.a_registers);
   if (++g.arrived < kGroupThreads) {
     park(g.waiting);

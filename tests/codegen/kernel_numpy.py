@@ -126,9 +126,10 @@ def _products(
     points = Points((*outs, *steps), buffers, env)
     a, b = (points.value(kernel.loads[r]) for r in roles)
     last = tuple(range(len(outs), len(outs) + len(steps)))
-    wide = np.float64 if a.dtype.kind == "f" else a.dtype
+    wide = np.float64 if a.dtype.kind == "f" else np.int64
     acc = (a.astype(wide) * b.astype(wide)).sum(axis=last)
-    _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(a.dtype)})
+    sums = np.int32 if kernel.attrs["precision"] == "int8" else a.dtype
+    _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(sums)})
 
 
 def _attention(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:

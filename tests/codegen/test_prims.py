@@ -69,9 +69,14 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   pdl_wait();
   prefetch_l2(p.in);
   ldmatrix_x4(r4, s); ldmatrix_x4_trans(r4, s); ldmatrix_x2(r2, s); ldmatrix_x2_trans(r2, s);
-  mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2); mma_m16n8k32_s8(e, r4, r2);
+  mma_m16n8k16<f16>(d, r4, r2); mma_m16n8k16<bf16>(d, r4, r2); mma_m16n8k8_tf32(d, r4, r2);
+  mma_m16n8k32<i8, i8>(e, r4, r2); mma_m16n8k32<i8, u8>(e, r4, r2);
+  mma_m16n8k32<u8, i8>(e, r4, r2); mma_m16n8k32<u8, u8>(e, r4, r2);
+  e[0] += dp4a<i8, i8>(1, 2, 3) + dp4a<i8, u8>(1, 2, 3) + dp4a<u8, i8>(1, 2, 3) + dp4a<u8, u8>(1, 2, 3);
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
   mma_tile<f16>(tile, ta, tb);
+  i32 whole[1][1][4] = {};
+  mma_tile_int8<i8, u8>(whole, ta, tb);
   cp_async16(s, p.in); cp_async8(s, p.in, 3); cp_async4(s, p.in, 0); cp_async_commit(); cp_async_wait<1>();
   *(i64*)p.out = index_in(3, 4) + strict_index(3, 4) + checked_divisor(2) + strict_divisor(2);
   named_bar_sync(1, 128); named_bar_arrive(2, 128);
@@ -103,11 +108,18 @@ HOPPER = """
   wgmma_fence();
   wgmma_ss<f16, 64, 0>(w, wgmma_desc(s, 16, 1024), wgmma_desc(s, 16, 1024), 1); wgmma_ss<bf16, 64, 1>(w, 1, 2, 0);
   wgmma_rs<f16, 64, 1>(w, r4, 1, 1); wgmma_rs<bf16, 64, 0>(w, r4, 1, 1);
-  wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w);
+  i32 v[32] = {};
+  wgmma_ss_int8<i8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<i8, u8, 64>(v, 1, 2, 1);
+  wgmma_ss_int8<u8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<u8, u8, 64>(v, 1, 2, 1);
+  wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w); wgmma_pin(v);
   cluster_arrive(); cluster_wait(); cluster_store(s, 0, d[0], d[1], d[2], d[3]);
-  d[0] += w[0] + w[31];
+  d[0] += w[0] + w[31] + v[0];
 """
 HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "bulk_", "evict_", "wgmma_", "setmaxnreg", "cluster_")
+
+
+def _shapes() -> str:
+    return render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64], wgmma_types=["f16", "bf16", "int8"])
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -119,7 +131,7 @@ def test_every_function_compiles(arch: str) -> None:
     if not hopper:
         wanted = {name for name in wanted if not name.startswith(HOPPER_ONLY)}
     assert wanted <= used | {"f16_bits_to_f32", "f32_to_f16_bits", "f32_to_bf16_bits"}
-    header = '#include "prims.cuh"\n' + (render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64]) if hopper else "")
+    header = '#include "prims.cuh"\n' + (_shapes() if hopper else "")
     assert compile_cubin(header + source, arch, name="everything").cubin
 
 

@@ -256,12 +256,20 @@ def _with_unit_scale(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.n
     )
 
 
-def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) -> np.ndarray:
-    left, right = x.astype(object), y.astype(object)
-    if zero:
-        left = left - (zero[0].astype(object)[:, None] if zero[0].ndim else zero[0].astype(object))
-        right = right - zero[1].astype(object)
-    return np.dot(left, right).astype(np.int32)
+def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.matmul(x.astype(object), y.astype(object)).astype(np.int32)
+
+
+def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *fill: np.ndarray) -> np.ndarray:
+    """torch's convolution in f64, which is exact, of a tensor that is padded before."""
+    rank = x.ndim - 2
+    wide = torch.from_numpy(np.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x).double()
+    pads = [p for i in reversed(range(rank)) for p in (a["pads"][i], a["pads"][rank + i])]
+    wide = torch.nn.functional.pad(wide, pads, value=float(fill[0]) if fill else 0.0)
+    convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[rank - 1]
+    kept = {"stride": a["strides"], "dilation": a["dilations"], "groups": a["group"]}
+    y = convolve(wide, torch.from_numpy(w).double(), **kept).numpy().astype(np.int32)
+    return np.moveaxis(y, 1, -1) if a["layout"] == "NHWC" else y
 
 
 def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -318,11 +326,12 @@ def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
     return torch.rsqrt(torch.from_numpy(x)).numpy()
 
 
-# operators that ONNX does not have, and one whose per-row zero points neither implementation takes
+# operators that ONNX does not have, and those that have no zero points here
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Rsqrt": _rsqrt,
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
+    "ConvInteger": _integer_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
     "PagedLengths": paged_oracle.lengths,

@@ -2,7 +2,7 @@
 
 Every element of ``b`` is read once, in pieces of 16 bytes, and caches may drop weights first. Threads share out k.
 Their partial sums are added by warp shuffles and then in shared memory. Products and sums are f32, whatever type the
-operands are stored in.
+operands are stored in, and i32 of 8-bit integers, four products in an instruction.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from arcweld.codegen.printing.nest import power_of_two_at_least
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
+from arcweld.codegen.templates.contract.mma import INT8
 from arcweld.codegen.templates.contract.problem import (
     COPY_BYTES,
     Operand,
@@ -57,6 +58,8 @@ def supports(problem: Problem, arch: str) -> str | None:
     rows = most(problem.m.extent)
     if rows is None or rows > MAX_ROWS:
         return f"{problem.m.extent} rows, of at most {MAX_ROWS}"
+    if problem.kernel.attrs.get("precision") == INT8 and problem.acc is DType.I32:
+        return None
     return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
 
 
@@ -123,6 +126,7 @@ def render_page(
     scalar = hooks.params.scalar
     context: dict[str, Any] = {
         "sums": power_of_two_at_least(rows * (t.columns if b.along_k else b.width)),
+        "whole": problem.acc is DType.I32, "acc": "i32" if problem.acc is DType.I32 else "float",
         "rows": rows, "open": rows != problem.m.extent, "m_extent": scalar("rows", problem.m.extent),
         "columns": columns, "wave": wave_columns(b, t), "run": columns, "chain": None, "unit": (1, 1),
         "load_a": load_hook(hooks, problem, "load_a", a),

@@ -1,12 +1,14 @@
-"""Matrix products on tensor cores by ``mma.sync`` (PTX ISA): f16, bf16 and tf32 operands, for sm_80 and newer.
+"""Matrix products on tensor cores by ``mma.sync`` (PTX ISA): f16, bf16, tf32 and 8-bit operands, for sm_80 and newer.
 
 ``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
-product is about 2**-21, nearly that of f32, at a third of tf32's rate.
+product is about 2**-21, nearly that of f32, at a third of tf32's rate. ``int8`` multiplies 8-bit integers of any signs;
+its i32 sums are exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from arcweld.codegen.kernel import KernelSource
 from arcweld.codegen.printing.hooks import Hooks
@@ -20,6 +22,7 @@ from arcweld.compiler.dtypes import DType
 
 ARCH = "sm_80"
 ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
+INT8 = "int8"  # the precision of products of 8-bit integers
 # rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -37,14 +40,23 @@ STAGE_BYTES = 128  # of k that one stage holds for each row and column; half of 
 def supports(problem: Problem, arch: str) -> str | None:
     """The reason why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
-    if precision not in ELEMENTS:
-        return f"precision {precision} is not one of {', '.join(ELEMENTS)}"
-    return None if problem.acc is DType.F32 else f"the accumulator is {problem.acc.value}"
+    if precision != INT8 and precision not in ELEMENTS:
+        return f"precision {precision} is not one of {', '.join((*ELEMENTS, INT8))}"
+    wanted = DType.I32 if precision == INT8 else DType.F32
+    return None if problem.acc is wanted else f"the accumulator is {problem.acc.value}"
+
+
+def elements_of(problem: Problem) -> tuple[DType, DType]:
+    """The types of ``a`` and of ``b`` that the tensor cores multiply: equal ones but for 8-bit integers."""
+    precision = problem.kernel.attrs["precision"]
+    if precision == INT8:
+        return problem.a.expr.dtype, problem.b.expr.dtype
+    return ELEMENTS[precision], ELEMENTS[precision]
 
 
 def element_of(problem: Problem) -> DType:
-    """The type that the tensor cores multiply."""
-    return ELEMENTS[problem.kernel.attrs["precision"]]
+    """The type of ``a`` that the tensor cores multiply."""
+    return elements_of(problem)[0]
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
@@ -88,23 +100,45 @@ def operand_hook(hooks: Hooks, problem: Problem, name: str, operand: Operand) ->
     return address_hook(hooks, f"address_{name}", operand, args, lane)
 
 
+def tile_type(name: str, operand: Operand, element: str) -> str:
+    """The C type of an operand's tile in shared memory (contract.cuh), whose elements are of type ``element``."""
+    if not operand.copyable:
+        return f"LoadedTile<Operand{name}, Group, {element}, BK>"
+    if operand.fill:
+        return f"FilledTile<Operand{name}, Group, {element}, BK, 0x{operand.fill % 256:02x}u * 0x01010101u>"
+    return f"CopiedTile<Operand{name}, Group, {element}, BK>"
+
+
+def element_context(problem: Problem, elements: tuple[DType, DType]) -> dict[str, Any]:
+    """What the templates print of the types of operands and sums."""
+    whole = problem.acc is DType.I32
+    return {
+        "element": " x ".join(e.cuda for e in elements) if whole else elements[0].cuda, "whole": whole,
+        "types": tuple(e.cuda for e in elements) if whole else ("T", "T"), "acc": "i32" if whole else "float",
+    }  # fmt: skip
+
+
 def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
-    element = element_of(problem)
-    a, b = tensor_operand(problem.a, element), tensor_operand(problem.b, element)
+    elements = elements_of(problem)
+    element = elements[0]
+    a, b = tensor_operand(problem.a, element), tensor_operand(problem.b, elements[1])
+    context = element_context(problem, elements)
+    paired = (element.size == 1 and not a.along_k, element.size == 1 and not b.along_k)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     scalar, width = hooks.params.scalar, problem.store_width()
     return render(
         "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
         block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size),
         tiled=tiled(problem, t), t=t, a=a, b=b,
-        element=element.cuda, width=width, itype=problem.itype,
+        width=width, itype=problem.itype, paired=paired if any(paired) else (),
+        tile_a=tile_type("A", a, context["types"][0]), tile_b=tile_type("B", b, context["types"][1]),
         products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
         store=store_hook(hooks, problem, width), together=problem.rows_together(t.tn, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
-        k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent),
+        k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent), **context,
     )  # fmt: skip

@@ -31,7 +31,8 @@ class Operand:
     row       the axis beside k: m for ``a``, n for ``b``
     along_k   neighbouring lanes of an access differ in k; else in the row
     width     lanes of one access through the load hook: 1, 2, 4 or 8; divides the lane axis' extent
-    storage   the loaded type if the operand is just one load (perhaps masked), else None
+    source    the load, if the operand is just one (perhaps masked), else None
+    fill      what a masked element of the source is, where the operand is a constant there; else 0
     copyable  16 contiguous, aligned bytes can be copied as they are, with one mask for all of them
     by_rows   with accesses of one element, neighbouring threads should take neighbouring rows, not neighbouring k
     """
@@ -40,19 +41,26 @@ class Operand:
     row: Axis
     along_k: bool
     width: int
-    storage: DType | None
+    source: Expr | None
     copyable: bool
     by_rows: bool = False
+    fill: int = 0
+
+    @property
+    def storage(self) -> DType | None:
+        """The loaded type if the operand is just one load, else None."""
+        return None if self.source is None else _stored_type(self.source)
 
     @property
     def masked(self) -> bool:
-        """True if the load has a mask (only meaningful where ``storage`` is known)."""
-        return bool(self.expr.args)
+        """True if the operand is just one load, and that has a mask."""
+        return self.source is not None and bool(self.source.args)
 
     @property
     def start(self) -> str:
         """C text of the loaded buffer's pointer."""
-        return f"p.{self.expr.attr[0]}"
+        assert self.source is not None, "only a single load has a buffer"
+        return f"p.{self.source.attr[0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +162,26 @@ def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
     widths = [vector_width(kernel, ax.extent, [e], (), ax.sym) if loads([e]) else 1 for ax in (k, row)]
     along_k = widths[0] > widths[1] or (widths[0] == widths[1] and not _unit_stride(kernel, e, row.sym))
     lane = k if along_k else row
-    storage = e.attr[1] if e.op == "load" else None
-    copyable = storage is not None and _copyable(kernel, e, lane, storage)
+    source, fill = _single_load(e)
+    copyable = source is not None and _copyable(kernel, source, lane)
     by_rows = max(widths) == 1 and _stride(kernel, e, row, k) < min(NEAR, _stride(kernel, e, k, row))
-    return Operand(e, row, along_k, max(widths), storage, copyable, by_rows)
+    return Operand(e, row, along_k, max(widths), source, copyable, by_rows, fill)
+
+
+def _single_load(e: Expr) -> tuple[Expr | None, int]:
+    """The load that ``e`` is, and what ``e`` is where that is masked: 0, or of bytes a constant; None for no load."""
+    if e.op == "load":
+        return e, 0
+    if e.op == "where" and e.dtype in (DType.I8, DType.U8):
+        mask, x, other = e.args
+        if x.op == "load" and x.args == (mask,) and other.op == "const":
+            return x, int(other.attr)
+    return None, 0
+
+
+def _stored_type(load: Expr) -> DType:
+    found: DType = load.attr[1]
+    return found
 
 
 def _stride(kernel: Kernel, e: Expr, along: Axis, other: Axis) -> int:
@@ -187,7 +211,8 @@ def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
     return any(dims.coefficient(_offset(kernel, x), sym) == 1 for x in loads([e]))
 
 
-def _copyable(kernel: Kernel, e: Expr, lane: Axis, storage: DType) -> bool:
+def _copyable(kernel: Kernel, e: Expr, lane: Axis) -> bool:
+    storage = _stored_type(e)
     if storage.is_storage:  # tensor cores get what such a type converts to
         return False
     width = COPY_BYTES // storage.size
@@ -205,12 +230,13 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     ``at`` becomes the address of 16 bytes. The function returns false where the mask is false; ``at`` is then the
     buffer's start, a valid address whose data must not be used.
     """
-    name, storage, coords = operand.expr.attr
+    assert operand.source is not None, "address_hook needs a copyable operand"
+    name, storage, coords = operand.source.attr
     block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES * 8 // storage.bits)
     buffer = hooks.kernel.buffer(name)
     base = block.contiguous(buffer, coords)
     assert base is not None, "address_hook needs a copyable operand"
-    mask = block.value(operand.expr.args[0]) if operand.masked else None
+    mask = block.value(operand.source.args[0]) if operand.masked else None
     start = hooks.params.buffer(name)
     place = block.place(start, dims.floordiv(base, storage.per_byte))  # a packed type's pointer counts bytes
     where = f"{mask} ? {place} : {start}" if mask else place

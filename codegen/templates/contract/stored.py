@@ -229,7 +229,7 @@ def _operand(problem: Problem, load: Expr) -> Operand | None:
     block = Block(Params(problem.kernel), {k.sym: "i"}, lane=k.sym, width=width)
     if load.args or not dims.is_multiple(k.extent, width) or _base(block, problem.kernel, load) is None:
         return None
-    return replace(problem.b, expr=load, along_k=True, width=width, storage=dtype, copyable=True)
+    return replace(problem.b, expr=load, along_k=True, width=width, source=load, copyable=True)
 
 
 def _by_groups(problem: Problem, shared: list[Expr]) -> tuple[int | None, list[Expr]] | None:

@@ -1,20 +1,21 @@
 """Matrix products on Hopper's tensor cores: ``wgmma`` (PTX ISA) on tiles that TMA copies to shared memory.
 
-Both operands must be single loads of f16 or bf16 that a TMA descriptor can describe.
+Both operands must be single loads of f16, bf16 or 8-bit integers that a TMA descriptor can describe; of integers, both
+contiguous along k, as the instruction wants them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from arcweld.codegen.kernel import Axis, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
-from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.mma import INT8, element_context, element_of, elements_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.compiler import dims
@@ -23,14 +24,14 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.parameters import TensorMap
 
 ARCH = "sm_90a"
-BK = 64  # elements of k in a stage: one 128-byte swizzled line of 16-bit elements
+LINE = 128  # bytes of k in a stage: one swizzled line
 TMA_ALIGN = 16  # bytes: of addresses and strides (CUDA Driver API, cuTensorMapEncodeTiled)
 # rows and columns of a block's tile: a warpgroup multiplies 64 rows; columns are a multiple of 16
 TILES = (
     (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
     (128, 256), (192, 128), (256, 128),
 )  # fmt: skip
-MACS = 3000  # multiply-adds of a multiprocessor in a cycle
+MACS = 3000  # multiply-adds of a multiprocessor in a cycle, of 16-bit numbers; twice as many of 8-bit integers
 L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
 TILE_CYCLES = 1000  # cycles of a tile beside its products: its first loads and its epilogue
 REGISTERS = 65536  # registers of a multiprocessor
@@ -46,7 +47,7 @@ class ContractWgmmaTactic:
     """How one matrix product is divided among blocks.
 
     bm, bn  rows and columns of a tile
-    stages  pipeline stages of k = 64
+    stages  pipeline stages of one line of k
     blocks  the most blocks of a persistent kernel, each of which takes several tiles; 0: one block for each tile
     early   as in ``ContractTactic``
     split   blocks of a cluster that share out the k of one tile; the last one adds their sums (needs ``blocks`` 0)
@@ -108,10 +109,9 @@ class MappedOperand:
 
 def supports(problem: Problem, arch: str) -> str | None:
     """The reason why this implementation can't compute the problem, or None."""
-    if problem.kernel.attrs.get("precision") not in ("f16", "bf16"):
-        return f"precision {problem.kernel.attrs.get('precision')} is not f16 or bf16"
-    if problem.acc is not DType.F32:
-        return f"the accumulator is {problem.acc.value}"
+    reason = type_refusal(problem)
+    if reason is not None:
+        return reason
     if not dims.is_nonneg(problem.k.extent - 1):
         return "the depth may be 0, which no descriptor can say"
     for name, operand in (("a", problem.a), ("b", problem.b)):
@@ -121,19 +121,34 @@ def supports(problem: Problem, arch: str) -> str | None:
     return None
 
 
+def type_refusal(problem: Problem) -> str | None:
+    """The reason why the tensor cores can't multiply the problem's types, or None."""
+    precision = problem.kernel.attrs.get("precision")
+    if precision not in ("f16", "bf16", INT8):
+        return f"precision {precision} is not f16, bf16 or {INT8}"
+    wanted = DType.I32 if precision == INT8 else DType.F32
+    return None if problem.acc is wanted else f"the accumulator is {problem.acc.value}"
+
+
+def line_of(problem: Problem) -> int:
+    """Elements of k in a stage: those of one line."""
+    return LINE // element_of(problem).size
+
+
 def _map_refusal(problem: Problem, name: str, operand: Operand) -> str | None:
     """The reason why TMA can't fetch the operand, or None."""
     plain = _plain(problem, operand)
     if plain is None:
         return "not a plain load with constant strides"
-    if plain.buffer.dtype is not element_of(problem):
+    element = elements_of(problem)[name == "b"]
+    if plain.buffer.dtype is not element:
         return f"stored as {plain.buffer.dtype.value}"
     k, row, batch = (plain.strides[s.sym] for s in (problem.k, operand.row, problem.batch))
     along_k = k == 1 or problem.k.extent == 1
     lane, line = (problem.k, row) if along_k else (operand.row, k)
     if plain.strides[lane.sym] != 1 and lane.extent != 1:
         return "contiguous along neither k nor its rows"
-    if name == "a" and not along_k:
+    if not along_k and (name == "a" or element.size == 1):
         return "not contiguous along k"
     per = TMA_ALIGN // plain.buffer.dtype.size
     if not all(dims.is_multiple(d, per) for d in (plain.offset, line, batch)):
@@ -148,7 +163,7 @@ def _plain(problem: Problem, operand: Operand) -> Plain | None:
 def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> MappedOperand:
     """The descriptor of a supported operand.
 
-    A box is ``box_rows`` rows x 64 of k if the operand is contiguous along k, else 64 x 64.
+    A box is ``box_rows`` rows x one line of k if the operand is contiguous along k, else 64 x 64.
     """
     plain = _plain(problem, operand)
     assert plain is not None
@@ -157,11 +172,11 @@ def mapped(problem: Problem, operand: Operand, name: str, box_rows: int) -> Mapp
     axes = [inner, outer]
     if problem.batch.extent != 1 and plain.strides[problem.batch.sym] != 0:
         axes.append(problem.batch)
-    size = plain.buffer.dtype.size
+    size, line = plain.buffer.dtype.size, line_of(problem)
     view = TensorMap(
         f"map_{name}", plain.buffer.name, plain.offset * size, dims=tuple(a.extent for a in axes),
         strides=tuple(_stride(plain, a, inner) * size for a in axes[1:]),
-        box=(BK, box_rows if along_k else BK, 1)[: len(axes)], element_strides=(1,) * len(axes),
+        box=(line, box_rows if along_k else line, 1)[: len(axes)], element_strides=(1,) * len(axes),
     )  # fmt: skip
     return MappedOperand(view, along_k, len(axes))
 
@@ -175,7 +190,7 @@ def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
     """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
-    steps = -(-likely(problem.k.extent) // BK)
+    steps = -(-likely(problem.k.extent) // line_of(problem))
     n_major = not mapped(problem, problem.b, "b", 8).along_k
     count = multiprocessors(arch)
     found = [
@@ -215,13 +230,15 @@ def ranked(
     ``tiles``: the output tiles of a tactic; ``steps``: stages of k. The first one, which builds without tuning
     take, does not split k over a cluster: only a measurement should choose that, as its gain is an estimate.
     """
+    line = line_of(problem)
+    macs = MACS * line // 64
     column_cycles = 8 + 10 * problem.epilogue_reads()
 
     def cycles(t: T) -> float:
         # the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end
         rounds = -(-tiles(t) * t.split // multiprocessors)
         own = -(-steps // t.split)
-        step = max(t.bm * t.bn * BK / MACS, (t.bm + t.bn) * 128 / L2_BYTES)
+        step = max(t.bm * t.bn * line / macs, (t.bm + t.bn) * 128 / L2_BYTES)
         fill = 300 if t.stages >= min(4, own) else 600
         cluster_sum = 0 if t.split == 1 else CLUSTER_SUM_CYCLES + t.split * t.bm * t.bn / 64
         beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
@@ -238,7 +255,15 @@ def ranked(
 def tiled(problem: Problem, t: ContractWgmmaTactic, tiles: Dim) -> tuple[tuple[Dim, int], ...]:
     """Rows of a tile and of a group of tiles, columns of a tile, the k that fills the ring, the tiles of one wave."""
     m, n, k = problem.m.extent, problem.n.extent, problem.k.extent
-    return (m, t.bm), (m, TILE_ROWS * t.bm), (n, t.bn), (k, t.split * t.stages * BK), (tiles, t.blocks)
+    return (m, t.bm), (m, TILE_ROWS * t.bm), (n, t.bn), (k, t.split * t.stages * line_of(problem)), (tiles, t.blocks)
+
+
+def instructions(problem: Problem, t: ContractWgmmaTactic) -> dict[str, Any]:
+    """What the template prints of types, and the instructions that it includes."""
+    context = element_context(problem, elements_of(problem))
+    if context["whole"]:
+        context["wgmma_types"] = ("int8",)
+    return {**context, "paired": (), "wgmma_ns": (t.bn,), "line": line_of(problem)}
 
 
 def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> KernelSource:
@@ -256,8 +281,8 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
         block=(t.threads, 1, 1),
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
-        t=t, a=a, b=b, element=element_of(problem).cuda, itype=problem.itype,
-        chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width),
+        t=t, a=a, b=b, itype=problem.itype,
+        chunk=t.chunk, width=width, **instructions(problem, t), store=store_hook(hooks, problem, width),
         together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),

@@ -1,7 +1,7 @@
 """Depthwise convolutions: one input and one output channel in each group.
 
 A thread computes neighbouring channels (a vector, where channels are innermost) of neighbouring pixels along the last
-spatial axis, and sums over all taps in f32.
+spatial axis, and sums over all taps in f32, or in i32 where the operands are 8-bit integers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from arcweld.codegen.kernel import Axis, Kernel, KernelSource
 from arcweld.codegen.printing.approximate import approximate
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.render import overlapping, render
+from arcweld.codegen.templates.contract.mma import INT8
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
@@ -50,6 +51,8 @@ def supports(kernel: Kernel, arch: str) -> str | None:
         return "the filter's size is not constant"
     if math.prod(_constant(t) for t in taps) > MAX_TAPS:
         return f"the filter has more than {MAX_TAPS} taps"
+    if kernel.attrs.get("precision") == INT8:
+        return None
     return None if kernel.loads["a"].dtype is DType.F32 else f"the product is of {kernel.loads['a'].dtype.value}"
 
 
@@ -86,6 +89,7 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
     pixel = [("n", kernel.axes["n"][0].sym), *((f"o{i}", a.sym) for i, a in enumerate(outs))]
     place = [*pixel, ("c", g.sym)]
     at_tap = [(f"tap{i}", a.sym) for i, a in enumerate(taps)]
+    acc = DType.I32 if kernel.attrs.get("precision") == INT8 else DType.F32
     a_expr, last = shared if shared is not None else (kernel.loads["a"], taps[-1].sym)
     counts = _thread_counts(outs, g, tactic, width)
     total = dims.product([*counts.values(), kernel.axes["n"][0].extent])
@@ -101,8 +105,9 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
         load_w=hooks.load("load_w", kernel.loads["w"], [("c", g.sym), *at_tap], lane=g.sym, width=width),
         store=hooks.store(
             "store_out", approximate(kernel, kernel.stores), place, lane=g.sym, width=width, extent=g.extent,
-            variables={"acc": ("acc", DType.F32, True)},
+            variables={"acc": ("acc", acc, True)},
         ),
+        acc=acc.cuda, types=tuple(kernel.loads[name].dtype.cuda for name in "aw"),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Convolutions on Hopper's tensor cores: for each filter tap, TMA copies a shifted box of the input to shared memory.
 
-A box is a patch of pixels x 64 channels; TMA fills what lies outside of the input, the padding, with zeros.
+A box is a patch of pixels x 128 bytes of channels; TMA fills what lies outside of the input, the padding, with zeros.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from arcweld.codegen.printing.hooks import Hooks, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
-from arcweld.codegen.templates.contract.mma import element_of
+from arcweld.codegen.templates.contract.mma import elements_of
 from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely
-from arcweld.codegen.templates.contract.wgmma import BK, ContractWgmmaTactic, fitted, ranked, tiled
+from arcweld.codegen.templates.contract.wgmma import (
+    ContractWgmmaTactic,
+    fitted,
+    instructions,
+    line_of,
+    ranked,
+    tiled,
+    type_refusal,
+)
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -66,30 +74,31 @@ class Geometry:
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """The reason why this implementation can't render the kernel, or None."""
-    if kernel.attrs.get("precision") not in ("f16", "bf16"):
-        return f"precision {kernel.attrs.get('precision')} is not f16 or bf16"
     problem = conv_problem(kernel)
-    if problem.acc is not DType.F32:
-        return f"the accumulator is {problem.acc.value}"
-    return _shape_refusal(kernel) or _load_refusal(kernel) or _weight_refusal(kernel, problem)
+    return (
+        type_refusal(problem) or _shape_refusal(kernel, line_of(problem)) or _load_refusal(kernel, problem)
+        or _weight_refusal(kernel, problem)
+    )  # fmt: skip
 
 
-def _shape_refusal(kernel: Kernel) -> str | None:
+def _shape_refusal(kernel: Kernel, line: int) -> str | None:
     if len(kernel.axes["out"]) > 2:
         return "three spatial axes"
     ci = kernel.axes["ci"][0].extent
-    if not isinstance(ci, int) or ci % 8:
-        return f"{ci} input channels are not a multiple of 8"
-    if kernel.axes["g"][0].extent != 1 and ci % BK:
+    if not isinstance(ci, int) or ci % (line // 8):
+        return f"{ci} input channels are not a multiple of {line // 8}"
+    if kernel.axes["g"][0].extent != 1 and ci % line:
         return f"groups of {ci} channels"
     if not all(isinstance(t.extent, int) for t in kernel.axes["tap"]):
         return "the filter's size is not constant"
+    if not all(isinstance(p, int) for p in kernel.attrs["pads"]):
+        return "the padding is not constant"
     if any(s > MAX_STEP for s in kernel.attrs["strides"]):
         return f"a stride above {MAX_STEP}"
     return "transposed" if kernel.attrs.get("transposed") else None
 
 
-def _load_refusal(kernel: Kernel) -> str | None:
+def _load_refusal(kernel: Kernel, problem: Problem) -> str | None:
     """The reason why TMA can't fetch the activation, or None.
 
     It must be the input at ``out * stride + tap * dilation - pad``, with no other mask than the input's bounds.
@@ -99,7 +108,7 @@ def _load_refusal(kernel: Kernel) -> str | None:
         return "the activation is not a plain load"
     name, dtype, coords = a.attr
     buffer, axes, rank = kernel.buffer(name), kernel.axes, len(kernel.axes["out"])
-    if dtype.value != kernel.attrs["precision"]:
+    if dtype is not elements_of(problem)[0]:
         return f"the activation is stored as {dtype.value}"
     ci, g = axes["ci"][0], axes["g"][0]
     expected: list[Dim] = [axes["n"][0].index]
@@ -139,7 +148,7 @@ def _weight_refusal(kernel: Kernel, problem: Problem) -> str | None:
     plain = plain_load(kernel, problem.b.expr, symbols)
     if plain is None or plain.offset != 0:
         return "the weights are not a plain load"
-    if plain.buffer.dtype.value != kernel.attrs["precision"]:
+    if plain.buffer.dtype is not elements_of(problem)[1]:
         return f"the weights are stored as {plain.buffer.dtype.value}"
     k, n = problem.k.extent, problem.n.extent
     strides = (plain.strides[problem.batch.sym], plain.strides[problem.n.sym], plain.strides[problem.k.sym])
@@ -193,7 +202,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
     problem, shape, patch = conv_problem(kernel), geometry(kernel), best_patch(geometry(kernel))
     rows = likely(dims.product(patches(shape, patch)))
     columns = likely(kernel.axes["co"][0].extent)
-    steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // BK)
+    steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // line_of(problem))
     count = multiprocessors(arch)
     found = [
         t
@@ -208,7 +217,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
 def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, for sm_90a."""
     hooks, problem, shape = Hooks(kernel), conv_problem(kernel), geometry(kernel)
-    hooks.params.tensor_map(activation_map(kernel, shape, t))
+    hooks.params.tensor_map(activation_map(kernel, shape, t, line_of(problem)))
     hooks.params.tensor_map(weight_map(problem, shape, t))
     count = patches(shape, t.patch)
     tiles_m = dims.ceildiv(dims.product(count), t.bm // PATCH_ROWS)
@@ -219,9 +228,9 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(t.threads, 1, 1), t=t, itype=problem.itype,
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles), patches=count,
-        chunk=t.chunk, width=width, wgmma_ns=(t.bn,), store=store_hook(hooks, problem, width), b={"along_k": True},
-        together=t.together(problem, width),
-        element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        chunk=t.chunk, width=width, store=store_hook(hooks, problem, width), b={"along_k": True},
+        together=t.together(problem, width), **instructions(problem, t),
+        b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), spatial=shape.spatial,
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         n_extent=scalar("columns", problem.n.extent), images=scalar("images", shape.images), groups=shape.groups,
@@ -231,8 +240,8 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
     )  # fmt: skip
 
 
-def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> TensorMap[Dim]:
-    """The descriptor of the input [images, rows, columns, channels]; a box has a patch's pixels and 64 channels.
+def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic, line: int) -> TensorMap[Dim]:
+    """The descriptor of the input [images, rows, columns, channels]; a box has a patch's pixels and ``line`` channels.
 
     Of each spatial axis it takes every stride-th element.
     """
@@ -242,7 +251,7 @@ def activation_map(kernel: Kernel, shape: Geometry, t: ConvWgmmaTactic) -> Tenso
     nb, th, tw = t.patch
     strides = (1, *reversed(shape.strides[2 - shape.spatial :]), 1)
     pixels = (tw, th)[: shape.spatial]
-    box = (BK, *(p * s for p, s in zip(pixels, strides[1:])), nb)
+    box = (line, *(p * s for p, s in zip(pixels, strides[1:])), nb)
     return TensorMap(
         "map_a", name, 0, dims=sizes, strides=tuple(s * dtype.size for s in steps[1:]), box=box,
         element_strides=strides,
@@ -255,6 +264,6 @@ def weight_map(problem: Problem, shape: Geometry, t: ConvWgmmaTactic) -> TensorM
     taps = shape.taps[0] * shape.taps[1]
     columns = problem.n.extent * problem.batch.extent
     return TensorMap(
-        "map_b", name, 0, dims=(shape.ci, taps, columns), box=(BK, 1, t.bn), element_strides=(1, 1, 1),
+        "map_b", name, 0, dims=(shape.ci, taps, columns), box=(line_of(problem), 1, t.bn), element_strides=(1, 1, 1),
         strides=(shape.ci * dtype.size, shape.ci * taps * dtype.size),
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
@@ -12,13 +14,18 @@ def _matmul(c: NodeContext) -> Result:
     return matmul(c, c.value(0), c.value(1))
 
 
-def matmul(c: NodeContext, a: Value, b: Value) -> Value:
-    """Numpy's matrix product; vectors become matrices of one row or column."""
+def matmul(
+    c: NodeContext, a: Value, b: Value, multiply: Callable[[Value, Value], Value] | None = None
+) -> Value:  # fmt: skip
+    """Numpy's matrix product; vectors become matrices of one row or column.
+
+    ``multiply`` emits the product of two matrices; None: a MatMul.
+    """
     if a.type.rank == 0 or b.type.rank == 0:
         c.broken("an operand is a scalar")
     left = c.reshape(a, (1, *a.shape)) if a.type.rank == 1 else a
     right = c.reshape(b, (*b.shape, 1)) if b.type.rank == 1 else b
-    y = c.emit("MatMul", left, right)
+    y = multiply(left, right) if multiply else c.emit("MatMul", left, right)
     shape = list(y.shape)
     if b.type.rank == 1:
         del shape[-1]

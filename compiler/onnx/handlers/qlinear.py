@@ -93,7 +93,7 @@ def _gemm(c: NodeContext) -> Result:
     a, b = (c.transpose(c.value(i), (1, 0)) if c.int_attr(t) else c.value(i) for i, t in ((0, "transA"), (3, "transB")))
     a_scale, a_zero = one_or_along(c, c.value(1), c.optional(2))
     b_scale, b_zero = one_or_along(c, c.value(4), c.optional(5))
-    exact = c.cast(integer_matmul(c, a, b, a_zero, b_zero), DType.I32)
+    exact = integer_matmul(c, a, b, a_zero, b_zero)
     if c.has(6):
         exact = c.emit("Add", exact, c.value(6))
     y = c.emit("Mul", c.cast(exact, DType.F32), c.scale(c.emit("Mul", a_scale, b_scale), c.float_attr("alpha", 1.0)))

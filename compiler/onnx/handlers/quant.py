@@ -1,8 +1,4 @@
-"""Handlers of quantised operators. Integer products run in floating point wide enough to be exact.
-
-They are cast to i32 before they are scaled, so that no pass moves the scale into the weights. That would change
-rounding, and so results that lie halfway between two quantised values.
-"""
+"""Handlers of quantised operators. Products of 8-bit integers are exact, in i32, before they are scaled."""
 
 from __future__ import annotations
 
@@ -16,12 +12,11 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
 from arcweld.compiler.onnx.handlers.matmul import matmul
-from arcweld.compiler.onnx.handlers.window import conv
-from arcweld.compiler.onnx.operands import numel
+from arcweld.compiler.onnx.handlers.window import conv_attrs
 from arcweld.compiler.onnx.proto import element_type
+from arcweld.compiler.ops import integer_products as products
+from arcweld.compiler.weights import derive
 
-_EXACT_F32 = 2**24
-_EXACT_F64 = 2**53
 _INT8 = (DType.I8, DType.U8)
 
 
@@ -115,84 +110,50 @@ def dynamic_quantize(c: NodeContext, x: Value) -> tuple[Value, Value, Value]:
 # ------------------------------------------------------------------------------------------------ integer products
 
 
-def _exact_type(c: NodeContext, terms: Dim, left: Value, right: Value, weights: int | None) -> DType:
-    """The narrowest floating-point type in which a sum of ``terms`` products of 8-bit integers is exact.
+def _zero(c: NodeContext, zero: Value | None, shape: Sequence[Dim]) -> Value | None:
+    """A zero point; a vector takes ``shape``, and one of one element becomes a scalar."""
+    if zero is None or zero.type.rank != 1:
+        return zero
+    return _scalar(c, zero) if zero.shape == (1,) else c.reshape(zero, shape)
 
-    ``weights`` is the largest sum of the right operand's magnitudes, where they are known.
-    """
+
+def _check_bytes(c: NodeContext, left: Value, right: Value) -> None:
     if left.dtype not in _INT8 or right.dtype not in _INT8:
         c.broken("the operands should be 8-bit integers")
-    if weights is not None:
-        largest = weights * 255
-    elif isinstance(terms, int):
-        largest = terms * 255 * 255
-    else:
-        return DType.F64
-    if largest >= _EXACT_F64:
-        c.unsupported(f"sums of {terms} integer products are not exact")
-    return DType.F32 if largest < _EXACT_F32 else DType.F64
-
-
-def _largest_sum(c: NodeContext, w: Value, zero: Value | None, axes: tuple[int, ...], channels: int) -> int | None:
-    """The largest sum of ``|w - zero|`` over ``axes``, where both are constants; None elsewhere.
-
-    A vector of zero points lies along the axis ``channels``.
-    """
-    known = [c.rw.weights.get(v.name) for v in (w, zero) if v is not None]
-    if any(k is None for k in known):
-        return None
-    data, *rest = (k.data.astype(np.int64) for k in known if k is not None)
-    if rest:
-        data = data - rest[0].reshape([-1 if i == channels else 1 for i in range(data.ndim)])
-    return int(np.abs(data).sum(axis=axes).max(initial=0))
-
-
-def _centred(c: NodeContext, x: Value, zero: Value | None, shape: Sequence[Dim], dtype: DType) -> Value:
-    """``x - zero`` in floating point; a vector of zero points takes ``shape``."""
-    wide = c.cast(x, dtype)
-    if zero is None:
-        return wide
-    if zero.type.rank == 1 and zero.shape[0] != 1:
-        zero = c.reshape(zero, shape)
-    elif zero.type.rank == 1:
-        zero = c.reshape(zero, ())
-    return c.emit("Sub", wide, c.cast(zero, dtype))
 
 
 def integer_matmul(c: NodeContext, a: Value, b: Value, a_zero: Value | None, b_zero: Value | None) -> Value:
-    """The exact product of two 8-bit matrices less their zero points, as floating-point integers."""
-    known = _largest_sum(c, b, b_zero, (b.type.rank - 2,), b.type.rank - 1) if b.type.rank > 1 else None
-    dtype = _exact_type(c, a.shape[-1] if a.type.rank else 1, a, b, known)
-    left = _centred(c, a, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1), dtype)
-    return matmul(c, left, _centred(c, b, b_zero, (b.shape[-1] if b.type.rank else 1,), dtype))
+    """The product of two 8-bit matrices less their zero points, in i32."""
+    _check_bytes(c, a, b)
+    left = _zero(c, a_zero, (a.shape[-2] if a.type.rank > 1 else 1, 1))
+    right = _zero(c, b_zero, (b.shape[-1] if b.type.rank else 1,))
+    return matmul(c, a, b, lambda x, y: products.integer_matmul(c, x, y, left, right))
 
 
 def integer_conv(c: NodeContext, x: Value, w: Value, x_zero: Value | None, w_zero: Value | None) -> Value:
-    """The exact convolution of 8-bit tensors less their zero points, as floating-point integers."""
+    """The convolution of 8-bit tensors less their zero points, in i32, with the node's attributes."""
     rank = x.type.rank
     if not 3 <= rank <= 5 or w.type.rank != rank:
         c.broken(f"operands of rank {rank} and {w.type.rank}")
-    known = _largest_sum(c, w, w_zero, tuple(range(1, rank)), 0)
-    dtype = _exact_type(c, numel(w.shape[1:]), x, w, known)
-    weights = _centred(c, w, w_zero, (w.shape[0], *[1] * (rank - 1)), dtype)
-    return conv(c, _centred(c, x, x_zero, (1,), dtype), weights, None)
+    _check_bytes(c, x, w)
+    x_point, w_point = _zero(c, x_zero, ()), _zero(c, w_zero, (w.shape[0],))
+    return products.integer_conv(c, x, w, x_point, w_point, **conv_attrs(c, x, w))
 
 
 @handles("MatMulInteger")
 def _matmul_integer(c: NodeContext) -> Result:
-    y = integer_matmul(c, c.value(0), c.value(1), c.optional(2), c.optional(3))
-    return c.cast(y, DType.I32)
+    return integer_matmul(c, c.value(0), c.value(1), c.optional(2), c.optional(3))
 
 
 @handles("ConvInteger")
 def _conv_integer(c: NodeContext) -> Result:
-    return c.cast(integer_conv(c, c.value(0), c.value(1), c.optional(2), c.optional(3)), DType.I32)
+    return integer_conv(c, c.value(0), c.value(1), c.optional(2), c.optional(3))
 
 
 @handles("QLinearMatMul")
 def _qlinear_matmul(c: NodeContext) -> Result:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (c.value(i) for i in range(8))
-    exact = c.cast(integer_matmul(c, a, b, a_zero, b_zero), DType.I32)
+    exact = integer_matmul(c, a, b, a_zero, b_zero)
     scale = c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale))
     return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
 
@@ -202,7 +163,6 @@ def _qlinear_conv(c: NodeContext) -> Result:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (c.value(i) for i in range(8))
     exact = integer_conv(c, x, w, x_zero, w_zero)
     channels = (w.shape[0], *[1] * (x.type.rank - 2))
-    exact = c.cast(exact, DType.I32)
     if c.has(8):
         exact = c.emit("Add", exact, c.reshape(c.value(8), channels))
     scale = _scalar(c, w_scale)
@@ -213,7 +173,10 @@ def _qlinear_conv(c: NodeContext) -> Result:
 
 
 def _scalar(c: NodeContext, scale: Value) -> Value:
-    return c.reshape(scale, ()) if scale.shape == (1,) else scale
+    if scale.shape != (1,):
+        return scale
+    # a constant stays one: passes compare scales before constants are folded
+    return derive(c.rw, "Reshape", [scale], {"shape": ()}, origin=c.origin, hint=f"{scale.name}.scalar")
 
 
 def _row(c: NodeContext, scale: Value, a: Value) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -103,14 +104,28 @@ def _conv(c: NodeContext) -> Result:
 
 def conv(c: NodeContext, x: Value, w: Value, bias: Value | None) -> Value:
     """A convolution with the node's attributes."""
-    win = window(c, x.shape[2:], _weight_kernel(c, w))
-    group = c.int_attr("group", 1)
-    if group < 1:
-        c.broken(f"group is {group}")
+    win, group = _conv_window(c, x, w)
     x, pads = win.padded(c, x, 0.0)
     return c.emit(
         "Conv", x, w, bias, strides=win.strides, dilations=win.dilations, pads=pads, group=group, layout="NCHW"
     )
+
+
+def conv_attrs(c: NodeContext, x: Value, w: Value) -> dict[str, Any]:
+    """The attributes that a convolution of the node has in IR."""
+    win, group = _conv_window(c, x, w)
+    return {
+        "strides": win.strides, "dilations": win.dilations, "pads": win.pads, "group": group, "layout": "NCHW",
+    }  # fmt: skip
+
+
+def _conv_window(c: NodeContext, x: Value, w: Value) -> tuple[Window, int]:
+    """The window of the node's convolution, and its groups."""
+    win = window(c, x.shape[2:], _weight_kernel(c, w))
+    group = c.int_attr("group", 1)
+    if group < 1:
+        c.broken(f"group is {group}")
+    return win, group
 
 
 @handles("ConvTranspose")

@@ -7,6 +7,7 @@ operations and tensor cores; ``prim_cases_async`` holds copies and barriers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import ml_dtypes
 import numpy as np
@@ -257,7 +258,7 @@ def matrix_cases() -> list[PrimCase]:
 
 def mma_cases() -> list[PrimCase]:
     """Fragments are filled from row-major A and column-major B as the PTX manual lays them out."""
-    return [*_mma_half_cases(), _mma_tf32_case(), _mma_s8_case()]
+    return [*_mma_half_cases(), _mma_tf32_case(), *_mma_int8_cases()]
 
 
 _MMA_HALF = """
@@ -318,21 +319,65 @@ def _mma_tf32_case() -> PrimCase:
     return PrimCase("mma_tf32", params, body, [In(a), In(b), Out(c)], [reference], tolerance=4e-6)
 
 
-def _mma_s8_case() -> PrimCase:
-    rng = _rng(9)
-    a, b = (rng.integers(-128, 128, (n, 32)).astype(np.int8) for n in (16, 8))
-    c = rng.integers(-1000, 1000, (16, 8)).astype(np.int32)
-    body = """
+_MMA_INT8 = """
   const int g = lane / 4, s = lane % 4;
-  u32 a[4], b[2];
-  i32 d[4];
-  for (int r = 0; r < 4; ++r) a[r] = *reinterpret_cast<const u32*>(p.a + (g + r % 2 * 8) * 32 + s * 4 + r / 2 * 16);
-  for (int r = 0; r < 2; ++r) b[r] = *reinterpret_cast<const u32*>(p.b + g * 32 + s * 4 + r * 16);
-  for (int r = 0; r < 4; ++r) d[r] = p.c[(g + r / 2 * 8) * 8 + s * 2 + r % 2];
-  mma_m16n8k32_s8(d, a, b);
-  for (int r = 0; r < 4; ++r) p.c[(g + r / 2 * 8) * 8 + s * 2 + r % 2] = d[r];"""
-    reference = c + a.astype(np.int32) @ b.astype(np.int32).T
-    return PrimCase("mma_s8", "const i8* a; const i8* b; i32* c;", body, [In(a), In(b), Out(c)], [reference])
+  u32 a[MI][4], b[NJ][2];
+  i32 d[MI][NJ][4];
+  for (int i = 0; i < MI; ++i)
+    for (int r = 0; r < 4; ++r)
+      a[i][r] = *reinterpret_cast<const u32*>(p.a + (i * 16 + g + r % 2 * 8) * 32 + s * 4 + r / 2 * 16);
+  for (int j = 0; j < NJ; ++j)
+    for (int r = 0; r < 2; ++r) b[j][r] = *reinterpret_cast<const u32*>(p.b + (j * 8 + g) * 32 + s * 4 + r * 16);
+  for (int i = 0; i < MI; ++i)
+    for (int j = 0; j < NJ; ++j)
+      for (int r = 0; r < 4; ++r) d[i][j][r] = p.c[(i * 16 + g + r / 2 * 8) * NJ * 8 + j * 8 + s * 2 + r % 2];
+  CALL
+  for (int i = 0; i < MI; ++i)
+    for (int j = 0; j < NJ; ++j)
+      for (int r = 0; r < 4; ++r) p.c[(i * 16 + g + r / 2 * 8) * NJ * 8 + j * 8 + s * 2 + r % 2] = d[i][j][r];
+"""
+
+
+def _mma_int8_cases() -> list[PrimCase]:
+    """All mixes of signs, over the whole range of each type, and sums that wrap."""
+    cases = []
+    for left, right in product(("i8", "u8"), repeat=2):
+        for mi, nj, call in (
+            (1, 1, f"mma_m16n8k32<{left}, {right}>(d[0][0], a[0], b[0]);"),
+            (2, 3, f"mma_tile_int8<{left}, {right}>(d, a, b);"),
+        ):
+            a, b = (_bytes(_rng(k), name, n) for k, name, n in ((9, left, 16 * mi), (12, right, 8 * nj)))
+            c = _rng(9).integers(-1000, 1000, (16 * mi, 8 * nj)).astype(np.int32)
+            c[0, 0] = 2**31 - 5
+            reference = (c + a.astype(np.int64) @ b.astype(np.int64).T).astype(np.int32)
+            body = _MMA_INT8.replace("MI", str(mi)).replace("NJ", str(nj)).replace("CALL", call)
+            params = f"const {left}* a; const {right}* b; i32* c;"
+            name = f"mma_{left}_{right}_{mi}x{nj}"
+            cases.append(PrimCase(name, params, body, [In(a), In(b), Out(c)], [reference]))
+    return cases
+
+
+def _bytes(rng: np.random.Generator, name: str, rows: int) -> np.ndarray:
+    """Random 8-bit integers of all magnitudes, the extremes among them: ``rows`` x 32."""
+    info = np.iinfo({"i8": np.int8, "u8": np.uint8}[name])
+    x = rng.integers(info.min, info.max + 1, (rows, 32)).astype(info.dtype)
+    x[0, :4] = info.min, info.max, info.min, info.max
+    return x
+
+
+def dp4a_cases() -> list[PrimCase]:
+    """The product of four bytes by four, added to a number; one sum for each lane, the first of which wraps."""
+    cases = []
+    for left, right in product(("i8", "u8"), repeat=2):
+        a, b = (_bytes(_rng(k), name, 4).reshape(32, 4) for k, name in ((13, left), (14, right)))
+        c = np.full(32, 100, np.int32)
+        c[0] = 2**31 - 5
+        reference = (c + (a.astype(np.int64) * b.astype(np.int64)).sum(1)).astype(np.int32)
+        call = f"dp4a<{left}, {right}>(p.a[lane], p.b[lane], p.c[lane])"
+        arguments = [In(a), In(b), Out(c)]
+        cases.append(PrimCase(f"dp4a_{left}_{right}", "const u32* a; const u32* b; i32* c;",
+                              f"p.c[lane] = {call};", arguments, [reference]))  # fmt: skip
+    return cases
 
 
 def atomic_cases() -> list[PrimCase]:
@@ -397,6 +442,6 @@ def warp_level_cases() -> list[PrimCase]:
         *warp_cases(),
         *matrix_cases(),
         *mma_cases(),
-        *atomic_cases(),
+        *dp4a_cases(), *atomic_cases(),
         *vector_cases(),
     ]

@@ -258,6 +258,28 @@ def _wgmma_case(name: str, dtype: np.dtype, n: int, registers: bool, transposed:
     )  # fmt: skip
 
 
+def _wgmma_int8_case(left: str, right: str, n: int, accumulate: int) -> PrimCase:
+    """A 64 x 128 by 128 x n product in four steps of 32; the accumulator starts at one."""
+    types = {"i8": np.int8, "u8": np.uint8}
+    a, b = (
+        _rng(50 + i).integers(np.iinfo(types[t]).min, np.iinfo(types[t]).max + 1, (rows, 128)).astype(types[t])
+        for i, (t, rows) in enumerate(((left, 64), (right, n)))
+    )
+    laid_out = [swizzled(x.view(np.uint16), 128) for x in (a, b)]
+    flag = "1" if accumulate else "k != 0"
+    steps = "wgmma_desc(base + k * 32, 16, 1024), wgmma_desc(b + k * 32, 16, 1024)"
+    body = _WGMMA.replace("NBYTES", str(laid_out[1].size)).replace("N /", f"{n} /").replace("* N +", f"* {n} +")
+    body = body.replace("f32 d[", "i32 d[").replace("= 1.0f", "= 1")
+    body = body.replace("CALL", f"wgmma_ss_int8<{left}, {right}, {n}>(d, {steps}, {flag});")
+    reference = a.astype(np.int64) @ b.astype(np.int64).T + accumulate
+    return PrimCase(
+        f"wgmma_{left}_{right}_n{n}", "const u16* x; i32* c;", body,
+        [In(np.concatenate(laid_out)), Out(np.zeros((64, n), np.int32))], [reference.astype(np.int32)], 128,
+        shared=8192 + laid_out[1].size, arch="sm_90a",
+        includes=render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[n], wgmma_types=["int8"]),
+    )  # fmt: skip
+
+
 def wgmma_cases() -> list[PrimCase]:
     f16 = np.dtype(np.float16)
     return [
@@ -272,6 +294,10 @@ def wgmma_cases() -> list[PrimCase]:
         _wgmma_case("f16", f16, 192, True, True, 0),
         _wgmma_case("f16", f16, 48, True, False, 0),  # less than a block of 64 columns, and one and a bit
         _wgmma_case("bf16", BF16, 80, True, True, 1),
+        _wgmma_int8_case("i8", "i8", 64, 1),
+        _wgmma_int8_case("i8", "u8", 32, 0),
+        _wgmma_int8_case("u8", "i8", 256, 1),
+        _wgmma_int8_case("u8", "u8", 96, 0),
     ]
 
 
