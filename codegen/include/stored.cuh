@@ -1,7 +1,7 @@
-// Weights of few rows that are stored in 8 or 4 bits: from their bytes to pairs of 16-bit numbers, exactly. Include it after
-// few_rows.cuh.
+// Weights of few rows that are stored in 8, 4 or 2 bits: from their bytes to pairs of 16-bit numbers, exactly. Include it
+// after few_rows.cuh.
 //
-// A lane holds eight neighbours in k: a word of 4-bit numbers, two of 8-bit ones. An integer q is put into the mantissa of a
+// A lane holds eight neighbours in k: two words of 8-bit numbers, one of 4-bit ones, half a word of 2-bit ones. An integer q is put into the mantissa of a
 // power of two whose last bit counts ones, and that power and the zero point are subtracted at once. A float's exponent and
 // mantissa are shifted into place, and a product with a power of two makes up for the other bias.
 #pragma once
@@ -12,23 +12,37 @@ template <> struct Pairs<f16> { static constexpr u32 ONE = 0x3c003c00u, MAGIC = 
 template <> struct Pairs<bf16> { static constexpr u32 ONE = 0x3f803f80u, MAGIC = 0x43004300u; };  // 2^7
 constexpr u32 MINUS_ZEROS = 0x80008000u, MAGIC32 = 0x4b000000u;                                  // 2^23 in f32
 
-// WORDS: that hold eight elements. SIGNS: the sign bits of a word; flipped, they shift integers so that none is negative.
-template <int WORDS_, bool INTEGER_, u32 SIGNS_>
+template <int BITS> struct WordOf { typedef u32 type; };
+template <> struct WordOf<2> { typedef u16 type; };
+// Eight elements lie in WORDS words. Signed integers are shifted by SHIFT, so that none is negative: their sign is flipped.
+template <int BITS_, bool INTEGER_ = false, bool SIGNED = false>
 struct StoredTraits {
-  static constexpr int WORDS = WORDS_;
+  typedef typename WordOf<BITS_>::type Word;
+  static constexpr int BITS = BITS_, WORDS = BITS == 8 ? 2 : 1;
   static constexpr bool INTEGER = INTEGER_;
-  static constexpr u32 SIGNS = SIGNS_, SHIFT = SIGNS & (WORDS == 1 ? 0xfu : 0xffu);
+  static constexpr u32 SHIFT = SIGNED ? 1u << (BITS - 1) : 0u;
 };
-template <class S> struct StoredForm : StoredTraits<2, false, 0u> {};
-template <> struct StoredForm<u4> : StoredTraits<1, true, 0u> {};
-template <> struct StoredForm<i4> : StoredTraits<1, true, 0x88888888u> {};
-template <> struct StoredForm<u8> : StoredTraits<2, true, 0u> {};
-template <> struct StoredForm<i8> : StoredTraits<2, true, 0x80808080u> {};
-template <> struct StoredForm<f4e2m1> : StoredTraits<1, false, 0u> {};
-template <class S> using StoredWords = Vec<u32, StoredForm<S>::WORDS>;
+template <class S> struct StoredForm : StoredTraits<8> {};
+template <> struct StoredForm<f4e2m1> : StoredTraits<4> {};
+template <> struct StoredForm<u8> : StoredTraits<8, true> {};
+template <> struct StoredForm<i8> : StoredTraits<8, true, true> {};
+template <> struct StoredForm<u4> : StoredTraits<4, true> {};
+template <> struct StoredForm<i4> : StoredTraits<4, true, true> {};
+template <> struct StoredForm<u2> : StoredTraits<2, true> {};
+template <> struct StoredForm<i2> : StoredTraits<2, true, true> {};
+template <class S> using StoredWords = Vec<typename StoredForm<S>::Word, StoredForm<S>::WORDS>;
+
+// This lane's elements of the i-th 32 of k in a line of shared memory.
+template <class S>
+ARCWELD_DEVICE StoredWords<S> load_stored(const unsigned char* line, int i, int lane) {
+  typedef StoredForm<S> F;
+  return load_vec<F::WORDS>(reinterpret_cast<const typename F::Word*>(line + (i * 4 + lane % 4) * F::BITS));
+}
 
 // The i-th two neighbours of a word of nibbles, each in the lowest bits of 16 with others above.
 ARCWELD_DEVICE u32 nibbles_of(u32 word, int i) { return __byte_perm(word, word >> 4, 0x4400u + 0x1111u * i); }
+// The same of fields of two bits.
+ARCWELD_DEVICE u32 fields_of(u32 word, int i) { return (word | word << 14) >> 4 * i; }
 // Bytes i and i + 1 of a word, each in the upper bits of 16.
 ARCWELD_DEVICE u32 bytes_above(u32 word, int i) { return __byte_perm(word, 0u, 0x1404u + 0x1010u * i); }
 
@@ -37,14 +51,14 @@ ARCWELD_DEVICE u32 bytes_above(u32 word, int i) { return __byte_perm(word, 0u, 0
 template <class T, class S>
 ARCWELD_DEVICE u32 minus_zero(int zero) {
   const u32 less = (u32)zero + StoredForm<S>::SHIFT;
-  if constexpr (StoredForm<S>::WORDS == 2 && Pairs<T>::MAGIC == Pairs<bf16>::MAGIC) return (MAGIC32 | 0x80000000u) + less;
+  if constexpr (StoredForm<S>::BITS == 8 && Pairs<T>::MAGIC == Pairs<bf16>::MAGIC) return (MAGIC32 | 0x80000000u) + less;
   return (Pairs<T>::MAGIC | MINUS_ZEROS) + 0x00010001u * less;
 }
-// Two nibbles in the lowest bits of 16, whatever is above them.
+// Two elements in the lowest bits of 16, whatever is above them.
 template <class T, class S>
-ARCWELD_DEVICE u32 nibble_pair(u32 x, u32 minus) {
-  constexpr u32 mask = 0x000f000fu, magic = Pairs<T>::MAGIC | StoredForm<S>::SIGNS & mask;
-  return fma2<T>(and_xor(x, mask, magic), Pairs<T>::ONE, minus);
+ARCWELD_DEVICE u32 field_pair(u32 x, u32 minus) {
+  constexpr u32 both = 0x00010001u, mask = ((1u << StoredForm<S>::BITS) - 1) * both;
+  return fma2<T>(and_xor(x, mask, Pairs<T>::MAGIC | StoredForm<S>::SHIFT * both), Pairs<T>::ONE, minus);
 }
 // Bytes i and i + 1 of a word.
 ARCWELD_DEVICE u32 byte_pair(u32 word, int i, u32 minus, ScalarTag<f16>) {
@@ -89,12 +103,14 @@ ARCWELD_DEVICE Piece unpack(const StoredWords<S>& w, u32 minus) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int at = i % 2 * 2;
-    u32 x;
-    if constexpr (F::WORDS == 1) x = nibbles_of(w[0], i);
-    if constexpr (F::WORDS == 2 && !F::INTEGER) x = bytes_above(w[i / 2], at);
-    if constexpr (!F::INTEGER) r[i] = float_pair(x, ScalarTag<S>(), ScalarTag<T>());
-    else if constexpr (F::WORDS == 1) r[i] = nibble_pair<T, S>(x, minus);
-    else r[i] = byte_pair(w[i / 2] ^ F::SIGNS, at, minus, ScalarTag<T>());
+    if constexpr (F::BITS == 8 && F::INTEGER) {
+      r[i] = byte_pair(w[i / 2] ^ F::SHIFT * 0x01010101u, at, minus, ScalarTag<T>());
+    } else if constexpr (F::INTEGER) {
+      r[i] = field_pair<T, S>(F::BITS == 4 ? nibbles_of(w[0], i) : fields_of(w[0], i), minus);
+    } else {
+      const u32 x = F::BITS == 4 ? nibbles_of(w[0], i) : bytes_above(w[i / 2], at);
+      r[i] = float_pair(x, ScalarTag<S>(), ScalarTag<T>());
+    }
   }
   return r;
 }
@@ -116,23 +132,33 @@ ARCWELD_DEVICE void exchange(u32& low, u32& high, int lane, int bit) {
   low = upper ? got : low;
   high = upper ? high : got;
 }
-// Four lanes that hold neighbouring pieces of 16 bytes exchange words, so that each has its part of every 32 of k: where
-// they hold 32 each (4 bits), words i are those of the i-th lane; where they hold 16, lanes 0, 2, 1, 3 have neighbours.
+// Four lanes that hold neighbouring pieces of 16 bytes exchange words, so that each has its part of every 32 of k. Where a
+// piece is 32 of k (4 bits), words i are those of the i-th lane. Else lanes 0, 2, 1, 3 have neighbours: of two pieces (8 bits),
+// or of half a piece (2 bits, whose halves of words are exchanged too).
 template <class S>
 ARCWELD_DEVICE Piece shared_out(Piece w, int lane) {
-  if constexpr (StoredForm<S>::WORDS == 1) {
+  if constexpr (StoredForm<S>::BITS < 8) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) exchange(w[i], w[i + 1], lane, 1);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) exchange(w[i], w[i + 2], lane, 2);
+  if constexpr (StoredForm<S>::BITS == 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      u32 low = w[i] & 0xffffu, high = w[i] >> 16;
+      exchange(low, high, lane, 2);
+      w[i] = low | high << 16;
+    }
+  }
   return w;
 }
 // This lane's words of the i-th 32 of k.
 template <class S>
 ARCWELD_DEVICE StoredWords<S> words_of(const Piece& w, int i) {
+  typedef StoredForm<S> F;
   StoredWords<S> r;
 #pragma unroll
-  for (int j = 0; j < StoredForm<S>::WORDS; ++j) r[j] = w[i * StoredForm<S>::WORDS + j];
+  for (int j = 0; j < F::WORDS; ++j) r[j] = F::BITS == 2 ? w[i / 2] >> 16 * (i % 2) : w[i * F::WORDS + j];
   return r;
 }

@@ -55,7 +55,7 @@ def stored_kernel(
 
 def literal(dtype: DType) -> int:
     """A zero point other than 0."""
-    return {DType.U4: 8, DType.I4: -3, DType.U8: 131, DType.I8: -77}[dtype]
+    return {DType.U2: 2, DType.I2: -1, DType.U4: 8, DType.I4: -3, DType.U8: 131, DType.I8: -77}[dtype]
 
 
 def drawn(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
@@ -103,7 +103,7 @@ def _suite() -> Suite:
         s.add(name, kernel, inputs, functools.partial(product, inputs, w, kw.get("prologue", False)), env)
 
     rows = [1, 5, 16]
-    for i, dtype in enumerate((DType.U4, DType.I4, DType.U8, DType.I8)):
+    for i, dtype in enumerate((DType.U4, DType.I4, DType.U8, DType.I8, DType.U2, DType.I2)):
         for j, group in enumerate((32, 64, 128, 0)):
             for z, zero in enumerate(("none", "literal", "read")):
                 w = Weights(dtype, group, zero, (F32, F16, BF16)[(i + z) % 3])
@@ -120,6 +120,7 @@ def _suite() -> Suite:
     add("several_tiles_each", (2, 4240, 96), F16, Weights(DType.U4, 32, "literal"))
     add("many_groups", (2, 20, 4096), F16, asymmetric)
     add("many_groups_bytes", (9, 20, 4096), BF16, Weights(DType.I8, 32, "read", F16))
+    add("many_groups_of_two_bits", (3, 20, 4096), BF16, Weights(DType.U2, 32, "read", F16))
     add("long", (5, 20, 4224), BF16, asymmetric)
     add("long_bytes", (5, 20, 4224), F16, Weights(DType.I8, 128, "read"))
     for m in (1, 7, 16):

@@ -27,7 +27,7 @@ from arcweld.runtime.sim.device import SimDevice
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 CASES = {c.id: c for c in cases_stored.cases()}
 ENGINES = {"stream": STREAM, "mma": MMA}
-INTEGERS = (DType.U4, DType.I4, DType.U8, DType.I8)
+INTEGERS = (DType.U4, DType.I4, DType.U8, DType.I8, DType.U2, DType.I2)
 
 
 def best(case: Case, engine: FewRows) -> FewRowsTactic:
@@ -66,14 +66,15 @@ def test_every_tactic_agrees(name: str, engine: str) -> None:
 def unpacked(dtype: DType, element: DType, zero: int) -> np.ndarray:
     """What ``unpack`` makes of all bytes in order, as the bits of 16-bit numbers."""
     per = 8 // dtype.bits
-    words, lanes = 8 // per // 4, 256 * per // 8
+    lanes = 256 * per // 8
     minus = f"minus_zero<{element.value}, {dtype.value}>({zero})" if dtype in INTEGERS else "0u"
     source = f"""#include "prims.cuh"
 #include "few_rows.cuh"
 #include "stored.cuh"
 struct Params {{ const u32* x; u32* y; }};
 extern "C" __global__ void __launch_bounds__({lanes}) unpack_all(const __grid_constant__ Params p) {{
-  const StoredWords<{dtype.value}> w = load_vec<{words}>(p.x + threadIdx.x * {words});
+  const StoredWords<{dtype.value}> w =
+      load_stored<{dtype.value}>(reinterpret_cast<const unsigned char*>(p.x), threadIdx.x / 4, threadIdx.x);
   store_vec<4>(p.y + threadIdx.x * 4, unpack<{element.value}, {dtype.value}>(w, {minus}));
 }}
 EXPORT_KERNEL(unpack_all)
@@ -92,7 +93,7 @@ def test_all_bytes_unpack_exactly(dtype: DType, element: DType) -> None:
     count = 256 * (8 // dtype.bits)
     q = unpack(np.arange(256, dtype=np.uint8), dtype, (count,))
     low, high = integer_range(dtype) if dtype in INTEGERS else (0, 0)
-    for zero in range(low, high + 1, 1 if dtype.bits == 4 else 17):
+    for zero in range(low, high + 1, 1 if dtype.bits < 8 else 17):
         want = q.astype(np.float32) - np.float32(zero) if dtype in INTEGERS else q.astype(np.float32)
         got = unpacked(dtype, element, zero).view(element.numpy).astype(np.float32)
         np.testing.assert_array_equal(got, want)

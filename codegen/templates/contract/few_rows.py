@@ -35,9 +35,9 @@ IN_FLIGHT = 64 << 10  # bytes of weights that a block of gemv_stream has request
 TILE = 2048  # 16-bit elements of a warp's request, at most
 DEPTHS = (512, 256, 128, 64, 32)
 READ_TILE = 1024  # the same in registers, where rows are read beside it
-SHARED_COST = 0.06  # of a byte from shared memory, relative to one from memory: half of its share of the time
+SHARED_COST = 0.06  # of a byte from shared memory, relative to one of weights (an estimate: half of its time)
 SCALES = 16  # that a lane holds of a step, at most; twice as many beside weights in shared memory
-SHORT_COPY = 12.8  # bytes: a copy's cost, as a share of what it brings (an estimate)
+SHORT_COPY = 12.8  # bytes that take as long as beginning a bulk copy (an estimate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: boo
     k, stored = likely(problem.k.extent), stored_of(problem)
     least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
     if stored is not None:
-        least = least if streaming else stored.unit
+        least = max(least, stored.q.width) if streaming else stored.unit
         most = min(most, (stored.group or most) * (2 * SCALES if streaming else SCALES) * 8 // columns)
     fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
     return min(fitting, key=lambda d: -(-k // (d * split)) * d)
@@ -180,16 +180,20 @@ def cost(problem: Problem, t: FewRowsTactic) -> float:
     blocks = min(tiles, most_blocks(t))
     busiest = tiles // blocks * -(-blocks // SMS) + -(-(tiles % blocks) // SMS)
     wasted = -(-k // (t.split * t.depth)) * t.split * t.depth / k
-    bits, rows = weight_bits(problem), 0.0
+    rows = 0.0  # read again, relative to the weights
     if not t.resident:
-        rows = 8.0 / bits * most_rows(problem) / t.wave_columns  # from the L2 cache, again for each tile
-    elif bits < element_of(problem).bits:
-        # from shared memory, again for the columns of each warp: 512 bytes for columns * 4 * bits of weights
-        rows = SHARED_COST * -(-most_rows(problem) * t.halves // TILE_ROWS) * 128 / (t.columns * bits)
-    if t.stages and bits < element_of(problem).bits:
-        rows += SHORT_COPY * 8 / (t.depth * bits)
+        rows = 8.0 / weight_bits(problem) * most_rows(problem) / t.wave_columns  # from the L2 cache, for each tile
+    rows += 0.0 if stored_of(problem) is None else _stored_cost(problem, t)
     idle = 0.05 if blocks < SMS else 0.0
     return busiest * SMS * t.block_columns / n * (0.7 + 0.3 * wasted + rows) + 0.005 * t.split + 0.02 * t.waves + idle
+
+
+def _stored_cost(problem: Problem, t: FewRowsTactic) -> float:
+    """What else takes time beside weights of few bits: the rows from shared memory for each warp, and short copies."""
+    weights = t.columns * PIECE * weight_bits(problem) // 8  # bytes of eight neighbours in k of a warp's columns
+    tiles = -(-most_rows(problem) * t.halves // TILE_ROWS)
+    rows = SHARED_COST * tiles * TILE_ROWS * 2 * PIECE / weights if t.resident else 0.0
+    return rows + (SHORT_COPY * 8 / (t.depth * weight_bits(problem)) if t.stages else 0.0)
 
 
 def most_blocks(t: FewRowsTactic) -> int:
@@ -226,6 +230,12 @@ def pitch(problem: Problem) -> int:
     return k + (LINE_PAD - 2 * k) % ALIGNMENT // 2
 
 
+def line_bytes(problem: Problem, t: FewRowsTactic) -> int:
+    """Bytes of shared memory for the request of one column."""
+    stored = stored_of(problem)
+    return t.depth * weight_bits(problem) // 8 + (LINE_PAD if stored is None else stored.pad)
+
+
 def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bool = True) -> Layout:
     """The arrays behind the partial sums and those of a chain, which end at ``arrays_end``.
 
@@ -234,7 +244,7 @@ def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bo
     width = pitch(problem) if t.resident else 0
     left = _aligned(arrays_end or partial_bytes(problem, t))
     ring = _aligned(left + (2 * t.halves * most_rows(problem) * width if own_left else 0))
-    bars = ring + WARPS * t.stages * t.columns * (2 * t.depth + LINE_PAD) * weight_bits(problem) // 16
+    bars = ring + WARPS * t.stages * t.columns * line_bytes(problem, t)
     return Layout(left, ring, bars, bars + 8 * WARPS * t.stages, width)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.printing.hooks import Hooks, vector_width
+from arcweld.codegen.kernel import Kernel
+from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.params import Params
 from arcweld.codegen.printing.printer import Block
 from arcweld.codegen.templates.contract.problem import COPY_BYTES, Operand, Problem
@@ -18,7 +19,7 @@ from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import DType, integer_range
 from arcweld.compiler.expr import Expr
 
-INTEGERS = (DType.U4, DType.I4, DType.U8, DType.I8)
+INTEGERS = (DType.U8, DType.I8, DType.U4, DType.I4, DType.U2, DType.I2)
 FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
 GROUPS = (512, 256, 128, 64, 32)  # k of a group that is counted as one; several of them may share a scale
 GROUP = Sym("_g", 0)  # the index of a group
@@ -48,6 +49,11 @@ class Stored:
         return self.q.storage
 
     @property
+    def pad(self) -> int:
+        """Bytes between lines of shared memory: those that a warp reads at once lie in different banks."""
+        return max(COPY_BYTES, 4 * self.dtype.bits)
+
+    @property
     def unit(self) -> int:
         """Elements of k in the pieces of four lanes, which then exchange words."""
         return 4 * COPY_BYTES * 8 // self.dtype.bits
@@ -64,8 +70,18 @@ class Stored:
     def width(self, problem: Problem, groups: int) -> int:
         """Neighbouring groups, of ``groups`` in a step, of which a lane reads scales and zero points at once."""
         read = [e for e in (self.scale, self.zero) if isinstance(e, Expr)]
-        widths = [vector_width(problem.kernel, self.count, [e], (), GROUP) for e in read]
-        return min(*widths, groups & -groups)
+        for width in (8, 4, 2):
+            block = Block(Params(problem.kernel), {GROUP: "g"}, lane=GROUP, width=width)
+            whole = groups % width == 0 and dims.is_multiple(self.count, width)
+            if whole and all(_base(block, problem.kernel, e) is not None for e in read):
+                return width
+        return 1
+
+
+def _base(block: Block, kernel: Kernel, load: Expr) -> Dim | None:
+    """The offset of a vector's first element, None if the elements are no vector."""
+    name, _, coords = load.attr
+    return block.contiguous(kernel.buffer(name), coords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,7 @@ class PrintedStored:
     index: str
     ctype: str
     bits: int
+    pad: int
     is_integer: bool
     zero: int
     has_zeros: bool
@@ -111,7 +128,7 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
     return PrintedStored(
         [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, s.dtype.cuda,
-        s.dtype.bits, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
+        s.dtype.bits, s.pad, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
     )  # fmt: skip
 
 
@@ -130,7 +147,7 @@ def _raw_load(hooks: Hooks, fn: str, load: Expr, args: Sequence[tuple[str, Sym]]
     buffer, pointer = hooks.kernel.buffer(name), hooks.params.buffer(name)
     ctype = f"Vec<{dtype.cuda}, {width}>"
     if width > 1:
-        base = block.contiguous(buffer, coords)
+        base = _base(block, hooks.kernel, load)
         assert base is not None, "the width of a vector"
         place = block.place(pointer, dims.floordiv(base, dtype.per_byte))  # a packed type's pointer counts bytes
         value = f"load_{'packed' if dtype.is_packed else 'vec'}<{width}>({place})"
@@ -209,10 +226,8 @@ def _operand(problem: Problem, load: Expr) -> Operand | None:
     """The load of q as an operand that is copied as it is, None if it can't be."""
     k, dtype = problem.k, load.attr[1]
     width = COPY_BYTES * 8 // dtype.bits
-    if load.args or not dims.is_multiple(k.extent, width):
-        return None
     block = Block(Params(problem.kernel), {k.sym: "i"}, lane=k.sym, width=width)
-    if block.contiguous(problem.kernel.buffer(load.attr[0]), load.attr[2]) is None:
+    if load.args or not dims.is_multiple(k.extent, width) or _base(block, problem.kernel, load) is None:
         return None
     return replace(problem.b, expr=load, along_k=True, width=width, source=load, copyable=True)
 

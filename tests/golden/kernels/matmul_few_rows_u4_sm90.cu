@@ -33,7 +33,7 @@ struct Scales {
   Vec<f16, 8> scale[2][GROUPS / NEAR];
   PackedVec<u4, 8> zero[2][GROUPS / NEAR];
 };
-constexpr int STAGES = 4, LINE = DEPTH * BITS / 8 + 4 * BITS, STAGE = OWN * LINE;  // bytes
+constexpr int STAGES = 4, LINE = DEPTH * BITS / 8 + 16, STAGE = OWN * LINE;  // bytes
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[8]) {
   const Vec<f16, 8> v0 = load_vec<8>(p.in0 + (k + row * 1024));
@@ -76,7 +76,7 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_bc6b7453(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_8b9e231f(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 8192);  // [HALVES][ROWS][PITCH]
   pdl_launch_dependents();
@@ -162,8 +162,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
 #pragma unroll
           for (int i = g * (GROUP / 32); i < (g + 1) * (GROUP / 32); ++i) {
             const int k = k0 + i * 32 + lane % 4 * 8;
-            const StoredWords<S> w0 = load_vec<StoredForm<S>::WORDS>(reinterpret_cast<const u32*>(stage + (0 + lane / 4) * LINE + (i * 4 + lane % 4) * BITS));
-            const StoredWords<S> w1 = load_vec<StoredForm<S>::WORDS>(reinterpret_cast<const u32*>(stage + (8 + lane / 4) * LINE + (i * 4 + lane % 4) * BITS));
+            const StoredWords<S> w0 = load_stored<S>(stage + (0 + lane / 4) * LINE, i, lane);
+            const StoredWords<S> w1 = load_stored<S>(stage + (8 + lane / 4) * LINE, i, lane);
             Piece x[TILES] = {};
 #pragma unroll
             for (int j = 0; j < TILES; ++j) {
@@ -190,4 +190,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
     }
   }
 }
-EXPORT_KERNEL(contract_dequantizelinear_matmul_bc6b7453)
+EXPORT_KERNEL(contract_dequantizelinear_matmul_8b9e231f)
