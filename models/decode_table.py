@@ -29,6 +29,7 @@ from arcweld.codegen.nvrtc.pool import compile_many
 from arcweld.codegen.templates.card import SMS
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, loads
 from arcweld.compiler.ir import Graph, Weight
 from arcweld.compiler.options import Options
@@ -43,7 +44,7 @@ ROWS = (1, 4, 16)
 CONTEXTS = (512, 32 * 1024)
 # Weights are given as they are packed: folding or packing them would make arrays of them.
 AS_PACKED = frozenset({"constant-folding", "pack-weights"})
-COUNTED = ("UBLKCP", "HMMA", "HGMMA", "UTMALDG", "LDG", "STG", "LDL", "STL", "FFMA")
+COUNTED = ("UBLKCP", "HMMA", "HGMMA", "UTMALDG", "LDG", "STG", "LDL", "STL", "FFMA", "PRMT", "LOP3", "HFMA2", "I2F")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,38 @@ class Decoder:
     ffn: int
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a layer's matrices are stored.
+
+    ``block``: elements along k that share a scale in f16; 0: those of a column do. None of it for bf16.
+    """
+
+    dtype: DType
+    block: int = 0
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether there are scales."""
+        return self.dtype is not DType.BF16
+
+    def nbytes(self, n: int, k: int) -> int:
+        """Bytes of a matrix of ``n`` columns of ``k`` elements, with its scales."""
+        scales = 2 * n * (k // self.block if self.block else 1) if self.is_quantised else 0
+        return self.dtype.nbytes(n * k) + scales
+
+
+STORAGES = {
+    "bf16": Storage(DType.BF16), "int8": Storage(DType.I8), "fp8": Storage(DType.F8E4M3FN),
+    "int4 g128": Storage(DType.U4, 128), "int4 g32": Storage(DType.U4, 32),
+}  # fmt: skip
 DECODERS = {"Llama-1B": Decoder(2048, 32, 8, 64, 8192), "Llama-8B": Decoder(4096, 32, 8, 128, 14336)}
 
 
 # ---------------------------------------------------------------------------------------------------------- the graph
 
 
-def layer(d: Decoder, rows: int, context: int) -> Graph:
+def layer(d: Decoder, rows: int, context: int, s: Storage = STORAGES["bf16"]) -> Graph:
     """One layer of a decode step for ``rows`` sequences: norms, projections, RoPE, caches, attention, SwiGLU.
 
     Every sequence's cache is full, and the step's key and value take the place of one entry.
@@ -78,10 +104,10 @@ input %keys: bf16[{rows}, {d.groups}, {context}, {d.head}]
 input %values: bf16[{rows}, {d.groups}, {context}, {d.head}]
 weight %g1: bf16[{d.hidden}]
 weight %g2: bf16[{d.hidden}]
-weight %qkv: bf16[{both}, {d.hidden}]
-weight %o: bf16[{d.hidden}, {width}]
-weight %gate_up: bf16[{2 * d.ffn}, {d.hidden}]
-weight %down: bf16[{d.hidden}, {d.ffn}]
+{_matrix("qkv", both, d.hidden, s)}
+{_matrix("o", d.hidden, width, s)}
+{_matrix("gate_up", 2 * d.ffn, d.hidden, s)}
+{_matrix("down", d.hidden, d.ffn, s)}
 %h = RMSNormalization(%x, %g1, axis=2, epsilon=1e-05) @ 'input norm'
 {_product("m", "h", "qkv")}
 """
@@ -114,6 +140,20 @@ output %y 'y'
 output %keys_now 'keys_now' in %keys
 output %values_now 'values_now' in %values
 """)
+
+
+def _matrix(name: str, n: int, k: int, s: Storage) -> str:
+    """The weight, as stored and as numbers to multiply by."""
+    if not s.is_quantised:
+        return f"weight %{name}: bf16[{n}, {k}]"
+    shape, axis = (f"{n}, {k // s.block}", 1) if s.block else (f"{n}", 0)
+    zero = f", %{name}_zero" if s.dtype is DType.U4 else ""
+    lines = [
+        f"weight %{name}_stored: {s.dtype.value}[{n}, {k}]", f"weight %{name}_scale: f16[{shape}]",
+        f"%{name}: bf16[{n}, {k}] = DequantizeLinear(%{name}_stored, %{name}_scale{zero}, axis={axis}, "
+        f"block={s.block}, dtype=dtype(bf16), keep=1)",
+    ]  # fmt: skip
+    return "\n".join([*([f"weight %{name}_zero: u4[] data=8"] if zero else []), *lines])
 
 
 def _product(name: str, x: str, weight: str) -> str:
@@ -150,16 +190,12 @@ shape=({rows}, {d.groups}, 1, {context}, {d.head}))
 
 def _parsed(text: str) -> Graph:
     """The graph; each weight is one zero that is repeated, so that it takes no memory."""
-    shapes = re.findall(r"^weight %(\w+): bf16\[([\d, ]+)\]", text, re.MULTILINE)
-    named = {n: np.broadcast_to(np.zeros((), _bf16()), [int(d) for d in s.split(",")]) for n, s in shapes}
+    shapes = re.findall(r"^weight %(\w+): (\w+)\[([\d, ]+)\]", text, re.MULTILINE)
+    named = {
+        n: np.broadcast_to(np.zeros((), DType(t).numpy), [int(d) for d in s.split(",")]) for n, t, s in shapes
+    }
     graph = parse_graph(text, weights=named)
-    return graph.replace(weights={n: Weight(named[n], n) for n in graph.weights})
-
-
-def _bf16() -> np.dtype[Any]:
-    from arcweld.compiler.dtypes import DType
-
-    return DType.BF16.numpy
+    return graph.replace(weights={n: Weight(named[n], n) if n in named else w for n, w in graph.weights.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------- the bytes
@@ -271,27 +307,38 @@ def instructions(cubin: bytes) -> dict[str, int]:
     return {name: names[name] for name in COUNTED if names[name]}
 
 
-def needed_bytes(d: Decoder, rows: int, context: int) -> int:
+def needed_bytes(d: Decoder, rows: int, context: int, s: Storage = STORAGES["bf16"]) -> int:
     """Bytes of one layer's weights and of the caches of all sequences."""
-    weights = d.hidden * ((2 * d.heads + 2 * d.groups) * d.head + 3 * d.ffn + 2)
-    return 2 * (weights + 2 * rows * d.groups * context * d.head)
+    width = d.heads * d.head
+    matrices = ((width + 2 * d.groups * d.head, d.hidden), (d.hidden, width), (2 * d.ffn, d.hidden), (d.hidden, d.ffn))
+    caches = 2 * rows * d.groups * context * d.head
+    return sum(s.nbytes(n, k) for n, k in matrices) + 2 * (2 * d.hidden + caches)
+
+
+def cases() -> list[tuple[str, str, int, int]]:
+    """Model, storage of the weights, rows and context of each step. Long contexts are those of caches alone."""
+    return [
+        (name, storage, rows, context)
+        for name in DECODERS for storage, s in STORAGES.items() for rows in ROWS for context in CONTEXTS
+        if context == CONTEXTS[0] or not s.is_quantised
+    ]  # fmt: skip
 
 
 def table() -> dict[str, Any]:
     """All shapes: what each step needs to read, and what its kernels read and write."""
     steps = []
-    for name, d in DECODERS.items():
-        for rows in ROWS:
-            for context in CONTEXTS:
-                found, needed = rows_of(layer(d, rows, context)), needed_bytes(d, rows, context)
-                moved = sum(r.read + r.written for r in found)
-                steps.append({
-                    "model": name, "rows": rows, "context": context, "weights_and_cache_bytes": needed,
-                    "moved_bytes": moved, "ratio": round(moved / needed, 4),
-                    "modelled_us": round(sum(r.modelled_us for r in found), 2),
-                    "kernels": [{**asdict(r), "modelled_us": round(r.modelled_us, 2)} for r in found],
-                })  # fmt: skip
-                print(f"{name}, {rows} rows, context {context}: {moved / needed:.4f} of weights and cache", flush=True)
+    for name, storage, rows, context in cases():
+        d, s = DECODERS[name], STORAGES[storage]
+        found, needed = rows_of(layer(d, rows, context, s)), needed_bytes(d, rows, context, s)
+        moved = sum(r.read + r.written for r in found)
+        steps.append({
+            "model": name, "weights": storage, "rows": rows, "context": context, "weights_and_cache_bytes": needed,
+            "moved_bytes": moved, "ratio": round(moved / needed, 4),
+            "modelled_us": round(sum(r.modelled_us for r in found), 2),
+            "kernels": [{**asdict(r), "modelled_us": round(r.modelled_us, 2)} for r in found],
+        })  # fmt: skip
+        said = f"{name}, {storage}, {rows} rows, context {context}"
+        print(f"{said}: {moved / needed:.4f} of weights and cache", flush=True)
     return {
         "arch": ARCH, "nvrtc": version(), "bandwidth_bytes_per_s": BANDWIDTH, "multiprocessors": SMS, "steps": steps,
     }  # fmt: skip
@@ -302,14 +349,17 @@ def page(report: Mapping[str, Any]) -> str:
     lines = [
         "# A decode step's kernels, modelled",
         "",
-        f"One layer in bf16, compiled for {report['arch']} by NVRTC {report['nvrtc']} and not run: `python -m",
-        "arcweld.models.decode_table` writes this page. **Times are modelled, not measured**: a kernel's bytes, each",
+        "One layer in bf16, its matrices as said (scales in f16, for each column or each group along k), compiled",
+        f"for {report['arch']} by NVRTC {report['nvrtc']} and not run: `python -m arcweld.models.decode_table` writes",
+        "this page. **Times are modelled, not measured**: a kernel's bytes, each",
         f"element once, at {report['bandwidth_bytes_per_s'] / 1e12:.2f} TB/s. *Ratio* is all bytes over those of the",
         "weights and caches. Numbers of SASS instructions are those in the code, not those that run.",
     ]  # fmt: skip
     for s in report["steps"]:
         lines += [
-            "", f"## {s['model']}, {s['rows']} row{'s' * (s['rows'] > 1)}, context {s['context']}", "",
+            "",
+            f"## {s['model']}, {s['weights']}, {s['rows']} row{'s' * (s['rows'] > 1)}, context {s['context']}",
+            "",
             f"Weights and caches {s['weights_and_cache_bytes'] / 1e6:.1f} MB, moved {s['moved_bytes'] / 1e6:.1f} MB, "
             f"ratio {s['ratio']:.4f}, modelled {s['modelled_us']:.1f} µs.", "",
             "| kernel | reads MB | writes MB | blocks | shared KB | registers | spills | modelled µs | SASS |",

@@ -21,6 +21,8 @@ from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
 from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner
 
+PIECE_BITS = 128  # of packed weights that are copied at once
+GROUP = 32  # elements of k: groups that share a scale are multiples of it
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
 ROW_BYTES = 96 << 10  # of shared memory for the rows before a product
 MANY_ROW_BYTES = 64 << 10  # the same for more than FEW_ROWS rows, which need more for their results
@@ -52,12 +54,31 @@ def _most_rows(product: Node) -> int:
 
 
 def _is_stored_along_k(r: Region, b: Value) -> bool:
-    """True if the right operand [k, n] is read from memory as [n, k], as weights of 16-bit types are."""
-    node = next((n for n in r.nodes if b in n.outputs), None)
+    """True if the right operand [k, n] is read from memory as [n, k], as weights of 16-bit types are.
+
+    Or if it is packed there, in a form that products of few rows copy as it is (``contract/stored.py``).
+    """
+    made = {o.name: n for n in r.nodes for o in n.outputs}
+    node = made.get(b.name)
     if node is None or node.op != "Transpose" or node.attrs["perm"] != (1, 0):
         return False
     (stored,) = node.operands()
-    return stored.name in {v.name for v in r.inputs}
+    while (node := made.get(stored.name)) is not None and node.op == "Cast":
+        (stored,) = node.operands()
+    return stored.name in {v.name for v in r.inputs} or (node is not None and _is_packed_along_k(node))
+
+
+def _is_packed_along_k(node: Node) -> bool:
+    """True for a DequantizeLinear of whole pieces of 16 bytes, with scales for columns or groups, and integer zeros."""
+    if node.op != "DequantizeLinear" or len(node.inputs) > 3:
+        return False
+    x, scale, zero = [*node.inputs, None][:3]
+    assert x is not None
+    assert scale is not None
+    pieces = x.dtype.bits <= 8 and dims.is_multiple(x.shape[-1], PIECE_BITS // x.dtype.bits)
+    axis, block = node.attrs["axis"], node.attrs["block"]
+    groups = (axis == 1 and block % GROUP == 0) if block else (axis == 0 and scale.type.rank == 1)
+    return pieces and groups and scale.type.numel != 1 and (zero is None or zero.dtype is x.dtype)
 
 
 def _row_bytes(product: Node) -> int:
