@@ -117,6 +117,8 @@ def contents(dtype: DType, shape: Any, rng: np.random.Generator) -> np.ndarray:
         return rng.standard_normal(shape).astype(dtype.numpy)
     if dtype is DType.BOOL:
         return rng.integers(0, 2, shape).astype(bool)
+    if dtype.is_packed:
+        return rng.integers(0, 1 << dtype.bits, shape, dtype=np.uint8).view(dtype.numpy)
     most = np.iinfo(dtype.numpy)
     wide = rng.integers(most.min, most.max, shape, dtype=dtype.numpy, endpoint=True)
     return np.where(rng.random(shape) < 0.5, wide, rng.integers(0, 10, shape).astype(dtype.numpy))
