@@ -36,7 +36,9 @@ TILE = 2048  # 16-bit elements of a warp's request, at most
 DEPTHS = (512, 256, 128, 64, 32)
 READ_TILE = 1024  # the same in registers, where rows are read beside it
 SHARED_COST = 0.06  # of a byte from shared memory, relative to one of weights (an estimate: half of its time)
-SCALES = 16  # that a lane holds of a step, at most; twice as many beside weights in shared memory
+# of a step that a lane holds, at most: twice as many beside weights in shared memory, else half as many beside zero
+# points in bytes
+SCALES = 16
 SHORT_COPY = 12.8  # bytes that take as long as beginning a bulk copy (an estimate)
 
 
@@ -163,7 +165,8 @@ def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: boo
     least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
     if stored is not None:
         least = max(least, stored.q.width) if streaming else stored.unit
-        most = min(most, (stored.group or most) * (2 * SCALES if streaming else SCALES) * 8 // columns)
+        scales = 2 * SCALES if streaming else SCALES // 2 if stored.has_zeros and not stored.dtype.is_packed else SCALES
+        most = min(most, (stored.group or most) * scales * 8 // columns)
     fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
     return min(fitting, key=lambda d: -(-k // (d * split)) * d)
 
