@@ -16,7 +16,7 @@ from arcweld.compiler.text import parse_graph
 from arcweld.driver.build import Build, build_graph
 from arcweld.driver.draws import Sample
 from arcweld.driver.evidence import VerifyOptions, verify_build
-from arcweld.driver.kernel_checks import KernelCheck
+from arcweld.driver.kernel_checks import MAX_ROUNDING, KernelCheck
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.samples import sample_inputs
 from arcweld.driver.single_launch import single_launch
@@ -235,3 +235,46 @@ def test_the_relative_error_of_the_largest_and_the_least_numbers() -> None:
     assert relative_error(np.ones(3), np.zeros(3)) == pytest.approx(np.sqrt(3))
     assert relative_error(np.zeros(3), np.zeros(3)) == 0
     assert relative_error(np.zeros(0), np.zeros(0)) == 0
+
+
+STEPS = """input %x: f32[4, 32]
+weight %one: f32[32] source='one'
+weight %v: f32[32, 8] source='v'
+weight %s: f32[] data=0.5
+%h = Mul(%x, %one)
+{quantised}
+%y = MatMul(%{h}, %v)
+output %y
+"""
+QUANTISED = "%q = QuantizeLinear(%h, %s, axis=0, dtype=dtype(i8))\n%d = DequantizeLinear(%q, %s, axis=0)"
+
+
+@pytest.mark.parametrize(
+    ("quantised", "factor", "said"),
+    [(True, 1.05, ""), (True, 1.2, "2.00e-01 against the reference, above 1e-01"), (False, 1.05, "above 1e-03")],
+)
+def test_a_step_of_a_quantised_model_is_no_fault(
+    quantised: bool, factor: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values half way between steps become either neighbour, by rounding: results may differ by that, up to a tenth."""
+    graph = parse_graph("graph 'g'\n" + STEPS.format(quantised=QUANTISED if quantised else "", h="dh"[not quantised]))
+    rng = np.random.default_rng(0)
+    arrays = {"one": np.ones(32, np.float32), "v": rng.standard_normal((32, 8)).astype(np.float32)}
+    weights = {n: replace(w, data=arrays.get(n, w.data)) for n, w in graph.weights.items()}
+    build = build_graph(graph.replace(weights=weights), Options(arch=("sm_80",)), compile_kernels=False)
+    feeds = {"x": (rng.integers(-6, 6, (4, 32)) + 0.5).astype(np.float32) / 2}
+    run = Engine.run
+
+    def moved(engine: Engine, given: Any) -> Any:
+        found = run(engine, given)
+        return {n: a * np.float32(factor) if len(engine.program.launches) > 1 else a for n, a in found.items()}
+
+    monkeypatch.setattr(Engine, "run", moved)
+    engine = Engine(build.data, SimDevice())
+    assert len(engine.program.launches) > 1
+    if not said:
+        (row,) = verify_build(build, engine, Sample(feeds, {}), VerifyOptions("quick"), "fp32")["outputs"]
+        assert row["tolerance"] == MAX_ROUNDING
+        return
+    with pytest.raises(AccuracyError, match=said):
+        verify_build(build, engine, Sample(feeds, {}), VerifyOptions("quick"), "fp32")

@@ -13,7 +13,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantFormat
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 import arcweld
@@ -96,6 +102,39 @@ def test_a_published_encoder_of_8_bits() -> None:
     got = engine.run({t.name: feeds[t.name] for t in engine.inputs})
     for w, g in zip(want, got.values(), strict=True):
         close(g, w, 1e-4)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, feeds: dict[str, np.ndarray]) -> None:
+        self.rest = [feeds]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.rest.pop() if self.rest else None
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("form", ["QDQ", "QOperator", "dynamic"])
+def test_a_published_network_of_convolutions(form: str, tmp_path: Path) -> None:
+    """A residual network of 50 layers, quantised by ONNX Runtime: integer products, and weights as in the file."""
+    entry = MODELS["open_nsfw"]
+    path, feeds = tmp_path / "q.onnx", entry.feeds()
+    if form == "dynamic":
+        quantize_dynamic(fetch("open_nsfw"), path, weight_type=QuantType.QUInt8)
+    else:
+        quantize_static(
+            fetch("open_nsfw"), path, _Reader(feeds), quant_format=QuantFormat[form], per_channel=form == "QOperator",
+            weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
+        )  # fmt: skip
+    model = onnx.load(path)
+    engine = arcweld.compile(path, device="sim", **_import_options(entry))
+    assert bytes_of(engine) <= LIMIT * bytes_in(model)
+    assert not any("f64" in s or "double" in s for s in engine.data.sources.values())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    (want,) = session.run(None, feeds)
+    (got,) = engine.run({t.name: feeds[t.name] for t in engine.inputs}).values()
+    close(got, want, 2e-2)  # a value between two steps of a layer becomes the other one, and many layers follow
 
 
 def _import_options(entry: Any) -> dict[str, Any]:
