@@ -76,7 +76,8 @@ def storage(graph: Graph, options: Options) -> Graph:
         return graph
     graph = recover_storage(fold(graph, but=_widens))
     found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n)}
-    kept = {name for name, n in found.items() if all(t.pays for t in compare(graph, n, options).values())}
+    readers = graph.consumers()
+    kept = {name for name, n in found.items() if all(t.pays for t in _compare(readers, n, options).values())}
     for name in found:
         log.debug("%s: %s", name, "packed" if name in kept else "widened")
 
@@ -104,17 +105,17 @@ def is_candidate(graph: Graph, node: Node) -> bool:
     return isinstance(count, int) and count > SMALL and x.dtype.bits < node.output.dtype.bits
 
 
-def compare(graph: Graph, node: Node, options: Options) -> dict[str, Times]:
+def _compare(readers: Mapping[str, Sequence[Node]], node: Node, options: Options) -> dict[str, Times]:
     """For each architecture of the build, the modelled times with the weights of ``node`` packed and widened."""
     x = node.operands()[0]
     assert isinstance(x.type.numel, int)
     float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
-    rows = max((least_rows(n) for n in heroes(graph, node)), default=1)
+    rows = max((least_rows(n) for n in _heroes(readers, node)), default=1)
     return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options)
 
 
 def compare_sizes(elements: int, rows: int, bits: int, wide: DType, options: Options) -> dict[str, Times]:
-    """``compare`` for a weight of so many elements and a product of so many rows."""
+    """The modelled times of both forms for each architecture, of a weight and of a product of so many rows."""
     return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)]) for a in options.arch or ("sm_80",)}
 
 
@@ -137,9 +138,9 @@ def _nearest(arch: str) -> int:
     return max((a for a in CARDS if a <= number), default=min(CARDS))
 
 
-def heroes(graph: Graph, node: Node) -> Iterator[Node]:
+def _heroes(readers: Mapping[str, Sequence[Node]], node: Node) -> Iterator[Node]:
     """The products and convolutions that read the result of ``node``, directly or through views and casts."""
-    readers, names = graph.consumers(), [node.output.name]
+    names = [node.output.name]
     while names:
         for n in readers.get(names.pop(), ()):
             if is_view(n) or n.op == "Cast":

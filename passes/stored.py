@@ -68,7 +68,7 @@ def form_of(s: Stored) -> tuple[object, ...] | None:
     """What is equal for matrices that ``joined`` can put side by side; None for one that it can't."""
     x = s.base.operands()[0]
     along = _scaled_along(s)
-    if along == "rows":
+    if along == "rows" or (along == "blocks" and s.base.attrs["axis"] == _columns(s)):
         return None
     return (
         s.swapped, tuple(c.attrs["to"] for c in s.casts), x.dtype, tuple(v and v.dtype for v in s.base.inputs),

@@ -181,6 +181,7 @@ output %y
         ("64", "96", 0, 0, True),  # a scale for each column
         ("", "", 0, 0, True),  # one scale: they become a scale for each column
         ("128", "128", 1, 0, False),  # a scale for each row: those of the two differ
+        ("2, 128", "3, 128", 0, 32, False),  # blocks along columns, which two matrices may divide otherwise
     ],
 )
 @pytest.mark.parametrize("zeros", ["", "one", "own"])
