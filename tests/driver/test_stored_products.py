@@ -1,0 +1,108 @@
+"""Products of packed weights by every engine, on the checked simulator, beside numpy in f64."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arcweld.compiler.dtypes import FLOATS8, INTS4, DType, integer_range
+from arcweld.compiler.ir import Graph, Weight
+from arcweld.compiler.options import Options
+from arcweld.compiler.text import parse_graph
+from arcweld.driver.build import build_graph
+from arcweld.passes import storage
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.sim.device import SimDevice
+
+STORED = (*INTS4, DType.I8, DType.U8, *FLOATS8, DType.F4E2M1)
+TOLERANCE = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 1.6e-2}  # the activations are rounded to the type
+
+
+@pytest.fixture(autouse=True)
+def _always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it pays is not what these tests ask."""
+    monkeypatch.setattr(storage, "SLACK", float("inf"))
+    monkeypatch.setattr(storage, "SMALL", 0)
+
+
+def product(
+    dtype: DType, m: int, n: int, k: int, block: int, zero: bool, along_k: bool, seed: int = 0
+) -> tuple[Graph, np.ndarray]:
+    """``x @ w`` with w stored as [n, k] or [k, n], and the dequantised w [k, n] in f64."""
+    rng = np.random.default_rng(seed)
+    shape, axis = ((n, k), 1) if along_k else ((k, n), 0)
+    patterns = rng.integers(0, 1 << dtype.bits, shape).astype(np.uint8).view(dtype.numpy)
+    q = patterns.astype(np.float64)
+    if not np.isfinite(q).all():  # the patterns of NaN and infinity
+        patterns = np.where(np.isfinite(q), patterns, np.zeros((), dtype.numpy))
+        q = patterns.astype(np.float64)
+    groups = [-(-d // block) if i == axis and block else d if i != axis else 1 for i, d in enumerate(shape)]
+    scales = rng.uniform(0.01, 0.02, groups).astype(np.float32) / max(1.0, float(np.abs(q).max()) / 8)
+    scales = scales if block else scales.reshape(-1)
+    zeros = None
+    if zero and dtype.is_int:
+        low, high = integer_range(dtype)
+        zeros = rng.integers(low, high + 1, scales.shape).astype(dtype.compute.numpy).astype(dtype.numpy)
+    listed = ", ".join(map(str, scales.shape))
+    graph = parse_graph(f"""graph 'product'
+input %x: f32[{m}, {k}]
+weight %w: {dtype.value}[{shape[0]}, {shape[1]}] source='w'
+weight %s: f32[{listed}] source='s'
+{f"weight %z: {dtype.value}[{listed}] source='z'" if zeros is not None else ""}
+%d = DequantizeLinear(%w, %s{", %z" if zeros is not None else ""}, axis={axis if block else 1 - axis}, block={block})
+{"%t = Transpose(%d, perm=(1, 0))" if along_k else ""}
+%y = MatMul(%x, %{"t" if along_k else "d"})
+output %y
+""")
+    arrays = {"w": patterns, "s": scales, "z": zeros}
+    graph = graph.replace(weights={name: Weight(arrays[name], name) for name in graph.weights})
+
+    def spread(a: np.ndarray) -> np.ndarray:
+        if not block:
+            return np.expand_dims(a.astype(np.float64), axis)
+        return np.take(np.repeat(a.astype(np.float64), block, axis), np.arange(shape[axis]), axis)
+
+    dense = (q - (0.0 if zeros is None else spread(zeros))) * spread(scales)
+    return graph, dense.T if along_k else dense
+
+
+def check(graph: Graph, dense: np.ndarray, precision: str, arch: str = "sm_80") -> None:
+    build = build_graph(graph, Options(arch=(arch,), precision=precision), compile_kernels=False)
+    stored = graph.weights["w"].data
+    assert any(w.dtype in (np.uint8, stored.dtype) and w.nbytes < 2 * stored.size for w in build.data.weights.values())
+    (m, k), rng = graph.inputs[0].shape, np.random.default_rng(1)
+    x = rng.standard_normal((m, k)).astype(np.float32)
+    found = Engine(build.data, SimDevice(arch=arch, checked=True)).run({"x": x})["y"]
+    want = x.astype(np.float64) @ dense
+    scale = np.sqrt((x.astype(np.float64) ** 2) @ (dense**2)).max()
+    np.testing.assert_allclose(found, want, rtol=0, atol=TOLERANCE[precision] * scale * 4)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(STORED), st.sampled_from([1, 2, 5, 8, 9, 16, 17]), st.integers(1, 70), st.integers(1, 260),
+    st.sampled_from([0, 32, 64, 128]), st.booleans(), st.booleans(), st.sampled_from(list(TOLERANCE)),
+)  # fmt: skip
+def test_any_shape(
+    dtype: DType, m: int, n: int, k: int, block: int, zero: bool, along_k: bool, precision: str
+) -> None:
+    check(*product(dtype, m, n, k, block, zero, along_k), precision)
+
+
+ROWS, BLOCKS = (1, 5, 16, 64, 512), (32, 64, 128, 0)
+EVERY = [(t, b, m) for t in range(len(STORED)) for b in range(len(BLOCKS)) for m in range(len(ROWS))]
+# all of them take ten minutes (``ARCWELD_EVERY=1``); each pair of a type, a group and a number of rows occurs here
+CHOSEN = EVERY if os.environ.get("ARCWELD_EVERY") else [c for c in EVERY if sum(c) % len(BLOCKS) == 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "block", "m"), [(STORED[t], BLOCKS[b], ROWS[m]) for t, b, m in CHOSEN])
+def test_every_type_and_group_by_every_engine(dtype: DType, block: int, m: int) -> None:
+    """Ragged columns, and k in whole pieces and not; f32 by ordinary arithmetic, 16 bits on tensor cores."""
+    for precision, k in (("fp32", 136), ("fp16", 256), ("bf16", 200)):
+        check(*product(dtype, m, 70, k, block, zero=block != 64, along_k=True), precision)
+    check(*product(dtype, m, 40, 256, block, zero=False, along_k=True), "fp16", "sm_90a")
