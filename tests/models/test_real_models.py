@@ -103,15 +103,19 @@ def test_agrees_with_onnxruntime(name: str) -> None:
     assert kernels <= KERNELS[name]
 
 
-@pytest.mark.parametrize(("name", "kernels"), [("minilm_l6_int8", 44), ("open_nsfw", 57), ("ppocr_rec", 61)])
-def test_half_precision(name: str, kernels: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "kernels", "share"),
+    # the first one's weights are bytes, which stay bytes
+    [("minilm_l6_int8", 44, 1.0), ("open_nsfw", 57, 0.6), ("ppocr_rec", 61, 0.6)],
+)
+def test_half_precision(name: str, kernels: int, share: float) -> None:
     compiled = _compile(name, "fp16")
     errors = _errors(compiled, MODELS[name].feeds())
     assert max(errors.values()) <= 2e-2, errors
     found = len(compiled.build.planned)
     assert found <= kernels
     wide = sum(w.nbytes for w in _shared(name).build.data.weights.values())
-    assert sum(w.nbytes for w in compiled.build.data.weights.values()) < 0.6 * wide
+    assert sum(w.nbytes for w in compiled.build.data.weights.values()) < share * wide
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 5), (3, 16), (2, 33)])

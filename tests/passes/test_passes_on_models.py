@@ -35,10 +35,12 @@ SLOW = {"yolox", "minilm_l6_int8", "open_nsfw"}
 
 
 def moved_activations(graph: Graph) -> int:
-    """Transposes of activations that move elements (packed weights are read through transposes too)."""
-    count = 0
+    """Transposes of activations that move elements (weights are read through transposes too, also dequantised ones)."""
+    count, constant = 0, set(graph.weights)
     for n in graph.nodes:
-        if n.op == "Transpose" and n.operands()[0].name not in graph.weights:
+        if n.operands() and all(v.name in constant for v in n.operands()):
+            constant.update(o.name for o in n.outputs)
+        elif n.op == "Transpose":
             moved = [p for p in n.attrs["perm"] if n.operands()[0].shape[p] != 1]
             count += moved != sorted(moved)
     return count
