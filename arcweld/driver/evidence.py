@@ -27,7 +27,7 @@ from arcweld.driver.draws import Sample
 from arcweld.driver.headroom import Headroom
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import MAX_ROUNDING, KernelCheck, check_kernel, every_check, with_values
-from arcweld.driver.metrics import nonfinite_share, relative_error
+from arcweld.driver.metrics import nonfinite_share, relative_error, rounded_up
 from arcweld.driver.object_code import Planned
 from arcweld.driver.points import Point, beyond, borders, goals, small_points, within
 from arcweld.driver.promotion import Promotion
@@ -208,7 +208,7 @@ class _Verification:
         if relative_error(got, want) <= limit or self.options.tolerance is not None or not _rounds_activations(graph):
             return limit
         allowed = rounding_error(graph.nodes, {**feeds, o.name: want}, graph.weights, point.sizes, o.name)
-        return max(limit, min(allowed, MAX_ROUNDING))
+        return max(limit, min(rounded_up(allowed), MAX_ROUNDING))
 
     def _output(self, label: str, got: np.ndarray, want: np.ndarray, limit: float) -> dict[str, Any]:
         error = relative_error(got, want)
@@ -219,7 +219,7 @@ class _Verification:
                 node=label,
                 hint=f"{remedy}raise the tolerance if the model bears it, or report a defect",
             )
-        row = {"output": label, "status": "verified", "error": error, "tolerance": limit}
+        row = {"output": label, "status": "verified", "error": rounded_up(error), "tolerance": limit}
         odd = nonfinite_share(want)
         if odd:
             row["nonfinite"] = odd
@@ -263,13 +263,13 @@ class _Verification:
         if "error" not in row:
             row = {**c.label(), "status": "verified", "error": 0.0, "launches": 0, "at": []}
             self.rows[c.source.entry] = row
-        row["error"] = max(row["error"], verdict.error)
+        row["error"] = max(row["error"], rounded_up(verdict.error))
         if point is self.base:
             row["launches"] += 1
         if point.name not in row["at"]:
             row["at"].append(point.name)
         if verdict.rounding is not None:
-            row["rounding"] = max(row.get("rounding", 0.0), verdict.rounding)
+            row["rounding"] = max(row.get("rounding", 0.0), rounded_up(verdict.rounding))
         if verdict.doubt:
             row |= {"status": "skipped", "reason": verdict.doubt}
 

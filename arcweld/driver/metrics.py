@@ -44,6 +44,18 @@ def largest_error(got: np.ndarray, want: np.ndarray) -> float:
         return float(np.max(np.abs(g / scale - w / scale), initial=0.0, where=finite)) if scale else 0.0
 
 
+def rounded_up(error: float) -> float:
+    """An error as evidence has it: rounded up to one digit.
+
+    The reference's products are added up by the host's BLAS in an order that depends on its number of cores. That
+    changes the digits behind the first, and equal builds should give equal files.
+    """
+    if not 0 < error < math.inf:
+        return error
+    power = 10.0 ** math.floor(math.log10(error))
+    return float(f"{math.ceil(error / power - 1e-9) * power:.0e}")
+
+
 def nonfinite_share(array: np.ndarray) -> float:
     """The share of elements that are NaN or infinite."""
     if not array.size or array.dtype.kind in "biu":

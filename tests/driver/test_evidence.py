@@ -17,7 +17,7 @@ from arcweld.driver.build import Build, build_graph
 from arcweld.driver.draws import Sample
 from arcweld.driver.evidence import VerifyOptions, verify_build
 from arcweld.driver.kernel_checks import MAX_ROUNDING, KernelCheck
-from arcweld.driver.metrics import relative_error
+from arcweld.driver.metrics import relative_error, rounded_up
 from arcweld.driver.samples import sample_inputs
 from arcweld.driver.single_launch import single_launch
 from arcweld.runtime.engine import Engine
@@ -51,6 +51,15 @@ def test_the_error_is_a_ratio_of_norms(dtype: type) -> None:
     assert relative_error(want, want) == 0
     assert relative_error(np.array([3.0, 4.5], dtype), want) == pytest.approx(0.1)
     assert relative_error(np.array([0.25, 0], dtype), np.zeros(2, dtype)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    [(0.0, 0.0), (1.83e-7, 2e-7), (1e-3, 1e-3), (9.2e-4, 1e-3), (2.0000001e-5, 3e-5), (float("inf"), float("inf"))],
+)
+def test_evidence_has_errors_of_one_digit(error: float, stored: float) -> None:
+    """The digits behind depend on the order in which the host's BLAS adds up, and so on its number of cores."""
+    assert rounded_up(error) == stored
 
 
 def test_integers_count_differences() -> None:
