@@ -30,6 +30,10 @@ PRECISIONS = ("fp32", "fp16")
 
 def build_one(name: str, precision: str, path: str) -> None:
     """Builds and writes one engine in this process."""
+    import torch
+
+    torch.set_num_threads(1)  # batch statistics of the model are sums, whose order depends on the threads
+
     from arcweld.driver.api import build_data, import_model
     from arcweld.models.builders import build
     from arcweld.runtime.engine_file import write_engine
