@@ -128,24 +128,22 @@ struct PackedVec {
     return field_value((bits >> i * width) & ((1u << width) - 1), ScalarTag<T>());
   }
 };
+// The elements in some bytes.
+template <class T, int BYTES>
+ARCWELD_DEVICE PackedVec<T, BYTES * 8 / PackedForm<T>::BITS> packed_of(const Vec<T, BYTES>& raw) {
+  PackedVec<T, BYTES * 8 / PackedForm<T>::BITS> r;
+#pragma unroll
+  for (int i = 0; i < BYTES; ++i) r.bits |= (u32)raw.v[i].bits << 8 * i;
+  return r;
+}
 // N elements from ``p`` on, where they begin with a byte and a multiple of N.
 template <int N, class T>
 ARCWELD_DEVICE PackedVec<T, N> load_packed(const T* p) {
-  constexpr int bytes = N * PackedForm<T>::BITS / 8;
-  const Vec<T, bytes> raw = load_vec<bytes>(p);
-  PackedVec<T, N> r;
-#pragma unroll
-  for (int i = 0; i < bytes; ++i) r.bits |= (u32)raw.v[i].bits << 8 * i;
-  return r;
+  return packed_of(load_vec<N * PackedForm<T>::BITS / 8>(p));
 }
 template <int N, class T>
 ARCWELD_DEVICE PackedVec<T, N> load_packed_stream(const T* p) {
-  constexpr int bytes = N * PackedForm<T>::BITS / 8;
-  const Vec<T, bytes> raw = load_vec_stream<bytes>(p);
-  PackedVec<T, N> r;
-#pragma unroll
-  for (int i = 0; i < bytes; ++i) r.bits |= (u32)raw.v[i].bits << 8 * i;
-  return r;
+  return packed_of(load_vec_stream<N * PackedForm<T>::BITS / 8>(p));
 }
 
 // ---------------------------------------------------------------- what is left of a value when it is stored
