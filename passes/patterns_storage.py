@@ -131,8 +131,6 @@ def _constant(rw: Tracker, v: Value) -> Value | None:
     """A weight of scales or offsets: ``v`` itself, or what it is a wider copy of."""
     node = rw.producer(v, "Cast")
     source = v if node is None else node.operands()[0]
-    if node is not None and source.dtype.bits >= v.dtype.bits:
-        return None  # the cast rounds
     return source if source.name in rw.weights and source.dtype.is_float and not source.dtype.is_storage else None
 
 
