@@ -52,7 +52,7 @@ CARDS: Mapping[int, Card] = {
     80: Card(2.04e12, 312e12, 19.5e12),  # A100
     86: Card(0.60e12, 125e12, 31.2e12),  # A10
     89: Card(0.86e12, 362e12, 91.6e12),  # L40S
-    90: Card(3.35e12, 989e12, 66.9e12, 0.62),  # H100: mma.sync reaches 62 % of wgmma
+    90: Card(3.35e12, 989e12, 66.9e12, 0.62),  # H100; the share of mma.sync is assumed, not measured
     120: Card(1.79e12, 209e12, 104.8e12),  # RTX 5090
 }
 
