@@ -1,5 +1,6 @@
 // Reductions over a warp and over a block, in plain CUDA C++. Include it after prims.cuh.
 #pragma once
+#include "lanes.cuh"
 
 struct OpSum {
   template <class T>
@@ -27,29 +28,6 @@ struct OpMin {
   }
 };
 
-// Butterfly exchange of any trivially copyable T of whole 32-bit words, or of a narrower scalar.
-template <class T>
-ARCWELD_DEVICE T shuffle_xor(T v, int lane_mask) {
-  constexpr int words = (sizeof(T) + 3) / 4;
-  alignas(u32) alignas(T) u32 w[words];
-  if constexpr (sizeof(T) < 4) w[0] = 0;
-  *reinterpret_cast<T*>(w) = v;
-#pragma unroll
-  for (int i = 0; i < words; ++i) w[i] = __shfl_xor_sync(0xffffffffu, w[i], lane_mask);
-  return *reinterpret_cast<T*>(w);
-}
-template <>
-ARCWELD_DEVICE f32 shuffle_xor<f32>(f32 v, int lane_mask) {
-  return __shfl_xor_sync(0xffffffffu, v, lane_mask);
-}
-
-// Combines the values of WIDTH neighbouring lanes (a power of two); every lane gets the result. op must commute.
-template <int WIDTH, class T, class Op>
-ARCWELD_DEVICE T lanes_reduce(T v, Op op) {
-#pragma unroll
-  for (int mask = WIDTH / 2; mask > 0; mask /= 2) v = op(v, shuffle_xor(v, mask));
-  return v;
-}
 template <class T, class Op>
 ARCWELD_DEVICE T warp_reduce(T v, Op op) {
   return lanes_reduce<32>(v, op);
@@ -73,33 +51,10 @@ ARCWELD_DEVICE i32 add_products(i32 sum, const A* a, const B* b) {
   return sum;
 }
 
-// Sums COUNT values (a power of two) over the lanes APART, 2 * APART, … further; APART is a power of two. The lanes share
-// the sums out: each step hands half of the values over, so that COUNT of them take little longer than one. Afterwards
-// v[0], v[1], … are the sums from the returned number on, LEFT_OF_SUMS of them; ``has_sums`` says which lanes hold them.
+// How many sums share_sums() leaves a lane, and whether ``lane`` is one of those that hold them.
 template <int COUNT, int APART>
 constexpr int LEFT_OF_SUMS = COUNT * APART > 32 ? COUNT * APART / 32 : 1;
 
-template <int APART, class T, int COUNT>
-ARCWELD_DEVICE int share_sums(T (&v)[COUNT]) {
-  int first = 0, many = COUNT;
-#pragma unroll
-  for (int mask = 16; mask >= APART; mask /= 2) {
-    if (many == 1) {
-      v[0] += shuffle_xor(v[0], mask);
-      continue;
-    }
-    many /= 2;
-    const bool upper = threadIdx.x & mask;
-#pragma unroll
-    for (int i = 0; i < COUNT / 2; ++i)
-      if (i < many) {
-        const T given = upper ? v[i] : v[i + many], kept = upper ? v[i + many] : v[i];
-        v[i] = kept + shuffle_xor(given, mask);
-      }
-    if (upper) first += many;
-  }
-  return first;
-}
 template <int APART, int COUNT>
 ARCWELD_DEVICE bool has_sums(int lane) {
   constexpr int alike = COUNT < 32 ? 32 / COUNT - 1 : 0;  // the lanes' bits that the last steps did not use
@@ -107,14 +62,15 @@ ARCWELD_DEVICE bool has_sums(int lane) {
 }
 
 // Combines the values of THREADS threads, a multiple of 32 and the whole block; every thread gets the result.
-// ``scratch`` is shared memory for THREADS / 32 values of T. It may be reused by the next call: the first barrier protects it.
-template <int THREADS, class T, class Op>
+// ``scratch`` is shared memory for THREADS / 32 values of T. It may be reused by the next call: the first barrier protects it,
+// unless it is ``FRESH``: nothing has touched it.
+template <int THREADS, bool FRESH = false, class T, class Op>
 ARCWELD_DEVICE T block_reduce(T v, T* scratch, Op op) {
   constexpr int warps = THREADS / 32;
   v = warp_reduce(v, op);
   if constexpr (warps > 1) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    __syncthreads();
+    if constexpr (!FRESH) __syncthreads();
     if (lane == 0) scratch[warp] = v;
     __syncthreads();
     v = scratch[0];

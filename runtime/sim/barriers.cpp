@@ -23,6 +23,7 @@ void release_all(NamedBarrier& b, int also) {
 
 // Counts the current thread in. True if that completes the barrier.
 bool arrive(NamedBarrier& b, int id, int threads, const char* site) {
+  used_units |= kNamed;
   if (id < 0 || id >= kNamedBarriers) sim_fail("named barrier %d does not exist (0 to 15)", id);
   if (threads <= 0 || threads > kMaxThreads || (id && threads % kLanes))
     sim_fail("named barrier %d: %d threads is not a multiple of 32", id, threads);

@@ -49,12 +49,15 @@ void complete_phase() {
 }  // namespace
 
 void cluster_block_start() {
+  if (rank() == 0) store_count = 0;
+}
+
+void cluster_reset() {
   memset(waiting, 0, sizeof waiting);
   memset(arrived_phases, 0, sizeof arrived_phases);
   memset(waited_phases, 0, sizeof waited_phases);
   memset(&released, 0, sizeof released);
   phase = arrived_count = 0;
-  if (rank() == 0) store_count = 0;
 }
 
 void cluster_block_end() {
@@ -77,6 +80,7 @@ extern "C" {
 void sim_set_cluster(int size) { cluster_size = size; }
 
 void sim_cluster_arrive() {
+  used_units |= kClusters;
   const int me = sim_current->linear;
   if (arrived_phases[me] != waited_phases[me]) sim_fail("a thread arrives twice at the cluster barrier without waiting");
   ++arrived_phases[me];

@@ -52,10 +52,12 @@ void sim_cp_async(u32 dst, const void* src, int bytes, int src_bytes) {
   if (checked && src_bytes) check_global(src, (size_t)src_bytes, false, pc);
   if (checked) check_copy_issue(p, bytes, sim_current->linear, pc);
   memset(p, 0xff, (size_t)bytes);
+  used_units |= kCopies;
   push(queues[sim_current->linear], {p, src, bytes, src_bytes});
 }
 
 void sim_cp_async_commit() {
+  used_units |= kCopies;
   Queue& q = queues[sim_current->linear];
   if (q.groups == kMaxGroups) sim_fail("more than %d cp.async groups in flight", kMaxGroups);
   q.group_end[q.groups++] = q.count;

@@ -127,8 +127,13 @@ SIM_UNCHECKED static __attribute__((noinline)) T atomicCAS(T* p, T expected, T d
 // ---------------------------------------------------------------- loads and stores with cache hints
 #define SIM_LOAD(NAME) template <class T> static inline T NAME(const T* p) { return *p; }
 #define SIM_STORE(NAME) template <class T> static inline void NAME(T* p, T v) { *p = v; }
-SIM_LOAD(__ldg) SIM_LOAD(__ldcs) SIM_LOAD(__ldcg) SIM_LOAD(__ldca)
+SIM_LOAD(__ldg) SIM_LOAD(__ldcg) SIM_LOAD(__ldca)
 SIM_STORE(__stcs) SIM_STORE(__stcg) SIM_STORE(__stwb)
+// What is read once is read in tiles: the next tile's part of this row is on its way while this tile is computed.
+template <class T> static inline T __ldcs(const T* p) {
+  __builtin_prefetch((const char*)p + 64);
+  return *p;
+}
 #undef SIM_LOAD
 #undef SIM_STORE
 

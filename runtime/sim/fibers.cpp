@@ -49,15 +49,16 @@ sim_switch:
 namespace sim {
 
 SimThread threads[kMaxThreads];
-Run run_state[kMaxThreads];
 Warp warps[kMaxWarps];
 int thread_count, warp_count, seed;
 size_t shared_bytes;
 bool running;
+u32 used_units;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10, kPage = 4096;
+constexpr size_t kPage = 4096;
+constexpr size_t kStackBytes = 65 * kPage;  // no power of two, or all stacks would fall into the same sets of the L2 cache
 constexpr int kStacks = kMaxThreads + 8;
 
 char* stack_area;
@@ -88,22 +89,22 @@ void* take_stack() {
 }
 
 void free_dead_stack() {
-  if (dead_stack) free_stacks[free_count++] = dead_stack;
+  if (!dead_stack) return;
+  free_stacks[free_count++] = dead_stack;
   dead_stack = nullptr;
 }
 
-SimThread* first_ready_lane(int w) {
-  const u32 ready = warps[w].ready, r = (u32)warps[w].rotation;
-  const u32 turned = ready >> r | (r ? ready << (32 - r) : 0);
+inline SimThread* first_ready_lane(int w, u32 ready) {
+  const u32 r = (u32)warps[w].rotation;
+  const u32 turned = ready >> r | ready << (-r & 31);
   return &threads[w * kLanes + ((__builtin_ctz(turned) + r) & 31)];
 }
 
-// The next thread to run: preferably one of the given warp. Null if none can.
-SimThread* pick(int preferred_warp) {
-  if (preferred_warp >= 0 && warps[preferred_warp].ready) return first_ready_lane(preferred_warp);
+// The next thread to run, of any warp. Null if none can.
+SimThread* pick() {
   int w = seed ? (int)(random_bits() % (u64)warp_count) : 0;
   for (int i = 0; i < warp_count; ++i) {
-    if (warps[w].ready) return first_ready_lane(w);
+    if (warps[w].ready) return first_ready_lane(w, warps[w].ready);
     if (++w == warp_count) w = 0;
   }
   return nullptr;
@@ -116,20 +117,31 @@ SimThread* pick(int preferred_warp) {
 }
 
 // As pick, but lets a pending TMA load complete when nobody can run: loads land as late as they possibly can.
-SimThread* pick_or_land(int preferred_warp) {
+SimThread* pick_or_land() {
   for (;;) {
-    if (SimThread* next = pick(preferred_warp)) return next;
-    if (!tma_land_one()) return nullptr;
+    if (SimThread* next = pick()) return next;
+    if (!tma_land_one()) deadlock();
   }
 }
 
+// The next thread to run when one of ``warp`` can't go on: of the same warp, if one can.
+inline SimThread* after(int warp, u32 ready) { return ready ? first_ready_lane(warp, ready) : pick_or_land(); }
+
+// Marks a thread as started. False if it was.
+inline bool begins(SimThread* thread) {
+  Warp& w = warps[thread->warp];
+  const u32 bit = 1u << thread->lane;
+  if (!(w.unstarted & bit)) return false;
+  w.unstarted &= ~bit;
+  return true;
+}
+
 void finish_thread(SimThread& thread) {
-  cp_async_check_exit(thread);
-  tma_check_exit(thread);
-  wgmma_check_exit(thread);
+  if (used_units & kCopies) cp_async_check_exit(thread);
+  if (used_units & kStores) tma_check_exit(thread);
+  if (used_units & kWgmma) wgmma_check_exit(thread);
   const u32 bit = 1u << thread.lane;
   Warp& w = warps[thread.warp];
-  run_state[thread.linear] = Run::Done;
   w.ready &= ~bit;
   w.done |= bit;
   if (++done_count == thread_count) {
@@ -140,8 +152,6 @@ void finish_thread(SimThread& thread) {
     sim_fail("a thread returned while other lanes of its warp wait in %s, whose mask names it", w.name);
 }
 
-void resume(SimThread* next, void** save);
-
 void fiber_main() {
   for (;;) {
     free_dead_stack();
@@ -149,46 +159,44 @@ void fiber_main() {
     SimThread* me = sim_current;
     void* stack = me->stack;
     finish_thread(*me);
-    SimThread* next = pick(me->warp);
-    if (!next && done_count < thread_count) {
-      next = pick_or_land(-1);
-      if (!next) deadlock();
-    }
     void* unused;
-    if (!next) {
+    if (done_count == thread_count) {
       dead_stack = stack;
       sim_switch(&unused, launch_stack_pointer);
     }
-    if (run_state[next->linear] == Run::Unstarted) {  // goes on on this stack: no switch at all
+    SimThread* next = after(me->warp, warps[me->warp].ready);
+    if (begins(next)) {  // goes on on this stack: no switch at all
       next->stack = stack;
-      run_state[next->linear] = Run::Suspended;
       sim_current = next;
       continue;
     }
     dead_stack = stack;
-    resume(next, &unused);
+    sim_current = next;
+    sim_switch(&unused, next->stack_pointer);
   }
 }
 
+// Gives a thread a stack whose first frame is fiber_main.
+__attribute__((noinline)) void start(SimThread* thread) {
+  thread->stack = take_stack();
+  // Lanes start at different offsets so that their variables do not fall into the same cache sets.
+  uintptr_t top = (uintptr_t)thread->stack + kStackBytes - 256 - (size_t)(thread->linear & 63) * 192;
+  void** sp = (void**)(top & ~(uintptr_t)63);
+  *--sp = nullptr;
+  *--sp = (void*)fiber_main;
+  for (int i = 0; i < 6; ++i) *--sp = nullptr;
+  thread->stack_pointer = sp;
+}
+
 // Leaves the current context, saved in *save, and runs ``next``.
-void resume(SimThread* next, void** save) {
-  if (run_state[next->linear] == Run::Unstarted) {
-    run_state[next->linear] = Run::Suspended;
-    next->stack = take_stack();
-    // Lanes start at different offsets so that their variables do not fall into the same cache sets.
-    uintptr_t top = (uintptr_t)next->stack + kStackBytes - 256 - (size_t)(next->linear & 63) * 192;
-    void** sp = (void**)(top & ~(uintptr_t)63);
-    *--sp = nullptr;
-    *--sp = (void*)fiber_main;
-    for (int i = 0; i < 6; ++i) *--sp = nullptr;
-    next->stack_pointer = sp;
-  }
+inline void resume(SimThread* next, void** save) {
+  if (begins(next)) start(next);
   sim_current = next;
   sim_switch(save, next->stack_pointer);
 }
 
-void switch_to(SimThread* next) {
-  SimThread* me = sim_current;
+inline void switch_to(SimThread* next) {
+  SimThread* const me = sim_current;
   if (next == me) return;
   resume(next, &me->stack_pointer);
   free_dead_stack();
@@ -216,13 +224,12 @@ u64 random_bits() {
 }
 
 void park(u32* waiting) {
-  SimThread* me = sim_current;
-  const u32 bit = 1u << me->lane;
-  warps[me->warp].ready &= ~bit;
+  SimThread* const me = sim_current;
+  Warp& w = warps[me->warp];
+  const u32 bit = 1u << me->lane, others = w.ready & ~bit;
+  w.ready = others;
   if (waiting) waiting[me->warp] |= bit;
-  SimThread* next = pick_or_land(me->warp);
-  if (!next) deadlock();
-  switch_to(next);
+  switch_to(after(me->warp, others));
 }
 
 void wake(u32* waiting) {
@@ -235,7 +242,7 @@ void wake(u32* waiting) {
 void maybe_preempt() {
   if (!seed) return;
   const u64 bits = random_bits();
-  if ((bits & 15) == 0) switch_to(pick(-1));
+  if ((bits & 15) == 0) switch_to(pick());
   if ((bits & 0xf0) == 0) tma_land_one();
 }
 
@@ -285,23 +292,30 @@ void start_threads() {
   }
 }
 
+// Resets what the last block used, of a launch that has not changed the number of threads yet.
+void reset_units() {
+  if (used_units & kNamed) barriers_reset();
+  if (used_units & kCopies) cp_async_reset();
+  if (used_units & kStores) tma_stores_reset();
+  if (used_units & kWgmma) wgmma_reset();
+  if (used_units & kClusters) cluster_reset();
+  used_units = 0;
+}
+
 void start_block() {
   memset(sim_dynamic_shared, 0xff, shared_bytes);  // NaN in every float format: uninitialised reads show
-  memset(run_state, 0, (size_t)thread_count * sizeof(Run));
   done_count = free_count = used_count = 0;
   dead_stack = nullptr;
   for (int i = 0; i < warp_count; ++i) {
     Warp& w = warps[i];
     const int lanes = thread_count - i * kLanes;
-    w.all = w.ready = lanes >= kLanes ? ~0u : (1u << lanes) - 1;
+    w.all = w.ready = w.unstarted = lanes >= kLanes ? ~0u : (1u << lanes) - 1;
     w.done = w.arrived = 0;
     w.rotation = seed ? (int)(random_bits() & 31) : 0;
   }
-  barriers_reset();
-  cp_async_reset();
+  reset_units();
   mbarriers_reset();
   tma_reset();
-  wgmma_reset();
   cluster_block_start();
   checker_block_start();
 }
@@ -350,6 +364,7 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
   for (int i = 0; i < 4; ++i) random_bits();
   sim_grid_dim = {grid[0], grid[1], grid[2]};
   sim_block_dim = {block[0], block[1], block[2]};
+  reset_units();
   thread_count = (int)block_threads;
   warp_count = (thread_count + kLanes - 1) / kLanes;
   shared_bytes = dynamic_bytes;
@@ -361,7 +376,7 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
         sim_block_index = {x, y, z};
         start_block();
         running = true;
-        resume(pick(-1), &launch_stack_pointer);
+        resume(pick(), &launch_stack_pointer);
         if (!running) return 1;
         running = false;
       }

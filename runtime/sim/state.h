@@ -21,11 +21,10 @@ struct VectorClock {
 };
 
 // ---------------------------------------------------------------- threads and warps
-enum class Run : u8 { Unstarted, Suspended, Done };
-
 struct Warp {
   u32 all;      // the lanes that exist
   u32 ready;    // ... that can run
+  u32 unstarted;
   u32 done;     // ... that have returned
   u32 arrived;  // ... that wait in a warp operation
   int rotation; // which ready lane runs first
@@ -45,12 +44,15 @@ struct NamedBarrier {
 constexpr int kNamedBarriers = 16;
 
 extern SimThread threads[kMaxThreads];
-extern Run run_state[kMaxThreads];
 extern Warp warps[kMaxWarps];
 extern int thread_count, warp_count;
 extern size_t shared_bytes;
 extern int seed;
 extern bool running;    // a kernel's code is on the CPU
+
+// Units with state of their own. What a block has not used needs no reset, and no look when a thread returns.
+constexpr u32 kNamed = 1, kCopies = 2, kStores = 4, kWgmma = 8, kClusters = 16;
+extern u32 used_units;
 
 // ---------------------------------------------------------------- scheduler (fibers.cpp)
 u64 random_bits();
@@ -65,9 +67,11 @@ void cp_async_reset();
 void cp_async_check_exit(const SimThread& thread);
 void mbarriers_reset();
 void tma_reset();
+void tma_stores_reset();
 void tma_check_exit(const SimThread& thread);
 bool tma_land_one();              // completes one pending TMA load; false if there is none
 void tma_check_block_end();
+void cluster_reset();
 void cluster_block_start();
 void cluster_block_end();
 void wgmma_reset();

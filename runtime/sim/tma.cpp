@@ -134,8 +134,9 @@ void check_tile(const Tile& t, bool is_store, const void* pc) {
 
 }  // namespace
 
-void tma_reset() {
-  load_count = 0;
+void tma_reset() { load_count = 0; }
+
+void tma_stores_reset() {
   for (int i = 0; i < thread_count; ++i) stores[i].count = stores[i].groups = 0;
 }
 
@@ -205,6 +206,7 @@ void sim_bulk_load(u32 dst, const void* src, int bytes, u32 bar) {
 
 void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, int x3) {
   const int x[kMaxRank] = {x0, x1, x2, x3};
+  used_units |= kStores;
   StoreQueue& q = stores[sim_current->linear];
   if (q.count == q.capacity) grow(q.tiles, q.capacity, 16);
   Tile t = make_tile(map, src, rank, x, "TMA store");
@@ -217,6 +219,7 @@ void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, i
 }
 
 void sim_tma_store_commit() {
+  used_units |= kStores;
   StoreQueue& q = stores[sim_current->linear];
   if (q.groups == 64) sim_fail("more than 64 TMA store groups in flight");
   q.group_end[q.groups++] = q.count;

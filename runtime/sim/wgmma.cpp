@@ -254,6 +254,7 @@ using namespace sim;
 extern "C" {
 
 void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int type) {
+  used_units |= kWgmma;
   const int group = sim_current->linear / kGroupThreads;
   Warpgroup& g = warpgroups[group];
   if ((group + 1) * kGroupThreads > thread_count) sim_fail("wgmma in a warpgroup that is not complete");
@@ -271,9 +272,13 @@ void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transpo
   wake(g.waiting);
 }
 
-void sim_wgmma_fence() { fenced[sim_current->linear] = true; }
+void sim_wgmma_fence() {
+  used_units |= kWgmma;
+  fenced[sim_current->linear] = true;
+}
 
 void sim_wgmma_commit() {
+  used_units |= kWgmma;
   Groups& mine = committed[sim_current->linear];
   if (mine.groups == 64) sim_fail("more than 64 wgmma groups in flight");
   mine.end[mine.groups++] = warpgroups[sim_current->linear / kGroupThreads].count;

@@ -30,15 +30,19 @@ def declared(path: Path) -> set[tuple[str, str, str]]:
     return {(r, name, tidy(p)) for r, name, p in _DECLARATION.findall(text) if not _HELPER.search(name)}
 
 
-def test_the_twins_declare_the_same_functions() -> None:
-    cuda, simulated = declared(INCLUDE / "prims.cuh"), declared(SIM / "sim_prims.h")
+TWINS = [("prims.cuh", "sim_prims.h", 60), ("lanes.cuh", "sim_lanes.h", 3)]
+
+
+@pytest.mark.parametrize(("header", "twin", "least"), TWINS)
+def test_the_twins_declare_the_same_functions(header: str, twin: str, least: int) -> None:
+    cuda, simulated = declared(INCLUDE / header), declared(SIM / twin)
     names = lambda functions: {name for _, name, _ in functions}
     assert names(cuda) == names(simulated)
     unnamed = lambda functions: {
         (r, n, re.sub(r"TensorMap\* map|TensorMap\*", "TensorMap*", p)) for r, n, p in functions
     }
     assert unnamed(cuda) == unnamed(simulated)
-    assert len(cuda) >= 60
+    assert len(cuda) >= least
 
 
 def test_inline_ptx_lives_in_the_primitive_headers_only() -> None:
@@ -51,7 +55,7 @@ def test_inline_ptx_lives_in_the_primitive_headers_only() -> None:
 
 
 def test_no_header_is_included_but_our_own() -> None:
-    own = {path.name for path in INCLUDE.iterdir()} | {"sim_prims.h"}
+    own = {path.name for path in INCLUDE.iterdir()} | {"sim_prims.h", "sim_lanes.h"}
     for path in INCLUDE.iterdir():
         if path.suffix in (".cuh", ".j2"):
             assert set(re.findall(r"#include\s*[<\"]([^>\"]+)", path.read_text())) <= own, path.name

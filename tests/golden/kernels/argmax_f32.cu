@@ -24,7 +24,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, i64 ac
   p.out0[out_index] = acc;
 }
 
-extern "C" __global__ void __launch_bounds__(128) reduce_argmax_6039c3f7(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) reduce_argmax_7e6d48ad(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(Indexed<f32>, scratch);
   const int thread = threadIdx.x % 128;
@@ -47,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(128) reduce_argmax_6039c3f7(const _
   }
 #pragma unroll
   for (int lane = 1; lane < 4; ++lane) part[0] = OpArg<true, false>()(part[0], part[lane]);
-  const Indexed<f32> total = block_reduce<128>(part[0], scratch, OpArg<true, false>());
+  const Indexed<f32> total = block_reduce<128, true>(part[0], scratch, OpArg<true, false>());
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total.index, total.value);
 }
-EXPORT_KERNEL(reduce_argmax_6039c3f7)
+EXPORT_KERNEL(reduce_argmax_7e6d48ad)

@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_fc3ae840(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_09a34af0(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
   f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
@@ -174,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
 #pragma unroll
         for (int lane = 0; lane < 8; ++lane) part = OpSum()(part, term[lane]);
       }
-      part = block_reduce<THREADS>(part, partial, OpSum());
+      part = block_reduce<THREADS, true>(part, partial, OpSum());
       rstd_finish(p, row, part, row_rstd);
     }
     for (int col = place; col < K; col += step) {
@@ -203,18 +203,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     if (m < ROWS && has_sums<1, SUMS>(lane))
       partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
   }
-  __syncthreads();
-  for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
-    float sum[1] = {partial[o]};
+
+  if (warp > 0) {
+    named_bar_arrive(1, THREADS);  // only the warp that adds up waits
+  } else {
+    named_bar_sync(1, THREADS);
+    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+      float sum[1] = {partial[o]};
 #pragma unroll
-    for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
-    tile[o] = sum[0];
-  }
-  __syncthreads();
-  for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
-    const int m = o / COLUMNS;
-    const int n = column_at(o % COLUMNS);
-    if (n < 256) store_part0(p, m, n, tile);
+      for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
+      tile[o] = sum[0];
+    }
+    __syncwarp();
+    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+      const int m = o / COLUMNS;
+      const int n = column_at(o % COLUMNS);
+      if (n < 256) store_part0(p, m, n, tile);
+    }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_fc3ae840)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_09a34af0)

@@ -45,7 +45,7 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_b47f3caa(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_9870bc2b(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   pdl_launch_dependents();
   const int b = blockIdx.x / 256, n0 = blockIdx.x % 256 * COLUMNS, K = 1024;
@@ -103,12 +103,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_b47f3
     if (m < ROWS && has_sums<1, SUMS>(lane))
       partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
   }
-  __syncthreads();
-  for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
-    float sum[1] = {partial[o]};
+
+  if (warp > 0) {
+    named_bar_arrive(1, THREADS);  // only the warp that adds up waits
+  } else {
+    named_bar_sync(1, THREADS);
+    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+      float sum[1] = {partial[o]};
 #pragma unroll
-    for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
-    if (n0 + o % COLUMNS < 4096) store_out(p, b, o / COLUMNS, n0 + o % COLUMNS)(sum);
+      for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
+      if (n0 + o % COLUMNS < 4096) store_out(p, b, o / COLUMNS, n0 + o % COLUMNS)(sum);
+    }
   }
 }
-EXPORT_KERNEL(contract_matmul_silu_b47f3caa)
+EXPORT_KERNEL(contract_matmul_silu_9870bc2b)

@@ -24,7 +24,7 @@ __device__ __forceinline__ void store_out(const Params& p, int out_index, f32 ac
   p.out0[out_index] = acc;
 }
 
-extern "C" __global__ void __launch_bounds__(256) reduce_exp_sum_79ea5e65(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256) reduce_exp_sum_0f859f50(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(f32, scratch);
   const int thread = threadIdx.x % 256;
@@ -47,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(256) reduce_exp_sum_79ea5e65(const 
   }
 #pragma unroll
   for (int lane = 1; lane < 4; ++lane) part[0] = OpSum()(part[0], part[lane]);
-  const f32 total = block_reduce<256>(part[0], scratch, OpSum());
+  const f32 total = block_reduce<256, true>(part[0], scratch, OpSum());
   if (thread == 0 && own < p.out_count)
     store_out(p, out_index, total);
 }
-EXPORT_KERNEL(reduce_exp_sum_79ea5e65)
+EXPORT_KERNEL(reduce_exp_sum_0f859f50)

@@ -208,7 +208,7 @@ def _reduction_cases() -> list[PrimCase]:
             [sums, warps, np.full(256, x.sum()), best, np.repeat(x.reshape(8, 32).min(1), 32).astype(np.float64)],
             256, shared=64, includes='#include "reduce.cuh"',
         ),
-        _nan_case(),
+        _nan_case(), _shared_sums_case(), _multiply_add_case(),
     ]  # fmt: skip
 
 
@@ -220,6 +220,47 @@ def _nan_case() -> PrimCase:
     return PrimCase(
         "nan_wins", "const f32* x; f32* a; f32* b;", body, [In(x), zeros(64), zeros(64)], reference, 64,
         includes='#include "reduce.cuh"',
+    )  # fmt: skip
+
+
+def _shared_sums_case() -> PrimCase:
+    """Four sums over the lanes 8 and 16 apart, and two over all lanes: which one a lane holds, and its value."""
+    x = _rng(6).integers(-50, 50, (64, 4)).astype(np.float32)
+    lane = np.arange(64) % 32
+    number, of_two = (lane >> 4 & 1) * 2 + (lane >> 3 & 1), lane >> 4
+    by_eight = np.tile(x.reshape(2, 4, 8, 4).sum(1), (1, 4, 1)).reshape(64, 4)
+    by_warp = np.repeat(x.reshape(2, 32, 4).sum(1), 32, axis=0)
+    one = lambda sums, which: np.take_along_axis(sums, which[:, None], 1)[:, 0]
+    sums = np.stack([one(by_eight, number), one(by_warp, of_two)], -1)
+    which = np.stack([number, of_two], -1).astype(np.int32)
+    body = (
+        "f32 v[4] = {p.x[t * 4], p.x[t * 4 + 1], p.x[t * 4 + 2], p.x[t * 4 + 3]}, w[2] = {v[0], v[1]};"
+        "p.which[t * 2] = share_sums<8>(v); p.which[t * 2 + 1] = share_sums<1>(w);"
+        "p.y[t * 2] = v[0]; p.y[t * 2 + 1] = w[0];"
+    )
+    return PrimCase(
+        "shared_sums", "const f32* x; i32* which; f32* y;", body,
+        [In(x), zeros(64, 2, dtype=np.int32), zeros(64, 2)], [which, sums], 64,
+        includes='#include "reduce.cuh"',
+    )  # fmt: skip
+
+
+def _multiply_add_case() -> PrimCase:
+    x = _rng(7).integers(-50, 50, (64, 8)).astype(np.float32)
+    body = (
+        "f32 a[4], b[3]; i32 c[4]; i8 d[4];"
+        "for (int i = 0; i < 4; ++i) a[i] = p.x[t * 8 + i], c[i] = (i32)p.x[t * 8 + i], d[i] = (i8)p.x[t * 8 + 4 + i];"
+        "for (int i = 0; i < 3; ++i) b[i] = p.x[t * 8 + i];"
+        "f32 v[4] = {p.x[t * 8 + 4], p.x[t * 8 + 5], p.x[t * 8 + 6], p.x[t * 8 + 7]}, w[3] = {v[0], v[1], v[2]};"
+        "multiply_add(a, p.x[t * 8], v); multiply_add(b, p.x[t * 8], w); multiply_add(c, (u8)3, d);"
+        "for (int i = 0; i < 4; ++i) p.a[t * 4 + i] = a[i], p.c[t * 4 + i] = c[i];"
+        "for (int i = 0; i < 3; ++i) p.b[t * 3 + i] = b[i];"
+    )
+    expected = x[:, :4] + x[:, :1] * x[:, 4:]
+    return PrimCase(
+        "multiply_adds", "const f32* x; f32* a; f32* b; i32* c;", body,
+        [In(x), zeros(64, 4), zeros(64, 3), zeros(64, 4, dtype=np.int32)],
+        [expected, expected[:, :3], (x[:, :4] + 3 * x[:, 4:]).astype(np.int32)], 64, includes='#include "lanes.cuh"',
     )  # fmt: skip
 
 
