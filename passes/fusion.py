@@ -168,7 +168,7 @@ class Fuser:
 
     def _grow_epilogue(self, g: _Group) -> None:
         assert g.hero is not None
-        domain = {v.name: _indices(v) for v in g.hero.outputs}
+        domain = {g.hero.output.name: _indices(g.hero.output)}
         queue = deque([g.hero.output])
         while queue:
             v = queue.popleft()

@@ -19,6 +19,7 @@ from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
+from arcweld.passes.dynamic_quantisation import dynamic_quantisation
 from arcweld.passes.fold_affine import fold_affine
 from arcweld.passes.integer_products import integer_products
 from arcweld.passes.layout import layout
@@ -88,6 +89,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # behind all passes that look at whole sums and concatenations, and behind the casts of precision
     Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
+    # on the values that layout and precision have left, which no later pass moves
+    Pass("dynamic-quantisation", dynamic_quantisation, "quantise small tensors by their own range in one kernel"),
     # last of all rewrites: folding must not undo them
     Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),

@@ -92,5 +92,7 @@ class Repeatable:
         """The operations that computing ``v`` takes; None if it is no formula of single elements."""
         if v.name in self._producers:
             name = self._producers[v.name].output.name
+            if v.name != name and v.type.numel == 1:
+                return 0  # what a kernel stores beside its result, such as a scale
             return 0 if name in self._leaves else self._light.get(name)
         return 0 if v.name in self._graph.weights or v.type.numel == 1 else None

@@ -136,7 +136,7 @@ def _is_row_wise(node: Node) -> bool:
         return False
     if kind is Kind.CONTRACT:
         return node.operands()[1].type.rank == 2 and _row(node) == node.operands()[0]
-    if kind is not Kind.POINTWISE and not (kind is Kind.ROWWISE and node.attrs["axis"] == rank - 1):
+    if kind is not Kind.POINTWISE and not (kind is Kind.ROWWISE and node.attrs.get("axis") == rank - 1):
         return False
     others = [v for v in node.operands() if v != _row(node)]
     axis_is_free = kind is Kind.ROWWISE or "axis" not in node.attrs

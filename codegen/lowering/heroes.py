@@ -76,7 +76,8 @@ def row_stages(node: Node, element: Expr) -> tuple[tuple[Stage, ...], dict[str, 
 def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``.
 
-    The row's axes are the last ones of the operand, flattened to ``col``; those before them are ``row``.
+    The row's axes are the last ones of the operand, flattened to ``col``; those before them are ``row``. Outputs of one
+    element for each row are stored over ``row`` alone.
     """
     row = opdef(node.op).row
     assert row is not None, f"{node.op} has no row program"
@@ -95,7 +96,9 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     )  # fmt: skip
     # the operand may be stored too (a residual sum that other kernels read): its elements are in registers anyway
     hero.visited[x.name] = (coords, element)
-    reader.override[x.name] = (coords, element)
+    for v, e in zip(node.outputs[1:], program.of_row(scalars)):
+        hero.visited[v.name] = (coords[:split], e)
+    reader.override.update(hero.visited)
     return hero
 
 

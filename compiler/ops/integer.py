@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.ir import Node, Rewriter, TensorType, Value
+from arcweld.compiler.expr import Expr, binary, cast, const, unary, where
+from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops import reference_nn as nn
-from arcweld.compiler.ops.composite import composite
 from arcweld.compiler.ops.contract import CONV_ATTRS, static_kernel
-from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
-from arcweld.compiler.ops.registry import Case, Kind, OpDef, infer_types, register
+from arcweld.compiler.ops.registry import Case, Kind, OpDef, Reader, RowProgram, RowStage, infer_types, register
 from arcweld.compiler.ops.shapes import check_dtype, check_equal, present, split_optional
 
 Attrs = Mapping[str, Any]
@@ -130,21 +130,38 @@ def _dynamic(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     return y, np.asarray(scale, np.float32), np.asarray(zero)
 
 
-def _decompose_dynamic(rw: Rewriter, node: Node) -> tuple[Value, ...]:
-    (x,), e = node.operands(), Emit(rw, node)
-    zero, axes = e.const(0, DType.F32), tuple(range(x.type.rank))
-    top = e("Max", e("ReduceMax", x, axes=axes, keepdims=0), zero)
-    low = e("Min", e("ReduceMin", x, axes=axes, keepdims=0), zero)
-    scale = e("Div", e("Sub", top, low), e.const(255, DType.F32))
-    # a tensor of zeros: any scale will do
-    scale = e("Where", e("Equal", scale, zero), e.const(1, DType.F32), scale)
-    steps = e("Clip", e("Round", e("Div", e("Neg", low), scale)), min=0.0, max=255.0)
-    point = e.cast(steps, DType.U8)
-    return e("QuantizeLinear", x, scale, point, axis=0), scale, point
+def _zero_point(s: Mapping[str, Expr]) -> Expr:
+    return binary("min", binary("max", unary("round", -s["low"] / s["scale"]), const(0.0, DType.F32)), _STEPS)
 
 
-composite(
-    "DynamicQuantizeLinear", "x", _infer_dynamic, _dynamic, _decompose_dynamic, {},
-    [Case(((3, 4),), {}, ("f32",), -1.0, 3.0), Case((np.zeros((2, 2), np.float32),))],
-    doc="outputs y (u8), scale (f32) and zero point (u8)",
+def _row_dynamic(node: Node) -> RowProgram:
+    nothing, one = const(0.0, DType.F32), const(1.0, DType.F32)
+
+    def scale(top: Expr, s: Mapping[str, Expr]) -> Expr:
+        step = (binary("max", top, nothing) - s["low"]) / _STEPS
+        return where(binary("eq", step, nothing), one, step)  # a tensor of zeros: any scale will do
+
+    def result(reader: Reader, node: Node, x: Expr, s: Mapping[str, Expr], coords: tuple[Dim, ...]) -> Expr:
+        y = unary("round", x / s["scale"]) + _zero_point(s)
+        return cast(binary("min", binary("max", y, nothing), _STEPS), DType.U8)
+
+    stages = (
+        RowStage("low", "min", lambda x, s: x, lambda low, s: binary("min", low, nothing)),
+        RowStage("scale", "max", lambda x, s: x, scale),
+    )
+    rank = node.operands()[0].type.rank
+    return RowProgram(rank, stages, result, lambda s: (s["scale"], cast(_zero_point(s), DType.U8)))
+
+
+_STEPS = const(255.0, DType.F32)
+register(
+    OpDef(
+        "DynamicQuantizeLinear", Kind.ROWWISE, ("x",), _infer_dynamic, _dynamic, row=_row_dynamic, cost=8,
+        cases=(
+            Case(((3, 4),), {}, ("f32",), -1.0, 3.0),
+            Case(((2, 3, 5),), {}, ("f32",), 0.5, 3.0),
+            Case((np.zeros((2, 2), np.float32),)),
+        ),
+        doc="the row is the whole tensor; outputs y (u8), scale (f32) and zero point (u8)",
+    )
 )  # fmt: skip
