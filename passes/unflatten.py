@@ -54,7 +54,7 @@ def _sources(rw: Tracker, node: Node, operands: list[Value]) -> list[Value] | No
     kind, rank = opdef(node.op).kind, node.output.type.rank
     if kind is Kind.CONTRACT:
         source = _before_flattening(rw, operands[0])
-        return None if source is None or operands[1].type.rank != 2 else [source, operands[1]]
+        return None if source is None or operands[1].type.rank != 2 else [source, *operands[1:]]
     if kind is Kind.ROWWISE:
         if node.attrs["axis"] != rank - 1:
             return None

@@ -73,6 +73,15 @@ ARCWELD_DEVICE i32 add_products(i32 sum, const A* a, const B* b) {
   return sum;
 }
 
+// ``sum`` plus N 8-bit integers, four at a time.
+template <int N, class A>
+ARCWELD_DEVICE i32 add_elements(i32 sum, const A* a) {
+  u8 ones[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) ones[i] = 1;
+  return add_products<N>(sum, a, ones);
+}
+
 // Sums COUNT values (a power of two) over the lanes APART, 2 * APART, … further; APART is a power of two. The lanes share
 // the sums out: each step hands half of the values over, so that COUNT of them take little longer than one. Afterwards
 // v[0], v[1], … are the sums from the returned number on, LEFT_OF_SUMS of them; ``has_sums`` says which lanes hold them.
