@@ -23,6 +23,7 @@ from arcweld.passes.dynamic_quantisation import dynamic_quantisation
 from arcweld.passes.fold_affine import fold_affine
 from arcweld.passes.integer_products import integer_products
 from arcweld.passes.layout import layout
+from arcweld.passes.merge_integer_matmuls import merge_integer_matmuls
 from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
@@ -78,6 +79,7 @@ PASSES: tuple[Pass, ...] = (
     # only unflattened
     Pass("unflatten", unflatten, "let products and row-wise work keep the axes that exporters flatten"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
+    Pass("merge-integer-matmuls", merge_integer_matmuls, "join integer products of one activation"),
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
     Pass("cleanup", cleanup, "join the movements that layout left side by side"),
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
