@@ -1,12 +1,12 @@
-"""Dynamic quantisation: the range of a tensor that fits one block, and its quantisation by that range, in one kernel.
+"""Dynamic quantisation: a tensor's range and its quantisation by that in one kernel, or in two of many blocks.
 
     low = Min(ReduceMin(x), 0); scale = (Max(ReduceMax(x), 0) - low) / 255; zero = Round(-low / scale)
     y = QuantizeLinear(x, scale, zero)
-    -> y, scale, zero = DynamicQuantizeLinear(x)
+    -> y, scale, zero = DynamicQuantizeLinear(x)                                    of at most MOST_ELEMENTS
+    -> scale, zero = DynamicRange(x); y = QuantizeLinear(x, scale, zero)            of others
 
-One block reads the whole tensor anyway, twice, for its least and its largest element: a larger tensor gains by a kernel
-of many blocks that only rounds. Requires: layout chosen. Ensures: no such arithmetic is left over all axes of a tensor
-of at most MOST_ELEMENTS, as far as it ends in QuantizeLinear.
+Requires: layout chosen. Ensures: no such arithmetic is left over all axes of a tensor, as far as it ends in
+QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.dce import remove_dead
 from arcweld.passes.patterns import Matcher, Tree, parse_formula
 
-MOST_ELEMENTS = 1 << 17  # 512 KiB: about 10 microseconds of one multiprocessor
+MOST_ELEMENTS = 1 << 16  # what a block keeps in registers, so that it reads them once
 _LOW = "Clip((least := ReduceMin(x)), min=None, max=0)"
 _STEP = f"((Relu((most := ReduceMax(x))) - {_LOW}) / 255)"
 _SCALE = f"(scale := Where(Equal((step := {_STEP}), 0), 1, (step := {_STEP})))"
@@ -42,14 +42,14 @@ class _Found:
 
 
 def dynamic_quantisation(graph: Graph, options: Options) -> Graph:
-    """Returns ``graph`` with dynamic quantisation of small tensors as one operator."""
-    quantised = [n for n in graph.nodes if n.op == "QuantizeLinear" and _is_small(n.operands()[0])]
+    """Returns ``graph`` with dynamic quantisation as one or two operators."""
+    quantised = [n for n in graph.nodes if n.op == "QuantizeLinear" and n.operands()[0].dtype is DType.F32]
     if not quantised:
         return graph
     matcher, tree = Matcher(graph), parse_formula(_FORMULA)
     found = [f for f in (_match(matcher, tree, n) for n in quantised) if f is not None]
     first = {f.scale.name: f for f in found}  # nothing else of the formula is read before it
-    replaced = {v.name for f in found for v in (f.y, f.scale, f.zero)}
+    replaced = {v.name for f in found for v in (f.scale, f.zero, *((f.y,) if _is_small(f.x) else ()))}
 
     def visit(rw: Tracker, node: Node) -> bool:
         if node.output.name in first:
@@ -61,7 +61,7 @@ def dynamic_quantisation(graph: Graph, options: Options) -> Graph:
 
 def _is_small(x: Value) -> bool:
     _, most = bounds(x.type.numel)
-    return x.dtype is DType.F32 and most is not None and most <= MOST_ELEMENTS
+    return most is not None and most <= MOST_ELEMENTS
 
 
 def _match(matcher: Matcher, tree: Tree, node: Node) -> _Found | None:
@@ -76,6 +76,8 @@ def _match(matcher: Matcher, tree: Tree, node: Node) -> _Found | None:
 
 def _emit(rw: Tracker, found: _Found) -> None:
     """Emits the operator in the place of what makes the scale, and puts its results in that of the formula's."""
-    make(rw, "DynamicQuantizeLinear", [rw.get(found.x)], origin=found.origin, hint=found.y.name)
-    for old, new in zip((found.y, found.scale, found.zero), rw.nodes[-1].outputs):
+    small = _is_small(found.x)
+    op, hint = ("DynamicQuantizeLinear", found.y.name) if small else ("DynamicRange", found.scale.name)
+    make(rw, op, [rw.get(found.x)], origin=found.origin, hint=hint)
+    for old, new in zip((found.y, found.scale, found.zero)[not small :], rw.nodes[-1].outputs):
         rw.alias(old, new)

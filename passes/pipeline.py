@@ -92,7 +92,7 @@ PASSES: tuple[Pass, ...] = (
     # behind all passes that look at whole sums and concatenations, and behind the casts of precision
     Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
     # on the values that layout and precision have left, which no later pass moves
-    Pass("dynamic-quantisation", dynamic_quantisation, "quantise small tensors by their own range in one kernel"),
+    Pass("dynamic-quantisation", dynamic_quantisation, "quantise tensors by their own range in one kernel or two"),
     # last of all rewrites: folding must not undo them
     Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),

@@ -26,7 +26,7 @@ ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
-_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange"})
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 

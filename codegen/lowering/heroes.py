@@ -91,7 +91,7 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     stages, scalars = row_stages(node, element)
     loaded = reader.read(x, coords)
     hero = Hero(
-        {"row": rows, "col": (col,)}, {"x": loaded}, coords,
+        {"row": rows, "col": (col,)}, {"x": loaded}, coords[:split] if program.per_row else coords,
         lambda at: program.result(reader, node, element, scalars, at), {"stages": stages}, x.type.numel * 8,
     )  # fmt: skip
     # the operand may be stored too (a residual sum that other kernels read): its elements are in registers anyway

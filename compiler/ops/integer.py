@@ -8,6 +8,7 @@ their own: of constant weights they are constants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,51 +146,76 @@ register(
 
 def _infer_dynamic(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (x,) = present("DynamicQuantizeLinear", types, 1)
-    check_dtype("DynamicQuantizeLinear", x, (DType.F32,))
-    return (x.with_dtype(DType.U8), TensorType(DType.F32, ()), TensorType(DType.U8, ()))
+    return (x.with_dtype(DType.U8), *_infer_range(types, attrs))
+
+
+def _infer_range(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = present("DynamicRange", types, 1)
+    check_dtype("DynamicRange", x, (DType.F32,))
+    return (TensorType(DType.F32, ()), TensorType(DType.U8, ()))
 
 
 def _dynamic(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x, (scale, zero) = operand(arrays), _range(arrays, attrs)
+    return np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8), scale, zero
+
+
+def _range(arrays: Arrays, attrs: Attrs) -> tuple[np.ndarray, ...]:
     x = operand(arrays)
     top, low = max(x.max(initial=0), np.float32(0)), min(x.min(initial=0), np.float32(0))
     scale = np.float32((top - low) / np.float32(255)) if top > low else np.float32(1)
-    zero = np.uint8(np.clip(np.rint(-low / scale), 0, 255))
-    y = np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8)
-    return y, np.asarray(scale, np.float32), np.asarray(zero)
+    return np.asarray(scale, np.float32), np.asarray(np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+_STEPS, _NOTHING, _ONE = (const(c, DType.F32) for c in (255.0, 0.0, 1.0))
+
+
+def _scale(top: Expr, s: Mapping[str, Expr]) -> Expr:
+    step = (binary("max", top, _NOTHING) - s["low"]) / _STEPS
+    return where(binary("eq", step, _NOTHING), _ONE, step)  # a tensor of zeros: any scale will do
 
 
 def _zero_point(s: Mapping[str, Expr]) -> Expr:
-    return binary("min", binary("max", unary("round", -s["low"] / s["scale"]), const(0.0, DType.F32)), _STEPS)
+    return binary("min", binary("max", unary("round", -s["low"] / s["scale"]), _NOTHING), _STEPS)
+
+
+def _row_range(node: Node) -> RowProgram:
+    stages = (
+        RowStage("low", "min", lambda x, s: x, lambda low, s: binary("min", low, _NOTHING)),
+        RowStage("scale", "max", lambda x, s: x, _scale),
+    )
+
+    def scale(reader: Reader, node: Node, x: Expr, s: Mapping[str, Expr], coords: tuple[Dim, ...]) -> Expr:
+        return s["scale"]
+
+    rank = node.operands()[0].type.rank
+    return RowProgram(rank, stages, scale, lambda s: (cast(_zero_point(s), DType.U8),), per_row=True)
 
 
 def _row_dynamic(node: Node) -> RowProgram:
-    nothing, one = const(0.0, DType.F32), const(1.0, DType.F32)
-
-    def scale(top: Expr, s: Mapping[str, Expr]) -> Expr:
-        step = (binary("max", top, nothing) - s["low"]) / _STEPS
-        return where(binary("eq", step, nothing), one, step)  # a tensor of zeros: any scale will do
+    program = _row_range(node)
 
     def result(reader: Reader, node: Node, x: Expr, s: Mapping[str, Expr], coords: tuple[Dim, ...]) -> Expr:
         y = unary("round", x / s["scale"]) + _zero_point(s)
-        return cast(binary("min", binary("max", y, nothing), _STEPS), DType.U8)
+        return cast(binary("min", binary("max", y, _NOTHING), _STEPS), DType.U8)
 
-    stages = (
-        RowStage("low", "min", lambda x, s: x, lambda low, s: binary("min", low, nothing)),
-        RowStage("scale", "max", lambda x, s: x, scale),
-    )
-    rank = node.operands()[0].type.rank
-    return RowProgram(rank, stages, result, lambda s: (s["scale"], cast(_zero_point(s), DType.U8)))
+    return replace(program, result=result, of_row=lambda s: (s["scale"], *program.of_row(s)), per_row=False)
 
 
-_STEPS = const(255.0, DType.F32)
+_TENSORS = (
+    Case(((3, 4),), {}, ("f32",), -1.0, 3.0),
+    Case(((2, 3, 5),), {}, ("f32",), 0.5, 3.0),
+    Case((np.zeros((2, 2), np.float32),)),
+)
 register(
     OpDef(
         "DynamicQuantizeLinear", Kind.ROWWISE, ("x",), _infer_dynamic, _dynamic, row=_row_dynamic, cost=8,
-        cases=(
-            Case(((3, 4),), {}, ("f32",), -1.0, 3.0),
-            Case(((2, 3, 5),), {}, ("f32",), 0.5, 3.0),
-            Case((np.zeros((2, 2), np.float32),)),
-        ),
-        doc="the row is the whole tensor; outputs y (u8), scale (f32) and zero point (u8)",
+        cases=_TENSORS, doc="the row is the whole tensor; outputs y (u8), scale (f32) and zero point (u8)",
+    )
+)  # fmt: skip
+register(
+    OpDef(
+        "DynamicRange", Kind.ROWWISE, ("x",), _infer_range, _range, row=_row_range, cost=2, cases=_TENSORS,
+        doc="the scale (f32) and the zero point (u8) of DynamicQuantizeLinear",
     )
 )  # fmt: skip

@@ -148,6 +148,7 @@ def products(engine: Engine) -> list[str]:
 
 MODELS = [cnn, resnet, transformer]
 MULTIPLICATIONS = {cnn: 5, resnet: 9, transformer: 5}  # distinct kernels of them
+LAUNCHES = {cnn: 17, resnet: 30, transformer: 10}  # of those that are quantised dynamically, whatever the weights' type
 
 
 @pytest.mark.parametrize("build", MODELS, ids=lambda f: f.__name__)
@@ -185,3 +186,4 @@ def test_dynamic_quantisation(
     want, engine = by_onnxruntime(proto, x), compile_model(proto, device="sim")
     np.testing.assert_allclose(engine(x), want, rtol=0, atol=2e-6 * float(np.ptp(want)))
     assert products(engine)
+    assert len(engine.data.program.launches) <= LAUNCHES[build]
