@@ -1,4 +1,4 @@
-"""DynamicQuantizeLinear as an engine on the simulator: one kernel or two, equal to the reference and to ONNX Runtime."""
+"""DynamicQuantizeLinear as an engine on the simulator: one kernel or two, equal to its reference and ONNX Runtime."""
 
 from __future__ import annotations
 
