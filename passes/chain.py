@@ -39,7 +39,7 @@ def _is_few_rows(r: Region) -> bool:
     """True for the product of a few rows by a matrix."""
     if r.template != "contract" or r.hero is None or r.in_place:
         return False
-    a, b = r.hero.operands()
+    a, b = r.hero.operands()[:2]
     columns, depth = r.hero.output.shape[-1], a.shape[-1]
     if b.type.rank != 2 or a.dtype not in FLOATS or not isinstance(columns, int) or not isinstance(depth, int):
         return False

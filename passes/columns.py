@@ -82,7 +82,7 @@ def reads_rows(region: Region, norm: Node) -> bool:
     assert region.hero is not None
     left = region.hero.operands()[0]
     row = opdef(norm.op).row
-    if row is None or row(norm).axes != 1 or norm.output.shape[-1] != left.shape[-1]:
+    if row is None or len(norm.outputs) > 1 or row(norm).axes != 1 or norm.output.shape[-1] != left.shape[-1]:
         return False
     found = _Until(region, norm).loads(norm, left)
     places = {x.attr[2] for x in found}
@@ -144,7 +144,7 @@ def chain_of(region: Region, rows: Node | None) -> Chain | None:
 
 def is_head(region: Region) -> bool:
     """True for a row-wise region that a chain may compute behind its product: one over the last axis."""
-    if region.hero is None:
+    if region.hero is None or len(region.hero.outputs) > 1:
         return False
     row = opdef(region.hero.op).row
     return row is not None and row(region.hero).axes == 1 and region.hero.operands()[0].dtype in FLOATS

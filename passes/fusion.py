@@ -21,7 +21,6 @@ from collections.abc import Collection, Iterable, Mapping
 
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
@@ -38,6 +37,7 @@ MAX_NODES = 160  # views included
 MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
+WIDENING = READ_ONCE | {Kind.WINDOW}  # kinds of heroes that widen 8-bit values as they read them
 # (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
 # (kind, operand) of heroes that look rows of an operand up in a table of pages: a dense copy would cost more, however
@@ -168,7 +168,7 @@ class Fuser:
 
     def _grow_epilogue(self, g: _Group) -> None:
         assert g.hero is not None
-        domain = {v.name: _indices(v) for v in g.hero.outputs}
+        domain = {g.hero.output.name: _indices(g.hero.output)}
         queue = deque([g.hero.output])
         while queue:
             v = queue.popleft()
@@ -240,21 +240,13 @@ class Fuser:
                 inside = any(c.output.name in g.nodes for c in self.consumers.get(name, ()))
                 if (
                     n is not g.hero
-                    and (opdef(n.op).kind is Kind.MOVEMENT or self._is_widened_by_reader(g, n))
+                    and (opdef(n.op).kind is Kind.MOVEMENT or self.free.widened_by_readers(n, self.consumers, WIDENING))
                     and not inside
                     and name not in self.outputs
                     and not (merged and self._feeds_products(name))
                 ):
                     self._remove(g, name)
                     changed = True
-
-    def _is_widened_by_reader(self, g: _Group, n: Node) -> bool:
-        """True if ``n`` widens an 8-bit value that ``g`` stores anyway, and its one reader can do that as it reads."""
-        v, readers = n.operands()[0], self.consumers.get(n.output.name, ())
-        if n.op not in ("Cast", "DequantizeLinear") or v.dtype not in BYTES or n.output.dtype.size == 1:
-            return False
-        stored = v.name in self.outputs or any(c.output.name not in g.nodes for c in self.consumers[v.name])
-        return stored and len(readers) == 1 and opdef(readers[0].op).kind in (Kind.POINTWISE, *READ_ONCE)
 
     # ----- cycles
 
@@ -355,7 +347,7 @@ class Fuser:
             return self._refuse(p, reader, *full)
         if p in self.free and (pointwise or not self.free.only_once(p)):
             return True
-        widens = g.template == "attention" and self.free.widens_bytes(p)
+        widens = g.template in ("attention", "window") and self.free.widens_bytes(p)
         if not (pointwise or widens) and p.op != "Cast":
             return self._refuse(p, reader, "prologue", f"{reader.op} reads its operands more than once")
         if not (pointwise or widens) and self._narrows_a_result(p):

@@ -23,6 +23,8 @@ from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.integer_products import integer_conv, integer_matmul
 from arcweld.compiler.ops.shapes import FLOATS
 from arcweld.compiler.options import Options
+from arcweld.compiler.region import is_view
+from arcweld.compiler.weights import is_evaluated
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.dce import remove_dead
 
@@ -88,6 +90,9 @@ def integer_products(graph: Graph, options: Options) -> Graph:
 
 
 def _visit(rw: Tracker, node: Node) -> bool:
+    if _is_constant_view(rw, node):
+        rw.redirect(node, rw.make(node.op, rw.inputs_of(node), node.origin, node.output.name, **node.attrs))
+        return True
     if node.op not in ("MatMul", "Gemm", "Conv"):
         return False
     given = rw.inputs_of(node)
@@ -98,6 +103,12 @@ def _visit(rw: Tracker, node: Node) -> bool:
     if node.op == "Conv":
         return _conv(rw, node, a, b, bias)
     return _matmul(rw, node, a, b, bias)
+
+
+def _is_constant_view(rw: Tracker, node: Node) -> bool:
+    """True for a view of 8-bit weights, such as one direction's of an LSTM: what they hold has to be known."""
+    x = rw.inputs_of(node)[0] if is_view(node) else None
+    return x is not None and x.dtype in BYTES and x.name in rw.weights and is_evaluated(node.attrs)
 
 
 def _operand(rw: Tracker, value: Value | None) -> _Quantised | None:

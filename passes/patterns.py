@@ -240,9 +240,15 @@ class Matcher:
             return
         # constants in f16 and bf16 are rounded to 11 and 8 bits
         self.tolerance = 4e-3 if root.output.dtype.is_half else 1e-5
+        for m in self.occurrences(tree, root):
+            if self._closed(root, (root, *m.nodes)):
+                yield m
+
+    def occurrences(self, tree: Tree, root: Node) -> Iterator[Match]:
+        """The matches of ``tree`` with root ``root``, whatever else reads their intermediate values."""
         for env in self.match(tree, root.output, _Env({}, {}, ())):
             nodes = tuple({n.output.name: n for n in env.nodes}.values())
-            if root in nodes and self._closed(root, nodes):
+            if root in nodes:
                 inner = tuple(n for n in nodes if n is not root)
                 yield Match(root, env.values, env.scalars, inner, self.producers)
 

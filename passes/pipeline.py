@@ -19,9 +19,11 @@ from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
+from arcweld.passes.dynamic_quantisation import dynamic_quantisation
 from arcweld.passes.fold_affine import fold_affine
 from arcweld.passes.integer_products import integer_products
 from arcweld.passes.layout import layout
+from arcweld.passes.merge_integer_matmuls import merge_integer_matmuls
 from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.patterns_pointwise import activations, clips
@@ -77,6 +79,7 @@ PASSES: tuple[Pass, ...] = (
     # only unflattened
     Pass("unflatten", unflatten, "let products and row-wise work keep the axes that exporters flatten"),
     Pass("merge-matmuls", merge_matmuls, "join products of one activation"),
+    Pass("merge-integer-matmuls", merge_integer_matmuls, "join integer products of one activation"),
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
     Pass("cleanup", cleanup, "join the movements that layout left side by side"),
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
@@ -88,6 +91,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("cleanup", cleanup, "join the movements that the passes above emitted"),
     # behind all passes that look at whole sums and concatenations, and behind the casts of precision
     Pass("split-operands", split_operands, "take apart sums and concatenations of very many operands"),
+    # on the values that layout and precision have left, which no later pass moves
+    Pass("dynamic-quantisation", dynamic_quantisation, "quantise tensors by their own range in one kernel or two"),
     # last of all rewrites: folding must not undo them
     Pass("positions", positions, "compute constant positions where they are compared"),
     Pass("pack-weights", pack_weights, "store convolution weights in the order in which kernels read them"),

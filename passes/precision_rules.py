@@ -26,7 +26,7 @@ ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
-_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange"})
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -144,7 +144,9 @@ def _is_float_pointwise(node: Node) -> bool:
 
 
 def _is_float_arithmetic(node: Node) -> bool:
-    return opdef(node.op).kind in (Kind.POINTWISE, Kind.REDUCE) and node.output.dtype is DType.F32
+    """True for arithmetic with f32 operands; comparisons count too: f16 would find a small scale equal to 0."""
+    kind = opdef(node.op).kind
+    return kind in (Kind.POINTWISE, Kind.REDUCE) and any(v.dtype is DType.F32 for v in (node.output, *node.operands()))
 
 
 def _around_masks(graph: Graph) -> set[str]:

@@ -54,7 +54,7 @@ def _sources(rw: Tracker, node: Node, operands: list[Value]) -> list[Value] | No
     kind, rank = opdef(node.op).kind, node.output.type.rank
     if kind is Kind.CONTRACT:
         source = _before_flattening(rw, operands[0])
-        return None if source is None or operands[1].type.rank != 2 else [source, operands[1]]
+        return None if source is None or operands[1].type.rank != 2 else [source, *operands[1:]]
     if kind is Kind.ROWWISE:
         if node.attrs["axis"] != rank - 1:
             return None
@@ -136,7 +136,7 @@ def _is_row_wise(node: Node) -> bool:
         return False
     if kind is Kind.CONTRACT:
         return node.operands()[1].type.rank == 2 and _row(node) == node.operands()[0]
-    if kind is not Kind.POINTWISE and not (kind is Kind.ROWWISE and node.attrs["axis"] == rank - 1):
+    if kind is not Kind.POINTWISE and not (kind is Kind.ROWWISE and node.attrs.get("axis") == rank - 1):
         return False
     others = [v for v in node.operands() if v != _row(node)]
     axis_is_free = kind is Kind.ROWWISE or "axis" not in node.attrs

@@ -349,10 +349,15 @@ ARCWELD_DEVICE void multiply_add_tf32(float (&acc)[MI][NJ][4], const u32 (&a)[MI
 #pragma unroll
     for (int j = 0; j < NJ; ++j) mma_m16n8k8_tf32(acc[i][j], a[i], b[j]);
 }
+// Takes the words of A's fragments, for nothing; RowSums of row_sums.cuh adds them up.
+struct NoSums {
+  template <class Words>
+  ARCWELD_DEVICE void add(const Words&) {}
+};
 // Adds the product of a stage's tiles, A and after it B, for the warp's rows and columns. f32 operands are rounded to
 // tf32, or with PRODUCTS = 3 split in two such numbers each. Sums of integers are i32.
-template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ>
-ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column) {
+template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ, class Sums>
+ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column, Sums& row_sums) {
   typedef typename TileA::T T;
 #pragma unroll
   for (int k = 0; k < BK; k += 32 / (int)sizeof(T)) {
@@ -362,6 +367,7 @@ ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* s
 #pragma unroll
     for (int j = 0; j < NJ; j += 2) fragment_b<TileB>(b[j], b[j + 1], stage + TileA::BYTES, column + j * 8, k);
     if constexpr (sizeof(T) == 1) {
+      row_sums.add(a);
       mma_tile_int8<T, typename TileB::T, MI, NJ>(acc, a, b);
     } else if constexpr (sizeof(T) == 2) {
       mma_tile<T, MI, NJ>(acc, a, b);
@@ -378,6 +384,11 @@ ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* s
       multiply_add_tf32(acc, a, b);
     }
   }
+}
+template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ>
+ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* stage, int row, int column) {
+  NoSums none;
+  multiply_stage<TileA, TileB, BK, PRODUCTS>(acc, stage, row, column, none);
 }
 
 // ---------------------------------------------------------------- one warpgroup: wgmma on tiles that TMA has swizzled

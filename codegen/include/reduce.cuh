@@ -51,6 +51,15 @@ ARCWELD_DEVICE i32 add_products(i32 sum, const A* a, const B* b) {
   return sum;
 }
 
+// ``sum`` plus N 8-bit integers, four at a time.
+template <int N, class A>
+ARCWELD_DEVICE i32 add_elements(i32 sum, const A* a) {
+  u8 ones[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) ones[i] = 1;
+  return add_products<N>(sum, a, ones);
+}
+
 // How many sums share_sums() leaves a lane, and whether ``lane`` is one of those that hold them.
 template <int COUNT, int APART>
 constexpr int LEFT_OF_SUMS = COUNT * APART > 32 ? COUNT * APART / 32 : 1;

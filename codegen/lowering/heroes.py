@@ -76,7 +76,8 @@ def row_stages(node: Node, element: Expr) -> tuple[tuple[Stage, ...], dict[str, 
 def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     """Softmax and the normalisations: axes ``row`` and ``col``, load ``x``, stages as expressions over ``x``.
 
-    The row's axes are the last ones of the operand, flattened to ``col``; those before them are ``row``.
+    The row's axes are the last ones of the operand, flattened to ``col``; those before them are ``row``. Outputs of one
+    element for each row are stored over ``row`` alone.
     """
     row = opdef(node.op).row
     assert row is not None, f"{node.op} has no row program"
@@ -90,12 +91,14 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
     stages, scalars = row_stages(node, element)
     loaded = reader.read(x, coords)
     hero = Hero(
-        {"row": rows, "col": (col,)}, {"x": loaded}, coords,
+        {"row": rows, "col": (col,)}, {"x": loaded}, coords[:split] if program.per_row else coords,
         lambda at: program.result(reader, node, element, scalars, at), {"stages": stages}, x.type.numel * 8,
     )  # fmt: skip
     # the operand may be stored too (a residual sum that other kernels read): its elements are in registers anyway
     hero.visited[x.name] = (coords, element)
-    reader.override[x.name] = (coords, element)
+    for v, e in zip(node.outputs[1:], program.of_row(scalars)):
+        hero.visited[v.name] = (coords[:split], e)
+    reader.override.update(hero.visited)
     return hero
 
 
@@ -129,7 +132,8 @@ def lower_scan(reader: RegionReader, node: Node) -> Hero:
 def lower_contract(reader: RegionReader, node: Node) -> Hero:
     """Products: axes ``batch``, ``m``, ``n``, ``k``; loads ``a`` over batch, m, k and ``b`` over batch, k, n.
 
-    Where the right operand has no batch axes, those of the left one are part of ``m``.
+    The zero point of a MatMulInteger is the load ``zero`` over batch and n. Where the right operand has no batch axes,
+    those of the left one are part of ``m``.
     """
     a, b = _operand(node, 0), _operand(node, 1)
     out = node.output
@@ -150,6 +154,9 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
         "b": reader.read(b, (*_broadcast(outer, b.shape[:-2], own), k.index, n.index)),
     }
     attrs = {"precision": precision_of((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
+    zero = _optional(node, 2)
+    if zero is not None:
+        loads["zero"] = reader.read(zero, _broadcast((*outer, 0, n.index), zero.shape, own + 2))
     flops = dims.product(out.shape) * a.shape[-1] * 2
     axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
     return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
@@ -173,7 +180,7 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     """Conv, ConvInteger and ConvTranspose: axes ``n``, ``out``, ``g``, ``co``, ``tap``, ``ci``; loads ``a`` and ``w``.
 
     ``co`` and ``ci`` are the channels of one group. Where a tap lies in the padding, ``a`` is 0, or what pads a
-    ConvInteger.
+    ConvInteger, whose filters' zero points are the load ``zero`` over g and co.
     """
     x, w, y = _operand(node, 0), _operand(node, 1), node.output
     transposed = node.op == "ConvTranspose"
@@ -194,7 +201,7 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     at, mask = position(node, outs, taps, size, spatial)
     channel = g.index * ci.extent + ci.index
     a = reader.read(x, place(n.index, channel, at), mask)
-    fill = _third(node) if node.op == "ConvInteger" else None
+    fill, zero = (_optional(node, i) if node.op == "ConvInteger" else None for i in (2, 3))
     if fill is not None and mask is not None:
         a = expr.where(mask, a, reader.read(fill, (0,) * fill.type.rank))
     if transposed:
@@ -202,6 +209,8 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     else:
         wc = (g.index * co.extent + co.index, ci.index)
     loads = {"a": a, "w": reader.read(w, (*wc, *(t.index for t in taps)))}
+    if zero is not None:
+        loads["zero"] = reader.read(zero, tuple(0 if d == 1 else wc[0] for d in zero.shape))
     attrs = {
         "precision": precision_of((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
         "dilations": tuple(node.attrs["dilations"]), "pads": tuple(node.attrs["pads"]),
@@ -213,14 +222,14 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, loads, coords, _conv_result(reader, node, coords, last), attrs, flops)
 
 
-def _third(node: Node) -> Value | None:
-    """The optional third operand: the bias of Conv and ConvTranspose, what pads a ConvInteger."""
-    return node.inputs[2] if len(node.inputs) > 2 else None
+def _optional(node: Node, i: int) -> Value | None:
+    """An optional operand: the bias of Conv and ConvTranspose, what pads a ConvInteger, zero points."""
+    return node.inputs[i] if len(node.inputs) > i else None
 
 
 def _conv_result(reader: RegionReader, node: Node, coords: Coords, last: bool) -> Callable[[Coords], Expr]:
     acc = expr.variable(ACC, node.output.dtype)
-    bias = _third(node)
+    bias = _optional(node, 2)
     if bias is None or node.op == "ConvInteger":
         return lambda _: acc
     channel = coords[-1] if last else coords[1]

@@ -14,7 +14,7 @@ from arcweld.codegen.templates.contract import implementations as contract
 from arcweld.codegen.templates.conv import implementations as conv
 from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.pointwise import pointwise, transpose
-from arcweld.codegen.templates.reduce import reduce, rowwise, scan, window
+from arcweld.codegen.templates.reduce import reduce, rowwise, scan, whole, window
 from arcweld.compiler.errors import UnsupportedError
 
 log = logging.getLogger("arcweld.codegen")
@@ -29,7 +29,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "pointwise": (_portable("transpose", transpose), _portable("pointwise", pointwise)),
     "scatter": (_portable("pointwise", pointwise),),
     "reduce": (_portable("reduce", reduce),),
-    "rowwise": (_portable("rowwise", rowwise),),
+    "rowwise": (_portable("whole", whole), _portable("rowwise", rowwise)),
     "scan": (_portable("scan", scan),),
     "window": (_portable("window", window),),
     "contract": contract.IMPLEMENTATIONS,

@@ -1,10 +1,10 @@
-"""Products and convolutions of 8-bit integers less their zero points, in operators without zero points.
+"""Products and convolutions of 8-bit integers less their zero points.
 
-    sum (a - za)(b - zb) = sum a b - za * sum b - zb * (sum a - K * za)
+    sum (a - za)(b - zb) = sum a (b - zb) - za * (sum b - K * zb)
 
-All of it is i32, which wraps: the result is exact wherever i32 holds it. Sums of constant weights are weights; the sums
-of activations are computed only where weights have zero points. A convolution pads with the zero point, so that its
-corrections are the same at the borders.
+All of it is i32, which wraps: the result is exact wherever i32 holds it. The operators themselves take ``zb``; the sums
+of constant weights are weights. A convolution pads with the zero point, so that its corrections are the same at the
+borders.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, divides_exactly, product
+from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
@@ -26,12 +26,10 @@ def integer_matmul(e: Emitter, a: Value, b: Value, a_zero: Value | None, b_zero:
     """``(a - a_zero) @ (b - b_zero)`` of matrices, in i32. Zero points broadcast with their operands."""
     a_zero, b_zero = _unless_zero(e, a_zero), _unless_zero(e, b_zero)
     b, b_zero = _signed(e, b, b_zero)
-    y = e.emit("MatMulInteger", a, b)
+    y = e.emit("MatMulInteger", a, b, *([b_zero] if b_zero is not None else []))
     if a_zero is not None:
-        y = e.emit("Sub", y, e.emit("Mul", _i32(e, a_zero), _sum(e, b, (b.type.rank - 2,))))
-    if b_zero is not None:
-        sums = _less(e, _sum(e, a, (a.type.rank - 1,)), a_zero, a.shape[-1])
-        y = e.emit("Sub", y, e.emit("Mul", _i32(e, b_zero), sums))
+        sums = _less(e, _sum(e, b, (b.type.rank - 2,)), b_zero, a.shape[-1])
+        y = e.emit("Sub", y, e.emit("Mul", _i32(e, a_zero), sums))
     return y
 
 
@@ -44,31 +42,14 @@ def integer_conv(
     """
     x_zero, w_zero = _unless_zero(e, x_zero), _unless_zero(e, w_zero)
     w, w_zero = _signed(e, w, w_zero)
-    fill = [x_zero] if x_zero is not None and any(p != 0 for p in attrs["pads"]) else []
-    y = e.emit("ConvInteger", x, w, *fill, **attrs)
-    spatial = (1,) * (x.type.rank - 2)
+    fill = x_zero if any(p != 0 for p in attrs["pads"]) else None
+    optional = [fill, w_zero] if w_zero is not None else [fill] if fill is not None else []
+    y = e.emit("ConvInteger", x, w, *optional, **attrs)
     if x_zero is not None:
-        filters = e.reshape(_sum(e, w, range(1, w.type.rank)), (w.shape[0], *spatial))
+        sums = e.reshape(_sum(e, w, range(1, w.type.rank)), w.shape[:1])
+        filters = e.reshape(_less(e, sums, w_zero, product(w.shape[1:])), (w.shape[0], *(1,) * (x.type.rank - 2)))
         y = e.emit("Sub", y, e.emit("Mul", _i32(e, x_zero), filters))
-    if w_zero is not None:
-        sums = _less(e, _window_sums(e, x, w, fill, attrs), x_zero, product(w.shape[1:]))
-        if w_zero.type.rank == 1:
-            w_zero = e.reshape(w_zero, (w.shape[0], *spatial))
-        y = e.emit("Sub", y, e.emit("Mul", _i32(e, w_zero), sums))
     return y
-
-
-def _window_sums(e: Emitter, x: Value, w: Value, fill: Sequence[Value], attrs: dict[str, Any]) -> Value:
-    """The sums of what each filter sees: one channel, or with groups one for each of ``w``."""
-    group = attrs["group"]
-    ones = e.emit("ConstantOfShape", shape=(group, *w.shape[1:]), value=1, dtype=DType.I8)
-    y = e.emit("ConvInteger", x, ones, *fill, **attrs)
-    if group == 1:
-        return y
-    n, _, *out = y.shape
-    each = divides_exactly(w.shape[0], group)
-    assert each is not None, "ConvInteger has checked it"
-    return e.reshape(e.expand(e.reshape(y, (n, group, 1, *out)), (n, group, each, *out)), (n, w.shape[0], *out))
 
 
 def _less(e: Emitter, sums: Value, zero: Value | None, terms: Dim) -> Value:

@@ -94,11 +94,15 @@ class RowProgram:
 
     A row is the last ``axes`` axes of the first input, flattened. ``result(reader, node, x, scalars, coords)`` is the
     output element at ``coords``, given the row's element ``x`` there and the statistics of all stages.
+    ``of_row(scalars)`` are the further outputs, which have one element for each row; with ``per_row`` the first one
+    has, too.
     """
 
     axes: int
     stages: tuple[RowStage, ...]
     result: Callable[[Reader, Node, Expr, Mapping[str, Expr], tuple[Dim, ...]], Expr]
+    of_row: Callable[[Mapping[str, Expr]], tuple[Expr, ...]] = lambda scalars: ()
+    per_row: bool = False
 
 
 def statistic_type(x: Value) -> DType:

@@ -147,6 +147,24 @@ def column_softmax_kernel(n: int, m: int) -> Kernel:
     )  # fmt: skip
 
 
+def range_kernel(rows: Dim, cols: Dim) -> Kernel:
+    """Each row less its least element, and the least and the largest element of each row."""
+    r, c = axis("r", rows), axis("c", cols)
+    x, y = Buffer("in0", F32, (rows, cols)), Buffer("out0", DType.F16, (rows, cols), True)
+    low, top = Buffer("out1", F32, (rows,), True), Buffer("out2", F32, (rows,), True)
+    least, most = variable("low", F32), variable("top", F32)
+    stores = (put(y, (r, c), X - least), put(low, (r,), least), put(top, (r,), most))
+    stages = (Stage("low", "min", X), Stage("top", "max", X))
+    return Kernel(
+        "rowwise", "range", {"row": (r,), "col": (c,)}, {"x": at(x, (r, c))}, stores, (x, y, low, top),
+        {"stages": stages},
+    )  # fmt: skip
+
+
+def ranges(x: np.ndarray) -> dict[str, np.ndarray]:
+    return {"out0": x - x.min(-1, keepdims=True), "out1": x.min(-1), "out2": x.max(-1)}
+
+
 @functools.cache
 def suite() -> Suite:
     """All cases; small enough for the simulator."""
@@ -165,6 +183,10 @@ def suite() -> Suite:
         tag = "" if tactic is None else f"_l{tactic.lanes}{'' if tactic.resident else '_reread'}"
         name = f"softmax_{'x'.join(map(str, shape))}_{dtype.value}{tag}"
         s.add(name, softmax_kernel(shape, dtype), {"in0": x}, lambda x=x: {"out0": softmax(x)}, tactic=tactic)
+    for rows, cols, lanes in ((5, 64, 8), (1, 64, 32), (3, 1001, 128), (5, 1, 32)):
+        x = random(rng, (rows, cols), F32, 3.0)
+        kernel, tactic = range_kernel(rows, cols), RowwiseTactic(lanes=lanes, rows=max(1, 32 // lanes))
+        s.add(f"range_{rows}x{cols}", kernel, {"in0": x}, lambda x=x: ranges(x), tactic=tactic)
     _add_norms(s, rng)
     _add_symbolic(s, rng)
     return s

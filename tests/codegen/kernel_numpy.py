@@ -127,6 +127,8 @@ def _products(
     a, b = (points.value(kernel.loads[r]) for r in roles)
     last = tuple(range(len(outs), len(outs) + len(steps)))
     wide = np.float64 if a.dtype.kind == "f" else np.int64
+    if "zero" in kernel.loads:
+        b = b.astype(wide) - points.value(kernel.loads["zero"])
     acc = (a.astype(wide) * b.astype(wide)).sum(axis=last)
     sums = np.int32 if kernel.attrs["precision"] == "int8" else a.dtype
     _store(kernel, Points(outs, buffers, env), buffers, {"acc": acc.astype(sums)})

@@ -191,7 +191,7 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     if node.op == "DequantizeLinear" and len(node.inputs) == 4:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op in DIRECT:
-        return [DIRECT[node.op](node.attrs, *feeds.values())]
+        return [DIRECT[node.op](node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
         return [_attention(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.attrs.get("layout") == "NHWC":
@@ -256,19 +256,24 @@ def _with_unit_scale(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.n
     )
 
 
-def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.matmul(x.astype(object), y.astype(object)).astype(np.int32)
+def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) -> np.ndarray:
+    right = y.astype(object) - zero[0].astype(object) if zero else y.astype(object)
+    return np.matmul(x.astype(object), right).astype(np.int32)
 
 
-def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *fill: np.ndarray) -> np.ndarray:
+def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *optional: np.ndarray | None) -> np.ndarray:
     """torch's convolution in f64, which is exact, of a tensor that is padded before."""
+    fill, zero = [*optional, None, None][:2]
     rank = x.ndim - 2
     wide = torch.from_numpy(np.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x).double()
     pads = [p for i in reversed(range(rank)) for p in (a["pads"][i], a["pads"][rank + i])]
-    wide = torch.nn.functional.pad(wide, pads, value=float(fill[0]) if fill else 0.0)
+    wide = torch.nn.functional.pad(wide, pads, value=0.0 if fill is None else fill.item())
     convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[rank - 1]
     kept = {"stride": a["strides"], "dilation": a["dilations"], "groups": a["group"]}
-    y = convolve(wide, torch.from_numpy(w).double(), **kept).numpy().astype(np.int32)
+    filters = torch.from_numpy(w).double()
+    if zero is not None:
+        filters -= torch.from_numpy(zero).double().reshape(-1, *[1] * (rank + 1))
+    y = convolve(wide, filters, **kept).numpy().astype(np.int32)
     return np.moveaxis(y, 1, -1) if a["layout"] == "NHWC" else y
 
 

@@ -108,14 +108,16 @@ def test_filters_with_zero_points_of_their_own() -> None:
     np.testing.assert_array_equal(got, np.clip(np.rint(real) + 100, 0, 255))
 
 
-def test_unsigned_weights_in_the_middle_of_their_range_need_no_sums_of_activations() -> None:
-    fixed = {1: _bytes(np.uint8, 64, 5), 2: np.asarray(np.uint8(3)), 3: np.full(5, 128, np.uint8)}
-    proto, _ = one_node("MatMulInteger", 13, [_bytes(np.uint8, 3, 64)], {}, fixed)
-    graph = run_passes(import_onnx(proto), Options())
-    assert count_ops(graph, "ReduceSum") == 0
-    fixed[3] = np.full(5, 127, np.uint8)
-    proto, _ = one_node("MatMulInteger", 13, [_bytes(np.uint8, 3, 64)], {}, fixed)
-    assert count_ops(run_passes(import_onnx(proto), Options()), "ReduceSum") == 1
+def test_sums_of_activations_are_part_of_the_product() -> None:
+    """Unsigned weights in the middle of their range need none."""
+    fixed = {1: _bytes(np.uint8, 64, 5), 2: np.asarray(np.uint8(3)), 3: np.empty(5, np.uint8)}
+    for middle, operands in ((128, 2), (127, 3)):
+        fixed[3] = np.full(5, middle, np.uint8)
+        proto, _ = one_node("MatMulInteger", 13, [_bytes(np.uint8, 3, 64)], {}, fixed)
+        graph = run_passes(import_onnx(proto), Options())
+        (product,) = [n for n in graph.nodes if n.op == "MatMulInteger"]
+        assert len(product.operands()) == operands
+        assert count_ops(graph, "ReduceSum") == 0
 
 
 def test_operands_of_other_types_are_refused() -> None:

@@ -91,9 +91,10 @@ def run_rows(op: OpDef, node: Node, feeds: Mapping[str, np.ndarray], symbols: Ma
         scalars[stage.name] = variable(stage.name, dtype)
         if stage.finish is not None:
             values[stage.name] = run(stage.finish(scalars[stage.name], scalars), {})
-    coords, indices = grid(node.output.shape, values["x"].shape)
+    shape = values["x"].shape[: x.type.rank - program.axes] if program.per_row else values["x"].shape
+    coords, indices = grid(node.output.shape, shape)
     result = run(program.result(Loads(), node, element, scalars, coords), indices)
-    return np.broadcast_to(result, values["x"].shape).astype(node.output.dtype.numpy)
+    return np.broadcast_to(result.reshape(shape) if program.per_row else result, shape).astype(node.output.dtype.numpy)
 
 
 def rowwise() -> list[Sweep]:

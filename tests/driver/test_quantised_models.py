@@ -61,6 +61,36 @@ def cnn() -> tuple[onnx.ModelProto, np.ndarray]:
     return made(nodes, ("n", 3, 16, 16), ("n", 10), weights), floats(2, 3, 16, 16, seed=6)
 
 
+def resnet() -> tuple[onnx.ModelProto, np.ndarray]:
+    """A stem with a pool, a basic block, one with a stride and a projection, and a bottleneck."""
+    nodes: list[onnx.NodeProto] = []
+    weights: Arrays = {"v": floats(10, 32, seed=55) / 6, "c": floats(10, seed=56)}
+
+    def conv(x: str, y: str, cin: int, cout: int, k: int, stride: int = 1) -> str:
+        seed = len(weights)
+        weights[f"{y}.w"] = floats(cout, cin, k, k, seed=seed) / np.float32(np.sqrt(cin * k * k))
+        weights[f"{y}.b"] = floats(cout, seed=seed + 1) / 10
+        nodes.append(N("Conv", [x, f"{y}.w", f"{y}.b"], [y], pads=[k // 2] * 4, strides=[stride] * 2))
+        return y
+
+    def relu(x: str) -> str:
+        nodes.append(N("Relu", [x], [f"{x}.relu"]))
+        return f"{x}.relu"
+
+    def add(a: str, b: str) -> str:
+        nodes.append(N("Add", [a, b], [f"{a}.sum"]))
+        return relu(f"{a}.sum")
+
+    stem = relu(conv("x", "stem", 3, 16, 7, 2))
+    nodes.append(N("MaxPool", [stem], ["pool"], kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2]))
+    x = add(conv(relu(conv("pool", "a1", 16, 16, 3)), "a2", 16, 16, 3), "pool")
+    x = add(conv(relu(conv(x, "b1", 16, 32, 3, 2)), "b2", 32, 32, 3), conv(x, "b3", 16, 32, 1, 2))
+    x = add(conv(relu(conv(relu(conv(x, "c1", 32, 16, 1)), "c2", 16, 16, 3)), "c3", 16, 32, 1), x)
+    nodes += [N("GlobalAveragePool", [x], ["g"]), N("Flatten", ["g"], ["f"])]
+    nodes.append(N("Gemm", ["f", "v", "c"], ["y"], transB=1))
+    return made(nodes, ("n", 3, 32, 32), ("n", 10), weights), floats(2, 3, 32, 32, seed=6)
+
+
 def transformer() -> tuple[onnx.ModelProto, np.ndarray]:
     """One block of attention and an MLP, each with a residual sum."""
     d, heads = 32, 2
@@ -116,8 +146,9 @@ def products(engine: Engine) -> list[str]:
     return [s for s in sources if "i32 accumulation" in s or "i32 acc" in s]
 
 
-MODELS = [cnn, transformer]
-MULTIPLICATIONS = {cnn: 5, transformer: 5}  # distinct kernels of them
+MODELS = [cnn, resnet, transformer]
+MULTIPLICATIONS = {cnn: 5, resnet: 9, transformer: 5}  # distinct kernels of them
+LAUNCHES = {cnn: 17, resnet: 30, transformer: 10}  # of those that are quantised dynamically, whatever the weights' type
 
 
 @pytest.mark.parametrize("build", MODELS, ids=lambda f: f.__name__)
@@ -139,6 +170,8 @@ def test_static_quantisation(
     assert np.abs(got - want).max() <= 1.01 * step
     assert np.mean(np.abs(got - want) > 1e-5 * step) < 0.02
     assert len(products(engine)) >= MULTIPLICATIONS[build]
+    if build is not transformer:  # whose norm and attention are f32
+        assert {t.dtype for t in engine.data.program.temps} <= {"i8", "u8"}
 
 
 @pytest.mark.parametrize("build", MODELS, ids=lambda f: f.__name__)
@@ -153,3 +186,4 @@ def test_dynamic_quantisation(
     want, engine = by_onnxruntime(proto, x), compile_model(proto, device="sim")
     np.testing.assert_allclose(engine(x), want, rtol=0, atol=2e-6 * float(np.ptp(want)))
     assert products(engine)
+    assert len(engine.data.program.launches) <= LAUNCHES[build]

@@ -40,6 +40,7 @@ KERNELS = {
     "dnsmos_bak": 14,
     "minilm_l3": 28,
     "crnn": 145,
+    "crnn_int8": 148,
     "silero_vad": 16,
     "plcmos": 98,
     "aecmos_16k": 22,

@@ -12,6 +12,7 @@ from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
+from arcweld.compiler.expr import cast
 
 # rows and columns of a block's tile, then of a thread's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
@@ -65,6 +66,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     """The kernel's CUDA source, the same for every ``arch``."""
     kernel, hooks = problem.kernel, Hooks(problem.kernel)
     a, b = narrowed(problem.a), narrowed(problem.b)
+    if problem.zero is not None:
+        b = replace(b, expr=cast(b.expr, problem.acc) - problem.zero)
     width = min(problem.store_width(), t.tn, 16 // problem.acc.size)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     scalar = hooks.params.scalar

@@ -2,7 +2,8 @@
 
 Every element of ``b`` is read once, in pieces of 16 bytes, and caches may drop weights first. Threads share out k.
 Their partial sums are added by warp shuffles and then in shared memory. Products and sums are f32, whatever type the
-operands are stored in, and i32 of 8-bit integers, four products in an instruction.
+operands are stored in, and i32 of 8-bit integers, four products in an instruction. Where ``b`` has zero points, a
+thread subtracts them times the sum of what it read of ``a``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from arcweld.codegen.templates.contract.problem import (
     address_hook,
     likely,
     most,
+    zero_hook,
 )
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -132,6 +134,7 @@ def render_page(
         "load_a": load_hook(hooks, problem, "load_a", a),
         "load_b": load_hook(hooks, problem, "load_b", b, once=weights),
         "address_b": _address(hooks, problem) if several and whole else "", "store": store,
+        "zero_points": zero_hook(hooks, problem),
         "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", problem.n.extent),
         "k_extent": scalar("depth", problem.k.extent),
     }  # fmt: skip

@@ -1,9 +1,10 @@
 """The contract template: matrix products ``acc[b, m, n] = sum over k of a[b, m, k] * b[b, k, n]``, fused on both sides.
 
 Roles: axes ``batch`` (any number), ``m``, ``n``, ``k`` (one or more each); loads ``a`` over batch, m, k and ``b`` over
-batch, k, n; stores over batch, m, n with the variable ``acc``. Attributes: ``precision`` (``fp32``: exact products;
-``tf32``, ``tf32x3``, ``f16``, ``bf16``: tensor cores with f32 accumulation; ``int8``: 8-bit integers of any signs with
-i32 accumulation), ``b_is_weight`` (``b`` depends on no earlier kernel, so it may be read before the predecessor ends).
+batch, k, n; of integers perhaps a load ``zero`` over batch, n, which is subtracted from ``b``; stores over batch, m, n
+with the variable ``acc``. Attributes: ``precision`` (``fp32``: exact products; ``tf32``, ``tf32x3``, ``f16``, ``bf16``:
+tensor cores with f32 accumulation; ``int8``: 8-bit integers of any signs with i32 accumulation), ``b_is_weight`` (``b``
+depends on no earlier kernel, so it may be read before the predecessor ends).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
 product is about 2**-21, nearly that of f32, at a third of tf32's rate. ``int8`` multiplies 8-bit integers of any signs;
-its i32 sums are exact.
+its i32 sums are exact. Where ``b`` has zero points, sums of the rows of ``a`` are added up from its fragments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
-from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent
+from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent, zero_hook
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
@@ -124,6 +124,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     elements = elements_of(problem)
     element = elements[0]
     a, b = tensor_operand(problem.a, element), tensor_operand(problem.b, elements[1])
+    if problem.zero is not None and a.fill:  # pieces past the edges would count in the sums of rows
+        a = replace(a, copyable=False)
     context = element_context(problem, elements)
     paired = (element.size == 1 and not a.along_k, element.size == 1 and not b.along_k)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
@@ -136,7 +138,8 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         tile_a=tile_type("A", a, context["types"][0]), tile_b=tile_type("B", b, context["types"][1]),
         products=3 if kernel.attrs["precision"] == "tf32x3" else 1,
         load_a=operand_hook(hooks, problem, "a", a), load_b=operand_hook(hooks, problem, "b", b),
-        store=store_hook(hooks, problem, width), together=problem.rows_together(t.tn, width),
+        zero_points=zero_hook(hooks, problem), store=store_hook(hooks, problem, width),
+        together=problem.rows_together(t.tn, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),

@@ -1,7 +1,8 @@
 """Matrix products in normal form: one index each for batch, row, column and k, and the best way to read each operand.
 
-``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``. Several axes of one role are flattened to one index, whose
-quotients and remainders cancel in addresses where the axes are contiguous in memory.
+``acc[b, m, n] = sum over k of a(b, m, k) * b(b, k, n)``, of integers perhaps ``b(b, k, n) - zero(b, n)``. Several axes
+of one role are flattened to one index, whose quotients and remainders cancel in addresses where the axes are contiguous
+in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from arcweld.codegen.printing.printer import Block, index_type
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, loads, substitute_dim, substitute_index, walk
+from arcweld.compiler.expr import Expr, cast, loads, substitute_dim, substitute_index, walk
 
 COPY_BYTES = 16  # of one asynchronous copy
 NEAR = 24  # elements between neighbouring rows, up to which a warp's accesses share cache lines
@@ -67,7 +68,8 @@ class Operand:
 class Problem:
     """The normal form of a ``contract`` kernel, or of a ``conv`` kernel as a matrix product.
 
-    ``stores`` are in terms of the flat indices; ``acc`` is the type of the sums.
+    ``stores`` are in terms of the flat indices; ``acc`` is the type of the sums; ``zero`` is the zero point of ``b`` in
+    that type (None: there is none).
     """
 
     kernel: Kernel
@@ -79,6 +81,7 @@ class Problem:
     b: Operand
     stores: tuple[Store, ...]
     acc: DType
+    zero: Expr | None = None
 
     @property
     def itype(self) -> str:
@@ -126,7 +129,9 @@ def problem_of(
     a = classify(kernel, substitute_index(kernel.loads[a_role], table), m, k)
     b = classify(kernel, substitute_index(kernel.loads[b_role], table), n, k)
     sums = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
-    return Problem(kernel, batch, m, n, k, a, b, stores, sums[0] if sums else a.expr.dtype)
+    acc = sums[0] if sums else a.expr.dtype
+    zero = cast(substitute_index(kernel.loads["zero"], table), acc) if "zero" in kernel.loads else None
+    return Problem(kernel, batch, m, n, k, a, b, stores, acc, zero)
 
 
 def _substituted(s: Store, table: Mapping[dims.Atom, Dim]) -> Store:
@@ -244,6 +249,12 @@ def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[s
     head = f"__device__ __forceinline__ bool {fn}({listed}, const {storage.cuda}*& at) {{"
     tail = [f"at = {where};", f"return {mask or 'true'};"]
     return "\n".join([head, *block.finish(), *("  " + t for t in tail), "}"])
+
+
+def zero_hook(hooks: Hooks, problem: Problem) -> str:
+    """The text of ``load_zero(p, b, n, out)``, which gives the zero point of column n; empty if there is none."""
+    args = [("b", problem.batch.sym), ("n", problem.n.sym)]
+    return "" if problem.zero is None else hooks.load("load_zero", problem.zero, args)
 
 
 def extent(hooks: Hooks, name: str, value: Dim) -> str:

@@ -16,7 +16,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import INT8, element_context, element_of, elements_of
-from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
+from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely, zero_hook
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
@@ -283,6 +283,7 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
         t=t, a=a, b=b, itype=problem.itype,
         chunk=t.chunk, width=width, **instructions(problem, t), store=store_hook(hooks, problem, width),
+        zero_points=zero_hook(hooks, problem),
         together=t.together(problem, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
         tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),

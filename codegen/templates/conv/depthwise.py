@@ -18,7 +18,7 @@ from arcweld.codegen.templates.contract.mma import INT8
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, Sym
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import Expr, mentions, substitute_index
+from arcweld.compiler.expr import Expr, cast, mentions, substitute_index
 
 ARCH = "sm_80"
 MAX_TAPS = 128  # all taps are unrolled
@@ -90,6 +90,9 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
     place = [*pixel, ("c", g.sym)]
     at_tap = [(f"tap{i}", a.sym) for i, a in enumerate(taps)]
     acc = DType.I32 if kernel.attrs.get("precision") == INT8 else DType.F32
+    w_expr = kernel.loads["w"]
+    if "zero" in kernel.loads:
+        w_expr = cast(w_expr, acc) - cast(kernel.loads["zero"], acc)
     a_expr, last = shared if shared is not None else (kernel.loads["a"], taps[-1].sym)
     counts = _thread_counts(outs, g, tactic, width)
     total = dims.product([*counts.values(), kernel.axes["n"][0].extent])
@@ -102,12 +105,12 @@ def render_depthwise(kernel: Kernel, tactic: DepthwiseTactic, arch: str) -> Kern
         taps=[_constant(a.extent) for a in taps], total=scalar("threads", total),
         counts={k: scalar(f"{k}_count", v) for k, v in counts.items()}, row=scalar("row", outs[-1].extent),
         load_a=hooks.load("load_a", a_expr, [*place, *at_tap[:-1], (at_tap[-1][0], last)], lane=g.sym, width=width),
-        load_w=hooks.load("load_w", kernel.loads["w"], [("c", g.sym), *at_tap], lane=g.sym, width=width),
+        load_w=hooks.load("load_w", w_expr, [("c", g.sym), *at_tap], lane=g.sym, width=width),
         store=hooks.store(
             "store_out", approximate(kernel, kernel.stores), place, lane=g.sym, width=width, extent=g.extent,
             variables={"acc": ("acc", acc, True)},
         ),
-        acc=acc.cuda, types=tuple(kernel.loads[name].dtype.cuda for name in "aw"),
+        acc=acc.cuda, types=(a_expr.dtype.cuda, w_expr.dtype.cuda),
     )  # fmt: skip
 
 

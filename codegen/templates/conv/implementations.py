@@ -1,9 +1,9 @@
 """The conv template: convolution as a matrix product (implicit GEMM), by the implementations of ``contract``.
 
 Roles: axes ``n`` (1), ``out`` (1 to 3, spatial), ``g`` (1), ``co`` (1, of a group), ``tap`` (1 to 3), ``ci`` (1, of a
-group); loads ``a``, masked where a tap lies in the padding, and ``w``; stores over n, out, g, co with the variable
-``acc``. As a product, rows are output pixels, columns output channels, k runs over taps and input channels, and groups
-are the batch.
+group); loads ``a``, masked where a tap lies in the padding, and ``w``; of integers perhaps a load ``zero`` over g and
+co, which is subtracted from ``w``; stores over n, out, g, co with the variable ``acc``. As a product, rows are output
+pixels, columns output channels, k runs over taps and input channels, and groups are the batch.
 """
 
 from __future__ import annotations

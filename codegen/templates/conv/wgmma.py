@@ -16,7 +16,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import elements_of
-from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely
+from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely, zero_hook
 from arcweld.codegen.templates.contract.wgmma import (
     ContractWgmmaTactic,
     fitted,
@@ -229,6 +229,7 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles), patches=count,
         chunk=t.chunk, width=width, store=store_hook(hooks, problem, width), b={"along_k": True},
+        zero_points=zero_hook(hooks, problem),
         together=t.together(problem, width), **instructions(problem, t),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         tiles=scalar("tiles", tiles), spatial=shape.spatial,

@@ -1,15 +1,15 @@
 """The rowwise template: statistics of each row, and results of its elements (softmax, norms).
 
 Roles: axes ``row`` and ``col`` (any number of each); load ``x`` over both; stores over both, with the variable ``x``
-and one for each statistic. Attribute ``stages``: a tuple of ``kernel.Stage``, in order. A row that fits stays in
-registers; the rest of a longer one is read again for each stage.
+and one for each statistic, or over ``row`` alone, of statistics. Attribute ``stages``: a tuple of ``kernel.Stage``, in
+order. A row that fits stays in registers; the rest of a longer one is read again for each stage.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from arcweld.codegen.kernel import Kernel, KernelSource
+from arcweld.codegen.kernel import Axis, Kernel, KernelSource, Store
 from arcweld.codegen.printing.hooks import Hooks, vector_width
 from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
 from arcweld.codegen.printing.render import overlapping, render
@@ -93,8 +93,15 @@ def supports(kernel: Kernel, arch: str) -> str | None:
 def natural_width(kernel: Kernel) -> int:
     """The most lanes of a vector along ``col`` that the accesses allow."""
     (col,) = kernel.axes["col"]
-    exprs = [kernel.loads["x"], *(s.value for s in kernel.attrs["stages"]), *(s.value for s in kernel.stores)]
-    return vector_width(kernel, col.extent, exprs, kernel.stores, col.sym)
+    stores, _ = split_stores(kernel, col)
+    exprs = [kernel.loads["x"], *(s.value for s in kernel.attrs["stages"]), *(s.value for s in stores)]
+    return vector_width(kernel, col.extent, exprs, stores, col.sym)
+
+
+def split_stores(kernel: Kernel, col: Axis) -> tuple[tuple[Store, ...], tuple[Store, ...]]:
+    """The stores of elements, and those of one element for each row."""
+    rows = tuple(s for s in kernel.stores if col.extent != 1 and not any(dims.mentions(c, col.sym) for c in s.coords))
+    return tuple(s for s in kernel.stores if s not in rows), rows
 
 
 def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSource:
@@ -110,7 +117,13 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
         {"x": ("x", kernel.loads["x"].dtype, True)}, lane=col.sym, width=width,
     )  # fmt: skip
     x = hooks.load("load_x", kernel.loads["x"], index_args(row, col), lane=col.sym, width=width)
-    out = hooks.store("store_row", kernel.stores, index_args(row, col), lane=col.sym, width=width, variables=variables)
+    stores, of_rows = split_stores(kernel, col)
+    functions.append(
+        hooks.store("store_row", stores, index_args(row, col), lane=col.sym, width=width, variables=variables)
+    )
+    if of_rows:
+        known = {k: v for k, v in variables.items() if k != "x"}
+        functions.append(hooks.store("store_statistics", of_rows, index_args(row), variables=known))
     rows = tactic.rows if tactic.lanes <= 32 else 1
     threads = max(32, tactic.lanes * rows)
     rows = threads // tactic.lanes
@@ -119,7 +132,7 @@ def render_rowwise(kernel: Kernel, tactic: RowwiseTactic, arch: str) -> KernelSo
         "reduce/rowwise.cu.j2", kernel, hooks.params, arch="sm_80", grid=(dims.ceildiv(row.extent, rows), 1, 1),
         block=(threads, 1, 1), shared_bytes=scratch if tactic.lanes > 32 else 0,
         tiled=(*overlapping(row.extent, rows), (col.extent, tactic.lanes * width * max(vectors, 1))),
-        functions=[x, *functions, out], stages=stages, width=width, lanes=tactic.lanes, rows=rows,
+        functions=[x, *functions], stages=stages, of_rows=bool(of_rows), width=width, lanes=tactic.lanes, rows=rows,
         again=vectors * tactic.lanes * width < longest,
         scratch="f64" if any("64" in s.ctype for s in stages) else "f32",
         vectors=vectors, ctype=kernel.loads["x"].dtype.cuda,
