@@ -86,7 +86,7 @@ def _constants(graph: Graph) -> set[str]:
 
 def _products(graph: Graph, options: Options, constant: set[str]) -> Iterator[_Product]:
     for n in graph.nodes:
-        if n.op not in ("MatMul", "MatMulInteger", "Gemm") or n.output.name in constant:
+        if n.op not in ("MatMul", "MatMulInteger", "MatMulFloat8", "Gemm") or n.output.name in constant:
             continue
         x, w = n.operands()[:2]
         if w.name in constant and w.type.rank == 2 and isinstance(w.type.numel, int):

@@ -349,6 +349,22 @@ ARCWELD_DEVICE void multiply_add_tf32(float (&acc)[MI][NJ][4], const u32 (&a)[MI
 #pragma unroll
     for (int j = 0; j < NJ; ++j) mma_m16n8k8_tf32(acc[i][j], a[i], b[j]);
 }
+// Of bytes: sums of integers are exact. Tensor cores keep few bits of a sum of 8-bit floats, so that they add up one
+// instruction's products only, and its sums are added in f32.
+template <class TA, class TB, int MI, int NJ>
+ARCWELD_DEVICE void multiply_add_bytes(i32 (&acc)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+  mma_tile_bytes<TA, TB>(acc, a, b);
+}
+template <class TA, class TB, int MI, int NJ>
+ARCWELD_DEVICE void multiply_add_bytes(float (&acc)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i) {
+    float part[1][NJ][4] = {};
+    mma_tile_bytes<TA, TB>(part, reinterpret_cast<const u32 (&)[1][4]>(a[i]), b);
+#pragma unroll
+    for (int e = 0; e < NJ * 4; ++e) acc[i][e / 4][e % 4] += part[0][e / 4][e % 4];
+  }
+}
 // Adds the product of a stage's tiles, A and after it B, for the warp's rows and columns. f32 operands are rounded to
 // tf32, or with PRODUCTS = 3 split in two such numbers each. Sums of integers are i32.
 template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ>
@@ -362,7 +378,7 @@ ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* s
 #pragma unroll
     for (int j = 0; j < NJ; j += 2) fragment_b<TileB>(b[j], b[j + 1], stage + TileA::BYTES, column + j * 8, k);
     if constexpr (sizeof(T) == 1) {
-      mma_tile_int8<T, typename TileB::T, MI, NJ>(acc, a, b);
+      multiply_add_bytes<T, typename TileB::T>(acc, a, b);
     } else if constexpr (sizeof(T) == 2) {
       mma_tile<T, MI, NJ>(acc, a, b);
     } else if constexpr (PRODUCTS == 1) {
@@ -391,12 +407,12 @@ ARCWELD_DEVICE void issue_products(float (&acc)[COUNT], u64 a, u64 b) {
   wgmma_commit();
 }
 
-// The same of 8-bit integers, 128 of k; both operands' lines are along k.
-template <class TA, class TB, int COUNT>
-ARCWELD_DEVICE void issue_integer_products(i32 (&acc)[COUNT], u64 a, u64 b) {
+// The same of 8-bit types, 128 of k; both operands' lines are along k.
+template <class TA, class TB, class Acc, int COUNT>
+ARCWELD_DEVICE void issue_byte_products(Acc (&acc)[COUNT], u64 a, u64 b) {
   wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < 4; ++i) wgmma_ss_int8<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
+  for (int i = 0; i < 4; ++i) wgmma_ss_bytes<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
   wgmma_commit();
 }
 

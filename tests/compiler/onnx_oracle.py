@@ -261,15 +261,35 @@ def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *fill: np.ndarray) -> np.ndarray:
-    """torch's convolution in f64, which is exact, of a tensor that is padded before."""
+    """torch's convolution in f64, which is exact."""
+    wide = (torch.from_numpy(v).double() for v in (x, w))
+    return _convolved(a, *wide, float(fill[0]) if fill else 0.0).astype(np.int32)
+
+
+def _convolved(a: Attrs, x: torch.Tensor, w: torch.Tensor, fill: float) -> np.ndarray:
+    """The convolution of a tensor that is padded with ``fill`` before."""
     rank = x.ndim - 2
-    wide = torch.from_numpy(np.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x).double()
+    wide = torch.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x
     pads = [p for i in reversed(range(rank)) for p in (a["pads"][i], a["pads"][rank + i])]
-    wide = torch.nn.functional.pad(wide, pads, value=float(fill[0]) if fill else 0.0)
+    wide = torch.nn.functional.pad(wide, pads, value=fill)
     convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[rank - 1]
     kept = {"stride": a["strides"], "dilation": a["dilations"], "groups": a["group"]}
-    y = convolve(wide, torch.from_numpy(w).double(), **kept).numpy().astype(np.int32)
+    y = np.asarray(convolve(wide, w, **kept).numpy())
     return np.moveaxis(y, 1, -1) if a["layout"] == "NHWC" else y
+
+
+def _numbers(x: np.ndarray) -> torch.Tensor:
+    """An array of 8-bit floats, whose patterns torch reads, in f64."""
+    types = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+    return torch.from_numpy(np.ascontiguousarray(x).view(np.uint8)).view(types[x.dtype.name]).double()
+
+
+def _float8_product(a: Attrs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray((_numbers(x) @ _numbers(y)).float().numpy())
+
+
+def _float8_convolution(a: Attrs, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return _convolved(a, _numbers(x), _numbers(w), 0.0).astype(np.float32)
 
 
 def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -332,6 +352,8 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_convolution,
+    "MatMulFloat8": _float8_product,
+    "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
     "PagedLengths": paged_oracle.lengths,

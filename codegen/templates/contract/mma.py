@@ -2,7 +2,8 @@
 
 ``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
 product is about 2**-21, nearly that of f32, at a third of tf32's rate. ``int8`` multiplies 8-bit integers of any signs;
-its i32 sums are exact.
+its i32 sums are exact. 8-bit floats are multiplied as they are since sm_89, before as f16, which is exact
+(``include/float8.cuh``); what one instruction sums is added in f32.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from arcweld.codegen.templates.contract.problem import Operand, Problem, address
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ops.float8 import FACTORS
 
 ARCH = "sm_80"
 ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
 INT8 = "int8"  # the precision of products of 8-bit integers
+# those of products of 8-bit floats, by ``precision_of``
+FLOAT8 = {f"{a.value} x {b.value}": (a, b) for a in FACTORS for b in FACTORS}
 # rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -40,17 +44,20 @@ STAGE_BYTES = 128  # of k that one stage holds for each row and column; half of 
 def supports(problem: Problem, arch: str) -> str | None:
     """The reason why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
-    if precision != INT8 and precision not in ELEMENTS:
-        return f"precision {precision} is not one of {', '.join((*ELEMENTS, INT8))}"
+    known = (*ELEMENTS, INT8, *FLOAT8)
+    if precision not in known:
+        return f"precision {precision} is not one of {', '.join(known)}"
     wanted = DType.I32 if precision == INT8 else DType.F32
     return None if problem.acc is wanted else f"the accumulator is {problem.acc.value}"
 
 
 def elements_of(problem: Problem) -> tuple[DType, DType]:
-    """The types of ``a`` and of ``b`` that the tensor cores multiply: equal ones but for 8-bit integers."""
+    """The types of ``a`` and of ``b`` that the tensor cores multiply: equal ones but for 8-bit types."""
     precision = problem.kernel.attrs["precision"]
     if precision == INT8:
         return problem.a.expr.dtype, problem.b.expr.dtype
+    if precision in FLOAT8:
+        return FLOAT8[precision]
     return ELEMENTS[precision], ELEMENTS[precision]
 
 
@@ -111,10 +118,10 @@ def tile_type(name: str, operand: Operand, element: str) -> str:
 
 def element_context(problem: Problem, elements: tuple[DType, DType]) -> dict[str, Any]:
     """What the templates print of the types of operands and sums."""
-    whole = problem.acc is DType.I32
+    whole, own = problem.acc is DType.I32, elements[0].size == 1
     return {
-        "element": " x ".join(e.cuda for e in elements) if whole else elements[0].cuda, "whole": whole,
-        "types": tuple(e.cuda for e in elements) if whole else ("T", "T"), "acc": "i32" if whole else "float",
+        "element": " x ".join(e.cuda for e in elements) if own else elements[0].cuda, "whole": whole,
+        "types": tuple(e.cuda for e in elements) if own else ("T", "T"), "acc": "i32" if whole else "float",
     }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class PrimCase:
         tolerance = self.tolerance if tolerance is None else tolerance
         for got, want in zip(outputs, expected, strict=True):
             if tolerance:
-                scale = float(np.abs(want.astype(np.float64)).max()) or 1.0
+                scale = float(np.nanmax(np.abs(want.astype(np.float64)))) or 1.0
                 np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=tolerance * scale)
             else:
                 np.testing.assert_array_equal(got, want)
@@ -258,7 +258,7 @@ def matrix_cases() -> list[PrimCase]:
 
 def mma_cases() -> list[PrimCase]:
     """Fragments are filled from row-major A and column-major B as the PTX manual lays them out."""
-    return [*_mma_half_cases(), _mma_tf32_case(), *_mma_int8_cases()]
+    return [*_mma_half_cases(), _mma_tf32_case(), *_mma_int8_cases(), *_mma_float8_cases()]
 
 
 _MMA_HALF = """
@@ -344,7 +344,7 @@ def _mma_int8_cases() -> list[PrimCase]:
     for left, right in product(("i8", "u8"), repeat=2):
         for mi, nj, call in (
             (1, 1, f"mma_m16n8k32<{left}, {right}>(d[0][0], a[0], b[0]);"),
-            (2, 3, f"mma_tile_int8<{left}, {right}>(d, a, b);"),
+            (2, 3, f"mma_tile_bytes<{left}, {right}>(d, a, b);"),
         ):
             a, b = (_bytes(_rng(k), name, n) for k, name, n in ((9, left, 16 * mi), (12, right, 8 * nj)))
             c = _rng(9).integers(-1000, 1000, (16 * mi, 8 * nj)).astype(np.int32)
@@ -355,6 +355,41 @@ def _mma_int8_cases() -> list[PrimCase]:
             name = f"mma_{left}_{right}_{mi}x{nj}"
             cases.append(PrimCase(name, params, body, [In(a), In(b), Out(c)], [reference]))
     return cases
+
+
+def _mma_float8_cases() -> list[PrimCase]:
+    """Both types and their mixes; a NaN reaches its row. ``in_f16``: as GPUs without them do."""
+    cases = []
+    for left, right in product(FLOAT8, repeat=2):
+        for mi, nj, kind, call in (
+            (1, 1, "", f"mma_m16n8k32<{left}, {right}>(d[0][0], a[0], b[0]);"),
+            (2, 3, "", f"mma_tile_bytes<{left}, {right}>(d, a, b);"),
+            (1, 1, "_in_f16", f"mma_m16n8k32_in_f16<{left}, {right}>(d[0][0], a[0], b[0]);"),
+        ):
+            a, b = (float8_patterns(k, name, n) for k, name, n in ((9, left, 16 * mi), (12, right, 8 * nj)))
+            a.view(np.uint8)[3, 5], b.view(np.uint8)[2, 7] = 0xFF, 0x7F
+            c = _rng(9).standard_normal((16 * mi, 8 * nj)).astype(np.float32)
+            reference = c + a.astype(np.float64) @ b.astype(np.float64).T
+            body = _MMA_INT8.replace("MI", str(mi)).replace("NJ", str(nj)).replace("CALL", call)
+            body = body.replace("i32 d", "f32 d")
+            # GPUs may keep as few as 14 bits of products that are aligned to the largest one
+            cases.append(
+                PrimCase(
+                    f"mma_{left}_{right}_{mi}x{nj}{kind}", "const u8* a; const u8* b; f32* c;", body,
+                    [In(a.view(np.uint8)), In(b.view(np.uint8)), Out(c)], [reference], tolerance=2.0**-12,
+                    includes='#include "float8.cuh"',
+                )
+            )  # fmt: skip
+    return cases
+
+
+FLOAT8 = {"f8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "f8e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+
+
+def float8_patterns(seed: int, name: str, rows: int, depth: int = 32) -> np.ndarray:
+    """Random patterns of finite 8-bit floats."""
+    x = _rng(seed).integers(0, 256, (rows, depth)).astype(np.uint8).view(FLOAT8[name])
+    return np.where(np.isfinite(x.astype(np.float32)), x, FLOAT8[name].type(1))
 
 
 def _bytes(rng: np.random.Generator, name: str, rows: int) -> np.ndarray:
