@@ -12,6 +12,8 @@ from kernel_cases import Arrays, Case, Suite, at, put, random
 from arcweld.codegen.kernel import Buffer, Kernel, axis
 from arcweld.codegen.templates.contract.gemv import GemvTactic
 from arcweld.codegen.templates.contract.tactic import ContractTactic
+from arcweld.codegen.templates.contract.wgmma import ContractWgmmaTactic
+from arcweld.codegen.templates.conv.wgmma import ConvWgmmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
@@ -164,6 +166,63 @@ def _suite() -> Suite:
     return s
 
 
+@functools.cache
+def _wgmma_suite() -> Suite:
+    s, rng = Suite(), np.random.default_rng(16)
+
+    def add(name: str, size: tuple[int, int, int], types: tuple[DType, DType] = PAIR,
+            tactic: ContractWgmmaTactic | None = None, symbolic: str = "", **kw: Any) -> None:  # fmt: skip
+        m, n, k = (symbol(c.upper(), 1, 4096, 16) if c in symbolic else d for c, d in zip("mnk", size))
+        env = {c.upper(): d for c, d in zip("mnk", size) if c in symbolic}
+        kernel = matmul_kernel(m, n, k, types, **kw)
+        inputs = inputs_of(rng, kernel, env)
+        s.add(name, kernel, inputs, functools.partial(matmul, inputs), env, tactic)
+
+    for types in TYPES:
+        add(precision(types).replace(" x ", "_"), (72, 136, 400), types)
+    add("weight", (80, 96, 640), tactic=ContractWgmmaTactic(64, 32, 3), weight=True)
+    add("narrow_late", (64, 48, 128), tactic=ContractWgmmaTactic(64, 48, 2, early=False))
+    add("two_groups", (140, 130, 144), tactic=ContractWgmmaTactic(128, 128, 2))
+    add("wide", (70, 200, 272), tactic=ContractWgmmaTactic(64, 192, 3))
+    add("several_tiles_each", (200, 200, 400), tactic=ContractWgmmaTactic(64, 128, 3, blocks=2), weight=True)
+    add("cluster_of_two", (80, 96, 800), tactic=ContractWgmmaTactic(64, 32, 3, split=2), weight=True)
+    add("cluster_of_four", (130, 128, 1200), TYPES[1], ContractWgmmaTactic(128, 64, 2, split=4))
+    add("one_step", (65, 40, 16), tactic=ContractWgmmaTactic(64, 32, 3), weight=True)
+    add("symbolic_all", (72, 80, 272), tactic=ContractWgmmaTactic(64, 64, 3, blocks=2), symbolic="mnk")
+    return s
+
+
+WGMMA_SHAPES: dict[str, tuple[Shape, ConvWgmmaTactic | None]] = {
+    "3x3": (Shape(1, (9, 8), 16, 24, (3, 3), pad=1), None),
+    "images": (Shape(4, (7, 7), 144, 40, (3, 3), pad=1), None),
+    "stride": (Shape(3, (8, 9), 32, 32, (3, 3), stride=2, pad=1), ConvWgmmaTactic(64, 32, 2, patch=(2, 4, 5))),
+    "groups": (Shape(1, (6, 6), 256, 64, (3, 3), pad=1, groups=2), ConvWgmmaTactic(64, 32, 4, patch=(1, 6, 6))),
+    "cluster": (Shape(1, (7, 7), 144, 40, (3, 3), pad=1), ConvWgmmaTactic(64, 32, 3, patch=(1, 7, 7), split=4)),
+    "several": (
+        Shape(2, (12, 12), 144, 72, (3, 3), pad=1), ConvWgmmaTactic(64, 96, 3, blocks=2, patch=(1, 5, 12)),
+    ),
+}
+
+
+@functools.cache
+def _conv_wgmma_suite() -> Suite:
+    s, rng = Suite(), np.random.default_rng(17)
+    for name, (shape, tactic) in WGMMA_SHAPES.items():
+        kernel = conv_kernel(shape)
+        inputs = inputs_of(rng, kernel, {})
+        s.add(f"conv_{name}", kernel, inputs, functools.partial(conv, inputs, shape), None, tactic)
+    return s
+
+
+def wgmma_cases() -> list[Case]:
+    return [*_wgmma_suite().cases, *_conv_wgmma_suite().cases]
+
+
+def wgmma_expected(case: Case) -> dict[str, np.ndarray]:
+    suite = _conv_wgmma_suite() if case.id.startswith("conv_") else _wgmma_suite()
+    return suite.expected(case)
+
+
 def cases() -> list[Case]:
     return _suite().cases
 
@@ -172,4 +231,4 @@ def expected(case: Case) -> dict[str, np.ndarray]:
     return _suite().expected(case)
 
 
-__all__ = ["cases", "conv", "conv_kernel", "expected", "matmul", "matmul_kernel"]
+__all__ = ["cases", "conv", "conv_kernel", "expected", "matmul", "matmul_kernel", "wgmma_cases", "wgmma_expected"]
