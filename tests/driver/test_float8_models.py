@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.driver.api import compile as compile_model
 from arcweld.runtime.engine import Engine
 
@@ -126,3 +127,18 @@ def test_model_matches_the_reference(
     limit = 1e-6 if precision == "fp32" else 1e-3
     np.testing.assert_allclose(got, want, rtol=0, atol=limit * float(np.abs(want).max()))
     assert products(engine) == MODELS[build]
+
+
+@pytest.mark.parametrize(
+    ("scale", "axis"),
+    [
+        (np.ones(3, np.float32), 1), (np.ones((48, 40), np.float32), 1), (np.ones(40, np.float32), 5),
+        (np.ones(40, np.int32), 1), (np.ones(40, np.float64), 0),
+    ],
+)  # fmt: skip
+def test_scales_that_do_not_fit_are_refused(scale: np.ndarray, axis: int) -> None:
+    nodes = [*quantised("x"), N("DequantizeLinear", ["w", "sw"], ["wd"], axis=axis), N("MatMul", ["xd", "wd"], ["y"])]
+    proto = made(nodes, ("n", 48), {"sx": np.float32(0.01), "sw": scale}, [float8("w", floats(48, 40))])
+    with pytest.raises((ModelError, UnsupportedError)) as caught:
+        compile_model(proto, device="sim")
+    assert "DequantizeLinear" in str(caught.value)

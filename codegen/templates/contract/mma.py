@@ -19,6 +19,7 @@ from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
+from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ops.float8 import FACTORS
 
@@ -27,6 +28,7 @@ ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": D
 INT8 = "int8"  # the precision of products of 8-bit integers
 # those of products of 8-bit floats, by ``precision_of``
 FLOAT8 = {f"{a.value} x {b.value}": (a, b) for a in FACTORS for b in FACTORS}
+FLOAT8_ARCH, HOPPER = 89, 90  # the first architecture with mma.sync of 8-bit floats, and one that widens them
 # rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -64,6 +66,21 @@ def elements_of(problem: Problem) -> tuple[DType, DType]:
 def element_of(problem: Problem) -> DType:
     """The type of ``a`` that the tensor cores multiply."""
     return elements_of(problem)[0]
+
+
+def float8_computes(source: str, arch: str) -> str:
+    """The type in which a kernel of products of 8-bit floats multiplies on ``arch``; empty for their own types.
+
+    ``mma.sync`` widens them to f16 on sm_80 and sm_86, which lack the instruction, and on Hopper, where ptxas makes
+    that of it. Kernels without tensor cores (of few rows, or depthwise) widen them to f32.
+    """
+    if "wgmma" in source:
+        return ""
+    if "multiply_stage" not in source:
+        return DType.F32.value
+    parsed = parse_arch(arch)
+    assert parsed is not None, f"{arch} is an architecture of the engine"
+    return "" if parsed[0] >= FLOAT8_ARCH and parsed[0] != HOPPER else DType.F16.value
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
