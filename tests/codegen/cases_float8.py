@@ -157,8 +157,11 @@ def _suite() -> Suite:
     add("ordinary", (40, 48, 80), PAIR, ContractTactic("ffma", 32, 32, 16, 4, 2))
     for rows, order in ((1, "mk,nk"), (5, "mk,nk"), (8, "mk,kn"), (12, "mk,nk")):
         add(f"few_{rows}_{order[3:]}", (rows, 72, 400), (E4M3, E5M2), order=order, weight=True)
+    add("few_long", (4, 24, 1600), weight=True)
     add("few_odd", (3, 37, 101), prologue=True)
-    add("few_open", (5, 40, 264), symbolic="m", most=8)
+    add("few_open", (5, 40, 272), symbolic="m", most=16)
+    add("few_prologue", (4, 37, 112), TYPES[3], prologue=True)
+    add("few_batched", (2, 24, 96), order="bmk,bnk", batch=3)
     for name, shape in SHAPES.items():
         kernel = conv_kernel(shape)
         inputs = inputs_of(rng, kernel, {})

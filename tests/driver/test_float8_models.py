@@ -102,8 +102,15 @@ def convolutions() -> tuple[onnx.ModelProto, np.ndarray]:
     return made(nodes, (2, 16, 9, 8), weights, packed), floats(2, 16, 9, 8, seed=2)
 
 
+def few_rows() -> tuple[onnx.ModelProto, np.ndarray]:
+    """Three rows, of which kernels read the weights as they are."""
+    proto, x = one_scale()
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    return proto, x[:3]
+
+
 # kernels of products for sm_80 and newer, and for sm_90a; the first convolution reads its input channels-first
-MODELS = {one_scale: (1, 1), scales_of_columns: (2, 2), scales_of_rows: (1, 1), convolutions: (2, 1)}
+MODELS = {one_scale: (1, 1), scales_of_columns: (2, 2), scales_of_rows: (1, 1), convolutions: (2, 1), few_rows: (0, 0)}
 
 
 def products(engine: Engine) -> tuple[int, int]:
@@ -127,6 +134,7 @@ def test_model_matches_the_reference(
     limit = 1e-6 if precision == "fp32" else 1e-3
     np.testing.assert_allclose(got, want, rtol=0, atol=limit * float(np.abs(want).max()))
     assert products(engine) == MODELS[build]
+    assert any("multiply_piece" in s for s in engine.data.sources.values()) == (build is few_rows)
 
 
 @pytest.mark.parametrize(

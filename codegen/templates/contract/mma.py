@@ -72,10 +72,12 @@ def float8_computes(source: str, arch: str) -> str:
     """The type in which a kernel of products of 8-bit floats multiplies on ``arch``; empty for their own types.
 
     ``mma.sync`` widens them to f16 on sm_80 and sm_86, which lack the instruction, and on Hopper, where ptxas makes
-    that of it. Kernels without tensor cores (of few rows, or depthwise) widen them to f32.
+    that of it. So do kernels of few rows everywhere; those without tensor cores widen them to f32.
     """
     if "wgmma" in source:
         return ""
+    if "multiply_piece" in source:  # of few rows
+        return DType.F16.value
     if "multiply_stage" not in source:
         return DType.F32.value
     parsed = parse_arch(arch)
