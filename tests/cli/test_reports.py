@@ -229,7 +229,8 @@ def float8(rows: int, path: Path) -> Path:
     ("rows", "archs", "said"),
     [
         (64, "sm_80", "f16"), (64, "sm_89", "f8e4m3fn x f8e5m2"), (64, "sm_90a", "f8e4m3fn x f8e5m2"),
-        (64, "sm_86,sm_89", "f16 (sm_86), f8e4m3fn x f8e5m2 (sm_89)"), (64, "sm_90", "f16"), (1, "sm_89", "f16"),
+        (64, "sm_86,sm_89", "f16 (sm_86), f8e4m3fn x f8e5m2 (sm_89)"), (64, "sm_90", "f16"),
+        (64, "sm_120", "f8e4m3fn x f8e5m2"), (64, "sm_100", "f16"), (1, "sm_89", "f16"),
     ],
 )  # fmt: skip
 def test_what_products_of_8_bit_floats_compute_in(

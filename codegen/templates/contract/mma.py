@@ -2,8 +2,8 @@
 
 ``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
 product is about 2**-21, nearly that of f32, at a third of tf32's rate. ``int8`` multiplies 8-bit integers of any signs;
-its i32 sums are exact. 8-bit floats are multiplied as they are since sm_89, before as f16, which is exact
-(``include/float8.cuh``); what one instruction sums is added in f32.
+its i32 sums are exact. 8-bit floats are multiplied as they are on sm_89 and sm_120, and exactly as f16 elsewhere
+(by ``include/float8.cuh`` before sm_89); what one instruction sums is added in f32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": D
 INT8 = "int8"  # the precision of products of 8-bit integers
 # those of products of 8-bit floats, by ``precision_of``
 FLOAT8 = {f"{a.value} x {b.value}": (a, b) for a in FACTORS for b in FACTORS}
-FLOAT8_ARCH, HOPPER = 89, 90  # the first architecture with mma.sync of 8-bit floats, and one that widens them
+# the first architecture with mma.sync of 8-bit floats, and the generations for which ptxas makes that of f16 products
+FLOAT8_ARCH, WIDENING = 89, (9, 10)
 # rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -71,8 +72,8 @@ def element_of(problem: Problem) -> DType:
 def float8_computes(source: str, arch: str) -> str:
     """The type in which a kernel of products of 8-bit floats multiplies on ``arch``; empty for their own types.
 
-    ``mma.sync`` widens them to f16 on sm_80 and sm_86, which lack the instruction, and on Hopper, where ptxas makes
-    that of it. So do kernels of few rows everywhere; those without tensor cores widen them to f32.
+    ``mma.sync`` widens them to f16 on sm_80 and sm_86, which lack the instruction, and on sm_90 and sm_100, where
+    ptxas makes that of it. So do kernels of few rows everywhere; those without tensor cores widen them to f32.
     """
     if "wgmma" in source:
         return ""
@@ -82,7 +83,7 @@ def float8_computes(source: str, arch: str) -> str:
         return DType.F32.value
     parsed = parse_arch(arch)
     assert parsed is not None, f"{arch} is an architecture of the engine"
-    return "" if parsed[0] >= FLOAT8_ARCH and parsed[0] != HOPPER else DType.F16.value
+    return "" if parsed[0] >= FLOAT8_ARCH and parsed[0] // 10 not in WIDENING else DType.F16.value
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
