@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from arcweld.compiler.dims import is_multiple
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.float8 import FACTORS
 from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.registry import Kind, make, opdef
 from arcweld.compiler.options import Options
@@ -82,7 +83,7 @@ def _product_order(w: Value) -> tuple[int, ...]:
 
     The wgmma implementation takes that order with every tile, and of 8-bit types no other.
     """
-    narrow = w.type.rank == 2 and (w.dtype.is_half or w.dtype in BYTES)
+    narrow = w.type.rank == 2 and (w.dtype.is_half or w.dtype in (*BYTES, *FACTORS))
     return (1, 0) if narrow and is_multiple(w.shape[0], 16 // w.dtype.size) else tuple(range(w.type.rank))
 
 

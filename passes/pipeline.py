@@ -20,6 +20,7 @@ from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
 from arcweld.passes.decompose import decompose
 from arcweld.passes.dynamic_quantisation import dynamic_quantisation
+from arcweld.passes.float8_products import float8_products
 from arcweld.passes.fold_affine import fold_affine
 from arcweld.passes.integer_products import integer_products
 from arcweld.passes.layout import layout
@@ -62,6 +63,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("quantised-movement", quantised_movement, "move 8-bit values without dequantising them"),
     # before weights of 8 bits become f32, or are kept for products in f32
     Pass("integer-products", integer_products, "multiply 8-bit operands as the integers that they are"),
+    Pass("float8-products", float8_products, "multiply 8-bit floats as they are"),
     Pass("storage", storage, "keep quantised weights as they are stored where that pays"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),

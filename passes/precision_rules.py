@@ -4,6 +4,7 @@
 * sums over axes, with the pointwise nodes around them: a sum of squares overflows f16, a rounded mean shifts a row;
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
+* sums of products of 8-bit floats until both scales are applied: they are beyond f16;
 * for f16, arithmetic with constants so small that they would become 0;
 * for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
 """
@@ -17,6 +18,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.float8 import is_float8_product
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import scalar, use_counts
@@ -35,6 +37,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
     kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
     kept |= _around_integers(graph)
+    kept |= _around_float8_products(graph)
     kept |= _around_sums_and_rounding(graph)
     if options.float_type is DType.F16:
         kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
@@ -63,6 +66,20 @@ def _around_integers(graph: Graph) -> set[str]:
         exact.update(o.name for o in n.outputs)
         results.add(n.output.name)
     return results
+
+
+def _around_float8_products(graph: Graph) -> set[str]:
+    """Products of 8-bit floats, and the two products by scales that follow each."""
+    consumers = graph.consumers()
+    kept: set[str] = set()
+    for n in graph.nodes:
+        if is_float8_product(n):
+            kept.add(n.output.name)
+            near = [n]
+            for _ in range(2):
+                near = [c for p in near for c in consumers.get(p.output.name, ()) if c.op == "Mul"]
+                kept.update(c.output.name for c in near)
+    return kept
 
 
 def _is_learnt(graph: Graph, node: Node) -> bool:

@@ -86,11 +86,11 @@ def _constants(graph: Graph) -> set[str]:
 
 def _products(graph: Graph, options: Options, constant: set[str]) -> Iterator[_Product]:
     for n in graph.nodes:
-        if n.op not in ("MatMul", "MatMulInteger", "Gemm") or n.output.name in constant:
+        if n.op not in ("MatMul", "MatMulInteger", "MatMulFloat8", "Gemm") or n.output.name in constant:
             continue
         x, w = n.operands()[:2]
         if w.name in constant and w.type.rank == 2 and isinstance(w.type.numel, int):
-            half = x.dtype.is_half or (x.dtype is DType.F32 and options.float_type.is_half)
+            half = x.dtype.is_half or n.op == "MatMulFloat8" or (x.dtype is DType.F32 and options.float_type.is_half)
             yield _Product(product(n.output.shape[:-1]), most_few_rows(half, x.shape[-1]), w.type.numel)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from arcweld.cli.common import out, print_table
+from arcweld.codegen.templates.contract.mma import float8_computes
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, Weight
+from arcweld.compiler.ops.float8 import is_float8_product
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.records import Transform
@@ -15,14 +17,16 @@ from arcweld.compiler.region import is_view
 from arcweld.compiler.text import parse_fields, parse_graph, parse_type
 from arcweld.passes.storage import compare_sizes, least_rows
 from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.kernels import choose_variant
 
 
 def quantised_products(data: EngineData) -> list[dict[str, Any]]:
     """One entry for each product or convolution by weights of 8 bits or fewer, or by weights that were widened.
 
     ``stored``: the type in the engine; ``from``: the model's, if it is another one; ``computes``: the type of the
-    operands as they are multiplied; ``reads``: bytes of the weight with its scales and zero points. ``modelled``: for
-    each architecture the seconds with the weight packed and widened; None where nothing was to be chosen.
+    operands as they are multiplied, or both types of two that are multiplied as they are stored; ``reads``: bytes of
+    the weight with its scales and zero points. ``modelled``: for each architecture the seconds with the weight packed
+    and widened; None where nothing was to be chosen.
     """
     if not data.graph:
         return []
@@ -32,12 +36,12 @@ def quantised_products(data: EngineData) -> list[dict[str, Any]]:
         entry
         for n in graph.nodes
         if opdef(n.op).kind in (Kind.CONTRACT, Kind.CONV) and len(n.operands()) > 1
-        for entry in _entry(graph, producers, n, data.archs)
+        for entry in _entry(graph, producers, n, data)
     ]
 
 
 def _entry(
-    graph: Graph, producers: dict[str, Node], node: Node, archs: tuple[str, ...]
+    graph: Graph, producers: dict[str, Node], node: Node, data: EngineData
 ) -> Iterator[dict[str, Any]]:
     x, w = node.operands()[:2]
     source, parts = _stored(producers, w)
@@ -49,10 +53,12 @@ def _entry(
         return
     count = source.type.numel
     assert isinstance(count, int)
-    products = x.dtype.is_int  # of integers: nothing is unpacked
-    times = {} if products else compare_sizes(count, least_rows(node), model.bits, w.dtype, Options(arch=archs))
+    as_stored = x.dtype.is_int or is_float8_product(node)  # nothing is unpacked
+    options = Options(arch=data.archs)
+    times = {} if as_stored else compare_sizes(count, least_rows(node), model.bits, w.dtype, options)
     yield {
-        "node": node.name, "stored": dtype.value, "from": model.value, "computes": w.dtype.value,
+        "node": node.name, "stored": dtype.value, "from": model.value,
+        "computes": _multiplied(data, node) if as_stored else w.dtype.value,
         "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights and v.shape),
         "modelled": {a: {"packed": t.packed, "widened": t.widened} for a, t in times.items()} or None,
     }  # fmt: skip
@@ -67,6 +73,25 @@ def _stored(producers: dict[str, Node], w: Value) -> tuple[Value, tuple[Value, .
     if node is not None and node.op == "DequantizeLinear":
         return node.operands()[0], node.operands()
     return w, (w,)
+
+
+def _multiplied(data: EngineData, node: Node) -> str:
+    """What the engine's kernels multiply of two operands of 8 bits: these, or what they are widened to on the way.
+
+    Where architectures or kernels differ, each type with its architectures.
+    """
+    types = " x ".join(v.dtype.value for v in node.operands()[:2])
+    if not is_float8_product(node):
+        return types
+    found: dict[str, list[str]] = {}
+    for launch in data.program.all_launches():
+        if launch.template in ("contract", "conv") and not set(node.origin).isdisjoint(launch.origin):
+            for arch in data.archs or (launch.variants[0].arch,):
+                element = float8_computes(data.sources[choose_variant(launch, arch).kernel], arch)
+                found.setdefault(element or types, []).append(arch)
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{element} ({', '.join(dict.fromkeys(archs))})" for element, archs in found.items())
 
 
 def _before(weight: Weight) -> DType | None:

@@ -83,11 +83,11 @@ class Costs:
 def _operations(node: Node) -> Dim:
     """Operations of a product of matrices, a convolution or attention; 0 for other nodes."""
     shapes = [v.shape for v in node.operands()]
-    if node.op in ("MatMul", "MatMulInteger"):
+    if node.op in ("MatMul", "MatMulInteger", "MatMulFloat8"):
         return node.output.type.numel * shapes[0][-1] * 2
     if node.op == "Gemm":
         return node.output.type.numel * shapes[0][0 if node.attrs["transA"] else 1] * 2
-    if node.op in ("Conv", "ConvInteger"):
+    if node.op in ("Conv", "ConvInteger", "ConvFloat8"):
         return node.output.type.numel * product(shapes[1][1:]) * 2
     if node.op == "ConvTranspose":  # each element of the input meets each of its channel's weights
         return product(shapes[0]) * product(shapes[1][1:]) * 2

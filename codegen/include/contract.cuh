@@ -76,85 +76,6 @@ struct Groups {
   static constexpr int SHARES = (COUNT + THREADS - 1) / THREADS;
 };
 
-// ---------------------------------------------------------------- ordinary arithmetic: tiles with k outermost
-// A thread's part of an operand's tile, as chunks of WIDTH neighbours.
-template <class Operand, class Group, int BK>
-struct Chunks {
-  typedef typename Operand::Value Value;
-  static constexpr int ROWS = Operand::ROWS, WIDTH = Operand::WIDTH;
-  static constexpr int COUNT = ROWS * BK / WIDTH, EACH = Group::template SHARES<COUNT>;
-  static constexpr int ROW_STEP = Operand::ALONG_K ? 0 : 1, K_STEP = Operand::ALONG_K ? 1 : 0;  // between neighbours
-  Value v[EACH][WIDTH];
-  // The row and the k, inside the tile, of this thread's i-th chunk.
-  static ARCWELD_DEVICE int row(int i) {
-    return Operand::ROWS_FIRST ? Group::share(i) % (ROWS / WIDTH) * WIDTH : Group::share(i) / (BK / WIDTH);
-  }
-  static ARCWELD_DEVICE int k(int i) {
-    return Operand::ROWS_FIRST ? Group::share(i) / (ROWS / WIDTH) : Group::share(i) % (BK / WIDTH) * WIDTH;
-  }
-  static ARCWELD_DEVICE bool exists(int i) { return Group::template has_share<COUNT>(i); }
-  // Loads the chunks of the tile at (row0, k0); zeros past the edges.
-  template <class Params, class Index, class Depth>
-  ARCWELD_DEVICE void fetch(const Params& p, Index b, Index row0, Index k0, Depth depth) {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      if (exists(i) && row0 + row(i) < Operand::rows(p) && k0 + k(i) < depth.value) {
-        Operand::load(p, b, row0 + row(i), k0 + k(i), v[i]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < WIDTH; ++e) v[i][e] = Value(0);
-      }
-    }
-  }
-};
-// Registers to shared memory, with k outermost: the inner loop then reads neighbouring rows at once.
-template <class Acc, class Chunks>
-ARCWELD_DEVICE void stash(Acc* tile, int pitch, const Chunks& c, int row_step, int k_step) {
-#pragma unroll
-  for (int i = 0; i < Chunks::EACH; ++i)
-    if (Chunks::exists(i)) {
-#pragma unroll
-      for (int e = 0; e < Chunks::WIDTH; ++e)
-        tile[(Chunks::k(i) + e * k_step) * pitch + Chunks::row(i) + e * row_step] = (Acc)c.v[i][e];
-    }
-}
-
-// The part of a block's BM x BN that a thread computes: TM rows x TN columns, in groups of VM and VN neighbours that one
-// access takes. Groups lie a whole stripe apart, so that a warp reads neighbouring banks.
-template <class Group, class Acc, int BM, int BN, int BK, int TM, int TN>
-struct ThreadTile {
-  static constexpr int MOST = 16 / sizeof(Acc), VM = TM < MOST ? TM : MOST, VN = TN < MOST ? TN : MOST;
-  static constexpr int PITCH_A = BM + MOST, PITCH_B = BN + MOST;
-  static constexpr int TILE_A = BK * PITCH_A, BUFFER = TILE_A + BK * PITCH_B;  // elements of shared memory: A, then B
-
-  // First row (or column) of a thread's group.
-  static ARCWELD_DEVICE int row_of(int group) { return group * (BM / (TM / VM)) + Group::thread() / (BN / TN) * VM; }
-  static ARCWELD_DEVICE int column_of(int group) { return group * (BN / (TN / VN)) + Group::thread() % (BN / TN) * VN; }
-
-  static ARCWELD_DEVICE void multiply(Acc (&acc)[TM][TN], const Acc* buffer) {
-#pragma unroll
-    for (int k = 0; k < BK; ++k) {
-      Acc a[TM], b[TN];
-#pragma unroll
-      for (int g = 0; g < TM / VM; ++g) {
-        const Vec<Acc, VM> v = load_vec<VM>(buffer + k * PITCH_A + row_of(g));
-#pragma unroll
-        for (int e = 0; e < VM; ++e) a[g * VM + e] = v[e];
-      }
-#pragma unroll
-      for (int g = 0; g < TN / VN; ++g) {
-        const Vec<Acc, VN> v = load_vec<VN>(buffer + TILE_A + k * PITCH_B + column_of(g));
-#pragma unroll
-        for (int e = 0; e < VN; ++e) b[g * VN + e] = v[e];
-      }
-#pragma unroll
-      for (int i = 0; i < TM; ++i)
-#pragma unroll
-        for (int j = 0; j < TN; ++j) acc[i][j] += a[i] * b[j];
-    }
-  }
-};
-
 // ---------------------------------------------------------------- tensor cores: shared tiles of 16-byte pieces
 // Lines of PIECES pieces. Pieces change places by the line number, so that the lines which ldmatrix (or a warp of word
 // reads) touches at once lie in different banks: eight lines that ldmatrix takes (SPREAD 1), or four lines and two pieces
@@ -354,6 +275,22 @@ struct NoSums {
   template <class Words>
   ARCWELD_DEVICE void add(const Words&) {}
 };
+// Of bytes: sums of integers are exact. Tensor cores keep few bits of a sum of 8-bit floats, so that they add up one
+// instruction's products only, and its sums are added in f32.
+template <class TA, class TB, int MI, int NJ>
+ARCWELD_DEVICE void multiply_add_bytes(i32 (&acc)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+  mma_tile_bytes<TA, TB>(acc, a, b);
+}
+template <class TA, class TB, int MI, int NJ>
+ARCWELD_DEVICE void multiply_add_bytes(float (&acc)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+#pragma unroll
+  for (int i = 0; i < MI; ++i) {
+    float part[1][NJ][4] = {};
+    mma_tile_bytes<TA, TB>(part, reinterpret_cast<const u32 (&)[1][4]>(a[i]), b);
+#pragma unroll
+    for (int e = 0; e < NJ * 4; ++e) acc[i][e / 4][e % 4] += part[0][e / 4][e % 4];
+  }
+}
 // Adds the product of a stage's tiles, A and after it B, for the warp's rows and columns. f32 operands are rounded to
 // tf32, or with PRODUCTS = 3 split in two such numbers each. Sums of integers are i32.
 template <class TileA, class TileB, int BK, int PRODUCTS, class Acc, int MI, int NJ, class Sums>
@@ -368,7 +305,7 @@ ARCWELD_DEVICE void multiply_stage(Acc (&acc)[MI][NJ][4], const unsigned char* s
     for (int j = 0; j < NJ; j += 2) fragment_b<TileB>(b[j], b[j + 1], stage + TileA::BYTES, column + j * 8, k);
     if constexpr (sizeof(T) == 1) {
       row_sums.add(a);
-      mma_tile_int8<T, typename TileB::T, MI, NJ>(acc, a, b);
+      multiply_add_bytes<T, typename TileB::T>(acc, a, b);
     } else if constexpr (sizeof(T) == 2) {
       mma_tile<T, MI, NJ>(acc, a, b);
     } else if constexpr (PRODUCTS == 1) {
@@ -402,12 +339,12 @@ ARCWELD_DEVICE void issue_products(float (&acc)[COUNT], u64 a, u64 b) {
   wgmma_commit();
 }
 
-// The same of 8-bit integers, 128 of k; both operands' lines are along k.
-template <class TA, class TB, int COUNT>
-ARCWELD_DEVICE void issue_integer_products(i32 (&acc)[COUNT], u64 a, u64 b) {
+// The same of 8-bit types, 128 of k; both operands' lines are along k.
+template <class TA, class TB, class Acc, int COUNT>
+ARCWELD_DEVICE void issue_byte_products(Acc (&acc)[COUNT], u64 a, u64 b) {
   wgmma_fence();
 #pragma unroll
-  for (int i = 0; i < 4; ++i) wgmma_ss_int8<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
+  for (int i = 0; i < 4; ++i) wgmma_ss_bytes<TA, TB, COUNT * 2>(acc, a + 2 * i, b + 2 * i, 1);
   wgmma_commit();
 }
 

@@ -165,9 +165,9 @@ ARCWELD_INT8(i8, u8, "s", "u")
 ARCWELD_INT8(u8, i8, "u", "s")
 ARCWELD_INT8(u8, u8, "u", "u")
 #undef ARCWELD_INT8
-// d += a * b, exact in i32, with A and B = i8 or u8.
-template <class A, class B>
-ARCWELD_DEVICE void mma_m16n8k32(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+// d += a * b, exact in i32 with A and B = i8 or u8; in f32 with f8e4m3fn or f8e5m2.
+template <class A, class B, class D>
+ARCWELD_DEVICE void mma_m16n8k32(D (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   mma_m16n8k32_impl(d, a, b, ScalarTag<A>(), ScalarTag<B>());
 }
 // c plus the products of four elements each of A and B = i8 or u8: ordinary arithmetic.
@@ -183,9 +183,9 @@ ARCWELD_DEVICE void mma_tile(f32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u
 #pragma unroll
     for (int j = 0; j < NJ; ++j) mma_m16n8k16<T>(d[i][j], a[i], b[j]);
 }
-// The same of integers.
-template <class A, class B, int MI, int NJ>
-ARCWELD_DEVICE void mma_tile_int8(i32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+// The same of 8-bit types.
+template <class A, class B, class D, int MI, int NJ>
+ARCWELD_DEVICE void mma_tile_bytes(D (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
 #pragma unroll
   for (int i = 0; i < MI; ++i)
 #pragma unroll
@@ -339,10 +339,10 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   WgmmaShape<N>::template rs<TRANS_B>(d, a, b, accumulate, ScalarTag<T>());
 }
-// d (+)= A * B of 8-bit integers, m64nNk32, both K-major; TA and TB = i8 or u8.
-template <class TA, class TB, int N>
-ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
-  WgmmaShape<N>::ss_int8(d, a, b, accumulate, ScalarTag<TA>(), ScalarTag<TB>());
+// d (+)= A * B of 8-bit types, m64nNk32, both K-major; TA and TB = i8 or u8 and D = i32, or f8e4m3fn or f8e5m2 and f32.
+template <class TA, class TB, int N, class D>
+ARCWELD_DEVICE void wgmma_ss_bytes(D (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  WgmmaShape<N>::ss_bytes(d, a, b, accumulate, ScalarTag<TA>(), ScalarTag<TB>());
 }
 ARCWELD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 ARCWELD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -472,5 +472,27 @@ ARCWELD_DEVICE u32 and_xor(u32 a, u32 b, u32 c) {
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
+
+// ---------------------------------------------------------------- 8-bit floats on tensor cores, since sm_89
+#if __CUDA_ARCH__ >= 890
+#define ARCWELD_FLOAT8(A, B, PTX_A, PTX_B)                                                                             \
+  ARCWELD_DEVICE void mma_m16n8k32_impl(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], ScalarTag<A>, ScalarTag<B>) { \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f32." PTX_A "." PTX_B                                                \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                                            \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
+  }
+ARCWELD_FLOAT8(f8e4m3fn, f8e4m3fn, "e4m3", "e4m3")
+ARCWELD_FLOAT8(f8e4m3fn, f8e5m2, "e4m3", "e5m2")
+ARCWELD_FLOAT8(f8e5m2, f8e4m3fn, "e5m2", "e4m3")
+ARCWELD_FLOAT8(f8e5m2, f8e5m2, "e5m2", "e5m2")
+#undef ARCWELD_FLOAT8
+#else
+#include "float8.cuh"
+template <class A, class B>
+ARCWELD_DEVICE void mma_m16n8k32_impl(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], ScalarTag<A>, ScalarTag<B>) {
+  mma_m16n8k32_in_f16<A, B>(d, a, b);
+}
+#endif
 
 #endif  // ARCWELD_SIM

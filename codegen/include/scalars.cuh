@@ -8,6 +8,8 @@ struct f16 {
 struct bf16 {
   u16 bits;
 };
+struct f8e4m3fn;  // storage.cuh
+struct f8e5m2;
 
 // ---------------------------------------------------------------- conversions
 ARCWELD_DEVICE f32 to_f32(f16 x) { return f16_bits_to_f32(x.bits); }

@@ -85,7 +85,8 @@ ARCWELD_DEVICE u32 encode<f8e8m0>(f32 x) {
     T r;                                                      \
     r.bits = (u8)encode<T>(x);                                \
     return r;                                                 \
-  }
+  }                                                           \
+  ARCWELD_DEVICE T cvt_impl(f32 x, ScalarTag<T> tag) { return from_f32_impl(x, tag); }
 ARCWELD_STORED_FLOAT(f8e4m3fn)
 ARCWELD_STORED_FLOAT(f8e4m3fnuz)
 ARCWELD_STORED_FLOAT(f8e5m2)

@@ -20,6 +20,7 @@ from arcweld.compiler.errors import VerifyError
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.inlining import Coords, Inliner, inline
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, merge_origins
+from arcweld.compiler.ops.float8 import FACTORS
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.records import sources
 from arcweld.compiler.region import Region
@@ -223,9 +224,12 @@ def _short_name(op: str) -> str:
 def precision_of(values: Sequence[Value]) -> str:
     """The attribute ``precision`` of a matrix product.
 
-    ``f16`` or ``bf16`` if all operands are, ``int8`` if all are integers of 8 bits, else ``fp32``.
+    ``f16`` or ``bf16`` if all operands are, ``int8`` if all are integers of 8 bits, the two types of 8-bit floats
+    (``f8e4m3fn x f8e5m2``), else ``fp32``.
     """
     kinds = {v.dtype for v in values}
+    if kinds <= set(FACTORS):
+        return " x ".join(v.dtype.value for v in values)
     if kinds <= {DType.I8, DType.U8}:
         return "int8"
     if kinds == {DType.F16}:

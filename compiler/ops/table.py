@@ -6,6 +6,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     composite_reduce,
     contract,
     einsum,
+    float8,
     gather,
     generate,
     grid_sample,

@@ -47,7 +47,7 @@ struct SimMma {
   void* d;
   const u32 *a, *b;
   int mi, nj;
-  int signed_a, signed_b;  // of integers
+  int form_a, form_b;  // of 8-bit types: sim_byte_form
 };
 
 extern "C" {
@@ -72,6 +72,7 @@ void sim_op_mma_f16(void** slots, u32 mask);
 void sim_op_mma_bf16(void** slots, u32 mask);
 void sim_op_mma_tf32(void** slots, u32 mask);
 void sim_op_mma_int8(void** slots, u32 mask);
+void sim_op_mma_float8(void** slots, u32 mask);
 
 // Shared addresses are 1024 + the offset in the block's dynamic shared memory.
 u32 sim_shared_address(const void* p);
@@ -93,8 +94,8 @@ void sim_tma_store_commit();
 void sim_tma_store_wait(int newest);
 
 // wgmma: ``a`` is a descriptor, or ``a_registers`` four registers.
-// ``type``: 0 f16, 1 bf16; SIM_INT8 and, for signed operands, 2 (A) and 1 (B) more.
-constexpr int SIM_INT8 = 4;
+// ``type``: 0 f16, 1 bf16; SIM_INT8 or SIM_FLOAT8, and 2 * sim_byte_form (A) and sim_byte_form (B) more.
+constexpr int SIM_INT8 = 4, SIM_FLOAT8 = 8;
 void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int type);
 void sim_wgmma_commit();
 void sim_wgmma_fence();

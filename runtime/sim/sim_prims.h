@@ -117,17 +117,22 @@ ARCWELD_DEVICE void mma_m16n8k8_tf32(f32 (&d)[4], const u32 (&a)[4], const u32 (
   SimMma s{d, a, b, 1, 1, 0, 0};
   sim_warp_op(~0u, sim_op_mma_tf32, &s, "mma_m16n8k8_tf32");
 }
-ARCWELD_DEVICE int sim_is_signed(ScalarTag<i8>) { return 1; }
-ARCWELD_DEVICE int sim_is_signed(ScalarTag<u8>) { return 0; }
-template <class A, class B>
-ARCWELD_DEVICE void mma_m16n8k32(i32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  SimMma s{d, a, b, 1, 1, sim_is_signed(ScalarTag<A>()), sim_is_signed(ScalarTag<B>())};
-  sim_warp_op(~0u, sim_op_mma_int8, &s, "mma_m16n8k32");
+// What tells 8-bit types apart: of integers whether they are signed, of floats which form they have. D is the type of the sums.
+ARCWELD_DEVICE int sim_byte_form(ScalarTag<i8>) { return 1; }
+ARCWELD_DEVICE int sim_byte_form(ScalarTag<u8>) { return 0; }
+ARCWELD_DEVICE int sim_byte_form(ScalarTag<f8e4m3fn>) { return 0; }
+ARCWELD_DEVICE int sim_byte_form(ScalarTag<f8e5m2>) { return 1; }
+ARCWELD_DEVICE SimWarpOp sim_byte_op(const i32*) { return sim_op_mma_int8; }
+ARCWELD_DEVICE SimWarpOp sim_byte_op(const f32*) { return sim_op_mma_float8; }
+template <class A, class B, class D>
+ARCWELD_DEVICE void mma_m16n8k32(D (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+  SimMma s{d, a, b, 1, 1, sim_byte_form(ScalarTag<A>()), sim_byte_form(ScalarTag<B>())};
+  sim_warp_op(~0u, sim_byte_op(d), &s, "mma_m16n8k32");
 }
-template <class A, class B, int MI, int NJ>
-ARCWELD_DEVICE void mma_tile_int8(i32 (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
-  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ, sim_is_signed(ScalarTag<A>()), sim_is_signed(ScalarTag<B>())};
-  sim_warp_op(~0u, sim_op_mma_int8, &s, "mma_tile_int8");
+template <class A, class B, class D, int MI, int NJ>
+ARCWELD_DEVICE void mma_tile_bytes(D (&d)[MI][NJ][4], const u32 (&a)[MI][4], const u32 (&b)[NJ][2]) {
+  SimMma s{&d[0][0][0], &a[0][0], &b[0][0], MI, NJ, sim_byte_form(ScalarTag<A>()), sim_byte_form(ScalarTag<B>())};
+  sim_warp_op(~0u, sim_byte_op(&d[0][0][0]), &s, "mma_tile_bytes");
 }
 template <class A, class B>
 ARCWELD_DEVICE i32 dp4a(u32 a, u32 b, i32 c) {
@@ -215,9 +220,11 @@ template <class T, int N, int TRANS_B>
 ARCWELD_DEVICE void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, int accumulate) {
   sim_wgmma(d, N, 0, a, b, TRANS_B, accumulate, sim_is_bf16(ScalarTag<T>()));
 }
-template <class TA, class TB, int N>
-ARCWELD_DEVICE void wgmma_ss_int8(i32 (&d)[N / 2], u64 a, u64 b, int accumulate) {
-  const int type = SIM_INT8 + 2 * sim_is_signed(ScalarTag<TA>()) + sim_is_signed(ScalarTag<TB>());
+ARCWELD_DEVICE int sim_byte_type(const i32*) { return SIM_INT8; }
+ARCWELD_DEVICE int sim_byte_type(const f32*) { return SIM_FLOAT8; }
+template <class TA, class TB, int N, class D>
+ARCWELD_DEVICE void wgmma_ss_bytes(D (&d)[N / 2], u64 a, u64 b, int accumulate) {
+  const int type = sim_byte_type(d) + 2 * sim_byte_form(ScalarTag<TA>()) + sim_byte_form(ScalarTag<TB>());
   sim_wgmma(d, N, a, nullptr, b, 0, accumulate, type);
 }
 ARCWELD_DEVICE void wgmma_fence() { sim_wgmma_fence(); }

@@ -101,6 +101,31 @@ void mma_half(void** slots) {
   }
 }
 
+// Products of bytes; ``element`` is the number of one, by its form.
+template <class Vector, class T, class Element>
+void mma_bytes(void** slots, Element element) {
+  const Operands o = gather(slots);
+  const SimMma& first = *(const SimMma*)slots[0];
+  if (o.nj > kMaxTile) sim_fail("mma_tile_bytes is at most %d fragments wide in the simulator", kMaxTile);
+  alignas(64) T a[16][32], b[kMaxTile][32][8], c[16][8];
+  for (int j = 0; j < o.nj; ++j)
+    for (int l = 0; l < kLanes; ++l)
+      for (int byte = 0; byte < 4; ++byte)
+        for (int r = 0; r < 2; ++r)
+          b[j][l % 4 * 4 + byte + r * 16][l / 4] = element((u8)(o.b[l][2 * j + r] >> (8 * byte)), first.form_b);
+  for (int i = 0; i < o.mi; ++i) {
+    for (int l = 0; l < kLanes; ++l)
+      for (int byte = 0; byte < 4; ++byte)
+        for (int r = 0; r < 4; ++r)
+          a[l / 4 + (r & 1) * 8][l % 4 * 4 + byte + (r >> 1) * 16] = element((u8)(o.a[l][4 * i + r] >> (8 * byte)), first.form_a);
+    for (int j = 0; j < o.nj; ++j) {
+      read_accumulator(c, o, i * o.nj + j);
+      multiply_tile<Vector, T, 32>(c, a, b[j]);
+      write_accumulator(c, o, i * o.nj + j);
+    }
+  }
+}
+
 }  // namespace
 
 namespace sim {
@@ -166,29 +191,11 @@ void sim_op_mma_tf32(void** slots, u32) {
 }
 
 void sim_op_mma_int8(void** slots, u32) {
-  const Operands o = gather(slots);
-  const SimMma& first = *(const SimMma*)slots[0];
-  const auto element = [](u32 word, int byte, bool is_signed) {
-    return is_signed ? (int)(i8)(word >> (8 * byte)) : (int)(u8)(word >> (8 * byte));
-  };
-  if (o.nj > kMaxTile) sim_fail("mma_tile_int8 is at most %d fragments wide in the simulator", kMaxTile);
-  alignas(64) int a[16][32], b[kMaxTile][32][8], c[16][8];
-  for (int j = 0; j < o.nj; ++j)
-    for (int l = 0; l < kLanes; ++l)
-      for (int byte = 0; byte < 4; ++byte)
-        for (int r = 0; r < 2; ++r)
-          b[j][l % 4 * 4 + byte + r * 16][l / 4] = element(o.b[l][2 * j + r], byte, first.signed_b);
-  for (int i = 0; i < o.mi; ++i) {
-    for (int l = 0; l < kLanes; ++l)
-      for (int byte = 0; byte < 4; ++byte)
-        for (int r = 0; r < 4; ++r)
-          a[l / 4 + (r & 1) * 8][l % 4 * 4 + byte + (r >> 1) * 16] = element(o.a[l][4 * i + r], byte, first.signed_a);
-    for (int j = 0; j < o.nj; ++j) {
-      read_accumulator(c, o, i * o.nj + j);
-      multiply_tile<Int8, int, 32>(c, a, b[j]);
-      write_accumulator(c, o, i * o.nj + j);
-    }
-  }
+  mma_bytes<Int8, int>(slots, [](u8 bits, bool is_signed) { return is_signed ? (int)(i8)bits : (int)bits; });
+}
+// Exact products, f32 sums.
+void sim_op_mma_float8(void** slots, u32) {
+  mma_bytes<Float8, float>(slots, [](u8 bits, bool e5m2) { return float8_table.of[e5m2][bits]; });
 }
 
 }  // extern "C"

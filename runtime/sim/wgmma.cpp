@@ -1,5 +1,5 @@
-// wgmma m64nNk16, and k32 of 8-bit integers: 128 threads meet at issue. In the checked mode the product is computed only when it is waited for, and
-// until then the accumulators hold NaN (or -1); otherwise it is computed at issue.
+// wgmma m64nNk16, and k32 of 8-bit types: 128 threads meet at issue. In the checked mode the product is computed only when
+// it is waited for, and until then the accumulators hold NaN (or -1); otherwise it is computed at issue.
 #include <stdlib.h>
 
 #include "checker.h"
@@ -16,7 +16,8 @@ struct Operand {  // what one thread passes
   u64 a, b;
   u32 a_registers[4];
   int n, transposed_b, accumulate, type, from_registers;
-  bool is_int8() const { return type >= SIM_INT8; }
+  bool is_float8() const { return type >= SIM_FLOAT8; }
+  bool is_int8() const { return type >= SIM_INT8 && !is_float8(); }
   bool is_bf16() const { return type == 1; }
 };
 struct Operation {
@@ -66,6 +67,7 @@ void widen_chunk(float* to, const u16* from, bool bf16) {
 
 alignas(64) float dense_a[64][16], dense_b[16][kMaxN], dense_c[16][kMaxN];
 alignas(64) int whole_a[64][32], whole_b[32][kMaxN], whole_c[16][kMaxN];
+alignas(64) float byte_a[64][32], byte_b[32][kMaxN];  // of 8-bit floats
 
 void read_a(const Operand* of) {
   const bool bf16 = of[0].is_bf16();
@@ -98,23 +100,28 @@ void read_b(const Operand& o) {
     }
 }
 
-// 16 bytes as integers.
+// 16 bytes as numbers, by their form.
 void widen_bytes(int (&to)[16], u32 address, bool is_signed) {
   const u8* from = (const u8*)swizzled_chunk(address);
   for (int i = 0; i < 16; ++i) to[i] = is_signed ? (int)(i8)from[i] : (int)from[i];
 }
+void widen_bytes(float (&to)[16], u32 address, bool e5m2) {
+  const u8* from = (const u8*)swizzled_chunk(address);
+  for (int i = 0; i < 16; ++i) to[i] = float8_table.of[e5m2][from[i]];
+}
 
-void read_integers(const Operand& o) {
+template <class T>
+void read_bytes(const Operand& o, T (&to_a)[64][32], T (&to_b)[32][kMaxN]) {
   const Descriptor a(o.a), b(o.b);
-  int sixteen[16];
+  T sixteen[16];
   for (int c = 0; c < 2; ++c) {
     for (int r = 0; r < 64; ++r) {
-      widen_bytes(sixteen, a.k_major(r, c), (o.type - SIM_INT8) & 2);
-      memcpy(&whole_a[r][c * 16], sixteen, sizeof sixteen);
+      widen_bytes(sixteen, a.k_major(r, c), o.type & 2);
+      memcpy(&to_a[r][c * 16], sixteen, sizeof sixteen);
     }
     for (int r = 0; r < o.n; ++r) {
-      widen_bytes(sixteen, b.k_major(r, c), (o.type - SIM_INT8) & 1);
-      for (int i = 0; i < 16; ++i) whole_b[c * 16 + i][r] = sixteen[i];
+      widen_bytes(sixteen, b.k_major(r, c), o.type & 1);
+      for (int i = 0; i < 16; ++i) to_b[c * 16 + i][r] = sixteen[i];
     }
   }
 }
@@ -156,8 +163,11 @@ void multiply_add(const Operand* of, T (&c)[16][kMaxN], const T (&a)[64][K], con
 
 void compute(const Operand* of) {
   if (of[0].is_int8()) {
-    read_integers(of[0]);
+    read_bytes(of[0], whole_a, whole_b);
     multiply_add<Int8, int, 32>(of, whole_c, whole_a, whole_b);
+  } else if (of[0].is_float8()) {  // exact products, f32 sums
+    read_bytes(of[0], byte_a, byte_b);
+    multiply_add<Float8, float, 32>(of, dense_c, byte_a, byte_b);
   } else {
     read_a(of);
     read_b(of[0]);

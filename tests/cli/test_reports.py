@@ -205,3 +205,40 @@ def test_products_of_quantised_weights(
     shown = capsys.readouterr().out
     assert "products of quantised weights, modelled microseconds on sm_90a:" in shown
     assert stored == "u4" or "f16, widened from u4" in shown
+
+
+def float8(rows: int, path: Path) -> Path:
+    """A product of 8-bit floats by 8-bit floats of the other type."""
+    weight = helper.make_tensor("w", TensorProto.FLOAT8E5M2, (64, 32), bytes(64 * 32), raw=True)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=TensorProto.FLOAT8E4M3FN),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["b"]),
+        helper.make_node("MatMul", ["a", "b"], ["y"], name="wide"),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "float8", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weight, numpy_helper.from_array(np.float32(0.5), "s")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "archs", "said"),
+    [
+        (64, "sm_80", "f16"), (64, "sm_89", "f8e4m3fn x f8e5m2"), (64, "sm_90a", "f8e4m3fn x f8e5m2"),
+        (64, "sm_86,sm_89", "f16 (sm_86), f8e4m3fn x f8e5m2 (sm_89)"), (64, "sm_90", "f16"),
+        (64, "sm_120", "f8e4m3fn x f8e5m2"), (64, "sm_100", "f16"), (1, "sm_89", "f16"),
+    ],
+)  # fmt: skip
+def test_what_products_of_8_bit_floats_compute_in(
+    rows: int, archs: str, said: str, tmp_path: Path, capsys: Words
+) -> None:
+    model, engine = float8(rows, tmp_path / "m.onnx"), tmp_path / "m.engine"
+    assert main([str(model), "-o", str(engine), "--arch", archs, "--verify", "off", "--device", "sim"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["quantised_products"]
+    assert (found["node"], found["stored"], found["computes"], found["modelled"]) == ("wide", "f8e5m2", said, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
+from prim_cases_lanes import lane_cases
 from sim_harness import INCLUDE, render
 
 from arcweld.codegen.nvrtc.compiler import compile_cubin
@@ -80,7 +81,9 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   f32 tile[1][1][4] = {}; u32 ta[1][4] = {}, tb[1][2] = {};
   mma_tile<f16>(tile, ta, tb);
   i32 whole[1][1][4] = {};
-  mma_tile_int8<i8, u8>(whole, ta, tb);
+  mma_tile_bytes<i8, u8>(whole, ta, tb);
+  mma_tile_bytes<f8e4m3fn, f8e4m3fn>(tile, ta, tb); mma_tile_bytes<f8e4m3fn, f8e5m2>(tile, ta, tb);
+  mma_tile_bytes<f8e5m2, f8e4m3fn>(tile, ta, tb); mma_tile_bytes<f8e5m2, f8e5m2>(tile, ta, tb);
   cp_async16(s, p.in); cp_async8(s, p.in, 3); cp_async4(s, p.in, 0); cp_async_commit(); cp_async_wait<1>();
   *(i64*)p.out = index_in(3, 4) + strict_index(3, 4) + checked_divisor(2) + strict_divisor(2);
   named_bar_sync(1, 128); named_bar_arrive(2, 128);
@@ -113,8 +116,10 @@ HOPPER = """
   wgmma_ss<f16, 64, 0>(w, wgmma_desc(s, 16, 1024), wgmma_desc(s, 16, 1024), 1); wgmma_ss<bf16, 64, 1>(w, 1, 2, 0);
   wgmma_rs<f16, 64, 1>(w, r4, 1, 1); wgmma_rs<bf16, 64, 0>(w, r4, 1, 1);
   i32 v[32] = {};
-  wgmma_ss_int8<i8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<i8, u8, 64>(v, 1, 2, 1);
-  wgmma_ss_int8<u8, i8, 64>(v, 1, 2, 1); wgmma_ss_int8<u8, u8, 64>(v, 1, 2, 1);
+  wgmma_ss_bytes<i8, i8, 64>(v, 1, 2, 1); wgmma_ss_bytes<i8, u8, 64>(v, 1, 2, 1);
+  wgmma_ss_bytes<u8, i8, 64>(v, 1, 2, 1); wgmma_ss_bytes<u8, u8, 64>(v, 1, 2, 1);
+  wgmma_ss_bytes<f8e4m3fn, f8e4m3fn, 64>(w, 1, 2, 1); wgmma_ss_bytes<f8e4m3fn, f8e5m2, 64>(w, 1, 2, 1);
+  wgmma_ss_bytes<f8e5m2, f8e4m3fn, 64>(w, 1, 2, 1); wgmma_ss_bytes<f8e5m2, f8e5m2, 64>(w, 1, 2, 1);
   wgmma_commit(); wgmma_wait<0>(); wgmma_pin(w); wgmma_pin(v);
   cluster_arrive(); cluster_wait(); cluster_store(s, 0, d[0], d[1], d[2], d[3]);
   d[0] += w[0] + w[31] + v[0];
@@ -123,7 +128,7 @@ HOPPER_ONLY = ("stmatrix", "mbar_", "fence_", "tma_", "bulk_", "evict_", "wgmma_
 
 
 def _shapes() -> str:
-    return render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64], wgmma_types=["f16", "bf16", "int8"])
+    return render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[64], wgmma_types=["f16", "bf16", "int8", "float8"])
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
@@ -140,7 +145,7 @@ def test_every_function_compiles(arch: str) -> None:
 
 
 def _cases() -> Iterator[tuple[PrimCase, str]]:
-    for case in [*warp_level_cases(), *async_cases()]:
+    for case in [*warp_level_cases(), *lane_cases(), *async_cases()]:
         for arch in ("sm_80", "sm_90a"):
             if arch >= case.arch:
                 yield case, arch

@@ -190,6 +190,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _with_spread_zero_point(graph, feeds)
     if node.op == "DequantizeLinear" and len(node.inputs) == 4:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
+    if node.op == "DynamicRange":
+        return _dynamic_range(feeds)
     if node.op in DIRECT:
         return [DIRECT[node.op](node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op == "Attention" and (np.isfinite(node.attrs["fill"]) or len(node.inputs) > 4):
@@ -262,19 +264,38 @@ def _integer_product(a: Attrs, x: np.ndarray, y: np.ndarray, *zero: np.ndarray) 
 
 
 def _integer_convolution(a: Attrs, x: np.ndarray, w: np.ndarray, *optional: np.ndarray | None) -> np.ndarray:
-    """torch's convolution in f64, which is exact, of a tensor that is padded before."""
+    """torch's convolution in f64, which is exact."""
     fill, zero = [*optional, None, None][:2]
+    wide, filters = (torch.from_numpy(v).double() for v in (x, w))
+    if zero is not None:
+        filters = filters - torch.from_numpy(zero).double().reshape(-1, *[1] * (x.ndim - 1))
+    return _convolved(a, wide, filters, 0.0 if fill is None else float(fill.item())).astype(np.int32)
+
+
+def _convolved(a: Attrs, x: torch.Tensor, w: torch.Tensor, fill: float) -> np.ndarray:
+    """The convolution of a tensor that is padded with ``fill`` before."""
     rank = x.ndim - 2
-    wide = torch.from_numpy(np.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x).double()
+    wide = torch.moveaxis(x, -1, 1) if a["layout"] == "NHWC" else x
     pads = [p for i in reversed(range(rank)) for p in (a["pads"][i], a["pads"][rank + i])]
-    wide = torch.nn.functional.pad(wide, pads, value=0.0 if fill is None else fill.item())
+    wide = torch.nn.functional.pad(wide, pads, value=fill)
     convolve = (torch.nn.functional.conv1d, torch.nn.functional.conv2d)[rank - 1]
     kept = {"stride": a["strides"], "dilation": a["dilations"], "groups": a["group"]}
-    filters = torch.from_numpy(w).double()
-    if zero is not None:
-        filters -= torch.from_numpy(zero).double().reshape(-1, *[1] * (rank + 1))
-    y = convolve(wide, filters, **kept).numpy().astype(np.int32)
+    y = np.asarray(convolve(wide, w, **kept).numpy())
     return np.moveaxis(y, 1, -1) if a["layout"] == "NHWC" else y
+
+
+def _numbers(x: np.ndarray) -> torch.Tensor:
+    """An array of 8-bit floats, whose patterns torch reads, in f64."""
+    types = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+    return torch.from_numpy(np.ascontiguousarray(x).view(np.uint8)).view(types[x.dtype.name]).double()
+
+
+def _float8_product(a: Attrs, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.asarray((_numbers(x) @ _numbers(y)).float().numpy())
+
+
+def _float8_convolution(a: Attrs, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return _convolved(a, _numbers(x), _numbers(w), 0.0).astype(np.float32)
 
 
 def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -327,6 +348,18 @@ def _topk_indices(a: Attrs, x: np.ndarray) -> np.ndarray:
     return found
 
 
+def _dynamic_range(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The scale and the zero point of ONNX's DynamicQuantizeLinear."""
+    (x,) = feeds.values()
+    types = (("y", TensorProto.UINT8), ("scale", TensorProto.FLOAT), ("zero", TensorProto.UINT8))
+    body = helper.make_graph(
+        [helper.make_node("DynamicQuantizeLinear", ["x"], [n for n, _ in types])], "range",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info(n, t, x.shape if n == "y" else ()) for n, t in types],
+    )  # fmt: skip
+    return by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})[1:]
+
+
 def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
     return torch.rsqrt(torch.from_numpy(x)).numpy()
 
@@ -337,6 +370,8 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_convolution,
+    "MatMulFloat8": _float8_product,
+    "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
     "PagedLengths": paged_oracle.lengths,

@@ -14,6 +14,7 @@ import pytest
 from demo_kernels import DEMOS
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
+from prim_cases_lanes import lane_cases
 from sim_harness import run
 
 from arcweld.codegen.nvrtc.compiler import compile_cubin
@@ -22,7 +23,7 @@ from arcweld.runtime.sim.device import SimDevice
 
 pytestmark = pytest.mark.gpu
 GOLDEN = Path(__file__).parents[1] / "golden" / "prims"
-CASES = [*warp_level_cases(), *async_cases()]
+CASES = [*warp_level_cases(), *lane_cases(), *async_cases()]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT, SM90_SHARED_LIMIT, SMS
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.gemv import WARPS, most_rows, narrowed
-from arcweld.codegen.templates.contract.mma import ELEMENTS, element_of
+from arcweld.codegen.templates.contract.mma import ELEMENTS, FLOAT8
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, likely, most
 from arcweld.codegen.templates.contract.stored import print_stored, stored_of
 from arcweld.compiler import dims
@@ -103,7 +103,7 @@ def supports(problem: Problem, least: int) -> str | None:
     least = least if stored is None else 1
     if rows is None or not least <= rows <= FEW_NARROW_ROWS:
         return f"{problem.m.extent} rows, not {least} to {FEW_NARROW_ROWS}"
-    element = ELEMENTS.get(problem.kernel.attrs.get("precision", "fp32"))
+    element = _element(problem)
     if element is None or not element.is_half or problem.acc is not DType.F32:
         return "not a product of 16-bit numbers with f32 sums"
     plain = b.storage is element and b.along_k and b.copyable and not b.masked
@@ -112,15 +112,25 @@ def supports(problem: Problem, least: int) -> str | None:
     return None if (dims.bounds(problem.k.extent)[0] or 0) > 0 else "the depth may be 0"
 
 
+def _element(problem: Problem) -> DType | None:
+    """The type that tensor cores multiply; of 8-bit floats f16, which holds them exactly."""
+    precision = problem.kernel.attrs.get("precision", "fp32")
+    return DType.F16 if precision in FLOAT8 else ELEMENTS.get(precision)
+
+
 def is_exact(problem: Problem) -> bool:
-    """True if the elements of ``a`` are numbers of the weights' type, so that rounding them loses nothing."""
-    return problem.a.storage is element_of(problem)
+    """True if the elements of ``a`` are numbers of the type that is multiplied, so that rounding them loses nothing."""
+    return problem.kernel.attrs["precision"] in FLOAT8 or problem.a.storage is _element(problem)
 
 
 def weight_bits(problem: Problem) -> int:
     """Bits of an element of the weights as they are read."""
     stored = stored_of(problem)
-    return element_of(problem).bits if stored is None else stored.dtype.bits
+    if stored is not None:
+        return stored.dtype.bits
+    element = _element(problem)
+    assert element is not None, "a supported problem"
+    return element.bits
 
 
 # ------------------------------------------------------------------------------------------------------------ tactics
@@ -268,7 +278,8 @@ def render_page(
     problem: Problem, t: FewRowsTactic, hooks: Hooks, shared: Layout, *, store: str = "", run: int = 0, **more: Any
 ) -> KernelSource:
     """The source, with the epilogue ``store`` or, of a chain, what ``more`` has."""
-    kernel, stored = problem.kernel, stored_of(problem)
+    kernel, stored, element = problem.kernel, stored_of(problem), _element(problem)
+    assert element is not None, "a supported problem"
     b = problem.b if stored is None else stored.q
     a, before = narrowed(problem.a, PIECE, True), bool(kernel.attrs.get("stages"))
     tiles = dims.ceildiv(problem.n.extent, t.block_columns) * problem.batch.extent
@@ -290,7 +301,7 @@ def render_page(
     return render(
         "contract/few_rows.cu.j2", kernel, hooks.params, arch=t.arch, grid=(blocks, 1, 1), block=(32 * WARPS, 1, 1),
         shared_bytes=shared.end, tiled=_tiled(problem, t), t=t, a=a, b=b, itype=problem.itype,
-        shared=shared, element=element_of(problem).cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
+        shared=shared, element=element.cuda, b_is_weight=bool(kernel.attrs.get("b_is_weight")),
         batched=problem.batch.extent != 1, **(context | more),
     )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 ``tf32x3`` splits each f32 operand into two tf32 numbers and adds three of the four products. The relative error of a
 product is about 2**-21, nearly that of f32, at a third of tf32's rate. ``int8`` multiplies 8-bit integers of any signs;
-its i32 sums are exact. Where ``b`` has zero points, sums of the rows of ``a`` are added up from its fragments.
+its i32 sums are exact. Where ``b`` has zero points, sums of the rows of ``a`` are added up from its fragments. 8-bit
+floats are multiplied as they are on sm_89 and sm_120, and exactly as f16 elsewhere (by ``include/float8.cuh`` before
+sm_89); what one instruction sums is added in f32.
 """
 
 from __future__ import annotations
@@ -18,11 +20,17 @@ from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent, zero_hook
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.compiler import dims
+from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ops.float8 import FACTORS
 
 ARCH = "sm_80"
 ELEMENTS = {"f16": DType.F16, "bf16": DType.BF16, "tf32": DType.F32, "tf32x3": DType.F32}
 INT8 = "int8"  # the precision of products of 8-bit integers
+# those of products of 8-bit floats, by ``precision_of``
+FLOAT8 = {f"{a.value} x {b.value}": (a, b) for a in FACTORS for b in FACTORS}
+# the first architecture with mma.sync of 8-bit floats, and the generations for which ptxas makes that of f16 products
+FLOAT8_ARCH, WIDENING = 89, (9, 10)
 # rows and columns of a block's tile, then of a warp's, and the share of peak it reaches with all multiprocessors busy
 TILES = (
     (128, 128, 64, 32, 1.0),
@@ -40,23 +48,43 @@ STAGE_BYTES = 128  # of k that one stage holds for each row and column; half of 
 def supports(problem: Problem, arch: str) -> str | None:
     """The reason why this implementation can't compute the problem, or None."""
     precision = problem.kernel.attrs.get("precision", "fp32")
-    if precision != INT8 and precision not in ELEMENTS:
-        return f"precision {precision} is not one of {', '.join((*ELEMENTS, INT8))}"
+    known = (*ELEMENTS, INT8, *FLOAT8)
+    if precision not in known:
+        return f"precision {precision} is not one of {', '.join(known)}"
     wanted = DType.I32 if precision == INT8 else DType.F32
     return None if problem.acc is wanted else f"the accumulator is {problem.acc.value}"
 
 
 def elements_of(problem: Problem) -> tuple[DType, DType]:
-    """The types of ``a`` and of ``b`` that the tensor cores multiply: equal ones but for 8-bit integers."""
+    """The types of ``a`` and of ``b`` that the tensor cores multiply: equal ones but for 8-bit types."""
     precision = problem.kernel.attrs["precision"]
     if precision == INT8:
         return problem.a.expr.dtype, problem.b.expr.dtype
+    if precision in FLOAT8:
+        return FLOAT8[precision]
     return ELEMENTS[precision], ELEMENTS[precision]
 
 
 def element_of(problem: Problem) -> DType:
     """The type of ``a`` that the tensor cores multiply."""
     return elements_of(problem)[0]
+
+
+def float8_computes(source: str, arch: str) -> str:
+    """The type in which a kernel of products of 8-bit floats multiplies on ``arch``; empty for their own types.
+
+    ``mma.sync`` widens them to f16 on sm_80 and sm_86, which lack the instruction, and on sm_90 and sm_100, where
+    ptxas makes that of it. So do kernels of few rows everywhere; those without tensor cores widen them to f32.
+    """
+    if "wgmma" in source:
+        return ""
+    if "multiply_piece" in source:  # of few rows
+        return DType.F16.value
+    if "multiply_stage" not in source:
+        return DType.F32.value
+    parsed = parse_arch(arch)
+    assert parsed is not None, f"{arch} is an architecture of the engine"
+    return "" if parsed[0] >= FLOAT8_ARCH and parsed[0] // 10 not in WIDENING else DType.F16.value
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
@@ -111,10 +139,10 @@ def tile_type(name: str, operand: Operand, element: str) -> str:
 
 def element_context(problem: Problem, elements: tuple[DType, DType]) -> dict[str, Any]:
     """What the templates print of the types of operands and sums."""
-    whole = problem.acc is DType.I32
+    whole, own = problem.acc is DType.I32, elements[0].size == 1
     return {
-        "element": " x ".join(e.cuda for e in elements) if whole else elements[0].cuda, "whole": whole,
-        "types": tuple(e.cuda for e in elements) if whole else ("T", "T"), "acc": "i32" if whole else "float",
+        "element": " x ".join(e.cuda for e in elements) if own else elements[0].cuda, "whole": whole,
+        "types": tuple(e.cuda for e in elements) if own else ("T", "T"), "acc": "i32" if whole else "float",
     }  # fmt: skip
 
 

@@ -218,7 +218,7 @@ def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
 
 def _copyable(kernel: Kernel, e: Expr, lane: Axis) -> bool:
     storage = _stored_type(e)
-    if storage.is_storage:  # tensor cores get what such a type converts to
+    if storage.is_packed:  # tensor cores get what such a type converts to
         return False
     width = COPY_BYTES // storage.size
     if not dims.is_multiple(lane.extent, width):

@@ -1,7 +1,8 @@
 """Weights as they are stored: numbers of few bits, and scales and zero points that groups of neighbours in k share.
 
 ``b = scale * (q - zero)`` with q [n, k] contiguous along k. Kernels of few rows copy q as it is, and multiply exact
-integers ``q - zero``, or the small floats: the scale of a group is applied to the sum over its k.
+integers ``q - zero``, or the small floats: the scale of a group is applied to the sum over its k. In products of 8-bit
+floats ``b`` is q itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from arcweld.codegen.kernel import Kernel
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.params import Params
 from arcweld.codegen.printing.printer import Block
+from arcweld.codegen.templates.contract.mma import FLOAT8
 from arcweld.codegen.templates.contract.problem import COPY_BYTES, Operand, Problem
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, var
@@ -30,14 +32,14 @@ class Stored:
     """The operand ``b`` as it is stored.
 
     q      the load of q, of which 16 contiguous, aligned bytes can be copied as they are
-    scale  the load of the scale of a column and the group ``GROUP``
+    scale  the load of the scale of a column and the group ``GROUP``; None: it is 1
     zero   the same of the zero point, of q's type; None: it is 0, a number: it is the same everywhere
     group  elements of k in a group; None: a column has one scale
     count  groups of a column
     """
 
     q: Operand
-    scale: Expr
+    scale: Expr | None
     zero: Expr | int | None
     group: int | None
     count: Dim
@@ -110,6 +112,8 @@ class PrintedStored:
 
     def scale_at(self, line: int) -> str:
         """C text of the scale of the g-th group, in f32."""
+        if not self.read:
+            return "1.0f"
         return f"to_f32(now.scale[{line}][g / NEAR][g % NEAR])"
 
     @property
@@ -123,7 +127,7 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     group = s.group_of_step(depth)
     width = s.width(problem, depth // group)
     args = [("b", problem.batch.sym), ("row", problem.n.sym), ("g", GROUP)]
-    read = {"scale": s.scale} | ({"zero": s.zero} if isinstance(s.zero, Expr) else {})
+    read = {name: e for name, e in (("scale", s.scale), ("zero", s.zero)) if isinstance(e, Expr)}
     printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
     index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
     return PrintedStored(
@@ -173,6 +177,9 @@ def stored_of(problem: Problem) -> Stored | None:
 
 def _stored_of(problem: Problem) -> Stored | None:
     e = problem.b.expr
+    if problem.kernel.attrs.get("precision") in FLOAT8 and e.op == "load":
+        whole = _operand(problem, e)
+        return None if whole is None else Stored(whole, None, None, None, 1)
     if e.op != "mul" or e.dtype is not DType.F32:
         return None
     for value, scale in (e.args, e.args[::-1]):

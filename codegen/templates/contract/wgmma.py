@@ -1,7 +1,8 @@
 """Matrix products on Hopper's tensor cores: ``wgmma`` (PTX ISA) on tiles that TMA copies to shared memory.
 
-Both operands must be single loads of f16, bf16 or 8-bit integers that a TMA descriptor can describe; of integers, both
-contiguous along k, as the instruction wants them.
+Both operands must be single loads of f16, bf16 or 8-bit types that a TMA descriptor can describe; of 8-bit types, both
+contiguous along k, as the instruction wants them. Tensor cores keep few bits of sums of products of 8-bit floats: those
+of a line, 128 of k, are added to f32 sums, which take as many registers again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
-from arcweld.codegen.templates.contract.mma import INT8, element_context, element_of, elements_of
+from arcweld.codegen.templates.contract.mma import FLOAT8, INT8, element_context, element_of, elements_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely, zero_hook
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.compiler import dims
@@ -36,6 +37,7 @@ L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
 TILE_CYCLES = 1000  # cycles of a tile beside its products: its first loads and its epilogue
 REGISTERS = 65536  # registers of a multiprocessor
 MOST_REGISTERS = 255  # registers that a thread can have
+LEAST_REGISTERS = 40  # registers of a thread beside its sums
 READ_REGISTERS = 24  # registers of a thread for each epilogue access that is read for before the first store
 SPLITS = (1, 2, 4, 8)  # blocks of a cluster among which k may be shared out
 CLUSTER_SUM_CYCLES = 900  # cycles in which the blocks of a cluster add their sums, beside the transfer
@@ -83,7 +85,7 @@ class ContractWgmmaTactic:
     def together(self, problem: Problem, width: int) -> int:
         """Epilogue accesses of ``width`` columns that a thread reads for before it stores, as registers allow."""
         wanted = problem.rows_together(self.chunk, width)
-        while wanted > 1 and wanted * READ_REGISTERS > self.spare_registers:
+        while wanted > 1 and wanted * READ_REGISTERS > self.spare_registers - extra_registers(problem, self):
             wanted //= 2
         return wanted
 
@@ -124,10 +126,16 @@ def supports(problem: Problem, arch: str) -> str | None:
 def type_refusal(problem: Problem) -> str | None:
     """The reason why the tensor cores can't multiply the problem's types, or None."""
     precision = problem.kernel.attrs.get("precision")
-    if precision not in ("f16", "bf16", INT8):
-        return f"precision {precision} is not f16, bf16 or {INT8}"
+    known = ("f16", "bf16", INT8, *FLOAT8)
+    if precision not in known:
+        return f"precision {precision} is not one of {', '.join(known)}"
     wanted = DType.I32 if precision == INT8 else DType.F32
     return None if problem.acc is wanted else f"the accumulator is {problem.acc.value}"
+
+
+def extra_registers(problem: Problem, t: ContractWgmmaTactic) -> int:
+    """Registers of a thread for the sums of a line, where these are not the tile's sums themselves."""
+    return t.bn // 2 if problem.kernel.attrs["precision"] in FLOAT8 else 0
 
 
 def line_of(problem: Problem) -> int:
@@ -246,6 +254,8 @@ def ranked(
         tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
         return (rounds * (own * step + beside / resident) + fill + cluster_sum) * tie
 
+    if extra_registers(problem, found[0]):
+        found = [t for t in found if t.spare_registers - extra_registers(problem, t) >= LEAST_REGISTERS]
     best = sorted(found, key=cycles)[:9]
     best.insert(0, min((t for t in found if t.split == 1), key=cycles))
     variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]
@@ -261,9 +271,10 @@ def tiled(problem: Problem, t: ContractWgmmaTactic, tiles: Dim) -> tuple[tuple[D
 def instructions(problem: Problem, t: ContractWgmmaTactic) -> dict[str, Any]:
     """What the template prints of types, and the instructions that it includes."""
     context = element_context(problem, elements_of(problem))
-    if context["whole"]:
-        context["wgmma_types"] = ("int8",)
-    return {**context, "paired": (), "wgmma_ns": (t.bn,), "line": line_of(problem)}
+    by_line = bool(extra_registers(problem, t))
+    if context["whole"] or by_line:
+        context["wgmma_types"] = ("float8" if by_line else "int8",)
+    return {**context, "by_line": by_line, "paired": (), "wgmma_ns": (t.bn,), "line": line_of(problem)}
 
 
 def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> KernelSource:

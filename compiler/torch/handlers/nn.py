@@ -51,6 +51,20 @@ def mm(c: AtenContext) -> Result:
     return product(c, c["self"], c["mat2"])
 
 
+@aten("_scaled_mm")
+def scaled_mm(c: AtenContext) -> Result:
+    """``a @ b * scale_a * scale_b + bias`` of 8-bit floats, with a scale for each tensor, or each row and column."""
+    a, b, bias = c["self"], c["mat2"], c["bias"]
+    if c["scale_result"] is not None or c.out.dtype not in (DType.F32, DType.F16, DType.BF16):
+        raise c.fail(f"a result of {c.out.dtype.value} or with a scale; use an out_dtype of 16 or 32 bits")
+    y = c.emit("MatMulFloat8", a, b)
+    for scale, each in ((c["scale_a"], (a.shape[0], 1)), (c["scale_b"], (1, b.shape[1]))):
+        if scale.dtype is not DType.F32 or (scale.type.numel != 1 and scale.shape != each):
+            raise c.fail(f"scales {scale.type} that are not for tensors, or for rows and columns")
+        y = c.emit("Mul", y, c.reshape(scale, ()) if scale.type.numel == 1 else scale)
+    return c.result(y if bias is None else c.emit("Add", y, c.cast(bias, DType.F32)))
+
+
 @aten("matmul")
 def matmul(c: AtenContext) -> Result:
     return product(c, c["self"], c["other"])

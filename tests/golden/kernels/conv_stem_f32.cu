@@ -4,6 +4,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "contract.cuh"
+#include "ffma.cuh"
 
 struct Params {
   const f32* in0;
@@ -76,7 +77,7 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(128) conv_ecdac778(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_85bd09c4(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem);
   const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<1>());
@@ -120,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_ecdac778(const __grid_con
     }
   }
 }
-EXPORT_KERNEL(conv_ecdac778)
+EXPORT_KERNEL(conv_85bd09c4)
 
 // pointwise_transpose: tiles of 64 x 16 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

@@ -4,6 +4,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "contract.cuh"
+#include "ffma.cuh"
 
 struct Params {
   const f32* in0;
@@ -70,7 +71,7 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_11454ffa(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_21dcfd28(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem) + Group::group() * 2 * Work::BUFFER;
   pdl_launch_dependents();
@@ -116,4 +117,4 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_11454ffa(c
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_add_11454ffa)
+EXPORT_KERNEL(contract_matmul_add_21dcfd28)

@@ -4,6 +4,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "contract.cuh"
+#include "ffma.cuh"
 
 struct Params {
   const f32* in0;
@@ -55,7 +56,7 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(128) contract_matmul_9a0e822a(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) contract_matmul_815f0e50(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem);
   pdl_launch_dependents();
@@ -99,4 +100,4 @@ extern "C" __global__ void __launch_bounds__(128) contract_matmul_9a0e822a(const
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_9a0e822a)
+EXPORT_KERNEL(contract_matmul_815f0e50)

@@ -1,7 +1,7 @@
 """Conformance cases of the primitives: one small kernel each, fixed random inputs and a numpy reference.
 
 The same cases run on the simulator, on a GPU, and against stored results of a GPU. This file holds conversions, warp
-operations and tensor cores; ``prim_cases_async`` holds copies and barriers.
+operations and tensor cores; ``prim_cases_async`` holds copies and barriers, ``prim_cases_lanes`` reductions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PrimCase:
         tolerance = self.tolerance if tolerance is None else tolerance
         for got, want in zip(outputs, expected, strict=True):
             if tolerance:
-                scale = float(np.abs(want.astype(np.float64)).max()) or 1.0
+                scale = float(np.nanmax(np.abs(want.astype(np.float64)))) or 1.0
                 np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=tolerance * scale)
             else:
                 np.testing.assert_array_equal(got, want)
@@ -182,86 +182,7 @@ def warp_cases() -> list[PrimCase]:
             "p.y[t * 3 + 2] = __all_sync(~0u, v >= 0) != 0;",
             [In(x), zeros(64, 3, dtype=np.int64)], [votes.astype(np.int64)], 64,
         ),
-        *_reduction_cases(),
     ]  # fmt: skip
-
-
-def _reduction_cases() -> list[PrimCase]:
-    x = _rng(4).integers(-50, 50, 256).astype(np.float32)
-    sums = np.repeat(x.reshape(32, 8).sum(1), 8)
-    warps = np.repeat(x.reshape(8, 32).max(1), 32)
-    best = np.stack([np.full(256, x.min()), np.full(256, np.argmin(x))], -1).astype(np.float32)
-    argmin = (
-        "struct Best { f32 value; i32 index; }; Best b = {p.x[t], t};"
-        "b = block_reduce<256>(b, reinterpret_cast<Best*>(smem), [](Best a, Best c) {"
-        "  return c.value < a.value || (c.value == a.value && c.index < a.index) ? c : a; });"
-        "p.d[2 * t] = b.value; p.d[2 * t + 1] = (f32)b.index;"
-    )
-    return [
-        PrimCase(
-            "reductions", "const f32* x; f32* a; f32* b; f32* c; f32* d; f64* e;",
-            "DYN_SHARED(unsigned char, smem); f32* scratch = reinterpret_cast<f32*>(smem); const f32 v = p.x[t];"
-            "p.a[t] = lanes_reduce<8>(v, OpSum()); p.b[t] = warp_reduce(v, OpMax());"
-            "p.c[t] = block_reduce<256>(v, scratch, OpSum()); __syncthreads();" + argmin +
-            "p.e[t] = warp_reduce((f64)v, OpMin());",
-            [In(x), *(zeros(256) for _ in range(3)), zeros(256, 2), zeros(256, dtype=np.float64)],
-            [sums, warps, np.full(256, x.sum()), best, np.repeat(x.reshape(8, 32).min(1), 32).astype(np.float64)],
-            256, shared=64, includes='#include "reduce.cuh"',
-        ),
-        _nan_case(), _shared_sums_case(), _multiply_add_case(),
-    ]  # fmt: skip
-
-
-def _nan_case() -> PrimCase:
-    x = _rng(5).standard_normal(64).astype(np.float32)
-    x[7] = np.nan
-    reference = [np.repeat(x.reshape(2, 32).max(1), 32), np.repeat(x.reshape(2, 32).min(1), 32)]
-    body = "p.a[t] = warp_reduce(p.x[t], OpMax()); p.b[t] = warp_reduce(p.x[t], OpMin());"
-    return PrimCase(
-        "nan_wins", "const f32* x; f32* a; f32* b;", body, [In(x), zeros(64), zeros(64)], reference, 64,
-        includes='#include "reduce.cuh"',
-    )  # fmt: skip
-
-
-def _shared_sums_case() -> PrimCase:
-    """Four sums over the lanes 8 and 16 apart, and two over all lanes: which one a lane holds, and its value."""
-    x = _rng(6).integers(-50, 50, (64, 4)).astype(np.float32)
-    lane = np.arange(64) % 32
-    number, of_two = (lane >> 4 & 1) * 2 + (lane >> 3 & 1), lane >> 4
-    by_eight = np.tile(x.reshape(2, 4, 8, 4).sum(1), (1, 4, 1)).reshape(64, 4)
-    by_warp = np.repeat(x.reshape(2, 32, 4).sum(1), 32, axis=0)
-    one = lambda sums, which: np.take_along_axis(sums, which[:, None], 1)[:, 0]
-    sums = np.stack([one(by_eight, number), one(by_warp, of_two)], -1)
-    which = np.stack([number, of_two], -1).astype(np.int32)
-    body = (
-        "f32 v[4] = {p.x[t * 4], p.x[t * 4 + 1], p.x[t * 4 + 2], p.x[t * 4 + 3]}, w[2] = {v[0], v[1]};"
-        "p.which[t * 2] = share_sums<8>(v); p.which[t * 2 + 1] = share_sums<1>(w);"
-        "p.y[t * 2] = v[0]; p.y[t * 2 + 1] = w[0];"
-    )
-    return PrimCase(
-        "shared_sums", "const f32* x; i32* which; f32* y;", body,
-        [In(x), zeros(64, 2, dtype=np.int32), zeros(64, 2)], [which, sums], 64,
-        includes='#include "reduce.cuh"',
-    )  # fmt: skip
-
-
-def _multiply_add_case() -> PrimCase:
-    x = _rng(7).integers(-50, 50, (64, 8)).astype(np.float32)
-    body = (
-        "f32 a[4], b[3]; i32 c[4]; i8 d[4];"
-        "for (int i = 0; i < 4; ++i) a[i] = p.x[t * 8 + i], c[i] = (i32)p.x[t * 8 + i], d[i] = (i8)p.x[t * 8 + 4 + i];"
-        "for (int i = 0; i < 3; ++i) b[i] = p.x[t * 8 + i];"
-        "f32 v[4] = {p.x[t * 8 + 4], p.x[t * 8 + 5], p.x[t * 8 + 6], p.x[t * 8 + 7]}, w[3] = {v[0], v[1], v[2]};"
-        "multiply_add(a, p.x[t * 8], v); multiply_add(b, p.x[t * 8], w); multiply_add(c, (u8)3, d);"
-        "for (int i = 0; i < 4; ++i) p.a[t * 4 + i] = a[i], p.c[t * 4 + i] = c[i];"
-        "for (int i = 0; i < 3; ++i) p.b[t * 3 + i] = b[i];"
-    )
-    expected = x[:, :4] + x[:, :1] * x[:, 4:]
-    return PrimCase(
-        "multiply_adds", "const f32* x; f32* a; f32* b; i32* c;", body,
-        [In(x), zeros(64, 4), zeros(64, 3), zeros(64, 4, dtype=np.int32)],
-        [expected, expected[:, :3], (x[:, :4] + 3 * x[:, 4:]).astype(np.int32)], 64, includes='#include "lanes.cuh"',
-    )  # fmt: skip
 
 
 def matrix_cases() -> list[PrimCase]:
@@ -299,7 +220,7 @@ def matrix_cases() -> list[PrimCase]:
 
 def mma_cases() -> list[PrimCase]:
     """Fragments are filled from row-major A and column-major B as the PTX manual lays them out."""
-    return [*_mma_half_cases(), _mma_tf32_case(), *_mma_int8_cases()]
+    return [*_mma_half_cases(), _mma_tf32_case(), *_mma_int8_cases(), *_mma_float8_cases()]
 
 
 _MMA_HALF = """
@@ -385,7 +306,7 @@ def _mma_int8_cases() -> list[PrimCase]:
     for left, right in product(("i8", "u8"), repeat=2):
         for mi, nj, call in (
             (1, 1, f"mma_m16n8k32<{left}, {right}>(d[0][0], a[0], b[0]);"),
-            (2, 3, f"mma_tile_int8<{left}, {right}>(d, a, b);"),
+            (2, 3, f"mma_tile_bytes<{left}, {right}>(d, a, b);"),
         ):
             a, b = (_bytes(_rng(k), name, n) for k, name, n in ((9, left, 16 * mi), (12, right, 8 * nj)))
             c = _rng(9).integers(-1000, 1000, (16 * mi, 8 * nj)).astype(np.int32)
@@ -396,6 +317,41 @@ def _mma_int8_cases() -> list[PrimCase]:
             name = f"mma_{left}_{right}_{mi}x{nj}"
             cases.append(PrimCase(name, params, body, [In(a), In(b), Out(c)], [reference]))
     return cases
+
+
+def _mma_float8_cases() -> list[PrimCase]:
+    """Both types and their mixes; a NaN reaches its row. ``in_f16``: as GPUs without them do."""
+    cases = []
+    for left, right in product(FLOAT8, repeat=2):
+        for mi, nj, kind, call in (
+            (1, 1, "", f"mma_m16n8k32<{left}, {right}>(d[0][0], a[0], b[0]);"),
+            (2, 3, "", f"mma_tile_bytes<{left}, {right}>(d, a, b);"),
+            (1, 1, "_in_f16", f"mma_m16n8k32_in_f16<{left}, {right}>(d[0][0], a[0], b[0]);"),
+        ):
+            a, b = (float8_patterns(k, name, n) for k, name, n in ((9, left, 16 * mi), (12, right, 8 * nj)))
+            a.view(np.uint8)[3, 5], b.view(np.uint8)[2, 7] = 0xFF, 0x7F
+            c = _rng(9).standard_normal((16 * mi, 8 * nj)).astype(np.float32)
+            reference = c + a.astype(np.float64) @ b.astype(np.float64).T
+            body = _MMA_INT8.replace("MI", str(mi)).replace("NJ", str(nj)).replace("CALL", call)
+            body = body.replace("i32 d", "f32 d")
+            # GPUs may keep as few as 14 bits of products that are aligned to the largest one
+            cases.append(
+                PrimCase(
+                    f"mma_{left}_{right}_{mi}x{nj}{kind}", "const u8* a; const u8* b; f32* c;", body,
+                    [In(a.view(np.uint8)), In(b.view(np.uint8)), Out(c)], [reference], tolerance=2.0**-12,
+                    includes='#include "float8.cuh"',
+                )
+            )  # fmt: skip
+    return cases
+
+
+FLOAT8 = {"f8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn), "f8e5m2": np.dtype(ml_dtypes.float8_e5m2)}
+
+
+def float8_patterns(seed: int, name: str, rows: int, depth: int = 32) -> np.ndarray:
+    """Random patterns of finite 8-bit floats."""
+    x = _rng(seed).integers(0, 256, (rows, depth)).astype(np.uint8).view(FLOAT8[name])
+    return np.where(np.isfinite(x.astype(np.float32)), x, FLOAT8[name].type(1))
 
 
 def _bytes(rng: np.random.Generator, name: str, rows: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from prim_cases import BF16, PrimCase, zeros
+from prim_cases import BF16, PrimCase, float8_patterns, zeros
 from sim_harness import In, Map, Out, render
 
 
@@ -270,13 +270,30 @@ def _wgmma_int8_case(left: str, right: str, n: int, accumulate: int) -> PrimCase
     steps = "wgmma_desc(base + k * 32, 16, 1024), wgmma_desc(b + k * 32, 16, 1024)"
     body = _WGMMA.replace("NBYTES", str(laid_out[1].size)).replace("N /", f"{n} /").replace("* N +", f"* {n} +")
     body = body.replace("f32 d[", "i32 d[").replace("= 1.0f", "= 1")
-    body = body.replace("CALL", f"wgmma_ss_int8<{left}, {right}, {n}>(d, {steps}, {flag});")
+    body = body.replace("CALL", f"wgmma_ss_bytes<{left}, {right}, {n}>(d, {steps}, {flag});")
     reference = a.astype(np.int64) @ b.astype(np.int64).T + accumulate
     return PrimCase(
         f"wgmma_{left}_{right}_n{n}", "const u16* x; i32* c;", body,
         [In(np.concatenate(laid_out)), Out(np.zeros((64, n), np.int32))], [reference.astype(np.int32)], 128,
         shared=8192 + laid_out[1].size, arch="sm_90a",
         includes=render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[n], wgmma_types=["int8"]),
+    )  # fmt: skip
+
+
+def _wgmma_float8_case(left: str, right: str, n: int, accumulate: int) -> PrimCase:
+    """The same of 8-bit floats."""
+    a, b = (float8_patterns(50 + i, t, rows, 128) for i, (t, rows) in enumerate(((left, 64), (right, n))))
+    laid_out = [swizzled(x.view(np.uint16), 128) for x in (a, b)]
+    flag = "1" if accumulate else "k != 0"
+    steps = "wgmma_desc(base + k * 32, 16, 1024), wgmma_desc(b + k * 32, 16, 1024)"
+    body = _WGMMA.replace("NBYTES", str(laid_out[1].size)).replace("N /", f"{n} /").replace("* N +", f"* {n} +")
+    body = body.replace("CALL", f"wgmma_ss_bytes<{left}, {right}, {n}>(d, {steps}, {flag});")
+    reference = a.astype(np.float64) @ b.astype(np.float64).T + accumulate
+    return PrimCase(
+        f"wgmma_{left}_{right}_n{n}", "const u16* x; f32* c;", body,
+        [In(np.concatenate(laid_out)), Out(np.zeros((64, n), np.float32))], [reference], 128,
+        shared=8192 + laid_out[1].size, arch="sm_90a", tolerance=2.0**-12,
+        includes=render('<% include "wgmma.cuh.j2" %>', wgmma_ns=[n], wgmma_types=["float8"]),
     )  # fmt: skip
 
 
@@ -298,6 +315,10 @@ def wgmma_cases() -> list[PrimCase]:
         _wgmma_int8_case("i8", "u8", 32, 0),
         _wgmma_int8_case("u8", "i8", 256, 1),
         _wgmma_int8_case("u8", "u8", 96, 0),
+        _wgmma_float8_case("f8e4m3fn", "f8e4m3fn", 128, 1),
+        _wgmma_float8_case("f8e4m3fn", "f8e5m2", 40, 0),
+        _wgmma_float8_case("f8e5m2", "f8e4m3fn", 64, 1),
+        _wgmma_float8_case("f8e5m2", "f8e5m2", 96, 0),
     ]
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
+from prim_cases_lanes import lane_cases
 
 from arcweld.runtime.sim.device import SimDevice
 
-CASES = [*warp_level_cases(), *async_cases()]
+CASES = [*warp_level_cases(), *lane_cases(), *async_cases()]
 GOLDEN = Path(__file__).parents[2] / "golden" / "prims"
 
 
