@@ -87,7 +87,8 @@ def repeat(name: str, precision: str, builds: int, folder: Path) -> bool:
         else:
             seen[digest] = path
     seconds = time.monotonic() - started
-    print(f"{name} {precision}: {builds} builds, {len(seen)} different files, {seconds:.0f} s", flush=True)
+    digests = " ".join(d[:12] for d in seen)  # of the same tree and tools, runs may be compared
+    print(f"{name} {precision}: {builds} builds, {len(seen)} different files ({digests}), {seconds:.0f} s", flush=True)
     first, *others_found = seen.values()
     for other in others_found:
         print(f"  {other}: {', '.join(differing(first, other)[:8])}", flush=True)
