@@ -31,6 +31,7 @@ from arcweld.compiler.errors import (
 
 if TYPE_CHECKING:
     from arcweld.driver.api import CompileOptions, Input, compile
+    from arcweld.driver.custom_op import custom_op
     from arcweld.runtime.binding import OrtValue, SessionOptions
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
@@ -44,6 +45,7 @@ _LAZY = {
     "compile": "arcweld.driver.api",
     "CompileOptions": "arcweld.driver.api",
     "Input": "arcweld.driver.api",
+    "custom_op": "arcweld.driver.custom_op",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
@@ -55,7 +57,7 @@ _LAZY = {
 __all__ = [
     "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine", "EngineFileError",
     "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue", "SessionOptions",
-    "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "load", "torch_report",
+    "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "custom_op", "load", "torch_report",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -52,10 +52,10 @@ MOST_REPEATED = 1 << 14
 class Expr:
     """One operation with its operands ``args``; the functions of this module make them.
 
-    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``narrow``, ``pattern``, ``where``, ``not``, ``bitnot``, or
-          a name listed above
+    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``narrow``, ``pattern``, ``call``, ``where``, ``not``,
+          ``bitnot``, or a name listed above
     attr  what is not an expression: a constant's value, an index's Dim, a load's (buffer, storage dtype, coordinates),
-          a variable's name, the storage type of ``narrow`` and ``pattern``
+          a variable's name, the storage type of ``narrow`` and ``pattern``, the DeviceFunction of ``call``
 
     Equal expressions are the same object (hash consing), so ``is`` and ``==`` agree. Tables are keyed by the
     expression, never by its ``id``: an expression that nobody holds is freed, and its ``id`` is used again.
@@ -83,6 +83,9 @@ class Expr:
 
     def __radd__(self, o: float) -> Expr:
         return binary("add", _like(o, self), self)
+
+    def __rtruediv__(self, o: float) -> Expr:
+        return binary("div", _like(o, self), self)
 
     def __rmul__(self, o: float) -> Expr:
         return binary("mul", _like(o, self), self)
@@ -179,6 +182,23 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
                 return a
         return _intern(op, (a, b), DType.BOOL)
     return _intern(op, (a, b), a.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFunction:
+    """A function that users write in CUDA: ``source`` defines ``float name(...)`` of one element of each operand.
+
+    ``meaning`` is the same of numpy arrays.
+    """
+
+    name: str
+    source: str
+    meaning: Callable[..., Any] = field(compare=False)
+
+
+def call(function: DeviceFunction, args: Sequence[Expr]) -> Expr:
+    """A call of ``function``, which gives an f32."""
+    return _intern("call", tuple(args), DType.F32, function)
 
 
 def both(a: Expr, b: Expr) -> Expr:
@@ -446,6 +466,8 @@ def to_text(e: Expr) -> str:
 
 
 def _narrowed(e: Expr) -> str:
+    if e.op == "call":
+        return f"<{e.attr.name} {hashlib.sha256(e.attr.source.encode()).hexdigest()[:16]}>"
     return f"<{e.attr.value}>" if e.op in ("narrow", "pattern") else ""
 
 

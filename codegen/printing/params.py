@@ -5,6 +5,8 @@ from __future__ import annotations
 from arcweld.codegen.kernel import Buffer, Kernel
 from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.expr import DeviceFunction
 from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
 
 STORAGE = "storage.cuh"  # the types that values are only stored in
@@ -24,6 +26,7 @@ class Params:
         self._ctypes: dict[str, str] = {}
         self._workspace: list[Buffer] = []
         self._counters: list[Buffer] = []
+        self._functions: dict[str, DeviceFunction] = {}
         self._headers: set[str] = {STORAGE} if any(b.dtype.is_storage for b in kernel.buffers) else set()
         for b in kernel.buffers:
             const = "" if b.written else "const "
@@ -40,6 +43,14 @@ class Params:
     def needs(self, header: str) -> None:
         """Notes a header of ``codegen/include`` that the kernel's text needs beside those that its template has."""
         self._headers.add(header)
+
+    def calls(self, function: DeviceFunction) -> None:
+        """Notes a user's function that the hooks call. Raises UsageError for two of one name."""
+        known = self._functions.setdefault(function.name, function)
+        if known != function:
+            raise UsageError(
+                f"two operators of one kernel define a device function {function.name}", hint="rename one of them"
+            )
 
     def buffer(self, name: str) -> str:
         """The C expression of a buffer's pointer; an array in shared memory has its own name."""
@@ -78,10 +89,11 @@ class Params:
         return self._add(Integer(sym.name, var(sym)), "int")
 
     def struct(self) -> str:
-        """The C declaration of the struct, below the headers that it or the hooks need."""
+        """The C declaration of the struct, below the headers and the users' functions that it or the hooks need."""
         lines = [f"  {self._ctypes[p.name]} {p.name};" for p in self.members()]
         included = "".join(f'#include "{h}"\n' for h in sorted(self._headers))
-        return (included and f"{included}\n") + "struct Params {\n" + "\n".join(lines) + "\n};"
+        functions = "".join(f"{f.source.strip()}\n\n" for _, f in sorted(self._functions.items()))
+        return (included and f"{included}\n") + functions + "struct Params {\n" + "\n".join(lines) + "\n};"
 
     def members(self) -> tuple[Parameter[Dim], ...]:
         """The members in the struct's order: pointers, then integers, then TMA descriptors (64-byte aligned)."""

@@ -314,6 +314,8 @@ class Block:
         laned = self.is_laned(e)
         if e.op in ("narrow", "pattern"):
             self.params.needs(STORAGE)
+        if e.op == "call":
+            self.params.calls(e.attr)
         text = self._index(e, laned) if _is_of_indices(e) else scalar_text(e, [self._done[a] for a in e.args])
         return self._define(e.dtype.cuda, text, laned, value=e)
 

@@ -98,6 +98,8 @@ def scalar_text(e: Expr, args: list[str]) -> str:
         return _cast_text(operand, e.dtype, args[0])
     if e.op == "narrow":
         return f"narrow<{e.attr.cuda}>({args[0]})"
+    if e.op == "call":
+        return f"{e.attr.name}({', '.join(args)})"
     if e.op == "pattern":
         return f"(u8)field_of({args[0]}, ScalarTag<{e.attr.cuda}>())"
     if e.op == "isinf":

@@ -127,3 +127,9 @@ def test_all_scripts_are_listed_and_tested() -> None:
         assert f"[{name}.py]({name}.py)" in listed
         assert f"test_{name}" in globals()
     assert len(SCRIPTS) >= 6
+
+
+def test_custom_op(main_of: Any) -> None:
+    y, expected, kernels, apart = main_of("custom_op")()
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert (kernels, apart) == (1, 4)

@@ -26,7 +26,7 @@ SAME = (
     "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 )  # fmt: skip
 
-_KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
+_KINDS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
