@@ -199,7 +199,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
     def _prepare(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
         """Builds the engine, for the first time or because a parameter has changed."""
         before, self._ready = self._ready, None
-        if before is not None:
+        if before is None:
+            self._static = tuple(s and not _is_count(a) for s, a in zip(self._static, args))
+        else:
             if before.holds(args):
                 self._ready = before  # another thread was first
                 return
@@ -209,6 +211,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
                 self._static = (False,) * len(self._static)
             elif self._update(before, args):
                 return
+            else:  # what was a literal and has changed may change again: it becomes an input
+                literals = self._changed_literals(before, args)
+                self._static = tuple(s and k not in literals for k, s in enumerate(self._static))
         if any(s and a.is_inference() for s, a in zip(self._static, args)) or all(self._static):
             # inference tensors have no version counter, and an engine without inputs could not be called
             self._static = (False,) * len(self._static)
@@ -228,10 +233,9 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         engine = before.engine
         if not hasattr(engine, "update_weights"):
             return False
+        if self._changed_literals(before, args):
+            return False
         packed = [(p.position, args[p.position]) for p in before.constants]
-        changed = [p.position for p in before.constants if not p.is_current(args[p.position])]
-        if any(args[k].dim() == 0 or self._names[k] in engine.program.fixed for k in changed):
-            return False  # kernels hold scalars as literals, and so do the records of packed weights
         used = {s for w in engine.program.weights for s in model_names(w)}
         values = {self._names[k]: self._narrowed(a) for k, a in packed if self._names[k] in used}
         found = _Ready(engine, before.inputs, _remember(packed))
@@ -240,6 +244,13 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self._ready = found
         self.report.updates += 1
         return True
+
+    def _changed_literals(self, before: _Ready, args: Sequence[torch.Tensor]) -> set[int]:
+        """Positions of changed parameters that kernels, or the records of packed weights, hold as literals."""
+        program = getattr(before.engine, "program", None)
+        fixed = () if program is None else program.fixed
+        changed = [p.position for p in before.constants if not p.is_current(args[p.position])]
+        return {k for k in changed if args[k].dim() == 0 or self._names[k] in fixed}
 
     def _narrowed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
@@ -286,6 +297,11 @@ def _is_writable(tensor: torch.Tensor, given: torch.Tensor) -> bool:
     """True if an engine can write ``tensor``, which stands for ``given``, where it is."""
     same = tensor.dtype is given.dtype and not tensor.is_neg()
     return same and tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
+
+
+def _is_count(tensor: torch.Tensor) -> bool:
+    """True for a single integer: it counts something, and so changes."""
+    return tensor.dim() == 0 and not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _dense_copy(tensor: torch.Tensor) -> torch.Tensor:

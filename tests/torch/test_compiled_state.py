@@ -430,3 +430,47 @@ def test_threads_with_caches_and_parameters_of_their_own() -> None:
     for t in threads:
         t.join()
     assert not failures
+
+
+class Scaled(nn.Module):
+    """A layer, a counter and a scale, which others change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(x) * self.scale + self.count
+        return result
+
+
+def test_a_counter_of_rank_0_that_others_change_causes_one_build() -> None:
+    module, x = Scaled().eval(), rand(3, 8)
+    run, engines = compiled(module)
+    with torch.no_grad():
+        for k in range(5):
+            module.count.fill_(k)
+            same(run(x), module(x))
+    assert len(engines) == 1
+
+
+def test_a_scalar_that_changes_becomes_an_input() -> None:
+    module, x = Scaled().eval(), rand(3, 8)
+    run, engines = compiled(module)
+    with torch.no_grad():
+        for k in range(5):
+            module.scale.fill_(1.0 + k)
+            same(run(x), module(x))
+    assert len(engines) == 2
+
+
+def test_a_second_derivative_is_refused_by_name() -> None:
+    """PyTorch's own limit of compiled functions, whatever the backend."""
+    options = {"device": "sim", "min_block_size": 1}
+    run = torch.compile(lambda x: (x**3).sum(), backend="arcweld", options=options)
+    x = rand(4).requires_grad_()
+    (first,) = torch.autograd.grad(run(x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        torch.autograd.grad(first.sum(), x)
