@@ -108,21 +108,3 @@ def test_a_type_that_onnx_allows_is_unsupported_and_not_the_models_fault() -> No
     assert "BitShift [shift]: shifts of i8 elements" in error.message
     with pytest.raises(ModelError, match="does not take f32"):
         import_onnx(model(nodes, {"x": (np.float32, [4])}, ["y"], opset=28))
-
-
-def contrib(op: str, inputs: dict[str, Any], outputs: list[str], **attrs: Any) -> onnx.ModelProto:
-    node = N(op, list(inputs), outputs, name="node", domain="com.microsoft", **attrs)
-    given = {n: v for n, v in inputs.items() if n}
-    return model([node], given, [o for o in outputs if o], opsets=[helper.make_opsetid("com.microsoft", 1)])
-
-
-def test_the_mask_index_is_called_so() -> None:
-    tables = {n: (np.float32, [9, 4]) for n in ("word", "position", "segment")}
-    norm = {n: (np.float32, [4]) for n in ("gamma", "beta")}
-    ids = (np.int32, [1, 3])
-    inputs = {"ids": ids, "segments": ids, **tables, **norm}
-    said = str(refusal(contrib("EmbedLayerNormalization", inputs, ["y", "index"])))
-    assert "the mask index of EmbedLayerNormalization, which another node reads" in said
-    said = str(refusal(contrib("EmbedLayerNormalization", inputs | {"mask": ids}, ["y", "index"])))
-    assert "EmbedLayerNormalization with a mask" in said
-    import_onnx(contrib("EmbedLayerNormalization", inputs, ["y"]))

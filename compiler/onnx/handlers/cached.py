@@ -18,12 +18,12 @@ from arcweld.compiler.onnx.handlers.attention import (
     QUERIES,
     all_of,
     join_heads,
-    lengthened,
     numbered,
     rotary,
     split_heads,
 )
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
+from arcweld.compiler.onnx.handlers.masks import MULTI_HEAD, limited, scores_mask
 from arcweld.compiler.onnx.handlers.movement import write_run
 
 # --------------------------------------------------------------------------------------------- GroupQueryAttention
@@ -175,14 +175,7 @@ def _group_query_mask(c: NodeContext, lengths: Value, first: Value | None, new: 
         terms = [c.emit("Less", j, c.reshape(lengths, (batch, 1, 1, 1)))]
     allowed = all_of(c, terms)
     assert allowed is not None
-    return _limited(c, c.value(10), allowed, keys) if c.has(10) else allowed
-
-
-def _limited(c: NodeContext, bias: Value, allowed: Value, keys: Dim) -> Value:
-    """``bias``, which is added to scores, with minus infinity where a key is not allowed."""
-    if bias.shape[-1] != keys:
-        bias = lengthened(c, bias, keys)
-    return c.emit("Where", allowed, bias, c.const(-math.inf, bias.dtype))
+    return limited(c, c.value(10), allowed, keys) if c.has(10) else allowed
 
 
 def _sink(c: NodeContext, q: Value) -> Value | None:
@@ -220,7 +213,7 @@ def _multi_head(c: NodeContext) -> Result:
         else:
             before = pasts[0].shape[2]
             k, v = (c.emit("Concat", past, x, axis=2) for past, x in zip(pasts, (k, v)))
-    mask = _multi_head_mask(c, q, k, before, first, None if first is None else used)
+    mask = scores_mask(c, MULTI_HEAD, q, k, before, first, None if first is None else used)
     plain = bool(c.int_attr("unidirectional")) and not c.has(6) and mask is None
     head = c.concrete(q.shape[3], "the head size")
     scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(head, 1))
@@ -280,49 +273,3 @@ def _packed(c: NodeContext, i: int, part: int, bias: _Pieces) -> Value:
     batch, length, heads, _, head = c.shape(i)
     one = c.reshape(c.slice(c.value(i), 3, part, 1), (batch, length, heads, head))
     return c.transpose(bias.added_to(one, axes=2), (0, 2, 1, 3))
-
-
-def _multi_head_mask(
-    c: NodeContext, q: Value, k: Value, before: Dim, first: Value | None, used: Value | None
-) -> Value | None:
-    """What is added to scores, or which keys are attended; None for all keys, or for those that causality alone allows.
-
-    ``first`` is the place of the first new key in a cache of full length, ``used`` the number of its keys; ``before``
-    is the number of past keys in one that grows.
-    """
-    added = _padding(c, q, k)
-    if c.has(5):
-        bias = c.value(5) if c.shape(5)[-1] == k.shape[2] else lengthened(c, c.value(5), k.shape[2])
-        added = bias if added is None else c.emit("Add", added, bias)
-    new, keys = q.shape[2], k.shape[2]
-    causal = bool(c.int_attr("unidirectional"))
-    if first is None and (not causal or (added is None and not c.has(6))):
-        return added
-    j = numbered(c, KEYS, keys)
-    if causal:
-        i = numbered(c, QUERIES, new, before)
-        i = i if first is None else c.emit("Add", i, c.reshape(first, (1, 1, 1, 1)))
-        allowed = c.emit("LessOrEqual", j, i)
-    else:
-        assert used is not None
-        allowed = c.emit("Less", j, c.reshape(used, (1, 1, 1, 1)))
-    return allowed if added is None else _limited(c, added, allowed, keys)
-
-
-def _padding(c: NodeContext, q: Value, k: Value) -> Value | None:
-    """What the padding mask adds to scores: 0, or ``mask_filter_value`` where there is padding."""
-    if not c.has(4):
-        return None
-    mask, (batch, _, new, _), keys = c.value(4), q.shape, k.shape[2]
-    if mask.type.rank == 1:
-        if mask.shape[0] != batch:
-            c.unsupported("a padding mask of cumulated lengths")
-        j = numbered(c, KEYS, keys)
-        valid = c.emit("Less", j, c.reshape(c.cast(mask, DType.I64), (batch, 1, 1, 1)))
-    else:
-        c.needs_rank(4, 2, 3)
-        shape = (batch, 1, 1 if mask.type.rank == 2 else new, mask.shape[-1])
-        valid = c.cast(c.reshape(mask, shape), DType.BOOL)
-    low = c.const(c.float_attr("mask_filter_value", -10000.0), q.dtype)
-    added = c.emit("Where", valid, c.const(0.0, q.dtype), low)
-    return added if added.shape[-1] == keys else lengthened(c, added, keys)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.attention import join_heads, rotary, split_heads
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
+from arcweld.compiler.onnx.handlers.masks import PACKED, scores_mask
 from arcweld.compiler.onnx.handlers.matmul import matmul
+from arcweld.compiler.onnx.handlers.norm import statistics
 from arcweld.compiler.onnx.handlers.pointwise import bias_add
 from arcweld.compiler.onnx.handlers.window import conv
 
@@ -117,7 +121,9 @@ def _skip_layer(c: NodeContext) -> Result:
         "LayerNormalization", total, c.value(2), c.optional(3),
         axis=total.type.rank - 1, epsilon=c.float_attr("epsilon", 1e-12),
     )  # fmt: skip
-    return [y, None, None, total]
+    if not any(c.used[1:3]):
+        return [y, None, None, total]
+    return [y, *statistics(c, total, [total.type.rank - 1], c.float_attr("epsilon", 1e-12)), total]
 
 
 @handles("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -131,11 +137,7 @@ def _skip_simplified(c: NodeContext) -> Result:
 
 @handles("EmbedLayerNormalization", domain=MICROSOFT)
 def _embed_layer(c: NodeContext) -> Result:
-    """Word, position and segment embeddings, summed and normalised."""
-    if c.has(7):
-        c.unsupported("EmbedLayerNormalization with a mask")
-    if len(c.used) > 1 and c.used[1]:
-        c.unsupported("the mask index of EmbedLayerNormalization, which another node reads")
+    """Word, position and segment embeddings, summed and normalised; the number of unmasked tokens; the sum."""
     ids = c.value(0)
     total = c.emit("Gather", c.value(2), ids, axis=0)
     length = ids.shape[1]
@@ -148,28 +150,51 @@ def _embed_layer(c: NodeContext) -> Result:
         total = c.emit("Add", total, c.emit("Gather", c.value(4), c.value(1), axis=0))
     epsilon = c.float_attr("epsilon", 1e-12)
     y = c.emit("LayerNormalization", total, c.value(5), c.value(6), axis=2, epsilon=epsilon)
-    return [y, None, total]
+    return [y, _unmasked(c, ids), total]
+
+
+def _unmasked(c: NodeContext, ids: Value) -> Value:
+    """How many tokens of each batch the mask leaves, by EmbedLayerNormalization: 0 without a mask."""
+    if len(c.used) < 2 or not c.used[1]:
+        return ids
+    if not c.has(7):
+        return c.expand(c.const(0, DType.I32), (ids.shape[0],))
+    ones = c.cast(c.emit("Equal", c.value(7), c.const(1, c.value(7).dtype)), DType.I32)
+    return c.emit("ReduceSum", ones, axes=(1,), keepdims=0)
 
 
 # ------------------------------------------------------------------------------------------------------- attention
 
 
-def _attend(c: NodeContext, q: Value, k: Value, v: Value, mask: Value | None) -> Value:
-    head = c.concrete(q.shape[3], "the head size")
-    scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(head, 1))
-    return c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(bool(c.int_attr("unidirectional"))))
-
-
 @handles("Attention", domain=MICROSOFT)
 def _packed_attention(c: NodeContext) -> Result:
-    """One weight matrix ``[hidden, 3*H*D]`` makes query, key and value from the input."""
-    if c.has(3) or c.has(4) or c.has_attr("qkv_hidden_sizes") or c.int_attr("do_rotary") or any(c.used[1:]):
-        c.unsupported("a mask index, a cache, rotary positions or unequal hidden sizes")
+    """One weight matrix ``[hidden, widths of q, k and v]`` makes query, key and value from the input.
+
+    Inputs: x, weight, bias, mask, past ``[2, B, H, P, D]``, bias of scores, …; outputs: y and the cache that follows.
+    """
+    if c.int_attr("do_rotary") or c.int_attr("past_present_share_buffer") or c.has(6):
+        c.unsupported("rotary positions inside, or a shared cache")
     packed = bias_add(c, matmul(c, c.value(0), c.value(1)), c.optional(2))
-    width = c.concrete(packed.shape[2], "the hidden size") // 3
-    heads = c.int_attr("num_heads")
-    q, k, v = (split_heads(c, c.slice(packed, 2, i * width, width), heads) for i in range(3))
-    return join_heads(c, _attend(c, q, k, v, c.optional(5)))
+    width, heads = c.concrete(packed.shape[2], "the hidden size"), c.int_attr("num_heads")
+    widths = [int(w) for w in c.attrs.get("qkv_hidden_sizes", (width // 3,) * 3)]
+    if len(widths) != 3 or sum(widths) != width:
+        c.broken(f"qkv_hidden_sizes is {widths}, the weight makes {width} features")
+    starts = (0, widths[0], widths[0] + widths[1])
+    q, k, v = (split_heads(c, c.slice(packed, 2, s, w), heads) for s, w in zip(starts, widths))
+    before: Dim = 0
+    if c.has(4):
+        c.needs_rank(4, 5, 5)
+        batch, _, _, head = k.shape
+        before = c.shape(4)[3]
+        pasts = [c.reshape(c.slice(c.value(4), 0, i, 1), (batch, heads, before, head)) for i in range(2)]
+        k, v = (c.emit("Concat", past, x, axis=2) for past, x in zip(pasts, (k, v)))
+    mask = scores_mask(c, PACKED, q, k, before)
+    plain = bool(c.int_attr("unidirectional")) and not c.has(4) and mask is None
+    scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(c.concrete(q.shape[3], "the head size"), 1))
+    y = join_heads(c, c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain)))
+    if len(c.used) < 2 or not c.used[1]:
+        return y
+    return [y, c.emit("Concat", *(c.reshape(x, (1, *x.shape)) for x in (k, v)), axis=0)]
 
 
 @handles("RotaryEmbedding", domain=MICROSOFT)

@@ -107,7 +107,7 @@ def _layer(c: NodeContext) -> Result:
     )
     if not any(c.used[1:]):
         return y
-    return [y, *_statistics(c, x, list(range(axis, rank)), epsilon)]
+    return [y, *statistics(c, x, list(range(axis, rank)), epsilon)]
 
 
 def _affine(c: NodeContext, p: Value, rows: Sequence[Dim]) -> Value:
@@ -118,7 +118,7 @@ def _affine(c: NodeContext, p: Value, rows: Sequence[Dim]) -> Value:
     return c.expand(p, rows)
 
 
-def _statistics(c: NodeContext, x: Value, axes: list[int], epsilon: float) -> list[Value]:
+def statistics(c: NodeContext, x: Value, axes: list[int], epsilon: float) -> list[Value]:
     """The mean and the reciprocal standard deviation, the optional outputs of LayerNormalization."""
     x = c.cast(x, DTYPES.get(c.int_attr("stash_type", 1), DType.F32))
     mean = reduce(c, "ReduceMean", x, axes)
