@@ -15,7 +15,16 @@ from onnx_models import Array, evaluate, model, runtime
 from onnx_models import floats as F
 from onnxruntime.transformers.fusion_options import AttentionMaskFormat, FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+    ViTModel,
+)
 
 import arcweld
 from arcweld.compiler.errors import ArcweldError
@@ -188,3 +197,55 @@ def test_an_optimised_bert(exported: Path, level: int, form: Any, more: int) -> 
         given = {n: a.astype(helper.tensor_dtype_to_np_dtype(types[n])) for n, a in given.items()}
         found = engines[0](*given.values())
         np.testing.assert_allclose(found[mask == 1], want[mask == 1], rtol=1e-3, atol=1e-4)
+
+
+class Hidden(torch.nn.Module):
+    """The hidden states of a model of transformers, by its inputs in order."""
+
+    def __init__(self, model: torch.nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(**dict(zip(self.names, inputs))).last_hidden_state
+        return hidden
+
+
+TEXT, IMAGE = ("input_ids", "attention_mask"), ("pixel_values",)
+OTHERS: dict[str, Any] = {
+    "gpt2": (TEXT, lambda: GPT2Model(GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0, use_cache=False,
+        attn_implementation="eager"))),
+    "vit": (IMAGE, lambda: ViTModel(ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8,
+        attn_implementation="eager"), add_pooling_layer=False)),
+    "t5": (TEXT, lambda: T5EncoderModel(T5Config(
+        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_other_optimised_transformers(name: str, tmp_path: Path) -> None:
+    """At every level that depends on no CPU: right, with no more kernels than the plain export."""
+    names, make = OTHERS[name]
+    torch.manual_seed(0)
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[0, 4:] = 0
+    args = (torch.randint(0, 50, (2, 6)), mask) if names is TEXT else (torch.randn(1, 3, 32, 32),)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(
+        Hidden(make(), names).eval(), args, path, input_names=list(names), output_names=["y"], dynamo=False,
+        dynamic_axes={n: {0: "batch", 1: "length"} for n in names} if names is TEXT else None, opset_version=17,
+    )  # fmt: skip
+    plain, feeds = onnx.load(path), {n: a.numpy() for n, a in zip(names, args)}
+    (want,) = runtime(plain, feeds)
+    valid = mask.numpy() == 1 if names is TEXT else np.ones(want.shape[:2], bool)
+    most = len(arcweld.compile(plain, device="sim", verify="off").program.launches)
+    for level in (0, 1, 2):
+        proto = optimize_model(path, name, num_heads=4, hidden_size=32, opt_level=level).model
+        engine = arcweld.compile(proto, device="sim", verify="off")
+        assert len(engine.program.launches) <= most
+        types = {i.name: helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type) for i in proto.graph.input}
+        found = engine(*(feeds[n].astype(t) for n, t in types.items()))
+        np.testing.assert_allclose(found[valid], want[valid], rtol=1e-3, atol=1e-4)
