@@ -111,6 +111,68 @@ def test_forms_of_attention_that_are_refused(attrs: dict[str, Any], more: dict[s
         import_onnx(contrib("Attention", ATTENTION, given, ["y"], num_heads=HEADS, **attrs))
 
 
+QATTENTION = (
+    "input", "weights", "bias", "input_scale", "weight_scale", "mask_index", "input_zero", "weight_zero", "past"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("more", ["nothing", "mask", "cache"])
+def test_quantised_attention(more: str, signed: bool) -> None:
+    rng = np.random.default_rng(6)
+    given: dict[str, Array] = {
+        "input": rng.integers(0, 256, (B, S, WIDTH), np.uint8), "bias": F(3 * WIDTH),
+        "weights": rng.integers(-128, 128, (WIDTH, 3 * WIDTH)).astype(np.int8),
+        "input_scale": np.float32([0.02]), "weight_scale": np.float32([0.015]), "input_zero": np.uint8([120]),
+    }  # fmt: skip
+    if not signed:
+        given |= {"weights": (given["weights"].astype(int) + 128).astype(np.uint8), "weight_zero": np.uint8([128])}
+    if more == "mask":
+        given["mask_index"] = I32(2, 4)
+    if more == "cache":
+        given["past"] = F(2, B, HEADS, PAST, HEAD, seed=5)
+    outputs = ["y", "present"] if more == "cache" else ["y"]
+    compare(contrib("QAttention", QATTENTION, given, outputs, num_heads=HEADS), given)
+
+
+def test_a_gated_gelu() -> None:
+    x, b = F(2, 3, 8), F(8, seed=1)
+    (found,) = evaluate(import_onnx(contrib("BiasSplitGelu", ("x", "b"), {"x": x, "b": b}, ["y"])), {"x": x, "b": b})
+    left, right = torch.from_numpy(x + b).chunk(2, -1)
+    np.testing.assert_allclose(found, left * torch.nn.functional.gelu(right), atol=1e-6)
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("activation", [0, 1])
+def test_a_group_norm_of_diffusion_models(last: int, activation: int) -> None:
+    x, g, b = F(2, 6, 3, 4), F(6, seed=1), F(6, seed=2)
+    given = {"x": np.ascontiguousarray(np.moveaxis(x, 1, -1)) if last else x, "g": g, "b": b}
+    attrs = {"groups": 3, "channels_last": last, "activation": activation, "epsilon": 1e-4}
+    (found,) = evaluate(import_onnx(contrib("GroupNorm", tuple("xgb"), given, ["y"], **attrs)), given)
+    want = torch.nn.functional.group_norm(*(torch.from_numpy(a) for a in (x,)), 3, *map(torch.from_numpy, (g, b)), 1e-4)
+    want = torch.nn.functional.silu(want) if activation else want
+    np.testing.assert_allclose(found, want.movedim(1, -1) if last else want, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_rows_of_a_table_in_blocks(bits: int, zeros: bool) -> None:
+    rng, rows, width, block = np.random.default_rng(2), 7, 64, 16
+    given: dict[str, Array] = {"indices": np.array([[3, 0], [6, 3]]), "scales": F(rows, width // block) ** 2}
+    given["data"] = rng.integers(0, 256, (rows, width * bits // 8), np.uint8)
+    if zeros:
+        given["zeros"] = rng.integers(0, 256, (rows, width // block * bits // 8), np.uint8)
+    slots = ("data", "indices", "scales", "zeros")
+    attrs = {"bits": bits, "block_size": block, "quantize_axis": 1, "gather_axis": 0}
+    proto = contrib("GatherBlockQuantized", slots, given, ["y"], **attrs)
+    constant = {n: a for n, a in given.items() if n != "indices"}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in constant.items())
+    kept = [i for i in proto.graph.input if i.name == "indices"]
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept)
+    compare(proto, {"indices": given["indices"]})
+
+
 EMBEDDING = ("ids", "segments", "words", "places", "kinds", "gamma", "beta", "mask", "positions")
 
 

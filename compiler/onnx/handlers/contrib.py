@@ -10,10 +10,11 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.attention import join_heads, rotary, split_heads
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
-from arcweld.compiler.onnx.handlers.masks import PACKED, scores_mask
+from arcweld.compiler.onnx.handlers.masks import PACKED, QUANTISED, Inputs, scores_mask
 from arcweld.compiler.onnx.handlers.matmul import matmul
 from arcweld.compiler.onnx.handlers.norm import statistics
 from arcweld.compiler.onnx.handlers.pointwise import bias_add
+from arcweld.compiler.onnx.handlers.quant import integer_matmul, scalar
 from arcweld.compiler.onnx.handlers.window import conv
 
 
@@ -35,6 +36,17 @@ def _fast_gelu(c: NodeContext) -> Result:
 @handles("QuickGelu", domain=MICROSOFT)
 def _quick_gelu(c: NodeContext) -> Result:
     return c.emit("Silu", c.value(0), alpha=c.float_attr("alpha", 1.702))
+
+
+@handles("BiasSplitGelu", domain=MICROSOFT)
+def _bias_split_gelu(c: NodeContext) -> Result:
+    """The left half of the features times the Gelu of the right half, after a bias."""
+    x = bias_add(c, c.value(0), c.value(1))
+    axis, width = x.type.rank - 1, c.concrete(x.shape[-1], "the hidden size")
+    if width % 2:
+        c.broken(f"{width} features have no halves")
+    left, right = (c.slice(x, axis, start, width // 2) for start in (0, width // 2))
+    return c.emit("Mul", left, c.emit("Gelu", right, approximate="none"))
 
 
 @handles("BiasAdd", domain=MICROSOFT)
@@ -113,6 +125,22 @@ def _layer(c: NodeContext) -> Result:
     return c.emit("LayerNormalization", c.value(0), c.value(1), c.optional(2), axis=axis, epsilon=epsilon)
 
 
+@handles("GroupNorm", domain=MICROSOFT)
+def _group_norm(c: NodeContext) -> Result:
+    """Inputs: x, by default with its channels last, gamma, beta."""
+    x, last = c.value(0), bool(c.int_attr("channels_last", 1))
+    rank, groups = c.needs_rank(0, 3), c.int_attr("groups")
+    channels = c.concrete(x.shape[rank - 1 if last else 1], "the number of channels")
+    if groups < 1 or channels % groups:
+        c.broken(f"{channels} channels cannot form {groups} groups")
+    inside = c.transpose(x, (0, rank - 1, *range(1, rank - 1))) if last else x
+    scale, bias = (c.cast(c.value(i), x.dtype) for i in (1, 2))
+    y = c.emit("GroupNormalization", inside, scale, bias, epsilon=c.float_attr("epsilon", 1e-5), num_groups=groups)
+    if c.int_attr("activation"):
+        y = c.emit("Silu", y, alpha=1.0)
+    return c.transpose(y, (0, *range(2, rank), 1)) if last else y
+
+
 @handles("SkipLayerNormalization", domain=MICROSOFT)
 def _skip_layer(c: NodeContext) -> Result:
     """Inputs: x, skip, gamma, beta?, bias?; outputs: y, mean, inverse deviation, the sum."""
@@ -172,9 +200,25 @@ def _packed_attention(c: NodeContext) -> Result:
 
     Inputs: x, weight, bias, mask, past ``[2, B, H, P, D]``, bias of scores, …; outputs: y and the cache that follows.
     """
-    if c.int_attr("do_rotary") or c.int_attr("past_present_share_buffer") or c.has(6):
+    return _attended(c, PACKED, bias_add(c, matmul(c, c.value(0), c.value(1)), c.optional(2)))
+
+
+@handles("QAttention", domain=MICROSOFT)
+def _quantised_attention(c: NodeContext) -> Result:
+    """Attention whose input and weight are 8-bit integers.
+
+    Inputs: x, weight, bias, their scales, mask, their zero points, past ``[2, B, H, P, D]``; outputs as Attention's.
+    """
+    exact = integer_matmul(c, c.value(0), c.value(1), c.optional(6), c.optional(7))
+    scale = c.emit("Mul", scalar(c, c.value(3)), scalar(c, c.value(4)))
+    packed = c.emit("Mul", c.cast(exact, scale.dtype), scale)
+    return _attended(c, QUANTISED, bias_add(c, packed, c.optional(2)))
+
+
+def _attended(c: NodeContext, at: Inputs, packed: Value) -> Result:
+    """The outputs of an attention of query, key and value that lie side by side in ``packed``, ``[B, S, widths]``."""
+    if c.int_attr("do_rotary") or c.int_attr("past_present_share_buffer") or (at is PACKED and c.has(6)):
         c.unsupported("rotary positions inside, or a shared cache")
-    packed = bias_add(c, matmul(c, c.value(0), c.value(1)), c.optional(2))
     width, heads = c.concrete(packed.shape[2], "the hidden size"), c.int_attr("num_heads")
     widths = [int(w) for w in c.attrs.get("qkv_hidden_sizes", (width // 3,) * 3)]
     if len(widths) != 3 or sum(widths) != width:
@@ -182,14 +226,14 @@ def _packed_attention(c: NodeContext) -> Result:
     starts = (0, widths[0], widths[0] + widths[1])
     q, k, v = (split_heads(c, c.slice(packed, 2, s, w), heads) for s, w in zip(starts, widths))
     before: Dim = 0
-    if c.has(4):
-        c.needs_rank(4, 5, 5)
+    if c.has(at.past):
+        c.needs_rank(at.past, 5, 5)
         batch, _, _, head = k.shape
-        before = c.shape(4)[3]
-        pasts = [c.reshape(c.slice(c.value(4), 0, i, 1), (batch, heads, before, head)) for i in range(2)]
+        before = c.shape(at.past)[3]
+        pasts = [c.reshape(c.slice(c.value(at.past), 0, i, 1), (batch, heads, before, head)) for i in range(2)]
         k, v = (c.emit("Concat", past, x, axis=2) for past, x in zip(pasts, (k, v)))
-    mask = scores_mask(c, PACKED, q, k, before)
-    plain = bool(c.int_attr("unidirectional")) and not c.has(4) and mask is None
+    mask = scores_mask(c, at, q, k, before)
+    plain = bool(c.int_attr("unidirectional")) and not c.has(at.past) and mask is None
     scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(c.concrete(q.shape[3], "the head size"), 1))
     y = join_heads(c, c.emit("Attention", q, k, v, mask, scale=scale, is_causal=int(plain)))
     if len(c.used) < 2 or not c.used[1]:

@@ -14,14 +14,14 @@ from arcweld.compiler.onnx.handlers.attention import KEYS, QUERIES, lengthened, 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Which inputs of an operator are the padding mask, the bias of scores and the cache."""
+    """Which inputs of an operator are the padding mask, the bias of scores and the cache. It has no input 99."""
 
     padding: int
     bias: int
     past: int
 
 
-MULTI_HEAD, PACKED = Inputs(4, 5, 6), Inputs(3, 5, 4)
+MULTI_HEAD, PACKED, QUANTISED = Inputs(4, 5, 6), Inputs(3, 5, 4), Inputs(5, 99, 8)
 
 
 def scores_mask(

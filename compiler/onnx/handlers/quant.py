@@ -85,7 +85,7 @@ def _quantised_axis(c: NodeContext, x: Value, scale: Value) -> int:
 
 def one_or_along(c: NodeContext, scale: Value, zero: Value | None) -> tuple[Value, Value | None]:
     """A scale and its zero point; one element becomes a scalar, as files write it with shape ``[]`` or ``[1]``."""
-    return _scalar(c, scale), None if zero is None else _scalar(c, zero)
+    return scalar(c, scale), None if zero is None else scalar(c, zero)
 
 
 @handles("DynamicQuantizeLinear")
@@ -114,7 +114,7 @@ def _zero(c: NodeContext, zero: Value | None, shape: Sequence[Dim]) -> Value | N
     """A zero point; a vector takes ``shape``, and one of one element becomes a scalar."""
     if zero is None or zero.type.rank != 1:
         return zero
-    return _scalar(c, zero) if zero.shape == (1,) else c.reshape(zero, shape)
+    return scalar(c, zero) if zero.shape == (1,) else c.reshape(zero, shape)
 
 
 def _check_bytes(c: NodeContext, left: Value, right: Value) -> None:
@@ -154,7 +154,7 @@ def _conv_integer(c: NodeContext) -> Result:
 def _qlinear_matmul(c: NodeContext) -> Result:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (c.value(i) for i in range(8))
     exact = integer_matmul(c, a, b, a_zero, b_zero)
-    scale = c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale))
+    scale = c.emit("Mul", _row(c, a_scale, a), scalar(c, b_scale))
     return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), c.cast(scale, DType.F32)), y_scale, y_zero)
 
 
@@ -165,14 +165,15 @@ def _qlinear_conv(c: NodeContext) -> Result:
     channels = (w.shape[0], *[1] * (x.type.rank - 2))
     if c.has(8):
         exact = c.emit("Add", exact, c.reshape(c.value(8), channels))
-    scale = _scalar(c, w_scale)
+    scale = scalar(c, w_scale)
     if scale.type.rank == 1:
         scale = c.reshape(scale, channels)
-    scale = c.emit("Mul", scale, _scalar(c, x_scale))
+    scale = c.emit("Mul", scale, scalar(c, x_scale))
     return requantise(c, c.emit("Mul", c.cast(exact, DType.F32), scale), y_scale, y_zero)
 
 
-def _scalar(c: NodeContext, scale: Value) -> Value:
+def scalar(c: NodeContext, scale: Value) -> Value:
+    """A scale; one of shape ``[1]`` becomes a scalar."""
     if scale.shape != (1,):
         return scale
     # a constant stays one: passes compare scales before constants are folded
@@ -180,20 +181,20 @@ def _scalar(c: NodeContext, scale: Value) -> Value:
 
 
 def _row(c: NodeContext, scale: Value, a: Value) -> Value:
-    scale = _scalar(c, scale)
+    scale = scalar(c, scale)
     return c.reshape(scale, (*scale.shape, 1)) if scale.type.rank == 1 and a.type.rank > 1 else scale
 
 
 def requantise(c: NodeContext, y: Value, scale: Value, zero: Value) -> Value:
     """``y`` quantised with ``scale`` and ``zero``, in the zero point's type."""
-    return c.emit("QuantizeLinear", y, c.cast(_scalar(c, scale), DType.F32), _scalar(c, zero), axis=0, dtype=zero.dtype)
+    return c.emit("QuantizeLinear", y, c.cast(scalar(c, scale), DType.F32), scalar(c, zero), axis=0, dtype=zero.dtype)
 
 
 @handles("MatMulIntegerToFloat", domain=MICROSOFT)
 def _matmul_to_float(c: NodeContext) -> Result:
     a, b, a_scale, b_scale = (c.value(i) for i in range(4))
     exact = c.cast(integer_matmul(c, a, b, c.optional(4), c.optional(5)), a_scale.dtype)
-    y = c.emit("Mul", exact, c.emit("Mul", _row(c, a_scale, a), _scalar(c, b_scale)))
+    y = c.emit("Mul", exact, c.emit("Mul", _row(c, a_scale, a), scalar(c, b_scale)))
     return c.emit("Add", y, c.value(6)) if c.has(6) else y
 
 
@@ -201,7 +202,7 @@ def _matmul_to_float(c: NodeContext) -> Result:
 def _dynamic_matmul(c: NodeContext) -> Result:
     quantised, scale, zero = dynamic_quantize(c, c.value(0))
     exact = integer_matmul(c, quantised, c.value(1), zero, c.optional(3))
-    y = c.emit("Mul", c.cast(exact, DType.F32), c.emit("Mul", scale, _scalar(c, c.value(2))))
+    y = c.emit("Mul", c.cast(exact, DType.F32), c.emit("Mul", scale, scalar(c, c.value(2))))
     return c.emit("Add", y, c.value(4)) if c.has(4) else y
 
 
@@ -235,6 +236,28 @@ def _matmul_nbits(c: NodeContext) -> Result:
     w = c.emit("DequantizeLinear", weights, scales, zero, axis=1, block=block, dtype=a.dtype)
     y = matmul(c, a, c.transpose(w, (1, 0)))
     return c.emit("Add", y, c.value(5)) if c.has(5) else y
+
+
+@handles("GatherBlockQuantized", domain=MICROSOFT)
+def _gather_block_quantised(c: NodeContext) -> Result:
+    """Rows of a table that is quantised in blocks. Bytes hold elements of ``bits`` bits, along the last axis."""
+    data, scales, bits = c.value(0), c.value(2), c.int_attr("bits", 4)
+    rank, block = data.type.rank, c.int_attr("block_size", 128)
+    along, across = c.axis(c.int_attr("quantize_axis", 1), rank), c.axis(c.int_attr("gather_axis", 0), rank)
+    zero = c.optional(3)
+    if data.dtype is DType.U8 and bits != 8:
+        if bits not in (2, 4):
+            c.unsupported(f"elements of {bits} bits")
+        dtype = {2: DType.U2, 4: DType.U4}[bits]
+        data = c.emit("UnpackBits", data, dtype=dtype)
+        if zero is not None:
+            zero = c.slice(c.emit("UnpackBits", zero, dtype=dtype), rank - 1, 0, scales.shape[-1])
+    if zero is None and c.operand(0).dtype is DType.U8:
+        zero = c.const(1 << (bits - 1), data.dtype)
+    if block == 0 or scales.type.rank != rank or scales.shape[along] != ceildiv(data.shape[along], block):
+        c.unsupported(f"scales of shape {list(scales.shape)} for blocks of {block} along axis {along}")
+    wide = c.emit("DequantizeLinear", data, scales, zero, axis=along, block=block, dtype=scales.dtype)
+    return c.emit("Gather", wide, c.value(1), axis=across)
 
 
 def _order_of_groups(c: NodeContext, k: int, block: int) -> Value:
