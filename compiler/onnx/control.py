@@ -178,10 +178,12 @@ def call_function(
     return visitor.visit_all(fn.node, inner, list(fn.output)[: len(c.outputs)])
 
 
-def standard_function(node: NodeProto, c: NodeContext) -> tuple[FunctionProto, dict[str, Any]] | None:
+def standard_function(
+    node: NodeProto, c: NodeContext, domain: str = ""
+) -> tuple[FunctionProto, dict[str, Any]] | None:
     """An operator's function body in the ONNX standard, and its default attributes; None for one without a body."""
     try:
-        schema = onnx.defs.get_schema(c.op, c.opset)
+        schema = onnx.defs.get_schema(c.op, c.opset, domain)
     except onnx.defs.SchemaError:
         return None
     defaults = {

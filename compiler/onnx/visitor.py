@@ -176,7 +176,7 @@ class Visitor:
     def _operator(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
         """The results of an operator: computed on the host, by its handler, or by its function body in the standard."""
         if domain != "":
-            return self._handle(c, domain, None)
+            return self._by_function(node, c, domain, scope) or self._handle(c, domain, None)
         unknown: Unknown | None = None
         try:
             known = shapes.evaluate(c)
@@ -188,9 +188,13 @@ class Visitor:
         except UnsupportedError as error:
             remedy = remedy_of(error)
             unknown = Unknown(error.message, frozenset() if remedy is None else remedy.symbols)
-        standard = standard_function(node, c) if handler(domain, c.op) is None else None
+        return self._by_function(node, c, domain, scope) or self._handle(c, domain, unknown)
+
+    def _by_function(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
+        """The results by the function body in the standard, of an operator without a handler; none without a body."""
+        standard = standard_function(node, c, domain) if handler(domain, c.op) is None else None
         if standard is None:
-            return self._handle(c, domain, unknown)
+            return ()
         body, defaults = standard
         c.attrs = defaults | dict(c.attrs)
         return call_function(self, body, c, scope, {**scope.opsets, **opset_versions(body)})

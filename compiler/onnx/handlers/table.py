@@ -16,6 +16,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     reduce,
     resize,
     spectral,
+    training,
     window,
 )
 from arcweld.compiler.onnx.handlers.base import HANDLERS, Handler
