@@ -16,6 +16,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     reduce,
     resize,
     spectral,
+    tfidf,
     training,
     window,
 )
