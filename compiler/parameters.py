@@ -76,7 +76,8 @@ class TensorMap(
 ):
     """A TMA descriptor (``CUtensorMap``, 128 bytes) of a view of ``tensor``.
 
-    Dimensions are in the order of ``cuTensorMapEncodeTiled`` of the CUDA driver API: the innermost first.
+    Dimensions are in the order of ``cuTensorMapEncodeTiled`` of the CUDA driver API: the innermost first. Elements of a
+    packed type's view are bytes.
 
     offset           bytes from the tensor's first element to the view's
     dims             elements along each dimension

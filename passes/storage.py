@@ -39,20 +39,22 @@ class Card:
     """What the comparison assumes of an architecture's commonest GPU (NVIDIA's data sheets, dense).
 
     ``memory``: bytes/s. ``tensor``: 16-bit operations/s on tensor cores; ``portable``: the share of it that kernels
-    with unpacked operands reach. ``scalar``: f32 operations/s, a multiply-add counts as two.
+    with unpacked operands reach; ``beside``: the share that those of products reach which unpack while tensor cores
+    multiply, 0 where there are none. ``scalar``: f32 operations/s, a multiply-add counts as two.
     """
 
     memory: float
     tensor: float
     scalar: float
     portable: float = 1.0
+    beside: float = 0.0
 
 
 CARDS: Mapping[int, Card] = {
     80: Card(2.04e12, 312e12, 19.5e12),  # A100
     86: Card(0.60e12, 125e12, 31.2e12),  # A10
     89: Card(0.86e12, 362e12, 91.6e12),  # L40S
-    90: Card(3.35e12, 989e12, 66.9e12, 0.62),  # H100; the share of mma.sync is assumed, not measured
+    90: Card(3.35e12, 989e12, 66.9e12, 0.62, 0.8),  # H100; shares of mma.sync and wgmma are assumed, not measured
     120: Card(1.79e12, 209e12, 104.8e12),  # RTX 5090
 }
 
@@ -110,23 +112,37 @@ def _compare(readers: Mapping[str, Sequence[Node]], node: Node, options: Options
     x = node.operands()[0]
     assert isinstance(x.type.numel, int)
     float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
-    rows = max((least_rows(n) for n in _heroes(readers, node)), default=1)
-    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options)
+    heroes = list(_heroes(readers, node))
+    rows = max(map(least_rows, heroes), default=1)
+    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options, all(map(is_product, heroes)))
 
 
-def compare_sizes(elements: int, rows: int, bits: int, wide: DType, options: Options) -> dict[str, Times]:
+def is_product(hero: Node) -> bool:
+    """True for a product of matrices, False for a convolution."""
+    return opdef(hero.op).kind is not Kind.CONV
+
+
+def compare_sizes(
+    elements: int, rows: int, bits: int, wide: DType, options: Options, product: bool
+) -> dict[str, Times]:
     """The modelled times of both forms for each architecture, of a weight and of a product of so many rows."""
-    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)]) for a in options.arch or ("sm_80",)}
+    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)], product) for a in options.arch or ("sm_80",)}
 
 
-def times(elements: int, rows: int, bits: int, wide: DType, card: Card) -> Times:
-    """The modelled times of a product of ``rows`` rows by a weight of ``elements`` of ``bits`` bits, or ``wide``."""
+def times(elements: int, rows: int, bits: int, wide: DType, card: Card, product: bool = True) -> Times:
+    """The modelled times of a product of ``rows`` rows by a weight of ``elements`` of ``bits`` bits, or ``wide``.
+
+    ``product``: of matrices, not a convolution as one.
+    """
     operations = 2 * rows * elements
     rate = card.tensor if wide.is_half else card.scalar
-    portable = rate * card.portable if wide.is_half else rate
     unpacking = UNPACK * elements * -(-rows // ROWS) / (card.scalar / 2)
+    if wide.is_half and product and card.beside:
+        computing = max(operations / (rate * card.beside), unpacking)
+    else:
+        computing = operations / (rate * card.portable if wide.is_half else rate) + unpacking
     return Times(
-        packed=max(elements * bits / 8 / card.memory, operations / portable + unpacking),
+        packed=max(elements * bits / 8 / card.memory, computing),
         widened=max(elements * wide.bits / 8 / card.memory, operations / rate),
     )
 

@@ -272,7 +272,8 @@ class LaunchListBuilder:
 
     def _check_view(self, launch: LaunchPlan, view: TensorMap[int]) -> None:
         """Raises InputError for a view that reaches outside its tensor, or that a TMA descriptor cannot express."""
-        env, size = self.sizes.env, self.plan.tensors[view.tensor].dtype.size
+        env, dtype = self.sizes.env, self.plan.tensors[view.tensor].dtype
+        size = 1 if dtype.is_packed else dtype.size
         room = self.sizes.nbytes[view.tensor] - view.offset
         if view.offset < 0 or room < 0:
             raise InputError(f"with {_show(env)} launch {launch.launch.name} would start outside {view.tensor}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from arcweld.cli.common import out, print_table
-from arcweld.codegen.templates.contract.mma import float8_computes
+from arcweld.codegen.templates.contract.mma import float8_computes, instructions_of
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value, Weight
 from arcweld.compiler.ops.float8 import is_float8_product
@@ -15,7 +15,7 @@ from arcweld.compiler.options import Options
 from arcweld.compiler.records import Transform
 from arcweld.compiler.region import is_view
 from arcweld.compiler.text import parse_fields, parse_graph, parse_type
-from arcweld.passes.storage import compare_sizes, least_rows
+from arcweld.passes.storage import compare_sizes, is_product, least_rows
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.kernels import choose_variant
 
@@ -24,9 +24,10 @@ def quantised_products(data: EngineData) -> list[dict[str, Any]]:
     """One entry for each product or convolution by weights of 8 bits or fewer, or by weights that were widened.
 
     ``stored``: the type in the engine; ``from``: the model's, if it is another one; ``computes``: the type of the
-    operands as they are multiplied, or both types of two that are multiplied as they are stored; ``reads``: bytes of
-    the weight with its scales and zero points. ``modelled``: for each architecture the seconds with the weight packed
-    and widened; None where nothing was to be chosen.
+    operands as they are multiplied, or both types of two that are multiplied as they are stored; ``by``: for each
+    architecture the instructions that multiply; ``reads``: bytes of the weight with its scales and zero points.
+    ``modelled``: for each architecture the seconds with the weight packed and widened; None where nothing was to be
+    chosen.
     """
     if not data.graph:
         return []
@@ -55,10 +56,13 @@ def _entry(
     assert isinstance(count, int)
     as_stored = x.dtype.is_int or is_float8_product(node)  # nothing is unpacked
     options = Options(arch=data.archs)
-    times = {} if as_stored else compare_sizes(count, least_rows(node), model.bits, w.dtype, options)
+    times = {} if as_stored else compare_sizes(
+        count, least_rows(node), model.bits, w.dtype, options, is_product(node)
+    )
     yield {
         "node": node.name, "stored": dtype.value, "from": model.value,
         "computes": _multiplied(data, node) if as_stored else w.dtype.value,
+        "by": _instructions(data, node),
         "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights and v.shape),
         "modelled": {a: {"packed": t.packed, "widened": t.widened} for a, t in times.items()} or None,
     }  # fmt: skip
@@ -84,14 +88,27 @@ def _multiplied(data: EngineData, node: Node) -> str:
     if not is_float8_product(node):
         return types
     found: dict[str, list[str]] = {}
-    for launch in data.program.all_launches():
-        if launch.template in ("contract", "conv") and not set(node.origin).isdisjoint(launch.origin):
-            for arch in data.archs or (launch.variants[0].arch,):
-                element = float8_computes(data.sources[choose_variant(launch, arch).kernel], arch)
-                found.setdefault(element or types, []).append(arch)
+    for arch, source in _kernels(data, node, ("contract", "conv")):
+        found.setdefault(float8_computes(source, arch) or types, []).append(arch)
     if len(found) == 1:
         return next(iter(found))
     return ", ".join(f"{element} ({', '.join(dict.fromkeys(archs))})" for element, archs in found.items())
+
+
+def _instructions(data: EngineData, node: Node) -> dict[str, str]:
+    """By architecture, the instructions of the engine's kernels of a product, those of each range of sizes."""
+    found: dict[str, list[str]] = {}
+    for arch, source in _kernels(data, node, ("contract", "conv", "chain")):
+        found.setdefault(arch, []).append(instructions_of(source))
+    return {arch: ", ".join(dict.fromkeys(names)) for arch, names in found.items()}
+
+
+def _kernels(data: EngineData, node: Node, templates: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The architecture and the source of each of the engine's kernels that compute the product ``node``."""
+    for launch in data.program.all_launches():
+        if launch.template in templates and not set(node.origin).isdisjoint(launch.origin):
+            for arch in data.archs or (launch.variants[0].arch,):
+                yield arch, data.sources[choose_variant(launch, arch).kernel]
 
 
 def _before(weight: Weight) -> DType | None:
@@ -118,6 +135,7 @@ def print_products(rows: list[dict[str, Any]]) -> None:
         stored = r["stored"] if r["stored"] == r["from"] else f"{r['stored']}, widened from {r['from']}"
         times = (r["modelled"] or {}).get(arch)
         modelled = [f"{1e6 * times[k]:.2f}" for k in ("packed", "widened")] if times else ["", ""]
-        cells.append((r["node"], stored, r["computes"], f"{r['reads']:,}", *modelled))
+        by = ", ".join(dict.fromkeys(r["by"].values())) if not arch else r["by"].get(arch, "")
+        cells.append((r["node"], stored, r["computes"], by, f"{r['reads']:,}", *modelled))
     numbers = ("reads", "packed", "widened")
-    print_table(("product", "stored", "computes in", *numbers), cells, numbers)
+    print_table(("product", "stored", "computes in", "by", *numbers), cells, numbers)

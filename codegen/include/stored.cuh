@@ -94,25 +94,59 @@ ARCWELD_DEVICE u32 float_pair(u32 x, ScalarTag<f4e2m1>, ScalarTag<bf16>) {
   return fma2<bf16>((x & 0x00080008u) << 12 | (x & 0x00070007u) << 6, 0x7e807e80u, MINUS_ZEROS);  // 2^126
 }
 
-// ---------------------------------------------------------------- eight elements
-// ``minus``: of integers only, what ``minus_zero`` gives.
+// ---------------------------------------------------------------- pairs, and eight elements
+// The i-th two neighbours in k of a word: of four bytes, or of eight elements of fewer bits. ``minus``: of integers only, what
+// ``minus_zero`` gives.
+template <class T, class S>
+ARCWELD_DEVICE u32 pair_of(u32 word, int i, u32 minus) {
+  typedef StoredForm<S> F;
+  if constexpr (F::BITS == 8 && F::INTEGER) {
+    return byte_pair(word ^ F::SHIFT * 0x01010101u, 2 * i, minus, ScalarTag<T>());
+  } else if constexpr (F::INTEGER) {
+    return field_pair<T, S>(F::BITS == 4 ? nibbles_of(word, i) : fields_of(word, i), minus);
+  } else {
+    return float_pair(F::BITS == 4 ? nibbles_of(word, i) : bytes_above(word, 2 * i), ScalarTag<S>(), ScalarTag<T>());
+  }
+}
 template <class T, class S>
 ARCWELD_DEVICE Piece unpack(const StoredWords<S>& w, u32 minus) {
-  typedef StoredForm<S> F;
   Piece r;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int at = i % 2 * 2;
-    if constexpr (F::BITS == 8 && F::INTEGER) {
-      r[i] = byte_pair(w[i / 2] ^ F::SHIFT * 0x01010101u, at, minus, ScalarTag<T>());
-    } else if constexpr (F::INTEGER) {
-      r[i] = field_pair<T, S>(F::BITS == 4 ? nibbles_of(w[0], i) : fields_of(w[0], i), minus);
-    } else {
-      const u32 x = F::BITS == 4 ? nibbles_of(w[0], i) : bytes_above(w[i / 2], at);
-      r[i] = float_pair(x, ScalarTag<S>(), ScalarTag<T>());
+  for (int i = 0; i < 4; ++i) r[i] = StoredForm<S>::BITS == 8 ? pair_of<T, S>(w[i / 2], i % 2, minus) : pair_of<T, S>(w[0], i, minus);
+  return r;
+}
+
+// ---------------------------------------------------------------- fragments of wgmma's A
+// The i-th 16 of k of one of a warp's rows, lane / 4 or 8 further, in a swizzled line of 128 bytes: the words that hold this
+// lane's pairs, which are ``lane % 4`` of the first and of the second eight elements.
+template <class S>
+ARCWELD_DEVICE Vec<u32, 2> words_at_step(const unsigned char* line, int i, int lane) {
+  constexpr int BITS = StoredForm<S>::BITS, EACH = 8 / BITS;  // steps of 16 bytes
+  const unsigned char* at = line + (i / EACH ^ lane / 4) * 16 + i % EACH * (2 * BITS);
+  if constexpr (BITS == 8) {
+    const u32* words = reinterpret_cast<const u32*>(at) + lane % 4 / 2;
+    return {words[0], words[2]};
+  } else if constexpr (BITS == 4) {
+    return load_vec<2>(reinterpret_cast<const u32*>(at));
+  } else {
+    const u32 word = *reinterpret_cast<const u32*>(at);
+    return {word & 0xffffu, word >> 16};
+  }
+}
+// 16 rows of STEPS steps of 16 of k, from step ``first`` of their lines on, less the zero points of both of a lane's rows.
+template <class T, class S, int STEPS>
+ARCWELD_DEVICE void stored_fragments(u32 (*a)[4], const unsigned char* lines, int first, int lane, u32 low, u32 high) {
+  const unsigned char* const line = lines + lane / 4 * 128;
+  const int pair = StoredForm<S>::BITS == 8 ? lane % 2 : lane % 4;
+#pragma unroll
+  for (int i = 0; i < STEPS; ++i) {
+    const Vec<u32, 2> upper = words_at_step<S>(line, first + i, lane), lower = words_at_step<S>(line + 1024, first + i, lane);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      a[i][2 * half] = pair_of<T, S>(upper[half], pair, low);
+      a[i][2 * half + 1] = pair_of<T, S>(lower[half], pair, high);
     }
   }
-  return r;
 }
 
 // acc += the sums of a group times its scale: of the lane / 4-th column, and of the one 8 further.
@@ -122,6 +156,15 @@ ARCWELD_DEVICE void add_scaled(float (&acc)[1][TILES][4], const float (&sums)[1]
   for (int j = 0; j < TILES; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) acc[0][j][e] += (e < 2 ? low : high) * sums[0][j][e];
+}
+// The same of wgmma's sums of a warp's rows, which begin again at 0.
+template <int COUNT>
+ARCWELD_DEVICE void add_scaled(float (&acc)[COUNT], float (&sums)[COUNT], float low, float high) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    acc[i] += (i % 4 < 2 ? low : high) * sums[i];
+    sums[i] = 0.0f;
+  }
 }
 
 // ---------------------------------------------------------------- in registers

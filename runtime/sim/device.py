@@ -29,7 +29,7 @@ from arcweld.runtime.sim.symbols import resolve
 _ALIGNMENT = 256
 ADVERSE_SEED = 1
 _MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
-_ELEMENT_BYTES = {t.value: t.size for t in DType if not t.is_packed}
+_ELEMENT_BYTES = {t.value: 1 if t.is_packed else t.size for t in DType}  # of packed types, maps count bytes
 MAX_RECENT = 256  # kernels that stay loaded though no engine uses them any more
 _LOCK = threading.Lock()  # the runtime library holds the state of one running block
 # A fork waits for the launch that another thread runs: its child would have a lock that nobody gives back.

@@ -165,19 +165,20 @@ def test_verify_refuses_another_models_engine(model: Path, tmp_path: Path, capsy
     assert main(["verify", str(path), "--onnx", str(model), "--device=sim", "--onnxrt"]) == 0
 
 
-def quantised(rows: int, path: Path) -> Path:
-    """A product by weights of 4 bits in blocks, as MatMulNBits has them."""
+def quantised(rows: int | str, path: Path, dtype: type = np.float32) -> Path:
+    """A product by weights of 4 bits in blocks, as MatMulNBits has them, of activations and scales of that type."""
     rng = np.random.default_rng(0)
     weights = {
         "B": rng.integers(0, 256, (512, 16, 16)).astype(np.uint8),
-        "S": rng.uniform(0.01, 0.03, 512 * 16).astype(np.float32),
+        "S": rng.uniform(0.01, 0.03, 512 * 16).astype(dtype),
     }
     node = helper.make_node(
         "MatMulNBits", ["x", "B", "S"], ["y"], name="wide", domain="com.microsoft", K=512, N=512, bits=4, block_size=32
     )
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
-        [node], "quantised", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, 512])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [node], "quantised", [helper.make_tensor_value_info("x", element, [rows, 512])],
+        [helper.make_tensor_value_info("y", element, None)],
         [numpy_helper.from_array(a, n) for n, a in weights.items()],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -205,6 +206,19 @@ def test_products_of_quantised_weights(
     shown = capsys.readouterr().out
     assert "products of quantised weights, modelled microseconds on sm_90a:" in shown
     assert stored == "u4" or "f16, widened from u4" in shown
+
+
+def test_by_which_instructions_products_of_quantised_weights_multiply(tmp_path: Path, capsys: Words) -> None:
+    """Rows of 16 bits can be fetched by TMA, so that products by packed weights run on warpgroups."""
+    model, engine = quantised("n", tmp_path / "m.onnx", np.float16), tmp_path / "m.engine"
+    arguments = ["--fp16", "--arch", "sm_80,sm_90a", "--verify", "off", "--device", "sim"]
+    assert main([str(model), "-o", str(engine), *arguments]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(engine), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["quantised_products"]
+    assert (found["stored"], found["by"]) == ("u4", {"sm_80": "mma.sync", "sm_90a": "wgmma"})
+    assert main(["inspect", str(engine)]) == 0
+    assert "wgmma" in capsys.readouterr().out
 
 
 def float8(rows: int, path: Path) -> Path:

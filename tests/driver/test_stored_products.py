@@ -16,6 +16,7 @@ from arcweld.compiler.text import parse_graph
 from arcweld.driver.build import build_graph
 from arcweld.passes import storage
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.kernels import choose_variant
 from arcweld.runtime.sim.device import SimDevice
 
 STORED = (*INTS4, DType.I8, DType.U8, *FLOATS8, DType.F4E2M1)
@@ -30,9 +31,9 @@ def _always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def product(
-    dtype: DType, m: int, n: int, k: int, block: int, zero: bool, along_k: bool, seed: int = 0
+    dtype: DType, m: int | str, n: int, k: int, block: int, zero: bool, along_k: bool, seed: int = 0, x: str = "f32"
 ) -> tuple[Graph, np.ndarray]:
-    """``x @ w`` with w stored as [n, k] or [k, n], and the dequantised w [k, n] in f64."""
+    """``x @ w`` with w stored as [n, k] or [k, n], and the dequantised w [k, n] in f64. ``x``: the input's type."""
     rng = np.random.default_rng(seed)
     shape, axis = ((n, k), 1) if along_k else ((k, n), 0)
     patterns = rng.integers(0, 1 << dtype.bits, shape).astype(np.uint8).view(dtype.numpy)
@@ -49,13 +50,15 @@ def product(
         zeros = rng.integers(low, high + 1, scales.shape).astype(dtype.compute.numpy).astype(dtype.numpy)
     listed = ", ".join(map(str, scales.shape))
     graph = parse_graph(f"""graph 'product'
-input %x: f32[{m}, {k}]
+{"" if isinstance(m, int) else f"symbol {m}(lo=1, hi=4096)"}
+input %x: {x}[{m}, {k}]
 weight %w: {dtype.value}[{shape[0]}, {shape[1]}] source='w'
 weight %s: f32[{listed}] source='s'
 {f"weight %z: {dtype.value}[{listed}] source='z'" if zeros is not None else ""}
 %d = DequantizeLinear(%w, %s{", %z" if zeros is not None else ""}, axis={axis if block else 1 - axis}, block={block})
 {"%t = Transpose(%d, perm=(1, 0))" if along_k else ""}
-%y = MatMul(%x, %{"t" if along_k else "d"})
+%f = Cast(%x, to=dtype(f32))
+%y = MatMul(%f, %{"t" if along_k else "d"})
 output %y
 """)
     arrays = {"w": patterns, "s": scales, "z": zeros}
@@ -106,3 +109,44 @@ def test_every_type_and_group_by_every_engine(dtype: DType, block: int, m: int) 
     for precision, k in (("fp32", 136), ("fp16", 256), ("bf16", 200)):
         check(*product(dtype, m, 70, k, block, zero=block != 64, along_k=True), precision)
     check(*product(dtype, m, 40, 256, block, zero=False, along_k=True), "fp16", "sm_90a")
+
+
+def by_warpgroups(graph: Graph, precision: str) -> Engine:
+    """An engine of sm_90a, whose products of many rows are all ``wgmma``, on weights that stay packed."""
+    build = build_graph(graph, Options(arch=("sm_90a",), precision=precision), compile_kernels=False)
+    launches = [x for x in build.data.program.all_launches() if x.template in ("contract", "chain")]
+    chosen = [build.data.sources[choose_variant(x, "sm_90a").kernel] for x in launches]
+    assert any("wgmma_rs" in s for s in chosen)
+    assert all("wgmma_rs" in s or "multiply_piece" in s for s in chosen)  # the latter of few rows
+    assert max(build.data.weights.values(), key=lambda w: w.nbytes).dtype.itemsize == 1
+    return Engine(build.data, SimDevice(arch="sm_90a", checked=True))
+
+
+MANY = (
+    (DType.U4, 32, 64), (DType.I4, 128, 512), (DType.U4, 64, 73), (DType.U8, 64, 73), (DType.I8, 0, 130),
+    (DType.F8E4M3FN, 32, 70), (DType.F4E2M1, 32, 65),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "block", "m"), MANY)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_many_rows_by_warpgroups(dtype: DType, block: int, m: int, precision: str) -> None:
+    graph, dense = product(dtype, m, 70, 384, block, True, along_k=precision == "fp16", x=precision.replace("fp", "f"))
+    x = np.random.default_rng(1).standard_normal((m, 384)).astype(graph.inputs[0].dtype.numpy)
+    found = by_warpgroups(graph, precision).run({"x": x})["y"]
+    scale = np.sqrt((x.astype(np.float64) ** 2) @ (dense**2)).max()
+    np.testing.assert_allclose(found, x.astype(np.float64) @ dense, rtol=0, atol=TOLERANCE[precision] * scale * 4)
+
+
+@pytest.mark.parametrize("along_k", [False, True])
+def test_new_packed_weights_for_warpgroups(along_k: bool) -> None:
+    """Also where they were transposed for the kernels, and for any number of rows in one engine."""
+    make = lambda seed: product(DType.U4, "n", 96, 256, 32, True, along_k, seed, "f16")
+    (graph, old), (other, new) = make(0), make(1)
+    engine = by_warpgroups(graph, "fp16")
+    for dense in (old, new):
+        for m in (1, 17, 150):
+            x = np.random.default_rng(m).standard_normal((m, 256)).astype(np.float16)
+            want = x.astype(np.float64) @ dense
+            np.testing.assert_allclose(engine.run({"x": x})["y"], want, rtol=0, atol=2e-3 * np.abs(want).max())
+        engine.update_weights({name: w.data for name, w in other.weights.items()})

@@ -78,7 +78,19 @@ def test_the_model_of_times_counts_bytes_and_operations() -> None:
     assert few.pays
     many = times(10**9, 4096, 4, DType.F16, card)
     assert many.widened == pytest.approx(2 * 4096 * 1e9 / 989e12)
-    assert many.packed > 1.5 * many.widened
+    assert many.packed == pytest.approx(many.widened / 0.8)  # unpacked by warps that don't wait for tensor cores
+
+
+def test_what_unpacks_beside_tensor_cores_pays_for_more_rows() -> None:
+    """192 rows of 4 bits on Hopper: a product of matrices unpacks beside tensor cores, a convolution between them."""
+    product, conv = (times(10**9, 192, 4, DType.F16, CARDS[90], p) for p in (True, False))
+    assert product.pays
+    assert product.packed == pytest.approx(2 * 192 * 1e9 / (0.8 * 989e12))
+    assert not conv.pays
+    assert conv.packed == pytest.approx(2 * 192 * 1e9 / (0.62 * 989e12) + 4 * 2 * 1e9 / 33.45e12)
+    assert conv.widened == product.widened
+    plain = times(10**9, 192, 4, DType.F32, CARDS[90])  # in f32 there are no tensor cores to unpack beside
+    assert plain == times(10**9, 192, 4, DType.F32, CARDS[90], False)
 
 
 def test_small_weights_are_widened() -> None:

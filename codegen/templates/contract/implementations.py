@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from arcweld.codegen.kernel import Kernel, KernelSource
-from arcweld.codegen.templates.contract import few_rows, gemv
+from arcweld.codegen.templates.contract import few_rows, gemv, wgmma_stored
 from arcweld.codegen.templates.contract import ffma as contract_ffma
 from arcweld.codegen.templates.contract import mma as contract_mma
 from arcweld.codegen.templates.contract import wgmma as contract_wgmma
@@ -44,6 +44,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gemv_mma": few_rows.MMA,
     "gemv": gemv,
     "wgmma": contract_wgmma,
+    "wgmma_stored": wgmma_stored,
     "mma": contract_mma,
     "ffma": contract_ffma,
 }

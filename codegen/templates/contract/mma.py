@@ -87,6 +87,13 @@ def float8_computes(source: str, arch: str) -> str:
     return "" if parsed[0] >= FLOAT8_ARCH and parsed[0] // 10 not in WIDENING else DType.F16.value
 
 
+def instructions_of(source: str) -> str:
+    """The instructions by which a kernel of a product or a convolution multiplies."""
+    if "wgmma" in source:
+        return "wgmma"
+    return "mma.sync" if "multiply_piece" in source or "multiply_stage" in source else "fma"
+
+
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
     """The tiles that fit into shared memory, by estimated time; then variants of the best."""
     size = element_of(problem).size

@@ -117,7 +117,7 @@ def supports(problem: Problem, arch: str) -> str | None:
     if not dims.is_nonneg(problem.k.extent - 1):
         return "the depth may be 0, which no descriptor can say"
     for name, operand in (("a", problem.a), ("b", problem.b)):
-        reason = _map_refusal(problem, name, operand)
+        reason = map_refusal(problem, name, operand)
         if reason is not None:
             return f"{name}: {reason}"
     return None
@@ -143,7 +143,7 @@ def line_of(problem: Problem) -> int:
     return LINE // element_of(problem).size
 
 
-def _map_refusal(problem: Problem, name: str, operand: Operand) -> str | None:
+def map_refusal(problem: Problem, name: str, operand: Operand) -> str | None:
     """The reason why TMA can't fetch the operand, or None."""
     plain = _plain(problem, operand)
     if plain is None:
