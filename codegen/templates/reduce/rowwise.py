@@ -41,6 +41,7 @@ class RowwiseTactic:
     lanes: int = 32
     resident: bool = True
     rows: int = 4
+    implementation: str = "rowwise"
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[RowwiseTactic, ...]:

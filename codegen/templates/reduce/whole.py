@@ -28,6 +28,7 @@ class WholeTactic:
     blocks: int
     threads: int = 256
     width: int = 0
+    implementation: str = "whole"
 
 
 def supports(kernel: Kernel, arch: str) -> str | None:
