@@ -22,7 +22,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
-NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}
+NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24, "CumProd": 26}
 RENAMED = {"Silu": "Swish", "Divisor": "Identity"}
 
 REFUSALS = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
@@ -115,7 +115,9 @@ REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
     "Expand": lambda n, a: ({}, [i64(a["shape"])]),
     "Tile": lambda n, a: ({}, [i64(a["repeats"])]),
     "Trilu": lambda n, a: ({"upper": a["upper"]}, [i64(a["k"])]),
-    "CumSum": lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])]),
+    **dict.fromkeys(
+        ["CumSum", "CumProd"],
+        lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])])),
     "Slice": _slice, "Pad": _pad, "Range": _range, "ConstantOfShape": _constant, "EyeLike": _eye, "Resize": _resize,
     "Conv": _no_layout, "ConvTranspose": _no_layout, "MaxPool": _no_layout, "AveragePool": _no_layout,
     "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
@@ -151,6 +153,8 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     proto = helper.make_node(op_type, [*_operands(node), *names], results, **attrs)
     body = helper.make_graph([proto], "case", inputs, outputs, constants)
     opset = 25 if any(v.dtype.is_storage for v in graph.values()) else NEWER.get(node.op, OPSET)
+    if node.op == "BitShift" and node.output.dtype.is_signed:
+        opset = 28
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
