@@ -19,11 +19,12 @@ from arcweld.compiler.ops import registry
 
 # operators whose ONNX attributes, names and defaults are the registry's own
 SAME = (
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
-    "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log",
-    "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
-    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
+    "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where",
+    "Xor",
 )  # fmt: skip
 
 _KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
@@ -46,14 +47,6 @@ def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
 @handles(*SAME)
 def _same(c: NodeContext) -> Result:
     return c.emit(c.op, *c.values(), **same_attrs(c, c.op))
-
-
-@handles("BitShift")
-def _bit_shift(c: NodeContext) -> Result:
-    a, b = c.values()
-    if a.dtype.is_int and a.dtype.is_signed:
-        c.unsupported(f"shifts of {a.dtype.value} elements")
-    return c.emit("BitShift", a, b, **same_attrs(c, "BitShift"))
 
 
 @handles("Max", "Min", "Sum", "Mean")
