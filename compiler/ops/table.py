@@ -22,6 +22,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     rowwise,
     scan,
     scatter,
+    taps,
     topk,
     window,
 )

@@ -368,6 +368,46 @@ def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
     return torch.rsqrt(torch.from_numpy(x)).numpy()
 
 
+def _window_taps(a: Attrs, x: np.ndarray) -> np.ndarray:
+    """torch's unfold of each axis, of an axis' taps the nearest inside where one is in the padding."""
+    y, rank = torch.from_numpy(x), x.ndim - 2
+    for i in range(rank):
+        size, (kernel, stride, dilation) = x.shape[2 + i], (a[k][i] for k in ("kernel_shape", "strides", "dilations"))
+        reach, begin, end = (kernel - 1) * dilation + 1, a["pads"][i], a["pads"][rank + i]
+        count = -(-(size + begin + end - reach) // stride) if a["ceil_mode"] else (size + begin + end - reach) // stride
+        begins = [s for s in range(-begin, -begin + (count + 1) * stride, stride) if s < size or not a["ceil_mode"]]
+        rows = []
+        for s in begins:
+            taps = list(range(s, s + reach, dilation))
+            while taps[0] < 0:
+                taps = [taps[1] if t == taps[0] else t for t in taps] if len(set(taps)) > 1 else [0] * kernel
+            while taps[-1] >= size:
+                low = max((t for t in taps if t < taps[-1]), default=size - 1)
+                taps = [low if t == taps[-1] else t for t in taps]
+            rows.append(taps)
+        picked = y.index_select(2 + i, torch.tensor(rows).reshape(-1))
+        y = picked.unflatten(2 + i, (len(rows), kernel)).movedim(3 + i, -1)
+    return y.flatten(2 + rank).numpy()
+
+
+def _block_terms(a: Attrs, x: np.ndarray) -> np.ndarray:
+    """torch's fold of each tap alone."""
+    taps = int(np.prod(a["block_shape"]))
+    rank = len(a["block_shape"])
+    wide = x.astype(np.float64).reshape(x.shape[0], -1, taps, x.shape[2])
+    folded = []
+    for t in range(taps):
+        alone = np.zeros_like(wide)
+        alone[:, :, t] = wide[:, :, t]
+        larger = [d + a["pads"][i] + a["pads"][rank + i] for i, d in enumerate(a["image_shape"])]
+        image = torch.nn.functional.fold(
+            torch.from_numpy(alone.reshape(x.shape)), larger, a["block_shape"], a["dilations"], 0, a["strides"]
+        )
+        cut = tuple(slice(p, p + d) for p, d in zip(a["pads"], a["image_shape"]))
+        folded.append(image.numpy()[(slice(None), slice(None), *cut)])
+    return np.stack(folded, -1).astype(x.dtype)
+
+
 # operators that ONNX does not have, and those that have no zero points here
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Rsqrt": _rsqrt,
@@ -378,6 +418,8 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
+    "WindowTaps": _window_taps,
+    "BlockTerms": _block_terms,
     "PagedLengths": paged_oracle.lengths,
     "PagedSlots": paged_oracle.slots,
     "PagedRead": paged_oracle.dense,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arcweld.compiler.onnx.handlers import (  # noqa: F401
     attention,
+    blocks,
     cached,
     contrib,
     matmul,
