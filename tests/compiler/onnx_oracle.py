@@ -80,9 +80,9 @@ def _eye(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
 
 
 def _resize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
-    kept = {k: v for k, v in a.items() if k not in ("sizes", "scales")}
+    kept = {k: v for k, v in a.items() if k not in ("sizes", "scales", "roi")}
     if a["scales"] is None:
-        return kept, [None, None, i64(a["sizes"])]
+        return kept, [None if a["roi"] is None else np.asarray(a["roi"], np.float32), None, i64(a["sizes"])]
     return kept, [None, np.asarray(a["scales"], np.float32)]
 
 
