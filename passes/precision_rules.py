@@ -5,6 +5,7 @@
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
 * sums of products of 8-bit floats until both scales are applied: they are beyond f16;
+* positions in an image that count pixels: among 1,000 of them f16 names every half one;
 * for f16, arithmetic with constants so small that they would become 0;
 * for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
 """
@@ -39,6 +40,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
     kept |= _around_integers(graph)
     kept |= _around_float8_products(graph)
     kept |= _around_sums_and_rounding(graph)
+    kept |= _formulas(graph, [n.operands()[1] for n in graph.nodes if counts_pixels(n)])
     if options.float_type is DType.F16:
         kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
         kept |= _around_masks(graph)
@@ -190,6 +192,25 @@ def _around_masks(graph: Graph) -> set[str]:
         if any(beyond(a, DType.F16) for a in numbers):
             kept.update(found)
     return kept
+
+
+def counts_pixels(node: Node) -> bool:
+    """True for a GridSample whose positions count pixels: they stay f32."""
+    return node.op == "GridSample" and bool(node.attrs["pixels"])
+
+
+def _formulas(graph: Graph, results: Iterable[Value]) -> set[str]:
+    """``results`` and what they are computed from by pointwise operators and movement, as far as it is f32."""
+    producers, found, stack = graph.producers(), set[str](), list(results)
+    while stack:
+        v = stack.pop()
+        made = producers.get(v.name)
+        if made is None or v.name in found or v.dtype is not DType.F32:
+            continue
+        if opdef(made.op).kind in (Kind.POINTWISE, Kind.MOVEMENT):
+            found.add(v.name)
+            stack += made.operands()
+    return found
 
 
 def _has_tiny_constant(graph: Graph, node: Node) -> bool:

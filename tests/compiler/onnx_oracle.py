@@ -23,6 +23,7 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
 NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24, "CumProd": 26}
+LACKS = ("strict", "fill", "padding", "pixels")  # attributes that ONNX lacks
 RENAMED = {"Silu": "Swish", "Divisor": "Identity"}
 
 REFUSALS = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
@@ -139,7 +140,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
         extra = []
     if node.op == "Cast" and not node.output.dtype.is_storage:
         attrs = {"to": attrs["to"]}
-    attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill", "padding")}  # what ONNX lacks
+    attrs = {k: v for k, v in attrs.items() if v != () and k not in LACKS}
     constants, names = [], []
     for k, array in enumerate(extra):
         names.append("" if array is None else f"c{k}")
@@ -194,6 +195,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _with_spread_zero_point(graph, feeds)
     if node.op == "DequantizeLinear" and len(node.inputs) == 4:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
+    if node.op == "GridSample" and (node.attrs["pixels"] or len(node.inputs) > 2):
+        return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:
@@ -406,6 +409,17 @@ def _block_terms(a: Attrs, x: np.ndarray) -> np.ndarray:
         cut = tuple(slice(p, p + d) for p, d in zip(a["pads"], a["image_shape"]))
         folded.append(image.numpy()[(slice(None), slice(None), *cut)])
     return np.stack(folded, -1).astype(x.dtype)
+
+
+def _grid_sample(a: Attrs, x: np.ndarray, grid: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+    """torch's, in f64, of normalised positions and of the image of each grid."""
+    wide = torch.from_numpy(x if image is None else x[image]).double()
+    at, sizes = torch.from_numpy(grid).double(), torch.tensor(x.shape[:1:-1])
+    if a["pixels"]:
+        at = at * 2 / (sizes - 1) - 1 if a["align_corners"] else (at * 2 + 1) / sizes - 1
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(a["mode"], a["mode"])
+    y = torch.nn.functional.grid_sample(wide, at, mode, a["padding_mode"], bool(a["align_corners"]))
+    return np.asarray(y.numpy().astype(x.dtype))
 
 
 # operators that ONNX does not have, and those that have no zero points here

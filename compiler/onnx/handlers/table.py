@@ -15,6 +15,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     quant,
     recurrent,
     reduce,
+    regions,
     resize,
     spectral,
     window,
