@@ -1,6 +1,6 @@
 """The nodes that stay f32 in a half-precision build: where 11 (f16) or 8 (bf16) bits, or f16's range, are not enough.
 
-* nodes that ``Options.keep_f32`` names, quantisation, and arithmetic on single numbers;
+* nodes that ``Options.keep_f32`` names, quantisation, views of bits, and arithmetic on single numbers;
 * sums over axes, with the pointwise nodes around them: a sum of squares overflows f16, a rounded mean shifts a row;
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
@@ -29,13 +29,13 @@ ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
-_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange"})
+_EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast"})
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def keep_f32(graph: Graph, options: Options) -> set[str]:
     """The names of the first results of the nodes that stay f32."""
-    kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
+    kept = {n.output.name for n in graph.nodes if n.op in _EXACT or options.keep_f32.intersection(n.origin)}
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
     kept |= _around_integers(graph)
     kept |= _around_float8_products(graph)

@@ -15,7 +15,7 @@ from arcweld.compiler.bulk import converted
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, binary, bitwise_not, both, cast, const, divisor, logical_not, unary, where
+from arcweld.compiler.expr import Expr, binary, bitwise_not, cast, const, divisor, logical_not, unary, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops import reference_math as rm
 from arcweld.compiler.ops.elementwise import Attrs, boolean, pointwise, second
@@ -26,7 +26,6 @@ from arcweld.compiler.ops.shapes import (
     INTS,
     NUMERIC,
     STORED,
-    UNSIGNED,
     broadcast,
     check_dtype,
     read,
@@ -364,53 +363,6 @@ pointwise(
         Case((np.array([-2.0, 3, 0.5], np.float32), np.array([2, 3, -1], np.int64))),
         Case((np.array([-2, 3, 5], np.int64), np.array([2, 3, 0], np.int64))),
     ], doc="in the base's type; the exponent may have another type",
-)  # fmt: skip
-
-
-def _shift(p: Attrs, a: Expr, b: Expr) -> Expr:
-    """Amounts outside [0, bits) shift everything out: what is left is the sign of a right shift, else 0."""
-    bits, zero = a.dtype.size * 8, const(0, a.dtype)
-    signed = a.dtype.is_signed
-    seen = binary("lt", b, const(bits, b.dtype))
-    if signed:
-        seen = both(seen, binary("ge", b, zero))
-    if p["direction"] == "LEFT":
-        pattern = _UNSIGNED_OF[a.dtype]  # C++17 has no shift of negative numbers to the left
-        by = where(seen, b, zero)
-        moved = cast(binary("shl", cast(a, pattern), cast(by, pattern)), a.dtype)
-        return where(seen, moved, zero)
-    if signed:
-        return binary("shr", a, where(seen, b, const(bits - 1, b.dtype)))
-    return where(seen, binary("shr", a, where(seen, b, zero)), zero)
-
-
-_UNSIGNED_OF = {d: d for d in UNSIGNED} | {
-    DType.I64: DType.U64, DType.I32: DType.U32, DType.I16: DType.U16, DType.I8: DType.U8,
-}  # fmt: skip
-
-
-def _check_shift(types: Sequence[TensorType], p: Attrs) -> None:
-    if p["direction"] not in ("LEFT", "RIGHT"):
-        raise ModelError(f"BitShift: unknown direction {p['direction']}", hint="LEFT or RIGHT")
-    same_dtype("BitShift", types)
-    for t in types:
-        check_dtype("BitShift", t, INTS)
-
-
-pointwise(
-    "BitShift", "a b", _shift,
-    lambda p, a, b: np.left_shift(a, b) if p["direction"] == "LEFT" else np.right_shift(a, b),
-    attrs={"direction": Attr("str", required=True)}, check=_check_shift, cost=3,
-    cases=[Case(((3, 4), (4,)), {"direction": d}, ("u8", "u32"), 0.0, 7.0) for d in ("LEFT", "RIGHT")] + [
-        Case((np.array([-8, 99, -1, 3, 64, -128], t), np.array([1, 0, bits, -1, bits - 1, 2], t)), {"direction": d})
-        for t, bits in ((np.int8, 8), (np.int16, 16), (np.int32, 32), (np.int64, 64))
-        for d in ("LEFT", "RIGHT")
-    ] + [
-        Case((np.array([200, 99, 255], t), np.array([bits - 1, bits, 255], t)), {"direction": d})
-        for t, bits in ((np.uint8, 8), (np.uint32, 32), (np.uint64, 64))
-        for d in ("LEFT", "RIGHT")
-    ],
-    doc="right shifts of signed integers repeat the sign, which is all that an amount outside [0, bits) leaves",
 )  # fmt: skip
 
 

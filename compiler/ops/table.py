@@ -2,6 +2,7 @@
 
 from arcweld.compiler.ops import (  # noqa: F401
     attention,
+    bits,
     composite,
     composite_reduce,
     contract,

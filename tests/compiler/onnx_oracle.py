@@ -22,7 +22,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
-NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24, "CumProd": 26}
+NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24, "CumProd": 26, "BitCast": 26}
 LACKS = ("strict", "fill", "padding", "pixels")  # attributes that ONNX lacks
 RENAMED = {"Silu": "Swish", "Divisor": "Identity"}
 
@@ -112,6 +112,7 @@ REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
          "ReduceLogSumExp", "ReduceSumSquare"], _axes_input),
     "Clip": _clip,
     "Cast": lambda n, a: ({"to": ELEMENT[a["to"]], "saturate": 0, "round_mode": "nearest"}, []),
+    "BitCast": lambda n, a: ({"to": ELEMENT[a["to"]]}, []),
     "Reshape": lambda n, a: ({"allowzero": 1}, [i64(a["shape"])]),
     "Expand": lambda n, a: ({}, [i64(a["shape"])]),
     "Tile": lambda n, a: ({}, [i64(a["repeats"])]),

@@ -268,3 +268,8 @@ def test_positions_that_count_pixels_stay_f32() -> None:
         FP16,
     )
     assert (type_of(after, "m"), type_of(after, "p"), type_of(after, "y")) == (DType.F16, DType.F32, DType.F16)
+
+
+def test_the_bits_of_a_number_are_those_of_its_f32() -> None:
+    after = precision(build("input %x: f32[4]\n%b = BitCast(%x, to=dtype(i32))\n%y = Neg(%b)\noutput %y"), FP16)
+    assert ops(after) == ["BitCast", "Neg"]

@@ -151,11 +151,16 @@ def _swish(c: NodeContext) -> Result:
 
 @handles("BitCast")
 def _bitcast(c: NodeContext) -> Result:
-    to = element_type(c.int_attr("to"))
-    operand = c.known(0)
-    if operand.is_symbolic or operand.known is None or operand.dtype.bits != to.bits:
-        c.unsupported("only constants of the same width can be reinterpreted")
-    return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
+    to, operand = element_type(c.int_attr("to")), c.operand(0)
+    if operand.dtype.bits != to.bits:
+        c.broken(f"{operand.dtype.value} has not the bits of {to.value}")
+    if operand.known is not None and not operand.is_symbolic:
+        return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
+    if operand.dtype is DType.BOOL and to.is_int:
+        return c.cast(c.value(0), to)
+    if any(d is DType.BOOL or d.is_half or d.is_storage for d in (operand.dtype, to)):
+        c.unsupported(f"the bits of {operand.dtype.value} as {to.value}, unless they are constants")
+    return c.emit("BitCast", c.value(0), to=to)
 
 
 def bias_add(c: NodeContext, x: Value, bias: Value | None) -> Value:
