@@ -7,6 +7,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     blocks,
     cached,
     contrib,
+    learning,
     matmul,
     movement,
     norm,
