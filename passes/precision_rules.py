@@ -5,6 +5,7 @@
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
 * sums of products of 8-bit floats until both scales are applied: they are beyond f16;
+* random numbers and what is made of them at once: rounded ones may be 1, and compare with a bias;
 * positions in an image that count pixels: among 1,000 of them f16 names every half one;
 * for f16, arithmetic with constants so small that they would become 0;
 * for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
@@ -29,7 +30,9 @@ ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
-_EXACT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast"})
+_EXACT = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast", "Uniform"}
+)
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -37,6 +40,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
     """The names of the first results of the nodes that stay f32."""
     kept = {n.output.name for n in graph.nodes if n.op in _EXACT or options.keep_f32.intersection(n.origin)}
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
+    kept |= _of_random_numbers(graph)
     kept |= _around_integers(graph)
     kept |= _around_float8_products(graph)
     kept |= _around_sums_and_rounding(graph)
@@ -68,6 +72,13 @@ def _around_integers(graph: Graph) -> set[str]:
         exact.update(o.name for o in n.outputs)
         results.add(n.output.name)
     return results
+
+
+def _of_random_numbers(graph: Graph) -> set[str]:
+    """The pointwise nodes that read random numbers."""
+    made = {n.output.name for n in graph.nodes if n.op == "Uniform"}
+    readers = (n for n in graph.nodes if made.intersection(v.name for v in n.operands()))
+    return {n.output.name for n in readers if opdef(n.op).kind is Kind.POINTWISE}
 
 
 def _around_float8_products(graph: Graph) -> set[str]:

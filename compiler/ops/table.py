@@ -25,5 +25,6 @@ from arcweld.compiler.ops import (  # noqa: F401
     scatter,
     taps,
     topk,
+    uniform,
     window,
 )

@@ -423,6 +423,26 @@ def _grid_sample(a: Attrs, x: np.ndarray, grid: np.ndarray, image: np.ndarray | 
     return np.asarray(y.numpy().astype(x.dtype))
 
 
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox 4x32-10, word by word as its authors' text has it."""
+    for r in range(10):
+        if r:
+            key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+        high0, low0 = divmod(0xD2511F53 * counter[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * counter[2], 2**32)
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
+    return counter
+
+
+def _uniform(a: Attrs) -> np.ndarray:
+    numbers = []
+    for place in range(int(np.prod(a["shape"]))):
+        words = philox([place % 2**32, place >> 32, 0, 0], [a["seed"] % 2**32, a["seed"] >> 32])[2 * a["half"] :]
+        wide = a["dtype"] is DType.F64
+        numbers.append(((words[0] << 32 | words[1]) >> 11) / 2**53 if wide else (words[0] >> 8) / 2**24)
+    return np.array(numbers).reshape(a["shape"]).astype(a["dtype"].numpy)
+
+
 # operators that ONNX does not have, and those that have no zero points here
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Rsqrt": _rsqrt,
@@ -433,6 +453,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
+    "Uniform": _uniform,
     "WindowTaps": _window_taps,
     "BlockTerms": _block_terms,
     "PagedLengths": paged_oracle.lengths,

@@ -273,3 +273,14 @@ def test_positions_that_count_pixels_stay_f32() -> None:
 def test_the_bits_of_a_number_are_those_of_its_f32() -> None:
     after = precision(build("input %x: f32[4]\n%b = BitCast(%x, to=dtype(i32))\n%y = Neg(%b)\noutput %y"), FP16)
     assert ops(after) == ["BitCast", "Neg"]
+
+
+def test_random_numbers_are_compared_in_f32() -> None:
+    text = """
+        input %p: f32[4]
+        %u = Uniform(seed=1, half=0, shape=(4,), dtype=dtype(f32))
+        %b = Less(%u, %p)
+        output %b
+        """
+    after = precision(build(text), FP16)
+    assert (type_of(after, "u"), ops(after)) == (DType.F32, ["Uniform", "Less"])

@@ -13,6 +13,7 @@ from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
 from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.onnx.handlers.random_numbers import dropped
 from arcweld.compiler.onnx.operands import Operand
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.ops import registry
@@ -137,7 +138,7 @@ def _dropout(c: NodeContext) -> Result:
     training = c.has(2) and bool(c.number(2))
     ratio = c.number(1) if c.has(1) else 0.5
     if training and ratio != 0:
-        c.unsupported("Dropout in training mode")
+        return dropped(c, c.value(0), float(ratio))
     if len(c.used) < 2 or not c.used[1]:
         return c.operand(0)
     x = c.value(0)

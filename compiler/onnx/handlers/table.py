@@ -14,6 +14,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     pointwise,
     qlinear,
     quant,
+    random_numbers,
     recurrent,
     reduce,
     regions,
