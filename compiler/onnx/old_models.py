@@ -14,6 +14,9 @@ from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.onnx.proto import ModelSource, Source, load_model
 
 OLDEST_OPSET = 7
+_REFUSALS = (
+    onnx.checker.ValidationError, onnx.shape_inference.InferenceError, onnx.version_converter.ConvertError,
+)  # fmt: skip
 
 
 def load(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
@@ -34,9 +37,8 @@ def load(source: ModelSource) -> tuple[onnx.ModelProto, Source]:
         raise _refused(version, "its weights are external data")
     try:
         onnx.checker.check_model(model)
-        shaped = onnx.shape_inference.infer_shapes(model)  # the converter looks at the shapes of what is broadcast
-        return onnx.version_converter.convert_version(shaped, OLDEST_OPSET), place
-    except (onnx.checker.ValidationError, RuntimeError, ValueError, IndexError, TypeError, EncodeError) as error:
+        return onnx.version_converter.convert_version(model, OLDEST_OPSET), place
+    except (*_REFUSALS, RuntimeError, ValueError, IndexError, TypeError, EncodeError) as error:
         raise _refused(version, _reason(error)) from error
 
 
