@@ -12,7 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,6 +20,7 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 
 from arcweld.compiler import dims
+from arcweld.compiler.device_function import DeviceFunction
 from arcweld.compiler.dims import Dim, Dyn, Sym
 from arcweld.compiler.dtypes import DType
 
@@ -52,8 +53,8 @@ MOST_REPEATED = 1 << 14
 class Expr:
     """One operation with its operands ``args``; the functions of this module make them.
 
-    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``narrow``, ``pattern``, ``call``, ``where``, ``not``,
-          ``bitnot``, or a name listed above
+    op    ``const``, ``index``, ``load``, ``var``, ``cast``, ``reinterpret``, ``narrow``, ``pattern``, ``call``,
+          ``where``, ``not``, ``bitnot``, or a name listed above
     attr  what is not an expression: a constant's value, an index's Dim, a load's (buffer, storage dtype, coordinates),
           a variable's name, the storage type of ``narrow`` and ``pattern``, the DeviceFunction of ``call``
 
@@ -184,18 +185,6 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
     return _intern(op, (a, b), a.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceFunction:
-    """A function that users write in CUDA: ``source`` defines ``float name(...)`` of one element of each operand.
-
-    ``meaning`` is the same of numpy arrays.
-    """
-
-    name: str
-    source: str
-    meaning: Callable[..., Any] = field(compare=False)
-
-
 def call(function: DeviceFunction, args: Sequence[Expr]) -> Expr:
     """A call of ``function``, which gives an f32."""
     return _intern("call", tuple(args), DType.F32, function)
@@ -253,6 +242,16 @@ def cast(x: Expr, dtype: DType) -> Expr:
     if x.op == "const" and (not dtype.is_int or _fits(x.attr, dtype)):
         return const(x.attr, dtype)
     return _intern("cast", (x,), dtype)
+
+
+def reinterpret(x: Expr, dtype: DType) -> Expr:
+    """The number of 32 or 64 bits whose bits are those of ``x``, a float as an integer or the reverse.
+
+    Raises TypeError for other types.
+    """
+    if x.dtype.size != dtype.size or x.dtype.is_float == dtype.is_float or dtype.size < 4:
+        raise TypeError(f"reinterpret of {x.dtype.value} as {dtype.value}")
+    return _intern("reinterpret", (x,), dtype)
 
 
 def narrow(x: Expr, dtype: DType) -> Expr:
@@ -489,7 +488,8 @@ def _written(e: Expr, names: Mapping[Expr, str]) -> str:
             out.append(f"{x.attr[0]}[{', '.join(str(c) for c in x.attr[2])}")
             stack += ["]", x.args[0], " if "] if x.args else ["]"]
         else:
-            out.append(f"cast<{x.dtype.value}>(" if x.op == "cast" else f"{x.op}{_narrowed(x)}(")
+            typed = x.op in ("cast", "reinterpret")
+            out.append(f"{x.op}<{x.dtype.value}>(" if typed else f"{x.op}{_narrowed(x)}(")
             stack.append(")")
             for k, a in reversed(list(enumerate(x.args))):
                 stack += [a, ", "] if k else [a]

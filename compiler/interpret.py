@@ -105,6 +105,8 @@ def interpret(
             return value if where_ is None else np.where(where_, value, dt.type(0))
         if x.op == "cast":
             return args[0] != 0 if x.dtype is DType.BOOL else np.asarray(args[0]).astype(dt)
+        if x.op == "reinterpret":
+            return np.asarray(args[0]).view(dt)
         with np.errstate(all="ignore"):
             if x.op == "call":
                 return np.asarray(x.attr.meaning(*args)).astype(dt)

@@ -19,7 +19,7 @@ from arcweld.compiler.ir import Graph, Node, Value, weight_value
 from arcweld.compiler.ops.registry import opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker
-from arcweld.passes.precision_rules import beyond, keep_f32, largest
+from arcweld.passes.precision_rules import beyond, counts_pixels, keep_f32, largest
 
 log = logging.getLogger("arcweld.passes")
 
@@ -83,6 +83,7 @@ class _Narrower(Tracker):
         inputs: list[Value | None] = []
         for k, v in enumerate(node.inputs):
             any_type = node.op == "Cast" or (node.op == "Attention" and k == 3 and v is not None and self._is_f32(v))
+            any_type |= k == 1 and counts_pixels(node)
             if v is None or v.dtype is not DType.F32 or any_type:
                 inputs.append(None if v is None else self.native(v))
             else:

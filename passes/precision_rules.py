@@ -1,10 +1,12 @@
 """The nodes that stay f32 in a half-precision build: where 11 (f16) or 8 (bf16) bits, or f16's range, are not enough.
 
-* nodes that ``Options.keep_f32`` names, quantisation, and arithmetic on single numbers;
+* nodes that ``Options.keep_f32`` names, quantisation, views of bits, and arithmetic on single numbers;
 * sums over axes, with the pointwise nodes around them: a sum of squares overflows f16, a rounded mean shifts a row;
 * values that are rounded to integers: f16 has not all integers beyond 2048;
 * values computed from integers and small constants only (positions, rotary angles, masks), and products of integers;
 * sums of products of 8-bit floats until both scales are applied: they are beyond f16;
+* random numbers and what is made of them at once: rounded ones may be 1, and compare with a bias;
+* positions in an image that count pixels: among 1,000 of them f16 names every half one;
 * for f16, arithmetic with constants so small that they would become 0;
 * for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
 """
@@ -28,17 +30,21 @@ ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
 _SUMS = frozenset({"sum", "prod"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
-_QUANTISE = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange"})
+_EXACT = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast", "Uniform"}
+)
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 def keep_f32(graph: Graph, options: Options) -> set[str]:
     """The names of the first results of the nodes that stay f32."""
-    kept = {n.output.name for n in graph.nodes if n.op in _QUANTISE or options.keep_f32.intersection(n.origin)}
+    kept = {n.output.name for n in graph.nodes if n.op in _EXACT or options.keep_f32.intersection(n.origin)}
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
+    kept |= _of_random_numbers(graph)
     kept |= _around_integers(graph)
     kept |= _around_float8_products(graph)
     kept |= _around_sums_and_rounding(graph)
+    kept |= _formulas(graph, [n.operands()[1] for n in graph.nodes if counts_pixels(n)])
     if options.float_type is DType.F16:
         kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
         kept |= _around_masks(graph)
@@ -66,6 +72,13 @@ def _around_integers(graph: Graph) -> set[str]:
         exact.update(o.name for o in n.outputs)
         results.add(n.output.name)
     return results
+
+
+def _of_random_numbers(graph: Graph) -> set[str]:
+    """The pointwise nodes that read random numbers."""
+    made = {n.output.name for n in graph.nodes if n.op == "Uniform"}
+    readers = (n for n in graph.nodes if made.intersection(v.name for v in n.operands()))
+    return {n.output.name for n in readers if opdef(n.op).kind is Kind.POINTWISE}
 
 
 def _around_float8_products(graph: Graph) -> set[str]:
@@ -190,6 +203,25 @@ def _around_masks(graph: Graph) -> set[str]:
         if any(beyond(a, DType.F16) for a in numbers):
             kept.update(found)
     return kept
+
+
+def counts_pixels(node: Node) -> bool:
+    """True for a GridSample whose positions count pixels: they stay f32."""
+    return node.op == "GridSample" and bool(node.attrs["pixels"])
+
+
+def _formulas(graph: Graph, results: Iterable[Value]) -> set[str]:
+    """``results`` and what they are computed from by pointwise operators and movement, as far as it is f32."""
+    producers, found, stack = graph.producers(), set[str](), list(results)
+    while stack:
+        v = stack.pop()
+        made = producers.get(v.name)
+        if made is None or v.name in found or v.dtype is not DType.F32:
+            continue
+        if opdef(made.op).kind in (Kind.POINTWISE, Kind.MOVEMENT):
+            found.add(v.name)
+            stack += made.operands()
+    return found
 
 
 def _has_tiny_constant(graph: Graph, node: Node) -> bool:

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from arcweld.compiler.device_function import DeviceFunction
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
-from arcweld.compiler.expr import DeviceFunction, Expr, call, const, variable
+from arcweld.compiler.expr import Expr, call, const, variable
 from arcweld.compiler.ops.elementwise import Attrs, pointwise
 from arcweld.compiler.ops.registry import Attr, is_registered
 

@@ -474,6 +474,7 @@ ARCWELD_DEVICE u32 and_xor(u32 a, u32 b, u32 c) {
 }
 
 // ---------------------------------------------------------------- 8-bit floats on tensor cores, since sm_89
+#include "float8.cuh"
 #if __CUDA_ARCH__ >= 890
 #define ARCWELD_FLOAT8(A, B, PTX_A, PTX_B)                                                                             \
   ARCWELD_DEVICE void mma_m16n8k32_impl(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], ScalarTag<A>, ScalarTag<B>) { \
@@ -488,7 +489,6 @@ ARCWELD_FLOAT8(f8e5m2, f8e4m3fn, "e5m2", "e4m3")
 ARCWELD_FLOAT8(f8e5m2, f8e5m2, "e5m2", "e5m2")
 #undef ARCWELD_FLOAT8
 #else
-#include "float8.cuh"
 template <class A, class B>
 ARCWELD_DEVICE void mma_m16n8k32_impl(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2], ScalarTag<A>, ScalarTag<B>) {
   mma_m16n8k32_in_f16<A, B>(d, a, b);

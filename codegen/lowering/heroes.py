@@ -106,10 +106,10 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
 
 
 def lower_scan(reader: RegionReader, node: Node) -> Hero:
-    """CumSum: axes ``row`` and ``col``, the one along which it sums; load ``x`` over both.
+    """CumSum and CumProd: axes ``row`` and ``col``, the one along which they combine; load ``x`` over both.
 
-    ``reverse`` counts columns from the end. ``exclusive`` reads the element before each column, of which the first has
-    none.
+    ``reverse`` counts columns from the end. ``exclusive`` reads the element before each column; before the first one
+    that is the combiner's identity.
     """
     x, k = _operand(node, 0), node.attrs["axis"]
     every = [axis("c" if i == k else f"r{i}", d) for i, d in enumerate(x.shape)]
@@ -120,9 +120,13 @@ def lower_scan(reader: RegionReader, node: Node) -> Hero:
         return tuple(at if i == k else a.index for i, a in enumerate(every))
 
     source: Dim = col.index - 1 if node.attrs["exclusive"] else col.index
-    loads = {"x": reader.read(x, place(source), _within(None, source, x.shape[k]))}
+    combine, there = opdef(node.op).combine, _within(None, source, x.shape[k])
+    element = reader.read(x, place(source), there)
+    if there is not None and combine == "prod":
+        element = expr.where(there, element, expr.const(1, element.dtype))
+    loads = {"x": element}
     axes = {"row": tuple(a for a in every if a is not col), "col": (col,)}
-    attrs = {"combine": opdef(node.op).combine}
+    attrs = {"combine": combine}
     return Hero(axes, loads, place(col.index), _accumulator(node), attrs, x.type.numel)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from arcweld.codegen.kernel import Buffer, Kernel
+from arcweld.compiler.device_function import DeviceFunction
 from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
-from arcweld.compiler.expr import DeviceFunction
 from arcweld.compiler.parameters import Integer, Parameter, Pointer, TensorMap
 
 STORAGE = "storage.cuh"  # the types that values are only stored in

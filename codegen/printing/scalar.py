@@ -86,6 +86,16 @@ INTEGER: dict[str, str] = {
     "max": "({0} < {1} ? {1} : {0})",
     "min": "({1} < {0} ? {1} : {0})",
 }
+REINTERPRET: dict[tuple[DType, DType], str] = {
+    (DType.F32, DType.I32): "__float_as_int({0})",
+    (DType.F32, DType.U32): "__float_as_uint({0})",
+    (DType.I32, DType.F32): "__int_as_float({0})",
+    (DType.U32, DType.F32): "__uint_as_float({0})",
+    (DType.F64, DType.I64): "__double_as_longlong({0})",
+    (DType.F64, DType.U64): "(u64)__double_as_longlong({0})",
+    (DType.I64, DType.F64): "__longlong_as_double({0})",
+    (DType.U64, DType.F64): "__longlong_as_double((i64){0})",
+}
 F32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # half a unit above the largest: rounds to infinity
 _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 
@@ -96,6 +106,8 @@ def scalar_text(e: Expr, args: list[str]) -> str:
     args = [f"({text})" if _is_signed(a) else text for a, text in zip(e.args, args, strict=True)]
     if e.op == "cast":
         return _cast_text(operand, e.dtype, args[0])
+    if e.op == "reinterpret":
+        return REINTERPRET[operand, e.dtype].format(args[0])
     if e.op == "narrow":
         return f"narrow<{e.attr.cuda}>({args[0]})"
     if e.op == "call":

@@ -6,6 +6,7 @@ Their nodes are imported in place, because the IR has no subgraphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -13,6 +14,7 @@ from onnx import FunctionProto, GraphProto, NodeProto
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
@@ -108,43 +110,85 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     return [*carried, *(_stack(c, column, 0) for column in columns)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A Scan's body, and for each scanned input and output its axis and whether it runs from the end."""
+
+    body: GraphProto
+    in_axes: Sequence[int]
+    in_back: Sequence[int]
+    out_axes: Sequence[int]
+    out_back: Sequence[int]
+
+
 def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """The results of a Scan, unrolled. Raises UnsupportedError for a symbolic length."""
-    if c.opset < 9:
-        c.unsupported("Scan before operator set 9")
     body = c.graph_attr("body")
     check_depth(scope, c.name)
-    count = c.int_attr("num_scan_inputs")
-    states = len(c.operands) - count
+    count, batched = c.int_attr("num_scan_inputs"), c.opset < 9
+    if batched and c.has(0):
+        c.unsupported("Scan with the lengths of sequences")
+    operands = range(int(batched), len(c.operands))  # before operator set 9 the lengths come first
+    states = len(operands) - count
     outputs = len(body.output) - states
-    if not 0 < count <= len(c.operands) or len(body.input) != len(c.operands) or outputs < 0:
+    if not 0 < count <= len(operands) or len(body.input) != len(operands) or outputs < 0:
         c.broken("the body's inputs and outputs do not match the node's")
-    carried: list[Any] = [c.operand(i) for i in range(states)]
-    values = [c.value(i) for i in range(states, len(c.operands))]
-    in_axes = [c.axis(a, v.type.rank) for a, v in zip(c.ints_attr("scan_input_axes") or (0,) * count, values)]
-    in_back = c.ints_attr("scan_input_directions") or (0,) * count
+    carried: list[Any] = [c.operand(i) for i in operands[:states]]
+    values = [c.value(i) for i in operands[states:]]
+    in_back = c.ints_attr("directions" if batched else "scan_input_directions") or (0,) * count
     out_axes = c.ints_attr("scan_output_axes") or (0,) * outputs
     out_back = c.ints_attr("scan_output_directions") or (0,) * outputs
-    if not len(in_axes) == len(in_back) == count or not len(out_axes) == len(out_back) == outputs:
+    given = c.ints_attr("scan_input_axes") or (0,) * count
+    if not len(given) == len(in_back) == count or not len(out_axes) == len(out_back) == outputs:
         c.broken("the axes and directions do not match the scanned inputs and outputs")
-    length = c.concrete(values[0].shape[in_axes[0]], "the length of the scan")
+    if batched:
+        return _batched(visitor, c, scope, _Scan(body, given, in_back, out_axes, out_back), carried, values)
+    in_axes = [c.axis(a, v.type.rank) for a, v in zip(given, values)]
+    return _unrolled(visitor, c, scope, _Scan(body, in_axes, in_back, out_axes, out_back), carried, values, c.name)
+
+
+def _batched(
+    visitor: Walker, c: NodeContext, scope: Scope, scan: _Scan, carried: Sequence[Operand], values: Sequence[Value]
+) -> list[Any]:
+    """The results of a Scan before operator set 9: of each element of a batch by itself."""
+    if any(not o.shape for o in carried) or any(len(v.shape) < 2 for v in values):
+        c.broken("a state has no batch, or a scanned input no steps")
+    batch = c.concrete(values[0].shape[0], "the batch of the scan")
+    if not 1 <= batch <= MAX_ITERATIONS:
+        c.unsupported(f"a scan of {batch} batches (1 to {MAX_ITERATIONS} are unrolled)")
+    states = [c.builder.device(o, c.origin, f"{c.hint}.state") for o in carried]
+    found: list[list[Operand]] = []
+    for b in range(batch):
+        own = [c.reshape(c.slice(v, 0, b, 1), v.shape[1:]) for v in [*states, *values]]
+        first = [on_device(v) for v in own[: len(states)]]
+        found.append(_unrolled(visitor, c, scope, scan, first, own[len(states) :], f"{c.name}/{b}"))
+    return [_stack(c, column, 0) for column in zip(*found)]
+
+
+def _unrolled(
+    visitor: Walker, c: NodeContext, scope: Scope, scan: _Scan, carried: Sequence[Any], values: Sequence[Value],
+    name: str,
+) -> list[Any]:  # fmt: skip
+    """The last states and the scanned outputs; ``name`` is what the names of steps begin with."""
+    body, states = scan.body, len(carried)
+    length = c.concrete(values[0].shape[scan.in_axes[0]], "the length of the scan")
     if not 1 <= length <= MAX_ITERATIONS:
         c.unsupported(f"a scan over {length} steps (1 to {MAX_ITERATIONS} are unrolled)")
     visitor.reserve(body.node, scope.depth + 1, length)
     constants, used = graph_constants(visitor, body), visitor.names_used(body)
-    columns: list[list[Operand]] = [[] for _ in range(outputs)]
+    columns: list[list[Operand]] = [[] for _ in scan.out_axes]
     for t in range(length):
         slices = []
-        for v, axis, back in zip(values, in_axes, in_back):
+        for v, axis, back in zip(values, scan.in_axes, scan.in_back):
             part = c.slice(v, axis, length - 1 - t if back else t, 1)
             slices.append(on_device(c.reshape(part, v.shape[:axis] + v.shape[axis + 1 :])))
         names = constants | {i.name: o for i, o in zip(body.input, [*carried, *slices])}
-        results = run_graph(visitor, body, scope, f"{c.name}/{t}/", names, used)
+        results = run_graph(visitor, body, scope, f"{name}/{t}/", names, used)
         carried = results[:states]
         for column, item in zip(columns, results[states:]):
             column.append(item)
-    stacked = [_stack(c, col[::-1] if back else col, axis) for col, axis, back in zip(columns, out_axes, out_back)]
-    return [*carried, *stacked]
+    turned = [column[::-1] if back else column for column, back in zip(columns, scan.out_back)]
+    return [*carried, *(_stack(c, column, axis) for column, axis in zip(turned, scan.out_axes))]
 
 
 def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:

@@ -19,6 +19,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
+from arcweld.compiler.onnx import old_models
 from arcweld.compiler.onnx.deduce import Bounds, Requirement
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
@@ -28,7 +29,6 @@ from arcweld.compiler.onnx.visitor import Visitor, opset_versions
 from arcweld.compiler.text import sanitize
 
 log = logging.getLogger("arcweld.import")
-OLDEST_OPSET = 7
 _MAX_ROUNDS = 64
 
 
@@ -213,14 +213,9 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def opset_table(model: onnx.ModelProto) -> dict[str, int]:
-    """The operator set versions that a model imports, by domain. Raises UnsupportedError for one out of range."""
+    """The operator set versions that a model imports, by domain. Raises UnsupportedError for one too new."""
     table = opset_versions(model)
-    version, newest = table.get("", OLDEST_OPSET), onnx.defs.onnx_opset_version()
-    if version < OLDEST_OPSET:
-        raise UnsupportedError(
-            f"the model uses ONNX operator set {version}",
-            hint=f"convert it to {OLDEST_OPSET} or newer with onnx.version_converter",
-        )
+    version, newest = table.get("", old_models.OLDEST_OPSET), onnx.defs.onnx_opset_version()
     if version > newest:
         raise UnsupportedError(
             f"the model uses ONNX operator set {version}; the installed onnx package knows {newest}",
@@ -290,7 +285,7 @@ def _run(
     shared: Collection[str] = (),
 ) -> tuple[_Import, Visitor]:
     try:
-        proto, source = load_model(model)
+        proto, source = old_models.load(model)
         return _import_in_rounds(proto, source, shapes, ranges, values, shared)
     except ArcweldError:
         raise

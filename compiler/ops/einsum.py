@@ -76,7 +76,10 @@ def _expand(side: str, ellipsis: Labels, equation: str) -> Labels:
 def _extents(terms: Sequence[Labels], shapes: Sequence[Sequence[Dim]], equation: str) -> dict[str, Dim]:
     extents: dict[str, Dim] = {}
     for labels, shape in zip(terms, shapes):
-        for label, d in zip(labels, shape):
+        for k, (label, d) in enumerate(zip(labels, shape)):
+            own = shape[labels.index(label)]
+            if label in labels[:k] and d != own:
+                raise ModelError(f"Einsum: index {label} of {equation!r} is both {own} and {d} in one operand")
             have = extents.setdefault(label, d)
             if have == 1:
                 extents[label] = d
@@ -99,20 +102,13 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) ->
     return (np.asarray(y).astype(given[0].dtype),)
 
 
-def _supports(node: Node) -> str | None:
-    plan = parse_equation(node.attrs["equation"], [v.shape for v in node.operands()])
-    if any(len(set(t)) != len(t) for t in plan.terms):
-        return f"Einsum {node.attrs['equation']!r}: an index repeated in one operand (a diagonal) is not implemented"
-    return None
-
-
 Term = tuple[Value, Labels]
 
 
 def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     e = Emit(rw, node)
     plan = parse_equation(node.attrs["equation"], [v.shape for v in node.operands()])
-    todo = [_squeezed(e, v, labels) for v, labels in zip(node.operands(), plan.terms)]
+    todo = [_squeezed(e, *_diagonal(e, v, labels)) for v, labels in zip(node.operands(), plan.terms)]
     done = todo.pop(0)
     while todo:
         other = todo.pop(0)
@@ -124,6 +120,25 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
     kept = [x for x in plan.result if x in labels]
     value = e.transpose(value, [labels.index(x) for x in kept])
     return (e.reshape(value, [plan.extents[x] for x in plan.result]),)
+
+
+def _diagonal(e: Emit, value: Value, labels: Labels) -> Term:
+    """The diagonals along axes that share a label, which becomes the last one.
+
+    A row of zeros is put behind the two axes' n rows, and all is divided into rows of n + 1: the first column is the
+    diagonal.
+    """
+    while repeated := next((x for x in labels if labels.count(x) > 1), None):
+        first = labels.index(repeated)
+        second = labels.index(repeated, first + 1)
+        rest = [k for k in range(len(labels)) if k not in (first, second)]
+        value = e.transpose(value, [*rest, first, second])
+        lead, n, last = value.shape[:-2], value.shape[-1], len(rest)
+        pads = (*[0] * (last + 1), *[0] * last, n)
+        value = e("Pad", e.reshape(value, (*lead, n * n)), pads=pads, mode="constant", value=0.0)
+        value = e.reshape(e.slice(e.reshape(value, (*lead, n, n + 1)), last + 1, 0, 1), (*lead, n))
+        labels = (*(labels[k] for k in rest), repeated)
+    return value, labels
 
 
 def _squeezed(e: Emit, value: Value, labels: Labels) -> Term:
@@ -171,7 +186,7 @@ def _ordered(e: Emit, term: Term, labels: Labels) -> Value:
 register(
     OpDef(
         "Einsum", Kind.COMPOSITE, ("x*",), _infer, _reference, {"equation": Attr("str", required=True)},
-        decompose=_decompose, supports=_supports,
+        decompose=_decompose,
         cases=(
             Case(((3, 4), (4, 5)), {"equation": "ij,jk->ik"}, ("f32", "f16")),
             Case(((2, 3, 4), (2, 5, 4)), {"equation": "bid, bjd -> bij"}, ("f32",)),
@@ -183,6 +198,10 @@ register(
             Case(((2, 1, 3, 4), (5, 4, 6)), {"equation": "...ij,...jk->...ik"}, ("f32",)),
             Case(((2, 3), (3, 4), (4, 5)), {"equation": "ab,bc,cd->ad"}, ("f32",)),
             Case(((2, 3, 4), (2, 3)), {"equation": "bij,bi->bj"}, ("f32",)),
+            Case(((3, 4, 4),), {"equation": "...ii->...i"}, ("f32", "i32")),
+            Case(((4, 2, 4), (4, 5)), {"equation": "iji,ik->jk"}, ("f32",)),
+            Case(((3, 3),), {"equation": "ii"}, ("f32",)),
+            Case(((3, 2, 3, 3),), {"equation": "iaii->ai"}, ("f32",)),
         ),
     )
 )  # fmt: skip

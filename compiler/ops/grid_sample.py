@@ -1,6 +1,7 @@
 """GridSample: an image read at positions that a tensor gives, interpolated between its neighbours.
 
-Positions are normalised: -1 and 1 are the corners' centres (``align_corners``) or the image's edges.
+Positions are normalised: -1 and 1 are the corners' centres (``align_corners``) or the image's edges. With ``pixels``
+they count pixels: 0 is the first one's centre.
 """
 
 from __future__ import annotations
@@ -11,12 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim
+from arcweld.compiler.dims import Dim, is_nonneg
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, all_of, binary, both, cast, const, dynamic_index, unary, where
+from arcweld.compiler.expr import (
+    Expr,
+    all_of,
+    binary,
+    both,
+    cast,
+    const,
+    dynamic_index,
+    unary,
+    where,
+    wrapped_index,
+)
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.gather import INDEX
 from arcweld.compiler.ops.movement import movement, operand
 from arcweld.compiler.ops.registry import Attr, Case, Reader
 from arcweld.compiler.ops.resize import TAPS
@@ -28,7 +41,7 @@ from arcweld.compiler.ops.shapes import (
     check_rank,
     dim_expr,
     if_any,
-    present,
+    split_optional,
 )
 
 Attrs = Mapping[str, Any]
@@ -41,18 +54,23 @@ _CUBIC = -0.75
 
 
 def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
-    x, grid = present("GridSample", types, 2)
+    (x, grid), (image,) = split_optional("GridSample", types, 2, 3)
     check_dtype("GridSample", x, FLOATS)
     check_dtype("GridSample grid", grid, FLOATS)
     check_rank("GridSample", x, 3, 5)
     check_rank("GridSample grid", grid, x.rank, x.rank)
-    check_equal("GridSample", "batch", x.shape[0], grid.shape[0])
+    if image is None:
+        check_equal("GridSample", "batch", x.shape[0], grid.shape[0])
+    else:
+        check_dtype("GridSample", image, INDEX)
+        check_rank("GridSample", image, 1, 1)
+        check_equal("GridSample", "images", image.shape[0], grid.shape[0])
     check_equal("GridSample", "coordinates of a position", grid.shape[-1], x.rank - 2)
     for what, known in (("mode", MODES), ("padding_mode", PADDINGS)):
         if attrs[what] not in known:
             raise ModelError(f"GridSample: unknown {what} {attrs[what]}", hint=", ".join(known))
-    out = (*x.shape[:2], *grid.shape[1:-1])
-    check_elements("GridSample", x, range(2, x.rank), out)
+    out = (grid.shape[0], x.shape[1], *grid.shape[1:-1])
+    check_elements("GridSample", x, range(2 if image is None else 0, x.rank), out)
     return (x.with_shape(out),)
 
 
@@ -101,8 +119,9 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
     for axis, n in enumerate(x.shape[2:]):
         g = grid[..., x.ndim - 3 - axis]
         at = (g + 1) / 2 * (n - 1) if attrs["align_corners"] else ((g + 1) * n - 1) / 2
-        axes.append(_np_taps(at, n, attrs))
-    batch = np.arange(x.shape[0]).reshape(-1, *[1] * (x.ndim - 2))
+        axes.append(_np_taps(g if attrs["pixels"] else at, n, attrs))
+    images = arrays[2] if len(arrays) > 2 else None
+    batch = (np.arange(x.shape[0]) if images is None else images).reshape(-1, *[1] * (x.ndim - 2))
     total = np.zeros((*grid.shape[:-1], x.shape[1]), x.dtype)
     rows = np.moveaxis(x, 1, -1)
     for taps in combinations(*axes):
@@ -140,7 +159,9 @@ def _tap(at: Expr, n: Dim, padding: str, align: bool, weight: Expr | None) -> Ta
 
 def _taps(g: Expr, n: Dim, attrs: Attrs) -> list[Tap]:
     align, padding, extent = bool(attrs["align_corners"]), attrs["padding_mode"], dim_expr(n, g.dtype)
-    at = (g + 1.0) * 0.5 * (extent - 1.0) if align else ((g + 1.0) * extent - 1.0) * 0.5
+    at = g
+    if not attrs["pixels"]:
+        at = (g + 1.0) * 0.5 * (extent - 1.0) if align else ((g + 1.0) * extent - 1.0) * 0.5
     if attrs["mode"] != "cubic" and padding == "border":
         at = binary("max", binary("min", at, extent - 1.0), const(0.0, at.dtype))
     elif attrs["mode"] != "cubic" and padding == "reflection":
@@ -159,14 +180,17 @@ def _taps(g: Expr, n: Dim, attrs: Attrs) -> list[Tap]:
 
 
 def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
-    x, grid = node.operands()
+    x, grid, *images = node.operands()
     n, c, *at = coords
     last = x.type.rank - 3  # positions list the last axis first
     axes = [_taps(reader.read(grid, (n, *at, last - axis)), x.shape[2 + axis], node.attrs) for axis in range(last + 1)]
     total: Expr | None = None
-    there = if_any(x.shape[2:])
+    there, image = if_any(_needs(node)), n
+    if images:
+        found = wrapped_index(reader.read(images[0], (n,)), x.shape[0], reader.mask, strict=False)
+        image = dynamic_index(found, x.shape[0])
     for taps in combinations(*axes):
-        term = reader.read(x, (n, c, *(i for i, _, _ in taps)), all_of([there, *(seen for _, seen, _ in taps)]))
+        term = reader.read(x, (image, c, *(i for i, _, _ in taps)), all_of([there, *(seen for _, seen, _ in taps)]))
         for _, _, weight in taps:
             term = term if weight is None else term * cast(weight, term.dtype)
         total = term if total is None else total + term
@@ -174,15 +198,25 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
     return total
 
 
+def _needs(node: Node) -> Sequence[Dim]:
+    x, grid, *images = node.operands()
+    indexed = images and is_nonneg(grid.shape[0] - 1)
+    return [*x.shape[:1], *x.shape[2:]] if indexed else x.shape[2:]
+
+
 _GRID = np.array([[[-1.3, 0.2], [0.0, 0.0], [0.9, -0.71]], [[1.0, 1.0], [-1.0, 0.4], [2.7, -4.1]]], np.float32)[None]
+_IMAGES = np.concatenate([_GRID, _GRID[:, ::-1] * 0.9, _GRID + 0.1, _GRID - 0.2])
 _DEEP = np.stack([np.linspace(-1.2, 1.1, 8), np.linspace(0.9, -0.8, 8), np.linspace(-0.3, 1.4, 8)], -1)
 def _fan_out(node: Node) -> int:
     return int(TAPS[node.attrs["mode"]] ** (node.output.type.rank - 2))
 
 
 movement(
-    "GridSample", "x grid", _infer, _reference, _lower,
-    {"mode": Attr("str", "linear"), "padding_mode": Attr("str", "zeros"), "align_corners": Attr("int", 0)},
+    "GridSample", "x grid image?", _infer, _reference, _lower,
+    {
+        "mode": Attr("str", "linear"), "padding_mode": Attr("str", "zeros"), "align_corners": Attr("int", 0),
+        "pixels": Attr("int", 0),
+    },
     [
         Case(((1, 2, 4, 5), _GRID), {"mode": m, "padding_mode": p, "align_corners": a}, ("f32",))
         for m in MODES
@@ -192,7 +226,15 @@ movement(
         Case(((1, 2, 4, 5), _GRID.astype(np.float16)), {}, ("f16",)),
         Case(((1, 1, 3, 4, 2), _DEEP.reshape(1, 2, 2, 2, 3).astype(np.float32)), {"padding_mode": "border"}, ("f32",)),
         Case(((1, 2, 1, 1), _GRID), {"padding_mode": "reflection", "mode": "linear"}, ("f32",)),
+        *(
+            Case(((1, 2, 4, 5), _GRID * 2 + 1), {"mode": m, "padding_mode": p, "pixels": 1}, ("f32", "f16"))
+            for m in MODES
+            for p in PADDINGS
+        ),
+        Case(((3, 2, 4, 5), _IMAGES, np.array([2, 0, 0, -1])), {}, ("f32",)),
+        Case(((2, 2, 4, 5), _IMAGES * 2 + 1, np.array([1, 0, 1, 1], np.int32)), {"pixels": 1}, ("f32",)),
     ],
-    cost=24, fan_out=_fan_out, needs=lambda node: node.operands()[0].shape[2:],
-    doc="x [N,C,*image], grid [N,*out,axes]: positions list the image's last axis first; mode linear, nearest or cubic",
+    cost=24, fan_out=_fan_out, needs=_needs,
+    doc="x [N,C,*image], grid [N,*out,axes]: positions list the image's last axis first; mode linear, nearest, cubic; "
+    "image [M] says which image each grid of [M,*out,axes] reads (left out: its own)",
 )  # fmt: skip

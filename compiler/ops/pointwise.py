@@ -26,7 +26,6 @@ from arcweld.compiler.ops.shapes import (
     INTS,
     NUMERIC,
     STORED,
-    UNSIGNED,
     broadcast,
     check_dtype,
     read,
@@ -364,12 +363,6 @@ pointwise(
         Case((np.array([-2.0, 3, 0.5], np.float32), np.array([2, 3, -1], np.int64))),
         Case((np.array([-2, 3, 5], np.int64), np.array([2, 3, 0], np.int64))),
     ], doc="in the base's type; the exponent may have another type",
-)  # fmt: skip
-pointwise(
-    "BitShift", "a b", lambda p, a, b: binary("shl" if p["direction"] == "LEFT" else "shr", a, b),
-    lambda p, a, b: np.left_shift(a, b) if p["direction"] == "LEFT" else np.right_shift(a, b),
-    dtypes=UNSIGNED, attrs={"direction": Attr("str", required=True)}, test=(),
-    cases=[Case(((3, 4), (4,)), {"direction": d}, ("u8", "u32"), 0.0, 7.0) for d in ("LEFT", "RIGHT")],
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from arcweld.compiler.dims import Dim, ceildiv, floordiv, maximum, minimum, mod
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.expr import Expr, const, where
+from arcweld.compiler.expr import Expr, all_of, const, where
 from arcweld.compiler.ir import Node, TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
@@ -51,6 +51,8 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
         check_length("Resize", "scales", attrs["scales"], x.rank)
         if not all(0 < s < float("inf") for s in attrs["scales"]):
             raise ModelError(f"Resize: the scales {attrs['scales']} are not all positive and finite")
+    if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        check_length("Resize", "roi", attrs["roi"] or (), 2 * x.rank)
     for what, known in (
         ("mode", MODES), ("coordinate_transformation_mode", TRANSFORMS), ("nearest_mode", NEAREST),
     ):  # fmt: skip
@@ -64,13 +66,16 @@ def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType
     return (x.with_shape(attrs["sizes"]),)
 
 
-def _supports(node: Node) -> str | None:
-    if node.attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
-        return "Resize with coordinate_transformation_mode=tf_crop_and_resize is not implemented"
-    return None
-
-
 # ---------------------------------------------------------------------------------------------------- reference
+
+
+def _cropped(y: np.ndarray, axis: int, m: int, attrs: Attrs) -> tuple[np.ndarray, np.ndarray]:
+    """The positions along an axis whose section is resized, clamped into it, and which of them are outside."""
+    n, roi = y.shape[axis], attrs["roi"]
+    begin, end = (Fraction(v).limit_denominator(10**9) for v in (roi[axis], roi[len(roi) // 2 + axis]))
+    steps = [Fraction(i, m - 1) for i in range(m)] if m > 1 else [Fraction(1, 2)]
+    at = [(begin + t * (end - begin)) * (n - 1) for t in steps]
+    return np.array([float(min(max(a, 0), n - 1)) for a in at]), np.array([not 0 <= a <= n - 1 for a in at])
 
 
 def positions(n: int, m: int, scale: float | None, transform: str) -> np.ndarray:
@@ -124,23 +129,29 @@ def _interpolated(y: np.ndarray, axis: int, at: np.ndarray, attrs: Attrs) -> np.
 
 
 def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
-    x = operand(arrays)
+    x, transform = operand(arrays), attrs["coordinate_transformation_mode"]
     y = x if attrs["mode"] == "nearest" else widen(x)
+    outside = np.zeros((1,) * x.ndim, bool)
     for axis, m in enumerate(attrs["sizes"]):
         n = x.shape[axis]
         scale = None if attrs["scales"] is None else attrs["scales"][axis]
-        if n == m and scale in (None, 1.0):
+        if n == m and scale in (None, 1.0) and transform != "tf_crop_and_resize":
             continue
         if n == 0 < m:
             raise ValueError(f"axis {axis} has no elements to make {m} of")
         if m == 0:
             y = np.take(y, np.arange(0), axis)
             continue
-        at = positions(n, m, scale, attrs["coordinate_transformation_mode"])
+        if transform == "tf_crop_and_resize":
+            at, beyond = _cropped(y, axis, m, attrs)
+            outside = outside | beyond.reshape(-1, *[1] * (x.ndim - 1 - axis))
+        else:
+            at = positions(n, m, scale, transform)
         if attrs["mode"] == "nearest":
             y = np.take(y, np.clip(_nearest(at, attrs["nearest_mode"]), 0, n - 1), axis)
         else:
             y = _interpolated(y, axis, at, attrs)
+    y = np.where(outside, attrs["extrapolation_value"], y) if outside.any() else y
     return (np.ascontiguousarray(y).reshape(y.shape).astype(x.dtype, copy=False),)
 
 
@@ -150,8 +161,22 @@ def _reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.nd
 def ratio(scale: float) -> tuple[int, int]:
     """``scale`` as (numerator, denominator), with a denominator up to 4096 where that is within a relative 1e-6."""
     near = Fraction(scale).limit_denominator(4096)
-    exact = near if abs(near - Fraction(scale)) <= Fraction(scale) / 10**6 else Fraction(scale)
+    exact = near if abs(near - Fraction(scale)) <= abs(Fraction(scale)) / 10**6 else Fraction(scale)
     return exact.numerator, exact.denominator
+
+
+def _is_kept(attrs: Attrs, axis: int, n: Dim, m: Dim) -> bool:
+    """Whether an axis of ``n`` elements stays as it is."""
+    if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        return n == m and _section(attrs, axis) == (Fraction(0), Fraction(1))
+    return n == m and (attrs["scales"] is None or attrs["scales"][axis] == 1.0)
+
+
+def _section(attrs: Attrs, axis: int) -> tuple[Fraction, Fraction]:
+    """The begin and the end of the section of an axis that is resized, where its elements go from 0 to 1."""
+    roi = attrs["roi"]
+    begin, end = (Fraction(*ratio(v)) for v in (roi[axis], roi[len(roi) // 2 + axis]))
+    return begin, end
 
 
 def position(c: Dim, n: Dim, m: Dim, scale: float | None, transform: str) -> Position:
@@ -171,6 +196,15 @@ def position(c: Dim, n: Dim, m: Dim, scale: float | None, transform: str) -> Pos
         # m == 1 must give position 0: multiply by min(m - 1, 1)
         num = num * minimum(m - 1, 1)
     return num, 2 * p
+
+
+def _cropped_position(c: Dim, n: Dim, m: Dim, begin: Fraction, end: Fraction) -> Position:
+    """The source position of output ``c`` of the section from ``begin`` to ``end``; of one output its middle."""
+    q = begin.denominator * end.denominator
+    b, e = int(begin * q), int(end * q)
+    single = 1 - minimum(m - 1, 1)
+    num = 2 * (b * (m - 1) + c * (e - b)) + single * (b + e)
+    return num * (n - 1), 2 * q * maximum(m - 1, 1)
 
 
 def _nearest_coord(at: Position, n: Dim, how: str) -> Dim:
@@ -219,11 +253,15 @@ def _far(d: Expr, a: float) -> Expr:
 def _taps(node: Node, axis: int, c: Dim) -> list[Tap]:
     attrs, n, m = node.attrs, node.operands()[0].shape[axis], node.output.shape[axis]
     scale = None if attrs["scales"] is None else attrs["scales"][axis]
-    if n == m and scale in (None, 1.0):
+    if _is_kept(attrs, axis, n, m):
         return [(c, None)]
     if m == 0:  # nothing is read, and a scale of 0 has no inverse
         return [(0, None)]
-    at = position(c, n, m, scale, attrs["coordinate_transformation_mode"])
+    if attrs["coordinate_transformation_mode"] == "tf_crop_and_resize":
+        num, den = _cropped_position(c, n, m, *_section(attrs, axis))
+        at = minimum(maximum(num, 0), (n - 1) * den), den
+    else:
+        at = position(c, n, m, scale, attrs["coordinate_transformation_mode"])
     if attrs["mode"] == "nearest":
         return [(_nearest_coord(at, n, attrs["nearest_mode"]), None)]
     dtype = node.output.dtype.compute
@@ -241,12 +279,26 @@ def _lower(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
             term = term if weight is None else term * weight
         total = term if total is None else total + term
     assert total is not None
-    return total
+    seen = _inside_the_image(node, coords)
+    return total if seen is None else where(seen, total, const(node.attrs["extrapolation_value"], total.dtype))
+
+
+def _inside_the_image(node: Node, coords: tuple[Dim, ...]) -> Expr | None:
+    """Whether the position of a cropped output is inside the image; None where nothing is cropped."""
+    attrs, seen = node.attrs, []
+    if attrs["coordinate_transformation_mode"] != "tf_crop_and_resize":
+        return None
+    for axis, (c, n, m) in enumerate(zip(coords, node.operands()[0].shape, node.output.shape)):
+        if m != 0 and not _is_kept(attrs, axis, n, m):
+            num, den = _cropped_position(c, n, m, *_section(attrs, axis))
+            seen.append(inside(num, 0, (n - 1) * den + 1))
+    return all_of(seen)
 
 
 def _needs(node: Node) -> Sequence[Dim]:
     """The extents that are resized, and not to 0 whenever they are 0 themselves."""
-    return [n for n, m in zip(node.operands()[0].shape, node.output.shape) if n != m and not vanishes_with(m, n)]
+    pairs = enumerate(zip(node.operands()[0].shape, node.output.shape))
+    return [n for k, (n, m) in pairs if not _is_kept(node.attrs, k, n, m) and not vanishes_with(m, n)]
 
 
 def _fan_out(node: Node) -> int:
@@ -256,6 +308,14 @@ def _fan_out(node: Node) -> int:
 def _case(shape: tuple[int, ...], sizes: tuple[int, ...], scaled: bool = False, **attrs: Any) -> Case:
     scales = tuple(m / n for n, m in zip(shape, sizes)) if scaled else None
     return Case((shape,), {"sizes": sizes, "scales": scales, **attrs}, ("f32",))
+
+
+def _crop(
+    shape: tuple[int, ...], sizes: tuple[int, ...], mode: str, section: tuple[float, ...], outside: float = 0.0
+) -> Case:
+    roi = (0.0, 0.0, *section[:2], 1.0, 1.0, *section[2:])
+    attrs: dict[str, Any] = {"mode": mode, "roi": roi, "extrapolation_value": outside}
+    return _case(shape, sizes, coordinate_transformation_mode="tf_crop_and_resize", **attrs)
 
 
 register(
@@ -270,8 +330,9 @@ register(
             "cubic_coeff_a": Attr("float", -0.75),
             "exclude_outside": Attr("int", 0),
             "extrapolation_value": Attr("float", 0.0),
+            "roi": Attr("floats", None),
         },
-        lower=_lower, supports=_supports, cost=24, fan_out=_fan_out, needs=_needs,
+        lower=_lower, cost=24, fan_out=_fan_out, needs=_needs,
         cases=(
             _case((1, 2, 3, 4), (1, 2, 6, 8), True, coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
             _case((1, 2, 3, 4), (1, 2, 6, 8)),
@@ -286,7 +347,11 @@ register(
             _case((1, 1, 5, 5), (1, 1, 9, 3), mode="cubic", exclude_outside=1, cubic_coeff_a=-0.5),
             _case((1, 2, 4, 4), (1, 2, 1, 1), mode="linear", coordinate_transformation_mode="pytorch_half_pixel"),
             _case((2, 3, 6), (2, 3, 9), True, mode="linear"),
+            *(_crop((1, 2, 4, 5), (1, 2, 3, 6), mode, (0.4, 0.125, 0.6, 1.0)) for mode in MODES),
+            *(_crop((1, 1, 5, 4), (1, 1, 7, 6), mode, (-0.25, 0.75, 1.2, 0.0), 7.5) for mode in MODES),
+            _crop((1, 1, 6, 5), (1, 1, 1, 5), "linear", (0.2, 0.0, 0.5, 1.0)),
         ),
-        doc="sizes is the whole output shape; scales (or None: sizes over input sizes) set the coordinate map; no roi",
+        doc="sizes is the whole output shape; scales (or None: sizes over input sizes) set the coordinate map; roi has "
+        "the begins of all axes, then the ends, for tf_crop_and_resize",
     )
 )  # fmt: skip

@@ -1,11 +1,11 @@
-"""Scans: each element of the result combines all elements of a row up to its own. CumSum is the only one.
+"""Scans: each element of the result combines all elements of a row up to its own.
 
-Sums of 16-bit floats accumulate in f32, as those of reductions do.
+Sums and products of 16-bit floats accumulate in f32, as those of reductions do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,44 +13,58 @@ import numpy as np
 from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
-from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
+from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, Reference, register
 from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, present
 
 Attrs = Mapping[str, Any]
 
 
-def _infer_cumsum(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
-    (x,) = present("CumSum", types, 1)
-    check_dtype("CumSum", x, NUMERIC)
-    check_axis("CumSum", attrs["axis"], x.rank)
-    return (x,)
+
+def _infer(op: str) -> Infer:
+    def infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+        (x,) = present(op, types, 1)
+        check_dtype(op, x, NUMERIC)
+        check_axis(op, attrs["axis"], x.rank)
+        return (x,)
+
+    return infer
 
 
-def _cumsum(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
-    """The sums up to each element; ``exclusive`` leaves out the element itself, ``reverse`` starts at the end."""
-    given, axis = operand(arrays), attrs["axis"]
-    x = np.moveaxis(widen(given), axis, -1)
-    x = np.flip(x, -1) if attrs["reverse"] else x
-    y = np.cumsum(x, axis=-1, dtype=x.dtype)
-    if attrs["exclusive"]:
-        y = np.concatenate([np.zeros_like(y[..., :1]), y[..., :-1]], -1)
-    y = np.flip(y, -1) if attrs["reverse"] else y
-    return (np.moveaxis(y, -1, axis).astype(given.dtype),)
+def _reference(accumulate: Callable[..., np.ndarray], neutral: int) -> Reference:
+    """What is combined up to each element, itself left out if ``exclusive``; ``reverse`` starts at the end."""
+
+    def reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+        given, axis = operand(arrays), attrs["axis"]
+        x = np.moveaxis(widen(given), axis, -1)
+        x = np.flip(x, -1) if attrs["reverse"] else x
+        y = accumulate(x, axis=-1, dtype=x.dtype)
+        if attrs["exclusive"]:
+            y = np.concatenate([np.full_like(y[..., :1], neutral), y[..., :-1]], -1)
+        y = np.flip(y, -1) if attrs["reverse"] else y
+        return (np.moveaxis(y, -1, axis).astype(given.dtype),)
+
+    return reference
 
 
-register(
-    OpDef(
-        "CumSum", Kind.SCAN, ("x",), _infer_cumsum, _cumsum,
-        {"axis": Attr("int", required=True), "exclusive": Attr("int", 0), "reverse": Attr("int", 0)}, combine="sum",
-        cases=(
-            *(
-                Case(((2, 5, 3),), {"axis": 1, "exclusive": x, "reverse": r}, ("f32", "i64"), -9.0, 9.0)
-                for x in (0, 1)
-                for r in (0, 1)
+def _scan(name: str, combine: str, accumulate: Callable[..., np.ndarray], neutral: int, high: float) -> None:
+    register(
+        OpDef(
+            name, Kind.SCAN, ("x",), _infer(name), _reference(accumulate, neutral),
+            {"axis": Attr("int", required=True), "exclusive": Attr("int", 0), "reverse": Attr("int", 0)},
+            combine=combine,
+            cases=(
+                *(
+                    Case(((2, 5, 3),), {"axis": 1, "exclusive": x, "reverse": r}, ("f32", "i64"), -high, high)
+                    for x in (0, 1)
+                    for r in (0, 1)
+                ),
+                Case(((2, 6),), {"axis": 1}, ("f16", "bf16", "i32", "f64")),
+                Case(((1, 3),), {"axis": 0, "exclusive": 1}, ("f32",)),
+                Case(((2, 0),), {"axis": 1, "exclusive": 1}, ("f32",)),
             ),
-            Case(((2, 6),), {"axis": 1}, ("f16", "bf16", "i32", "f64")),
-            Case(((1, 3),), {"axis": 0, "exclusive": 1}, ("f32",)),
-            Case(((2, 0),), {"axis": 1, "exclusive": 1}, ("f32",)),
-        ),
-    )
-)  # fmt: skip
+        )
+    )  # fmt: skip
+
+
+_scan("CumSum", "sum", np.cumsum, 0, 9.0)
+_scan("CumProd", "prod", np.cumprod, 1, 3.0)

@@ -2,6 +2,7 @@
 
 from arcweld.compiler.ops import (  # noqa: F401
     attention,
+    bits,
     composite,
     composite_reduce,
     contract,
@@ -22,6 +23,8 @@ from arcweld.compiler.ops import (  # noqa: F401
     rowwise,
     scan,
     scatter,
+    taps,
     topk,
+    uniform,
     window,
 )

@@ -104,7 +104,7 @@ register(
     OpDef(
         "MaxPool", Kind.WINDOW, ("x",), _infer("MaxPool"), _max_pool, _ATTRS, cost=9,
         cases=(*_CASES, Case(((1, 1, 5, 5),), _attrs((3, 3), pads=(1, 1, 1, 1)), ("i8", "u8"), 0.0, 99.0)),
-        doc="padding never wins; the indices output is not supported",
+        doc="padding never wins; the indices of the maxima are ArgMax of WindowTaps",
     )
 )  # fmt: skip
 _PADDED = tuple(

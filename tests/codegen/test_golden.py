@@ -71,7 +71,7 @@ output %y
     "resize_bilinear_f32": ("sm_80", """input %x: f32[1, 8, 16, 16]
 %y: f32[1, 8, 32, 32] = Resize(%x, sizes=(1, 8, 32, 32), scales=None, mode='linear', \
 coordinate_transformation_mode='half_pixel', nearest_mode='floor', cubic_coeff_a=-0.75, exclude_outside=0, \
-extrapolation_value=0.0) @ 'y'
+extrapolation_value=0.0, roi=None) @ 'y'
 output %y
 """),
     "scatter_search_f32": ("sm_80", """input %x: f32[s, 64]

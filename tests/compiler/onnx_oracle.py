@@ -22,7 +22,8 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
-NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24}
+NEWER = {"RMSNormalization": 23, "Attention": 23, "Silu": 24, "CumProd": 26, "BitCast": 26}
+LACKS = ("strict", "fill", "padding", "pixels")  # attributes that ONNX lacks
 RENAMED = {"Silu": "Swish", "Divisor": "Identity"}
 
 REFUSALS = (ort_errors.NotImplemented, ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument)
@@ -80,9 +81,9 @@ def _eye(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
 
 
 def _resize(node: Node, a: Attrs) -> tuple[Attrs, Extra]:
-    kept = {k: v for k, v in a.items() if k not in ("sizes", "scales")}
+    kept = {k: v for k, v in a.items() if k not in ("sizes", "scales", "roi")}
     if a["scales"] is None:
-        return kept, [None, None, i64(a["sizes"])]
+        return kept, [None if a["roi"] is None else np.asarray(a["roi"], np.float32), None, i64(a["sizes"])]
     return kept, [None, np.asarray(a["scales"], np.float32)]
 
 
@@ -111,11 +112,14 @@ REWRITE: dict[str, Callable[[Node, Attrs], tuple[Attrs, Extra]]] = {
          "ReduceLogSumExp", "ReduceSumSquare"], _axes_input),
     "Clip": _clip,
     "Cast": lambda n, a: ({"to": ELEMENT[a["to"]], "saturate": 0, "round_mode": "nearest"}, []),
+    "BitCast": lambda n, a: ({"to": ELEMENT[a["to"]]}, []),
     "Reshape": lambda n, a: ({"allowzero": 1}, [i64(a["shape"])]),
     "Expand": lambda n, a: ({}, [i64(a["shape"])]),
     "Tile": lambda n, a: ({}, [i64(a["repeats"])]),
     "Trilu": lambda n, a: ({"upper": a["upper"]}, [i64(a["k"])]),
-    "CumSum": lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])]),
+    **dict.fromkeys(
+        ["CumSum", "CumProd"],
+        lambda n, a: ({"exclusive": a["exclusive"], "reverse": a["reverse"]}, [i64(a["axis"])])),
     "Slice": _slice, "Pad": _pad, "Range": _range, "ConstantOfShape": _constant, "EyeLike": _eye, "Resize": _resize,
     "Conv": _no_layout, "ConvTranspose": _no_layout, "MaxPool": _no_layout, "AveragePool": _no_layout,
     "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
@@ -137,7 +141,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
         extra = []
     if node.op == "Cast" and not node.output.dtype.is_storage:
         attrs = {"to": attrs["to"]}
-    attrs = {k: v for k, v in attrs.items() if v != () and k not in ("strict", "fill", "padding")}  # what ONNX lacks
+    attrs = {k: v for k, v in attrs.items() if v != () and k not in LACKS}
     constants, names = [], []
     for k, array in enumerate(extra):
         names.append("" if array is None else f"c{k}")
@@ -151,6 +155,8 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     proto = helper.make_node(op_type, [*_operands(node), *names], results, **attrs)
     body = helper.make_graph([proto], "case", inputs, outputs, constants)
     opset = 25 if any(v.dtype.is_storage for v in graph.values()) else NEWER.get(node.op, OPSET)
+    if node.op == "BitShift" and node.output.dtype.is_signed:
+        opset = 28
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
@@ -190,6 +196,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _with_spread_zero_point(graph, feeds)
     if node.op == "DequantizeLinear" and len(node.inputs) == 4:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
+    if node.op == "GridSample" and (node.attrs["pixels"] or len(node.inputs) > 2):
+        return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:
@@ -364,6 +372,77 @@ def _rsqrt(a: Attrs, x: np.ndarray) -> np.ndarray:
     return torch.rsqrt(torch.from_numpy(x)).numpy()
 
 
+def _window_taps(a: Attrs, x: np.ndarray) -> np.ndarray:
+    """torch's unfold of each axis, of an axis' taps the nearest inside where one is in the padding."""
+    y, rank = torch.from_numpy(x), x.ndim - 2
+    for i in range(rank):
+        size, (kernel, stride, dilation) = x.shape[2 + i], (a[k][i] for k in ("kernel_shape", "strides", "dilations"))
+        reach, begin, end = (kernel - 1) * dilation + 1, a["pads"][i], a["pads"][rank + i]
+        count = -(-(size + begin + end - reach) // stride) if a["ceil_mode"] else (size + begin + end - reach) // stride
+        begins = [s for s in range(-begin, -begin + (count + 1) * stride, stride) if s < size or not a["ceil_mode"]]
+        rows = []
+        for s in begins:
+            taps = list(range(s, s + reach, dilation))
+            while taps[0] < 0:
+                taps = [taps[1] if t == taps[0] else t for t in taps] if len(set(taps)) > 1 else [0] * kernel
+            while taps[-1] >= size:
+                low = max((t for t in taps if t < taps[-1]), default=size - 1)
+                taps = [low if t == taps[-1] else t for t in taps]
+            rows.append(taps)
+        picked = y.index_select(2 + i, torch.tensor(rows).reshape(-1))
+        y = picked.unflatten(2 + i, (len(rows), kernel)).movedim(3 + i, -1)
+    return y.flatten(2 + rank).numpy()
+
+
+def _block_terms(a: Attrs, x: np.ndarray) -> np.ndarray:
+    """torch's fold of each tap alone."""
+    taps = int(np.prod(a["block_shape"]))
+    rank = len(a["block_shape"])
+    wide = x.astype(np.float64).reshape(x.shape[0], -1, taps, x.shape[2])
+    folded = []
+    for t in range(taps):
+        alone = np.zeros_like(wide)
+        alone[:, :, t] = wide[:, :, t]
+        larger = [d + a["pads"][i] + a["pads"][rank + i] for i, d in enumerate(a["image_shape"])]
+        image = torch.nn.functional.fold(
+            torch.from_numpy(alone.reshape(x.shape)), larger, a["block_shape"], a["dilations"], 0, a["strides"]
+        )
+        cut = tuple(slice(p, p + d) for p, d in zip(a["pads"], a["image_shape"]))
+        folded.append(image.numpy()[(slice(None), slice(None), *cut)])
+    return np.stack(folded, -1).astype(x.dtype)
+
+
+def _grid_sample(a: Attrs, x: np.ndarray, grid: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
+    """torch's, in f64, of normalised positions and of the image of each grid."""
+    wide = torch.from_numpy(x if image is None else x[image]).double()
+    at, sizes = torch.from_numpy(grid).double(), torch.tensor(x.shape[:1:-1])
+    if a["pixels"]:
+        at = at * 2 / (sizes - 1) - 1 if a["align_corners"] else (at * 2 + 1) / sizes - 1
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(a["mode"], a["mode"])
+    y = torch.nn.functional.grid_sample(wide, at, mode, a["padding_mode"], bool(a["align_corners"]))
+    return np.asarray(y.numpy().astype(x.dtype))
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox 4x32-10, word by word as its authors' text has it."""
+    for r in range(10):
+        if r:
+            key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+        high0, low0 = divmod(0xD2511F53 * counter[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * counter[2], 2**32)
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
+    return counter
+
+
+def _uniform(a: Attrs) -> np.ndarray:
+    numbers = []
+    for place in range(int(np.prod(a["shape"]))):
+        words = philox([place % 2**32, place >> 32, 0, 0], [a["seed"] % 2**32, a["seed"] >> 32])[2 * a["half"] :]
+        wide = a["dtype"] is DType.F64
+        numbers.append(((words[0] << 32 | words[1]) >> 11) / 2**53 if wide else (words[0] >> 8) / 2**24)
+    return np.array(numbers).reshape(a["shape"]).astype(a["dtype"].numpy)
+
+
 # operators that ONNX does not have, and those that have no zero points here
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "Rsqrt": _rsqrt,
@@ -374,6 +453,9 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
+    "Uniform": _uniform,
+    "WindowTaps": _window_taps,
+    "BlockTerms": _block_terms,
     "PagedLengths": paged_oracle.lengths,
     "PagedSlots": paged_oracle.slots,
     "PagedRead": paged_oracle.dense,

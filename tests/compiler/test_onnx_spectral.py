@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import compare, floats, ints, one_node
+from onnx_models import compare, evaluate, floats, ints, one_node
 
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
@@ -68,4 +68,23 @@ def test_what_cannot_be_transformed_is_refused() -> None:
         import_onnx(proto)
     proto, _ = one_node("DFT", 17, [floats(2, 8, 1)], {}, open_dims=True)
     with pytest.raises(UnsupportedError, match="number of parts"):
+        import_onnx(proto)
+
+
+@pytest.mark.parametrize(("frequencies", "length"), [(6, None), (6, 11), (6, 8), (4, 10), (3, 1)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_real_signal_from_half_of_its_spectrum(frequencies: int, length: int | None, axis: int) -> None:
+    """numpy's irfft: of even and odd lengths, cut and filled, with parts that a real signal's spectrum lacks."""
+    shape = (frequencies, 3, 2) if axis == 0 else (3, frequencies, 2)
+    constants = {2: np.int64(axis)} | ({} if length is None else {1: np.int64(length)})
+    proto, feeds = one_node("DFT", 20, [floats(*shape)], {"inverse": 1, "onesided": 1}, constants)
+    expected = np.fft.irfft(feeds["x0"][..., 0] + 1j * feeds["x0"][..., 1], length, axis)[..., None]
+    (ours,) = evaluate(import_onnx(proto), feeds)
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_half_of_a_real_spectrum_is_broken() -> None:
+    proto, _ = one_node("DFT", 20, [floats(6, 3, 1)], {"inverse": 1, "onesided": 1}, {2: np.int64(0)})
+    with pytest.raises(ModelError, match="1 parts"):
         import_onnx(proto)

@@ -248,7 +248,7 @@ RESIZED = """input %x: f32[1, 1, 8, 8]
 %b: f32[1, 1, 8, 8] = Tanh(%a) @ 'b'
 %c: f32[1, 1, 16, 16] = Resize(%b, sizes=(1, 1, 16, 16), scales=None, mode='cubic', \
 coordinate_transformation_mode='half_pixel', nearest_mode='floor', cubic_coeff_a=-0.75, exclude_outside=0, \
-extrapolation_value=0.0) @ 'c'
+extrapolation_value=0.0, roi=None) @ 'c'
 output %c
 """
 
@@ -256,7 +256,7 @@ SAMPLED = """input %x: f32[1, 1, 8, 8]
 input %g: f32[1, 16, 16, 2]
 %a: f32[1, 1, 8, 8] = Erf(%x) @ 'a'
 %b: f32[1, 1, 8, 8] = Tanh(%a) @ 'b'
-%c: f32[1, 1, 16, 16] = GridSample(%b, %g, mode='cubic', padding_mode='zeros', align_corners=0) @ 'c'
+%c: f32[1, 1, 16, 16] = GridSample(%b, %g, mode='cubic', padding_mode='zeros', align_corners=0, pixels=0) @ 'c'
 output %c
 """
 

@@ -248,3 +248,39 @@ def test_casts_of_the_model_follow() -> None:
 def test_unknown_precision_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="fp8"):
         Options(precision="fp8")
+
+
+def test_positions_that_count_pixels_stay_f32() -> None:
+    """Offsets of a layer may be half; the sum with a pixel's number may not: f16 has no 2049."""
+    after = precision(
+        build(
+            """
+            input %x: f32[1, 2, 4, 3000]
+            input %o: f32[1, 2, 9, 2]
+            weight %w: f32[2, 2]
+            weight %b: f32[9, 2]
+            %m = MatMul(%o, %w)
+            %p = Add(%m, %b)
+            %y = GridSample(%x, %p, align_corners=0, mode='linear', padding_mode='zeros', pixels=1)
+            output %y
+            """
+        ),
+        FP16,
+    )
+    assert (type_of(after, "m"), type_of(after, "p"), type_of(after, "y")) == (DType.F16, DType.F32, DType.F16)
+
+
+def test_the_bits_of_a_number_are_those_of_its_f32() -> None:
+    after = precision(build("input %x: f32[4]\n%b = BitCast(%x, to=dtype(i32))\n%y = Neg(%b)\noutput %y"), FP16)
+    assert ops(after) == ["BitCast", "Neg"]
+
+
+def test_random_numbers_are_compared_in_f32() -> None:
+    text = """
+        input %p: f32[4]
+        %u = Uniform(seed=1, half=0, shape=(4,), dtype=dtype(f32))
+        %b = Less(%u, %p)
+        output %b
+        """
+    after = precision(build(text), FP16)
+    assert (type_of(after, "u"), ops(after)) == (DType.F32, ["Uniform", "Less"])

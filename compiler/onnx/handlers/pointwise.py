@@ -13,17 +13,19 @@ from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
 from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.onnx.handlers.random_numbers import dropped
 from arcweld.compiler.onnx.operands import Operand
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.ops import registry
 
 # operators whose ONNX attributes, names and defaults are the registry's own
 SAME = (
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
-    "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log",
-    "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
-    "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
+    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
+    "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where",
+    "Xor",
 )  # fmt: skip
 
 _KINDS: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
@@ -46,14 +48,6 @@ def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
 @handles(*SAME)
 def _same(c: NodeContext) -> Result:
     return c.emit(c.op, *c.values(), **same_attrs(c, c.op))
-
-
-@handles("BitShift")
-def _bit_shift(c: NodeContext) -> Result:
-    a, b = c.values()
-    if a.dtype.is_int and a.dtype.is_signed:
-        c.unsupported(f"shifts of {a.dtype.value} elements")
-    return c.emit("BitShift", a, b, **same_attrs(c, "BitShift"))
 
 
 @handles("Max", "Min", "Sum", "Mean")
@@ -144,7 +138,7 @@ def _dropout(c: NodeContext) -> Result:
     training = c.has(2) and bool(c.number(2))
     ratio = c.number(1) if c.has(1) else 0.5
     if training and ratio != 0:
-        c.unsupported("Dropout in training mode")
+        return dropped(c, c.value(0), float(ratio))
     if len(c.used) < 2 or not c.used[1]:
         return c.operand(0)
     x = c.value(0)
@@ -158,11 +152,16 @@ def _swish(c: NodeContext) -> Result:
 
 @handles("BitCast")
 def _bitcast(c: NodeContext) -> Result:
-    to = element_type(c.int_attr("to"))
-    operand = c.known(0)
-    if operand.is_symbolic or operand.known is None or operand.dtype.bits != to.bits:
-        c.unsupported("only constants of the same width can be reinterpreted")
-    return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
+    to, operand = element_type(c.int_attr("to")), c.operand(0)
+    if operand.dtype.bits != to.bits:
+        c.broken(f"{operand.dtype.value} has not the bits of {to.value}")
+    if operand.known is not None and not operand.is_symbolic:
+        return Operand(to, operand.shape, known=operand.known.view(to.numpy), source=operand.source)
+    if operand.dtype is DType.BOOL and to.is_int:
+        return c.cast(c.value(0), to)
+    if any(d is DType.BOOL or d.is_half or d.is_storage for d in (operand.dtype, to)):
+        c.unsupported(f"the bits of {operand.dtype.value} as {to.value}, unless they are constants")
+    return c.emit("BitCast", c.value(0), to=to)
 
 
 def bias_add(c: NodeContext, x: Value, bias: Value | None) -> Value:

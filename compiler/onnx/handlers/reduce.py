@@ -1,4 +1,4 @@
-"""Handlers of reductions: Reduce*, ArgMax and ArgMin, global pools, CumSum."""
+"""Handlers of reductions: Reduce*, ArgMax and ArgMin, global pools, CumSum and CumProd."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def _global_pool(c: NodeContext) -> Result:
     return reduce(c, f"ReduceL{p}", c.value(0), axes)
 
 
-@handles("CumSum")
-def _cumsum(c: NodeContext) -> Result:
+@handles("CumSum", "CumProd")
+def _scan(c: NodeContext) -> Result:
     rank = c.needs_rank(0, 1)
     return c.emit(
-        "CumSum",
+        c.op,
         c.value(0),
         axis=c.axis(int(c.number(1)), rank),
         exclusive=int(bool(c.int_attr("exclusive"))),

@@ -40,8 +40,6 @@ def _resize(c: NodeContext) -> Result:
     axes = c.ints_attr("axes")
     listed = None if axes is None else c.axes(axes, c.operand(0).rank)
     transform = c.choice_attr("coordinate_transformation_mode", "half_pixel", _TRANSFORMS)
-    if transform == "tf_crop_and_resize":
-        c.unsupported("coordinate_transformation_mode tf_crop_and_resize")
     if transform == "tf_half_pixel_for_nn":
         c.unsupported("coordinate_transformation_mode tf_half_pixel_for_nn")
     nearest = c.str_attr("nearest_mode", "round_prefer_floor")
@@ -50,10 +48,25 @@ def _resize(c: NodeContext) -> Result:
     if has_scales == has_sizes:
         c.broken("either scales or sizes should be given")
     if has_scales:
-        return _emit(c, _all_axes(c, list(elements(c.known(2)).flat), listed, 1.0), None, transform, nearest)
+        scales = _all_axes(c, list(elements(c.known(2)).flat), listed, 1.0)
+        return _emit(c, scales, None, transform, nearest)
     sizes = _all_axes(c, list(c.dims(3)), listed, None)
     sizes = [x if s is None else s for s, x in zip(sizes, c.shape(0))]
     return _sized(c, sizes, listed, transform, nearest)
+
+
+def _region(c: NodeContext, axes: Sequence[int] | None) -> tuple[list[float], list[float]]:
+    """The begins and the ends of tf_crop_and_resize's region, of all axes; those that it does not list are whole."""
+    given = [float(v) for v in elements(c.known(1)).flat]
+    rank = c.operand(0).rank
+    where = list(range(rank)) if axes is None else list(axes)
+    if len(given) != 2 * len(where) or not all(abs(v) < 2**20 for v in given):
+        c.broken(f"the region {given} of {len(where)} axes")
+    begins, ends = [0.0] * rank, [1.0] * rank
+    for i, a in enumerate(where):
+        # as of scales: 0.4 in f32 is meant to be 2 / 5
+        begins[a], ends[a] = (float(Fraction(*ratio(v))) for v in (given[i], given[len(where) + i]))
+    return begins, ends
 
 
 def _all_axes(c: NodeContext, given: Sequence[Scalar], axes: Sequence[int] | None, rest: float | None) -> list[Scalar]:
@@ -93,12 +106,15 @@ def _emit(
         sizes = [_scaled(c, d, s) for d, s in zip(shape, scales)]
         if any(scalars.is_symbolic(s) for s in scales):
             scales = None  # symbolic ratios divide exactly (checked in _scaled): the sizes say it all
-    if tuple(sizes) == shape and (scales is None or all(s == 1 for s in scales)):
+    cropped = transform == "tf_crop_and_resize"
+    if tuple(sizes) == shape and not cropped and (scales is None or all(s == 1 for s in scales)):
         return c.operand(0)
     if any(isinstance(s, int) and s < 1 for s in sizes):
         c.broken(f"the result would have the shape {list(sizes)}")
     x = c.value(0)
     if mode != "nearest" and c.int_attr("antialias"):
+        if cropped:
+            c.unsupported("antialiasing of tf_crop_and_resize")
         return _antialiased(c, x, sizes, scales, transform)
     if mode != "nearest" and not x.dtype.is_float:
         # integers are interpolated in f32 and cut off, as ONNX Runtime does
@@ -122,7 +138,14 @@ def _resized(
         cubic_coeff_a=c.float_attr("cubic_coeff_a", -0.75),
         exclude_outside=c.int_attr("exclude_outside"),
         extrapolation_value=c.float_attr("extrapolation_value", 0.0),
+        roi=_roi(c) if transform == "tf_crop_and_resize" else None,
     )
+
+
+def _roi(c: NodeContext) -> tuple[float, ...]:
+    axes = c.ints_attr("axes")
+    begins, ends = _region(c, None if axes is None else c.axes(axes, c.operand(0).rank))
+    return (*begins, *ends)
 
 
 def _antialiased(

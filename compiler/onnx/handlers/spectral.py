@@ -36,7 +36,7 @@ def _dft(c: NodeContext) -> Result:
     if axis == rank - 1 or parts not in (1, 2) or (onesided and parts == 2 and not inverse):
         c.broken(f"axis {given} of {parts} parts")
     if onesided and inverse:
-        c.unsupported("the inverse of a one-sided transform")
+        return _real_signal(c, x, axis, parts)
     length = int(c.number(1)) if c.has(1) else c.concrete(x.shape[axis], "the length of the transform")
     angles = _angles(c, length, onesided)
     x = _resized(c, x, axis, length)
@@ -51,6 +51,28 @@ def _dft(c: NodeContext) -> Result:
     y = c.reshape(y, (*lead, 2, angles.shape[1]))
     back = {a: i for i, a in enumerate((*others, rank - 1, axis))}
     return c.transpose(y, tuple(back[a] for a in range(rank)))
+
+
+def _real_signal(c: NodeContext, x: Value, axis: int, parts: int) -> Value:
+    """The inverse of a one-sided transform: ``[.., frequencies, .., 2]`` to ``[.., n, .., 1]``.
+
+    A frequency counts twice, for itself and for its mirror image, unless it is its own.
+    """
+    if parts != 2:
+        c.broken(f"the spectrum has {parts} parts")
+    given = c.concrete(x.shape[axis], "the number of frequencies")
+    length, rank = int(c.number(1)) if c.has(1) else 2 * (given - 1), x.type.rank
+    angles = _angles(c, length, onesided=True).T  # frequencies by times
+    count = len(angles)
+    times = np.array([1 if f == 0 or 2 * f == length else 2 for f in range(count)])[:, None]
+    matrix = np.concatenate([times * np.cos(angles), -times * np.sin(angles)]) / length
+    x = _resized(c, x, axis, count)
+    others = [a for a in range(rank - 1) if a != axis]
+    row = c.transpose(x, (*others, rank - 1, axis))
+    lead = row.shape[:-2]
+    y = c.emit("MatMul", c.reshape(row, (*lead, 2 * count)), c.const(matrix, x.dtype))
+    back = {a: i for i, a in enumerate((*others, rank - 1, axis))}
+    return c.transpose(c.reshape(y, (*lead, 1, length)), tuple(back[a] for a in range(rank)))
 
 
 def _resized(c: NodeContext, x: Value, axis: int, length: int) -> Value:

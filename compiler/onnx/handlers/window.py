@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
@@ -45,8 +43,8 @@ class Window:
 def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transposed: bool = False) -> Window:
     """Reads strides, dilations and pads, and resolves auto_pad for the input's spatial dimensions."""
     n = len(spatial)
-    strides = _positive(c, "strides", n)
-    dilations = _positive(c, "dilations", n)
+    strides = positive(c, "strides", n)
+    dilations = positive(c, "dilations", n)
     if len(kernel) != n or any(k < 1 for k in kernel):
         c.broken(f"the kernel is {list(kernel)} for {n} spatial dimensions")
     pads: Sequence[Dim] = c.ints_attr("pads") or (0,) * (2 * n)
@@ -67,7 +65,8 @@ def window(c: NodeContext, spatial: Sequence[Dim], kernel: Sequence[int], transp
     return Window(tuple(kernel), strides, dilations, tuple(pads))
 
 
-def _positive(c: NodeContext, name: str, n: int) -> tuple[int, ...]:
+def positive(c: NodeContext, name: str, n: int) -> tuple[int, ...]:
+    """An attribute of ``n`` positive integers, all 1 where it is left out."""
     values = c.ints_attr(name) or (1,) * n
     if len(values) != n or any(not 1 <= v < 2**31 for v in values):
         c.broken(f"{name} are {list(values)} for {n} spatial dimensions")
@@ -163,7 +162,8 @@ def _transposed_total(c: NodeContext, win: Window, i: int, d: Dim, wanted: Seque
     return total
 
 
-def _pool_window(c: NodeContext) -> Window:
+def pool_window(c: NodeContext) -> Window:
+    """The window of a pool."""
     c.needs_rank(0, 3, 5)
     kernel = c.ints_attr("kernel_shape")
     if kernel is None:
@@ -171,22 +171,14 @@ def _pool_window(c: NodeContext) -> Window:
     return window(c, c.shape(0)[2:], kernel)
 
 
-def _pool(c: NodeContext, op: str, x: Value, filler: float, **attrs: int) -> Value:
+def pool(c: NodeContext, op: str, x: Value, filler: float, **attrs: int) -> Value:
     """A pool over ``x`` with the node's window; ``filler`` stands outside the tensor."""
-    win = _pool_window(c)
+    win = pool_window(c)
     x, pads = win.padded(c, x, filler)
     return c.emit(
         op, x, kernel_shape=win.kernel, strides=win.strides, dilations=win.dilations, pads=pads,
         ceil_mode=int(bool(c.int_attr("ceil_mode"))), layout="NCHW", **attrs,
     )  # fmt: skip
-
-
-@handles("MaxPool")
-def _max_pool(c: NodeContext) -> Result:
-    if len(c.used) > 1 and c.used[1]:
-        c.unsupported("the indices of MaxPool")
-    x = c.value(0)
-    return _pool(c, "MaxPool", x, -math.inf if x.dtype.is_float else float(np.iinfo(x.dtype.numpy).min))
 
 
 @handles("AveragePool")
@@ -197,9 +189,9 @@ def _average_pool(c: NodeContext) -> Result:
 def average_pool(c: NodeContext, x: Value) -> Value:
     """The mean over ``x`` with the node's window."""
     include = int(bool(c.int_attr("count_include_pad")))
-    if not include and not _pool_window(c).is_static:
+    if not include and not pool_window(c).is_static:
         c.unsupported("auto_pad of AveragePool depends on a dimension", fix_dimensions())
-    return _pool(c, "AveragePool", x, 0.0, count_include_pad=include)
+    return pool(c, "AveragePool", x, 0.0, count_include_pad=include)
 
 
 @handles("LpPool")
@@ -213,8 +205,8 @@ def _lp_pool(c: NodeContext) -> Result:
     powers = c.emit("Abs", x) if p != 2 else c.emit("Mul", x, x)
     if p > 2:
         powers = c.emit("Pow", powers, c.const(float(p), x.dtype))
-    mean = _pool(c, "AveragePool", powers, 0.0, count_include_pad=1)
-    total = c.scale(mean, float(math.prod(_pool_window(c).kernel)))
+    mean = pool(c, "AveragePool", powers, 0.0, count_include_pad=1)
+    total = c.scale(mean, float(math.prod(pool_window(c).kernel)))
     if p > 2:
         return c.emit("Pow", total, c.const(1.0 / p, x.dtype))
     return total if p == 1 else c.emit("Sqrt", total)
