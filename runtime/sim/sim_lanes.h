@@ -2,10 +2,6 @@
 // A switch from lane to lane costs more than the arithmetic, and one for each exchange was most of a small kernel's time.
 #pragma once
 
-ARCWELD_DEVICE void sim_need_whole_warp(u32 mask, const char* name) {
-  if (mask != ~0u) sim_fail("%s in a warp that has only the lanes %08x", name, mask);
-}
-
 template <class T, class Op>
 struct SimReduced {
   T value;
@@ -14,8 +10,10 @@ struct SimReduced {
 template <int WIDTH, class T, class Op>
 SIM_UNCHECKED static void sim_op_lanes_reduce(void** slots, u32 mask) {
   typedef SimReduced<T, Op> Slot;
-  sim_need_whole_warp(mask, "lanes_reduce");
   for (int first = 0; first < 32; first += WIDTH) {
+    const u32 wanted = (WIDTH < 32 ? (1u << WIDTH % 32) - 1 : ~0u) << first;
+    if (!(mask & wanted)) continue;  // the last warp of a block may have fewer lanes
+    if ((mask & wanted) != wanted) sim_fail("lanes_reduce over %d lanes in a warp that has the lanes %08x", WIDTH, mask);
     T v[WIDTH];
     for (int i = 0; i < WIDTH; ++i) v[i] = ((const Slot*)slots[first + i])->value;
     for (int half = WIDTH / 2; half > 0; half /= 2)
@@ -33,7 +31,7 @@ ARCWELD_DEVICE T lanes_reduce(T v, Op op) {
 
 template <int APART, class T, int COUNT>
 SIM_UNCHECKED static void sim_op_share_sums(void** slots, u32 mask) {
-  sim_need_whole_warp(mask, "share_sums");
+  if (mask != ~0u) sim_fail("share_sums in a warp that has the lanes %08x", mask);
   T v[COUNT][32], next[32];
   for (int lane = 0; lane < 32; ++lane)
     for (int i = 0; i < COUNT; ++i) v[i][lane] = ((const T*)slots[lane])[i];

@@ -30,8 +30,17 @@ def lane_cases() -> list[PrimCase]:
             [sums, warps, np.full(256, x.sum()), best, np.repeat(x.reshape(8, 32).min(1), 32).astype(np.float64)],
             256, shared=64, includes='#include "reduce.cuh"',
         ),
-        _nan_case(), _shared_sums_case(), _multiply_add_case(),
+        _nan_case(), _part_of_a_warp_case(), _shared_sums_case(), _multiply_add_case(),
     ]  # fmt: skip
+
+
+def _part_of_a_warp_case() -> PrimCase:
+    """Sums of 16 lanes in a block of 48 threads, whose last warp has no others."""
+    x = np.random.default_rng(8).integers(-50, 50, 48).astype(np.float32)
+    return PrimCase(
+        "part_of_a_warp", "const f32* x; f32* y;", "p.y[t] = lanes_reduce<16>(p.x[t], OpSum());", [In(x), zeros(48)],
+        [np.repeat(x.reshape(3, 16).sum(1), 16)], 48, includes='#include "reduce.cuh"',
+    )  # fmt: skip
 
 
 def _nan_case() -> PrimCase:
