@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.ir import Graph, Node, Rewriter, Value
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.registry import make
 from arcweld.compiler.weights import derive
 
@@ -74,6 +75,19 @@ class Tracker(Rewriter):
 
 
 Visit = Callable[[Tracker, Node], bool]
+
+
+class FoldingEmitter(Emitter):
+    """Emits in the place of ``node`` through a Tracker, so that what is made of constants is a constant at once."""
+
+    def __init__(self, rw: Tracker, node: Node) -> None:
+        super().__init__(rw, node.origin)
+        self.tracker = rw
+        self.hint = node.output.name
+
+    def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        """Emits one node, or evaluates it, and returns its result."""
+        return self.tracker.make(op, inputs, self.origin, f"{self.hint}.{op.lower()}", **attrs)
 
 
 def rewrite(graph: Graph, visit: Visit) -> Graph:

@@ -11,15 +11,13 @@ folding. Ensures: no MatMul, Gemm or Conv of two such operands is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from arcweld.compiler.dims import Dim, is_nonneg
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.float8 import FACTORS
 from arcweld.compiler.options import Options
-from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.common import FoldingEmitter, Tracker, rewrite
 from arcweld.passes.dce import remove_dead
 
 RESULTS = (DType.F32, DType.F16, DType.BF16)
@@ -52,17 +50,8 @@ class _Scaled:
         return [own[p] if self.axis is None else own[0] if p == self.axis else 1 for p in self.perm]
 
 
-class _Scaling(Emitter):
-    """Emits through a Tracker, so that what is made of constants is a constant at once."""
-
-    def __init__(self, rw: Tracker, node: Node) -> None:
-        super().__init__(rw, node.origin)
-        self.tracker = rw
-        self.hint = node.output.name
-
-    def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """Emits one node, or evaluates it, and returns its result."""
-        return self.tracker.make(op, inputs, self.origin, f"{self.hint}.{op.lower()}", **attrs)
+class _Scaling(FoldingEmitter):
+    """Emits products of 8-bit floats in the place of a node."""
 
     def factor(self, x: _Scaled, shape: list[Dim]) -> Value:
         """The scales in f32, as a scalar or in ``shape``."""

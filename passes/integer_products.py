@@ -11,21 +11,19 @@ constant folding. Ensures: no MatMul, Gemm or Conv of two such operands is left,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from arcweld.compiler.dims import Dim, bounds, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.integer_products import integer_conv, integer_matmul
 from arcweld.compiler.ops.shapes import FLOATS
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import is_view
 from arcweld.compiler.weights import is_evaluated
-from arcweld.passes.common import Tracker, rewrite
+from arcweld.passes.common import FoldingEmitter, Tracker, rewrite
 from arcweld.passes.dce import remove_dead
 
 LARGEST = 1 << 31  # magnitude that i32 does not hold
@@ -60,17 +58,8 @@ class _Quantised:
         return 128 if self.zero is None and self.source.dtype is DType.I8 else 255
 
 
-class _Folding(Emitter):
-    """Emits through a Tracker, so that what is made of constants is a constant at once."""
-
-    def __init__(self, rw: Tracker, node: Node) -> None:
-        super().__init__(rw, node.origin)
-        self.tracker = rw
-        self.hint = node.output.name
-
-    def emit(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
-        """Emits one node, or evaluates it, and returns its result."""
-        return self.tracker.make(op, inputs, self.origin, f"{self.hint}.{op.lower()}", **attrs)
+class _Folding(FoldingEmitter):
+    """Emits integer products in the place of a node."""
 
     def operand(self, x: _Quantised) -> Value:
         """The integers of an operand."""
