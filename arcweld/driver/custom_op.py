@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +30,6 @@ from arcweld.compiler.errors import UsageError
 from arcweld.compiler.expr import Expr, call, const, variable
 from arcweld.compiler.ops.elementwise import Attrs, pointwise
 from arcweld.compiler.ops.registry import Attr, is_registered
-
-if TYPE_CHECKING:
-    from arcweld.compiler.ir import Value
-    from arcweld.compiler.onnx.context import NodeContext
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)::([A-Za-z_]\w*)")
 _KINDS: Mapping[type, str] = {float: "float", int: "int", bool: "bool", str: "str"}
@@ -183,12 +179,9 @@ class CustomOp:
         from arcweld.compiler.onnx.handlers.base import handles
         from arcweld.compiler.onnx.handlers.pointwise import same_attrs
 
-        def handler(c: NodeContext) -> Value:
-            flags = {k: bool(v) for k, v in c.attrs.items() if isinstance(self.attributes.get(k), bool) and v in (0, 1)}
-            c.attrs = {**c.attrs, **flags}  # ONNX has no attributes that are bools
-            return c.emit(self.ir_name, *c.values(), **same_attrs(c, self.ir_name))
-
-        handles(self.operator, domain=self.domain)(handler)
+        handles(self.operator, domain=self.domain)(
+            lambda c: c.emit(self.ir_name, *c.values(), **same_attrs(c, self.ir_name))
+        )
 
 
 def custom_op(

@@ -39,6 +39,8 @@ def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
         if name not in schema:
             c.broken(f"unknown attribute {name}")
         kind = _KINDS.get(schema[name].kind)
+        if kind is bool and value in (0, 1):  # ONNX has no attributes that are bools
+            value = bool(value)
         if kind is None or not isinstance(value, kind):
             c.broken(f"attribute {name} has the wrong type")
         attrs[name] = value
