@@ -14,14 +14,14 @@ from arcweld.compiler.onnx.handlers.attention import KEYS, QUERIES, lengthened, 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Which inputs of an operator are the padding mask, the bias of scores and the cache. It has no input 99."""
+    """Which inputs of an operator are the padding mask, the bias of scores and the cache."""
 
     padding: int
-    bias: int
+    bias: int | None
     past: int
 
 
-MULTI_HEAD, PACKED, QUANTISED = Inputs(4, 5, 6), Inputs(3, 5, 4), Inputs(5, 99, 8)
+MULTI_HEAD, PACKED, QUANTISED = Inputs(4, 5, 6), Inputs(3, 5, 4), Inputs(5, None, 8)
 
 
 def scores_mask(
@@ -33,7 +33,7 @@ def scores_mask(
     is the number of past keys in one that grows.
     """
     added = _padding(c, at.padding, q, k)
-    if c.has(at.bias):
+    if at.bias is not None and c.has(at.bias):
         bias = c.value(at.bias)
         bias = bias if bias.shape[-1] == k.shape[2] else lengthened(c, bias, k.shape[2])
         added = bias if added is None else c.emit("Add", added, bias)
