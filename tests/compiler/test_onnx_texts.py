@@ -101,10 +101,10 @@ def test_what_a_branch_lacks_is_listed_with_the_rest() -> None:
         assert f"  {op} [" in message
 
 
-@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 28, reason="older operator sets shift unsigned integers only")
 def test_a_type_that_onnx_allows_is_unsupported_and_not_the_models_fault() -> None:
-    nodes = [N("BitShift", ["x", "x"], ["y"], name="shift", direction="LEFT")]
-    error = refusal(model(nodes, {"x": (np.int8, [4])}, ["y"], opset=28))
-    assert "BitShift [shift]: shifts of i8 elements" in error.message
-    with pytest.raises(ModelError, match="does not take f32"):
-        import_onnx(model(nodes, {"x": (np.float32, [4])}, ["y"], opset=28))
+    nodes = [N("QuantizeLinear", ["x", "scale"], ["y"], name="steps")]
+    scale = {"scale": np.float32(0.5)}
+    error = refusal(model(nodes, {"x": (np.int32, [4])}, ["y"], scale, opset=21))
+    assert "QuantizeLinear [steps]: QuantizeLinear does not take i32 operands" in error.message
+    with pytest.raises(ModelError, match="does not take i64"):
+        import_onnx(model(nodes, {"x": (np.int64, [4])}, ["y"], scale, opset=21))
