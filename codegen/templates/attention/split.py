@@ -27,6 +27,7 @@ from arcweld.codegen.templates.attention.parts import (
 from arcweld.codegen.templates.card import SMS
 from arcweld.compiler.dtypes import DType
 
+NEARLY = 15 / 16  # of the multiprocessors
 MOST_ROWS = 16  # queries of all heads of a group
 LEAST_KEYS = 64  # of a split: fewer take no less time
 FEW_KEYS = 64  # up to so many, other implementations hold them in one tile
@@ -109,10 +110,14 @@ def _across(a: Attention) -> int:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[SplitTactic, ...]:
-    """As many splits as give a block to each multiprocessor, as far as there are keys for them."""
+    """As many splits as give a block to each multiprocessor, as far as there are keys for them.
+
+    Heads that nearly suffice are not divided: a few idle multiprocessors cost less than parts of results in memory.
+    """
     a = parts(packed(kernel))
     assert isinstance(a.s.extent, int)
-    enough = -(-SMS // max(1, least(a.heads)))
+    heads = max(1, least(a.heads))
+    enough = 1 if heads >= NEARLY * SMS else -(-SMS // heads)
     splits = max(1, min(enough, most(a.t.extent, enough * LEAST_KEYS) // LEAST_KEYS))
     if is_half(kernel):
         keys = 32 if max(a.size, a.value_size) <= 64 else 16
