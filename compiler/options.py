@@ -10,6 +10,7 @@ from arcweld.compiler.errors import UsageError
 from arcweld.compiler.size_ranges import SizeRange
 
 OLDEST_ARCH = 80  # the templates use asynchronous copies
+LOOP_LIMIT = 1 << 20  # iterations of a loop whose end depends on data
 _PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 

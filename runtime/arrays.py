@@ -6,6 +6,7 @@ never imported: an array of its type means that the caller has imported it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType, from_numpy, pack
 from arcweld.compiler.errors import ArcweldError, InputError
+from arcweld.runtime.device import Memory
 from arcweld.runtime.plan import Shape
 
 ALIGNMENT = 16  # bytes, which the widest vector load of a kernel needs
@@ -67,12 +69,14 @@ class Element:
 class Arrays:
     """Takes inputs for one device and makes results on it: the GPU with index ``gpu``, or the host for None.
 
-    The kinds of arrays are ``numpy``, ``torch`` (on the CPU), ``torch-gpu`` and ``cupy``.
+    The kinds of arrays are ``numpy``, ``torch`` (on the CPU), ``torch-gpu`` and ``cupy``; and ``device``, memory that
+    ``allocate`` gives, which no caller sees.
     """
 
-    def __init__(self, gpu: int | None) -> None:
+    def __init__(self, gpu: int | None, allocate: Callable[[int], Memory] | None = None) -> None:
         self.on_gpu = gpu is not None
         self.index = gpu or 0
+        self._allocate = allocate
         # a session's buffers come as they are
         self._takers: dict[type, Callable[[str, Any, Element], Taken]] = {Taken: lambda name, taken, element: taken}
 
@@ -178,6 +182,11 @@ class Arrays:
 
         Raises MemoryError for an array on the host for which there is not enough memory.
         """
+        if kind == "device":
+            assert self._allocate is not None
+            nbytes = element.dtype.nbytes(math.prod(shape))
+            memory = self._allocate(max(nbytes, 1))
+            return Taken(kind, memory.address, shape, nbytes, memory), memory.address, None
         if kind == "torch-gpu":
             torch = sys.modules["torch"]
             tensor = torch.empty(shape, dtype=element.torch or element.find_torch(), device=f"cuda:{self.index}")

@@ -8,55 +8,32 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
 from arcweld.runtime import injected, trust
-from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import EngineData, check_data, parse_engine, read_engine, write_engine
 from arcweld.runtime.executor import Context, Part, Shared
 from arcweld.runtime.kernels import KernelLoader
-from arcweld.runtime.launch_list import compute_sizes
+from arcweld.runtime.locks import SharedLock
+from arcweld.runtime.memory_report import MemoryReport, memory_report
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
+from arcweld.runtime.stages import StagedProgram
 from arcweld.runtime.state import Session
+from arcweld.runtime.steps import sizes_given
 from arcweld.runtime.weights import DeviceWeights
 
 log = logging.getLogger("arcweld.runtime")
 
 MAX_CONTEXTS = 4  # of one thread, one for each stream it uses
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryReport:
-    """Bytes on the device: ``weights`` once for an engine; ``arena``, ``inputs`` and ``outputs`` for each context;
-    ``state``, the buffers that the model owns, for each session.
-
-    ``inputs`` and ``outputs`` are allocated for staged CUDA graphs only, and not for state. Counters that kernels keep
-    between launches are part of ``arena``.
-    """
-
-    weights: int
-    arena: int
-    inputs: int
-    outputs: int
-    state: int = 0
-
-    @property
-    def staging(self) -> int:
-        """Bytes of a staged graph's inputs and outputs."""
-        return self.inputs + self.outputs
-
-    @property
-    def total(self) -> int:
-        """All bytes with one context and one session."""
-        return self.weights + self.arena + self.staging + self.state
 
 
 class Engine:
@@ -86,28 +63,36 @@ class Engine:
         self.data = data = trust.accepted(data, self.device, trusted)
         token = self.device.enter()
         try:
-            plans = [ExecutionPlan(part, self.device.arch) for part in data.program.parts()]
+            programs = data.program.stages if data.program.steps else (data.program,)
+            plans = [[ExecutionPlan(part, self.device.arch) for part in p.parts()] for p in programs]
             self._loader = KernelLoader(data, self.device, injected.rebuild)
-            self._loader.prepare([launch.variant for plan in plans for launch in plan.launches])
-            parts = [Part(plan, self._loader.load([x.variant for x in plan.launches])) for plan in plans]
+            self._loader.prepare([x.variant for own in plans for plan in own for x in plan.launches])
+            handles = self._loader.load
+            parts = [[Part(plan, handles([x.variant for x in plan.launches])) for plan in own] for own in plans]
             self._weights = DeviceWeights(data.program, data.weights, self.device, borrow)
         finally:
             self.device.leave(token)
-        arrays = Arrays(self.device.gpu_index)
+        self._arrays = arrays = Arrays(self.device.gpu_index, self.device.allocate)
         addresses, replayed = self._weights.addresses, graphs and not poison
-        self._shared = Shared(parts, self.device, arrays, addresses, replayed, poison)
-        plan = self._shared.plan
+        self._lock = SharedLock()
+        self._stages = [Shared(own, self.device, arrays, addresses, replayed, poison) for own in parts]
+        self._staged = StagedProgram(data.program, self.device, arrays) if data.program.steps else None
         self._names = tuple(t.name for t in data.program.inputs)
-        self._elements = tuple(Element(plan.tensors[n].dtype) for n in self._names)
-        self._state = tuple(plan.state.values())
+        self._elements = tuple(Element(DType(t.dtype)) for t in data.program.inputs)
+        self._state = () if self._staged else tuple(self._stages[0].plan.state.values())
         self._local = threading.local()
 
     # --------------------------------------------------------------------------------------------- what it is
 
     @property
     def shared(self) -> Shared:
-        """The plan, kernels and weights that all contexts use; for the profiler."""
-        return self._shared
+        """The plan, kernels and weights that all contexts use; for the profiler.
+
+        Raises UsageError for an engine of several stages.
+        """
+        if self._staged is not None:
+            raise UsageError("the host takes part in a call of this engine: it has no single list of launches")
+        return self._stages[0]
 
     @property
     def program(self) -> Program:
@@ -138,21 +123,15 @@ class Engine:
         missing = [n for n in names if n not in symbols]
         if missing:
             raise InputError(f"memory() needs a value for dimension {missing[0]!r}")
+        known = [*names, *sizes_given(self.program.steps)]
         for name, value in symbols.items():
-            if name not in names:
-                raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(names) or 'none'}")
+            if name not in known:
+                raise InputError(f"the engine has no dimension {name!r}; it has {', '.join(known) or 'none'}")
             if not isinstance(value, int | np.integer):
                 raise InputError(f"dimension {name!r} is a whole number, not {value!r}")
-        env = {n: int(symbols[n]) for n in names}
-        sizes = compute_sizes(self._shared.serving(env).plan, env)
-        kept = {n for s in self.program.state for n in (s.input, s.output)}
-        return MemoryReport(
-            weights=self._weights.nbytes,
-            arena=sizes.arena_bytes + sizes.counter_bytes,
-            inputs=sum(aligned(sizes.nbytes[t.name]) for t in self.inputs if t.name not in kept),
-            outputs=sum(aligned(sizes.nbytes[t.name]) for t in self.outputs if t.name not in kept),
-            state=sum(sizes.nbytes[s.input] for s in self.program.state if s.initial is not None),
-        )
+        env = {n: int(value) for n, value in symbols.items()}
+        plans = [shared.parts for shared in self._stages]
+        return memory_report(self.program, plans, env, self._weights.nbytes)
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)
@@ -187,41 +166,45 @@ class Engine:
         return self._run(self._arrange(args, {**kwargs, **state}))
 
     def _run(self, args: tuple[Any, ...]) -> list[Any]:
-        shared = self._shared
-        token = shared.device.enter()
+        device, arrays = self.device, self._arrays
+        token = device.enter()
         try:
-            take = shared.arrays.take
+            take = arrays.take
             taken = [take(n, a, d) for n, a, d in zip(self._names, args, self._elements)]
             if self._state:
                 check_state(taken, args, self._state, self._names)
             kind = result_kind(taken)
-            stream = shared.arrays.stream(kind)
+            stream = arrays.stream(kind)
             if kind == "torch-gpu" and "cupy" in {t.kind for t in taken}:
-                other = shared.arrays.stream("cupy")
+                other = arrays.stream("cupy")
                 if other != stream:  # kernels that write the CuPy arrays may still be running there
-                    shared.device.synchronize(other)
-            shared.lock.acquire_read()
+                    device.synchronize(other)
+            self._lock.acquire_read()
             try:
-                return self._context(stream).run(taken, stream)
+                if self._staged is not None:
+                    return self._staged.run(taken, kind, stream, lambda stage: self._contexts(stream)[stage])
+                return self._contexts(stream)[0].run(taken, stream)
             finally:
-                shared.lock.release_read()
+                self._lock.release_read()
         except MemoryError as error:
             raise DeviceError(
                 f"not enough memory for this call: {error}", hint="engine.memory() tells the bytes before a run"
             ) from error
         finally:
-            shared.device.leave(token)
+            device.leave(token)
 
-    def _context(self, stream: int) -> Context:
-        contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
+    def _contexts(self, stream: int) -> list[Context]:
+        """The calling thread's contexts for a stream, one for each stage."""
+        known: OrderedDict[int, list[Context]] | None = getattr(self._local, "contexts", None)
+        if known is None:
+            known = self._local.contexts = OrderedDict()
+        contexts = known.get(stream)
         if contexts is None:
-            contexts = self._local.contexts = OrderedDict()
-        context = contexts.get(stream)
-        if context is None:
-            context = contexts[stream] = Context(self._shared)
-            while len(contexts) > MAX_CONTEXTS:
-                contexts.popitem(last=False)[1].release()
-        return context
+            contexts = known[stream] = [Context(shared) for shared in self._stages]
+            while len(known) > MAX_CONTEXTS:
+                for context in known.popitem(last=False)[1]:
+                    context.release()
+        return contexts
 
     def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Positional and named inputs in the program's order."""
@@ -256,10 +239,10 @@ class Engine:
         if not isinstance(values, Mapping):
             raise InputError(f"weights are given by name, not as a {type(values).__name__}", hint="pass {name: array}")
         packed = self._weights.pack({name: host_array(value) for name, value in values.items()})
-        with self._shared.lock:
+        with self._lock:
             token = self.device.enter()
             try:
-                self._shared.moved += self._weights.store(packed)
+                self._weights_moved(self._weights.store(packed))
             finally:
                 self.device.leave(token)
             evidence = self.data.verify
@@ -269,8 +252,12 @@ class Engine:
 
     def own_weights(self) -> None:
         """Copies the weights that ``borrow`` left where they were: others may change those from now on."""
-        with self._shared.lock:
-            self._shared.moved += self._weights.own()
+        with self._lock:
+            self._weights_moved(self._weights.own())
+
+    def _weights_moved(self, moved: bool) -> None:
+        for shared in self._stages:
+            shared.moved += moved
 
     @contextmanager
     def poisoned(self) -> Iterator[None]:
@@ -278,13 +265,14 @@ class Engine:
 
         What a kernel does not store is then seen. It is for verification, while no other thread runs the engine.
         """
-        shared = self._shared
-        before = shared.poison, shared.graphs
-        shared.poison, shared.graphs = True, False
+        before = [(shared.poison, shared.graphs) for shared in self._stages]
+        for shared in self._stages:
+            shared.poison, shared.graphs = True, False
         try:
             yield
         finally:
-            shared.poison, shared.graphs = before
+            for shared, (poison, graphs) in zip(self._stages, before):
+                shared.poison, shared.graphs = poison, graphs
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the engine file. Raises EnvironmentError_ if it cannot be written."""
@@ -295,12 +283,12 @@ class Engine:
 
     def release(self) -> None:
         """Frees the arenas and graphs of the calling thread. Its next call allocates them again."""
-        contexts: OrderedDict[int, Context] | None = getattr(self._local, "contexts", None)
-        if contexts is None:
+        known: OrderedDict[int, list[Context]] | None = getattr(self._local, "contexts", None)
+        if known is None:
             return
-        for context in contexts.values():
+        for context in (c for contexts in known.values() for c in contexts):
             context.release()
-        contexts.clear()
+        known.clear()
 
 
 def load(

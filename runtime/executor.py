@@ -22,7 +22,6 @@ from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
 from arcweld.runtime.limits import Bounds, bounds_of, check_indices
-from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.plan import ExecutionPlan, Shape
 
 MAX_SHAPES = 64  # specialisations of a context
@@ -51,8 +50,7 @@ class Shared:
     ``parts`` are the plans for ranges of sizes and, at last, ``plan``, which serves all sizes; inputs, outputs and
     state are alike in all. ``weights`` are device addresses by name, and ``moved`` counts how often some of them have
     changed: specialisations hold them. ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be
-    replayed as long as the engine lives, even after the recording thread has ended. ``lock`` is read while a run is
-    enqueued, and written for new weights.
+    replayed as long as the engine lives, even after the recording thread has ended.
     """
 
     parts: Sequence[Part]
@@ -62,7 +60,6 @@ class Shared:
     graphs: bool = True
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
-    lock: SharedLock = field(default_factory=SharedLock)
     moved: int = 0
 
     @property
@@ -138,13 +135,13 @@ class Context:
         """Size in bytes of the arena that this context holds now."""
         return self._arena.nbytes if self._arena is not None else 0
 
-    def run(self, inputs: Sequence[Taken], stream: int) -> list[Any]:
-        """Runs once and returns new arrays of the inputs' kind, whose content is valid in stream order.
+    def run(self, inputs: Sequence[Taken], stream: int, kind: str = "") -> list[Any]:
+        """Runs once and returns new arrays of ``kind``, or else of the inputs', whose content is valid in stream order.
 
         Raises InputError for shapes that do not fit, DeviceError if the device fails.
         """
         shared = self.shared
-        kind = result_kind(inputs)
+        kind = kind or result_kind(inputs)
         if shared.device.can_capture and shared.device.is_capturing(stream):
             return self._record(inputs, kind, stream)
         special = self._find(tuple([t.shape for t in inputs]), stream)
@@ -154,7 +151,7 @@ class Context:
         results, targets, views = self._results(special, inputs, kind)
         if not (shared.graphs and special.steps and shared.device.can_capture):
             self._launch(special, inputs, targets, views, stream)
-            return self._finished(results, special) if self._packed else results
+            return self._finished(results, special, kind) if self._packed else results
         on_device = all(v is None for v in views) and all(t.host is None for t in inputs)
         addresses = (*[t.address for t in inputs], *targets) if on_device else None
         graph = self._direct_graph(special, addresses) if addresses is not None else None
@@ -164,11 +161,11 @@ class Context:
             self._launch(special, inputs, targets, views, stream)
         else:
             self._replay_staged(special, inputs, targets, views, stream)
-        return self._finished(results, special) if self._packed else results
+        return self._finished(results, special, kind) if self._packed else results
 
-    def _finished(self, results: list[Any], special: Specialisation) -> list[Any]:
+    def _finished(self, results: list[Any], special: Specialisation, kind: str) -> list[Any]:
         """The results, of which those of packed types are bytes until now, as arrays of their elements."""
-        for k, element in self._packed:
+        for k, element in self._packed if kind != "device" else ():
             results[k] = unpack(results[k], element.dtype, special.outputs[k])
         return results
 
@@ -284,7 +281,7 @@ class Context:
                 continue
             try:
                 form = (kind, shape, element)
-                if element.packed:  # bytes until they are there
+                if element.packed and kind != "device":  # bytes until they are there
                     form = ("numpy", (special.output_bytes[len(results)],), _BYTES)
                 array, address, view = self.shared.arrays.empty(*form)
             except MemoryError:

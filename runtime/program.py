@@ -13,25 +13,11 @@ from msgspec.structs import replace
 
 from arcweld.compiler.parameters import Parameter
 from arcweld.compiler.size_ranges import SizeRange as Bounds
+from arcweld.runtime.steps import Step
+from arcweld.runtime.steps import Symbol as Symbol
+from arcweld.runtime.steps import Tensor as Tensor
 
-SCHEMA = 5
-
-
-class Symbol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A symbolic dimension and the inclusive range that the engine was built for; ``hi`` None means unbounded."""
-
-    name: str
-    lo: int = 1
-    hi: int | None = None
-    multiple_of: int = 1
-
-
-class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named array: ``shape`` holds one expression text for each dimension, row-major and dense."""
-
-    name: str
-    dtype: str
-    shape: tuple[str, ...]
+SCHEMA = 6
 
 
 class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +139,9 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Outputs in ``state`` that are aliases of their inputs are written there by launches; the others are copied there
     after the last launch. Sizes in one of ``ranges`` have the launches of the first one that holds them instead.
     A call whose inputs exceed ``limits`` is refused where these are on the host; else a kernel finds the index.
+
+    A program with ``steps`` has no launches of its own: the host runs its ``stages`` as the steps say. All weights are
+    the program's, and a stage's are some of them. ``results`` are the tensors of the steps that are the outputs.
     """
 
     schema: int
@@ -168,6 +157,9 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: tuple[State, ...] = ()
     ranges: tuple[SizeRange, ...] = ()
     limits: tuple[Limit, ...] = ()
+    steps: tuple[Step, ...] = ()
+    stages: tuple[Program, ...] = ()
+    results: tuple[str, ...] = ()
 
     def parts(self) -> tuple[Program, ...]:
         """A program without ranges for each range, and at last that for all other sizes."""
@@ -178,8 +170,9 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next(p for p, r in zip(self.parts(), (*self.ranges, None)) if r is None or r.sizes.holds(sizes))
 
     def all_launches(self) -> tuple[Launch, ...]:
-        """The launches of all parts, in their order."""
-        return (*(x for r in self.ranges for x in r.launches), *self.launches)
+        """The launches of all parts and stages, in their order."""
+        staged = (x for stage in self.stages for x in stage.all_launches())
+        return (*(x for r in self.ranges for x in r.launches), *self.launches, *staged)
 
     def _within(self, r: SizeRange) -> Program:
         narrower = {s.name: s for s in r.symbols}

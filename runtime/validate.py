@@ -19,6 +19,8 @@ from arcweld.compiler.errors import EngineFileError
 from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_offsets
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
+from arcweld.runtime.steps import sizes_given
+from arcweld.runtime.validate_steps import check_steps, refuse
 
 MAX_RANK = 32
 MAX_NAME = 1024
@@ -69,20 +71,18 @@ def check_evidence(evidence: Any) -> None:
         raise EngineFileError(f"the evidence of verification is damaged: {error}") from None
 
 
-def refuse(message: str) -> EngineFileError:
-    """The error to raise for a program that is not valid."""
-    return EngineFileError(f"the program is damaged: {message}")
-
-
 def check_program(program: Program, kernels: Container[str]) -> None:
     """Checks everything that does not depend on shapes. ``kernels`` holds the names of the engine's sources.
 
     Raises EngineFileError.
     """
     check_schema(program.schema)
-    _check_ranges(program)
-    for part in program.parts():
-        _Checker(part, kernels).run()
+    for stage in (program, *program.stages):
+        _check_ranges(stage)
+        for part in stage.parts():
+            _Checker(part, kernels).run()
+    if program.steps or program.stages:
+        check_steps(program)
 
 
 def _check_ranges(program: Program) -> None:
@@ -146,9 +146,11 @@ class _Checker:
             if s.multiple_of < 1 or s.lo < 0 or (s.hi is not None and s.hi < s.lo):
                 raise refuse(f"symbol {s.name} has an impossible range")
             self.symbols.add(s.name)
+        born = sizes_given(self.program.steps)
         found = {n for t in self.program.inputs for d in t.shape for n in self.expression(d, t.name[:80]).names}
         for name in self.symbols - found:
             raise refuse(f"symbol {name} is in no dimension of any input")
+        self.symbols |= set(born)
 
     def check_tensors(self) -> None:
         p = self.program
@@ -300,6 +302,6 @@ class _Checker:
                 elif self.root(name) in given:
                     raise refuse(f"launch {launch.name[:80]!r} writes {name}, an input or weight")
                 written.add(self.root(name))
-        for output in p.outputs:
+        for output in p.outputs if not p.steps else ():
             if self.root(output.name) not in written or over.get(output.name) in written - lost:
                 raise refuse(f"output {output.name} is never written")

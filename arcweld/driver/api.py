@@ -18,7 +18,7 @@ import numpy as np
 from arcweld.codegen.nvrtc.compiler import Job, compile_job
 from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.options import Options
+from arcweld.compiler.options import LOOP_LIMIT, Options
 from arcweld.driver.build import Build, Progress, build_graph
 from arcweld.driver.costs import ReferenceCost
 from arcweld.driver.draws import Sample, draw_sample, given_sample
@@ -28,6 +28,8 @@ from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import check_inputs, checked_ranges, checked_sizes
 from arcweld.driver.promotion import Promotion, promote
 from arcweld.driver.samples import sample_sizes
+from arcweld.driver.staged_build import build_stages
+from arcweld.driver.stages import has_host_nodes
 from arcweld.driver.state import with_state
 from arcweld.driver.summary import half_share, summary
 from arcweld.runtime.arrays import host_array
@@ -87,7 +89,7 @@ def _memory_for(doing: str) -> Iterator[None]:
 
 def compile(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None, **options: Unpack[CompileOptions],
+    dynamic_shapes: Any = None, loop_limit: int = LOOP_LIMIT, **options: Unpack[CompileOptions],
 ) -> Engine:  # fmt: skip
     """Compiles a model and returns a verified engine.
 
@@ -96,6 +98,8 @@ def compile(
     inputs   shapes and element types of inputs, where the model leaves them open or where they should be fixed
     options  see ``CompileOptions``
 
+    ``loop_limit``: how often at most a loop of an ONNX model runs whose end depends on data.
+
     Raises ModelError for an invalid model, UnsupportedError with the list of all operators that can't be compiled,
     AccuracyError for an error above tolerance, UsageError for wrong arguments, EnvironmentError_ for something missing.
     """
@@ -103,14 +107,16 @@ def compile(
         near = difflib.get_close_matches(unknown[0], CompileOptions.__annotations__, 1)
         known = f"did you mean {near[0]}?" if near else f"options: {', '.join(CompileOptions.__annotations__)}"
         raise UsageError(f"compile has no option {unknown[0]!r}", hint=known)
-    graph = import_model(model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes)
+    graph = import_model(
+        model, *args, inputs=inputs, kwargs=kwargs, dynamic_shapes=dynamic_shapes, loop_limit=loop_limit
+    )
     return compile_graph(graph, **options)
 
 
 @_memory_for("the import")
 def import_model(
     model: Any, *args: Any, inputs: Sequence[Input] | Input = (), kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
+    dynamic_shapes: Any = None, loop_limit: int = LOOP_LIMIT,
 ) -> Graph:  # fmt: skip
     """Imports a model in any of the forms that ``compile`` takes.
 
@@ -125,7 +131,8 @@ def import_model(
         if args or kwargs or dynamic_shapes:
             raise UsageError("example arguments are for torch modules", hint="inputs= says what is known of the inputs")
         _refuse_archive(model)
-        graph = import_onnx(model, shapes=asked.shapes, values=asked.values, shared=set(asked.state))
+        shared = set(asked.state)
+        graph = import_onnx(model, shapes=asked.shapes, values=asked.values, shared=shared, loop_limit=loop_limit)
     elif any(c.__module__.startswith("torch.") for c in kind.__mro__):
         from arcweld.compiler.torch import importer
 
@@ -192,17 +199,27 @@ def build_data(
     disable: Sequence[str] | str = (),
     progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
-    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None = None,
+    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None = None, other_sizes: bool = True,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """The build, the device that was chosen, and the engine if verification has opened one on it.
 
     The engine may read weights in the files that the importer mapped, until ``own_weights``. Without an engine nothing
-    is loaded onto the device. See ``CompileOptions`` for the arguments and ``compile`` for the errors.
+    is loaded onto the device. ``other_sizes``: whether verification tries sizes beside those of its inputs. See
+    ``CompileOptions`` for the other arguments and ``compile`` for the errors.
     """
-    checks = VerifyOptions(verify, verify_budget, tolerance)
+    checks = VerifyOptions(verify, verify_budget, tolerance, other_sizes)
     sizes = checked_sizes(sizes)
     feeds = None if feeds is None else _checked_feeds(graph, feeds)
     where = open_device(device)
+    if has_host_nodes(graph):
+        kept = _known_nodes(graph, keep_f32)
+        if ranges:
+            raise UsageError("a model in stages takes no ranges of sizes", hint="leave out ranges")
+        return build_stages(
+            graph, build_data, where, feeds, sizes, kept,
+            {"precision": precision, "arch": arch, "verify": verify, "verify_budget": verify_budget,
+             "tolerance": tolerance, "tf32": tf32, "disable": disable, "progress": progress, "dump": dump},
+        )  # fmt: skip
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
     left_out = {disable} if isinstance(disable, str) else disable
     options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32,

@@ -41,7 +41,7 @@ def assemble(parts: Sequence[Planned], code: ObjectCode, order: Sequence[str]) -
         cubins=dict(code.cubins),
         ptx=dict(code.ptx),
         graph=print_graph(graph, data_of=_literals(graph, weights)),
-        provenance=_provenance(),
+        provenance=provenance(),
     )
 
 
@@ -251,7 +251,8 @@ def _titled(s: KernelSource, users: Sequence[PlannedLaunch], names: Names) -> st
     return "\n".join(plain) + "\n" + s.source
 
 
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """What an engine was built with."""
     from importlib.metadata import version
 
     return {"arcweld": version("arcweld"), "nvrtc": nvrtc_version(), "python": platform.python_version()}

@@ -51,11 +51,13 @@ class VerifyOptions:
     level      off, quick (as much as ``budget`` allows) or full
     budget     seconds of CPU time, by estimate
     tolerance  largest relative error of an output; None: that of the precision
+    points     whether sizes beside those of the sample are tried: not where sizes depend on each other
     """
 
     level: str = "quick"
     budget: float = 20.0
     tolerance: float | None = None
+    points: bool = True
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -130,7 +132,7 @@ class _Verification:
         for part in self.build.parts:
             if not part.holds(self.base.sizes):
                 self._check_part(part, [c for c in listed if c.sizes == part.sizes])
-        if self.base.sizes:
+        if self.base.sizes and self.options.points:
             self._check_other_points(distinct)
         if self.options.level == "full":
             self._check_kernels(self.base, self.feeds, [c for c in repeats if c.holds(self.base.sizes)], math.inf)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.errors import InputError
+from arcweld.compiler.ops.host import OF_SIZES
 from arcweld.compiler.region import Region
 from arcweld.driver.build import Build
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
+from arcweld.runtime.steps import Call, Choose, Read, Repeat, every_step
 
 
 def summary(build: Build, device: Device) -> str:
     """``122 nodes -> 41 launches, 36 kernels, 0 fallbacks, fp16 97 % of FLOPs, max err 3.1e-03 (36/36 kernels verified
     on sim), 42.0 MB weights, 11.2 MB workspace at batch=1, built in 3.8 s``.
 
-    FLOPs are those of matrix products, convolutions, pools and attention. There are never fallbacks: a model that
-    cannot be compiled as a whole is refused.
+    FLOPs are those of matrix products, convolutions, pools and attention. Fallbacks are operators that the host
+    computes because there is no kernel for them.
     """
     data = build.data
     weights = sum(w.nbytes for w in data.weights.values())
     parts = [
-        f"{_counted(len(build.imported.nodes), 'node')} -> {kernels_text(data)}", "0 fallbacks",
+        f"{_counted(len(build.imported.nodes), 'node')} -> {kernels_text(data)}", host_text(data),
         *_precision(build), accuracy(data, device), f"{bytes_text(weights)} weights",
         _workspace(build, device),
         f"built in {build.seconds['total']:.1f} s",
@@ -49,12 +52,28 @@ def kernels_text(data: EngineData) -> str:
     Ranges of sizes with launches of their own are added: ``41 launches (26 at s=1), 60 kernels``. Kernels are distinct
     sources, those for single architectures included.
     """
-    launches, kernels = len(data.program.launches), len(data.sources)
+    own = (data.program, *data.program.stages)
+    launches, kernels = sum(len(p.launches) for p in own), len(data.sources)
     shown = _counted(kernels, "kernel")
     if data.program.ranges:
         narrower = ", ".join(f"{len(r.launches)} at {r.sizes.label}" for r in data.program.ranges)
         return f"{_counted(launches, 'launch', 'launches')} ({narrower}), {shown}"
     return shown if launches == kernels else f"{_counted(launches, 'launch', 'launches')}, {shown}"
+
+
+def host_text(data: EngineData) -> str:
+    """What the host does in a call: ``1 fallback (NonMaxSuppression), 3 stages, 2 sizes read``."""
+    found = (s.op for s in every_step(data.program.steps) if isinstance(s, Call))
+    calls = Counter(op for op in found if op not in OF_SIZES)
+    names = ", ".join(f"{n} {op}" if n > 1 else op for op, n in calls.items())
+    parts = [_counted(calls.total(), "fallback") + (f" ({names})" if names else "")]
+    if data.program.steps:
+        parts.append(_counted(len(data.program.stages), "stage"))
+        kinds = (Read, "read", "reads"), (Choose, "branch", "branches"), (Repeat, "loop", "loops")
+        for kind, one, many in kinds:
+            if count := sum(isinstance(s, kind) for s in every_step(data.program.steps)):
+                parts.append(_counted(count, f"host {one}", f"host {many}"))
+    return ", ".join(parts)
 
 
 def verified_kernels(data: EngineData) -> set[str]:
@@ -85,6 +104,8 @@ def workspace_bytes(data: EngineData, arch: str, sizes: Mapping[str, int]) -> in
 def half_share(build: Build, element: str) -> float | None:
     """The share of FLOPs, 0 to 1, with operands of type ``element`` (``f16``); None if there are no FLOPs."""
     flops = {True: 0, False: 0}
+    if build.data.program.steps:
+        return None
     part = build.part_at(build.sizes)
     for region, planned in zip(part.fused.regions, part.launches, strict=True):
         flops[_computes_in(region, element)] += evaluate(planned.bound.flops, build.sizes)
@@ -105,6 +126,8 @@ def _precision(build: Build) -> list[str]:
 
 def _workspace(build: Build, device: Device) -> str:
     sizes = build.sizes
+    if build.data.program.steps:
+        return "workspace by stage"
     try:
         found = bytes_text(workspace_bytes(build.data, device.arch, sizes))
     except InputError:  # the typical sizes of an unverified build may be too small for a convolution's window

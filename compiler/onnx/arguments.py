@@ -14,6 +14,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.deduce import to_be_equal, to_have_equal_numbers
+from arcweld.compiler.onnx.host import seen_slice
 from arcweld.compiler.onnx.inputs import MAX_RANK
 from arcweld.compiler.onnx.operands import numel, text
 from arcweld.compiler.onnx.remedies import fix_dimensions
@@ -93,6 +94,20 @@ def reshaped(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_ze
     return tuple(shape)
 
 
+def computed_shape(c: NodeContext, old: Sequence[Dim], wanted: Sequence[Dim], allow_zero: bool) -> tuple[Dim, ...]:
+    """As ``reshaped``, of sizes that depend on data: whether the numbers of elements agree is seen at run time."""
+    shape = [old[i] if d == 0 and not allow_zero and i < len(old) else d for i, d in enumerate(wanted)]
+    open_axes = [i for i, d in enumerate(shape) if d == -1]
+    if len(open_axes) > 1 or len(wanted) > MAX_RANK:
+        c.broken(f"the shape {text(wanted)} leaves more than one dimension open, or is too long")
+    if open_axes:
+        rest = numel([d for d in shape if d != -1])
+        exact = dims.divides_exactly(numel(old), rest)
+        positive = rest if dims.is_nonneg(rest - 1) else dims.maximum(rest, 1)
+        shape[open_axes[0]] = exact if exact is not None else dims.floordiv(numel(old), positive)
+    return tuple(shape)
+
+
 def _missing(c: NodeContext, total: Dim, rest: Dim) -> Dim:
     if isinstance(total, int) and isinstance(rest, int):
         if rest == 0:
@@ -131,9 +146,11 @@ def slice_spec(c: NodeContext) -> SliceSpec:
         begins, ends = _dims_attr(c, "starts"), _dims_attr(c, "ends")
         axes, strides = c.ints_attr("axes"), None
     else:
-        begins, ends = c.dims(1), c.dims(2)
         axes = tuple(c.ints(3)) if c.has(3) else None
         strides = c.ints(4) if c.has(4) else None
+        if c.is_seen(1) or c.is_seen(2):
+            return _seen_slice(c, axes, strides)
+        begins, ends = c.dims(1), c.dims(2)
     where = c.axes(axes if axes is not None else range(len(begins)), len(shape))
     by = strides if strides is not None else [1] * len(where)
     if not len(begins) == len(ends) == len(where) == len(by):
@@ -146,6 +163,24 @@ def slice_spec(c: NodeContext) -> SliceSpec:
             c.broken("a step is 0")
         starts[a], sizes[a] = _range(c, shape[a], b, e, s)
         steps[a] = s
+    return SliceSpec(tuple(starts), tuple(sizes), tuple(steps))
+
+
+def _seen_slice(c: NodeContext, axes: Sequence[int] | None, strides: Sequence[int] | None) -> SliceSpec:
+    """The spec of a Slice whose starts and ends the host sees at run time."""
+    shape, count = c.shape(0), c.shape(1)[0]
+    if c.shape(1) != c.shape(2) or not isinstance(count, int):
+        c.broken("starts and ends differ in length")
+    where = c.axes(axes if axes is not None else range(count), len(shape))
+    by = list(strides) if strides is not None else [1] * count
+    if not len(where) == len(by) == count or 0 in by:
+        c.broken("starts, ends, axes and steps differ in length, or a step is 0")
+    found = seen_slice(c, [shape[a] for a in where], by)
+    starts: list[Dim] = [0] * len(shape)
+    sizes: list[Dim] = list(shape)
+    steps = [1] * len(shape)
+    for a, (start, size), step in zip(where, found, by):
+        starts[a], sizes[a], steps[a] = start, size, step
     return SliceSpec(tuple(starts), tuple(sizes), tuple(steps))
 
 

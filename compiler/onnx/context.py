@@ -11,6 +11,7 @@ from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.deduce import Requirement, pairs, to_agree, to_be_at_least, to_be_at_most
+from arcweld.compiler.onnx.host import agreeing
 from arcweld.compiler.onnx.inputs import Inputs
 from arcweld.compiler.onnx.operands import Builder, Operand, text
 from arcweld.compiler.onnx.remedies import fix_dimensions
@@ -60,7 +61,11 @@ class NodeContext(Inputs, Emitter):
         try:
             return super().emit(op, *inputs[:last], **attrs)
         except ModelError:
-            self.narrow(to_agree(pairs(op, [None if v is None else v.shape for v in inputs], attrs), self.name))
+            demanded = pairs(op, [None if v is None else v.shape for v in inputs], attrs)
+            equal = agreeing(self, inputs[:last], demanded)
+            if equal is not None:
+                return super().emit(op, *equal, **attrs)
+            self.narrow(to_agree(demanded, self.name))
             raise
 
     # ------------------------------------------------------------------------------------ what dimensions have to be

@@ -1,6 +1,7 @@
-"""Imports nodes that hold other nodes: If with a known condition, Loop and Scan unrolled, functions expanded.
+"""Imports nodes that hold other nodes: If, Loop and Scan, functions.
 
-Their nodes are imported in place, because the IR has no subgraphs.
+Where the course is known, their nodes are imported in place: the branch that is taken, each turn of a short loop, a
+function's body. Where it depends on data, the host decides at run time (``branches.py``).
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from onnx import FunctionProto, GraphProto, NodeProto
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
+from arcweld.compiler.onnx import branches
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
-from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
-from arcweld.compiler.onnx.scope import Scope, Walker
+from arcweld.compiler.onnx.scope import BodyRefused, Scope, Walker
 from arcweld.compiler.text import sanitize
 
 MAX_DEPTH = 32
@@ -53,39 +54,91 @@ def run_graph(
 ) -> list[Operand]:
     """Imports a subgraph in place and returns its outputs; ``names`` are its formal inputs and its initializers.
 
-    Raises UnsupportedError where an output cannot be imported.
+    Raises BodyRefused where one of its nodes cannot be imported.
     """
+    start = len(visitor.findings)
     outputs = [o.name for o in graph.output]
     results = visitor.visit_all(graph.node, scope.inside(dict(names), prefix), outputs, used)
-    for r in results:
-        if isinstance(r, Unavailable):
-            raise UnsupportedError(f"{r.node} cannot be imported")
+    refused = [r.node for r in results if isinstance(r, Unavailable)]
+    refused += [f.node for f in visitor.findings[start:] if f.reason]
+    if refused:
+        raise BodyRefused(f"{refused[0]} cannot be imported")
     return results
 
 
 def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """The results of the branch that is taken. Raises UnsupportedError where the host does not know the condition."""
+    """The results of the branch that is taken, or of both where the condition depends on data."""
+    check_depth(scope, c.name)
     try:
         taken = bool(c.number(0))
-    except UnsupportedError as error:
-        raise ImportRefusal(f"which branch runs is not known: {error.message}", remedy=remedy_of(error)) from error
+    except UnsupportedError:
+        return branches.choose(visitor, c, _importing(visitor, scope))
     graph = c.graph_attr("then_branch" if taken else "else_branch")
-    check_depth(scope, c.name)
     if len(graph.output) != len(c.outputs):
         c.broken(f"a branch has {len(graph.output)} outputs, the node {len(c.outputs)}")
     return run_graph(visitor, graph, scope, f"{c.name}/", graph_constants(visitor, graph))
 
 
+def _importing(visitor: Walker, scope: Scope) -> branches.Import:
+    """Imports a body's graph in the scope."""
+
+    def run(graph: GraphProto, prefix: str, names: Mapping[str, Any]) -> list[Operand]:
+        return run_graph(visitor, graph, scope, prefix, {**graph_constants(visitor, graph), **names})
+
+    return run
+
+
+def _attempt(visitor: Walker, first: Callable[[], Sequence[Any]], then: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    """What ``first`` imports, or ``then`` where that is refused, of which nothing is left."""
+    nodes, findings = len(visitor.builder.rw.nodes), len(visitor.findings)
+    try:
+        return first()
+    except UnsupportedError as error:
+        if visitor.builder.requirements or isinstance(error, BodyRefused):
+            raise
+        visitor.builder.drop(nodes)
+        del visitor.findings[findings:]
+        return then()
+
+
 def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """The results of a Loop: unrolled where the host knows how often it runs, and that is not often."""
+    check_depth(scope, c.name)
+    body = c.graph_attr("body")
+    carried = len(c.operands) - 2
+    if len(body.input) != 2 + carried or not carried + 1 <= len(body.output) or len(c.outputs) > len(body.output) - 1:
+        c.broken("the body's inputs and outputs do not match the node's")
+    return _attempt(visitor, lambda: _unrolled_loop(visitor, c, scope), lambda: _repeated_loop(visitor, c, scope))
+
+
+def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """The results of a Loop that the host repeats."""
+    body, importing = c.graph_attr("body"), _importing(visitor, scope)
+    trips, condition = (c.operands[k] if c.has(k) else None for k in (0, 1))
+    known = None if trips is None or trips.known is None or trips.is_symbolic else int(c.number(0))
+    if condition is not None and condition.known is not None:
+        if not bool(c.number(1)):
+            known = 0
+        condition = None
+    loop = branches.Loop(
+        c.value(0) if trips is not None and known is None else None, known,
+        c.value(1) if condition is not None else None, [c.value(k) for k in range(2, len(c.operands))], known,
+    )  # fmt: skip
+
+    def turn(counter: Value, going: Value, carried: Sequence[Value]) -> Sequence[Operand]:
+        names = {i.name: on_device(v) for i, v in zip(body.input, (counter, going, *carried))}
+        return importing(body, f"{c.name}/", names)
+
+    return [on_device(v) for v in branches.repeat(c, loop, turn)]
+
+
+def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """The results of a Loop, unrolled. Raises UnsupportedError where the host does not know how often it runs."""
     body = c.graph_attr("body")
-    check_depth(scope, c.name)
     trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
     going = bool(c.number(1)) if c.has(1) else True
     carried: list[Any] = [c.operands[i] if c.has(i) else c.operand(i) for i in range(2, len(c.operands))]
     scans = len(body.output) - 1 - len(carried)
-    if len(body.input) != 2 + len(carried) or scans < 0 or len(c.outputs) > len(carried) + scans:
-        c.broken("the body's inputs and outputs do not match the node's")
     columns: list[list[Operand]] = [[] for _ in range(scans)]
     constants, used = graph_constants(visitor, body), visitor.names_used(body)
     done = 0
@@ -122,7 +175,7 @@ class _Scan:
 
 
 def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """The results of a Scan, unrolled. Raises UnsupportedError for a symbolic length."""
+    """The results of a Scan: unrolled where it is short, of a length that is known."""
     body = c.graph_attr("body")
     check_depth(scope, c.name)
     count, batched = c.int_attr("num_scan_inputs"), c.opset < 9
@@ -144,7 +197,40 @@ def import_scan(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     if batched:
         return _batched(visitor, c, scope, _Scan(body, given, in_back, out_axes, out_back), carried, values)
     in_axes = [c.axis(a, v.type.rank) for a, v in zip(given, values)]
-    return _unrolled(visitor, c, scope, _Scan(body, in_axes, in_back, out_axes, out_back), carried, values, c.name)
+    scan = _Scan(body, in_axes, in_back, out_axes, out_back)
+    return _attempt(
+        visitor, lambda: _unrolled(visitor, c, scope, scan, carried, values, c.name),
+        lambda: _repeated_scan(visitor, c, scope, scan, carried, values),
+    )  # fmt: skip
+
+
+def _repeated_scan(
+    visitor: Walker, c: NodeContext, scope: Scope, scan: _Scan, carried: Sequence[Operand], values: Sequence[Value]
+) -> list[Operand]:
+    """The results of a Scan that the host repeats: each turn takes its items out of the scanned inputs."""
+    importing, length = _importing(visitor, scope), values[0].shape[scan.in_axes[0]]
+    states = [c.builder.device(o, c.origin, f"{c.hint}.state") for o in carried]
+    most = length if isinstance(length, int) else None
+    loop = branches.Loop(None if most is not None else c.dim_value(length), most, None, states, length)
+
+    def turn(counter: Value, going: Value, state: Sequence[Value]) -> list[Operand]:
+        items = []
+        for v, axis, back in zip(values, scan.in_axes, scan.in_back):
+            place = c.emit("Sub", c.dim_value(length - 1), counter) if back else counter
+            items.append(c.emit("Gather", v, place, axis=axis))
+        names = {i.name: on_device(v) for i, v in zip(scan.body.input, [*state, *items])}
+        return [on_host(True, DType.BOOL), *importing(scan.body, f"{c.name}/", names)]
+
+    found = branches.repeat(c, loop, turn)
+    stacked = []
+    for v, axis, back in zip(found[len(states) :], scan.out_axes, scan.out_back):
+        if back:
+            last = v.shape[0] - 1
+            order = c.emit("Range", start=last, step=-1, length=v.shape[0], dtype=DType.I64)
+            v = c.emit("Gather", v, order, axis=0)
+        at = c.axis(axis, v.type.rank)
+        stacked.append(c.transpose(v, [*range(1, at + 1), 0, *range(at + 1, v.type.rank)]))
+    return [on_device(v) for v in (*found[: len(states)], *stacked)]
 
 
 def _batched(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from arcweld.compiler import dims
+from arcweld.compiler import dims, host_nodes
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, UsageError
@@ -26,6 +26,7 @@ from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, bind_overrides, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
+from arcweld.compiler.options import LOOP_LIMIT
 from arcweld.compiler.text import sanitize
 
 log = logging.getLogger("arcweld.import")
@@ -56,6 +57,7 @@ class _Import:
     values: Mapping[str, Any]
     shared: Collection[str]
     bounds: Mapping[str, Bounds]
+    loop_limit: int = LOOP_LIMIT
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
 
@@ -67,7 +69,8 @@ class _Import:
         opsets = opset_table(self.model)
         weights = self._initializers()
         self._read_inputs(weights)
-        builder = Builder.start(graph.name or "model", self.inputs, self.source, self.shared)
+        name = graph.name or "model"
+        builder = Builder.start(name, self.inputs, self.source, self.shared, self.bounds, self.loop_limit)
         functions = {(normal_domain(f.domain), f.name): f for f in self.model.functions}
         visitor = Visitor(builder, functions)
         visitor.visit_all(graph.node, Scope(self.scope | weights, opsets), [o.name for o in graph.output])
@@ -167,7 +170,7 @@ class _Import:
                 value = latest[before.name] = new
             outputs[value.name] = value
         visitor.builder.rename(names)
-        used = {v.name for n in rw.nodes for v in n.operands()}
+        used = {v.name for v in host_nodes.values_read(rw.nodes)}
         weights = {k: w for k, w in rw.weights.items() if k in used}
         labels = tuple(info.name for info in self.model.graph.output)
         results = tuple(outputs.values())
@@ -231,6 +234,7 @@ def import_onnx(
     ranges: Mapping[str, Range] | None = None,
     values: Mapping[str, Any] | None = None,
     shared: Collection[str] = (),
+    loop_limit: int = LOOP_LIMIT,
 ) -> Graph:
     """Imports an ONNX model.
 
@@ -240,11 +244,12 @@ def import_onnx(
     values  input name -> array or number: the input becomes a constant, for example a mode switch
     shared  names of inputs whose memory an output takes over: operators that may append to a cache or write into it
             do the latter
+    loop_limit  how often at most a loop runs whose end depends on data; a call that goes beyond it is refused
 
     Raises ModelError for a damaged or inconsistent model, UnsupportedError that lists every node that cannot be
     imported, UsageError for arguments that contradict the model.
     """
-    run, visitor = _run(model, shapes or {}, ranges or {}, values or {}, shared)
+    run, visitor = _run(model, shapes or {}, ranges or {}, values or {}, shared, loop_limit)
     failed = [f for f in visitor.findings if f.reason]
     for info in run.model.graph.output:
         found = visitor.results.get(info.name)
@@ -283,10 +288,11 @@ def _run(
     ranges: Mapping[str, Range],
     values: Mapping[str, Any],
     shared: Collection[str] = (),
+    loop_limit: int = LOOP_LIMIT,
 ) -> tuple[_Import, Visitor]:
     try:
         proto, source = old_models.load(model)
-        return _import_in_rounds(proto, source, shapes, ranges, values, shared)
+        return _import_in_rounds(proto, source, shapes, ranges, values, shared, loop_limit)
     except ArcweldError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:
@@ -300,6 +306,7 @@ def _import_in_rounds(
     ranges: Mapping[str, Range],
     values: Mapping[str, Any],
     shared: Collection[str],
+    loop_limit: int,
 ) -> tuple[_Import, Visitor]:
     """Imports the model again and again, until a round finds no requirement of its open dimensions.
 
@@ -310,7 +317,7 @@ def _import_in_rounds(
     bounds: dict[str, Bounds] = {}
     multiples: list[Requirement] = []
     for _ in range(_MAX_ROUNDS):
-        run = _Import(proto, source, shapes, ranges, values, shared, bounds)
+        run = _Import(proto, source, shapes, ranges, values, shared, bounds, loop_limit)
         visitor = run.visitor()
         found = visitor.builder.requirements
         if not found:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from arcweld.compiler.dims import Dim, IntExpr
-from arcweld.compiler.errors import ModelError
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.attributes import Attributes
@@ -19,6 +19,7 @@ from arcweld.compiler.onnx.folding import fold_value
 from arcweld.compiler.onnx.operands import Builder, Items, Operand, elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
+from arcweld.compiler.onnx.sizes import is_joined, sizes_of
 from arcweld.compiler.text import sanitize
 
 MAX_RANK = 32
@@ -97,19 +98,53 @@ class Inputs(Attributes):
             )
         return operand
 
-    def dims(self, i: int) -> list[Dim]:
-        """Input ``i``, an integer tensor of rank 0 or 1, as a list of dimensions."""
-        operand = self.known(i)
-        if operand.rank > 1 or operand.dtype.is_float:
+    def dims(self, i: int, read: bool = True) -> list[Dim]:
+        """Input ``i``, an integer tensor of rank 0 or 1, as a list of dimensions.
+
+        With ``read``, what the model computes on the device becomes symbols, whose values the host reads there.
+        """
+        if self.operand(i).rank > 1 or self.operand(i).dtype.is_float:
             self.broken(f"input {i} should be a list of integers")
+        found = self._computed_sizes(i) if read else None
+        if found is not None:
+            return found
+        operand = self.known(i)
         try:
             return [scalars.as_dim(x) for x in elements(operand).flat]
         except Undecided as why:
             self.unsupported(str(why))
 
     def ints(self, i: int) -> list[int]:
-        """Input ``i`` as ``dims`` reads it, where all dimensions are ints."""
+        """Input ``i``, a list of integers that the host knows."""
+        self.known(i)
         return [self.concrete(d, f"input {i}") for d in self.dims(i)]
+
+    def is_seen(self, i: int) -> bool:
+        """Whether the host sees the elements of input ``i``, a list of integers, at run time only, all of them."""
+        operand = self.operand(i)
+        if operand.value is None or operand.known is not None or is_joined(self.builder, operand.value):
+            return False
+        try:
+            self.known(i)
+        except UnsupportedError:
+            return operand.rank == 1 and isinstance(operand.shape[0], int) and operand.shape[0] <= MAX_RANK
+        return False
+
+    def _computed_sizes(self, i: int) -> list[Dim] | None:
+        """The elements of input ``i`` where the model computes them on the device, as far as the host may read them."""
+        operand = self.operand(i)
+        if operand.value is None or operand.known is not None:
+            return None
+        try:
+            self.known(i)
+        except UnsupportedError:
+            return sizes_of(self.builder, operand.value, self.hint, self.origin)
+        return None
+
+    def size(self, i: int) -> scalars.Scalar:
+        """The one element of input ``i``, as ``dims`` reads integers."""
+        found = self._computed_sizes(i)
+        return found[0] if found is not None and len(found) == 1 else self.scalar(i)
 
     def scalar(self, i: int) -> scalars.Scalar:
         """The one element of input ``i``, which may be symbolic."""

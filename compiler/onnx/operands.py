@@ -5,22 +5,25 @@ An operand is on the device (a Value of the graph), on the host (an array of its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim
+from arcweld.compiler import dims, host_nodes
+from arcweld.compiler.dims import Dim, IntExpr, Sym
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
-from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.ir import EMPTY, Graph, Node, Rewriter, TensorType, Value
 from arcweld.compiler.onnx import scalars
-from arcweld.compiler.onnx.deduce import Requirement
+from arcweld.compiler.onnx.deduce import Bounds, Requirement
 from arcweld.compiler.onnx.proto import Source
 from arcweld.compiler.onnx.scalars import Ratio
+from arcweld.compiler.onnx.symbols import identifier
 from arcweld.compiler.ops import registry
+from arcweld.compiler.options import LOOP_LIMIT
 
 MAX_HOST_ELEMENTS = 1 << 16
 
@@ -116,7 +119,7 @@ class Builder:
     ``requirements`` are those of its open dimensions. If there are any, the graph is of no use, and the model is
     imported again with dimensions that meet them. ``unknown`` says why the host does not know a value's elements.
     ``shared`` names the inputs whose memory outputs take over. ``computed`` counts the elements that the host has
-    computed.
+    computed. ``born`` names the symbols that depend on data, ``bounds`` has what earlier rounds required of symbols.
     """
 
     rw: Rewriter
@@ -127,16 +130,27 @@ class Builder:
     producers: dict[str, Node] = field(default_factory=dict)
     scanned: int = 0
     computed: int = 0
+    born: set[str] = field(default_factory=set)
+    sizes: dict[str, list[Dim]] = field(default_factory=dict)  # by value name: what the host reads
+    loop_limit: int = LOOP_LIMIT
+    depth: int = 0  # of the bodies around the nodes that are emitted
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
     @staticmethod
-    def start(name: str, inputs: Sequence[Value], source: Source, shared: Collection[str] = ()) -> Builder:
+    def start(
+        name: str, inputs: Sequence[Value], source: Source, shared: Collection[str] = (),
+        bounds: Mapping[str, Bounds] = EMPTY, loop_limit: int = LOOP_LIMIT,
+    ) -> Builder:  # fmt: skip
         """A builder whose graph has inputs and nothing else."""
-        return Builder(Rewriter(Graph(name, tuple(inputs), (), ())), source, shared)
+        rw = Rewriter(Graph(name, tuple(inputs), (), ()))
+        return Builder(rw, source, shared, bounds=bounds, loop_limit=loop_limit)
 
     def device(self, operand: Operand, origin: tuple[str, ...], hint: str) -> Value:
         """The operand as a device value: a weight for concrete elements, a Dims node for symbolic ones."""
         if operand.value is None:
             assert operand.known is not None
+            if operand.is_symbolic and self.depth:
+                return self._symbolic(operand, origin, hint)  # a body's nodes are not there outside of it
             if operand.is_symbolic:
                 operand.value = self._symbolic(operand, origin, hint)
             else:
@@ -165,25 +179,62 @@ class Builder:
         del self.rw.nodes[start:]
         self.scanned = min(self.scanned, start)
 
+    @contextmanager
+    def body(self) -> Iterator[list[Node]]:
+        """Within it, nodes are emitted into the list that it gives: those of a branch or of a loop's body."""
+        self._scan()
+        outside, self.rw.nodes, self.scanned = self.rw.nodes, [], 0
+        self.depth += 1
+        try:
+            yield self.rw.nodes
+        finally:
+            self.rw.nodes, self.scanned = outside, len(outside)
+            self.depth -= 1
+
     def rename(self, names: Mapping[str, Value], start: int = 0) -> None:
         """Puts other values in the place of those that nodes from index ``start`` on write: ``names``, by old name."""
         if not names:
             return
-        for i, node in enumerate(self.rw.nodes[start:], start):
-            if any(v is not None and v.name in names for v in (*node.inputs, *node.outputs)):
-                inputs = tuple(None if v is None else names.get(v.name, v) for v in node.inputs)
-                outputs = tuple(names.get(v.name, v) for v in node.outputs)
-                self.rw.nodes[i] = replace(node, inputs=inputs, outputs=outputs)
+        self.rw.nodes[start:] = [host_nodes.renamed(n, names) for n in self.rw.nodes[start:]]
         for old in names:
             self.producers.pop(old, None)
         self.scanned = min(self.scanned, start)
 
     def producer(self, value: Value) -> Node | None:
         """The node that writes ``value``, if any."""
+        self._scan()
+        return self.producers.get(value.name)
+
+    def _scan(self) -> None:
         for node in self.rw.nodes[self.scanned :]:
             self.producers.update((o.name, node) for o in node.outputs)
         self.scanned = len(self.rw.nodes)
-        return self.producers.get(value.name)
+
+
+def born(builder: Builder, hint: str, low: int, high: Dim | None) -> Dim:
+    """A new symbol between ``low`` and what is known of ``high``, or what nodes required of it in earlier rounds.
+
+    It is one of those that depend on data: a host node tells its value.
+    """
+    name, k = identifier(hint), 0
+    while name in builder.born or name in {s.name for s in builder.rw.graph.symbols()}:
+        k += 1
+        name = f"{identifier(hint)}_{k}"
+    most = dims.bounds(high)[1] if isinstance(high, IntExpr) else high
+    required = builder.bounds.get(name)
+    if required is not None:
+        low = max(low, required.low)
+        most = min((h for h in (most, required.high) if h is not None), default=None)
+    builder.born.add(name)
+    return dims.symbol(name, low, most)
+
+
+def told(builder: Builder, sizes: Sequence[Dim], hint: str) -> tuple[IntExpr, ...]:
+    """The symbols of sizes that a host node tells. One that can have one value only has a symbol to be checked by."""
+    def only(d: int, k: int) -> IntExpr:
+        return dims.var(Sym(identifier(builder.rw.fresh(f"{identifier(hint)}_is_{k}")), d, d))
+
+    return tuple(d if isinstance(d, IntExpr) else only(d, k) for k, d in enumerate(sizes))
 
 
 def as_ratio(x: scalars.Scalar) -> tuple[Dim, Dim]:

@@ -11,8 +11,13 @@ from typing import Any, Protocol
 
 from onnx import GraphProto, NodeProto
 
+from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.onnx.operands import Builder, Operand, Unavailable
 from arcweld.compiler.onnx.remedies import Remedy
+
+
+class BodyRefused(UnsupportedError):
+    """A body holds nodes that cannot be imported, which are listed by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class Walker(Protocol):
     """The part of ``Visitor`` that the import of a subgraph uses."""
 
     builder: Builder
+    findings: list[Finding]
 
     def visit_all(
         self, nodes: Sequence[NodeProto], scope: Scope, outputs: Sequence[str], used: Set[str] | None = None

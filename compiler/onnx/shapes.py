@@ -219,7 +219,7 @@ def _size(c: NodeContext) -> Sequence[Operand]:
 
 @_host("ConstantOfShape")
 def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
-    shape = _limit(c.dims(0))
+    shape = _limit(c.dims(0, read=False))
     value, dtype = c.attrs.get("value", (np.zeros(1, np.float32), DType.F32))
     if value.size != 1:
         c.broken("the value should have one element")
@@ -264,7 +264,8 @@ def _gather(c: NodeContext) -> Sequence[Operand]:
 
 @_host("Slice")
 def _slice(c: NodeContext) -> Sequence[Operand]:
-    spec, data = slice_spec(c), _data(c)
+    data = _data(c)
+    spec = slice_spec(c)
     for axis, (start, size, step) in enumerate(zip(spec.starts, spec.sizes, spec.steps)):
         first, count = c.concrete(start, "a start"), c.concrete(size, "a size")
         data = np.take(data, first + step * np.arange(count), axis)
@@ -288,7 +289,7 @@ def _split(c: NodeContext) -> Sequence[Operand]:
 @_host("Squeeze", "Unsqueeze", "Flatten", "Reshape")
 def _reshape(c: NodeContext) -> Sequence[Operand]:
     if c.op == "Reshape":
-        shape = reshaped(c, c.shape(0), c.dims(1), bool(c.int_attr("allowzero")))
+        shape = reshaped(c, c.shape(0), c.dims(1, read=False), bool(c.int_attr("allowzero")))
     else:
         shape = {"Squeeze": squeezed_shape, "Unsqueeze": unsqueezed_shape, "Flatten": flattened_shape}[c.op](c)
     return _like(c, _data(c).reshape(_limit(shape)))
@@ -305,7 +306,7 @@ def _transpose(c: NodeContext) -> Sequence[Operand]:
 
 @_host("Expand")
 def _expand(c: NodeContext) -> Sequence[Operand]:
-    shape = _limit(c.dims(1))
+    shape = _limit(c.dims(1, read=False))
     return _like(c, np.broadcast_to(_data(c), np.broadcast_shapes(shape, _data(c).shape)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
+from arcweld.compiler import host_nodes
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, InternalError, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
@@ -28,7 +29,7 @@ from arcweld.compiler.onnx.remedies import (
     remedy_of_hint,
 )
 from arcweld.compiler.onnx.scalars import Undecided
-from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
+from arcweld.compiler.onnx.scope import BodyRefused, Finding, Scope, normal_domain
 from arcweld.compiler.onnx.sequences import SEQUENCES
 from arcweld.compiler.ops import registry
 from arcweld.compiler.ops.shapes import ElementTypeError
@@ -122,6 +123,8 @@ class Visitor:
         """
         if self.builder.requirements:  # the next round meets them, and then the node may not fail
             self.ended = True
+        elif isinstance(error, BodyRefused):
+            self.findings.append(Finding(label, node.op_type))
         elif isinstance(error, UnsupportedError):
             self.findings.append(Finding(label, node.op_type, error.message, remedy_of(error)))
             self._list_inside(node, label)
@@ -203,14 +206,14 @@ class Visitor:
         fn = handler(domain, context.op)
         if fn is None:
             raise _not_implemented(domain, context.op, "" if unknown is None else unknown.reason)
-        start = len(self.builder.rw.nodes)
+        start, known = len(self.builder.rw.nodes), len(self.builder.born)
         try:
             raw = fn(context)
         except ModelError as error:
             if isinstance(error, ElementTypeError) and takes_types(context, domain):
                 raise ImportRefusal(error.message, remedy=remedy_of_hint(error)) from error
             operands = fix_dimensions(*(d for o in context.operands if o is not None for d in o.shape))
-            if not operands.symbols:
+            if not operands.symbols and len(self.builder.born) == known:
                 raise
             # with open dimensions a disagreement may only be one that is not provable
             raise ImportRefusal(error.message, remedy=remedy_of_hint(error) or operands) from error
@@ -219,7 +222,7 @@ class Visitor:
             if wanted and (i >= len(listed) or listed[i] is None):
                 raise UnsupportedError(f"output {i} of {context.op} is not supported")
         for emitted in self.builder.rw.nodes[start:]:
-            refusal = registry.unsupported_reason(emitted)
+            refusal = "" if emitted.op in host_nodes.OPS else registry.unsupported_reason(emitted)
             if refusal:
                 raise UnsupportedError(refusal)
         self.findings.append(Finding(context.name, context.op))

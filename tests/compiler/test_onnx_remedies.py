@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import floats, ints, model
+from onnx_models import ints, model
 
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx, support_report
@@ -41,20 +41,20 @@ def test_a_dimension_whose_name_is_a_word_of_the_reason_is_not_meant() -> None:
 
 
 def test_what_shape_arithmetic_leaves_open_names_its_dimensions() -> None:
-    """Whether half of n is more than 4 decides how long the range is."""
+    """Whether n is more than 4 decides along which axis is summed."""
     nodes = [
-        N("Shape", ["x"], ["s"], end=1), N("Greater", ["s", "four"], ["more"]), N("Cast", ["more"], ["size"], to=7),
-        N("Expand", ["one", "size"], ["y"]),
+        N("Shape", ["x"], ["s"], end=1), N("Greater", ["s", "four"], ["more"]), N("Cast", ["more"], ["axis"], to=7),
+        N("CumSum", ["x", "axis"], ["y"]),
     ]  # fmt: skip
     inputs: dict[str, Any] = {"x": (np.float32, ["n", "known"])}
-    hint = _hint(model(nodes, inputs, ["y"], {"four": ints(4), "one": floats(1)}))
+    hint = _hint(model(nodes, inputs, ["y"], {"four": ints(4)}))
     assert hint == f"{FIX}: n is axis 0 of input x"
 
 
 def test_an_input_that_never_changes_can_become_a_constant() -> None:
-    inputs: dict[str, Any] = {"x": (np.float32, [6]), "shape": (np.int64, [2])}
-    assert _hint(model([N("Reshape", ["x", "shape"], ["y"])], inputs, ["y"])) == (
-        "if it never changes, make it a constant with --values shape:VALUE (or Input('shape', value=…) in Python)"
+    inputs: dict[str, Any] = {"x": (np.float32, [6]), "axis": (np.int64, [])}
+    assert _hint(model([N("CumSum", ["x", "axis"], ["y"])], inputs, ["y"])) == (
+        "if it never changes, make it a constant with --values axis:VALUE (or Input('axis', value=…) in Python)"
     )
 
 

@@ -95,7 +95,7 @@ def test_arrays_that_come_back_get_graphs_without_copies(monkeypatch: pytest.Mon
         array = pool[turn % 2][0 if shape else 1]
         return array, array.ctypes.data, None
 
-    monkeypatch.setattr(engine._shared.arrays, "empty", empty)
+    monkeypatch.setattr(engine.shared.arrays, "empty", empty)
     for turn in range(12):
         x[...] = rows(6, turn)
         y, total = engine(x)
@@ -112,7 +112,7 @@ def test_graphs_are_bounded_and_survive_a_growing_arena() -> None:
     engine = Engine(chain(), device)
     for n in [*range(1, 45), *range(1, 45), 3, 60, 60, 3, 3, 60]:
         check(engine, rows(n, n))
-    (context,) = engine._local.contexts.values()
+    ((context,),) = engine._local.contexts.values()
     assert 0 < sum(b.graphs for b in context._specialised.values()) <= 32
 
 
@@ -210,13 +210,13 @@ def test_a_call_waits_where_the_callers_memory_is_still_read(on_host: bool, monk
     """Pinned memory is copied from while the call has long returned; results on the GPU don't make it wait."""
     device = GraphDevice()
     engine = Engine(chain(), device)
-    take = engine._shared.arrays.take
+    take = engine.shared.arrays.take
 
     def taken(name: str, array: np.ndarray, element: Element) -> Taken:
         found = take(name, array, element)
         return replace(found, host=array if on_host else None)
 
-    monkeypatch.setattr(engine._shared.arrays, "take", taken)
+    monkeypatch.setattr(engine.shared.arrays, "take", taken)
     waits: list[int] = []
     device.synchronize = waits.append  # type: ignore[method-assign,assignment]
     for seed in range(3):
@@ -232,7 +232,7 @@ def test_arrays_of_two_libraries(torchs: int, cupys: int, waits: list[int], monk
     program = Program(SCHEMA, "add", (Symbol("n"),), (x, w), (y,), (), (), (), (launch,))
     device = GraphDevice()
     engine = Engine(EngineData(program, {"scale_add": SCALE_ADD}, {}), device)
-    arrays, kinds = engine._shared.arrays, {"x": "torch-gpu", "w": "cupy"}
+    arrays, kinds = engine.shared.arrays, {"x": "torch-gpu", "w": "cupy"}
     take, empty = arrays.take, arrays.empty
     monkeypatch.setattr(arrays, "take", lambda n, a, e: replace(take(n, a, e), kind=kinds[n]))
     monkeypatch.setattr(arrays, "empty", lambda kind, shape, element: empty("numpy", shape, element))

@@ -135,7 +135,7 @@ def _rotated(c: NodeContext, q: Value, k: Value, first: Value | None) -> tuple[V
 def _longest(c: NodeContext) -> Dim | None:
     """The greatest number of keys of a batch (``total_sequence_length``), where the host knows it."""
     try:
-        found = c.dims(6)
+        found = c.dims(6, read=False)
     except UnsupportedError:  # an input: only the device sees it, and does not need it
         return None
     if len(found) != 1:

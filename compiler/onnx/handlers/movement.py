@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from arcweld.compiler import dims
-from arcweld.compiler.dims import Dim, IntExpr
+from arcweld.compiler.dims import Dim, IntExpr, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.arguments import (
     axes_argument,
+    computed_shape,
     flattened_shape,
     reshaped,
     slice_spec,
@@ -23,6 +24,7 @@ from arcweld.compiler.onnx.arguments import (
 )
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
 from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.onnx.host import depends_on_data, expandable, resolved, view
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
@@ -33,8 +35,14 @@ def _reshape(c: NodeContext) -> Result:
     if not c.has(1) and c.has_attr("shape"):  # opset 1 form, still written by some tools
         wanted: list[Dim] = list(c.ints_attr("shape") or ())
     else:
+        if c.is_seen(1):
+            return view(c, c.value(0), resolved(c, c.value(1), c.shape(0), bool(c.int_attr("allowzero"))))
         wanted = c.dims(1)
-    return c.reshape(c.value(0), reshaped(c, c.shape(0), wanted, bool(c.int_attr("allowzero"))))
+    x, zero = c.value(0), bool(c.int_attr("allowzero"))
+    if not depends_on_data(c.builder, (*x.shape, *wanted)):
+        return c.reshape(x, reshaped(c, x.shape, wanted, zero))
+    shape = computed_shape(c, x.shape, wanted, zero)
+    return c.reshape(x, shape) if product(shape) == product(x.shape) else view(c, x, shape)
 
 
 @handles("Flatten")
@@ -67,7 +75,9 @@ def _expand(c: NodeContext) -> Result:
     wanted = c.dims(1)
     if any(isinstance(d, int) and d < 0 for d in wanted):
         c.broken(f"the shape {wanted} has a negative dimension")
-    return c.expand(c.value(0), broadcast_shape(c, c.shape(0), wanted))
+    x = c.value(0)
+    wanted = expandable(c, x.shape, wanted)
+    return c.expand(x, broadcast_shape(c, x.shape, wanted))
 
 
 @handles("Slice")
@@ -267,7 +277,7 @@ def _trilu(c: NodeContext) -> Result:
 def _one_hot(c: NodeContext) -> Result:
     rank = c.operand(0).rank
     try:
-        depth = scalars.as_dim(c.scalar(1))
+        depth = scalars.as_dim(c.size(1))
     except Undecided as why:
         c.unsupported(str(why))
     if not isinstance(depth, IntExpr) and depth <= 0:
@@ -281,7 +291,7 @@ def _one_hot(c: NodeContext) -> Result:
 
 @handles("Range")
 def _range(c: NodeContext) -> Result:
-    start, limit, step = (c.scalar(i) for i in range(3))
+    start, limit, step = (c.size(i) for i in range(3))
     dtype = c.operand(0).dtype
     if scalars.is_symbolic(step) or step == 0:
         c.unsupported(f"the step of the range is {step}", fix_dimensions(step))

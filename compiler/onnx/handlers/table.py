@@ -19,6 +19,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     reduce,
     regions,
     resize,
+    selection,
     spectral,
     tfidf,
     training,

@@ -1,0 +1,299 @@
+"""Runs an engine of several stages: the host carries tensors and sizes from step to step (``steps.py``).
+
+Tensors stay on the device between stages. What the host reads, it waits for: the sizes, conditions and operands that
+``inspect`` lists. A call returns when its work is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from arcweld.compiler.dtypes import DType, stored_form, unpack
+from arcweld.compiler.errors import DeviceError, InputError
+from arcweld.compiler.ops import host
+from arcweld.runtime.arrays import Arrays, Element, Taken
+from arcweld.runtime.device import Device
+from arcweld.runtime.executor import Context
+from arcweld.runtime.expressions import Expression
+from arcweld.runtime.plan import ExecutionPlan, Shape
+from arcweld.runtime.program import Program
+from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A tensor between two steps: in the device's memory, or on the host."""
+
+    taken: Taken
+    dtype: DType
+
+
+class StagedProgram:
+    """The steps of a program with everything compiled once. It holds no state of a call, so that threads share it."""
+
+    def __init__(self, program: Program, device: Device, arrays: Arrays) -> None:
+        self.program = program
+        self.plan = ExecutionPlan(program, device.arch)  # of the inputs' symbols
+        self.device = device
+        self.arrays = arrays
+
+    def run(
+        self, inputs: Sequence[Taken], kind: str, stream: int, context: Callable[[int], Context]
+    ) -> list[Any]:
+        """The results of a call, as arrays of ``kind``. ``context`` gives the context of a stage.
+
+        Raises InputError for sizes that the engine does not serve, of the inputs or of what is computed from them;
+        DeviceError if the device fails, or for a call that is being recorded as a graph.
+        """
+        if self.device.can_capture and self.device.is_capturing(stream):
+            raise DeviceError(
+                "the host takes part in a call of this engine: no graph can record it",
+                hint="call the engine outside of the recording",
+            )
+        return _Call(self, kind, stream, context).results(inputs)
+
+
+class _Call:
+    """One call: the tensors and the symbols' values so far, by name."""
+
+    def __init__(self, staged: StagedProgram, kind: str, stream: int, context: Callable[[int], Context]) -> None:
+        self.program = staged.program
+        self.plan = staged.plan
+        self.device = staged.device
+        self.arrays = staged.arrays
+        self.kind = kind
+        self.stream = stream
+        self.context = context
+        self.sizes: dict[str, int] = {}
+        self.tensors: dict[str, _Held] = {}
+
+    def results(self, inputs: Sequence[Taken]) -> list[Any]:
+        """The results for the inputs, in their order."""
+        self.sizes.update(self.plan.bind_symbols([t.shape for t in inputs]))
+        for symbol in self.program.symbols:
+            self._check(symbol, f"the shapes of the inputs make dimension {symbol.name}")
+        for tensor, taken in zip(self.program.inputs, inputs):
+            self.tensors[tensor.name] = _Held(taken, DType(tensor.dtype))
+        self._steps(self.program.steps)
+        made = [self._result(t, self.tensors[n]) for t, n in zip(self.program.outputs, self.program.results)]
+        self.device.synchronize(self.stream)  # before memory that kernels may still read is given back
+        return made
+
+    def _result(self, tensor: Tensor, held: _Held) -> Any:
+        """An output as a new array of the caller's kind."""
+        element = Element(held.dtype)
+        shape, taken = held.taken.shape, held.taken
+        if element.packed:
+            return unpack(self._bytes(taken), element.dtype, shape)
+        try:
+            array, address, view = self.arrays.empty(self.kind, shape, element)
+        except MemoryError:
+            raise DeviceError(f"there is not enough memory for output {tensor.name!r} of {list(shape)}") from None
+        if taken.host is not None:
+            if view is not None:
+                view[...] = taken.host.reshape(shape)
+            else:
+                self.device.upload(address, taken.host, self.stream)
+        elif view is not None:
+            self.device.download(view, taken.address, self.stream)
+        elif taken.nbytes:
+            self.device.copy(address, taken.address, taken.nbytes, self.stream)
+        return array
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def _steps(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            match step:
+                case Run():
+                    self._run(step)
+                case Read():
+                    self._read(step)
+                case View():
+                    self._view(step)
+                case Check():
+                    if Expression(step.zero)(self.sizes) != 0:
+                        raise InputError(f"{', '.join(step.origin)}: {step.what}")
+                case Call():
+                    self._call(step)
+                case Choose():
+                    self._choose(step)
+                case Repeat():
+                    self._repeat(step)
+
+    def _block(self, block: Block) -> list[_Held]:
+        self._steps(block.steps)
+        return [self.tensors[n] for n in block.results]
+
+    def _run(self, step: Run) -> None:
+        stage = self.program.stages[step.stage]
+        found = []
+        for tensor in stage.inputs:
+            if tensor.name == step.carrier:
+                found.append(Taken("device", 0, (*(self.sizes[n] for n in step.sizes), 0), 0, None))
+            else:
+                found.append(self.tensors[tensor.name].taken)
+        made = self.context(step.stage).run(found, self.stream, "device")
+        for tensor, taken in zip(stage.outputs, made):
+            self.tensors[tensor.name] = _Held(taken, DType(tensor.dtype))
+
+    def _read(self, step: Read) -> None:
+        values = self.array(step.tensor).reshape(-1)
+        for symbol, value in zip(step.symbols, values, strict=True):
+            self.sizes[symbol.name] = int(value)
+            self._check(symbol, f"{', '.join(step.origin) or step.tensor}: the data make dimension {symbol.name}")
+        for name, tensor in zip(step.whole, step.outputs):
+            self.tensors[tensor.name] = self._beginning(self.tensors[name], Expression(tensor.shape[0])(self.sizes))
+
+    def _beginning(self, held: _Held, count: int) -> _Held:
+        """The first ``count`` rows of a tensor, in its memory. Raises InputError where it has fewer."""
+        whole = held.taken
+        if count > whole.shape[0]:
+            raise InputError(f"the data tell {count} rows of {whole.shape[0]}")
+        nbytes = whole.nbytes // max(1, whole.shape[0]) * count
+        host_part = None if whole.host is None else whole.host.reshape(-1).view(np.uint8)[:nbytes]
+        kept = whole if host_part is None else host_part
+        part = Taken("device", whole.address, (count, *whole.shape[1:]), nbytes, kept, host_part)
+        return _Held(part, held.dtype)
+
+    def _view(self, step: View) -> None:
+        held = self.tensors[step.tensor]
+        shape = tuple(Expression(d)(self.sizes) for d in step.output.shape)
+        if min(shape, default=0) < 0 or math.prod(shape) != math.prod(held.taken.shape):
+            raise InputError(f"{', '.join(step.origin)}: {list(held.taken.shape)} cannot become {list(shape)}")
+        self.tensors[step.output.name] = _Held(replace(held.taken, shape=shape, given=None), held.dtype)
+
+    def _call(self, step: Call) -> None:
+        operands = step.operands(self.array, lambda text: Expression(text)(self.sizes))
+        found = host.compute(step.op, operands, step.attrs, step.origin)
+        for tensor, array in zip(step.outputs, found, strict=True):
+            self._keep(tensor.name, array, DType(tensor.dtype))
+        self._bind(step.outputs, step.symbols, step.origin)
+
+    def _choose(self, step: Choose) -> None:
+        chosen = step.then if self._truth(step.condition) else step.otherwise
+        for tensor, held in zip(step.outputs, self._block(chosen), strict=True):
+            self.tensors[tensor.name] = held
+        self._bind(step.outputs, step.symbols, step.origin)
+
+    def _repeat(self, step: Repeat) -> None:
+        trips = int(self.array(step.trips).reshape(-1)[0]) if step.trips else step.most
+        going = self._truth(step.condition) if step.condition else True
+        carried = [self.tensors[n] for n in step.inputs]
+        columns: list[list[_Held]] = [[] for _ in step.outputs[len(carried) :]]
+        done = 0
+        while going and (trips is None or done < trips):
+            if done >= step.limit:
+                raise InputError(
+                    f"{', '.join(step.origin)}: the loop has not ended after {step.limit} iterations",
+                    hint="build with a higher loop_limit (--loopLimit) if it should run longer",
+                )
+            if step.counter:
+                self._keep(step.counter, np.array(done, np.int64), DType.I64)
+            if step.going:
+                self._keep(step.going, np.array(True), DType.BOOL)
+            self.tensors.update((t.name, held) for t, held in zip(step.formals, carried, strict=True))
+            self._bind(step.formals, step.symbols, step.origin)
+            results = self._block(step.body)
+            going = self._truth_of(results[0])
+            carried = results[1 : 1 + len(carried)]
+            for column, item in zip(columns, results[1 + len(carried) :], strict=True):
+                column.append(item)
+            done += 1
+        for tensor, held in zip(step.outputs, carried):
+            self.tensors[tensor.name] = held
+        for tensor, column in zip(step.outputs[len(carried) :], columns):
+            self.tensors[tensor.name] = self._stacked(tensor, column, step.origin)
+        self._bind(step.outputs, step.symbols, step.origin)
+
+    def _stacked(self, tensor: Tensor, items: Sequence[_Held], origin: Sequence[str]) -> _Held:
+        """All items along a new first axis, in memory of their own."""
+        dtype = DType(tensor.dtype)
+        if not items:  # sizes that only an item would tell are 0
+            rest = tuple(self._size_or_zero(d) for d in tensor.shape[1:])
+            return _Held(self._empty((0, *rest), dtype), dtype)
+        first = items[0].taken.shape
+        if any(i.taken.shape != first for i in items):
+            raise InputError(f"{', '.join(origin)}: the items of the scanned output {tensor.name!r} differ in shape")
+        whole = self._empty((len(items), *first), dtype)
+        size = whole.nbytes // len(items)
+        for k, item in enumerate(items):
+            if item.taken.host is not None:
+                self.device.upload(whole.address + k * size, item.taken.host, self.stream)
+            elif size:
+                self.device.copy(whole.address + k * size, item.taken.address, size, self.stream)
+        return _Held(whole, dtype)
+
+    def _size_or_zero(self, text: str) -> int:
+        expression = Expression(text)
+        return expression(self.sizes) if expression.names <= self.sizes.keys() else 0
+
+    # ---------------------------------------------------------------------------------------------------- tensors
+
+    def _empty(self, shape: Shape, dtype: DType) -> Taken:
+        taken: Taken = self.arrays.empty("device", shape, Element(dtype))[0]
+        return taken
+
+    def _keep(self, name: str, array: np.ndarray, dtype: DType) -> None:
+        self.tensors[name] = _Held(self.arrays.take(name, array, Element(dtype)), dtype)
+
+    def _bytes(self, taken: Taken) -> np.ndarray:
+        """The bytes of a tensor of a packed type."""
+        if taken.host is not None:
+            return taken.host
+        found = np.empty(taken.nbytes, np.uint8)
+        self.device.download(found, taken.address, self.stream)
+        return found
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor's elements on the host, which waits for them."""
+        held = self.tensors[name]
+        return self._elements(held)
+
+    def _elements(self, held: _Held) -> np.ndarray:
+        taken = held.taken
+        if held.dtype.is_packed:
+            return unpack(self._bytes(taken), held.dtype, taken.shape)
+        if taken.readable is not None:
+            if taken.host is None:
+                self.device.synchronize(self.stream)
+            return taken.readable.reshape(taken.shape)
+        found = np.empty(taken.shape, stored_form(held.dtype, taken.shape)[0])
+        self.device.download(found, taken.address, self.stream)
+        return found
+
+    def _truth(self, name: str) -> bool:
+        return self._truth_of(self.tensors[name])
+
+    def _truth_of(self, held: _Held) -> bool:
+        return bool(self._elements(held).reshape(-1)[0])
+
+    # ------------------------------------------------------------------------------------------------------ sizes
+
+    def _bind(self, tensors: Sequence[Tensor], symbols: Sequence[Symbol], origin: Sequence[str]) -> None:
+        """Sets symbols that are dimensions of tensors, and checks the other dimensions."""
+        own = {s.name: s for s in symbols}
+        for tensor in tensors:
+            for text, size in zip(tensor.shape, self.tensors[tensor.name].taken.shape):
+                if text in own:
+                    self.sizes[text] = size
+                    self._check(own[text], f"{', '.join(origin)}: the data make dimension {text}")
+        for tensor in tensors:
+            shape = self.tensors[tensor.name].taken.shape
+            wanted = tuple(Expression(d)(self.sizes) for d in tensor.shape)
+            if shape != wanted and 0 not in shape:
+                raise InputError(f"{', '.join(origin)}: {tensor.name!r} is {list(shape)}, not {list(wanted)}")
+
+    def _check(self, symbol: Symbol, what: str) -> None:
+        value = self.sizes[symbol.name]
+        if value < symbol.lo or (symbol.hi is not None and value > symbol.hi) or value % symbol.multiple_of:
+            upper = f"to {symbol.hi}" if symbol.hi is not None else "or more"
+            raise InputError(
+                f"{what} {value}; the engine serves {symbol.lo} {upper}",
+                hint=f"build with another range of {symbol.name}: inputs=, --minShapes and --maxShapes",
+            )
