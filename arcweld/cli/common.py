@@ -25,6 +25,8 @@ from arcweld.compiler.logs import printable
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.build import Progress as ProgressCallback
+from arcweld.driver.staged_build import stored_graphs
+from arcweld.driver.stages import of_known_sizes
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
 
@@ -163,12 +165,13 @@ def interface(data: EngineData) -> Graph:
 
     Raises ModelError for a stored graph that cannot be parsed.
     """
-    if data.graph:
+    if data.graph and not data.program.steps:
         return parse_graph(data.graph)
     inputs = tuple(
         Value(t.name, TensorType(DType(t.dtype), tuple(parse(d) for d in t.shape))) for t in data.program.inputs
     )
-    return Graph(data.program.name, inputs, (), ())
+    nodes = tuple(n for graph in stored_graphs(data) for n in graph.nodes)
+    return of_known_sizes(Graph(data.program.name, inputs, (), nodes))
 
 
 def note(text: str) -> None:

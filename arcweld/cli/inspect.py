@@ -14,19 +14,22 @@ import typer
 from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
 from arcweld.cli.inputs import InOut, Values, precision_of
 from arcweld.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
+from arcweld.cli.steps_report import print_steps, steps_report
 from arcweld.cli.storage_report import print_products, quantised_products
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import in_regions, materialise_outputs
-from arcweld.driver.summary import kernels_text, verified_kernels
+from arcweld.driver.stages import has_host_nodes, in_stages
+from arcweld.driver.summary import host_text, kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.launch_list import compute_sizes
 from arcweld.runtime.plan import ExecutionPlan
 from arcweld.runtime.program import Launch, Program
+from arcweld.runtime.steps import sizes_given
 
 Opt = typer.Option
 
@@ -135,12 +138,13 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         "state": {s.output: {"input": s.input, "in_place": s.output in aliases, "owned": s.initial is not None}
                   for s in program.state},
         "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
-        "launches": _launches(program.launches),
+        "launches": _launches([*program.launches, *(x for stage in program.stages for x in stage.launches)]),
+        "steps": steps_report(program.steps),
         "ranges": {r.sizes.label: _launches(r.launches) for r in program.ranges},
         "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
         "quantised_products": quantised_products(data),
     }  # fmt: skip
-    if all(s.name in sizes for s in program.symbols):
+    if not program.steps and all(s.name in sizes for s in program.symbols):
         symbols = {s.name: sizes[s.name] for s in program.symbols}
         plan = ExecutionPlan(program.at(symbols), data.archs[0] if data.archs else "sm_80")
         found = compute_sizes(plan, symbols)
@@ -173,7 +177,7 @@ def _launches(launches: Sequence[Launch]) -> list[dict[str, Any]]:
 
 def _may_be_zero(program: Program) -> list[str]:
     """The symbols whose range begins at 1 and that may be 0 too, because no output has an element then."""
-    least = {s.name: s.lo for s in program.symbols}
+    least = {s.name: s.lo for s in (*program.symbols, *sizes_given(program.steps).values())}
     shapes = [[Expression(d) for d in t.shape] for t in program.outputs]
     return [
         s.name for s in program.symbols
@@ -194,6 +198,9 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
         out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
+    elif report["steps"]:
+        out.print(f"  {host_text(data)}")
+        print_steps(report["steps"])
     else:
         out.print(f"  workspace depends on {', '.join(report['symbols'])}: give --shapes")
     for label, launches in report["ranges"].items():
@@ -258,17 +265,23 @@ def explain(
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
-    graph = open_graph(model, shapes, values=values, inout=inout)
-    wanted = [_nodes_called(w, [o for n in graph.nodes for o in n.origin]) for w in words]
-    options = Options(precision=precision_of(fp16, bf16))
-    ranges = size_ranges(graph, options)
-    options = replace(options, ranges=ranges)
-    optimised = materialise_outputs(run_passes(graph, options))
-    for r in (*ranges, None):
-        if ranges:
-            out.print(f"at {r.label}:" if r is not None else "at all other sizes:")
-        for line in _explained(in_regions(optimised, sizes=r), words, wanted):
-            out.print(line)
+    whole = open_graph(model, shapes, values=values, inout=inout)
+    stages = in_stages(whole).stages if has_host_nodes(whole) else (whole,)
+    wanted = [_nodes_called(w, [o for graph in stages for n in graph.nodes for o in n.origin]) for w in words]
+    for k, graph in enumerate(stages):
+        if not all(any(w & set(n.origin) for n in graph.nodes) for w in wanted):
+            continue
+        if len(stages) > 1:
+            out.print(f"stage {k}:")
+        options = Options(precision=precision_of(fp16, bf16))
+        ranges = size_ranges(graph, options)
+        options = replace(options, ranges=ranges)
+        optimised = materialise_outputs(run_passes(graph, options))
+        for r in (*ranges, None):
+            if ranges:
+                out.print(f"at {r.label}:" if r is not None else "at all other sizes:")
+            for line in _explained(in_regions(optimised, sizes=r), words, wanted):
+                out.print(line)
 
 
 def _explained(fused: FusedGraph, words: list[str], wanted: list[set[str]]) -> list[str]:

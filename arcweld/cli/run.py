@@ -246,11 +246,11 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
 
 def _numpy(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     from arcweld.compiler.onnx.proto import load_model
-    from arcweld.compiler.reference import run_reference
     from arcweld.compiler.text import sanitize
+    from arcweld.driver.staged_reference import reference_outputs
 
     names = {sanitize(v.name): v.name for v in load_model(model)[0].graph.input}
     inputs = [Input(names[n], a.shape) for n, a in feeds.items()]
     graph = import_model(model, inputs=inputs + [Input(n, value=a) for n, a in frozen.items()])
-    values = run_reference(graph, feeds)
+    values = reference_outputs(graph, feeds)
     return {label: values[o.name] for label, o in zip(graph.labels(), graph.outputs)}

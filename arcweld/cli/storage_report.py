@@ -14,7 +14,8 @@ from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.records import Transform
 from arcweld.compiler.region import is_view
-from arcweld.compiler.text import parse_fields, parse_graph, parse_type
+from arcweld.compiler.text import parse_fields, parse_type
+from arcweld.driver.staged_build import stored_graphs
 from arcweld.passes.storage import compare_sizes, is_product, least_rows
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.kernels import choose_variant
@@ -29,12 +30,10 @@ def quantised_products(data: EngineData) -> list[dict[str, Any]]:
     ``modelled``: for each architecture the seconds with the weight packed and widened; None where nothing was to be
     chosen.
     """
-    if not data.graph:
-        return []
-    graph = parse_graph(data.graph)
-    producers = graph.producers()
     return [
         entry
+        for graph in stored_graphs(data)
+        for producers in [graph.producers()]
         for n in graph.nodes
         if opdef(n.op).kind in (Kind.CONTRACT, Kind.CONV) and len(n.operands()) > 1
         for entry in _entry(graph, producers, n, data)

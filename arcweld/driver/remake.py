@@ -43,6 +43,8 @@ def difference(data: EngineData) -> str:
     """
     if not data.graph:
         return "it holds no graph"
+    if data.program.steps:
+        return "it is in stages, which are not made again"
     if dict(data.headers) != dict(headers()):
         return "its headers are those of another version"
 

@@ -18,6 +18,7 @@ import numpy as np
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import bind_symbols
+from arcweld.compiler.text import parse_graph
 from arcweld.driver.assemble import provenance
 from arcweld.driver.build import Build
 from arcweld.driver.draws import TRIES
@@ -31,6 +32,7 @@ from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.steps import Run, every_step
 
 log = logging.getLogger("arcweld")
+BETWEEN = "\n# the next stage\n"  # the stored graphs of two stages
 BuildStage = Callable[..., tuple[Build, Device, Engine | None]]
 
 
@@ -138,8 +140,13 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
         sources={n: t for d in reversed(stages) for n, t in d.sources.items()},
         cubins={n: c for d in stages for n, c in d.cubins.items()},
         ptx={n: c for d in stages for n, c in d.ptx.items()},
-        graph="\n".join(d.graph for d in stages), verify=_evidence(cut, [d.verify for d in stages]),
+        graph=BETWEEN.join(d.graph for d in stages), verify=_evidence(cut, [d.verify for d in stages]),
     )  # fmt: skip
+
+
+def stored_graphs(data: EngineData) -> list[Graph]:
+    """The graphs that an engine holds, one for each stage. Raises ModelError for a text that cannot be parsed."""
+    return [parse_graph(text) for text in data.graph.split(BETWEEN)] if data.graph else []
 
 
 def _symbols(graph: Graph) -> tuple[prog.Symbol, ...]:
@@ -203,10 +210,11 @@ def _evidence(cut: Stages, stages: Sequence[Any]) -> Any:
         skipped = [{"output": o.name, "status": "skipped", "reason": reason} for o in cut.stages[k].outputs]
         made.setdefault(k, {"kernels": [], "outputs": skipped})
     found = dict(sorted(made.items()))
+    given = {v.name for v in cut.graph.inputs}
     return {
         **next(e for e in stages if e is not None),
         "kernels": [{**row, "launch": f"{k}/{row['launch']}"} for k, e in found.items() for row in e["kernels"]],
         "outputs": [{**row, "stage": k} for k, e in found.items() for row in e["outputs"]],
         "points": [{**row, "stage": k} for k, e in found.items() for row in e.get("points", ())],
-        "shapes": {n: shape for e in reversed(found.values()) for n, shape in e.get("shapes", {}).items()},
+        "shapes": {n: s for e in reversed(found.values()) for n, s in e.get("shapes", {}).items() if n in given},
     }

@@ -9,13 +9,21 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
+from arcweld.compiler.ir import Graph
 from arcweld.compiler.ops import host
-from arcweld.compiler.reference import run_reference
-from arcweld.driver.stages import Stages
+from arcweld.compiler.reference import bind_symbols, run_reference
+from arcweld.driver.stages import Stages, has_host_nodes, in_stages
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
 
 MOST_TURNS = 64  # of a loop, whose later turns show nothing new
+
+
+def reference_outputs(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of any graph by value name, with host nodes or without. Raises as ``run_reference``."""
+    if not has_host_nodes(graph):
+        return run_reference(graph, feeds)
+    return StagedReference(in_stages(graph), feeds, bind_symbols(graph.inputs, feeds)).run()
 
 
 class StagedReference:

@@ -72,8 +72,7 @@ def switched(path: Path) -> Path:
 
 def test_inputs_can_be_made_constants(tmp_path: Path, capsys: Words) -> None:
     path, built = switched(tmp_path / "s.onnx"), tmp_path / "s.engine"
-    assert main(["inspect", str(path)]) == 3
-    assert "--values mode:VALUE" in capsys.readouterr().out
+    assert main(["inspect", str(path)]) == 0  # both branches would be built, and the host would choose
     np.save(tmp_path / "shift.npy", np.float32([1, 2, 3, 4]))
     for mode, shift in ((1, "[1,2,3,4]"), (1, tmp_path / "shift.npy"), (7, "[0,0,0,0]")):
         values = f"--values=mode:{mode},shift:{shift}"

@@ -26,11 +26,10 @@ from graph_runs import built, on_simulator
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
-from arcweld.compiler.reference import bind_symbols, run_reference
 from arcweld.compiler.text import sanitize
 from arcweld.driver.api import compile_graph
-from arcweld.driver.staged_reference import StagedReference
-from arcweld.driver.stages import has_host_nodes, in_stages
+from arcweld.driver.staged_reference import reference_outputs
+from arcweld.driver.stages import has_host_nodes
 from arcweld.runtime.sim.device import SimDevice
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "onnx-support.md"
@@ -150,10 +149,7 @@ def _difference(test: Any, got: np.ndarray, want: np.ndarray) -> str:
 
 
 def _by_reference(test: Any, case: Case) -> str:
-    if has_host_nodes(case.graph):
-        found = StagedReference(in_stages(case.graph), case.feeds, bind_symbols(case.graph.inputs, case.feeds)).run()
-    else:
-        found = run_reference(case.graph, case.feeds)
+    found = reference_outputs(case.graph, case.feeds)
     pairs = zip(case.graph.outputs, case.expected, strict=True)
     differences = (_difference(test, np.asarray(found[o.name]), w) for o, w in pairs)
     return next((d for d in differences if d), "")
