@@ -14,9 +14,9 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.host_nodes import Body
 from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.host import computed
 from arcweld.compiler.onnx.operands import Items, Operand, born, on_device, text
 from arcweld.compiler.onnx.scope import BodyRefused, Walker
-from arcweld.compiler.ops import registry
 from arcweld.compiler.text import sanitize
 
 MAX_WIDENINGS = 8
@@ -99,10 +99,7 @@ def _value(c: NodeContext, operand: Operand) -> Value:
     """A result of a body as a value that one of its nodes makes."""
     if isinstance(operand, Items):
         c.unsupported("a branch or a body gives a sequence")
-    value = c.builder.device(operand, c.origin, f"{c.hint}.result")
-    if value.name not in c.builder.rw.weights:
-        return value
-    return registry.make(c.builder.rw, "Identity", [value], {}, origin=c.origin, hint=f"{c.hint}.result")
+    return computed(c.builder, c.builder.device(operand, c.origin, f"{c.hint}.result"), c.origin)
 
 
 # ------------------------------------------------------------------------------------------------------------ loops
@@ -164,8 +161,9 @@ def repeat(
         items = [(TensorType(t.dtype, (turns, *t.shape)), new) for t, new in items]
     outputs = _fresh(c, [t for t, _ in (*outer, *items)])
     attrs = {"body": body, "most": loop.most, "limit": c.builder.loop_limit, "symbols": tuple(dict.fromkeys(symbols))}
-    inputs = (loop.trips, loop.condition, *loop.carried)
-    rw.append(Node(host_nodes.REPEAT, inputs, tuple(outputs), attrs, c.origin))
+    given = (loop.trips, loop.condition, *loop.carried)
+    inputs = [None if v is None else computed(c.builder, v, c.origin) for v in given]
+    rw.append(Node(host_nodes.REPEAT, tuple(inputs), tuple(outputs), attrs, c.origin))
     return outputs
 
 

@@ -11,7 +11,7 @@ from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.deduce import Requirement, pairs, to_agree, to_be_at_least, to_be_at_most
-from arcweld.compiler.onnx.host import agreeing
+from arcweld.compiler.onnx.host import agreeing, depends_on_data, require_zero
 from arcweld.compiler.onnx.inputs import Inputs
 from arcweld.compiler.onnx.operands import Builder, Operand, text
 from arcweld.compiler.onnx.remedies import fix_dimensions
@@ -93,9 +93,13 @@ class NodeContext(Inputs, Emitter):
     def at_least(self, a: Dim, b: Dim) -> None:
         """Requires ``a >= b``, as ``has_room`` does.
 
-        Raises ModelError where it is false, UnsupportedError where it is unknown.
+        Where they depend on data the host checks it. Raises ModelError where it is false, UnsupportedError where it is
+        unknown.
         """
         if self.has_room(a, b):
+            return
+        if depends_on_data(self.builder, [a, b]):
+            require_zero(self, dims.minimum(a - b, 0), f"{b} of {a} elements are taken")
             return
         if isinstance(a - b, int):
             self.broken(f"{b} of {a} elements")

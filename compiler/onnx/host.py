@@ -15,6 +15,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import EMPTY, Node, TensorType, Value
 from arcweld.compiler.onnx.inputs import Inputs
 from arcweld.compiler.onnx.operands import Builder, born, told
+from arcweld.compiler.ops.registry import make
 
 
 def resolved(c: Inputs, shape: Value, old: Sequence[Dim], allow_zero: bool) -> list[Dim]:
@@ -105,11 +106,20 @@ def call_on_host(
     return host_node(c.builder, host_nodes.CALL, inputs, types, symbols, c.origin, c.hint, given)
 
 
+def computed(builder: Builder, value: Value, origin: tuple[str, ...]) -> Value:
+    """The value, or one that a node makes of a constant: steps pass on what stages have made."""
+    if value.name not in builder.rw.weights:
+        return value
+    return make(builder.rw, "Identity", [value], {}, origin=origin, hint=f"{value.name}.passed")
+
+
 def host_node(
     builder: Builder, op: str, inputs: Sequence[Value | None], types: Sequence[TensorType], symbols: Sequence[Dim],
     origin: tuple[str, ...], hint: str, attrs: Mapping[str, Any] = EMPTY,
 ) -> list[Value]:  # fmt: skip
     """Appends a host node, which tells the ``symbols``; returns its results."""
+    if op != host_nodes.CALL:  # which takes constants as they are
+        inputs = [None if v is None else computed(builder, v, origin) for v in inputs]
     outputs = tuple(Value(builder.rw.fresh(f"{hint}.{k}" if k else hint), t) for k, t in enumerate(types))
     builder.rw.append(Node(op, tuple(inputs), outputs, {**attrs, "symbols": told(builder, symbols, hint)}, origin))
     return list(outputs)

@@ -132,6 +132,7 @@ class Builder:
     computed: int = 0
     born: set[str] = field(default_factory=set)
     sizes: dict[str, list[Dim]] = field(default_factory=dict)  # by value name: what the host reads
+    places: dict[str, Value] = field(default_factory=dict)  # of elements that are not 0, by value name
     loop_limit: int = LOOP_LIMIT
     depth: int = 0  # of the bodies around the nodes that are emitted
     bounds: Mapping[str, Bounds] = field(default_factory=dict)

@@ -5,6 +5,7 @@ What is chosen is counted and moved to the front on the device; the host reads t
 
 from __future__ import annotations
 
+from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import TensorType, Value
@@ -20,8 +21,10 @@ def chosen_places(c: NodeContext, flags: Value) -> Value:
     Places move stably: set ones to the front, the others behind them, so that no two go to one place.
     """
     (size,) = flags.shape
-    ahead = c.emit("CumSum", c.cast(flags, DType.I64), axis=0)
-    count = c.slice(ahead, 0, size - 1, 1)
+    ones = c.cast(flags, DType.I64)
+    ahead = c.emit("CumSum", ones, axis=0)
+    some = dims.is_nonneg(size - 1)
+    count = c.slice(ahead, 0, size - 1, 1) if some else c.emit("ReduceSum", ones, axes=(0,), keepdims=1)
     own = c.emit("Range", start=0, step=1, length=size, dtype=DType.I64)
     one = c.const(1, DType.I64)
     behind = c.emit("Sub", c.emit("Add", count, own), ahead)
@@ -43,7 +46,9 @@ def _non_zero(c: NodeContext) -> Result:
     shape: tuple[Dim, ...] = x.shape or (1,)
     if 0 in shape:
         return c.emit("ConstantOfShape", shape=(len(shape), 0), value=0, dtype=DType.I64)
-    places = chosen_places(c, _flags(c, x))
+    places = c.builder.places.get(x.name) or chosen_places(c, _flags(c, x))
+    if not c.builder.depth:  # a body's nodes are not there outside of it
+        c.builder.places[x.name] = places
     (found,) = places.shape
     rows = []
     for axis, size in enumerate(shape):
