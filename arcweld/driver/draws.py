@@ -12,9 +12,10 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import bind_symbols, run_reference
 from arcweld.driver.costs import ReferenceCost
 from arcweld.driver.metrics import nonfinite_share
-from arcweld.driver.samples import Draw, sample_inputs, sample_sizes
+from arcweld.driver.samples import Draw, sample_inputs, sample_sizes, smaller
 
 MOST_SECONDS = 10.0  # of the reference, by estimate: a longer one is not run to choose how to draw
+HALVINGS = 3  # of usual sizes, where a model is not defined for them
 TRIES = 8  # draws, where a model is not defined for every input: it may divide by what it computes
 
 
@@ -46,14 +47,32 @@ def draw_sample(graph: Graph, sizes: Mapping[str, int] | None) -> Sample:
     A model may take the logarithm or the square root of its input: where all outputs are NaN, nothing can be compared.
     Raises ModelError if the model is defined for none of the inputs that were tried.
     """
-    every_size = sample_sizes(graph, sizes)
-    if ReferenceCost.of(graph).seconds(every_size) > MOST_SECONDS:
-        return Sample(sample_inputs(graph, every_size), every_size, Draw.SIGNED)
-    signed, odd = _defined(graph, every_size, Draw.SIGNED)
+    usual = sample_sizes(graph, sizes)
+    if ReferenceCost.of(graph).seconds(usual) > MOST_SECONDS:
+        return Sample(sample_inputs(graph, usual), usual, Draw.SIGNED)
+    signed, odd = _signed(graph, usual, sizes)
+    every_size = signed.sizes
     if odd == 0 or not any(v.dtype.is_float for v in graph.inputs):
         return signed
     unit, less = _defined(graph, every_size, Draw.UNIT)
     return unit if less < odd else signed
+
+
+def _signed(graph: Graph, usual: Mapping[str, int], given: Mapping[str, int] | None) -> tuple[Sample, float]:
+    """The first sample for which the model is defined, at the usual sizes or smaller ones."""
+    failed: ModelError | None = None
+    tried: list[Mapping[str, int]] = []
+    for times in range(HALVINGS + 1):
+        every_size = smaller(graph, usual, given, times) if times else usual
+        if every_size in tried:
+            continue
+        tried.append(every_size)
+        try:
+            return _defined(graph, every_size, Draw.SIGNED)
+        except ModelError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
 
 
 def _defined(graph: Graph, sizes: Mapping[str, int], draw: Draw) -> tuple[Sample, float]:

@@ -83,6 +83,15 @@ def roomy(free: Sequence[Sym], dims: Sequence[IntExpr], sizes: Mapping[str, int]
     return None
 
 
+def smaller(graph: Graph, sizes: Mapping[str, int], given: Mapping[str, int] | None, times: int) -> dict[str, int]:
+    """``sizes`` of a graph, halved so many times where they are not ``given`` and may be that small.
+
+    A model may look up positions in a table, and take fewer of them than usual sizes have.
+    """
+    free = [s for s in graph.symbols() if s.name not in (given or {})]
+    return {**sizes, **{s.name: allowed(s, sizes[s.name] >> times) for s in free}}
+
+
 def _about(d: Dim, s: Sym, size: int) -> int:
     """The value of ``s`` for which ``d``, an integer multiple of it, is about ``size``."""
     factor = coefficient(d, s)

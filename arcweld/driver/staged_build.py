@@ -22,7 +22,7 @@ from arcweld.compiler.text import parse_graph
 from arcweld.driver.assemble import provenance
 from arcweld.driver.build import Build
 from arcweld.driver.draws import TRIES
-from arcweld.driver.samples import Draw, sample_inputs, sample_sizes
+from arcweld.driver.samples import Draw, sample_inputs, sample_sizes, smaller
 from arcweld.driver.staged_reference import StagedReference
 from arcweld.driver.stages import Stages, in_stages, of_known_sizes, tensor
 from arcweld.runtime import program as prog
@@ -84,8 +84,9 @@ def _fed(
     full: set[int] = set()
     carriers = {s.stage: s.carrier for s in every_step(cut.steps) if isinstance(s, Run)}
     for seed in range(TRIES if feeds is None else 1):
-        values = dict(feeds) if feeds is not None else _drawn(cut, known, seed)
-        reference = StagedReference(cut, values, {**known, **bind_symbols(cut.graph.inputs, values, None)})
+        here = smaller(cut.graph, known, sizes, seed // 2)
+        values = dict(feeds) if feeds is not None else _drawn(cut, here, seed)
+        reference = StagedReference(cut, values, {**here, **bind_symbols(cut.graph.inputs, values, None)})
         try:
             reference.run()
         except ArcweldError as error:

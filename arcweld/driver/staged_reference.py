@@ -78,8 +78,8 @@ class StagedReference:
         feeds = {v.name: self.values[v.name] for v in stage.inputs if v.name != step.carrier}
         if step.carrier:
             feeds[step.carrier] = np.empty((*(self.sizes[n] for n in step.sizes), 0), np.uint8)
-        self.fed.setdefault(step.stage, feeds)
         self.values.update(run_reference(stage, feeds))
+        self.fed.setdefault(step.stage, feeds)
 
     def _repeat(self, step: Repeat) -> None:
         trips = int(self._first(step.trips)) if step.trips else step.most
