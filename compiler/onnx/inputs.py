@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from arcweld.compiler.dims import Dim, IntExpr
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
@@ -20,6 +21,7 @@ from arcweld.compiler.onnx.operands import Builder, Items, Operand, elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.sizes import is_joined, sizes_of
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.text import sanitize
 
 MAX_RANK = 32
@@ -119,6 +121,13 @@ class Inputs(Attributes):
         self.known(i)
         return [self.concrete(d, f"input {i}") for d in self.dims(i)]
 
+    def is_known(self, i: int) -> bool:
+        """Whether the elements of input ``i`` are known on the host while compiling."""
+        try:
+            return self.known(i).known is not None
+        except UnsupportedError:
+            return False
+
     def is_seen(self, i: int) -> bool:
         """Whether the host sees the elements of input ``i``, a list of integers, at run time only, all of them."""
         operand = self.operand(i)
@@ -142,7 +151,13 @@ class Inputs(Attributes):
         return None
 
     def size(self, i: int) -> scalars.Scalar:
-        """The one element of input ``i``, as ``dims`` reads integers."""
+        """The one element of input ``i``, as ``dims`` reads integers, and floats that hold one."""
+        operand = self.operand(i)
+        if operand.dtype.is_float and operand.value is not None and not self.is_known(i):
+            whole = make(self.builder.rw, "Cast", [operand.value], {"to": DType.I64}, origin=self.origin)
+            sizes = sizes_of(self.builder, whole, self.hint, self.origin)
+            if sizes is not None and len(sizes) == 1:
+                return sizes[0]
         found = self._computed_sizes(i)
         return found[0] if found is not None and len(found) == 1 else self.scalar(i)
 

@@ -24,7 +24,7 @@ from arcweld.compiler.onnx.arguments import (
 )
 from arcweld.compiler.onnx.context import NodeContext, broadcast_shape
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.host import depends_on_data, expandable, resolved, view
+from arcweld.compiler.onnx.host import depends_on_data, expandable, require_zero, resolved, view
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
@@ -98,7 +98,9 @@ def _split(c: NodeContext) -> Result:
     for size in split_sizes(c, x.shape[axis]):
         parts.append(c.slice(x, axis, start, size))
         start = start + size
-    if start != x.shape[axis]:
+    if start != x.shape[axis] and depends_on_data(c.builder, [start]):
+        require_zero(c, start - x.shape[axis], f"the parts do not add up to {x.shape[axis]}")
+    elif start != x.shape[axis]:
         c.unsupported(f"whether the parts add up to {x.shape[axis]} is not known", fix_dimensions(x.shape[axis]))
     return parts
 
@@ -269,8 +271,23 @@ def _tile(c: NodeContext) -> Result:
 @handles("Trilu")
 def _trilu(c: NodeContext) -> Result:
     c.needs_rank(0, 2)
+    x, upper = c.value(0), bool(c.int_attr("upper", 1))
+    if c.has(1) and not c.is_known(1):
+        return _triangle(c, x, c.value(1), upper)
     k = c.concrete(scalars.as_dim(c.scalar(1)), "k") if c.has(1) else 0
-    return c.emit("Trilu", c.value(0), upper=int(bool(c.int_attr("upper", 1))), k=k)
+    return c.emit("Trilu", x, upper=int(upper), k=k)
+
+
+def _triangle(c: NodeContext, x: Value, k: Value, upper: bool) -> Value:
+    """Trilu whose diagonal the device knows."""
+    rows, columns = (
+        c.reshape(c.emit("Range", start=0, step=1, length=d, dtype=DType.I64), shape)
+        for d, shape in ((x.shape[-2], (x.shape[-2], 1)), (x.shape[-1], (1, x.shape[-1])))
+    )
+    distance = c.emit("Sub", c.emit("Sub", columns, rows), c.cast(c.reshape(k, ()), DType.I64))
+    zero = c.const(0, DType.I64)
+    keep = c.emit("GreaterOrEqual", distance, zero) if upper else c.emit("LessOrEqual", distance, zero)
+    return c.emit("Where", keep, x, c.const(0, x.dtype))
 
 
 @handles("OneHot")
@@ -291,7 +308,7 @@ def _one_hot(c: NodeContext) -> Result:
 
 @handles("Range")
 def _range(c: NodeContext) -> Result:
-    start, limit, step = (c.size(i) for i in range(3))
+    start, limit, step = (c.scalar(i) if c.operand(i).dtype.is_float else c.size(i) for i in range(3))
     dtype = c.operand(0).dtype
     if scalars.is_symbolic(step) or step == 0:
         c.unsupported(f"the step of the range is {step}", fix_dimensions(step))
