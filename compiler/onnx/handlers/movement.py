@@ -28,6 +28,7 @@ from arcweld.compiler.onnx.host import depends_on_data, expandable, require_zero
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
+from arcweld.compiler.onnx.sizes import sizes_of
 
 
 @handles("Reshape")
@@ -111,6 +112,9 @@ def _concat(c: NodeContext) -> Result:
     return c.operand(0) if len(c.operands) == 1 else c.emit("Concat", *c.values(), axis=axis)
 
 
+_MOST_PADS = 4  # that depend on data: of more, the kernel's index arithmetic grows too long
+
+
 @handles("Pad")
 def _pad(c: NodeContext) -> Result:
     rank = c.operand(0).rank
@@ -120,6 +124,9 @@ def _pad(c: NodeContext) -> Result:
         value = c.float_attr("value", 0.0)
     else:
         given = c.dims(1)
+        told = {s.name for d in given for s in dims.free_symbols(d)} & c.builder.born
+        if len(told) > _MOST_PADS:
+            c.unsupported(f"{len(told)} pads that depend on data (up to {_MOST_PADS})")
         value = float(c.number(2)) if c.has(2) else 0.0
     axes = axes_argument(c, 3, rank, 18) if c.has(3) else None
     where = list(range(rank)) if axes is None else axes
@@ -308,8 +315,10 @@ def _one_hot(c: NodeContext) -> Result:
 
 @handles("Range")
 def _range(c: NodeContext) -> Result:
-    start, limit, step = (c.scalar(i) if c.operand(i).dtype.is_float else c.size(i) for i in range(3))
     dtype = c.operand(0).dtype
+    if not c.is_known(2) or (dtype.is_float and not (c.is_known(0) and c.is_known(1))):
+        return _computed_range(c, *(c.reshape(c.value(i), ()) for i in range(3)))
+    start, limit, step = (c.scalar(i) if dtype.is_float else c.size(i) for i in range(3))
     if scalars.is_symbolic(step) or step == 0:
         c.unsupported(f"the step of the range is {step}", fix_dimensions(step))
     if dtype.is_float:
@@ -321,6 +330,17 @@ def _range(c: NodeContext) -> Result:
     by = int(step)  # type: ignore[arg-type]
     length = dims.maximum(dims.ceildiv(last - first if by > 0 else first - last, abs(by)), 0)
     return c.emit("Range", start=first, step=by, length=length, dtype=dtype)
+
+
+def _computed_range(c: NodeContext, start: Value, limit: Value, step: Value) -> Value:
+    """A range whose start and step the device knows: the host reads its length."""
+    kind = DType.F32 if start.dtype.is_float and start.dtype is not DType.F64 else DType.F64  # exact for integers
+    begin, end, by = (c.cast(v, kind) for v in (start, limit, step))
+    steps = c.emit("Ceil", c.emit("Div", c.emit("Sub", end, begin), by))
+    count = c.cast(c.emit("Max", steps, c.const(0, kind)), DType.I64)
+    (length,) = sizes_of(c.builder, count, f"{c.hint}_length", c.origin) or [0]
+    places = c.cast(c.emit("Range", start=0, step=1, length=length, dtype=DType.I64), start.dtype)
+    return c.emit("Add", start, c.emit("Mul", places, step))
 
 
 def _float_range(c: NodeContext, start: scalars.Scalar, limit: scalars.Scalar, step: scalars.Scalar) -> Value:

@@ -23,7 +23,7 @@ SAME = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
     "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu",
     "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
-    "Log", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
+    "Log", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
     "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Tan", "Tanh", "ThresholdedRelu", "Where",
     "Xor",
 )  # fmt: skip
@@ -50,6 +50,16 @@ def same_attrs(c: NodeContext, ir_op: str) -> dict[str, Any]:
 @handles(*SAME)
 def _same(c: NodeContext) -> Result:
     return c.emit(c.op, *c.values(), **same_attrs(c, c.op))
+
+
+@handles("PRelu")
+def _prelu(c: NodeContext) -> Result:
+    """A slope for each channel had one axis before operator set 7; ONNX's version converter leaves it so."""
+    x, slope = c.values()
+    channels = slope.type.rank == 1 and x.type.rank > 2 and slope.shape[0] not in (1, x.shape[-1])
+    if channels and slope.shape[0] == x.shape[1]:
+        slope = c.reshape(slope, (slope.shape[0], *[1] * (x.type.rank - 2)))
+    return c.emit("PRelu", x, slope)
 
 
 @handles("Max", "Min", "Sum", "Mean")
