@@ -1,0 +1,21 @@
+// Numbers in global memory by which the blocks of a cooperative launch wait for each other.
+// The simulator's twin, sim_grid.h, declares the same functions. Include it after prims.cuh.
+#pragma once
+#ifdef ARCWELD_SIM
+#include "sim_grid.h"
+#else
+
+// Adds to a number, after all that this thread did or saw other threads do.
+ARCWELD_DEVICE void add_release(u32* p, u32 v) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// Waits until a number is ``least`` or more; what came before those additions is then visible. The blocks that add must be
+// on the GPU: only a cooperative launch is sure of it.
+ARCWELD_DEVICE void wait_acquire(const u32* p, u32 least) {
+  u32 found;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(p) : "memory");
+  } while (found < least);
+}
+
+#endif
