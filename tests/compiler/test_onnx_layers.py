@@ -8,9 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx_models import compare, evaluate, floats, ints, model, one_node
+from onnx_models import compare, evaluate, floats, ints, model, one_node, runtime
 
-from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
 
 F = floats
@@ -42,10 +41,8 @@ def _recurrent(
 def test_recurrent_layers(op: str, direction: str) -> None:
     proto, feeds = _recurrent(op, {"direction": direction})
     graph = compare(proto, feeds)
-    # the input's products for all steps are one matrix product a direction
-    rows = GATES[op] * 5
-    together = [n for n in graph.nodes if n.op == "MatMul" and n.output.shape == (4, 2, rows)]
-    assert len(together) == (2 if direction == "bidirectional" else 1)
+    # the input's products for all steps and directions are one matrix product
+    assert [n.op for n in graph.nodes if n.op in ("MatMul", "Recurrence")] == ["MatMul", "Recurrence"]
 
 
 @pytest.mark.parametrize(
@@ -76,10 +73,36 @@ def test_batch_first_layout() -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_open_number_of_steps_is_refused() -> None:
-    proto, _ = one_node("RNN", 14, [F(4, 2, 3)], {"hidden_size": 5}, {1: F(1, 5, 3), 2: F(1, 5, 5)}, open_dims=True)
-    with pytest.raises(UnsupportedError, match="time steps"):
-        import_onnx(proto)
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_rows_of_different_lengths(op: str, direction: str) -> None:
+    """As an input, and as a constant that says the same for all rows or not."""
+    d, rows = 2 if direction == "bidirectional" else 1, GATES[op] * 5
+    attrs = {"hidden_size": 5, "direction": direction}
+    constants = {1: F(d, rows, 3) / 2, 2: F(d, rows, 5, seed=1) / 2, 3: F(d, 2 * rows, seed=2)}
+    for lengths in ([4, 1, 3], [4, 4, 4], [2, 2, 2]):
+        given = np.array(lengths, np.int32)
+        outputs = 3 if op == "LSTM" else 2
+        compare(*one_node(op, 14, [F(4, 3, 3, seed=6)], attrs, {**constants, 4: given}, outputs=outputs))
+    proto, feeds = one_node(op, 14, [F(4, 3, 3, seed=6)], attrs, {**constants, 4: given}, outputs=outputs)
+    (tensor,) = (t for t in proto.graph.initializer if list(t.dims) == [3] and t.data_type == onnx.TensorProto.INT32)
+    proto.graph.initializer.remove(tensor)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.INT32, [3]))
+    compare(proto, {**feeds, tensor.name: np.array([1, 4, 2], np.int32)})
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_open_numbers_of_steps_and_rows(op: str) -> None:
+    rows = GATES[op] * 5
+    constants = {1: F(1, rows, 3) / 2, 2: F(1, rows, 5, seed=1) / 2}
+    proto, _ = one_node(op, 14, [F(4, 2, 3)], {"hidden_size": 5}, constants)
+    for k, name in enumerate(("steps", "batch")):
+        proto.graph.input[0].type.tensor_type.shape.dim[k].dim_param = name
+    graph = import_onnx(proto)
+    for steps, batch in ((1, 1), (9, 1), (3, 4)):
+        feeds = {"x0": F(steps, batch, 3, seed=steps)}
+        for ours, theirs in zip(evaluate(graph, feeds), runtime(proto, feeds)):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------- attention
