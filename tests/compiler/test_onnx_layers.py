@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_models import compare, evaluate, floats, ints, model, one_node, runtime
 
+from arcweld.compiler.onnx.handlers.base import MICROSOFT
 from arcweld.compiler.onnx.importer import import_onnx
 
 F = floats
@@ -59,6 +61,29 @@ def test_recurrent_layers(op: str, direction: str) -> None:
 )
 def test_recurrent_options(op: str, attrs: dict[str, Any], options: dict[str, Any]) -> None:
     compare(*_recurrent(op, attrs, **options))
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_dynamically_quantised_lstm(direction: str, per_column: bool) -> None:
+    d, hidden, features = 2 if direction == "bidirectional" else 1, 5, 3
+    rng = np.random.default_rng(0)
+    scales = (d, 4 * hidden) if per_column else (d,)
+    constants = {
+        1: rng.integers(-100, 100, (d, features, 4 * hidden)).astype(np.int8),
+        2: rng.integers(-100, 100, (d, hidden, 4 * hidden)).astype(np.int8), 3: F(d, 8 * hidden, seed=2),
+        8: (0.004 + 0.004 * rng.random(scales)).astype(np.float32), 9: np.zeros(scales, np.int8),
+        10: (0.004 + 0.004 * rng.random(scales)).astype(np.float32), 11: np.zeros(scales, np.int8),
+    }  # fmt: skip
+    attrs = {"hidden_size": hidden, "direction": direction}
+    feeds = [F(6, 2, features, seed=6)]
+    proto, named = one_node("DynamicQuantizeLSTM", 14, feeds, attrs, constants, outputs=3, domain=MICROSOFT)
+    graph, options = import_onnx(proto), ort.SessionOptions()
+    options.intra_op_num_threads = 1  # each of several threads would take the range of its own rows
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for ours, theirs in zip(evaluate(graph, named), session.run(None, named), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+    assert sum(n.op == "Recurrence" for n in graph.nodes) == 1
 
 
 def test_batch_first_layout() -> None:
