@@ -1,7 +1,7 @@
 // What all recurrences share, in plain CUDA C++: the barrier of blocks that exchange states, the products of a step, and the
 // range of its states. Include it after prims.cuh.
 #pragma once
-#include "grid.cuh"
+#include "prims_grid.cuh"
 #include "reduce.cuh"
 
 // The barrier of ``blocks`` blocks. ``counters``: two numbers that are zeros before the launch, and after it again. Every

@@ -1,4 +1,4 @@
-// The simulator's twin of grid.cuh: a thread that waits for another block gives way to it.
+// The simulator's twin of prims_grid.cuh: a thread that waits for another block gives way to it.
 #pragma once
 
 ARCWELD_DEVICE void add_release(u32* p, u32 v) { sim_add_release(p, v); }

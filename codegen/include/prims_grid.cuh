@@ -1,8 +1,8 @@
 // Numbers in global memory by which the blocks of a cooperative launch wait for each other.
-// The simulator's twin, sim_grid.h, declares the same functions. Include it after prims.cuh.
+// The simulator's twin, sim_prims_grid.h, declares the same functions. Include it after prims.cuh.
 #pragma once
 #ifdef ARCWELD_SIM
-#include "sim_grid.h"
+#include "sim_prims_grid.h"
 #else
 
 // Adds to a number, after all that this thread did or saw other threads do.
