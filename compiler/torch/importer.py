@@ -22,9 +22,9 @@ from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
-from arcweld.compiler.torch.handlers.recurrent import has_projections
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, as_array, value_range
+from arcweld.compiler.torch.whole_layers import WholeLayers, has_projections
 
 log = logging.getLogger("arcweld.torch")
 
@@ -43,7 +43,7 @@ def import_module(
     """
     _refuse_training(module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), WholeLayers():
             program = torch.export.export(
                 module, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )

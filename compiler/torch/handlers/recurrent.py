@@ -8,6 +8,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.recurrence import CELLS
 from arcweld.compiler.torch.context import AtenContext, Result, aten
+from arcweld.compiler.torch.whole_layers import has_projections
 
 # torch's gates in the order of Recurrence: of i, f, g, o those for i, o, f, c; of r, z, n those for z, r, h
 _ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
@@ -31,11 +32,6 @@ def rnn_tanh(c: AtenContext) -> Result:
 @aten("rnn_relu.input", "arcweld.rnn_relu.default")
 def rnn_relu(c: AtenContext) -> Result:
     return _layers(c, "rnn", [c["hx"]], ("Relu",))
-
-
-def has_projections(params: int, has_biases: bool, layers: int, bidirectional: bool) -> bool:
-    """True for an LSTM that projects its hidden states: it has one more weight in each layer and direction."""
-    return params != layers * (2 if bidirectional else 1) * (4 if has_biases else 2)
 
 
 def _layers(c: AtenContext, kind: str, states: Sequence[Value], activations: tuple[str, ...] = ()) -> Result:
