@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import recurrence_oracle
+from kernel_cases import Case
 
 from arcweld.codegen.kernel import BoundKernel
 from arcweld.codegen.lowering.lower import lower
@@ -99,6 +100,23 @@ class Layer:
 def by_tensor(bound: BoundKernel, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Arrays by the kernel's names, or by the tensors'."""
     return {b: arrays[t] for b, t in bound.tensors.items() if t in arrays}
+
+
+def cases() -> list[Case]:
+    """Each layer with each of its tactics."""
+    found = []
+    for layer in LAYERS:
+        bound = layer.kernel()
+        for tactic in layer.tactics():
+            inputs = by_tensor(bound, layer.feeds({}))
+            found.append(Case(f"{layer.name}-{tactic}", bound.kernel, inputs, {}, tactic))
+    return found
+
+
+def expected(case: Case) -> dict[str, np.ndarray]:
+    """What the oracle says the written buffers hold."""
+    (layer,) = (x for x in LAYERS if case.id.startswith(f"{x.name}-Rec"))
+    return by_tensor(layer.kernel(), layer.expected(layer.feeds({})))
 
 
 STATES = ("first_h", "first_c")

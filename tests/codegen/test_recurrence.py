@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases_recurrence import LAYERS, STATES, Layer, assert_close, by_tensor
+from cases_recurrence import LAYERS, STATES, Layer, assert_close, by_tensor, cases, expected
 from harness import assert_compiles, run_kernel
 from kernel_numpy import run_numpy
 from mutate import survivors
 
-from arcweld.codegen.templates.card import MULTIPROCESSORS, SHARED_LIMIT
+from arcweld.codegen.templates.card import MULTIPROCESSORS, RESIDENT_BLOCKS, SHARED_LIMIT
 from arcweld.codegen.templates.recurrence.recurrence import RecurrenceTactic, render_recurrence, supports, tactics
 from arcweld.compiler.dims import evaluate, symbol
 from arcweld.compiler.dtypes import DType
@@ -91,7 +91,7 @@ def test_blocks_that_wait_for_each_other_fit_on_every_card(cell: str, hidden: in
             assert source.block[0] <= 1024
             x, y, z = (evaluate(d, {"t": 100, "b": 1000}) for d in source.grid)
             if source.cooperative:
-                assert x * y * z <= min(MULTIPROCESSORS.values())
+                assert x * y * z <= RESIDENT_BLOCKS <= min(MULTIPROCESSORS.values())
                 assert not source.pdl
 
 
@@ -129,6 +129,13 @@ def test_usual_sizes_compile_without_spills(cell: str, hidden: int, dtype: DType
         assert_compiles(render_recurrence(kernel, tactics(kernel, "sm_80")[0], "sm_80"))
     kernel = Layer(cell, hidden, 100, 1, dtype=dtype).kernel().kernel
     assert_compiles(render_recurrence(kernel, tactics(kernel, "sm_80")[0], "sm_80"))
+
+
+def test_cases_for_a_gpu_have_their_oracle() -> None:
+    for case in cases():
+        written = {b.name: b for b in case.kernel.buffers if b.written}
+        found = expected(case)
+        assert {k: v.shape for k, v in found.items()} == {k: b.shape for k, b in written.items()}
 
 
 @pytest.mark.parametrize("layer", LAYERS[::3], ids=lambda layer: layer.name)
