@@ -249,7 +249,7 @@ register(
             "activations": Attr("strs", required=True), "clip": Attr("float", 0.0),
             "linear_before_reset": Attr("int", 0), "input_forget": Attr("int", 0), "rounded": Attr("int", 0),
         },
-        cost=256,
+        cost=256, needs=lambda node: node.operands()[0].shape[:1],
         cases=(
             _case("lstm", 4, 2, 5, dtypes=("f32", "f16", "bf16", "f64")),
             _case("gru", 4, 2, 5, dtypes=("f32", "f16")),

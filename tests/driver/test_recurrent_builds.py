@@ -12,9 +12,11 @@ from onnx import helper
 from onnx_models import floats, model, runtime
 
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import InputError
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.driver import api
 from arcweld.driver.build import Build
+from arcweld.driver.value_uses import integer_range
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
 
@@ -89,3 +91,26 @@ def test_half_precision_keeps_states_in_f32(precision: str, tolerance: float) ->
     assert kernel.loads["r"].dtype is DType.F32  # computed with, and stored in 16 bits
     assert any(b.dtype.is_half for b in kernel.buffers if not b.written)
     assert_right(proto, build, 30, 2, tolerance)
+
+
+def test_lengths_of_rows_are_an_input() -> None:
+    """Verification draws lengths that rows can have."""
+    proto = layer("LSTM", "steps", "rows", 12)
+    (node,) = proto.graph.node
+    node.input.extend(["", "n"] if len(node.input) == 3 else ["n"])
+    proto.graph.input.append(helper.make_tensor_value_info("n", onnx.TensorProto.INT32, ["rows"]))
+    build = built(proto)
+    x, n = floats(7, 3, FEATURES), np.array([7, 1, 4], np.int32)
+    got = Engine(build.data, SimDevice(checked=True)).run({"x": x, "n": n})
+    for ours, theirs in zip(got.values(), runtime(proto, {"x": x, "n": n})):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+    low, high = integer_range(build.imported, build.imported.inputs[1], {"steps": 9, "rows": 2})
+    assert (low, high) == (1, 9)
+
+
+def test_an_engine_takes_no_sequence_without_steps() -> None:
+    graph = import_onnx(layer("GRU", "steps", 1, 8), ranges={"steps": (0, None, 1)})
+    engine = api.build_engine(graph, device="sim", arch=["sm_80"], verify="off")[1]
+    engine.run({"x": np.zeros((1, 1, FEATURES), np.float32)})
+    with pytest.raises(InputError, match="steps is 0"):
+        engine.run({"x": np.zeros((0, 1, FEATURES), np.float32)})
