@@ -11,6 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx_models import compare, evaluate, floats, ints, model, one_node, runtime
 
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.handlers.base import MICROSOFT
 from arcweld.compiler.onnx.importer import import_onnx
 
@@ -128,6 +129,36 @@ def test_open_numbers_of_steps_and_rows(op: str) -> None:
         feeds = {"x0": F(steps, batch, 3, seed=steps)}
         for ours, theirs in zip(evaluate(graph, feeds), runtime(proto, feeds)):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_numbers_of_rows_are_one() -> None:
+    """What first states of a known number of rows demand of the input is deduced; two open numbers have to be one."""
+    constants = {1: F(1, 20, 3) / 2, 2: F(1, 20, 5) / 2}
+    feeds = [F(4, 2, 3), None, None, None, None, F(1, 2, 5), F(1, 2, 5, seed=1)]
+    proto, named = one_node("LSTM", 14, feeds, {"hidden_size": 5}, constants, outputs=3)
+    name = lambda k, to: setattr(proto.graph.input[k].type.tensor_type.shape.dim[1], "dim_param", to)
+    name(0, "batch")
+    graph = import_onnx(proto)
+    assert graph.inputs[0].shape == (4, 2, 3)
+    for ours, theirs in zip(evaluate(graph, named), runtime(proto, named), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    name(1, "n")
+    name(2, "n")
+    with pytest.raises(UnsupportedError, match="n and batch are not known to be equal"):
+        import_onnx(proto)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape"),
+    [(1, (1, 20)), (1, (1, 20, 4)), (1, (2, 20, 3)), (2, (1, 20, 6)), (2, (20, 5)), (3, (1, 39)), (3, (40,)), (4, (3,)),
+     (5, (1, 3, 5)), (5, (2, 5)), (6, (1, 2, 4)), (7, (1, 14)), (7, (15,))],
+)  # fmt: skip
+def test_operands_that_do_not_fit_are_errors_of_the_model(position: int, shape: tuple[int, ...]) -> None:
+    constants = {1: F(1, 20, 3), 2: F(1, 20, 5)}
+    constants[position] = np.full(shape, 2, np.int32) if position == 4 else F(*shape)
+    proto, _ = one_node("LSTM", 14, [F(4, 2, 3)], {"hidden_size": 5}, constants, outputs=3)
+    with pytest.raises((ModelError, UnsupportedError)):
+        import_onnx(proto)
 
 
 # ------------------------------------------------------------------------------------------------------- attention

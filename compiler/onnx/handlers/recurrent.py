@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.deduce import to_have_equal_numbers
 from arcweld.compiler.onnx.handlers.base import MICROSOFT, Result, handles
 from arcweld.compiler.onnx.handlers.quant import dynamic_quantize
 from arcweld.compiler.ops.recurrence import ACTIVATIONS, CELLS, DIRECTIONS, Cell
@@ -28,8 +29,8 @@ def _recurrent(c: NodeContext) -> Result:
     kind = "lstm" if c.op == QUANTISED else c.op.lower()
     cell, directions = CELLS[kind], len(DIRECTIONS[direction])
     weights, products, bias = _products(c, x, cell, directions)
-    states = [_initial(c, 5 + k, directions, x.shape[1], weights.shape[2], batch_first) for k in range(cell.states)]
-    peephole = _own(c, 7, directions) if cell.states == 2 and c.has(7) else None
+    states = [_initial(c, 5 + k, x.shape[1], batch_first) for k in range(cell.states)]
+    peephole = _own(c, 7, directions, 2) if cell.states == 2 and c.has(7) else None
     y = c.emit(
         "Recurrence", products, weights, _lengths(c, x), bias, peephole, *states, cell=kind, direction=direction,
         activations=_activations(c, directions, cell.activations), clip=c.float_attr("clip", 0.0),
@@ -48,8 +49,8 @@ def _lengths(c: NodeContext, x: Value) -> Value | None:
     if not c.has(4):
         return None
     given, (steps, batch) = c.operand(4), x.shape[:2]
-    if given.shape != (batch,):
-        c.broken(f"sequence_lens has the shape {list(given.shape)} for a batch of {batch}")
+    if given.rank == 1 and given.shape != (batch,):
+        c.narrow(to_have_equal_numbers(batch, given.shape[0]))
     if given.known is not None and isinstance(steps, int) and all(n == steps for n in c.dims(4)):
         return None
     return c.value(4)
@@ -71,7 +72,9 @@ def _products(c: NodeContext, x: Value, cell: Cell, directions: int) -> tuple[Va
     products = c.concat([c.emit("MatMul", x, c.transpose(part, (1, 0))) for part in parts], 2)
     if not c.has(3):
         return r, products, None
-    both = _own(c, 3, directions)
+    both = _own(c, 3, directions, 2)
+    if both.shape[1] != 2 * rows:
+        c.broken(f"input 3 has the shape {list(both.shape)} for {rows} rows of weights")
     own, held = (c.slice(both, 1, k * rows, rows) for k in (0, 1))
     left: Value | None = None
     if c.op == "GRU" and c.int_attr("linear_before_reset"):
@@ -90,7 +93,7 @@ def _rounded(c: NodeContext, x: Value) -> Value:
 
 def _weights(c: NodeContext, i: int, directions: int) -> Value:
     """Weights ``[D, gates * H, columns]``; quantised ones come transposed, with scales for each direction."""
-    given = _own(c, i, directions)
+    given = _own(c, i, directions, 3)
     if c.op != QUANTISED:
         return given
     found = []
@@ -103,24 +106,23 @@ def _weights(c: NodeContext, i: int, directions: int) -> Value:
     return c.concat(found, 0)
 
 
-def _own(c: NodeContext, i: int, directions: int) -> Value:
+def _own(c: NodeContext, i: int, directions: int, rank: int) -> Value:
     """Weight input ``i``, which has an entry for each direction."""
     value = c.value(i)
-    if value.type.rank < 2 or value.shape[0] != directions:
+    if value.type.rank != rank or value.shape[0] != directions:
         c.broken(f"input {i} has the shape {list(value.shape)} for {directions} direction(s)")
     return value
 
 
-def _initial(c: NodeContext, i: int, directions: int, batch: Dim, hidden: Dim, batch_first: bool) -> Value | None:
+def _initial(c: NodeContext, i: int, batch: Dim, batch_first: bool) -> Value | None:
     if not c.has(i):
         return None
     value = c.value(i)
     if value.type.rank != 3:
         c.broken(f"input {i} has rank {value.type.rank}")
-    if batch_first:
-        value = c.transpose(value, (1, 0, 2))
-    if value.shape != (directions, batch, hidden):
-        c.broken(f"input {i} has the shape {list(c.shape(i))}")
+    value = c.transpose(value, (1, 0, 2)) if batch_first else value
+    if value.shape[1] != batch:
+        c.narrow(to_have_equal_numbers(batch, value.shape[1]))
     return value
 
 
