@@ -22,7 +22,7 @@ struct GridBarrier {
     if (threadIdx.x == 0) wait_acquire(counters, passed * blocks);
     __syncthreads();
   }
-  // After the last wait, and one more arrival or none: the last block to leave puts the counters back to 0.
+  // After the last wait, which has seen all arrivals: the last block to leave puts the counters back to 0.
   ARCWELD_DEVICE void leave() const {
     if (threadIdx.x == 0 && atomic_inc(counters + 1, blocks - 1) == blocks - 1) *counters = 0;
   }

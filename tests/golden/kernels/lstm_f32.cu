@@ -106,7 +106,7 @@ struct Weights {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) recurrence_8dc5fd6f(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) recurrence_90d8b84b(const __grid_constant__ Params p) {
   DYN_SHARED(f32, source);                        // the states that the weights multiply: [4][96]
   f32* const parts = source + 384;  // sums, see step_products
   const int direction = 0, first_unit = blockIdx.x * 8;
@@ -139,6 +139,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) recurrence_8dc5fd6f(const _
   barrier.arrive();
 
   for (int step = 0; step < p.steps; ++step) {
+    barrier.wait();
     for (int base = 0; base < p.rows; base += 4) {
       f32 x0[1][1];
       f32 x1[1][1];
@@ -158,7 +159,6 @@ extern "C" __global__ void __launch_bounds__(256, 1) recurrence_8dc5fd6f(const _
           load_x3(p, at[n], direction, row, unit, x3[n]);
         }
       }
-      if (base == 0) barrier.wait();
       const f32* const from = p.shared_h + (step & 1) * p.rows * 96;
       for (int i = threadIdx.x * 4; i < 384; i += 1024) {
         const int row = base + i / 96, k = i % 96;
@@ -196,8 +196,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) recurrence_8dc5fd6f(const _
         }
       }
     }
-    barrier.arrive();
+    if (step + 1 < p.steps) barrier.arrive();
   }
   barrier.leave();
 }
-EXPORT_KERNEL(recurrence_8dc5fd6f)
+EXPORT_KERNEL(recurrence_90d8b84b)
