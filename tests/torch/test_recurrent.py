@@ -12,7 +12,7 @@ from torch_oracle import compare, rand
 
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.torch.importer import import_module
+from arcweld.compiler.torch.importer import import_exported, import_module
 from arcweld.torch.report import clear_report, torch_report
 
 LAYERS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
@@ -67,6 +67,16 @@ def test_layers_arrive_whole(name: str) -> None:
     module = Layer(name).eval()
     args = (rand(7, 3, 4),)
     graph = import_module(module, args)
+    compare(graph, module, args)
+    assert kinds(graph) == ["MatMul", "Recurrence"] * module.layer.num_layers
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_programs_exported_elsewhere_arrive_whole(name: str) -> None:
+    module = Layer(name).eval()
+    args = (rand(7, 3, 4),)
+    with torch.no_grad():
+        graph = import_exported(torch.export.export(module, args))
     compare(graph, module, args)
     assert kinds(graph) == ["MatMul", "Recurrence"] * module.layer.num_layers
 
