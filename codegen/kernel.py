@@ -169,6 +169,7 @@ class KernelSource:
     cluster       blocks of a thread block cluster along x; 1: no clusters
     pdl           the kernel may be launched before its predecessor ends: it waits for the latter's writes itself
                   (programmatic dependent launch, CUDA Programming Guide)
+    cooperative   its blocks wait for each other: all of them have to be on the GPU at once
     zero          canonical buffers that must be zeroed before the launch
     workspace     arrays of its own that hold nothing before the launch and nothing after it
     counters      arrays of its own that hold zeros before each launch, and after it again
@@ -189,3 +190,4 @@ class KernelSource:
     tiled: tuple[tuple[Dim, int], ...] = ()
     workspace: tuple[Buffer, ...] = ()
     counters: tuple[Buffer, ...] = ()
+    cooperative: bool = False

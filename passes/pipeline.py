@@ -33,6 +33,7 @@ from arcweld.passes.positions import positions
 from arcweld.passes.precision import precision
 from arcweld.passes.quantised_movement import quantised_movement
 from arcweld.passes.ranges import ranges
+from arcweld.passes.single_steps import single_steps
 from arcweld.passes.split_operands import split_operands
 from arcweld.passes.storage import storage
 from arcweld.passes.tied_weights import tied_weights
@@ -60,6 +61,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("ranges", ranges, "exclude sizes for which a node has no element to make its result of"),
     # no-ops and duplicates that exporters leave would hide patterns from the passes that look for them
     Pass("cleanup", cleanup, "drop nodes that change nothing, join chains of movements"),
+    # before constants are folded, and products and activations looked for
+    Pass("single-steps", single_steps, "write a recurrence of one step as products"),
     Pass("quantised-movement", quantised_movement, "move 8-bit values without dequantising them"),
     # before weights of 8 bits become f32, or are kept for products in f32
     Pass("integer-products", integer_products, "multiply 8-bit operands as the integers that they are"),

@@ -39,6 +39,7 @@ _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 def keep_f32(graph: Graph, options: Options) -> set[str]:
     """The names of the first results of the nodes that stay f32."""
     kept = {n.output.name for n in graph.nodes if n.op in _EXACT or options.keep_f32.intersection(n.origin)}
+    kept |= {n.output.name for n in graph.nodes if n.attrs.get("rounded")}  # to 8 bits, as a Recurrence rounds states
     kept |= {n.output.name for n in graph.nodes if n.output.type.numel == 1 and _is_float_arithmetic(n)}
     kept |= _of_random_numbers(graph)
     kept |= _around_integers(graph)

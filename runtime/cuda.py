@@ -7,6 +7,7 @@ with a configuration packed beforehand it costs about 4 µs of host time.
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import threading
 from collections.abc import Sequence
@@ -297,12 +298,18 @@ class CudaDevice:
         return raw.raw[start : start + MAP_BYTES]
 
     def prepare(self, spec: LaunchSpec) -> PreparedLaunch:
-        """Packs one launch. Raises DeviceError for a cluster size that the GPU refuses."""
+        """Packs one launch.
+
+        Raises DeviceError for a cluster size that the GPU refuses, and for more blocks that wait for each other than it
+        runs at once.
+        """
         kernel: CudaKernel = spec.kernel
         if spec.cluster > PORTABLE_CLUSTER:
             attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
             result = self._driver.cuFuncSetAttribute(kernel.handle, attribute, 1)
             self._check(result, f"allowing clusters of {spec.cluster} for {spec.name}")
+        if spec.cooperative:
+            self._check_residency(spec)
         config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = spec.grid
         config.blockDimX, config.blockDimY, config.blockDimZ = spec.block
@@ -312,6 +319,21 @@ class CudaDevice:
             config.attrs = attributes
         config.numAttrs = len(attributes)
         return PreparedLaunch(spec.name, config, kernel.handle, spec.params)
+
+    def _check_residency(self, spec: LaunchSpec) -> None:
+        """Raises DeviceError if the GPU can't run all blocks of a cooperative launch at once."""
+        driver, blocks = self._driver, math.prod(spec.grid)
+        count = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        multiprocessors = self._check(driver.cuDeviceGetAttribute(count, self.gpu_index), "asking for multiprocessors")
+        found = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            spec.kernel.handle, math.prod(spec.block), spec.shared_bytes
+        )
+        most = multiprocessors * self._check(found, f"asking how many blocks of {spec.name} run at once")
+        if blocks > most:
+            raise DeviceError(
+                f"{spec.name} needs {blocks} blocks at once, {self.model} runs {most} of them",
+                node=spec.name, hint="use a GPU with more multiprocessors, or a smaller hidden size",
+            )  # fmt: skip
 
     def _attributes(self, spec: LaunchSpec) -> list[Any]:
         driver, kinds = self._driver, self._driver.CUlaunchAttributeID
@@ -327,6 +349,11 @@ class CudaDevice:
             pdl.id = kinds.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             pdl.value.programmaticStreamSerializationAllowed = 1
             attributes.append(pdl)
+        if spec.cooperative:
+            together = driver.CUlaunchAttribute()
+            together.id = kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            together.value.cooperative = 1
+            attributes.append(together)
         return attributes
 
     def launch(self, prepared: Any, stream: int = 0) -> None:

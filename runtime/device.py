@@ -45,6 +45,7 @@ class LaunchSpec:
     shared_bytes  bytes of dynamic shared memory of a block
     cluster       blocks of a thread block cluster, along x
     pdl           whether it may start before the kernel before it has ended (programmatic dependent launch)
+    cooperative   whether its blocks wait for each other, so that all of them have to run at once
     params        the bytes of the ``Params`` struct
     buffers       (address, bytes, written) of each array that the kernel may access; checked mode refuses others
     """
@@ -58,6 +59,7 @@ class LaunchSpec:
     pdl: bool
     params: bytes
     buffers: tuple[tuple[int, int, bool], ...]
+    cooperative: bool = False
 
 
 class Memory(Protocol):

@@ -233,6 +233,7 @@ class LaunchListBuilder:
             pdl=launch.variant.pdl and not first and not zero,
             params=b"",
             buffers=(),
+            cooperative=launch.variant.cooperative,
         )
         moves = any(p.slot != ABSOLUTE for p in (*(o.place for o in operands.values()), *(p for p, _ in zero)))
         step = Step(spec, params, operands, zero, moves)

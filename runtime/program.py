@@ -45,6 +45,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params        the members of the kernel's ``Params`` struct, in the order of declaration
     cluster       blocks of a thread block cluster, along x
     pdl           whether programmatic dependent launch is allowed
+    cooperative   whether its blocks wait for each other, so that all of them have to be on the GPU at once
     workspace     temporaries of its own, which nothing else reads or writes
     counters      arrays of its own that a context keeps: zeros before each launch, and after it again
     """
@@ -60,6 +61,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pdl: bool = True
     workspace: tuple[Tensor, ...] = ()
     counters: tuple[Tensor, ...] = ()
+    cooperative: bool = False
 
     def own(self) -> tuple[Tensor, ...]:
         """The workspace and the counters."""

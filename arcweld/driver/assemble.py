@@ -201,7 +201,7 @@ def _variant(s: KernelSource, tensors: Mapping[str, str], launch: str, taken: se
     return prog.Variant(
         s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl,
         workspace=tuple(_tensor(own[b.name], b) for b in s.workspace),
-        counters=tuple(_tensor(own[b.name], b) for b in s.counters),
+        counters=tuple(_tensor(own[b.name], b) for b in s.counters), cooperative=s.cooperative,
     )  # fmt: skip
 
 

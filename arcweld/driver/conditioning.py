@@ -72,6 +72,8 @@ def _terms(node: Node, arrays: Sequence[np.ndarray | None], result: np.ndarray) 
         return max(1, first.size // result.size)
     if kind is Kind.SCAN:
         return int(first.shape[node.attrs["axis"]])
+    if kind is Kind.RECURRENCE:  # errors of one step pass on to the next
+        return int(first.shape[0] * result.shape[-1])
     if kind is Kind.CONV:
         weight = arrays[1]
         return 1 if weight is None else math.prod(weight.shape[1:])

@@ -65,6 +65,8 @@ def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple
         return 0, MOST_EXPONENT
     if n.op == "BitShift" and place == 1:
         return 0, x.dtype.bits - 1
+    if n.op == "Recurrence" and place == 2:  # the steps of a row
+        return 1, max(1, evaluate(n.operands()[0].shape[0], sizes))
     if n.op in COMPARISONS:
         return _compared(graph, n, x, sizes)
     return None

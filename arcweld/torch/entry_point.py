@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from arcweld.torch import recurrent  # noqa: F401  (before Dynamo traces a model)
+
 
 def arcweld(module: Any, example_inputs: Any, **keywords: Any) -> Callable[..., Any]:
     """See ``arcweld.torch.backend.arcweld``, which is imported at the first call only."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, Stage, axis
 from arcweld.codegen.lowering.reading import Hero, RegionReader, delinearize, precision_of
+from arcweld.codegen.lowering.recurrence import lower_recurrence
 from arcweld.codegen.lowering.scatter import identity, lower_search
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim
@@ -157,19 +158,13 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
         "a": reader.read(a, (*_broadcast(outer, a.shape[:-2], own), row, k.index)),
         "b": reader.read(b, (*_broadcast(outer, b.shape[:-2], own), k.index, n.index)),
     }
-    attrs = {"precision": precision_of((a, b)), "b_is_weight": _of_weights(reader, loads["b"])}
+    attrs = {"precision": precision_of((a, b)), "b_is_weight": reader.of_weights(loads["b"])}
     zero = _optional(node, 2)
     if zero is not None:
         loads["zero"] = reader.read(zero, _broadcast((*outer, 0, n.index), zero.shape, own + 2))
     flops = dims.product(out.shape) * a.shape[-1] * 2
     axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
     return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
-
-
-def _of_weights(reader: RegionReader, e: Expr) -> bool:
-    """True if ``e`` reads weights only, perhaps through views: such loads need not wait for an earlier kernel."""
-    tensors = {b.name: name for name, b in reader.buffers.items()}
-    return all(tensors[x.attr[0]] in reader.graph.weights for x in expr.loads([e]))
 
 
 def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:
@@ -218,7 +213,7 @@ def lower_conv(reader: RegionReader, node: Node) -> Hero:
     attrs = {
         "precision": precision_of((x, w)), "strides": tuple(node.attrs["strides"]), "transposed": transposed,
         "dilations": tuple(node.attrs["dilations"]), "pads": tuple(node.attrs["pads"]),
-        "b_is_weight": _of_weights(reader, loads["w"]),
+        "b_is_weight": reader.of_weights(loads["w"]),
     }  # fmt: skip
     axes = {"n": (n,), "out": outs, "g": (g,), "co": (co,), "tap": taps, "ci": (ci,)}
     coords = place(n.index, g.index * co.extent + co.index, tuple(o.index for o in outs))
@@ -375,5 +370,6 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "conv": lower_conv,
     "window": lower_window,
     "attention": lower_attention,
+    "recurrence": lower_recurrence,
     "search": lower_search,
 }

@@ -104,6 +104,11 @@ class RegionReader(Inliner):
             return None
         return expr.const(np.asarray(weight.data).reshape(()).item(), value.dtype)
 
+    def of_weights(self, e: Expr) -> bool:
+        """True if ``e`` reads weights only, perhaps through views: such loads need not wait for an earlier kernel."""
+        tensors = {b.name: name for name, b in self.buffers.items()}
+        return all(tensors[x.attr[0]] in self.graph.weights for x in expr.loads([e]))
+
     def buffer(self, value: Value, written: bool = False) -> Buffer:
         """The canonical buffer that stands for ``value``: ``in0, in1, …`` in the order of reading, or ``out0, …``."""
         if value.name not in self.buffers:

@@ -89,7 +89,7 @@ def overlapping(extent: Dim, tile: int, parts: int = 0) -> tuple[tuple[Dim, int]
 def render(
     template: str, kernel: Kernel, params: Params, *, arch: str, grid: tuple[Dim, Dim, Dim],
     block: tuple[int, int, int], shared_bytes: int = 0, cluster: int = 1, pdl: bool = True,
-    zero: tuple[str, ...] = (), tiled: tuple[tuple[Dim, int], ...] = (), **context: Any,
+    zero: tuple[str, ...] = (), tiled: tuple[tuple[Dim, int], ...] = (), cooperative: bool = False, **context: Any,
 ) -> KernelSource:  # fmt: skip
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
@@ -105,4 +105,5 @@ def render(
     return KernelSource(
         entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero,
         tuple((extent, round_) for extent, round_ in tiled if round_ and not isinstance(extent, int)), *params.own(),
+        cooperative,
     )  # fmt: skip

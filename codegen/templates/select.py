@@ -14,6 +14,7 @@ from arcweld.codegen.templates.contract import implementations as contract
 from arcweld.codegen.templates.conv import implementations as conv
 from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.pointwise import pointwise, transpose
+from arcweld.codegen.templates.recurrence import recurrence
 from arcweld.codegen.templates.reduce import reduce, rowwise, scan, whole, window
 from arcweld.compiler.errors import UnsupportedError
 
@@ -36,6 +37,7 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "chain": chain.IMPLEMENTATIONS,
     "conv": conv.IMPLEMENTATIONS,
     "attention": attention.IMPLEMENTATIONS,
+    "recurrence": (_portable("recurrence", recurrence),),
 }
 
 

@@ -33,6 +33,7 @@ class Kind(Enum):
     CONV = "conv"  # convolutions, also transposed
     WINDOW = "window"  # pools
     ATTENTION = "attention"  # scaled dot-product attention
+    RECURRENCE = "recurrence"  # all steps of a recurrent layer
     SCATTER = "scatter"  # a copy with the elements at given indices replaced or combined
     COMPOSITE = "composite"  # always decomposed into other operators before fusion
 

@@ -18,6 +18,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     paged,
     pointwise,
     quantize,
+    recurrence,
     reduce,
     resize,
     rowwise,

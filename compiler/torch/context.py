@@ -27,12 +27,13 @@ def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[A
     """Registers a handler for ATen overloads such as ``add.Tensor``; a bare name means its ``default`` overload.
 
     Operators of other namespaces, which some of torch's decompositions contain, are written in full:
-    ``prims.iota.default``.
+    ``prims.iota.default``, ``arcweld.lstm.default``.
     """
 
     def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
         for name in names:
-            key = name if name.startswith("prims.") else "aten." + (name if "." in name else f"{name}.default")
+            own = name.startswith(("prims.", "arcweld."))
+            key = name if own else "aten." + (name if "." in name else f"{name}.default")
             if key in HANDLERS:
                 raise ValueError(f"{key} has two handlers")
             HANDLERS[key] = fn

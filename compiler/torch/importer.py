@@ -24,6 +24,7 @@ from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, as_array, value_range
+from arcweld.compiler.torch.whole_layers import WholeLayers, has_projections
 
 log = logging.getLogger("arcweld.torch")
 
@@ -42,7 +43,7 @@ def import_module(
     """
     _refuse_training(module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), WholeLayers():
             program = torch.export.export(
                 module, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -94,7 +95,7 @@ def import_exported(
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program in the operators that have handlers. Raises ModelError if torch cannot decompose it."""
     try:
-        return program.run_decompositions(kept_composites())
+        return program.run_decompositions(kept_composites(_projected(program)))
     except AssertionError as error:  # constants that it writes to
         raise ModelError(
             f"torch cannot decompose the exported program: {error}",
@@ -168,10 +169,20 @@ def import_fx(
     return graph.replace(aliases={o: names[state] for o, state in zip(graph.labels(), written)})
 
 
-def kept_composites() -> dict[Any, Any]:
-    """Torch's decompositions to core ATen, except those of operators that have a handler."""
+def _projected(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """The LSTM, if one of the program's projects its hidden states, which its handler doesn't take."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and str(node.target) == "aten.lstm.input":
+            _, _, params, has_biases, layers, _, _, bidirectional, _ = node.args
+            if has_projections(len(params), has_biases, layers, bidirectional):
+                return frozenset({"aten.lstm.input"})
+    return frozenset()
+
+
+def kept_composites(but: frozenset[str] = frozenset()) -> dict[Any, Any]:
+    """Torch's decompositions to core ATen, except those of operators that have a handler, ``but`` aside."""
     table = torch.export.default_decompositions()
-    keep = handled()
+    keep = handled() - but
     for op in [op for op in table.keys() if str(op) in keep]:  # noqa: SIM118 (a lazy table: only keys() fills it)
         table.pop(op)
     table.update(more_decompositions())

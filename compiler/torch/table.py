@@ -12,6 +12,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     movement,
     nn,
     pointwise,
+    recurrent,
     reduce,
     special,
 )

@@ -56,6 +56,10 @@ void barriers_reset() {
   for (NamedBarrier& b : barriers) memset(&b, 0, sizeof b);
 }
 
+void barriers_save(NamedBarrier* into) { memcpy((void*)into, barriers, sizeof barriers); }
+
+void barriers_restore(const NamedBarrier* from) { memcpy((void*)barriers, from, sizeof barriers); }
+
 void describe_waiting(char* text, size_t size) {
   size_t n = 0;
   text[0] = 0;

@@ -38,7 +38,10 @@ struct Shadow {
   Mark reads[kReads];
 };
 
-Shadow* shadow;
+Shadow* shadow;       // of the running block
+Shadow* usual_shadow; // ... of an ordinary launch
+Shadow* grid_shadow;  // ... of all blocks of a cooperative one, as many bytes of each as of the largest launch so far
+size_t grid_shadow_bytes;
 u32 clock_of[kAgents], block_start[kAgents];
 VectorClock view[kMaxWarps];        // what each warp knows of
 VectorClock fenced_view[kMaxWarps]; // ... knew of at its last fence.proxy.async
@@ -149,7 +152,42 @@ void require_proxy_fence(const Shadow& s, size_t offset, const Mark& me, int fir
                Where(pc).text, offset, writer, Where(sites[w.site]).text);
 }
 
+void forget_grid_shadow() {
+  if (grid_shadow) munmap((void*)grid_shadow, grid_shadow_bytes);
+  grid_shadow = nullptr;
+  grid_shadow_bytes = 0;
+}
+
 }  // namespace
+
+void checker_block_select(int block) {
+  if (!checked) return;
+  const size_t blocks = (size_t)sim_grid_dim.x * sim_grid_dim.y * sim_grid_dim.z, needed = blocks * shared_bytes * sizeof(Shadow);
+  if (needed > grid_shadow_bytes) {  // only before the first block starts: the launch's numbers don't change
+    forget_grid_shadow();
+    grid_shadow = (Shadow*)map_pages(needed);
+    grid_shadow_bytes = needed;
+  }
+  shadow = grid_shadow + (size_t)block * shared_bytes;
+}
+
+void checker_save(CheckerBlock& into) {
+  const size_t views = sizeof(VectorClock) * (size_t)warp_count;
+  memcpy(into.start, block_start, sizeof block_start);
+  into.pdl = pdl_clock;
+  memcpy((void*)into.view, view, views);
+  memcpy((void*)into.fenced_view, fenced_view, views);
+  memcpy(into.fenced_clock, fenced_clock, sizeof(u32) * (size_t)thread_count);
+}
+
+void checker_restore(const CheckerBlock& from) {
+  const size_t views = sizeof(VectorClock) * (size_t)warp_count;
+  memcpy(block_start, from.start, sizeof block_start);
+  pdl_clock = from.pdl;
+  memcpy((void*)view, from.view, views);
+  memcpy((void*)fenced_view, from.fenced_view, views);
+  memcpy(fenced_clock, from.fenced_clock, sizeof(u32) * (size_t)thread_count);
+}
 
 void checker_launch_start() {
   pdl_waits = 0;
@@ -170,10 +208,12 @@ const char* checker_launch_end() {
 void checker_block_start() {
   if (!checked) return;
   blocks_block_start();
-  if (!shadow) shadow = (Shadow*)map_pages(kMaxShared * sizeof(Shadow));
-  for (int i = 0; i < kAgents; ++i) {
+  if (!usual_shadow) usual_shadow = (Shadow*)map_pages(kMaxShared * sizeof(Shadow));
+  if (!cooperative) shadow = usual_shadow;
+  for (int i = 0; i < kAgents && !cooperative; ++i) {
     if (clock_of[i] > 1u << 31) {  // start again long before a clock wraps
       memset((void*)shadow, 0, kMaxShared * sizeof(Shadow));
+      forget_grid_shadow();
       memset(clock_of, 0, sizeof clock_of);
       break;
     }

@@ -12,6 +12,16 @@ void checker_launch_start();        // takes over what sim_set_buffers was told
 void checker_block_start();
 const char* checker_launch_end();  // what is wrong with the launch as a whole, or null
 
+// What the checker knows of one block of a cooperative launch. The shadow of its shared memory is in an area of its own.
+struct CheckerBlock {
+  u32 start[kAgents], pdl;
+  VectorClock view[kMaxWarps], fenced_view[kMaxWarps];
+  u32 fenced_clock[kMaxThreads];
+};
+void checker_block_select(int block);  // before the block starts or goes on
+void checker_save(CheckerBlock& into);
+void checker_restore(const CheckerBlock& from);
+
 // Shared access by a thread through the generic proxy; ``pc`` is the code that made it.
 void check_shared(const void* p, int bytes, Access access, int thread, const void* pc);
 // Global access; fails if it is outside the launch's buffers, writes one that is read-only, or comes before pdl_wait()
@@ -33,6 +43,9 @@ void blocks_launch_start(int count, const u64* triples);
 void blocks_block_start();
 void blocks_fence();
 void blocks_atomic();
+// What the block did until now becomes visible to those that wait for ``p``, which becomes ``value``; the reverse.
+void blocks_release(const u32* p, u32 value);
+void blocks_acquire(const u32* p, u32 least);
 void blocks_access(const void* p, size_t bytes, bool write, const void* pc);
 
 // "file+offset" of a code address, which the Python side turns into file:line.

@@ -44,6 +44,7 @@ def _runtime() -> ctypes.CDLL:
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
     ]  # fmt: skip
     library.sim_set_cluster.argtypes = [ctypes.c_int]
+    library.sim_set_cooperative.argtypes = [ctypes.c_int]
     library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     return library
 
@@ -91,6 +92,7 @@ class _Prepared:
     buffers: tuple[tuple[int, int, bool], ...]
     pdl: bool
     cluster: int
+    cooperative: bool
     empty: bool
 
 
@@ -225,6 +227,7 @@ class SimDevice:
             spec.buffers,
             spec.pdl,
             spec.cluster,
+            spec.cooperative,
             0 in spec.grid,
         )
 
@@ -241,6 +244,7 @@ class SimDevice:
                 flags = self._buffer_flags(p.buffers)
                 runtime.sim_set_buffers(len(flags), flags.ctypes.data, int(p.pdl))
             runtime.sim_set_cluster(p.cluster)
+            runtime.sim_set_cooperative(int(p.cooperative))
             failed = runtime.sim_launch(
                 p.kernel.address, p.params.ctypes.data, shape, shape + 12, p.shared_bytes, self.seed
             )

@@ -50,7 +50,7 @@ namespace sim {
 
 SimThread threads[kMaxThreads];
 Warp warps[kMaxWarps];
-int thread_count, warp_count, seed;
+int thread_count, warp_count, seed, done_count;
 size_t shared_bytes;
 bool running;
 u32 used_units;
@@ -60,10 +60,12 @@ namespace {
 constexpr size_t kPage = 4096;
 constexpr size_t kStackBytes = 65 * kPage;  // no power of two, or all stacks would fall into the same sets of the L2 cache
 constexpr int kStacks = kMaxThreads + 8;
+constexpr int kMostTogether = 1 << 16;  // threads of a cooperative launch
+constexpr int kGuarded = 1 << 14;  // stacks with a page below that nobody may touch: a process has few mappings
 
 char* stack_area;
-void* free_stacks[kStacks];
-int free_count, used_count, done_count;
+void** free_stacks;
+int stack_count, free_count, used_count;
 void* dead_stack;        // the stack of a thread that returned: freed once execution has left it
 void* launch_stack_pointer;
 void (*kernel)(const void*);
@@ -73,19 +75,26 @@ char error_text[4096];
 
 jmp_buf setting_up;      // where a failure goes that no thread of the kernel makes
 
-void create_stacks() {
+// Room for ``count`` stacks, none of which is in use.
+void create_stacks(int count) {
   if (!sim_dynamic_shared) {
     void* raw = allocate(nullptr, kMaxShared + 2048);
     sim_dynamic_shared = (u8*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
   }
-  stack_area = (char*)map_pages(kStackBytes * kStacks);
-  for (int i = 0; i < kStacks; ++i) mprotect(stack_area + i * kStackBytes, kPage, PROT_NONE);
+  if (count <= stack_count) return;
+  if (stack_area) munmap(stack_area, kStackBytes * (size_t)stack_count);
+  stack_area = nullptr;
+  stack_count = 0;
+  stack_area = (char*)map_pages(kStackBytes * (size_t)count);
+  stack_count = count;
+  free_stacks = (void**)allocate((void*)free_stacks, sizeof(void*) * (size_t)count);
+  for (int i = 0; i < count && i < kGuarded; ++i) mprotect(stack_area + (size_t)i * kStackBytes, kPage, PROT_NONE);
 }
 
 void* take_stack() {
   if (free_count) return free_stacks[--free_count];
-  if (used_count == kStacks) abort();
-  return stack_area + kStackBytes * used_count++;
+  if (used_count == stack_count) abort();
+  return stack_area + kStackBytes * (size_t)used_count++;
 }
 
 void free_dead_stack() {
@@ -116,10 +125,12 @@ SimThread* pick() {
   sim_fail("deadlock: no thread can run;%s", text);
 }
 
-// As pick, but lets a pending TMA load complete when nobody can run: loads land as late as they possibly can.
+// As pick, but lets a pending TMA load complete when nobody can run: loads land as late as they possibly can. Null if the
+// next thread is one of another block.
 SimThread* pick_or_land() {
   for (;;) {
     if (SimThread* next = pick()) return next;
+    if (cooperative) return nullptr;
     if (!tma_land_one()) deadlock();
   }
 }
@@ -165,14 +176,14 @@ void fiber_main() {
       sim_switch(&unused, launch_stack_pointer);
     }
     SimThread* next = after(me->warp, warps[me->warp].ready);
-    if (begins(next)) {  // goes on on this stack: no switch at all
+    if (next && begins(next)) {  // goes on on this stack: no switch at all
       next->stack = stack;
       sim_current = next;
       continue;
     }
     dead_stack = stack;
-    sim_current = next;
-    sim_switch(&unused, next->stack_pointer);
+    if (next) sim_current = next;
+    sim_switch(&unused, next ? next->stack_pointer : launch_stack_pointer);
   }
 }
 
@@ -198,7 +209,8 @@ inline void resume(SimThread* next, void** save) {
 inline void switch_to(SimThread* next) {
   SimThread* const me = sim_current;
   if (next == me) return;
-  resume(next, &me->stack_pointer);
+  if (next) resume(next, &me->stack_pointer);
+  else sim_switch(&me->stack_pointer, launch_stack_pointer);
   free_dead_stack();
 }
 
@@ -246,7 +258,7 @@ void maybe_preempt() {
   if ((bits & 0xf0) == 0) tma_land_one();
 }
 
-bool in_fiber_stack(const void* p) { return (size_t)((const char*)p - stack_area) < kStackBytes * kStacks; }
+bool in_fiber_stack(const void* p) { return (size_t)((const char*)p - stack_area) < kStackBytes * (size_t)stack_count; }
 
 namespace {
 
@@ -302,10 +314,15 @@ void reset_units() {
   used_units = 0;
 }
 
+void stacks_reset() {
+  free_count = used_count = 0;
+  dead_stack = nullptr;
+}
+
 void start_block() {
   memset(sim_dynamic_shared, 0xff, shared_bytes);  // NaN in every float format: uninitialised reads show
-  done_count = free_count = used_count = 0;
-  dead_stack = nullptr;
+  done_count = 0;
+  if (!cooperative) stacks_reset();
   for (int i = 0; i < warp_count; ++i) {
     Warp& w = warps[i];
     const int lanes = thread_count - i * kLanes;
@@ -317,7 +334,44 @@ void start_block() {
   mbarriers_reset();
   tma_reset();
   cluster_block_start();
+  grid_block_start();
   checker_block_start();
+}
+
+// Runs the block until its threads have returned or, in a cooperative launch, wait for other blocks. False if one failed.
+bool run_block() {
+  running = true;
+  resume(pick(), &launch_stack_pointer);
+  if (!running) return false;
+  running = false;
+  return true;
+}
+
+// Runs all blocks of a cooperative launch, each until it waits. False if one failed.
+bool run_together() {
+  const dim3 grid = sim_grid_dim;
+  const int count = (int)(grid.x * grid.y * grid.z);
+  stacks_reset();
+  grid_start(count);
+  for (int i = 0; i < count; ++i) {
+    grid_select(i);
+    sim_block_index = {(u32)i % grid.x, (u32)i / grid.x % grid.y, (u32)i / (grid.x * grid.y)};
+    start_block();
+    if (!run_block()) return false;
+    grid_put_away();
+  }
+  for (int i = count - 1; !grid_over();) {
+    i = grid_next(i);
+    if (i < 0) {
+      grid_stuck();
+      deadlock();
+    }
+    grid_fetch(i);
+    grid_wake();
+    if (!run_block()) return false;
+    grid_put_away();
+  }
+  return true;
 }
 
 }  // namespace
@@ -348,14 +402,23 @@ const char* sim_error() { return error_text; }
 int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, const u32* block, u64 dynamic_bytes,
                int scheduling_seed) {
   SignalScope signals;
-  if (setjmp(setting_up)) return 1;
-  if (!stack_area) create_stacks();
+  if (setjmp(setting_up)) {
+    if (cooperative) grid_end();
+    return 1;
+  }
   const u64 block_threads = (u64)block[0] * block[1] * block[2];
   if (block_threads == 0 || block_threads > (u64)kMaxThreads || dynamic_bytes > kMaxShared) {
     snprintf(error_text, sizeof error_text, "invalid launch: %llu threads a block (1 to 1024), %llu bytes of shared memory (at most %zu)",
              block_threads, dynamic_bytes, kMaxShared);
     return 1;
   }
+  const u64 count = (u64)grid[0] * grid[1] * grid[2];
+  if (cooperative && count * block_threads > (u64)kMostTogether) {
+    snprintf(error_text, sizeof error_text, "the simulator runs at most %d threads at once, the cooperative launch has %llu",
+             kMostTogether, count * block_threads);
+    return 1;
+  }
+  create_stacks(cooperative && count * block_threads > kMaxThreads ? (int)(count * block_threads) + 8 : kStacks);
   kernel = entry;
   kernel_params = params;
   seed = scheduling_seed;
@@ -370,16 +433,19 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
   shared_bytes = dynamic_bytes;
   start_threads();
   checker_launch_start();
-  for (u32 z = 0; z < grid[2]; ++z)
-    for (u32 y = 0; y < grid[1]; ++y)
-      for (u32 x = 0; x < grid[0]; ++x) {
-        sim_block_index = {x, y, z};
-        start_block();
-        running = true;
-        resume(pick(), &launch_stack_pointer);
-        if (!running) return 1;
-        running = false;
-      }
+  if (cooperative) {
+    const bool ran = run_together();
+    grid_end();
+    if (!ran) return 1;
+  } else {
+    for (u32 z = 0; z < grid[2]; ++z)
+      for (u32 y = 0; y < grid[1]; ++y)
+        for (u32 x = 0; x < grid[0]; ++x) {
+          sim_block_index = {x, y, z};
+          start_block();
+          if (!run_block()) return 1;
+        }
+  }
   if (const char* problem = checker_launch_end()) {
     snprintf(error_text, sizeof error_text, "%s", problem);
     return 1;

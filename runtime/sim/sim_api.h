@@ -106,6 +106,10 @@ void sim_cluster_arrive();
 void sim_cluster_wait();
 void sim_cluster_store(u32 address, int to, f32 a, f32 b, f32 c, f32 d);
 
+// Numbers in global memory by which the blocks of a cooperative launch wait for each other (grid.cpp).
+void sim_add_release(u32* p, u32 v);
+void sim_wait_acquire(const u32* p, u32 least);
+
 void sim_pdl_wait();
 void sim_threadfence();
 

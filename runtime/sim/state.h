@@ -54,6 +54,21 @@ extern bool running;    // a kernel's code is on the CPU
 constexpr u32 kNamed = 1, kCopies = 2, kStores = 4, kWgmma = 8, kClusters = 16;
 extern u32 used_units;
 
+extern bool cooperative;  // all blocks of the launch are alive: they may wait for each other
+extern int done_count;    // threads of the block that have returned
+
+// ---------------------------------------------------------------- cooperative launches (grid.cpp)
+void grid_start(int count);       // before the first block of a launch of ``count``
+void grid_select(int block);      // the block that starts or goes on has this number
+void grid_block_start();
+void grid_put_away();             // of the block that ran: what the runtime holds of it
+void grid_fetch(int block);       // the reverse
+int grid_next(int after);         // a block that can go on, the first one behind ``after``; -1 if there is none
+bool grid_over();                 // every block has ended
+void grid_stuck();                // fetches a block whose threads wait for each other; fails if they wait for other blocks
+void grid_wake();                 // makes the threads ready whose number has come
+void grid_end();
+
 // ---------------------------------------------------------------- scheduler (fibers.cpp)
 u64 random_bits();
 void park(u32* waiting);          // the current thread waits; its bit is added to waiting[its warp]
@@ -63,6 +78,8 @@ bool in_fiber_stack(const void* p);
 
 // ---------------------------------------------------------------- each file's part of starting a block
 void barriers_reset();
+void barriers_save(NamedBarrier* into);
+void barriers_restore(const NamedBarrier* from);
 void cp_async_reset();
 void cp_async_check_exit(const SimThread& thread);
 void mbarriers_reset();

@@ -58,6 +58,7 @@ def run_kernel(
     spec = LaunchSpec(
         source.entry, handle, (grid[0], grid[1], grid[2]), source.block, source.shared_bytes, source.cluster,
         source.pdl, packed(source, kernel, {k: m.address for k, m in memory.items()}, env, device), buffers,
+        source.cooperative,
     )  # fmt: skip
     device.launch(device.prepare(spec))
     device.synchronize()

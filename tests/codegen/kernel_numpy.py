@@ -14,7 +14,7 @@ import numpy as np
 
 from arcweld.codegen.kernel import Axis, Kernel
 from arcweld.compiler.dims import evaluate
-from arcweld.compiler.expr import Expr, index
+from arcweld.compiler.expr import Expr, index, walk
 from arcweld.compiler.interpret import interpret
 
 Arrays = Mapping[str, np.ndarray]
@@ -200,7 +200,42 @@ def _statistics(stages: Any, points: Points, variables: dict[str, np.ndarray], l
             variables[s.name] = np.broadcast_to(interpret(s.finish, points.buffers, points.at, variables), full.shape)
 
 
+def _recurrence(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    t, d, b, g, u, k = (kernel.axes[r][0] for r in ("step", "direction", "row", "gate", "unit", "k"))
+    x = Points((t, d, b, u, g), buffers, env).value(kernel.loads["x"])
+    r = Points((d, u, k, g), buffers, env).value(kernel.loads["r"]).astype(np.float64)
+    points = Points((d, b, u), buffers, env)
+    length = points.value(kernel.loads["length"]) if "length" in kernel.loads else np.full(points.shape, len(x))
+    state = {n.removeprefix("first_"): points.value(e) for n, e in kernel.loads.items() if n.startswith("first_")}
+    backwards = np.array(kernel.attrs["backwards"])[:, None, None]
+    where = np.indices(points.shape)
+    y = np.empty((len(x), *points.shape), x.dtype)
+    for s in range(len(x)):
+        runs = s < length
+        at = np.where(backwards & runs, length - 1 - s, s)
+        now = {f"x{n}": x[(at, *where, n)] for n in range(x.shape[-1])}
+        for p in kernel.attrs["passes"]:
+            source = state[p.source]
+            if "rounded" in kernel.loads:
+                low = np.minimum(source.min(axis=(1, 2), keepdims=True), 0)
+                high = np.maximum(source.max(axis=(1, 2), keepdims=True), 0)
+                source = points.value(kernel.loads["rounded"], {"h": source, "low": low, "high": high})
+            sums = np.einsum("dukg,dbk->dbug", r, source.astype(np.float64)).astype(x.dtype)
+            now |= {f"s{n}": sums[..., n] for n in range(p.first, p.end)}
+            for name in p.updates:
+                found = points.value(kernel.loads[f"next_{name}"], {**now, **state})
+                state[name] = np.where(runs, found, state.get(name, 0)).astype(x.dtype)
+        y[(at, *where)] = np.where(runs, state["h"], 0)
+    for store in kernel.stores:
+        one = replace(kernel, stores=(store,))
+        if any(e.op == "var" and e.attr.startswith("last_") for e in walk([store.value])):
+            _store(one, points, buffers, {f"last_{name}": value for name, value in state.items()})
+        else:
+            _store(one, Points((t, d, b, u), buffers, env), buffers, {"h": y})
+
+
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
+    "recurrence": _recurrence,
 }  # fmt: skip

@@ -42,6 +42,12 @@ output %m
 %y: f32[n, 8, 18] = Slice(%a, starts=(0, 15, 0), sizes=(n, 8, 18), steps=(1, -2, 1)) @ 'y'
 output %y
 """),
+    "lstm_f32": ("sm_80", """input %x: f32[s, n, 384]
+weight %r: f32[1, 384, 96]
+%y, %h, %c = Recurrence(%x, %r, cell='lstm', activations=('Sigmoid', 'Tanh', 'Tanh')) @ 'y'
+output %y
+output %c
+"""),
     "cumulative_sum_f32": ("sm_80", """input %x: f32[n, 256]
 %a: f32[n, 256] = Abs(%x) @ 'a'
 %y: f32[n, 256] = CumSum(%a, axis=1, exclusive=0, reverse=0) @ 'y'

@@ -31,7 +31,7 @@ def declared(path: Path) -> set[tuple[str, str, str]]:
     return {(r, name, tidy(p)) for r, name, p in _DECLARATION.findall(text) if not _HELPER.search(name)}
 
 
-TWINS = [("prims.cuh", "sim_prims.h", 60), ("lanes.cuh", "sim_lanes.h", 3)]
+TWINS = [("prims.cuh", "sim_prims.h", 60), ("lanes.cuh", "sim_lanes.h", 3), ("prims_grid.cuh", "sim_prims_grid.h", 2)]
 
 
 @pytest.mark.parametrize(("header", "twin", "least"), TWINS)
@@ -47,7 +47,7 @@ def test_the_twins_declare_the_same_functions(header: str, twin: str, least: int
 
 
 def test_inline_ptx_lives_in_the_primitive_headers_only() -> None:
-    allowed = {"prims.cuh", "wgmma.cuh.j2"}
+    allowed = {"prims.cuh", "prims_grid.cuh", "wgmma.cuh.j2"}
     folders = (INCLUDE, INCLUDE.parent / "templates")
     files = [path for folder in folders for path in folder.iterdir() if path.suffix in (".cuh", ".j2")]
     assert files
@@ -56,7 +56,7 @@ def test_inline_ptx_lives_in_the_primitive_headers_only() -> None:
 
 
 def test_no_header_is_included_but_our_own() -> None:
-    own = {path.name for path in INCLUDE.iterdir()} | {"sim_prims.h", "sim_lanes.h"}
+    own = {path.name for path in INCLUDE.iterdir()} | {"sim_prims.h", "sim_lanes.h", "sim_prims_grid.h"}
     for path in INCLUDE.iterdir():
         if path.suffix in (".cuh", ".j2"):
             assert set(re.findall(r"#include\s*[<\"]([^>\"]+)", path.read_text())) <= own, path.name
@@ -88,6 +88,7 @@ extern "C" __global__ void __launch_bounds__(128) everything(const __grid_consta
   *(i64*)p.out = index_in(3, 4) + strict_index(3, 4) + checked_divisor(2) + strict_divisor(2);
   named_bar_sync(1, 128); named_bar_arrive(2, 128);
   threadfence();
+  add_release((u32*)p.out, 1u); wait_acquire((const u32*)p.out, 1u);
   f32 lo, hi;
   unpack2<f16>(pack2<f16>(d[0], d[1]), lo, hi); unpack2<bf16>(pack2<bf16>(lo, hi), lo, hi);
   r2[0] = fma2<f16>(r2[0], r2[1], r4[0]); r2[1] = fma2<bf16>(r2[0], r2[1], r4[1]) + and_xor(r4[0], 5, 7);
@@ -136,11 +137,11 @@ def test_every_function_compiles(arch: str) -> None:
     hopper = arch == "sm_90a"
     source = EVERYTHING.replace("HOPPER", HOPPER if hopper else "")
     used = set(re.findall(r"\b(\w+)(?:<[^<>()]*>)?\(", source))
-    wanted = {name for _, name, _ in declared(INCLUDE / "prims.cuh")}
+    wanted = {name for h in ("prims.cuh", "prims_grid.cuh") for _, name, _ in declared(INCLUDE / h)}
     if not hopper:
         wanted = {name for name in wanted if not name.startswith(HOPPER_ONLY)}
     assert wanted <= used | {"f16_bits_to_f32", "f32_to_f16_bits", "f32_to_bf16_bits"}
-    header = '#include "prims.cuh"\n' + (_shapes() if hopper else "")
+    header = '#include "prims.cuh"\n#include "prims_grid.cuh"\n' + (_shapes() if hopper else "")
     assert compile_cubin(header + source, arch, name="everything").cubin
 
 

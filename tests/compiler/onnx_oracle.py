@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 import paged_oracle
+import recurrence_oracle
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -198,6 +199,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op == "GridSample" and (node.attrs["pixels"] or len(node.inputs) > 2):
         return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
+    if node.op == "Recurrence":
+        return recurrence_oracle.recurrence(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
-from onnx_models import compare, evaluate, floats, ints, model, one_node
+from onnx_models import compare, evaluate, floats, ints, model, one_node, runtime
 
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.handlers.base import MICROSOFT
 from arcweld.compiler.onnx.importer import import_onnx
 
 F = floats
@@ -42,10 +44,8 @@ def _recurrent(
 def test_recurrent_layers(op: str, direction: str) -> None:
     proto, feeds = _recurrent(op, {"direction": direction})
     graph = compare(proto, feeds)
-    # the input's products for all steps are one matrix product a direction
-    rows = GATES[op] * 5
-    together = [n for n in graph.nodes if n.op == "MatMul" and n.output.shape == (4, 2, rows)]
-    assert len(together) == (2 if direction == "bidirectional" else 1)
+    # the input's products for all steps and directions are one matrix product
+    assert [n.op for n in graph.nodes if n.op in ("MatMul", "Recurrence")] == ["MatMul", "Recurrence"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,29 @@ def test_recurrent_options(op: str, attrs: dict[str, Any], options: dict[str, An
     compare(*_recurrent(op, attrs, **options))
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_dynamically_quantised_lstm(direction: str, per_column: bool) -> None:
+    d, hidden, features = 2 if direction == "bidirectional" else 1, 5, 3
+    rng = np.random.default_rng(0)
+    scales = (d, 4 * hidden) if per_column else (d,)
+    constants = {
+        1: rng.integers(-100, 100, (d, features, 4 * hidden)).astype(np.int8),
+        2: rng.integers(-100, 100, (d, hidden, 4 * hidden)).astype(np.int8), 3: F(d, 8 * hidden, seed=2),
+        8: (0.004 + 0.004 * rng.random(scales)).astype(np.float32), 9: np.zeros(scales, np.int8),
+        10: (0.004 + 0.004 * rng.random(scales)).astype(np.float32), 11: np.zeros(scales, np.int8),
+    }  # fmt: skip
+    attrs = {"hidden_size": hidden, "direction": direction}
+    feeds = [F(6, 2, features, seed=6)]
+    proto, named = one_node("DynamicQuantizeLSTM", 14, feeds, attrs, constants, outputs=3, domain=MICROSOFT)
+    graph, options = import_onnx(proto), ort.SessionOptions()
+    options.intra_op_num_threads = 1  # each of several threads would take the range of its own rows
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for ours, theirs in zip(evaluate(graph, named), session.run(None, named), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
+    assert sum(n.op == "Recurrence" for n in graph.nodes) == 1
+
+
 def test_batch_first_layout() -> None:
     """ONNX Runtime refuses layout=1: the standard's reference evaluator is the oracle."""
     constants = {1: F(1, 20, 3) / 2, 2: F(1, 20, 5) / 2, 5: F(2, 1, 5), 6: F(2, 1, 5, seed=1)}
@@ -76,9 +99,65 @@ def test_batch_first_layout() -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_open_number_of_steps_is_refused() -> None:
-    proto, _ = one_node("RNN", 14, [F(4, 2, 3)], {"hidden_size": 5}, {1: F(1, 5, 3), 2: F(1, 5, 5)}, open_dims=True)
-    with pytest.raises(UnsupportedError, match="time steps"):
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_rows_of_different_lengths(op: str, direction: str) -> None:
+    """As an input, and as a constant that says the same for all rows or not."""
+    d, rows = 2 if direction == "bidirectional" else 1, GATES[op] * 5
+    attrs = {"hidden_size": 5, "direction": direction}
+    constants = {1: F(d, rows, 3) / 2, 2: F(d, rows, 5, seed=1) / 2, 3: F(d, 2 * rows, seed=2)}
+    for lengths in ([4, 1, 3], [4, 4, 4], [2, 2, 2]):
+        given = np.array(lengths, np.int32)
+        outputs = 3 if op == "LSTM" else 2
+        compare(*one_node(op, 14, [F(4, 3, 3, seed=6)], attrs, {**constants, 4: given}, outputs=outputs))
+    proto, feeds = one_node(op, 14, [F(4, 3, 3, seed=6)], attrs, {**constants, 4: given}, outputs=outputs)
+    (tensor,) = (t for t in proto.graph.initializer if list(t.dims) == [3] and t.data_type == onnx.TensorProto.INT32)
+    proto.graph.initializer.remove(tensor)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.INT32, [3]))
+    compare(proto, {**feeds, tensor.name: np.array([1, 4, 2], np.int32)})
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_open_numbers_of_steps_and_rows(op: str) -> None:
+    rows = GATES[op] * 5
+    constants = {1: F(1, rows, 3) / 2, 2: F(1, rows, 5, seed=1) / 2}
+    proto, _ = one_node(op, 14, [F(4, 2, 3)], {"hidden_size": 5}, constants)
+    for k, name in enumerate(("steps", "batch")):
+        proto.graph.input[0].type.tensor_type.shape.dim[k].dim_param = name
+    graph = import_onnx(proto)
+    for steps, batch in ((1, 1), (9, 1), (3, 4)):
+        feeds = {"x0": F(steps, batch, 3, seed=steps)}
+        for ours, theirs in zip(evaluate(graph, feeds), runtime(proto, feeds)):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_numbers_of_rows_are_one() -> None:
+    """What first states of a known number of rows demand of the input is deduced; two open numbers have to be one."""
+    constants = {1: F(1, 20, 3) / 2, 2: F(1, 20, 5) / 2}
+    feeds = [F(4, 2, 3), None, None, None, None, F(1, 2, 5), F(1, 2, 5, seed=1)]
+    proto, named = one_node("LSTM", 14, feeds, {"hidden_size": 5}, constants, outputs=3)
+    name = lambda k, to: setattr(proto.graph.input[k].type.tensor_type.shape.dim[1], "dim_param", to)
+    name(0, "batch")
+    graph = import_onnx(proto)
+    assert graph.inputs[0].shape == (4, 2, 3)
+    for ours, theirs in zip(evaluate(graph, named), runtime(proto, named), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    name(1, "n")
+    name(2, "n")
+    with pytest.raises(UnsupportedError, match="n and batch are not known to be equal"):
+        import_onnx(proto)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape"),
+    [(1, (1, 20)), (1, (1, 20, 4)), (1, (2, 20, 3)), (2, (1, 20, 6)), (2, (20, 5)), (3, (1, 39)), (3, (40,)), (4, (3,)),
+     (5, (1, 3, 5)), (5, (2, 5)), (6, (1, 2, 4)), (7, (1, 14)), (7, (15,))],
+)  # fmt: skip
+def test_operands_that_do_not_fit_are_errors_of_the_model(position: int, shape: tuple[int, ...]) -> None:
+    constants = {1: F(1, 20, 3), 2: F(1, 20, 5)}
+    constants[position] = np.full(shape, 2, np.int32) if position == 4 else F(*shape)
+    proto, _ = one_node("LSTM", 14, [F(4, 2, 3)], {"hidden_size": 5}, constants, outputs=3)
+    with pytest.raises((ModelError, UnsupportedError)):
         import_onnx(proto)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import floats, ints, model
+from onnx_models import ints, model
 
 from arcweld.compiler import host_nodes
 from arcweld.compiler.errors import ModelError, UnsupportedError
@@ -21,20 +21,6 @@ def refusal(proto: onnx.ModelProto) -> UnsupportedError:
     with pytest.raises(UnsupportedError) as caught:
         import_onnx(proto)
     return caught.value
-
-
-def recurrent(steps: int, direction: str) -> onnx.ModelProto:
-    n = 2 if direction == "bidirectional" else 1
-    weights = {"w": floats(n, 12, 4), "r": floats(n, 12, 3)}
-    nodes = [N("LSTM", ["x", "w", "r"], ["y"], name="lstm", hidden_size=3, direction=direction)]
-    return model(nodes, {"x": (np.float32, [steps, 1, 4])}, ["y"], weights)
-
-
-def test_two_directions_count_twice() -> None:
-    both = str(refusal(recurrent(129, "bidirectional")))
-    assert "LSTM over 129 time steps in 2 directions, 258 in all (at most 256 are unrolled)" in both
-    assert "LSTM over 257 time steps (at most 256 are unrolled)" in str(refusal(recurrent(257, "forward")))
-    import_onnx(recurrent(4, "bidirectional"))
 
 
 def loop(trips: int) -> onnx.ModelProto:

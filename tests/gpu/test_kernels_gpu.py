@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices.gpu_count() == 0, reas
 TEMPLATES = (
     "rowwise", "reduce", "scan", "window", "transpose", "contract", "gemv", "few_rows", "stored", "conv", "depthwise",
     "attention", "contract_wgmma", "conv_wgmma", "attention_wgmma", "wgmma_stored", "large",
+    "recurrence",
 )  # fmt: skip
 MODULES = tuple(f"cases_{t}" for t in TEMPLATES)
 
@@ -87,7 +88,7 @@ def slack(case: Case) -> float:
 
 
 def compiled(sources: Sequence[KernelSource], arch: str) -> Iterator[tuple[Compiled, Compiled | None]]:
-    """Object code of each, and for kernels with mbarriers also one whose waits end: no mistake can hang the GPU."""
+    """Object code of each, and for kernels that wait also one whose waits end: no mistake can hang the GPU."""
     waiting = [s for s in sources if _waits(s)]
     jobs = [Job(s.source, arch, s.entry) for s in sources]
     code = compile_many(jobs + [Job(s.source, arch, s.entry, debug=True) for s in waiting])
@@ -97,8 +98,8 @@ def compiled(sources: Sequence[KernelSource], arch: str) -> Iterator[tuple[Compi
 
 
 def _waits(source: KernelSource) -> bool:
-    """True if the kernel waits for mbarriers, itself or by a ring."""
-    return "mbar_wait" in source.source or "ring.cuh" in source.source
+    """True if the kernel waits for mbarriers, itself or by a ring, or for other blocks."""
+    return "mbar_wait" in source.source or "ring.cuh" in source.source or source.cooperative
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -39,11 +39,11 @@ KERNELS = {
     "dnsmos_sig": 14,
     "dnsmos_bak": 14,
     "minilm_l3": 28,
-    "crnn": 145,
-    "crnn_int8": 148,
-    "silero_vad": 16,
-    "plcmos": 98,
-    "aecmos_16k": 22,
+    "crnn": 24,
+    "crnn_int8": 54,
+    "silero_vad": 11,
+    "plcmos": 24,
+    "aecmos_16k": 17,
     "terrain_unet": 500,
 }
 SLOW = {"dnsmos", "dnsmos_sig", "dnsmos_bak", "yolox", "terrain_unet"}

@@ -84,6 +84,7 @@ def launch_facts(s: KernelSource) -> tuple[str, ...]:
         f"shared {s.shared_bytes}", f"cluster {s.cluster}", f"pdl {s.pdl}", f"zero {s.zero}",
     ]  # fmt: skip
     own = [f"{b.name} {b.dtype.value} {[to_text(d) for d in b.shape]}" for b in (*s.workspace, *s.counters)]
+    facts += ["cooperative"] * s.cooperative
     return (*facts, *own, *(_parameter(p) for p in s.params))
 
 

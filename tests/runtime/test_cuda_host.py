@@ -68,6 +68,27 @@ def test_attributes_follow_the_launch_and_the_architecture() -> None:
     assert len(bare("sm_120a")._attributes(spec(pdl=True))) == 1
 
 
+def test_blocks_that_wait_for_each_other_are_launched_together() -> None:
+    (together,) = bare("sm_86")._attributes(spec(cooperative=True))
+    assert together.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    assert together.value.cooperative == 1
+
+
+@pytest.mark.parametrize(("blocks", "fits"), [(84, True), (85, False)])
+def test_more_blocks_than_run_at_once_are_refused(blocks: int, fits: bool) -> None:
+    device = bare("sm_86")
+    device.model, device.gpu_index = "a GPU", 0
+    answers = {"cuDeviceGetAttribute": 28, "cuOccupancyMaxActiveBlocksPerMultiprocessor": 3}
+    asked = {name: lambda *_, found=found: (0, found) for name, found in answers.items()}
+    device._driver = SimpleNamespace(**{**vars(driver), **asked})
+    launch = spec(cooperative=True, grid=(blocks, 1, 1))
+    if fits:
+        assert device.prepare(launch).config.numAttrs == 1
+        return
+    with pytest.raises(DeviceError, match="k needs 85 blocks at once, a GPU runs 84 of them"):
+        device.prepare(launch)
+
+
 WAITING = """#include "prims.cuh"
 extern "C" __global__ void k() { pdl_wait(); }
 """

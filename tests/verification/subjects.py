@@ -106,6 +106,16 @@ SUBJECTS = [
     Subject("scan", _N + "input %x: f32[n, 300]\n%a = CumSum(%x, axis=1)\noutput %a\n"),
     Subject("scan_reverse", _N + "input %x: i32[n, 70]\n%a = CumSum(%x, axis=1, reverse=1, exclusive=1)\noutput %a\n"),
     Subject(
+        "recurrence",
+        _N + "input %x: f32[6, n, 48]\nweight %r: f32[1, 48, 12] source='r'\n"
+        "%y, %h, %c = Recurrence(%x, %r, cell='lstm', activations=('Sigmoid', 'Tanh', 'Tanh'))\noutput %y\noutput %c\n",
+    ),
+    Subject(
+        "recurrence_shared",
+        "input %x: f32[4, 2, 480]\nweight %r: f32[1, 480, 160] source='r'\n"
+        "%y, %h = Recurrence(%x, %r, cell='gru', activations=('Sigmoid', 'Tanh'))\noutput %y\n",
+    ),
+    Subject(
         "state",
         _N + "input %x: f32[n, 6]\ninput %i: i64[n, 1]\ninput %s: f32[90, 6]\n"
         "%a = ScatterND(%s, %i, %x, reduction='none')\noutput %a 'a' in %s\n",

@@ -22,6 +22,9 @@ _CALLS = (
     r"tma_store_wait(?:_read)?<[^<>;]*>\(\)",
     r"fence_proxy_async\(\)",
     r"threadfence\(\)",
+    r"barrier\.(?:wait|arrive|leave)\(\)",  # of a GridBarrier
+    r"add_release\([^;]*?\)",
+    r"wait_acquire\([^;]*?\)",
     r"\*\w+ = atomic_inc\([^;]*\)",
 )
 _TRAP = "*reinterpret_cast<volatile int*>(8) = 0;"  # noticed wherever it is reached

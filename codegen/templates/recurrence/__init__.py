@@ -1,0 +1,1 @@
+"""The recurrence template: all steps of a recurrent layer in one launch."""
