@@ -87,13 +87,16 @@ class Partition:
 class Examiner:
     """Decides for single nodes whether they can be compiled, by importing each with placeholders as operands.
 
-    ``refused`` names operators that the user leaves to PyTorch.
+    ``refused`` names operators that the user leaves to PyTorch. With ``movement`` every compiled node computes.
     """
 
-    def __init__(self, sizes: Sizes, device: torch.device, refused: Collection[str] = ()) -> None:
+    def __init__(
+        self, sizes: Sizes, device: torch.device, refused: Collection[str] = (), movement: bool = False
+    ) -> None:
         self.sizes = sizes
         self.device = device
         self.refused = frozenset(refused)
+        self.movement = movement
 
     def __call__(self, node: fx.Node) -> Verdict:
         """Whether ``node`` can be compiled for the device."""
@@ -119,7 +122,7 @@ class Examiner:
         reader.read(node)
         if reader.problems:
             return Verdict(reader.problems[0].reason)
-        return Verdict(None, any(_computes(n.op) for n in reader.rw.nodes))
+        return Verdict(None, self.movement or any(_computes(n.op) for n in reader.rw.nodes))
 
     def _stand_in(self, reader: FxReader, node: fx.Node) -> Any:
         value = node.meta.get("val")

@@ -23,6 +23,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     rowwise,
     scan,
     scatter,
+    special,
     taps,
     topk,
     uniform,

@@ -14,6 +14,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     pointwise,
     reduce,
     special,
+    special_functions,
 )
 
 # assertions that torch writes into graphs: the types and ranges of the graph imply them
