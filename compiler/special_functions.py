@@ -1,4 +1,4 @@
-"""Special functions in numpy, in f64: the meaning of the scalar operations that ``codegen/include/special.cuh`` computes.
+"""Special functions in numpy, in f64: the meaning of what ``codegen/include/special.cuh`` computes.
 
 Other formulas are used here than there: tables of math's functions, integrals instead of series, series instead of
 integrals.
@@ -141,7 +141,7 @@ def _ndtri(p: np.ndarray) -> np.ndarray:
 
 
 def _scaled_i(order: int, x: np.ndarray) -> np.ndarray:
-    """The mean of ``exp(|x| (cos t - 1)) cos(order t)`` over a period; of large x the first terms of Hankel's series."""
+    """The mean of ``exp(|x| (cos t - 1)) cos(order t)`` over a period; of large x Hankel's series."""
     t = (np.arange(400) + 0.5) * math.pi / 400
     size = np.abs(x)
     mean = (np.exp(-np.minimum(size, 700.0)[..., None] * (1 - np.cos(t))) * np.cos(order * t)).mean(-1)
@@ -152,7 +152,8 @@ def _scaled_i(order: int, x: np.ndarray) -> np.ndarray:
     found = np.where(size > 700, total / np.sqrt(2 * math.pi * np.maximum(size, 1.0)), mean)
     found = np.where(size == np.inf, 0.0, found)
     # near 0 the mean of the order 1 cancels
-    found = np.where(size < 0.1, (size / 2 * (1 + size**2 / 8 + size**4 / 192) * np.exp(-size)), found) if order else found
+    if order:
+        found = np.where(size < 0.1, size / 2 * (1 + size**2 / 8 + size**4 / 192) * np.exp(-size), found)
     return np.where(np.isnan(x), x, np.where(x < 0, -found, found) if order else found)
 
 

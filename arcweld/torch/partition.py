@@ -36,7 +36,7 @@ VIEWS = frozenset(
     for name in (
         "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
         "expand.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "slice.Tensor",
-        "select.int", "alias.default", "detach.default",
+        "select.int", "alias.default", "detach.default", "as_strided.default",
     )
 )  # fmt: skip
 
@@ -211,7 +211,8 @@ def _classify(
 def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> None:
     """Leaves views to PyTorch that only PyTorch's nodes read: as results of a block they would cost a copy."""
     for n in reversed(nodes):
-        if n in left or target_name(n) not in VIEWS:
+        name = target_name(n)
+        if name not in VIEWS or (n in left and name != "aten.as_strided.default"):
             continue
         if all(u in left or u.op == "output" for u in n.users):
             left[n] = VIEW

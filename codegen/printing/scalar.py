@@ -97,8 +97,7 @@ REINTERPRET: dict[tuple[DType, DType], str] = {
     (DType.I64, DType.F64): "__longlong_as_double({0})",
     (DType.U64, DType.F64): "__longlong_as_double((i64){0})",
 }
-# those that CUDA has
-SPECIAL_NAMES = {name: name for name in ("erfc", "lgamma", "j0", "j1", "y0", "y1")}
+CUDA_SPECIAL = ("erfc", "lgamma", "j0", "j1", "y0", "y1")  # special functions that CUDA has
 F32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # half a unit above the largest: rounds to infinity
 _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 
@@ -120,7 +119,8 @@ def scalar_text(e: Expr, args: list[str]) -> str:
     if e.op == "isinf":
         return f"{'fabsf' if operand is DType.F32 else 'fabs'}({args[0]}) == ({operand.cuda})INFINITY"
     if e.op in SPECIAL:
-        return f"({e.dtype.cuda}){SPECIAL_NAMES.get(e.op, f'special::{e.op}')}({', '.join(f'(double){a}' for a in args)})"
+        wide = ", ".join(f"(double){a}" for a in args)
+        return f"({e.dtype.cuda}){e.op if e.op in CUDA_SPECIAL else f'special::{e.op}'}({wide})"
     if operand.is_float and e.op in FLOAT:
         return FLOAT[e.op][operand is DType.F64].format(*args)
     table = INTEGER if e.op in INTEGER and not operand.is_float and not _divides_safely(e) else ANY

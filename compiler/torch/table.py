@@ -11,8 +11,12 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     index,
     movement,
     nn,
+    norms,
+    order,
     pointwise,
+    pool,
     reduce,
+    scatter,
     special,
     special_functions,
 )
@@ -39,7 +43,7 @@ DECOMPOSED = frozenset(
     for name in (
         "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
         "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
-        "batch_norm_backward.default", "bucketize.Tensor", "diagonal.default",
+        "batch_norm_backward.default", "diagonal.default",
         "tril_indices.default", "triu_indices.default", "unfold.default",
     )
 )  # fmt: skip

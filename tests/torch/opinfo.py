@@ -45,7 +45,7 @@ Engine = str  # "sim" or "reference"
 class Outcome:
     """What became of one entry for one element type.
 
-    status    compiled | partly | left | none (no node that computes) | refused (Dynamo has no whole graph) | unsupported
+    status    compiled | partly | left | none (nothing to compile) | refused (by Dynamo) | unsupported
     reasons   why nodes were left, by operator
     compared  samples that were executed and agree with eager
     wrong     samples that differ, and how; errors: exceptions that eager doesn't raise
@@ -119,8 +119,7 @@ def _cloned(sample: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     def one(t: Any) -> Any:
         return t.detach().clone() if isinstance(t, torch.Tensor) else t
 
-    given: tuple[Any, tuple[Any, ...], dict[str, Any]] = pytree.tree_map(one, (sample.input, sample.args, sample.kwargs))
-    return given
+    return pytree.tree_map(one, (sample.input, sample.args, sample.kwargs))  # type: ignore[no-any-return]
 
 
 def _copied(x: Any) -> Any:

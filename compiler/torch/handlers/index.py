@@ -1,4 +1,4 @@
-"""ATen's gathers and scatters: embedding, indexing by tensors, gather, scatter and their reductions.
+"""ATen's gathers and writes by index: embedding, indexing by tensors, gather, index_put, topk.
 
 Boolean masks as indices are refused: how much they select depends on data. An index out of range is an error, as in
 eager; only ``_unsafe_index`` and its kind promise that there is none.
@@ -13,15 +13,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.shapes import broadcast
 from arcweld.compiler.torch.context import AtenContext, Result, aten
-
-_REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min", "add": "add", "multiply": "mul"}
-
-
-def index_tensor(c: AtenContext, v: Value) -> Value:
-    """An index tensor in a type that gathers take. Raises UnsupportedError for masks."""
-    if v.dtype in (DType.BOOL, DType.U8):
-        raise c.fail("a boolean mask as index: the size of the result depends on data")
-    return v if v.dtype in (DType.I64, DType.I32) else c.cast(v, DType.I64)
+from arcweld.compiler.torch.handlers.places import index_tensor, slices
 
 
 @aten("embedding")
@@ -106,7 +98,7 @@ def _put(c: AtenContext, strict: int) -> Value:
     reduction = "add" if c.get("accumulate", False) else "none"
     if len(axes) == 1 and len(found[0].shape) == 1:
         wide = (*x.shape[: axes[0]], *found[0].shape, *x.shape[axes[0] + 1 :])
-        return _slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
+        return slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
     if axes != list(range(axes[0], axes[0] + len(axes))):
         raise c.fail("index_put with indices apart from each other")
     rest = [k for k in range(len(x.shape)) if k not in axes]
@@ -134,69 +126,6 @@ def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
         raise c.fail("index_put by a boolean mask with more than one value")
     shape = mask.shape + (1,) * (len(x.shape) - len(mask.shape))
     return c.emit("Where", c.reshape(mask, shape), c.reshape(c.cast(value, x.dtype), ()), x)
-
-
-@aten("scatter.src")
-def scatter_src(c: AtenContext) -> Result:
-    return _scatter(c, c["src"], "none")
-
-
-@aten("scatter.value")
-def scatter_value(c: AtenContext) -> Result:
-    return _scatter(c, c.full(c["value"], c["index"].shape, c.out.dtype), "none")
-
-
-@aten("scatter_add")
-def scatter_add(c: AtenContext) -> Result:
-    return _scatter(c, c["src"], "add")
-
-
-@aten("scatter_reduce.two", "scatter.reduce")
-def scatter_reduce(c: AtenContext) -> Result:
-    if not c.get("include_self", True) or c["reduce"] not in _REDUCTIONS:
-        raise c.fail(f"scatter_reduce {c['reduce']} with include_self={c.get('include_self', True)}")
-    return _scatter(c, c["src"], _REDUCTIONS[c["reduce"]])
-
-
-def _scatter(c: AtenContext, src: Value, reduction: str) -> Value:
-    x: Value = c["self"]
-    if not x.shape:
-        raise c.fail("scatter into a scalar")
-    at = index_tensor(c, c["index"])
-    for axis, (d, s) in enumerate(zip(at.shape, src.shape)):
-        if d != s:  # torch lets src be larger than the index
-            src = c.slice(src, axis, 0, d)
-    return c.emit("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction, strict=1)
-
-
-@aten("index_add")
-def index_add(c: AtenContext) -> Result:
-    source = c["source"]
-    if c["alpha"] != 1:
-        source = c.apply("Mul", source, c["alpha"])
-    return _rows(c, source, "add")
-
-
-@aten("index_copy")
-def index_copy(c: AtenContext) -> Result:
-    return _rows(c, c["source"], "none")
-
-
-def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
-    """Writes whole slices along one axis."""
-    index_ = index_tensor(c, c["index"])
-    return _slices(c, c.reshape(index_, (index_.type.numel,)), source, c.axis(c["dim"]), reduction, 1)
-
-
-def _slices(c: AtenContext, at: Value, values: Value, axis: int, reduction: str, strict: int) -> Value:
-    """``self`` with the slices ``at`` of an axis replaced by, or combined with, those of ``values``.
-
-    Nothing is transposed, so that state can be written where it is.
-    """
-    x: Value = c["self"]
-    places = c.reshape(at, tuple(d if k == axis else 1 for k, d in enumerate(values.shape)))
-    wide = c.expand(places, values.shape)
-    return c.emit("ScatterElements", x, wide, c.cast(values, x.dtype), axis=axis, reduction=reduction, strict=strict)
 
 
 # ------------------------------------------------------------------------------------------- largest, sampled places

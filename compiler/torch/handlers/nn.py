@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
@@ -95,6 +93,14 @@ def addmv(c: AtenContext) -> Result:
     return _plus(c, product(c, c["mat"], c["vec"]))
 
 
+@aten("addbmm")
+def addbmm(c: AtenContext) -> Result:
+    """The sum of all products of a batch is one product of the factors side by side."""
+    a, b = c["batch1"], c["batch2"]
+    side = c.reshape(c.transpose(a, (1, 0, 2)), (a.shape[1], a.shape[0] * a.shape[2]))
+    return _plus(c, product(c, side, c.reshape(b, (b.shape[0] * b.shape[1], b.shape[2]))))
+
+
 def _plus(c: AtenContext, y: Value) -> Value:
     """``beta * self + alpha * y``; for ``beta`` 0 torch does not read ``self``, not even a NaN."""
     y = _tensor(scaled(c, y, c["alpha"]))
@@ -137,125 +143,6 @@ def convolution(c: AtenContext) -> Result:
     else:
         y = c.emit("Conv", x, weight, bias, **attrs)
     return y if batched else c.reshape(y, y.shape[1:])
-
-
-# -------------------------------------------------------------------------------------------------------- pools
-
-
-def _window(c: AtenContext, rank: int) -> dict[str, Any]:
-    kernel = repeated(c["kernel_size"], rank)
-    strides = repeated(c["stride"], rank) if c["stride"] else kernel
-    pads = repeated(c["padding"], rank)
-    return {
-        "kernel_shape": kernel,
-        "strides": strides,
-        "dilations": repeated(c.get("dilation", 1), rank),
-        "pads": (*pads, *pads),
-        "ceil_mode": int(c["ceil_mode"]),
-        "layout": "NCHW",
-    }
-
-
-def _pooled(c: AtenContext, op: str, rank: int, **attrs: Any) -> Value:
-    x = c["self"]
-    batched = len(x.shape) == rank + 2
-    y = c.emit(op, x if batched else c.reshape(x, (1, *x.shape)), **_window(c, rank), **attrs)
-    return y if batched else c.reshape(y, y.shape[1:])
-
-
-def _max_pool(rank: int) -> Any:
-    def handler(c: AtenContext) -> Result:
-        if len(c.outs) == 1:
-            return _pooled(c, "MaxPool", rank)
-        c.require_unused(1)
-        return _pooled(c, "MaxPool", rank), None
-
-    return handler
-
-
-def _avg_pool(rank: int) -> Any:
-    def handler(c: AtenContext) -> Result:
-        include = int(c["count_include_pad"])
-        divisor = c.get("divisor_override")
-        if divisor is None:
-            return _pooled(c, "AveragePool", rank, count_include_pad=include)
-        window = _window(c, rank)
-        if window["ceil_mode"]:
-            raise c.fail("average pooling with a divisor and ceil_mode")
-        mean = _pooled(c, "AveragePool", rank, count_include_pad=1)
-        return c.apply("Mul", mean, math.prod(window["kernel_shape"]) / divisor)
-
-    return handler
-
-
-aten("max_pool1d")(_max_pool(1))
-aten("max_pool2d", "max_pool2d_with_indices")(_max_pool(2))
-aten("max_pool3d", "max_pool3d_with_indices")(_max_pool(3))
-aten("avg_pool1d")(_avg_pool(1))
-aten("avg_pool2d")(_avg_pool(2))
-aten("avg_pool3d")(_avg_pool(3))
-
-
-def _adaptive(rank: int, pool: str, fold: str) -> Any:
-    def handler(c: AtenContext) -> Result:
-        if len(c.outs) > 1:
-            c.require_unused(1)
-        y = _adaptive_pool(c, rank, pool, fold)
-        return y if len(c.outs) == 1 else (y, None)
-
-    return handler
-
-
-def _adaptive_pool(c: AtenContext, rank: int, pool: str, fold: str) -> Value:
-    """Windows of equal extent where the sizes divide; else, for means of static sizes, a product for each axis."""
-    x: Value = c["self"]
-    spatial, sizes = x.shape[-rank:], c.out.shape[-rank:]
-    if all(s == 1 for s in sizes):
-        axes = tuple(range(len(x.shape) - rank, len(x.shape)))
-        return c.emit(fold, x, axes=axes, keepdims=1)
-    windows = [divides_exactly(d, s) for d, s in zip(spatial, sizes)]
-    kernel = tuple(w for w in windows if isinstance(w, int))
-    if len(kernel) < rank:
-        return _unequal_means(c, x, rank) if pool == "AveragePool" else _refuse_adaptive(c, spatial, sizes)
-    batched = len(x.shape) == rank + 2
-    y = c.emit(
-        pool, x if batched else c.reshape(x, (1, *x.shape)),
-        kernel_shape=kernel, strides=kernel, dilations=(1,) * rank, pads=(0,) * (2 * rank), layout="NCHW",
-    )  # fmt: skip
-    return y if batched else c.reshape(y, y.shape[1:])
-
-
-def _refuse_adaptive(c: AtenContext, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
-    shown = [f"[{', '.join(map(str, s))}]" for s in (spatial, sizes)]
-    raise c.fail(f"adaptive pooling of {shown[0]} to {shown[1]}: windows of unequal size")
-
-
-def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
-    """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
-    last = len(x.shape) - 1
-    for axis in range(len(x.shape) - rank, len(x.shape)):
-        n, m = x.shape[axis], c.out.shape[axis]
-        if not isinstance(n, int) or not isinstance(m, int):
-            return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
-        perm = [k for k in range(last + 1) if k != axis] + [axis]
-        y = c.emit("MatMul", c.transpose(x, perm), c.const(_window_means(n, m), x.dtype))
-        x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
-    return x
-
-
-def _window_means(n: int, m: int) -> np.ndarray:
-    """[n, m]: column j has equal weights for the elements ``floor(j n / m)`` to ``ceil((j + 1) n / m)``."""
-    weights = np.zeros((n, m))
-    for j in range(m):
-        begin, end = j * n // m, -(-(j + 1) * n // m)
-        weights[begin:end, j] = 1 / (end - begin)
-    return weights
-
-
-for _rank in (1, 2, 3):
-    _names = [f"adaptive_avg_pool{_rank}d", *([f"_adaptive_avg_pool{_rank}d"] if _rank > 1 else [])]
-    aten(*_names)(_adaptive(_rank, "AveragePool", "ReduceMean"))
-    aten(f"adaptive_max_pool{_rank}d")(_adaptive(_rank, "MaxPool", "ReduceMax"))
 
 
 # ------------------------------------------------------------------------------------------------ interpolation

@@ -448,6 +448,8 @@ _COPIES = (
     "lift_fresh_copy",
     "positive",
     "resolve_conj",
+    "alias_copy",
+    "detach_copy",
 )
 
 

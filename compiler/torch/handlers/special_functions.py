@@ -92,7 +92,8 @@ def spherical_bessel_j0(c: AtenContext) -> Result:
     square, one = c.emit("Mul", x, x), c.scalar(1.0, x.dtype)
     series = one
     for k in (7, 5, 3, 1):  # nested: 1 - x^2/6 (1 - x^2/20 (1 - x^2/42 (1 - x^2/72)))
-        series = c.emit("Sub", one, c.emit("Mul", c.emit("Div", square, c.scalar((k + 1.0) * (k + 2), x.dtype)), series))
+        term = c.emit("Div", square, c.scalar((k + 1.0) * (k + 2), x.dtype))
+        series = c.emit("Sub", one, c.emit("Mul", term, series))
     near = c.emit("Less", c.emit("Abs", x), c.scalar(0.5, x.dtype))
     far = c.emit("IsInf", x, detect_negative=1, detect_positive=1)
     plain = c.emit("Or", near, far)
