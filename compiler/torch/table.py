@@ -7,7 +7,9 @@ from typing import Any
 
 from arcweld.compiler.torch.context import HANDLERS
 from arcweld.compiler.torch.handlers import (  # noqa: F401
+    backward,
     division,
+    embedding,
     index,
     movement,
     nn,

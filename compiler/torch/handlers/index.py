@@ -16,11 +16,6 @@ from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.places import index_tensor, slices
 
 
-@aten("embedding")
-def embedding(c: AtenContext) -> Result:
-    return c.emit("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0, strict=1)
-
-
 @aten("index_select")
 def index_select(c: AtenContext) -> Result:
     x: Value = c["self"]

@@ -211,7 +211,17 @@ def reflection_pad(c: AtenContext) -> Result:
 
 @aten("replication_pad1d", "replication_pad2d", "replication_pad3d")
 def replication_pad(c: AtenContext) -> Result:
-    return _pad(c, c["padding"], "edge", 0.0)
+    """Padding by the edge; negative amounts crop, and where nothing is left of an axis, its edge is repeated."""
+    x, pairs = c["self"], c["padding"]
+    rank = len(x.shape)
+    for k in range(len(pairs) // 2):
+        axis, begin, end = rank - 1 - k, pairs[2 * k], pairs[2 * k + 1]
+        n = x.shape[axis]
+        if all(isinstance(d, int) for d in (n, begin, end)) and n + min(begin, 0) + min(end, 0) <= 0:
+            places = [min(max(j - begin, 0), n - 1) for j in range(n + begin + end)]
+            x = c.emit("Gather", x, c.const(places, DType.I64), axis=axis)
+            pairs = [*pairs[: 2 * k], 0, 0, *pairs[2 * k + 2 :]]
+    return _pad(c, pairs, "edge", 0.0, x)
 
 
 @aten("_pad_circular")
@@ -219,9 +229,9 @@ def circular_pad(c: AtenContext) -> Result:
     return _pad(c, c["pad"], "wrap", 0.0)
 
 
-def _pad(c: AtenContext, pairs: Sequence[Dim], mode: str, value: float) -> Value:
+def _pad(c: AtenContext, pairs: Sequence[Dim], mode: str, value: float, operand: Value | None = None) -> Value:
     """Torch lists (before, after) from the last axis backwards; negative amounts crop."""
-    x: Value = c["self"]
+    x: Value = c["self"] if operand is None else operand
     rank = len(x.shape)
     begin: list[Dim] = [0] * rank
     end: list[Dim] = [0] * rank

@@ -147,8 +147,8 @@ def convolution(c: AtenContext) -> Result:
 
 # ------------------------------------------------------------------------------------------------ interpolation
 
-_NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-_NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
 
 
 def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
@@ -159,13 +159,13 @@ def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
             attrs["coordinate_transformation_mode"] = "align_corners" if aligned else "half_pixel"
         return c.emit(
             "Resize", c["self"] if "self" in c.args else c["input"], sizes=c.out.shape, mode=mode,
-            scales=_scales(c, rank), **attrs,
+            scales=scale_factors(c, rank), **attrs,
         )  # fmt: skip
 
     return handler
 
 
-def _scales(c: AtenContext, rank: int) -> tuple[float, ...] | None:
+def scale_factors(c: AtenContext, rank: int) -> tuple[float, ...] | None:
     """The scale factors where torch uses them instead of the ratio of sizes: where the user gave them."""
     given = c.get("scale_factors")
     if given is None:
@@ -177,9 +177,9 @@ def _scales(c: AtenContext, rank: int) -> tuple[float, ...] | None:
 
 
 for _rank, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
-    aten(f"upsample_nearest{_rank}d", f"upsample_nearest{_rank}d.vec")(_resize("nearest", _rank, _NEAREST))
+    aten(f"upsample_nearest{_rank}d", f"upsample_nearest{_rank}d.vec")(_resize("nearest", _rank, NEAREST))
     aten(f"_upsample_nearest_exact{_rank}d", f"_upsample_nearest_exact{_rank}d.vec")(
-        _resize("nearest", _rank, _NEAREST_EXACT)
+        _resize("nearest", _rank, NEAREST_EXACT)
     )
     aten(f"upsample_{_linear}{_rank}d", f"upsample_{_linear}{_rank}d.vec")(_resize("linear", _rank))
 aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
@@ -187,11 +187,15 @@ aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
 
 def _antialiased(mode: str) -> Any:
     def handler(c: AtenContext) -> Result:
-        if c["align_corners"]:
-            raise c.fail("antialiased resizing with align_corners")
         x = c["self"] if "self" in c.args else c["input"]
+        scales = scale_factors(c, 2)
+        if c["align_corners"]:  # the corners decide the factors, but pixels are where they always are
+            pairs = list(zip(x.shape[2:], c.out.shape[2:]))
+            if not all(isinstance(n, int) and isinstance(m, int) and n > 1 and m > 1 for n, m in pairs):
+                raise c.fail("antialiased resizing of one pixel with align_corners")
+            scales = (1.0, 1.0, *((m - 1) / (n - 1) for n, m in pairs))
         return resample(
-            c.rw, x, c.out.shape, _scales(c, 2), c.origin, c.hint, mode=mode, transform="half_pixel",
+            c.rw, x, c.out.shape, scales, c.origin, c.hint, mode=mode, transform="half_pixel",
             coefficient=-0.5, clipped=True,
         )  # fmt: skip
 

@@ -165,12 +165,12 @@ def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
         if not isinstance(n, int) or not isinstance(m, int):
             return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
         perm = [k for k in range(last + 1) if k != axis] + [axis]
-        y = c.emit("MatMul", c.transpose(x, perm), c.const(_window_means(n, m), x.dtype))
+        y = c.emit("MatMul", c.transpose(x, perm), c.const(window_means(n, m), x.dtype))
         x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
     return x
 
 
-def _window_means(n: int, m: int) -> np.ndarray:
+def window_means(n: int, m: int) -> np.ndarray:
     """[n, m]: column j has equal weights for the elements ``floor(j n / m)`` to ``ceil((j + 1) n / m)``."""
     weights = np.zeros((n, m))
     for j in range(m):

@@ -49,7 +49,7 @@ def _scatter(c: AtenContext, src: Value, reduction: str, include: bool = True) -
 
 
 def _combined(c: AtenContext, x: Value, at: Value, src: Value, axis: int, reduction: str, include: bool) -> Value:
-    """``x`` with ``src`` combined at ``at``; without ``include`` what was there does not count where something comes."""
+    """``x`` with ``src`` combined at ``at``; without ``include`` old values count only where nothing comes."""
 
     def put(into: Value, updates: Value, how: str) -> Value:
         return c.emit("ScatterElements", into, at, updates, axis=axis, reduction=how, strict=1)
