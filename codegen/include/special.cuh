@@ -3,16 +3,18 @@
 
 namespace special {
 
-constexpr double PI = 3.14159265358979323846, INF = (double)INFINITY, NONE = (double)NAN;
+constexpr double PI = 3.14159265358979323846;
+__device__ inline double infinity() { return (double)INFINITY; }
+__device__ inline double undefined() { return (double)NAN; }
 
 // ------------------------------------------------------------------------------------------ the gamma function's kin
 
 // Hurwitz's zeta function: terms up to 10, the rest by Euler's and Maclaurin's formula with B(2j) / (2j)!.
 __device__ inline double zeta(double s, double q) {
-  if (s == 1.0) return INF;
-  if (!(s > 1.0) || q != q) return NONE;
-  if (q <= 0.0 && q == floor(q)) return INF;
-  if (q <= 0.0 && s != floor(s)) return NONE;
+  if (s == 1.0) return infinity();
+  if (!(s > 1.0) || q != q) return undefined();
+  if (q <= 0.0 && q == floor(q)) return infinity();
+  if (q <= 0.0 && s != floor(s)) return undefined();
   double sum = 0.0, a = q;
   for (; a < 10.0; a += 1.0) sum += pow(a, -s);
   const double last = pow(a, -s);
@@ -32,15 +34,15 @@ __device__ inline double zeta(double s, double q) {
 
 // The logarithmic derivative of the gamma function: reflected, raised to 10, then Stirling's series with B(2j) / 2j.
 __device__ inline double digamma(double x) {
-  if (x == 0.0) return copysign(INF, -x);
-  if (x < 0.0 && x == floor(x)) return NONE;
+  if (x == 0.0) return copysign(infinity(), -x);
+  if (x < 0.0 && x == floor(x)) return undefined();
   double result = 0.0;
   if (x < 0.0) {
     result = -PI / tan(PI * fmod(x, 1.0));
     x = 1.0 - x;
   }
   for (; x < 10.0; x += 1.0) result -= 1.0 / x;
-  if (x == INF) return INF;
+  if (x == infinity()) return infinity();
   constexpr double weights[] = {0.08333333333333333, -0.008333333333333333, 0.003968253968253968, -0.004166666666666667,
                                 0.007575757575757576, -0.021092796092796094, 0.08333333333333333};
   const double inverse = 1.0 / (x * x);
@@ -58,9 +60,9 @@ __device__ inline double polygamma(double n, double x) {
 
 // The part of the gamma integral below (``upper``: above) x: a series left of the maximum, a continued fraction right.
 __device__ inline double incomplete_gamma(double a, double x, bool upper) {
-  if (!(a >= 0.0) || !(x >= 0.0) || (a == 0.0 && x == 0.0) || (a == INF && x == INF)) return NONE;
-  if (x == 0.0 || a == INF) return upper ? 1.0 : 0.0;
-  if (a == 0.0 || x == INF) return upper ? 0.0 : 1.0;
+  if (!(a >= 0.0) || !(x >= 0.0) || (a == 0.0 && x == 0.0) || (a == infinity() && x == infinity())) return undefined();
+  if (x == 0.0 || a == infinity()) return upper ? 1.0 : 0.0;
+  if (a == 0.0 || x == infinity()) return upper ? 0.0 : 1.0;
   const double scale = exp(a * log(x) - x - lgamma(a));
   if (x < a + 1.0) {
     double term = 1.0 / a, sum = term;
@@ -83,43 +85,18 @@ __device__ inline double incomplete_gamma(double a, double x, bool upper) {
 __device__ inline double igamma(double a, double x) { return incomplete_gamma(a, x, false); }
 __device__ inline double igammac(double a, double x) { return incomplete_gamma(a, x, true); }
 
-// --------------------------------------------------------------------------------------------- the error function's kin
+// -------------------------------------------------------------------------------------------- the error function's kin
 
 // exp(x^2) erfc(x): a product, or the continued fraction of what is left for large x.
 __device__ inline double erfcx(double x) {
-  if (x < 6.0) return x < -27.0 ? INF : exp(x * x) * erfc(x);
+  if (x < 6.0) return x < -27.0 ? infinity() : exp(x * x) * erfc(x);
   double fraction = x;
   for (int k = 24; k > 0; --k) fraction = x + 0.5 * k / fraction;
   return 0.56418958354775628695 / fraction;
 }
 
-// The x with erfc(x) = y for y below 1, by Newton's method for log(erfc(x)) = log(y).
-__device__ inline double inverse_erfc(double y) {
-  if (y == 0.0) return INF;
-  const double wanted = log(y);
-  double x = sqrt(-wanted);
-  for (int k = 0; k < 8; ++k) {
-    const double tail = erfcx(x);
-    x += (log(tail) - x * x - wanted) * tail * 0.88622692545275801365;
-  }
-  return x;
-}
-
-__device__ inline double erfinv(double x) {
-  const double size = fabs(x);
-  if (!(size <= 1.0)) return NONE;
-  if (size > 0.5) return copysign(inverse_erfc(1.0 - size), x);
-  double z = x * 0.88622692545275801365;
-  for (int k = 0; k < 5; ++k) z -= (erf(z) - x) * exp(z * z) * 0.88622692545275801365;
-  return z;
-}
-
 // The quantile of the normal distribution.
-__device__ inline double ndtri(double p) {
-  if (!(p >= 0.0 && p <= 1.0)) return NONE;
-  if (p > 0.25 && p < 0.75) return 1.41421356237309504880 * erfinv(2.0 * p - 1.0);
-  return 1.41421356237309504880 * (p < 0.5 ? -inverse_erfc(2.0 * p) : inverse_erfc(2.0 * (1.0 - p)));
-}
+__device__ inline double ndtri(double p) { return p >= 0.0 && p <= 1.0 ? normcdfinv(p) : undefined(); }
 
 // -------------------------------------------------------------------------------------------------- Bessel functions
 
@@ -139,8 +116,9 @@ template <int ORDER> __device__ inline double scaled_i(double x) {
   return ORDER && x < 0.0 ? -sum : sum;
 }
 template <int ORDER> __device__ inline double unscaled_i(double x) {
-  const double half = exp(0.5 * fabs(x));  // whose square may be too large where the result is not
-  return scaled_i<ORDER>(x) == 0.0 && x != 0.0 ? (x < 0.0 && ORDER ? -INF : INF) : scaled_i<ORDER>(x) * half * half;
+  const double scaled = scaled_i<ORDER>(x), half = exp(0.5 * fabs(x));  // whose square may be too large
+  if (scaled == 0.0 && x != 0.0) return ORDER ? x : fabs(x);  // infinite
+  return scaled * half * half;
 }
 __device__ inline double i0(double x) { return unscaled_i<0>(x); }
 __device__ inline double i0e(double x) { return scaled_i<0>(x); }
@@ -149,8 +127,8 @@ __device__ inline double i1e(double x) { return scaled_i<1>(x); }
 
 // exp(x) times that of the second kind: the trapezoidal rule for the integral of exp(x - x cosh t) cosh(order t).
 __device__ inline double scaled_k(double order, double x) {
-  if (!(x >= 0.0)) return NONE;
-  if (x == 0.0) return INF;
+  if (!(x >= 0.0)) return undefined();
+  if (x == 0.0) return infinity();
   if (x > 1e8) return sqrt(0.5 * PI / x);  // a step would be lost beside 1
   const double step = x < 4.0 ? 0.125 : 0.25 / sqrt(x);
   double sum = 0.5;
@@ -163,14 +141,14 @@ __device__ inline double scaled_k(double order, double x) {
 }
 __device__ inline double k0e(double x) { return scaled_k(0.0, x); }
 __device__ inline double k1e(double x) { return scaled_k(1.0, x); }
-__device__ inline double k0(double x) { return x == INF ? 0.0 : scaled_k(0.0, x) * exp(-x); }
-__device__ inline double k1(double x) { return x == INF ? 0.0 : scaled_k(1.0, x) * exp(-x); }
+__device__ inline double k0(double x) { return x == infinity() ? 0.0 : scaled_k(0.0, x) * exp(-x); }
+__device__ inline double k1(double x) { return x == infinity() ? 0.0 : scaled_k(1.0, x) * exp(-x); }
 
 // Airy's function: its power series near 0, else by K(1/3) to the right and by its asymptotic series to the left.
 __device__ inline double airy_ai(double x) {
   if (x != x) return x;
   const double size = fabs(x), root = sqrt(size), phase = size * root * (2.0 / 3.0);
-  if (x == -INF) return NONE;
+  if (x == -infinity()) return undefined();
   if (x > 1.0) return phase > 750.0 ? 0.0 : root * exp(-phase) * scaled_k(1.0 / 3.0, phase) / (PI * 1.7320508075688772);
   if (x > -7.0) {
     double f = 1.0, g = x, a = 1.0, b = x;
@@ -196,7 +174,7 @@ __device__ inline double airy_ai(double x) {
 
 // p(0) = 1, p(1) = a x + b, p(k) = ((a(k) x + b(k)) p(k - 1) - c(k) p(k - 2)) / d(k)
 template <class First, class Next> __device__ inline double polynomial(double x, double n, First first, Next next) {
-  if (n != n) return NONE;
+  if (n != n) return undefined();
   if (!(n > -1.0 && n < 9e18)) return 0.0;
   double before = 1.0, now = first(x);
   if (n < 1.0) return 1.0;

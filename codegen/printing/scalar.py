@@ -97,7 +97,7 @@ REINTERPRET: dict[tuple[DType, DType], str] = {
     (DType.I64, DType.F64): "__longlong_as_double({0})",
     (DType.U64, DType.F64): "__longlong_as_double((i64){0})",
 }
-CUDA_SPECIAL = ("erfc", "lgamma", "j0", "j1", "y0", "y1")  # special functions that CUDA has
+CUDA_SPECIAL = ("erfc", "erfinv", "lgamma", "j0", "j1", "y0", "y1")  # special functions that CUDA has
 F32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # half a unit above the largest: rounds to infinity
 _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 

@@ -8,8 +8,10 @@ from typing import Any
 import mpmath
 import numpy as np
 import pytest
-from test_scalar import operands, run
+from harness import assert_compiles
+from test_scalar import kernel_of, operands, run
 
+from arcweld.codegen.templates.pointwise.pointwise import PointwiseTactic, render_pointwise
 from arcweld.compiler import expr
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.interpret import NUMPY
@@ -135,3 +137,12 @@ def test_polynomials_of_odd_degrees() -> None:
     x = np.full(8, 0.5, np.float32)
     (got,) = run([expr.binary("chebyshev_t", *operands([DType.F32] * 2, 8))], [x, n], [DType.F32] * 2)
     np.testing.assert_array_equal(got, np.array([0, 1, 1, 0, 0, np.nan, -0.5, 0.5], np.float32))
+
+
+@pytest.mark.parametrize("dtype", [DType.F32, DType.F64], ids=lambda t: t.value)
+@pytest.mark.parametrize("name", [*ONE, *TWO])
+def test_nvrtc_takes_every_function(name: str, dtype: DType) -> None:
+    count = 1 if name in ONE else 2
+    loads = operands([dtype] * count, 64)
+    e = expr.unary(name, *loads) if count == 1 else expr.binary(name, *loads)
+    assert_compiles(render_pointwise(kernel_of([e], [dtype] * count, [dtype], 64), PointwiseTactic(), "sm_80"))
