@@ -134,6 +134,7 @@ def _ndtri(p: np.ndarray) -> np.ndarray:
     tail = 2 * np.minimum(p, 1 - p)
     z = math.sqrt(2) * _bisected(lambda z: -_erfc(z), -np.clip(tail, 5e-324, 1), 0.0, 28.0)
     found = np.where(p < 0.5, -np.where(p == 0, np.inf, z), np.where(p == 1, np.inf, z))
+    found = np.where(np.abs(p - 0.5) < 0.2, math.sqrt(2) * _erfinv(2 * p - 1), found)
     return np.where((p >= 0) & (p <= 1), found, np.nan)
 
 
@@ -149,7 +150,7 @@ def _scaled_i(order: int, x: np.ndarray) -> np.ndarray:
     for k in range(1, 8):
         term = -term * (m - (2 * k - 1) ** 2) / (8 * k * np.maximum(size, 1.0))
         total = total + term
-    found = np.where(size > 700, total / np.sqrt(2 * math.pi * np.maximum(size, 1.0)), mean)
+    found = np.where(size > 700, total / math.sqrt(2 * math.pi) / np.sqrt(np.maximum(size, 1.0)), mean)
     found = np.where(size == np.inf, 0.0, found)
     # near 0 the mean of the order 1 cancels
     if order:

@@ -111,7 +111,7 @@ template <int ORDER> __device__ inline double scaled_i(double x) {
     sum *= exp(-size) * (ORDER ? 0.5 * size : 1.0);
   } else {
     for (int k = 1; k < 25; ++k) sum += term *= ((2 * k - 1) * (2 * k - 1) - 4 * ORDER) / (8.0 * k * size);
-    sum /= sqrt(2.0 * PI * size);
+    sum /= sqrt(2.0 * PI) * sqrt(size);
   }
   return ORDER && x < 0.0 ? -sum : sum;
 }

@@ -311,14 +311,14 @@ def document(found: Sequence[Outcome]) -> str:
 
 Written by `ARCWELD_WRITE_SUPPORT=1 pytest tests/torch/test_opinfo.py -k document`, with torch
 {torch.__version__.split("+")[0]}. OpInfo is PyTorch's table of operators for its own tests: {len(found)} entries, of
-{len(operators)} operators. Each entry is compiled by `torch.compile` for the simulator in float32, on two of the samples
-that OpInfo draws. The results are compared with eager's within OpInfo's tolerances, or, where eager itself is less exact,
-with eager's in float64. {compared} samples were compared, and none differs.
+{len(operators)} operators. Each entry is compiled by `torch.compile` for the simulator in float32, on two of the
+samples that OpInfo draws. The results are compared with eager's within OpInfo's tolerances, or, where eager itself is
+less exact, with eager's in float64. {compared} samples were compared, and none differs.
 
 Blocks that only move elements are compiled here (`movement=True`); by default PyTorch makes such copies. A view is made
 by PyTorch without a kernel, so a copy of it is compiled. Samples with tensors that have no elements stay with PyTorch;
-they are not counted, nor are those with more than {MOST_ELEMENTS:,} elements. Of values that are not determined (`empty`)
-types and shapes are compared.
+they are not counted, nor are those with more than {MOST_ELEMENTS:,} elements. Of values that are not determined
+(`empty`) types and shapes are compared.
 
 | entries | outcome |
 |---|---|

@@ -149,17 +149,29 @@ def bucketize(c: AtenContext) -> Result:
 
 
 def _places(c: AtenContext, sequence: Value, wanted: Any, right: bool) -> Value:
-    """How many elements of a sorted sequence are below each wanted value; with ``right`` those equal to it too."""
+    """Where each wanted value belongs in a sorted sequence, before what equals it or, with ``right``, behind.
+
+    All intervals are halved at once, as often as the longest takes. Eager halves them too: in a sequence with NaNs the
+    places depend on it.
+    """
     n = sequence.shape[-1]
-    if not isinstance(n, int) or n > _MOST:
-        raise c.fail(f"a search in {n} elements: PyTorch searches these faster")
-    low, value = promoted(c, sequence, wanted)
-    value = c.reshape(value, (*value.shape, 1))
-    if len(low.shape) > 1:
-        low = c.reshape(low, (*low.shape[:-1], 1, n))
-    before = c.emit("Not", c.emit("Greater" if right else "GreaterOrEqual", low, value))
-    counts = c.emit("ReduceSum", c.cast(before, c.out.dtype), axes=(len(c.out.shape),), keepdims=0)
-    return c.reshape(counts, c.out.shape)
+    if not isinstance(n, int):
+        raise c.fail(f"a search in {n} elements")
+    keys, value = promoted(c, sequence, wanted)
+    value = c.reshape(value, c.out.shape if keys.shape[:-1] and c.out.shape else (value.type.numel,))
+    last, one, two = len(keys.shape) - 1, c.scalar(1, DType.I64), c.scalar(2, DType.I64)
+    begin, end = c.full(0, value.shape, DType.I64), c.full(n, value.shape, DType.I64)
+    for _ in range(n.bit_length()):
+        middle = c.emit("Div", c.emit("Add", begin, end), two)
+        at = c.emit("Min", middle, c.scalar(n - 1, DType.I64))
+        key = c.emit("GatherElements", keys, at, axis=last)
+        go_on = c.emit("Less", begin, end)
+        behind = c.emit("Not", c.emit("Greater" if right else "GreaterOrEqual", key, value))
+        begin, end = (
+            c.emit("Where", c.emit("And", go_on, behind), c.emit("Add", middle, one), begin),
+            c.emit("Where", c.emit("And", go_on, c.emit("Not", behind)), middle, end),
+        )
+    return c.reshape(c.cast(begin, c.out.dtype), c.out.shape)
 
 
 @aten("histc")
