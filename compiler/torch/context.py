@@ -26,13 +26,14 @@ HANDLERS: dict[str, Callable[[AtenContext], Result]] = {}
 def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[AtenContext], Result]]:
     """Registers a handler for ATen overloads such as ``add.Tensor``; a bare name means its ``default`` overload.
 
-    Operators of other namespaces, which some of torch's decompositions contain, are written in full:
-    ``prims.iota.default``.
+    Operators of other namespaces are written in full: ``prims.iota.default``, which some of torch's decompositions
+    contain, and torchvision's.
     """
 
     def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
         for name in names:
-            key = name if name.startswith("prims.") else "aten." + (name if "." in name else f"{name}.default")
+            full = name if "." in name else f"{name}.default"
+            key = full if full.startswith(("prims.", "torchvision.")) else f"aten.{full}"
             if key in HANDLERS:
                 raise ValueError(f"{key} has two handlers")
             HANDLERS[key] = fn

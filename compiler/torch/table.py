@@ -21,6 +21,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     scatter,
     special,
     special_functions,
+    vision,
 )
 
 # assertions that torch writes into graphs: the types and ranges of the graph imply them
@@ -45,7 +46,7 @@ DECOMPOSED = frozenset(
     for name in (
         "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
         "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
-        "batch_norm_backward.default", "diagonal.default",
+        "batch_norm_backward.default", "diagonal.default", "native_dropout.default",
         "tril_indices.default", "triu_indices.default", "unfold.default",
     )
 )  # fmt: skip

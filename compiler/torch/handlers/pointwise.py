@@ -463,15 +463,12 @@ def convert_element_type(c: AtenContext) -> Result:
     return c.cast(c["a"], c.out.dtype)
 
 
-@aten("dropout", "native_dropout", "feature_dropout", "alpha_dropout")
+@aten("dropout", "feature_dropout", "alpha_dropout")
 def dropout(c: AtenContext) -> Result:
     if c.get("train", True) and c.get("p", 0.0) != 0:
         raise c.fail("random numbers (dropout in training mode)")
     x: Value = c["input"]
-    if len(c.outs) == 1:
-        return x
-    c.require_unused(1)
-    return x, None
+    return x
 
 
 @aten("copy")
