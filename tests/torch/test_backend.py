@@ -337,13 +337,15 @@ def test_random_numbers_come_in_eager_order() -> None:
     same(compiled(fn)(x), expected)
 
 
-def test_dropout_in_training_mode_stays_with_pytorch() -> None:
+def test_dropout_in_training_mode_draws_as_pytorch_does() -> None:
+    """PyTorch draws the mask, and the engine applies it, forwards and backwards."""
     net = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Tanh()).train()
     x = rand(4, 8)
     torch.manual_seed(1)
     expected = net(x)
     torch.manual_seed(1)
     same(compiled(net, min_block_size=1)(x), expected)
+    assert [op for report in torch_report() for op, _ in report.left] == ["aten.bernoulli.p"]
 
 
 def test_double_is_truncated_only_when_asked() -> None:
