@@ -154,6 +154,8 @@ NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode":
 def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
     def handler(c: AtenContext) -> Result:
         attrs: dict[str, Any] = dict(fixed or {})
+        if mode != "nearest" and not c.out.dtype.is_float:
+            raise c.fail(f"interpolation of {c.out.dtype.value}, which eager rounds in its own way")
         if fixed is None:
             aligned = c["align_corners"]
             attrs["coordinate_transformation_mode"] = "align_corners" if aligned else "half_pixel"

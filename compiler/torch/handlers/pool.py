@@ -159,7 +159,7 @@ def _refuse_adaptive(c: AtenContext, spatial: Sequence[Dim], sizes: Sequence[Dim
 
 def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
     """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
-    last = len(x.shape) - 1
+    last, x = len(x.shape) - 1, c.wide(x)
     for axis in range(len(x.shape) - rank, len(x.shape)):
         n, m = x.shape[axis], c.out.shape[axis]
         if not isinstance(n, int) or not isinstance(m, int):
@@ -167,7 +167,7 @@ def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
         perm = [k for k in range(last + 1) if k != axis] + [axis]
         y = c.emit("MatMul", c.transpose(x, perm), c.const(window_means(n, m), x.dtype))
         x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
-    return x
+    return c.result(x)
 
 
 def window_means(n: int, m: int) -> np.ndarray:
