@@ -1,6 +1,6 @@
 """ATen's operators of order: sorting, medians, modes, searches in sorted sequences, histograms, running extrema.
 
-Rows are sorted by comparing all elements with each other, so that long ones are left to PyTorch.
+Rows are sorted by comparing elements with each other (``TopKIndices``), so that long ones are left to PyTorch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.pointwise import promoted
 
 _MOST = 2048  # elements of a row that are all compared with each other
+_MOST_SORTED = 1 << 16
 
 
-def _row_length(c: AtenContext, n: Dim, what: str) -> int:
-    if not isinstance(n, int) or n > _MOST:
+def _row_length(c: AtenContext, n: Dim, what: str, most: int = _MOST_SORTED) -> int:
+    if not isinstance(n, int) or n > most:
         raise c.fail(f"{what} of {n} elements: PyTorch sorts these faster")
     return n
 
@@ -109,7 +110,7 @@ def mode(c: AtenContext) -> Result:
     if not x.shape:
         return x, c.scalar(0, DType.I64)
     axis = c.axis(c["dim"])
-    n = _row_length(c, x.shape[axis], "the mode")
+    n = _row_length(c, x.shape[axis], "the mode", _MOST)
     perm = [k for k in range(len(x.shape)) if k != axis] + [axis]
     row = c.transpose(x, perm)
     lead, last = row.shape[:-1], len(row.shape) - 1
@@ -233,14 +234,14 @@ aten("cummax")(_running("CumMax"))
 aten("cummin")(_running("CumMin"))
 
 
-@aten("logcumsumexp")
+@aten("logcumsumexp", _MOST)
 def logcumsumexp(c: AtenContext) -> Result:
     """The logarithm of the sum of all exponentials so far, each with the maximum so far taken out."""
     x: Value = c["self"]
     if not x.shape:
         return x
     axis, last = c.axis(c["dim"]), len(x.shape) - 1
-    n = _row_length(c, x.shape[axis], "logcumsumexp")
+    n = _row_length(c, x.shape[axis], "logcumsumexp", _MOST)
     perm = [k for k in range(last + 1) if k != axis] + [axis]
     row = c.transpose(c.cast(x, x.dtype.compute), perm)
     count = c.emit("Range", start=0, step=1, length=n, dtype=DType.I32)
