@@ -108,7 +108,7 @@ def _erfcx(x: np.ndarray) -> np.ndarray:
     """``exp(x^2) erfc(x)``, by the asymptotic series where erfc vanishes."""
     far = np.maximum(np.abs(x), 1.0)
     large = (1 - 0.5 / far**2 + 0.75 / far**4 - 1.875 / far**6 + 6.5625 / far**8) / (far * math.sqrt(math.pi))
-    return np.where(x > 20, large, np.exp(np.minimum(x * x, 730)) * _erfc(np.minimum(x, 20)))
+    return np.asarray(np.where(x > 20, large, np.exp(np.minimum(x * x, 730)) * _erfc(np.minimum(x, 20))))
 
 
 def _bisected(fn: Function, wanted: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -118,7 +118,7 @@ def _bisected(fn: Function, wanted: np.ndarray, low: float, high: float) -> np.n
         middle = (a + b) / 2
         above = fn(middle) > wanted
         a, b = np.where(above, a, middle), np.where(above, middle, b)
-    return (a + b) / 2
+    return np.asarray((a + b) / 2)
 
 
 def _erfinv(x: np.ndarray) -> np.ndarray:
@@ -210,8 +210,7 @@ def _hankel(order: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle, root = size - (2 * order + 1) * math.pi / 4, np.sqrt(2 / (math.pi * size))
     first = root * (np.cos(angle) * even - np.sin(angle) * odd)
     second = root * (np.sin(angle) * even + np.cos(angle) * odd)
-    sign = np.where(x < 0, -1.0, 1.0) if order else 1.0
-    first = np.where(np.isinf(x), 0.0, first * sign)
+    first = np.where(np.isinf(x), 0.0, np.where((x < 0) & (order == 1), -first, first))
     return first, np.where(np.isinf(x), 0.0, second)
 
 
@@ -269,7 +268,7 @@ def _polynomial(first: Function, step: Callable[..., np.ndarray]) -> Function:
 
 
 def _two(x: np.ndarray, k: int, p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    return 2 * x * p - q
+    return np.asarray(2 * x * p - q)
 
 
 UNARY: dict[str, Function] = {

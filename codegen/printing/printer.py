@@ -18,7 +18,8 @@ from arcweld.codegen.printing.uniform import below_zero, index_difference, is_ne
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import SPECIAL, Expr, coordinates, postorder, substitute, walk
+from arcweld.compiler.expr import Expr, coordinates, postorder, substitute, walk
+from arcweld.compiler.special_functions import SPECIAL
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.expr import SPECIAL, Expr
+from arcweld.compiler.expr import Expr
+from arcweld.compiler.special_functions import SPECIAL
 
 # operation -> (f32 text, f64 text); the operands are filled in by position
 FLOAT: dict[str, tuple[str, str]] = {

@@ -10,6 +10,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     backward,
     division,
     embedding,
+    encoder,
     index,
     movement,
     nn,

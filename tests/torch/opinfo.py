@@ -37,6 +37,8 @@ DTYPES = (
 )  # fmt: skip
 # what they return is not determined: shapes and types are compared
 UNDEFINED = ("empty", "empty_like", "new_empty", "new_empty_strided", "empty_permuted", "empty_strided", "resize_")
+# eager's own results in float64 are wrong from the seventh digit on (tests/codegen/test_special.py has exact ones)
+LESS_EXACT = ("special.bessel_j0", "special.bessel_j1", "special.bessel_y0", "special.bessel_y1")
 TIES = ("topk", "kthvalue", "sort", "median", "nanmedian", "mode")
 MOST_ELEMENTS = 100_000  # of a sample's tensors: the simulator is slow
 
@@ -115,7 +117,7 @@ def tolerance(op: Any, dtype: torch.dtype) -> tuple[float, float]:
     """(rtol, atol): the largest that OpInfo declares for the entry and the element type; zeros if it declares none."""
     from torch.testing._internal.common_device_type import toleranceOverride
 
-    rtol, atol = 0.0, 0.0
+    rtol, atol = (1e-5, 1e-6) if op.name in LESS_EXACT and dtype is torch.float64 else (0.0, 0.0)
     for d in op.decorators:
         for inner in getattr(d, "decorators", [d]):
             if isinstance(inner, toleranceOverride) and dtype in inner.d:

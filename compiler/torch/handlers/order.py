@@ -234,7 +234,7 @@ aten("cummax")(_running("CumMax"))
 aten("cummin")(_running("CumMin"))
 
 
-@aten("logcumsumexp", _MOST)
+@aten("logcumsumexp")
 def logcumsumexp(c: AtenContext) -> Result:
     """The logarithm of the sum of all exponentials so far, each with the maximum so far taken out."""
     x: Value = c["self"]

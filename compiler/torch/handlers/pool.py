@@ -132,7 +132,7 @@ def _adaptive_maxima(c: AtenContext, rank: int) -> tuple[Value | None, Value | N
         return (_adaptive_pool(c, rank, "MaxPool", "ReduceMax"), None) if 1 not in c.used else _refuse_adaptive(
             c, spatial, sizes)  # fmt: skip
     places = np.zeros((1, 1), np.int64)
-    for n, m in zip(spatial, sizes):
+    for n, m in zip(map(int, spatial), map(int, sizes)):  # type: ignore[arg-type]
         boxes = [range(j * n // m, -(-(j + 1) * n // m)) for j in range(m)]
         longest = max(len(b) for b in boxes)
         rows = np.array([[b[min(t, len(b) - 1)] for t in range(longest)] for b in boxes])
