@@ -343,7 +343,7 @@ def document(found: Sequence[Outcome]) -> str:
     whole = {entries()[o.name].name for o in found if o.status == "compiled"}
     return f"""# PyTorch's operators
 
-Written by `ARCWELD_WRITE_SUPPORT=1 pytest tests/torch/test_opinfo.py -k document`, with torch
+Written by `python tests/torch/opinfo.py --document`, with torch
 {torch.__version__.split("+")[0]}. OpInfo is PyTorch's table of operators for its own tests: {len(found)} entries, of
 {len(operators)} operators. Each entry is compiled by `torch.compile` for the simulator in float32, on two of the
 samples that OpInfo draws. The results are compared with eager's within OpInfo's tolerances, or, where eager itself is
@@ -381,6 +381,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("sim", "reference"), default="sim")
     parser.add_argument("--part", default="0/1", help="k/n: every n-th entry, from the k-th on")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--document", action="store_true", help="all entries in float32, into docs/torch-support.md")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -388,10 +389,16 @@ def main() -> None:
     part, parts = map(int, args.part.split("/"))
     names = args.names or list(entries())[part::parts]
     out = args.out.open("w", encoding="utf-8") if args.out else sys.stdout
+    found = []
     for name in names:
         for dtype in args.dtypes:
-            found = measure(name, getattr(torch, dtype), args.samples, args.engine)
-            print(json.dumps(dataclasses.asdict(found)), file=out, flush=True)
+            found.append(measure(name, getattr(torch, dtype), args.samples, args.engine))
+            print(json.dumps(dataclasses.asdict(found[-1])), file=out, flush=True)
+    problems = [o.name for o in found if o.wrong or o.errors]
+    if problems:
+        raise SystemExit(f"not as eager: {', '.join(problems)}")
+    if args.document:
+        DOCUMENT.write_text(document(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,30 @@ def test_masked_scatter_put_and_static_nonzero() -> None:
     check(functions, x, mask, source)
 
 
+def test_index_put_apart_and_by_masks() -> None:
+    x, rows, columns, v = rand(4, 3, 5), torch.tensor([0, 3]), torch.tensor([[1], [4]]), rand(2, 2, 3)
+    mask = rand(4, 3) > 0
+
+    def put(x: torch.Tensor, at: Any, v: torch.Tensor, add: bool = False) -> torch.Tensor:
+        return torch.ops.aten.index_put(x, at, v, add)
+
+    functions = {
+        "apart": lambda x, r, c, v: put(x, [r, None, c], v),
+        "added": lambda x, r, c, v: put(x, [r, None, c], v, True),
+        "broadcast": lambda x, r, c, v: put(x, [r, None, c], v[0, 0]),
+        "together": lambda x, r, c, v: put(x, [None, r - 2, c], v[:1, :, :2].expand(4, 2, 2)),
+        "mask": lambda x, r, c, v: put(x, [mask], v[0, 0, 0]),
+        "mask added": lambda x, r, c, v: put(x, [mask], v[:1, :1, 0].view(1, 1), True),
+    }
+    check(functions, x, rows, columns, v)
+
+
+def test_grouped_products() -> None:
+    a, b = rand(7, 16, dtype=torch.bfloat16), rand(3, 16, 8, dtype=torch.bfloat16, scale=0.3)
+    offs = torch.tensor([2, 2, 7], dtype=torch.int32)
+    check({"groups": lambda a, b, o: torch._grouped_mm(a, b, o)}, a, b, offs, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("how", ["sum", "prod", "mean", "amax", "amin"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)

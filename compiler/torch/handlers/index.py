@@ -94,14 +94,13 @@ def _put(c: AtenContext, strict: int) -> Value:
     if len(axes) == 1 and len(found[0].shape) == 1:
         wide = (*x.shape[: axes[0]], *found[0].shape, *x.shape[axes[0] + 1 :])
         return slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
-    if axes != list(range(axes[0], axes[0] + len(axes))):
-        raise c.fail("index_put with indices apart from each other")
+    together = axes == list(range(axes[0], axes[0] + len(axes)))
     rest = [k for k in range(len(x.shape)) if k not in axes]
     order = [*axes, *rest]
     at = _stacked(c, found)
     lead = at.shape[:-1]
     inner = tuple(x.shape[k] for k in rest)
-    values = _index_values(c, lead, inner, axes[0])
+    values = _index_values(c, lead, inner, axes[0] if together else 0)  # as indexing places the indexed axes
     y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction, strict=strict)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
@@ -115,12 +114,20 @@ def _index_values(c: AtenContext, lead: tuple[Dim, ...], inner: tuple[Dim, ...],
 
 
 def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
-    """``x`` with one value where ``mask`` is true. Several values are refused: which goes where depends on data."""
-    value: Value = c["values"]
-    if any(d != 1 for d in value.shape) or c.get("accumulate", False):
-        raise c.fail("index_put by a boolean mask with more than one value")
+    """``x`` with values where ``mask`` is true: one for all, or one for each in order if the mask has all axes of x."""
+    value: Value = c.cast(c["values"], x.dtype)
     shape = mask.shape + (1,) * (len(x.shape) - len(mask.shape))
-    return c.emit("Where", c.reshape(mask, shape), c.reshape(c.cast(value, x.dtype), ()), x)
+    if all(d == 1 for d in value.shape):
+        new = c.reshape(value, ())
+    elif len(mask.shape) == len(x.shape) and len(value.shape) == 1:
+        count = c.emit("CumSum", c.reshape(c.cast(mask, DType.I64), (mask.type.numel,)), axis=0)
+        place = c.emit("Max", c.emit("Sub", count, c.scalar(1, DType.I64)), c.scalar(0, DType.I64))
+        new = c.reshape(c.emit("Gather", value, place, axis=0, strict=1), x.shape)
+    else:
+        raise c.fail("index_put by a boolean mask of some axes with more than one value")
+    if c.get("accumulate", False):
+        new = c.emit("Add", x, new)
+    return c.emit("Where", c.reshape(mask, shape), new, x)
 
 
 # ------------------------------------------------------------------------------------------- largest, sampled places

@@ -49,6 +49,30 @@ def mm(c: AtenContext) -> Result:
     return product(c, c["self"], c["mat2"])
 
 
+_MOST_GROUPED_ROWS = 64
+
+
+@aten("_grouped_mm")
+def grouped_mm(c: AtenContext) -> Result:
+    """Rows of one matrix, in groups that end at ``offs``, each times the matrix of its group (a mixture of experts).
+
+    Every row reads the matrix of its group: right for the few rows of a decode step; more are left to PyTorch.
+    """
+    a, b, offs = c["self"], c["mat2"], c["offs"]
+    if c["bias"] is not None:
+        raise c.fail("a grouped product with a bias")
+    if offs is None:
+        return c.result(product(c, a, b))
+    rows = a.shape[0]
+    if len(a.shape) != 2 or len(b.shape) != 3 or not isinstance(rows, int) or rows > _MOST_GROUPED_ROWS:
+        raise c.fail(f"a grouped product of {a.type} and {b.type}")
+    numbers = c.emit("Range", start=0, step=1, length=rows, dtype=offs.dtype)
+    ended = c.emit("LessOrEqual", c.reshape(offs, (1, offs.shape[0])), c.reshape(numbers, (rows, 1)))
+    group = c.emit("ReduceSum", c.cast(ended, DType.I64), axes=(1,), keepdims=0)
+    own = c.emit("Gather", b, group, axis=0)
+    return c.result(c.reshape(product(c, c.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2])))
+
+
 @aten("_scaled_mm")
 def scaled_mm(c: AtenContext) -> Result:
     """``a @ b * scale_a * scale_b + bias`` of 8-bit floats, with a scale for each tensor, or each row and column."""
