@@ -16,7 +16,7 @@ import torch
 from opinfo import DOCUMENT, DTYPES, MEANING, Outcome, entries, listed, measure
 
 SAMPLES = 2
-PARTS = 40  # the quick tier runs one of them, the slow tier all
+PARTS = 80  # the quick tier runs one of them, the slow tier all
 
 
 def _part(name: str) -> int:
