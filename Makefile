@@ -65,6 +65,7 @@ coverage: $(STAMP)
 figures: $(STAMP)
 	$(if $(NAMES),,$(MAKE) coverage TIER="not slow and not models")
 	$(if $(NAMES),,ARCWELD_WRITE_SUPPORT=1 $(BIN)/python -m pytest tests/compiler/test_onnx_backend.py -k document)
+	$(if $(NAMES),,$(BIN)/python tests/torch/opinfo.py --document)
 	$(BIN)/python tests/figures $(NAMES)
 
 clean:

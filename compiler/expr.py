@@ -23,6 +23,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.device_function import DeviceFunction
 from arcweld.compiler.dims import Dim, Dyn, Sym
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.special_functions import SPECIAL
 
 UNARY_FLOAT = (
     "exp", "log", "sqrt", "rsqrt", "erf", "tanh", "sin", "cos", "tan", "asin", "acos", "atan",
@@ -39,9 +40,9 @@ BINARY = ("add", "sub", "mul", "div", "mod", "fmod", "pow", "min", "max", "atan2
 INDEX = ("index_in", "strict_index")
 COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
 LOGIC = ("and", "or", "xor")
-BITS = ("bitand", "bitor", "bitxor", "shl", "shr")
-_UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST, *DIVISOR))
-_BINARY = frozenset((*BINARY, *INDEX, *COMPARE, *LOGIC, *BITS))
+BITS = ("bitand", "bitor", "bitxor", "shl", "shr", "gcd")
+_UNARY = frozenset((*UNARY_FLOAT, *UNARY_ANY, *UNARY_TEST, *UNARY_FAST, *DIVISOR, *SPECIAL))
+_BINARY = frozenset((*BINARY, *INDEX, *COMPARE, *LOGIC, *BITS, *SPECIAL))
 
 
 # Operations in the text of an expression when each use of a shared operand is written out; with more than this, shared
@@ -156,7 +157,7 @@ def unary(op: str, x: Expr) -> Expr:
         raise ValueError(f"{op} is no unary operation")
     if op in UNARY_TEST:
         return _intern(op, (x,), DType.BOOL) if x.dtype.is_float else const(False, DType.BOOL)
-    if op in UNARY_FLOAT and not x.dtype.is_float:
+    if (op in UNARY_FLOAT or op in SPECIAL) and not x.dtype.is_float:
         raise TypeError(f"{op} needs a floating-point operand, got {x.dtype.value}")
     if op in ("floor", "ceil", "round", "trunc") and not x.dtype.is_float:
         return x
@@ -172,6 +173,8 @@ def binary(op: str, a: Expr, b: Expr) -> Expr:
         raise ValueError(f"{op} is no binary operation")
     if a.dtype is not b.dtype:
         raise TypeError(f"{op} of {a.dtype.value} and {b.dtype.value}: cast one of them first")
+    if op in SPECIAL and not a.dtype.is_float:
+        raise TypeError(f"{op} needs floats, got {a.dtype.value}")
     if op in COMPARE:
         return _intern(op, (a, b), DType.BOOL)
     if op in LOGIC:

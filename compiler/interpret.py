@@ -12,6 +12,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, to_text, walk
+from arcweld.compiler.special_functions import BINARY, UNARY, meaning
 
 
 def _c_div(a: Any, b: Any) -> Any:
@@ -48,7 +49,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor, "not": np.logical_not,
     "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "bitnot": np.bitwise_not,
-    "shl": np.left_shift, "shr": np.right_shift, "where": np.where,
+    "shl": np.left_shift, "shr": np.right_shift, "where": np.where, "gcd": np.gcd,
+    **{name: meaning(fn) for name, fn in (*UNARY.items(), *BINARY.items())},
 }  # fmt: skip
 DIM_CALLS = {  # of dimensions, on arrays
     "floordiv": np.floor_divide, "mod": np.mod, "max": np.maximum, "min": np.minimum,

@@ -10,16 +10,17 @@ from torch import nn
 import arcweld
 
 
-class Ranked(nn.Module):
-    """Scores, sorted: sorting is PyTorch's, the rest becomes kernels."""
+class Orthogonal(nn.Module):
+    """Features, made orthogonal: the QR decomposition is PyTorch's, the rest becomes kernels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 10))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The ten scores of each row, the largest first, as probabilities."""
-        scores = torch.sort(self.body(x), dim=-1, descending=True).values
+        """The coordinates of each row in an orthogonal basis of all rows, as probabilities."""
+        basis = torch.linalg.qr(self.body(x).T).Q
+        scores = self.body(x) @ basis
         return (scores - scores.amax(-1, keepdim=True)).softmax(-1)
 
 
@@ -28,7 +29,7 @@ def main() -> tuple[torch.Tensor, torch.Tensor]:
     if not torch.cuda.is_available():
         os.environ.setdefault("ARCWELD_DEVICE", "sim")  # without a GPU the backend leaves all to PyTorch unless asked
     torch.manual_seed(0)
-    model, x = Ranked().eval(), torch.randn(4, 16)
+    model, x = Orthogonal().eval(), torch.randn(4, 16)
     fast = torch.compile(model, backend="arcweld")
     with torch.no_grad():
         y, expected = fast(x), model(x)

@@ -99,7 +99,7 @@ def compile_graph_module(
     name = f"graph_{next(_numbers)}"
     simplify(module)
     place = torch.device(torch_device(device))
-    examine = Examiner(Sizes(), place, options.torch_executed_ops)
+    examine = Examiner(Sizes(), place, options.torch_executed_ops, options.movement)
     parts = partition(module.graph, examine, 1 if options.require_full_compilation else options.min_block_size)
     report = GraphReport(name, parts.all_nodes, parts.compiled_nodes, left=dict(parts.left_counts()))
     if options.require_full_compilation and report.left:

@@ -126,6 +126,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         results = [n for n in _results(module) if isinstance(n, fx.Node)]
         self._out_orders = [dense_order(n.meta["val"], sizes) for n in results]
         self._out_types = [n.meta["val"].dtype for n in results]
+        self._device = next((n.meta["val"].device for n in (*tensors, *results)), None)
         self._changes = 0
         self._ready: _Ready | None = None  # replaced as a whole, because other threads may be running
 
@@ -177,10 +178,13 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         return [self._narrowed(args[k] if o is None else args[k].permute(o)) for k, o in inputs]
 
     def _carrier(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """An input of shape ``[sizes…, 0]`` that carries the sizes which no other input's shape determines; or none."""
-        if not self._carried:
+        """An input of shape ``[sizes…, 0]`` that carries the sizes which no other input's shape determines; or none.
+
+        An engine needs some input: that of a block that reads no tensor is this one.
+        """
+        if args and not self._carried:
             return []
-        return [torch.empty([*(given[k] for k in self._carried), 0], dtype=torch.uint8, device=args[0].device)]
+        return [torch.empty([*(given[k] for k in self._carried), 0], dtype=torch.uint8, device=self._device)]
 
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
         """Result ``k`` with the axes, the dtype and the strides that PyTorch expects."""
@@ -256,8 +260,6 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
 
     def _build(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
-        if not args:
-            raise UnsupportedError("the block reads no tensor")
         started = time.monotonic()
         wanted = [(k, o) for k, (o, s) in enumerate(zip(self._in_orders, self._static)) if not s]
         fixed = {n: a for n, a, s in zip(self._names, args, self._static) if s}
@@ -267,7 +269,7 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             weights=fixed,
             input_orders={self._names[k]: o for k, o in wanted if o is not None},
             output_orders={k: o for k, o in enumerate(self._out_orders) if o is not None},
-            carried=[self._placeholders[k] for k in self._carried],
+            carried=[self._placeholders[k] for k in self._carried] if self._carried or not args else None,
         )
         if self.options.truncate_double:
             graph = truncate_double(graph)

@@ -25,6 +25,7 @@ class BackendOptions:
     """The options of one ``torch.compile``. Raises UsageError for invalid values.
 
     min_block_size            blocks with fewer computing operators are left to PyTorch
+    movement                  operators that only move elements count as computing ones
     torch_executed_ops        operators to leave to PyTorch: "aten.softmax.int", "aten.softmax" or the operator itself
     require_full_compilation  raise UnsupportedError instead of leaving nodes to PyTorch
     truncate_double           compute f64 tensors in f32 (inputs and results keep their type)
@@ -37,6 +38,7 @@ class BackendOptions:
     """
 
     min_block_size: int = 3
+    movement: bool = False
     torch_executed_ops: frozenset[str] = frozenset()
     require_full_compilation: bool = False
     truncate_double: bool = False

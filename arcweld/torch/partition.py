@@ -36,7 +36,7 @@ VIEWS = frozenset(
     for name in (
         "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
         "expand.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "slice.Tensor",
-        "select.int", "alias.default", "detach.default",
+        "select.int", "alias.default", "detach.default", "as_strided.default",
     )
 )  # fmt: skip
 
@@ -87,13 +87,16 @@ class Partition:
 class Examiner:
     """Decides for single nodes whether they can be compiled, by importing each with placeholders as operands.
 
-    ``refused`` names operators that the user leaves to PyTorch.
+    ``refused`` names operators that the user leaves to PyTorch. With ``movement`` every compiled node computes.
     """
 
-    def __init__(self, sizes: Sizes, device: torch.device, refused: Collection[str] = ()) -> None:
+    def __init__(
+        self, sizes: Sizes, device: torch.device, refused: Collection[str] = (), movement: bool = False
+    ) -> None:
         self.sizes = sizes
         self.device = device
         self.refused = frozenset(refused)
+        self.movement = movement
 
     def __call__(self, node: fx.Node) -> Verdict:
         """Whether ``node`` can be compiled for the device."""
@@ -119,7 +122,7 @@ class Examiner:
         reader.read(node)
         if reader.problems:
             return Verdict(reader.problems[0].reason)
-        return Verdict(None, any(_computes(n.op) for n in reader.rw.nodes))
+        return Verdict(None, self.movement or any(_computes(n.op) for n in reader.rw.nodes))
 
     def _stand_in(self, reader: FxReader, node: fx.Node) -> Any:
         value = node.meta.get("val")
@@ -208,7 +211,8 @@ def _classify(
 def _release_trailing_views(nodes: list[fx.Node], left: dict[fx.Node, str]) -> None:
     """Leaves views to PyTorch that only PyTorch's nodes read: as results of a block they would cost a copy."""
     for n in reversed(nodes):
-        if n in left or target_name(n) not in VIEWS:
+        name = target_name(n)
+        if name not in VIEWS or (n in left and name != "aten.as_strided.default"):
             continue
         if all(u in left or u.op == "output" for u in n.users):
             left[n] = VIEW

@@ -24,7 +24,10 @@ _ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_")
 
 def simplify(module: fx.GraphModule) -> None:
     """Rewrites the module's graph in place. A node that cannot be rewritten stays as it is."""
-    rules = {"aten.cat.default": _without_empty, "aten.as_strided.default": _as_views}
+    rules = {
+        "aten.cat.default": _without_empty, "aten.as_strided.default": _as_views,
+        "aten.as_strided_copy.default": _as_views,
+    }  # fmt: skip
     changed = False
     for node in list(module.graph.nodes):
         if node.op == "placeholder":
@@ -84,8 +87,9 @@ def _without_empty(node: fx.Node) -> bool:
 
 
 def _as_views(node: fx.Node) -> bool:
-    """Rewrites ``as_strided`` of a dense tensor: a reshape in memory order if it takes all elements, else a gather.
+    """Rewrites ``as_strided``, or its copy, of a dense tensor.
 
+    A view of all elements is a reshape in memory order, everything else a gather.
     False if nothing was rewritten.
     """
     source, size, stride, *offset = node.args
@@ -100,10 +104,11 @@ def _as_views(node: fx.Node) -> bool:
     before, after = source.meta["val"], node.meta["val"]
     sizes = Sizes()
     into, out = (memory_order(t, sizes) for t in (before, after))
-    if into is None or any(u.op == "output" for u in node.users):
+    is_view = target_name(node) == "aten.as_strided.default"
+    if into is None or (is_view and any(u.op == "output" for u in node.users)):
         return False
     start = start - before.storage_offset()
-    if start == 0 and out is not None and _count(before, sizes) == _count(after, sizes):
+    if is_view and start == 0 and out is not None and _count(before, sizes) == _count(after, sizes):
         return _reordered(node, source, into, [size[k] for k in out], out)
     if not all(isinstance(d, int) for d in (start, *size, *stride, *before.shape)) or after.numel() == 0:
         return False
@@ -140,7 +145,7 @@ def _gathered(node: fx.Node, source: fx.Node, into: tuple[int, ...], start: int)
         ordered = _call(node, aten.permute.default, before.permute(into), source, list(into))
         flat = _call(node, aten.view.default, ordered.meta["val"].view([-1]), ordered, [before.numel()])
         at: fx.Node | None = None
-        for axis, (n, s) in enumerate(zip(after.shape, after.stride())):
+        for axis, (n, s) in enumerate(zip(after.shape, node.args[2])):  # type: ignore[arg-type]
             shape = [n if k == axis else 1 for k in range(after.dim())]
             like = before.new_empty([n], dtype=torch.int64)
             first = start if axis == 0 else 0

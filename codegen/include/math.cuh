@@ -49,6 +49,14 @@ template <class T> __device__ __forceinline__ T pow_int(T base, T exponent) {
     if (e & 1) result *= factor;
   return T(result);
 }
+template <class T> __device__ __forceinline__ T gcd_int(T a, T b) {
+  while (b != T(0)) {
+    const T rest = rem_or_0(a, b);
+    a = b;
+    b = rest;
+  }
+  return abs_int(a);
+}
 // For results that are stored in 16 bits. erf as tanh(x Q(x^2)), Q fitted to atanh(erf(x)) / x: 4e-5 beside tanh's own
 // error.
 __device__ __forceinline__ float fast_erf(float x) {

@@ -19,6 +19,7 @@ from arcweld.compiler import dims
 from arcweld.compiler.dims import Call, Dim, Dyn, Sym, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr, coordinates, postorder, substitute, walk
+from arcweld.compiler.special_functions import SPECIAL
 
 INDEX_LIMIT = 1 << 31
 VECTOR_BYTES = 16
@@ -314,6 +315,8 @@ class Block:
         laned = self.is_laned(e)
         if e.op in ("narrow", "pattern"):
             self.params.needs(STORAGE)
+        if e.op in SPECIAL:
+            self.params.needs("special.cuh")
         if e.op == "call":
             self.params.calls(e.attr)
         text = self._index(e, laned) if _is_of_indices(e) else scalar_text(e, [self._done[a] for a in e.args])

@@ -8,6 +8,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.special_functions import SPECIAL
 
 # operation -> (f32 text, f64 text); the operands are filled in by position
 FLOAT: dict[str, tuple[str, str]] = {
@@ -85,6 +86,7 @@ INTEGER: dict[str, str] = {
     "pow": "pow_int({0}, {1})",
     "max": "({0} < {1} ? {1} : {0})",
     "min": "({1} < {0} ? {1} : {0})",
+    "gcd": "gcd_int({0}, {1})",
 }
 REINTERPRET: dict[tuple[DType, DType], str] = {
     (DType.F32, DType.I32): "__float_as_int({0})",
@@ -96,6 +98,7 @@ REINTERPRET: dict[tuple[DType, DType], str] = {
     (DType.I64, DType.F64): "__longlong_as_double({0})",
     (DType.U64, DType.F64): "__longlong_as_double((i64){0})",
 }
+CUDA_SPECIAL = ("erfc", "erfinv", "lgamma", "j0", "j1", "y0", "y1")  # special functions that CUDA has
 F32_OVERFLOW = float(np.finfo(np.float32).max) + 2.0**103  # half a unit above the largest: rounds to infinity
 _NARROW = (DType.I8, DType.I16, DType.U8, DType.U16)
 
@@ -116,6 +119,9 @@ def scalar_text(e: Expr, args: list[str]) -> str:
         return f"(u8)field_of({args[0]}, ScalarTag<{e.attr.cuda}>())"
     if e.op == "isinf":
         return f"{'fabsf' if operand is DType.F32 else 'fabs'}({args[0]}) == ({operand.cuda})INFINITY"
+    if e.op in SPECIAL:
+        wide = ", ".join(f"(double){a}" for a in args)
+        return f"({e.dtype.cuda}){e.op if e.op in CUDA_SPECIAL else f'special::{e.op}'}({wide})"
     if operand.is_float and e.op in FLOAT:
         return FLOAT[e.op][operand is DType.F64].format(*args)
     table = INTEGER if e.op in INTEGER and not operand.is_float and not _divides_safely(e) else ANY

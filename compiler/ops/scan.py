@@ -68,3 +68,30 @@ def _scan(name: str, combine: str, accumulate: Callable[..., np.ndarray], neutra
 
 _scan("CumSum", "sum", np.cumsum, 0, 9.0)
 _scan("CumProd", "prod", np.cumprod, 1, 3.0)
+
+
+def _extremum(name: str, combine: str, accumulate: Callable[..., np.ndarray]) -> None:
+    """A running extremum, which has no exclusive form: integers have no neutral element that is not one of them."""
+
+    def reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+        return (accumulate(operand(arrays), axis=attrs["axis"]),)
+
+    register(
+        OpDef(
+            name, Kind.SCAN, ("x",), _infer(name), reference,
+            {"axis": Attr("int", required=True), "exclusive": Attr("int", 0), "reverse": Attr("int", 0)},
+            combine=combine,
+            supports=lambda n: "an exclusive extremum" if n.attrs["exclusive"] or n.attrs["reverse"] else None,
+            cases=(
+                Case(((2, 5, 3),), {"axis": 1}, ("f32", "i64", "u8"), 0.0, 9.0),
+                Case(((2, 6),), {"axis": 1}, ("f16", "bf16", "i32", "f64"), -9.0, 9.0),
+                Case((np.array([[1, 3, np.nan, 5, 2], [-1, -np.inf, 2, 2, np.inf]], np.float32),), {"axis": 1}),
+                Case(((2, 0),), {"axis": 1}, ("f32",)),
+            ),
+            doc="the largest or smallest of all elements up to each, of which NaN is one",
+        )
+    )  # fmt: skip
+
+
+_extremum("CumMax", "max", np.maximum.accumulate)
+_extremum("CumMin", "min", np.minimum.accumulate)

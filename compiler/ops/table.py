@@ -24,6 +24,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     rowwise,
     scan,
     scatter,
+    special,
     taps,
     topk,
     uniform,

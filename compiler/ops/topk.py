@@ -1,8 +1,9 @@
-"""TopKIndices: the indices of the k largest or smallest elements of a row.
+"""TopKIndices: the indices of the k largest or smallest elements of a row; of all of them, it is a sort.
 
 An element's rank is the number of elements that come before it. That takes n^2 comparisons for n elements, which fuse
-into one reduction kernel, so that nothing of that size is stored. A long row is split into parts: the first k of each
-part are found, and then the first k of those.
+into one reduction kernel, so that nothing of that size is stored. A long row is split into parts. For few elements the
+first k of each part are found, and then the first k of those. For many, parts are sorted, and an element's rank is the
+sum of its places in all parts, which are found by halving.
 """
 
 from __future__ import annotations
@@ -65,13 +66,15 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 def _places(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     """The indices of the first ``k`` elements of each row along the last axis, by way of parts for long rows."""
     n = row.shape[-1]
-    if not isinstance(n, int) or not isinstance(k, int) or n <= 2 * PART or 4 * k > PART:
+    if not isinstance(n, int) or not isinstance(k, int) or n <= 2 * PART:
         return _by_rank(e, row, k, largest)
     parts = -(-n // PART)
     worst = (np.nan if not largest else -np.inf) if row.dtype.is_float else _worst_integer(row.dtype, largest)
     ends = (*[0] * row.type.rank, *[0] * (row.type.rank - 1), parts * PART - n)
-    row = e("Pad", row, pads=ends, mode="constant", value=worst)
+    row = e("Pad", row, pads=ends, mode="constant", value=worst)  # behind all elements, also behind equal ones
     split = e.reshape(row, (*row.shape[:-1], parts, PART))
+    if 4 * k > PART:
+        return e.slice(_merged(e, split, largest), row.type.rank - 1, 0, k)
     best = _by_rank(e, split, k, largest)
     start = e("Range", start=0, step=PART, length=parts, dtype=DType.I64)
     # equal candidates are in the order of their indices, so that the first of them is chosen first again
@@ -86,22 +89,69 @@ def _worst_integer(dtype: DType, largest: bool) -> int:
     return int(info.min if largest else info.max)
 
 
-def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
+def _before(e: Emit, other: Value, mine: Value, earlier: Value, largest: bool) -> Value:
+    """Whether ``other`` comes before ``mine``; of equal elements the one with the lower index (``earlier``) does."""
+    high, low = (other, mine) if largest else (mine, other)
+    return e("Where", earlier, e("Not", _above(e, low, high)), _above(e, high, low))
+
+
+def _ranks(e: Emit, row: Value, largest: bool) -> Value:
+    """The rank of each element in its row, as an i32."""
     last = row.type.rank - 1
     lead, n = row.shape[:-1], row.shape[-1]
     mine, other = e.reshape(row, (*lead, n, 1)), e.reshape(row, (*lead, 1, n))
     count = e("Range", start=0, step=1, length=n, dtype=DType.I32)
     earlier = e("Less", e.reshape(count, (1, n)), e.reshape(count, (n, 1)))
-    high, low = (other, mine) if largest else (mine, other)
-    # of equal elements the one with the lower index comes first
-    before = e("Where", earlier, e("Not", _above(e, low, high)), _above(e, high, low))
-    rank = e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
+    before = _before(e, other, mine, earlier, largest)
+    return e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
+
+
+def _placed(e: Emit, ranks: Value) -> Value:
+    """The index of the element of each rank, from all ranks of a row."""
+    n, last = ranks.shape[-1], ranks.type.rank - 1
+    numbers = e.expand(e("Range", start=0, step=1, length=n, dtype=DType.I64), ranks.shape)
+    empty = e("ConstantOfShape", shape=ranks.shape, value=0, dtype=DType.I64)
+    return e("ScatterElements", empty, ranks, numbers, axis=last)
+
+
+def _merged(e: Emit, split: Value, largest: bool) -> Value:
+    """The indices of all elements of ``split`` [..., parts, PART] in order, as one row."""
+    *lead, parts, _ = split.shape
+    n, axis = parts * PART, split.type.rank - 1
+    ranks = _ranks(e, split, largest)
+    ordered = e("GatherElements", split, _placed(e, ranks), axis=axis)
+    mine = e.reshape(split, (*lead, 1, n))
+    numbers = e("Range", start=0, step=1, length=parts, dtype=DType.I32)
+    part = e.reshape(numbers, (parts, 1))
+    own = e.reshape(e.expand(e.reshape(numbers, (parts, 1)), (parts, PART)), (1, n))
+    earlier = e("Less", part, own)
+    begin = e("ConstantOfShape", shape=(*lead, parts, n), value=0, dtype=DType.I32)
+    end = e("ConstantOfShape", shape=(*lead, parts, n), value=PART, dtype=DType.I32)
+    for _ in range(PART.bit_length()):  # how many elements of each part come before each element
+        middle = e("Div", e("Add", begin, end), e.const(2, DType.I32))
+        key = e("GatherElements", ordered, e("Min", middle, e.const(PART - 1, DType.I32)), axis=axis)
+        go_on, before = e("Less", begin, end), _before(e, key, mine, earlier, largest)
+        begin, end = (
+            e("Where", e("And", go_on, before), e("Add", middle, e.const(1, DType.I32)), begin),
+            e("Where", e("And", go_on, e("Not", before)), middle, end),
+        )
+    found = e("Where", e("Equal", part, own), e.reshape(ranks, (*lead, 1, n)), begin)
+    return _placed(e, e("ReduceSum", found, axes=(axis - 1,), keepdims=0))
+
+
+def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
+    last = row.type.rank - 1
+    lead, n = row.shape[:-1], row.shape[-1]
+    rank = _ranks(e, row, largest)
     places = e.reshape(e("Range", start=0, step=1, length=k, dtype=DType.I32), (k, 1))
     here = e("Equal", e.reshape(rank, (*lead, 1, n)), places)
     number = e("Where", here, e("Range", start=0, step=1, length=n, dtype=DType.I64), e.const(0, DType.I64))
     return e("ReduceSum", number, axes=(last + 1,), keepdims=0)
 
 
+_LONG = np.random.default_rng(0).normal(size=(1, 2100)).round(2).astype(np.float32)  # with equal elements
+_LONG[0, ::300] = np.nan
+_LONG[0, 1::400] = -np.inf
 _TIES = np.array([[1, 3, 3, 0, 3, -1], [2, 2, 2, 2, 2, 2]], np.float32)
 composite(
     "TopKIndices", "x", _infer, _reference, _decompose,
@@ -114,6 +164,8 @@ composite(
         Case((_TIES,), {"k": 6, "axis": 1, "largest": 0}),
         Case(((2, 2500),), {"k": 7, "axis": 1}, ("f32",)),
         Case(((2, 2500),), {"k": 5, "axis": 1, "largest": 0}, ("i32",), 0.0, 40.0),
+        Case(((2, 2500),), {"k": 2500, "axis": 1}, ("i32",), 0.0, 40.0),
+        Case((_LONG,), {"k": 2100, "axis": 1, "largest": 0}),
     ],
     doc="ONNX's TopK without the values, sorted; of equal elements the first comes first; NaN is the largest",
 )  # fmt: skip

@@ -26,14 +26,14 @@ HANDLERS: dict[str, Callable[[AtenContext], Result]] = {}
 def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[AtenContext], Result]]:
     """Registers a handler for ATen overloads such as ``add.Tensor``; a bare name means its ``default`` overload.
 
-    Operators of other namespaces, which some of torch's decompositions contain, are written in full:
-    ``prims.iota.default``, ``arcweld.lstm.default``.
+    Operators of other namespaces are written in full: ``prims.iota.default``, which some of torch's decompositions
+    contain, torchvision's, and ``arcweld.lstm.default``.
     """
 
     def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
         for name in names:
-            own = name.startswith(("prims.", "arcweld."))
-            key = name if own else "aten." + (name if "." in name else f"{name}.default")
+            full = name if "." in name else f"{name}.default"
+            key = full if full.startswith(("prims.", "torchvision.", "arcweld.")) else f"aten.{full}"
             if key in HANDLERS:
                 raise ValueError(f"{key} has two handlers")
             HANDLERS[key] = fn

@@ -125,7 +125,7 @@ def import_fx(
     weights: Mapping[str, torch.Tensor] | None = None,
     input_orders: Mapping[str, Sequence[int]] | None = None,
     output_orders: Mapping[int, Sequence[int]] | None = None,
-    carried: Sequence[str] = (),
+    carried: Sequence[str] | None = None,
 ) -> Graph:
     """A graph module of ATen operators as a graph.
 
@@ -136,7 +136,7 @@ def import_fx(
     input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``
     output_orders   index of an output -> permutation, in which it is returned
     carried         placeholders that are sizes and do not follow from the shapes of tensors: they become the shape of
-                    an additional last input without elements
+                    an additional last input without elements; None: there is no such input
     """
     if example_inputs is not None and any("val" not in n.meta for n in module.graph.nodes if n.op == "placeholder"):
         from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -159,7 +159,7 @@ def import_fx(
             if target is not None:
                 written[target.name] = node
     reader.raise_problems()
-    if carried:
+    if carried is not None:
         sizes = [reader.env[n] for n in module.graph.nodes if n.name in set(carried)]
         reader.input("sizes", TensorType(DType.U8, (*sizes, 0)))
     results = [reader.argument(o) for o in outputs if isinstance(o, fx.Node)]

@@ -7,14 +7,23 @@ from typing import Any
 
 from arcweld.compiler.torch.context import HANDLERS
 from arcweld.compiler.torch.handlers import (  # noqa: F401
+    backward,
     division,
+    embedding,
+    encoder,
     index,
     movement,
     nn,
+    norms,
+    order,
     pointwise,
+    pool,
     recurrent,
     reduce,
+    scatter,
     special,
+    special_functions,
+    vision,
 )
 
 # assertions that torch writes into graphs: the types and ranges of the graph imply them
@@ -39,17 +48,31 @@ DECOMPOSED = frozenset(
     for name in (
         "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
         "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
-        "batch_norm_backward.default", "bucketize.Tensor", "diagonal.default",
+        "batch_norm_backward.default", "diagonal.default",
         "tril_indices.default", "triu_indices.default", "unfold.default",
     )
 )  # fmt: skip
 
 
 def more_decompositions() -> dict[Any, Callable[..., Any]]:
-    """Torch's decompositions of ``DECOMPOSED``."""
+    """Torch's decompositions of ``DECOMPOSED``, and one of dropout."""
+    import torch
     from torch._decomp import decomposition_table
 
-    return {op: fn for op, fn in decomposition_table.items() if str(op) in DECOMPOSED}
+    own = {torch.ops.aten.native_dropout.default: _dropout}
+    return {op: fn for op, fn in decomposition_table.items() if str(op) in DECOMPOSED} | own
+
+
+def _dropout(x: Any, p: float, train: bool | None) -> tuple[Any, Any]:
+    """Dropout with a mask that PyTorch draws, as eager draws it on a CPU; all else is arithmetic."""
+    import torch
+
+    if not train or p == 0:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    if p == 1:
+        return torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    mask = torch.ops.aten.bernoulli.p(x, 1 - p)
+    return x * mask * (1 / (1 - p)), mask.to(torch.bool)
 
 
 def handled() -> frozenset[str]:

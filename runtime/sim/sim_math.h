@@ -52,6 +52,10 @@ double tgamma(double) noexcept;
 float tgammaf(float) noexcept;
 double lgamma(double) noexcept;
 float lgammaf(float) noexcept;
+double j0(double) noexcept;
+double j1(double) noexcept;
+double y0(double) noexcept;
+double y1(double) noexcept;
 double floor(double) noexcept;
 float floorf(float) noexcept;
 double ceil(double) noexcept;
@@ -174,6 +178,33 @@ static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 static inline float rsqrt(float x) { return rsqrtf(x); }
 static inline float rcbrtf(float x) { return 1.0f / cbrtf(x); }
 static inline float exp10f(float x) { return (float)pow(10.0, (double)x); }
+// The x with erfc(x) = y for y up to 1, by Newton's method for log(erfc(x)) = log(y).
+static inline double erfcinv_below(double y) {
+  if (y == 0.0) return __builtin_inf();
+  double x = sqrt(-log(y));
+  for (int k = 0; k < 12; ++k) {
+    const double tail = erfc(x);
+    if (tail == 0.0) {
+      x -= 0.25;
+      continue;
+    }
+    x += (log(tail) - log(y)) * tail * exp(x * x) * 0.88622692545275801365;
+  }
+  return x;
+}
+static inline double erfinv(double x) {
+  const double size = fabs(x);
+  if (!(size <= 1.0)) return __builtin_nan("");
+  if (size > 0.5) return copysign(erfcinv_below(1.0 - size), x);
+  double z = x * 0.88622692545275801365;
+  for (int k = 0; k < 5; ++k) z -= (erf(z) - x) * exp(z * z) * 0.88622692545275801365;
+  return z;
+}
+static inline double normcdfinv(double p) {
+  if (!(p >= 0.0 && p <= 1.0)) return __builtin_nan("");
+  if (p > 0.25 && p < 0.75) return 1.41421356237309504880 * erfinv(2.0 * p - 1.0);
+  return 1.41421356237309504880 * (p < 0.5 ? -erfcinv_below(2.0 * p) : erfcinv_below(2.0 * (1.0 - p)));
+}
 static inline float normcdff(float x) { return 0.5f * erfcf(-0.70710678118654752f * x); }
 static inline float sinpif(float x) { return (float)sin(3.14159265358979323846 * fmod((double)x, 2.0)); }
 static inline float cospif(float x) { return (float)cos(3.14159265358979323846 * fmod((double)x, 2.0)); }

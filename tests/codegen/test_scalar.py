@@ -183,7 +183,7 @@ def _rem(x: int, y: int) -> int:
 
 INT_BINARY = {
     "div": _trunc_div, "mod": _int_mod, "fmod": _int_fmod, "min": np.minimum, "max": np.maximum,
-    "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor,
+    "bitand": np.bitwise_and, "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "gcd": np.gcd,
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 import paged_oracle
 import recurrence_oracle
 import torch
+import torch_oracles
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -448,6 +449,7 @@ def _uniform(a: Attrs) -> np.ndarray:
 
 # operators that ONNX does not have, and those that have no zero points here
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
+    **torch_oracles.DIRECT,
     "Rsqrt": _rsqrt,
     "Dims": lambda a: i64(a["values"]).reshape(a["shape"]),
     "MatMulInteger": _integer_product,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -60,6 +61,9 @@ UNARY: dict[str, Fn] = {name: getattr(torch, name) for name in _UNARY} | {
     "clamp nan": lambda x: x.clamp(min=float("nan")), "round decimals": lambda x: torch.round(x, decimals=1),
     "to f32": lambda x: x.float(), "to f16": lambda x: x.half(), "to bf16": lambda x: x.bfloat16(),
     "to f64": lambda x: x.double(), "to bool": lambda x: x.bool(),
+    "lgamma": torch.lgamma, "erfinv": torch.erfinv, "erfcx": torch.special.erfcx, "i0e": torch.special.i0e,
+    "i1e": torch.special.i1e, "ndtri": torch.special.ndtri, "log_ndtr": torch.special.log_ndtr, "angle": torch.angle,
+    "sinc": torch.sinc, "frexp": lambda x: torch.frexp(x)[0], "frexp exponent": lambda x: torch.frexp(x)[1],
 }  # fmt: skip
 for _c in (2, -3, 0.5, -0.1, 0, 1):
     UNARY |= {
@@ -77,7 +81,7 @@ BINARY: dict[str, Fn] = {
     for name in [
     "add", "sub", "mul", "div", "maximum", "minimum", "fmax", "fmin", "fmod", "remainder", "floor_divide",
     "pow", "atan2", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "hypot", "copysign", "xlogy", "logaddexp",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "hypot", "copysign", "xlogy", "logaddexp", "nextafter",
 ]
 } | {
     "trunc div": lambda a, b: torch.div(a, b, rounding_mode="trunc"), "lerp": lambda a, b: torch.lerp(a, b, 0.25),
@@ -102,7 +106,22 @@ REDUCTIONS: dict[str, Fn] = {
     "topk": lambda x: torch.topk(x, 2)[0], "normalize": lambda x: F.normalize(x, dim=-1),
     "softmin": lambda x: F.softmin(x, -1),
     "max_pool": lambda x: F.max_pool1d(x[None], 3, 1, 1), "avg_pool": lambda x: F.avg_pool1d(x[None], 2),
-    "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x[None], 1),
+    "adaptive_max_pool": lambda x: F.adaptive_max_pool1d(x[None], 1), "norm 3": lambda x: x.norm(3, dim=-1),
+    "norm 0": lambda x: x.norm(0, dim=-1), "norm -inf": lambda x: x.norm(-math.inf, dim=-1),
+    "sort": lambda x: torch.sort(x, -1)[0], "sort index": lambda x: torch.sort(x, stable=True, dim=-1)[1],
+    "sort down": lambda x: torch.sort(x, -1, descending=True)[0],
+    "sort down index": lambda x: torch.sort(x, stable=True, dim=-1, descending=True)[1],
+    "argsort": lambda x: torch.argsort(x, stable=True, dim=-1), "msort": lambda x: torch.msort(x.T),
+    "median": lambda x: torch.median(x, -1)[0], "nanmedian": lambda x: torch.nanmedian(x, -1)[0],
+    "kthvalue": lambda x: torch.kthvalue(x, 2, -1)[0], "mode": lambda x: torch.mode(x, -1)[0],
+    "mode index": lambda x: torch.mode(x, -1)[1], "cumprod": lambda x: torch.cumprod(x, -1),
+    "cummax": lambda x: torch.cummax(x, -1)[0], "cummax index": lambda x: torch.cummax(x, -1)[1],
+    "cummin": lambda x: torch.cummin(x, -1)[0], "cummin index": lambda x: torch.cummin(x, -1)[1],
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, -1), "median of all": torch.median,
+    "nanmedian of all": torch.nanmedian, "searchsorted": lambda x: torch.searchsorted(torch.sort(x, -1)[0], x),
+    "searchsorted right": lambda x: torch.searchsorted(torch.sort(x, -1)[0], x, right=True),
+    "bucketize": lambda x: torch.bucketize(x, torch.sort(x[0])[0]),
+    "max_pool index": lambda x: F.max_pool1d(x[None], 3, 1, 1, return_indices=True)[1],
 }  # fmt: skip
 
 

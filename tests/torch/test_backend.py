@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backend_oracle import compiled, same
+from outside import NAME, ordered
 from torch import nn
 from torch_oracle import rand
 
@@ -58,20 +59,20 @@ def test_models(name: str) -> None:
 def test_unsupported_nodes_stay_in_the_same_callable(caplog: pytest.LogCaptureFixture) -> None:
     def fn(x: torch.Tensor) -> Any:
         y = F.silu(x * 2 + 1) + x.sin()
-        order = torch.sort(y, -1)[0]
+        order = ordered(y, -1)
         return (order * 3).exp() + order.mean(-1, keepdim=True) - y
 
     x = rand(4, 6)
     same(compiled(fn)(x), fn(x))
     (report,) = torch_report()
     assert len(report.blocks) == 2
-    assert report.left == {("aten.sort.default", "no such operator in Arcweld"): 1}
-    assert "1 left to PyTorch: aten.sort.default x1 (no such operator in Arcweld)" in caplog.text
+    assert report.left == {(NAME, "no such operator in Arcweld"): 1}
+    assert "1 left to PyTorch: outside.ordered.default x1 (no such operator in Arcweld)" in caplog.text
 
 
 def test_small_blocks_are_given_back() -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
-        return torch.sort(x + 1)[0] * 2
+        return ordered(x + 1) * 2
 
     x = rand(7)
     same(compiled(fn)(x), fn(x))
@@ -261,8 +262,8 @@ def test_blocks_that_only_move_are_called_so() -> None:
     """Between two sorts, which are PyTorch's, there is only a concatenation: nothing is smaller than one node."""
 
     def fn(x: torch.Tensor) -> torch.Tensor:
-        first = torch.sort(x)[0]
-        return torch.sort(torch.cat([first, first], 1))[0]
+        first = ordered(x)
+        return ordered(torch.cat([first, first], 1))
 
     same(compiled(fn, min_block_size=1)(rand(3, 4)), fn(rand(3, 4)))
     (report,) = torch_report()
@@ -273,7 +274,7 @@ def test_blocks_that_only_move_are_called_so() -> None:
 def test_sizes_that_only_occur_in_products() -> None:
     def fn(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         b, s, _ = x.shape
-        y = torch.sort((x * 2 + 1).exp().view(b * s, 4), 0)[0]
+        y = ordered((x * 2 + 1).exp().view(b * s, 4), 0)
         return ((y @ w).relu() + s).view(b, s, -1).softmax(1)
 
     run, w = compiled(fn, dynamic=True, min_block_size=1), rand(4, 3)
@@ -336,13 +337,15 @@ def test_random_numbers_come_in_eager_order() -> None:
     same(compiled(fn)(x), expected)
 
 
-def test_dropout_in_training_mode_stays_with_pytorch() -> None:
+def test_dropout_in_training_mode_draws_as_pytorch_does() -> None:
+    """PyTorch draws the mask, and the engine applies it, forwards and backwards."""
     net = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Tanh()).train()
     x = rand(4, 8)
     torch.manual_seed(1)
     expected = net(x)
     torch.manual_seed(1)
     same(compiled(net, min_block_size=1)(x), expected)
+    assert [op for report in torch_report() for op, _ in report.left] == ["aten.bernoulli.p"]
 
 
 def test_double_is_truncated_only_when_asked() -> None:

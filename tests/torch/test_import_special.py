@@ -115,3 +115,39 @@ def test_operators_that_torch_decomposes() -> None:
         },
         x,
     )
+
+
+def test_special_functions() -> None:
+    sp = torch.special
+    functions = {
+        "gamma": lambda x: (torch.lgamma(x), torch.digamma(x), torch.polygamma(0, x), torch.polygamma(3, x)),
+        "several gammas": lambda x: torch.mvlgamma(x + 3, 3),
+        "zeta": lambda x: (sp.zeta(x + 1, 2.0), sp.zeta(3.0, x), sp.zeta(x + 2, x)),
+        "parts": lambda x: (sp.gammainc(x, x * 2), sp.gammaincc(x, x + 1)),
+        "erf": lambda x: (torch.erfc(x), sp.erfcx(x), sp.ndtri(x / 5), sp.log_ndtr(-x * 9), torch.erfinv(x / 5)),
+        "bessel": lambda x: (torch.i0(x), sp.i1(x), sp.i0e(x), sp.i1e(x), sp.bessel_j0(x), sp.bessel_y1(x)),
+        "spherical": lambda x: sp.spherical_bessel_j0(x - 1.5),
+        "degrees": lambda x: sp.chebyshev_polynomial_t(x, torch.tensor([[0.0], [3.0], [7.9], [-1.0]])),
+        "one degree": lambda x: (sp.hermite_polynomial_h(x, 3), sp.shifted_chebyshev_polynomial_w(x / 5, 4)),
+        "one point": lambda x: sp.legendre_polynomial_p(0.3, x * 3),
+        "of integers": lambda x: torch.erfc((x * 3).int()),
+    }
+    x = torch.linspace(0.1, 4.9, 40).view(4, 10)
+    check(functions, x, rtol=1e-5, atol=1e-6)
+    check({"wide": lambda x: (torch.lgamma(x), torch.digamma(x), sp.erfcx(x))}, x.double(), rtol=1e-12)
+
+
+def test_parts_of_floats_and_common_divisors() -> None:
+    x = torch.tensor([0.0, -0.0, 1.0, -3.5, 1e-40, -1e-45, 3e38, float("inf"), -float("inf"), float("nan"), 0.3])
+    functions = {
+        "parts": lambda x: torch.frexp(x),
+        "up": lambda x: torch.nextafter(x, torch.tensor(float("inf"))),
+        "to zero": lambda x: torch.nextafter(x, torch.tensor(0.0)),
+        "angle": lambda x: torch.angle(x),
+        "scaled": lambda x: torch.ldexp(x, torch.tensor(3)),
+    }
+    for dtype in (torch.float32, torch.float64):
+        check(functions, x.to(dtype), rtol=0, atol=0)
+    a = torch.tensor([12, -12, 0, 0, 7, 100], dtype=torch.int64)
+    b = torch.tensor([18, 18, 5, 0, -21, -75], dtype=torch.int64)
+    check({"gcd": lambda a, b: torch.gcd(a, b), "lcm": lambda a, b: torch.lcm(a, b)}, a, b)

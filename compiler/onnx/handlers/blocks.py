@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from arcweld.compiler.dims import Dim, product
+from arcweld.compiler.dims import product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.handlers.window import Window, pool, pool_window, positive
+from arcweld.compiler.onnx.handlers.window import pool, pool_window, positive
 from arcweld.compiler.onnx.remedies import fix_dimensions
+from arcweld.compiler.ops.maxima import places_of_maxima
 
 
 @handles("MaxPool")
@@ -22,45 +22,22 @@ def _max_pool(c: NodeContext) -> Result:
     most = pool(c, "MaxPool", x, -math.inf if x.dtype.is_float else float(np.iinfo(x.dtype.numpy).min))
     if len(c.used) < 2 or not c.used[1]:
         return most
-    return [most, _indices(c, x, most.shape)]
+    return [most, _indices(c, x)]
 
 
-def _indices(c: NodeContext, x: Value, pooled: Sequence[Dim]) -> Value:
+def _indices(c: NodeContext, x: Value) -> Value:
     """The row-major place in ``x`` of each maximum; with ``storage_order`` 1 images are stored by columns."""
     win, rank = pool_window(c), x.type.rank - 2
     if not win.is_static:
         c.unsupported("auto_pad of MaxPool's indices depends on a dimension", fix_dimensions())
-    taps = c.emit(
-        "WindowTaps", x, kernel_shape=win.kernel, strides=win.strides, dilations=win.dilations, pads=win.pads,
-        ceil_mode=int(bool(c.int_attr("ceil_mode"))),
-    )  # fmt: skip
-    tap = c.emit("ArgMax", taps, axis=rank + 2, keepdims=0)
-    spatial, by_columns = x.shape[2:], bool(c.int_attr("storage_order"))
+    taps = {
+        "kernel_shape": win.kernel, "strides": win.strides, "dilations": win.dilations, "pads": win.pads,
+        "ceil_mode": int(bool(c.int_attr("ceil_mode"))),
+    }  # fmt: skip
+    place = places_of_maxima(c, x, taps, by_columns=bool(c.int_attr("storage_order")))
     images = c.emit("Range", length=product(x.shape[:2]), dtype=DType.I64)
-    place = c.emit("Mul", images, c.dim_value(product(spatial)))
-    place = c.reshape(place, (*x.shape[:2], *[1] * rank))
-    for i in range(rank):
-        at = _place(c, win, tap, i, spatial[i], pooled[2 + i])
-        apart = product(spatial[:i] if by_columns else spatial[i + 1 :])
-        place = c.emit("Add", place, c.emit("Mul", at, c.dim_value(apart)))
-    return place
-
-
-def _place(c: NodeContext, win: Window, tap: Value, i: int, size: Dim, pooled: Dim) -> Value:
-    """The coordinate along spatial axis ``i`` that tap number ``tap`` of each window sees."""
-
-    def number(d: Dim) -> Value:
-        return c.dim_value(d)
-
-    own = c.emit("Mod", c.emit("Div", tap, number(math.prod(win.kernel[i + 1 :]))), number(win.kernel[i]))
-    start = c.emit("Range", start=0, step=win.strides[i], length=pooled, dtype=DType.I64)
-    start = c.emit("Sub", c.reshape(start, (pooled, *[1] * (len(win.kernel) - 1 - i))), number(win.pads[i]))
-    # a tap in the padding sees what the nearest tap inside does (see WindowTaps)
-    stride = number(win.dilations[i])
-    first = c.emit("Div", c.emit("Sub", number(win.dilations[i] - 1), start), stride)
-    last = c.emit("Div", c.emit("Sub", number(size - 1), start), stride)
-    own = c.emit("Min", c.emit("Max", own, first), last)
-    return c.emit("Add", start, c.emit("Mul", own, stride))
+    before = c.emit("Mul", images, c.dim_value(product(x.shape[2:])))
+    return c.emit("Add", c.reshape(before, (*x.shape[:2], *[1] * rank)), place)
 
 
 @handles("MaxUnpool")

@@ -1,18 +1,13 @@
-"""Handlers of RoiAlign and DeformConv, which read an image between its pixels: GridSample at positions in pixels."""
+"""Handlers of RoiAlign and DeformConv, which read an image between its pixels."""
 
 from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
-from arcweld.compiler.dims import Dim, product
-from arcweld.compiler.dtypes import DType
-from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.handlers.pointwise import bias_add
 from arcweld.compiler.onnx.handlers.window import positive
+from arcweld.compiler.ops.regions import deform_conv, roi_align
 
 _MOST_SAMPLES = 64  # along each axis of a bin
 
@@ -36,141 +31,10 @@ def _roi_align(c: NodeContext) -> Result:
         c.broken(f"{bins[0]} by {bins[1]} bins with {samples} samples")
     if samples > _MOST_SAMPLES:
         c.unsupported(f"a sampling_ratio of {samples} (up to {_MOST_SAMPLES})")
-    whole = transform == "half_pixel"
-    corners = c.scale(c.cast(rois, DType.F32), scale)
-    if whole:
-        corners = c.emit("Sub", corners, c.const(0.5, DType.F32))
-    axes = [_bins(c, corners, axis, bins[axis], least=None if whole else 1.0) for axis in (0, 1)]
-    if samples == 0:
-        if mode == "max":
-            c.unsupported("the maximum of as many samples as a region has pixels (sampling_ratio 0)")
-        return _adaptive(c, x, images, axes, bins)
-    at = [_samples(c, start, size, n, samples) for (start, size), n in zip(axes, bins)]
-    return _pooled(c, x, images, at, bins, samples, mode)
-
-
-def _bins(c: NodeContext, corners: Value, axis: int, count: int, least: float | None) -> tuple[Value, Value]:
-    """The begin of each region along an axis (0: y) and the size of its ``count`` bins, in pixels: [regions, 1]."""
-    begin, end = (c.slice(corners, 1, 1 - axis + k, 1) for k in (0, 2))
-    size = c.emit("Sub", end, begin)
-    if least is not None:
-        size = c.emit("Max", size, c.const(least, DType.F32))
-    return begin, c.emit("Div", size, c.const(float(count), DType.F32))
-
-
-def _samples(c: NodeContext, begin: Value, size: Value, count: int, samples: int) -> Value:
-    """Where the samples of all bins along an axis are: [regions, count * samples]."""
-    steps = (np.arange(count * samples) + 0.5) / samples
-    return c.emit("Add", begin, c.emit("Mul", size, c.const(steps, DType.F32)))
-
-
-def _inside(c: NodeContext, at: Value, n: Dim) -> Value:
-    """1 for positions at most one pixel before the first of ``n`` pixels and behind the last one, else 0."""
-    low = c.emit("GreaterOrEqual", at, c.const(-1.0, DType.F32))
-    high = c.emit("LessOrEqual", at, c.dim_value(n, DType.F32))
-    return c.cast(c.emit("And", low, high), DType.F32)
-
-
-def _in_image(c: NodeContext, at: Value, n: Dim) -> Value:
-    last = c.dim_value(n - 1, DType.F32)
-    return c.emit("Min", c.emit("Max", at, c.const(0.0, DType.F32)), last)
-
-
-def _grid(c: NodeContext, ys: Value, xs: Value) -> Value:
-    """The positions [regions, rows, columns, 2] of all pairs of ``ys`` [regions, rows] and ``xs``, x first."""
-    shape = (ys.shape[0], ys.shape[1], xs.shape[1], 1)
-    wide_x = c.expand(c.reshape(xs, (shape[0], 1, shape[2], 1)), shape)
-    wide_y = c.expand(c.reshape(ys, (shape[0], shape[1], 1, 1)), shape)
-    return c.concat([wide_x, wide_y], 3)
-
-
-def _pooled(
-    c: NodeContext, x: Value, images: Value, at: list[Value], bins: tuple[int, ...], samples: int, mode: str
-) -> Value:
-    """The mean or maximum of ``samples`` by ``samples`` samples in each bin."""
-    sizes = x.shape[2:]
-    seen = [_inside(c, p, n) for p, n in zip(at, sizes)]
-    both = c.emit("Mul", _rows(c, seen[0]), _columns(c, seen[1]))
-    if mode == "avg":
-        y = c.emit("GridSample", x, _grid(c, *at), images, mode="linear", padding_mode="border", pixels=1)
-        y = c.emit("Mul", y, c.cast(both, x.dtype))
-    else:
-        y = c.emit("Mul", _largest_term(c, x, images, at), c.cast(both, x.dtype))
-    y = c.reshape(y, (y.shape[0], x.shape[1], bins[0], samples, bins[1], samples))
-    return c.emit("ReduceMean" if mode == "avg" else "ReduceMax", y, axes=(3, 5), keepdims=0)
-
-
-def _rows(c: NodeContext, v: Value) -> Value:
-    return c.reshape(v, (v.shape[0], 1, v.shape[1], 1))
-
-
-def _columns(c: NodeContext, v: Value) -> Value:
-    return c.reshape(v, (v.shape[0], 1, 1, v.shape[1]))
-
-
-def _largest_term(c: NodeContext, x: Value, images: Value, at: list[Value]) -> Value:
-    """The standard's maximum is that of the four pixels around a sample, each times its weight in the interpolation."""
-    sides = []  # of each axis: the two neighbours and their weights
-    for place, n in zip(at, x.shape[2:]):
-        place = _in_image(c, place, n)
-        low = c.emit("Floor", place)
-        part = c.emit("Sub", place, low)
-        rest = c.emit("Sub", c.const(1.0, DType.F32), part)
-        sides.append(((low, rest), (c.emit("Add", low, c.const(1.0, DType.F32)), part)))
-    terms = []
-    for y, wy in sides[0]:
-        for column, wx in sides[1]:
-            at_pixels = _grid(c, y, column)
-            pixel = c.emit("GridSample", x, at_pixels, images, mode="nearest", padding_mode="border", pixels=1)
-            weight = c.emit("Mul", _rows(c, wy), _columns(c, wx))
-            terms.append(c.emit("Mul", pixel, c.cast(weight, x.dtype)))
-    return c.emit("Max", *terms)
-
-
-# The samples of a bin are at most one pixel apart, and more than half of one where there are several. So at most 4 of
-# them are less than a pixel from a given pixel; the 2 more are for positions that rounding moves across that limit.
-_NEAR = 6
-
-
-def _adaptive(
-    c: NodeContext, x: Value, images: Value, axes: list[tuple[Value, Value]], bins: tuple[int, ...]
-) -> Value:
-    """The mean of samples at most a pixel apart, whose number only the regions know.
-
-    Interpolation is a product of weights along y and x, and so is its mean over a grid of samples. The weights of all
-    pixels along an axis are sums over the few samples near each pixel; two matrix products apply them.
-    """
-    weights = [_mean_weights(c, *axis, n, size) for axis, n, size in zip(axes, bins, x.shape[2:])]
-    own = c.emit("Gather", x, images, axis=0)
-    down, across = (c.reshape(c.cast(w, x.dtype), (w.shape[0], 1, *w.shape[1:])) for w in weights)
-    across = c.transpose(across, (0, 1, 3, 2))
-    return c.emit("MatMul", down, c.emit("MatMul", own, across))
-
-
-def _mean_weights(c: NodeContext, begin: Value, size: Value, bins: int, n: Dim) -> Value:
-    """The share of each of ``n`` pixels in the mean of each bin's samples along an axis: [regions, bins, n]."""
-
-    def number(v: float) -> Value:
-        return c.const(v, DType.F32)
-
-    one, regions = number(1.0), begin.shape[0]
-    count = c.emit("Max", c.emit("Ceil", size), number(0.0))
-    apart = c.emit("Div", size, c.emit("Max", count, one))
-    first = c.emit("Add", begin, c.emit("Mul", size, c.const(np.arange(bins), DType.F32)))
-    first = c.emit("Add", first, c.emit("Mul", apart, number(0.5)))  # the first sample of each bin: [regions, bins]
-    first, apart, count = (c.reshape(v, (regions, v.shape[1], 1, 1)) for v in (first, apart, count))
-    pixel = c.reshape(c.emit("Range", length=n, dtype=DType.F32), (n, 1))
-    before = c.emit("Sub", c.emit("Sub", pixel, one), first)
-    # regions without a size have no samples: their distance is of no account, but must not be 0
-    step = c.emit("Where", c.emit("Greater", apart, number(0.0)), apart, one)
-    nearest = c.emit("Max", c.emit("Floor", c.emit("Div", before, step)), number(0.0))
-    which = c.emit("Add", nearest, c.const(np.arange(_NEAR), DType.F32))
-    at = c.emit("Add", first, c.emit("Mul", which, apart))
-    reach = c.emit("Sub", one, c.emit("Abs", c.emit("Sub", _in_image(c, at, n), pixel)))
-    share = c.emit("Mul", c.emit("Max", reach, number(0.0)), _inside(c, at, n))
-    counted = c.cast(c.emit("Less", which, count), DType.F32)
-    total = c.emit("ReduceSum", c.emit("Mul", share, counted), axes=(3,), keepdims=0)
-    return c.emit("Div", total, c.reshape(c.emit("Max", count, one), (regions, 1, 1)))
+    if samples == 0 and mode == "max":
+        c.unsupported("the maximum of as many samples as a region has pixels (sampling_ratio 0)")
+    half = transform == "half_pixel"
+    return roi_align(c, x, rois, images, bins=bins, samples=samples, scale=scale, half=half, mode=mode)
 
 
 # ------------------------------------------------------------------------------------------------------- DeformConv
@@ -178,7 +42,6 @@ def _mean_weights(c: NodeContext, begin: Value, size: Value, bins: int, n: Dim) 
 
 @handles("DeformConv")
 def _deform_conv(c: NodeContext) -> Result:
-    """The product of the weights with the image read at each tap's own place: one matrix for each group."""
     rank = c.needs_rank(0, 3, 5) - 2
     c.needs_rank(1, rank + 2, rank + 2)
     c.needs_rank(2, rank + 2, rank + 2)
@@ -190,39 +53,14 @@ def _deform_conv(c: NodeContext) -> Result:
         c.broken(f"the kernel {list(kernel)} in {group} groups, with {own} groups of offsets")
     if channels % group or channels % own or results % group or weights.shape[1] != channels // group:
         c.broken(f"{channels} channels and {results} results in {group} groups, with {own} groups of offsets")
-    taps, out, n = prod(kernel), offset.shape[2:], x.shape[0]
+    taps = prod(kernel)
     if offset.shape[1] != own * taps * rank or (c.has(4) and c.shape(4)[1] != own * taps):
         c.broken(f"{offset.shape[1]} offsets of {own} groups of {taps} taps")
-    grid = _deformed(c, offset, kernel, own)
-    read = c.emit(
-        "GridSample", c.reshape(x, (n * own, channels // own, *x.shape[2:])), grid, mode="linear", pixels=1
-    )  # zeros outside
-    places = product(out)
-    if c.has(4):
-        read = c.reshape(read, (n, own, channels // own, taps, places))
-        read = c.emit("Mul", read, c.reshape(c.value(4), (n, own, 1, taps, places)))
-    read = c.reshape(read, (n, group, channels // group * taps, places))
-    y = c.emit("MatMul", c.reshape(weights, (group, results // group, channels // group * taps)), read)
-    y = c.reshape(y, (n, results, *out))
-    bias = c.optional(3)
-    return bias_add(c, y, None if bias is None else c.reshape(bias, (results, *[1] * rank)))
-
-
-def _deformed(c: NodeContext, offset: Value, kernel: tuple[int, ...], own: int) -> Value:
-    """Where each tap of each output reads, as GridSample takes it: [n * own, taps * out0, out1.., axes]."""
-    rank, taps, out = len(kernel), prod(kernel), offset.shape[2:]
     strides, dilations = positive(c, "strides", rank), positive(c, "dilations", rank)
     pads = c.ints_attr("pads") or (0,) * (2 * rank)
     if len(pads) != 2 * rank or any(not 0 <= p < 2**31 for p in pads):
         c.broken(f"the pads are {list(pads)}")
-    moved = c.reshape(c.cast(offset, DType.F32), (offset.shape[0] * own, taps, rank, *out))
-    numbers = np.stack(np.unravel_index(np.arange(taps), kernel), -1)
-    axes = []
-    for i in reversed(range(rank)):
-        place = c.emit("Range", start=-pads[i], step=strides[i], length=out[i], dtype=DType.F32)
-        place = c.reshape(place, (out[i], *[1] * (rank - 1 - i)))
-        tap = c.const((numbers[:, i] * dilations[i]).reshape(taps, *[1] * rank), DType.F32)
-        at = c.reshape(c.slice(moved, 2, i, 1), (moved.shape[0], taps, *out))
-        at = c.emit("Add", at, c.emit("Add", place, tap))
-        axes.append(c.reshape(at, (moved.shape[0], taps * out[0], *out[1:], 1)))
-    return c.concat(axes, rank + 1)
+    return deform_conv(
+        c, x, weights, offset, c.value(4) if c.has(4) else None, c.optional(3), strides=strides, dilations=dilations,
+        pads=pads, group=group, own=own,
+    )  # fmt: skip

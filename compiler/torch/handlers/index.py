@@ -1,4 +1,4 @@
-"""ATen's gathers and scatters: embedding, indexing by tensors, gather, scatter and their reductions.
+"""ATen's gathers and writes by index: embedding, indexing by tensors, gather, index_put, topk.
 
 Boolean masks as indices are refused: how much they select depends on data. An index out of range is an error, as in
 eager; only ``_unsafe_index`` and its kind promise that there is none.
@@ -13,20 +13,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.shapes import broadcast
 from arcweld.compiler.torch.context import AtenContext, Result, aten
-
-_REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min", "add": "add", "multiply": "mul"}
-
-
-def index_tensor(c: AtenContext, v: Value) -> Value:
-    """An index tensor in a type that gathers take. Raises UnsupportedError for masks."""
-    if v.dtype in (DType.BOOL, DType.U8):
-        raise c.fail("a boolean mask as index: the size of the result depends on data")
-    return v if v.dtype in (DType.I64, DType.I32) else c.cast(v, DType.I64)
-
-
-@aten("embedding")
-def embedding(c: AtenContext) -> Result:
-    return c.emit("Gather", c["weight"], index_tensor(c, c["indices"]), axis=0, strict=1)
+from arcweld.compiler.torch.handlers.places import index_tensor, slices
 
 
 @aten("index_select")
@@ -106,15 +93,14 @@ def _put(c: AtenContext, strict: int) -> Value:
     reduction = "add" if c.get("accumulate", False) else "none"
     if len(axes) == 1 and len(found[0].shape) == 1:
         wide = (*x.shape[: axes[0]], *found[0].shape, *x.shape[axes[0] + 1 :])
-        return _slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
-    if axes != list(range(axes[0], axes[0] + len(axes))):
-        raise c.fail("index_put with indices apart from each other")
+        return slices(c, found[0], c.expand(c.cast(c["values"], x.dtype), wide), axes[0], reduction, strict)
+    together = axes == list(range(axes[0], axes[0] + len(axes)))
     rest = [k for k in range(len(x.shape)) if k not in axes]
     order = [*axes, *rest]
     at = _stacked(c, found)
     lead = at.shape[:-1]
     inner = tuple(x.shape[k] for k in rest)
-    values = _index_values(c, lead, inner, axes[0])
+    values = _index_values(c, lead, inner, axes[0] if together else 0)  # as indexing places the indexed axes
     y = c.emit("ScatterND", c.transpose(x, order), at, values, reduction=reduction, strict=strict)
     return c.transpose(y, [order.index(k) for k in range(len(order))])
 
@@ -128,75 +114,20 @@ def _index_values(c: AtenContext, lead: tuple[Dim, ...], inner: tuple[Dim, ...],
 
 
 def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
-    """``x`` with one value where ``mask`` is true. Several values are refused: which goes where depends on data."""
-    value: Value = c["values"]
-    if any(d != 1 for d in value.shape) or c.get("accumulate", False):
-        raise c.fail("index_put by a boolean mask with more than one value")
+    """``x`` with values where ``mask`` is true: one for all, or one for each in order if the mask has all axes of x."""
+    value: Value = c.cast(c["values"], x.dtype)
     shape = mask.shape + (1,) * (len(x.shape) - len(mask.shape))
-    return c.emit("Where", c.reshape(mask, shape), c.reshape(c.cast(value, x.dtype), ()), x)
-
-
-@aten("scatter.src")
-def scatter_src(c: AtenContext) -> Result:
-    return _scatter(c, c["src"], "none")
-
-
-@aten("scatter.value")
-def scatter_value(c: AtenContext) -> Result:
-    return _scatter(c, c.full(c["value"], c["index"].shape, c.out.dtype), "none")
-
-
-@aten("scatter_add")
-def scatter_add(c: AtenContext) -> Result:
-    return _scatter(c, c["src"], "add")
-
-
-@aten("scatter_reduce.two", "scatter.reduce")
-def scatter_reduce(c: AtenContext) -> Result:
-    if not c.get("include_self", True) or c["reduce"] not in _REDUCTIONS:
-        raise c.fail(f"scatter_reduce {c['reduce']} with include_self={c.get('include_self', True)}")
-    return _scatter(c, c["src"], _REDUCTIONS[c["reduce"]])
-
-
-def _scatter(c: AtenContext, src: Value, reduction: str) -> Value:
-    x: Value = c["self"]
-    if not x.shape:
-        raise c.fail("scatter into a scalar")
-    at = index_tensor(c, c["index"])
-    for axis, (d, s) in enumerate(zip(at.shape, src.shape)):
-        if d != s:  # torch lets src be larger than the index
-            src = c.slice(src, axis, 0, d)
-    return c.emit("ScatterElements", x, at, c.cast(src, x.dtype), axis=c.axis(c["dim"]), reduction=reduction, strict=1)
-
-
-@aten("index_add")
-def index_add(c: AtenContext) -> Result:
-    source = c["source"]
-    if c["alpha"] != 1:
-        source = c.apply("Mul", source, c["alpha"])
-    return _rows(c, source, "add")
-
-
-@aten("index_copy")
-def index_copy(c: AtenContext) -> Result:
-    return _rows(c, c["source"], "none")
-
-
-def _rows(c: AtenContext, source: Value, reduction: str) -> Value:
-    """Writes whole slices along one axis."""
-    index_ = index_tensor(c, c["index"])
-    return _slices(c, c.reshape(index_, (index_.type.numel,)), source, c.axis(c["dim"]), reduction, 1)
-
-
-def _slices(c: AtenContext, at: Value, values: Value, axis: int, reduction: str, strict: int) -> Value:
-    """``self`` with the slices ``at`` of an axis replaced by, or combined with, those of ``values``.
-
-    Nothing is transposed, so that state can be written where it is.
-    """
-    x: Value = c["self"]
-    places = c.reshape(at, tuple(d if k == axis else 1 for k, d in enumerate(values.shape)))
-    wide = c.expand(places, values.shape)
-    return c.emit("ScatterElements", x, wide, c.cast(values, x.dtype), axis=axis, reduction=reduction, strict=strict)
+    if all(d == 1 for d in value.shape):
+        new = c.reshape(value, ())
+    elif len(mask.shape) == len(x.shape) and len(value.shape) == 1:
+        count = c.emit("CumSum", c.reshape(c.cast(mask, DType.I64), (mask.type.numel,)), axis=0)
+        place = c.emit("Max", c.emit("Sub", count, c.scalar(1, DType.I64)), c.scalar(0, DType.I64))
+        new = c.reshape(c.emit("Gather", value, place, axis=0, strict=1), x.shape)
+    else:
+        raise c.fail("index_put by a boolean mask of some axes with more than one value")
+    if c.get("accumulate", False):
+        new = c.emit("Add", x, new)
+    return c.emit("Where", c.reshape(mask, shape), new, x)
 
 
 # ------------------------------------------------------------------------------------------- largest, sampled places

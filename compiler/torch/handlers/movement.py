@@ -17,7 +17,8 @@ from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 _RESHAPES = (
     "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints", "unflatten.int", "unsqueeze", "squeeze",
-    "squeeze.dim", "squeeze.dims", "view_as", "reshape_as",
+    "squeeze.dim", "squeeze.dims", "view_as", "reshape_as", "view_copy", "_reshape_copy", "unsqueeze_copy",
+    "squeeze_copy", "squeeze_copy.dim", "squeeze_copy.dims",
 )  # fmt: skip
 
 
@@ -26,18 +27,18 @@ def reshape(c: AtenContext) -> Result:
     return c.reshape(c["self"], c.out.shape)
 
 
-@aten("permute")
+@aten("permute", "permute_copy")
 def permute(c: AtenContext) -> Result:
     return c.transpose(c["self"], [c.axis(d) for d in c["dims"]])
 
 
-@aten("t", "numpy_T", "mT")
+@aten("t", "numpy_T", "mT", "t_copy")
 def matrix_transpose(c: AtenContext) -> Result:
     rank = len(c["self"].shape)
     return c["self"] if rank < 2 else swapped(c, c["self"], rank - 2, rank - 1)
 
 
-@aten("transpose.int")
+@aten("transpose.int", "transpose_copy.int")
 def transpose(c: AtenContext) -> Result:
     rank = len(c["self"].shape)
     return c["self"] if rank == 0 else swapped(c, c["self"], c.axis(c["dim0"]), c.axis(c["dim1"]))
@@ -50,7 +51,7 @@ def swapped(c: AtenContext, v: Value, a: int, b: int) -> Value:
     return c.transpose(v, perm)
 
 
-@aten("expand", "broadcast_to", "expand_as")
+@aten("expand", "broadcast_to", "expand_as", "expand_copy")
 def expand(c: AtenContext) -> Result:
     return c.expand(c["self"], c.out.shape)
 
@@ -74,20 +75,20 @@ def position(c: AtenContext, start: Any, extent: Dim) -> Dim:
     raise c.fail(f"the sign of the offset {at} is not known")
 
 
-@aten("slice.Tensor")
+@aten("slice.Tensor", "slice_copy.Tensor")
 def slice_(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     start = position(c, c["start"], c["self"].shape[axis])
     return c.slice(c["self"], axis, start, c.out.shape[axis], c["step"])
 
 
-@aten("narrow")
+@aten("narrow", "narrow_copy")
 def narrow(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     return c.slice(c["self"], axis, position(c, c["start"], c["self"].shape[axis]), c.out.shape[axis])
 
 
-@aten("select.int")
+@aten("select.int", "select_copy.int")
 def select(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     start = position(c, c["index"], c["self"].shape[axis])
@@ -109,7 +110,7 @@ def split(c: AtenContext) -> Result:
     return tuple(parts)
 
 
-@aten("unbind.int")
+@aten("unbind.int", "unbind_copy.int")
 def unbind(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     return tuple(
@@ -210,7 +211,17 @@ def reflection_pad(c: AtenContext) -> Result:
 
 @aten("replication_pad1d", "replication_pad2d", "replication_pad3d")
 def replication_pad(c: AtenContext) -> Result:
-    return _pad(c, c["padding"], "edge", 0.0)
+    """Padding by the edge; negative amounts crop, and where nothing is left of an axis, its edge is repeated."""
+    x, pairs = c["self"], c["padding"]
+    rank = len(x.shape)
+    for k in range(len(pairs) // 2):
+        axis, begin, end = rank - 1 - k, pairs[2 * k], pairs[2 * k + 1]
+        n = x.shape[axis]
+        if all(isinstance(d, int) for d in (n, begin, end)) and n + min(begin, 0) + min(end, 0) <= 0:
+            places = [min(max(j - begin, 0), n - 1) for j in range(n + begin + end)]
+            x = c.emit("Gather", x, c.const(places, DType.I64), axis=axis)
+            pairs = [*pairs[: 2 * k], 0, 0, *pairs[2 * k + 2 :]]
+    return _pad(c, pairs, "edge", 0.0, x)
 
 
 @aten("_pad_circular")
@@ -218,9 +229,9 @@ def circular_pad(c: AtenContext) -> Result:
     return _pad(c, c["pad"], "wrap", 0.0)
 
 
-def _pad(c: AtenContext, pairs: Sequence[Dim], mode: str, value: float) -> Value:
+def _pad(c: AtenContext, pairs: Sequence[Dim], mode: str, value: float, operand: Value | None = None) -> Value:
     """Torch lists (before, after) from the last axis backwards; negative amounts crop."""
-    x: Value = c["self"]
+    x: Value = c["self"] if operand is None else operand
     rank = len(x.shape)
     begin: list[Dim] = [0] * rank
     end: list[Dim] = [0] * rank

@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
@@ -49,6 +47,30 @@ def product(c: AtenContext, a: Value, b: Value) -> Value:
 @aten("mm", "bmm")
 def mm(c: AtenContext) -> Result:
     return product(c, c["self"], c["mat2"])
+
+
+_MOST_GROUPED_ROWS = 64
+
+
+@aten("_grouped_mm")
+def grouped_mm(c: AtenContext) -> Result:
+    """Rows of one matrix, in groups that end at ``offs``, each times the matrix of its group (a mixture of experts).
+
+    Every row reads the matrix of its group: right for the few rows of a decode step; more are left to PyTorch.
+    """
+    a, b, offs = c["self"], c["mat2"], c["offs"]
+    if c["bias"] is not None:
+        raise c.fail("a grouped product with a bias")
+    if offs is None:
+        return c.result(product(c, a, b))
+    rows = a.shape[0]
+    if len(a.shape) != 2 or len(b.shape) != 3 or not isinstance(rows, int) or rows > _MOST_GROUPED_ROWS:
+        raise c.fail(f"a grouped product of {a.type} and {b.type}")
+    numbers = c.emit("Range", start=0, step=1, length=rows, dtype=offs.dtype)
+    ended = c.emit("LessOrEqual", c.reshape(offs, (1, offs.shape[0])), c.reshape(numbers, (rows, 1)))
+    group = c.emit("ReduceSum", c.cast(ended, DType.I64), axes=(1,), keepdims=0)
+    own = c.emit("Gather", b, group, axis=0)
+    return c.result(c.reshape(product(c, c.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2])))
 
 
 @aten("_scaled_mm")
@@ -95,6 +117,14 @@ def addmv(c: AtenContext) -> Result:
     return _plus(c, product(c, c["mat"], c["vec"]))
 
 
+@aten("addbmm")
+def addbmm(c: AtenContext) -> Result:
+    """The sum of all products of a batch is one product of the factors side by side."""
+    a, b = c["batch1"], c["batch2"]
+    side = c.reshape(c.transpose(a, (1, 0, 2)), (a.shape[1], a.shape[0] * a.shape[2]))
+    return _plus(c, product(c, side, c.reshape(b, (b.shape[0] * b.shape[1], b.shape[2]))))
+
+
 def _plus(c: AtenContext, y: Value) -> Value:
     """``beta * self + alpha * y``; for ``beta`` 0 torch does not read ``self``, not even a NaN."""
     y = _tensor(scaled(c, y, c["alpha"]))
@@ -139,146 +169,29 @@ def convolution(c: AtenContext) -> Result:
     return y if batched else c.reshape(y, y.shape[1:])
 
 
-# -------------------------------------------------------------------------------------------------------- pools
-
-
-def _window(c: AtenContext, rank: int) -> dict[str, Any]:
-    kernel = repeated(c["kernel_size"], rank)
-    strides = repeated(c["stride"], rank) if c["stride"] else kernel
-    pads = repeated(c["padding"], rank)
-    return {
-        "kernel_shape": kernel,
-        "strides": strides,
-        "dilations": repeated(c.get("dilation", 1), rank),
-        "pads": (*pads, *pads),
-        "ceil_mode": int(c["ceil_mode"]),
-        "layout": "NCHW",
-    }
-
-
-def _pooled(c: AtenContext, op: str, rank: int, **attrs: Any) -> Value:
-    x = c["self"]
-    batched = len(x.shape) == rank + 2
-    y = c.emit(op, x if batched else c.reshape(x, (1, *x.shape)), **_window(c, rank), **attrs)
-    return y if batched else c.reshape(y, y.shape[1:])
-
-
-def _max_pool(rank: int) -> Any:
-    def handler(c: AtenContext) -> Result:
-        if len(c.outs) == 1:
-            return _pooled(c, "MaxPool", rank)
-        c.require_unused(1)
-        return _pooled(c, "MaxPool", rank), None
-
-    return handler
-
-
-def _avg_pool(rank: int) -> Any:
-    def handler(c: AtenContext) -> Result:
-        include = int(c["count_include_pad"])
-        divisor = c.get("divisor_override")
-        if divisor is None:
-            return _pooled(c, "AveragePool", rank, count_include_pad=include)
-        window = _window(c, rank)
-        if window["ceil_mode"]:
-            raise c.fail("average pooling with a divisor and ceil_mode")
-        mean = _pooled(c, "AveragePool", rank, count_include_pad=1)
-        return c.apply("Mul", mean, math.prod(window["kernel_shape"]) / divisor)
-
-    return handler
-
-
-aten("max_pool1d")(_max_pool(1))
-aten("max_pool2d", "max_pool2d_with_indices")(_max_pool(2))
-aten("max_pool3d", "max_pool3d_with_indices")(_max_pool(3))
-aten("avg_pool1d")(_avg_pool(1))
-aten("avg_pool2d")(_avg_pool(2))
-aten("avg_pool3d")(_avg_pool(3))
-
-
-def _adaptive(rank: int, pool: str, fold: str) -> Any:
-    def handler(c: AtenContext) -> Result:
-        if len(c.outs) > 1:
-            c.require_unused(1)
-        y = _adaptive_pool(c, rank, pool, fold)
-        return y if len(c.outs) == 1 else (y, None)
-
-    return handler
-
-
-def _adaptive_pool(c: AtenContext, rank: int, pool: str, fold: str) -> Value:
-    """Windows of equal extent where the sizes divide; else, for means of static sizes, a product for each axis."""
-    x: Value = c["self"]
-    spatial, sizes = x.shape[-rank:], c.out.shape[-rank:]
-    if all(s == 1 for s in sizes):
-        axes = tuple(range(len(x.shape) - rank, len(x.shape)))
-        return c.emit(fold, x, axes=axes, keepdims=1)
-    windows = [divides_exactly(d, s) for d, s in zip(spatial, sizes)]
-    kernel = tuple(w for w in windows if isinstance(w, int))
-    if len(kernel) < rank:
-        return _unequal_means(c, x, rank) if pool == "AveragePool" else _refuse_adaptive(c, spatial, sizes)
-    batched = len(x.shape) == rank + 2
-    y = c.emit(
-        pool, x if batched else c.reshape(x, (1, *x.shape)),
-        kernel_shape=kernel, strides=kernel, dilations=(1,) * rank, pads=(0,) * (2 * rank), layout="NCHW",
-    )  # fmt: skip
-    return y if batched else c.reshape(y, y.shape[1:])
-
-
-def _refuse_adaptive(c: AtenContext, spatial: Sequence[Dim], sizes: Sequence[Dim]) -> Value:
-    shown = [f"[{', '.join(map(str, s))}]" for s in (spatial, sizes)]
-    raise c.fail(f"adaptive pooling of {shown[0]} to {shown[1]}: windows of unequal size")
-
-
-def _unequal_means(c: AtenContext, x: Value, rank: int) -> Value:
-    """The mean over a box is the mean of means along each axis, and those are a product with a matrix of weights."""
-    last = len(x.shape) - 1
-    for axis in range(len(x.shape) - rank, len(x.shape)):
-        n, m = x.shape[axis], c.out.shape[axis]
-        if not isinstance(n, int) or not isinstance(m, int):
-            return _refuse_adaptive(c, x.shape[-rank:], c.out.shape[-rank:])
-        perm = [k for k in range(last + 1) if k != axis] + [axis]
-        y = c.emit("MatMul", c.transpose(x, perm), c.const(_window_means(n, m), x.dtype))
-        x = c.transpose(y, [perm.index(k) for k in range(last + 1)])
-    return x
-
-
-def _window_means(n: int, m: int) -> np.ndarray:
-    """[n, m]: column j has equal weights for the elements ``floor(j n / m)`` to ``ceil((j + 1) n / m)``."""
-    weights = np.zeros((n, m))
-    for j in range(m):
-        begin, end = j * n // m, -(-(j + 1) * n // m)
-        weights[begin:end, j] = 1 / (end - begin)
-    return weights
-
-
-for _rank in (1, 2, 3):
-    _names = [f"adaptive_avg_pool{_rank}d", *([f"_adaptive_avg_pool{_rank}d"] if _rank > 1 else [])]
-    aten(*_names)(_adaptive(_rank, "AveragePool", "ReduceMean"))
-    aten(f"adaptive_max_pool{_rank}d")(_adaptive(_rank, "MaxPool", "ReduceMax"))
-
-
 # ------------------------------------------------------------------------------------------------ interpolation
 
-_NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-_NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+NEAREST_EXACT = {"coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
 
 
 def _resize(mode: str, rank: int, fixed: dict[str, str] | None = None) -> Any:
     def handler(c: AtenContext) -> Result:
         attrs: dict[str, Any] = dict(fixed or {})
+        if mode != "nearest" and not c.out.dtype.is_float:
+            raise c.fail(f"interpolation of {c.out.dtype.value}, which eager rounds in its own way")
         if fixed is None:
             aligned = c["align_corners"]
             attrs["coordinate_transformation_mode"] = "align_corners" if aligned else "half_pixel"
         return c.emit(
             "Resize", c["self"] if "self" in c.args else c["input"], sizes=c.out.shape, mode=mode,
-            scales=_scales(c, rank), **attrs,
+            scales=scale_factors(c, rank), **attrs,
         )  # fmt: skip
 
     return handler
 
 
-def _scales(c: AtenContext, rank: int) -> tuple[float, ...] | None:
+def scale_factors(c: AtenContext, rank: int) -> tuple[float, ...] | None:
     """The scale factors where torch uses them instead of the ratio of sizes: where the user gave them."""
     given = c.get("scale_factors")
     if given is None:
@@ -290,9 +203,9 @@ def _scales(c: AtenContext, rank: int) -> tuple[float, ...] | None:
 
 
 for _rank, _linear in ((1, "linear"), (2, "bilinear"), (3, "trilinear")):
-    aten(f"upsample_nearest{_rank}d", f"upsample_nearest{_rank}d.vec")(_resize("nearest", _rank, _NEAREST))
+    aten(f"upsample_nearest{_rank}d", f"upsample_nearest{_rank}d.vec")(_resize("nearest", _rank, NEAREST))
     aten(f"_upsample_nearest_exact{_rank}d", f"_upsample_nearest_exact{_rank}d.vec")(
-        _resize("nearest", _rank, _NEAREST_EXACT)
+        _resize("nearest", _rank, NEAREST_EXACT)
     )
     aten(f"upsample_{_linear}{_rank}d", f"upsample_{_linear}{_rank}d.vec")(_resize("linear", _rank))
 aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
@@ -300,11 +213,15 @@ aten("upsample_bicubic2d", "upsample_bicubic2d.vec")(_resize("cubic", 2))
 
 def _antialiased(mode: str) -> Any:
     def handler(c: AtenContext) -> Result:
-        if c["align_corners"]:
-            raise c.fail("antialiased resizing with align_corners")
         x = c["self"] if "self" in c.args else c["input"]
+        scales = scale_factors(c, 2)
+        if c["align_corners"]:  # the corners decide the factors, but pixels are where they always are
+            pairs = list(zip(x.shape[2:], c.out.shape[2:]))
+            if not all(isinstance(n, int) and isinstance(m, int) and n > 1 and m > 1 for n, m in pairs):
+                raise c.fail("antialiased resizing of one pixel with align_corners")
+            scales = (1.0, 1.0, *((m - 1) / (n - 1) for n, m in pairs))
         return resample(
-            c.rw, x, c.out.shape, _scales(c, 2), c.origin, c.hint, mode=mode, transform="half_pixel",
+            c.rw, x, c.out.shape, scales, c.origin, c.hint, mode=mode, transform="half_pixel",
             coefficient=-0.5, clipped=True,
         )  # fmt: skip
 

@@ -185,7 +185,8 @@ def log10(c: AtenContext) -> Result:
 @aten("log1p")
 def log1p(c: AtenContext) -> Result:
     """``log(u) * x / (u - 1)`` with ``u = 1 + x``, and ``x`` where u rounds to 1 (Higham, problem 1.5)."""
-    _, (x, one) = c.arithmetic(c["self"], 1.0)
+    x = c.cast(c["self"], c.out.dtype.compute)
+    one = c.scalar(1.0, x.dtype)
     u = c.emit("Add", x, one)
     near = c.emit("Equal", u, one)
     safe = c.emit("Where", near, c.scalar(2.0, u.dtype), u)
@@ -197,7 +198,8 @@ def log1p(c: AtenContext) -> Result:
 @aten("expm1")
 def expm1(c: AtenContext) -> Result:
     """``exp(x) - 1`` as ``2 t / (1 - t)`` with ``t = tanh(x / 2)`` near zero, where the difference cancels."""
-    _, (x, one) = c.arithmetic(c["self"], 1.0)
+    x = c.cast(c["self"], c.out.dtype.compute)
+    one = c.scalar(1.0, x.dtype)
     near = c.emit("Less", c.emit("Abs", x), one)
     inner = c.emit("Where", near, x, c.scalar(0.0, x.dtype))
     t = c.emit("Tanh", c.emit("Mul", inner, c.scalar(0.5, x.dtype)))
@@ -448,6 +450,8 @@ _COPIES = (
     "lift_fresh_copy",
     "positive",
     "resolve_conj",
+    "alias_copy",
+    "detach_copy",
 )
 
 
@@ -461,15 +465,12 @@ def convert_element_type(c: AtenContext) -> Result:
     return c.cast(c["a"], c.out.dtype)
 
 
-@aten("dropout", "native_dropout", "feature_dropout", "alpha_dropout")
+@aten("dropout", "feature_dropout", "alpha_dropout")
 def dropout(c: AtenContext) -> Result:
     if c.get("train", True) and c.get("p", 0.0) != 0:
         raise c.fail("random numbers (dropout in training mode)")
     x: Value = c["input"]
-    if len(c.outs) == 1:
-        return x
-    c.require_unused(1)
-    return x, None
+    return x
 
 
 @aten("copy")

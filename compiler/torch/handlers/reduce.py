@@ -146,17 +146,6 @@ def var_mean(c: AtenContext) -> Result:
     return _spread(c)
 
 
-@aten("linalg_vector_norm")
-def vector_norm(c: AtenContext) -> Result:
-    order, axes, keep = float(c["ord"]), reduced_axes(c, c["dim"]), bool(c["keepdim"])
-    x = c.cast(c["self"], c.out.dtype)
-    if order in (1.0, 2.0) and x.shape:
-        return c.emit("ReduceL1" if order == 1.0 else "ReduceL2", x, axes=axes, keepdims=int(keep))
-    if order == float("inf"):
-        return reduce(c, "ReduceMax", c.emit("Abs", x), axes, keep)
-    raise c.fail(f"a vector norm of order {order}")
-
-
 @aten("logsumexp")
 def logsumexp(c: AtenContext) -> Result:
     x = c.cast(c["self"], c.out.dtype)

@@ -1,0 +1,70 @@
+"""A part of PyTorch's own table of operators really compiled and compared; docs/torch-support.md states what all give.
+
+``python tests/torch/opinfo.py --document`` measures every entry and writes the document.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from opinfo import DOCUMENT, DTYPES, MEANING, Outcome, entries, listed, measure
+
+SAMPLES = 2
+PARTS = 80  # the quick tier runs one of them, the slow tier all
+
+
+def _part(name: str) -> int:
+    return zlib.crc32(name.encode()) % PARTS
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
+    torch._dynamo.reset()
+
+
+def _problems(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    return {f"{o.name} {o.dtype}": o.wrong + o.errors for o in outcomes if o.wrong or o.errors}
+
+
+def _check(names: Sequence[str]) -> None:
+    """The entries on the simulator: right in float32, and with the status that the document gives them."""
+    found = [measure(name, torch.float32, SAMPLES, "sim") for name in names]
+    assert _problems(found) == {}
+    if torch.__version__.split("+")[0] in DOCUMENT.read_text(encoding="utf-8"):  # another version has other entries
+        given = listed()
+        assert {o.name: given.get(o.name) for o in found} == {o.name: MEANING[o.status] for o in found}
+
+
+def test_a_part_in_f32() -> None:
+    _check([name for name in entries() if _part(name) == 0])
+
+
+def test_one_entry_in_every_type() -> None:
+    """What is computed in 16 bits, f64, integers and bools agrees with eager, by the registry's references."""
+    names = [name for name in entries() if _part(name) == 1]
+    found = [measure(name, dtype, 1, "reference") for name in names for dtype in DTYPES[1:]]
+    assert _problems(found) == {}
+    assert sum(o.compared for o in found) > len(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(1, PARTS))
+def test_every_part_in_f32(part: int) -> None:
+    _check([name for name in entries() if _part(name) == part])
+
+
+def test_the_document_counts_its_rows() -> None:
+    text, given = DOCUMENT.read_text(encoding="utf-8"), listed()
+    for meaning, count in collections.Counter(given.values()).items():
+        assert f"| {count} | {meaning} |" in text
