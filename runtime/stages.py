@@ -153,7 +153,7 @@ class _Call:
     def _beginning(self, held: _Held, count: int) -> _Held:
         """The first ``count`` rows of a tensor, in its memory. Raises InputError where it has fewer."""
         whole = held.taken
-        if count > whole.shape[0]:
+        if not 0 <= count <= whole.shape[0]:
             raise InputError(f"the data tell {count} rows of {whole.shape[0]}")
         nbytes = whole.nbytes // max(1, whole.shape[0]) * count
         host_part = None if whole.host is None else whole.host.reshape(-1).view(np.uint8)[:nbytes]
@@ -182,7 +182,7 @@ class _Call:
         self._bind(step.outputs, step.symbols, step.origin)
 
     def _repeat(self, step: Repeat) -> None:
-        trips = int(self.array(step.trips).reshape(-1)[0]) if step.trips else step.most
+        trips = int(self.array(step.trips).reshape(-1)[:1].sum()) if step.trips else step.most
         going = self._truth(step.condition) if step.condition else True
         carried = [self.tensors[n] for n in step.inputs]
         columns: list[list[_Held]] = [[] for _ in step.outputs[len(carried) :]]
@@ -271,7 +271,10 @@ class _Call:
         return self._truth_of(self.tensors[name])
 
     def _truth_of(self, held: _Held) -> bool:
-        return bool(self._elements(held).reshape(-1)[0])
+        found = self._elements(held).reshape(-1)
+        if found.size != 1:
+            raise InputError(f"a condition has {found.size} elements, not one")
+        return bool(found[0])
 
     # ------------------------------------------------------------------------------------------------------ sizes
 

@@ -5,6 +5,7 @@ Valid steps name tensors that the inputs or earlier steps have made, of the type
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.compiler.ops import host
 from arcweld.runtime.expressions import Expression
-from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View, sizes_given
+from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
 
 if TYPE_CHECKING:
     from arcweld.runtime.program import Program
@@ -51,18 +52,19 @@ class _Steps:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.count = 0
-        self.sizes = {s.name for s in program.symbols} | sizes_given(program.steps).keys()
+        self.sizes = {s.name for s in program.symbols}  # whose values are known by now
 
     def run(self, steps: Sequence[Step], types: Types, depth: int) -> Types:
-        """The tensors after the steps, given those before."""
+        """The tensors after the steps, given those before. Sizes that a block tells are known inside of it only."""
         if depth > MAX_DEPTH:
             raise refuse("its steps are nested too deeply")
-        now = dict(types)
+        now, outside = dict(types), set(self.sizes)
         for step in steps:
             self.count += 1
             if self.count > MAX_STEPS:
                 raise refuse("it has too many steps")
             self.check(step, now, depth)
+        self.sizes = outside
         return now
 
     def check(self, step: Step, now: dict[str, tuple[str, int]], depth: int) -> None:
@@ -81,25 +83,34 @@ class _Steps:
                         raise refuse(f"the beginning of {name[:80]!r} is of another type")
                     if _DTYPES[tensor.dtype].is_packed:
                         raise refuse(f"the beginning of {name[:80]!r} may end inside of a byte")
+                self.sizes |= {s.name for s in step.symbols}
                 self.put(step.outputs, now)
             case View():
                 if _known(step.tensor, now)[0] != step.output.dtype:
                     raise refuse(f"a view of {step.tensor[:80]!r} is of another type")
                 self.put([step.output], now)
             case Check():
-                if not Expression(step.zero).names <= self.sizes:
-                    raise refuse("a check mentions an unknown size")
+                self.known_sizes(step.zero)
             case Call():
                 if step.op not in host.OPERATORS:
                     raise refuse(f"the host has no operator {step.op[:80]!r}")
                 for name in step.inputs:
                     if name:
                         _known(name, now)
+                for text in step.sizes:
+                    self.known_sizes(text)
+                for literal in step.literals:
+                    typed = literal.dtype in _DTYPES and 0 <= literal.place < len(step.inputs)
+                    shaped = min(literal.shape, default=0) >= 0 and math.prod(literal.shape) == len(literal.values)
+                    if not typed or not shaped:
+                        raise refuse("a constant of a step is of no type or shape")
+                self.sizes |= {s.name for s in step.symbols}
                 self.put(step.outputs, now)
             case Choose():
                 _known(step.condition, now)
                 for block in (step.then, step.otherwise):
                     self.check_results(block, now, step.outputs, depth)
+                self.sizes |= {s.name for s in step.symbols}
                 self.put(step.outputs, now)
             case Repeat():
                 self.check_repeat(step, now, depth)
@@ -108,13 +119,15 @@ class _Steps:
         if not 0 <= step.stage < len(self.program.stages):
             raise refuse(f"there is no stage {step.stage}")
         stage = self.program.stages[step.stage]
+        if not set(step.sizes) <= self.sizes:
+            raise refuse(f"stage {step.stage} takes sizes that no earlier step tells")
         for tensor in stage.inputs:
             if tensor.name == step.carrier:
                 if len(tensor.shape) != len(step.sizes) + 1 or tensor.shape[-1] != "0":
                     raise refuse(f"stage {step.stage} takes other sizes than it is given")
             elif _known(tensor.name, now) != (tensor.dtype, len(tensor.shape)):
                 raise refuse(f"stage {step.stage} takes {tensor.name[:80]!r} as another type")
-        self.put(stage.outputs, now)
+        now.update((t.name, (t.dtype, len(t.shape))) for t in stage.outputs)
 
     def check_repeat(self, step: Repeat, now: dict[str, tuple[str, int]], depth: int) -> None:
         for name in (step.trips, step.condition):
@@ -130,6 +143,7 @@ class _Steps:
             inner[step.counter] = (DType.I64.value, 0)
         if step.going:
             inner[step.going] = (DType.BOOL.value, 0)
+        self.sizes |= {s.name for s in step.symbols}
         self.put(step.formals, inner)
         carried, scanned = step.outputs[: len(step.inputs)], step.outputs[len(step.inputs) :]
         items = tuple(Tensor(t.name, t.dtype, t.shape[1:]) for t in scanned)
@@ -154,7 +168,14 @@ class _Steps:
         for t in tensors:
             if t.dtype not in _DTYPES:
                 raise refuse(f"tensor {t.name[:80]!r} has an unknown element type")
+            for text in t.shape:
+                self.known_sizes(text)
             now[t.name] = (t.dtype, len(t.shape))
+
+    def known_sizes(self, text: str) -> None:
+        """Raises EngineFileError for an expression of sizes that no earlier step tells."""
+        if not Expression(text).names <= self.sizes:
+            raise refuse("a step uses a size that no earlier step tells")
 
 
 def _known(name: str, now: Types) -> tuple[str, int]:

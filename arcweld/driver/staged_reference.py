@@ -104,8 +104,11 @@ class StagedReference:
         self._keep(step.outputs, [*carried, *scanned], step.symbols)
 
     def _first(self, name: str) -> np.generic:
-        found: np.generic = self.values[name].reshape(-1)[0]
-        return found
+        found = self.values[name].reshape(-1)
+        if found.size != 1:
+            raise InputError(f"a condition has {found.size} elements, not one")
+        first: np.generic = found[0]
+        return first
 
     def _size(self, text: str) -> int:
         expression = Expression(text)

@@ -41,7 +41,7 @@ def compute(
     try:
         with np.errstate(all="ignore"):
             return reference(operands, attrs)
-    except (ValueError, IndexError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError) as error:
         raise InputError(f"{', '.join(origin) or name}: {name} cannot be computed: {error}") from error
 
 

@@ -22,7 +22,7 @@ from arcweld.driver.api import build_engine
 from arcweld.driver.summary import host_text
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
-from arcweld.runtime.steps import Call, Choose, Read, Repeat, Run, every_step
+from arcweld.runtime.steps import Call, Choose, Literal, Read, Repeat, Run, Tensor, View, every_step
 
 F, I64, B = T.FLOAT, T.INT64, T.BOOL
 RNG = np.random.default_rng(5)
@@ -318,11 +318,15 @@ def test_damaged_steps_are_refused(tmp_path: Path) -> None:
     engine = arcweld.compile(chosen(), device="sim")
     program = engine.program
     read = next(s for s in program.steps if isinstance(s, Read))
+    constant = Call("Unique", {}, ("",), (), (), (Literal(0, "f32", (2,), (1.0,)),))
     for steps, message in (
         ((*program.steps[:-1], Run(7)), "there is no stage 7"),
         ((program.steps[0], msgspec.structs.replace(read, tensor="no")), "reads 'no', which no earlier step makes"),
         ((*program.steps[:2], Call("Shell", {}, (), ())), "the host has no operator 'Shell'"),
         (program.steps[:2], "an output is never made"),
+        ((program.steps[0], View("x", Tensor("y", "f32", ("i_count",))), *program.steps[1:]), "uses a size that no"),
+        ((*program.steps[:2], constant), "a constant of a step is of no type or shape"),
+        ((*program.steps[:2], msgspec.structs.replace(read, whole=())), "beginnings of other tensors"),
     ):
         data = dataclasses.replace(engine.data, program=msgspec.structs.replace(program, steps=steps))
         with pytest.raises(EngineFileError, match=message):
