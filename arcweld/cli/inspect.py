@@ -21,7 +21,7 @@ from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import in_regions, materialise_outputs
-from arcweld.driver.stages import has_host_nodes, in_stages
+from arcweld.driver.stages import plain_graphs
 from arcweld.driver.summary import host_text, kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.engine_file import EngineData, read_engine
@@ -266,7 +266,7 @@ def explain(
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
     whole = open_graph(model, shapes, values=values, inout=inout)
-    stages = in_stages(whole).stages if has_host_nodes(whole) else (whole,)
+    stages = plain_graphs(whole)
     wanted = [_nodes_called(w, [o for graph in stages for n in graph.nodes for o in n.origin]) for w in words]
     for k, graph in enumerate(stages):
         if not all(any(w & set(n.origin) for n in graph.nodes) for w in wanted):

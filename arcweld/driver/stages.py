@@ -36,6 +36,11 @@ def has_host_nodes(graph: Graph) -> bool:
     return any(n.op in host_nodes.OPS for n in graph.nodes)
 
 
+def plain_graphs(graph: Graph) -> tuple[Graph, ...]:
+    """The graphs without host nodes that are compiled: the stages, or the graph itself. Raises as ``in_stages``."""
+    return in_stages(graph).stages if has_host_nodes(graph) else (graph,)
+
+
 def in_stages(graph: Graph) -> Stages:
     """The graph in stages. Raises UnsupportedError for one whose outputs take over inputs."""
     if graph.aliases or graph.initial:

@@ -17,10 +17,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from arcweld.cli.app import main
+from arcweld.cli.common import interface
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.text import parse_graph
+from arcweld.driver.api import compile as compile_model
 from arcweld.driver.api import compile_graph
 from arcweld.driver.samples import sample_inputs, sample_sizes
 from arcweld.runtime import records
@@ -64,7 +67,35 @@ def originals(folder: Path) -> tuple[bytes, ...]:
         engine = compile_graph(parse_graph(text), device="sim", arch=archs, ranges=RANGES.get(name))
         engine.save(folder / f"{name}.engine")
         files.append((folder / f"{name}.engine").read_bytes())
-    return tuple(files)
+    compile_model(_staged(), device="sim").save(folder / "stages.engine")
+    return (*files, (folder / "stages.engine").read_bytes())
+
+
+def _staged() -> bytes:
+    """A model of stages: a branch on data, a loop that data end, a count, an operator that the host computes."""
+    info, node = helper.make_tensor_value_info, helper.make_node
+    then = helper.make_graph([node("Relu", ["x"], ["p"])], "then", [], [info("p", TensorProto.FLOAT, [6])])
+    other = helper.make_graph([node("Neg", ["x"], ["q"])], "else", [], [info("q", TensorProto.FLOAT, [6])])
+    body = helper.make_graph(
+        [
+            node("Add", ["v", "v"], ["w"]), node("ReduceMax", ["w"], ["m"], keepdims=0),
+            node("Less", ["m", "ten"], ["on"]),
+        ],
+        "body", [info("i", TensorProto.INT64, []), info("go", TensorProto.BOOL, []), info("v", TensorProto.FLOAT, [6])],
+        [info("on", TensorProto.BOOL, []), info("w", TensorProto.FLOAT, [6])],
+    )  # fmt: skip
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=0), node("Greater", ["s", "ten"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=then, else_branch=other),
+        node("Loop", ["three", "", "y"], ["l"], body=body), node("Unique", ["l"], ["u"]),
+        node("NonZero", ["l"], ["z"]),
+    ]  # fmt: skip
+    outputs = [info("u", TensorProto.FLOAT, None), info("z", TensorProto.INT64, None)]
+    constants = [helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0]), helper.make_tensor("three", 7, [], [3])]
+    inputs = [info("x", TensorProto.FLOAT, [6])]
+    graph = helper.make_graph(nodes, "stages", inputs, outputs, initializer=constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(proto.SerializeToString())
 
 
 def prepare(folder: Path) -> None:
@@ -78,7 +109,7 @@ def prepare(folder: Path) -> None:
 
 
 def run_once(engine: Engine) -> None:
-    graph = parse_graph(engine.data.graph)
+    graph = interface(engine.data)
     engine.run(sample_inputs(graph, sample_sizes(graph)))
 
 

@@ -23,6 +23,7 @@ from arcweld.compiler.paths import cache_dir
 from arcweld.driver.api import compile as compile_model
 from arcweld.driver.api import import_model
 from arcweld.driver.build import build_graph
+from arcweld.driver.stages import plain_graphs
 
 LARGEST = 200_000  # bytes of a real model that is altered
 
@@ -87,7 +88,12 @@ def open_model(data: bytes, folder: Path) -> str:
 
 def build_model(data: bytes, folder: Path) -> str:
     """Builds a model without object code; see ``open_model``."""
-    return _ended(lambda: build_graph(import_model(data), Options(arch=("sm_80",)), compile_kernels=False))
+
+    def build() -> None:
+        for graph in plain_graphs(import_model(data)):
+            build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False)
+
+    return _ended(build)
 
 
 def _ended(build: Callable[[], object]) -> str:
