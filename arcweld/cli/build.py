@@ -16,6 +16,7 @@ from arcweld.cli.shapes import batch_sizes, check_ranges, parse_shapes, sizes_of
 from arcweld.cli.trtexec import check_formats
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import LOOP_LIMIT
 from arcweld.driver.api import build_data
 from arcweld.driver.build import DEFAULT_ARCHS
 from arcweld.driver.summary import summary
@@ -25,6 +26,7 @@ from arcweld.runtime.engine_file import write_engine
 Opt = typer.Option
 _ARCH = f"Architectures to compile for, like sm_90a,native; default: native, else {','.join(DEFAULT_ARCHS)}; or list."
 _SHAPES = "Input shapes: x:1x3x224x224,y:1x8, or open ones: x:[n,3,32*h,32*w]."
+_LOOPS = "How often at most a loop runs whose end depends on data."
 _RANGES = "Sizes with kernels of their own: s=1,b=1..8;s=1, or none; default: decode steps and small batches."
 _LAYERS = "Precision of single nodes: *conv*:fp32,fc1:fp16."
 _TOLERANCE = "Largest relative error of the outputs; default: the precision's own."
@@ -56,6 +58,8 @@ def build(
     verify: Annotated[str, Opt("--verify", help="full, quick or off.")] = "quick",
     verify_budget: Annotated[float, Opt("--verifyBudget", help="CPU seconds for quick verification.")] = 20.0,
     tolerance: Annotated[float | None, Opt("--tolerance", help=_TOLERANCE)] = None,
+    strict: Annotated[bool, Opt("--strict", help="Refuse operators that the host would compute.")] = False,
+    loop_limit: Annotated[int, Opt("--loopLimit", help=_LOOPS)] = LOOP_LIMIT,
     disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
@@ -78,7 +82,7 @@ def build(
         raise UnsupportedError(f"--{'int8' if int8 else 'fp8'} is not available yet", hint="use --fp16 or --bf16")
     precision = precision_of(fp16 or (best and not bf16), bf16)
     started = time.perf_counter()
-    graph = open_graph(source, shapes, min_shapes, max_shapes, values, inout)
+    graph = open_graph(source, shapes, min_shapes, max_shapes, values, inout, loop_limit)
     imported = time.perf_counter()
     _check_formats(graph, input_formats, output_formats)
     precision, kept = _precisions(layer_precisions_, constraints, precision, graph)
@@ -93,7 +97,7 @@ def build(
             graph, precision=precision, arch=archs, device=where, verify=verify, verify_budget=verify_budget,
             tolerance=tolerance, tf32=tf32, progress=report, dump=dump or None, keep_f32=kept,
             disable=[d.strip() for d in disable.split(",") if d.strip()], sizes=sizes or None, feeds=feeds,
-            ranges=_ranges(size_ranges),
+            ranges=_ranges(size_ranges), strict=strict,
         )  # fmt: skip
         built = time.perf_counter()
         write_engine(output, done.data)

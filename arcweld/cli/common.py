@@ -22,6 +22,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.logs import printable
+from arcweld.compiler.options import LOOP_LIMIT
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.build import Progress as ProgressCallback
@@ -132,20 +133,21 @@ def is_engine(path: str) -> bool:
 
 
 def open_graph(
-    model: str, shapes: str = "", low: str = "", high: str = "", values: str = "", inout: str = ""
-) -> Graph:
+    model: str, shapes: str = "", low: str = "", high: str = "", values: str = "", inout: str = "",
+    loop_limit: int = LOOP_LIMIT,
+) -> Graph:  # fmt: skip
     """Imports an ONNX file. The other arguments are spelled as on the command line.
 
     ``shapes`` holds sizes, names and expressions, ``low`` and ``high`` the bounds of dimensions that stay symbolic,
-    ``values`` the inputs that become constants, and ``inout`` those that outputs take over. Raises UsageError for what
-    cannot be parsed, and as ``import_model``.
+    ``values`` the inputs that become constants, and ``inout`` those that outputs take over; ``loop_limit`` is a number.
+    Raises UsageError for what cannot be parsed, and as ``import_model``.
     """
     constants = [Input(n, value=v) for n, v in parse_values(values).items()]
     state = _taken_over(model, inout, {i.name for i in constants}) if inout else {}
 
     def read(given: Mapping[str, Sequence[int | str | Dim]]) -> Graph:
         declared = [Input(n, given.get(n), inout=state.get(n, False)) for n in dict.fromkeys((*given, *state))]
-        return import_model(model, inputs=[*declared, *constants])
+        return import_model(model, inputs=[*declared, *constants], loop_limit=loop_limit)
 
     graph = read(parse_open_shapes(shapes) if shapes else {})
     if low or high:

@@ -29,7 +29,7 @@ from arcweld.driver.inputs import check_inputs, checked_ranges, checked_sizes
 from arcweld.driver.promotion import Promotion, promote
 from arcweld.driver.samples import sample_sizes
 from arcweld.driver.staged_build import build_stages
-from arcweld.driver.stages import has_host_nodes
+from arcweld.driver.stages import has_host_nodes, refuse_fallbacks
 from arcweld.driver.state import with_state
 from arcweld.driver.summary import half_share, summary
 from arcweld.runtime.arrays import host_array
@@ -59,6 +59,7 @@ class CompileOptions(TypedDict, total=False):
     feeds          inputs to verify with, by name; default: random ones
     ranges         sizes of symbolic dimensions that get kernels of their own, the first range that holds:
                    ``[{"tokens": 1, "batch": (1, 8)}, {"tokens": 1}]``; default: those of decode steps and small batches
+    strict         whether operators without kernels are refused; else the host computes them inside the engine
     """
 
     precision: str
@@ -75,6 +76,7 @@ class CompileOptions(TypedDict, total=False):
     sizes: Mapping[str, int] | None
     feeds: Mapping[str, Any] | None
     ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None
+    strict: bool
 
 
 @contextmanager
@@ -199,7 +201,8 @@ def build_data(
     disable: Sequence[str] | str = (),
     progress: Progress | None = None, dump: str | os.PathLike[str] | None = None,
     sizes: Mapping[str, int] | None = None, feeds: Mapping[str, Any] | None = None,
-    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None = None, other_sizes: bool = True,
+    ranges: Sequence[Mapping[str, int | tuple[int, int]] | str] | None = None, strict: bool = False,
+    other_sizes: bool = True,
 ) -> tuple[Build, Device, Engine | None]:  # fmt: skip
     """The build, the device that was chosen, and the engine if verification has opened one on it.
 
@@ -212,6 +215,8 @@ def build_data(
     feeds = None if feeds is None else _checked_feeds(graph, feeds)
     where = open_device(device)
     if has_host_nodes(graph):
+        if strict:
+            refuse_fallbacks(graph)
         kept = _known_nodes(graph, keep_f32)
         if ranges:
             raise UsageError("a model in stages takes no ranges of sizes", hint="leave out ranges")

@@ -15,6 +15,7 @@ from arcweld.compiler.dims import Dim, IntExpr, Sym, to_text
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
+from arcweld.compiler.ops.host import OF_SIZES
 from arcweld.runtime import steps as step
 from arcweld.runtime.steps import Block, Step
 
@@ -34,6 +35,24 @@ class Stages:
 def has_host_nodes(graph: Graph) -> bool:
     """Whether the host takes part in a run of the graph."""
     return any(n.op in host_nodes.OPS for n in graph.nodes)
+
+
+def refuse_fallbacks(graph: Graph) -> None:
+    """Raises UnsupportedError that lists the operators which the host would compute for want of a kernel."""
+    found = [n for n in every_node(graph.nodes) if n.op == host_nodes.CALL and n.attrs["op"] not in OF_SIZES]
+    if found:
+        lines = "".join(f"\n  {n.attrs['op']} [{n.name}]: there is no kernel, the host would compute it" for n in found)
+        raise UnsupportedError(
+            f"{len(found)} operator(s) would run on the host:{lines}", node=found[0].name, hint="leave out strict"
+        )
+
+
+def every_node(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Nodes and those in their bodies."""
+    for n in nodes:
+        yield n
+        for body in host_nodes.bodies(n):
+            yield from every_node(body.nodes)
 
 
 def plain_graphs(graph: Graph) -> tuple[Graph, ...]:

@@ -55,5 +55,8 @@ def test_all_commands_know_stages(
     assert "e: float32" in printed("run", str(built), shapes)
     for against in ([], ["--onnxrt"]):
         assert printed("verify", str(built), f"--onnx={chosen}", shapes, *against).count("pass") == 2
+    assert main([str(chosen), "-o", str(tmp_path / "strict.engine"), "--strict"]) == 3
+    assert "NonMaxSuppression [nms]: there is no kernel" in capsys.readouterr().err
+    assert not (tmp_path / "strict.engine").exists()
     explained: Callable[..., str] = printed
     assert "one pointwise kernel" in explained("explain", str(chosen), "take", "exp")

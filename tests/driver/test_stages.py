@@ -121,6 +121,8 @@ def test_boxes_that_others_suppress() -> None:
     engine = agree(proto, {"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": scores - 9})
     assert [s.op for s in engine.program.steps if isinstance(s, Call)] == ["NonMaxSuppression"]
     assert host_text(engine.data).startswith("1 fallback (NonMaxSuppression)")
+    with pytest.raises(UnsupportedError, match=r"NonMaxSuppression \[nms\]: there is no kernel"):
+        arcweld.compile(proto, device="sim", strict=True)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
