@@ -15,7 +15,7 @@ import torchvision
 from graph_runs import built, on_simulator
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from onnx_models import compare, evaluate, floats, ints, model, one_node
+from onnx_models import compare, evaluate, floats, ints, model, one_node, runtime
 
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
@@ -107,6 +107,17 @@ def test_as_many_samples_as_a_region_has_pixels(seed: int, aligned: bool) -> Non
     boxes = torch.from_numpy(np.concatenate([feeds["x2"][:, None].astype(np.float32), rois], 1))
     expected = torchvision.ops.roi_align(torch.from_numpy(x), boxes, (3, 5), 1.0, 0, aligned).numpy()
     np.testing.assert_allclose(evaluate(import_onnx(proto), feeds)[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.75])
+def test_the_maximum_of_whole_pixels(scale: float) -> None:
+    """ONNX Runtime's, of regions inside, across the borders, of one pixel, and outside."""
+    rois = np.concatenate([IMAGES[:, None].astype(np.float32), np.abs(ROIS)], 1)
+    attrs = {"pooled_shape": [3, 4], "spatial_scale": scale}
+    proto, feeds = one_node("MaxRoiPool", 16, [F(2, 3, 10, 9), rois], attrs)
+    compare(proto, feeds)
+    (computed,) = on_simulator(built(import_onnx(proto)), feeds).values()
+    np.testing.assert_array_equal(computed, runtime(proto, feeds)[0])
 
 
 def test_regions_of_images_of_open_size() -> None:

@@ -1,9 +1,14 @@
-"""Handlers of RoiAlign and DeformConv, which read an image between its pixels."""
+"""Handlers of RoiAlign and DeformConv, which read an image between its pixels, and of MaxRoiPool."""
 
 from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
+from arcweld.compiler.dims import Dim
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.handlers.window import positive
@@ -35,6 +40,50 @@ def _roi_align(c: NodeContext) -> Result:
         c.unsupported("the maximum of as many samples as a region has pixels (sampling_ratio 0)")
     half = transform == "half_pixel"
     return roi_align(c, x, rois, images, bins=bins, samples=samples, scale=scale, half=half, mode=mode)
+
+
+# ------------------------------------------------------------------------------------------------------ MaxRoiPool
+
+
+@handles("MaxRoiPool")
+def _max_roi_pool(c: NodeContext) -> Result:
+    """The maximum of whole pixels in each bin of a region, along one axis after the other; 0 in a bin of none."""
+    c.needs_rank(0, 4, 4)
+    c.needs_rank(1, 2, 2)
+    x, rois = c.value(0), c.value(1)
+    bins = c.ints_attr("pooled_shape") or ()
+    if len(bins) != 2 or min(bins) < 1:
+        c.broken(f"pooled_shape is {list(bins)}")
+    corners = c.scale(c.cast(rois, DType.F32), c.float_attr("spatial_scale", 1.0))
+    # the number of the image, x1, y1, x2, y2, to the nearest pixel
+    nearest = c.emit("Floor", c.emit("Add", corners, c.const(0.5, DType.F32)))
+    regions, (channels, height, width) = rois.shape[0], x.shape[1:]
+    image = c.cast(c.reshape(c.slice(rois, 1, 0, 1), (regions,)), DType.I64)
+    pixels = c.emit("Gather", c.cast(x, DType.F32), image, axis=0)
+    lowest = c.const(-np.inf, DType.F32)
+    inside = [_in_bins(c, nearest, axis, bins[axis], size) for axis, size in enumerate((height, width))]
+    across = c.reshape(inside[1], (regions, 1, 1, bins[1], width))
+    rows = c.emit("Where", across, c.reshape(pixels, (regions, channels, height, 1, width)), lowest)
+    rows = c.emit("ReduceMax", rows, axes=(4,), keepdims=0)
+    down = c.reshape(inside[0], (regions, 1, bins[0], height, 1))
+    found = c.emit("Where", down, c.reshape(rows, (regions, channels, 1, height, bins[1])), lowest)
+    found = c.emit("ReduceMax", found, axes=(3,), keepdims=0)
+    zero = c.const(0.0, DType.F32)
+    return c.cast(c.emit("Where", c.emit("Equal", found, lowest), zero, found), x.dtype)
+
+
+def _in_bins(c: NodeContext, corners: Value, axis: int, count: int, size: Dim) -> Value:
+    """Whether each pixel along an axis (0: y) is in each bin of each region: [regions, count, size]."""
+    regions = corners.shape[0]
+    begin, end = (c.reshape(c.slice(corners, 1, 2 - axis + k, 1), (regions, 1, 1)) for k in (0, 2))
+    one = c.const(1.0, DType.F32)
+    whole = c.emit("Max", c.emit("Add", c.emit("Sub", end, begin), one), one)
+    step = c.emit("Div", whole, c.const(float(count), DType.F32))
+    number = c.const(np.arange(count, dtype=np.float32).reshape(1, count, 1), DType.F32)
+    first = c.emit("Add", c.emit("Floor", c.emit("Mul", number, step)), begin)
+    last = c.emit("Add", c.emit("Ceil", c.emit("Mul", c.emit("Add", number, one), step)), begin)
+    pixel = c.cast(c.reshape(c.emit("Range", start=0, step=1, length=size, dtype=DType.I64), (1, 1, size)), DType.F32)
+    return c.emit("And", c.emit("GreaterOrEqual", pixel, first), c.emit("Less", pixel, last))
 
 
 # ------------------------------------------------------------------------------------------------------- DeformConv
