@@ -27,7 +27,7 @@ from arcweld.runtime.devices import VARIABLE, choose, gpu_count, numbered, torch
 from arcweld.torch.block import Block, EngineBuilder
 from arcweld.torch.options import BackendOptions, parse_options
 from arcweld.torch.partition import Examiner, partition
-from arcweld.torch.recurrent import recurrent_layers
+from arcweld.torch.recurrent import layers_for_tracing
 from arcweld.torch.report import BlockReport, GraphReport, add_report
 from arcweld.torch.simplify import simplify
 from arcweld.torch.split import split_module
@@ -83,7 +83,7 @@ def compile_with(
         decompositions=_decompositions(),
         keep_inference_input_mutations=True,
     )
-    with recurrent_layers(module, example_inputs):
+    with layers_for_tracing(module, example_inputs):
         result: Callable[..., Any] = compiler(module, example_inputs)
     return result
 
