@@ -85,9 +85,9 @@ def losses(module: nn.Module, call: Callable[..., torch.Tensor], name: str, batc
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [
-        ("lstm", "sgd"), ("lstm", "adamw"), ("transformer", "sgd"), ("transformer", "adamw"), ("resnet18", "sgd"),
-        pytest.param("resnet18", "adamw", marks=EVERY), pytest.param("mobilenet_v2", "sgd", marks=EVERY),
-        pytest.param("mobilenet_v2", "adamw", marks=EVERY),
+        ("lstm", "sgd"), ("lstm", "adamw"), ("transformer", "sgd"), ("transformer", "adamw"),
+        pytest.param("resnet18", "sgd", marks=EVERY), pytest.param("resnet18", "adamw", marks=EVERY),
+        pytest.param("mobilenet_v2", "sgd", marks=EVERY), pytest.param("mobilenet_v2", "adamw", marks=EVERY),
     ],
 )  # fmt: skip
 def test_losses_are_eagers_within_rounding(name: str, optimizer: str) -> None:
