@@ -20,6 +20,7 @@ from arcweld.compiler.onnx import branches
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
+from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import BodyRefused, Scope, Walker
 from arcweld.compiler.text import sanitize
 
@@ -71,8 +72,14 @@ def import_if(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     check_depth(scope, c.name)
     try:
         taken = bool(c.number(0))
-    except UnsupportedError:
-        return branches.choose(visitor, c, _importing(visitor, scope))
+    except UnsupportedError as error:
+        found = len(visitor.findings)
+        try:
+            return branches.choose(visitor, c, _importing(visitor, scope))
+        except ModelError as invalid:  # for these shapes: the branch may be for others
+            del visitor.findings[found:]
+            why = f"which branch runs is not known: {error.message}; and one of them is invalid here: {invalid.message}"
+            raise ImportRefusal(why, remedy=remedy_of(error)) from invalid
     graph = c.graph_attr("then_branch" if taken else "else_branch")
     if len(graph.output) != len(c.outputs):
         c.broken(f"a branch has {len(graph.output)} outputs, the node {len(c.outputs)}")
