@@ -67,7 +67,8 @@ def test_splits_give_a_block_to_each_multiprocessor_as_far_as_keys_last() -> Non
     assert splits(symbol("t", 1, 200), h=8) == 3
     assert splits(32768, h=32, groups=32) == 132  # one head of keys and values for all queries
     assert splits(32768, b=64, h=8) == 1
-    assert [splits(32768, b=b, h=8) for b in (15, 16)] == [2, 1]  # 128 blocks for 132 multiprocessors need no workspace
+    # 128 blocks for 132 multiprocessors: parts of results of few keys cost more than four idle ones
+    assert [splits(t, b=b, h=32, groups=4) for b, t in ((15, 512), (16, 512), (16, 32768))] == [2, 1, 2]
 
 
 def test_the_keys_of_each_block_are_a_fair_share_of_those_that_exist() -> None:

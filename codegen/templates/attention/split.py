@@ -27,7 +27,6 @@ from arcweld.codegen.templates.attention.parts import (
 from arcweld.codegen.templates.card import SMS
 from arcweld.compiler.dtypes import DType
 
-NEARLY = 15 / 16  # of the multiprocessors
 MOST_ROWS = 16  # queries of all heads of a group
 LEAST_KEYS = 64  # of a split: fewer take no less time
 FEW_KEYS = 64  # up to so many, other implementations hold them in one tile
@@ -110,14 +109,13 @@ def _across(a: Attention) -> int:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[SplitTactic, ...]:
-    """As many splits as give a block to each multiprocessor, as far as there are keys for them.
-
-    Heads that nearly suffice are not divided: a few idle multiprocessors cost less than parts of results in memory.
-    """
+    """As many splits as give a block to each multiprocessor, as far as there are keys for them, and as that pays."""
     a = parts(packed(kernel))
     assert isinstance(a.s.extent, int)
     heads = max(1, least(a.heads))
-    enough = 1 if heads >= NEARLY * SMS else -(-SMS // heads)
+    enough = -(-SMS // heads)
+    if _costs_more(a, heads, enough):
+        enough = 1
     splits = max(1, min(enough, most(a.t.extent, enough * LEAST_KEYS) // LEAST_KEYS))
     if is_half(kernel):
         keys = 32 if max(a.size, a.value_size) <= 64 else 16
@@ -130,6 +128,14 @@ def tactics(kernel: Kernel, arch: str) -> tuple[SplitTactic, ...]:
     warps = min(8, power_of_two_at_least(-(-longest // keys)))
     choices = (SplitTactic(splits, warps, keys), SplitTactic(splits, warps, smaller), SplitTactic(splits, 4, smaller))
     return tuple(dict.fromkeys(choices))
+
+
+def _costs_more(a: Attention, heads: int, splits: int) -> bool:
+    """Whether parts of results, written and read, are a larger share of all bytes than idle multiprocessors of all."""
+    assert isinstance(a.s.extent, int)
+    written = 2 * splits * a.s.extent * (a.value_size + 2) * 4  # f32, with the maximum and the sum of each row
+    read = most(a.t.extent, 1 << 20) * (a.size + a.value_size) * (2 if is_half(a.kernel) else a.ctype.size)
+    return written * SMS >= read * (SMS - heads)
 
 
 def layout(a: Attention, t: SplitTactic) -> SplitLayout:
