@@ -6,6 +6,7 @@ Tensors stay on the device between stages. What the host reads, it waits for: th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from arcweld.runtime.plan import ExecutionPlan, Shape
 from arcweld.runtime.program import Program
 from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
 
+_expression = functools.lru_cache(maxsize=4096)(Expression)  # a loop's body evaluates the same ones at each turn
+
 
 @dataclass(frozen=True, slots=True)
 class _Held:
@@ -34,7 +37,7 @@ class _Held:
 
 
 class StagedProgram:
-    """The steps of a program with everything compiled once. It holds no state of a call, so that threads share it."""
+    """The steps of a program, ready to be run. It holds no state of a call, so that threads share it."""
 
     def __init__(self, program: Program, device: Device, arrays: Arrays) -> None:
         self.program = program
@@ -117,7 +120,7 @@ class _Call:
                 case View():
                     self._view(step)
                 case Check():
-                    if Expression(step.zero)(self.sizes) != 0:
+                    if _expression(step.zero)(self.sizes) != 0:
                         raise InputError(f"{', '.join(step.origin)}: {step.what}")
                 case Call():
                     self._call(step)
@@ -144,11 +147,13 @@ class _Call:
 
     def _read(self, step: Read) -> None:
         values = self.array(step.tensor).reshape(-1)
-        for symbol, value in zip(step.symbols, values, strict=True):
+        if len(values) != len(step.symbols):
+            raise InputError(f"{step.tensor!r} has {len(values)} elements, {len(step.symbols)} sizes are read from it")
+        for symbol, value in zip(step.symbols, values):
             self.sizes[symbol.name] = int(value)
             self._check(symbol, f"{', '.join(step.origin) or step.tensor}: the data make dimension {symbol.name}")
         for name, tensor in zip(step.whole, step.outputs):
-            self.tensors[tensor.name] = self._beginning(self.tensors[name], Expression(tensor.shape[0])(self.sizes))
+            self.tensors[tensor.name] = self._beginning(self.tensors[name], _expression(tensor.shape[0])(self.sizes))
 
     def _beginning(self, held: _Held, count: int) -> _Held:
         """The first ``count`` rows of a tensor, in its memory. Raises InputError where it has fewer."""
@@ -163,27 +168,27 @@ class _Call:
 
     def _view(self, step: View) -> None:
         held = self.tensors[step.tensor]
-        shape = tuple(Expression(d)(self.sizes) for d in step.output.shape)
+        shape = tuple(_expression(d)(self.sizes) for d in step.output.shape)
         if min(shape, default=0) < 0 or math.prod(shape) != math.prod(held.taken.shape):
             raise InputError(f"{', '.join(step.origin)}: {list(held.taken.shape)} cannot become {list(shape)}")
         self.tensors[step.output.name] = _Held(replace(held.taken, shape=shape, given=None), held.dtype)
 
     def _call(self, step: Call) -> None:
-        operands = step.operands(self.array, lambda text: Expression(text)(self.sizes))
+        operands = step.operands(self.array, lambda text: _expression(text)(self.sizes))
         found = host.compute(step.op, operands, step.attrs, step.origin)
         for tensor, array in zip(step.outputs, found, strict=True):
             self._keep(tensor.name, array, DType(tensor.dtype))
         self._bind(step.outputs, step.symbols, step.origin)
 
     def _choose(self, step: Choose) -> None:
-        chosen = step.then if self._truth(step.condition) else step.otherwise
+        chosen = step.then if self._first(self.tensors[step.condition]) else step.otherwise
         for tensor, held in zip(step.outputs, self._block(chosen), strict=True):
             self.tensors[tensor.name] = held
         self._bind(step.outputs, step.symbols, step.origin)
 
     def _repeat(self, step: Repeat) -> None:
-        trips = int(self.array(step.trips).reshape(-1)[:1].sum()) if step.trips else step.most
-        going = self._truth(step.condition) if step.condition else True
+        trips = int(self._first(self.tensors[step.trips])) if step.trips else step.most
+        going = bool(self._first(self.tensors[step.condition])) if step.condition else True
         carried = [self.tensors[n] for n in step.inputs]
         columns: list[list[_Held]] = [[] for _ in step.outputs[len(carried) :]]
         done = 0
@@ -200,7 +205,7 @@ class _Call:
             self.tensors.update((t.name, held) for t, held in zip(step.formals, carried, strict=True))
             self._bind(step.formals, step.symbols, step.origin)
             results = self._block(step.body)
-            going = self._truth_of(results[0])
+            going = bool(self._first(results[0]))
             carried = results[1 : 1 + len(carried)]
             for column, item in zip(columns, results[1 + len(carried) :], strict=True):
                 column.append(item)
@@ -230,7 +235,7 @@ class _Call:
         return _Held(whole, dtype)
 
     def _size_or_zero(self, text: str) -> int:
-        expression = Expression(text)
+        expression = _expression(text)
         return expression(self.sizes) if expression.names <= self.sizes.keys() else 0
 
     # ---------------------------------------------------------------------------------------------------- tensors
@@ -267,14 +272,13 @@ class _Call:
         self.device.download(found, taken.address, self.stream)
         return found
 
-    def _truth(self, name: str) -> bool:
-        return self._truth_of(self.tensors[name])
-
-    def _truth_of(self, held: _Held) -> bool:
+    def _first(self, held: _Held) -> np.generic:
+        """The element of a condition, or of a number of turns. Raises InputError where there is not exactly one."""
         found = self._elements(held).reshape(-1)
         if found.size != 1:
             raise InputError(f"a condition has {found.size} elements, not one")
-        return bool(found[0])
+        first: np.generic = found[0]
+        return first
 
     # ------------------------------------------------------------------------------------------------------ sizes
 
@@ -288,7 +292,7 @@ class _Call:
                     self._check(own[text], f"{', '.join(origin)}: the data make dimension {text}")
         for tensor in tensors:
             shape = self.tensors[tensor.name].taken.shape
-            wanted = tuple(Expression(d)(self.sizes) for d in tensor.shape)
+            wanted = tuple(_expression(d)(self.sizes) for d in tensor.shape)
             if shape != wanted and 0 not in shape:
                 raise InputError(f"{', '.join(origin)}: {tensor.name!r} is {list(shape)}, not {list(wanted)}")
 

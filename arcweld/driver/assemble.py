@@ -110,14 +110,14 @@ def make_program(parts: Sequence[Planned], order: Sequence[str]) -> prog.Program
     return prog.Program(
         schema=prog.SCHEMA,
         name=graph.name,
-        symbols=tuple(_symbol(s) for s in graph.symbols()),
-        inputs=tuple(_tensor(v.name, v) for v in graph.inputs),
-        outputs=tuple(_tensor(label, results[label]) for label in order),
+        symbols=tuple(symbol_record(s) for s in graph.symbols()),
+        inputs=tuple(tensor_record(v.name, v) for v in graph.inputs),
+        outputs=tuple(tensor_record(label, results[label]) for label in order),
         weights=(
             *(_weight(n, names(n), w) for n, w in weights.items()),
             *(_weight(n, n, w) for n, w in _initial_weights(graph).items()),
         ),
-        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(general.fused)),
+        temps=tuple(tensor_record(names(v.name), v) for v in _temporaries(general.fused)),
         aliases=_aliases(general.launches, names),
         launches=tuple(_launch(p, names, taken) for p in in_order(general.launches)),
         fixed=_fixed(graph, weights),
@@ -133,7 +133,7 @@ def _size_range(part: Planned, graph: Graph, names: Names, taken: set[str]) -> p
     own = {s.name: s for s in graph.symbols()}
     return prog.SizeRange(
         symbols=tuple(prog.Symbol(n, lo, hi, own[n].multiple_of) for n, lo, hi in part.sizes.bounds),
-        temps=tuple(_tensor(names(v.name), v) for v in _temporaries(part.fused)),
+        temps=tuple(tensor_record(names(v.name), v) for v in _temporaries(part.fused)),
         aliases=_aliases(part.launches, names),
         launches=tuple(_launch(p, names, taken) for p in in_order(part.launches)),
     )
@@ -152,12 +152,14 @@ def _initial(graph: Graph, state: str) -> str | None:
     return "" if first.is_zero else f"{state}.initial"
 
 
-def _symbol(s: Sym) -> prog.Symbol:
+def symbol_record(s: Sym) -> prog.Symbol:
+    """The program's entry of a symbol."""
     hi = s.hi if isinstance(s.hi, int) else None
     return prog.Symbol(s.name, s.lo, hi, s.multiple_of)
 
 
-def _tensor(name: str, v: Value | Buffer) -> prog.Tensor:
+def tensor_record(name: str, v: Value | Buffer) -> prog.Tensor:
+    """The program's entry of a tensor."""
     return prog.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
 
 
@@ -200,8 +202,8 @@ def _variant(s: KernelSource, tensors: Mapping[str, str], launch: str, taken: se
     params = tuple(p.convert(to_text, {**tensors, **own}.__getitem__) for p in s.params)
     return prog.Variant(
         s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl,
-        workspace=tuple(_tensor(own[b.name], b) for b in s.workspace),
-        counters=tuple(_tensor(own[b.name], b) for b in s.counters), cooperative=s.cooperative,
+        workspace=tuple(tensor_record(own[b.name], b) for b in s.workspace),
+        counters=tuple(tensor_record(own[b.name], b) for b in s.counters), cooperative=s.cooperative,
     )  # fmt: skip
 
 

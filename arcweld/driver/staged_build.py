@@ -19,17 +19,16 @@ from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import bind_symbols
 from arcweld.compiler.text import parse_graph
-from arcweld.driver.assemble import provenance
+from arcweld.driver.assemble import provenance, symbol_record, tensor_record
 from arcweld.driver.build import Build
 from arcweld.driver.draws import TRIES
 from arcweld.driver.samples import Draw, sample_inputs, sample_sizes, smaller
 from arcweld.driver.staged_reference import StagedReference
-from arcweld.driver.stages import Stages, in_stages, of_known_sizes, tensor
+from arcweld.driver.stages import Stages, in_stages, of_known_sizes
 from arcweld.runtime import program as prog
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
-from arcweld.runtime.steps import Run, every_step
 
 log = logging.getLogger("arcweld")
 BETWEEN = "\n# the next stage\n"  # the stored graphs of two stages
@@ -45,7 +44,7 @@ def build_stages(
     verified = options["verify"] != "off"
     fed = _fed(cut, feeds, sizes) if verified else {}
     options = {**options, "verify_budget": options["verify_budget"] / max(1, len(cut.stages))}
-    carriers = {s.stage: s.carrier for s in every_step(cut.steps) if isinstance(s, Run)}
+    carriers = cut.carriers()
     builds = []
     for k, stage in enumerate(cut.stages):
         log.debug("stage %d of %d: %d nodes", k + 1, len(cut.stages), len(stage.nodes))
@@ -82,7 +81,7 @@ def _fed(
     known = sample_sizes(of_known_sizes(cut.graph), sizes)
     found: dict[int, dict[str, np.ndarray]] = {}
     full: set[int] = set()
-    carriers = {s.stage: s.carrier for s in every_step(cut.steps) if isinstance(s, Run)}
+    carriers = cut.carriers()
     for seed in range(TRIES if feeds is None else 1):
         here = smaller(cut.graph, known, sizes, seed // 2)
         values = dict(feeds) if feeds is not None else _drawn(cut, here, seed)
@@ -129,9 +128,9 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
     graph = cut.graph
     fixed = tuple(sorted({n for p in programs for n in p.fixed}))
     outer = prog.Program(
-        schema=prog.SCHEMA, name=graph.name, symbols=_symbols(graph),
-        inputs=tuple(prog.Tensor(t.name, t.dtype, t.shape) for t in (tensor(v.name, v) for v in graph.inputs)),
-        outputs=tuple(tensor(label, o) for label, o in zip(graph.labels(), graph.outputs)),
+        schema=prog.SCHEMA, name=graph.name, symbols=tuple(map(symbol_record, graph.symbols())),
+        inputs=tuple(tensor_record(v.name, v) for v in graph.inputs),
+        outputs=tuple(tensor_record(label, o) for label, o in zip(graph.labels(), graph.outputs)),
         weights=tuple(entries.values()), temps=(), aliases=(), launches=(), fixed=fixed,
         steps=cut.steps, stages=tuple(programs), results=tuple(o.name for o in graph.outputs),
     )  # fmt: skip
@@ -148,12 +147,6 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
 def stored_graphs(data: EngineData) -> list[Graph]:
     """The graphs that an engine holds, one for each stage. Raises ModelError for a text that cannot be parsed."""
     return [parse_graph(text) for text in data.graph.split(BETWEEN)] if data.graph else []
-
-
-def _symbols(graph: Graph) -> tuple[prog.Symbol, ...]:
-    return tuple(
-        prog.Symbol(s.name, s.lo, s.hi if isinstance(s.hi, int) else None, s.multiple_of) for s in graph.symbols()
-    )
 
 
 def _renamed(
@@ -173,7 +166,7 @@ def _renamed(
     def launch(x: prog.Launch) -> prog.Launch:
         return prog.Launch(
             prefix + x.name, x.template,
-            tuple(replace_params(v, name) for v in x.variants), tuple(map(name, x.reads)), tuple(map(name, x.writes)),
+            tuple(_with_params(v, name) for v in x.variants), tuple(map(name, x.reads)), tuple(map(name, x.writes)),
             x.origin, tuple(map(name, x.zero)), x.flops,
         )  # fmt: skip
 
@@ -187,7 +180,7 @@ def _renamed(
     return changed, {name(n): a for n, a in arrays.items()}
 
 
-def replace_params(v: prog.Variant, name: Callable[[str], str]) -> prog.Variant:
+def _with_params(v: prog.Variant, name: Callable[[str], str]) -> prog.Variant:
     """A variant whose parameters name tensors anew."""
     return msgspec.structs.replace(v, params=tuple(p.convert(lambda text: text, name) for p in v.params))
 

@@ -16,8 +16,9 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 from arcweld.compiler.ops.host import OF_SIZES
+from arcweld.driver.assemble import symbol_record, tensor_record
 from arcweld.runtime import steps as step
-from arcweld.runtime.steps import Block, Step
+from arcweld.runtime.steps import Block, Step, every_step
 
 MAX_AXES = 31  # sizes that one input carries
 CARRIER = "sizes"
@@ -30,6 +31,10 @@ class Stages:
     graph: Graph
     stages: tuple[Graph, ...]
     steps: tuple[Step, ...]
+
+    def carriers(self) -> dict[int, str]:
+        """By stage, the name of the input whose shape tells it sizes; empty where it has none."""
+        return {s.stage: s.carrier for s in every_step(self.steps) if isinstance(s, step.Run)}
 
 
 def has_host_nodes(graph: Graph) -> bool:
@@ -124,10 +129,10 @@ class _Cut:
 
     def host_step(self, n: Node) -> Step:
         """The step of a host node."""
-        symbols = tuple(_symbol(s) for d in n.attrs.get("symbols", ()) for s in dims.free_symbols(d))
+        symbols = tuple(symbol_record(s) for s in _told(n))
         weights = self.graph.weights
         names = tuple("" if v is None or v.name in weights else v.name for v in n.inputs)
-        outputs = tuple(tensor(o.name, o) for o in n.outputs)
+        outputs = tuple(tensor_record(o.name, o) for o in n.outputs)
         if n.op == host_nodes.READ:
             return step.Read(names[0], symbols, names[1:], outputs, n.origin)
         if n.op == host_nodes.VIEW:
@@ -148,7 +153,7 @@ class _Cut:
         return step.Repeat(
             names[0], names[1], n.attrs["most"], n.attrs["limit"], names[2:],
             counter.name if counter.name in used else "", going.name if going.name in used else "",
-            tuple(tensor(v.name, v) for v in formals), block, outputs, symbols, n.origin,
+            tuple(tensor_record(v.name, v) for v in formals), block, outputs, symbols, n.origin,
         )  # fmt: skip
 
     def literals(self, n: Node) -> tuple[step.Literal, ...]:
@@ -165,13 +170,9 @@ class _Cut:
         return Block(self.steps(body.nodes, results), tuple(results))
 
 
-def tensor(name: str, v: Value) -> step.Tensor:
-    """The record of a value."""
-    return step.Tensor(name, v.dtype.value, tuple(to_text(d) for d in v.shape))
-
-
-def _symbol(s: Sym) -> step.Symbol:
-    return step.Symbol(s.name, s.lo, s.hi if isinstance(s.hi, int) else None, s.multiple_of)
+def _told(n: Node) -> list[Sym]:
+    """The symbols whose values a host node tells."""
+    return [s for d in n.attrs.get("symbols", ()) for s in dims.free_symbols(d)]
 
 
 def _names(hint: str) -> Iterator[str]:
@@ -187,7 +188,7 @@ def _live(nodes: Sequence[Node], needed: Sequence[str]) -> list[Node]:
     wanted, sizes = set(needed), set[str]()
     kept: list[Node] = []
     for n in reversed(nodes):
-        given = {s.name for d in n.attrs.get("symbols", ()) for s in dims.free_symbols(d)}
+        given = {s.name for s in _told(n)}
         made = any(o.name in wanted for o in n.outputs)
         if made or n.op == host_nodes.CHECK or (n.op in host_nodes.OPS and given & sizes):
             kept.append(n)
@@ -203,7 +204,7 @@ def _levels(nodes: Sequence[Node]) -> list[int]:
     found = []
     for n in nodes:
         level = max((ready.get(name, 0) for name in _reads(n)), default=0)
-        own = {s.name for d in n.attrs.get("symbols", ()) for s in dims.free_symbols(d)}
+        own = {s.name for s in _told(n)}
         level = max([level, *(known.get(s, 0) for s in _sizes_used(n) - own)])
         after = level + 1 if n.op in host_nodes.OPS else level
         ready.update((o.name, after) for o in n.outputs)
@@ -233,7 +234,7 @@ def _sizes_used(n: Node) -> set[str]:
     """The names of the symbols in a node's types and attributes, those inside of its bodies among them."""
     found = {s.name for s in _in_node(n)}
     for body in host_nodes.bodies(n):
-        given = {s.name for m in body.nodes for d in m.attrs.get("symbols", ()) for s in dims.free_symbols(d)}
+        given = {s.name for m in body.nodes for s in _told(m)}
         inner = {name for m in body.nodes for name in _sizes_used(m)}
         found |= inner - given
     return found

@@ -131,24 +131,16 @@ class Inputs(Attributes):
     def is_seen(self, i: int) -> bool:
         """Whether the host sees the elements of input ``i``, a list of integers, at run time only, all of them."""
         operand = self.operand(i)
-        if operand.value is None or operand.known is not None or is_joined(self.builder, operand.value):
+        if self.is_known(i) or operand.value is None or is_joined(self.builder, operand.value):
             return False
-        try:
-            self.known(i)
-        except UnsupportedError:
-            return operand.rank == 1 and isinstance(operand.shape[0], int) and operand.shape[0] <= MAX_RANK
-        return False
+        return operand.rank == 1 and isinstance(operand.shape[0], int) and operand.shape[0] <= MAX_RANK
 
     def _computed_sizes(self, i: int) -> list[Dim] | None:
         """The elements of input ``i`` where the model computes them on the device, as far as the host may read them."""
         operand = self.operand(i)
-        if operand.value is None or operand.known is not None:
+        if self.is_known(i) or operand.value is None:
             return None
-        try:
-            self.known(i)
-        except UnsupportedError:
-            return sizes_of(self.builder, operand.value, self.hint, self.origin)
-        return None
+        return sizes_of(self.builder, operand.value, self.hint, self.origin)
 
     def size(self, i: int) -> scalars.Scalar:
         """The one element of input ``i``, as ``dims`` reads integers, and floats that hold one."""

@@ -201,12 +201,6 @@ def histc(c: AtenContext) -> Result:
 # --------------------------------------------------------------------------------------------------------- scans
 
 
-@aten("cumprod")
-def cumprod(c: AtenContext) -> Result:
-    x = c.cast(c["self"], c.out.dtype)
-    return c.emit("CumProd", x, axis=c.axis(c["dim"]), exclusive=0, reverse=0) if x.shape else x
-
-
 def _running(op: str) -> Any:
     def handler(c: AtenContext) -> Result:
         """The extremum so far, and the last place where an element was one; NaN is every extremum."""

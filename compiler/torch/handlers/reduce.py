@@ -152,10 +152,16 @@ def logsumexp(c: AtenContext) -> Result:
     return reduce(c, "ReduceLogSumExp", x, reduced_axes(c, c["dim"]), bool(c["keepdim"]))
 
 
-@aten("cumsum")
-def cumsum(c: AtenContext) -> Result:
-    x = c.cast(c["self"], c.out.dtype)
-    return c.emit("CumSum", x, axis=c.axis(c["dim"]), exclusive=0, reverse=0) if x.shape else x
+def _cumulative(op: str) -> Any:
+    def handler(c: AtenContext) -> Result:
+        x = c.cast(c["self"], c.out.dtype)
+        return c.emit(op, x, axis=c.axis(c["dim"]), exclusive=0, reverse=0) if x.shape else x
+
+    return handler
+
+
+for _name, _op in (("cumsum", "CumSum"), ("cumprod", "CumProd")):
+    aten(_name)(_cumulative(_op))
 
 
 # ------------------------------------------------------------------------------------------------------ softmax
