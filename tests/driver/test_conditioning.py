@@ -100,3 +100,23 @@ output %y
         bound = rounding_error(graph.nodes, {"x": x, "c": c, "y": y}, {}, {}, "y")
         half = float(np.spacing(np.float32(n))) / 2 / float(y[0])
         assert half < bound < 1000 * half
+
+
+def test_a_number_between_two_steps_may_become_either() -> None:
+    """One of 4,096 elements lies within rounding of the middle between two steps; without it there is no room."""
+    text = (
+        "graph 'steps'\ninput %x: f32[4096]\ninput %k: f32[]\ninput %s: f32[]\n"
+        "%y = Mul(%x, %k)\n%q = QuantizeLinear(%y, %s, axis=0, dtype=dtype(u8))\noutput %q\n"
+    )
+    graph = parse_graph(text)
+    scale, factor = np.float32(0.024288928), np.float32(0.7)
+    x = (np.arange(4096, dtype=np.float32) % 250) * scale / factor
+    between = x.copy()
+    between[77] = np.float32(100.5 * float(scale) / float(factor))
+    bounds = []
+    for data in (x, between):
+        feeds = {"x": data, "k": np.asarray(factor), "s": np.asarray(scale)}
+        values = {**feeds, **run_reference(graph, feeds)}
+        bounds.append(rounding_error(graph.nodes, values, graph.weights, {}, "q"))
+    assert bounds[0] == 0
+    assert 0 < bounds[1] < 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from arcweld.compiler.errors import ArcweldError, InputError, ModelError
 from arcweld.compiler.ir import Weight
 from arcweld.compiler.text import parse_graph
 from arcweld.driver.api import build_data
+from arcweld.models.builders import build, export_onnx
 from arcweld.models.catalogue import MODELS
 from arcweld.models.fetch import fetch
 
@@ -118,21 +120,38 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 def test_a_published_network_of_convolutions(form: str, tmp_path: Path) -> None:
     """A residual network of 50 layers, quantised by ONNX Runtime: integer products, and weights as in the file."""
     entry = MODELS["open_nsfw"]
-    path, feeds = tmp_path / "q.onnx", entry.feeds()
+    quantised_network(fetch("open_nsfw"), entry.feeds(), form, tmp_path, **_import_options(entry))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["QDQ", "QOperator", "dynamic"])
+def test_resnet18(form: str, tmp_path: Path) -> None:
+    """The same of torchvision's ResNet-18, with random weights."""
+    made = build("resnet18", size=64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        export_onnx(made.module, made.args, tmp_path / "resnet18.onnx")
+    (name,) = [i.name for i in onnx.load(tmp_path / "resnet18.onnx").graph.input]
+    quantised_network(tmp_path / "resnet18.onnx", {name: made.args[0].numpy()}, form, tmp_path)
+
+
+def quantised_network(original: Path, feeds: dict[str, np.ndarray], form: str, folder: Path, **options: Any) -> None:
+    """Quantises a network by ONNX Runtime, and compares the engine with it: weights, types, outputs."""
+    path = folder / "q.onnx"
     if form == "dynamic":
-        quantize_dynamic(fetch("open_nsfw"), path, weight_type=QuantType.QUInt8)
+        quantize_dynamic(original, path, weight_type=QuantType.QUInt8)
     else:
         quantize_static(
-            fetch("open_nsfw"), path, _Reader(feeds), quant_format=QuantFormat[form], per_channel=form == "QOperator",
+            original, path, _Reader(feeds), quant_format=QuantFormat[form], per_channel=form == "QOperator",
             weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
         )  # fmt: skip
     model = onnx.load(path)
-    engine = arcweld.compile(path, device="sim", **_import_options(entry))
+    engine = arcweld.compile(path, device="sim", **options)
     assert bytes_of(engine) <= LIMIT * bytes_in(model)
     assert not any(re.search(r"\b(f64|double)\b", s) for s in engine.data.sources.values())
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), plain, providers=["CPUExecutionProvider"])
     (want,) = session.run(None, feeds)
     (got,) = engine.run({t.name: feeds[t.name] for t in engine.inputs}).values()
     close(got, want, 2e-2)  # a value between two steps of a layer becomes the other one, and many layers follow
