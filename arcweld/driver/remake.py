@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from arcweld.codegen.kernel import KernelSource
@@ -22,7 +23,8 @@ from arcweld.compiler.verifier import verify
 from arcweld.driver.assemble import make_program, stored_sources
 from arcweld.driver.build import in_regions, plan_parts
 from arcweld.driver.isolation import Notes, in_child
-from arcweld.driver.object_code import Planned, PlannedLaunch, in_order
+from arcweld.driver.object_code import PlannedLaunch, in_order
+from arcweld.driver.staged_build import shared_sources, stage_prefix, stored_graphs, with_names
 from arcweld.passes.pipeline import REGION_PASSES
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import Program, Variant
@@ -41,10 +43,10 @@ def difference(data: EngineData) -> str:
     Weights are data, and are not compared. Object code is not either: only GPUs run it. A stranger's graph may take any
     time and memory, so all work on it is done in a child process with limits of both.
     """
+    if data.program.steps and not data.program.stages:
+        return ""  # nothing is launched
     if not data.graph:
         return "it holds no graph"
-    if data.program.steps:
-        return "it is in stages, which are not made again"
     if dict(data.headers) != dict(headers()):
         return "its headers are those of another version"
 
@@ -69,17 +71,18 @@ class _Lost(Exception):
         super().__init__(f"comparing it with its graph {late if code == -signal.SIGXCPU else f'ended with {what}'}")
 
 
+class _Other(Exception):
+    """What an engine has is not what its graph gives. The text says what."""
+
+
 def _difference(data: EngineData) -> str:
     """What differs, found in this process."""
     try:
-        graph = parse_graph(data.graph)
-        verify(graph, "reading the stored graph")
-        _check_supported(graph)
-        found = _compare(graph, data, frozenset())
-        for name in REGION_PASSES:
-            if found and not _compare(graph, data, frozenset({name})):
-                return ""
-        return found
+        whole = data.program
+        sources = _sources_of_stages(data) if whole.steps else _sources(parse_graph(data.graph), whole)
+        _compare_sources(sources, data)
+    except _Other as other:
+        return str(other)
     except ArcweldError as error:
         return f"its graph cannot be compiled: {error.message}"
     except MemoryError:
@@ -87,6 +90,40 @@ def _difference(data: EngineData) -> str:
     except Exception as error:  # passes assume graphs of our own importers; whatever fails on another is no proof
         log.debug("the stored graph cannot be compiled", exc_info=True)
         return f"its graph cannot be compiled: {type(error).__name__}: {error}"
+    return ""
+
+
+def _sources_of_stages(data: EngineData) -> dict[str, str]:
+    """The sources that the stages' graphs give. Raises _Other for a stage that is another program than they give.
+
+    The steps between stages are data, as sizes and tensors are: they are checked when a file is read, and not compared.
+    """
+    graphs = stored_graphs(data)
+    if len(graphs) != len(data.program.stages):
+        raise _Other(f"it has {len(data.program.stages)} stages and {len(graphs)} graphs")
+    found = []
+    for k, (graph, program) in enumerate(zip(graphs, data.program.stages)):
+        prefix = stage_prefix(k)
+        if odd := [x.name for x in program.all_launches() if not x.name.startswith(prefix)]:
+            raise _Other(f"launch {odd[0]} of stage {k} is called otherwise")
+        try:
+            found.append(_sources(graph, with_names(program, lambda name: name[len(prefix) :], lambda name: name)))  # noqa: B023
+        except _Other as other:
+            raise _Other(f"stage {k}: {other}") from None
+    return shared_sources(found)
+
+
+def _sources(graph: Graph, program: Program) -> dict[str, str]:
+    """The sources that a stored graph gives. Raises _Other where it gives another program."""
+    verify(graph, "reading the stored graph")
+    _check_supported(graph)
+    try:
+        return _made(graph, program, frozenset())
+    except _Other:
+        for name in REGION_PASSES:
+            with suppress(_Other):
+                return _made(graph, program, frozenset({name}))
+        raise
 
 
 def _check_supported(graph: Graph) -> None:
@@ -101,46 +138,46 @@ def _check_supported(graph: Graph) -> None:
             raise UnsupportedError(f"the range of {s.name} depends on other sizes")
 
 
-def _compare(graph: Graph, data: EngineData, disable: frozenset[str]) -> str:
-    """What differs from the engine that the graph gives without the passes in ``disable``."""
-    theirs = data.program.all_launches()
-    ranges = (*(r.sizes for r in data.program.ranges), None)
+def _made(graph: Graph, program: Program, disable: frozenset[str]) -> dict[str, str]:
+    """The sources that the graph gives without the passes in ``disable``. Raises _Other for another program."""
+    theirs = program.all_launches()
+    ranges = (*(r.sizes for r in program.ranges), None)
     regions = [(r, in_regions(graph, disable, r)) for r in ranges]
     if sum(len(fused.regions) for _, fused in regions) > len(theirs):
-        return "its program has too few launches"
+        raise _Other("its program has too few launches")
     archs = sorted({v.arch for x in theirs for v in x.variants} & EXACT)
     parts = plan_parts(regions, archs)
     count = sum(len(in_order(part.launches)) for part in parts)
     if count != len(theirs):
-        return f"its program has {len(theirs)} launches, not {count}"
+        raise _Other(f"its program has {len(theirs)} launches, not {count}")
     tactics = _Tactics({x.name: x.variants for x in theirs})
-    chosen = []
-    for part in parts:
-        launches = []
-        for p in part.launches:
-            launches.append(tactics.of(p))
-            if tactics.unknown:  # looking for further ones would only take time
-                return f"launch {tactics.unknown} has a kernel that no tactic gives"
-        chosen.append(replace(part, launches=tuple(launches)))
-    return _compare_whole(chosen, data)
+    chosen = [replace(part, launches=tuple(tactics.of(p) for p in part.launches)) for part in parts]
+    made = make_program(chosen, [t.name for t in program.outputs])
+    if len(made.weights) == len(program.weights):  # a stage may call its weights otherwise
+        names = dict(zip((w.name for w in program.weights), (w.name for w in made.weights)))
+        program = with_names(program, lambda name: name, lambda name: names.get(name, name))
+    if made != program:
+        raise _Other(_differing(made, program))
+    return stored_sources(chosen)
 
 
 class _Tactics:
-    """Finds the renderings that a file's variants name. ``unknown`` is the first launch that has another kernel."""
+    """Finds the renderings that a file's variants name."""
 
     def __init__(self, variants: Mapping[str, Sequence[Variant]]) -> None:
         self.variants = variants
-        self.unknown = ""
         self._found: dict[tuple[KernelSource, str], KernelSource | None] = {}
 
     def of(self, planned: PlannedLaunch) -> PlannedLaunch:
-        """The launch with the tactics of the file, in the file's order."""
+        """The launch with the tactics of the file, in the file's order. Raises _Other where it has another kernel."""
         names = dict.fromkeys((v.arch, v.kernel) for v in self.variants.get(planned.name, ()))
-        found = [self._one(planned, arch, entry) for arch, entry in names]
-        if None in found and not self.unknown:
-            self.unknown = planned.name
-        sources = tuple(s for s in found if s is not None)
-        return replace(planned, sources=sources, before=tuple(map(self.of, planned.before)))
+        sources = []
+        for arch, entry in names:
+            source = self._one(planned, arch, entry)
+            if source is None:
+                raise _Other(f"launch {planned.name} has a kernel that no tactic gives")
+            sources.append(source)
+        return replace(planned, sources=tuple(sources), before=tuple(map(self.of, planned.before)))
 
     def _one(self, planned: PlannedLaunch, arch: str, entry: str) -> KernelSource | None:
         """The rendering for ``arch`` whose name is ``entry``: the default tactic, else one of the alternatives."""
@@ -154,17 +191,11 @@ class _Tactics:
         return self._found[key]
 
 
-def _compare_whole(parts: Sequence[Planned], data: EngineData) -> str:
-    """What differs in the program and the sources that ``parts`` give."""
-    program = make_program(parts, [t.name for t in data.program.outputs])
-    if program != data.program:
-        return _differing(program, data.program)
-    sources = stored_sources(parts)
+def _compare_sources(sources: Mapping[str, str], data: EngineData) -> None:
     if odd := sorted(sources.keys() ^ data.sources.keys()):
-        return f"its kernels are others, such as {odd[0]}"
+        raise _Other(f"its kernels are others, such as {odd[0]}")
     if odd := sorted(n for n, text in sources.items() if text != data.sources[n]):
-        return f"the source of {odd[0]} is another"
-    return ""
+        raise _Other(f"the source of {odd[0]} is another")
 
 
 def _differing(ours: Program, theirs: Program) -> str:

@@ -121,7 +121,7 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
     """One engine's data of the stages'. Launches are called by their stage, weights that stages share are kept once."""
     weights, entries, programs = dict[str, np.ndarray](), dict[str, prog.WeightEntry](), list[prog.Program]()
     for k, data in enumerate(stages):
-        program, own = _renamed(data.program, data.weights, f"{k}/", entries, weights)
+        program, own = _renamed(data.program, data.weights, stage_prefix(k), entries, weights)
         programs.append(program)
         weights |= own
         entries |= {w.name: w for w in program.weights}
@@ -137,7 +137,7 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
     first = stages[0] if stages else EngineData(outer, {}, {}, provenance=provenance())
     return replace(
         first, program=outer, weights=weights,
-        sources={n: t for d in reversed(stages) for n, t in d.sources.items()},
+        sources=shared_sources([d.sources for d in stages]),
         cubins={n: c for d in stages for n, c in d.cubins.items()},
         ptx={n: c for d in stages for n, c in d.ptx.items()},
         graph=BETWEEN.join(d.graph for d in stages), verify=_evidence(cut, [d.verify for d in stages]),
@@ -147,6 +147,16 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
 def stored_graphs(data: EngineData) -> list[Graph]:
     """The graphs that an engine holds, one for each stage. Raises ModelError for a text that cannot be parsed."""
     return [parse_graph(text) for text in data.graph.split(BETWEEN)] if data.graph else []
+
+
+def shared_sources(stages: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The sources of all stages; of a kernel that several have, the first one's, whose launches its title lists."""
+    return {name: text for sources in reversed(stages) for name, text in sources.items()}
+
+
+def stage_prefix(stage: int) -> str:
+    """What the names of a stage's launches begin with, and those of weights that another stage has by this name."""
+    return f"{stage}/"
 
 
 def _renamed(
@@ -163,21 +173,26 @@ def _renamed(
     def name(tensor: str) -> str:
         return names.get(tensor, tensor)
 
-    def launch(x: prog.Launch) -> prog.Launch:
+    return with_names(program, prefix.__add__, name), {name(n): a for n, a in arrays.items()}
+
+
+def with_names(program: prog.Program, launch: Callable[[str], str], tensor: Callable[[str], str]) -> prog.Program:
+    """The program with other names of its launches, and of those tensors that are weights."""
+
+    def launched(x: prog.Launch) -> prog.Launch:
         return prog.Launch(
-            prefix + x.name, x.template,
-            tuple(_with_params(v, name) for v in x.variants), tuple(map(name, x.reads)), tuple(map(name, x.writes)),
-            x.origin, tuple(map(name, x.zero)), x.flops,
+            launch(x.name), x.template,
+            tuple(_with_params(v, tensor) for v in x.variants), tuple(map(tensor, x.reads)),
+            tuple(map(tensor, x.writes)), x.origin, tuple(map(tensor, x.zero)), x.flops,
         )  # fmt: skip
 
     def ranges(r: prog.SizeRange) -> prog.SizeRange:
-        return prog.SizeRange(r.symbols, r.temps, r.aliases, tuple(map(launch, r.launches)))
+        return prog.SizeRange(r.symbols, r.temps, r.aliases, tuple(map(launched, r.launches)))
 
-    changed = msgspec.structs.replace(
-        program, launches=tuple(map(launch, program.launches)), ranges=tuple(map(ranges, program.ranges)),
-        weights=tuple(msgspec.structs.replace(w, name=name(w.name)) for w in program.weights),
+    return msgspec.structs.replace(
+        program, launches=tuple(map(launched, program.launches)), ranges=tuple(map(ranges, program.ranges)),
+        weights=tuple(msgspec.structs.replace(w, name=tensor(w.name)) for w in program.weights),
     )  # fmt: skip
-    return changed, {name(n): a for n, a in arrays.items()}
 
 
 def _with_params(v: prog.Variant, name: Callable[[str], str]) -> prog.Variant:
@@ -207,7 +222,9 @@ def _evidence(cut: Stages, stages: Sequence[Any]) -> Any:
     given = {v.name for v in cut.graph.inputs}
     return {
         **next(e for e in stages if e is not None),
-        "kernels": [{**row, "launch": f"{k}/{row['launch']}"} for k, e in found.items() for row in e["kernels"]],
+        "kernels": [
+            {**row, "launch": stage_prefix(k) + row["launch"]} for k, e in found.items() for row in e["kernels"]
+        ],
         "outputs": [{**row, "stage": k} for k, e in found.items() for row in e["outputs"]],
         "points": [{**row, "stage": k} for k, e in found.items() for row in e.get("points", ())],
         "shapes": {n: s for e in reversed(found.values()) for n, s in e.get("shapes", {}).items() if n in given},

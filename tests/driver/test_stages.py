@@ -19,8 +19,10 @@ import arcweld
 from arcweld.compiler.errors import EngineFileError, InputError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.driver.api import build_engine
+from arcweld.driver.remake import difference
 from arcweld.driver.summary import host_text
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.sim.device import SimDevice
 from arcweld.runtime.steps import Call, Choose, Literal, Read, Repeat, Run, Tensor, View, every_step
 
@@ -52,6 +54,7 @@ def agree(proto: onnx.ModelProto, *calls: dict[str, np.ndarray], **options: Any)
             assert found[output.name].dtype == want.dtype
             assert found[output.name].shape == want.shape
             np.testing.assert_allclose(found[output.name], want, rtol=1e-4, atol=1e-5)
+    assert difference(engine.data) == ""
     return engine
 
 
@@ -313,6 +316,30 @@ def test_state_in_stages_is_refused() -> None:
     proto = model(nodes, inputs, [info("y", F, None), info("cache_out", F, [4])])
     with pytest.raises(UnsupportedError, match="outputs take over inputs of a model whose shapes"):
         arcweld.compile(proto, inputs=[arcweld.Input("cache", inout="cache_out")], device="sim")
+
+
+def test_changes_of_a_stage_are_seen() -> None:
+    """A kernel, a launch and a graph of the second stage; its weights and the steps between are data."""
+    data = arcweld.compile(chosen(), device="sim").data
+    *first, last = data.program.stages
+    *others, launch = last.launches
+
+    def renamed(name: str) -> EngineData:
+        own = msgspec.structs.replace(last, launches=(*others, msgspec.structs.replace(launch, name=name)))
+        return dataclasses.replace(data, program=msgspec.structs.replace(data.program, stages=(*first, own)))
+
+    (kernel,) = {v.kernel for v in launch.variants}
+    source = dataclasses.replace(data, sources={**data.sources, kernel: data.sources[kernel] + "// more"})
+    extra = dataclasses.replace(data, sources={**data.sources, "more": "// more"})
+    for changed, message in (
+        (source, f"the source of {kernel} is another"),
+        (extra, "its kernels are others, such as more"),
+        (renamed("0/" + launch.name[2:]), f"launch 0/{launch.name[2:]} of stage 1 is called otherwise"),
+        (renamed("1/other"), "stage 1: launch other is another"),
+        (dataclasses.replace(data, graph=data.graph.replace("Exp(", "Log(")), "stage 1: "),
+        (dataclasses.replace(data, graph=data.graph.split("\n# ")[0]), "it has 2 stages and 1 graphs"),
+    ):
+        assert difference(changed).startswith(message)
 
 
 def test_damaged_steps_are_refused(tmp_path: Path) -> None:
