@@ -172,7 +172,7 @@ class CudaDevice:
     """One NVIDIA GPU through the Device protocol. Streams are CUstream handles as integers."""
 
     needs_object_code = measures_time = can_capture = True
-    is_simulator = False
+    is_simulator = poisons_memory = False
 
     def __init__(self, index: int = 0) -> None:
         """Raises EnvironmentError_ without a driver, CuPy or cuda.bindings, or for a GPU older than sm_80."""

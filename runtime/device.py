@@ -104,6 +104,10 @@ class Device(Protocol):
     def can_capture(self) -> bool:
         """Whether launches can be captured as a graph. Otherwise the capture methods and ``replay`` raise."""
 
+    @property
+    def poisons_memory(self) -> bool:
+        """Whether new memory has all bits set, so that reading what nobody wrote is seen."""
+
     def allocate(self, nbytes: int) -> Memory:
         """``nbytes`` bytes of undefined content; for 0 bytes too, the address is not that of any other allocation."""
 

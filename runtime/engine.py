@@ -26,7 +26,7 @@ from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.memory_report import MemoryReport, memory_report
 from arcweld.runtime.plan import ExecutionPlan, describe
 from arcweld.runtime.program import Program, Tensor
-from arcweld.runtime.stages import StagedProgram
+from arcweld.runtime.stages import StagedContext, StagedProgram
 from arcweld.runtime.state import Session
 from arcweld.runtime.steps import sizes_given
 from arcweld.runtime.weights import DeviceWeights
@@ -76,7 +76,7 @@ class Engine:
         addresses, replayed = self._weights.addresses, graphs and not poison
         self._lock = SharedLock()
         self._stages = [Shared(own, self.device, arrays, addresses, replayed, poison) for own in parts]
-        self._staged = StagedProgram(data.program, self.device, arrays) if data.program.steps else None
+        self._staged = StagedProgram(data.program, self._stages, self.device) if data.program.steps else None
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(DType(t.dtype)) for t in data.program.inputs)
         self._state = () if self._staged else tuple(self._stages[0].plan.state.values())
@@ -181,9 +181,7 @@ class Engine:
                     device.synchronize(other)
             self._lock.acquire_read()
             try:
-                if self._staged is not None:
-                    return self._staged.run(taken, kind, stream, lambda stage: self._contexts(stream)[stage])
-                return self._contexts(stream)[0].run(taken, stream)
+                return self._context(stream).run(taken, stream, kind)
             finally:
                 self._lock.release_read()
         except MemoryError as error:
@@ -193,18 +191,18 @@ class Engine:
         finally:
             device.leave(token)
 
-    def _contexts(self, stream: int) -> list[Context]:
-        """The calling thread's contexts for a stream, one for each stage."""
-        known: OrderedDict[int, list[Context]] | None = getattr(self._local, "contexts", None)
+    def _context(self, stream: int) -> Context | StagedContext:
+        """The calling thread's context for a stream."""
+        known: OrderedDict[int, Context | StagedContext] | None = getattr(self._local, "contexts", None)
         if known is None:
             known = self._local.contexts = OrderedDict()
-        contexts = known.get(stream)
-        if contexts is None:
-            contexts = known[stream] = [Context(shared) for shared in self._stages]
+        context = known.get(stream)
+        if context is None:
+            context = StagedContext(self._staged, stream) if self._staged else Context(self._stages[0])
+            known[stream] = context
             while len(known) > MAX_CONTEXTS:
-                for context in known.popitem(last=False)[1]:
-                    context.release()
-        return contexts
+                known.popitem(last=False)[1].release()
+        return context
 
     def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Positional and named inputs in the program's order."""
@@ -283,10 +281,10 @@ class Engine:
 
     def release(self) -> None:
         """Frees the arenas and graphs of the calling thread. Its next call allocates them again."""
-        known: OrderedDict[int, list[Context]] | None = getattr(self._local, "contexts", None)
+        known: OrderedDict[int, Context | StagedContext] | None = getattr(self._local, "contexts", None)
         if known is None:
             return
-        for context in (c for contexts in known.values() for c in contexts):
+        for context in known.values():
             context.release()
         known.clear()
 

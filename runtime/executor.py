@@ -23,11 +23,11 @@ from arcweld.runtime.device import Device, Memory
 from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
 from arcweld.runtime.limits import Bounds, bounds_of, check_indices
 from arcweld.runtime.plan import ExecutionPlan, Shape
+from arcweld.runtime.pool import POISON
 
 MAX_SHAPES = 64  # specialisations of a context
 MAX_GRAPHS = 32  # of a context
 MAX_DIRECT = 4  # direct graphs of a specialisation
-POISON = 0xFF  # of each byte
 _BYTES = Element(DType.U8)
 MAX_REMEMBERED = 16  # sets of addresses that a specialisation remembers from earlier calls
 
@@ -117,10 +117,14 @@ class Specialisation:
 
 
 class Context:
-    """The mutable state of an engine for one thread and one stream. Not thread-safe."""
+    """The mutable state of an engine for one thread and one stream. Not thread-safe.
 
-    def __init__(self, shared: Shared) -> None:
+    ``arrays`` makes the results, if not the engine's own.
+    """
+
+    def __init__(self, shared: Shared, arrays: Arrays | None = None) -> None:
         self.shared = shared
+        self._arrays = arrays or shared.arrays
         self._specialised: OrderedDict[tuple[Shape, ...], Specialisation] = OrderedDict()
         self._arena: Memory | None = None
         self._counters: Memory | None = None  # zeros between launches
@@ -283,7 +287,7 @@ class Context:
                 form = (kind, shape, element)
                 if element.packed and kind != "device":  # bytes until they are there
                     form = ("numpy", (special.output_bytes[len(results)],), _BYTES)
-                array, address, view = self.shared.arrays.empty(*form)
+                array, address, view = self._arrays.empty(*form)
             except MemoryError:
                 output = self.shared.plan.program.outputs[len(results)]
                 raise DeviceError(

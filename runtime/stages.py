@@ -1,14 +1,14 @@
 """Runs an engine of several stages: the host carries tensors and sizes from step to step (``steps.py``).
 
-Tensors stay on the device between stages. What the host reads, it waits for: the sizes, conditions and operands that
-``inspect`` lists. A call returns when its work is done.
+Tensors stay on the device between stages, until nothing needs them any more. What the host reads, it waits for: the
+sizes, conditions and operands that ``inspect`` lists. A call returns when its work is done.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +19,12 @@ from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.compiler.ops import host
 from arcweld.runtime.arrays import Arrays, Element, Taken
 from arcweld.runtime.device import Device
-from arcweld.runtime.executor import Context
+from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.plan import ExecutionPlan, Shape
+from arcweld.runtime.pool import Pool
 from arcweld.runtime.program import Program
+from arcweld.runtime.step_lives import StepLives
 from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
 
 _expression = functools.lru_cache(maxsize=4096)(Expression)  # a loop's body evaluates the same ones at each turn
@@ -39,39 +41,59 @@ class _Held:
 class StagedProgram:
     """The steps of a program, ready to be run. It holds no state of a call, so that threads share it."""
 
-    def __init__(self, program: Program, device: Device, arrays: Arrays) -> None:
+    def __init__(self, program: Program, stages: Sequence[Shared], device: Device) -> None:
         self.program = program
-        self.plan = ExecutionPlan(program, device.arch)  # of the inputs' symbols
+        self.stages = stages
         self.device = device
-        self.arrays = arrays
+        self.plan = ExecutionPlan(program, device.arch)  # of the inputs' symbols
+        self.lives = StepLives(program)
 
-    def run(
-        self, inputs: Sequence[Taken], kind: str, stream: int, context: Callable[[int], Context]
-    ) -> list[Any]:
-        """The results of a call, as arrays of ``kind``. ``context`` gives the context of a stage.
+
+class StagedContext:
+    """What calls of one thread and stream share: a context of each stage, and the memory of tensors between them."""
+
+    def __init__(self, staged: StagedProgram, stream: int) -> None:
+        self.staged = staged
+        self.stream = stream
+        self.pool = Pool(staged.device, stream)
+        self.arrays = Arrays(staged.device.gpu_index, self.pool.allocate)
+        self.stages = [Context(shared, self.arrays) for shared in staged.stages]
+
+    def run(self, inputs: Sequence[Taken], stream: int, kind: str) -> list[Any]:
+        """The results of a call, as arrays of ``kind``; ``stream`` is the context's own.
 
         Raises InputError for sizes that the engine does not serve, of the inputs or of what is computed from them;
         DeviceError if the device fails, or for a call that is being recorded as a graph.
         """
-        if self.device.can_capture and self.device.is_capturing(stream):
+        device = self.staged.device
+        if device.can_capture and device.is_capturing(stream):
             raise DeviceError(
                 "the host takes part in a call of this engine: no graph can record it",
                 hint="call the engine outside of the recording",
             )
-        return _Call(self, kind, stream, context).results(inputs)
+        results = _Call(self, kind).results(inputs)
+        self.pool.end_call()
+        return results
+
+    def release(self) -> None:
+        """Frees all device memory. The next call allocates it again."""
+        for context in self.stages:
+            context.release()
+        self.pool.release()
 
 
 class _Call:
     """One call: the tensors and the symbols' values so far, by name."""
 
-    def __init__(self, staged: StagedProgram, kind: str, stream: int, context: Callable[[int], Context]) -> None:
-        self.program = staged.program
-        self.plan = staged.plan
-        self.device = staged.device
-        self.arrays = staged.arrays
+    def __init__(self, context: StagedContext, kind: str) -> None:
+        self.program = context.staged.program
+        self.plan = context.staged.plan
+        self.lives = context.staged.lives
+        self.device = context.staged.device
+        self.arrays = context.arrays
+        self.stages = context.stages
         self.kind = kind
-        self.stream = stream
-        self.context = context
+        self.stream = context.stream
         self.sizes: dict[str, int] = {}
         self.tensors: dict[str, _Held] = {}
 
@@ -111,7 +133,7 @@ class _Call:
     # ------------------------------------------------------------------------------------------------------ steps
 
     def _steps(self, steps: Sequence[Step]) -> None:
-        for step in steps:
+        for step, unneeded in zip(steps, self.lives.after(steps)):
             match step:
                 case Run():
                     self._run(step)
@@ -128,10 +150,15 @@ class _Call:
                     self._choose(step)
                 case Repeat():
                     self._repeat(step)
+            for name in unneeded:
+                self.tensors.pop(name, None)  # of a Choose, what only the other block reads is still there
 
     def _block(self, block: Block) -> list[_Held]:
         self._steps(block.steps)
-        return [self.tensors[n] for n in block.results]
+        found = [self.tensors[n] for n in block.results]
+        for name in self.lives.own(block):
+            self.tensors.pop(name, None)
+        return found
 
     def _run(self, step: Run) -> None:
         stage = self.program.stages[step.stage]
@@ -141,7 +168,7 @@ class _Call:
                 found.append(Taken("device", 0, (*(self.sizes[n] for n in step.sizes), 0), 0, None))
             else:
                 found.append(self.tensors[tensor.name].taken)
-        made = self.context(step.stage).run(found, self.stream, "device")
+        made = self.stages[step.stage].run(found, self.stream, "device")
         for tensor, taken in zip(stage.outputs, made):
             self.tensors[tensor.name] = _Held(taken, DType(tensor.dtype))
 
@@ -190,7 +217,7 @@ class _Call:
         trips = int(self._first(self.tensors[step.trips])) if step.trips else step.most
         going = bool(self._first(self.tensors[step.condition])) if step.condition else True
         carried = [self.tensors[n] for n in step.inputs]
-        columns: list[list[_Held]] = [[] for _ in step.outputs[len(carried) :]]
+        columns: list[list[_Held]] = [[] for _ in step.outputs[len(step.formals) :]]
         done = 0
         while going and (trips is None or done < trips):
             if done >= step.limit:
@@ -203,16 +230,17 @@ class _Call:
             if step.going:
                 self._keep(step.going, np.array(True), DType.BOOL)
             self.tensors.update((t.name, held) for t, held in zip(step.formals, carried, strict=True))
+            carried = []  # what the body does not need any more is then free
             self._bind(step.formals, step.symbols, step.origin)
             results = self._block(step.body)
             going = bool(self._first(results[0]))
-            carried = results[1 : 1 + len(carried)]
-            for column, item in zip(columns, results[1 + len(carried) :], strict=True):
+            carried = results[1 : 1 + len(step.formals)]
+            for column, item in zip(columns, results[1 + len(step.formals) :], strict=True):
                 column.append(item)
             done += 1
         for tensor, held in zip(step.outputs, carried):
             self.tensors[tensor.name] = held
-        for tensor, column in zip(step.outputs[len(carried) :], columns):
+        for tensor, column in zip(step.outputs[len(step.formals) :], columns):
             self.tensors[tensor.name] = self._stacked(tensor, column, step.origin)
         self._bind(step.outputs, step.symbols, step.origin)
 

@@ -159,14 +159,22 @@ class Repeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="repea
 Step: TypeAlias = Run | Read | View | Check | Call | Choose | Repeat
 
 
+def blocks(step: Step) -> tuple[Block, ...]:
+    """The blocks that a step holds."""
+    match step:
+        case Choose():
+            return step.then, step.otherwise
+        case Repeat():
+            return (step.body,)
+    return ()
+
+
 def every_step(steps: Sequence[Step]) -> Iterator[Step]:
     """All steps, those of blocks after the step that holds them."""
     for step in steps:
         yield step
-        if isinstance(step, Choose):
-            yield from every_step((*step.then.steps, *step.otherwise.steps))
-        elif isinstance(step, Repeat):
-            yield from every_step(step.body.steps)
+        for block in blocks(step):
+            yield from every_step(block.steps)
 
 
 def sizes_given(steps: Sequence[Step]) -> dict[str, Symbol]:

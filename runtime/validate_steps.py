@@ -127,7 +127,8 @@ class _Steps:
                     raise refuse(f"stage {step.stage} takes other sizes than it is given")
             elif _known(tensor.name, now) != (tensor.dtype, len(tensor.shape)):
                 raise refuse(f"stage {step.stage} takes {tensor.name[:80]!r} as another type")
-        now.update((t.name, (t.dtype, len(t.shape))) for t in stage.outputs)
+        for t in stage.outputs:
+            self.add(t, now)
 
     def check_repeat(self, step: Repeat, now: dict[str, tuple[str, int]], depth: int) -> None:
         for name in (step.trips, step.condition):
@@ -170,7 +171,13 @@ class _Steps:
                 raise refuse(f"tensor {t.name[:80]!r} has an unknown element type")
             for text in t.shape:
                 self.known_sizes(text)
-            now[t.name] = (t.dtype, len(t.shape))
+            self.add(t, now)
+
+    def add(self, tensor: Tensor, now: dict[str, tuple[str, int]]) -> None:
+        """Raises EngineFileError for a name that stands for another tensor already."""
+        if tensor.name in now:
+            raise refuse(f"two steps make {tensor.name[:80]!r}")
+        now[tensor.name] = (tensor.dtype, len(tensor.shape))
 
     def known_sizes(self, text: str) -> None:
         """Raises EngineFileError for an expression of sizes that no earlier step tells."""

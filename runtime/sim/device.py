@@ -117,6 +117,11 @@ class SimDevice:
         self._recent: deque[SimKernel] = deque(maxlen=MAX_RECENT)
         self._results: dict[int, int] = {}  # begin -> end address of memory written by kernels, in checked mode
 
+    @property
+    def poisons_memory(self) -> bool:
+        """Whether it is in checked mode."""
+        return self.checked
+
     def adversary(self) -> SimDevice:
         """A device with the same loaded kernels and a random, reproducible schedule."""
         other = SimDevice(self.arch, self.checked, ADVERSE_SEED)

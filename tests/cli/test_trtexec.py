@@ -280,14 +280,14 @@ def test_streams_call_at_the_same_time() -> None:
 
 def test_every_stream_has_a_context_of_its_own(quick: list[timing.Schedule], monkeypatch: pytest.MonkeyPatch) -> None:
     used = set()
-    contexts = Engine._contexts
+    context = Engine._context
 
-    def spy(engine: Engine, stream: int) -> list[object]:
-        found = contexts(engine, stream)
-        used.update(found)
+    def spy(engine: Engine, stream: int) -> object:
+        found = context(engine, stream)
+        used.add(found)
         return found
 
-    monkeypatch.setattr(Engine, "_contexts", spy)
+    monkeypatch.setattr(Engine, "_context", spy)
     assert main(["bench", "ready.engine", "--infStreams=3", "--idleTime=1", "--sleepTime=2"]) == 0
     assert len(used) == 3
     assert (quick[0].streams, quick[0].idle, quick[0].sleep) == (3, 1e-3, 2e-3)

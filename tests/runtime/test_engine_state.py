@@ -42,7 +42,7 @@ def test_the_arena_grows_and_is_released() -> None:
     engine = Engine(chain(), SimDevice())
     check(engine, rows(4))
     check(engine, rows(60))
-    ((context,),) = engine._local.contexts.values()
+    (context,) = engine._local.contexts.values()
     assert context.arena_bytes == aligned(60 * 32)
     check(engine, rows(4))
     engine.release()
@@ -54,14 +54,14 @@ def test_many_shapes_are_bounded() -> None:
     engine = Engine(chain(), SimDevice())
     for n in range(1, 80):
         engine(rows(n))
-    ((context,),) = engine._local.contexts.values()
+    (context,) = engine._local.contexts.values()
     assert len(context._specialised) <= 64
 
 
 def test_the_contexts_of_a_thread_are_bounded() -> None:
     engine = Engine(chain(), SimDevice())
     for stream in range(2 * MAX_CONTEXTS):
-        engine._contexts(stream)
+        engine._context(stream)
     assert list(engine._local.contexts) == list(range(MAX_CONTEXTS, 2 * MAX_CONTEXTS))
 
 

@@ -112,7 +112,7 @@ def test_graphs_are_bounded_and_survive_a_growing_arena() -> None:
     engine = Engine(chain(), device)
     for n in [*range(1, 45), *range(1, 45), 3, 60, 60, 3, 3, 60]:
         check(engine, rows(n, n))
-    ((context,),) = engine._local.contexts.values()
+    (context,) = engine._local.contexts.values()
     assert 0 < sum(b.graphs for b in context._specialised.values()) <= 32
 
 
