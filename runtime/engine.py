@@ -76,10 +76,10 @@ class Engine:
         addresses, replayed = self._weights.addresses, graphs and not poison
         self._lock = SharedLock()
         self._stages = [Shared(own, self.device, arrays, addresses, replayed, poison) for own in parts]
-        self._staged = StagedProgram(data.program, self._stages, self.device) if data.program.steps else None
+        self.staged = StagedProgram(data.program, self._stages, self.device) if data.program.steps else None
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(DType(t.dtype)) for t in data.program.inputs)
-        self._state = () if self._staged else tuple(self._stages[0].plan.state.values())
+        self._state = () if self.staged else tuple(self._stages[0].plan.state.values())
         self._local = threading.local()
 
     # --------------------------------------------------------------------------------------------- what it is
@@ -90,7 +90,7 @@ class Engine:
 
         Raises UsageError for an engine of several stages.
         """
-        if self._staged is not None:
+        if self.staged is not None:
             raise UsageError("the host takes part in a call of this engine: it has no single list of launches")
         return self._stages[0]
 
@@ -165,6 +165,14 @@ class Engine:
         """All results of a run whose inputs named in ``state`` are a session's. Raises as ``__call__`` does."""
         return self._run(self._arrange(args, {**kwargs, **state}))
 
+    def take(self, feeds: Mapping[str, Any]) -> list[Taken]:
+        """Inputs by name as kernels can read them, in the program's order.
+
+        Raises InputError for those that do not fit.
+        """
+        given = self._arrange((), feeds)
+        return [self._arrays.take(n, a, d) for n, a, d in zip(self._names, given, self._elements)]
+
     def _run(self, args: tuple[Any, ...]) -> list[Any]:
         device, arrays = self.device, self._arrays
         token = device.enter()
@@ -198,7 +206,7 @@ class Engine:
             known = self._local.contexts = OrderedDict()
         context = known.get(stream)
         if context is None:
-            context = StagedContext(self._staged, stream) if self._staged else Context(self._stages[0])
+            context = StagedContext(self.staged, stream) if self.staged else Context(self._stages[0])
             known[stream] = context
             while len(known) > MAX_CONTEXTS:
                 known.popitem(last=False)[1].release()

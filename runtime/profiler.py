@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from arcweld.compiler.errors import UsageError
+from arcweld.runtime.arrays import Taken
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.executor import Shared
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.launch_list import LaunchListBuilder, compute_sizes, issue, prepare
+from arcweld.runtime.stages import StagedCall, StagedContext
+from arcweld.runtime.steps import Call, Read, Step
+
+_T = TypeVar("_T")
+HOST = "host"  # the template of what the host does
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchTime:
-    """One launch: median seconds, bytes of the tensors that it reads or writes, floating-point operations."""
+    """What one launch took in a call, or a step of the host, all its ``runs`` in loops together.
+
+    seconds  a launch's median, times ``runs``; a host step's own, with its copies
+    nbytes   of the tensors that it reads or writes; of a host step, what goes between the host and the device
+    flops    floating-point operations
+    """
 
     name: str
     kernel: str
@@ -24,36 +37,93 @@ class LaunchTime:
     seconds: float
     nbytes: int
     flops: int
+    runs: int = 1
+
+    def __add__(self, other: LaunchTime) -> LaunchTime:
+        """Both together, under the first one's names."""
+        return replace(
+            self, seconds=self.seconds + other.seconds, nbytes=self.nbytes + other.nbytes,
+            flops=self.flops + other.flops, runs=self.runs + other.runs,
+        )  # fmt: skip
 
 
 def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20, rounds: int = 7) -> list[LaunchTime]:
     """The time of every launch, in order: the median over ``rounds`` of the mean of ``repeat`` launches in one graph.
 
     Launches in a row find their operands in the L2 cache and hide launch latency. This suits comparisons of kernels and
-    is optimistic for absolute times. Raises UsageError on a device that cannot time launches, or for a wrong type.
+    is optimistic for absolute times. Of an engine in stages, the steps of the host are among them (``HOST``). Raises
+    UsageError on a device that cannot time launches, InputError for inputs that do not fit.
     """
     if not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     token = engine.device.enter()
     try:
-        return _profile(engine, feeds, repeat, rounds)
+        taken = engine.take(feeds)
+        if engine.staged is None:
+            return _launches(engine.shared, taken, repeat, rounds)
+        call = _ProfiledCall(StagedContext(engine.staged, 0), repeat, rounds)
+        call.results(taken)
+        return list(call.found.values())
     finally:
         engine.device.leave(token)
 
 
-def _profile(engine: Engine, feeds: Mapping[str, np.ndarray], repeat: int, rounds: int) -> list[LaunchTime]:
+class _ProfiledCall(StagedCall):
+    """A call of an engine in stages, whose launches and host steps are timed."""
+
+    def __init__(self, context: StagedContext, repeat: int, rounds: int) -> None:
+        super().__init__(context, "numpy")
+        self.repeat, self.rounds = repeat, rounds
+        self.found: dict[str, LaunchTime] = {}
+
+    def _add(self, row: LaunchTime) -> None:
+        known = self.found.get(row.name)
+        self.found[row.name] = row if known is None else known + row
+
+    def run_stage(self, stage: int, inputs: Sequence[Taken]) -> list[Taken]:
+        for row in _launches(self.stages[stage].shared, inputs, self.repeat, self.rounds):
+            self._add(row)
+        return super().run_stage(stage, inputs)
+
+    def step(self, step: Step) -> None:
+        """Runs a step, and times it if the host reads or computes something."""
+        if not isinstance(step, Read | Call):
+            super().step(step)
+            return
+        copied = [step.tensor] if isinstance(step, Read) else [n for n in step.inputs if n]
+        nbytes = sum(self.tensors[n].taken.nbytes for n in copied)
+        _, seconds = self._timed(lambda: super(_ProfiledCall, self).step(step))
+        if isinstance(step, Call):
+            nbytes += sum(self.tensors[t.name].taken.nbytes for t in step.outputs)
+        name = ", ".join(step.origin) or copied[0]
+        self._add(LaunchTime(name, step.op if isinstance(step, Call) else "read", HOST, seconds, nbytes, 0))
+
+    def decide(self, name: str, origin: Sequence[str]) -> np.generic:
+        """Reads a condition, and times it."""
+        found, seconds = self._timed(lambda: super(_ProfiledCall, self).decide(name, origin))
+        self._add(LaunchTime(f"{', '.join(origin)}: {name}", "read", HOST, seconds, found.nbytes, 0))
+        return found
+
+    def _timed(self, work: Callable[[], _T]) -> tuple[_T, float]:
+        """What the work returns, and its seconds; what was enqueued before it is waited for first."""
+        self.device.synchronize(self.stream)
+        started = time.perf_counter()
+        found = work()
+        return found, time.perf_counter() - started
+
+
+def _launches(shared: Shared, inputs: Sequence[Taken], repeat: int, rounds: int) -> list[LaunchTime]:
     """Runs the launches in order and times each at its turn, so that its operands (indices above all) are valid."""
-    shared = engine.shared
-    device = shared.device
-    env = shared.plan.bind_symbols(tuple(np.shape(feeds[t.name]) for t in engine.inputs))
+    device, program = shared.device, shared.plan.program
+    env = shared.plan.bind_symbols(tuple(t.shape for t in inputs))
     part = shared.serving(env)
     plan, sizes = part.plan, compute_sizes(part.plan, env)
-    memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*engine.inputs, *engine.outputs)]
-    for tensor, place in zip(engine.inputs, memory):
-        array = np.ascontiguousarray(feeds[tensor.name])
-        if array.dtype != plan.tensors[tensor.name].dtype.numpy:
-            raise UsageError(f"input {tensor.name!r} must be {tensor.dtype}, got {array.dtype}")
-        device.upload(place.address, array)
+    memory = [device.allocate(max(sizes.nbytes[t.name], 1)) for t in (*program.inputs, *program.outputs)]
+    for taken, place in zip(inputs, memory):  # a launch that is repeated may change them
+        if taken.host is not None:
+            device.upload(place.address, taken.host)
+        elif taken.nbytes:
+            device.copy(place.address, taken.address, taken.nbytes)
     arena, counters = device.allocate(sizes.arena_bytes), device.allocate(sizes.counter_bytes)
     device.fill(counters.address, sizes.counter_bytes, 0)
     addresses = [m.address for m in memory]

@@ -31,7 +31,7 @@ _expression = functools.lru_cache(maxsize=4096)(Expression)  # a loop's body eva
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
     """A tensor between two steps: in the device's memory, or on the host."""
 
     taken: Taken
@@ -71,7 +71,7 @@ class StagedContext:
                 "the host takes part in a call of this engine: no graph can record it",
                 hint="call the engine outside of the recording",
             )
-        results = _Call(self, kind).results(inputs)
+        results = StagedCall(self, kind).results(inputs)
         self.pool.end_call()
         return results
 
@@ -82,7 +82,7 @@ class StagedContext:
         self.pool.release()
 
 
-class _Call:
+class StagedCall:
     """One call: the tensors and the symbols' values so far, by name."""
 
     def __init__(self, context: StagedContext, kind: str) -> None:
@@ -95,7 +95,7 @@ class _Call:
         self.kind = kind
         self.stream = context.stream
         self.sizes: dict[str, int] = {}
-        self.tensors: dict[str, _Held] = {}
+        self.tensors: dict[str, Held] = {}
 
     def results(self, inputs: Sequence[Taken]) -> list[Any]:
         """The results for the inputs, in their order."""
@@ -103,13 +103,13 @@ class _Call:
         for symbol in self.program.symbols:
             self._check(symbol, f"the shapes of the inputs make dimension {symbol.name}")
         for tensor, taken in zip(self.program.inputs, inputs):
-            self.tensors[tensor.name] = _Held(taken, DType(tensor.dtype))
+            self.tensors[tensor.name] = Held(taken, DType(tensor.dtype))
         self._steps(self.program.steps)
         made = [self._result(t, self.tensors[n]) for t, n in zip(self.program.outputs, self.program.results)]
         self.device.synchronize(self.stream)  # before memory that kernels may still read is given back
         return made
 
-    def _result(self, tensor: Tensor, held: _Held) -> Any:
+    def _result(self, tensor: Tensor, held: Held) -> Any:
         """An output as a new array of the caller's kind."""
         element = Element(held.dtype)
         shape, taken = held.taken.shape, held.taken
@@ -134,27 +134,31 @@ class _Call:
 
     def _steps(self, steps: Sequence[Step]) -> None:
         for step, unneeded in zip(steps, self.lives.after(steps)):
-            match step:
-                case Run():
-                    self._run(step)
-                case Read():
-                    self._read(step)
-                case View():
-                    self._view(step)
-                case Check():
-                    if _expression(step.zero)(self.sizes) != 0:
-                        raise InputError(f"{', '.join(step.origin)}: {step.what}")
-                case Call():
-                    self._call(step)
-                case Choose():
-                    self._choose(step)
-                case Repeat():
-                    self._repeat(step)
+            self.step(step)
             for name in unneeded:
                 self.tensors.pop(name, None)  # of a Choose, what only the other block reads is still there
 
-    def _block(self, block: Block) -> list[_Held]:
-        self._steps(block.steps)
+    def step(self, step: Step) -> None:
+        """Runs one step."""
+        match step:
+            case Run():
+                self._run(step)
+            case Read():
+                self._read(step)
+            case View():
+                self._view(step)
+            case Check():
+                if _expression(step.zero)(self.sizes) != 0:
+                    raise InputError(f"{', '.join(step.origin)}: {step.what}")
+            case Call():
+                self._call(step)
+            case Choose():
+                self._choose(step)
+            case Repeat():
+                self._repeat(step)
+
+    def _results_of(self, block: Block) -> list[Held]:
+        """A block's results, after which nothing that it has made is kept under its name."""
         found = [self.tensors[n] for n in block.results]
         for name in self.lives.own(block):
             self.tensors.pop(name, None)
@@ -168,9 +172,12 @@ class _Call:
                 found.append(Taken("device", 0, (*(self.sizes[n] for n in step.sizes), 0), 0, None))
             else:
                 found.append(self.tensors[tensor.name].taken)
-        made = self.stages[step.stage].run(found, self.stream, "device")
-        for tensor, taken in zip(stage.outputs, made):
-            self.tensors[tensor.name] = _Held(taken, DType(tensor.dtype))
+        for tensor, taken in zip(stage.outputs, self.run_stage(step.stage, found)):
+            self.tensors[tensor.name] = Held(taken, DType(tensor.dtype))
+
+    def run_stage(self, stage: int, inputs: Sequence[Taken]) -> list[Taken]:
+        """A stage's outputs, in memory of the pool."""
+        return self.stages[stage].run(inputs, self.stream, "device")
 
     def _read(self, step: Read) -> None:
         values = self.array(step.tensor).reshape(-1)
@@ -182,7 +189,7 @@ class _Call:
         for name, tensor in zip(step.whole, step.outputs):
             self.tensors[tensor.name] = self._beginning(self.tensors[name], _expression(tensor.shape[0])(self.sizes))
 
-    def _beginning(self, held: _Held, count: int) -> _Held:
+    def _beginning(self, held: Held, count: int) -> Held:
         """The first ``count`` rows of a tensor, in its memory. Raises InputError where it has fewer."""
         whole = held.taken
         if not 0 <= count <= whole.shape[0]:
@@ -191,14 +198,14 @@ class _Call:
         host_part = None if whole.host is None else whole.host.reshape(-1).view(np.uint8)[:nbytes]
         kept = whole if host_part is None else host_part
         part = Taken("device", whole.address, (count, *whole.shape[1:]), nbytes, kept, host_part)
-        return _Held(part, held.dtype)
+        return Held(part, held.dtype)
 
     def _view(self, step: View) -> None:
         held = self.tensors[step.tensor]
         shape = tuple(_expression(d)(self.sizes) for d in step.output.shape)
         if min(shape, default=0) < 0 or math.prod(shape) != math.prod(held.taken.shape):
             raise InputError(f"{', '.join(step.origin)}: {list(held.taken.shape)} cannot become {list(shape)}")
-        self.tensors[step.output.name] = _Held(replace(held.taken, shape=shape, given=None), held.dtype)
+        self.tensors[step.output.name] = Held(replace(held.taken, shape=shape, given=None), held.dtype)
 
     def _call(self, step: Call) -> None:
         operands = step.operands(self.array, lambda text: _expression(text)(self.sizes))
@@ -208,16 +215,17 @@ class _Call:
         self._bind(step.outputs, step.symbols, step.origin)
 
     def _choose(self, step: Choose) -> None:
-        chosen = step.then if self._first(self.tensors[step.condition]) else step.otherwise
-        for tensor, held in zip(step.outputs, self._block(chosen), strict=True):
+        chosen = step.then if self.decide(step.condition, step.origin) else step.otherwise
+        self._steps(chosen.steps)
+        for tensor, held in zip(step.outputs, self._results_of(chosen), strict=True):
             self.tensors[tensor.name] = held
         self._bind(step.outputs, step.symbols, step.origin)
 
     def _repeat(self, step: Repeat) -> None:
-        trips = int(self._first(self.tensors[step.trips])) if step.trips else step.most
-        going = bool(self._first(self.tensors[step.condition])) if step.condition else True
+        trips = int(self.decide(step.trips, step.origin)) if step.trips else step.most
+        going = bool(self.decide(step.condition, step.origin)) if step.condition else True
         carried = [self.tensors[n] for n in step.inputs]
-        columns: list[list[_Held]] = [[] for _ in step.outputs[len(step.formals) :]]
+        columns: list[list[Held]] = [[] for _ in step.outputs[len(step.formals) :]]
         done = 0
         while going and (trips is None or done < trips):
             if done >= step.limit:
@@ -232,10 +240,11 @@ class _Call:
             self.tensors.update((t.name, held) for t, held in zip(step.formals, carried, strict=True))
             carried = []  # what the body does not need any more is then free
             self._bind(step.formals, step.symbols, step.origin)
-            results = self._block(step.body)
-            going = bool(self._first(results[0]))
-            carried = results[1 : 1 + len(step.formals)]
-            for column, item in zip(columns, results[1 + len(step.formals) :], strict=True):
+            self._steps(step.body.steps)
+            going = bool(self.decide(step.body.results[0], step.origin))
+            _, *results = self._results_of(step.body)
+            carried = results[: len(step.formals)]
+            for column, item in zip(columns, results[len(step.formals) :], strict=True):
                 column.append(item)
             done += 1
         for tensor, held in zip(step.outputs, carried):
@@ -244,12 +253,12 @@ class _Call:
             self.tensors[tensor.name] = self._stacked(tensor, column, step.origin)
         self._bind(step.outputs, step.symbols, step.origin)
 
-    def _stacked(self, tensor: Tensor, items: Sequence[_Held], origin: Sequence[str]) -> _Held:
+    def _stacked(self, tensor: Tensor, items: Sequence[Held], origin: Sequence[str]) -> Held:
         """All items along a new first axis, in memory of their own."""
         dtype = DType(tensor.dtype)
         if not items:  # sizes that only an item would tell are 0
             rest = tuple(self._size_or_zero(d) for d in tensor.shape[1:])
-            return _Held(self._empty((0, *rest), dtype), dtype)
+            return Held(self._empty((0, *rest), dtype), dtype)
         first = items[0].taken.shape
         if any(i.taken.shape != first for i in items):
             raise InputError(f"{', '.join(origin)}: the items of the scanned output {tensor.name!r} differ in shape")
@@ -260,7 +269,7 @@ class _Call:
                 self.device.upload(whole.address + k * size, item.taken.host, self.stream)
             elif size:
                 self.device.copy(whole.address + k * size, item.taken.address, size, self.stream)
-        return _Held(whole, dtype)
+        return Held(whole, dtype)
 
     def _size_or_zero(self, text: str) -> int:
         expression = _expression(text)
@@ -273,7 +282,7 @@ class _Call:
         return taken
 
     def _keep(self, name: str, array: np.ndarray, dtype: DType) -> None:
-        self.tensors[name] = _Held(self.arrays.take(name, array, Element(dtype)), dtype)
+        self.tensors[name] = Held(self.arrays.take(name, array, Element(dtype)), dtype)
 
     def _bytes(self, taken: Taken) -> np.ndarray:
         """The bytes of a tensor of a packed type."""
@@ -286,9 +295,6 @@ class _Call:
     def array(self, name: str) -> np.ndarray:
         """A tensor's elements on the host, which waits for them."""
         held = self.tensors[name]
-        return self._elements(held)
-
-    def _elements(self, held: _Held) -> np.ndarray:
         taken = held.taken
         if held.dtype.is_packed:
             return unpack(self._bytes(taken), held.dtype, taken.shape)
@@ -300,11 +306,11 @@ class _Call:
         self.device.download(found, taken.address, self.stream)
         return found
 
-    def _first(self, held: _Held) -> np.generic:
+    def decide(self, name: str, origin: Sequence[str]) -> np.generic:
         """The element of a condition, or of a number of turns. Raises InputError where there is not exactly one."""
-        found = self._elements(held).reshape(-1)
+        found = self.array(name).reshape(-1)
         if found.size != 1:
-            raise InputError(f"a condition has {found.size} elements, not one")
+            raise InputError(f"{', '.join(origin)}: {name!r} has {found.size} elements, not one")
         first: np.generic = found[0]
         return first
 

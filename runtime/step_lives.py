@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from arcweld.runtime.program import Program
-from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, View, blocks
+from arcweld.runtime.steps import Block, Call, Choose, Read, Repeat, Run, Step, View, blocks, given_to_block, made_by
 
 
 class StepLives:
@@ -36,8 +36,7 @@ class StepLives:
             for name in (*self._read(step), *self._made(step)):
                 last[name] = k
             for block in blocks(step):
-                formals = _formals(step) if isinstance(step, Repeat) else ()
-                self._walk(block.steps, block.results, formals)
+                self._walk(block.steps, block.results, [t.name for t in given_to_block(step)])
         dying: dict[int, set[str]] = {}
         for name, k in last.items():
             if name in own and name not in results:
@@ -62,22 +61,11 @@ class StepLives:
                 yield from filter(None, (step.trips, step.condition, *step.inputs))
         for block in blocks(step):
             inside = {n for s in block.steps for n in self._made(s)}
-            inside |= set(_formals(step)) if isinstance(step, Repeat) else set()
+            inside |= {t.name for t in given_to_block(step)}
             read = [n for s in block.steps for n in self._read(s)]
             yield from (n for n in (*read, *block.results) if n not in inside)
 
     def _made(self, step: Step) -> Iterator[str]:
         """The tensors that a step makes for those behind it."""
-        match step:
-            case Run():
-                yield from (t.name for t in self._program.stages[step.stage].outputs)
-            case View():
-                yield step.output.name
-            case Read() | Call() | Choose() | Repeat():
-                yield from (t.name for t in step.outputs)
-            case Check():
-                pass
-
-
-def _formals(step: Repeat) -> tuple[str, ...]:
-    return (*(n for n in (step.counter, step.going) if n), *(t.name for t in step.formals))
+        made = self._program.stages[step.stage].outputs if isinstance(step, Run) else made_by(step)
+        yield from (t.name for t in made)

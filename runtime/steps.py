@@ -169,6 +169,25 @@ def blocks(step: Step) -> tuple[Block, ...]:
     return ()
 
 
+def made_by(step: Step) -> tuple[Tensor, ...]:
+    """The tensors that a step makes for those behind it; not those of the stage that it runs."""
+    match step:
+        case View():
+            return (step.output,)
+        case Read() | Call() | Choose() | Repeat():
+            return step.outputs
+    return ()
+
+
+def given_to_block(step: Step) -> tuple[Tensor, ...]:
+    """The tensors that a step gives to its block at each turn."""
+    if not isinstance(step, Repeat):
+        return ()
+    counter = (Tensor(step.counter, DType.I64.value, ()),) if step.counter else ()
+    going = (Tensor(step.going, DType.BOOL.value, ()),) if step.going else ()
+    return (*counter, *going, *step.formals)
+
+
 def every_step(steps: Sequence[Step]) -> Iterator[Step]:
     """All steps, those of blocks after the step that holds them."""
     for step in steps:

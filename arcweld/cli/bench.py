@@ -180,15 +180,16 @@ def show_layers(data: EngineData, shown: bool, target: Path | None) -> None:
 
 
 def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, target: Path | None) -> None:
-    """Prints or writes the time of each launch: microseconds, share of the sum, bytes and operations a second."""
-    from arcweld.runtime.profiler import profile
+    """Prints or writes the time of each launch, and of what the host does between: its share, bytes, operations."""
+    from arcweld.runtime.profiler import HOST, profile
 
     found = profile(engine, feeds)
     total = sum(t.seconds for t in found)
     origins = {x.name: ", ".join(x.origin) for x in engine.program.all_launches()}
     rows: list[dict[str, Any]] = [
         {
-            "name": t.name, "kernel": t.kernel, "nodes": origins[t.name], "timeMs": t.seconds * 1e3,
+            "name": t.name, "kernel": t.kernel, "nodes": origins.get(t.name, t.name), "runs": t.runs,
+            "onHost": t.template == HOST, "bytes": t.nbytes, "timeMs": t.seconds * 1e3,
             "percentage": 100 * t.seconds / total, "GB/s": t.nbytes / t.seconds / 1e9,
             "TFLOP/s": t.flops / t.seconds / 1e12,
         }
@@ -198,9 +199,9 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
     if not shown:
         return
     cells = [
-        (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}", r["kernel"],
-         r["nodes"])
+        (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}",
+         str(r["runs"]), f"on the host: {r['kernel']}" if r["onHost"] else r["kernel"], r["nodes"])
         for r in sorted(rows, key=lambda r: -r["timeMs"])
     ]  # fmt: skip
-    numbers = ("us", "%", "GB/s", "TFLOP/s")
+    numbers = ("us", "%", "GB/s", "TFLOP/s", "runs")
     print_table((*numbers, "kernel", "nodes"), cells, numbers)

@@ -139,8 +139,8 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
                   for s in program.state},
         "symbols": {s.name: [s.lo, s.hi] for s in program.symbols}, "may_be_zero": _may_be_zero(program),
         "launches": _launches([*program.launches, *(x for stage in program.stages for x in stage.launches)]),
-        "steps": steps_report(program.steps),
-        "ranges": {r.sizes.label: _launches(r.launches) for r in program.ranges},
+        "steps": steps_report(program),
+        "ranges": _ranges(program),
         "kernels": len(data.sources), "weight_bytes": weights, "verify": data.verify,
         "quantised_products": quantised_products(data),
     }  # fmt: skip
@@ -163,6 +163,13 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
         report["input_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.inputs)
         report["output_bytes"] = sum(aligned(found.nbytes[t.name]) for t in program.outputs)
     return report
+
+
+def _ranges(program: Program) -> dict[str, list[dict[str, Any]]]:
+    """The launches of each range of sizes, by its name; a stage's ranges have its number before theirs."""
+    own = {r.sizes.label: _launches(r.launches) for r in program.ranges}
+    staged = {f"{k}/{n}": x for k, stage in enumerate(program.stages) for n, x in _ranges(stage).items()}
+    return own | staged
 
 
 def _launches(launches: Sequence[Launch]) -> list[dict[str, Any]]:

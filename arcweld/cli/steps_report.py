@@ -2,48 +2,88 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from arcweld.cli.common import out
-from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Tensor, View
+from arcweld.compiler.dtypes import DType
+from arcweld.runtime.program import Program
+from arcweld.runtime.steps import (
+    Call,
+    Check,
+    Choose,
+    Read,
+    Repeat,
+    Run,
+    Step,
+    Tensor,
+    View,
+    every_step,
+    given_to_block,
+    made_by,
+)
 
 
-def steps_report(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """One entry for each step, in order. ``copied`` lists what goes from the device to the host; blocks have steps."""
-    return [_entry(step) for step in steps]
+def steps_report(program: Program) -> list[dict[str, Any]]:
+    """One entry for each step, in order; blocks have steps of their own.
+
+    ``copied`` lists what goes from the device to the host, and ``bytes`` how many bytes, as numbers or as formulas.
+    """
+    return _Report(program).rows(program.steps)
 
 
-def _entry(step: Step) -> dict[str, Any]:
-    match step:
-        case Run():
-            return {"step": "run", "stage": step.stage}
-        case Read():
-            sizes = [{"name": s.name, "range": [s.lo, s.hi]} for s in step.symbols]
-            return {"step": "read", "copied": [step.tensor], "sizes": sizes, "nodes": list(step.origin)}
-        case View():
-            return {"step": "view", "of": step.tensor, "as": _text(step.output), "nodes": list(step.origin)}
-        case Check():
-            return {"step": "check", "zero": step.zero, "nodes": list(step.origin)}
-        case Call():
-            copied = [n for n in step.inputs if n]
-            made = [_text(t) for t in step.outputs]
-            return {"step": "call", "operator": step.op, "copied": copied, "made": made, "nodes": list(step.origin)}
-        case Choose():
-            return {
-                "step": "choose", "copied": [step.condition], "then": _block(step.then),
-                "otherwise": _block(step.otherwise), "nodes": list(step.origin),
-            }  # fmt: skip
-        case Repeat():
-            copied = [n for n in (step.trips, step.condition, step.body.results[0]) if n]
-            return {
-                "step": "repeat", "copied": copied, "most": step.most, "limit": step.limit, "body": _block(step.body),
-                "nodes": list(step.origin),
-            }  # fmt: skip
+class _Report:
+    def __init__(self, program: Program) -> None:
+        self.tensors = {t.name: t for t in program.inputs}
+        self.tensors |= {t.name: t for stage in program.stages for t in stage.outputs}
+        for step in every_step(program.steps):
+            self.tensors |= {t.name: t for t in (*made_by(step), *given_to_block(step))}
+
+    def rows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        return [self.row(step) for step in steps]
+
+    def copied(self, *names: str) -> dict[str, Any]:
+        tensors = [(n, self.tensors[n]) for n in names if n]
+        return {"copied": [n for n, _ in tensors], "bytes": [_nbytes(t) for _, t in tensors]}
+
+    def row(self, step: Step) -> dict[str, Any]:
+        match step:
+            case Run():
+                return {"step": "run", "stage": step.stage}
+            case Read():
+                sizes = [{"name": s.name, "range": [s.lo, s.hi]} for s in step.symbols]
+                return {"step": "read", **self.copied(step.tensor), "sizes": sizes, "nodes": list(step.origin)}
+            case View():
+                return {"step": "view", "of": step.tensor, "as": _text(step.output), "nodes": list(step.origin)}
+            case Check():
+                return {"step": "check", "zero": step.zero, "nodes": list(step.origin)}
+            case Call():
+                made = [_text(t) for t in step.outputs]
+                return {
+                    "step": "call", "operator": step.op, **self.copied(*step.inputs), "made": made,
+                    "made_bytes": [_nbytes(t) for t in step.outputs], "nodes": list(step.origin),
+                }  # fmt: skip
+            case Choose():
+                return {
+                    "step": "choose", **self.copied(step.condition), "then": self.rows(step.then.steps),
+                    "otherwise": self.rows(step.otherwise.steps), "nodes": list(step.origin),
+                }  # fmt: skip
+            case Repeat():
+                return {
+                    "step": "repeat", **self.copied(step.trips, step.condition, step.body.results[0]),
+                    "most": step.most, "limit": step.limit, "body": self.rows(step.body.steps),
+                    "nodes": list(step.origin),
+                }  # fmt: skip
 
 
-def _block(block: Block) -> list[dict[str, Any]]:
-    return steps_report(block.steps)
+def _nbytes(t: Tensor) -> int | str:
+    """The bytes of a tensor, as a formula where its sizes are open."""
+    dtype = DType(t.dtype)
+    if all(d.isdigit() for d in t.shape):
+        return dtype.nbytes(math.prod(map(int, t.shape)))
+    count = " * ".join(d if d.isidentifier() or d.isdigit() else f"({d})" for d in t.shape)
+    return f"{count} * {dtype.size}" if not dtype.is_packed else f"{count} * {dtype.bits}/8"
 
 
 def _text(t: Tensor) -> str:
@@ -66,18 +106,23 @@ def _line(row: dict[str, Any]) -> str:
         case "run":
             return f"run stage {row['stage']}"
         case "read":
-            return f"read {row['copied'][0]}: {', '.join(map(_range, row['sizes']))}{nodes}"
+            return f"read {_copied(row)}: {', '.join(map(_range, row['sizes']))}{nodes}"
         case "view":
             return f"view {row['of']} as {row['as']}{nodes}"
         case "check":
             return f"check that {row['zero']} is 0{nodes}"
         case "call":
-            return f"on the host: {row['operator']} of {', '.join(row['copied'])} gives {', '.join(row['made'])}{nodes}"
+            made = ", ".join(f"{text} ({n} bytes)" for text, n in zip(row["made"], row["made_bytes"]))
+            return f"on the host: {row['operator']} of {_copied(row)} gives {made}{nodes}"
         case "choose":
-            return f"if {row['copied'][0]}{nodes}"
+            return f"if {_copied(row)}{nodes}"
         case _:
             most = f"at most {row['most'] if row['most'] is not None else row['limit']} times"
-            return f"repeat {most}{nodes}"
+            return f"repeat {most}, reading {_copied(row)}{nodes}"
+
+
+def _copied(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} ({n} bytes)" for name, n in zip(row["copied"], row["bytes"]))
 
 
 def _range(size: dict[str, Any]) -> str:

@@ -47,7 +47,8 @@ def test_all_commands_know_stages(
 
     assert "1 fallback (NonMaxSuppression), 2 stages, 1 host read" in printed(str(chosen), "-o", str(built))
     text = printed("inspect", str(built))
-    assert "on the host: NonMaxSuppression of boxes, p gives kept" in text
+    assert "on the host: NonMaxSuppression of boxes (96 bytes), p (48 bytes) gives kept" in text
+    assert "_count * 3 * 8 bytes)" in text
     assert "i_count from 0 (where)" in text
     report = json.loads(printed("inspect", str(built), "--json"))
     assert [row["step"] for row in report["steps"]] == ["run", "read", "call", "run"]
