@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types replay repeat fuzz attack mutants coverage figures wheel demo gpu clean
+.PHONY: test quick lint types replay repeat fuzz attack mutants coverage figures calibrate wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -67,6 +67,10 @@ figures: $(STAMP)
 	$(if $(NAMES),,ARCWELD_WRITE_SUPPORT=1 $(BIN)/python -m pytest tests/compiler/test_onnx_backend.py -k document)
 	$(if $(NAMES),,$(BIN)/python tests/torch/opinfo.py --document)
 	$(BIN)/python tests/figures $(NAMES)
+
+# Fits the model of time to the measurements in docs/benchmarks/kernels-*.json, and says how far it is from them.
+calibrate: $(STAMP)
+	$(BIN)/python -m arcweld.models.calibrate
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .package/*.egg-info

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from arcweld.compiler.archs import parse_arch
+from arcweld.compiler.cards import Card, usual_card
 from arcweld.compiler.dims import Dim, bounds, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
@@ -34,29 +34,11 @@ ROWS = 128  # of a tile: as often as a product has so many rows, it unpacks its 
 UNPACK = 4  # scalar operations for one element: its bits, a conversion, its zero point, its scale
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What the comparison assumes of an architecture's commonest GPU (NVIDIA's data sheets, dense).
-
-    ``memory``: bytes/s. ``tensor``: 16-bit operations/s on tensor cores; ``portable``: the share of it that kernels
-    with unpacked operands reach; ``beside``: the share that those of products reach which unpack while tensor cores
-    multiply, 0 where there are none. ``scalar``: f32 operations/s, a multiply-add counts as two.
-    """
-
-    memory: float
-    tensor: float
-    scalar: float
-    portable: float = 1.0
-    beside: float = 0.0
-
-
-CARDS: Mapping[int, Card] = {
-    80: Card(2.04e12, 312e12, 19.5e12),  # A100
-    86: Card(0.60e12, 125e12, 31.2e12),  # A10
-    89: Card(0.86e12, 362e12, 91.6e12),  # L40S
-    90: Card(3.35e12, 989e12, 66.9e12, 0.62, 0.8),  # H100; shares of mma.sync and wgmma are assumed, not measured
-    120: Card(1.79e12, 209e12, 104.8e12),  # RTX 5090
-}
+# The shares of tensor cores' rate that kernels with unpacked operands reach: portable ones, and those of products of
+# matrices that unpack while tensor cores multiply (0: there are none). On Hopper, portable kernels use mma.sync. Both
+# shares are assumed there, not measured.
+SHARES: Mapping[str, tuple[float, float]] = {"sm_90a": (0.62, 0.8)}
+NO_SHARES = (1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +108,7 @@ def compare_sizes(
     elements: int, rows: int, bits: int, wide: DType, options: Options, product: bool
 ) -> dict[str, Times]:
     """The modelled times of both forms for each architecture, of a weight and of a product of so many rows."""
-    return {a: times(elements, rows, bits, wide, CARDS[_nearest(a)], product) for a in options.arch or ("sm_80",)}
+    return {a: times(elements, rows, bits, wide, usual_card(a), product) for a in options.arch or ("sm_80",)}
 
 
 def times(elements: int, rows: int, bits: int, wide: DType, card: Card, product: bool = True) -> Times:
@@ -135,23 +117,17 @@ def times(elements: int, rows: int, bits: int, wide: DType, card: Card, product:
     ``product``: of matrices, not a convolution as one.
     """
     operations = 2 * rows * elements
-    rate = card.tensor if wide.is_half else card.scalar
+    rate = card.tensor["f16"] if wide.is_half else card.scalar
+    portable, beside = SHARES.get(card.arch, NO_SHARES)
     unpacking = UNPACK * elements * -(-rows // ROWS) / (card.scalar / 2)
-    if wide.is_half and product and card.beside:
-        computing = max(operations / (rate * card.beside), unpacking)
+    if wide.is_half and product and beside:
+        computing = max(operations / (rate * beside), unpacking)
     else:
-        computing = operations / (rate * card.portable if wide.is_half else rate) + unpacking
+        computing = operations / (rate * portable if wide.is_half else rate) + unpacking
     return Times(
         packed=max(elements * bits / 8 / card.memory, computing),
         widened=max(elements * wide.bits / 8 / card.memory, operations / rate),
     )
-
-
-def _nearest(arch: str) -> int:
-    """The newest listed architecture that is not newer than ``arch``."""
-    parsed = parse_arch(arch)
-    number = 80 if parsed is None else parsed[0]
-    return max((a for a in CARDS if a <= number), default=min(CARDS))
 
 
 def _heroes(readers: Mapping[str, Sequence[Node]], node: Node) -> Iterator[Node]:

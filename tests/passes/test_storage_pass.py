@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pass_tools import build, run, same_results
 
+from arcweld.compiler.cards import card
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
@@ -17,7 +18,7 @@ from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.merge_matmuls import merge_matmuls
 from arcweld.passes.pack_weights import pack_weights
 from arcweld.passes.pipeline import run_passes
-from arcweld.passes.storage import CARDS, storage, times
+from arcweld.passes.storage import storage, times
 
 PRODUCT = """input %x: f32[{rows}, 128]
 weight %w: {t}[96, 128] source='w'
@@ -71,26 +72,26 @@ def test_it_has_to_pay_on_every_architecture() -> None:
 
 def test_the_model_of_times_counts_bytes_and_operations() -> None:
     """By hand: reading 1e9 weights of 4 and of 16 bits at 3.35 TB/s; then 4096 rows at the engines' rates."""
-    card = CARDS[90]
-    few = times(10**9, 1, 4, DType.F16, card)
+    h100 = card("h100")
+    few = times(10**9, 1, 4, DType.F16, h100)
     assert few.packed == pytest.approx(0.5e9 / 3.35e12)
     assert few.widened == pytest.approx(2e9 / 3.35e12)
     assert few.pays
-    many = times(10**9, 4096, 4, DType.F16, card)
-    assert many.widened == pytest.approx(2 * 4096 * 1e9 / 989e12)
+    many = times(10**9, 4096, 4, DType.F16, h100)
+    assert many.widened == pytest.approx(2 * 4096 * 1e9 / 989.4e12)
     assert many.packed == pytest.approx(many.widened / 0.8)  # unpacked by warps that don't wait for tensor cores
 
 
 def test_what_unpacks_beside_tensor_cores_pays_for_more_rows() -> None:
     """192 rows of 4 bits on Hopper: a product of matrices unpacks beside tensor cores, a convolution between them."""
-    product, conv = (times(10**9, 192, 4, DType.F16, CARDS[90], p) for p in (True, False))
+    product, conv = (times(10**9, 192, 4, DType.F16, card("h100"), p) for p in (True, False))
     assert product.pays
-    assert product.packed == pytest.approx(2 * 192 * 1e9 / (0.8 * 989e12))
+    assert product.packed == pytest.approx(2 * 192 * 1e9 / (0.8 * 989.4e12))
     assert not conv.pays
-    assert conv.packed == pytest.approx(2 * 192 * 1e9 / (0.62 * 989e12) + 4 * 2 * 1e9 / 33.45e12)
+    assert conv.packed == pytest.approx(2 * 192 * 1e9 / (0.62 * 989.4e12) + 4 * 2 * 1e9 / 33.45e12)
     assert conv.widened == product.widened
-    plain = times(10**9, 192, 4, DType.F32, CARDS[90])  # in f32 there are no tensor cores to unpack beside
-    assert plain == times(10**9, 192, 4, DType.F32, CARDS[90], False)
+    plain = times(10**9, 192, 4, DType.F32, card("h100"))  # in f32 there are no tensor cores to unpack beside
+    assert plain == times(10**9, 192, 4, DType.F32, card("h100"), False)
 
 
 def test_small_weights_are_widened() -> None:

@@ -1,0 +1,234 @@
+"""Fits the model of time to measured kernels: ``python -m arcweld.models.calibrate`` writes ``codegen/cost/fitted.py``.
+
+The measurements are the files ``docs/benchmarks/kernels-*.json``. The error is judged on problems that the fit has not
+seen: it is repeated without each problem (``held_out``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcweld.codegen.cost.model import Constants, StreamWork, TiledWork, stream_time, tiled_time
+from arcweld.compiler.cards import Card, card
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ROOT / "docs" / "benchmarks"
+FITTED = ROOT / "codegen" / "cost" / "fitted.py"
+Fitted = Mapping[str, Constants]
+SHARED = 227 * 1024  # bytes of a multiprocessor that blocks share
+SCRATCH = 8192  # bytes of shared memory beside the stages
+# Where the fit begins, and the least and most that the hardware allows.
+START: Mapping[str, tuple[float, float, float]] = {
+    "gap": (0.6, 0.2, 1.25), "plain_gap": (1.3, 1.0, 3.0), "fill": (0.9, 0.3, 2.0), "cold": (0.5, 0.0, 2.0),
+    "tensor": (0.85, 0.5, 1.0), "hot": (0.74, 0.5, 1.0), "heat": (100.0, 20.0, 400.0), "shared": (100.0, 60.0, 128.0),
+    "feed": (45.0, 20.0, 64.0), "latency": (0.4, 0.1, 1.5), "memory": (0.88, 0.7, 0.95), "store": (0.9, 0.05, 4.0),
+    "stage": (0.4, 0.05, 4.0), "special": (0.7, 0.05, 4.0), "other": (0.4, 0.05, 4.0), "overlap": (0.2, 0.02, 1.0),
+    "exchange": (0.8, 0.1, 3.0), "moved": (1.5, 0.1, 5.0), "stream": (0.6, 0.05, 3.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured kernel: the problem that it solves, how, and microseconds."""
+
+    kind: str
+    problem: str
+    how: str
+    work: TiledWork | StreamWork
+    us: float
+
+    def modelled(self, on: Card, fitted: Fitted) -> float:
+        """Modelled microseconds."""
+        return _us(self, on, fitted[self.kind])
+
+
+def _us(row: Row, on: Card, constants: Constants) -> float:
+    if isinstance(row.work, TiledWork):
+        return tiled_time(row.work, on, constants).us
+    return stream_time(row.work, on, constants).us
+
+
+def measured(path: Path) -> tuple[Card, list[Row]]:
+    """The card and the kernels of a file of measurements."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    rows = [*map(_product, data["products"]), *map(_convolution, data["convolutions"]), *map(_stream, data["streams"])]
+    return card(data["card"]), rows
+
+
+def _product(r: Mapping[str, Any]) -> Row:
+    m, n, k = r["m"], r["n"], r["k"]
+    bm, bn = r["tile"]
+    work = TiledWork(
+        tiles=-(-m // bm) * -(-n // bn), bm=bm, bn=bn, steps=-(-k // 64), stages=r["stages"], split=r["split"],
+        persistent=r["persistent"], resident=_resident(bm, bn, r["stages"]), staged=r["staged"],
+        operations=float("GELU" in r["epilogue"]), nbytes=2.0 * (m * k + n * k + m * n), chained=r["chained"],
+    )  # fmt: skip
+    problem = f"{m} x {n} x {k}, {r['epilogue']}{'' if r['chained'] else ', alone'}"
+    return Row("product", problem, _how(r) + ("g" if r["groups"] > 1 else ""), work, r["us"])
+
+
+def _convolution(r: Mapping[str, Any]) -> Row:
+    (bm, bn), (h, w) = r["tile"], r["out"]
+    pixels, taps = r["batch"] * h * w, r["filter"] ** 2
+    results = pixels * r["k"] * (2 if r["residual"] else 1)
+    work = TiledWork(
+        tiles=-(-r["row_tiles"] // (bm // 64)) * -(-r["k"] // bn), bm=bm, bn=bn, steps=-(-r["c"] // 64) * taps,
+        stages=r["stages"] * (3 if r["halo"] else 1), split=r["split"], a_share=10 / 24 if r["halo"] else 1.0,
+        resident=min(r["resident"], _resident(bm, bn, r["stages"] * (2 if r["halo"] else 1))), staged=r["staged"],
+        residual=r["residual"], nbytes=2.0 * (pixels * r["stride"] ** 2 * r["c"] + r["k"] * r["c"] * taps + results),
+    )  # fmt: skip
+    problem = (
+        f"{r['batch']} x {h} x {w}, {r['filter']} x {r['filter']} / {r['stride']}, {r['c']} to {r['k']}"
+        + (", residual" if r["residual"] else "")
+    )  # fmt: skip
+    return Row("convolution", problem, _how(r) + ("h" if r["halo"] else ""), work, r["us"])
+
+
+def _stream(r: Mapping[str, Any]) -> Row:
+    work = StreamWork(r["mb"] * 1e6, 132 * 1024, r["chained"])
+    return Row("stream", f"{r['what']}, {r['mb']:.1f} MB", "chained" if r["chained"] else "alone", work, r["us"])
+
+
+def _resident(bm: int, bn: int, stages: int) -> int:
+    return max(1, min(SHARED // (stages * (bm + bn) * 128 + SCRATCH), 4))
+
+
+def _how(r: Mapping[str, Any]) -> str:
+    bm, bn = r["tile"]
+    split = f"k{r['split']}" if r["split"] > 1 else ""
+    return f"{bm}x{bn}/{r['stages']}{split}{'t' if r['staged'] else ''}"
+
+
+# --------------------------------------------------------------------------------------------------------- the fit
+
+
+def fit(rows: Sequence[Row], on: Card, start: Fitted | None = None) -> Fitted:
+    """The constants for each kind of kernel; those of memory-bound ones are products'."""
+    begin = start or {}
+    products = _fit([r for r in rows if r.kind != "convolution"], on, begin.get("product"))
+    convolutions = _fit([r for r in rows if r.kind == "convolution"], on, begin.get("convolution"))
+    return {"product": products, "stream": products, "convolution": convolutions}
+
+
+def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
+    """The constants with the least sum of (softly limited) squares of the logarithms of modelled by measured time."""
+    from scipy.optimize import least_squares
+
+    names = list(START)
+    low, high = (np.log([max(START[n][k], 1e-3) for n in names]) for k in (1, 2))
+    begin = np.log([getattr(start, n) if start else START[n][0] for n in names]).clip(low + 1e-6, high - 1e-6)
+    us = np.log([r.us for r in rows])
+    # problems of which many tactics were measured count as much as others
+    count: dict[str, int] = {}
+    for r in rows:
+        count[r.problem] = count.get(r.problem, 0) + 1
+    weight = np.array([count[r.problem] ** -0.5 for r in rows])
+
+    def errors(point: np.ndarray) -> np.ndarray:
+        constants = Constants(**dict(zip(names, np.exp(point).tolist())))
+        return weight * (np.log([_us(r, on, constants) for r in rows]) - us)
+
+    found = least_squares(errors, begin, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=1e-3)
+    return Constants(**{n: float(f"{x:.4g}") for n, x in zip(names, np.exp(found.x))})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The tactic of a problem that the model puts first, beside the one that was measured to be the best."""
+
+    problem: str
+    best: Row
+    chosen: Row
+
+    @property
+    def behind(self) -> float:
+        """How much longer the chosen one takes."""
+        return self.chosen.us / self.best.us - 1
+
+
+def choices(rows: Sequence[Row], on: Card, constants: Fitted) -> list[Choice]:
+    """For each problem of which several tactics were measured, what the model chooses."""
+    return [
+        Choice(
+            problem, min(own, key=lambda r: r.us), min(own, key=lambda r: r.modelled(on, constants))
+        )
+        for problem, own in by_problem(rows).items() if len(own) > 1
+    ]  # fmt: skip
+
+
+def by_problem(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each problem."""
+    found: dict[str, list[Row]] = {}
+    for r in rows:
+        found.setdefault(f"{r.kind} {r.problem}", []).append(r)
+    return found
+
+
+def relative_errors(rows: Sequence[Row], on: Card, constants: Fitted) -> list[float]:
+    """|modelled / measured - 1| of each row."""
+    return [abs(r.modelled(on, constants) / r.us - 1) for r in rows]
+
+
+def held_out(rows: Sequence[Row], on: Card, start: Fitted, parts: int) -> Iterator[tuple[list[Row], Fitted]]:
+    """Parts of the problems, each with constants that were fitted without them."""
+    problems = sorted(by_problem(rows))
+    for k in range(parts):
+        out = set(problems[k::parts])
+        own = [r for r in rows if f"{r.kind} {r.problem}" in out]
+        yield own, fit([r for r in rows if f"{r.kind} {r.problem}" not in out], on, start)
+
+
+def report(rows: Sequence[Row], on: Card, constants: Fitted) -> str:
+    """The errors and choices by kind of kernel, as text."""
+    lines = []
+    for kind in dict.fromkeys(r.kind for r in rows):
+        own = [r for r in rows if r.kind == kind]
+        errors = np.array(relative_errors(own, on, constants))
+        made = choices(own, on, constants)
+        first = sum(c.behind == 0 for c in made)
+        worst = max((c.behind for c in made), default=0.0)
+        lines.append(
+            f"{kind}: {len(own)} kernels, median error {np.median(errors):.1%}, nine of ten within "
+            f"{np.quantile(errors, 0.9):.1%}; best first {first} of {len(made)}, at worst {worst:.1%} behind"
+        )
+    return "\n".join(lines)
+
+
+def write(fitted: Fitted, path: Path = FITTED) -> None:
+    """Writes the module that holds the constants."""
+    names = {id(c): k.upper() for k, c in reversed(fitted.items())}
+    text = [
+        '"""The constants of the model of time, fitted by ``arcweld.models.calibrate``; not written by hand."""\n\n',
+        "from __future__ import annotations\n\nfrom arcweld.codegen.cost.model import Constants\n\n",
+    ]
+    for constants in {id(c): c for c in fitted.values()}.values():
+        values = "\n".join(f"    {f.name}={getattr(constants, f.name)!r}," for f in fields(Constants))
+        text.append(f"{names[id(constants)]} = Constants(\n{values}\n)\n")
+    entries = ", ".join(f'"{kind}": {names[id(c)]}' for kind, c in fitted.items())
+    text.append(f"FITTED = {{{entries}}}\n")
+    path.write_text("".join(text), encoding="utf-8")
+
+
+def main() -> None:
+    """Fits, prints the errors with and without held-out problems, and writes the constants."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", type=int, default=8, help="how many times problems are held out")
+    options = parser.parse_args()
+    (path,) = sorted(MEASURED.glob("kernels-*.json"))
+    on, rows = measured(path)
+    fitted = fit(rows, on)
+    print(report(rows, on, fitted))
+    errors = [e for own, c in held_out(rows, on, fitted, options.parts) for e in relative_errors(own, on, c)]
+    print(f"held out: median error {np.median(errors):.1%}, nine of ten within {np.quantile(errors, 0.9):.1%}")
+    write(fitted)
+
+
+if __name__ == "__main__":
+    main()
