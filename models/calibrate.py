@@ -203,7 +203,7 @@ def report(rows: Sequence[Row], on: Card, constants: Fitted) -> str:
 
 def write(fitted: Fitted, path: Path = FITTED) -> None:
     """Writes the module that holds the constants."""
-    names = {id(c): k.upper() for k, c in reversed(fitted.items())}
+    names = {id(c): k.upper() for k, c in reversed([*fitted.items()])}
     text = [
         '"""The constants of the model of time, fitted by ``arcweld.models.calibrate``; not written by hand."""\n\n',
         "from __future__ import annotations\n\nfrom arcweld.codegen.cost.model import Constants\n\n",

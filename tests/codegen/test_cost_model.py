@@ -98,7 +98,7 @@ def test_more_bandwidth_and_more_rate_never_cost_time(name: str) -> None:
 
 
 def test_cards_agree_with_their_data_sheets() -> None:
-    """Rates are multiprocessors x clock x what a multiprocessor does in a cycle; clocks of tensor cores may be lower."""
+    """Rates are multiprocessors x clock x operations in a cycle; clocks of tensor cores may be lower."""
     per_cycle = {"sm_80": 2048, "sm_86": 512, "sm_89": 512, "sm_90a": 4096, "sm_100": 8192, "sm_120": 512}
     for c in CARDS.values():
         scale = 2 if c.name in ("a10", "l4", "l40s") else 1  # GeForce cards add up in f32 at half the rate
