@@ -133,7 +133,8 @@ def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
 
     def errors(point: np.ndarray) -> np.ndarray:
         constants = Constants(**dict(zip(names, np.exp(point).tolist())))
-        return weight * (np.log([_us(r, on, constants) for r in rows]) - us)
+        found: np.ndarray = weight * (np.log([_us(r, on, constants) for r in rows]) - us)
+        return found
 
     found = least_squares(errors, begin, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=1e-3)
     return Constants(**{n: float(f"{x:.4g}") for n, x in zip(names, np.exp(found.x))})
