@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from arcweld.codegen.cost.model import Constants, StreamWork, TiledWork, stream_time, tiled_time
 from arcweld.compiler.cards import Card, card
+from arcweld.compiler.tiling import Tiling
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "docs" / "benchmarks"
 FITTED = ROOT / "codegen" / "cost" / "fitted.py"
 Fitted = Mapping[str, Constants]
 SHARED = 227 * 1024  # bytes of a multiprocessor that blocks share
+STARTS = 12  # points from which a fit begins that knows no earlier one
+LINE = 128  # bytes of k of a row in one step
 SCRATCH = 8192  # bytes of shared memory beside the stages
 # Where the fit begins, and the least and most that the hardware allows.
 START: Mapping[str, tuple[float, float, float]] = {
@@ -65,11 +69,8 @@ def measured(path: Path) -> tuple[Card, list[Row]]:
 def _product(r: Mapping[str, Any]) -> Row:
     m, n, k = r["m"], r["n"], r["k"]
     bm, bn = r["tile"]
-    work = TiledWork(
-        tiles=-(-m // bm) * -(-n // bn), bm=bm, bn=bn, steps=-(-k // 64), stages=r["stages"], split=r["split"],
-        persistent=r["persistent"], resident=_resident(bm, bn, r["stages"]), staged=r["staged"],
-        operations=float("GELU" in r["epilogue"]), nbytes=2.0 * (m * k + n * k + m * n), chained=r["chained"],
-    )  # fmt: skip
+    tiling = _tiling(r, -(-m // bm) * -(-n // bn), -(-k // 64), "GELU" in r["epilogue"])
+    work = TiledWork(tiling, _resident(bm, bn, r["stages"]), 2.0 * (m * k + n * k + m * n), r["chained"])
     problem = f"{m} x {n} x {k}, {r['epilogue']}{'' if r['chained'] else ', alone'}"
     return Row("product", problem, _how(r) + ("g" if r["groups"] > 1 else ""), work, r["us"])
 
@@ -77,22 +78,32 @@ def _product(r: Mapping[str, Any]) -> Row:
 def _convolution(r: Mapping[str, Any]) -> Row:
     (bm, bn), (h, w) = r["tile"], r["out"]
     pixels, taps = r["batch"] * h * w, r["filter"] ** 2
+    tiling = _tiling(r, -(-r["row_tiles"] // (bm // 64)) * -(-r["k"] // bn), -(-r["c"] // 64) * taps, False)
+    if r["halo"]:  # three steps of a column's taps share ten rows of pixels, and a stage holds all three
+        tiling = replace(tiling, stages=3 * r["stages"], loaded=int(bm * LINE * 10 / 24) + bn * LINE)
+    resident = min(r["resident"], _resident(bm, bn, r["stages"] * (2 if r["halo"] else 1)))
     results = pixels * r["k"] * (2 if r["residual"] else 1)
-    work = TiledWork(
-        tiles=-(-r["row_tiles"] // (bm // 64)) * -(-r["k"] // bn), bm=bm, bn=bn, steps=-(-r["c"] // 64) * taps,
-        stages=r["stages"] * (3 if r["halo"] else 1), split=r["split"], a_share=10 / 24 if r["halo"] else 1.0,
-        resident=min(r["resident"], _resident(bm, bn, r["stages"] * (2 if r["halo"] else 1))), staged=r["staged"],
-        residual=r["residual"], nbytes=2.0 * (pixels * r["stride"] ** 2 * r["c"] + r["k"] * r["c"] * taps + results),
-    )  # fmt: skip
+    nbytes = 2.0 * (pixels * r["stride"] ** 2 * r["c"] + r["k"] * r["c"] * taps + results)
     problem = (
         f"{r['batch']} x {h} x {w}, {r['filter']} x {r['filter']} / {r['stride']}, {r['c']} to {r['k']}"
         + (", residual" if r["residual"] else "")
     )  # fmt: skip
+    work = TiledWork(tiling, resident, nbytes)
     return Row("convolution", problem, _how(r) + ("h" if r["halo"] else ""), work, r["us"])
 
 
+def _tiling(r: Mapping[str, Any], tiles: int, steps: int, activation: bool) -> Tiling[int]:
+    """The tiles of a measured kernel, each step of which takes ``LINE`` bytes of every row and column."""
+    bm, bn = r["tile"]
+    return Tiling(
+        "wgmma", "f16", tiles, steps, r["stages"], macs=bm * bn * LINE // 2, loaded=(bm + bn) * LINE,
+        read=bm // 64 * (64 + bn) * LINE, elements=bm * bn, split=r["split"], activation=activation,
+        residual=r.get("residual", False), persistent=r.get("persistent", False), staged=r["staged"],
+    )  # fmt: skip
+
+
 def _stream(r: Mapping[str, Any]) -> Row:
-    work = StreamWork(r["mb"] * 1e6, 132 * 1024, r["chained"])
+    work = StreamWork(r["mb"] * 1e6, chained=r["chained"])
     return Row("stream", f"{r['what']}, {r['mb']:.1f} MB", "chained" if r["chained"] else "alone", work, r["us"])
 
 
@@ -123,7 +134,7 @@ def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
 
     names = list(START)
     low, high = (np.log([max(START[n][k], 1e-3) for n in names]) for k in (1, 2))
-    begin = np.log([getattr(start, n) if start else START[n][0] for n in names]).clip(low + 1e-6, high - 1e-6)
+    middle = np.log([getattr(start, n) if start else START[n][0] for n in names])
     us = np.log([r.us for r in rows])
     # problems of which many tactics were measured count as much as others
     count: dict[str, int] = {}
@@ -136,7 +147,13 @@ def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
         found: np.ndarray = weight * (np.log([_us(r, on, constants) for r in rows]) - us)
         return found
 
-    found = least_squares(errors, begin, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=1e-3)
+    draw = np.random.default_rng(0)
+    steps = [np.zeros(len(names)), *(draw.normal(0, 0.4, len(names)) for _ in range(0 if start else STARTS - 1))]
+    begins = [(middle + step).clip(low + 1e-6, high - 1e-6) for step in steps]
+    tried = [
+        least_squares(errors, b, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=1e-3) for b in begins
+    ]  # the sum has several minima
+    found = min(tried, key=lambda t: t.cost)
     return Constants(**{n: float(f"{x:.4g}") for n, x in zip(names, np.exp(found.x))})
 
 

@@ -11,42 +11,26 @@ import math
 from dataclasses import dataclass
 
 from arcweld.compiler.cards import Card
+from arcweld.compiler.tiling import Tiling
 
-STEP_BYTES = 128  # of one row of k in a step: a swizzled line
+# Shares of a card's rate that mma.sync on Hopper and ordinary arithmetic reach, beside wgmma: assumed, not measured.
+# Elsewhere mma.sync is what the card's rate was published for.
+MMA_ON_HOPPER, ORDINARY = 0.62, 0.6
+EXPONENTS = 16  # that a multiprocessor computes in a cycle (CUDA Programming Guide, arithmetic instructions)
 
 
 @dataclass(frozen=True, slots=True)
 class TiledWork:
-    """A product, or a convolution as one, on tensor cores: blocks that multiply tiles step by step.
+    """A tiled kernel at known sizes.
 
-    tiles       tiles of the result; each is computed by ``split`` blocks, which share out its k
-    bm, bn      rows and columns of a tile
-    steps       steps of k of a tile, each ``STEP_BYTES`` of each row and column
-    stages      steps whose loads may be under way at once
-    a_share     of the bytes of a step's rows that are loaded: less than 1 where neighbouring steps share them
-    persistent  each block takes several tiles, and stores one while the next one is multiplied
-    resident    blocks that fit side by side on a multiprocessor
-    staged      results are stored by TMA from shared memory, not by threads
-    operations  special operations of the epilogue for each element (0: none, 1: an activation such as GELU)
-    residual    the epilogue reads another tensor of the result's shape
-    dtype       of the operands: ``f16`` (bf16 too), ``tf32``, ``f8``, ``i8``
-    nbytes      of all operands and results, each counted once
-    chained     it may begin while its predecessor ends (programmatic dependent launch)
+    tiling    its tiles and steps
+    resident  blocks that fit side by side on a multiprocessor
+    nbytes    of all operands and results, each counted once
+    chained   it may begin while its predecessor ends (programmatic dependent launch)
     """
 
-    tiles: int
-    bm: int
-    bn: int
-    steps: int
-    stages: int
-    split: int = 1
-    a_share: float = 1.0
-    persistent: bool = False
+    tiling: Tiling[int]
     resident: int = 1
-    staged: bool = False
-    operations: float = 0.0
-    residual: bool = False
-    dtype: str = "f16"
     nbytes: float = 0.0
     chained: bool = True
 
@@ -55,12 +39,13 @@ class TiledWork:
 class StreamWork:
     """A kernel that memory bounds: pointwise, row-wise, reducing, or a product of few rows.
 
-    nbytes   that it reads and writes, each counted once
-    threads  of all blocks together
+    nbytes      that it reads and writes, each counted once
+    operations  of floating-point numbers, in ordinary arithmetic
+    chained     as in ``TiledWork``
     """
 
     nbytes: float
-    threads: int
+    operations: float = 0.0
     chained: bool = True
 
 
@@ -124,59 +109,67 @@ class Modelled:
         return self.floor / self.us
 
 
-def tensor_rate(card: Card, dtype: str) -> float:
+def rate(card: Card, engine: str, dtype: str) -> float:
     """Multiply-adds of a multiprocessor in a microsecond at full rate; of a type that it lacks, those of f16."""
+    if engine == "ffma":
+        return card.scalar / 2 / card.multiprocessors / 1e6
     return card.tensor.get(dtype, card.tensor["f16"]) / 2 / card.multiprocessors / 1e6
 
 
+def reached(card: Card, engine: str) -> float:
+    """The share of ``rate`` that an engine reaches, as a share of what wgmma does."""
+    if engine == "ffma":
+        return ORDINARY
+    return MMA_ON_HOPPER if engine == "mma" and card.arch == "sm_90a" else 1.0
+
+
 def tiled_time(w: TiledWork, card: Card, c: Constants) -> Modelled:
-    """The modelled time of a tiled product."""
-    cycles = card.clock / 1e6  # in a microsecond
-    sms = card.multiprocessors
-    width = {"f16": 2, "tf32": 4}.get(w.dtype, 1)
-    own = math.ceil(w.steps / w.split)
-    blocks = w.tiles * w.split
+    """The modelled time of a tiled kernel."""
+    t, cycles, sms = w.tiling, card.clock / 1e6, card.multiprocessors  # cycles of a microsecond
+    own = max(1, math.ceil(t.steps / t.split))
+    blocks = max(1, t.tiles * t.split)
     rounds = math.ceil(blocks / sms)
-    together = 1 if w.persistent else min(rounds, w.resident)
-    full = tensor_rate(card, w.dtype)
-    macs = w.bm * w.bn * STEP_BYTES // width
-    ideal = blocks * own * macs / sms / full
+    together = 1 if t.persistent else min(rounds, w.resident)
+    full = rate(card, t.engine, t.dtype)
+    ideal = blocks * own * t.macs / sms / full
     warmth = ideal / (ideal + c.heat)
+    tensor = reached(card, t.engine) * (c.tensor + (c.hot - c.tensor) * warmth)
     step = {
-        "tensor cores": macs / (full * (c.tensor + (c.hot - c.tensor) * warmth)),
-        "shared memory": math.ceil(w.bm / 64) * (64 + w.bn) * STEP_BYTES / (c.shared * cycles),
-        "L2 cache": (w.bm * w.a_share + w.bn) * STEP_BYTES / (c.feed * cycles),
+        "arithmetic" if t.engine == "ffma" else "tensor cores": t.macs / (full * tensor),
+        "shared memory": t.read / (c.shared * cycles),
+        "L2 cache": t.loaded / (c.feed * cycles),
+        "exponentials": t.exponents / (EXPONENTS * cycles),
     }
     bound = max(step, key=lambda name: step[name])
-    waiting = c.latency / min(w.stages, own)
-    if waiting > together * step[bound]:
+    busy = together * step[bound]
+    waiting = c.latency / min(t.stages, own)
+    if waiting > busy:
         bound = "latency"
-    loop = rounds / together * own * max(together * step[bound] if bound != "latency" else 0.0, waiting)
-    elements = w.bm * w.bn / 1e4
-    each = elements * (
-        (c.stage if w.staged else c.store) + c.special * w.operations + (c.other if w.residual else 0.0)
-    )
+    each = t.elements / 1e4 * (
+        (c.stage if t.staged else c.store) + c.special * t.activation + c.other * t.residual
+    )  # fmt: skip
     parts = {
         "gap": c.gap if w.chained else c.plain_gap,
-        "fill": c.fill + c.cold * (1 - min(w.stages, own) / own),
-        "loop": loop,
+        "fill": c.fill + c.cold * (1 - min(t.stages, own) / own),
+        "loop": rounds / together * own * max(busy, waiting),
         "epilogue": each * (1 + (rounds - 1) * c.overlap),
-        "exchange": c.exchange + c.moved * elements * (w.split - 1) / w.split if w.split > 1 else 0.0,
+        "exchange": c.exchange + c.moved * t.elements / 1e4 * (t.split - 1) / t.split if t.split > 1 else 0.0,
     }
     us = sum(parts.values())
     reading = parts["gap"] + w.nbytes / (card.memory * c.memory / 1e6)
     if reading > us:
         parts["loop"], us, bound = parts["loop"] + reading - us, reading, "memory"
-    elif loop < us / 2:
+    elif parts["loop"] < us / 2:
         bound = "start and end"
-    floor = max(w.nbytes / (card.memory / 1e6), ideal)
-    return Modelled(us, bound, floor, parts)
+    return Modelled(us, bound, max(w.nbytes / (card.memory / 1e6), ideal), parts)
 
 
 def stream_time(w: StreamWork, card: Card, c: Constants) -> Modelled:
     """The modelled time of a kernel that memory bounds."""
     gap = c.gap if w.chained else c.plain_gap
-    moving = w.nbytes / (card.memory * c.memory / 1e6)
-    us = gap + c.stream + moving
-    bound = "memory" if moving > us / 2 else "start and end"
-    return Modelled(us, bound, w.nbytes / (card.memory / 1e6), {"gap": gap, "fill": c.stream, "loop": moving})
+    moving, computing = w.nbytes / (card.memory * c.memory / 1e6), w.operations / (card.scalar * ORDINARY / 1e6)
+    loop = max(moving, computing)
+    us = gap + c.stream + loop
+    bound = "start and end" if loop < us / 2 else "memory" if moving >= computing else "arithmetic"
+    floor = max(w.nbytes / (card.memory / 1e6), w.operations / (card.scalar / 1e6))
+    return Modelled(us, bound, floor, {"gap": gap, "fill": c.stream, "loop": loop})

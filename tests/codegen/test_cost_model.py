@@ -5,17 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from arcweld.codegen.cost.fitted import FITTED
-from arcweld.codegen.cost.model import StreamWork, TiledWork, stream_time, tensor_rate, tiled_time
+from arcweld.codegen.cost.model import StreamWork, TiledWork, rate, stream_time, tiled_time
 from arcweld.compiler.cards import CARDS, card, usual_card
 from arcweld.compiler.errors import UsageError
+from arcweld.compiler.tiling import Tiling
 from arcweld.models.calibrate import MEASURED, START, choices, fit, held_out, measured, relative_errors
 
 H100, ROWS = measured(MEASURED / "kernels-h100.json")
+
+
+def tiled(bm: int, bn: int, **more: Any) -> Tiling[int]:
+    return Tiling(
+        "wgmma", "f16", macs=bm * bn * 64, loaded=(bm + bn) * 128, read=bm // 64 * (64 + bn) * 128, elements=bm * bn,
+        **more,
+    )  # fmt: skip
 
 
 def median(kind: str) -> float:
@@ -61,23 +70,23 @@ def test_constants_are_within_what_the_hardware_can_do() -> None:
 
 def test_a_large_product_is_bound_by_tensor_cores() -> None:
     """8192 cubed: 21 rounds of 128 x 192 tiles; no more than the card's rate, no less than half of it."""
-    work = TiledWork(tiles=64 * 43, bm=128, bn=192, steps=128, stages=4, persistent=True, nbytes=3 * 2 * 8192.0**2)
-    found = tiled_time(work, H100, FITTED["product"])
+    tiling = tiled(128, 192, tiles=64 * 43, steps=128, stages=4, persistent=True)
+    found = tiled_time(TiledWork(tiling, nbytes=3 * 2 * 8192.0**2), H100, FITTED["product"])
     assert found.bound == "tensor cores"
     assert found.floor == pytest.approx(2 * 64 * 43 * 128 * 192 * 8192 / 989.4e12 * 1e6)
     assert 0.5 < found.share < 1.0
 
 
 def test_a_copy_is_bound_by_memory() -> None:
-    found = stream_time(StreamWork(1e9, 10**6), H100, FITTED["stream"])
+    found = stream_time(StreamWork(1e9), H100, FITTED["stream"])
     assert found.bound == "memory"
     assert found.floor == pytest.approx(1e9 / 3.35e12 * 1e6)
     assert found.share == pytest.approx(FITTED["stream"].memory, rel=0.01)
 
 
 def test_parts_add_up() -> None:
-    work = TiledWork(tiles=24, bm=64, bn=64, steps=48, stages=8, split=4, residual=True, operations=1.0)
-    found = tiled_time(work, H100, FITTED["product"])
+    tiling = tiled(64, 64, tiles=24, steps=48, stages=8, split=4, residual=True, activation=True)
+    found = tiled_time(TiledWork(tiling), H100, FITTED["product"])
     assert sum(found.parts.values()) == pytest.approx(found.us)
     assert min(found.parts.values()) > 0
 
@@ -105,8 +114,10 @@ def test_cards_agree_with_their_data_sheets() -> None:
         peak = c.multiprocessors * c.clock * per_cycle[c.arch] * scale
         assert c.tensor["f16"] == pytest.approx(peak, rel=0.08), c.name
         assert c.source, c.name
-    assert tensor_rate(card("h100"), "i8") == pytest.approx(2 * tensor_rate(card("h100"), "f16"), rel=0.001)
-    assert tensor_rate(card("a100"), "f8") == tensor_rate(card("a100"), "f16")  # it has none
+    h100, a100 = card("h100"), card("a100")
+    assert rate(h100, "wgmma", "i8") == pytest.approx(2 * rate(h100, "wgmma", "f16"), rel=0.001)
+    assert rate(a100, "mma", "f8") == rate(a100, "mma", "f16")  # it has none
+    assert rate(a100, "ffma", "f32") == pytest.approx(64 * a100.clock / 1e6, rel=0.01)  # multiply-adds in a cycle
 
 
 def test_usual_cards() -> None:
