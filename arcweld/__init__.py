@@ -30,8 +30,11 @@ from arcweld.compiler.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from arcweld.driver.api import CompileOptions, Input, compile
     from arcweld.driver.custom_op import custom_op
+    from arcweld.driver.estimate import Estimate
     from arcweld.runtime.binding import OrtValue, SessionOptions
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
@@ -84,7 +87,12 @@ def _inject() -> None:
 
         return remake.difference(data)
 
-    injected.rebuild, injected.difference = rebuild, difference
+    def estimate(data: EngineData, card: str, sizes: Mapping[str, int]) -> Estimate:
+        from arcweld.driver.estimate import estimate_called
+
+        return estimate_called(data, card, sizes)
+
+    injected.rebuild, injected.difference, injected.estimate = rebuild, difference, estimate
 
 
 def __dir__() -> list[str]:

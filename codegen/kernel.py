@@ -14,6 +14,7 @@ from arcweld.compiler.dims import Dim, Sym, product, var
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import Expr
 from arcweld.compiler.parameters import Parameter
+from arcweld.compiler.tiling import Tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,7 @@ class KernelSource:
     counters      arrays of its own that hold zeros before each launch, and after it again
     tiled         the symbolic numbers of elements that it divides among blocks or loop turns, each with how many make a
                   full round (a tile, or the tiles of a group or of a pipeline); verification goes beyond each of them
+    tiling        what a tiled kernel does in a step; None for others
     """
 
     entry: str
@@ -191,3 +193,4 @@ class KernelSource:
     workspace: tuple[Buffer, ...] = ()
     counters: tuple[Buffer, ...] = ()
     cooperative: bool = False
+    tiling: Tiling[Dim] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import DeviceError, EngineFileError, InputError, UsageError
+from arcweld.compiler.errors import DeviceError, EngineFileError, EnvironmentError_, InputError, UsageError
 from arcweld.runtime import injected, trust
 from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_array, result_kind
 from arcweld.runtime.device import Device
@@ -132,6 +132,17 @@ class Engine:
         env = {n: int(value) for n, value in symbols.items()}
         plans = [shared.parts for shared in self._stages]
         return memory_report(self.program, plans, env, self._weights.nbytes)
+
+    def estimate(self, card: str, **symbols: int) -> Any:
+        """What a call takes on a card, modelled (``arcweld.driver.estimate.Estimate``). Nothing is run.
+
+        ``card``: a name such as ``h100``, or the path of a description (``.json``). ``symbols`` are the values of the
+        symbolic dimensions. Raises UsageError for an unknown card, or one that the engine has no kernels for,
+        InputError for a missing dimension or a value outside its range, EnvironmentError_ without the compiler.
+        """
+        if injected.estimate is None:
+            raise EnvironmentError_("estimates need Arcweld's code generator", hint="import arcweld")
+        return injected.estimate(self.data, card, symbols)
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)

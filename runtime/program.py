@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from arcweld.compiler.parameters import Parameter
 from arcweld.compiler.size_ranges import SizeRange as Bounds
+from arcweld.compiler.tiling import Tiling
 from arcweld.runtime.steps import Step
 from arcweld.runtime.steps import Symbol as Symbol
 from arcweld.runtime.steps import Tensor as Tensor
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,6 +49,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cooperative   whether its blocks wait for each other, so that all of them have to be on the GPU at once
     workspace     temporaries of its own, which nothing else reads or writes
     counters      arrays of its own that a context keeps: zeros before each launch, and after it again
+    tiling        what a tiled kernel does in a step; None for others
     """
 
     arch: str
@@ -62,6 +64,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspace: tuple[Tensor, ...] = ()
     counters: tuple[Tensor, ...] = ()
     cooperative: bool = False
+    tiling: Tiling[str] | None = None
 
     def own(self) -> tuple[Tensor, ...]:
         """The workspace and the counters."""
@@ -72,7 +75,8 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel launch, in one variant or more for different architectures.
 
     ``reads`` and ``writes`` name tensors. ``origin`` names the model's nodes that the launch computes. ``zero`` names
-    those of ``writes`` that must hold zeros before the launch (split reductions). ``flops`` is an expression.
+    those of ``writes`` that must hold zeros before the launch (split reductions). ``flops`` is an expression, and so is
+    ``iterations``: how often the loop nest is run through.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     origin: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     flops: str = "0"
+    iterations: str = "0"
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ import msgspec
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_offsets
+from arcweld.compiler.tiling import ENGINES, Tiling
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.program import SCHEMA, Launch, Program, Tensor, Variant
 from arcweld.runtime.steps import sizes_given
@@ -245,6 +246,7 @@ class _Checker:
         if not launch.variants:
             raise refuse(f"{place} has no implementation")
         self.expression(launch.flops, place)
+        self.expression(launch.iterations, place)
         for variant in launch.variants:
             self.check_variant(launch, variant, place)
 
@@ -264,6 +266,16 @@ class _Checker:
             self.check_parameter(p, allowed, place)
         if struct_offsets(v.params)[1] > MAX_PARAMS:
             raise refuse(f"{place} has more than {MAX_PARAMS} bytes of parameters")
+        if v.tiling is not None:
+            self.check_tiling(v.tiling, place)
+
+    def check_tiling(self, t: Tiling[str], place: str) -> None:
+        counts = (t.stages, t.macs, t.elements, t.split)
+        if t.engine not in ENGINES or not all(0 < n < 1 << 40 for n in counts):
+            raise refuse(f"{place} has impossible tiles")
+        if not all(0 <= n < 1 << 40 for n in (t.loaded, t.read, t.exponents)):
+            raise refuse(f"{place} has impossible tiles")
+        t.convert(lambda text: self.expression(text, place))
 
     def check_parameter(self, p: Parameter[str], allowed: set[str], place: str) -> None:
         if isinstance(p, Pointer | TensorMap) and p.tensor not in allowed:

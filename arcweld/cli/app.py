@@ -24,6 +24,7 @@ from arcweld.cli.bench import bench
 from arcweld.cli.build import build
 from arcweld.cli.common import err, out
 from arcweld.cli.doctor import doctor
+from arcweld.cli.estimate import estimate
 from arcweld.cli.inspect import explain, inspect
 from arcweld.cli.run import run, verify
 from arcweld.compiler.errors import ArcweldError, InternalError
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "build": (build, "Build an engine from an ONNX file, and verify it."),
     "run": (run, "Run an engine once."),
     "bench": (bench, "Time an engine."),
+    "estimate": (estimate, "Model what a call takes on cards that need not be here."),
     "inspect": (inspect, "Describe a model or an engine."),
     "explain": (explain, "Say which nodes share a kernel, and why."),
     "verify": (verify, "Compare an engine with its model."),

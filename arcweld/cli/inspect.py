@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from arcweld.cli.common import interface, is_engine, megabytes, open_graph, out, print_json, print_table
+from arcweld.cli.common import is_engine, megabytes, open_graph, out, print_json, print_table
+from arcweld.cli.estimate import engine_sizes
 from arcweld.cli.inputs import InOut, Values, precision_of
-from arcweld.cli.shapes import parse_open_shapes, parse_shapes, parse_values, sizes_of
+from arcweld.cli.shapes import parse_open_shapes, parse_values
 from arcweld.cli.steps_report import print_steps, steps_report
 from arcweld.cli.storage_report import print_products, quantised_products
 from arcweld.compiler.errors import UnsupportedError, UsageError
@@ -45,7 +46,7 @@ def inspect(
     """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
     if is_engine(path):
         data = read_engine(path)
-        sizes = _sizes(data, shapes)
+        sizes = engine_sizes(data, shapes)
         report = engine_report(data, sizes)
         print_json(report) if as_json else _print_engine(data, report)
         return
@@ -53,14 +54,6 @@ def inspect(
     print_json(report) if as_json else _print_model(report)
     if report["unsupported"]:
         raise UnsupportedError(f"{len(report['unsupported'])} of {report['nodes']} nodes cannot be compiled", node=path)
-
-
-def _sizes(data: EngineData, shapes: str) -> dict[str, int]:
-    """The sizes of the symbols: from ``--shapes``, or else those that the engine was verified with, if any."""
-    graph = interface(data)
-    verified: dict[str, list[int]] = (data.verify or {}).get("shapes", {})
-    given = parse_shapes(shapes) if shapes else {n: tuple(shape) for n, shape in verified.items()}
-    return sizes_of(graph, given)
 
 
 def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from arcweld.codegen.kernel import Buffer, KernelSource
 from arcweld.codegen.nvrtc.compiler import headers
 from arcweld.codegen.nvrtc.compiler import version as nvrtc_version
 from arcweld.compiler.bulk import contiguous
-from arcweld.compiler.dims import Sym, to_text
+from arcweld.compiler.dims import Sym, product, to_text
 from arcweld.compiler.dtypes import from_numpy, pack
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.mapped import give_back, make_constant
@@ -193,6 +193,7 @@ def _launch(p: PlannedLaunch, names: Names, taken: set[str]) -> prog.Launch:
         origin=p.bound.origin,
         zero=tuple(tensors[b] for b in sorted(zero)),
         flops=to_text(p.bound.flops),
+        iterations=to_text(product(a.extent for axes in kernel.axes.values() for a in axes)),
     )
 
 
@@ -204,6 +205,7 @@ def _variant(s: KernelSource, tensors: Mapping[str, str], launch: str, taken: se
         s.arch, s.entry, s.entry, grid, s.block, s.shared_bytes, params, s.cluster, s.pdl,
         workspace=tuple(tensor_record(own[b.name], b) for b in s.workspace),
         counters=tuple(tensor_record(own[b.name], b) for b in s.counters), cooperative=s.cooperative,
+        tiling=None if s.tiling is None else s.tiling.convert(to_text),
     )  # fmt: skip
 
 

@@ -76,9 +76,9 @@ class _Evaluator:
         return replace_struct(t, shape=tuple(self.number(d) for d in t.shape))
 
     def launch(self, x: prog.Launch) -> prog.Launch:
-        return replace_struct(x, variants=tuple(self.variant(v) for v in x.variants), flops="0")
+        return replace_struct(x, variants=tuple(self.variant(v) for v in x.variants), flops="0", iterations="0")
 
     def variant(self, v: prog.Variant) -> prog.Variant:
         grid = tuple(self.number(g) for g in v.grid)
         own = {kind: tuple(map(self.tensor, getattr(v, kind))) for kind in ("workspace", "counters")}
-        return replace_struct(v, grid=grid, params=tuple(p.convert(self.number) for p in v.params), **own)
+        return replace_struct(v, grid=grid, params=tuple(p.convert(self.number) for p in v.params), tiling=None, **own)

@@ -183,7 +183,7 @@ def with_names(program: prog.Program, launch: Callable[[str], str], tensor: Call
         return prog.Launch(
             launch(x.name), x.template,
             tuple(_with_params(v, tensor) for v in x.variants), tuple(map(tensor, x.reads)),
-            tuple(map(tensor, x.writes)), x.origin, tuple(map(tensor, x.zero)), x.flops,
+            tuple(map(tensor, x.writes)), x.origin, tuple(map(tensor, x.zero)), x.flops, x.iterations,
         )  # fmt: skip
 
     def ranges(r: prog.SizeRange) -> prog.SizeRange:

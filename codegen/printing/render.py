@@ -18,6 +18,7 @@ from arcweld.codegen.nvrtc.cache import DiskCache, content_key
 from arcweld.codegen.printing.params import Params
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.paths import cache_dir
+from arcweld.compiler.tiling import Tiling
 
 _ENTRY = "ENTRY_POINT"
 
@@ -89,7 +90,8 @@ def overlapping(extent: Dim, tile: int, parts: int = 0) -> tuple[tuple[Dim, int]
 def render(
     template: str, kernel: Kernel, params: Params, *, arch: str, grid: tuple[Dim, Dim, Dim],
     block: tuple[int, int, int], shared_bytes: int = 0, cluster: int = 1, pdl: bool = True,
-    zero: tuple[str, ...] = (), tiled: tuple[tuple[Dim, int], ...] = (), cooperative: bool = False, **context: Any,
+    zero: tuple[str, ...] = (), tiled: tuple[tuple[Dim, int], ...] = (), cooperative: bool = False,
+    tiling: Tiling[Dim] | None = None, **context: Any,
 ) -> KernelSource:  # fmt: skip
     """Renders ``template`` (a file of ``codegen/templates``) to a KernelSource.
 
@@ -105,5 +107,5 @@ def render(
     return KernelSource(
         entry, text.replace(_ENTRY, entry), arch, grid, block, shared_bytes, params.members(), cluster, pdl, zero,
         tuple((extent, round_) for extent, round_ in tiled if round_ and not isinstance(extent, int)), *params.own(),
-        cooperative,
+        cooperative, tiling,
     )  # fmt: skip

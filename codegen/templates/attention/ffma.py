@@ -12,6 +12,7 @@ from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention import mma
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, print_limit, transfer
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
+from arcweld.codegen.templates.tiling import attention_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
@@ -123,6 +124,7 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
         "attention/ffma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size,
         tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
+        tiling=attention_tiling(a, "ffma", tile.rows, tile.keys, 1, tiles * a.heads, tactic.row_tile),
         transfers=transfers, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
         ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         # with a mask, scores stay as they are: in units of log2 those around -10000 would be rounded more

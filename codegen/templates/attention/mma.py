@@ -24,6 +24,7 @@ from arcweld.codegen.templates.attention.parts import (
     transfer,
 )
 from arcweld.codegen.templates.card import SHARED_LIMIT, SMS
+from arcweld.codegen.templates.tiling import attention_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
@@ -144,6 +145,9 @@ def render_mma(kernel: Kernel, tactic: MmaTactic, arch: str) -> KernelSource:
         "attention/mma.cu.j2", kernel, hooks.params, arch="sm_80", grid=(tiles * a.heads, 1, 1),
         block=(32 * tactic.query_warps * tactic.key_warps, 1, 1), shared_bytes=space.bytes,
         tiled=(*overlapping(a.s.extent, space.rows), (a.t.extent, tactic.keys * tactic.key_warps * tactic.stages)),
+        tiling=attention_tiling(
+            a, "mma", space.rows, tactic.keys * tactic.key_warps, tactic.stages, tiles * a.heads, 16
+        ),
         a=a, tactic=tactic, layout=space, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
         transfers=transfers, T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E),
         excluded=a.fill_text(LOG2E), unit=LOG2E, fold=a.folds, group=_group(space.value_depth // 8),

@@ -16,6 +16,7 @@ from arcweld.codegen.printing.nest import most
 from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.attention.parts import LOG2E, Attention, parts, print_hooks, shared_heads
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, SMS
+from arcweld.codegen.templates.tiling import attention_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.expr import load
@@ -234,6 +235,9 @@ def render_wgmma(kernel: Kernel, tactic: AttentionWgmmaTactic, arch: str) -> Ker
         tiled=(
             *overlapping(a.s.extent, 64 * tactic.groups), (a.t.extent, tactic.keys * tactic.stages),
             (tiles, SMS * tactic.blocks),
+        ),
+        tiling=attention_tiling(
+            a, "wgmma", 64 * tactic.groups, tactic.keys, tactic.stages, tiles, 64, tactic.persistent
         ),
         a=a, t=tactic, layout=space, hooks=printed, maps=maps,
         T=kernel.attrs["precision"], scale=repr(a.scale * LOG2E), excluded=a.fill_text(LOG2E),

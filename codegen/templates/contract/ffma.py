@@ -11,6 +11,7 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.expr import cast
 
@@ -75,6 +76,10 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         "contract/ffma.cu.j2", kernel, hooks.params, arch=ARCH,
         grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers * t.split, 1, 1),
         shared_bytes=shared_bytes(t, problem.acc.size), tiled=tiled(problem, t),
+        tiling=product_tiling(
+            problem, "ffma", (t.bm, t.bn, t.bk), (t.tm, t.tn), 2, problem.batch.extent * tiles_m * tiles_n,
+            groups=t.split,
+        ),
         t=t, a=a, b=b, width=width, acc=problem.acc.cuda, itype=problem.itype,
         load_a=load_hook(hooks, problem, "load_a", a), load_b=load_hook(hooks, problem, "load_b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),

@@ -19,6 +19,7 @@ from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
 from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent, zero_hook
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
@@ -169,6 +170,10 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
         block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size),
         tiled=tiled(problem, t), t=t, a=a, b=b,
+        tiling=product_tiling(
+            problem, "mma", (t.bm, t.bn, t.bk), (t.tm, t.tn), t.stages, problem.batch.extent * tiles_m * tiles_n,
+            groups=t.split,
+        ),
         width=width, itype=problem.itype, paired=paired if any(paired) else (),
         tile_a=tile_type("A", a, context["types"][0]), tile_b=tile_type("B", b, context["types"][1]),
         products=3 if kernel.attrs["precision"] == "tf32x3" else 1,

@@ -19,6 +19,7 @@ from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import FLOAT8, INT8, element_context, element_of, elements_of
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely, zero_hook
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -292,6 +293,10 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
         block=(t.threads, 1, 1),
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
+        tiling=product_tiling(
+            problem, "wgmma", (t.bm, t.bn, line_of(problem)), (64, t.bn), t.stages, tiles, split=t.split,
+            persistent=t.blocks > 0,
+        ),
         t=t, a=a, b=b, itype=problem.itype,
         chunk=t.chunk, width=width, **instructions(problem, t), store=store_hook(hooks, problem, width),
         zero_points=zero_hook(hooks, problem),

@@ -20,6 +20,7 @@ from arcweld.codegen.templates.contract.problem import Problem, extent, likely
 from arcweld.codegen.templates.contract.stored import Stored, print_stored, stored_of
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.codegen.templates.contract.wgmma import LINE, TMA_ALIGN, MappedOperand
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.parameters import TensorMap
@@ -180,6 +181,9 @@ def render_problem(problem: Problem, t: WgmmaStoredTactic, arch: str) -> KernelS
         "contract/wgmma_stored.cu.j2", kernel, hooks.params, arch=ARCH,
         grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.threads, 1, 1), shared_bytes=t.shared_bytes,
         tiled=_tiled(problem, stored, t), t=t, a=a, w=w, itype=problem.itype, width=width,
+        tiling=product_tiling(
+            problem, "wgmma", (t.bm, t.bn, DEPTH), (t.bm, 64), t.stages, problem.batch.extent * tiles_m * tiles_n
+        ),
         element=ELEMENTS[kernel.attrs["precision"]].cuda, wgmma_ns=(t.bm,),
         stored=print_stored(hooks, problem, stored, DEPTH), grouped=stored.group is not None, group=stored.group,
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),

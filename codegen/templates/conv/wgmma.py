@@ -26,6 +26,7 @@ from arcweld.codegen.templates.contract.wgmma import (
     tiled,
     type_refusal,
 )
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
@@ -228,6 +229,10 @@ def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSo
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, block=(t.threads, 1, 1), t=t, itype=problem.itype,
         grid=((dims.minimum(tiles, t.blocks) if t.blocks else tiles) * t.split, 1, 1), cluster=t.split,
         shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles), patches=count,
+        tiling=product_tiling(
+            problem, "wgmma", (t.bm, t.bn, line_of(problem)), (64, t.bn), t.stages, tiles,
+            shape.taps[0] * shape.taps[1] * dims.ceildiv(shape.ci, line_of(problem)), t.split, persistent=t.blocks > 0,
+        ),
         chunk=t.chunk, width=width, store=store_hook(hooks, problem, width), b={"along_k": True},
         zero_points=zero_hook(hooks, problem),
         together=t.together(problem, width), **instructions(problem, t),

@@ -1,0 +1,188 @@
+"""What a model's launches take on a card, modelled from what the program says of them; nothing is compiled or run.
+
+Kernels with tiles are modelled as such, all others by the bytes that they move and the operations that they do. A value
+that is read by its indices counts as far as the kernel can reach it. What the host does between stages is not modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arcweld.codegen.cost.fitted import FITTED
+from arcweld.codegen.cost.model import Modelled, StreamWork, TiledWork, stream_time, tiled_time
+from arcweld.compiler.archs import parse_arch
+from arcweld.compiler.cards import Card
+from arcweld.compiler.cards import card as card_called
+from arcweld.compiler.errors import DeviceError, InputError, UsageError
+from arcweld.compiler.ir import Graph
+from arcweld.compiler.options import Options
+from arcweld.driver.build import build_graph
+from arcweld.driver.staged_build import merged
+from arcweld.driver.stages import has_host_nodes, in_stages
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.expressions import Expression
+from arcweld.runtime.launch_list import compute_sizes
+from arcweld.runtime.plan import ExecutionPlan, LaunchPlan
+from arcweld.runtime.program import Program
+from arcweld.runtime.steps import sizes_given
+
+# bytes of shared memory of a multiprocessor (CUDA Programming Guide, compute capabilities); usual elsewhere: 100 KB
+SHARED = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90a": 228 << 10, "sm_100": 228 << 10}
+MOST_SHARED = 100 << 10
+RESERVED = 1 << 10  # of each block
+THREADS = 2048  # of a multiprocessor
+RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
+PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
+ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, which is assumed
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchEstimate:
+    """One launch: its modelled time, and the bytes that it moves and operations that it does."""
+
+    name: str
+    kernel: str
+    template: str
+    origin: tuple[str, ...]
+    modelled: Modelled
+    nbytes: float
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a call takes on a card with the given sizes.
+
+    ``weights`` and ``workspace`` are bytes on the device; ``beside`` says what is not in the time.
+    """
+
+    card: Card
+    sizes: Mapping[str, int]
+    launches: tuple[LaunchEstimate, ...]
+    weights: int
+    workspace: int
+    beside: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Modelled seconds of a call: of its launches, and of its beginning."""
+        return (ONCE + sum(x.modelled.us for x in self.launches)) / 1e6
+
+    @property
+    def floor_seconds(self) -> float:
+        """Seconds that the launches' bytes and operations take at the card's full rates."""
+        return sum(x.modelled.floor for x in self.launches) / 1e6
+
+    @property
+    def fits(self) -> bool:
+        """Whether weights and workspace fit the card's memory."""
+        return self.weights + self.workspace <= self.card.memory_bytes
+
+    def cost_per_million(self, price: float) -> float:
+        """What a million calls cost, one after another, at ``price`` an hour."""
+        return self.seconds * 1e6 / 3600 * price
+
+    def report(self, price: float | None = None) -> dict[str, Any]:
+        """The estimate as plain data, with times in milliseconds and microseconds; all of them are modelled."""
+        found: dict[str, Any] = {
+            "card": self.card.name, "title": self.card.title, "sizes": dict(self.sizes), "modelled": True,
+            "latency_ms": self.seconds * 1e3, "throughput_qps": 1 / self.seconds, "floor_ms": self.floor_seconds * 1e3,
+            "share_of_roofline": self.floor_seconds / self.seconds, "launches": len(self.launches),
+            "weight_bytes": self.weights, "workspace_bytes": self.workspace, "fits": self.fits,
+            "beside": list(self.beside),
+            "kernels": [
+                {
+                    "name": x.name, "kernel": x.kernel, "template": x.template, "nodes": list(x.origin),
+                    "us": x.modelled.us, "floor_us": x.modelled.floor, "share_of_roofline": x.modelled.share,
+                    "bound": x.modelled.bound, "gain_us": x.modelled.us - x.modelled.floor, "bytes": x.nbytes,
+                    "flops": x.flops, "parts_us": x.modelled.parts,
+                }
+                for x in self.launches
+            ],
+        }  # fmt: skip
+        if price is not None:
+            found["cost_per_million"] = self.cost_per_million(price)
+        return found
+
+
+def planned(graph: Graph, precision: str, arch: str) -> EngineData:
+    """The engine's data of a model without object code, for estimates: no node is promoted to f32. Raises as builds do.
+    """
+    options = Options(precision=precision, arch=(arch,))
+    if not has_host_nodes(graph):
+        return build_graph(graph, options, compile_kernels=False).data
+    cut = in_stages(graph)
+    return merged(cut, [build_graph(stage, options, compile_kernels=False).data for stage in cut.stages])
+
+
+def estimate_engine(data: EngineData, card: Card, sizes: Mapping[str, int]) -> Estimate:
+    """As ``estimate``, of an engine's data."""
+    return estimate(data.program, card, sizes, sum(w.nbytes for w in data.weights.values()))
+
+
+def estimate_called(data: EngineData, name: str, sizes: Mapping[str, int]) -> Estimate:
+    """As ``estimate_engine``, on a card that is called so."""
+    return estimate_engine(data, card_called(name), sizes)
+
+
+def estimate(program: Program, card: Card, sizes: Mapping[str, int], weights: int) -> Estimate:
+    """The estimate of a program whose symbols have the values ``sizes``; ``weights``: bytes.
+
+    Sizes that data decide count as the value in ``sizes``, or else as their upper bound. Raises InputError for a
+    missing size or one that the program does not serve, UsageError for a card that none of its kernels run on.
+    """
+    every = {**{n: s.hi for n, s in sizes_given(program.steps).items() if s.hi is not None}, **sizes}
+    beside = ["one beginning of a CUDA graph is assumed to take 4 us"] if not program.steps else []
+    if program.steps:
+        beside = ["what the host does between stages", "turns of loops beyond the first"]
+    launches: list[LaunchEstimate] = []
+    workspace = 0
+    for stage in program.stages if program.steps else (program,):
+        missing = [s.name for s in stage.symbols if s.name not in every]
+        if missing:
+            raise InputError(f"the size of {missing[0]!r} is needed", hint=f"--shapes, or {missing[0]}=... in Python")
+        env = {s.name: every[s.name] for s in stage.symbols}
+        plan = _plan(stage.at(env), card)
+        found = compute_sizes(plan, env)
+        workspace += found.arena_bytes + found.counter_bytes
+        launches += [_launch(x, card, plan, found.nbytes, env) for x in plan.launches]
+    return Estimate(card, dict(sizes), tuple(launches), weights, workspace, tuple(beside))
+
+
+def _plan(program: Program, card: Card) -> ExecutionPlan:
+    try:
+        return ExecutionPlan(program, card.arch)
+    except DeviceError as error:
+        raise UsageError(
+            f"the engine has no kernels for {card.title} ({card.arch}): {error.message}",
+            hint=f"build with --arch {card.arch}, or estimate the model itself",
+        ) from None
+
+
+def _launch(
+    x: LaunchPlan, card: Card, plan: ExecutionPlan, nbytes: Mapping[str, int], env: dict[str, int]
+) -> LaunchEstimate:
+    v = x.variant
+    chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
+    flops = float(Expression(x.launch.flops)(env))
+    touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
+    if v.tiling is not None:
+        moved = float(sum(nbytes[n] for n in touched))
+        tiling = v.tiling.convert(lambda text: Expression(text)(env))
+        constants = FITTED["convolution" if x.launch.template == "conv" else "product"]
+        work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
+        modelled = tiled_time(work, card, constants)
+    else:
+        most = Expression(x.launch.iterations)(env)
+        moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
+        modelled = stream_time(StreamWork(moved, flops, chained), card, FITTED["stream"])
+    return LaunchEstimate(x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops)
+
+
+def resident(shared_bytes: int, block: Sequence[int], card: Card) -> int:
+    """Blocks that fit side by side on a multiprocessor, as far as shared memory and threads decide."""
+    threads = block[0] * block[1] * block[2]
+    by_memory = SHARED.get(card.arch, MOST_SHARED) // (shared_bytes + RESERVED)
+    return max(1, min(by_memory, THREADS // threads, RESIDENT))
