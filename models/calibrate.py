@@ -25,6 +25,7 @@ MEASURED = ROOT / "docs" / "benchmarks"
 FITTED = ROOT / "codegen" / "cost" / "fitted.py"
 Fitted = Mapping[str, Constants]
 SHARED = 227 * 1024  # bytes of a multiprocessor that blocks share
+PRIOR = 0.01  # weight of a constant's distance from where the fit begins
 STARTS = 12  # points from which a fit begins that knows no earlier one
 LINE = 128  # bytes of k of a row in one step
 SCRATCH = 8192  # bytes of shared memory beside the stages
@@ -34,7 +35,7 @@ START: Mapping[str, tuple[float, float, float]] = {
     "tensor": (0.85, 0.5, 1.0), "hot": (0.74, 0.5, 1.0), "heat": (100.0, 20.0, 400.0), "shared": (100.0, 60.0, 128.0),
     "feed": (45.0, 20.0, 64.0), "latency": (0.4, 0.1, 1.5), "memory": (0.88, 0.7, 0.95), "store": (0.9, 0.05, 4.0),
     "stage": (0.4, 0.05, 4.0), "special": (0.7, 0.05, 4.0), "other": (0.4, 0.05, 4.0), "overlap": (0.2, 0.02, 1.0),
-    "exchange": (0.8, 0.1, 3.0), "moved": (1.5, 0.1, 5.0), "stream": (0.6, 0.05, 3.0),
+    "exchange": (0.8, 0.1, 3.0), "moved": (1.5, 0.1, 5.0), "stream": (0.6, 0.05, 3.0), "cache": (1.6, 0.9, 2.5),
 }  # fmt: skip
 
 
@@ -62,7 +63,10 @@ def _us(row: Row, on: Card, constants: Constants) -> float:
 def measured(path: Path) -> tuple[Card, list[Row]]:
     """The card and the kernels of a file of measurements."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    rows = [*map(_product, data["products"]), *map(_convolution, data["convolutions"]), *map(_stream, data["streams"])]
+    kinds = {
+        "products": _product, "convolutions": _convolution, "streams": _stream, "rows": _rows, "attention": _attention
+    }  # fmt: skip
+    rows = [make(r) for kind, make in kinds.items() for r in data[kind]]
     return card(data["card"]), rows
 
 
@@ -107,6 +111,24 @@ def _stream(r: Mapping[str, Any]) -> Row:
     return Row("stream", f"{r['what']}, {r['mb']:.1f} MB", "chained" if r["chained"] else "alone", work, r["us"])
 
 
+def _rows(r: Mapping[str, Any]) -> Row:
+    work = StreamWork(r["mb"] * 1e6, r["mb"] * 1e6)
+    return Row("rows", f"{r['what']}, {r['mb']:.2f} MB", "chained", work, r["us"])
+
+
+def _attention(r: Mapping[str, Any]) -> Row:
+    (rows, keys), depth = r["tile"], 2 * r["size"]
+    heads, steps = r["batch"] * r["heads"], -(-r["keys"] // keys)
+    tiling = Tiling(
+        "wgmma", "f16", heads * -(-r["queries"] // rows), -(-steps // 2) if r["causal"] else steps, r["stages"],
+        macs=rows * keys * depth, loaded=keys * depth * 2, read=rows // 64 * keys * depth * 2,
+        elements=rows * r["size"], exponents=rows * keys, persistent=r["persistent"],
+    )  # fmt: skip
+    nbytes = 2.0 * heads * r["size"] * 2 * (r["queries"] + r["keys"])
+    problem = f"{r['batch']} x {r['heads']} x {r['queries']} x {r['size']}{', causal' if r['causal'] else ''}"
+    return Row("attention", problem, f"{rows}x{keys}/{r['stages']}", TiledWork(tiling, r["resident"], nbytes), r["us"])
+
+
 def _resident(bm: int, bn: int, stages: int) -> int:
     return max(1, min(SHARED // (stages * (bm + bn) * 128 + SCRATCH), 4))
 
@@ -123,13 +145,22 @@ def _how(r: Mapping[str, Any]) -> str:
 def fit(rows: Sequence[Row], on: Card, start: Fitted | None = None) -> Fitted:
     """The constants for each kind of kernel; those of memory-bound ones are products'."""
     begin = start or {}
-    products = _fit([r for r in rows if r.kind != "convolution"], on, begin.get("product"))
-    convolutions = _fit([r for r in rows if r.kind == "convolution"], on, begin.get("convolution"))
-    return {"product": products, "stream": products, "convolution": convolutions}
+
+    def of(*kinds: str) -> Constants:
+        return _fit([r for r in rows if r.kind in kinds], on, begin.get(kinds[0]))
+
+    products = of("product", "stream")
+    return {
+        "product": products, "stream": products, "convolution": of("convolution"), "rows": of("rows"),
+        "attention": of("attention"),
+    }  # fmt: skip
 
 
 def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
-    """The constants with the least sum of (softly limited) squares of the logarithms of modelled by measured time."""
+    """The constants with the least sum of (softly limited) squares of the logarithms of modelled by measured time.
+
+    Those which the rows do not tell stay where the fit begins: each deviation costs a little.
+    """
     from scipy.optimize import least_squares
 
     names = list(START)
@@ -141,11 +172,12 @@ def _fit(rows: Sequence[Row], on: Card, start: Constants | None) -> Constants:
     for r in rows:
         count[r.problem] = count.get(r.problem, 0) + 1
     weight = np.array([count[r.problem] ** -0.5 for r in rows])
+    usual = np.log([START[n][0] for n in names])
 
     def errors(point: np.ndarray) -> np.ndarray:
         constants = Constants(**dict(zip(names, np.exp(point).tolist())))
-        found: np.ndarray = weight * (np.log([_us(r, on, constants) for r in rows]) - us)
-        return found
+        found = weight * (np.log([_us(r, on, constants) for r in rows]) - us)
+        return np.concatenate([found, PRIOR * (point - usual)])
 
     draw = np.random.default_rng(0)
     steps = [np.zeros(len(names)), *(draw.normal(0, 0.4, len(names)) for _ in range(0 if start else STARTS - 1))]

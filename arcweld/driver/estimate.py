@@ -35,6 +35,8 @@ RESERVED = 1 << 10  # of each block
 THREADS = 2048  # of a multiprocessor
 RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
 PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
+KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
+STREAMED = ("contract", "chain", "pointwise", "transpose")  # products of few rows, which stream weights, and copies
 ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, which is assumed
 
 
@@ -166,18 +168,20 @@ def _launch(
 ) -> LaunchEstimate:
     v = x.variant
     chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
-    flops = float(Expression(x.launch.flops)(env))
+    flops, own = float(Expression(x.launch.flops)(env)), {t.name for t in plan.program.temps}
     touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
     if v.tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
         tiling = v.tiling.convert(lambda text: Expression(text)(env))
-        constants = FITTED["convolution" if x.launch.template == "conv" else "product"]
+        constants = FITTED[KINDS.get(x.launch.template, "product")]
         work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
         modelled = tiled_time(work, card, constants)
     else:
         most = Expression(x.launch.iterations)(env)
         moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
-        modelled = stream_time(StreamWork(moved, flops, chained), card, FITTED["stream"])
+        near = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched if n in own))
+        kind = "stream" if x.launch.template in STREAMED else "rows"
+        modelled = stream_time(StreamWork(moved, near, flops, chained), card, FITTED[kind])
     return LaunchEstimate(x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops)
 
 

@@ -40,11 +40,13 @@ class StreamWork:
     """A kernel that memory bounds: pointwise, row-wise, reducing, or a product of few rows.
 
     nbytes      that it reads and writes, each counted once
+    near        of them, those that are in the L2 cache, as what another kernel has just written
     operations  of floating-point numbers, in ordinary arithmetic
     chained     as in ``TiledWork``
     """
 
     nbytes: float
+    near: float = 0.0
     operations: float = 0.0
     chained: bool = True
 
@@ -63,6 +65,7 @@ class Constants:
     feed             bytes a cycle that a multiprocessor gets from the L2 cache
     latency          of a step's loads, shared by those that are under way
     memory           share of the memory's bandwidth
+    cache            of the L2 cache's bandwidth, as a multiple of the memory's
     store, stage     an epilogue's time for 10,000 elements: stored by threads, or by TMA
     special, other   the same for special operations, and for reading another tensor
     overlap          share of an epilogue that later tiles of a multiprocessor cost
@@ -81,6 +84,7 @@ class Constants:
     feed: float
     latency: float
     memory: float
+    cache: float
     store: float
     stage: float
     special: float
@@ -167,7 +171,9 @@ def tiled_time(w: TiledWork, card: Card, c: Constants) -> Modelled:
 def stream_time(w: StreamWork, card: Card, c: Constants) -> Modelled:
     """The modelled time of a kernel that memory bounds."""
     gap = c.gap if w.chained else c.plain_gap
-    moving, computing = w.nbytes / (card.memory * c.memory / 1e6), w.operations / (card.scalar * ORDINARY / 1e6)
+    near = w.near if w.near <= card.l2 / 2 else 0.0
+    moving = ((w.nbytes - near) / c.memory + near / c.cache) / (card.memory / 1e6)
+    computing = w.operations / (card.scalar * ORDINARY / 1e6)
     loop = max(moving, computing)
     us = gap + c.stream + loop
     bound = "start and end" if loop < us / 2 else "memory" if moving >= computing else "arithmetic"

@@ -35,6 +35,8 @@ def test_errors_of_kernels_that_the_fit_has_seen() -> None:
     assert median("product") < 0.06
     assert median("convolution") < 0.08
     assert median("stream") < 0.03
+    assert median("rows") < 0.06
+    assert median("attention") < 0.06
 
 
 def test_errors_of_problems_that_the_fit_has_not_seen() -> None:
@@ -53,7 +55,7 @@ def test_the_best_tactics_of_products() -> None:
 
 def test_the_stored_constants_are_those_of_the_measurements() -> None:
     found = fit(ROWS, H100, FITTED)
-    for kind in ("product", "convolution", "stream"):
+    for kind in ("product", "convolution", "stream", "rows", "attention"):
         own = [r for r in ROWS if r.kind == kind]
         stored, again = (np.median(relative_errors(own, H100, f)) for f in (FITTED, found))
         assert stored == pytest.approx(again, abs=0.005)
