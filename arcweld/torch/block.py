@@ -23,7 +23,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.fx_reader import written_input
 from arcweld.compiler.torch.importer import import_fx
 from arcweld.compiler.torch.symbols import is_size, solvable
-from arcweld.compiler.torch.types import Sizes, as_array
+from arcweld.compiler.torch.types import Sizes, as_array, real_view
 from arcweld.runtime.arrays import ALIGNMENT
 from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.weights import model_names
@@ -169,7 +169,8 @@ class Block(torch.nn.Module):  # type: ignore[misc]
             raise
         for k, position in copied:
             order = ready.inputs[position][1]
-            (args[k] if order is None else args[k].permute(order)).copy_(moving[position])
+            target = args[k] if order is None else args[k].permute(order)
+            target.copy_(torch.view_as_complex(moving[position]) if target.is_complex() else moving[position])
         results = found if isinstance(found, tuple) else (found,)
         return tuple(self._returned(k, r) for k, r in enumerate(results[len(self._state) :]))
 
@@ -189,6 +190,8 @@ class Block(torch.nn.Module):  # type: ignore[misc]
     def _returned(self, k: int, result: torch.Tensor) -> torch.Tensor:
         """Result ``k`` with the axes, the dtype and the strides that PyTorch expects."""
         order = self._out_orders[k]
+        if self._out_types[k].is_complex:
+            result = torch.view_as_complex(result)
         if order is not None:
             result = result.permute([order.index(a) for a in range(len(order))])
         if result.dtype is not self._out_types[k]:
@@ -257,6 +260,8 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         return {k for k in changed if args[k].dim() == 0 or self._names[k] in fixed}
 
     def _narrowed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as the engine takes it: a complex one as a view with its parts as the last axis."""
+        tensor = real_view(tensor)
         return tensor.float() if self.options.truncate_double and tensor.dtype is torch.float64 else tensor
 
     def _build(self, given: Sequence[Any], args: Sequence[torch.Tensor]) -> None:
@@ -297,7 +302,8 @@ def _carried(placeholders: Sequence[fx.Node], sizes: Sizes) -> list[int]:
 
 def _is_writable(tensor: torch.Tensor, given: torch.Tensor) -> bool:
     """True if an engine can write ``tensor``, which stands for ``given``, where it is."""
-    same = tensor.dtype is given.dtype and not tensor.is_neg()
+    own = given.dtype.to_real() if given.is_complex() else given.dtype
+    same = tensor.dtype is own and not tensor.is_neg() and not given.is_conj()
     return same and tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
 
 

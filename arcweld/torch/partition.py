@@ -17,8 +17,9 @@ from torch import fx
 
 from arcweld.compiler.errors import ArcweldError
 from arcweld.compiler.ops.registry import Kind, opdef
-from arcweld.compiler.torch.context import HANDLERS
+from arcweld.compiler.torch.context import COMPLEX, HANDLERS
 from arcweld.compiler.torch.fx_reader import (
+    UNKNOWN,
     FxReader,
     Unavailable,
     is_symbolic_scalar,
@@ -36,7 +37,8 @@ VIEWS = frozenset(
     for name in (
         "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
         "expand.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "slice.Tensor",
-        "select.int", "alias.default", "detach.default", "as_strided.default",
+        "select.int", "alias.default", "detach.default", "as_strided.default", "view_as_real.default",
+        "view_as_complex.default", "_conj.default", "_neg_view.default",
     )
 )  # fmt: skip
 
@@ -101,8 +103,8 @@ class Examiner:
     def __call__(self, node: fx.Node) -> Verdict:
         """Whether ``node`` can be compiled for the device."""
         name = target_name(node)
-        if name not in HANDLERS and written_input(node) is None:
-            return Verdict("no such operator in Arcweld")
+        if name not in HANDLERS and name not in COMPLEX and written_input(node) is None:
+            return Verdict(UNKNOWN)
         if name in self.refused or name.rpartition(".")[0] in self.refused:
             return Verdict("listed in torch_executed_ops")
         try:
@@ -129,7 +131,7 @@ class Examiner:
         if is_symbolic_scalar(node):
             return self.sizes.dim(value) if isinstance(value, int | torch.SymInt) else Unavailable("a symbolic number")
         if isinstance(value, torch.Tensor):
-            return reader.placeholder_value(self.sizes.type_of(value), node.name)
+            return reader.stand_in(value, node.name)
         return Unavailable("an operand that is not a tensor")
 
 

@@ -6,6 +6,7 @@ A handler returns the Value of the result. For several results it returns a tupl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,12 +16,38 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Rewriter, TensorType, Value
 from arcweld.compiler.ops.emit import Emitter
-from arcweld.compiler.torch.types import exactly, from_torch
+from arcweld.compiler.torch.types import exactly, part_type
 
-Result: TypeAlias = "Value | tuple[Value | None, ...]"
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A complex tensor: its real and its imaginary part, which have one shape and one type."""
+
+    re: Value
+    im: Value
+
+    @property
+    def dtype(self) -> DType:
+        """The element type of either part."""
+        return self.re.dtype
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """The dimensions."""
+        return self.re.shape
+
+    @property
+    def parts(self) -> tuple[Value, Value]:
+        """Both parts."""
+        return self.re, self.im
+
+
+Result: TypeAlias = "Value | Pair | tuple[Value | Pair | None, ...]"
 Scalar: TypeAlias = "int | float | bool | IntExpr"
+Handler: TypeAlias = "Callable[[AtenContext], Result]"
 
-HANDLERS: dict[str, Callable[[AtenContext], Result]] = {}
+HANDLERS: dict[str, Handler] = {}
+COMPLEX: dict[str, Handler] = {}  # of calls with a complex operand or result
 
 
 def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[AtenContext], Result]]:
@@ -30,23 +57,42 @@ def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[A
     contain, torchvision's, and ``arcweld.lstm.default``.
     """
 
-    def register(fn: Callable[[AtenContext], Result]) -> Callable[[AtenContext], Result]:
+    return _register(HANDLERS, names)
+
+
+def complex_aten(*names: str) -> Callable[[Handler], Handler]:
+    """Registers a handler for calls that read or return complex tensors; names are written as for ``aten``.
+
+    Complex operands are Pairs, and the types in ``outs`` are those of parts.
+    """
+    return _register(COMPLEX, names)
+
+
+def _register(table: dict[str, Handler], names: Sequence[str]) -> Callable[[Handler], Handler]:
+    def register(fn: Handler) -> Handler:
         for name in names:
-            full = name if "." in name else f"{name}.default"
-            key = full if full.startswith(("prims.", "torchvision.", "arcweld.")) else f"aten.{full}"
-            if key in HANDLERS:
+            key = full_name(name)
+            if key in table:
                 raise ValueError(f"{key} has two handlers")
-            HANDLERS[key] = fn
+            table[key] = fn
         return fn
 
     return register
 
 
+def full_name(name: str) -> str:
+    """``add.Tensor`` as ``aten.add.Tensor``, ``exp`` as ``aten.exp.default``."""
+    full = name if "." in name else f"{name}.default"
+    return full if full.startswith(("prims.", "torchvision.", "arcweld.")) else f"aten.{full}"
+
+
 class AtenContext(Emitter):
     """One call of an ATen operator; ``call["self"]`` is the argument of that name in the operator's schema.
 
-    Tensors are Values, sizes are dimensions, absent tensors are None, and everything else is as torch passes it.
-    ``outs`` are the types that torch gives the results, None for one that is no tensor. ``used`` are the indices of the
+    Tensors are Values, complex ones Pairs, sizes are dimensions, absent tensors are None, and everything else is as
+    torch passes it.
+    ``outs`` are the types that torch gives the results or their parts, None for one that is no tensor; ``complex_outs``
+    says which results are complex. ``used`` are the indices of the
     results that are read.
     """
 
@@ -60,11 +106,13 @@ class AtenContext(Emitter):
         hint: str = "",
         constants: dict[tuple[Any, ...], Value] | None = None,
         used: Sequence[int] = (0,),
+        complex_outs: Sequence[bool] = (),
     ) -> None:
         super().__init__(rw, origin)
         self.hint = hint
         self.args = args
         self.outs = tuple(outs)
+        self.complex_outs = tuple(complex_outs) or (False,) * len(self.outs)
         self.used = frozenset(used)  # indices of the results that some node reads
         self._constants = {} if constants is None else constants
 
@@ -85,6 +133,24 @@ class AtenContext(Emitter):
     def fail(self, reason: str) -> UnsupportedError:
         """The error for a handler to raise where arguments cannot be compiled."""
         return UnsupportedError(reason)
+
+    @property
+    def involves_complex(self) -> bool:
+        """True if an operand or a result is complex."""
+        return any(self.complex_outs) or any(_is_complex(x) for x in self.args.values())
+
+    def derived(self, args: Mapping[str, Any], outs: Sequence[TensorType | None] | None = None) -> AtenContext:
+        """A call with these arguments in place of this one, without complex results."""
+        return AtenContext(
+            self.rw, args, self.outs if outs is None else outs, origin=self.origin, hint=self.hint,
+            constants=self._constants, used=tuple(self.used),
+        )  # fmt: skip
+
+    def call(self, name: str, out: TensorType, /, **args: Any) -> Value:
+        """The result of another operator's handler, of type ``out``."""
+        found = HANDLERS[full_name(name)](self.derived(args, (out,)))
+        assert isinstance(found, Value)
+        return found
 
     def require_unused(self, *results: int) -> None:
         """Raises UnsupportedError if one of these results, given by index, is read."""
@@ -129,7 +195,7 @@ class AtenContext(Emitter):
     def dtype(self, name: str = "dtype", default: DType | None = None) -> DType:
         """The argument ``name`` as a DType; where it is None ``default``, or else the result's type."""
         given = self.get(name)
-        return from_torch(given) if given is not None else (default or self.out.dtype)
+        return part_type(given) if given is not None else (default or self.out.dtype)
 
     def axis(self, dim: int, rank: int | None = None) -> int:
         """``dim`` counted from the front, for a tensor of ``rank`` axes, by default the argument ``self``."""
@@ -156,3 +222,20 @@ class AtenContext(Emitter):
     def apply(self, op: str, *xs: Value | Scalar, **attrs: Any) -> Value:
         """One arithmetic operation on tensors and numbers, with torch's type promotion."""
         return self.result(self.emit(op, *self.arithmetic(*xs)[1], **attrs))
+
+
+def _is_complex(x: Any) -> bool:
+    return isinstance(x, Pair | complex) or (isinstance(x, list | tuple) and any(_is_complex(i) for i in x))
+
+
+def parted(e: Emitter, whole: Value) -> Pair:
+    """A tensor whose last axis holds real and imaginary part, as a Pair."""
+    last = whole.type.rank - 1
+    re, im = (e.reshape(e.slice(whole, last, k, 1), whole.shape[:-1]) for k in (0, 1))
+    return Pair(re, im)
+
+
+def joined(e: Emitter, pair: Pair) -> Value:
+    """A Pair as one tensor whose last axis holds real and imaginary part."""
+    shape = (*pair.shape, 1)
+    return e.concat([e.reshape(pair.re, shape), e.reshape(pair.im, shape)], len(shape) - 1)

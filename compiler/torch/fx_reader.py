@@ -17,13 +17,16 @@ from torch import fx
 from arcweld.compiler.dims import Dim, IntExpr, free_symbols
 from arcweld.compiler.errors import ArcweldError, UnsupportedError, VerifyError
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.registry import unsupported_reason
 from arcweld.compiler.ops.shapes import UnequalError
 from arcweld.compiler.text import sanitize
-from arcweld.compiler.torch.context import HANDLERS, AtenContext
+from arcweld.compiler.torch.context import COMPLEX, HANDLERS, AtenContext, Pair, joined, parted
 from arcweld.compiler.torch.symbols import solvable
 from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
-from arcweld.compiler.torch.types import Sizes, as_array, from_torch
+from arcweld.compiler.torch.types import Sizes, as_array, part_type, real_view
+
+UNKNOWN = "no such operator in Arcweld"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class Problem:
 class FxReader:
     """Builds one IR graph from FX nodes.
 
-    ``env`` maps each node to its result: a Value, a dimension, a tuple of them, Unavailable, or what torch passes on.
+    ``env`` maps each node to its result: a Value, a Pair, a dimension, a tuple of them, Unavailable, or what torch
+    passes on.
     """
 
     def __init__(self, name: str, sizes: Sizes) -> None:
@@ -74,11 +78,43 @@ class FxReader:
         self.inputs.append(value)
         return value
 
-    def weight(self, name: str, tensor: torch.Tensor) -> Value:
+    def tensor_input(self, name: str, tensor: torch.Tensor, order: Sequence[int] | None = None) -> Value | Pair:
+        """A new input for a (fake) tensor, with its axes in ``order``; a complex one has a last axis of 2 more."""
+        type_ = self.sizes.type_of(tensor)
+        order = range(type_.rank) if order is None else order
+        shape = [type_.shape[k] for k in order]
+        outer = self.input(name, type_.with_shape([*shape, 2] if tensor.is_complex() else shape))
+        inner = self._parted(outer) if tensor.is_complex() else outer
+        return self.ordered(inner, [order.index(k) for k in range(type_.rank)])
+
+    def ordered(self, v: Value | Pair, perm: Sequence[int]) -> Value | Pair:
+        """A tensor with permuted axes."""
+        if isinstance(v, Pair):
+            return Pair(self._transposed(v.re, perm), self._transposed(v.im, perm))
+        return self._transposed(v, perm)
+
+    def _transposed(self, v: Value, perm: Sequence[int]) -> Value:
+        if list(perm) == list(range(v.type.rank)):
+            return v
+        type_ = TensorType(v.dtype, tuple(v.shape[k] for k in perm))
+        return self.rw.emit("Transpose", (v,), type_, {"perm": tuple(perm)}, name=v.name)
+
+    def _parted(self, whole: Value) -> Pair:
+        return parted(Emitter(self.rw, ()), whole)
+
+    def joined(self, v: Any) -> Any:
+        """A result as the graph returns it: a complex one with its parts as a last axis of 2."""
+        return joined(Emitter(self.rw, ()), v) if isinstance(v, Pair) else v
+
+    def weight(self, name: str, tensor: torch.Tensor) -> Value | Pair:
         """A weight that shares the tensor's memory: one for all tensors with its address, type, shape and strides."""
+        whole = self._weight(name, real_view(tensor))
+        return self._parted(whole) if tensor.is_complex() else whole
+
+    def _weight(self, name: str, tensor: torch.Tensor) -> Value:
         key: tuple[Any, ...] = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
         if key[0] == 0 or key not in self._weights:
-            dtype = from_torch(tensor.dtype)
+            dtype = part_type(tensor.dtype)
             self._weights[key] = self.rw.constant(as_array(tensor), dtype, sanitize(name), source=name)
             self._arrays.append(tensor)
         return self._weights[key]
@@ -86,6 +122,12 @@ class FxReader:
     def placeholder_value(self, type_: TensorType, hint: str) -> Value:
         """A value that no node writes: it stands for the result of a refused node, or for an operand in a query."""
         return Value(self.rw.fresh(sanitize(hint)), type_)
+
+    def stand_in(self, tensor: torch.Tensor, hint: str) -> Value | Pair:
+        """What stands for the (fake) tensor: placeholder values of its type."""
+        type_ = self.sizes.type_of(tensor)
+        first = self.placeholder_value(type_, hint)
+        return Pair(first, self.placeholder_value(type_, hint)) if tensor.is_complex() else first
 
     # ---------------------------------------------------------------------------------------------------- nodes
 
@@ -114,8 +156,8 @@ class FxReader:
             return self._inline(node, WRAPPERS[name])
         if written_input(node) is not None:
             name = "aten.copy.default"
-        if name not in HANDLERS:
-            raise UnsupportedError("no such operator in Arcweld")
+        if name not in HANDLERS and name not in COMPLEX:
+            raise UnsupportedError(UNKNOWN)
         return self._call(node, name)
 
     def _attribute(self, node: fx.Node) -> Any:
@@ -176,16 +218,30 @@ class FxReader:
             hint=sanitize(node.name),
             constants=self._constants,
             used=used_results(node),
+            complex_outs=_complex_results(node),
         )
+        handler = (COMPLEX if call.involves_complex else HANDLERS).get(name)
+        if handler is None:
+            raise UnsupportedError(UNKNOWN + (" for complex tensors" if call.involves_complex else ""))
         before = len(self.rw.nodes)
-        found = HANDLERS[name](call)
+        found = handler(call)
         for emitted in self.rw.nodes[before:]:
             reason = unsupported_reason(emitted)
             if reason is not None:
                 raise UnsupportedError(reason)
         if isinstance(found, tuple):
-            return tuple(None if v is None else self._checked(call, name, v, t) for v, t in zip(found, outs))
-        return self._checked(call, name, found, outs[0])
+            return tuple(None if v is None else self._result(call, name, v, k) for k, v in enumerate(found))
+        return self._result(call, name, found, 0)
+
+    def _result(self, call: AtenContext, name: str, v: Value | Pair, k: int) -> Value | Pair:
+        """Result ``k``, checked as ``_checked`` does; a complex one part by part."""
+        expected = call.outs[k]
+        if isinstance(v, Pair) != call.complex_outs[k]:
+            kind = "complex" if call.complex_outs[k] else "real"
+            raise VerifyError(f"{name} became {v}, torch says that it is {kind}", node=call.origin[0])
+        if isinstance(v, Pair):
+            return Pair(self._checked(call, name, v.re, expected), self._checked(call, name, v.im, expected))
+        return self._checked(call, name, v, expected)
 
     def _checked(self, call: AtenContext, name: str, v: Value, expected: TensorType | None) -> Value:
         """``v`` if it has the type that torch gives. Symbolic sizes that differ only in form get torch's form.
@@ -201,7 +257,7 @@ class FxReader:
         return call.emit("Reshape", v, shape=expected.shape)
 
     def result_types(self, node: fx.Node) -> list[TensorType | None]:
-        """The types that torch gives a node's results; None for results that are not tensors."""
+        """The types that torch gives a node's results, or their parts; None for results that are not tensors."""
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
             return [self.sizes.type_of(value)]
@@ -243,7 +299,7 @@ class FxReader:
         def one(v: Any) -> Any:
             try:
                 if isinstance(v, torch.Tensor):
-                    return self.placeholder_value(self.sizes.type_of(v), node.name)
+                    return self.stand_in(v, node.name)
             except UnsupportedError as error:
                 return Unavailable(error.message)
             return Unavailable(f"{target_name(node)} is not supported")
@@ -304,6 +360,13 @@ class FxReader:
             node=self.problems[0].place,
             hint='torch.compile(model, backend="arcweld") leaves such nodes to PyTorch',
         )
+
+
+def _complex_results(node: fx.Node) -> list[bool]:
+    """Which of a node's results are complex tensors."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else [value]
+    return [isinstance(v, torch.Tensor) and v.is_complex() for v in values]
 
 
 def _dimensions(attribute: Any) -> Iterator[IntExpr]:

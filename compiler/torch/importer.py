@@ -20,6 +20,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
 from arcweld.compiler.text import sanitize
+from arcweld.compiler.torch.context import Pair
 from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
 from arcweld.compiler.torch.table import handled, more_decompositions
@@ -83,9 +84,9 @@ def import_exported(
     returned = outputs[len(written) :]
     labels = _output_labels(program, len(returned))
     pairs = [(reader.argument(o), label) for o, label in zip(returned, labels) if isinstance(o, fx.Node)]
-    tensors = [(v, label) for v, label in pairs if isinstance(v, Value)]
+    tensors = [(v, label) for v, label in pairs if isinstance(v, Value | Pair)]
     tensors += [(reader.argument(o), f"{name}_out") for o, name in zip(outputs, written)]
-    graph = reader.graph([v for v, _ in tensors], [label for _, label in tensors])
+    graph = reader.graph([reader.joined(v) for v, _ in tensors], [label for _, label in tensors])
     aliases = dict(zip(graph.labels()[len(tensors) - len(written) :], written))
     initial = _first_values(program)
     inputs = sorted(graph.inputs, key=lambda v: v.name in initial)  # the module's own come last
@@ -133,7 +134,8 @@ def import_fx(
 
     example_inputs  inputs from which types are propagated where nodes have no fake tensors in ``meta["val"]``
     weights         placeholder -> tensor: it becomes a constant
-    input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``
+    input_orders    placeholder -> permutation: with (0, 2, 3, 1) the graph's input is ``x.permute(0, 2, 3, 1)``; the
+                    parts of a complex tensor are a last axis behind these
     output_orders   index of an output -> permutation, in which it is returned
     carried         placeholders that are sizes and do not follow from the shapes of tensors: they become the shape of
                     an additional last input without elements; None: there is no such input
@@ -195,14 +197,14 @@ def kept_composites(but: frozenset[str] = frozenset()) -> dict[Any, Any]:
 def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: Any) -> Any:
     kind = spec.kind.name
     if kind == "BUFFER" and spec.target in program.graph_signature.buffers_to_mutate.values():
-        return reader.input(sanitize(spec.target), reader.sizes.type_of(node.meta["val"]))
+        return reader.tensor_input(sanitize(spec.target), node.meta["val"])
     if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
         return reader.weight(spec.target, _stored(program, spec.target))
     value = node.meta.get("val")
     if kind != "USER_INPUT":
         return Unavailable(f"an argument of kind {kind.lower()}")
     if isinstance(value, torch.Tensor):
-        return reader.input(node.name, reader.sizes.type_of(value))
+        return reader.tensor_input(node.name, value)
     if isinstance(value, torch.SymInt):
         return reader.sizes.dim(value)
     return value
@@ -224,23 +226,14 @@ def _fx_placeholder(
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return reader.sizes.dim(value) if isinstance(value, int | torch.SymInt) else value
-    type_ = reader.sizes.type_of(value)
-    order = orders.get(node.name)
-    if order is None:
-        return reader.input(node.name, type_)
-    outer = reader.input(node.name, type_.with_shape([type_.shape[k] for k in order]))
-    return _transposed(reader, outer, [list(order).index(k) for k in range(len(order))])
+    return reader.tensor_input(node.name, value, orders.get(node.name))
 
 
 def _ordered(reader: FxReader, v: Any, order: Sequence[int] | None) -> Value:
-    if not isinstance(v, Value):
+    if not isinstance(v, Value | Pair):
         raise UnsupportedError("an output that is not a tensor")
-    return v if order is None else _transposed(reader, v, order)
-
-
-def _transposed(reader: FxReader, v: Value, perm: Sequence[int]) -> Value:
-    type_ = TensorType(v.dtype, tuple(v.shape[k] for k in perm))
-    return reader.rw.emit("Transpose", (v,), type_, {"perm": tuple(perm)}, name=v.name)
+    found: Value = reader.joined(v if order is None else reader.ordered(v, order))
+    return found
 
 
 # ------------------------------------------------------------------------------------------ signatures and names

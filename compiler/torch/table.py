@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from arcweld.compiler.torch.context import HANDLERS
+from arcweld.compiler.torch.context import COMPLEX, HANDLERS
 from arcweld.compiler.torch.handlers import (  # noqa: F401
     backward,
+    complex_arithmetic,
+    complex_functions,
+    complex_parts,
     division,
     embedding,
     encoder,
+    fourier,
     index,
     movement,
     nn,
@@ -77,4 +81,4 @@ def _dropout(x: Any, p: float, train: bool | None) -> tuple[Any, Any]:
 
 def handled() -> frozenset[str]:
     """The overloads that have a handler, as ``aten.add.Tensor``."""
-    return frozenset(HANDLERS)
+    return frozenset(HANDLERS) | frozenset(COMPLEX)

@@ -53,6 +53,21 @@ def from_torch(dtype: torch.dtype) -> DType:
     return found
 
 
+def part_type(dtype: torch.dtype) -> DType:
+    """The DType of a torch dtype; of a complex one that of its parts. Raises UnsupportedError as ``from_torch`` does.
+
+    Parts of 16 bits are refused: few of torch's own operators take them.
+    """
+    if dtype is torch.complex32:
+        raise UnsupportedError(f"element type {dtype} is not supported; torch.complex64 is")
+    return from_torch(dtype.to_real() if dtype.is_complex else dtype)
+
+
+def real_view(tensor: torch.Tensor) -> torch.Tensor:
+    """A complex tensor with its parts as a last axis of 2, in the same memory unless it is conjugated; others as is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def to_torch(dtype: DType) -> torch.dtype:
     """The torch dtype with the same bits."""
     return _TORCH[dtype]
@@ -61,11 +76,12 @@ def to_torch(dtype: DType) -> torch.dtype:
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """A tensor as a numpy array that shares its memory (one copy if the tensor is not in host memory).
 
-    Strides are kept, so a transposed parameter stays a view. Raises UnsupportedError for sparse tensors.
+    Strides are kept, so a transposed parameter stays a view. A complex tensor has an axis more, its parts. Raises
+    UnsupportedError for sparse tensors.
     """
     if tensor.layout is not torch.strided:
         raise UnsupportedError(f"a tensor of layout {tensor.layout} cannot be a weight")
-    host = tensor.detach().cpu().resolve_neg()
+    host = real_view(tensor.detach().cpu()).resolve_neg()
     dtype = from_torch(host.dtype)
     if dtype is DType.BF16 or dtype.is_storage:  # numpy gets them as integers of equal width
         bits: np.ndarray = host.view(torch.int16 if dtype is DType.BF16 else torch.uint8).numpy()
@@ -104,8 +120,8 @@ class Sizes:
         return self.from_expr(expr)
 
     def type_of(self, tensor: torch.Tensor) -> TensorType:
-        """The type of a (fake) tensor."""
-        return TensorType(from_torch(tensor.dtype), tuple(self.dim(d) for d in tensor.shape))
+        """The type of a (fake) tensor; of a complex one that of either part."""
+        return TensorType(part_type(tensor.dtype), tuple(self.dim(d) for d in tensor.shape))
 
     def _learn_ranges(self, size: Any, expr: Any) -> None:
         env = size.node.shape_env

@@ -15,14 +15,14 @@ from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 # ------------------------------------------------------------------------------------------------------- views
 
-_RESHAPES = (
+RESHAPES = (
     "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints", "unflatten.int", "unsqueeze", "squeeze",
     "squeeze.dim", "squeeze.dims", "view_as", "reshape_as", "view_copy", "_reshape_copy", "unsqueeze_copy",
     "squeeze_copy", "squeeze_copy.dim", "squeeze_copy.dims",
 )  # fmt: skip
 
 
-@aten(*_RESHAPES)
+@aten(*RESHAPES)
 def reshape(c: AtenContext) -> Result:
     return c.reshape(c["self"], c.out.shape)
 
@@ -95,10 +95,10 @@ def select(c: AtenContext) -> Result:
     return c.reshape(c.slice(c["self"], axis, start, 1), c.out.shape)
 
 
-_SPLITS = ("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "tensor_split.sections", "unsafe_split.Tensor")
+SPLITS = ("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "tensor_split.sections", "unsafe_split.Tensor")
 
 
-@aten(*_SPLITS, "unsafe_chunk", "split_with_sizes_copy", "split_copy.Tensor")
+@aten(*SPLITS, "unsafe_chunk", "split_with_sizes_copy", "split_copy.Tensor")
 def split(c: AtenContext) -> Result:
     axis = c.axis(c["dim"])
     parts: list[Value | None] = []
@@ -353,10 +353,10 @@ def fill(c: AtenContext) -> Result:
     return c.full(value, c.out.shape, c.out.dtype)
 
 
-_ZEROS = ("zeros", "zeros_like", "new_zeros", "empty.memory_format", "empty_like", "new_empty", "empty_strided")
+ZEROS = ("zeros", "zeros_like", "new_zeros", "empty.memory_format", "empty_like", "new_empty", "empty_strided")
 
 
-@aten(*_ZEROS, "new_empty_strided", "empty_permuted")
+@aten(*ZEROS, "new_empty_strided", "empty_permuted")
 def zeros(c: AtenContext) -> Result:
     return c.full(0, c.out.shape, c.out.dtype)
 

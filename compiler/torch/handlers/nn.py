@@ -97,6 +97,11 @@ def dot(c: AtenContext) -> Result:
     return product(c, c["self"], c["tensor"])
 
 
+@aten("vdot")
+def vdot(c: AtenContext) -> Result:
+    return product(c, c["self"], c["other"])
+
+
 @aten("mv")
 def mv(c: AtenContext) -> Result:
     return product(c, c["self"], c["vec"])

@@ -440,7 +440,7 @@ def logit(c: AtenContext) -> Result:
 
 # ------------------------------------------------------------------------------------------- copies and casts
 
-_COPIES = (
+COPIES = (
     "clone",
     "contiguous",
     "alias",
@@ -450,12 +450,13 @@ _COPIES = (
     "lift_fresh_copy",
     "positive",
     "resolve_conj",
+    "resolve_neg",
     "alias_copy",
     "detach_copy",
 )
 
 
-@aten(*_COPIES, "_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as", "_conj_physical")
+@aten(*COPIES, "_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as", "_conj_physical")
 def copy(c: AtenContext) -> Result:
     return c.cast(c["self"], c.out.dtype)
 
