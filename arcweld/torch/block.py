@@ -22,12 +22,12 @@ from arcweld.compiler.errors import AccuracyError, DeviceError, InputError, Mode
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.torch.fx_reader import written_input
 from arcweld.compiler.torch.importer import import_fx
+from arcweld.compiler.torch.layout import dense_order
 from arcweld.compiler.torch.symbols import is_size, solvable
 from arcweld.compiler.torch.types import Sizes, as_array, real_view
 from arcweld.runtime.arrays import ALIGNMENT
 from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.weights import model_names
-from arcweld.torch.layout import dense_order
 from arcweld.torch.options import BackendOptions
 from arcweld.torch.report import BlockReport
 from arcweld.torch.truncate import truncate_double

@@ -38,7 +38,7 @@ VIEWS = frozenset(
         "view.default", "_unsafe_view.default", "reshape.default", "permute.default", "transpose.int", "t.default",
         "expand.default", "unsqueeze.default", "squeeze.dim", "squeeze.dims", "squeeze.default", "slice.Tensor",
         "select.int", "alias.default", "detach.default", "as_strided.default", "view_as_real.default",
-        "view_as_complex.default", "_conj.default", "_neg_view.default",
+        "view_as_complex.default", "unfold.default", "_conj.default", "_neg_view.default",
     )
 )  # fmt: skip
 

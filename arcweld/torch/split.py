@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from arcweld.compiler.torch.fx_reader import target_name, written_input
+from arcweld.compiler.torch.layout import dense_order
 from arcweld.compiler.torch.symbols import placeholder_symbols, symbols_in
 from arcweld.compiler.torch.types import Sizes
 from arcweld.torch.block import Block
-from arcweld.torch.layout import dense_order
 from arcweld.torch.partition import Partition, run_order
 from arcweld.torch.state import kept_in_inputs
 

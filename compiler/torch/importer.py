@@ -23,6 +23,7 @@ from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import Pair
 from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
+from arcweld.compiler.torch.strided import rewrite_strided
 from arcweld.compiler.torch.table import handled, more_decompositions
 from arcweld.compiler.torch.types import Sizes, as_array, value_range
 from arcweld.compiler.torch.whole_layers import WholeLayers, has_projections
@@ -68,6 +69,7 @@ def import_exported(
     Arcweld lacks.
     """
     program = _decomposed(program)
+    rewrite_strided(program.graph)
     ranges = {str(s): value_range(r) for s, r in program.range_constraints.items()}
     same: dict[str, Offset] = {}
     while True:

@@ -53,7 +53,7 @@ DECOMPOSED = frozenset(
         "_addmm_activation.default", "_batch_norm_with_update_functional.default", "_native_batch_norm_legit.default",
         "_native_batch_norm_legit.no_stats", "_native_batch_norm_legit_functional.default",
         "batch_norm_backward.default", "diagonal.default",
-        "tril_indices.default", "triu_indices.default", "unfold.default",
+        "tril_indices.default", "triu_indices.default",
     )
 )  # fmt: skip
 

@@ -26,12 +26,13 @@ from arcweld.compiler.torch.handlers.pointwise import COPIES
 _SELF = (
     *RESHAPES, "permute", "permute_copy", "t", "numpy_T", "mT", "t_copy", "transpose.int", "transpose_copy.int",
     "expand", "broadcast_to", "expand_as", "expand_copy", "slice.Tensor", "slice_copy.Tensor", "narrow", "narrow_copy",
-    "select.int", "select_copy.int", *SPLITS, "unbind.int", "unbind_copy.int", "flip", "roll", "repeat",
+    "select.int", "select_copy.int", *SPLITS, "unbind.int", "unbind_copy.int", "unfold", "unfold_copy", "flip",
+    "roll", "repeat",
     "repeat_interleave.self_int", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d", "_pad_circular", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
     "native_channel_shuffle", "tril", "triu", "index.Tensor", "_unsafe_index.Tensor", "index_select", "gather", "take",
     "sum", "sum.dim_IntList", "mean", "mean.dim", "cumsum", "neg", *COPIES, "_to_copy", "to.dtype", "to.dtype_layout",
-    "to.device", "to.other", "type_as", *ZEROS,
+    "to.device", "to.other", "type_as", *ZEROS, "new_empty_strided", "empty_permuted",
 )  # fmt: skip
 BY_PARTS: dict[str, tuple[str, ...]] = dict.fromkeys(_SELF, ("self",)) | {
     "cat": ("tensors",),

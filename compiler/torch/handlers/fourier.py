@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from arcweld.compiler.dims import Dim
+import numpy as np
+
+from arcweld.compiler.dims import Dim, IntExpr
+from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.fourier import Signal, real_inverse, transform
-from arcweld.compiler.torch.context import AtenContext, Pair, Result, complex_aten
+from arcweld.compiler.torch.context import AtenContext, Pair, Result, aten, complex_aten
 
 _EXPONENTS = {0: 0.0, 1: -0.5, 2: -1.0}  # of the number of elements, by torch's code of a normalisation
 
@@ -34,6 +37,25 @@ def complex_to_real(c: AtenContext) -> Result:
     return real_inverse(c, Signal(x.re, x.im), axes[-1], length, scale)
 
 
+@aten("fft_fftfreq")
+def frequencies(c: AtenContext) -> Result:
+    """The frequency of each place of a spectrum, negative from its middle on."""
+    return _frequencies(c, np.fft.fftfreq)
+
+
+@aten("fft_rfftfreq")
+def positive_frequencies(c: AtenContext) -> Result:
+    """The frequency of each place of a one-sided spectrum."""
+    return _frequencies(c, np.fft.rfftfreq)
+
+
+def _frequencies(c: AtenContext, of: Callable[[int, float], np.ndarray]) -> Value:
+    n, spacing = c["n"], c["d"]
+    if isinstance(n, IntExpr) or isinstance(spacing, IntExpr):
+        raise c.fail(f"the frequencies of a transform of {n} elements, {spacing} apart")
+    return c.const(of(n, spacing), c.out.dtype)
+
+
 def _along(c: AtenContext, x: Pair, axes: Sequence[int], *, inverse: bool, scale: float = 1.0) -> Pair:
     """``x`` transformed along each of the axes."""
     for k, axis in enumerate(axes):
@@ -47,4 +69,4 @@ def _scale(c: AtenContext, lengths: Sequence[Dim]) -> float:
         if not isinstance(n, int):
             raise c.fail(f"a Fourier transform along the symbolic dimension {n}")
         count *= n
-    return count ** _EXPONENTS[c["normalization"]]
+    return float(count ** _EXPONENTS[c["normalization"]])

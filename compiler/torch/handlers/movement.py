@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from arcweld.compiler.dims import Dim, IntExpr, is_nonneg
+from arcweld.compiler.dims import Dim, IntExpr, is_nonneg, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.torch.context import AtenContext, Result, aten
@@ -117,6 +117,24 @@ def unbind(c: AtenContext) -> Result:
         c.reshape(c.slice(c["self"], axis, k, 1), out.shape) if k in c.used and out is not None else None
         for k, out in enumerate(c.outs)
     )
+
+
+@aten("unfold", "unfold_copy")
+def unfold(c: AtenContext) -> Result:
+    """Windows of one axis, which become a last axis of their own."""
+    x: Value = c["self"]
+    if not x.shape:
+        return c.reshape(x, c.out.shape)
+    axis, n, step = c.axis(c["dimension"]), c["size"], c["step"]
+    if not (isinstance(n, int) and isinstance(step, int) and n > 0):
+        raise c.fail(f"windows of {n} elements, {step} apart")
+    order = (*(k for k in range(len(x.shape)) if k != axis), axis)
+    lead = tuple(x.shape[k] for k in order[:-1])
+    rows = c.reshape(c.transpose(x, order), (1, product(lead), x.shape[axis]))
+    taps = c.emit("WindowTaps", rows, kernel_shape=(n,), strides=(step,), dilations=(1,), pads=(0, 0))
+    found = c.reshape(taps, (*lead, *taps.shape[2:]))
+    last = len(x.shape) - 1
+    return c.transpose(found, (*range(axis), last, *range(axis, last), last + 1))
 
 
 @aten("flip")
