@@ -308,5 +308,7 @@ def _wrong_dtype(name: str, got: str, want: DType) -> InputError:
         shown = got
     return InputError(
         f"input {name!r} must be {want.value}, got {shown}",
-        hint=f"convert it first, for example with .astype(np.{want.numpy}) or .to(torch.{want.numpy})",
+        hint="pass real and imaginary parts as a last axis of 2, as torch.view_as_real gives them"
+        if got.startswith("complex")
+        else f"convert it first, for example with .astype(np.{want.numpy}) or .to(torch.{want.numpy})",
     )

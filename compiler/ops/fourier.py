@@ -21,7 +21,7 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 
 MAX_DIRECT = 512  # elements: the matrix of a longer transform is larger than what it saves
-MAX_LENGTH = 1 << 24  # elements: the indices of roots stay exact, and constants below a gigabyte
+MAX_LENGTH = 1 << 20  # elements: the constants of any transform stay below some hundred megabytes
 PASS = 512  # multiplications that take as long as writing an element and reading it again
 
 

@@ -71,7 +71,9 @@ def test_what_cannot_be_transformed_is_refused() -> None:
         import_onnx(proto)
 
 
-@pytest.mark.parametrize(("frequencies", "length"), [(6, None), (6, 11), (6, 8), (4, 10), (3, 1)])
+@pytest.mark.parametrize(
+    ("frequencies", "length"), [(6, None), (6, 11), (6, 8), (4, 10), (3, 1), (321, None), (300, 641)]
+)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_real_signal_from_half_of_its_spectrum(frequencies: int, length: int | None, axis: int) -> None:
     """numpy's irfft: of even and odd lengths, cut and filled, with parts that a real signal's spectrum lacks."""
@@ -82,6 +84,34 @@ def test_a_real_signal_from_half_of_its_spectrum(frequencies: int, length: int |
     (ours,) = evaluate(import_onnx(proto), feeds)
     assert ours.shape == expected.shape
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def _is_numpys(proto: Any, feeds: dict[str, Any], expected: np.ndarray) -> None:
+    """ONNX Runtime's sums over hundreds of terms are less exact than ours, so numpy is the oracle."""
+    (ours,) = evaluate(import_onnx(proto), feeds)
+    found = ours[..., 0] + 1j * ours[..., 1]
+    assert found.shape == expected.shape
+    assert np.linalg.norm(found - expected) < 5e-7 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("length", [640, 521])
+def test_long_transforms_are_split(length: int) -> None:
+    proto, feeds = one_node("DFT", 17, [floats(2, length, 1)], {"onesided": 1})
+    _is_numpys(proto, feeds, np.fft.rfft(feeds["x0"][..., 0].astype(np.float64)))
+    proto, feeds = one_node("DFT", 17, [floats(2, length, 3, 2)], {"axis": 1, "inverse": 1})
+    z = feeds["x0"].astype(np.float64)
+    _is_numpys(proto, feeds, np.fft.ifft(z[..., 0] + 1j * z[..., 1], axis=1))
+
+
+@pytest.mark.parametrize("onesided", [0, 1])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_long_frames(onesided: int, windowed: bool) -> None:
+    window = np.hanning(640).astype(np.float32) if windowed else np.ones(640, np.float32)
+    constants = {1: np.int64(25)} | ({2: window} if windowed else {3: np.int64(640)})
+    proto, feeds = one_node("STFT", 17, [floats(2, 700, 1)], {"onesided": onesided}, constants)
+    signal = feeds["x0"][..., 0].astype(np.float64)
+    frames = np.stack([signal[:, k : k + 640] for k in range(0, 61, 25)], 1) * window
+    _is_numpys(proto, feeds, (np.fft.rfft if onesided else np.fft.fft)(frames))
 
 
 def test_half_of_a_real_spectrum_is_broken() -> None:

@@ -1,6 +1,6 @@
-"""Handlers of Fourier transforms: DFT is a product with the transform's matrix, STFT a convolution.
+"""Handlers of Fourier transforms: a short DFT is a product with the transform's matrix, a short STFT a convolution.
 
-The matrix is a weight of n^2 numbers for n points, which suits the lengths that models of sound use.
+Longer ones are split as ``compiler/ops/fourier.py`` says. Both parts of a short one come side by side from one product.
 """
 
 from __future__ import annotations
@@ -12,16 +12,33 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.proto import element_type
+from arcweld.compiler.ops.fourier import MAX_LENGTH, Signal, plan, real_inverse, transform
 
-MAX_LENGTH = 8192
+MAX_FILTERS = 8192
 
 
 def _angles(c: NodeContext, length: int, onesided: bool) -> np.ndarray:
     """``2 pi t f / length`` in f64, times t by frequencies f."""
-    if not 1 <= length <= MAX_LENGTH:
-        c.unsupported(f"a Fourier transform of {length} elements (1 to {MAX_LENGTH})")
     t, f = np.arange(length), np.arange(length // 2 + 1 if onesided else length)
     return 2 * np.pi * (np.outer(t, f) % length) / length
+
+
+def _is_short(c: NodeContext, length: int) -> bool:
+    """True if a transform is best one product. Raises UnsupportedError for more elements than are transformed."""
+    if not 1 <= length <= MAX_LENGTH:
+        c.unsupported(f"a Fourier transform of {length} elements (1 to {MAX_LENGTH})")
+    return plan(length) == "direct"
+
+
+def _signal(c: NodeContext, x: Value) -> Signal:
+    """``[.., 1 or 2]`` as its parts."""
+    last = x.type.rank - 1
+    parts = (c.slice(x, last, k, 1) for k in range(c.concrete(x.shape[last], "the number of parts")))
+    return Signal(*(c.reshape(p, x.shape[:-1]) for p in parts))
+
+
+def _joined(c: NodeContext, parts: tuple[Value, Value]) -> Value:
+    return c.concat([c.reshape(p, (*p.shape, 1)) for p in parts], parts[0].type.rank)
 
 
 @handles("DFT")
@@ -38,15 +55,18 @@ def _dft(c: NodeContext) -> Result:
     if onesided and inverse:
         return _real_signal(c, x, axis, parts)
     length = int(c.number(1)) if c.has(1) else c.concrete(x.shape[axis], "the length of the transform")
+    x, scale = _resized(c, x, axis, length), 1 / length if inverse else 1.0
+    if not _is_short(c, length):
+        signal = _signal(c, x)
+        return _joined(c, transform(c, signal, axis, inverse=inverse, onesided=onesided, scale=scale))
     angles = _angles(c, length, onesided)
-    x = _resized(c, x, axis, length)
     # the transformed axis and the parts last: [.., parts, n] as one row of parts * n
     others = [a for a in range(rank - 1) if a != axis]
     row = c.transpose(x, (*others, rank - 1, axis))
     lead = row.shape[:-2]
     cos, sin = np.cos(angles), np.sin(angles) * (-1 if inverse else 1)
     rows = [np.concatenate([cos, -sin], axis=1), np.concatenate([sin, cos], axis=1)][:parts]
-    matrix = np.concatenate(rows) / (length if inverse else 1)
+    matrix = np.concatenate(rows) * scale
     y = c.emit("MatMul", c.reshape(row, (*lead, parts * length)), c.const(matrix, x.dtype))
     y = c.reshape(y, (*lead, 2, angles.shape[1]))
     back = {a: i for i, a in enumerate((*others, rank - 1, axis))}
@@ -62,6 +82,10 @@ def _real_signal(c: NodeContext, x: Value, axis: int, parts: int) -> Value:
         c.broken(f"the spectrum has {parts} parts")
     given = c.concrete(x.shape[axis], "the number of frequencies")
     length, rank = int(c.number(1)) if c.has(1) else 2 * (given - 1), x.type.rank
+    if not _is_short(c, length):
+        whole = _resized(c, x, axis, length // 2 + 1)
+        y = real_inverse(c, _signal(c, whole), axis, length, 1 / length)
+        return c.reshape(y, (*y.shape, 1))
     angles = _angles(c, length, onesided=True).T  # frequencies by times
     count = len(angles)
     times = np.array([1 if f == 0 or 2 * f == length else 2 for f in range(count)])[:, None]
@@ -100,8 +124,11 @@ def _stft(c: NodeContext) -> Result:
         c.broken("neither a window nor a frame length is given")
     if step < 1:
         c.broken(f"the step is {step}")
-    angles = _angles(c, length, bool(c.int_attr("onesided", 1)))
+    onesided = bool(c.int_attr("onesided", 1))
     c.has_room(signal.shape[1], length)
+    if not _is_short(c, length):
+        return _long_frames(c, signal, length, step, onesided)
+    angles = _angles(c, length, onesided)
     filters: Value = c.const(np.concatenate([np.cos(angles), -np.sin(angles)], axis=1).T[:, None], signal.dtype)
     if c.has(2):
         filters = c.emit("Mul", filters, c.cast(c.value(2), signal.dtype))
@@ -114,11 +141,20 @@ def _stft(c: NodeContext) -> Result:
     return c.transpose(y, (0, 3, 2, 1))
 
 
+def _long_frames(c: NodeContext, signal: Value, length: int, step: int, onesided: bool) -> Value:
+    rows = c.reshape(signal, (1, signal.shape[0], signal.shape[1]))
+    taps = c.emit("WindowTaps", rows, kernel_shape=(length,), strides=(step,), dilations=(1,), pads=(0, 0))
+    frames = c.reshape(taps, taps.shape[1:])
+    if c.has(2):
+        frames = c.emit("Mul", frames, c.cast(c.value(2), signal.dtype))
+    return _joined(c, transform(c, Signal(frames), 2, onesided=onesided))
+
+
 @handles("MelWeightMatrix")
 def _mel_weights(c: NodeContext) -> Result:
     """Triangles over the frequencies of a transform, evenly spaced in mel; everything is known while importing."""
     bins, length, rate = (int(c.number(i)) for i in range(3))
-    if not 1 <= bins <= MAX_LENGTH or not 1 <= length <= 8 * MAX_LENGTH or rate < 1:
+    if not 1 <= bins <= MAX_FILTERS or not 1 <= length <= 8 * MAX_FILTERS or rate < 1:
         c.broken(f"{bins} bins of a transform of {length} elements at {rate} Hz")
     low, high = (2595 * np.log10(1 + c.number(i) / 700) for i in (3, 4))
     mels = low + np.arange(bins + 2) * ((high - low) / (bins + 2))
