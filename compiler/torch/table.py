@@ -11,6 +11,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     complex_arithmetic,
     complex_functions,
     complex_parts,
+    complex_reduce,
     division,
     embedding,
     encoder,

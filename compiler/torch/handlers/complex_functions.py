@@ -6,7 +6,15 @@ import math
 
 from arcweld.compiler.ir import Value
 from arcweld.compiler.torch.context import AtenContext, Handler, Pair, Result, complex_aten
-from arcweld.compiler.torch.handlers.complex_arithmetic import Operand, operand, over, pair_of, result, times
+from arcweld.compiler.torch.handlers.complex_arithmetic import (
+    Operand,
+    conjugate,
+    operand,
+    over,
+    pair_of,
+    result,
+    times,
+)
 
 _MOST_MULTIPLICATIONS = 16  # of an integer power; beyond it the logarithm's formula
 
@@ -252,3 +260,95 @@ def _sigmoid(c: AtenContext, x: Pair) -> Operand:
     e = exponential(c, Pair(c.emit("Neg", x.re), c.emit("Neg", x.im)))
     one = _number(c, 1.0, x)
     return over(c, one, Pair(c.emit("Add", one, e.re), e.im))
+
+
+# ------------------------------------------------------- inverse functions (W. Kahan, "Branch cuts for complex
+# elementary functions, or much ado about nothing's sign bit", 1987)
+
+
+def _shifted(c: AtenContext, x: Pair, by: float, sign: float = 1.0) -> Pair:
+    """``by + sign * x``."""
+    number = _number(c, by, x)
+    if sign < 0:
+        return Pair(c.emit("Sub", number, x.re), c.emit("Neg", x.im))
+    return Pair(c.emit("Add", x.re, number), x.im)
+
+
+def _asin(c: AtenContext, x: Pair) -> Pair:
+    below, above = root(c, _shifted(c, x, 1.0, -1.0)), root(c, _shifted(c, x, 1.0))
+    re = c.call("atan2", x.re.type, self=x.re, other=_pair(times(c, below, above)).re)
+    return Pair(re, c.emit("Asinh", _pair(times(c, _pair(conjugate(c, below)), above)).im))
+
+
+@complex_aten("asin")
+def asin(c: AtenContext) -> Result:
+    return _asin(c, c["self"])
+
+
+@complex_aten("asinh")
+def asinh(c: AtenContext) -> Result:
+    return turned_back(c, _asin(c, turned(c, c["self"])))
+
+
+@complex_aten("acos")
+def acos(c: AtenContext) -> Result:
+    x: Pair = c["self"]
+    below, above = root(c, _shifted(c, x, 1.0, -1.0)), root(c, _shifted(c, x, 1.0))
+    half = c.call("atan2", x.re.type, self=below.re, other=above.re)
+    return Pair(c.emit("Add", half, half), c.emit("Asinh", _pair(times(c, _pair(conjugate(c, above)), below)).im))
+
+
+@complex_aten("acosh")
+def acosh(c: AtenContext) -> Result:
+    x: Pair = c["self"]
+    below, above = root(c, _shifted(c, x, -1.0)), root(c, _shifted(c, x, 1.0))
+    half = c.call("atan2", x.re.type, self=below.im, other=above.re)
+    return Pair(c.emit("Asinh", _pair(times(c, _pair(conjugate(c, below)), above)).re), c.emit("Add", half, half))
+
+
+def _atanh(c: AtenContext, x: Pair) -> Pair:
+    """``log1p(4 |a| / ((1 - |a|)^2 + b^2)) / 4`` with the sign of a, and half the angle of ``1 - |z|^2 + 2 i b``."""
+    a, one = c.emit("Abs", x.re), _number(c, 1.0, x)
+    rest, sum_, square = c.emit("Sub", one, a), c.emit("Add", one, a), c.emit("Mul", x.im, x.im)
+    far = c.emit("Add", c.emit("Mul", rest, rest), square)
+    ratio = c.emit("Div", c.emit("Mul", _number(c, 4.0, x), a), far)
+    size_ = c.emit("Mul", _number(c, 0.25, x), c.call("log1p", x.re.type, self=ratio))
+    across = c.emit("Sub", c.emit("Mul", rest, sum_), square)
+    angle_ = c.call("atan2", x.re.type, self=c.emit("Add", x.im, x.im), other=across)
+    return Pair(
+        c.call("copysign.Tensor", x.re.type, self=size_, other=x.re), c.emit("Mul", _number(c, 0.5, x), angle_)
+    )  # fmt: skip
+
+
+@complex_aten("atanh")
+def atanh(c: AtenContext) -> Result:
+    return _atanh(c, c["self"])
+
+
+@complex_aten("atan")
+def atan(c: AtenContext) -> Result:
+    return turned_back(c, _atanh(c, turned(c, c["self"])))
+
+
+# ------------------------------------------------------------------------------------------------ near 0 and near 1
+
+
+@complex_aten("expm1")
+def expm1(c: AtenContext) -> Result:
+    """``expm1(a) cos b - 2 sin^2(b / 2) + i exp(a) sin b``, which does not cancel near 0."""
+    x: Pair = c["self"]
+    half = c.emit("Sin", c.emit("Mul", _number(c, 0.5, x), x.im))
+    lost = c.emit("Mul", _number(c, 2.0, x), c.emit("Mul", half, half))
+    grown = c.emit("Mul", c.call("expm1", x.re.type, self=x.re), c.emit("Cos", x.im))
+    return Pair(c.emit("Sub", grown, lost), c.emit("Mul", c.emit("Exp", x.re), c.emit("Sin", x.im)))
+
+
+@complex_aten("log1p")
+def log1p(c: AtenContext) -> Result:
+    """The logarithm of ``1 + x``; of a small x from ``|1 + x|^2 - 1 = a (2 + a) + b^2``."""
+    x: Pair = c["self"]
+    whole = logarithm(c, _shifted(c, x, 1.0))
+    small = c.emit("Less", size(c, x), _number(c, 0.5, x))
+    excess = c.emit("Add", c.emit("Mul", x.re, c.emit("Add", _number(c, 2.0, x), x.re)), c.emit("Mul", x.im, x.im))
+    fine = c.call("log1p", x.re.type, self=c.emit("Where", small, excess, _number(c, 0.0, x)))
+    return Pair(c.emit("Where", small, c.emit("Mul", _number(c, 0.5, x), fine), whole.re), whole.im)
