@@ -125,7 +125,7 @@ def test_the_quickstart_runs_from_its_first_line_to_its_last(
 
 
 def test_python_of_the_torch_page(folder: Path) -> None:
-    ahead, open_lengths, state, compiled = indented("docs/torch.md")
+    ahead, open_lengths, state, complex_values, compiled = indented("docs/torch.md")
     module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
     x = torch.rand(2, 8)
     import arcweld
@@ -137,6 +137,14 @@ def test_python_of_the_torch_page(folder: Path) -> None:
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
         exec(compiled, names)
         torch.testing.assert_close(names["y"], module(x), atol=2e-2, rtol=2e-2)
+
+    class Filter(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return torch.fft.fft(z) * 1j
+
+    z = torch.randn(2, 6, dtype=torch.complex64)
+    exec(complex_values, spectral := {"arcweld": arcweld, "torch": torch, "module": Filter(), "z": z})
+    torch.testing.assert_close(spectral["y"], Filter()(z))
 
     class Decoder(torch.nn.Module):
         def forward(self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

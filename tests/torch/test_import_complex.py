@@ -48,6 +48,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     )},
     "cube": lambda z, w, x: z**3,
     "inverse_square": lambda z, w, x: z**-2,
+    "ldexp": lambda z, w, x: (torch.ldexp(z, x), torch.ldexp(x, w)),
     "power": lambda z, w, x: (z**w, z**0.5, z**1.7, 2.0**z, (z * 0) ** w, (z * 0) ** 0),
     "polar": lambda z, w, x: torch.polar(x.abs(), x),
     "complex": lambda z, w, x: torch.complex(x, x + 1),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from arcweld.compiler.ir import Value
 from arcweld.compiler.torch.context import AtenContext, Pair, Result, complex_aten
 from arcweld.compiler.torch.handlers.complex_arithmetic import minus, operand, pair_of, result, times
-from arcweld.compiler.torch.handlers.complex_functions import size
+from arcweld.compiler.torch.handlers.complex_functions import exponential, size
 
 
 @complex_aten("prod", "prod.dim_int")
@@ -72,5 +74,9 @@ def dist(c: AtenContext) -> Result:
 
 @complex_aten("ldexp.Tensor")
 def ldexp(c: AtenContext) -> Result:
-    power = c.emit("Pow", c.scalar(2.0, c.out.dtype), c.tensor(c["other"], c.out.dtype))
-    return result(c, times(c, c["self"], power))
+    """``self * 2 ** other``."""
+    base, other = c.scalar(2.0, c.out.dtype), operand(c, c["other"])
+    if isinstance(other, Value):
+        return result(c, times(c, operand(c, c["self"]), c.emit("Pow", base, other)))
+    turns = pair_of(c, times(c, other, c.scalar(math.log(2), c.out.dtype)))
+    return result(c, times(c, operand(c, c["self"]), exponential(c, turns)))
