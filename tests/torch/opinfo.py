@@ -34,6 +34,7 @@ from arcweld.torch.report import clear_report, torch_report
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "torch-support.md"
 DTYPES = (
     torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool,
+    torch.complex64,
 )  # fmt: skip
 # what they return is not determined: shapes and types are compared
 UNDEFINED = ("empty", "empty_like", "new_empty", "new_empty_strided", "empty_permuted", "empty_strided", "resize_")
@@ -288,9 +289,13 @@ def _agrees_with_exact(op: Any, sample: Any, found: Any, expected: Any, rtol: fl
     """True if the results agree with eager's for the same operands in f64, rounded: eager itself is less exact."""
 
     def wide(t: Any) -> Any:
+        if isinstance(t, torch.dtype):
+            return {torch.float32: torch.float64, torch.complex64: torch.complex128}.get(t, t)
+        if isinstance(t, torch.Tensor) and t.is_complex():
+            return t.to(torch.complex128)
         return t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
 
-    given = pytree.tree_map(lambda t: torch.float64 if t is torch.float32 else wide(t), _cloned(sample))
+    given = pytree.tree_map(wide, _cloned(sample))
     try:
         torch.manual_seed(0)
         exact = op.op(given[0], *given[1], **given[2])

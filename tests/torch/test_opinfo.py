@@ -59,6 +59,15 @@ def test_one_entry_in_every_type() -> None:
 
 
 @pytest.mark.slow
+def test_fourier_transforms_of_complex_numbers() -> None:
+    """Every entry of torch.fft, and stft, by the registry's references; all are compiled."""
+    names = [n for n in entries() if n.startswith("fft.") or n in ("stft", "istft", "view_as_real")]
+    found = [measure(name, torch.complex64, SAMPLES, "reference") for name in names]
+    assert _problems(found) == {}
+    assert {o.name: o.status for o in found if o.status not in ("compiled", "unsupported")} == {}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(1, PARTS))
 def test_every_part_in_f32(part: int) -> None:
     _check([name for name in entries() if _part(name) == part])

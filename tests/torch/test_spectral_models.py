@@ -134,6 +134,18 @@ def test_models_on_the_simulator(name: str) -> None:
     _whole()
 
 
+def test_fnet_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.FNetConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, intermediate_size=48, max_position_embeddings=24
+    )
+    model, tokens = transformers.FNetModel(config).eval(), torch.randint(0, 50, (2, 24))
+    with torch.no_grad():
+        expected = model(tokens).last_hidden_state
+        same(compiled(model, min_block_size=1)(tokens).last_hidden_state, expected)
+    _whole()
+
+
 @pytest.mark.parametrize("name", ["operator", "filter", "gate"])
 def test_a_training_step(name: str) -> None:
     """The loss, and the gradients of inputs and of complex weights."""
