@@ -203,6 +203,30 @@ def test_complex_parameters_that_change_are_packed_again() -> None:
             model.gate.mul_(1j)
 
 
+@pytest.mark.slow
+def test_complex_parameters_and_state_of_engines() -> None:
+    """On the simulator: a changed parameter is packed into the same engine, and state is written where it is."""
+    model, x = SpectralGate(), torch.randn(2, 20, 4)
+    options = {"device": "sim", "require_full_compilation": True}
+    fast = torch.compile(model, backend="arcweld", options=options)
+    with torch.no_grad():
+        for _ in range(2):
+            same(fast(x), model(x))
+            model.gate.mul_(1j)
+    (block,) = torch_report()[0].blocks
+    assert (block.builds, block.updates) == (1, 1)
+
+    def turn(state: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        state.mul_(torch.polar(torch.ones_like(by), by))
+        return state.abs() + by
+
+    ours, eager, by = torch.ones(8, dtype=torch.cfloat), torch.ones(8, dtype=torch.cfloat), torch.randn(8)
+    fast = torch.compile(turn, backend="arcweld", options=options)
+    for _ in range(3):
+        same(fast(ours, by), turn(eager, by))
+    same(ours, eager)
+
+
 def test_what_has_no_complex_form_stays_with_pytorch() -> None:
     def fn(z: torch.Tensor) -> torch.Tensor:
         return (z * 2).cumprod(1).abs() + 1
