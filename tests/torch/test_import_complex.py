@@ -55,14 +55,15 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 MOVEMENT: dict[str, Callable[..., Any]] = {
     "views": lambda z, w, x: (z.reshape(5, 3).T, z[:, 1:4:2], z[1], z.unsqueeze(1).expand(3, 2, 5), z.flip(0)),
-    "split": lambda z, w, x: z.split([2, 3], 1),
+    "split": lambda z, w, x: (z.split([2, 3], 1), torch.split_with_sizes_copy(z, [1, 4], 1), z.unbind()),
     "joined": lambda z, w, x: (torch.cat([z, w], 1), torch.stack([z, w]), torch.cat([z, x + 0j])),
     "index": lambda z, w, x: (z[torch.tensor([2, 0])], torch.where(x > 0, z, w), z.masked_fill(x > 0, 1 - 1j)),
     "pad": lambda z, w, x: torch.nn.functional.pad(z, (1, 2)),
     "sums": lambda z, w, x: (z.sum(1), z.mean(), z.cumsum(0)),
-    "products": lambda z, w, x: (z.prod(1), z.prod(), z.prod(0, keepdim=True)),
+    "products": lambda z, w, x: (z.prod(1), z.prod(), z.prod(0, keepdim=True), z.cumprod(1), z[:1].cumprod(0)),
     "spread": lambda z, w, x: (z.var(1), z.std(), torch.var_mean(z, 0, correction=0)),
     "norms": lambda z, w, x: (torch.linalg.vector_norm(z, dim=1), z.norm(1), torch.dist(z, w)),
+    "identity": lambda z, w, x: torch.eye(3, dtype=z.dtype) @ z,
     "new": lambda z, w, x: (torch.zeros_like(z) + torch.ones_like(z), torch.full((2,), 1 + 2j)),
     "casts": lambda z, w, x: (x.to(torch.complex64), z.to(torch.complex128), torch.view_as_real(z) * 2),
     "as_complex": lambda z, w, x: torch.view_as_complex(torch.stack([x, x + 1], -1)),
@@ -161,7 +162,7 @@ def test_parts_of_16_bits_are_refused() -> None:
 
 def test_an_operator_without_a_complex_form_says_so() -> None:
     with pytest.raises(UnsupportedError, match="no such operator in Arcweld for complex tensors"):
-        import_module(Functions({"f": lambda z: z.cumprod(0)}), (Z,))
+        import_module(Functions({"f": lambda z: z.logcumsumexp(0)}), (Z,))
 
 
 def test_every_operator_by_parts_has_a_real_handler() -> None:

@@ -26,8 +26,8 @@ from arcweld.compiler.torch.handlers.pointwise import COPIES
 _SELF = (
     *RESHAPES, "permute", "permute_copy", "t", "numpy_T", "mT", "t_copy", "transpose.int", "transpose_copy.int",
     "expand", "broadcast_to", "expand_as", "expand_copy", "slice.Tensor", "slice_copy.Tensor", "narrow", "narrow_copy",
-    "select.int", "select_copy.int", *SPLITS, "unbind.int", "unbind_copy.int", "unfold", "unfold_copy", "flip",
-    "roll", "repeat",
+    "select.int", "select_copy.int", *SPLITS, "split_with_sizes_copy", "split_copy.Tensor", "unsafe_chunk",
+    "unbind.int", "unbind_copy.int", "unfold", "unfold_copy", "flip", "roll", "repeat",
     "repeat_interleave.self_int", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
     "replication_pad2d", "replication_pad3d", "_pad_circular", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
     "native_channel_shuffle", "tril", "triu", "index.Tensor", "_unsafe_index.Tensor", "index_select", "gather", "take",
@@ -141,6 +141,11 @@ def neg_view(c: AtenContext) -> Result:
 @complex_aten("ones", "ones_like", "new_ones")
 def ones(c: AtenContext) -> Result:
     return Pair(c.full(1, c.out.shape, c.out.dtype), c.full(0, c.out.shape, c.out.dtype))
+
+
+@complex_aten("eye", "eye.m")
+def eye(c: AtenContext) -> Result:
+    return Pair(c.call("eye", c.out, **c.args), c.full(0, c.out.shape, c.out.dtype))
 
 
 def pair(c: AtenContext, re: Value, im: Value) -> Pair:

@@ -35,6 +35,27 @@ def prod(c: AtenContext) -> Result:
     return Pair(*(c.reshape(p, c.out.shape) for p in x.parts))
 
 
+@complex_aten("cumprod")
+def cumprod(c: AtenContext) -> Result:
+    """The running product: each turn multiplies by what lies 1, 2, 4, ... elements before, until all do."""
+    x = pair_of(c, operand(c, c["self"]))
+    if not x.shape:
+        return x
+    axis = c.axis(c["dim"])
+    n, step = x.shape[axis], 1
+    if not isinstance(n, int):
+        raise c.fail(f"the running product of a symbolic number of complex elements, {n}")
+    while step < n:
+        first, late, early = (
+            Pair(*(c.slice(p, axis, start, count) for p in x.parts))
+            for start, count in ((0, step), (step, n - step), (0, n - step))
+        )
+        rest = pair_of(c, times(c, late, early))
+        x = Pair(*(c.concat([a, b], axis) for a, b in zip(first.parts, rest.parts)))
+        step *= 2
+    return x
+
+
 @complex_aten("var", "var.dim", "var.correction")
 def var(c: AtenContext) -> Result:
     """The mean of the squared distance from the mean: the sum of both parts' variances."""
