@@ -67,6 +67,8 @@ def _used_as(graph: Graph, n: Node, x: Value, sizes: Mapping[str, int]) -> tuple
         return 0, x.dtype.bits - 1
     if n.op == "Recurrence" and place == 2:  # the steps of a row
         return 1, max(1, evaluate(n.operands()[0].shape[0], sizes))
+    if n.op == "GroupedMatMul" and place == 2:  # where the rows of a group end
+        return 0, evaluate(n.operands()[0].shape[0], sizes)
     if n.op in COMPARISONS:
         return _compared(graph, n, x, sizes)
     return None

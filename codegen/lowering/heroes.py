@@ -140,6 +140,8 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
     The zero point of a MatMulInteger is the load ``zero`` over batch and n. Where the right operand has no batch axes,
     those of the left one are part of ``m``.
     """
+    if node.op == "GroupedMatMul":
+        return lower_grouped(reader, node)
     a, b = _operand(node, 0), _operand(node, 1)
     out = node.output
     k = axis("k", a.shape[-1])
@@ -165,6 +167,21 @@ def lower_contract(reader: RegionReader, node: Node) -> Hero:
     flops = dims.product(out.shape) * a.shape[-1] * 2
     axes = {"batch": tuple(x for x in batch if x.extent != 1), "m": (m,), "n": (n,), "k": (k,)}
     return Hero(axes, loads, (*outer, row, n.index), _accumulator(node), attrs, flops)
+
+
+def lower_grouped(reader: RegionReader, node: Node) -> Hero:
+    """GroupedMatMul: axes ``batch`` (the groups), ``m``, ``n``, ``k``; loads ``a`` over m, k, ``b``, and ``ends``."""
+    a, b, ends = (_operand(node, i) for i in range(3))
+    g, m, n, k = (axis(name, d) for name, d in zip("gmnk", (b.shape[0], *node.output.shape, a.shape[1]), strict=True))
+    loads = {
+        "a": reader.read(a, (m.index, k.index)),
+        "b": reader.read(b, (g.index, k.index, n.index)),
+        "ends": reader.read(ends, (g.index,)),
+    }
+    axes = {"batch": (g,), "m": (m,), "n": (n,), "k": (k,)}
+    flops = m.extent * n.extent * k.extent * 2
+    attrs = {"precision": precision_of((a, b)), "b_is_weight": reader.of_weights(loads["b"])}
+    return Hero(axes, loads, (m.index, n.index), _accumulator(node), attrs, flops)
 
 
 def _broadcast(coords: Coords, shape: Sequence[Dim], rank: int) -> Coords:

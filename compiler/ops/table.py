@@ -11,6 +11,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     gather,
     generate,
     grid_sample,
+    grouped,
     integer,
     movement,
     packed,

@@ -109,7 +109,20 @@ def _scan(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]
     _store(kernel, points, buffers, {"acc": acc.astype(x.dtype)})
 
 
+def _grouped(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """Each row times all matrices, of which the one of its group is kept."""
+    (g,), (m,), (n,), (k,) = (kernel.axes[r] for r in ("batch", "m", "n", "k"))
+    points = Points((g, m, n, k), buffers, env)
+    a, b = (points.value(kernel.loads[r]).astype(np.float64) for r in "ab")
+    behind = points.value(kernel.loads["ends"]) > points.at[m.sym.name]
+    first = behind & (np.cumsum(behind, axis=0) == 1)
+    acc = np.where(first, a * b, 0).sum(axis=(0, 3))
+    _store(kernel, Points((m, n), buffers, env), buffers, {"acc": acc.astype(kernel.loads["a"].dtype.numpy)})
+
+
 def _contract(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    if "ends" in kernel.loads:
+        return _grouped(kernel, buffers, env)
     outs = (*kernel.axes["batch"], *kernel.axes["m"], *kernel.axes["n"])
     _products(kernel, outs, kernel.axes["k"], ("a", "b"), buffers, env)
 

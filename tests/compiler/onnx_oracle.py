@@ -416,6 +416,15 @@ def _block_terms(a: Attrs, x: np.ndarray) -> np.ndarray:
     return np.stack(folded, -1).astype(x.dtype)
 
 
+def _grouped_products(a: Attrs, x: np.ndarray, matrices: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Row by row: the matrix of the first group that ends behind the row, of which there may be none."""
+    y = np.zeros((len(x), matrices.shape[2]))
+    for r, row in enumerate(x.astype(np.float64)):
+        own = np.flatnonzero(ends > r)
+        y[r] = row @ matrices[own[0]] if own.size else 0
+    return y.astype(x.dtype)
+
+
 def _grid_sample(a: Attrs, x: np.ndarray, grid: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
     """torch's, in f64, of normalised positions and of the image of each grid."""
     wide = torch.from_numpy(x if image is None else x[image]).double()
@@ -455,6 +464,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "MatMulInteger": _integer_product,
     "ConvInteger": _integer_convolution,
     "MatMulFloat8": _float8_product,
+    "GroupedMatMul": _grouped_products,
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from backend_oracle import compiled, same
 from torch_oracle import check, rand
 
+from arcweld.compiler.errors import UnsupportedError
 from arcweld.torch.report import torch_report
 
 INTS = torch.int32
@@ -114,7 +115,29 @@ def test_index_put_apart_and_by_masks() -> None:
 def test_grouped_products() -> None:
     a, b = rand(7, 16, dtype=torch.bfloat16), rand(3, 16, 8, dtype=torch.bfloat16, scale=0.3)
     offs = torch.tensor([2, 2, 7], dtype=torch.int32)
-    check({"groups": lambda a, b, o: torch._grouped_mm(a, b, o)}, a, b, offs, rtol=1e-2, atol=1e-2)
+    graph = check({"groups": lambda a, b, o: torch._grouped_mm(a, b, o)}, a, b, offs, rtol=1e-2, atol=1e-2)
+    assert "GroupedMatMul" not in {n.op for n in graph.nodes}  # few rows
+
+
+@pytest.mark.parametrize("ends", [(30, 30, 72), (0, 0, 72), (1, 2, 72)], ids=str)
+def test_grouped_products_of_many_rows(ends: tuple[int, ...]) -> None:
+    a, b = rand(72, 16, dtype=torch.bfloat16), rand(3, 16, 8, dtype=torch.bfloat16, scale=0.3)
+    offs = torch.tensor(ends, dtype=torch.int32)
+    functions = {
+        "rows": lambda a, b, o: torch._grouped_mm(a, b, o),
+        "columns": lambda a, b, o: torch._grouped_mm(b.transpose(1, 2).contiguous(), a.t().contiguous(), o),
+        "transposed": lambda a, b, o: torch._grouped_mm(a, b.transpose(1, 2).contiguous().transpose(1, 2), o),
+        "batch": lambda a, b, o: torch._grouped_mm(b.transpose(1, 2).contiguous(), b),
+    }
+    graph = check(functions, a, b, offs, rtol=1e-2, atol=1e-2)
+    assert [n.op for n in graph.nodes].count("GroupedMatMul") == 3
+
+
+def test_a_grouped_product_over_groups_of_sums_is_refused() -> None:
+    a, b = rand(8, 72, dtype=torch.bfloat16), rand(72, 8, dtype=torch.bfloat16)
+    offs = torch.tensor([8, 72], dtype=torch.int32)
+    with pytest.raises(UnsupportedError, match="share out the sums"):
+        check({"sums": lambda a, b, o: torch._grouped_mm(a, b, o)}, a, b, offs)
 
 
 @pytest.mark.parametrize("include", [True, False])

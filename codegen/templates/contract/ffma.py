@@ -9,10 +9,9 @@ from arcweld.codegen.printing.epilogue import epilogue_hook
 from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
-from arcweld.codegen.templates.contract.problem import Operand, Problem, extent
+from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, tile_context, tile_count
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.codegen.templates.tiling import product_tiling
-from arcweld.compiler import dims
 from arcweld.compiler.expr import cast
 
 # rows and columns of a block's tile, then of a thread's, and the share of peak it reaches with all multiprocessors busy
@@ -70,20 +69,19 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
     if problem.zero is not None:
         b = replace(b, expr=cast(b.expr, problem.acc) - problem.zero)
     width = min(problem.store_width(), t.tn, 16 // problem.acc.size)
-    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     scalar = hooks.params.scalar
     return render(
         "contract/ffma.cu.j2", kernel, hooks.params, arch=ARCH,
-        grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1), block=(t.workers * t.split, 1, 1),
+        grid=(tile_count(problem, t.bm, t.bn), 1, 1), block=(t.workers * t.split, 1, 1),
         shared_bytes=shared_bytes(t, problem.acc.size), tiled=tiled(problem, t),
         tiling=product_tiling(
-            problem, "ffma", (t.bm, t.bn, t.bk), (t.tm, t.tn), 2, problem.batch.extent * tiles_m * tiles_n,
+            problem, "ffma", (t.bm, t.bn, t.bk), (t.tm, t.tn), 2, tile_count(problem, t.bm, t.bn),
             groups=t.split,
         ),
         t=t, a=a, b=b, width=width, acc=problem.acc.cuda, itype=problem.itype,
         load_a=load_hook(hooks, problem, "load_a", a), load_b=load_hook(hooks, problem, "load_b", b),
         store=store_hook(hooks, problem, width), b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
+        **tile_context(hooks, problem, t.bm, t.bn),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
         k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent),
     )  # fmt: skip

@@ -5,6 +5,10 @@ batch, k, n; of integers perhaps a load ``zero`` over batch, n, which is subtrac
 with the variable ``acc``. Attributes: ``precision`` (``fp32``: exact products; ``tf32``, ``tf32x3``, ``f16``, ``bf16``:
 tensor cores with f32 accumulation; ``int8``: 8-bit integers of any signs with i32 accumulation), ``b_is_weight`` (``b``
 depends on no earlier kernel, so it may be read before the predecessor ends).
+
+With a load ``ends`` over batch, rows are in groups, which follow each other: group b has the rows in front of
+``ends[b]`` that no group before it has. ``a`` and the stores are over m alone then; ``acc`` is 0 in rows that belong to
+no group.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "mma": contract_mma,
     "ffma": contract_ffma,
 }
+# those that compute rows in groups
+GROUPED = ("mma", "ffma")
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:
@@ -60,8 +66,14 @@ def _implementation(name: str, algorithm: Algorithm, normal: Callable[[Kernel], 
         name, algorithm.ARCH,
         render=lambda kernel, tactic, arch: algorithm.render_problem(normal(kernel), tactic, arch),
         tactics=lambda kernel, arch: algorithm.tactics(normal(kernel), arch),
-        supports=lambda kernel, arch: algorithm.supports(normal(kernel), arch),
+        supports=lambda kernel, arch: _refusal(name, algorithm, normal(kernel), arch),
     )  # fmt: skip
+
+
+def _refusal(name: str, algorithm: Algorithm, problem: Problem, arch: str) -> str | None:
+    if problem.ends is not None and name not in GROUPED:
+        return "its rows are in groups"
+    return algorithm.supports(problem, arch)
 
 
 IMPLEMENTATIONS = implementations(problem_of)

@@ -17,10 +17,17 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.ffma import load_hook, store_hook
-from arcweld.codegen.templates.contract.problem import Operand, Problem, address_hook, extent, zero_hook
+from arcweld.codegen.templates.contract.problem import (
+    Operand,
+    Problem,
+    address_hook,
+    extent,
+    tile_context,
+    tile_count,
+    zero_hook,
+)
 from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
 from arcweld.codegen.templates.tiling import product_tiling
-from arcweld.compiler import dims
 from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ops.float8 import FACTORS
@@ -164,14 +171,13 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         a = replace(a, copyable=False)
     context = element_context(problem, elements)
     paired = (element.size == 1 and not a.along_k, element.size == 1 and not b.along_k)
-    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     scalar, width = hooks.params.scalar, problem.store_width()
     return render(
-        "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(problem.batch.extent * tiles_m * tiles_n, 1, 1),
+        "contract/mma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(tile_count(problem, t.bm, t.bn), 1, 1),
         block=(32 * t.workers * t.split, 1, 1), shared_bytes=shared_bytes(t, element.size),
         tiled=tiled(problem, t), t=t, a=a, b=b,
         tiling=product_tiling(
-            problem, "mma", (t.bm, t.bn, t.bk), (t.tm, t.tn), t.stages, problem.batch.extent * tiles_m * tiles_n,
+            problem, "mma", (t.bm, t.bn, t.bk), (t.tm, t.tn), t.stages, tile_count(problem, t.bm, t.bn),
             groups=t.split,
         ),
         width=width, itype=problem.itype, paired=paired if any(paired) else (),
@@ -181,7 +187,7 @@ def render_problem(problem: Problem, t: ContractTactic, arch: str) -> KernelSour
         zero_points=zero_hook(hooks, problem), store=store_hook(hooks, problem, width),
         together=problem.rows_together(t.tn, width),
         b_is_weight=bool(kernel.attrs.get("b_is_weight")),
-        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
+        **tile_context(hooks, problem, t.bm, t.bn),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
         k_extent=scalar("depth", problem.k.extent), depth=extent(hooks, "depth", problem.k.extent), **context,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from arcweld.codegen.kernel import Axis, Kernel, Store
 from arcweld.codegen.printing.hooks import Hooks, vector_width
@@ -69,7 +70,8 @@ class Problem:
     """The normal form of a ``contract`` kernel, or of a ``conv`` kernel as a matrix product.
 
     ``stores`` are in terms of the flat indices; ``acc`` is the type of the sums; ``zero`` is the zero point of ``b`` in
-    that type (None: there is none).
+    that type (None: there is none). ``ends``: where the rows end that belong to each index of batch; None: all rows
+    belong to each.
     """
 
     kernel: Kernel
@@ -82,6 +84,7 @@ class Problem:
     stores: tuple[Store, ...]
     acc: DType
     zero: Expr | None = None
+    ends: Expr | None = None
 
     @property
     def itype(self) -> str:
@@ -131,7 +134,8 @@ def problem_of(
     sums = [e.dtype for e in walk([s.value for s in stores]) if e.op == "var" and e.attr == "acc"]
     acc = sums[0] if sums else a.expr.dtype
     zero = cast(substitute_index(kernel.loads["zero"], table), acc) if "zero" in kernel.loads else None
-    return Problem(kernel, batch, m, n, k, a, b, stores, acc, zero)
+    ends = substitute_index(kernel.loads["ends"], table) if "ends" in kernel.loads else None
+    return Problem(kernel, batch, m, n, k, a, b, stores, acc, zero, ends)
 
 
 def _substituted(s: Store, table: Mapping[dims.Atom, Dim]) -> Store:
@@ -255,6 +259,29 @@ def zero_hook(hooks: Hooks, problem: Problem) -> str:
     """The text of ``load_zero(p, b, n, out)``, which gives the zero point of column n; empty if there is none."""
     args = [("b", problem.batch.sym), ("n", problem.n.sym)]
     return "" if problem.zero is None else hooks.load("load_zero", problem.zero, args)
+
+
+def tile_count(problem: Problem, rows: int, columns: int) -> Dim:
+    """The number of tiles of ``rows`` x ``columns``: of rows in groups, the most that there can be.
+
+    Each group may fill its last tile in part, and so may the rows that belong to none.
+    """
+    m, batch, across = problem.m.extent, problem.batch.extent, dims.ceildiv(problem.n.extent, columns)
+    if problem.ends is None:
+        return batch * dims.ceildiv(m, rows) * across
+    return dims.minimum(m, dims.floordiv(m + (batch + 1) * (rows - 1), rows)) * across
+
+
+def tile_context(hooks: Hooks, problem: Problem, rows: int, columns: int) -> dict[str, Any]:
+    """What a template prints to find the tile of a block: of rows in groups, the hook of their ends too."""
+    across = dims.ceildiv(problem.n.extent, columns)
+    if problem.ends is None:
+        tiles_m = extent(hooks, "tiles_m", dims.ceildiv(problem.m.extent, rows))
+        return {"ends": "", "tiles_m": tiles_m, "tiles_n": extent(hooks, "tiles_n", across)}
+    ends = hooks.load("load_end", problem.ends, [("b", problem.batch.sym)])
+    groups = hooks.params.scalar("groups", problem.batch.extent)
+    tiles_n = extent(hooks, "tiles_n", across)
+    return {"ends": ends, "end_type": problem.ends.dtype.cuda, "groups": groups, "tiles_n": tiles_n}
 
 
 def extent(hooks: Hooks, name: str, value: Dim) -> str:

@@ -46,9 +46,11 @@ class ContractTactic:
 
 
 def tiles(problem: Problem, tactic: ContractTactic) -> int:
-    """Estimated number of output tiles."""
-    rows = -(-likely(problem.m.extent) // tactic.bm)
-    return rows * -(-likely(problem.n.extent) // tactic.bn) * likely(problem.batch.extent)
+    """Estimated number of output tiles. Of rows in groups, each group has one that is not full."""
+    rows, across = likely(problem.m.extent), -(-likely(problem.n.extent) // tactic.bn)
+    if problem.ends is not None:
+        return min(rows, rows // tactic.bm + likely(problem.batch.extent)) * across
+    return -(-rows // tactic.bm) * across * likely(problem.batch.extent)
 
 
 def tiled(problem: Problem, t: ContractTactic) -> tuple[tuple[Dim, int], ...]:

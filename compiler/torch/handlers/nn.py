@@ -13,6 +13,7 @@ from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.resampling import resample
+from arcweld.compiler.region import is_few_rows
 from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.pointwise import scaled
 
@@ -49,28 +50,35 @@ def mm(c: AtenContext) -> Result:
     return product(c, c["self"], c["mat2"])
 
 
-_MOST_GROUPED_ROWS = 64
-
-
 @aten("_grouped_mm")
 def grouped_mm(c: AtenContext) -> Result:
-    """Rows of one matrix, in groups that end at ``offs``, each times the matrix of its group (a mixture of experts).
+    """Rows (or columns) of one matrix, in groups that end at ``offs``, each times the matrix of its group.
 
-    Every row reads the matrix of its group: right for the few rows of a decode step; more are left to PyTorch.
+    What torch computes of rows that belong to no group is not defined.
     """
     a, b, offs = c["self"], c["mat2"], c["offs"]
     if c["bias"] is not None:
         raise c.fail("a grouped product with a bias")
     if offs is None:
         return c.result(product(c, a, b))
+    if len(a.shape) == 2 and len(b.shape) == 2:
+        raise c.fail("a grouped product of two matrices, whose groups share out the sums (a gradient of weights)")
+    if len(a.shape) == 2:
+        return c.result(_grouped(c, a, b, offs))
+    return c.result(c.transpose(_grouped(c, c.transpose(b, (1, 0)), c.transpose(a, (0, 2, 1)), offs), (1, 0)))
+
+
+def _grouped(c: AtenContext, a: Value, b: Value, offs: Value) -> Value:
+    """The product of rows in groups. Few rows read the matrix of their group each: that is all that their time is."""
+    if not is_few_rows(a):
+        return c.emit("GroupedMatMul", a, b, offs)
     rows = a.shape[0]
-    if len(a.shape) != 2 or len(b.shape) != 3 or not isinstance(rows, int) or rows > _MOST_GROUPED_ROWS:
-        raise c.fail(f"a grouped product of {a.type} and {b.type}")
     numbers = c.emit("Range", start=0, step=1, length=rows, dtype=offs.dtype)
     ended = c.emit("LessOrEqual", c.reshape(offs, (1, offs.shape[0])), c.reshape(numbers, (rows, 1)))
     group = c.emit("ReduceSum", c.cast(ended, DType.I64), axes=(1,), keepdims=0)
-    own = c.emit("Gather", b, group, axis=0)
-    return c.result(c.reshape(product(c, c.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2])))
+    last = c.scalar(0, DType.I64) if b.shape[0] == 1 else c.emit("Dims", values=(b.shape[0] - 1,), shape=())
+    own = c.emit("Gather", b, c.emit("Min", group, last), axis=0)
+    return c.reshape(product(c, c.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))
 
 
 @aten("_scaled_mm")
