@@ -68,6 +68,12 @@ def grouped_mm(c: AtenContext) -> Result:
     return c.result(c.transpose(_grouped(c, c.transpose(b, (1, 0)), c.transpose(a, (0, 2, 1)), offs), (1, 0)))
 
 
+@aten("transformers.grouped_mm_fallback.default")
+def grouped_mm_fallback(c: AtenContext) -> Result:
+    """What transformers' mixtures of experts call in place of ``_grouped_mm`` while compiling other types than bf16."""
+    return c.result(_grouped(c, c["input"], c["weight"], c["offs"]))
+
+
 def _grouped(c: AtenContext, a: Value, b: Value, offs: Value) -> Value:
     """The product of rows in groups. Few rows read the matrix of their group each: that is all that their time is."""
     if not is_few_rows(a):
