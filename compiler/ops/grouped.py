@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.ir import TensorType
+from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, present, same_dtype, show
+from arcweld.compiler.region import is_few_rows
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]
@@ -61,3 +63,18 @@ register(
         "``ends`` > r. Rows that belong to none give 0",
     )
 )  # fmt: skip
+
+
+def grouped_product(e: Emitter, a: Value, b: Value, ends: Value) -> Value:
+    """GroupedMatMul; of few rows a product for each, of the matrix of its group: reading that is all that they cost.
+
+    Few rows that belong to no group are multiplied by the last matrix.
+    """
+    if not is_few_rows(a):
+        return e.emit(OP, a, b, ends)
+    rows, groups = a.shape[0], b.shape[0]
+    numbers = e.emit("Range", start=0, step=1, length=rows, dtype=ends.dtype)
+    ended = e.emit("LessOrEqual", e.reshape(ends, (1, groups)), e.reshape(numbers, (rows, 1)))
+    group = e.emit("ReduceSum", e.cast(ended, DType.I64), axes=(1,), keepdims=0)
+    own = e.emit("Gather", b, e.emit("Min", group, e.dim_value(groups - 1)), axis=0)
+    return e.reshape(e.emit("MatMul", e.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))

@@ -303,3 +303,16 @@ def test_packed_weights(bits: int, zeros: bool, k: int) -> None:
         constants[3] = _u8(n * -(-blocks * bits // 8), seed=1)
     attrs = {"K": k, "N": n, "bits": bits, "block_size": block}
     compare(*one_node("MatMulNBits", 17, [F(3, k)], attrs, constants, domain="com.microsoft"), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attrs", [{}, {"group": 2, "strides": [2, 1], "pads": [1, 0, 2, 1]}, {"auto_pad": "SAME_UPPER"}]
+)
+def test_convolutions_of_channels_last_data(attrs: dict[str, Any]) -> None:
+    """ONNX Runtime has no kernel of NhwcConv for CPUs: its Conv of the same channels-first data stands for it."""
+    x, bias, w = F(2, 9, 8, 4), F(6, seed=1), F(6, 3, 2, 4 // attrs.get("group", 1), seed=2)
+    proto, feeds = one_node("NhwcConv", 18, [x], {**attrs, "kernel_shape": [3, 2]}, {1: w, 2: bias}, domain=MICROSOFT)
+    first = {1: w.transpose(0, 3, 1, 2).copy(), 2: bias}
+    (want,) = runtime(*one_node("Conv", 18, [x.transpose(0, 3, 1, 2).copy()], attrs, first))
+    (found,) = evaluate(import_onnx(proto), feeds)
+    np.testing.assert_allclose(found, want.transpose(0, 2, 3, 1), rtol=2e-5, atol=2e-5)

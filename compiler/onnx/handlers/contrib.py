@@ -54,6 +54,16 @@ def _bias_add(c: NodeContext) -> Result:
     return c.emit("Add", c.emit("Add", c.value(0), c.value(1)), c.value(2))
 
 
+@handles("NhwcConv", domain=MICROSOFT)
+def _nhwc_conv(c: NodeContext) -> Result:
+    """A Conv whose image, result and filters [out, kernel, in] have their channels last."""
+    rank = c.needs_rank(0, 3, 5)
+    c.needs_rank(1, rank, rank)
+    first, last = (0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)
+    y = conv(c, c.transpose(c.value(0), first), c.transpose(c.value(1), first), c.optional(2))
+    return c.transpose(y, last)
+
+
 @handles("FusedMatMul", "TransposeMatMul", domain=MICROSOFT)
 def _fused_matmul(c: NodeContext) -> Result:
     if c.int_attr("transBatchA") or c.int_attr("transBatchB"):

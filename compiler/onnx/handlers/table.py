@@ -7,6 +7,7 @@ from arcweld.compiler.onnx.handlers import (  # noqa: F401
     blocks,
     cached,
     contrib,
+    experts,
     learning,
     matmul,
     movement,

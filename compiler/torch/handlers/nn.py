@@ -12,8 +12,8 @@ from typing import Any
 from arcweld.compiler.dims import Dim, divides_exactly
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
+from arcweld.compiler.ops.grouped import grouped_product
 from arcweld.compiler.ops.resampling import resample
-from arcweld.compiler.region import is_few_rows
 from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.pointwise import scaled
 
@@ -64,27 +64,14 @@ def grouped_mm(c: AtenContext) -> Result:
     if len(a.shape) == 2 and len(b.shape) == 2:
         raise c.fail("a grouped product of two matrices, whose groups share out the sums (a gradient of weights)")
     if len(a.shape) == 2:
-        return c.result(_grouped(c, a, b, offs))
-    return c.result(c.transpose(_grouped(c, c.transpose(b, (1, 0)), c.transpose(a, (0, 2, 1)), offs), (1, 0)))
+        return c.result(grouped_product(c, a, b, offs))
+    return c.result(c.transpose(grouped_product(c, c.transpose(b, (1, 0)), c.transpose(a, (0, 2, 1)), offs), (1, 0)))
 
 
 @aten("transformers.grouped_mm_fallback.default")
 def grouped_mm_fallback(c: AtenContext) -> Result:
     """What transformers' mixtures of experts call in place of ``_grouped_mm`` while compiling other types than bf16."""
-    return c.result(_grouped(c, c["input"], c["weight"], c["offs"]))
-
-
-def _grouped(c: AtenContext, a: Value, b: Value, offs: Value) -> Value:
-    """The product of rows in groups. Few rows read the matrix of their group each: that is all that their time is."""
-    if not is_few_rows(a):
-        return c.emit("GroupedMatMul", a, b, offs)
-    rows = a.shape[0]
-    numbers = c.emit("Range", start=0, step=1, length=rows, dtype=offs.dtype)
-    ended = c.emit("LessOrEqual", c.reshape(offs, (1, offs.shape[0])), c.reshape(numbers, (rows, 1)))
-    group = c.emit("ReduceSum", c.cast(ended, DType.I64), axes=(1,), keepdims=0)
-    last = c.scalar(0, DType.I64) if b.shape[0] == 1 else c.emit("Dims", values=(b.shape[0] - 1,), shape=())
-    own = c.emit("Gather", b, c.emit("Min", group, last), axis=0)
-    return c.reshape(product(c, c.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))
+    return c.result(grouped_product(c, c["input"], c["weight"], c["offs"]))
 
 
 @aten("_scaled_mm")
