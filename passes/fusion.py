@@ -38,8 +38,9 @@ MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
 READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN})
 WIDENING = READ_ONCE | {Kind.WINDOW}  # kinds of heroes that widen 8-bit values as they read them
-# (kind, operand) of other heroes that also read each element once: attention's mask, the data that a scatter copies
-FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0)}
+# (kind, operand) of other operands that are also read once at each element: attention's mask, the data that a scatter
+# copies, the terms of a linear recurrence
+FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0), (Kind.SCAN, 1)}
 # (kind, operand) of heroes that look rows of an operand up in a table of pages: a dense copy would cost more, however
 # many blocks read the pages
 INDIRECT_OPERANDS = {(Kind.ATTENTION, 1), (Kind.ATTENTION, 2)}

@@ -28,7 +28,7 @@ from arcweld.passes.common import scalar, use_counts
 SMALL = 4096  # elements: a larger weight is taken for a learnt table, not for a constant of a formula of positions
 ROUNDS_TO_ZERO = 2.0**-25  # the largest number that f16 rounds to 0
 _PRODUCTS = frozenset({Kind.CONTRACT, Kind.CONV})
-_SUMS = frozenset({"sum", "prod"})  # combiners
+_SUMS = frozenset({"sum", "prod", "linear"})  # combiners
 _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
 _EXACT = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast", "Uniform"}

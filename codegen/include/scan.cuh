@@ -19,6 +19,27 @@ ARCWELD_DEVICE T last_lane(T v) {
     return __shfl_sync(0xffffffffu, v, WIDTH - 1, WIDTH);
 }
 
+// A step of a linear recurrence: what was before times ``factor``, plus ``term``.
+template <class T>
+struct Linear {
+  T factor, term;
+};
+// The step that takes step ``a``, and then step ``b``.
+struct OpLinear {
+  template <class T>
+  ARCWELD_DEVICE Linear<T> operator()(Linear<T> a, Linear<T> b) const {
+    return {a.factor * b.factor, a.term * b.factor + b.term};
+  }
+};
+template <int WIDTH, class T>
+ARCWELD_DEVICE Linear<T> lane_below(Linear<T> v, int apart) {
+  return {lane_below<WIDTH>(v.factor, apart), lane_below<WIDTH>(v.term, apart)};
+}
+template <int WIDTH, class T>
+ARCWELD_DEVICE Linear<T> last_lane(Linear<T> v) {
+  return {last_lane<WIDTH>(v.factor), last_lane<WIDTH>(v.term)};
+}
+
 // Combines the values of WIDTH neighbouring lanes (a power of two): each lane gets the result of those up to its own.
 template <int WIDTH, class T, class Op>
 ARCWELD_DEVICE T lanes_scan(T v, Op op) {

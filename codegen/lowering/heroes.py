@@ -107,25 +107,27 @@ def lower_rowwise(reader: RegionReader, node: Node) -> Hero:
 
 
 def lower_scan(reader: RegionReader, node: Node) -> Hero:
-    """CumSum and CumProd: axes ``row`` and ``col``, the one along which they combine; load ``x`` over both.
+    """CumSum and the like: axes ``row`` and ``col``, the one along which they combine; load ``x`` over both.
 
-    ``reverse`` counts columns from the end. ``exclusive`` reads the element before each column; before the first one
-    that is the combiner's identity.
+    The factors of a LinearScan are the load ``a``. ``reverse`` counts columns from the end. ``exclusive`` reads the
+    element before each column; before the first one that is the combiner's identity.
     """
-    x, k = _operand(node, 0), node.attrs["axis"]
+    x, k = _operand(node, len(node.inputs) - 1), node.attrs["axis"]
     every = [axis("c" if i == k else f"r{i}", d) for i, d in enumerate(x.shape)]
     col = every[k]
 
     def place(column: Dim) -> Coords:
-        at = x.shape[k] - 1 - column if node.attrs["reverse"] else column
+        at = x.shape[k] - 1 - column if node.attrs.get("reverse") else column
         return tuple(at if i == k else a.index for i, a in enumerate(every))
 
-    source: Dim = col.index - 1 if node.attrs["exclusive"] else col.index
+    source: Dim = col.index - 1 if node.attrs.get("exclusive") else col.index
     combine, there = opdef(node.op).combine, _within(None, source, x.shape[k])
     element = reader.read(x, place(source), there)
     if there is not None and combine == "prod":
         element = expr.where(there, element, expr.const(1, element.dtype))
     loads = {"x": element}
+    if len(node.inputs) == 2:
+        loads["a"] = reader.read(_operand(node, 0), place(source))
     axes = {"row": tuple(a for a in every if a is not col), "col": (col,)}
     attrs = {"combine": combine}
     return Hero(axes, loads, place(col.index), _accumulator(node), attrs, x.type.numel)
@@ -178,7 +180,7 @@ def lower_grouped(reader: RegionReader, node: Node) -> Hero:
         "b": reader.read(b, (g.index, k.index, n.index)),
         "ends": reader.read(ends, (g.index,)),
     }
-    axes = {"batch": (g,), "m": (m,), "n": (n,), "k": (k,)}
+    axes: dict[str, tuple[Axis, ...]] = {"batch": (g,), "m": (m,), "n": (n,), "k": (k,)}
     flops = m.extent * n.extent * k.extent * 2
     attrs = {"precision": precision_of((a, b)), "b_is_weight": reader.of_weights(loads["b"])}
     return Hero(axes, loads, (m.index, n.index), _accumulator(node), attrs, flops)

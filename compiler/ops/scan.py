@@ -1,4 +1,4 @@
-"""Scans: each element of the result combines all elements of a row up to its own.
+"""Scans: each element of the result combines all elements of a row up to its own; linear recurrences.
 
 Sums and products of 16-bit floats accumulate in f32, as those of reductions do.
 """
@@ -14,7 +14,7 @@ from arcweld.compiler.ir import TensorType
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Attr, Case, Infer, Kind, OpDef, Reference, register
-from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, present
+from arcweld.compiler.ops.shapes import FLOATS, NUMERIC, check_axis, check_dtype, check_equal, present, same_dtype
 
 Attrs = Mapping[str, Any]
 
@@ -95,3 +95,41 @@ def _extremum(name: str, combine: str, accumulate: Callable[..., np.ndarray]) ->
 
 _extremum("CumMax", "max", np.maximum.accumulate)
 _extremum("CumMin", "min", np.minimum.accumulate)
+
+
+def _infer_linear(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    a, x = present("LinearScan", types, 2)
+    same_dtype("LinearScan", [a, x])
+    check_dtype("LinearScan", x, FLOATS)
+    check_axis("LinearScan", attrs["axis"], x.rank)
+    check_equal("LinearScan", f"ranks of {a} and {x}", a.rank, x.rank)
+    for k in range(x.rank):
+        check_equal("LinearScan", f"axis {k} of {a} and {x}", a.shape[k], x.shape[k])
+    return (x,)
+
+
+def _linear(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    a, x = (np.moveaxis(widen(operand(arrays, k)), attrs["axis"], 0) for k in range(2))
+    y = x.copy()
+    for t in range(1, len(x)):
+        y[t] += a[t] * y[t - 1]
+    return (np.moveaxis(y, 0, attrs["axis"]).astype(operand(arrays, 1).dtype),)
+
+
+_GROWING = np.full((2, 40), 1.5, np.float32)
+register(
+    OpDef(
+        "LinearScan", Kind.SCAN, ("a", "x"), _infer_linear, _linear, {"axis": Attr("int", required=True)},
+        combine="linear",
+        cases=(
+            Case(((2, 5, 3), (2, 5, 3)), {"axis": 1}, ("f32", "f16", "bf16", "f64"), -0.9, 0.9),
+            Case(((3, 70), (3, 70)), {"axis": 1}, ("f32",), -1.0, 1.0),
+            Case(((6, 2), (6, 2)), {"axis": 0}, ("f32",)),
+            Case((np.array([[np.nan, 0, 2, -3]], np.float32), (1, 4)), {"axis": 1}, ("f32",)),
+            Case((_GROWING, (2, 40)), {"axis": 1}, ("f32",)),
+            Case(((2, 0), (2, 0)), {"axis": 1}, ("f32",)),
+        ),
+        doc="y[0] = x[0], and y[t] = a[t] * y[t - 1] + x[t] along the axis. Kernels multiply neighbouring factors "
+        "first: where such a product overflows, the result may be NaN",
+    )
+)  # fmt: skip

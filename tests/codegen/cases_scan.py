@@ -61,6 +61,44 @@ def fused_kernel(rows: int, cols: int) -> Kernel:
     )  # fmt: skip
 
 
+def linear_kernel(rows: Dim, cols: Dim, dtype: DType, *, across: bool = False) -> Kernel:
+    """Steps ``y = a * y + x`` of each row; ``across``: rows are columns in memory."""
+    r, c = axis("r", rows), axis("c", cols)
+    shape, place = ((cols, rows), (c, r)) if across else ((rows, cols), (r, c))
+    a, x, dst = Buffer("in0", dtype, shape), Buffer("in1", dtype, shape), Buffer("out0", dtype, shape, True)
+    return Kernel(
+        "scan", "scan_linear", {"row": (r,), "col": (c,)}, {"a": at(a, place), "x": at(x, place)},
+        (put(dst, place, variable("acc", dtype.compute)),), (a, x, dst), {"combine": "linear"},
+    )  # fmt: skip
+
+
+def stepped(a: np.ndarray, x: np.ndarray, across: bool = False) -> np.ndarray:
+    """The same step by step, in f64."""
+    factors, y = (v.astype(np.float64).T if across else v.astype(np.float64) for v in (a, x))
+    y = y.copy()
+    for t in range(1, y.shape[1]):
+        y[:, t] += factors[:, t] * y[:, t - 1]
+    return y.T if across else y
+
+
+def _linear(s: Suite, rng: np.random.Generator) -> None:
+    batch, seq = symbol("batch", 1), symbol("seq", 1)
+    for name, rows, cols, dtype, across, tactic, is_open in (
+        ("rows", 5, 37, F32, False, None, False), ("across", 37, 70, F32, True, None, False),
+        ("f16", 3, 72, F16, False, None, False), ("bf16_across", 6, 33, DType.BF16, True, None, False),
+        ("f64", 3, 50, DType.F64, False, None, False), ("warps", 2, 1000, F32, False, ScanTactic(2, 128), False),
+        ("one_column", 4, 1, F32, False, None, False), ("open", 5, 133, F32, False, None, True),
+    ):  # fmt: skip
+        shape = (cols, rows) if across else (rows, cols)
+        a = rng.uniform(-1, 1, shape).astype(dtype.numpy)
+        a.reshape(-1)[0] = np.nan  # the first factor counts not
+        x = random(rng, shape, dtype)
+        kernel = linear_kernel(*((batch, seq) if is_open else (rows, cols)), dtype, across=across)
+        env = {"batch": rows, "seq": cols} if is_open else {}
+        oracle = lambda a=a, x=x, across=across: {"out0": stepped(a, x, across)}
+        s.add(f"linear_{name}", kernel, {"in0": a, "in1": x}, oracle, env, tactic)
+
+
 @functools.cache
 def suite() -> Suite:
     """All cases; small enough for the simulator."""
@@ -97,6 +135,7 @@ def suite() -> Suite:
     s.add("fused", fused_kernel(3, 200), i, squares)
     x = random(rng, (4, 70), F32)
     largest = lambda: {"out0": np.maximum.accumulate(x, 1)}
+    _linear(s, rng)
     s.add("max", scan_kernel(4, 70, F32, combine="max"), {"in0": x}, largest)
     return s
 

@@ -105,6 +105,11 @@ def _scan(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
     x = points.value(kernel.loads["x"])
     wide = np.float64 if x.dtype == np.float32 else x.dtype
+    if "a" in kernel.loads:
+        a, y = points.value(kernel.loads["a"]).astype(wide), x.astype(wide)
+        for k in range(1, y.shape[-1]):
+            y[..., k] += a[..., k] * y[..., k - 1]
+        return _store(kernel, points, buffers, {"acc": y.astype(x.dtype)})
     acc = FOLD[kernel.attrs["combine"]].accumulate(x, axis=-1, dtype=wide)
     _store(kernel, points, buffers, {"acc": acc.astype(x.dtype)})
 

@@ -85,5 +85,17 @@ def test_a_row_of_several_warps_needs_its_barriers() -> None:
     assert survivors(source.source, passes, "scan.cuh") == []
 
 
+def test_steps_of_several_warps_need_their_barriers() -> None:
+    case = next(c for c in CASES if c.id == "linear_warps")
+    source = render_scan(case.kernel, case.tactic, "sm_80")
+
+    def passes(text: str) -> bool:
+        got = run_kernel(source, case.kernel, case.inputs, text=text)["out0"]
+        return np.allclose(got, cases_scan.expected(case)["out0"], 1e-4, 1e-4)
+
+    assert passes(source.source)
+    assert survivors(source.source, passes, "scan.cuh") == []
+
+
 def test_unknown_combiner_is_refused() -> None:
     assert "median" in (supports(scan_kernel(3, 4, DType.F32, combine="median"), "sm_80") or "")

@@ -48,8 +48,20 @@ _SPECIAL = {
     "Polygamma": lambda n, x: torch.stack([torch.polygamma(int(k), v) for k, v in zip(n, x)]),
 }  # fmt: skip
 
+def _linear_scan(attrs: Attrs, a: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Each term times the products of all factors behind it, summed: no step needs the one before."""
+    factors, terms = (torch.from_numpy(v.astype(np.float64)).movedim(attrs["axis"], -1) for v in (a, x))
+    n = terms.shape[-1]
+    results = [
+        sum((factors[..., s + 1 : t + 1].prod(-1) * terms[..., s] for s in range(t)), terms[..., t]) for t in range(n)
+    ]
+    y = torch.stack(results, -1) if n else terms
+    return np.asarray(y.movedim(-1, attrs["axis"]).numpy().astype(x.dtype))
+
+
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     **{name: _by_torch(fn) for name, fn in _SPECIAL.items()},
     "CumMax": _running(torch.cummax),
     "CumMin": _running(torch.cummin),
+    "LinearScan": _linear_scan,
 }

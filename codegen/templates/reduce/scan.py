@@ -1,7 +1,8 @@
 """The scan template: each element of a row combined with all elements before it (a cumulative sum), in linear work.
 
 Roles: axes ``row`` (any number) and ``col`` (one); load ``x`` over both; stores over both with the variable ``acc``,
-the combination of the row's elements up to ``col``. Attribute ``combine``: sum, prod, max or min. The threads of a row
+the combination of the row's elements up to ``col``. Attribute ``combine``: sum, prod, max or min; or linear, with a
+load ``a`` too: each result is the one before times ``a``, plus ``x``, and the first one is ``x``. The threads of a row
 walk along it tile by tile; inside a tile they combine by shuffles, and by shared memory where they are several warps.
 """
 
@@ -20,6 +21,7 @@ from arcweld.codegen.templates.reduce.reduce import contiguous_bytes
 from arcweld.compiler import dims
 
 BLOCK = 128  # threads of a block of several rows
+LINEAR = "linear"  # the combiner of a recurrence's steps
 USUAL_SYMBOLIC = 1024  # elements that are assumed where no upper bound is known
 
 
@@ -61,13 +63,13 @@ def supports(kernel: Kernel, arch: str) -> str | None:
         if (dims.bounds(flat.axes[role][0].extent)[0] or 0) >= INDEX_LIMIT:
             return f"more than 2**31 iterations over the {role} axes"
     combine = kernel.attrs["combine"]
-    return None if combine in COMBINERS else f"no combiner of a scan is called {combine}"
+    return None if combine in (*COMBINERS, LINEAR) else f"no combiner of a scan is called {combine}"
 
 
 def natural_width(flat: Kernel) -> int:
     """The most lanes of a vector along ``col`` that the accesses allow."""
     (col,) = flat.axes["col"]
-    exprs = [flat.loads["x"], *(s.value for s in flat.stores)]
+    exprs = [*flat.loads.values(), *(s.value for s in flat.stores)]
     return vector_width(flat, col.extent, exprs, flat.stores, col.sym)
 
 
@@ -80,18 +82,23 @@ def render_scan(kernel: Kernel, tactic: ScanTactic, arch: str) -> KernelSource:
     flat = _flat(kernel)
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
     width, lanes = tactic.width or natural_width(flat), tactic.lanes
-    hooks, dtype = Hooks(flat), flat.loads["x"].dtype
+    hooks, dtype, combine = Hooks(flat), flat.loads["x"].dtype, kernel.attrs["combine"]
     args = [_arg(row), _arg(col)]
-    x = hooks.load("load_x", flat.loads["x"], args, lane=col.sym, width=width)
+    loads = [
+        hooks.load(f"load_{name}", flat.loads[name], args, lane=col.sym, width=width) for name in sorted(flat.loads)
+    ]
     variables = {"acc": ("acc", dtype, True)}
     store = hooks.store("store_out", flat.stores, args, lane=col.sym, width=width, variables=variables)
     rows = max(1, BLOCK // lanes) if lanes <= 32 else 1
+    linear, t = combine == LINEAR, dtype.cuda
+    size = dtype.size * (2 if linear else 1)  # of what threads exchange
     return render(
         "reduce/scan.cu.j2", flat, hooks.params, arch="sm_80", grid=(dims.ceildiv(row.extent, rows), 1, 1),
-        block=(rows * lanes, 1, 1), shared_bytes=dtype.size * lanes // 32 if lanes > 32 else 0,
+        block=(rows * lanes, 1, 1), shared_bytes=size * lanes // 32 if lanes > 32 else 0,
         tiled=(*overlapping(row.extent, rows), (col.extent, lanes * width)),
-        functions=[x, store], op=COMBINERS[kernel.attrs["combine"]], identity=identity(kernel.attrs["combine"], dtype),
-        ctype=dtype.cuda, width=width, lanes=lanes, rows=rows,
+        functions=[*loads, store], op="OpLinear" if linear else COMBINERS[combine],
+        identity=f"Linear<{t}>{{1, 0}}" if linear else identity(combine, dtype), linear=linear,
+        element=t, ctype=f"Linear<{t}>" if linear else t, width=width, lanes=lanes, rows=rows,
         row_count=hooks.params.scalar("row_count", row.extent), col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
 
