@@ -22,6 +22,7 @@ from arcweld.compiler.torch.fx_reader import (
     UNKNOWN,
     FxReader,
     Unavailable,
+    attribute_of,
     is_symbolic_scalar,
     target_name,
     used_results,
@@ -130,6 +131,8 @@ class Examiner:
         value = node.meta.get("val")
         if is_symbolic_scalar(node):
             return self.sizes.dim(value) if isinstance(value, int | torch.SymInt) else Unavailable("a symbolic number")
+        if node.op == "get_attr" and value is None:
+            return attribute_of(node)
         if isinstance(value, torch.Tensor):
             return reader.stand_in(value, node.name)
         return Unavailable("an operand that is not a tensor")

@@ -23,7 +23,7 @@ from arcweld.compiler.ops.shapes import UnequalError
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import COMPLEX, HANDLERS, AtenContext, Pair, joined, parted
 from arcweld.compiler.torch.symbols import solvable
-from arcweld.compiler.torch.table import ASSERTIONS, WRAPPERS
+from arcweld.compiler.torch.table import ASSERTIONS, HIGHER_ORDER, WRAPPERS
 from arcweld.compiler.torch.types import Sizes, as_array, part_type, real_view
 
 UNKNOWN = "no such operator in Arcweld"
@@ -161,9 +161,7 @@ class FxReader:
         return self._call(node, name)
 
     def _attribute(self, node: fx.Node) -> Any:
-        owner: Any = node.graph.owning_module
-        for part in str(node.target).split("."):
-            owner = getattr(owner, part)
+        owner = attribute_of(node)
         return self.weight(str(node.target), owner) if isinstance(owner, torch.Tensor) else owner
 
     def _item(self, node: fx.Node) -> Any:
@@ -273,6 +271,11 @@ class FxReader:
 
     def _arguments(self, node: fx.Node) -> dict[str, Any]:
         """The arguments by name, with the schema's defaults filled in."""
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            names = HIGHER_ORDER[target_name(node)]
+            if len(names) != len(node.args):
+                raise UnsupportedError(f"{len(node.args)} arguments, this release of torch has others")
+            return {k: self.argument(v) for k, v in zip(names, node.args)}
         schema = node.target._schema.arguments  # type: ignore[union-attr]
         bound = {a.name: a.default_value for a in schema if a.has_default_value()}
         bound.update({a.name: v for a, v in zip(schema, node.args)})
@@ -389,6 +392,14 @@ def target_name(node: fx.Node) -> str:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return str(target.name())
     return str(getattr(target, "__name__", target))
+
+
+def attribute_of(node: fx.Node) -> Any:
+    """What a get_attr node reads: a tensor, or a module."""
+    owner: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        owner = getattr(owner, part)
+    return owner
 
 
 def written_input(node: fx.Node) -> fx.Node | None:

@@ -25,6 +25,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     pool,
     recurrent,
     reduce,
+    scans,
     scatter,
     special,
     special_functions,
@@ -45,6 +46,8 @@ ASSERTIONS = frozenset(
 
 # operators that run a sub-graph as it is, so that it is imported in place: name -> index of the sub-graph's argument
 WRAPPERS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4, "invoke_subgraph": 0}
+# the arguments of other operators that take a sub-graph, which have no schema
+HIGHER_ORDER = {"associative_scan": ("combine_fn", "xs", "additional_inputs")}
 
 
 # operators that torch decomposes into ones with a handler only if it is asked to
