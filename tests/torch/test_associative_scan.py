@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from backend_oracle import ReferenceEngine, compiled
 from torch_oracle import rand
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.torch.report import clear_report, torch_report
 
 
@@ -120,3 +123,36 @@ def test_the_discretisation_of_a_state_space_is_fused(monkeypatch: pytest.Monkey
     torch.testing.assert_close(run(*given), want, rtol=2e-5, atol=2e-5)
     (report,) = torch_report()
     assert [b.kernels for b in report.blocks] == [1]
+
+
+def as_on_gpus(combine: Callable[..., Any], xs: Any, dim: int, **_: Any) -> Any:
+    """What torch's function does for tensors on GPUs."""
+    moved = tuple(x.movedim(dim, 0) for x in xs)
+    flat = lambda a, x, b, y: tuple(combine((a, x), (b, y)))
+    return tuple(y.movedim(0, dim) for y in scan(flat, *moved))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_of_time", [9, 33])
+def test_mamba_takes_one_scan_a_layer(steps_of_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["torch._higher_order_ops.associative_scan"], "associative_scan", as_on_gpus)
+    found: list[str] = []
+    made = ReferenceEngine.__init__
+
+    def noted(self: ReferenceEngine, graph: Any, feeds: Any) -> None:
+        found.extend(n.op for n in graph.nodes if opdef(n.op).kind is Kind.SCAN)
+        made(self, graph, feeds)
+
+    monkeypatch.setattr(ReferenceEngine, "__init__", noted)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "mamba", vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.randint(3, 60, (2, steps_of_time))
+    got = compiled(lambda x: model(x, use_cache=False).logits)(tokens)
+    torch.testing.assert_close(got, model(tokens, use_cache=False).logits, rtol=1e-4, atol=1e-5)
+    (report,) = torch_report()
+    assert report.nodes == report.compiled
+    assert found == ["LinearScan"] * 2
