@@ -9,6 +9,12 @@ struct GroupTile {
   Index b, m, n, end;
 };
 
+// Where the rows of a group end: inside of [0, rows], as all groups' rows are.
+template <class Index, class End>
+ARCWELD_DEVICE Index end_inside(End given, Index rows) {
+  return given < 0 ? 0 : given < rows ? (Index)given : rows;
+}
+
 // Tiles are numbered group by group, and in a group as in a product of its own; rows of a tile never belong to two groups.
 // Each lane looks at one group in 32: all 32 lanes of a warp call this together.
 // ends.of(p, g) is where the rows of group g end; a group has those that none before it has. rows: of all groups.
@@ -18,10 +24,7 @@ ARCWELD_DEVICE GroupTile<Index> group_tile_at(const Params& p, Index index, Inde
   Index start = 0, tiles = 0;  // the rows and the tiles of the groups before
   for (int first = 0; first <= groups; first += 32) {
     Index end = rows;  // the rows behind the last group are a group too
-    if (first + lane < groups) {
-      const auto given = Ends::of(p, first + lane);
-      end = given < 0 ? 0 : given < rows ? (Index)given : rows;
-    }
+    if (first + lane < groups) end = end_inside(Ends::of(p, first + lane), rows);
     const auto larger = [](Index a, Index b) { return a > b ? a : b; };
     end = larger(start, lanes_scan<32>(end, larger));
     const Index before = lane_below<32>(end, 1), own_start = lane == 0 ? start : before;
@@ -40,3 +43,25 @@ ARCWELD_DEVICE GroupTile<Index> group_tile_at(const Params& p, Index index, Inde
   }
   return {-1, 0, 0, 0};
 }
+
+// The same for a thread that takes several tiles, in their order: it remembers the group of the last one.
+template <int BM, int BN, class Ends, class Index>
+struct GroupCursor {
+  int group = -1;
+  Index start = 0, end = 0;   // the rows of the group
+  Index tiles = 0, own = 0;  // the tiles of the groups before, and of this one
+  template <class Params, class Columns>
+  ARCWELD_DEVICE GroupTile<Index> tile(const Params& p, Index index, Index rows, int groups, Columns tiles_n) {
+    while (index >= tiles + own) {
+      if (group == groups) return {-1, 0, 0, 0};
+      ++group;
+      tiles += own, start = end;
+      const Index next = group < groups ? end_inside(Ends::of(p, group), rows) : rows;
+      end = next > start ? next : start;
+      own = (end - start + BM - 1) / BM * tiles_n.value;
+    }
+    const int down = (int)(own / tiles_n.value);
+    const Tile<Index> tile = tile_at<BM, BN, Index>(index - tiles, Parameter{down}, tiles_n);
+    return {group, start + tile.m, tile.n, end};
+  }
+};

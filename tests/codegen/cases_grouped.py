@@ -11,6 +11,7 @@ from kernel_cases import Arrays, Case, Suite, at, put, random
 
 from arcweld.codegen.kernel import Buffer, Kernel, axis
 from arcweld.codegen.templates.contract.tactic import ContractTactic
+from arcweld.codegen.templates.contract.wgmma import ContractWgmmaTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.dtypes import DType
@@ -55,7 +56,7 @@ def grouped(i: Arrays, order: str = "gkn", epilogue: bool = False) -> Arrays:
 
 def _add(
     s: Suite, name: str, ends: Sequence[int], rows: int, n: int, k: int, dtype: DType,
-    tactic: ContractTactic | None = None, symbolic: str = "", **kw: Any,
+    tactic: ContractTactic | ContractWgmmaTactic | None = None, symbolic: str = "", **kw: Any,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(len(s.cases))
     env = {"M": rows, "G": len(ends), "N": n, "K": k}
@@ -105,6 +106,14 @@ def _suite() -> Suite:
     add("f16_many_groups", tuple(np.minimum(np.arange(70) * 3, 170)), 200, 40, 32, F16,
         ContractTactic("mma", 16, 64, 64, 16, 16, stages=4, early=False))  # fmt: skip
     add("tf32", (7, 30), 40, 48, 64, F32, WARPS, precision="tf32x3")
+    hopper = ContractWgmmaTactic(64, 64, 3)
+    add("wgmma_uneven", (3, 40, 41, 140), 140, 40, 200, F16, hopper)
+    add("wgmma_nk", (3, 40, 41, 130), 130, 40, 136, BF16, ContractWgmmaTactic(64, 32, 3), order="gnk")
+    add("wgmma_several_tiles_each", (70, 70, 75, 300), 310, 72, 136, F16, ContractWgmmaTactic(64, 64, 3, blocks=3))
+    add("wgmma_rows_of_none_first", (0, 0), 90, 64, 72, F16, ContractWgmmaTactic(64, 64, 2, blocks=2))
+    add("wgmma_two_warpgroups", (100, 260), 270, 136, 72, F16, ContractWgmmaTactic(128, 128, 2, early=False))
+    add("wgmma_open", (5, 5, 37, 144), 150, 40, 72, F16, hopper, symbolic="M", epilogue=True)
+    add("wgmma_many_groups", tuple(np.minimum(np.arange(70) * 3, 170)), 200, 40, 64, F16, hopper)
     return s
 
 

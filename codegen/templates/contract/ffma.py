@@ -10,7 +10,14 @@ from arcweld.codegen.printing.hooks import Hooks
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SHARED_LIMIT
 from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, tile_context, tile_count
-from arcweld.codegen.templates.contract.tactic import CANDIDATES, ContractTactic, estimated_time, splits, tiled
+from arcweld.codegen.templates.contract.tactic import (
+    CANDIDATES,
+    MAX_THREADS,
+    ContractTactic,
+    estimated_time,
+    splits,
+    tiled,
+)
 from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler.expr import cast
 
@@ -38,12 +45,15 @@ def supports(problem: Problem, arch: str) -> str | None:
 def tactics(problem: Problem, arch: str) -> tuple[ContractTactic, ...]:
     """The tiles that fit into shared memory, by estimated time, each with one or more k-groups."""
     limit = 64 * 64 if problem.acc.size > 4 else 128 * 128
+    # a thread of 64 sums has no room for what it knows of its group in the 128 registers that MAX_THREADS leave it
+    most = MAX_THREADS if problem.ends is None else MAX_THREADS // 2
 
     ranked = [
         (estimated_time(problem, t, arch, efficiency, t.workers // 32), t)
         for bm, bn, tm, tn, efficiency in TILES
         for t in splits(problem, ContractTactic("ffma", bm, bn, BK, tm, tn), bm * bn // (tm * tn))
         if bm * bn <= limit and shared_bytes(t, problem.acc.size) <= SHARED_LIMIT
+        if tm * tn < 64 or t.workers * t.split <= most
     ]
     return tuple(t for _, t in sorted(ranked, key=lambda r: r[0])[:CANDIDATES])
 

@@ -53,7 +53,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ffma": contract_ffma,
 }
 # those that compute rows in groups
-GROUPED = ("mma", "ffma")
+GROUPED = ("wgmma", "mma", "ffma")
 
 
 def implementations(normal: Callable[[Kernel], Problem]) -> tuple[Implementation, ...]:

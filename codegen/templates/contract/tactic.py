@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.problem import Problem, likely
@@ -45,7 +46,19 @@ class ContractTactic:
         return (self.bm // self.tm) * (self.bn // self.tn)
 
 
-def tiles(problem: Problem, tactic: ContractTactic) -> int:
+class Tile(Protocol):
+    """A tactic's rows and columns of a tile."""
+
+    @property
+    def bm(self) -> int:
+        """Rows."""
+
+    @property
+    def bn(self) -> int:
+        """Columns."""
+
+
+def tiles(problem: Problem, tactic: Tile) -> int:
     """Estimated number of output tiles. Of rows in groups, each group has one that is not full."""
     rows, across = likely(problem.m.extent), -(-likely(problem.n.extent) // tactic.bn)
     if problem.ends is not None:

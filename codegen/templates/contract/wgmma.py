@@ -17,8 +17,9 @@ from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import FLOAT8, INT8, element_context, element_of, elements_of
-from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely, zero_hook
+from arcweld.codegen.templates.contract.problem import Operand, Problem, likely, tile_context, tile_count, zero_hook
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
+from arcweld.codegen.templates.contract.tactic import tiles as estimated_tiles
 from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
@@ -205,8 +206,9 @@ def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
     found = [
         t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(ContractWgmmaTactic(bm, bn, 2), steps, count)
     ]
-    rows, columns, batch = (likely(d.extent) for d in (problem.m, problem.n, problem.batch))
-    return ranked(found, lambda t: -(-rows // t.bm) * -(-columns // t.bn) * batch, steps, problem, count)
+    if problem.ends is not None:  # blocks of a cluster would have to agree that there is no tile for them
+        found = [t for t in found if t.split == 1]
+    return ranked(found, lambda t: estimated_tiles(problem, t), steps, problem, count)
 
 
 def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
@@ -285,24 +287,23 @@ def render_problem(problem: Problem, t: ContractWgmmaTactic, arch: str) -> Kerne
     b = mapped(problem, problem.b, "b", t.bn)
     for operand in (a, b):
         hooks.params.tensor_map(operand.view)
-    tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
-    tiles = problem.batch.extent * tiles_m * tiles_n
+    count = tile_count(problem, t.bm, t.bn)
     width, scalar = problem.store_width(), hooks.params.scalar
-    blocks = dims.minimum(tiles, t.blocks) if t.blocks else tiles
+    blocks = dims.minimum(count, t.blocks) if t.blocks else count
     return render(
         "contract/wgmma.cu.j2", kernel, hooks.params, arch=ARCH, grid=(blocks * t.split, 1, 1), cluster=t.split,
         block=(t.threads, 1, 1),
-        shared_bytes=t.shared_bytes, tiled=tiled(problem, t, tiles),
+        shared_bytes=t.shared_bytes, tiled=tiled(problem, t, count),
         tiling=product_tiling(
-            problem, "wgmma", (t.bm, t.bn, line_of(problem)), (64, t.bn), t.stages, tiles, split=t.split,
+            problem, "wgmma", (t.bm, t.bn, line_of(problem)), (64, t.bn), t.stages, count, split=t.split,
             persistent=t.blocks > 0,
         ),
         t=t, a=a, b=b, itype=problem.itype,
         chunk=t.chunk, width=width, **instructions(problem, t), store=store_hook(hooks, problem, width),
         zero_points=zero_hook(hooks, problem),
         together=t.together(problem, width),
-        b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", tiles),
-        tiles_m=extent(hooks, "tiles_m", tiles_m), tiles_n=extent(hooks, "tiles_n", tiles_n),
+        b_is_weight=bool(kernel.attrs.get("b_is_weight")), tiles=scalar("tiles", count),
+        **tile_context(hooks, problem, t.bm, t.bn),
         m_extent=scalar("rows", problem.m.extent), n_extent=scalar("columns", problem.n.extent),
         k_extent=scalar("depth", problem.k.extent),
     )  # fmt: skip
