@@ -18,6 +18,7 @@ import numpy as np
 
 from arcweld.compiler.dims import Dim, IntExpr, Sym, free_symbols, product
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.signature import Argument
 
 AttrValue: TypeAlias = Any  # int, float, str, bool, DType, None, or (nested) tuples of them and of Dims
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -139,7 +140,8 @@ class Graph:
     ``weights`` maps the names of values that no node writes to their arrays. ``output_labels`` are the user's names for
     the outputs; empty where these are the values' names. ``aliases`` maps the label of an output to the input whose
     memory it takes over: after a call, the input's memory holds the output. ``initial`` has the first values of those
-    inputs that a module owns, by name.
+    inputs that a module owns, by name. ``takes`` and ``gives`` say which inputs and outputs (by label) are lists for a
+    caller; empty where each is a tensor by itself.
     """
 
     name: str
@@ -150,6 +152,8 @@ class Graph:
     output_labels: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     initial: Mapping[str, Weight] = field(default_factory=dict)
+    takes: tuple[Argument, ...] = ()
+    gives: tuple[Argument, ...] = ()
 
     def labels(self) -> tuple[str, ...]:
         """The user's names for the outputs. Passes may rename the values, but never these."""

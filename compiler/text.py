@@ -11,12 +11,15 @@ The grammar, one item a line (blank lines and lines that begin with ``#`` are sk
     output %z 'scores'
     output %next 'state' in %last
     initial %last source='cache', zeros=True
+    takes 'x' tensor ('x',)
+    gives 'parts' sequence ('scores', 'state')
 
 A missing optional operand is ``_``. Attributes follow the operands; a value is a Python literal, a tuple,
 ``dtype(f16)``, ``float(inf)`` or a dimension expression. An output may be written without its type: then
 the registry completes the node's attributes and infers the type (convenient in tests). Weights are written
 by reference: without ``data``, the reader takes them from its ``weights`` argument. An output ``in`` an input takes
-over the input's memory; ``initial`` says what the input's owner, the module, puts there first.
+over the input's memory; ``initial`` says what the input's owner, the module, puts there first. ``takes`` and ``gives``
+are there for all inputs or outputs (by label), or for none (``compiler/signature.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from arcweld.compiler import dims
@@ -34,11 +38,13 @@ from arcweld.compiler.dims import Dim, IntExpr, Sym
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
+from arcweld.compiler.signature import Argument
 
 _NAME = r"[^\s,()%='\"]*[^\s,():%='\"]"  # a colon may stand inside a name, not at its end
 NAME = re.compile(_NAME)
 _ITEM = re.compile(rf"\s*%({_NAME})\s*(?::\s*([a-z][a-z0-9]*\[[^\]]*\]))?\s*")
 _IN = re.compile(rf"(?:^|\s)in %({_NAME})\s*$")
+_ARGUMENT = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*") (\w+) (\(.*\))""")
 _OPERAND = re.compile(rf"\s*(?:%({_NAME})|(_))\s*(?=[,)])")
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[()]|[^'"()]+""")
 
@@ -67,6 +73,8 @@ def print_graph(graph: Graph, *, data_limit: int = 0, data_of: Collection[str] =
     outputs = zip(graph.outputs, labels, strict=True)
     lines += [_output_line(o, label, graph.aliases.get(label or o.name)) for o, label in outputs]
     lines += [_initial_line(n, w) for n, w in graph.initial.items()]
+    for word, arguments in (("takes", graph.takes), ("gives", graph.gives)):
+        lines += [f"{word} {a.name!r} {a.kind} {a.items!r}" for a in arguments]
     return "\n".join(lines) + "\n"
 
 
@@ -194,6 +202,18 @@ def parse_graph(text: str, *, weights: Mapping[str, np.ndarray] | None = None) -
     return reader.graph()
 
 
+def _argument(text: str) -> Argument:
+    """``'name' kind ('item', ...)``. Raises ModelError for anything else."""
+    words = _ARGUMENT.fullmatch(text)
+    if words is None:
+        raise ModelError("expected `'name' kind ('item', ...)`")
+    try:
+        values = {"name": ast.literal_eval(words[1]), "kind": words[2], "items": ast.literal_eval(words[3])}
+        return msgspec.convert(values, Argument)
+    except (msgspec.ValidationError, ValueError, SyntaxError) as error:
+        raise ModelError(f"no argument of a model: {error}") from error
+
+
 class _Parser:
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         self.arrays = weights
@@ -206,6 +226,7 @@ class _Parser:
         self.outputs: list[tuple[Value, str]] = []
         self.aliases: dict[str, str] = {}
         self.initial: dict[str, Weight] = {}
+        self.arguments: dict[str, list[Argument]] = {"takes": [], "gives": []}
 
     def graph(self) -> Graph:
         if self.name is None:
@@ -221,6 +242,8 @@ class _Parser:
             labels,
             self.aliases,
             self.initial,
+            tuple(self.arguments["takes"]),
+            tuple(self.arguments["gives"]),
         )
 
     def line(self, line: str) -> None:
@@ -237,6 +260,8 @@ class _Parser:
             self._output(rest)
         elif word == "initial":
             self._initial(rest)
+        elif word in self.arguments:
+            self.arguments[word].append(_argument(rest))
         else:
             self._node(line)
 

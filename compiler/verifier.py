@@ -140,6 +140,15 @@ class _Verifier:
         if labels and (len(labels) != len(self.graph.outputs) or len(set(labels)) != len(labels)):
             self.fail("the output labels do not fit the outputs", "give each output one label of its own")
         self.check_aliases()
+        self.check_arguments()
+
+    def check_arguments(self) -> None:
+        names = [v.name for v in self.graph.inputs]
+        for arguments, wanted in ((self.graph.takes, names), (self.graph.gives, list(self.graph.labels()))):
+            if arguments and [n for a in arguments for n in a.items] != wanted:
+                self.fail("the arguments are not made of the inputs, or of the outputs", "list every tensor, in order")
+            if not all(a.is_valid for a in arguments) or len({a.name for a in arguments}) != len(arguments):
+                self.fail("an argument has no such number of items, or another's name", "see compiler/signature.py")
 
     def check_aliases(self) -> None:
         inputs = {v.name: v for v in self.graph.inputs}

@@ -241,7 +241,10 @@ class IOBinding:
         self._engine.device.synchronize()
 
     def _known(self, name: str, kind: str) -> str:
-        names = [t.name for t in (self._engine.inputs if kind == "input" else self._engine.outputs)]
+        arguments = self._engine.arguments if kind == "input" else self._engine.results
+        if any(a.name == name and a.kind != "tensor" for a in arguments):
+            raise InputError(f"{kind} {name!r} is no tensor, and memory is bound to tensors", hint="call run instead")
+        names = [a.name for a in arguments if a.kind == "tensor"]
         if name not in names:
             raise InputError(f"the engine has no {kind} {name!r}; it has {', '.join(names)}")
         return name

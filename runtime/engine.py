@@ -15,6 +15,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError, EngineFileError, EnvironmentError_, InputError, UsageError
+from arcweld.compiler.signature import described, gathered, plain, spread
 from arcweld.runtime import injected, trust
 from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_array, result_kind
 from arcweld.runtime.device import Device
@@ -25,7 +26,7 @@ from arcweld.runtime.kernels import KernelLoader
 from arcweld.runtime.locks import SharedLock
 from arcweld.runtime.memory_report import MemoryReport, memory_report
 from arcweld.runtime.plan import ExecutionPlan, describe
-from arcweld.runtime.program import Program, Tensor
+from arcweld.runtime.program import Argument, Program, Tensor
 from arcweld.runtime.stages import StagedContext, StagedProgram
 from arcweld.runtime.state import Session
 from arcweld.runtime.steps import sizes_given
@@ -41,7 +42,8 @@ class Engine:
 
     ``engine(x, y)`` or ``engine(x=..., y=...)`` returns one result, or a tuple in the order of ``outputs``. Results are
     arrays of the inputs' kind (numpy, torch, CuPy), computed on torch's or CuPy's current stream. Later calls do not
-    overwrite them. Where an output takes over an input's memory (``program.state``), an array on the device is changed
+    overwrite them. A sequence of ONNX is a list of arrays, an optional output that is empty None (``arguments``,
+    ``results``). Where an output takes over an input's memory (``program.state``), an array on the device is changed
     in place and is itself the result.
     """
 
@@ -110,6 +112,16 @@ class Engine:
         return self.data.program.outputs
 
     @property
+    def arguments(self) -> tuple[Argument, ...]:
+        """What a call takes, in its order: tensors, and lists of them, made of ``inputs``."""
+        return self.program.takes or plain(t.name for t in self.inputs)
+
+    @property
+    def results(self) -> tuple[Argument, ...]:
+        """What a call gives, in its order: tensors, and lists of them, made of ``outputs``."""
+        return self.program.gives or plain(t.name for t in self.outputs)
+
+    @property
     def kernel_origins(self) -> dict[str, str]:
         """What was loaded for each kernel: ``cubin sm_90a``, ``ptx``, ``rebuilt from source`` or ``source`` (sim)."""
         return dict(self._loader.loaded_from)
@@ -145,21 +157,30 @@ class Engine:
         return injected.estimate(self.data, card, symbols)
 
     def __repr__(self) -> str:
-        takes = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)
-        gives = ", ".join(f"{t.name}: {describe(t)}" for t in self.outputs)
+        takes, gives = (
+            ", ".join(described(a, {t.name: describe(t) for t in tensors}) for a in arguments)
+            for arguments, tensors in ((self.arguments, self.inputs), (self.results, self.outputs))
+        )
         return f"<Engine {self.program.name}({takes}) -> ({gives}) on {self.device.name}>"
 
     # ------------------------------------------------------------------------------------------------ calling
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model. Raises InputError for inputs that do not fit, DeviceError if the device fails."""
-        if kwargs or len(args) != len(self._names):
+        if kwargs or len(args) != len(self._names) or self.program.takes:
             args = self._arrange(args, kwargs)
         results = self._run(args)
+        if self.program.gives:
+            results = list(gathered(self.program.gives, {t.name: r for t, r in zip(self.outputs, results)}).values())
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Runs the model on inputs by name; returns results by name. Raises as ``__call__`` does."""
+        found = self.run_tensors(feeds)
+        return gathered(self.program.gives, found) if self.program.gives else found
+
+    def run_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Like ``run``, with the items of lists as results of their own, by the names in ``outputs``."""
         if not isinstance(feeds, Mapping):
             raise InputError(f"inputs are given by name, not as a {type(feeds).__name__}", hint="pass {name: array}")
         results = self._run(self._arrange((), feeds))
@@ -225,6 +246,8 @@ class Engine:
 
     def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Positional and named inputs in the program's order."""
+        if self.program.takes:
+            args, kwargs = (), self._spread(args, kwargs)
         names = self._names
         wanted = ", ".join(f"{t.name}: {describe(t)}" for t in self.inputs)
         if len(args) > len(names):
@@ -242,6 +265,21 @@ class Engine:
             what = f"input {missing[0]!r} is missing; the engine takes {wanted}"
             raise InputError(what, hint=hint if missing[0] in owned else None)
         return (*args, *(kwargs[n] for n in names[len(args) :]))
+
+    def _spread(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All inputs by the names of their tensors, where some are lists."""
+        takes = self.program.takes
+        if len(args) > len(takes):
+            raise InputError(f"{len(args)} inputs were given, the engine takes {', '.join(a.name for a in takes)}")
+        given = {a.name: value for a, value in zip(takes, args)}
+        twice = next((n for n in given if n in kwargs), None)
+        if twice is not None:
+            raise InputError(f"input {twice!r} was given twice")
+        missing = [a for a in takes if a.name not in given and a.name not in kwargs and not set(a.items) & set(kwargs)]
+        if missing:
+            what = f"a list of {len(missing[0].items)} arrays" if missing[0].kind == "sequence" else "an array"
+            raise InputError(f"input {missing[0].name!r}, {what}, is missing")
+        return spread(takes, {**given, **kwargs})
 
     # ------------------------------------------------------------------------------------------------ keeping
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from arcweld.compiler.parameters import Parameter
+from arcweld.compiler.signature import Argument as Argument
 from arcweld.compiler.size_ranges import SizeRange as Bounds
 from arcweld.compiler.tiling import Tiling
 from arcweld.runtime.steps import Step
@@ -149,6 +150,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A program with ``steps`` has no launches of its own: the host runs its ``stages`` as the steps say. All weights are
     the program's, and a stage's are some of them. ``results`` are the tensors of the steps that are the outputs.
+
+    ``takes`` and ``gives`` say which inputs and outputs are lists for a caller; empty where each is a tensor by itself.
     """
 
     schema: int
@@ -167,6 +170,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: tuple[Step, ...] = ()
     stages: tuple[Program, ...] = ()
     results: tuple[str, ...] = ()
+    takes: tuple[Argument, ...] = ()
+    gives: tuple[Argument, ...] = ()
 
     def parts(self) -> tuple[Program, ...]:
         """A program without ranges for each range, and at last that for all other sizes."""

@@ -20,7 +20,7 @@ from arcweld.runtime.binding import (
 from arcweld.runtime.binding import provider_options as with_options
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine, load
-from arcweld.runtime.program import Tensor
+from arcweld.runtime.program import Argument, Tensor
 
 _PROVIDER, _SIMULATOR = "CUDAExecutionProvider", "SimExecutionProvider"
 PRODUCER = "arcweld"
@@ -79,7 +79,7 @@ class InferenceSession:
         _check_run_options(run_options)
         if isinstance(output_names, str):
             raise InputError("output names are a list", hint=f"write [{output_names!r}]")
-        known = [t.name for t in self.engine.outputs]
+        known = [a.name for a in self.engine.results]
         names = list(output_names or known)
         for name in names:
             if name not in known:
@@ -92,6 +92,9 @@ class InferenceSession:
         run_options: None = None,
     ) -> list[OrtValue]:  # fmt: skip
         """Like ``run``, with values instead of arrays."""
+        lists = [a.name for a in (*self.engine.arguments, *self.engine.results) if a.kind != "tensor"]
+        if lists:
+            raise UsageError(f"{lists[0]!r} is no tensor, and values are tensors", hint="call run with lists of arrays")
         feeds = {name: value.array for name, value in input_dict_ort_values.items()}
         return [OrtValue(a) for a in self.run(output_names, feeds, run_options)]
 
@@ -106,11 +109,11 @@ class InferenceSession:
 
     def get_inputs(self) -> list[NodeArg]:
         """The inputs, in calling order."""
-        return [_node_arg(t) for t in self.engine.inputs]
+        return _node_args(self.engine.arguments, self.engine.inputs)
 
     def get_outputs(self) -> list[NodeArg]:
         """The outputs, in the order of results."""
-        return [_node_arg(t) for t in self.engine.outputs]
+        return _node_args(self.engine.results, self.engine.outputs)
 
     def get_overridable_initializers(self) -> list[NodeArg]:
         """None: ``session.engine.update_weights`` replaces weights."""
@@ -141,9 +144,17 @@ class InferenceSession:
         """Changes nothing: a session never falls back to another device."""
 
 
-def _node_arg(tensor: Tensor) -> NodeArg:
-    shape: list[int | str] = [int(d) if d.isdigit() else d for d in tensor.shape]
-    return NodeArg(tensor.name, shape, f"tensor({TYPES[DType(tensor.dtype)]})")
+def _node_args(arguments: Sequence[Argument], tensors: Sequence[Tensor]) -> list[NodeArg]:
+    """The arguments in ONNX Runtime's words. It gives sequences, and empty optional values, no shape."""
+    known = {t.name: t for t in tensors}
+
+    def one(a: Argument) -> NodeArg:
+        types = [f"tensor({TYPES[DType(known[n].dtype)]})" for n in a.items]
+        if a.kind != "tensor":
+            return NodeArg(a.name, [], f"seq({types[0] if types else ''})" if a.kind == "sequence" else "optional()")
+        return NodeArg(a.name, [int(d) if d.isdigit() else d for d in known[a.items[0]].shape], types[0])
+
+    return [one(a) for a in arguments]
 
 
 def _check_options(options: Any) -> None:

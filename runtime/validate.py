@@ -78,12 +78,31 @@ def check_program(program: Program, kernels: Container[str]) -> None:
     Raises EngineFileError.
     """
     check_schema(program.schema)
+    _check_arguments(program)
     for stage in (program, *program.stages):
         _check_ranges(stage)
         for part in stage.parts():
             _Checker(part, kernels).run()
     if program.steps or program.stages:
         check_steps(program)
+
+
+def _check_arguments(program: Program) -> None:
+    """Raises EngineFileError where what a caller passes or gets is not made of all inputs or outputs, in order."""
+    for arguments, tensors in ((program.takes, program.inputs), (program.gives, program.outputs)):
+        if not arguments:
+            continue
+        listed = [n for a in arguments for n in a.items]
+        if listed != [t.name for t in tensors] or not all(a.is_valid for a in arguments):
+            raise refuse("the lists of its inputs or outputs do not hold each of them once, in order")
+        names = [a.name for a in arguments]
+        lists = {a.name for a in arguments if a.kind == "sequence"}
+        if len(set(names)) != len(names) or lists & set(listed) or not all(0 < len(n) <= MAX_NAME for n in names):
+            raise refuse("two inputs or outputs have one name, or one has none")
+    if program.state and (program.takes or program.gives):
+        raise refuse("it has lists of inputs or outputs, and state")
+    if any(stage.takes or stage.gives for stage in program.stages):
+        raise refuse("a stage has lists of inputs or outputs")
 
 
 def _check_ranges(program: Program) -> None:

@@ -89,7 +89,7 @@ def bench(
     _print_times(timed, percentiles, engine, schedule)
     _write(times_to, [_row(s) for s in timed.samples])
     if dump_output or outputs_to:
-        results = engine.run(feeds)
+        results = engine.run_tensors(feeds)
         if dump_output:
             print_outputs(results)
         if outputs_to is not None:

@@ -83,6 +83,7 @@ def _declared_inputs(path: str) -> dict[str, str]:
     from onnx import TensorProto
 
     from arcweld.compiler.onnx.proto import DTYPES, load_model
+    from arcweld.compiler.onnx.signature import Declared
     from arcweld.compiler.onnx.symbols import declared_dims
 
     graph = load_model(path)[0].graph
@@ -90,13 +91,16 @@ def _declared_inputs(path: str) -> dict[str, str]:
     names = {v: k.lower() for k, v in TensorProto.DataType.items()}
     found = {}
     for info in (i for i in graph.input if i.name not in weights):
-        if not info.type.HasField("tensor_type"):
-            found[info.name] = str(info.type.WhichOneof("value"))
+        declared = Declared.of(info)
+        if not declared.is_known:
+            found[info.name] = "neither a tensor nor a sequence of tensors"
             continue
+        info = declared.tensor(info.name)
         code, dims = info.type.tensor_type.elem_type, declared_dims(info)
         element = DTYPES[code].value if code in DTYPES else names.get(code, f"type {code}")
         shape = " of any rank" if dims is None else f"[{', '.join('?' if d is None else str(d) for d in dims)}]"
-        found[info.name] = element + shape
+        kind = "optional " * declared.optional + "sequence of " * declared.is_sequence
+        found[info.name] = kind + element + shape
     return found
 
 
@@ -127,6 +131,7 @@ def engine_report(data: EngineData, sizes: dict[str, int]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "name": program.name, "archs": list(data.archs), "provenance": dict(data.provenance),
         "inputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.inputs},
+        "sequences": {a.name: list(a.items) for a in (*program.takes, *program.gives) if a.kind != "tensor"},
         "outputs": {t.name: f"{t.dtype}[{', '.join(t.shape)}]" for t in program.outputs},
         "state": {s.output: {"input": s.input, "in_place": s.output in aliases, "owned": s.initial is not None}
                   for s in program.state},
@@ -191,6 +196,8 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
     for kind in ("inputs", "outputs"):
         for name, text in report[kind].items():
             out.print(f"  {kind[:-1]} {name}: {text}{_taken_over(report, name)}")
+    for name, items in report["sequences"].items():
+        out.print(f"  sequence {name}: {', '.join(items) or 'empty'}")
     for name, (low, high) in report["symbols"].items():
         empty = ", and 0 with empty results" if name in report["may_be_zero"] else ""
         out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}{empty}")

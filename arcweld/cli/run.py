@@ -33,6 +33,7 @@ from arcweld.cli.inputs import (
 from arcweld.cli.shapes import parse_tolerance, parse_values
 from arcweld.compiler.errors import AccuracyError, EnvironmentError_, UsageError
 from arcweld.compiler.paths import replacing
+from arcweld.compiler.signature import gathered, spread
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.evidence import ENGINE_TOLERANCE
 from arcweld.driver.metrics import relative_error
@@ -62,7 +63,7 @@ def run(
     with waiting("running"):
         engine.run(feeds)
         start = time.perf_counter()
-        results = engine.run(feeds)
+        results = engine.run_tensors(feeds)
         seconds = time.perf_counter() - start
     if dump_output:
         print_outputs(results)
@@ -141,9 +142,9 @@ def verify(
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
     feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed, batch)
     with waiting("computing the reference") as say:
-        want = _onnxruntime(source, feeds, frozen) if onnxrt else _numpy(source, feeds, frozen)
+        want = _onnxruntime(source, engine, feeds, frozen) if onnxrt else _numpy(source, engine, feeds, frozen)
         say("running")
-        got = engine.run(feeds)
+        got = engine.run_tensors(feeds)
     failed = []
     for name, w in want.items():
         tolerance = Tolerance(
@@ -217,16 +218,21 @@ def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.n
     if unknown := sorted(set(given) - set(inputs)):
         raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(inputs)}")
     theirs = ({sanitize(n) for n in inputs if n not in given}, {v.name for v in graph.output})
-    ours = ({t.name for t in engine.inputs}, {t.name for t in engine.outputs})
+    ours = ({a.name for a in engine.arguments}, {a.name for a in engine.results})
     for kind, mine, other in zip(("inputs", "outputs"), ours, theirs):
         if mine != other:
             names = f"{', '.join(sorted(mine))}, those of the model {', '.join(sorted(other))}"
             hint = "inputs that were made constants are given with --values" if mine < other else None
             raise UsageError(f"the engine was not built from {model}: its {kind} are {names}", hint=hint)
+    lists = [n for n in given if not inputs[n].type.HasField("tensor_type")]
+    if lists:
+        raise UsageError(f"{lists[0]} is a constant that is no tensor: verify compares tensors", hint="leave it open")
     return {n: constant_input(inputs[n], v) for n, v in given.items()}
 
 
-def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _onnxruntime(
+    model: str, engine: Engine, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     try:
         import onnxruntime
     except ImportError:
@@ -235,21 +241,27 @@ def _onnxruntime(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[st
 
     try:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        given = {i.name: frozen[i.name] if i.name in frozen else feeds[sanitize(i.name)] for i in session.get_inputs()}
+        fed = gathered(engine.arguments, feeds)
+        given = {i.name: frozen[i.name] if i.name in frozen else fed[sanitize(i.name)] for i in session.get_inputs()}
         names = [o.name for o in session.get_outputs()]
-        return dict(zip(names, session.run(names, given)))
+        results = spread(engine.results, dict(zip(names, session.run(names, given))))
+        return {n: a for n, a in results.items() if a is not None}
     except Exception as error:  # its classes have no common base
         raise UsageError(
             f"ONNX Runtime cannot run the model: {str(error).strip()}", hint="leave --onnxrt out to compare with numpy"
         ) from error
 
 
-def _numpy(model: str, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _numpy(
+    model: str, engine: Engine, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     from arcweld.compiler.onnx.proto import load_model
     from arcweld.compiler.text import sanitize
     from arcweld.driver.staged_reference import reference_outputs
 
     names = {sanitize(v.name): v.name for v in load_model(model)[0].graph.input}
+    for a in engine.arguments:
+        names |= {item: f"{names[a.name]}.{k}" for k, item in enumerate(a.items) if a.kind == "sequence"}
     inputs = [Input(names[n], a.shape) for n, a in feeds.items()]
     graph = import_model(model, inputs=inputs + [Input(n, value=a) for n, a in frozen.items()])
     values = reference_outputs(graph, feeds)

@@ -131,7 +131,7 @@ def gpu_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> C
             pinned[name][...] = array
         with stream:
             there = {name: cupy.asarray(array) for name, array in feeds.items()}
-            back = {name: _pinned(result) for name, result in engine.run(there).items()}
+            back = {name: _pinned(result) for name, result in engine.run_tensors(there).items()}
         stream.synchronize()
         events: Sequence[Any] = [cupy.cuda.Event() for _ in range(4)]
 
@@ -142,7 +142,7 @@ def gpu_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> C
                 there[name].set(array, stream)
             events[1].record(stream)
             start = time.perf_counter()
-            results = engine.run(there)
+            results = engine.run_tensors(there)
             enqueue = (time.perf_counter() - start) * 1e3
             events[2].record(stream)
             for name, array in results.items() if copies else ():

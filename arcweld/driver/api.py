@@ -19,6 +19,7 @@ from arcweld.codegen.nvrtc.compiler import Job, compile_job
 from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import LOOP_LIMIT, Options
+from arcweld.compiler.signature import spread
 from arcweld.driver.build import Build, Progress, build_graph
 from arcweld.driver.costs import ReferenceCost
 from arcweld.driver.draws import Sample, draw_sample, given_sample
@@ -297,6 +298,7 @@ def _known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
 
 def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays of any kind as host arrays, by input name. Raises UsageError for a name of no input."""
+    feeds = spread(graph.takes, feeds)
     known = [v.name for v in graph.inputs]
     if unknown := sorted(set(feeds) - set(known)):
         raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(known)}")

@@ -124,6 +124,8 @@ def make_program(parts: Sequence[Planned], order: Sequence[str]) -> prog.Program
         state=tuple(prog.State(name, label, _initial(graph, name)) for label, name in graph.aliases.items()),
         ranges=ranges,
         limits=index_limits(graph),
+        takes=graph.takes,
+        gives=graph.gives,
     )
 
 

@@ -182,7 +182,7 @@ class _Verification:
         self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
         with self.engine.poisoned():
             changed = {s.input: feeds[s.input].copy() for s in self.engine.program.state}
-            got = self.engine.run({**feeds, **changed})
+            got = self.engine.run_tensors({**feeds, **changed})
         self.used += self.costs.reference.seconds(point.sizes) + (seconds if self.device.is_simulator else 0.0)
         self.note("the reference", math.inf)
         found = [

@@ -133,6 +133,7 @@ def merged(cut: Stages, stages: Sequence[EngineData]) -> EngineData:
         outputs=tuple(tensor_record(label, o) for label, o in zip(graph.labels(), graph.outputs)),
         weights=tuple(entries.values()), temps=(), aliases=(), launches=(), fixed=fixed,
         steps=cut.steps, stages=tuple(programs), results=tuple(o.name for o in graph.outputs),
+        takes=graph.takes, gives=graph.gives,
     )  # fmt: skip
     first = stages[0] if stages else EngineData(outer, {}, {}, provenance=provenance())
     return replace(

@@ -20,6 +20,8 @@ def with_state(graph: Graph, inputs: Mapping[str, str | bool]) -> Graph:
 
     Raises UsageError for a name of no input or output, ModelError for an output of another type than its input.
     """
+    if inputs and (graph.takes or graph.gives):
+        raise UsageError("a model of sequences has no inputs that outputs take over", hint="leave out inout")
     known, outputs = {v.name: v for v in graph.inputs}, dict(zip(graph.labels(), graph.outputs))
     aliases: dict[str, str] = {}
     for name, wanted in inputs.items():

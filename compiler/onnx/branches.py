@@ -15,7 +15,7 @@ from arcweld.compiler.host_nodes import Body
 from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.host import computed
-from arcweld.compiler.onnx.operands import Items, Operand, born, on_device, text
+from arcweld.compiler.onnx.operands import Form, Operand, born, flattened, formed, on_device, text
 from arcweld.compiler.onnx.scope import BodyRefused, Walker
 from arcweld.compiler.text import sanitize
 
@@ -25,31 +25,38 @@ MAX_WIDENINGS = 8
 Import = Callable[[GraphProto, str, Mapping[str, Any]], Sequence[Operand]]
 
 
-def choose(visitor: Walker, c: NodeContext, importing: Import) -> list[Operand]:
-    """The results of an If: both branches are in the graph, and one of them runs."""
+def choose(visitor: Walker, c: NodeContext, importing: Import) -> list[Any]:
+    """The results of an If: both branches are in the graph, and one of them runs.
+
+    Sequences that they give have equally many items, each of which is a result of its own.
+    """
     condition = c.value(0)
     visible = _visible(c)
-    found, refused = list[Body](), None
+    found, forms, refused = list[Body](), list[Form](), None
     for branch in ("then", "else"):
         graph = c.graph_attr(f"{branch}_branch")
         if len(graph.output) != len(c.outputs):
             c.broken(f"a branch has {len(graph.output)} outputs, the node {len(c.outputs)}")
         try:
             with visitor.builder.body() as nodes:
-                results = [_value(c, r) for r in importing(graph, f"{c.name}/{branch}/", {})]
+                tensors, form = flattened(importing(graph, f"{c.name}/{branch}/", {}))
+                results = [_value(c, r) for r in tensors]
         except BodyRefused as error:  # what the other branch lacks is to be listed too
             refused = error
             continue
         found.append(Body((), tuple(nodes), tuple(results)))
+        forms.append(form)
     if refused is not None:
         raise refused
     then, otherwise = found
+    if forms[0] != forms[1]:
+        c.unsupported("one branch gives a longer sequence, or an optional value that the other does not give")
     joined = [_Join(c, visible).types(a, b) for a, b in zip(then.results, otherwise.results)]
     outputs = _fresh(c, [t for t, _ in joined])
     symbols = tuple(s for _, own in joined for s in own)
     attrs = {"then": then, "otherwise": otherwise, "symbols": symbols}
     visitor.builder.rw.append(Node(host_nodes.CHOOSE, (condition,), tuple(outputs), attrs, c.origin))
-    return [on_device(v) for v in outputs]
+    return formed(map(on_device, outputs), forms[0])
 
 
 @dataclass
@@ -91,14 +98,13 @@ def _visible(c: NodeContext) -> frozenset[str]:
 
 
 def _fresh(c: NodeContext, types: Sequence[TensorType]) -> list[Value]:
-    names = [o or f"{c.hint}.{k}" for k, o in enumerate(c.outputs)]
+    one = len(types) == len(c.outputs)  # else some are sequences
+    names = [(c.outputs[k] if one else "") or f"{c.hint}.{k}" for k in range(len(types))]
     return [Value(c.builder.rw.fresh(sanitize(n)), t) for n, t in zip(names, types)]
 
 
 def _value(c: NodeContext, operand: Operand) -> Value:
     """A result of a body as a value that one of its nodes makes."""
-    if isinstance(operand, Items):
-        c.unsupported("a branch or a body gives a sequence")
     return computed(c.builder, c.builder.device(operand, c.origin, f"{c.hint}.result"), c.origin)
 
 

@@ -18,7 +18,7 @@ from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import branches
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, flattened, formed, on_device, on_host
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
 from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import BodyRefused, Scope, Walker
@@ -127,16 +127,23 @@ def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
         if not bool(c.number(1)):
             known = 0
         condition = None
+    first, form = flattened([c.present(k) for k in range(2, len(c.operands))])
     loop = branches.Loop(
         c.value(0) if trips is not None and known is None else None, known,
-        c.value(1) if condition is not None else None, [c.value(k) for k in range(2, len(c.operands))], known,
+        c.value(1) if condition is not None else None,
+        [c.builder.device(o, c.origin, f"{c.hint}.first") for o in first], known,
     )  # fmt: skip
 
     def turn(counter: Value, going: Value, carried: Sequence[Value]) -> Sequence[Operand]:
-        names = {i.name: on_device(v) for i, v in zip(body.input, (counter, going, *carried))}
-        return importing(body, f"{c.name}/", names)
+        given = [on_device(counter), on_device(going), *formed(map(on_device, carried), form)]
+        results = importing(body, f"{c.name}/", {i.name: o for i, o in zip(body.input, given)})
+        tensors, found = flattened(results)
+        if found != (None, *form, *(None for _ in results[1 + len(form) :])):
+            c.unsupported("a turn changes the length of a sequence, and how often the loop runs depends on the data")
+        return tensors
 
-    return [on_device(v) for v in branches.repeat(c, loop, turn)]
+    found = [on_device(v) for v in branches.repeat(c, loop, turn)]
+    return formed(found, (*form, *(None for _ in found[len(first) :])))
 
 
 def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
@@ -144,7 +151,7 @@ def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
     body = c.graph_attr("body")
     trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
     going = bool(c.number(1)) if c.has(1) else True
-    carried: list[Any] = [c.operands[i] if c.has(i) else c.operand(i) for i in range(2, len(c.operands))]
+    carried: list[Any] = [c.present(i) for i in range(2, len(c.operands))]
     scans = len(body.output) - 1 - len(carried)
     columns: list[list[Operand]] = [[] for _ in range(scans)]
     constants, used = graph_constants(visitor, body), visitor.names_used(body)
@@ -156,7 +163,7 @@ def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
         formal = [on_host(done, DType.I64), on_host(going, DType.BOOL), *carried]
         names = constants | {i.name: o for i, o in zip(body.input, formal)}
         results = run_graph(visitor, body, scope, f"{c.name}/{done}/", names, used)
-        if isinstance(results[0], Items):
+        if not isinstance(results[0], Operand):
             c.broken("the body's condition is a sequence")
         if results[0].known is None or results[0].is_symbolic:
             c.unsupported("how often the loop runs depends on the data")
@@ -286,7 +293,7 @@ def _unrolled(
 
 def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
     """``items``, which have equal shapes, joined along a new axis."""
-    if any(isinstance(i, Items) for i in items):
+    if not all(isinstance(i, Operand) for i in items):
         c.broken("a scanned output is a sequence")
     rank = items[0].rank + 1
     at = c.axis(axis, rank)
@@ -295,7 +302,29 @@ def _stack(c: NodeContext, items: Sequence[Operand], axis: int) -> Operand:
     return on_device(c.concat(wide, at))
 
 
-CONTROL: dict[str, Control] = {"If": import_if, "Loop": import_loop, "Scan": import_scan}
+def import_map(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
+    """The results of a SequenceMap: its body for each item of the sequences; tensors are the same for all items."""
+    check_depth(scope, c.name)
+    body, given = c.graph_attr("body"), [c.present(i) for i in range(len(c.operands))]
+    lengths = {len(o) for o in given if isinstance(o, Items)}
+    if not given or not isinstance(given[0], Items) or len(lengths) != 1:
+        c.broken(f"it maps sequences of {sorted(lengths)} items")
+    if len(body.input) != len(given) or len(body.output) != len(c.outputs):
+        c.broken("the body's inputs and outputs do not match the node's")
+    visitor.reserve(body.node, scope.depth + 1, len(given[0]))
+    constants, used = graph_constants(visitor, body), visitor.names_used(body)
+    rows = []
+    for k in range(len(given[0])):
+        names = constants | {i.name: o[k] if isinstance(o, Items) else o for i, o in zip(body.input, given)}
+        rows.append(run_graph(visitor, body, scope, f"{c.name}/{k}/", names, used))
+        if not all(isinstance(r, Operand) for r in rows[-1]):
+            c.broken("the body gives a sequence")
+    return [Items(row[k] for row in rows) for k in range(len(body.output))]
+
+
+CONTROL: dict[str, Control] = {
+    "If": import_if, "Loop": import_loop, "Scan": import_scan, "SequenceMap": import_map,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- functions

@@ -21,12 +21,14 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, 
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx import old_models
 from arcweld.compiler.onnx.deduce import Bounds, Requirement
-from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import Builder, Items, Nothing, Operand, Unavailable, on_device, on_host
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
+from arcweld.compiler.onnx.signature import Declared, outputs_of
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, bind_overrides, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
 from arcweld.compiler.options import LOOP_LIMIT
+from arcweld.compiler.signature import Argument, stated
 from arcweld.compiler.text import sanitize
 
 log = logging.getLogger("arcweld.import")
@@ -60,6 +62,7 @@ class _Import:
     loop_limit: int = LOOP_LIMIT
     scope: dict[str, Any] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
+    takes: tuple[Argument, ...] = ()
 
     def visitor(self) -> Visitor:
         """Reads inputs and initializers, then visits every node."""
@@ -92,22 +95,60 @@ class _Import:
         return found
 
     def _read_inputs(self, weights: Mapping[str, Any]) -> None:
-        infos = [i for i in self.model.graph.input if i.name not in weights]
-        names = {i.name for i in infos}
-        if len(names) != len(infos):
+        given = [Declared.of(i) for i in self.model.graph.input if i.name not in weights]
+        tensors = {d.name: d.items(self.shapes) for d in given if d.is_known and d.name not in self.values}
+        infos = [i for listed in tensors.values() for i in listed]
+        own = [d.name for d in given]
+        names = own + [i.name for d in given if d.is_sequence for i in tensors.get(d.name, ())]
+        if len(set(names)) != len(names):
             raise ModelError("two inputs of the model have the same name")
-        unknown = sorted((set(self.shapes) | set(self.values)) - names)
+        unknown = sorted((set(self.shapes) - {i.name for i in infos}) | set(self.values) - set(own))
         if unknown:
-            raise UsageError(
-                f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(sorted(names))}"
-            )
+            raise UsageError(f"the model has no input {unknown[0]!r}", hint=f"its inputs are {', '.join(sorted(own))}")
         params = {d.dim_param for i in infos for d in i.type.tensor_type.shape.dim if d.dim_param}
         table = DimTable(self.ranges, params, self.bounds)
         shapes = self._input_shapes(infos, table)
         taken: set[str] = set()
-        for info in infos:
-            self._read_input(info, shapes, taken)
+        arguments = [self._read_argument(d, tensors.get(d.name, ()), shapes, taken) for d in given]
+        self.takes = stated([a for a in arguments if a is not None])
         table.check_ranges()
+
+    def _read_argument(
+        self, d: Declared, tensors: Sequence[onnx.ValueInfoProto],
+        shapes: Mapping[str, tuple[Dim, ...] | None], taken: set[str],
+    ) -> Argument | None:  # fmt: skip
+        """Gives an input its operand; returns what a caller passes for it, None for a constant."""
+        if d.name in self.values:
+            self.scope[d.name] = self._constant(d, self.values[d.name])
+            return None
+        start = len(self.inputs)
+        items = [self._read_input(i, shapes[i.name], taken) for i in tensors]
+        refused = next((i for i in items if isinstance(i, Unavailable)), None)
+        if not d.is_known:
+            self.scope[d.name] = Unavailable(f"input {d.name}", "it is no tensor, and no sequence of tensors")
+        elif not d.is_sequence or refused is not None:
+            self.scope[d.name] = items[0] if refused is None else refused
+        elif not items:
+            how = f"give the shapes of its items, {d.name}.0 and so on, with --shapes (inputs= in Python)"
+            why = f"how many tensors the sequence has is not known: {how}"
+            self.scope[d.name] = Unavailable(f"input {d.name}", why)
+        else:
+            self.scope[d.name] = Items(i for i in items if isinstance(i, Operand))
+        names = tuple(v.name for v in self.inputs[start:])
+        if isinstance(self.scope[d.name], Unavailable):
+            return None
+        return Argument(sanitize(d.name), "sequence", names) if d.is_sequence else Argument(names[0], "tensor", names)
+
+    def _constant(self, d: Declared, value: Any) -> Operand | Items | Nothing:
+        """The operand of an input that is a constant. Raises UsageError where the value does not fit."""
+        if not d.is_known:
+            raise UsageError(f"input {d.name!r} is no tensor: it has no value")
+        found = d.constants(value)
+        if found is None:
+            return Nothing()
+        arrays = [constant_input(d.tensor(d.name), a) for a in found]
+        items = [on_host(a, from_numpy(a.dtype)) for a in arrays]
+        return Items(items) if d.is_sequence else items[0]
 
     def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
         # overridden inputs first: the value that the user gives a dim_param counts for the other inputs too
@@ -119,36 +160,25 @@ class _Import:
             declared = declared_dims(info)
             if declared is None and override is not None:
                 declared = (None,) * len(override)
-            if info.name in self.values:
-                continue
-            if not info.type.HasField("tensor_type") or declared is None:
+            if declared is None:
                 shapes[info.name] = None
             else:
                 shapes[info.name] = input_shape(table, info.name, declared, override)
         return shapes
 
     def _read_input(
-        self, info: onnx.ValueInfoProto, shapes: Mapping[str, tuple[Dim, ...] | None], taken: set[str]
-    ) -> None:
-        if info.name in self.values:
-            data = constant_input(info, self.values[info.name])
-            self.scope[info.name] = on_host(data, from_numpy(data.dtype))
-            return
-        shape = shapes[info.name]
+        self, info: onnx.ValueInfoProto, shape: tuple[Dim, ...] | None, taken: set[str]
+    ) -> Operand | Unavailable:
         if shape is None:
-            kind = info.type.WhichOneof("value")
-            unknown = "its rank is not known: give its shape with --shapes (inputs= in Python)"
-            why = unknown if kind == "tensor_type" else f"it is a {kind}"
-            self.scope[info.name] = Unavailable(f"input {info.name}", why)
-            return
+            why = "its rank is not known: give its shape with --shapes (inputs= in Python)"
+            return Unavailable(f"input {info.name}", why)
         try:
             dtype = element_type(info.type.tensor_type.elem_type)
         except UnsupportedError as error:
-            self.scope[info.name] = Unavailable(f"input {info.name}", error.message)
-            return
+            return Unavailable(f"input {info.name}", error.message)
         value = Value(_unique(sanitize(info.name), taken), TensorType(dtype, shape))
         self.inputs.append(value)
-        self.scope[info.name] = on_device(value)
+        return on_device(value)
 
     def graph(self, visitor: Visitor) -> Graph:
         """The finished graph. An output that is an input, a weight or listed twice gets an Identity node of its own."""
@@ -157,24 +187,24 @@ class _Import:
         names: dict[str, Value] = {}
         rw = visitor.builder.rw
         own = {v.name for v in self.inputs}
-        for info in self.model.graph.output:
-            found = visitor.results[info.name]
-            assert isinstance(found, Operand)  # anything else was reported before
-            origin = (f"output {info.name}",)
-            before = visitor.builder.device(found, origin, f"{sanitize(info.name)}.const")
+        listed, gives = outputs_of([o.name for o in self.model.graph.output], visitor.results)
+        for label, found in listed:
+            origin = (f"output {label}",)
+            before = visitor.builder.device(found, origin, f"{sanitize(label)}.const")
             value = latest.get(before.name, before)
             if value.name in own or value.name in rw.weights or value.name in outputs:
                 value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
-            if value.name != sanitize(info.name):
-                names[value.name] = new = visitor.named(value, info.name)
+            if value.name != sanitize(label):
+                names[value.name] = new = visitor.named(value, label)
                 value = latest[before.name] = new
             outputs[value.name] = value
         visitor.builder.rename(names)
         used = {v.name for v in host_nodes.values_read(rw.nodes)}
         weights = {k: w for k, w in rw.weights.items() if k in used}
-        labels = tuple(info.name for info in self.model.graph.output)
-        results = tuple(outputs.values())
-        return rw.graph.replace(nodes=tuple(rw.nodes), outputs=results, weights=weights, output_labels=labels)
+        return rw.graph.replace(
+            nodes=tuple(rw.nodes), outputs=tuple(outputs.values()), weights=weights,
+            output_labels=tuple(label for label, _ in listed), takes=self.takes, gives=gives,
+        )  # fmt: skip
 
 
 def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:
@@ -241,7 +271,9 @@ def import_onnx(
     model   a path, the file's bytes, or a ModelProto; external data needs a path
     shapes  input name -> dimensions that replace the declared ones: ints, names, expressions such as "32*h", or Dims
     ranges  dim_param -> (lowest, highest or None, multiple_of), both inclusive; without one a dimension is at least 1
-    values  input name -> array or number: the input becomes a constant, for example a mode switch
+            for a sequence ``x``, those of its items: ``x.0``, ``x.1`` and so on, which say how many there are
+    values  input name -> array or number: the input becomes a constant, for example a mode switch; a list of arrays for
+            a sequence, None for an optional value that is empty
     shared  names of inputs whose memory an output takes over: operators that may append to a cache or write into it
             do the latter
     loop_limit  how often at most a loop runs whose end depends on data; a call that goes beyond it is refused
@@ -255,8 +287,6 @@ def import_onnx(
         found = visitor.results.get(info.name)
         if isinstance(found, Unavailable) and found.reason:
             failed.append(Finding(info.name, "output", f"{found.node}: {found.reason}"))
-        elif isinstance(found, Items):
-            failed.append(Finding(info.name, "output", "it is a sequence of tensors"))
     if failed:
         lines = "".join(f"\n  {f.op} [{f.node}]: {f.reason}" for f in failed)
         raise UnsupportedError(

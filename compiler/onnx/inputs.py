@@ -17,7 +17,7 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.attributes import Attributes
 from arcweld.compiler.onnx.folding import fold_value
-from arcweld.compiler.onnx.operands import Builder, Items, Operand, elements
+from arcweld.compiler.onnx.operands import Builder, Items, Nothing, Operand, elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.sizes import is_joined, sizes_of
@@ -60,9 +60,14 @@ class Inputs(Attributes):
         found = self.operands[i] if i < len(self.operands) else None
         if found is None:
             raise ModelError(f"{self.op} lacks its input {i}", node=self.name)
-        if isinstance(found, Items):
-            self.broken(f"input {i} is a sequence")
+        if isinstance(found, Items | Nothing):
+            self.broken(f"input {i} is {'a sequence' if isinstance(found, Items) else 'an empty optional value'}")
         return found
+
+    def present(self, i: int) -> Operand | Items | Nothing:
+        """Input ``i``, which may be a sequence or an optional value. Raises ModelError where it is missing."""
+        found = self.operands[i] if i < len(self.operands) else None
+        return found if isinstance(found, Items | Nothing) else self.operand(i)
 
     def value(self, i: int) -> Value:
         """Input ``i`` as a device value."""

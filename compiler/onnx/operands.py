@@ -5,10 +5,11 @@ An operand is on the device (a Value of the graph), on the host (an array of its
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -70,6 +71,37 @@ class Items(tuple[Operand, ...]):
     """The operands in a value of ONNX's sequence type."""
 
     __slots__ = ()
+
+
+class Nothing:
+    """An optional value that is empty."""
+
+    __slots__ = ()
+
+
+Form: TypeAlias = "tuple[int | None, ...]"  # None: a tensor; n: a sequence of n; EMPTY_OPTIONAL
+EMPTY_OPTIONAL = -1
+
+
+def flattened(operands: Sequence[Operand | Items | Nothing]) -> tuple[list[Operand], Form]:
+    """The tensors of operands in order, and the form by which ``formed`` puts them together again."""
+    form = tuple(
+        len(o) if isinstance(o, Items) else EMPTY_OPTIONAL if isinstance(o, Nothing) else None for o in operands
+    )
+    tensors = [t for o in operands for t in (o if isinstance(o, Items) else [] if isinstance(o, Nothing) else [o])]
+    return tensors, form
+
+
+def formed(tensors: Iterable[Operand], form: Form) -> list[Operand | Items | Nothing]:
+    """The operands of a form, made of their tensors."""
+    left = iter(tensors)
+
+    def one(n: int | None) -> Operand | Items | Nothing:
+        if n is None:
+            return next(left)
+        return Nothing() if n == EMPTY_OPTIONAL else Items(itertools.islice(left, n))
+
+    return [one(n) for n in form]
 
 
 def on_device(value: Value) -> Operand:

@@ -280,11 +280,12 @@ _KINDS = {
     AttributeProto.INT: "i", AttributeProto.FLOAT: "f", AttributeProto.STRING: "s", AttributeProto.TENSOR: "t",
     AttributeProto.GRAPH: "g", AttributeProto.INTS: "ints", AttributeProto.FLOATS: "floats",
     AttributeProto.STRINGS: "strings", AttributeProto.TENSORS: "tensors", AttributeProto.GRAPHS: "graphs",
+    AttributeProto.TYPE_PROTO: "tp",
 }  # fmt: skip
 
 
 def attribute_value(attr: AttributeProto, source: Source) -> AttrValue:
-    """An attribute as a Python value: int, float, str, tuple of them, (ndarray, DType), or GraphProto.
+    """An attribute as a Python value: int, float, str, tuple of them, (ndarray, DType), GraphProto, or TypeProto.
 
     Raises ModelError for an attribute without a value and for text that is not UTF-8.
     """

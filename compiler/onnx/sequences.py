@@ -1,6 +1,7 @@
 """Operators on sequences and optional values, which are evaluated while importing: none reaches the graph.
 
 Exporters write them for Python's lists of tensors. The host must know their lengths and the indices of their elements.
+Whether an optional value is there is known too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Items, Operand, on_device, on_host
+from arcweld.compiler.onnx.operands import Items, Nothing, Operand, on_device, on_host
 
 MAX_ITEMS = 4096
 
@@ -107,17 +108,22 @@ def _concat(c: NodeContext) -> Sequence[Any]:
 
 
 def _optional(c: NodeContext) -> Sequence[Any]:
-    if not c.has(0):
-        c.unsupported("an optional value that is empty")
+    return [c.operands[0] if c.has(0) else Nothing()]
+
+
+def _element(c: NodeContext) -> Sequence[Any]:
+    if not c.has(0) or isinstance(c.operands[0], Nothing):
+        c.broken("the optional value is empty")
     return [c.operands[0]]
 
 
 def _has_element(c: NodeContext) -> Sequence[Operand]:
-    return [on_host(np.asarray(c.has(0)), DType.BOOL)]
+    there = c.has(0) and not isinstance(c.operands[0], Nothing)
+    return [on_host(np.asarray(there), DType.BOOL)]
 
 
 SEQUENCES: dict[str, Callable[[NodeContext], Sequence[Any]]] = {
     "SequenceConstruct": _construct, "SequenceEmpty": _empty, "SequenceAt": _at, "SequenceInsert": _insert,
     "SequenceErase": _erase, "SequenceLength": _length, "SplitToSequence": _split, "ConcatFromSequence": _concat,
-    "Optional": _optional, "OptionalGetElement": _optional, "OptionalHasElement": _has_element,
+    "Optional": _optional, "OptionalGetElement": _element, "OptionalHasElement": _has_element,
 }  # fmt: skip

@@ -17,7 +17,17 @@ from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, has_body, standard_function, takes_types
 from arcweld.compiler.onnx.expansion import Expansion
 from arcweld.compiler.onnx.handlers.table import handler
-from arcweld.compiler.onnx.operands import Builder, Items, Operand, Unavailable, Unknown, on_device, on_host, text
+from arcweld.compiler.onnx.operands import (
+    Builder,
+    Items,
+    Nothing,
+    Operand,
+    Unavailable,
+    Unknown,
+    on_device,
+    on_host,
+    text,
+)
 from arcweld.compiler.onnx.order import in_order, names_used
 from arcweld.compiler.onnx.proto import attribute_value, is_valid
 from arcweld.compiler.onnx.remedies import (
@@ -53,7 +63,7 @@ class Visitor:
         self.builder = builder
         self.functions = functions
         self.findings: list[Finding] = []
-        self.results: dict[str, Operand | Unavailable] = {}
+        self.results: dict[str, Operand | Items | Nothing | Unavailable] = {}
         self.visits = 0
         self.ended = False
         self.expansion = Expansion(functions, MAX_DEPTH)
@@ -170,9 +180,10 @@ class Visitor:
             return CONTROL[c.op](self, c, scope)
         if domain == "" and c.op in SEQUENCES:
             return SEQUENCES[c.op](c)
-        if any(isinstance(o, Items) for o in c.operands):
+        other = next((o for o in c.operands if isinstance(o, Items | Nothing)), None)
+        if other is not None:
             if (domain, c.op) != ("", "Identity"):
-                c.broken("an operand is a sequence")
+                c.broken("an operand is " + ("a sequence" if isinstance(other, Items) else "an empty optional value"))
             return c.operands
         return [_constant(c)] if (domain, c.op) == ("", "Constant") else None
 

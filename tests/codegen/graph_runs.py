@@ -43,7 +43,7 @@ def by_numpy(build: Build, feeds: Arrays, sizes: Mapping[str, int]) -> dict[str,
 
 def on_simulator(build: Build, feeds: Arrays, seed: int = 0) -> dict[str, np.ndarray]:
     """The model's outputs by label, from the engine on the checked simulator."""
-    return Engine(build.data, SimDevice(checked=True, seed=seed)).run(dict(feeds))
+    return Engine(build.data, SimDevice(checked=True, seed=seed)).run_tensors(dict(feeds))
 
 
 def expected(graph: Graph, feeds: Arrays, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from graph_runs import built, on_simulator
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.signature import Argument, plain
 from arcweld.compiler.text import sanitize
 from arcweld.driver.api import compile_graph
 from arcweld.driver.staged_reference import reference_outputs
@@ -91,38 +92,54 @@ class Case:
         return not reached.intersection(o.name for o in self.graph.outputs)
 
 
-class NotArrays(Exception):
-    """The test passes sequences or optional values, which an engine's inputs and outputs are not."""
-
-
 def _imported(test: Any) -> Case:
     """Raises UnsupportedError where the import is refused."""
     initializers = {t.name for t in test.model.graph.initializer}
     inputs, expected = test.data_sets[0]
     names = [i.name for i in test.model.graph.input if i.name not in initializers]
-    inputs, expected = ([_array(a) for a in given] for given in (inputs, expected))
-    feeds = dict(zip(names, inputs, strict=True))
+    feeds = dict(zip(names, map(_data, inputs), strict=True))
     graph, given = _with_fewest_constants(test, feeds)
-    left = {sanitize(k): v for k, v in feeds.items() if k not in given}
-    return Case(graph, left, expected, given)
+    left = {k: v for k, v in feeds.items() if k not in given and v is not None}
+    lists = {k: v for k, v in left.items() if isinstance(v, list)}
+    assert {a.name: len(a.items) for a in graph.takes if a.kind == "sequence"} == {k: len(v) for k, v in lists.items()}
+    wanted = [_data(e) for e in expected]
+    assert [None if a.kind == "none" else len(a.items) if a.kind == "sequence" else 1 for a in _arguments(graph)] == [
+        None if w is None else len(w) if isinstance(w, list) else 1 for w in wanted
+    ]
+    feeds = {sanitize(k): v for k, v in left.items() if k not in lists}
+    feeds |= {sanitize(f"{k}.{n}"): item for k, v in lists.items() for n, item in enumerate(v)}
+    flat = [a for w in wanted for a in (w if isinstance(w, list) else [] if w is None else [w])]
+    return Case(graph, feeds, flat, given)
 
 
-def _array(given: Any) -> np.ndarray:
-    """The suite keeps some data, of 16, 8 and fewer bits above all, as TensorProto."""
+def _arguments(graph: Graph) -> tuple[Argument, ...]:
+    return graph.gives or plain(graph.labels())
+
+
+def _data(given: Any) -> Any:
+    """An array, a list of arrays, or None. The suite keeps some data, of few bits above all, as TensorProto."""
     if isinstance(given, onnx.TensorProto):
         return onnx.numpy_helper.to_array(given)
-    if not isinstance(given, np.ndarray | np.generic):
-        raise NotArrays
+    if given is None or isinstance(given, list):
+        return None if given is None else [_data(item) for item in given]
     return np.asarray(given)
 
 
-def _with_fewest_constants(test: Any, feeds: Mapping[str, np.ndarray]) -> tuple[Graph, tuple[str, ...]]:
-    """The graph with as few inputs made constants as it takes: those that say shapes, axes, modes, as exporters do."""
+def _with_fewest_constants(test: Any, feeds: Mapping[str, Any]) -> tuple[Graph, tuple[str, ...]]:
+    """The graph with as few inputs made constants as it takes: those that say shapes, axes, modes, as exporters do.
+
+    How long lists are and whether optional values are there is said of all.
+    """
     first: UnsupportedError | None = None
-    small = [k for k, v in feeds.items() if v.ndim <= 1 and v.size <= 64]
+    arrays = {k: v for k, v in feeds.items() if isinstance(v, np.ndarray)}
+    small = [k for k, v in arrays.items() if v.ndim <= 1 and v.size <= 64]
+    lists = {k: v for k, v in feeds.items() if isinstance(v, list) and v}
+    shapes = {f"{k}.{n}": item.shape for k, v in lists.items() for n, item in enumerate(v)}
+    empty = {k: v for k, v in feeds.items() if k not in arrays and k not in lists}
     for given in _subsets(small):
         try:
-            return import_onnx(test.model, values={k: feeds[k] for k in given}), given
+            values = {k: feeds[k] for k in given} | empty
+            return import_onnx(test.model, values=values, shapes=shapes), (*given, *empty)
         except UnsupportedError as error:
             first = first or error
     assert first is not None
@@ -157,7 +174,7 @@ def _by_reference(test: Any, case: Case) -> str:
 
 def _by_kernels(test: Any, case: Case) -> str:
     if has_host_nodes(case.graph):
-        found = compile_graph(case.graph, device=SimDevice(checked=True), verify="off").run(case.feeds)
+        found = compile_graph(case.graph, device=SimDevice(checked=True), verify="off").run_tensors(case.feeds)
     else:
         found = on_simulator(built(case.graph), case.feeds)
     pairs = zip(case.graph.labels(), case.expected, strict=True)
@@ -172,7 +189,6 @@ class Counts:
     computed: list[str] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)
-    not_arrays: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     wrong: dict[str, str] = field(default_factory=dict)
 
@@ -184,9 +200,6 @@ def _counts() -> Counts:
         try:
             case = _imported(test)
             outcome = _by_reference(test, case)
-        except NotArrays:
-            counts.not_arrays.append(test.name)
-            continue
         except UnsupportedError as error:
             counts.refused[test.name] = error.message
             continue
@@ -233,7 +246,6 @@ the suite ({", ".join(f"`{n}`" for n in KERNELS_DIFFERENT)}).
 | {len(counts.folded)} | right, and known while compiling: no output depends on an input |
 | {len(DIFFERENT)} | other numbers, on purpose (see below) |
 | {len(counts.refused)} | refused, with the reason (see below) |
-| {len(counts.not_arrays)} | not run: they pass sequences or optional values, which an engine does not |
 
 {len(counts.constants)} of the first two rows are imported with some inputs as constants: shapes, axes, lengths and the
 like, as few as it takes.

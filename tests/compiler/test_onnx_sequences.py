@@ -1,4 +1,7 @@
-"""Sequences and optional values that are settled while importing, against ONNX Runtime."""
+"""Sequences and optional values that are settled while importing, against ONNX Runtime.
+
+As inputs and outputs of a model: ``tests/driver/test_sequences.py``.
+"""
 
 from __future__ import annotations
 
@@ -82,10 +85,27 @@ def test_optional_values() -> None:
     compare(proto, {"x": floats(2, 6, 4)})
 
 
+_FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+
+
+def _identity() -> onnx.GraphProto:
+    return helper.make_graph([N("Identity", ["a"], ["b"])], "body", [onnx.ValueInfoProto(name="a")],
+                             [onnx.ValueInfoProto(name="b")])  # fmt: skip
+
+
+def _pair() -> onnx.GraphProto:
+    return helper.make_graph([N("SequenceConstruct", ["a"], ["b"])], "body", [onnx.ValueInfoProto(name="a")],
+                             [onnx.ValueInfoProto(name="b")])  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("nodes", "error", "text"),
     [
-        ([N("SequenceConstruct", ["x"], ["y"])], UnsupportedError, "sequence of tensors"),
+        ([N("SequenceEmpty", [], ["y"])], UnsupportedError, "there is nothing to compute"),
+        ([N("SequenceMap", ["x"], ["y"], body=_identity())], ModelError, "maps sequences of"),
+        ([N("SequenceConstruct", ["x"], ["s"]), N("SequenceMap", ["s"], ["y"], body=_pair())], ModelError, "gives a s"),
+        ([N("OptionalGetElement", [""], ["y"])], ModelError, "the optional value is empty"),
+        ([N("Optional", [], ["o"], type=_FLOATS), N("Relu", ["o"], ["y"])], ModelError, "an empty optional value"),
         ([N("SequenceConstruct", ["x"], ["s"]), N("Relu", ["s"], ["y"])], ModelError, "an operand is a sequence"),
         ([N("SequenceConstruct", ["x"], ["s"]), N("SequenceAt", ["s", "two"], ["y"])], ModelError, "place 2"),
         ([N("SequenceAt", ["x", "one"], ["y"])], ModelError, "should be a sequence"),
