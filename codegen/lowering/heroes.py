@@ -133,6 +133,19 @@ def lower_scan(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, loads, place(col.index), _accumulator(node), attrs, x.type.numel)
 
 
+# ----------------------------------------------------------------------------------------------------------- suppress
+
+
+def lower_suppress(reader: RegionReader, node: Node) -> Hero:
+    """SuppressOverlaps: axes ``row`` and ``col``; loads of corners and ``open`` over both; ``overlap`` and ``most``."""
+    boxes, valid, overlap, most = (_operand(node, k) for k in range(4))
+    rows, col = tuple(axis(f"r{k}", d) for k, d in enumerate(valid.shape[:-1])), axis("c", valid.shape[-1])
+    coords = (*(a.index for a in rows), col.index)
+    loads = {name: reader.read(boxes, (*coords, k)) for k, name in enumerate(("y0", "x0", "y1", "x1"))}
+    loads |= {"open": reader.read(valid, coords), "overlap": reader.read(overlap, ()), "most": reader.read(most, ())}
+    return Hero({"row": rows, "col": (col,)}, loads, coords, _accumulator(node), {}, valid.type.numel * 64)
+
+
 # ----------------------------------------------------------------------------------------------------------- contract
 
 
@@ -390,5 +403,6 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "window": lower_window,
     "attention": lower_attention,
     "recurrence": lower_recurrence,
+    "suppress": lower_suppress,
     "search": lower_search,
 }

@@ -72,54 +72,6 @@ def resolved_slice(operands: Sequence[np.ndarray | None], attrs: Mapping[str, An
     return (np.array(found, np.int64),)
 
 
-@operator("NonMaxSuppression")
-def non_max_suppression(operands: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-    """ONNX NonMaxSuppression-11: greedy suppression of boxes that overlap a better one of their class."""
-    boxes, scores = operands[0], operands[1]
-    assert boxes is not None
-    assert scores is not None
-    most, overlap, least = (
-        None if len(operands) <= k or operands[k] is None else operands[k].reshape(-1)[0]  # type: ignore[union-attr]
-        for k in (2, 3, 4)
-    )
-    most = 0 if most is None else int(most)
-    chosen: list[tuple[int, int, int]] = []
-    for b in range(scores.shape[0]):
-        corners = _corners(boxes[b].astype(np.float32), bool(attrs.get("center_point_box", 0)))
-        for c in range(scores.shape[1]):
-            row = scores[b, c]
-            order = np.argsort(-row, kind="stable")
-            if least is not None:
-                order = order[row[order] > least]
-            kept = _greedy(corners, order, np.float32(0 if overlap is None else overlap), most)
-            chosen += [(b, c, int(k)) for k in kept]
-    return (np.array(chosen, np.int64).reshape(-1, 3),)
-
-
-def _corners(boxes: np.ndarray, centred: bool) -> np.ndarray:
-    """Boxes as [y1, x1, y2, x2] with the lower corner first."""
-    if centred:
-        x, y, w, h = boxes.T
-        return np.stack([y - h / 2, x - w / 2, y + h / 2, x + w / 2], -1)
-    a, b = boxes[:, :2], boxes[:, 2:]
-    return np.concatenate([np.minimum(a, b), np.maximum(a, b)], -1)
-
-
-def _greedy(corners: np.ndarray, order: np.ndarray, overlap: np.float32, most: int) -> list[int]:
-    """The boxes that no better chosen one overlaps by more than ``overlap``, at most ``most``."""
-    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    kept: list[int] = []
-    while len(order) and len(kept) < most:
-        best, order = int(order[0]), order[1:]
-        kept.append(best)
-        low = np.maximum(corners[best, :2], corners[order, :2])
-        high = np.minimum(corners[best, 2:], corners[order, 2:])
-        common = np.prod(np.maximum(high - low, 0), -1)
-        union = area[best] + area[order] - common
-        order = order[~(common > overlap * union)]
-    return kept
-
-
 @operator("Unique")
 def unique(operands: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     """ONNX Unique-11: values, or slices along an axis, their first places, the inverse, and their numbers."""

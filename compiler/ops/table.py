@@ -26,6 +26,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     scan,
     scatter,
     special,
+    suppress,
     taps,
     topk,
     uniform,

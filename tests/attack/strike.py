@@ -72,7 +72,7 @@ def originals(folder: Path) -> tuple[bytes, ...]:
 
 
 def _staged() -> bytes:
-    """A model of stages: a branch on data, a loop that data end, a count, a sequence, an operator that the host computes."""
+    """A model of stages: a branch on data, a loop that data end, counts, a sequence, an operator of the host."""
     info, node = helper.make_tensor_value_info, helper.make_node
     then = helper.make_graph([node("Relu", ["x"], ["p"])], "then", [], [info("p", TensorProto.FLOAT, [6])])
     other = helper.make_graph([node("Neg", ["x"], ["q"])], "else", [], [info("q", TensorProto.FLOAT, [6])])
@@ -87,12 +87,14 @@ def _staged() -> bytes:
     nodes = [
         node("ReduceSum", ["x"], ["s"], keepdims=0), node("Greater", ["s", "ten"], ["c"]),
         node("If", ["c"], ["y"], then_branch=then, else_branch=other),
-        node("Loop", ["three", "", "y"], ["l"], body=body), node("Unique", ["l"], ["u"]),
-        node("NonZero", ["l"], ["z"]), node("SequenceConstruct", ["x", "l"], ["pair"]),
+        node("Loop", ["three", "", "y"], ["l"], body=body), node("Reshape", ["l", "twos"], ["rows"]),
+        node("Unique", ["rows"], ["u"], axis=0), node("NonZero", ["l"], ["z"]),
+        node("SequenceConstruct", ["x", "l"], ["pair"]),
     ]  # fmt: skip
     outputs = [info("u", TensorProto.FLOAT, None), info("z", TensorProto.INT64, None)]
     outputs.append(helper.make_tensor_sequence_value_info("pair", TensorProto.FLOAT, None))
     constants = [helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0]), helper.make_tensor("three", 7, [], [3])]
+    constants.append(helper.make_tensor("twos", 7, [2], [3, 2]))
     inputs = [info("x", TensorProto.FLOAT, [6])]
     graph = helper.make_graph(nodes, "stages", inputs, outputs, initializer=constants)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -16,19 +16,18 @@ from arcweld.cli.app import main
 
 @pytest.fixture
 def chosen(tmp_path: Path) -> Path:
-    """Values above 0, in order, and what suppression keeps of some boxes."""
+    """Values above 0, in order, and the different rows of a table."""
     nodes = [
         h.make_node("Relu", ["x"], ["r"]), h.make_node("NonZero", ["r"], ["i"], name="where"),
         h.make_node("Transpose", ["i"], ["t"]), h.make_node("GatherND", ["x", "t"], ["v"], name="take"),
-        h.make_node("Exp", ["v"], ["e"], name="exp"), h.make_node("Sigmoid", ["scores"], ["p"]),
-        h.make_node("NonMaxSuppression", ["boxes", "p", "most"], ["kept"], name="nms"),
+        h.make_node("Exp", ["v"], ["e"], name="exp"), h.make_node("Sigmoid", ["table"], ["p"]),
+        h.make_node("Unique", ["p"], ["kept"], name="rows", axis=0),
     ]  # fmt: skip
-    inputs = [("x", ["n", 5]), ("boxes", [1, 6, 4]), ("scores", [1, 2, 6])]
-    outputs = [("e", T.FLOAT), ("kept", T.INT64)]
+    inputs = [("x", ["n", 5]), ("table", [6, 2])]
+    outputs = [("e", T.FLOAT), ("kept", T.FLOAT)]
     graph = h.make_graph(
         nodes, "chosen", [h.make_tensor_value_info(n, T.FLOAT, s) for n, s in inputs],
         [h.make_tensor_value_info(n, t, None) for n, t in outputs],
-        initializer=[h.make_tensor("most", T.INT64, [1], [3])],
     )  # fmt: skip
     path = tmp_path / "chosen.onnx"
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9), path)
@@ -39,16 +38,16 @@ def test_all_commands_know_stages(
     chosen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCWELD_DEVICE", "sim")
-    built, shapes = tmp_path / "chosen.engine", "--shapes=x:3x5,boxes:1x6x4,scores:1x2x6"
+    built, shapes = tmp_path / "chosen.engine", "--shapes=x:3x5,table:6x2"
 
     def printed(*command: str) -> str:
         assert main(list(command)) == 0
         return capsys.readouterr().out
 
-    assert "1 fallback (NonMaxSuppression), 2 stages, 1 host read" in printed(str(chosen), "-o", str(built))
+    assert "1 fallback (Unique), 2 stages, 1 host read" in printed(str(chosen), "-o", str(built))
     text = printed("inspect", str(built))
-    assert "on the host: NonMaxSuppression of boxes (96 bytes), p (48 bytes) gives kept" in text
-    assert "_count * 3 * 8 bytes)" in text
+    assert "on the host: Unique of p (48 bytes) gives kept" in text
+    assert "_count * 2 * 4 bytes)" in text
     assert "i_count from 0 (where)" in text
     report = json.loads(printed("inspect", str(built), "--json"))
     assert [row["step"] for row in report["steps"]] == ["run", "read", "call", "run"]
@@ -57,7 +56,7 @@ def test_all_commands_know_stages(
     for against in ([], ["--onnxrt"]):
         assert printed("verify", str(built), f"--onnx={chosen}", shapes, *against).count("pass") == 2
     assert main([str(chosen), "-o", str(tmp_path / "strict.engine"), "--strict"]) == 3
-    assert "NonMaxSuppression [nms]: there is no kernel" in capsys.readouterr().err
+    assert "Unique [rows]: there is no kernel" in capsys.readouterr().err
     assert not (tmp_path / "strict.engine").exists()
     explained: Callable[..., str] = printed
     assert "one pointwise kernel" in explained("explain", str(chosen), "take", "exp")

@@ -252,8 +252,34 @@ def _recurrence(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str
             _store(one, Points((t, d, b, u), buffers, env), buffers, {"h": y})
 
 
+def _suppress(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """Each box against those before it that stay, pair by pair."""
+    points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
+    y0, x0, y1, x1, counts, limit, most = (
+        points.value(kernel.loads[n]) for n in ("y0", "x0", "y1", "x1", "open", "overlap", "most")
+    )
+    stays = np.zeros(points.shape, bool)
+    for row in np.ndindex(points.shape[:-1]):
+        for k in np.flatnonzero(counts[row]):
+            before = [(*row, j) for j in np.flatnonzero(stays[row])]
+            at = (*row, k)
+            if len(before) < most[at]:
+                stays[at] = not any(_common_part(*(v[p] for v in (y0, x0, y1, x1) for p in (at, b))) > limit[at]
+                                    for b in before)  # fmt: skip
+    _store(kernel, points, buffers, {"acc": stays})
+
+
+def _common_part(
+    ay0: float, by0: float, ax0: float, bx0: float, ay1: float, by1: float, ax1: float, bx1: float
+) -> float:
+    """The part of what two boxes cover that is common to both; 0 for two empty ones."""
+    common = max(0, min(ay1, by1) - max(ay0, by0)) * max(0, min(ax1, bx1) - max(ax0, bx0))
+    covered = (ay1 - ay0) * (ax1 - ax0) + (by1 - by0) * (bx1 - bx0) - common
+    return common / covered if covered else 0.0
+
+
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
-    "recurrence": _recurrence,
+    "recurrence": _recurrence, "suppress": _suppress,
 }  # fmt: skip

@@ -457,6 +457,27 @@ def _uniform(a: Attrs) -> np.ndarray:
 
 
 # operators that ONNX does not have, and those that have no zero points here
+def _suppressed(
+    attrs: Attrs, boxes: np.ndarray, valid: np.ndarray, overlap: np.ndarray, most: np.ndarray
+) -> np.ndarray:
+    """By ONNX Runtime's NonMaxSuppression, with scores that fall along a row, and negative ones where no box counts."""
+    n = valid.shape[-1]
+    flat, counts = boxes.reshape(-1, n, 4), valid.reshape(-1, n)
+    scores = np.where(counts, n - np.arange(n), -1).astype(np.float32)[:, None]
+    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["y"])
+    feeds = {"boxes": flat, "scores": scores, "most": most.reshape(1), "overlap": overlap.reshape(1),
+             "least": np.zeros(1, np.float32)}  # fmt: skip
+    info, code = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype
+    infos = [info(k, code(v.dtype), v.shape) for k, v in feeds.items()]
+    graph = helper.make_graph([node], "nms", infos, [info("y", TensorProto.INT64, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, feeds)
+    stays = np.zeros(counts.shape, bool)
+    stays[found[:, 0], found[:, 2]] = True
+    return stays.reshape(valid.shape)
+
+
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     **torch_oracles.DIRECT,
     "Rsqrt": _rsqrt,
@@ -468,6 +489,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
+    "SuppressOverlaps": _suppressed,
     "Uniform": _uniform,
     "WindowTaps": _window_taps,
     "BlockTerms": _block_terms,

@@ -106,7 +106,7 @@ def test_compressed_rows_and_columns() -> None:
 
 
 def test_boxes_that_others_suppress() -> None:
-    """A detector's tail: suppression runs on the host, which the summary and the program say."""
+    """A detector's tail: the host reads how many boxes stay, and nothing else."""
     rng = np.random.default_rng(3)
     low = rng.uniform(0, 8, (2, 40, 2))
     boxes = np.concatenate([low, low + rng.uniform(1, 4, (2, 40, 2))], -1).astype(np.float32)
@@ -122,21 +122,46 @@ def test_boxes_that_others_suppress() -> None:
         most=ints(7), overlap=np.float32([0.4]), least=np.float32([0.55]),
     )  # fmt: skip
     engine = agree(proto, {"boxes": boxes, "scores": scores}, {"boxes": boxes, "scores": scores - 9})
-    assert [s.op for s in engine.program.steps if isinstance(s, Call)] == ["NonMaxSuppression"]
-    assert host_text(engine.data).startswith("1 fallback (NonMaxSuppression)")
-    with pytest.raises(UnsupportedError, match=r"NonMaxSuppression \[nms\]: there is no kernel"):
-        arcweld.compile(proto, device="sim", strict=True)
+    assert [type(s) for s in engine.program.steps] == [Run, Read, Run]
+    assert host_text(engine.data) == "0 fallbacks, 2 stages, 1 host read"
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("ordered", [0, 1])
 def test_unique_elements_and_slices(axis: int | None, ordered: int) -> None:
     attrs: dict[str, Any] = {"sorted": ordered} if axis is None else {"sorted": ordered, "axis": axis}
-    nodes = [h.make_node("Unique", ["x"], ["y", "first", "inverse", "counts"], **attrs)]
+    nodes = [h.make_node("Unique", ["x"], ["y", "first", "inverse", "counts"], name="unique", **attrs)]
     names = ("first", "inverse", "counts")
     proto = model(nodes, [info("x", F, ["n", 3])], [info("y", F, None), *(info(n, I64, None) for n in names)])
     x = np.float32([[1, 2, 1], [0, 3, 0], [1, 2, 1], [2, 2, 2]])
-    agree(proto, {"x": x}, {"x": x[:1]})
+    engine = agree(proto, {"x": x}, {"x": x[:1]})
+    if axis is not None:
+        assert [s.op for s in engine.program.steps if isinstance(s, Call)] == ["Unique"]
+        assert host_text(engine.data).startswith("1 fallback (Unique)")
+        with pytest.raises(UnsupportedError, match=r"Unique \[unique\]: there is no kernel"):
+            arcweld.compile(proto, device="sim", strict=True)
+
+
+@pytest.mark.parametrize("ordered", [0, 1])
+@pytest.mark.parametrize("kind", [T.FLOAT, T.DOUBLE, T.INT64, T.INT8])
+def test_unique_elements_of_an_open_number(kind: int, ordered: int) -> None:
+    names = ("first", "inverse", "counts")
+    nodes = [h.make_node("Unique", ["x"], ["y", *names], sorted=ordered)]
+    proto = model(nodes, [info("x", kind, ["n"])], [info("y", kind, None), *(info(n, I64, None) for n in names)])
+    draw = lambda n: {"x": RNG.integers(-20, 20, n).astype(h.tensor_dtype_to_np_dtype(kind))}
+    engine = agree(proto, draw(1), draw(7), draw(300), {"x": np.zeros_like(draw(9)["x"])}, verify="off", strict=True)
+    assert [type(s) for s in engine.program.steps] == [Run, Read, Run]
+
+
+def test_unique_numbers_that_are_none() -> None:
+    """NaNs are one element, the last, as in numpy and in ONNX' reference."""
+    proto = model([h.make_node("Unique", ["x"], ["y", "", "", "counts"])], [info("x", F, [7])],
+                  [info("y", F, None), info("counts", I64, None)])  # fmt: skip
+    x = np.float32([np.nan, 2, -np.inf, 2, np.nan, np.inf, 0])
+    found = arcweld.compile(proto, device=SimDevice(checked=True), verify="off").run({"x": x})
+    values, counts = np.unique(x, return_counts=True)
+    np.testing.assert_array_equal(found["y"], values)
+    np.testing.assert_array_equal(found["counts"], counts)
 
 
 # ------------------------------------------------------------------------------------------- sizes computed from data

@@ -116,6 +116,11 @@ SUBJECTS = [
         "%y, %h = Recurrence(%x, %r, cell='gru', activations=('Sigmoid', 'Tanh'))\noutput %y\n",
     ),
     Subject(
+        "suppress",
+        _N + "input %x: f32[2, n, 4]\ninput %v: bool[2, n]\nweight %l: f32[] data=(0.5,)\nweight %m: i64[] data=(9,)\n"
+        "%b = Abs(%x)\n%y = SuppressOverlaps(%b, %v, %l, %m)\noutput %y\n",
+    ),
+    Subject(
         "state",
         _N + "input %x: f32[n, 6]\ninput %i: i64[n, 1]\ninput %s: f32[90, 6]\n"
         "%a = ScatterND(%s, %i, %x, reduction='none')\noutput %a 'a' in %s\n",

@@ -10,9 +10,11 @@ from arcweld.compiler.dims import Dim, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.deduce import to_agree
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.host import beginning, call_on_host
-from arcweld.compiler.onnx.operands import born
+from arcweld.compiler.onnx.host import agreeing, beginning, call_on_host
+from arcweld.compiler.onnx.operands import born, text
+from arcweld.compiler.ops.suppress import suppressed
 
 
 def chosen_places(c: NodeContext, flags: Value) -> Value:
@@ -72,33 +74,100 @@ def _compress(c: NodeContext) -> Result:
 
 @handles("NonMaxSuppression")
 def _non_max_suppression(c: NodeContext) -> Result:
+    """The batch, the class and the place of each box that stays: by batch and class, the best first."""
     c.needs_rank(0, 3, 3)
     c.needs_rank(1, 3, 3)
-    boxes, scores, *rest = (c.optional(k) for k in range(5))
-    assert boxes is not None
-    assert scores is not None
-    count = born(c.builder, f"{c.hint}_count", 0, product(scores.shape))
-    given = [boxes, scores, *rest]
-    while given[-1] is None:
-        given.pop()
-    attrs = {"center_point_box": c.int_attr("center_point_box")}
-    (found,) = call_on_host(
-        c, "NonMaxSuppression", given, [TensorType(DType.I64, (count, 3))], [count], attrs
+    boxes, scores = _of_equal_number(c, c.value(0), c.value(1))
+    batch, classes, n = scores.shape
+    most, overlap, least = (
+        c.reshape(v, ()) if v is not None and v.shape else v for v in (c.optional(k) for k in (2, 3, 4))
+    )
+    if most is None:  # the default is none
+        return c.emit("ConstantOfShape", shape=(0, 3), value=0, dtype=DType.I64)
+    corners = c.reshape(_corners(c, boxes, bool(c.int_attr("center_point_box"))), (batch, 1, n, 4))
+    overlap = c.const(0, DType.F32) if overlap is None else overlap
+    stays, order = suppressed(c, corners, scores, overlap, most, least)
+    every = product(scores.shape)
+    places = chosen_places(c, c.reshape(stays, (every,)))
+    (found,) = places.shape
+    row = c.emit("Div", places, c.dim_value(n))
+    columns = (
+        c.emit("Div", row, c.dim_value(classes)), c.emit("Mod", row, c.dim_value(classes)),
+        c.emit("Gather", c.reshape(order, (every,)), places, axis=0),
     )  # fmt: skip
-    return found
+    return c.concat([c.reshape(v, (found, 1)) for v in columns], 1)
+
+
+def _of_equal_number(c: NodeContext, boxes: Value, scores: Value) -> tuple[Value, Value]:
+    """Boxes [batch, n, 4] and scores [batch, classes, n]: the host checks sizes that depend on data."""
+    demanded = [(boxes.shape[0], scores.shape[0]), (boxes.shape[1], scores.shape[2])]
+    if any(a != b for a, b in demanded):
+        equal = agreeing(c, [boxes, scores], demanded)
+        if equal is not None:
+            boxes, scores = (v for v in equal if v is not None)
+            demanded = [(boxes.shape[0], scores.shape[0]), (boxes.shape[1], scores.shape[2])]
+    if any(a != b for a, b in demanded) or boxes.shape[2] != 4:
+        c.narrow(to_agree(demanded, c.name))
+        c.broken(f"boxes {text(boxes.shape)} and scores {text(scores.shape)}")
+    return boxes, scores
+
+
+def _corners(c: NodeContext, boxes: Value, centred: bool) -> Value:
+    """Lower and upper corners of boxes that are any two corners, or the centre and the extents."""
+    first, second = c.slice(boxes, 2, 0, 2), c.slice(boxes, 2, 2, 2)
+    if not centred:
+        return c.concat([c.emit("Min", first, second), c.emit("Max", first, second)], 2)
+    half = c.emit("Div", second, c.const(2, boxes.dtype))
+    return c.concat([c.emit("Sub", first, half), c.emit("Add", first, half)], 2)
 
 
 @handles("Unique")
 def _unique(c: NodeContext) -> Result:
     x, attrs = c.value(0), {"sorted": c.int_attr("sorted", 1)}
     axis = c.axis(c.int_attr("axis"), c.needs_rank(0, 1)) if c.has_attr("axis") else None
-    size = product(x.shape) if axis is None else x.shape[axis]
+    if axis is None or x.type.rank == 1:
+        return _unique_elements(c, c.reshape(x, (product(x.shape),)), bool(attrs["sorted"]))
+    size = x.shape[axis]
     count = born(c.builder, f"{c.hint}_count", 0, size)
-    if axis is None:
-        shape: tuple[Dim, ...] = (count,)
-    else:
-        attrs["axis"] = axis
-        shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
+    attrs["axis"] = axis
+    shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
     each = TensorType(DType.I64, (count,))
     types = [TensorType(x.dtype, shape), each, TensorType(DType.I64, (size,)), each]
     return call_on_host(c, "Unique", [x], types, [count], attrs)
+
+
+def _unique_elements(c: NodeContext, x: Value, ordered: bool) -> Result:
+    """The different elements of a vector, where each is first, which of them each element is, and how often each is.
+
+    Equal elements are neighbours once they are sorted, stably: the first of them has the first place in the vector.
+    NaNs are equal.
+    """
+    (size,) = x.shape
+    keys = c.cast(x, DType.U8) if x.dtype is DType.BOOL else x
+    one, number = c.const(1, DType.I64), c.emit("Range", start=0, step=1, length=size, dtype=DType.I64)
+    order = c.emit("TopKIndices", keys, k=size, axis=0, largest=0)
+    row = c.emit("Gather", keys, order, axis=0)
+    before = c.emit("Gather", row, c.emit("Max", c.emit("Sub", number, one), c.const(0, DType.I64)), axis=0)
+    same = c.emit("Equal", row, before)
+    if keys.dtype.is_float:
+        same = c.emit("Or", same, c.emit("And", c.emit("IsNaN", row), c.emit("IsNaN", before)))
+    begins = c.emit("Or", c.emit("Not", same), c.emit("Equal", number, c.const(0, DType.I64)))
+    empty = c.emit("ConstantOfShape", shape=(size,), value=0, dtype=DType.I64)
+    if ordered:
+        places = chosen_places(c, begins)
+        first, kind = c.emit("Gather", order, places, axis=0), _running_number(c, begins)
+    else:
+        start = c.emit("CumMax", c.emit("Where", begins, number, c.const(0, DType.I64)), axis=0)
+        is_first = c.cast(c.emit("ScatterElements", empty, order, c.cast(begins, DType.I64), axis=0), DType.BOOL)
+        first = chosen_places(c, is_first)
+        kind = c.emit("Gather", _running_number(c, is_first), c.emit("Gather", order, start, axis=0), axis=0)
+    (count,) = first.shape
+    inverse = c.emit("ScatterElements", empty, order, kind, axis=0)
+    ones = c.emit("ConstantOfShape", shape=(size,), value=1, dtype=DType.I64)
+    counts = c.slice(c.emit("ScatterElements", empty, kind, ones, axis=0, reduction="add"), 0, 0, count)
+    return c.emit("Gather", x, first, axis=0), first, inverse, counts
+
+
+def _running_number(c: NodeContext, flags: Value) -> Value:
+    """For each place, how many flags before it and at it are set, less one."""
+    return c.emit("Sub", c.emit("CumSum", c.cast(flags, DType.I64), axis=0), c.const(1, DType.I64))

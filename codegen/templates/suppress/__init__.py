@@ -1,0 +1,1 @@
+"""The suppress template: of the boxes of a row, those that no better one overlaps."""
