@@ -133,7 +133,16 @@ def lower_scan(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, loads, place(col.index), _accumulator(node), attrs, x.type.numel)
 
 
-# ----------------------------------------------------------------------------------------------------------- suppress
+# --------------------------------------------------------------------------------------------------- sort, suppress
+
+
+def lower_sort(reader: RegionReader, node: Node) -> Hero:
+    """SortIndices: axes ``row`` and ``col``, the last; load ``x`` over both."""
+    x = _operand(node, 0)
+    *rows, col = (axis(f"r{k}" if k < x.type.rank - 1 else "c", d) for k, d in enumerate(x.shape))
+    coords = (*(a.index for a in rows), col.index)
+    axes, attrs = {"row": tuple(rows), "col": (col,)}, {"largest": bool(node.attrs["largest"])}
+    return Hero(axes, {"x": reader.read(x, coords)}, coords, _accumulator(node), attrs, x.type.numel * 16)
 
 
 def lower_suppress(reader: RegionReader, node: Node) -> Hero:
@@ -403,6 +412,7 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "window": lower_window,
     "attention": lower_attention,
     "recurrence": lower_recurrence,
+    "sort": lower_sort,
     "suppress": lower_suppress,
     "search": lower_search,
 }

@@ -1,9 +1,8 @@
-"""TopKIndices: the indices of the k largest or smallest elements of a row; of all of them, it is a sort.
+"""TopKIndices: the indices of the k largest or smallest elements of a row; SortIndices: of all of them.
 
-An element's rank is the number of elements that come before it. That takes n^2 comparisons for n elements, which fuse
-into one reduction kernel, so that nothing of that size is stored. A long row is split into parts. For few elements the
-first k of each part are found, and then the first k of those. For many, parts are sorted, and an element's rank is the
-sum of its places in all parts, which are found by halving.
+A long row is sorted, by a template of its own. In a short one an element's rank is the number of elements that come
+before it: n^2 comparisons for n elements, which fuse into one reduction kernel. For few elements of a long row, it is
+split into parts: the first k of each part are found, which takes all of the GPU, and then the first k of those.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from arcweld.compiler.ops.composite import composite
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emit
 from arcweld.compiler.ops.movement import operand
-from arcweld.compiler.ops.registry import Attr, Case
+from arcweld.compiler.ops.registry import Attr, Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import NUMERIC, check_axis, check_dtype, present
 
 Attrs = Mapping[str, Any]
 PART = 1024  # elements of a part of a long row
+RANKED = 256  # elements of a row that are all compared with each other rather than sorted
 
 
 def _infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -64,17 +64,19 @@ def _decompose(rw: Rewriter, node: Node) -> tuple[Value, ...]:
 
 
 def _places(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
-    """The indices of the first ``k`` elements of each row along the last axis, by way of parts for long rows."""
+    """The indices of the first ``k`` elements of each row along the last axis, by the way that suits their number."""
     n = row.shape[-1]
-    if not isinstance(n, int) or not isinstance(k, int) or n <= 2 * PART:
+    if isinstance(n, int) and n <= RANKED:
+        return _by_rank(e, row, k, largest)
+    if not isinstance(n, int) or not isinstance(k, int) or 4 * k > PART:
+        return e.slice(e("SortIndices", row, largest=int(largest)), row.type.rank - 1, 0, k)
+    if n <= 2 * PART:
         return _by_rank(e, row, k, largest)
     parts = -(-n // PART)
     worst = (np.nan if not largest else -np.inf) if row.dtype.is_float else _worst_integer(row.dtype, largest)
     ends = (*[0] * row.type.rank, *[0] * (row.type.rank - 1), parts * PART - n)
     row = e("Pad", row, pads=ends, mode="constant", value=worst)  # behind all elements, also behind equal ones
     split = e.reshape(row, (*row.shape[:-1], parts, PART))
-    if 4 * k > PART:
-        return e.slice(_merged(e, split, largest), row.type.rank - 1, 0, k)
     best = _by_rank(e, split, k, largest)
     start = e("Range", start=0, step=PART, length=parts, dtype=DType.I64)
     # equal candidates are in the order of their indices, so that the first of them is chosen first again
@@ -106,39 +108,6 @@ def _ranks(e: Emit, row: Value, largest: bool) -> Value:
     return e("ReduceSum", e.cast(before, DType.I32), axes=(last + 1,), keepdims=0)
 
 
-def _placed(e: Emit, ranks: Value) -> Value:
-    """The index of the element of each rank, from all ranks of a row."""
-    n, last = ranks.shape[-1], ranks.type.rank - 1
-    numbers = e.expand(e("Range", start=0, step=1, length=n, dtype=DType.I64), ranks.shape)
-    empty = e("ConstantOfShape", shape=ranks.shape, value=0, dtype=DType.I64)
-    return e("ScatterElements", empty, ranks, numbers, axis=last)
-
-
-def _merged(e: Emit, split: Value, largest: bool) -> Value:
-    """The indices of all elements of ``split`` [..., parts, PART] in order, as one row."""
-    *lead, parts, _ = split.shape
-    n, axis = parts * PART, split.type.rank - 1
-    ranks = _ranks(e, split, largest)
-    ordered = e("GatherElements", split, _placed(e, ranks), axis=axis)
-    mine = e.reshape(split, (*lead, 1, n))
-    numbers = e("Range", start=0, step=1, length=parts, dtype=DType.I32)
-    part = e.reshape(numbers, (parts, 1))
-    own = e.reshape(e.expand(e.reshape(numbers, (parts, 1)), (parts, PART)), (1, n))
-    earlier = e("Less", part, own)
-    begin = e("ConstantOfShape", shape=(*lead, parts, n), value=0, dtype=DType.I32)
-    end = e("ConstantOfShape", shape=(*lead, parts, n), value=PART, dtype=DType.I32)
-    for _ in range(PART.bit_length()):  # how many elements of each part come before each element
-        middle = e("Div", e("Add", begin, end), e.const(2, DType.I32))
-        key = e("GatherElements", ordered, e("Min", middle, e.const(PART - 1, DType.I32)), axis=axis)
-        go_on, before = e("Less", begin, end), _before(e, key, mine, earlier, largest)
-        begin, end = (
-            e("Where", e("And", go_on, before), e("Add", middle, e.const(1, DType.I32)), begin),
-            e("Where", e("And", go_on, e("Not", before)), middle, end),
-        )
-    found = e("Where", e("Equal", part, own), e.reshape(ranks, (*lead, 1, n)), begin)
-    return _placed(e, e("ReduceSum", found, axes=(axis - 1,), keepdims=0))
-
-
 def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     last = row.type.rank - 1
     lead, n = row.shape[:-1], row.shape[-1]
@@ -149,10 +118,37 @@ def _by_rank(e: Emit, row: Value, k: Dim, largest: bool) -> Value:
     return e("ReduceSum", number, axes=(last + 1,), keepdims=0)
 
 
+def _sort_infer(types: Sequence[TensorType | None], attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = present("SortIndices", types, 1)
+    check_dtype("SortIndices", x, NUMERIC)
+    check_axis("SortIndices", 0, x.rank)
+    return (x.with_dtype(DType.I64),)
+
+
+def _sort_reference(arrays: Sequence[np.ndarray | None], attrs: Attrs) -> tuple[np.ndarray, ...]:
+    x = operand(arrays)
+    return _reference(arrays, {"axis": x.ndim - 1, "k": x.shape[-1], "largest": attrs["largest"]})
+
+
 _LONG = np.random.default_rng(0).normal(size=(1, 2100)).round(2).astype(np.float32)  # with equal elements
 _LONG[0, ::300] = np.nan
 _LONG[0, 1::400] = -np.inf
 _TIES = np.array([[1, 3, 3, 0, 3, -1], [2, 2, 2, 2, 2, 2]], np.float32)
+_ZEROS = np.array([[0.0, -0.0, np.nan, -1, np.inf, -np.nan, 0.0, -np.inf]], np.float32)
+register(
+    OpDef(
+        "SortIndices", Kind.SORT, ("x",), _sort_infer, _sort_reference, {"largest": Attr("int", 1)},
+        cases=(
+            Case(((3, 7),), {}, ("f32", "f16", "f64", "i64", "i32", "i16", "i8", "u8", "u16", "u32", "u64"), 0.0, 9.0),
+            Case(((2, 3, 70),), {"largest": 0}, ("f32", "i32"), -9.0, 9.0),
+            Case((_ZEROS,), {"largest": 0}), Case((_ZEROS,)), Case((_ZEROS.astype(np.float64),)),
+            Case((_TIES,)), Case((_LONG,), {"largest": 0}), Case(((1,),)), Case(((2, 0),)),
+        ),
+        cost=32,
+        doc="the indices that sort the last axis, the largest or the smallest first; of equal elements the first comes "
+        "first; NaN is the largest",
+    )
+)  # fmt: skip
 composite(
     "TopKIndices", "x", _infer, _reference, _decompose,
     {"k": Attr("dim", required=True), "axis": Attr("int", required=True), "largest": Attr("int", 1)},

@@ -252,6 +252,16 @@ def _recurrence(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str
             _store(one, Points((t, d, b, u), buffers, env), buffers, {"h": y})
 
 
+def _sort(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """By numpy's stable sort: of (is NaN, value), or, for the largest first, of the reversed row, read backwards."""
+    points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
+    x = points.value(kernel.loads["x"])
+    x = x[..., ::-1] if kernel.attrs["largest"] else x
+    order = np.lexsort((x, np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)), axis=-1)
+    order = x.shape[-1] - 1 - order[..., ::-1] if kernel.attrs["largest"] else order
+    _store(kernel, points, buffers, {"acc": order})
+
+
 def _suppress(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     """Each box against those before it that stay, pair by pair."""
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
@@ -281,5 +291,5 @@ def _common_part(
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
-    "recurrence": _recurrence, "suppress": _suppress,
+    "recurrence": _recurrence, "suppress": _suppress, "sort": _sort,
 }  # fmt: skip

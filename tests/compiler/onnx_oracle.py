@@ -490,6 +490,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "UnpackBits": _unpacked,
     "TopKIndices": _topk_indices,
     "SuppressOverlaps": _suppressed,
+    "SortIndices": lambda a, x: _topk_indices({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x),
     "Uniform": _uniform,
     "WindowTaps": _window_taps,
     "BlockTerms": _block_terms,

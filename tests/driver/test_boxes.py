@@ -17,7 +17,7 @@ from arcweld.runtime.sim.device import SimDevice
 
 
 def _proto(shape: list[Any], centred: int, before: list[onnx.NodeProto] | None = None, **given: Any) -> onnx.ModelProto:
-    batch, classes, n = shape
+    batch, _, n = shape
     names = ["boxes", "scores", *(k if k in given else "" for k in ("most", "overlap", "least"))]
     nodes = [*(before or []), h.make_node("NonMaxSuppression", names, ["kept"], center_point_box=centred)]
     inputs = [h.make_tensor_value_info("boxes", T.FLOAT, [batch, n, 4]),

@@ -115,6 +115,7 @@ SUBJECTS = [
         "input %x: f32[4, 2, 480]\nweight %r: f32[1, 480, 160] source='r'\n"
         "%y, %h = Recurrence(%x, %r, cell='gru', activations=('Sigmoid', 'Tanh'))\noutput %y\n",
     ),
+    Subject("sort", _N + "input %x: f32[n, 300]\n%y = SortIndices(%x, largest=0)\noutput %y\n"),
     Subject(
         "suppress",
         _N + "input %x: f32[2, n, 4]\ninput %v: bool[2, n]\nweight %l: f32[] data=(0.5,)\nweight %m: i64[] data=(9,)\n"

@@ -1,6 +1,6 @@
 """ATen's operators of order: sorting, medians, modes, searches in sorted sequences, histograms, running extrema.
 
-Rows are sorted by comparing elements with each other (``TopKIndices``), so that long ones are left to PyTorch.
+A block sorts a row (``SortIndices``), so that long ones are left to PyTorch, which takes more of the GPU for them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The sort template: rows in order, in n log n steps."""
