@@ -15,7 +15,17 @@ from arcweld.compiler.host_nodes import Body
 from arcweld.compiler.ir import Node, TensorType, Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.host import computed
-from arcweld.compiler.onnx.operands import Form, Operand, born, flattened, formed, on_device, text
+from arcweld.compiler.onnx.operands import (
+    Form,
+    Growing,
+    Operand,
+    Rows,
+    born,
+    flattened,
+    formed,
+    on_device,
+    text,
+)
 from arcweld.compiler.onnx.scope import BodyRefused, Walker
 from arcweld.compiler.text import sanitize
 
@@ -39,7 +49,7 @@ def choose(visitor: Walker, c: NodeContext, importing: Import) -> list[Any]:
             c.broken(f"a branch has {len(graph.output)} outputs, the node {len(c.outputs)}")
         try:
             with visitor.builder.body() as nodes:
-                tensors, form = flattened(importing(graph, f"{c.name}/{branch}/", {}))
+                tensors, form = flattened(settled(c, importing(graph, f"{c.name}/{branch}/", {})))
                 results = [_value(c, r) for r in tensors]
         except BodyRefused as error:  # what the other branch lacks is to be listed too
             refused = error
@@ -57,6 +67,13 @@ def choose(visitor: Walker, c: NodeContext, importing: Import) -> list[Any]:
     attrs = {"then": then, "otherwise": otherwise, "symbols": symbols}
     visitor.builder.rw.append(Node(host_nodes.CHOOSE, (condition,), tuple(outputs), attrs, c.origin))
     return formed(map(on_device, outputs), forms[0])
+
+
+def settled(c: NodeContext, results: Sequence[Any]) -> Sequence[Any]:
+    """The results of a body. Raises UnsupportedError for a sequence whose length is not known."""
+    if any(isinstance(r, Growing | Rows) for r in results):
+        c.unsupported("a branch or a body gives a sequence whose length depends on the data")
+    return results
 
 
 @dataclass

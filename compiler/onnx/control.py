@@ -18,7 +18,18 @@ from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import branches
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Items, Operand, Unavailable, flattened, formed, on_device, on_host
+from arcweld.compiler.onnx.operands import (
+    Form,
+    Growing,
+    Items,
+    Operand,
+    Rows,
+    Unavailable,
+    flattened,
+    formed,
+    on_device,
+    on_host,
+)
 from arcweld.compiler.onnx.proto import DTYPES, Source, attribute_value, tensor_array
 from arcweld.compiler.onnx.remedies import ImportRefusal, remedy_of
 from arcweld.compiler.onnx.scope import BodyRefused, Scope, Walker
@@ -119,7 +130,10 @@ def import_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
 
 
 def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
-    """The results of a Loop that the host repeats."""
+    """The results of a Loop that the host repeats.
+
+    A sequence that is empty at first may get an item at each turn: that is a scanned output.
+    """
     body, importing = c.graph_attr("body"), _importing(visitor, scope)
     trips, condition = (c.operands[k] if c.has(k) else None for k in (0, 1))
     known = None if trips is None or trips.known is None or trips.is_symbolic else int(c.number(0))
@@ -128,6 +142,7 @@ def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
             known = 0
         condition = None
     first, form = flattened([c.present(k) for k in range(2, len(c.operands))])
+    growing: set[int] = set()
     loop = branches.Loop(
         c.value(0) if trips is not None and known is None else None, known,
         c.value(1) if condition is not None else None,
@@ -135,15 +150,36 @@ def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
     )  # fmt: skip
 
     def turn(counter: Value, going: Value, carried: Sequence[Value]) -> Sequence[Operand]:
-        given = [on_device(counter), on_device(going), *formed(map(on_device, carried), form)]
-        results = importing(body, f"{c.name}/", {i.name: o for i, o in zip(body.input, given)})
-        tensors, found = flattened(results)
-        if found != (None, *form, *(None for _ in results[1 + len(form) :])):
+        inside: list[Any] = list(formed(map(on_device, carried), form))
+        inside = [Growing() if n == 0 else o for o, n in zip(inside, form)]
+        names = {i.name: o for i, o in zip(body.input, [on_device(counter), on_device(going), *inside])}
+        results, added = _appended(importing(body, f"{c.name}/", names), form)
+        growing.clear()
+        growing.update(added)
+        tensors, found = flattened(branches.settled(c, results))
+        plain = found == (None, *form, *(None for _ in results[1 + len(form) :]))
+        if not plain or any(len(items) != 1 for items in added.values()):
             c.unsupported("a turn changes the length of a sequence, and how often the loop runs depends on the data")
-        return tensors
+        return [*tensors, *(items[0] for items in added.values())]
 
-    found = [on_device(v) for v in branches.repeat(c, loop, turn)]
-    return formed(found, (*form, *(None for _ in found[len(first) :])))
+    values = branches.repeat(c, loop, turn)
+    whole = len(values) - len(growing)
+    done: list[Any] = formed(map(on_device, values[:whole]), (*form, *(None for _ in values[len(first) : whole])))
+    for k, v in zip(sorted(growing), values[whole:]):
+        done[k] = Rows(v)
+    return done
+
+
+def _appended(given: Sequence[Any], form: Form) -> tuple[list[Any], dict[int, tuple[Operand, ...]]]:
+    """A turn's results with lists that grow left empty, and what it has appended to those, by their place."""
+    results, added = list(given), {}
+    for k, n in enumerate(form):
+        grown = results[1 + k]
+        if n == 0 and isinstance(grown, Growing):
+            results[1 + k] = Items()
+            if grown.items:
+                added[k] = grown.items
+    return results, added
 
 
 def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:

@@ -21,7 +21,17 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, 
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx import old_models
 from arcweld.compiler.onnx.deduce import Bounds, Requirement
-from arcweld.compiler.onnx.operands import Builder, Items, Nothing, Operand, Unavailable, on_device, on_host
+from arcweld.compiler.onnx.operands import (
+    Builder,
+    Growing,
+    Items,
+    Nothing,
+    Operand,
+    Rows,
+    Unavailable,
+    on_device,
+    on_host,
+)
 from arcweld.compiler.onnx.proto import ModelSource, Source, element_type, load_model, tensor_array
 from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.signature import Declared, outputs_of
@@ -287,6 +297,8 @@ def import_onnx(
         found = visitor.results.get(info.name)
         if isinstance(found, Unavailable) and found.reason:
             failed.append(Finding(info.name, "output", f"{found.node}: {found.reason}"))
+        elif isinstance(found, Growing | Rows):
+            failed.append(Finding(info.name, "output", "it is a sequence whose length depends on the data"))
     if failed:
         lines = "".join(f"\n  {f.op} [{f.node}]: {f.reason}" for f in failed)
         raise UnsupportedError(

@@ -17,7 +17,7 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx import scalars
 from arcweld.compiler.onnx.attributes import Attributes
 from arcweld.compiler.onnx.folding import fold_value
-from arcweld.compiler.onnx.operands import Builder, Items, Nothing, Operand, elements
+from arcweld.compiler.onnx.operands import Builder, Growing, Items, Nothing, Operand, Rows, elements
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.onnx.scalars import Undecided
 from arcweld.compiler.onnx.sizes import is_joined, sizes_of
@@ -62,6 +62,8 @@ class Inputs(Attributes):
             raise ModelError(f"{self.op} lacks its input {i}", node=self.name)
         if isinstance(found, Items | Nothing):
             self.broken(f"input {i} is {'a sequence' if isinstance(found, Items) else 'an empty optional value'}")
+        if isinstance(found, Growing | Rows):
+            self.unsupported(f"input {i} is a sequence whose length depends on the data")
         return found
 
     def present(self, i: int) -> Operand | Items | Nothing:

@@ -79,6 +79,23 @@ class Nothing:
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """A sequence to which a body appends that runs as often as data say: the ``items`` of one turn.
+
+    What it has held before is not known.
+    """
+
+    items: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A sequence of as many items as data say: the rows of ``value``, which are of one shape."""
+
+    value: Value
+
+
 Form: TypeAlias = "tuple[int | None, ...]"  # None: a tensor; n: a sequence of n; EMPTY_OPTIONAL
 EMPTY_OPTIONAL = -1
 

@@ -1,7 +1,8 @@
 """Operators on sequences and optional values, which are evaluated while importing: none reaches the graph.
 
-Exporters write them for Python's lists of tensors. The host must know their lengths and the indices of their elements.
-Whether an optional value is there is known too.
+Exporters write them for Python's lists of tensors. The host must know their lengths and the indices of their elements,
+but for a list to which each turn of a loop appends one tensor, as often as data say: that is one value, whose rows are
+the items. Whether an optional value is there is known too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
-from arcweld.compiler.onnx.operands import Items, Nothing, Operand, on_device, on_host
+from arcweld.compiler.onnx.host import require_zero
+from arcweld.compiler.onnx.operands import Growing, Items, Nothing, Operand, Rows, on_device, on_host
 
 MAX_ITEMS = 4096
 
 
 def _items(c: NodeContext, i: int) -> Items:
     found = c.operands[i] if i < len(c.operands) else None
+    if isinstance(found, Growing | Rows):
+        c.unsupported(f"input {i} is a sequence whose length depends on the data")
     if not isinstance(found, Items):
         c.broken(f"input {i} should be a sequence")
     return found
@@ -42,6 +48,9 @@ def _empty(c: NodeContext) -> Sequence[Any]:
 
 
 def _at(c: NodeContext) -> Sequence[Any]:
+    found: Any = c.operands[0] if c.operands else None
+    if isinstance(found, Rows):
+        return [on_device(c.emit("Gather", found.value, c.reshape(c.value(1), ()), axis=0))]
     items = _items(c, 0)
     at = _place(c, 1, len(items), 0)
     if at == len(items):
@@ -50,6 +59,9 @@ def _at(c: NodeContext) -> Sequence[Any]:
 
 
 def _insert(c: NodeContext) -> Sequence[Any]:
+    found: Any = c.operands[0] if c.operands else None
+    if isinstance(found, Growing) and not c.has(2):
+        return [Growing((*found.items, c.operand(1)))]
     items = _items(c, 0)
     at = _place(c, 2, len(items), len(items))
     if len(items) >= MAX_ITEMS:
@@ -64,6 +76,9 @@ def _erase(c: NodeContext) -> Sequence[Any]:
 
 
 def _length(c: NodeContext) -> Sequence[Any]:
+    found: Any = c.operands[0] if c.operands else None
+    if isinstance(found, Rows):
+        return [on_device(c.dim_value(found.value.shape[0]))]
     return [on_host(np.asarray(len(_items(c, 0))), DType.I64)]
 
 
@@ -95,7 +110,20 @@ def _split(c: NodeContext) -> Sequence[Any]:
     return [Items(parts)]
 
 
+def _joined_rows(c: NodeContext, value: Value) -> Value:
+    """The rows of a value joined along an axis of theirs, or along a new one."""
+    rows, *item = value.shape
+    require_zero(c, dims.minimum(rows - 1, 0), "an empty sequence has nothing to join")
+    new = c.int_attr("new_axis")
+    axis = c.axis(c.int_attr("axis"), len(item) + new)
+    apart = c.transpose(value, [*range(1, axis + 1), 0, *range(axis + 1, len(item) + 1)])
+    return apart if new else c.reshape(apart, (*item[:axis], rows * item[axis], *item[axis + 1 :]))
+
+
 def _concat(c: NodeContext) -> Sequence[Any]:
+    found: Any = c.operands[0] if c.operands else None
+    if isinstance(found, Rows):
+        return [on_device(_joined_rows(c, found.value))]
     items = _items(c, 0)
     if not items:
         c.broken("an empty sequence has nothing to join")

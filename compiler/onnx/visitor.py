@@ -19,9 +19,11 @@ from arcweld.compiler.onnx.expansion import Expansion
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import (
     Builder,
+    Growing,
     Items,
     Nothing,
     Operand,
+    Rows,
     Unavailable,
     Unknown,
     on_device,
@@ -180,10 +182,10 @@ class Visitor:
             return CONTROL[c.op](self, c, scope)
         if domain == "" and c.op in SEQUENCES:
             return SEQUENCES[c.op](c)
-        other = next((o for o in c.operands if isinstance(o, Items | Nothing)), None)
+        other = next((o for o in c.operands if isinstance(o, Items | Nothing | Growing | Rows)), None)
         if other is not None:
             if (domain, c.op) != ("", "Identity"):
-                c.broken("an operand is " + ("a sequence" if isinstance(other, Items) else "an empty optional value"))
+                c.broken("an operand is " + ("an empty optional value" if isinstance(other, Nothing) else "a sequence"))
             return c.operands
         return [_constant(c)] if (domain, c.op) == ("", "Constant") else None
 

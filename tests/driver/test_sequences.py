@@ -245,3 +245,50 @@ def test_the_command_shows_and_runs_lists(tmp_path: Path, capsys: pytest.Capture
     assert main(["verify", str(path), "--device", "sim", "--onnxrt", *shapes]) == 0
     assert "pass longer.0" in capsys.readouterr().out
     assert main(["verify", str(path), "--device", "sim", *shapes]) == 0
+
+
+def _appending(per_turn: int = 1) -> onnx.GraphProto:
+    """What a scripted loop over a list becomes: each turn doubles ``v`` and appends it, until data end it."""
+    nodes = [N("Add", ["v", "v"], ["w"]), N("SequenceInsert", ["s", "w"], ["s1"])]
+    nodes += [N("SequenceInsert", [f"s{k}", "v"], [f"s{k + 1}"]) for k in range(1, per_turn)]
+    nodes += [N("ReduceMax", ["w"], ["m"], keepdims=0), N("Less", ["m", "limit"], ["on"])]
+    inputs = [_tensor("i", kind=INT64), _tensor("go", kind=BOOL), _tensor("v", 2, 3), _sequence("s", None, None)]
+    outputs = [_tensor("on", kind=BOOL), _tensor("w", 2, 3), _sequence(f"s{per_turn}", None, None)]
+    return helper.make_graph(nodes, "turn", inputs, outputs)
+
+
+def _growing(rest: list[onnx.NodeProto], outputs: list[Any], per_turn: int = 1) -> onnx.ModelProto:
+    nodes = [
+        N("SequenceEmpty", [], ["empty"]),
+        N("Loop", ["", "", "x", "empty"], ["last", "list"], body=_appending(per_turn)), *rest,
+    ]  # fmt: skip
+    return _model(nodes, [_tensor("x", 2, 3), _tensor("limit")], outputs)
+
+
+def test_a_list_grows_as_often_as_data_say() -> None:
+    rest = [
+        N("ConcatFromSequence", ["list"], ["flat"], axis=1), N("SequenceLength", ["list"], ["count"]),
+        N("ConcatFromSequence", ["list"], ["apart"], axis=-1, new_axis=1), N("Constant", [], ["end"], value_int=-1),
+        N("SequenceAt", ["list", "end"], ["late"]), N("Neg", ["flat"], ["y"]),
+    ]  # fmt: skip
+    outputs = [_tensor(n, *shape) for n, shape in (("y", (2, None)), ("apart", (2, 3, None)), ("late", (2, 3)))]
+    outputs += [_tensor("count", kind=INT64), _tensor("last", 2, 3)]
+    proto = _growing(rest, outputs)
+    made = arcweld.compile(proto, device=SimDevice(checked=True))
+    for limit in (5.0, 3000.0):
+        feeds = {"x": np.abs(_draw(6)[0].reshape(2, 3)) + 1, "limit": np.array(limit, np.float32)}
+        _same(list(made(**feeds)), _runtime(proto, feeds))
+
+
+@pytest.mark.parametrize(
+    ("proto", "text"),
+    [
+        (_growing([], [_sequence("list", None, None)]), "a sequence whose length depends on the data"),
+        (_growing([N("SequenceErase", ["list"], ["z"]), N("SequenceLength", ["z"], ["n"])], [_tensor("n", kind=INT64)]),
+         "a sequence whose length depends on the data"),
+        (_growing([N("SequenceLength", ["list"], ["n"])], [_tensor("n", kind=INT64)], 2), "a turn changes the length"),
+    ],
+)  # fmt: skip
+def test_growing_lists_that_are_refused(proto: onnx.ModelProto, text: str) -> None:
+    with pytest.raises(UnsupportedError, match=text):
+        import_onnx(proto)
