@@ -2,7 +2,7 @@
 
     x -> [ Transpose -> MatMul -> Add -> Relu ] -> y      one region: hero MatMul, prologue Transpose, epilogue the rest
 
-1. Every hero (contract, conv, reduce, rowwise, window, attention, scatter) opens a region.
+1. Every hero (contract, conv, reduce, rowwise, window, attention, sort, scatter and others) opens a region.
 2. Each region takes the pointwise nodes that follow its hero over the same elements: the epilogue.
 3. Each region takes cheap nodes that feed its hero, the prologue: views always, pointwise nodes where the template
    reads each element once.
