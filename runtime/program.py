@@ -19,7 +19,7 @@ from arcweld.runtime.steps import Step
 from arcweld.runtime.steps import Symbol as Symbol
 from arcweld.runtime.steps import Tensor as Tensor
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 class WeightEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
