@@ -66,10 +66,7 @@ register(
 
 
 def grouped_product(e: Emitter, a: Value, b: Value, ends: Value) -> Value:
-    """GroupedMatMul; of few rows a product for each, of the matrix of its group: reading that is all that they cost.
-
-    Few rows that belong to no group are multiplied by the last matrix.
-    """
+    """GroupedMatMul; of few rows a product for each, of the matrix of its group: reading that is all that they cost."""
     if not is_few_rows(a):
         return e.emit(OP, a, b, ends)
     rows, groups = a.shape[0], b.shape[0]
@@ -77,4 +74,6 @@ def grouped_product(e: Emitter, a: Value, b: Value, ends: Value) -> Value:
     ended = e.emit("LessOrEqual", e.reshape(ends, (1, groups)), e.reshape(numbers, (rows, 1)))
     group = e.emit("ReduceSum", e.cast(ended, DType.I64), axes=(1,), keepdims=0)
     own = e.emit("Gather", b, e.emit("Min", group, e.dim_value(groups - 1)), axis=0)
-    return e.reshape(e.emit("MatMul", e.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))
+    y = e.reshape(e.emit("MatMul", e.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))
+    inside = e.reshape(e.emit("Less", numbers, e.slice(ends, 0, groups - 1, 1)), (rows, 1))
+    return e.emit("Where", inside, y, e.scalar(0, y.dtype))

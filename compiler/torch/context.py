@@ -54,7 +54,7 @@ def aten(*names: str) -> Callable[[Callable[[AtenContext], Result]], Callable[[A
     """Registers a handler for ATen overloads such as ``add.Tensor``; a bare name means its ``default`` overload.
 
     Operators of other namespaces are written in full: ``prims.iota.default``, which some of torch's decompositions
-    contain, torchvision's, transformers', and ``arcweld.lstm.default``.
+    contain, those of other libraries (``torchvision.roi_align.default``), and ``arcweld.lstm.default``.
     """
 
     return _register(HANDLERS, names)
@@ -83,7 +83,7 @@ def _register(table: dict[str, Handler], names: Sequence[str]) -> Callable[[Hand
 def full_name(name: str) -> str:
     """``add.Tensor`` as ``aten.add.Tensor``, ``exp`` as ``aten.exp.default``."""
     full = name if "." in name else f"{name}.default"
-    return full if full.startswith(("prims.", "torchvision.", "transformers.", "arcweld.")) else f"aten.{full}"
+    return full if full.count(".") == 2 else f"aten.{full}"
 
 
 class AtenContext(Emitter):

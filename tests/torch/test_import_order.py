@@ -140,6 +140,14 @@ def test_a_grouped_product_over_groups_of_sums_is_refused() -> None:
         check({"sums": lambda a, b, o: torch._grouped_mm(a, b, o)}, a, b, offs)
 
 
+def test_grouped_products_of_transformers() -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    a, b = rand(7, 16), rand(3, 16, 8, scale=0.3)
+    fallback = torch.ops.transformers.grouped_mm_fallback
+    check({"all rows": fallback}, a, b, torch.tensor([2, 2, 7], dtype=torch.int32))
+    check({"fewer rows": fallback}, a, b, torch.tensor([0, 4, 5], dtype=torch.int32))
+
+
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("how", ["sum", "prod", "mean", "amax", "amin"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
