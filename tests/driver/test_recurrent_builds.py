@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import helper
 from onnx_models import floats, model, runtime
@@ -14,8 +16,9 @@ from onnx_models import floats, model, runtime
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import InputError
 from arcweld.compiler.onnx.importer import import_onnx
+from arcweld.compiler.options import Options
 from arcweld.driver import api
-from arcweld.driver.build import Build
+from arcweld.driver.build import Build, build_graph
 from arcweld.driver.value_uses import integer_range
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.sim.device import SimDevice
@@ -63,6 +66,25 @@ def test_as_many_kernels_for_any_number_of_steps(op: str) -> None:
         assert_right(proto, build, steps, 1)
         counts[steps] = launches(build)
     assert counts[10] == counts[100] == counts[2000] == ["contract", "recurrence"]
+
+
+def cpu_seconds() -> float:
+    """What this process and its compilers have used, so that other work on the machine doesn't count."""
+    this = psutil.Process()
+    return sum(sum(p.cpu_times()[:4]) for p in (this, *this.children(recursive=True)))
+
+
+def test_a_cold_build_takes_two_seconds_for_any_number_of_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCWELD_CACHE_DIR", str(tmp_path))
+    build_graph(import_onnx(layer("LSTM", 10, 1, 20)), Options(arch=("sm_80",)))  # imports modules, starts compilers
+    for steps in (10, 500, 2000):
+        before = cpu_seconds()
+        graph = import_onnx(layer("LSTM", steps, 1, 24))
+        build = build_graph(graph, Options(arch=("sm_80",)))
+        assert cpu_seconds() - before < 2
+        assert launches(build) == ["contract", "recurrence"]
 
 
 @pytest.mark.parametrize("op", GATES)
