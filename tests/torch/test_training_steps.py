@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import flop_registry
 
 from arcweld.torch.report import clear_report, torch_report
 
@@ -66,7 +67,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9), "adamw": lambda p: torch.optim.AdamW(p, lr=1e-4),
 }  # fmt: skip
-EVERY = pytest.mark.skipif("ARCWELD_EVERY" not in os.environ, reason="ARCWELD_EVERY=1 runs it")
+EVERY = [
+    pytest.mark.skipif("ARCWELD_EVERY" not in os.environ, reason="ARCWELD_EVERY=1 runs it"), pytest.mark.timeout(3000)
+]  # fmt: skip
+# operators whose FLOPs PyTorch counts: none may be left to it, so that all FLOPs are compiled, forward and backward
+MULTIPLIES = {str(op) for op in flop_registry} | {
+    f"aten._scaled_dot_product_flash_attention_for_cpu{end}" for end in ("", "_backward")
+}
 
 
 def losses(module: nn.Module, call: Callable[..., torch.Tensor], name: str, batches: list[Batch]) -> torch.Tensor:
@@ -109,3 +116,7 @@ def test_losses_are_eagers_within_rounding(name: str, optimizer: str) -> None:
     nodes, taken = (sum(getattr(g, k) for g in torch_report()) for k in ("nodes", "compiled"))
     assert taken >= 0.95 * nodes
     assert len(torch_report()) == 2, "one graph forward, one backward"
+    for report in torch_report():
+        assert all(b.fallback is None for b in report.blocks)
+        assert not [op for op, _ in report.left if op.rpartition(".")[0] in MULTIPLIES]
+        assert report.compiled >= 0.9 * report.nodes
