@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -21,8 +22,10 @@ from machine import on_this_machine
 from pages import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "project"))
+sys.path.insert(0, str(ROOT / "tests" / "torch"))
 import coverage_table
 import one_build
+import transformers_zoo
 
 from arcweld.codegen.templates.select import IMPLEMENTATIONS
 from arcweld.compiler.onnx.importer import import_onnx
@@ -72,6 +75,20 @@ def catalogue() -> list[str]:
         distinct = f" ({kernels})" if kernels != launches else ""
         error = worst_error(name, api.compile_graph(graph, device="sim", verify="off"))
         rows.append(f"| `{name}` | {model.summary} | {len(graph.nodes)} | {launches}{distinct} | {error:.1e} |")
+    return [*rows, "", on_this_machine()]
+
+
+def transformers() -> list[str]:
+    """Nodes, kernels and error of every small model of transformers, through ``torch.compile``."""
+    rows = ["| model | class | ATen nodes | compiled | kernels | error |", "|---|---|---|---|---|---|"]
+    logging.disable(logging.WARNING)
+    for name, entry in transformers_zoo.ZOO.items():
+        found = transformers_zoo.run(entry)
+        nodes, compiled = (sum(getattr(r, k) for r in found.reports) for k in ("nodes", "compiled"))
+        kernels = sum(b.kernels or 0 for r in found.reports for b in r.blocks)
+        error = max(relative_error(a.numpy(), b.numpy()) for a, b in zip(found.got, found.want))
+        rows.append(f"| `{name}` | `{entry.model}` | {nodes} | {compiled} | {kernels} | {error:.1e} |")
+    logging.disable(logging.NOTSET)
     return [*rows, "", on_this_machine()]
 
 
@@ -184,5 +201,5 @@ def coverage() -> list[str]:
 
 
 MEASURES: dict[str, Callable[[], Sequence[str]]] = {
-    f.__name__: f for f in (counts, catalogue, half, builds, demo, simulator, resnet18, coverage)
+    f.__name__: f for f in (counts, catalogue, transformers, half, builds, demo, simulator, resnet18, coverage)
 }
