@@ -2,7 +2,9 @@
 
 The method is Monte Carlo arithmetic (D. S. Parker, 1997). The reference is evaluated again with a random rounding error
 in every intermediate result. The error of a sum of n terms grows like the square root of n (N. J. Higham, T. Mary, "A
-new approach to probabilistic rounding error analysis", 2019).
+new approach to probabilistic rounding error analysis", 2019). Where positive and negative terms cancel, it is one of
+the sum of their magnitudes, far more than one of the result (N. J. Higham, "Accuracy and Stability of Numerical
+Algorithms", section 4.2).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from arcweld.driver.metrics import relative_error
 TRIALS = 3
 STEP_TRIALS = 16  # of results in steps, of which rounding changes few, and each not in every trial
 SAMPLES = 32  # elements of the output in all trials: with fewer, all their random errors may happen to be small
+SUMS = frozenset({"AveragePool", "Conv", "ConvTranspose", "CumSum", "MatMul", "ReduceSum"})  # of products or terms
 MARGIN = 4.0  # factor between the largest error of a few random trials and that of an unlucky order of summation
 
 
@@ -33,18 +36,36 @@ def rounding_error(
 
     ``values`` holds the reference's values of what the nodes read and of ``output``.
     """
+    return rounding_errors(nodes, values, weights, sizes, (output,))[output]
+
+
+def rounding_errors(
+    nodes: Sequence[Node], values: Mapping[str, np.ndarray], weights: Mapping[str, Weight], sizes: Mapping[str, int],
+    outputs: Sequence[str],
+) -> dict[str, float]:  # fmt: skip
+    """What ``rounding_error`` returns for each of some results, from the same trials."""
     rng = np.random.default_rng(0)
-    worst = 0.0
-    trials = TRIALS if from_numpy(values[output].dtype).is_float else STEP_TRIALS
-    for _ in range(max(trials, -(-SAMPLES // max(1, values[output].size)))):
+    worst = dict.fromkeys(outputs, 0.0)
+    last = {v.name: k for k, node in enumerate(nodes) for v in node.inputs if v is not None}
+    for _ in range(max(_trials(values[o]) for o in outputs)):
         made: dict[str, np.ndarray] = {}
-        for node in nodes:
+        for k, node in enumerate(nodes):
             names = [None if v is None else v.name for v in node.inputs]
             arrays = [None if n is None else _operand(n, made, values, weights) for n in names]
-            for v, result in zip(node.outputs, evaluate_node(node, arrays, sizes)):
-                made[v.name] = _rounded(result, _terms(node, arrays, result), rng)
-        worst = max(worst, relative_error(made[output], values[output]))
-    return MARGIN * worst
+            results = evaluate_node(node, arrays, sizes)
+            sums = _magnitudes(node, arrays, sizes) or [None] * len(results)
+            for v, result, magnitude in zip(node.outputs, results, sums):
+                made[v.name] = _rounded(result, _terms(node, arrays, result), magnitude, rng)
+            for v in node.inputs:  # what nobody reads any more is freed, as large models demand
+                if v is not None and last[v.name] == k and v.name not in worst:
+                    made.pop(v.name, None)
+        worst = {o: max(w, relative_error(made[o], values[o])) for o, w in worst.items()}
+    return {o: MARGIN * w for o, w in worst.items()}
+
+
+def _trials(output: np.ndarray) -> int:
+    trials = TRIALS if from_numpy(output.dtype).is_float else STEP_TRIALS
+    return max(trials, -(-SAMPLES // max(1, output.size)))
 
 
 def _operand(
@@ -55,14 +76,32 @@ def _operand(
     return values[name] if name in values else weights[name].data
 
 
-def _rounded(result: np.ndarray, terms: int, rng: np.random.Generator) -> np.ndarray:
-    """``result`` with a random error in every element: that of a sum of ``terms`` terms. Integers stay exact."""
+def _magnitudes(
+    node: Node, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
+) -> Sequence[np.ndarray] | None:
+    """The sums of the terms' magnitudes, of an operator that adds up terms; None of others."""
+    if node.op not in SUMS or any(a is not None and not from_numpy(a.dtype).is_float for a in arrays):
+        return None
+    return evaluate_node(node, [None if a is None else np.abs(a) for a in arrays], sizes)
+
+
+def _rounded(
+    result: np.ndarray, terms: int, magnitude: np.ndarray | None, rng: np.random.Generator
+) -> np.ndarray:
+    """``result`` with a random error in every element: that of a sum of ``terms`` terms. Integers stay exact.
+
+    Terms of ``magnitude``, if it is given, are added up in f32, or in f64 if that is the type of the result.
+    """
     if not from_numpy(result.dtype).is_float:
         return result
     unit = float(ml_dtypes.finfo(result.dtype).eps) / 2
-    noise = rng.uniform(-1, 1, result.shape) * unit * math.sqrt(terms)
     with np.errstate(all="ignore"):
-        return np.asarray(result * (1 + noise)).astype(result.dtype)
+        size = np.abs(result.astype(np.float64)) * unit * math.sqrt(terms)
+        if magnitude is not None:
+            known = np.where(np.isfinite(magnitude), magnitude.astype(np.float64), 0.0)
+            size = np.maximum(size, known * min(unit, float(np.finfo(np.float32).eps) / 2))
+        noise = rng.uniform(-1, 1, result.shape) * size
+        return np.asarray(np.where(np.isfinite(result), result + noise, result)).astype(result.dtype)
 
 
 def _terms(node: Node, arrays: Sequence[np.ndarray | None], result: np.ndarray) -> int:

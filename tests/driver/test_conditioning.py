@@ -63,6 +63,46 @@ def test_a_well_conditioned_sum_leaves_no_room() -> None:
     assert bound_of(api.import_model(model), {"x": np.random.default_rng(0).random((8, 256), np.float32)}) < 1e-5
 
 
+def test_terms_that_cancel_may_leave_their_rounding_errors() -> None:
+    """Means of a batch of 4 that are 0, as behind a convolution of what BatchNormalization returned."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 960)).astype(np.float32)
+    x[3] = -(x[0] + x[1] + x[2])
+    graph = parse_graph(
+        "graph 'mean'\ninput %x: f32[4, 960]\n%y = ReduceSum(%x, axes=(0,), keepdims=0)\noutput %y\n"
+    )
+    want = run_reference(graph, {"x": x})["y"]
+    other = (x[0] + x[3]) + (x[1] + x[2])
+    bound = rounding_error(graph.nodes, {"x": x, "y": want}, {}, {}, "y")
+    assert 1e-2 < np.linalg.norm(other - want) / np.linalg.norm(want) < bound
+    assert np.linalg.norm(other - x[0] - want) / np.linalg.norm(want) > 1000 * bound, "a term that is missing"
+    random = rng.standard_normal((4, 960)).astype(np.float32)
+    assert rounding_error(graph.nodes, {"x": random, "y": random.sum(0)}, {}, {}, "y") < 1e-6
+
+
+CENTRED = """graph 'centred'
+input %x: f32[4, 960]
+input %c: f32[960]
+%s = ReduceSum(%x, axes=(0,), keepdims=1)
+%m = Mul(%s, %c)
+%d = Sub(%x, %m)
+%t = ReduceSum(%d, axes=(0,), keepdims=0)
+output %t
+output %d
+"""
+
+
+def test_an_output_of_nothing_but_rounding_is_skipped_with_the_reason() -> None:
+    """The sum of what is left when the mean is taken away; and with a quarter of the mean it is compared again."""
+    graph = parse_graph(CENTRED)
+    x = np.random.default_rng(0).standard_normal((4, 960)).astype(np.float32)
+    for share, status in ((0.25, "skipped"), (0.0625, "verified")):
+        feeds = {"x": x, "c": np.full(960, share, np.float32)}
+        total, left = api.compile_graph(graph, device="sim", feeds=feeds).data.verify["outputs"]
+        assert (total["status"], left["status"]) == (status, "verified")
+        assert ("nothing but rounding" in total.get("reason", "")) == (status == "skipped")
+
+
 def test_a_build_tells_of_rounding_and_accepts_it() -> None:
     graph, feeds = variance(100.0)
     engine = api.compile_graph(graph, device="sim", feeds=feeds, tolerance=1.0)
