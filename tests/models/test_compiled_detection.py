@@ -19,7 +19,7 @@ from arcweld.torch.report import torch_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("fresh_dynamo")]
 
-QUICK = ("ssdlite320", "fasterrcnn")
+QUICK = ("ssdlite320",)
 # reasons that no operator of Arcweld could change: too little between two breaks, or nothing to compute
 ALLOWED = (
     "part of a block smaller than min_block_size", "part of a block that only moves elements",

@@ -16,7 +16,7 @@ from arcweld.driver.metrics import largest_error, relative_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-QUICK = ("bloom", "clip", "dinov2", "olmoe", "wav2vec2")
+QUICK = ("bloom", "dinov2", "olmoe", "wav2vec2")
 TOLERANCE = 1e-4  # of sums of some hundred products in f32, through a few layers whose activations are about 1
 
 
