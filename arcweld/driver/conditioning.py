@@ -53,12 +53,12 @@ def rounding_errors(
             names = [None if v is None else v.name for v in node.inputs]
             arrays = [None if n is None else _operand(n, made, values, weights) for n in names]
             results = evaluate_node(node, arrays, sizes)
-            sums = _magnitudes(node, arrays, sizes) or [None] * len(results)
+            sums = _magnitudes(node, arrays, sizes, len(results))
             for v, result, magnitude in zip(node.outputs, results, sums):
                 made[v.name] = _rounded(result, _terms(node, arrays, result), magnitude, rng)
-            for v in node.inputs:  # what nobody reads any more is freed, as large models demand
-                if v is not None and last[v.name] == k and v.name not in worst:
-                    made.pop(v.name, None)
+            for name in names:  # what nobody reads any more is freed, as large models demand
+                if name is not None and last[name] == k and name not in worst:
+                    made.pop(name, None)
         worst = {o: max(w, relative_error(made[o], values[o])) for o, w in worst.items()}
     return {o: MARGIN * w for o, w in worst.items()}
 
@@ -77,11 +77,11 @@ def _operand(
 
 
 def _magnitudes(
-    node: Node, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int]
-) -> Sequence[np.ndarray] | None:
-    """The sums of the terms' magnitudes, of an operator that adds up terms; None of others."""
+    node: Node, arrays: Sequence[np.ndarray | None], sizes: Mapping[str, int], results: int
+) -> Sequence[np.ndarray | None]:
+    """The sums of the terms' magnitudes, one for each of the results; None for an operator that adds up no terms."""
     if node.op not in SUMS or any(a is not None and not from_numpy(a.dtype).is_float for a in arrays):
-        return None
+        return [None] * results
     return evaluate_node(node, [None if a is None else np.abs(a) for a in arrays], sizes)
 
 
