@@ -76,4 +76,4 @@ def grouped_product(e: Emitter, a: Value, b: Value, ends: Value) -> Value:
     own = e.emit("Gather", b, e.emit("Min", group, e.dim_value(groups - 1)), axis=0)
     y = e.reshape(e.emit("MatMul", e.reshape(a, (rows, 1, a.shape[1])), own), (rows, b.shape[2]))
     inside = e.reshape(e.emit("Less", numbers, e.slice(ends, 0, groups - 1, 1)), (rows, 1))
-    return e.emit("Where", inside, y, e.scalar(0, y.dtype))
+    return e.emit("Where", inside, y, e.cast(e.dim_value(0), y.dtype))  # as the operator, where a row is of no group
