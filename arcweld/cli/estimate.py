@@ -14,6 +14,8 @@ from arcweld.compiler.cards import Card
 from arcweld.compiler.cards import card as card_called
 from arcweld.compiler.errors import UsageError
 from arcweld.driver.estimate import Estimate, estimate_engine, planned
+from arcweld.driver.samples import sample_sizes
+from arcweld.driver.stages import of_known_sizes
 from arcweld.runtime.engine_file import EngineData, read_engine
 
 Opt = typer.Option
@@ -65,8 +67,9 @@ def _of_model(
     path: str, cards: Sequence[Card], shapes: str, precision: str, values: str, inout: str
 ) -> list[Estimate]:
     graph = open_graph(path, shapes, values=values, inout=inout)
+    sizes = sample_sizes(of_known_sizes(graph), None)
     by_arch = {c.arch: planned(graph, precision, c.arch) for c in cards}
-    return [estimate_engine(by_arch[c.arch], c, {}) for c in cards]
+    return [estimate_engine(by_arch[c.arch], c, sizes) for c in cards]
 
 
 def _prices(text: str, cards: Sequence[Card]) -> dict[str, float]:
@@ -99,7 +102,8 @@ def _print_cards(found: Sequence[Estimate], prices: Mapping[str, float]) -> None
         if prices:
             row.append(f"{e.cost_per_million(prices[e.card.name]):.4g}" if e.card.name in prices else "")
         rows.append(row)
-    out.print("modelled, not measured:")
+    sizes = ", ".join(f"{name}={size}" for name, size in found[0].sizes.items())
+    out.print(f"modelled, not measured{f', at {sizes}' if sizes else ''}:")
     print_table(columns, rows, ("latency_ms", "calls/s", "% of roofline", "launches", "cost of a million"))
     for text in dict.fromkeys(t for e in found for t in e.beside):
         out.print(f"  not in it: {text}")

@@ -27,6 +27,7 @@ import coverage_table
 import one_build
 import transformers_zoo
 
+from arcweld.codegen.cost.fitted import FITTED
 from arcweld.codegen.templates.select import IMPLEMENTATIONS
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.ops.registry import all_ops
@@ -36,12 +37,17 @@ from arcweld.driver import api
 from arcweld.driver.build import build_graph
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.summary import summary
+from arcweld.models import calibrate
 from arcweld.models.builders import build, export_onnx
 from arcweld.models.catalogue import MODELS
 from arcweld.models.fetch import fetch
 from arcweld.runtime.sim.device import SimDevice
 
 HALF = ("minilm_l6_int8", "open_nsfw", "ppocr_rec", "terrain_unet")
+KINDS = {
+    "product": "matrix products", "convolution": "convolutions", "attention": "attention",
+    "rows": "norms and pools, whose operands are in the L2 cache", "stream": "copies, norms and products of one row",
+}  # of kernels that times are modelled of
 COVERAGE = ROOT / "build" / "coverage.json"
 
 
@@ -194,6 +200,24 @@ def counts() -> list[str]:
     ]
 
 
+def timemodel() -> list[str]:
+    """How far modelled times are from measured ones, by kind of kernel, and on problems that a fit has not seen."""
+    on, rows = calibrate.measured(calibrate.MEASURED / "kernels-h100.json")
+    parts = [(own, f) for own, f in calibrate.held_out(rows, on, FITTED, 6)]
+    lines = ["| kernels | measured | median error | where the fit has not seen the problem |", "|---|---|---|---|"]
+    for kind, name in KINDS.items():
+        seen = calibrate.relative_errors([r for r in rows if r.kind == kind], on, FITTED)
+        unseen = [
+            e for own, f in parts for e in calibrate.relative_errors([r for r in own if r.kind == kind], on, f)
+        ]
+        lines.append(f"| {name} | {len(seen)} | {100 * np.median(seen):.1f} % | {100 * np.median(unseen):.1f} % |")
+    made = calibrate.choices([r for r in rows if r.kind == "product"], on, FITTED)
+    first, behind = sum(c.behind == 0 for c in made), max(c.behind for c in made)
+    worst = f"at worst, the one that it puts first takes {100 * behind:.1f} % longer"
+    text = f"Of {len(made)} products it puts the best measured tactic first for {first}; {worst}."
+    return [*lines, "", text]
+
+
 def coverage() -> list[str]:
     """Lines and branches of the fast tier, from the report that ``make coverage`` wrote."""
     table = coverage_table.lines(coverage_table.by_folder(json.loads(COVERAGE.read_text(encoding="utf-8"))))
@@ -201,5 +225,6 @@ def coverage() -> list[str]:
 
 
 MEASURES: dict[str, Callable[[], Sequence[str]]] = {
-    f.__name__: f for f in (counts, catalogue, transformers, half, builds, demo, simulator, resnet18, coverage)
+    f.__name__: f
+    for f in (counts, catalogue, transformers, half, builds, demo, simulator, resnet18, timemodel, coverage)
 }
