@@ -22,6 +22,7 @@ from arcweld.compiler.ir import merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import in_regions, materialise_outputs
+from arcweld.driver.estimate import Estimate, estimate_called
 from arcweld.driver.stages import plain_graphs
 from arcweld.driver.summary import host_text, kernels_text, verified_kernels
 from arcweld.runtime.arena import aligned
@@ -42,18 +43,34 @@ def inspect(
         str, Opt("--shapes", "--input-shapes", help="Input shapes to compute exact bytes for: x:1x3x224x224.")
     ] = "",
     values: Values = "",
+    card: Annotated[str, Opt("--card", help="Model the time of each launch on this card: h100, a100, l4.")] = "",
 ) -> None:
     """Describes a model (which nodes are supported) or an engine (kernels, nodes, bytes, evidence)."""
     if is_engine(path):
         data = read_engine(path)
         sizes = engine_sizes(data, shapes)
         report = engine_report(data, sizes)
+        if card:
+            _add_times(report, estimate_called(data, card, sizes))
         print_json(report) if as_json else _print_engine(data, report)
         return
+    if card:
+        raise UsageError("--card is for engines", hint="`onnx-to-engine estimate` takes models")
     report = model_report(path, shapes, values)
     print_json(report) if as_json else _print_model(report)
     if report["unsupported"]:
         raise UnsupportedError(f"{len(report['unsupported'])} of {report['nodes']} nodes cannot be compiled", node=path)
+
+
+def _add_times(report: dict[str, Any], found: Estimate) -> None:
+    """Adds modelled times to the launches that serve these sizes, and the whole estimate."""
+    rows = found.report()
+    report["modelled"] = {name: rows[name] for name in ("card", "title", "latency_ms", "share_of_roofline", "beside")}
+    by_name = {k["name"]: k for k in rows["kernels"]}
+    for x in (*report["launches"], *(x for own in report["ranges"].values() for x in own)):
+        if x["name"] in by_name:
+            own = by_name[x["name"]]
+            x["modelled"] = {n: own[n] for n in ("us", "floor_us", "share_of_roofline", "bound", "gain_us")}
 
 
 def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any]:
@@ -202,6 +219,10 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
         empty = ", and 0 with empty results" if name in report["may_be_zero"] else ""
         out.print(f"  dimension {name}: from {low}{'' if high is None else f' to {high}'}{empty}")
     out.print(f"  weights {megabytes(report['weight_bytes'])}")
+    if "modelled" in report:
+        m = report["modelled"]
+        share = f"{100 * m['share_of_roofline']:.0f} % of its roofline"
+        out.print(f"  modelled on {m['title']}: {m['latency_ms']:.3g} ms, {share}")
     if "arena_bytes" in report:
         sizes = ", ".join(f"{k}={v}" for k, v in report["sizes"].items())
         out.print(f"  workspace {megabytes(report['arena_bytes'])} at {sizes or 'the fixed shapes'}")
@@ -230,11 +251,23 @@ def _print_engine(data: EngineData, report: dict[str, Any]) -> None:
 
 def _print_launches(launches: list[dict[str, Any]]) -> None:
     """Prints one row for each launch, in order."""
+    timed = any("modelled" in x for x in launches)
+    times = ("modelled us", "% of roofline", "bound by") if timed else ()
+    columns = ("#", "kernel", "template", "bytes", *times, "nodes")
     rows = [
-        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", ", ".join(x["nodes"]))
+        (str(i), x["kernel"], x["template"], f"{x['bytes']:,}" if "bytes" in x else "", *_times(x, timed),
+         ", ".join(x["nodes"]))
         for i, x in enumerate(launches)
-    ]
-    print_table(("#", "kernel", "template", "bytes", "nodes"), rows, ("#", "bytes"))
+    ]  # fmt: skip
+    print_table(columns, rows, ("#", "bytes", "modelled us", "% of roofline"))
+
+
+def _times(launch: dict[str, Any], timed: bool) -> tuple[str, ...]:
+    """The cells of a launch's modelled time; empty ones where it serves other sizes."""
+    if not timed:
+        return ()
+    m = launch.get("modelled")
+    return (f"{m['us']:.2f}", f"{100 * m['share_of_roofline']:.0f}", m["bound"]) if m else ("", "", "")
 
 
 def _taken_over(report: dict[str, Any], name: str) -> str:

@@ -149,3 +149,16 @@ def test_engines_for_other_cards(tmp_path: Path, printed: Printed) -> None:
     other = printed("estimate", str(engine), f"--card={tmp_path / 't4.json'}", code=2)
     assert "the engine has no kernels for T4 (sm_75)" in other
     assert "an engine has its precision" in printed("estimate", str(engine), "--fp16", code=2)
+
+
+def test_inspect_shows_the_same_times(tmp_path: Path, printed: Printed) -> None:
+    model, engine = mlp(tmp_path / "mlp.onnx"), tmp_path / "mlp.engine"
+    printed(str(model), "-o", str(engine), "--shapes=x:64x16", "--arch=sm_80")
+    (estimated,) = json.loads(printed("estimate", str(engine), "--card=a100", "--json"))
+    report = json.loads(printed("inspect", str(engine), "--card=a100", "--json"))
+    assert [x["modelled"]["us"] for x in report["launches"]] == [k["us"] for k in estimated["kernels"]]
+    text = printed("inspect", str(engine), "--card=a100")
+    assert "modelled on A100 SXM4 80GB: " in text
+    assert "modelled us" in text
+    assert "modelled" not in printed("inspect", str(engine))
+    assert "--card is for engines" in printed("inspect", str(model), "--card=a100", code=2)
