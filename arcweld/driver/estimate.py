@@ -36,7 +36,8 @@ THREADS = 2048  # of a multiprocessor
 RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
 PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
 KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
-STREAMED = ("contract", "chain", "pointwise", "transpose")  # products of few rows, which stream weights, and copies
+FEW_ROWS = ("contract", "chain")  # products without tiles, whose time is that of reading their right operand
+STREAMED = (*FEW_ROWS, "pointwise", "transpose")
 ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, which is assumed
 
 
@@ -181,7 +182,8 @@ def _launch(
         moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
         near = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched if n in own))
         kind = "stream" if x.launch.template in STREAMED else "rows"
-        modelled = stream_time(StreamWork(moved, near, flops, chained), card, FITTED[kind])
+        operations = 0.0 if x.launch.template in FEW_ROWS else flops
+        modelled = stream_time(StreamWork(moved, near, operations, chained), card, FITTED[kind])
     return LaunchEstimate(x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops)
 
 

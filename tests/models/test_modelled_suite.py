@@ -1,0 +1,42 @@
+"""The committed suite of modelled workloads: complete, what this tree makes of it, and floors counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from arcweld.models import modelled_suite
+from arcweld.models.modelled_suite import differences, stored, suite, workloads
+
+QUICK = ("mobilenet_v2_b1", "llama_1b_decode_layer_bf16_b1", "llama_1b_decode_layer_int4_g128_b1")
+
+
+def test_all_workloads_are_in_the_file() -> None:
+    rows = stored()
+    assert list(rows) == list(workloads())
+    assert all(r["modelled_ms"] > r["floor_ms"] > 0 for r in rows.values())
+
+
+@pytest.mark.slow
+def test_the_file_is_what_this_tree_makes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A change of kernels moves these rows: write the file anew, and say in the commit what it changes."""
+    found = differences(stored(), suite(QUICK))
+    assert not found, "\n".join([*found, "python -m arcweld.models.modelled_suite writes them"])
+
+
+def test_a_decode_layer_by_hand() -> None:
+    """Weights and caches of one layer of Llama-1B: 2048 x (3072 + 2048 + 3 x 8192) and 2 x 8 x 512 x 64 numbers."""
+    matrices = 2048 * (2048 + 2 * 8 * 64) + 2048 * 2048 + 3 * 2048 * 8192
+    needed = 2 * (matrices + 2 * 2048 + 2 * 8 * 512 * 64)
+    row = stored()["llama_1b_decode_layer_bf16_b1"]
+    assert needed < row["moved_bytes"] < 1.02 * needed
+    assert row["floor_ms"] == pytest.approx(row["moved_bytes"] / 3.35e12 * 1e3, rel=0.01)
+    packed = stored()["llama_1b_decode_layer_int4_g128_b1"]
+    assert packed["weight_bytes"] == pytest.approx(matrices * (0.5 + 2 / 128), rel=0.001)
+
+
+def test_differences_are_said() -> None:
+    before = {"a": {"kernels": 4, "modelled_ms": 2.0}}
+    assert differences(before, before) == []
+    assert differences(before, {"a": {"kernels": 5, "modelled_ms": 2.0}}) == ["a: kernels 4 -> 5 (+25.0%)"]
+    assert differences({}, {"b": {"kernels": 5}}) == ["b: kernels None -> 5"]
+    assert modelled_suite.CARD == "h100"
