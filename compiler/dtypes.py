@@ -3,6 +3,7 @@
 Types of arithmetic are computed with. Storage types (``DType.is_storage``) only hold values: an operator that computes
 converts them first. Those of less than 8 bits are *packed* in memory: elements follow one another in row-major order
 without gaps, the first one in the lowest bits of a byte, as in ONNX. In numpy, an element takes a byte (ml_dtypes).
+Strings are values of the host only: no kernel and no pass has them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class DType(Enum):
     U4 = "u4"
     I2 = "i2"
     U2 = "u2"
+    STR = "str"  # text, on the host only: an object array of ``str`` in numpy
 
     @property
     def numpy(self) -> np.dtype:
@@ -56,7 +58,9 @@ class DType(Enum):
 
     @property
     def bits(self) -> int:
-        """Bits of one element in memory."""
+        """Bits of one element in memory. Raises ValueError for strings, which have no form on a device."""
+        if self is DType.STR:
+            raise ValueError("strings have no fixed size, and no form on a device")
         return _TRAITS[self].bits
 
     @property
@@ -114,7 +118,12 @@ class DType(Enum):
     @property
     def is_packed(self) -> bool:
         """True for the types of which a byte holds several elements."""
-        return self.bits < 8
+        return _TRAITS[self].bits < 8
+
+    @property
+    def is_string(self) -> bool:
+        """True for strings, which only the host has."""
+        return self is DType.STR
 
     @property
     def compute(self) -> DType:
@@ -126,7 +135,7 @@ class DType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Traits:
-    """``kind``: f, i, u, or b for bool. ``compute``: None for the type itself."""
+    """``kind``: f, i, u, b for bool, O for strings. ``compute``: None for the type itself."""
 
     numpy: np.dtype
     bits: int
@@ -163,8 +172,11 @@ _TRAITS: dict[DType, _Traits] = {
     DType.U4: _traits(ml_dtypes.uint4, DType.U8, kind="u", bits=4),
     DType.I2: _traits(ml_dtypes.int2, DType.I8, kind="i", bits=2),
     DType.U2: _traits(ml_dtypes.uint2, DType.U8, kind="u", bits=2),
+    DType.STR: _traits(np.object_),
 }
-_FROM_NUMPY = {t.numpy: k for k, t in _TRAITS.items()}
+_FROM_NUMPY = {t.numpy: k for k, t in _TRAITS.items() if k is not DType.STR}  # any object is no string
+# by name: the types that kernels and passes know
+DEVICE_TYPES: dict[str, DType] = {str(k.value): k for k in DType if k is not DType.STR}
 FLOATS8 = (DType.F8E4M3FN, DType.F8E4M3FNUZ, DType.F8E5M2, DType.F8E5M2FNUZ)
 INTS4 = (DType.I4, DType.U4, DType.I2, DType.U2)  # integers that are packed
 

@@ -19,6 +19,7 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import EnvironmentError_, InputError, ModelError, VerifyError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from arcweld.compiler.mapped import give_back
+from arcweld.compiler.ops.host_strings import is_strings
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
 
 
@@ -159,7 +160,8 @@ def _checked(v: Value, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
     if v.name not in feeds:
         raise InputError(f"input {v.name} is missing")
     array = np.asarray(feeds[v.name])
-    if from_numpy(array.dtype) is not v.dtype or array.ndim != len(v.shape):
+    fits = is_strings(array.astype(object)) if v.dtype.is_string else from_numpy(array.dtype) is v.dtype
+    if not fits or array.ndim != len(v.shape):
         raise InputError(f"input {v.name} is {array.dtype}{list(array.shape)}, expected {v.type}")
     return array
 

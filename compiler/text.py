@@ -35,7 +35,7 @@ import numpy as np
 
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, IntExpr, Sym
-from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.dtypes import DEVICE_TYPES, DType, from_numpy
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 from arcweld.compiler.signature import Argument
@@ -440,10 +440,9 @@ def _parsed(text: str) -> Any:
 
 
 def _dtype(name: str) -> DType:
-    try:
-        return DType(name)
-    except ValueError:
-        raise ModelError(f"unknown element type {name}") from None
+    if name not in DEVICE_TYPES:  # strings too: what is written and read again is compiled
+        raise ModelError(f"unknown element type {name}")
+    return DEVICE_TYPES[name]
 
 
 def _split_call(text: str) -> tuple[str, str]:

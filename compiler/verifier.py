@@ -62,6 +62,8 @@ class _Verifier:
             self.fail(f"%{v.name} is written twice", "take new names from Rewriter.fresh", node)
         if sanitize(v.name) != v.name:
             self.fail(f"the name {v.name!r} cannot be written in IR text", "use text.sanitize", node)
+        if v.dtype.is_string:
+            self.fail(f"%{v.name} is a string, which the host alone has", "call an operator of the host", node)
         for d in v.shape:
             if isinstance(d, int) and d < 0:
                 self.fail(f"%{v.name} has the negative dimension {d}", "correct the shape rule", node)

@@ -16,6 +16,7 @@ import numpy as np
 
 from arcweld.compiler.dtypes import DType, from_numpy, pack
 from arcweld.compiler.errors import ArcweldError, InputError
+from arcweld.compiler.ops.host_strings import is_strings
 from arcweld.runtime.device import Memory
 from arcweld.runtime.plan import Shape
 
@@ -85,6 +86,8 @@ class Arrays:
 
         Raises InputError for an object that is no array, another element type than ``element``, or another device.
         """
+        if element.dtype is DType.STR:
+            return take_strings(name, array)
         if element.packed and not isinstance(array, np.ndarray | np.generic):
             raise InputError(
                 f"input {name!r} is {element.dtype.value}, which only numpy arrays hold",
@@ -211,6 +214,21 @@ class Arrays:
         if kind == "cupy":
             return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
         return 0
+
+
+def take_strings(name: str, array: Any) -> Taken:
+    """A copy of an array of strings, which stays on the host: it has no address and no bytes.
+
+    Raises InputError for anything else than a numpy array of strings, or of objects that all are strings.
+    """
+    if isinstance(array, np.ndarray | np.generic) and not isinstance(array, np.ma.MaskedArray):
+        kept = np.array(array, object)
+        if is_strings(kept):
+            return Taken("numpy", 0, kept.shape, 0, kept)
+    raise InputError(
+        f"input {name!r} must be strings, got {getattr(array, 'dtype', type(array).__name__)}",
+        hint='give a numpy array of strings: np.array(["a", "b"], object)',
+    )
 
 
 _TORCH_NAMES = {DType.BF16: "bfloat16", DType.BOOL: "bool"}

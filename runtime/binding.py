@@ -22,7 +22,7 @@ from arcweld.runtime.engine import Engine
 TYPES = {
     DType.F64: "double", DType.F32: "float", DType.F16: "float16", DType.BF16: "bfloat16", DType.I64: "int64",
     DType.I32: "int32", DType.I16: "int16", DType.I8: "int8", DType.U64: "uint64", DType.U32: "uint32",
-    DType.U16: "uint16", DType.U8: "uint8", DType.BOOL: "bool",
+    DType.U16: "uint16", DType.U8: "uint8", DType.BOOL: "bool", DType.STR: "string",
 }  # fmt: skip
 _CODES = {  # onnx.TensorProto.DataType
     DType.F32: 1, DType.U8: 2, DType.I8: 3, DType.U16: 4, DType.I16: 5, DType.I32: 6, DType.I64: 7, DType.BOOL: 9,

@@ -17,7 +17,7 @@ import numpy as np
 from arcweld.compiler.dtypes import DType, stored_form, unpack
 from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.compiler.ops import host
-from arcweld.runtime.arrays import Arrays, Element, Taken
+from arcweld.runtime.arrays import Arrays, Element, Taken, take_strings
 from arcweld.runtime.device import Device
 from arcweld.runtime.executor import Context, Shared
 from arcweld.runtime.expressions import Expression
@@ -32,7 +32,7 @@ _expression = functools.lru_cache(maxsize=4096)(Expression)  # a loop's body eva
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A tensor between two steps: in the device's memory, or on the host."""
+    """A tensor between two steps: in the device's memory, or on the host, where strings are always."""
 
     taken: Taken
     dtype: DType
@@ -113,6 +113,8 @@ class StagedCall:
         """An output as a new array of the caller's kind."""
         element = Element(held.dtype)
         shape, taken = held.taken.shape, held.taken
+        if held.dtype.is_string:
+            return np.array(self._strings(taken), object)
         if element.packed:
             return unpack(self._bytes(taken), element.dtype, shape)
         try:
@@ -258,10 +260,15 @@ class StagedCall:
         dtype = DType(tensor.dtype)
         if not items:  # sizes that only an item would tell are 0
             rest = tuple(self._size_or_zero(d) for d in tensor.shape[1:])
+            if dtype.is_string:
+                return Held(take_strings(tensor.name, np.empty((0, *rest), object)), dtype)
             return Held(self._empty((0, *rest), dtype), dtype)
         first = items[0].taken.shape
         if any(i.taken.shape != first for i in items):
             raise InputError(f"{', '.join(origin)}: the items of the scanned output {tensor.name!r} differ in shape")
+        if dtype.is_string:
+            rows = np.stack([self._strings(i.taken) for i in items])
+            return Held(take_strings(tensor.name, rows), dtype)
         whole = self._empty((len(items), *first), dtype)
         size = whole.nbytes // len(items)
         for k, item in enumerate(items):
@@ -292,10 +299,18 @@ class StagedCall:
         self.device.download(found, taken.address, self.stream)
         return found
 
+    @staticmethod
+    def _strings(taken: Taken) -> np.ndarray:
+        """The elements of a tensor of strings, which is nowhere but on the host."""
+        assert taken.readable is not None
+        return taken.readable.reshape(taken.shape)
+
     def array(self, name: str) -> np.ndarray:
         """A tensor's elements on the host, which waits for them."""
         held = self.tensors[name]
         taken = held.taken
+        if held.dtype.is_string:
+            return self._strings(taken)
         if held.dtype.is_packed:
             return unpack(self._bytes(taken), held.dtype, taken.shape)
         if taken.readable is not None:

@@ -80,7 +80,7 @@ class Literal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     place: int
     dtype: str
     shape: tuple[int, ...]
-    values: tuple[int | float | bool, ...]
+    values: tuple[int | float | bool | str, ...]
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="call"):

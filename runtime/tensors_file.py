@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 import msgspec
 import numpy as np
 
-from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.dtypes import DEVICE_TYPES, DType, from_numpy
 from arcweld.compiler.errors import EngineFileError
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
 _CHUNK = 1 << 24  # bytes
 # the format has no names for packed types, whose arrays are bytes, and for the others that numpy's do not view
-_NAMES = {d: d.value.upper() for d in DType if not d.is_storage} | {
+_NAMES: dict[DType, str] = {d: d.value.upper() for d in DEVICE_TYPES.values() if not d.is_storage} | {
     DType.F8E4M3FN: "F8_E4M3", DType.F8E5M2: "F8_E5M2", DType.F8E8M0: "F8_E8M0",
     DType.F8E4M3FNUZ: "F8_E4M3FNUZ", DType.F8E5M2FNUZ: "F8_E5M2FNUZ",
 }  # fmt: skip

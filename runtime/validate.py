@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DEVICE_TYPES, DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.compiler.parameters import Float, Integer, Parameter, Pointer, TensorMap, struct_offsets
 from arcweld.compiler.tiling import ENGINES, Tiling
@@ -83,6 +83,8 @@ def check_program(program: Program, kernels: Container[str]) -> None:
         _check_ranges(stage)
         for part in stage.parts():
             _Checker(part, kernels).run()
+    if any(w.dtype not in DEVICE_TYPES for w in program.weights):
+        raise refuse("a weight has no form on a device")
     if program.steps or program.stages:
         check_steps(program)
 
@@ -200,7 +202,7 @@ class _Checker:
         name = tensor.name
         if not 0 < len(name) <= MAX_NAME or name in self.tensors or name in self.own:
             raise refuse(f"tensor {name[:80]!r} is unnamed or declared twice")
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in (_DTYPES if self.program.steps else DEVICE_TYPES):
             raise refuse(f"tensor {name} has the unknown element type {tensor.dtype[:20]!r}")
         if len(tensor.shape) > MAX_RANK:
             raise refuse(f"tensor {name} has {len(tensor.shape)} dimensions")

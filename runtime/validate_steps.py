@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError
 from arcweld.compiler.ops import host
+from arcweld.compiler.ops.host_strings import MAX_LITERAL_CHARACTERS
 from arcweld.runtime.expressions import Expression
 from arcweld.runtime.steps import Block, Call, Check, Choose, Read, Repeat, Run, Step, Symbol, Tensor, View
 
@@ -81,8 +82,8 @@ class _Steps:
                 for name, tensor in zip(step.whole, step.outputs):
                     if _known(name, now) != (tensor.dtype, len(tensor.shape)) or not tensor.shape:
                         raise refuse(f"the beginning of {name[:80]!r} is of another type")
-                    if _DTYPES[tensor.dtype].is_packed:
-                        raise refuse(f"the beginning of {name[:80]!r} may end inside of a byte")
+                    if _DTYPES[tensor.dtype].is_packed or _DTYPES[tensor.dtype].is_string:
+                        raise refuse(f"the beginning of {name[:80]!r} may end inside of a byte, or is strings")
                 self.sizes |= {s.name for s in step.symbols}
                 self.put(step.outputs, now)
             case View():
@@ -99,15 +100,11 @@ class _Steps:
                         _known(name, now)
                 for text in step.sizes:
                     self.known_sizes(text)
-                for literal in step.literals:
-                    typed = literal.dtype in _DTYPES and 0 <= literal.place < len(step.inputs)
-                    shaped = min(literal.shape, default=0) >= 0 and math.prod(literal.shape) == len(literal.values)
-                    if not typed or not shaped:
-                        raise refuse("a constant of a step is of no type or shape")
+                _check_literals(step)
                 self.sizes |= {s.name for s in step.symbols}
                 self.put(step.outputs, now)
             case Choose():
-                _known(step.condition, now)
+                _known_number(step.condition, now)
                 for block in (step.then, step.otherwise):
                     self.check_results(block, now, step.outputs, depth)
                 self.sizes |= {s.name for s in step.symbols}
@@ -133,7 +130,7 @@ class _Steps:
     def check_repeat(self, step: Repeat, now: dict[str, tuple[str, int]], depth: int) -> None:
         for name in (step.trips, step.condition):
             if name:
-                _known(name, now)
+                _known_number(name, now)
         if len(step.inputs) != len(step.formals) or step.limit < 0:
             raise refuse("a loop carries other tensors than it takes")
         for name, formal in zip(step.inputs, step.formals):
@@ -150,7 +147,7 @@ class _Steps:
         items = tuple(Tensor(t.name, t.dtype, t.shape[1:]) for t in scanned)
         if len(step.body.results) != 1 + len(carried) + len(items) or any(not t.shape for t in scanned):
             raise refuse("a loop's body has other results than the loop")
-        _known(step.body.results[0], self.run(step.body.steps, inner, depth + 1))
+        _known_number(step.body.results[0], self.run(step.body.steps, inner, depth + 1))
         rest = Block(step.body.steps, step.body.results[1:])
         self.check_results(rest, inner, (*step.formals, *items), depth)
         if [(t.dtype, len(t.shape)) for t in carried] != [(t.dtype, len(t.shape)) for t in step.formals]:
@@ -190,6 +187,27 @@ def _known(name: str, now: Types) -> tuple[str, int]:
     if found is None:
         raise refuse(f"a step reads {name[:80]!r}, which no earlier step makes")
     return found
+
+
+def _known_number(name: str, now: Types) -> None:
+    if _DTYPES[_known(name, now)[0]].is_string:
+        raise refuse(f"a step decides by {name[:80]!r}, which is strings")
+
+
+def _check_literals(step: Call) -> None:
+    """Raises EngineFileError for constants of no type or shape, or for more text than a step may have."""
+    size = 0
+    for literal in step.literals:
+        typed = literal.dtype in _DTYPES and 0 <= literal.place < len(step.inputs)
+        shaped = min(literal.shape, default=0) >= 0 and math.prod(literal.shape) == len(literal.values)
+        if not typed or not shaped:
+            raise refuse("a constant of a step is of no type or shape")
+        texts = [v for v in literal.values if isinstance(v, str)]
+        if len(texts) != (len(literal.values) if _DTYPES[literal.dtype].is_string else 0):
+            raise refuse("a constant of a step has strings for numbers, or numbers for strings")
+        size += sum(map(len, texts))
+    if size > MAX_LITERAL_CHARACTERS:
+        raise refuse(f"the constants of a step have {size} characters (up to {MAX_LITERAL_CHARACTERS})")
 
 
 def _check_symbols(symbols: Sequence[Symbol]) -> None:

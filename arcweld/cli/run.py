@@ -88,12 +88,16 @@ def print_outputs(results: Mapping[str, np.ndarray]) -> None:
     out.print("Output Tensors:")
     for name, array in results.items():
         out.print(f"{name}: ({'x'.join(map(str, array.shape))})")
-        out.print(" ".join(str(x) for x in np.asarray(array).ravel()))
+        # strings as literals: a model's labels may hold what a terminal acts on
+        out.print(" ".join(repr(x) if isinstance(x, str) else str(x) for x in np.asarray(array).ravel()))
 
 
 def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
-    """Writes results atomically as .npz, or as JSON in trtexec's form. bfloat16 is written as float32."""
-    results = {k: v if v.dtype.kind in "biufc" else v.astype(np.float32) for k, v in results.items()}
+    """Writes results atomically as .npz, or as JSON in trtexec's form.
+
+    bfloat16 is written as float32, strings as numpy's arrays of characters.
+    """
+    results = {k: _writable(v) for k, v in results.items()}
     with replacing(target) as temporary, temporary.open("wb") as stream:
         if target.suffix == ".json":
             rows = [
@@ -106,6 +110,12 @@ def write_outputs(target: Path, results: dict[str, np.ndarray]) -> None:
             for k, v in results.items():
                 with archive.open(f"{k}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, v, allow_pickle=False)
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    if array.dtype == object:
+        return array.astype(np.str_)
+    return array if array.dtype.kind in "biufc" else array.astype(np.float32)
 
 
 def one_path(path: str, other: str) -> str:
@@ -181,6 +191,9 @@ class Tolerance:
         """Whether ``got`` is near enough, and the figures."""
         if got.shape != want.shape:
             return False, f"shape {list(got.shape)}, not {list(want.shape)}"
+        if got.dtype == object:
+            wrong = int((got != want).sum())
+            return not wrong, f"{wrong} of {got.size} strings differ"
         g, w = got.astype(np.float64), want.astype(np.float64)
         same = (g == w) | (np.isnan(g) & np.isnan(w))
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -171,7 +171,10 @@ def load_arrays(text: str, types: Mapping[str, DType]) -> dict[str, np.ndarray |
         if name not in types:
             raise UsageError(f"loadInputs: there is no input {name!r}", hint=f"inputs: {', '.join(types)}")
         wanted = types[name].numpy
-        if isinstance(array, np.ndarray) and array.dtype.kind == "V" and array.dtype.itemsize == wanted.itemsize:
+        if types[name].is_string:
+            if not isinstance(array, np.ndarray) or array.dtype.kind != "U":
+                raise UsageError(f"loadInputs: {name} is strings", hint="np.save an array of strings as a .npy file")
+        elif isinstance(array, np.ndarray) and array.dtype.kind == "V" and array.dtype.itemsize == wanted.itemsize:
             arrays[name] = array.view(wanted)  # numpy's file format has no bfloat16
     return arrays
 

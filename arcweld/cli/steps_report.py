@@ -80,6 +80,8 @@ class _Report:
 def _nbytes(t: Tensor) -> int | str:
     """The bytes of a tensor, as a formula where its sizes are open."""
     dtype = DType(t.dtype)
+    if dtype.is_string:
+        return "the characters'"
     if all(d.isdigit() for d in t.shape):
         return dtype.nbytes(math.prod(map(int, t.shape)))
     count = " * ".join(d if d.isidentifier() or d.isdigit() else f"({d})" for d in t.shape)

@@ -135,6 +135,8 @@ def _random(
     rng: np.random.Generator, graph: Graph, v: Value, shape: tuple[int, ...], given: tuple[float, float] | None,
     sizes: Mapping[str, int], draw: Draw,
 ) -> np.ndarray:  # fmt: skip
+    if v.dtype.is_string:  # which Casts to numbers can read too
+        return rng.integers(0, 10, shape).astype(str).astype(object)
     if v.dtype is DType.BOOL:
         return rng.integers(0, 2, shape).astype(bool)
     if v.dtype.is_float:

@@ -31,7 +31,9 @@ class StagedReference:
 
     def __init__(self, cut: Stages, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
         self.cut = cut
-        self.values: dict[str, np.ndarray] = dict(feeds)
+        self.values: dict[str, np.ndarray] = {
+            n: a.astype(object) if a.dtype.kind == "U" else a for n, a in feeds.items()
+        }
         self.sizes: dict[str, int] = dict(sizes)
         self.fed: dict[int, dict[str, np.ndarray]] = {}
 

@@ -16,6 +16,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Node, TensorType, Value, Weight
 from arcweld.compiler.ops.host import OF_SIZES
+from arcweld.compiler.ops.host_strings import MAX_LITERAL_CHARACTERS, characters
 from arcweld.driver.assemble import symbol_record, tensor_record
 from arcweld.runtime import steps as step
 from arcweld.runtime.steps import Block, Step, every_step
@@ -160,6 +161,13 @@ class _Cut:
         """The constants among a host operator's operands."""
         found = {k: v for k, v in enumerate(n.inputs) if v is not None and v.name in self.graph.weights}
         data = {k: self.graph.weights[v.name].data for k, v in found.items()}
+        size = characters(*(data[k] for k, v in found.items() if v.dtype.is_string))
+        if size > MAX_LITERAL_CHARACTERS:
+            raise UnsupportedError(
+                f"the constants of {n.attrs['op']} have {size} characters (up to {MAX_LITERAL_CHARACTERS})",
+                node=n.name,
+                hint="give them as an input",
+            )
         return tuple(
             step.Literal(k, v.dtype.value, tuple(map(int, data[k].shape)), tuple(data[k].reshape(-1).tolist()))
             for k, v in found.items()

@@ -110,7 +110,17 @@ def computed(builder: Builder, value: Value, origin: tuple[str, ...]) -> Value:
     """The value, or one that a node makes of a constant: steps pass on what stages have made."""
     if value.name not in builder.rw.weights:
         return value
+    if value.dtype.is_string:
+        return passed_strings(builder, value, origin)
     return make(builder.rw, "Identity", [value], {}, origin=origin, hint=f"{value.name}.passed")
+
+
+def passed_strings(builder: Builder, value: Value, origin: tuple[str, ...]) -> Value:
+    """The same strings as another value."""
+    given = {"op": "PassStrings", "attrs": {}, "sizes": ()}
+    return host_node(
+        builder, host_nodes.CALL, (value,), [value.type], (), origin, f"{value.name}.passed", given
+    )[0]  # fmt: skip
 
 
 def host_node(

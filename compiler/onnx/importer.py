@@ -21,6 +21,7 @@ from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError, 
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.onnx import old_models
 from arcweld.compiler.onnx.deduce import Bounds, Requirement
+from arcweld.compiler.onnx.host import passed_strings
 from arcweld.compiler.onnx.operands import (
     Builder,
     Growing,
@@ -37,6 +38,7 @@ from arcweld.compiler.onnx.scope import Finding, Scope, normal_domain
 from arcweld.compiler.onnx.signature import Declared, outputs_of
 from arcweld.compiler.onnx.symbols import DimTable, Range, Shapes, bind_overrides, declared_dims, input_shape
 from arcweld.compiler.onnx.visitor import Visitor, opset_versions
+from arcweld.compiler.ops.host_strings import is_strings
 from arcweld.compiler.options import LOOP_LIMIT
 from arcweld.compiler.signature import Argument, stated
 from arcweld.compiler.text import sanitize
@@ -157,7 +159,7 @@ class _Import:
         if found is None:
             return Nothing()
         arrays = [constant_input(d.tensor(d.name), a) for a in found]
-        items = [on_host(a, from_numpy(a.dtype)) for a in arrays]
+        items = [on_host(a, DType.STR if a.dtype == object else from_numpy(a.dtype)) for a in arrays]
         return Items(items) if d.is_sequence else items[0]
 
     def _input_shapes(self, infos: Sequence[onnx.ValueInfoProto], table: DimTable) -> dict[str, tuple[Dim, ...] | None]:
@@ -203,7 +205,10 @@ class _Import:
             before = visitor.builder.device(found, origin, f"{sanitize(label)}.const")
             value = latest.get(before.name, before)
             if value.name in own or value.name in rw.weights or value.name in outputs:
-                value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
+                if value.dtype.is_string:
+                    value = passed_strings(visitor.builder, value, origin)
+                else:
+                    value = rw.emit("Identity", (value,), value.type, origin=origin, name="identity")
             if value.name != sanitize(label):
                 names[value.name] = new = visitor.named(value, label)
                 value = latest[before.name] = new
@@ -221,9 +226,12 @@ def constant_input(info: onnx.ValueInfoProto, value: Any) -> np.ndarray:
     """``value`` as an array of the input's declared type and rank. Raises UsageError where it does not fit them."""
     dtype = element_type(info.type.tensor_type.elem_type)
     given = np.asarray(value)
-    if given.dtype.kind in "OSUc" or (given.dtype.kind == "f" and not dtype.is_float):
+    unfit = "Sbiufc" if dtype.is_string else "OSUc" if dtype.is_float else "OSUcf"
+    if given.dtype.kind in unfit:
         raise UsageError(f"the value of input {info.name!r} is {given.dtype}, not {dtype.value}")
     data = given.astype(dtype.numpy)
+    if dtype.is_string and not is_strings(data):
+        raise UsageError(f"the value of input {info.name!r} holds objects that are no strings")
     if not dtype.is_float and not np.array_equal(data, given):
         raise UsageError(f"the value of input {info.name!r} does not fit in {dtype.value}")
     declared = declared_dims(info)

@@ -34,8 +34,8 @@ class Operand:
     """One tensor while importing.
 
     value   the tensor in the graph; None as long as no node needs it there
-    known   its elements where the host knows them: a numeric array, or an object array of ``scalars.Scalar`` if any is
-            symbolic
+    known   its elements where the host knows them: a numeric array, an object array of ``scalars.Scalar`` if any is
+            symbolic, or one of strings
     source  the name of the initializer that it is, or empty
     """
 
@@ -48,7 +48,7 @@ class Operand:
     @property
     def is_symbolic(self) -> bool:
         """True if the host knows the elements and any of them is symbolic."""
-        return self.known is not None and self.known.dtype == object
+        return self.known is not None and self.known.dtype == object and not self.dtype.is_string
 
     @property
     def rank(self) -> int:
@@ -132,7 +132,9 @@ def on_host(data: Any, dtype: DType, source: str = "") -> Operand:
     Raises ModelError for an integer that ``dtype`` cannot hold.
     """
     array = np.asarray(data)
-    if array.dtype == object:
+    if dtype.is_string:
+        array = array.astype(object)
+    elif array.dtype == object:
         if not any(scalars.is_symbolic(x) for x in array.flat):
             try:
                 array = np.array([dtype.numpy.type(x) for x in array.flat], dtype.numpy).reshape(array.shape)
@@ -144,8 +146,10 @@ def on_host(data: Any, dtype: DType, source: str = "") -> Operand:
 
 
 def elements(operand: Operand) -> np.ndarray:
-    """The known elements as an object array of Python scalars."""
+    """The known elements as an object array of Python scalars. Raises ModelError for strings."""
     assert operand.known is not None
+    if operand.dtype.is_string:
+        raise ModelError("an operand that should be numbers is strings")
     if operand.known.dtype == object:
         return operand.known
     convert = float if operand.dtype.is_float else (bool if operand.dtype is DType.BOOL else int)

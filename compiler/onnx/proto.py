@@ -54,6 +54,7 @@ DTYPES: Mapping[int, DType] = {
     TensorProto.UINT4: DType.U4,
     TensorProto.INT2: DType.I2,
     TensorProto.UINT2: DType.U2,
+    TensorProto.STRING: DType.STR,
 }
 # the typed field that holds each element type where there is no raw data; narrow types share int32_data
 _FIELDS: Mapping[DType, tuple[str, np.dtype]] = {
@@ -156,7 +157,7 @@ def _check_text(message: Any, name: str) -> None:
 
 
 def element_type(code: int) -> DType:
-    """The DType of an ONNX element type. Raises UnsupportedError for strings and complex numbers."""
+    """The DType of an ONNX element type. Raises UnsupportedError for complex numbers."""
     if code in DTYPES:
         return DTYPES[code]
     known = {v: k for k, v in TensorProto.DataType.items()}
@@ -180,6 +181,8 @@ def tensor_array(tensor: TensorProto, source: Source) -> tuple[np.ndarray, DType
     if tensor.HasField("segment"):
         raise UnsupportedError(f"tensor {tensor.name!r} is stored in segments")
     dtype = element_type(tensor.data_type)
+    if dtype.is_string:
+        return _strings(tensor, shape), dtype
     if tensor.data_location == TensorProto.EXTERNAL:
         array = _external(tensor, shape, dtype, source.folder)
     elif tensor.HasField("raw_data"):
@@ -187,6 +190,18 @@ def tensor_array(tensor: TensorProto, source: Source) -> tuple[np.ndarray, DType
     else:
         array = _typed(tensor, shape, dtype)
     return (unpack(array, dtype, shape) if dtype.is_packed else array.reshape(shape)), dtype
+
+
+def _strings(tensor: TensorProto, shape: tuple[int, ...]) -> np.ndarray:
+    """The elements of a tensor of strings. Raises ModelError for others than its shape needs, and for bytes."""
+    need = math.prod(shape)
+    if len(tensor.string_data) != need or tensor.data_location == TensorProto.EXTERNAL or tensor.HasField("raw_data"):
+        found = len(tensor.string_data)
+        raise ModelError(f"tensor {tensor.name!r} of shape {list(shape)} needs {need} strings, it has {found}")
+    try:
+        return np.array([s.decode() for s in tensor.string_data], object).reshape(shape)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"tensor {tensor.name!r} holds bytes that are not valid text") from error
 
 
 def _stored(dtype: DType) -> np.dtype:

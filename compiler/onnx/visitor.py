@@ -16,6 +16,7 @@ from arcweld.compiler.onnx import shapes
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.control import CONTROL, MAX_DEPTH, call_function, has_body, standard_function, takes_types
 from arcweld.compiler.onnx.expansion import Expansion
+from arcweld.compiler.onnx.handlers import strings
 from arcweld.compiler.onnx.handlers.table import handler
 from arcweld.compiler.onnx.operands import (
     Builder,
@@ -191,8 +192,10 @@ class Visitor:
 
     def _operator(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
         """The results of an operator: computed on the host, by its handler, or by its function body in the standard."""
+        if strings.has_strings(c) and (domain, c.op) not in (("", "Shape"), ("", "Size")):
+            return self._of_strings(node, c, domain, scope)
         if domain != "":
-            return self._by_function(node, c, domain, scope) or self._handle(c, domain, None)
+            return self._by_function(node, c, domain, scope) or self._handle(c, domain, handler(domain, c.op))
         unknown: Unknown | None = None
         try:
             known = shapes.evaluate(c)
@@ -204,7 +207,16 @@ class Visitor:
         except UnsupportedError as error:
             remedy = remedy_of(error)
             unknown = Unknown(error.message, frozenset() if remedy is None else remedy.symbols)
-        return self._by_function(node, c, domain, scope) or self._handle(c, domain, unknown)
+        return self._by_function(node, c, domain, scope) or self._handle(c, domain, handler(domain, c.op), unknown)
+
+    def _of_strings(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
+        """The results of an operator that takes or gives strings."""
+        if domain == "" and c.op in strings.MOVES:
+            return strings.at_places(c, self._operator(node, strings.with_places(c), domain, scope))
+        fn = strings.STRINGS.get((domain, c.op))
+        if fn is None and handler(domain, c.op) is not None:
+            c.unsupported(f"{c.op} of strings")
+        return self._handle(c, domain, fn)
 
     def _by_function(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:
         """The results by the function body in the standard, of an operator without a handler; none without a body."""
@@ -215,8 +227,9 @@ class Visitor:
         c.attrs = defaults | dict(c.attrs)
         return call_function(self, body, c, scope, {**scope.opsets, **opset_versions(body)})
 
-    def _handle(self, context: NodeContext, domain: str, unknown: Unknown | None) -> Sequence[Operand | Unavailable]:
-        fn = handler(domain, context.op)
+    def _handle(
+        self, context: NodeContext, domain: str, fn: Any, unknown: Unknown | None = None
+    ) -> Sequence[Operand | Unavailable]:
         if fn is None:
             raise _not_implemented(domain, context.op, "" if unknown is None else unknown.reason)
         start, known = len(self.builder.rw.nodes), len(self.builder.born)
@@ -296,6 +309,7 @@ class Visitor:
     def _has(self, node: NodeProto, domain: str) -> bool:
         """Whether there is a way to import the node's operator: a handler, a built-in, or a function of the model."""
         known = handler(domain, node.op_type) is not None or (domain == "" and node.op_type in _BUILT_IN)
+        known = known or (domain, node.op_type) in strings.STRINGS
         return known or (domain, node.op_type) in self.functions
 
     def _attributes(self, node: NodeProto, scope: Scope) -> dict[str, Any]:
@@ -337,6 +351,8 @@ def _constant(c: NodeContext) -> Operand:
     if kind == "value":
         data, dtype = value
         return on_host(data, dtype)
+    if kind in ("value_string", "value_strings"):
+        return on_host(np.array(value, object), DType.STR)
     spelled = {"value_int": DType.I64, "value_ints": DType.I64, "value_float": DType.F32, "value_floats": DType.F32}
     if kind not in spelled:
         c.unsupported(f"a constant given as {kind}")

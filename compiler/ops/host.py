@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.errors import EngineFileError, InputError
+from arcweld.compiler.ops import host_strings
 
 Reference = Callable[[Sequence[np.ndarray | None], Mapping[str, Any]], tuple[np.ndarray, ...]]
-OPERATORS: dict[str, Reference] = {}
+OPERATORS: dict[str, Reference] = dict(host_strings.REFERENCES)
 OF_SIZES = frozenset({"ResolvedShape", "ResolvedSlice"})  # compute sizes only: they are no fallbacks
 
 

@@ -237,11 +237,16 @@ def make(
 ) -> Value:
     """Emits a node through ``rw`` with checked attributes and inferred types; returns its first output.
 
-    ``hint`` is what the outputs' names begin with. Raises ModelError where operands and attributes do not fit.
+    ``hint`` is what the outputs' names begin with. Raises ModelError where operands and attributes do not fit,
+    UnsupportedError for strings.
     """
+    if any(v is not None and v.dtype.is_string for v in inputs):
+        raise UnsupportedError(f"{name} of strings: there is no kernel for strings")
     op = opdef(name)
     full = check_attrs(op, attrs or {}, origin[0] if origin else hint or name)
     types = op.infer([None if v is None else v.type for v in inputs], full)
+    if any(t.dtype.is_string for t in types):
+        raise UnsupportedError(f"{name} that gives strings: there is no kernel for strings")
     return rw.emit(name, inputs, types, full, origin=origin, name=hint)
 
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DEVICE_TYPES
 from arcweld.compiler.errors import DeviceError
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.build import SimSource, kernel_libraries, kernel_library, runtime_library
@@ -29,7 +29,8 @@ from arcweld.runtime.sim.symbols import resolve
 _ALIGNMENT = 256
 ADVERSE_SEED = 1
 _MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
-_ELEMENT_BYTES = {t.value: 1 if t.is_packed else t.size for t in DType}  # of packed types, maps count bytes
+# of packed types, maps count bytes
+_ELEMENT_BYTES = {name: 1 if t.is_packed else t.size for name, t in DEVICE_TYPES.items()}
 MAX_RECENT = 256  # kernels that stay loaded though no engine uses them any more
 _LOCK = threading.Lock()  # the runtime library holds the state of one running block
 # A fork waits for the launch that another thread runs: its child would have a lock that nobody gives back.

@@ -20,7 +20,7 @@ import torch_oracles
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import DEVICE_TYPES, DType
 from arcweld.compiler.ir import Graph, Node, TensorType, Value
 
 OPSET = 21
@@ -180,7 +180,7 @@ def by_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> l
 def by_either(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs of onnxruntime, or of onnx.reference for what onnxruntime refuses or numpy has no type for."""
     values = [*model.graph.input, *model.graph.output]
-    arithmetic = {ELEMENT[d] for d in DType if not d.is_storage and d is not DType.BF16}
+    arithmetic = {ELEMENT[d] for d in DEVICE_TYPES.values() if not d.is_storage and d is not DType.BF16}
     if all(v.type.tensor_type.elem_type in arithmetic for v in values):
         try:
             return by_onnxruntime(model, feeds)

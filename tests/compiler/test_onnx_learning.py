@@ -70,8 +70,8 @@ def test_a_key_that_is_not_a_number_matches_every_such_element() -> None:
 def test_labels_that_are_not_computed() -> None:
     with pytest.raises(ModelError, match="2 keys and 1 values"):
         import_onnx(of_ml("LabelEncoder", 2, {"x": ints(1)}, keys_int64s=[1, 2], values_int64s=[1]))
-    with pytest.raises(UnsupportedError, match="strings"):
-        import_onnx(of_ml("LabelEncoder", 2, {"x": ints(1)}, keys_int64s=[1], values_strings=["a"]))
+    with pytest.raises(UnsupportedError, match="not finite"):
+        import_onnx(of_ml("LabelEncoder", 2, {"x": np.ones(1, np.float32)}, keys_floats=[np.nan], values_strings=["a"]))
 
 
 # ------------------------------------------------------------------------------------------------------- TreeEnsemble

@@ -1,4 +1,7 @@
-"""Handlers of ``ai.onnx.ml``: Binarizer, ArrayFeatureExtractor, LabelEncoder of numbers, TreeEnsemble."""
+"""Handlers of ``ai.onnx.ml``: Binarizer, ArrayFeatureExtractor, LabelEncoder of numbers, TreeEnsemble.
+
+LabelEncoder of strings is in ``strings.py``, which reads the table with the functions here.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,14 @@ _MOST_KEYS = 1 << 16
 def _label_encoder(c: NodeContext) -> Result:
     """The last key that equals an element says which value it becomes, by the largest number of such a key."""
     x = c.value(0)
-    keys, values = _list(c, "keys"), _list(c, "values")
+    keys, values = table_of(c, "keys"), table_of(c, "values")
     if len(keys) != len(values):
         c.broken(f"{len(keys)} keys and {len(values)} values")
     if keys.dtype != x.dtype.numpy:
         c.broken(f"the keys are {keys.dtype}, the elements {x.dtype.value}")
     if len(keys) > _MOST_KEYS:
         c.unsupported(f"a table of {len(keys)} keys (up to {_MOST_KEYS})")
-    kind = from_numpy(values.dtype)
+    kind = kind_of(values)
     wide = c.reshape(x, (*x.shape, 1))
     hit = c.emit("Equal", wide, c.const(keys, x.dtype))
     if x.dtype.is_float and np.isnan(keys).any():
@@ -57,20 +60,20 @@ def _label_encoder(c: NodeContext) -> Result:
     numbers = c.const(np.arange(1, len(keys) + 1), DType.I64)
     found = c.emit("Mul", c.cast(hit, DType.I64), numbers)
     found = c.emit("ReduceMax", found, axes=(x.type.rank,), keepdims=0)  # 0: none
-    table = np.concatenate([np.full(1, _default(c, kind), values.dtype), values])
+    table = np.concatenate([np.full(1, default_of(c, kind), values.dtype), values])
     return c.emit("Gather", c.const(table, kind), c.emit("Max", found, c.const(0, DType.I64)), axis=0)
 
 
-def _list(c: NodeContext, what: str) -> np.ndarray:
-    """The numbers of an attribute ``keys_*`` or ``values_*``, of the one that is given."""
+def table_of(c: NodeContext, what: str) -> np.ndarray:
+    """The elements of an attribute ``keys_*`` or ``values_*``, of the one that is given; strings as objects."""
     given = [k for k in ("strings", "int64s", "floats", "tensor") if c.has_attr(f"{what}_{k}")]
-    if c.has_attr("classes_strings") or "strings" in given:
-        c.unsupported("labels that are strings")
     if len(given) != 1:
         c.broken(f"{len(given)} lists of {what} are given")
     name = f"{what}_{given[0]}"
     if given[0] == "tensor":
         return _array(c, name).reshape(-1)
+    if given[0] == "strings":
+        return texts_attr(c, name)
     numbers = c.attrs[name]
     kinds: dict[str, tuple[type, type]] = {"int64s": (int, np.int64), "floats": (float, np.float32)}
     kind, dtype = kinds[given[0]]
@@ -79,12 +82,28 @@ def _list(c: NodeContext, what: str) -> np.ndarray:
     return np.array(numbers, dtype)
 
 
-def _default(c: NodeContext, kind: DType) -> Any:
+def texts_attr(c: NodeContext, name: str) -> np.ndarray:
+    """An attribute that is a list of strings. Raises ModelError for any other."""
+    found = c.attrs.get(name, ())
+    if not isinstance(found, tuple) or not all(isinstance(s, str) for s in found):
+        c.broken(f"attribute {name} should be strings")
+    return np.array(found, object)
+
+
+def kind_of(table: np.ndarray) -> DType:
+    """The element type of what ``table_of`` gives."""
+    return DType.STR if table.dtype == object else from_numpy(table.dtype)
+
+
+def default_of(c: NodeContext, kind: DType) -> Any:
+    """The element for keys that are not in the table, of the type ``kind``."""
     if c.has_attr("default_tensor"):
         given = _array(c, "default_tensor").reshape(-1)
-        if given.size != 1:
-            c.broken(f"{given.size} default values")
+        if given.size != 1 or (given.dtype == object) != kind.is_string:
+            c.broken(f"the default values are {given.size} elements of {given.dtype}, not one of {kind.value}")
         return given[0]
+    if kind.is_string:
+        return c.str_attr("default_string", "_Unused")
     return c.float_attr("default_float", -0.0) if kind.is_float else c.int_attr("default_int64", -1)
 
 

@@ -21,12 +21,17 @@ def _tfidf(c: NodeContext) -> Result:
     An n-gram's tokens lie 1 to ``max_skip_count + 1`` apart; each occurrence at each distance counts.
     """
     if not c.operand(0).dtype.is_int:
-        c.unsupported("a pool of strings")
+        c.broken("the input is neither integers nor strings")
+    return of_tokens(c, c.value(0), np.asarray(c.ints_attr("pool_int64s") or ()))
+
+
+def of_tokens(c: NodeContext, given: Value, pool: np.ndarray) -> Value:
+    """The result for the tokens ``given`` and a pool that are integers."""
     rank, mode = c.needs_rank(0, 1, 2), c.str_attr("mode", "")
-    places, weights, grams = _pool(c)
+    places, weights, grams = _pool(c, pool)
     if mode not in MODES:
         c.broken(f"mode is {mode!r}")
-    x = c.cast(c.value(0), DType.I64)
+    x = c.cast(given, DType.I64)
     x = x if rank == 2 else c.reshape(x, (1, *x.shape))
     columns, used = int(places.max()) + 1, 1
     parts = [c.expand(c.const(0.0, DType.F32), (x.shape[0], 1))]  # of places that no n-gram names
@@ -44,9 +49,9 @@ def _tfidf(c: NodeContext) -> Result:
     return y if rank == 2 else c.reshape(y, (columns,))
 
 
-def _pool(c: NodeContext) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
+def _pool(c: NodeContext, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple[int, np.ndarray]]]:
     """The n-grams' places and weights, and for each wanted length the number of its first n-gram and its tokens."""
-    pool, starts = np.asarray(c.ints_attr("pool_int64s") or ()), [*(c.ints_attr("ngram_counts") or ()), None]
+    starts = [*(c.ints_attr("ngram_counts") or ()), None]
     least, most = c.int_attr("min_gram_length", 1), c.int_attr("max_gram_length", 1)
     places = np.asarray(c.ints_attr("ngram_indexes") or ())
     if not len(places) or not len(pool) or len(starts) == 1 or not 1 <= least <= most or places.min() < 0:
