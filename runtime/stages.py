@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType, stored_form, unpack
-from arcweld.compiler.errors import DeviceError, InputError
+from arcweld.compiler.errors import DeviceError, EngineFileError, InputError
 from arcweld.compiler.ops import host
 from arcweld.runtime.arrays import Arrays, Element, Taken, take_strings
 from arcweld.runtime.device import Device
@@ -212,6 +212,8 @@ class StagedCall:
     def _call(self, step: Call) -> None:
         operands = step.operands(self.array, lambda text: _expression(text)(self.sizes))
         found = host.compute(step.op, operands, step.attrs, step.origin)
+        if len(found) != len(step.outputs):
+            raise EngineFileError(f"the program is damaged: {step.op} gives {len(found)} results")
         for tensor, array in zip(step.outputs, found, strict=True):
             self._keep(tensor.name, array, DType(tensor.dtype))
         self._bind(step.outputs, step.symbols, step.origin)

@@ -36,9 +36,9 @@ NUMBERS = (
     -(1 << 31),
 )
 WORDS = (
-    "f32", "f16", "i64", "bool", "N", "Relu", "MatMul", "Gather", "Slice", "Pad", "Reshape", "Transpose", "Softmax",
-    "Loop", "data", "float(nan)", "(0,)", "()", "[", "]", "_", "%x", "N*N", "floordiv(N, 2)", "N - 1", "1 << 40",
-    "9" * 40, "\0", "é", "../../etc", "__import__('os')", "x" * 5000,
+    "f32", "f16", "i64", "bool", "str", "N", "Relu", "MatMul", "Gather", "Slice", "Pad", "Reshape", "Transpose",
+    "Softmax", "Loop", "data", "float(nan)", "(0,)", "()", "[", "]", "_", "%x", "N*N", "floordiv(N, 2)", "N - 1",
+    "1 << 40", "9" * 40, "\0", "é", "../../etc", "__import__('os')", "x" * 5000,
 )  # fmt: skip
 CODE = (
     "__attribute__((constructor)) static void f() { __builtin_trap(); }\n", "static int x = (__builtin_trap(), 1);\n",

@@ -67,8 +67,10 @@ def originals(folder: Path) -> tuple[bytes, ...]:
         engine = compile_graph(parse_graph(text), device="sim", arch=archs, ranges=RANGES.get(name))
         engine.save(folder / f"{name}.engine")
         files.append((folder / f"{name}.engine").read_bytes())
-    compile_model(_staged(), device="sim").save(folder / "stages.engine")
-    return (*files, (folder / "stages.engine").read_bytes())
+    for name, model in (("stages", _staged()), ("texts", _texts())):
+        compile_model(model, device="sim").save(folder / f"{name}.engine")
+        files.append((folder / f"{name}.engine").read_bytes())
+    return tuple(files)
 
 
 def _staged() -> bytes:
@@ -99,6 +101,30 @@ def _staged() -> bytes:
     graph = helper.make_graph(nodes, "stages", inputs, outputs, initializer=constants)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     return bytes(proto.SerializeToString())
+
+
+def _texts() -> bytes:
+    """A model of strings: every operator of the host that takes or gives them, a branch, and kernels between."""
+    info, node, ml = helper.make_tensor_value_info, helper.make_node, "ai.onnx.ml"
+    then = helper.make_graph([node("Identity", ["t"], ["p"])], "then", [], [info("p", TensorProto.STRING, [4])])
+    other = helper.make_graph([node("Identity", ["s"], ["q"])], "else", [], [info("q", TensorProto.STRING, [4])])
+    nodes = [
+        node("StringConcat", ["s", "end"], ["t"]), node("Cast", ["s"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["f", "f"], ["g"]), node("Cast", ["g"], ["u"], to=TensorProto.STRING),
+        node("Equal", ["s", "u"], ["e"]), node("StringSplit", ["t"], ["v", "c"], delimiter="!"),
+        node("Gather", ["t", "c"], ["w"]), node("StringNormalizer", ["w"], ["n"], stopwords=["1!"]),
+        node("LabelEncoder", ["s"], ["l"], domain=ml, keys_strings=["1", "2"], values_int64s=[3, 4]),
+        node("LabelEncoder", ["l"], ["m"], domain=ml, keys_int64s=[3, 4], values_strings=["three", "four"]),
+        node("ReduceMax", ["g"], ["h"], keepdims=0), node("Greater", ["h", "ten"], ["b"]),
+        node("If", ["b"], ["y"], then_branch=then, else_branch=other),
+    ]  # fmt: skip
+    outputs = [info(x, TensorProto.STRING, None) for x in ("v", "n", "m", "y", "u")]
+    outputs.append(info("e", TensorProto.BOOL, None))
+    constants = [helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0])]
+    constants.append(helper.make_tensor("end", TensorProto.STRING, [1], [b"!"]))
+    graph = helper.make_graph(nodes, "texts", [info("s", TensorProto.STRING, [4])], outputs, initializer=constants)
+    sets = [helper.make_opsetid("", 21), helper.make_opsetid(ml, 4)]
+    return bytes(helper.make_model(graph, opset_imports=sets, ir_version=9).SerializeToString())
 
 
 def prepare(folder: Path) -> None:

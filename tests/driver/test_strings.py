@@ -380,6 +380,17 @@ def test_files_with_strings_where_none_belong(monkeypatch: pytest.MonkeyPatch) -
         check_data(data)
 
 
+def test_a_file_whose_call_has_other_results() -> None:
+    data = arcweld.compile(classifier(), device="sim", verify="off").data
+    steps = tuple(
+        msgspec.structs.replace(s, outputs=(*s.outputs, Tensor("z", "str", ("n",)))) if isinstance(s, Call) else s
+        for s in data.program.steps
+    )
+    program = msgspec.structs.replace(data.program, steps=steps)
+    with pytest.raises(EngineFileError, match="LabelEncoder gives 1 results"):
+        Engine(dataclasses.replace(data, program=program), "sim", trusted=True)(X)
+
+
 @pytest.mark.parametrize("name", sorted(host_strings.REFERENCES))
 def test_operands_that_do_not_fit(name: str) -> None:
     """Whatever a file gives to an operator, only our errors come out."""
