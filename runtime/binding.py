@@ -26,9 +26,9 @@ TYPES = {
 }  # fmt: skip
 _CODES = {  # onnx.TensorProto.DataType
     DType.F32: 1, DType.U8: 2, DType.I8: 3, DType.U16: 4, DType.I16: 5, DType.I32: 6, DType.I64: 7, DType.BOOL: 9,
-    DType.F16: 10, DType.F64: 11, DType.U32: 12, DType.U64: 13, DType.BF16: 16,
+    DType.F16: 10, DType.F64: 11, DType.U32: 12, DType.U64: 13, DType.BF16: 16, DType.STR: 8,
 }  # fmt: skip
-_BY_CODE = {code: dtype for dtype, code in _CODES.items()}
+_BY_CODE = {code: dtype for dtype, code in _CODES.items() if dtype is not DType.STR}  # those that memory holds
 
 
 @dataclass(slots=True)
@@ -121,11 +121,15 @@ class OrtValue:
 
     def data_type(self) -> str:
         """The type, such as ``tensor(float)``."""
-        return f"tensor({TYPES[from_numpy(self.array.dtype)]})"
+        return f"tensor({TYPES[self._element()]})"
 
     def element_type(self) -> int:
         """ONNX' number of the element type."""
-        return _CODES[from_numpy(self.array.dtype)]
+        return _CODES[self._element()]
+
+    def _element(self) -> DType:
+        """The element type; an array of objects holds strings."""
+        return DType.STR if self.array.dtype == object else from_numpy(self.array.dtype)
 
     def device_name(self) -> str:
         """``cpu`` or ``cuda``."""
@@ -275,6 +279,8 @@ class IOBinding:
 
     def _delivered(self, name: str, result: Any, to: Any) -> Any:
         if isinstance(to, bool):
+            if not to and result.dtype == object:
+                raise InputError(f"output {name!r} is strings, which stay on the host", hint="bind it to the cpu")
             return to_host(result) if to else _to_gpu(result)
         if (result.shape, result.dtype) != (to.shape, to.dtype):
             shared = next((n for n, a in self._inputs.items() if OrtValue(a).data_ptr() == OrtValue(to).data_ptr()), "")

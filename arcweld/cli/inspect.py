@@ -91,7 +91,7 @@ def model_report(path: str, shapes: str = "", values: str = "") -> dict[str, Any
         graph = open_graph(path, shapes, values=values)
         report["inputs"] = {v.name: str(v.type) for v in graph.inputs}
         report["outputs"] = {n: str(v.type) for n, v in zip(graph.labels(), graph.outputs)}
-        report["weight_bytes"] = sum(w.data.nbytes for w in graph.weights.values())
+        report["weight_bytes"] = sum(w.data.nbytes for w in graph.weights.values() if w.data.dtype != object)
     return report
 
 

@@ -77,11 +77,11 @@ class _Report:
                 }  # fmt: skip
 
 
-def _nbytes(t: Tensor) -> int | str:
-    """The bytes of a tensor, as a formula where its sizes are open."""
+def _nbytes(t: Tensor) -> int | str | None:
+    """The bytes of a tensor, as a formula where its sizes are open; None for strings, which nothing copies."""
     dtype = DType(t.dtype)
     if dtype.is_string:
-        return "the characters'"
+        return None
     if all(d.isdigit() for d in t.shape):
         return dtype.nbytes(math.prod(map(int, t.shape)))
     count = " * ".join(d if d.isidentifier() or d.isdigit() else f"({d})" for d in t.shape)
@@ -114,7 +114,7 @@ def _line(row: dict[str, Any]) -> str:
         case "check":
             return f"check that {row['zero']} is 0{nodes}"
         case "call":
-            made = ", ".join(f"{text} ({n} bytes)" for text, n in zip(row["made"], row["made_bytes"]))
+            made = ", ".join(map(_sized, row["made"], row["made_bytes"]))
             return f"on the host: {row['operator']} of {_copied(row)} gives {made}{nodes}"
         case "choose":
             return f"if {_copied(row)}{nodes}"
@@ -124,7 +124,11 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _copied(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name} ({n} bytes)" for name, n in zip(row["copied"], row["bytes"]))
+    return ", ".join(map(_sized, row["copied"], row["bytes"]))
+
+
+def _sized(name: str, nbytes: int | str | None) -> str:
+    return name if nbytes is None else f"{name} ({nbytes} bytes)"
 
 
 def _range(size: dict[str, Any]) -> str:

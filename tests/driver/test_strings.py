@@ -115,6 +115,29 @@ def test_labels_in_a_session_and_by_binding() -> None:
     binding.bind_output("label")
     session.run_with_iobinding(binding)
     np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], want.run(["label"], {"x": X})[0])
+    (value,) = binding.get_outputs()
+    (other,) = want.run_with_ort_values(["label"], {"x": ort.OrtValue.ortvalue_from_numpy(X)})
+    assert (value.data_type(), value.element_type()) == (other.data_type(), other.element_type())
+    binding.bind_output("label", "cuda")
+    with pytest.raises(InputError, match="stay on the host"):
+        session.run_with_iobinding(binding)
+
+
+def test_lists_of_strings() -> None:
+    nodes = [
+        h.make_node("StringConcat", ["s", "s"], ["t"]), h.make_node("SequenceConstruct", ["s", "t"], ["both"]),
+        h.make_node("SequenceAt", ["both", "one"], ["y"]),
+    ]  # fmt: skip
+    proto = model(nodes, {"s": (S, [2])}, {"y": S}, one=np.array(1))
+    proto.graph.output.append(h.make_tensor_sequence_value_info("both", S, None))
+    engine = arcweld.compile(proto, device="sim", verify="off")
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    y, both = session.run(None, {"s": texts("a", "b")})
+    found = engine.run({"s": texts("a", "b")})
+    assert found["y"].tolist() == list(y)
+    assert [a.tolist() for a in found["both"]] == [list(a) for a in both]
+    ours = arcweld.InferenceSession(engine)
+    assert [a.type for a in ours.get_outputs()] == [a.type for a in session.get_outputs()]
 
 
 def test_strict_refuses_strings() -> None:
