@@ -20,7 +20,7 @@ from arcweld.driver.estimate import estimate_engine, planned
 from arcweld.driver.samples import sample_sizes
 from arcweld.driver.stages import of_known_sizes
 from arcweld.driver.summary import bytes_text
-from arcweld.report.collect import collect, texts
+from arcweld.report.collect import collect
 from arcweld.report.page import render
 from arcweld.runtime.engine_file import read_engine
 
@@ -60,7 +60,7 @@ def report(
         Path(path).name, data, estimate_engine(data, on, sizes),
         steps=list(step_lines(steps_report(data.program))), refusals=refusals, precision=precision,
     )  # fmt: skip
-    page = render(found, texts(data, found.rows))
+    page = render(found, data.sources)
     with replacing(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
     out.print(f"{output}: {bytes_text(len(page.encode()))}, {found.kernels_text}, "

@@ -14,8 +14,6 @@ from arcweld.driver.estimate import Estimate, LaunchEstimate
 from arcweld.driver.summary import host_text, kernels_text, verified_kernels
 from arcweld.runtime.engine_file import EngineData
 
-MOST_TEXT = 600_000  # bytes of the kernels' texts in one report, which keeps it below a megabyte
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -116,7 +114,11 @@ def collect(
     ``file``, ``steps`` and ``refusals`` are as in ``Report``.
     """
     program, card = data.program, estimate.card
-    rows = tuple(_row(k, x, data, bool(precision)) for k, x in enumerate(estimate.launches))
+    found = {} if precision else _verified(data)
+    rows = tuple(
+        _row(k, x, "not built" if precision else found.get(x.source, "not verified"))
+        for k, x in enumerate(estimate.launches)
+    )
     return Report(
         file=printable(file), name=printable(program.name), kind="model" if precision else "engine",
         card=printable(card.title), memory_rate=card.memory, rates={"f32": card.scalar, **card.tensor},
@@ -141,40 +143,28 @@ def collect(
     )  # fmt: skip
 
 
-def texts(data: EngineData, rows: Sequence[Row]) -> dict[str, str | None]:
-    """The CUDA text of each kernel that the rows name, in their order; None for those beyond ``MOST_TEXT``."""
-    found: dict[str, str | None] = {}
-    left = MOST_TEXT
-    for name in dict.fromkeys(r.kernel for r in rows):
-        text = data.sources[name]
-        size = len(text.encode())
-        found[name] = text if size <= left else None
-        left -= size if size <= left else 0
-    return found
-
-
-def _row(number: int, x: LaunchEstimate, data: EngineData, is_model: bool) -> Row:
+def _row(number: int, x: LaunchEstimate, verified: str) -> Row:
     m = x.modelled
     return Row(
         number, x.stage, printable(x.name), x.source, printable(x.template), tuple(map(printable, x.origin)), x.nbytes,
         x.flops, x.grid, x.block, x.shared_bytes, m.us, m.floor, m.share, m.bound, m.us - m.floor, x.multiplies,
-        x.types, "not built" if is_model else _verified(data, x.source),
+        x.types, verified,
     )  # fmt: skip
 
 
-def _verified(data: EngineData, kernel: str) -> str:
-    """What the evidence says of a kernel: its largest error, or why it was not compared."""
-    own = [k for k in (data.verify or {}).get("kernels", ()) if k["kernel"] == kernel]
-    done = [k for k in own if k["status"] == "verified"]
-    if done:
-        errors = [k["error"] for k in done if isinstance(k.get("error"), int | float)]
-        return f"verified, error {max(errors):.1e}" if errors else "verified"
-    if kernel in verified_kernels(data):
-        return "verified with the launch that it prepares"
-    if own:
-        reason = own[0].get("reason")
-        return printable(f"{own[0]['status']}: {reason}" if reason else str(own[0]["status"]))
-    return "not verified"
+def _verified(data: EngineData) -> dict[str, str]:
+    """What the evidence says of each kernel that it names: its largest error, or why it was not compared."""
+    found = dict.fromkeys(verified_kernels(data), "verified with the launch that it prepares")
+    errors: dict[str, float] = {}
+    for k in (data.verify or {}).get("kernels", ()):
+        kernel, error = k["kernel"], k.get("error")
+        if k["status"] == "verified":
+            if isinstance(error, int | float):
+                errors[kernel] = max(errors.get(kernel, 0.0), float(error))
+            found[kernel] = f"verified, error {errors[kernel]:.1e}" if kernel in errors else "verified"
+        else:
+            found.setdefault(kernel, printable(f"{k['status']}: {k['reason']}" if k.get("reason") else k["status"]))
+    return found
 
 
 def _evidence(data: EngineData, is_model: bool) -> tuple[str, ...]:

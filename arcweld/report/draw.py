@@ -57,10 +57,13 @@ def _lines(rows: Sequence[Row]) -> list[list[Row]]:
     count = min(LINES, math.ceil(len(rows) / PER_LINE))
     most = sum(r.modelled_us for r in rows) / count
     lines: list[list[Row]] = [[]]
+    taken = 0.0
     for r in rows:
-        if lines[-1] and len(lines) < count and sum(x.modelled_us for x in lines[-1]) >= most:
+        if taken >= most and len(lines) < count:
             lines.append([])
+            taken = 0.0
         lines[-1].append(r)
+        taken += r.modelled_us
     return lines
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,10 +17,11 @@ from pathlib import Path
 import jinja2
 
 from arcweld.driver.summary import bytes_text
-from arcweld.report.collect import Report
+from arcweld.report.collect import Report, Row
 from arcweld.report.draw import bound_class, bytes_short, memory_plan, rate_text, roofline, timeline
 
 HERE = Path(__file__).parent
+MOST_BYTES = 1_000_000  # of a page, as long as its table alone has no more
 # of the table of kernels: titles, and whether a column is ordered by number (n) or by text (t)
 COLUMNS = (
     ("#", "n"), ("kernel", "t"), ("model nodes", "t"), ("modelled us", "n"), ("share of roofline", "n"),
@@ -39,12 +41,27 @@ def _page() -> jinja2.Template:
     return made.get_template("page.html.j2")
 
 
-def render(report: Report, texts: Mapping[str, str | None]) -> str:
-    """The page. ``texts`` are the kernels' CUDA texts by name, None for those that are left out."""
+def render(report: Report, sources: Mapping[str, str]) -> str:
+    """The page with as many of the kernels' CUDA texts as fit ``MOST_BYTES``; it says which are left out."""
+    names = list(dict.fromkeys(r.kernel for r in report.rows))
+    bare = _rendered(report, dict.fromkeys(names))
+    room = MOST_BYTES - len(bare.encode())
+    texts: dict[str, str | None] = {}
+    for name in names:
+        size = len(html.escape(sources[name]).encode())
+        texts[name] = sources[name] if size <= room else None
+        room -= size if size <= room else 0
+    return _rendered(report, texts)
+
+
+def _rendered(report: Report, texts: Mapping[str, str | None]) -> str:
     script, style = (_own(name) for name in ("page.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    stages = sorted({r.stage for r in report.rows})
-    first = {name: next(r.number for r in report.rows if r.kernel == name) for name in texts}
+    first: dict[str, int] = {}
+    stages: dict[int, list[Row]] = {}
+    for r in report.rows:
+        first.setdefault(r.kernel, r.number)
+        stages.setdefault(r.stage, []).append(r)
     sizes = ", ".join(f"{n}={v}" for n, v in report.sizes.items())
     verified = f"{report.verified_kernels} of {report.distinct_kernels}" if report.kind == "engine" else "not built"
     return _page().render(
@@ -52,7 +69,7 @@ def render(report: Report, texts: Mapping[str, str | None]) -> str:
         share=100 * report.floor_us / report.modelled_us, report=report, texts=texts, first=first,
         data=_json(report), script=script, style=style, digest=digest,
         roofline=roofline(report), bounds=sorted({r.bound for r in report.rows}),
-        timelines=[(k, timeline([r for r in report.rows if r.stage == k])) for k in stages],
+        timelines=[(k, timeline(rows)) for k, rows in sorted(stages.items())],
         memories=[(k, m, memory_plan(m)) for k, m in enumerate(report.memory)],
     )  # fmt: skip
 

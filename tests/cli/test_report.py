@@ -17,13 +17,14 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from cli_models import mlp, mlp_weights, save_model
 from onnx import helper as h
 
 from arcweld.cli.app import main
-from arcweld.report import collect
+from arcweld.report import page as report_page
 from arcweld.runtime.engine_file import read_engine, write_engine
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -52,6 +53,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__(convert_charrefs=True)
+        self.path = path
         self.source = path.read_text(encoding="utf-8")
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[list[str]] = []
@@ -273,15 +275,25 @@ def test_stages_have_pictures_and_steps_of_their_own(tmp_path: Path) -> None:
     assert "what the host does between stages" in page.text["summary"]
 
 
-def test_texts_beyond_the_limit_are_said_to_be_left_out(
+def test_texts_that_do_not_fit_are_said_to_be_left_out(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "MOST_TEXT", 100)
+    size = (engine.parent / "engine.html").stat().st_size
+    monkeypatch.setattr(report_page, "MOST_BYTES", size - 1000)
     assert main(["report", str(engine), "-o", str(tmp_path / "short.html")]) == 0
     page = Page(tmp_path / "short.html")
-    for r in page.values()["rows"]:
-        assert f"The text of {r['kernel']} is left out" in page.text["kernels"]
-    assert "<pre>" not in page.source
+    assert page.path.stat().st_size <= size - 1000
+    left_out = [r for r in page.values()["rows"] if f"The text of {r['kernel']} is left out" in page.text["kernels"]]
+    assert len(left_out) == len(page.rows) - page.source.count("<pre><code>") == 1
+
+
+def test_what_has_no_launch_or_no_element_has_a_page_too(tmp_path: Path) -> None:
+    same = save_model(tmp_path / "same.onnx", [h.make_node("Reshape", ["x", "s"], ["y"])], {"x": [2, 3]}, {"y": [3, 2]},
+                      {"s": np.array([3, 2], np.int64)})  # fmt: skip
+    mlp(tmp_path / "mlp.onnx")
+    for path, more in ((same, []), (tmp_path / "mlp.onnx", ["--shapes=x:1000x16"])):
+        assert main(["report", str(path), "-o", str(tmp_path / "r.html"), *more]) == 0
+        assert len(Page(tmp_path / "r.html").values()["memory"]) == 1
 
 
 @pytest.mark.slow
