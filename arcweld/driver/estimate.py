@@ -211,7 +211,8 @@ def _launch(
 ) -> LaunchEstimate:
     v = x.variant
     chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
-    flops, own = float(Expression(x.launch.flops)(env)), {t.name for t in plan.program.temps}
+    # at sizes too small for a window, formulas of how often a loop runs may be negative: then it does not run
+    flops, own = max(0.0, float(Expression(x.launch.flops)(env))), {t.name for t in plan.program.temps}
     touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
     if v.tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
@@ -220,7 +221,7 @@ def _launch(
         work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
         modelled = tiled_time(work, card, constants)
     else:
-        most = Expression(x.launch.iterations)(env)
+        most = max(0, Expression(x.launch.iterations)(env))
         moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
         near = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched if n in own))
         kind = "stream" if x.launch.template in STREAMED else "rows"

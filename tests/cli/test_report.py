@@ -296,6 +296,19 @@ def test_what_has_no_launch_or_no_element_has_a_page_too(tmp_path: Path) -> None
         assert len(Page(tmp_path / "r.html").values()["memory"]) == 1
 
 
+@pytest.mark.parametrize("changed", [{"flops": "0-5"}, {"iterations": "0-1000000*N"}, {"origin": ()}])
+def test_formulas_of_a_stranger_leave_a_page(changed: dict[str, Any], engine: Path, tmp_path: Path) -> None:
+    data = read_engine(engine)
+    launches = tuple(msgspec.structs.replace(x, **changed) for x in data.program.launches)
+    program = msgspec.structs.replace(data.program, launches=launches)
+    write_engine(tmp_path / "strange.engine", replace(data, program=program))
+    assert main(["report", str(tmp_path / "strange.engine"), "-o", str(tmp_path / "strange.html")]) == 0
+    page = Page(tmp_path / "strange.html")
+    assert all(r["modelled_us"] > 0 and r["flops"] >= 0 and r["bytes"] >= 0 for r in page.values()["rows"])
+    widths = [float(r.attrib["width"]) for r in page.pictures()["Kernels"][0].iter("rect")]
+    assert min(widths) > 0
+
+
 @pytest.mark.slow
 def test_a_network_fits_a_megabyte(tmp_path: Path) -> None:
     from arcweld.models.builders import build, export_onnx
