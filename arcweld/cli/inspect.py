@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from arcweld.cli.shapes import parse_open_shapes, parse_values
 from arcweld.cli.steps_report import print_steps, steps_report
 from arcweld.cli.storage_report import print_products, quantised_products
 from arcweld.compiler.errors import UnsupportedError, UsageError
-from arcweld.compiler.ir import merge_origins
+from arcweld.compiler.ir import Graph, merge_origins
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import FusedGraph, Region
 from arcweld.driver.build import in_regions, materialise_outputs
@@ -299,9 +299,6 @@ def explain(
     values: Values = "", inout: InOut = "",
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
-    from arcweld.passes.pipeline import run_passes
-    from arcweld.passes.size_ranges import size_ranges
-
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
@@ -313,15 +310,38 @@ def explain(
             continue
         if len(stages) > 1:
             out.print(f"stage {k}:")
-        options = Options(precision=precision_of(fp16, bf16))
-        ranges = size_ranges(graph, options)
-        options = replace(options, ranges=ranges)
-        optimised = materialise_outputs(run_passes(graph, options))
-        for r in (*ranges, None):
-            if ranges:
-                out.print(f"at {r.label}:" if r is not None else "at all other sizes:")
-            for line in _explained(in_regions(optimised, sizes=r), words, wanted):
+        for label, fused in _fused(graph, Options(precision=precision_of(fp16, bf16))):
+            if label:
+                out.print(f"{label}:")
+            for line in _explained(fused, words, wanted):
                 out.print(line)
+
+
+def refused_fusions(whole: Graph, options: Options) -> list[str]:
+    """One line for each pair of neighbouring nodes of a model that do not share a kernel, with the reason.
+
+    Lines of a stage, or of a range of sizes, begin with its name where there are several.
+    """
+    stages = plain_graphs(whole)
+    lines = []
+    for k, graph in enumerate(stages):
+        for label, fused in _fused(graph, options):
+            place = ", ".join(([f"stage {k}"] if len(stages) > 1 else []) + ([label] if label else []))
+            lines += [f"{place}: {line}" if place else line for line in _refused(fused, [])]
+    return lines
+
+
+def _fused(graph: Graph, options: Options) -> Iterator[tuple[str, FusedGraph]]:
+    """The regions of a graph for each range of sizes, with the range's name; an empty name where there are none."""
+    from arcweld.passes.pipeline import run_passes
+    from arcweld.passes.size_ranges import size_ranges
+
+    ranges = size_ranges(graph, options)
+    options = replace(options, ranges=ranges)
+    optimised = materialise_outputs(run_passes(graph, options))
+    for r in (*ranges, None):
+        label = "" if not ranges else f"at {r.label}" if r is not None else "at all other sizes"
+        yield label, in_regions(optimised, sizes=r)
 
 
 def _explained(fused: FusedGraph, words: list[str], wanted: list[set[str]]) -> list[str]:

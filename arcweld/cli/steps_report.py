@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arcweld.cli.common import out
@@ -94,12 +94,18 @@ def _text(t: Tensor) -> str:
 
 def print_steps(rows: Sequence[dict[str, Any]], indent: str = "  ") -> None:
     """Prints the steps, those of blocks below them."""
+    for line in step_lines(rows, indent):
+        out.print(line)
+
+
+def step_lines(rows: Sequence[dict[str, Any]], indent: str = "") -> Iterator[str]:
+    """The steps as lines of text, those of blocks below them and further indented."""
     for row in rows:
-        out.print(indent + _line(row))
+        yield indent + _line(row)
         for name in ("then", "otherwise", "body"):
             if name in row:
-                out.print(f"{indent}  {name}:")
-                print_steps(row[name], indent + "    ")
+                yield f"{indent}  {name}:"
+                yield from step_lines(row[name], indent + "    ")
 
 
 def _line(row: dict[str, Any]) -> str:

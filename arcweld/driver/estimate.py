@@ -43,7 +43,15 @@ ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, wh
 
 @dataclass(frozen=True, slots=True)
 class LaunchEstimate:
-    """One launch: its modelled time, and the bytes that it moves and operations that it does."""
+    """One launch: its modelled time, and the bytes that it moves and operations that it does.
+
+    source         the name of its text among the engine's sources
+    stage          the number of the stage that it is part of, 0 for an engine without steps
+    grid, block    blocks of the grid and threads of a block, along x, y and z
+    shared_bytes   bytes of dynamic shared memory of a block
+    multiplies     what multiplies in it, and operands of which type: ``wgmma f16``; empty where no tiles are
+    types          the element types of what it reads and writes, sorted
+    """
 
     name: str
     kernel: str
@@ -52,13 +60,42 @@ class LaunchEstimate:
     modelled: Modelled
     nbytes: float
     flops: float
+    source: str
+    stage: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    multiplies: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Temporary:
+    """A tensor of an arena: ``nbytes`` bytes from ``offset`` on, from launch ``first`` to launch ``last`` of its stage.
+    """
+
+    name: str
+    offset: int
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """The arena of a stage: its bytes, its temporaries, and how many launches the stage has."""
+
+    nbytes: int
+    temporaries: tuple[Temporary, ...]
+    launches: int
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """What a call takes on a card with the given sizes.
 
-    ``weights`` and ``workspace`` are bytes on the device; ``beside`` says what is not in the time.
+    ``weights`` and ``workspace`` are bytes on the device; ``beside`` says what is not in the time. ``arenas`` has one
+    entry for each stage.
     """
 
     card: Card
@@ -67,6 +104,7 @@ class Estimate:
     weights: int
     workspace: int
     beside: tuple[str, ...] = ()
+    arenas: tuple[Arena, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -100,7 +138,8 @@ class Estimate:
                     "name": x.name, "kernel": x.kernel, "template": x.template, "nodes": list(x.origin),
                     "us": x.modelled.us, "floor_us": x.modelled.floor, "share_of_roofline": x.modelled.share,
                     "bound": x.modelled.bound, "gain_us": x.modelled.us - x.modelled.floor, "bytes": x.nbytes,
-                    "flops": x.flops, "parts_us": x.modelled.parts,
+                    "flops": x.flops, "parts_us": x.modelled.parts, "grid": list(x.grid), "block": list(x.block),
+                    "shared_bytes": x.shared_bytes,
                 }
                 for x in self.launches
             ],
@@ -141,8 +180,9 @@ def estimate(program: Program, card: Card, sizes: Mapping[str, int], weights: in
     if program.steps:
         beside = ["what the host does between stages", "turns of loops beyond the first"]
     launches: list[LaunchEstimate] = []
+    arenas: list[Arena] = []
     workspace = 0
-    for stage in program.stages if program.steps else (program,):
+    for number, stage in enumerate(program.stages if program.steps else (program,)):
         missing = [s.name for s in stage.symbols if s.name not in every]
         if missing:
             raise InputError(f"the size of {missing[0]!r} is needed", hint=f"--shapes, or {missing[0]}=... in Python")
@@ -150,8 +190,10 @@ def estimate(program: Program, card: Card, sizes: Mapping[str, int], weights: in
         plan = _plan(stage.at(env), card)
         found = compute_sizes(plan, env)
         workspace += found.arena_bytes + found.counter_bytes
-        launches += [_launch(x, card, plan, found.nbytes, env) for x in plan.launches]
-    return Estimate(card, dict(sizes), tuple(launches), weights, workspace, tuple(beside))
+        launches += [_launch(x, card, plan, found.nbytes, env, number) for x in plan.launches]
+        held = (Temporary(t.name, found.arena[t.name], found.nbytes[t.name], t.first, t.last) for t in plan.lifetimes)
+        arenas.append(Arena(found.arena_bytes, tuple(held), len(plan.launches)))
+    return Estimate(card, dict(sizes), tuple(launches), weights, workspace, tuple(beside), tuple(arenas))
 
 
 def _plan(program: Program, card: Card) -> ExecutionPlan:
@@ -165,11 +207,12 @@ def _plan(program: Program, card: Card) -> ExecutionPlan:
 
 
 def _launch(
-    x: LaunchPlan, card: Card, plan: ExecutionPlan, nbytes: Mapping[str, int], env: dict[str, int]
+    x: LaunchPlan, card: Card, plan: ExecutionPlan, nbytes: Mapping[str, int], env: dict[str, int], stage: int
 ) -> LaunchEstimate:
     v = x.variant
     chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
-    flops, own = float(Expression(x.launch.flops)(env)), {t.name for t in plan.program.temps}
+    # at sizes too small for a window, formulas of how often a loop runs may be negative: then it does not run
+    flops, own = max(0.0, float(Expression(x.launch.flops)(env))), {t.name for t in plan.program.temps}
     touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
     if v.tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
@@ -178,13 +221,18 @@ def _launch(
         work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
         modelled = tiled_time(work, card, constants)
     else:
-        most = Expression(x.launch.iterations)(env)
+        most = max(0, Expression(x.launch.iterations)(env))
         moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
         near = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched if n in own))
         kind = "stream" if x.launch.template in STREAMED else "rows"
         operations = 0.0 if x.launch.template in FEW_ROWS else flops
         modelled = stream_time(StreamWork(moved, near, operations, chained), card, FITTED[kind])
-    return LaunchEstimate(x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops)
+    gx, gy, gz = (g(env) for g in x.grid)
+    return LaunchEstimate(
+        x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops, v.kernel, stage,
+        (gx, gy, gz), v.block, v.shared_bytes, "" if v.tiling is None else f"{v.tiling.engine} {v.tiling.dtype}",
+        tuple(sorted({plan.tensors[n].dtype.value for n in touched})),
+    )  # fmt: skip
 
 
 def resident(shared_bytes: int, block: Sequence[int], card: Card) -> int:

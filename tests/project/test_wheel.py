@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkout import PARTS, ROOT, copy_checkout
 
-SHIPPED = (".py", ".j2", ".cuh", ".h", ".cpp", ".typed")
+SHIPPED = (".py", ".j2", ".css", ".js", ".cuh", ".h", ".cpp", ".typed")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -1,0 +1,67 @@
+"""``report``: one HTML file about an engine or a model, with the modelled time of every kernel on a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arcweld.cli.common import check_writable, is_engine, open_graph, out
+from arcweld.cli.estimate import engine_sizes
+from arcweld.cli.inputs import InOut, Values, precision_of
+from arcweld.cli.inspect import refused_fusions
+from arcweld.cli.steps_report import step_lines, steps_report
+from arcweld.compiler.cards import card as card_called
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.options import Options
+from arcweld.compiler.paths import replacing
+from arcweld.driver.estimate import estimate_engine, planned
+from arcweld.driver.samples import sample_sizes
+from arcweld.driver.stages import of_known_sizes
+from arcweld.driver.summary import bytes_text
+from arcweld.report.collect import collect
+from arcweld.report.page import render
+from arcweld.runtime.engine_file import read_engine
+
+Opt = typer.Option
+
+
+def report(
+    path: Annotated[str, typer.Argument(help="ONNX or engine file.")],
+    output: Annotated[str, Opt("-o", "--output", help="HTML file to write.")] = "",
+    card: Annotated[str, Opt("--card", help="Card: h100, a100, l4, or a description in a file.")] = "h100",
+    shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
+    fp16: Annotated[bool, Opt("--fp16", help="In half precision (of a model).")] = False,
+    bf16: Annotated[bool, Opt("--bf16", help="In bfloat16 (of a model).")] = False,
+    values: Values = "", inout: InOut = "",
+) -> None:  # fmt: skip
+    """Writes what is known and modelled of an engine or a model as one HTML file, which needs nothing else."""
+    built = is_engine(path)
+    if not output:
+        raise UsageError("no file to write was named", hint="add -o report.html")
+    target = check_writable(output, path, *([card] if card.endswith(".json") else []))
+    on = card_called(card.strip())
+    if built:
+        if fp16 or bf16 or values or inout:
+            raise UsageError(
+                "an engine has its precision and its inputs",
+                hint="leave out --fp16, --bf16, --values and --inout, or report on the model",
+            )
+        data = read_engine(path)
+        sizes, refusals, precision = engine_sizes(data, shapes), None, ""
+    else:
+        precision = precision_of(fp16, bf16)
+        graph = open_graph(path, shapes, values=values, inout=inout)
+        sizes = sample_sizes(of_known_sizes(graph), None)
+        data = planned(graph, precision, on.arch)
+        refusals = refused_fusions(graph, Options(precision=precision, arch=(on.arch,)))
+    found = collect(
+        Path(path).name, data, estimate_engine(data, on, sizes),
+        steps=list(step_lines(steps_report(data.program))), refusals=refusals, precision=precision,
+    )  # fmt: skip
+    page = render(found, data.sources)
+    with replacing(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    out.print(f"{output}: {bytes_text(len(page.encode()))}, {found.kernels_text}, "
+              f"modelled {found.modelled_us / 1e3:.3g} ms on {found.card}")  # fmt: skip
