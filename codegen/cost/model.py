@@ -99,7 +99,10 @@ class Constants:
 class Modelled:
     """Modelled microseconds of a kernel, and what bounds it.
 
-    ``parts``: gap, fill, loop, epilogue and exchange; ``floor``: of its bytes and operations at the card's full rates.
+    ``bound``: a unit (tensor cores, arithmetic, exponentials), what feeds it (memory, L2 cache, shared memory, latency
+    of loads), ``idle multiprocessors`` where the blocks are too few, or ``start and end`` where most time is beside the
+    loop. ``parts``: gap, fill, loop, epilogue and exchange. ``floor``: of its bytes and operations at the card's full
+    rates.
     """
 
     us: float
@@ -165,6 +168,8 @@ def tiled_time(w: TiledWork, card: Card, c: Constants) -> Modelled:
         parts["loop"], us, bound = parts["loop"] + reading - us, reading, "memory"
     elif parts["loop"] < us / 2:
         bound = "start and end"
+    elif blocks <= sms / 2:  # whatever bounds a block, more blocks would help
+        bound = "idle multiprocessors"
     return Modelled(us, bound, max(w.nbytes / (card.memory / 1e6), ideal), parts)
 
 

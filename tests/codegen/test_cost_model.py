@@ -79,6 +79,13 @@ def test_a_large_product_is_bound_by_tensor_cores() -> None:
     assert 0.5 < found.share < 1.0
 
 
+def test_few_blocks_leave_multiprocessors_idle() -> None:
+    """Eight tiles with a long k: each multiplies as fast as it can, and 124 of 132 multiprocessors do nothing."""
+    found = tiled_time(TiledWork(tiled(128, 128, tiles=8, steps=512, stages=4)), H100, FITTED["product"])
+    assert found.bound == "idle multiprocessors"
+    assert found.share < 8 / 132
+
+
 def test_a_copy_is_bound_by_memory() -> None:
     found = stream_time(StreamWork(1e9), H100, FITTED["stream"])
     assert found.bound == "memory"
