@@ -216,6 +216,8 @@ class Visitor:
         fn = strings.STRINGS.get((domain, c.op))
         if fn is None and handler(domain, c.op) is not None:
             c.unsupported(f"{c.op} of strings")
+        if fn is None:
+            raise _not_implemented(domain, c.op, strings.MISSING.get(c.op, ""))
         return self._handle(c, domain, fn)
 
     def _by_function(self, node: NodeProto, c: NodeContext, domain: str, scope: Scope) -> Sequence[Any]:

@@ -34,6 +34,7 @@ MOVES: Mapping[str, tuple[int, ...] | None] = {
     "Where": (1, 2),
     "Concat": None,
 }  # fmt: skip
+MISSING = {"RegexFullMatch": "Python's matching of a pattern may take exponential time"}  # with the reason
 _SAME_ORDER = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _TABLES = ("keys_strings", "values_strings", "classes_strings", "default_string")
 # languages whose rules for upper and lower case are not those of Unicode's tables
@@ -183,11 +184,6 @@ def _normalizer(c: NodeContext) -> Sequence[Value]:
     }  # fmt: skip
     types = [TensorType(DType.STR, (*c.shape(0)[:-1], kept))]
     return call_on_host(c, "StringNormalizer", [c.value(0)], types, [kept], attrs)
-
-
-@_string_handler("RegexFullMatch")
-def _regex(c: NodeContext) -> Value:
-    c.unsupported("a pattern of RE2: matching one by backtracking may take exponential time")
 
 
 @_string_handler("TfIdfVectorizer")
