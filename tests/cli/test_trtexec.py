@@ -222,7 +222,7 @@ class FakeEngine:
         self.gpu = gpu
         self.device = types.SimpleNamespace(gpu_index=0)
 
-    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_tensors(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.gpu.now += 5.0
         return {"y": (feeds["x"] + 1).view(self.gpu.array)}
 
