@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from arcweld.compiler.dims import Dim, bounds, flat_index, is_multiple, product
+from arcweld.compiler.dims import Dim, flat_index, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import EMPTY, Graph, Node, Value
@@ -32,25 +32,12 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
 # A scatter in which at most this many updates can write one output element uses the template ``search``, in which every
 # output element looks through all of them.
 MAX_SEARCH = 64
-FEW_ROWS = 8  # of a product whose time is that of reading its weights; then the rows themselves cost little
-FEW_NARROW_ROWS = 16  # of such a product on tensor cores: of 16-bit numbers, in pieces of 16 bytes
 # Element types by reduction for which CUDA's atomics give the reference's results, up to the order of summation.
 ATOMIC: Mapping[str, tuple[DType, ...]] = {
     "add": (DType.F32, DType.F64, DType.I32, DType.U32, DType.I64),
     "max": (DType.F32, DType.I32, DType.I64),
     "min": (DType.F32, DType.I32, DType.I64),
 }
-
-
-def is_few_rows(operand: Value) -> bool:
-    """True for the left operand of a product whose rows are never more than few, and not always none."""
-    _, most = bounds(product(operand.shape[:-1]))
-    return most is not None and 0 < most <= most_few_rows(operand.dtype.is_half, operand.shape[-1])
-
-
-def most_few_rows(is_half: bool, depth: Dim) -> int:
-    """How many rows of ``depth`` elements are few: more of 16-bit types in whole pieces of 16 bytes than of others."""
-    return FEW_NARROW_ROWS if is_half and is_multiple(depth, 8) else FEW_ROWS
 
 
 def template_of(node: Node, state: Mapping[str, str] = EMPTY) -> str:

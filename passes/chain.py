@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from arcweld.compiler import dims
+from arcweld.compiler.few_rows import FEW_ROWS, is_few_rows
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.region import FEW_ROWS, FusedGraph, Region, is_few_rows
+from arcweld.compiler.region import FusedGraph, Region
 from arcweld.passes.columns import FLOATS, chain_of, is_head, reads_rows
 from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner

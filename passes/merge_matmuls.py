@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from arcweld.compiler.dims import Dim
+from arcweld.compiler.few_rows import is_few_rows
 from arcweld.compiler.ir import Graph, Node, Value, merge_origins
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.region import is_few_rows
 from arcweld.passes.common import Tracker
 from arcweld.passes.stored import form_of, joined, stored_matrix
 

@@ -17,10 +17,10 @@ from typing import TypeAlias
 
 from arcweld.compiler.dims import Dim, IntExpr, Sym, bounds, coefficient, free_symbols, product, substitute, var
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.few_rows import most_few_rows
 from arcweld.compiler.ir import Graph, Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
-from arcweld.compiler.region import most_few_rows
 from arcweld.compiler.size_ranges import SizeRange
 
 SMALL_ROWS = 64  # for which a product takes smaller tiles

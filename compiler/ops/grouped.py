@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.few_rows import is_few_rows
 from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.ops.elementwise import widen
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ops.movement import operand
 from arcweld.compiler.ops.registry import Case, Kind, OpDef, register
 from arcweld.compiler.ops.shapes import FLOATS, check_dtype, check_equal, check_rank, present, same_dtype, show
-from arcweld.compiler.region import is_few_rows
 
 Attrs = Mapping[str, Any]
 Types = Sequence[TensorType | None]

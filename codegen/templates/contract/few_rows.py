@@ -24,7 +24,7 @@ from arcweld.codegen.templates.contract.stored import print_stored, stored_of
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.region import FEW_NARROW_ROWS, FEW_ROWS
+from arcweld.compiler.few_rows import FEW_NARROW_ROWS, FEW_ROWS
 
 TILE_ROWS = 8  # of the instruction's tile, which the rows take
 PIECE = 8  # elements of k that a lane takes at once

@@ -29,7 +29,7 @@ from arcweld.codegen.templates.contract.problem import (
 )
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.region import FEW_ROWS
+from arcweld.compiler.few_rows import FEW_ROWS
 
 ARCH = "sm_80"
 MAX_ROWS = FEW_ROWS
