@@ -278,6 +278,18 @@ input %l: i32[n]
 output %y
 output %now 'now' in %k
 """),
+    "sort_rows_f32": ("sm_80", """input %x: f32[n, 1000]
+%a: f32[n, 1000] = Abs(%x) @ 'a'
+%y: i64[n, 1000] = SortIndices(%a, largest=1) @ 'y'
+output %y
+"""),
+    "suppress_overlaps_f32": ("sm_80", """input %x: f32[n, 80, 4]
+input %c: bool[n, 80]
+input %o: f32[]
+input %m: i64[]
+%y: bool[n, 80] = SuppressOverlaps(%x, %c, %o, %m) @ 'y'
+output %y
+"""),
 }  # fmt: skip
 
 
