@@ -1,0 +1,468 @@
+"""``export``: what other tools are given, checked by their own code where it is installed, and by their rules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import onnx
+import pytest
+from cli_models import mlp, mlp_weights, save_model
+from onnx import helper as h
+
+from arcweld.cli.app import main
+from arcweld.runtime import profiler
+from arcweld.runtime.sim.device import SimDevice
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = Path(os.environ.get("ARCWELD_PEERS", ROOT / "build" / "peers"))
+HOSTILE = "</script>\x1b[2J\u202e/fc \"1\""
+Printed = Callable[..., str]
+KEYS = {"name", "timeMs", "averageMs", "medianMs", "percentage"}  # of trtexec's profile
+
+
+@pytest.fixture(autouse=True)
+def on_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCWELD_DEVICE", "sim")
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    def run(*command: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main([*command]) == code
+        found = capsys.readouterr()
+        return found.err if code else found.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+def built(model: Path, *options: str) -> Path:
+    path = model.with_suffix(".engine")
+    assert main([str(model), "-o", str(path), "--arch=sm_90a", "--device=sim", "--quiet", *options]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    """``mlp`` with a node whose name no terminal and no page should obey."""
+    found = onnx.load(mlp(folder / "mlp.onnx"))
+    for node in found.graph.node:
+        node.name = HOSTILE if node.name == "fc1" else node.name
+    onnx.save(found, folder / "mlp.onnx")
+    return folder / "mlp.onnx"
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Path:
+    return built(model, "--fp16")
+
+
+@pytest.fixture(scope="module")
+def staged(folder: Path) -> Path:
+    """Launches, a size that the host reads, and launches behind it."""
+    weights = {"w": np.eye(4, dtype=np.float32), "v": np.ones((2, 4), np.float32)}
+    nodes = [
+        h.make_node("Gemm", ["x", "w"], ["g"], name="before"), h.make_node("NonZero", ["g"], ["i"], name="where"),
+        h.make_node("Cast", ["i"], ["f"], to=onnx.TensorProto.FLOAT, name="cast"),
+        h.make_node("Transpose", ["f"], ["t"], name="turn"), h.make_node("Gemm", ["t", "v"], ["y"], name="after"),
+    ]  # fmt: skip
+    return built(save_model(folder / "staged.onnx", nodes, {"x": [6, 4]}, {"y": ["k", 4]}, weights))
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator passes for a GPU whose n-th launch takes n us, and 4 n us in one of three rounds."""
+    count = iter(range(1, 1000))
+    monkeypatch.setattr(SimDevice, "measures_time", True)
+    monkeypatch.setattr(
+        profiler, "_time", lambda device, prepared, repeat, rounds: [(k := next(count)) * 1e-6, 4e-6 * k, 1e-6 * k]
+    )  # fmt: skip
+
+
+def exported(path: Path, form: str, target: Path, *options: str) -> Any:
+    assert main(["export", str(path), f"--format={form}", "-o", str(target), *options]) == 0
+    return json.loads(target.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def profiled(engine: Path, target: Path, *options: str) -> list[dict[str, Any]]:
+    words = ["--warmUp=0", "--duration=0", "--iterations=1", f"--exportProfile={target}"]
+    assert main(["bench", str(engine), *words, *options]) == 0
+    found: list[dict[str, Any]] = json.loads(target.read_text())
+    return found
+
+
+def with_peers(script: str, *words: str) -> str:
+    """What a script prints that uses other tools' packages. Skips where they are not installed."""
+    if not PEERS.is_dir():
+        pytest.skip(f"{PEERS} is not there: `make peers` installs trt-engine-explorer and ai-edge-model-explorer")
+    first = f"import sys; sys.path.append({str(PEERS)!r})\n"
+    done = subprocess.run([sys.executable, "-c", first + script, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------------- traces
+
+
+def check_trace(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rules of the Trace Event Format for the events that are there; returns the slices."""
+    assert found["displayTimeUnit"] in ("ms", "ns")
+    named = {(e["pid"], e["tid"]) for e in found["traceEvents"] if e["name"] == "thread_name"}
+    assert [e["name"] for e in found["traceEvents"]].count("process_name") == 1
+    ends: dict[tuple[int, int], float] = {}
+    for e in found["traceEvents"]:
+        assert isinstance(e["name"], str)
+        assert isinstance(e["pid"], int)
+        assert isinstance(e["tid"], int)
+        assert isinstance(e["args"], dict)
+        match e["ph"]:
+            case "M":
+                assert e["name"] in ("process_name", "thread_name", "thread_sort_index")
+                assert set(e["args"]) == {"sort_index" if e["name"].endswith("index") else "name"}
+            case "C":
+                assert e["ts"] >= 0
+                assert all(isinstance(v, int | float) for v in e["args"].values())
+            case "X":
+                row = e["pid"], e["tid"]
+                assert row in named
+                assert e["dur"] >= 0
+                assert e["ts"] >= ends.get(row, 0.0) - 1e-9  # slices of a row may nest, and these do not overlap
+                ends[row] = e["ts"] + e["dur"]
+            case other:
+                pytest.fail(f"{other} is no phase that is written")
+    return [e for e in found["traceEvents"] if e["ph"] == "X"]
+
+
+def test_a_modelled_trace_takes_as_long_as_the_estimate(engine: Path, tmp_path: Path, printed: Printed) -> None:
+    found = exported(engine, "perfetto", tmp_path / "t.json", "--card=a100", "--shapes=x:300x16")
+    slices = check_trace(found)
+    (estimated,) = json.loads(printed("estimate", str(engine), "--card=a100", "--shapes=x:300x16", "--json"))
+    assert [e["dur"] for e in slices[1:]] == [k["us"] for k in estimated["kernels"]]
+    assert slices[-1]["ts"] + slices[-1]["dur"] == pytest.approx(estimated["latency_ms"] * 1e3)
+    assert [e["args"]["kernel"] for e in slices[1:]] == [k["kernel"] for k in estimated["kernels"]]
+    assert "nothing was measured" in found["otherData"]["times"]
+    assert found["otherData"]["sizes"] == "N=300"
+    rates = [e["args"]["value"] for e in found["traceEvents"] if e["ph"] == "C" and e["name"] == "GB/s"]
+    assert rates == pytest.approx([k["bytes"] / k["us"] / 1e3 for k in estimated["kernels"]] + [0])
+
+
+def test_names_in_a_trace_are_printable(engine: Path, tmp_path: Path) -> None:
+    slices = check_trace(exported(engine, "perfetto", tmp_path / "t.json"))
+    assert "</script>" in slices[1]["name"]
+    assert "relu" in slices[1]["name"]
+    assert not {"\x1b", "\u202e"} & set(json.dumps(slices, ensure_ascii=False))
+
+
+def test_a_trace_before_the_build(model: Path, tmp_path: Path) -> None:
+    slices = check_trace(exported(model, "perfetto", tmp_path / "t.json", "--bf16", "--shapes=x:2x16"))
+    assert any("bf16" in e["args"]["types"] for e in slices[1:])
+
+
+def test_stages_and_the_host_have_rows_of_their_own(staged: Path, tmp_path: Path, measuring: None) -> None:
+    modelled = exported(staged, "perfetto", tmp_path / "t.json")
+    assert len({e["tid"] for e in check_trace(modelled)}) == 2
+    rows = profiled(staged, tmp_path / "p.json")
+    measured = exported(staged, "perfetto", tmp_path / "m.json", f"--profile={tmp_path / 'p.json'}")
+    titles = {e["tid"]: e["args"]["name"] for e in measured["traceEvents"] if e["name"] == "thread_name"}
+    slices = check_trace(measured)
+    assert [titles[e["tid"]] for e in slices if e["cat"] == "host"] == ["host"]
+    assert [e["dur"] for e in slices] == pytest.approx([r["medianMs"] * 1e3 for r in rows[1:]])
+
+
+# ------------------------------------------------------------------------------------------------------------ profiles
+
+
+def test_a_profile_has_trtexec_s_keys(engine: Path, tmp_path: Path, measuring: None) -> None:
+    first, *rows = profiled(engine, tmp_path / "p.json", "--shapes=x:6x16")
+    assert first["count"] == profiler.ROUNDS
+    assert first["arcweld"]["sizes"] == {"N": 6}
+    assert all(set(r) == KEYS for r in rows)
+    assert [r["medianMs"] for r in rows] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert [r["averageMs"] for r in rows] == pytest.approx([2e-3, 4e-3, 6e-3])
+    assert [r["timeMs"] for r in rows] == pytest.approx([first["count"] * r["averageMs"] for r in rows])
+    assert [r["percentage"] for r in rows] == pytest.approx([100 / 6, 200 / 6, 300 / 6])
+    trace = exported(engine, "perfetto", tmp_path / "t.json", f"--profile={tmp_path / 'p.json'}")
+    slices = check_trace(trace)
+    assert [e["dur"] for e in slices] == pytest.approx([1, 2, 3])
+    assert trace["otherData"]["sizes"] == "N=6"
+    assert "measured on sim" in trace["otherData"]["times"]
+    assert all(e["args"]["modelled us"] != e["dur"] for e in slices)
+
+
+def test_a_profile_of_trtexec_s_form_alone_is_known_by_its_names(engine: Path, tmp_path: Path, measuring: None) -> None:
+    rows = profiled(engine, tmp_path / "p.json")[1:]
+    (tmp_path / "p.json").write_text(json.dumps([{"count": 7}, *rows]))
+    assert len(check_trace(exported(engine, "perfetto", tmp_path / "t.json", f"--profile={tmp_path / 'p.json'}"))) == 3
+
+
+def test_layers_are_written_as_trtexec_does(engine: Path, tmp_path: Path, printed: Printed) -> None:
+    target = tmp_path / "layers.json"
+    words = ["--shapes=x:6x16", "--iterations=1", "--duration=0", f"--exportLayerInfo={target}"]
+    printed(f"--loadEngine={engine}", *words)
+    found = json.loads(target.read_text())
+    assert found["Bindings"] == ["x", "y"]
+    first, second, third = found["Layers"]
+    assert first["Inputs"] == [{"Name": "x", "Dimensions": [6, 16], "Format/Datatype": "Row major linear FP32"}]
+    assert first["Metadata"].split("\x1e")[1] == "[ONNX Layer: relu]"
+    assert second["Inputs"] == first["Outputs"]
+    assert second["Outputs"][0]["Dimensions"] == [6, 10]
+    assert second["Weights"] == {"Type": "Half", "Count": mlp_weights()["w2"].size}
+    assert third["Outputs"][0]["Name"] == "y"
+    report = json.loads(printed("inspect", str(engine), "--json"))
+    assert [x["Name"] for x in found["Layers"]] == [x["name"] for x in report["launches"]]
+
+
+def test_sizes_that_nobody_knows_are_minus_one(model: Path, tmp_path: Path) -> None:
+    layers = tmp_path / "layers.json"
+    words = ["-o", str(tmp_path / "m.engine"), "--arch=sm_80", "--verify=off", "--quiet", f"--exportLayerInfo={layers}"]
+    assert main([str(model), *words]) == 0
+    assert json.loads(layers.read_text())["Layers"][0]["Inputs"][0]["Dimensions"] == [-1, 16]
+
+
+TREX = """
+import importlib.util, json, types
+package = types.ModuleType("trex")  # its __init__ imports what only notebooks need
+package.__path__ = list(importlib.util.find_spec("trex").submodule_search_locations)
+sys.modules["trex"] = package
+from trex.engine_plan import EnginePlan, summary_dict
+plan = EnginePlan(*sys.argv[1:3])
+inputs, outputs = plan.get_bindings()
+print(json.dumps({
+    "summary": summary_dict(plan), "inputs": [t.name for t in inputs], "outputs": [t.name for t in outputs],
+    "names": list(plan.df["Name"]), "ms": list(plan.df["latency.avg_time"]), "share": list(plan.df["latency.pct_time"]),
+    "weights": int(plan.total_weights_size), "bytes": [int(x) for x in plan.df["total_footprint_bytes"]],
+    "precision": list(plan.df["precision"]),
+}))
+"""
+
+
+def test_trex_opens_graph_and_profile(engine: Path, tmp_path: Path, measuring: None, printed: Printed) -> None:
+    report = json.loads(printed("inspect", str(engine), "--shapes=x:6x16", "--json"))
+    exported(engine, "trex", tmp_path / "graph.json", "--shapes=x:6x16")
+    modelled = exported(engine, "trex-profile", tmp_path / "modelled.json", "--shapes=x:6x16")
+    assert "nothing was measured" in modelled[0]["arcweld"]["times"]
+    measured = profiled(engine, tmp_path / "measured.json", "--shapes=x:6x16")
+    for rows, name in ((modelled, "modelled.json"), (measured, "measured.json")):
+        found = json.loads(with_peers(TREX, str(tmp_path / "graph.json"), str(tmp_path / name)))
+        assert found["summary"]["Layers"] == "3"
+        assert (found["inputs"], found["outputs"]) == (["x"], ["y"])
+        assert found["names"] == [r["name"] for r in rows[1:]]
+        assert found["ms"] == [r["averageMs"] for r in rows[1:]]
+        assert sum(found["share"]) == pytest.approx(100)
+        assert found["bytes"] == [x["bytes"] for x in report["launches"]]
+        assert found["weights"] == report["weight_bytes"]
+        assert found["precision"] == ["FP32", "FP16", "FP16"]
+
+
+# -------------------------------------------------------------------------------------------------------------- netron
+
+
+def plain(path: Path) -> onnx.ModelProto:
+    """The model without what annotates it."""
+    found = onnx.load(path, load_external_data=False)
+    for node in found.graph.node:
+        kept = [p for p in node.metadata_props if not p.key.startswith("arcweld.")]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return found
+
+
+def test_an_annotated_model_is_the_model(model: Path, engine: Path, tmp_path: Path, printed: Printed) -> None:
+    (estimated,) = json.loads(printed("estimate", str(engine), "--json"))
+    first, again = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    printed("export", str(engine), "--format=netron", f"--onnx={model}", "-o", str(first))
+    printed("export", str(first), "--format=netron", "--fp16", "-o", str(again))  # annotated once more, before a build
+    for path in (first, again):
+        onnx.checker.check_model(str(path), full_check=True)
+        assert plain(path) == onnx.load(model)
+    for path, modelled in ((first, estimated["kernels"]), (again, None)):
+        found = {n.op_type: {p.key: p.value for p in n.metadata_props} for n in onnx.load(path).graph.node}
+        assert found["Gemm"]["arcweld.kernel"] == found["Relu"]["arcweld.kernel"] != found["MatMul"]["arcweld.kernel"]
+        assert "relu" in found["Gemm"]["arcweld.nodes"]
+        assert "f16" in found["MatMul"]["arcweld.precision"]
+        assert "nothing was measured" in found["Softmax"]["arcweld.times"]
+        if modelled is not None:
+            times = [float(found[op]["arcweld.modelled_us"]) for op in ("Gemm", "MatMul", "Softmax")]
+            assert times == pytest.approx([k["us"] for k in modelled], rel=1e-3)
+
+
+def test_weights_in_files_beside_a_model_stay_there(folder: Path, tmp_path: Path, printed: Printed) -> None:
+    path = tmp_path / "external.onnx"
+    made = onnx.load(mlp(folder / "plain.onnx"))
+    onnx.save(made, path, save_as_external_data=True, size_threshold=0, location="w.bin")
+    before = (tmp_path / "w.bin").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    words = ["export", str(path), "--format=netron", "-o"]
+    assert "are not copied" in printed(*words, str(tmp_path / "elsewhere" / "a.onnx"), code=2)
+    printed(*words, str(tmp_path / "a.onnx"))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.onnx", "elsewhere", "external.onnx", "w.bin"]
+    assert (tmp_path / "w.bin").read_bytes() == before
+    assert plain(tmp_path / "a.onnx") == onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(str(tmp_path / "a.onnx"), full_check=True)
+    assert onnx.load(tmp_path / "a.onnx").graph.initializer[0].raw_data == mlp_weights()["w1"].tobytes()
+
+
+def test_nodes_with_a_body_have_the_kernels_of_what_is_in_it(tmp_path: Path, printed: Printed) -> None:
+    """A function's nodes, and a node without a name."""
+    body = [h.make_node("Sin", ["a"], ["b"], name="sine"), h.make_node("Softmax", ["b"], ["c"], name="soft")]
+    function = h.make_function("own", "Two", ["a"], ["c"], body, [h.make_opsetid("", 18)])
+    nodes = [h.make_node("Two", ["x"], ["t"], name="call", domain="own"), h.make_node("Cos", ["t"], ["y"])]
+    value = lambda n: h.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [4, 8])
+    graph = h.make_graph(nodes, "g", [value("x")], [value("y")])
+    opsets = [h.make_opsetid("", 18), h.make_opsetid("own", 1)]
+    onnx.save(h.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8), tmp_path / "f.onnx")
+    printed("export", str(tmp_path / "f.onnx"), "--format=netron", "-o", str(tmp_path / "a.onnx"))
+    assert plain(tmp_path / "a.onnx") == onnx.load(tmp_path / "f.onnx")
+    for node in onnx.load(tmp_path / "a.onnx").graph.node:
+        assert "softmax" in {p.key: p.value for p in node.metadata_props}["arcweld.kernel"]
+
+
+# ------------------------------------------------------------------------------------------------------ model explorer
+
+
+@pytest.mark.parametrize("which", ["engine", "staged"])
+def test_a_graph_for_model_explorer(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, printed: Printed
+) -> None:
+    path: Path = request.getfixturevalue(which)
+    found = exported(path, "model-explorer", tmp_path / "g.json")
+    (graph,) = found["graphs"]
+    nodes = {n["id"]: n for n in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"])
+    edges = [(e["sourceNodeId"], n) for n, x in nodes.items() for e in x["incomingEdges"]]
+    made = nx.DiGraph(edges)
+    assert set(made) == set(nodes)
+    assert nx.is_directed_acyclic_graph(made)
+    assert all(nx.has_path(made, "input x", n) and nx.has_path(made, n, "output y") for n in nodes)
+    report = json.loads(printed("inspect", str(path), "--json"))
+    launches = [n for n in nodes.values() if n["namespace"] not in ("inputs", "outputs", "host")]
+    (estimated,) = json.loads(printed("estimate", str(path), "--json"))
+    assert [n["label"] for n in launches] == [k["kernel"] for k in estimated["kernels"]]
+    if which == "engine":
+        assert [x["writes"] for x in report["launches"]] == [[o["id"] for o in n["outputsMetadata"]] for n in launches]
+    (data,) = exported(path, "model-explorer-data", tmp_path / "d.json").values()
+    assert data["name"] == "modelled us"
+    assert [data["results"][n["id"]]["value"] for n in launches] == [k["us"] for k in estimated["kernels"]]
+
+
+EXPLORER = """
+import json
+from dacite import Config, from_dict
+from model_explorer.graph_builder import GraphCollection
+from model_explorer.node_data_builder import GraphNodeData
+graphs, data = (json.load(open(name)) for name in sys.argv[1:3])
+found = from_dict(GraphCollection, graphs, Config(strict=True))
+times = {name: from_dict(GraphNodeData, own, Config(strict=True)) for name, own in data.items()}
+(graph,) = found.graphs
+print(json.dumps([len(graph.nodes), sorted(n.id for n in graph.nodes if n.id in times[graph.id].results)]))
+"""
+
+
+def test_model_explorer_s_own_classes_take_it(engine: Path, tmp_path: Path) -> None:
+    exported(engine, "model-explorer", tmp_path / "g.json")
+    exported(engine, "model-explorer-data", tmp_path / "d.json")
+    nodes, timed = json.loads(with_peers(EXPLORER, str(tmp_path / "g.json"), str(tmp_path / "d.json")))
+    assert (nodes, len(timed)) == (5, 3)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{engine}", "-o", "{folder}/t.json"], "is not one of perfetto, trex"),
+        (["{engine}", "--format=svg", "-o", "{folder}/t.json"], "'svg' is not one of"),
+        (["{engine}", "--format=perfetto"], "no file to write was named"),
+        (["{engine}", "--format=perfetto", "-o", "{folder}"], "it is a folder"),
+        (["{engine}", "--format=perfetto", "-o", "{engine}"], "it is read"),
+        (["{engine}", "--format=netron", "-o", "{model}", "--onnx={model}"], "it is read"),
+        (["{engine}", "--format=perfetto", "-o", "{folder}/t.json", "--profile={model}"], "is no profile"),
+        (["{engine}", "--format=perfetto", "-o", "{folder}/t.json", "--profile={folder}/none"], "cannot be read"),
+        (["{engine}", "--format=perfetto", "-o", "{folder}/t.json", "--card=gtx"], "unknown card 'gtx'"),
+        (["{engine}", "--format=perfetto", "-o", "{folder}/t.json", "--fp16"], "an engine has its precision"),
+        (["{engine}", "--format=netron", "-o", "{folder}/a.onnx"], "an engine holds no ONNX model"),
+        (["{engine}", "--format=netron", "-o", "{folder}/a.onnx", "--onnx={engine}"], "not an ONNX model"),
+        (["{model}", "--format=perfetto", "-o", "{folder}/t.json", "--profile={model}"], "a model was not measured"),
+        (["{engine}", "--format=netron", "-o", "{folder}/a.onnx", "--onnx={other}"], "none of"),
+    ],
+)
+def test_bad_input(words: list[str], message: str, model: Path, engine: Path, tmp_path: Path, printed: Printed) -> None:
+    other = save_model(tmp_path / "other.onnx", [h.make_node("Sin", ["x"], ["y"], name="sine")], {"x": [2]}, {"y": [2]})
+    places = {"model": str(model), "engine": str(engine), "folder": str(tmp_path), "other": str(other)}
+    before = model.read_bytes(), engine.read_bytes()
+    assert message in printed("export", *(w.format(**places) for w in words), code=2)
+    assert (model.read_bytes(), engine.read_bytes()) == before
+    assert list(tmp_path.iterdir()) == [other]
+
+
+ROW = {"name": "y", "timeMs": 1, "averageMs": 1, "medianMs": 1, "percentage": 1}
+SAID = {"engine": "0", "device": "d", "arch": "sm_90a", "sizes": {}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no profile"),
+        ("[", "is no profile"),
+        ("[" * 100_000, "is no profile"),
+        ("\xff\x00", "is no profile"),
+        ("{}", "is no profile"),
+        ("[]", "is no profile"),
+        (json.dumps([ROW]), "is no profile"),
+        (json.dumps([{"count": 0}, ROW]), "counts 0 measurements"),
+        (json.dumps([{"count": 1}, {**ROW, "timeMs": "long"}]), "is no profile"),
+        (json.dumps([{"count": 1}, {**ROW, "more": 1}]), "is no profile"),
+        (json.dumps([{"count": 1}, {**ROW, "medianMs": -1}]), "has a time that is no time"),
+        (json.dumps([{"count": 1}, ROW, ROW]), "is there twice"),
+        (json.dumps([{"count": 1}, ROW]), "of another engine: only the engine has a launch"),
+        (json.dumps([{"count": 1}, {**ROW, "name": "\x1bz"}]), "of another engine: only the profile has a launch"),
+        (json.dumps([{"count": 1, "arcweld": {}}, ROW]), "is no profile"),
+        (json.dumps([{"count": 1, "arcweld": SAID}, ROW]), "of another engine"),
+        (json.dumps([{"count": 1, "arcweld": {"times": "modelled"}}, ROW]), "modelled, not measured"),
+    ],
+)
+def test_profiles_that_are_none(content: str, message: str, engine: Path, tmp_path: Path, printed: Printed) -> None:
+    profile, target = tmp_path / "p.json", tmp_path / "t.json"
+    profile.write_text(content, encoding="latin-1")
+    target.write_text("before")
+    said = printed("export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
+    assert message in said
+    assert "\x1b" not in said
+    assert str(profile) in said
+    assert target.read_text() == "before"
+
+
+def test_a_profile_of_the_same_model_in_another_precision(
+    model: Path, engine: Path, tmp_path: Path, measuring: None, printed: Printed
+) -> None:
+    """Its launches have the same names."""
+    words = ["-o", str(tmp_path / "other.engine"), "--arch=sm_90a", "--device=sim", "--verify=off", "--quiet"]
+    assert main([str(model), *words]) == 0
+    profile, target = tmp_path / "p.json", tmp_path / "t.json"
+    rows = profiled(engine, profile)
+    said = printed("export", words[1], "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
+    assert "the profile is of another engine" in said
+    assert not target.exists()
+    (tmp_path / "p.json").write_text(json.dumps(rows)[:-40])  # damaged
+    assert "is no profile" in printed(
+        "export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2
+    )  # fmt: skip
+
+
+def test_an_output_that_exists_is_replaced_as_a_whole(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("[" * 1_000_000)
+    check_trace(exported(engine, "perfetto", tmp_path / "t.json"))
