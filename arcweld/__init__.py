@@ -6,7 +6,7 @@
     engine = arcweld.load("model.engine", device="cuda")
 
 Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``),
-``ARCWELD_TRUST=1`` (run any engine file on sim).
+``ARCWELD_TRUST=1`` (run any engine file on sim), ``ARCWELD_NVTX=1`` (NVTX ranges around launches).
 """
 
 from __future__ import annotations
