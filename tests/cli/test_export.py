@@ -378,6 +378,27 @@ def test_model_explorer_s_own_classes_take_it(engine: Path, tmp_path: Path) -> N
     assert (nodes, len(timed)) == (5, 3)
 
 
+ADAPTER = """
+import json
+from model_explorer.extension_manager import ExtensionManager
+manager = ExtensionManager(["arcweld.model_explorer"])
+manager.load_extensions()
+(own,) = [m for m in manager.get_extensions_metadata() if m["id"] == "arcweld"]
+command = {"cmdId": "convert", "extensionId": "arcweld", "modelPath": sys.argv[1], "settings": {"card": "a100"}}
+print(json.dumps([own["fileExts"], manager.run_cmd(command)]))
+"""
+
+
+def test_model_explorer_opens_an_engine_by_the_adapter(engine: Path, tmp_path: Path) -> None:
+    extensions, found = json.loads(with_peers(ADAPTER, str(engine)))
+    assert extensions == ["engine"]
+    (graph,) = found["graphCollections"][0]["graphs"]
+    (wanted,) = exported(engine, "model-explorer", tmp_path / "g.json", "--card=a100")["graphs"]
+    assert graph["groupNodeAttributes"] == wanted["groupNodeAttributes"]
+    for a, b in zip(graph["nodes"], wanted["nodes"], strict=True):
+        assert {k: a[k] for k in b} == b
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
