@@ -11,16 +11,13 @@ import typer
 
 from arcweld.cli.common import check_writable, is_engine, out
 from arcweld.cli.inputs import InOut, Values, precision_of
-from arcweld.cli.report import Subject, subject
-from arcweld.compiler.cards import card as card_called
+from arcweld.cli.report import Profiled, Subject, timeline_of
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
-from arcweld.driver.estimate import estimate_engine
 from arcweld.report.explorer import collection, node_data
 from arcweld.report.layers import layer_info
 from arcweld.report.netron import annotate, check_place, read_model
-from arcweld.report.profiles import check_profile, read_profile, sizes_in
-from arcweld.report.timeline import Timeline, measured, modelled, timeline_rows
+from arcweld.report.timeline import Timeline, timeline_rows
 from arcweld.report.trace import trace
 
 Opt = typer.Option
@@ -40,7 +37,7 @@ def export(
     form: Annotated[str, Opt("--format", help=f"Form: {', '.join((*FORMATS, NETRON))}.")] = "",
     output: Annotated[str, Opt("-o", "--output", help="File to write.")] = "",
     card: Annotated[str, Opt("--card", help="Card: h100, a100, l4, or a description in a file.")] = "h100",
-    profile: Annotated[str, Opt("--profile", help="Measured times: what `bench --exportProfile` wrote.")] = "",
+    profile: Profiled = "",
     onnx: Annotated[str, Opt("--onnx", "--model", help="The ONNX file that an engine was built from (netron).")] = "",
     shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
     fp16: Annotated[bool, Opt("--fp16", help="In half precision (of a model).")] = False,
@@ -55,7 +52,7 @@ def export(
     read = [path, *filter(None, (profile, onnx)), *([card] if card.endswith(".json") else [])]
     target = check_writable(output, *read)
     source = _model(path, onnx) if form == NETRON else ""
-    times, about = _timeline(path, card, profile, shapes, precision_of(fp16, bf16), values, inout)
+    times, about = timeline_of(path, card, profile, shapes, precision_of(fp16, bf16), values, inout)
     if form == NETRON:
         _write_annotated(source, target, times)
     else:
@@ -73,25 +70,6 @@ def _model(path: str, onnx: str) -> str:
     if not is_engine(path) and onnx and not Path(path).samefile(onnx):
         raise UsageError("two models are named", hint="leave --onnx out, or name an engine")
     return onnx or path
-
-
-def _timeline(
-    path: str, card: str, profile: str, shapes: str, precision: str, values: str, inout: str
-) -> tuple[Timeline, Subject]:
-    on = card_called(card.strip())
-    if not profile:
-        about = subject(path, on, shapes, precision, values, inout)
-        return modelled(estimate_engine(about.data, on, about.sizes)), about
-    if not is_engine(path):
-        raise UsageError("--profile is for engines: a model was not measured", hint="name the engine")
-    found = read_profile(profile)
-    about = subject(path, on, shapes, precision, values, inout)
-    sizes = about.sizes if shapes else {**about.sizes, **sizes_in(found)}
-    estimate = estimate_engine(about.data, on, sizes)
-    check_profile(found, profile, about.data, [x.name for x in estimate.launches])
-    if found.measured is not None and dict(found.measured.sizes) != dict(estimate.sizes):
-        raise UsageError("--profile was measured with other sizes than --shapes gives", hint="leave --shapes out")
-    return measured(estimate, found), about
 
 
 def _write_annotated(source: str, target: Path, times: Timeline) -> None:

@@ -25,7 +25,7 @@ def collection(timeline: Timeline, program: Program, label: str) -> dict[str, An
     A loop is two steps, where it begins and where it ends.
     """
     given = sizes_given(program.steps).items()
-    graph = _Graph(timeline, program, {n: s.hi for n, s in given if s.hi is not None} | timeline.estimate.sizes)
+    graph = _Graph(timeline, program, {**{n: s.hi for n, s in given if s.hi is not None}, **timeline.estimate.sizes})
     for t in program.inputs:
         graph.add(f"input {printable(t.name)}", t.name, "inputs", {"type": _type(t.dtype, t.shape)}, makes=[t.name])
     if program.steps:

@@ -19,7 +19,7 @@ PREFIX = "arcweld."  # of the keys
 def read_model(path: str) -> ModelProto:
     """The model in a file; external data stays where it is. Raises ModelError for a file that is no ONNX model."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(path, load_external_data=False)

@@ -6,102 +6,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import networkx as nx
-import numpy as np
 import onnx
 import pytest
 from cli_models import mlp, mlp_weights, save_model
+from export_tools import Printed, check_trace, exported, profiled
+from export_tools import engine as engine
+from export_tools import folder as folder
+from export_tools import measuring as measuring
+from export_tools import model as model
+from export_tools import on_the_simulator as on_the_simulator
+from export_tools import printed as printed
+from export_tools import staged as staged
 from onnx import helper as h
 
 from arcweld.cli.app import main
-from arcweld.runtime import profiler
-from arcweld.runtime.sim.device import SimDevice
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("ARCWELD_PEERS", ROOT / "build" / "peers"))
-HOSTILE = "</script>\x1b[2J\u202e/fc \"1\""
-Printed = Callable[..., str]
-KEYS = {"name", "timeMs", "averageMs", "medianMs", "percentage"}  # of trtexec's profile
-
-
-@pytest.fixture(autouse=True)
-def on_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCWELD_DEVICE", "sim")
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    def run(*command: str, code: int = 0) -> str:
-        capsys.readouterr()
-        assert main([*command]) == code
-        found = capsys.readouterr()
-        return found.err if code else found.out
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("export")
-
-
-def built(model: Path, *options: str) -> Path:
-    path = model.with_suffix(".engine")
-    assert main([str(model), "-o", str(path), "--arch=sm_90a", "--device=sim", "--quiet", *options]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Path:
-    """``mlp`` with a node whose name no terminal and no page should obey."""
-    found = onnx.load(mlp(folder / "mlp.onnx"))
-    for node in found.graph.node:
-        node.name = HOSTILE if node.name == "fc1" else node.name
-    onnx.save(found, folder / "mlp.onnx")
-    return folder / "mlp.onnx"
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path) -> Path:
-    return built(model, "--fp16")
-
-
-@pytest.fixture(scope="module")
-def staged(folder: Path) -> Path:
-    """Launches, a size that the host reads, and launches behind it."""
-    weights = {"w": np.eye(4, dtype=np.float32), "v": np.ones((2, 4), np.float32)}
-    nodes = [
-        h.make_node("Gemm", ["x", "w"], ["g"], name="before"), h.make_node("NonZero", ["g"], ["i"], name="where"),
-        h.make_node("Cast", ["i"], ["f"], to=onnx.TensorProto.FLOAT, name="cast"),
-        h.make_node("Transpose", ["f"], ["t"], name="turn"), h.make_node("Gemm", ["t", "v"], ["y"], name="after"),
-    ]  # fmt: skip
-    return built(save_model(folder / "staged.onnx", nodes, {"x": [6, 4]}, {"y": ["k", 4]}, weights))
-
-
-@pytest.fixture
-def measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulator passes for a GPU whose n-th launch takes n us, and 4 n us in one of three rounds."""
-    count = iter(range(1, 1000))
-    monkeypatch.setattr(SimDevice, "measures_time", True)
-    monkeypatch.setattr(
-        profiler, "_time", lambda device, prepared, repeat, rounds: [(k := next(count)) * 1e-6, 4e-6 * k, 1e-6 * k]
-    )  # fmt: skip
-
-
-def exported(path: Path, form: str, target: Path, *options: str) -> Any:
-    assert main(["export", str(path), f"--format={form}", "-o", str(target), *options]) == 0
-    return json.loads(target.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-
-def profiled(engine: Path, target: Path, *options: str) -> list[dict[str, Any]]:
-    words = ["--warmUp=0", "--duration=0", "--iterations=1", f"--exportProfile={target}"]
-    assert main(["bench", str(engine), *words, *options]) == 0
-    found: list[dict[str, Any]] = json.loads(target.read_text())
-    return found
 
 
 def with_peers(script: str, *words: str) -> str:
@@ -115,35 +39,6 @@ def with_peers(script: str, *words: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- traces
-
-
-def check_trace(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rules of the Trace Event Format for the events that are there; returns the slices."""
-    assert found["displayTimeUnit"] in ("ms", "ns")
-    named = {(e["pid"], e["tid"]) for e in found["traceEvents"] if e["name"] == "thread_name"}
-    assert [e["name"] for e in found["traceEvents"]].count("process_name") == 1
-    ends: dict[tuple[int, int], float] = {}
-    for e in found["traceEvents"]:
-        assert isinstance(e["name"], str)
-        assert isinstance(e["pid"], int)
-        assert isinstance(e["tid"], int)
-        assert isinstance(e["args"], dict)
-        match e["ph"]:
-            case "M":
-                assert e["name"] in ("process_name", "thread_name", "thread_sort_index")
-                assert set(e["args"]) == {"sort_index" if e["name"].endswith("index") else "name"}
-            case "C":
-                assert e["ts"] >= 0
-                assert all(isinstance(v, int | float) for v in e["args"].values())
-            case "X":
-                row = e["pid"], e["tid"]
-                assert row in named
-                assert e["dur"] >= 0
-                assert e["ts"] >= ends.get(row, 0.0) - 1e-9  # slices of a row may nest, and these do not overlap
-                ends[row] = e["ts"] + e["dur"]
-            case other:
-                pytest.fail(f"{other} is no phase that is written")
-    return [e for e in found["traceEvents"] if e["ph"] == "X"]
 
 
 def test_a_modelled_trace_takes_as_long_as_the_estimate(engine: Path, tmp_path: Path, printed: Printed) -> None:
@@ -183,29 +78,6 @@ def test_stages_and_the_host_have_rows_of_their_own(staged: Path, tmp_path: Path
 
 
 # ------------------------------------------------------------------------------------------------------------ profiles
-
-
-def test_a_profile_has_trtexec_s_keys(engine: Path, tmp_path: Path, measuring: None) -> None:
-    first, *rows = profiled(engine, tmp_path / "p.json", "--shapes=x:6x16")
-    assert first["count"] == profiler.ROUNDS
-    assert first["arcweld"]["sizes"] == {"N": 6}
-    assert all(set(r) == KEYS for r in rows)
-    assert [r["medianMs"] for r in rows] == pytest.approx([1e-3, 2e-3, 3e-3])
-    assert [r["averageMs"] for r in rows] == pytest.approx([2e-3, 4e-3, 6e-3])
-    assert [r["timeMs"] for r in rows] == pytest.approx([first["count"] * r["averageMs"] for r in rows])
-    assert [r["percentage"] for r in rows] == pytest.approx([100 / 6, 200 / 6, 300 / 6])
-    trace = exported(engine, "perfetto", tmp_path / "t.json", f"--profile={tmp_path / 'p.json'}")
-    slices = check_trace(trace)
-    assert [e["dur"] for e in slices] == pytest.approx([1, 2, 3])
-    assert trace["otherData"]["sizes"] == "N=6"
-    assert "measured on sim" in trace["otherData"]["times"]
-    assert all(e["args"]["modelled us"] != e["dur"] for e in slices)
-
-
-def test_a_profile_of_trtexec_s_form_alone_is_known_by_its_names(engine: Path, tmp_path: Path, measuring: None) -> None:
-    rows = profiled(engine, tmp_path / "p.json")[1:]
-    (tmp_path / "p.json").write_text(json.dumps([{"count": 7}, *rows]))
-    assert len(check_trace(exported(engine, "perfetto", tmp_path / "t.json", f"--profile={tmp_path / 'p.json'}"))) == 3
 
 
 def test_layers_are_written_as_trtexec_does(engine: Path, tmp_path: Path, printed: Printed) -> None:
@@ -428,60 +300,6 @@ def test_bad_input(words: list[str], message: str, model: Path, engine: Path, tm
     assert message in printed("export", *(w.format(**places) for w in words), code=2)
     assert (model.read_bytes(), engine.read_bytes()) == before
     assert list(tmp_path.iterdir()) == [other]
-
-
-ROW = {"name": "y", "timeMs": 1, "averageMs": 1, "medianMs": 1, "percentage": 1}
-SAID = {"engine": "0", "device": "d", "arch": "sm_90a", "sizes": {}}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "is no profile"),
-        ("[", "is no profile"),
-        ("[" * 100_000, "is no profile"),
-        ("\xff\x00", "is no profile"),
-        ("{}", "is no profile"),
-        ("[]", "is no profile"),
-        (json.dumps([ROW]), "is no profile"),
-        (json.dumps([{"count": 0}, ROW]), "counts 0 measurements"),
-        (json.dumps([{"count": 1}, {**ROW, "timeMs": "long"}]), "is no profile"),
-        (json.dumps([{"count": 1}, {**ROW, "more": 1}]), "is no profile"),
-        (json.dumps([{"count": 1}, {**ROW, "medianMs": -1}]), "has a time that is no time"),
-        (json.dumps([{"count": 1}, ROW, ROW]), "is there twice"),
-        (json.dumps([{"count": 1}, ROW]), "of another engine: only the engine has a launch"),
-        (json.dumps([{"count": 1}, {**ROW, "name": "\x1bz"}]), "of another engine: only the profile has a launch"),
-        (json.dumps([{"count": 1, "arcweld": {}}, ROW]), "is no profile"),
-        (json.dumps([{"count": 1, "arcweld": SAID}, ROW]), "of another engine"),
-        (json.dumps([{"count": 1, "arcweld": {"times": "modelled"}}, ROW]), "modelled, not measured"),
-    ],
-)
-def test_profiles_that_are_none(content: str, message: str, engine: Path, tmp_path: Path, printed: Printed) -> None:
-    profile, target = tmp_path / "p.json", tmp_path / "t.json"
-    profile.write_text(content, encoding="latin-1")
-    target.write_text("before")
-    said = printed("export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
-    assert message in said
-    assert "\x1b" not in said
-    assert str(profile) in said
-    assert target.read_text() == "before"
-
-
-def test_a_profile_of_the_same_model_in_another_precision(
-    model: Path, engine: Path, tmp_path: Path, measuring: None, printed: Printed
-) -> None:
-    """Its launches have the same names."""
-    words = ["-o", str(tmp_path / "other.engine"), "--arch=sm_90a", "--device=sim", "--verify=off", "--quiet"]
-    assert main([str(model), *words]) == 0
-    profile, target = tmp_path / "p.json", tmp_path / "t.json"
-    rows = profiled(engine, profile)
-    said = printed("export", words[1], "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
-    assert "the profile is of another engine" in said
-    assert not target.exists()
-    (tmp_path / "p.json").write_text(json.dumps(rows)[:-40])  # damaged
-    assert "is no profile" in printed(
-        "export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2
-    )  # fmt: skip
 
 
 def test_an_output_that_exists_is_replaced_as_a_whole(engine: Path, tmp_path: Path) -> None:
