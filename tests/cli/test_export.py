@@ -271,6 +271,38 @@ def test_model_explorer_opens_an_engine_by_the_adapter(engine: Path, tmp_path: P
         assert {k: a[k] for k in b} == b
 
 
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+@pytest.mark.slow
+def test_a_network_in_every_form(tmp_path: Path) -> None:
+    """Each launch is there with edges, each convolution has a kernel, and all times add up to one sum."""
+    from arcweld.models.builders import build, export_onnx
+
+    made = build("resnet18", size=64)
+    path = tmp_path / "resnet18.onnx"
+    export_onnx(made.module, made.args, path)
+    slices = check_trace(exported(path, "perfetto", tmp_path / "t.json", "--fp16"))[1:]
+    rows = exported(path, "trex-profile", tmp_path / "p.json", "--fp16")[1:]
+    layers = exported(path, "trex", tmp_path / "g.json", "--fp16")["Layers"]
+    (graph,) = exported(path, "model-explorer", tmp_path / "e.json", "--fp16")["graphs"]
+    assert len(slices) == len(rows) == len(layers) == len(graph["nodes"]) - 2 > 20
+    assert sum(r["averageMs"] for r in rows) * 1e3 == pytest.approx(sum(e["dur"] for e in slices))
+    made_before = {"x"}
+    for x in layers:
+        assert {t["Name"] for t in x["Inputs"]} <= made_before
+        made_before |= {t["Name"] for t in x["Outputs"]}
+    edges = sum(len(n["incomingEdges"]) for n in graph["nodes"][:-1])
+    assert edges == sum(len(x["Inputs"]) for x in layers)
+    assert main(["export", str(path), "--fp16", "--format=netron", "-o", str(tmp_path / "a.onnx")]) == 0
+    assert plain(tmp_path / "a.onnx") == onnx.load(path)
+    for node in onnx.load(tmp_path / "a.onnx").graph.node:
+        found = {p.key: p.value for p in node.metadata_props}
+        assert node.op_type != "Conv" or "conv" in found["arcweld.kernel"]
+        assert "f16" in found["arcweld.precision"]
+    (tmp_path / "a.onnx").unlink()
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 

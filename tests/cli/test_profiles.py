@@ -38,6 +38,13 @@ def test_a_profile_has_trtexec_s_keys(engine: Path, tmp_path: Path, measuring: N
     assert all(e["args"]["modelled us"] != e["dur"] for e in slices)
 
 
+def test_a_line_of_trtexec_writes_a_profile(engine: Path, tmp_path: Path, measuring: None) -> None:
+    target = tmp_path / "p.json"
+    words = ["--shapes=x:6x16", "--separateProfileRun", "--duration=0", "--iterations=1", f"--exportProfile={target}"]
+    assert main([f"--loadEngine={engine}", *words, "--dumpProfile"]) == 0
+    assert [r["medianMs"] for r in json.loads(target.read_text())[1:]] == pytest.approx([1e-3, 2e-3, 3e-3])
+
+
 def test_a_profile_of_trtexec_s_form_alone_is_known_by_its_names(engine: Path, tmp_path: Path, measuring: None) -> None:
     rows = profiled(engine, tmp_path / "p.json")[1:]
     (tmp_path / "p.json").write_text(json.dumps([{"count": 7}, *rows]))
