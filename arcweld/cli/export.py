@@ -76,7 +76,7 @@ def _write_annotated(source: str, target: Path, times: Timeline) -> None:
     model = read_model(source)
     check_place(model, Path(source), target)
     nodes, strays = annotate(model, times)
-    if not nodes:
+    if not nodes and strays:
         raise UsageError(f"none of {source}'s nodes is computed by the engine", hint="name the model it was built from")
     with replacing(target) as temporary:
         temporary.write_bytes(model.SerializeToString())

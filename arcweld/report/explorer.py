@@ -12,6 +12,7 @@ from typing import Any
 
 from arcweld.compiler.logs import printable
 from arcweld.driver.estimate import LaunchEstimate
+from arcweld.report.layers import made_as
 from arcweld.report.timeline import Timeline
 from arcweld.runtime.program import Launch, Program, Tensor
 from arcweld.runtime.steps import Call, Choose, Read, Repeat, Run, Step, View, given_to_block, sizes_given
@@ -132,7 +133,7 @@ class _Graph:
             e = known[x.name]
             self.add(
                 node_id(e), e.kernel, _namespace(x.origin, number, several), _attributes(e, x, self.timeline),
-                [_made(n, roots, self.makers) for n in dict.fromkeys(x.reads)],
+                [made_as(n, roots, self.makers) for n in dict.fromkeys(x.reads)],
             )  # fmt: skip
             written = list(dict.fromkeys(x.writes))
             self.makers |= {n: node_id(e) for n in written}
@@ -145,18 +146,9 @@ class _Graph:
                 for n in written
             ]  # fmt: skip
         for t in stage.outputs:  # one that is an alias was made by what made its bytes
-            found = self.makers.get(_made(t.name, roots, self.makers))
+            found = self.makers.get(made_as(t.name, roots, self.makers))
             if found is not None:
                 self.makers[t.name] = found
-
-
-def _made(name: str, roots: Mapping[str, str], makers: Mapping[str, str]) -> str:
-    """The tensor in whose memory one begins, as far as none on the way was made by a node itself."""
-    seen = {name}
-    while name not in makers and name in roots and roots[name] not in seen:
-        name = roots[name]
-        seen.add(name)
-    return name
 
 
 def _namespace(origin: Sequence[str], stage: int, several: bool) -> str:

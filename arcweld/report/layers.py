@@ -7,8 +7,10 @@ formats are those that trex knows (its ``activations.py``), so that it counts th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.logs import printable
@@ -43,8 +45,23 @@ def layer_info(data: EngineData, sizes: Mapping[str, int], arch: str) -> dict[st
         known = all(s.name in every for s in stage.symbols)
         part = stage.at(every) if known else stage.parts()[-1]
         tensors = _tensors(part, arch)
+        roots, made = {a.name: a.of for a in part.aliases}, {n for x in part.launches for n in x.writes}
+        for name in roots:  # an alias has the name of what a launch has made, by which layers are joined
+            tensors[name] = msgspec.structs.replace(tensors[name], name=made_as(name, roots, made))
         layers += [_layer(x, tensors, {w.name for w in part.weights}, every, arch) for x in part.launches]
     return {"Layers": layers, "Bindings": [printable(t.name) for t in (*program.inputs, *program.outputs)]}
+
+
+def made_as(name: str, roots: Mapping[str, str], made: Collection[str]) -> str:
+    """The name by which a tensor was made: its own, or else that of the tensor in whose memory it is.
+
+    ``roots`` says of aliases whose bytes they are, and ``made`` holds the names of what was made.
+    """
+    seen = {name}
+    while name not in made and name in roots and roots[name] not in seen:
+        name = roots[name]
+        seen.add(name)
+    return name
 
 
 def _tensors(part: Program, arch: str) -> dict[str, Tensor]:

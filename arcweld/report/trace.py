@@ -37,8 +37,8 @@ def _names(timeline: Timeline, name: str) -> Iterator[dict[str, Any]]:
     """What the rows are called, and their order."""
     yield _name("process_name", 0, f"{printable(name)}: {timeline.times}")
     threads = {FIRST_STAGE + x.stage: f"stage {x.stage}" for x in timeline.estimate.launches}
-    if len(threads) == 1:
-        threads = dict.fromkeys(threads, "kernels")
+    if len(threads) <= 1:
+        threads = dict.fromkeys(threads or [FIRST_STAGE], "kernels")
     if any(s.launch is None for s in timeline.slices):
         threads[HOST] = "host"
     for thread, title in sorted(threads.items()):

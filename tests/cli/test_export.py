@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import networkx as nx
 import onnx
 import pytest
@@ -21,8 +23,10 @@ from export_tools import on_the_simulator as on_the_simulator
 from export_tools import printed as printed
 from export_tools import staged as staged
 from onnx import helper as h
+from runtime_programs import chain
 
 from arcweld.cli.app import main
+from arcweld.runtime.engine_file import read_engine, write_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(os.environ.get("ARCWELD_PEERS", ROOT / "build" / "peers"))
@@ -269,6 +273,35 @@ def test_model_explorer_opens_an_engine_by_the_adapter(engine: Path, tmp_path: P
     assert graph["groupNodeAttributes"] == wanted["groupNodeAttributes"]
     for a, b in zip(graph["nodes"], wanted["nodes"], strict=True):
         assert {k: a[k] for k in b} == b
+
+
+def test_an_alias_is_read_from_what_made_its_bytes(tmp_path: Path) -> None:
+    """``flat`` is ``t`` in another shape."""
+    write_engine(tmp_path / "chain.engine", replace(chain(), graph=""))
+    shapes = "--shapes=x:4x8"
+    first, second, _ = exported(tmp_path / "chain.engine", "trex", tmp_path / "l.json", shapes)["Layers"]
+    assert (first["Outputs"][0]["Name"], first["Outputs"][0]["Dimensions"]) == ("t", [4, 8])
+    assert (second["Inputs"][0]["Name"], second["Inputs"][0]["Dimensions"]) == ("t", [32])
+    (graph,) = exported(tmp_path / "chain.engine", "model-explorer", tmp_path / "e.json", shapes)["graphs"]
+    edges = {n["id"]: [e["sourceNodeId"] for e in n["incomingEdges"]] for n in graph["nodes"]}
+    assert edges == {
+        "input x": [], "0: first": ["input x"], "0: second": ["0: first"], "0: third": ["0: second"],
+        "output y": ["0: second"], "output total": ["0: third"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["perfetto", "trex", "trex-profile", "model-explorer", "model-explorer-data"])
+def test_an_engine_without_a_launch_has_every_form(form: str, engine: Path, tmp_path: Path) -> None:
+    """Its output is its input."""
+    data = read_engine(engine)
+    program = msgspec.structs.replace(data.program, outputs=data.program.inputs, launches=(), temps=(), weights=())
+    bare = replace(data, program=program, sources={}, cubins={}, ptx={}, weights={}, verify=None)
+    write_engine(tmp_path / "bare.engine", bare)
+    found = exported(tmp_path / "bare.engine", form, tmp_path / "o.json", "--shapes=x:2x16")
+    if form == "perfetto":
+        assert [e["dur"] for e in check_trace(found)] == [4.0]
+    if form == "model-explorer":
+        assert [n["id"] for n in found["graphs"][0]["nodes"]] == ["input x", "output x"]
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
