@@ -59,7 +59,7 @@ def export(
         text = json.dumps(FORMATS[form](times, about, Path(path).name), allow_nan=False)
         with replacing(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    kernels = sum(s.launch is not None for s in times.slices)
+    kernels = sum(not s.on_host for s in times.slices)
     out.print(f"{output}: {kernels} launches, {times.times}")
 
 

@@ -79,7 +79,7 @@ class Report:
     refusals     fusions that were refused, with the reasons; None where nobody knows them
     beside       what is not in the modelled time
     measured     where and how kernels were measured, in a few words; empty where nothing was
-    host_us      the measured microseconds of what the host did
+    other_us     the measured microseconds of what has no row: the host's steps, launches for sizes that data decided
     """
 
     file: str
@@ -109,12 +109,12 @@ class Report:
     memory: tuple[Memory, ...]
     modelled: bool = field(default=True)
     measured: str = ""
-    host_us: float = 0.0
+    other_us: float = 0.0
 
     @property
     def measured_us(self) -> float:
         """The microseconds of all that was measured, one after another."""
-        return self.host_us + sum(r.measured_us or 0.0 for r in self.rows)
+        return self.other_us + sum(r.measured_us or 0.0 for r in self.rows)
 
 
 def collect(
@@ -154,7 +154,7 @@ def collect(
             for a in estimate.arenas
         ),
         measured=times.times if times.count else "",
-        host_us=sum(s.us for s in times.slices if s.launch is None),
+        other_us=sum(s.us for s in times.slices if s.launch is None),
     )  # fmt: skip
 
 

@@ -130,6 +130,9 @@ def check_profile(profile: Profile, path: str, data: EngineData, launches: Seque
     if profile.measured is not None:
         if profile.measured.engine != fingerprint(data):
             raise ProfileError("the profile is of another engine", node=path, hint=hint)
+        known = {*(x.name for x in data.program.all_launches()), *profile.measured.host}
+        if odd := [r.name for r in profile.rows if r.name not in known]:
+            raise ProfileError(f"the profile is damaged: the engine has no launch {printable(odd[0])!r}", node=path)
         return
     names = {r.name for r in profile.rows}
     if odd := sorted(names.symmetric_difference(launches)):

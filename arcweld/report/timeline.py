@@ -13,15 +13,17 @@ from arcweld.report.profiles import Profile
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A launch, or a step of the host (then ``launch`` is None), with its microseconds in a call.
+    """A launch, or a step of the host, with its microseconds in a call.
 
-    ``mean_us`` is the mean of the measurements where ``us`` is their median.
+    ``mean_us`` is the mean of the measurements where ``us`` is their median. ``launch`` is None for the host's steps,
+    and for a launch of another range of sizes than that of the estimate: sizes that data decide may be in another one.
     """
 
     name: str
     us: float
     mean_us: float
     launch: LaunchEstimate | None
+    on_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,10 @@ def measured(estimate: Estimate, profile: Profile) -> Timeline:
     Its rows are those of this engine (``profiles.check_profile``). What it has no row for did not run.
     """
     launches = {x.name: x for x in estimate.launches}
+    host = set(profile.measured.host) if profile.measured is not None else set()
     slices = tuple(
-        Slice(printable(r.name), r.median_ms * 1e3, r.average_ms * 1e3, launches.get(r.name)) for r in profile.rows
+        Slice(printable(r.name), r.median_ms * 1e3, r.average_ms * 1e3, launches.get(r.name), r.name in host)
+        for r in profile.rows
     )
     where = printable(profile.measured.device) if profile.measured is not None else "an unnamed device"
     return Timeline(
@@ -71,7 +75,7 @@ def measured(estimate: Estimate, profile: Profile) -> Timeline:
 
 def timeline_rows(timeline: Timeline) -> list[dict[str, Any]]:
     """The launches' times in the form of a profile (``profiles.py``); the first entry says what they are."""
-    count, launches = timeline.count or 1, [s for s in timeline.slices if s.launch is not None]
+    count, launches = timeline.count or 1, [s for s in timeline.slices if not s.on_host]
     total = sum(s.mean_us for s in launches) or 1.0
     return [
         {"count": count, "arcweld": {"times": timeline.times}},

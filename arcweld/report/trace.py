@@ -39,7 +39,7 @@ def _names(timeline: Timeline, name: str) -> Iterator[dict[str, Any]]:
     threads = {FIRST_STAGE + x.stage: f"stage {x.stage}" for x in timeline.estimate.launches}
     if len(threads) <= 1:
         threads = dict.fromkeys(threads or [FIRST_STAGE], "kernels")
-    if any(s.launch is None for s in timeline.slices):
+    if any(s.on_host for s in timeline.slices):
         threads[HOST] = "host"
     for thread, title in sorted(threads.items()):
         yield _name("thread_name", thread, title)
@@ -58,11 +58,13 @@ def _slices(timeline: Timeline) -> Iterator[dict[str, Any]]:
             "ph": "X", "name": BEGINNING, "cat": "assumed", "pid": PROCESS, "tid": FIRST_STAGE + first, "ts": 0.0,
             "dur": timeline.before, "args": {},
         }  # fmt: skip
+    stage = 0
     for s, begin in _begun(timeline):
+        stage = stage if s.launch is None else s.launch.stage
         yield {
             "ph": "X", "name": s.name if s.launch is None else _title(s.launch.origin, s.name),
-            "cat": "host" if s.launch is None else printable(s.launch.template), "pid": PROCESS,
-            "tid": HOST if s.launch is None else FIRST_STAGE + s.launch.stage, "ts": begin, "dur": s.us,
+            "cat": "host" if s.on_host else "kernel" if s.launch is None else printable(s.launch.template),
+            "pid": PROCESS, "tid": HOST if s.on_host else FIRST_STAGE + stage, "ts": begin, "dur": s.us,
             "args": _arguments(s),
         }  # fmt: skip
 

@@ -51,6 +51,19 @@ def test_a_profile_of_trtexec_s_form_alone_is_known_by_its_names(engine: Path, t
     assert len(check_trace(exported(engine, "perfetto", tmp_path / "t.json", f"--profile={tmp_path / 'p.json'}"))) == 3
 
 
+def test_a_launch_that_the_estimate_lacks_is_shown_as_one(model: Path, tmp_path: Path, measuring: None) -> None:
+    """As where data decide a size that another range serves."""
+    path = tmp_path / "ranges.engine"
+    words = ["--arch=sm_80", "--verify=off", "--quiet", "--minShapes=x:1x16", "--maxShapes=x:64x16"]
+    assert main([str(model), "-o", str(path), "--sizeRanges=N=1..4", *words]) == 0
+    profile = tmp_path / "p.json"
+    rows = profiled(path, profile, "--shapes=x:6x16")
+    rows[2]["name"] += "@N=1..4"
+    profile.write_text(json.dumps(rows))
+    found = exported(path, "perfetto", tmp_path / "t.json", f"--profile={profile}", "--card=a100")
+    assert [(e["name"], e["cat"]) for e in check_trace(found)][1] == ("d@N=1..4", "kernel")
+
+
 def test_a_report_has_measured_beside_modelled_times(engine: Path, tmp_path: Path, measuring: None) -> None:
     profiled(engine, tmp_path / "p.json", "--shapes=x:6x16")
     words = ["report", str(engine), f"--profile={tmp_path / 'p.json'}", "-o", str(tmp_path / "r.html")]
@@ -123,6 +136,12 @@ def test_a_profile_of_the_same_model_in_another_precision(
     said = printed("export", words[1], "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
     assert "the profile is of another engine" in said
     assert not target.exists()
+    profile.write_text(json.dumps([*rows[:-1], {**rows[-1], "name": "z"}]))
+    said = printed("export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2)
+    assert "the profile is damaged: the engine has no launch 'z'" in said
+    profile.write_text(json.dumps(rows))
+    options = ["--format=perfetto", "-o", str(target), f"--profile={profile}", "--shapes=x:9x16"]
+    assert "with other sizes than --shapes gives" in printed("export", str(engine), *options, code=2)
     (tmp_path / "p.json").write_text(json.dumps(rows)[:-40])  # damaged
     assert "is no profile" in printed(
         "export", str(engine), "--format=perfetto", "-o", str(target), f"--profile={profile}", code=2
