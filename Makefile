@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
-.PHONY: test quick lint types replay repeat fuzz attack mutants coverage figures calibrate wheel demo gpu clean
+.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -67,6 +67,14 @@ figures: $(STAMP)
 	$(if $(NAMES),,ARCWELD_WRITE_SUPPORT=1 $(BIN)/python -m pytest tests/compiler/test_onnx_backend.py -k document)
 	$(if $(NAMES),,$(BIN)/python tests/torch/opinfo.py --document)
 	$(BIN)/python tests/figures $(NAMES)
+
+# Packages of other tools that open exports, for the tests that use them: in a folder of their own, because some ask for versions
+# that Arcweld cannot have. Only what is needed to load files is installed.
+peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target build/peers \
+	  trt-engine-explorer==0.1.5 ai-edge-model-explorer==0.1.34 \
+	  pandas python-dateutil six pytz tzdata dacite typing-extensions flask werkzeug itsdangerous blinker click \
+	  portpicker psutil requests urllib3 idna certifi charset-normalizer termcolor watchdog packaging ipython
 
 # Fits the model of time to the measurements in docs/benchmarks/kernels-*.json, and says how far it is from them.
 calibrate: $(STAMP)

@@ -6,7 +6,7 @@
     engine = arcweld.load("model.engine", device="cuda")
 
 Environment: ``ARCWELD_DEVICE`` (cuda, cuda:N, sim), ``ARCWELD_CACHE_DIR``, ``ARCWELD_LOG`` (``+fusion,codegen``),
-``ARCWELD_TRUST=1`` (run any engine file on sim).
+``ARCWELD_TRUST=1`` (run any engine file on sim), ``ARCWELD_NVTX=1`` (NVTX ranges around launches).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from arcweld.compiler.errors import (
     EnvironmentError_,
     InputError,
     ModelError,
+    ProfileError,
     UnsupportedError,
     UntrustedError,
     UsageError,
@@ -59,8 +60,9 @@ _LAZY = {
 
 __all__ = [
     "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine", "EngineFileError",
-    "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue", "SessionOptions",
-    "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "custom_op", "load", "torch_report",
+    "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue", "ProfileError",
+    "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "custom_op", "load",
+    "torch_report",
 ]  # fmt: skip
 
 

@@ -99,6 +99,12 @@ class EngineFileError(ArcweldError):
     code = "engine-file"
 
 
+class ProfileError(ArcweldError):
+    """A file of measured times that is damaged, or that was measured with another engine."""
+
+    code = "profile"
+
+
 class UntrustedError(EngineFileError):
     """An intact engine file whose kernels would run as host code, and that nothing vouches for."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import DeviceError, EngineFileError, EnvironmentError_, InputError, UsageError
 from arcweld.compiler.signature import described, gathered, plain, spread
-from arcweld.runtime import injected, trust
+from arcweld.runtime import injected, nvtx, trust
 from arcweld.runtime.arrays import Arrays, Element, Taken, check_state, host_array, result_kind
 from arcweld.runtime.device import Device
 from arcweld.runtime.devices import open_device
@@ -57,6 +57,7 @@ class Engine:
         reads the host's memory need not copy the weights, which nobody changes before ``own_weights``. Raises
         EngineFileError for inconsistent data, UntrustedError for data of a file that ``load`` would refuse, DeviceError
         for kernels that cannot be loaded, EnvironmentError_ for an unusable device, UsageError for wrong arguments.
+        With ``ARCWELD_NVTX=1``, kernels are launched one by one, in ranges with their names (``nvtx.py``).
         """
         if not isinstance(data, EngineData):
             raise UsageError(f"a {type(data).__name__} is no engine's data", hint="arcweld.load opens an engine file")
@@ -75,9 +76,13 @@ class Engine:
         finally:
             self.device.leave(token)
         self._arrays = arrays = Arrays(self.device.gpu_index, self.device.allocate)
-        addresses, replayed = self._weights.addresses, graphs and not poison
+        named = nvtx.asked()
+        addresses, replayed = self._weights.addresses, graphs and not poison and not named
         self._lock = SharedLock()
         self._stages = [Shared(own, self.device, arrays, addresses, replayed, poison) for own in parts]
+        if named:
+            for shared, own in zip(self._stages, plans):
+                shared.issue = nvtx.in_ranges(data.program.name, own)
         self.staged = StagedProgram(data.program, self._stages, self.device) if data.program.steps else None
         self._names = tuple(t.name for t in data.program.inputs)
         self._elements = tuple(Element(DType(t.dtype)) for t in data.program.inputs)

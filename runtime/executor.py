@@ -20,7 +20,7 @@ from arcweld.compiler.errors import DeviceError, InputError
 from arcweld.runtime.arena import aligned
 from arcweld.runtime.arrays import Arrays, Element, Taken, result_kind
 from arcweld.runtime.device import Device, Memory
-from arcweld.runtime.launch_list import Copy, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
+from arcweld.runtime.launch_list import Copy, Issue, LaunchListBuilder, Sizes, Step, compute_sizes, issue, prepare
 from arcweld.runtime.limits import Bounds, bounds_of, check_indices
 from arcweld.runtime.plan import ExecutionPlan, Shape
 from arcweld.runtime.pool import POISON
@@ -50,7 +50,7 @@ class Shared:
     ``parts`` are the plans for ranges of sizes and, at last, ``plan``, which serves all sizes; inputs, outputs and
     state are alike in all. ``weights`` are device addresses by name, and ``moved`` counts how often some of them have
     changed: specialisations hold them. ``recorded`` keeps the arenas that callers' own CUDA graphs use: these may be
-    replayed as long as the engine lives, even after the recording thread has ended.
+    replayed as long as the engine lives, even after the recording thread has ended. ``issue`` enqueues launches.
     """
 
     parts: Sequence[Part]
@@ -60,6 +60,7 @@ class Shared:
     graphs: bool = True
     poison: bool = False
     recorded: list[Any] = field(default_factory=list)
+    issue: Issue = issue
     moved: int = 0
 
     @property
@@ -333,7 +334,7 @@ class Context:
                     device.fill(addresses[slot], sizes[slot], POISON, stream)
         self._prepare_moving(special, tuple(addresses))
         try:
-            issue(special.steps, addresses, device, stream)
+            self.shared.issue(special.steps, addresses, device, stream)
         except DeviceError:
             if special.sizes.counter_bytes:  # they may have been left in the middle of counting
                 self.release()
@@ -373,7 +374,7 @@ class Context:
         self._prepare_moving(special, addresses)
         stream = device.begin_capture()
         try:
-            issue(special.steps, addresses, device, stream)
+            self.shared.issue(special.steps, addresses, device, stream)
             self._copy_outputs(special, addresses, stream)
         finally:
             executable = device.end_capture()

@@ -6,7 +6,7 @@ Only the addresses of inputs and outputs stay open, because they may change from
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -314,6 +314,10 @@ def issue(steps: Sequence[Step], addresses: Sequence[int], device: Device, strea
                 device.fill(place.at(addresses), nbytes, 0, stream)
         if step.prepared is not None:
             launch(step.prepared, stream)
+
+
+# what enqueues steps: `issue`, or a function that does so and more
+Issue = Callable[[Sequence[Step], Sequence[int], Device, int], None]
 
 
 def _show(env: Mapping[str, int]) -> str:

@@ -20,6 +20,7 @@ from arcweld.runtime.steps import Call, Read, Step
 
 _T = TypeVar("_T")
 HOST = "host"  # the template of what the host does
+ROUNDS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class LaunchTime:
     """What one launch took in a call, or a step of the host, all its ``runs`` in loops together.
 
     seconds  a launch's median, times ``runs``; a host step's own, with its copies
+    mean     as ``seconds``, with the mean over the rounds instead of the median
     nbytes   of the tensors that it reads or writes; of a host step, what goes between the host and the device
     flops    floating-point operations
     """
@@ -35,6 +37,7 @@ class LaunchTime:
     kernel: str
     template: str
     seconds: float
+    mean: float
     nbytes: int
     flops: int
     runs: int = 1
@@ -42,12 +45,14 @@ class LaunchTime:
     def __add__(self, other: LaunchTime) -> LaunchTime:
         """Both together, under the first one's names."""
         return replace(
-            self, seconds=self.seconds + other.seconds, nbytes=self.nbytes + other.nbytes,
-            flops=self.flops + other.flops, runs=self.runs + other.runs,
+            self, seconds=self.seconds + other.seconds, mean=self.mean + other.mean,
+            nbytes=self.nbytes + other.nbytes, flops=self.flops + other.flops, runs=self.runs + other.runs,
         )  # fmt: skip
 
 
-def profile(engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20, rounds: int = 7) -> list[LaunchTime]:
+def profile(
+    engine: Engine, feeds: Mapping[str, np.ndarray], *, repeat: int = 20, rounds: int = ROUNDS
+) -> list[LaunchTime]:
     """The time of every launch, in order: the median over ``rounds`` of the mean of ``repeat`` launches in one graph.
 
     Launches in a row find their operands in the L2 cache and hide launch latency. This suits comparisons of kernels and
@@ -96,12 +101,13 @@ class _ProfiledCall(StagedCall):
         if isinstance(step, Call):
             nbytes += sum(self.tensors[t.name].taken.nbytes for t in step.outputs)
         name = ", ".join(step.origin) or copied[0]
-        self._add(LaunchTime(name, step.op if isinstance(step, Call) else "read", HOST, seconds, nbytes, 0))
+        kernel = step.op if isinstance(step, Call) else "read"
+        self._add(LaunchTime(name, kernel, HOST, seconds, seconds, nbytes, 0))
 
     def decide(self, name: str, origin: Sequence[str]) -> np.generic:
         """Reads a condition, and times it."""
         found, seconds = self._timed(lambda: super(_ProfiledCall, self).decide(name, origin))
-        self._add(LaunchTime(f"{', '.join(origin)}: {name}", "read", HOST, seconds, found.nbytes, 0))
+        self._add(LaunchTime(f"{', '.join(origin)}: {name}", "read", HOST, seconds, seconds, found.nbytes, 0))
         return found
 
     def _timed(self, work: Callable[[], _T]) -> tuple[_T, float]:
@@ -139,21 +145,22 @@ def _launches(shared: Shared, inputs: Sequence[Taken], repeat: int, rounds: int)
             continue
         launch = launches[step.spec.name]
         touched = dict.fromkeys((*launch.launch.reads, *launch.launch.writes))
-        seconds = _time(device, step.prepared, repeat, rounds)
+        times = _time(device, step.prepared, repeat, rounds)
         if step.zero:  # each repetition has added to the result: compute it once more
             issue([step], addresses, device, 0)
         found.append(
             LaunchTime(
-                step.spec.name, launch.variant.entry, launch.launch.template, seconds,
-                sum(sizes.nbytes[t] for t in touched), Expression(launch.launch.flops)(sizes.env),
+                step.spec.name, launch.variant.entry, launch.launch.template, float(np.median(times)),
+                float(np.mean(times)), sum(sizes.nbytes[t] for t in touched),
+                Expression(launch.launch.flops)(sizes.env),
             )
         )  # fmt: skip
     device.synchronize()
     return found
 
 
-def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
-    """Median over ``rounds`` of the seconds of one launch among ``repeat`` in a graph."""
+def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> list[float]:
+    """The seconds of one launch among ``repeat`` in a graph, in each of the ``rounds``."""
     import cupy
 
     device.synchronize()
@@ -170,7 +177,7 @@ def _time(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
         end.record(external)
         end.synchronize()
         times.append(cupy.cuda.get_elapsed_time(start, end) * 1e-3 / repeat)
-    return float(np.median(times))
+    return times
 
 
 @dataclass(frozen=True, slots=True)

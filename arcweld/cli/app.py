@@ -25,6 +25,7 @@ from arcweld.cli.build import build
 from arcweld.cli.common import err, out
 from arcweld.cli.doctor import doctor
 from arcweld.cli.estimate import estimate
+from arcweld.cli.export import export
 from arcweld.cli.inspect import explain, inspect
 from arcweld.cli.report import report
 from arcweld.cli.run import run, verify
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "bench": (bench, "Time an engine."),
     "estimate": (estimate, "Model what a call takes on cards that need not be here."),
     "report": (report, "Write an HTML report on an engine or a model."),
+    "export": (export, "Write kernels and times for Perfetto, trex, Netron or Model Explorer."),
     "inspect": (inspect, "Describe a model or an engine."),
     "explain": (explain, "Say which nodes share a kernel, and why."),
     "verify": (verify, "Compare an engine with its model."),

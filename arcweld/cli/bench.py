@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, note, out, print_table, waiting
+from arcweld.cli.common import check_writable, interface, note, out, print_table, waiting
+from arcweld.cli.estimate import engine_sizes
 from arcweld.cli.inputs import (
     Batch,
     Bf16,
@@ -30,9 +31,12 @@ from arcweld.cli.inputs import (
 )
 from arcweld.cli.inspect import engine_report
 from arcweld.cli.run import DumpOutput, Export, one_path, output_file, print_outputs, write_outputs
+from arcweld.cli.shapes import sizes_of
 from arcweld.cli.timing import Call, Sample, Schedule, Timed, gpu_call, host_call, measure
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
+from arcweld.report.layers import layer_info
+from arcweld.report.profiles import Measured, fingerprint, profile_rows
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
 
@@ -61,9 +65,9 @@ def bench(
     dump_output: DumpOutput = False, export: Export = "",
     export_times: Annotated[str, Opt("--exportTimes", help="Write every latency to a JSON file.")] = "",
     dump_profile: Annotated[bool, Opt("--dumpProfile", help="Print the time of every kernel (needs a GPU).")] = False,
-    export_profile: Annotated[str, Opt("--exportProfile", help="Write the time of every kernel as JSON.")] = "",
+    export_profile: Annotated[str, Opt("--exportProfile", help="Write the same as JSON, as trtexec does.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
-    export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write what `inspect --json` prints.")] = "",
+    export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write the same as JSON, as trtexec does.")] = "",
 ) -> None:  # fmt: skip
     """Times calls of an engine, in trtexec's words. No figure is comparable across devices."""
     percentiles = _percentiles(percentile)
@@ -77,12 +81,12 @@ def bench(
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
     if not cuda_graph:
         engine = Engine(engine.data, engine.device, graphs=False, trusted=trust)
+    feeds = {} if skip else feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
     if dump_layers or layers_to:
-        show_layers(engine.data, dump_layers, layers_to)
+        show_layers(engine.data, dump_layers, layers_to, engine.device.arch, feeds)
     if skip:
         out.print(f"loaded {engine.program.name} on {engine.device.name} ({engine.device.arch})")
         return
-    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
     schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
     with waiting("timing"):
         timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
@@ -171,19 +175,35 @@ def _write(target: Path | None, rows: Any) -> None:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
 
 
-def show_layers(data: EngineData, shown: bool, target: Path | None) -> None:
-    """Prints which nodes each kernel computes, or writes the report on an engine as JSON."""
-    report = engine_report(data, {})
-    for x in report["launches"] if shown else ():
+def show_layers(
+    data: EngineData, shown: bool, target: Path | None, arch: str, feeds: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Prints which nodes each kernel computes, or writes the layers as trtexec does, at the sizes of ``feeds``,
+    or else those that the engine was verified with.
+    """
+    for x in engine_report(data, {})["launches"] if shown else ():
         out.print(f"{x['kernel']} ({x['template']}): {', '.join(x['nodes'])}")
-    _write(target, report)
+    if target is not None:
+        sizes = feed_sizes(data, feeds) if feeds else engine_sizes(data, "")
+        _write(target, layer_info(data, sizes, arch))
+
+
+def feed_sizes(data: EngineData, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The values of the symbols with these inputs."""
+    return sizes_of(interface(data), {name: array.shape for name, array in feeds.items()})
 
 
 def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, target: Path | None) -> None:
     """Prints or writes the time of each launch, and of what the host does between: its share, bytes, operations."""
-    from arcweld.runtime.profiler import HOST, profile
+    from arcweld.runtime.profiler import HOST, ROUNDS, profile
 
-    found = profile(engine, feeds)
+    found = profile(engine, feeds, rounds=ROUNDS)
+    if target is not None:
+        data, device = engine.data, engine.device
+        said = Measured(fingerprint(data), device.name, device.arch, feed_sizes(data, feeds))
+        _write(target, profile_rows(found, ROUNDS, said))
+    if not shown:
+        return
     total = sum(t.seconds for t in found)
     origins = {x.name: ", ".join(x.origin) for x in engine.program.all_launches()}
     rows: list[dict[str, Any]] = [
@@ -195,9 +215,6 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
         }
         for t in found
     ]  # fmt: skip
-    _write(target, rows)
-    if not shown:
-        return
     cells = [
         (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}",
          str(r["runs"]), f"on the host: {r['kernel']}" if r["onHost"] else r["kernel"], r["nodes"])

@@ -63,7 +63,7 @@ def build(
     disable: Annotated[str, Opt("--disable", help="Passes to leave out, separated by commas.")] = "",
     dump: Annotated[str, Opt("--dump", help="Folder for the graph after each pass and every kernel.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
-    export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write what `inspect --json` prints.")] = "",
+    export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write the same as JSON, as trtexec does.")] = "",
     quiet: Annotated[bool, Opt("--quiet", help="Nothing about progress.")] = False,
     verbose: Annotated[bool, Opt("--verbose", help="Time of each stage.")] = False,
 ) -> None:  # fmt: skip
@@ -108,7 +108,7 @@ def build(
         for stage, seconds in done.seconds.items():
             err.print(f"{stage:>10} {seconds:8.2f} s")
     if dump_layers or layers_to:
-        show_layers(done.data, dump_layers, layers_to)
+        show_layers(done.data, dump_layers, layers_to, (done.data.archs or ("sm_80",))[0])
     out.print(summary(done, used))
 
 

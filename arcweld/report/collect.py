@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arcweld.compiler.logs import printable
-from arcweld.driver.estimate import Estimate, LaunchEstimate
+from arcweld.driver.estimate import LaunchEstimate
 from arcweld.driver.summary import host_text, kernels_text, verified_kernels
+from arcweld.report.timeline import Timeline
 from arcweld.runtime.engine_file import EngineData
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One launch. Times are modelled microseconds; ``share`` is the share of the roofline, from 0 to 1.
+    """One launch. Times are modelled microseconds but for ``measured_us``, which is None where nothing was measured;
+    ``share`` is the share of the roofline, from 0 to 1.
 
     ``verified`` says what became of its kernel's verification, ``multiplies`` what multiplies in it (``wgmma f16``).
     """
@@ -41,6 +43,7 @@ class Row:
     multiplies: str
     types: tuple[str, ...]
     verified: str
+    measured_us: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Report:
     steps        what the host does, line by line; empty where all is one stage
     refusals     fusions that were refused, with the reasons; None where nobody knows them
     beside       what is not in the modelled time
+    measured     where and how kernels were measured, in a few words; empty where nothing was
+    other_us     the measured microseconds of what has no row: the host's steps, launches for sizes that data decided
     """
 
     file: str
@@ -103,20 +108,28 @@ class Report:
     rows: tuple[Row, ...]
     memory: tuple[Memory, ...]
     modelled: bool = field(default=True)
+    measured: str = ""
+    other_us: float = 0.0
+
+    @property
+    def measured_us(self) -> float:
+        """The microseconds of all that was measured, one after another."""
+        return self.other_us + sum(r.measured_us or 0.0 for r in self.rows)
 
 
 def collect(
-    file: str, data: EngineData, estimate: Estimate, *, steps: Sequence[str] = (),
+    file: str, data: EngineData, times: Timeline, *, steps: Sequence[str] = (),
     refusals: Sequence[str] | None = None, precision: str = "",
 ) -> Report:  # fmt: skip
     """The report on an engine, or on a model that is planned only: then ``precision`` is what it was planned in.
 
-    ``file``, ``steps`` and ``refusals`` are as in ``Report``.
+    ``file``, ``steps`` and ``refusals`` are as in ``Report``. ``times`` has the estimate of the call,
+    and measured times where there are some.
     """
-    program, card = data.program, estimate.card
+    program, estimate, card = data.program, times.estimate, times.estimate.card
     found = {} if precision else _verified(data)
     rows = tuple(
-        _row(k, x, "not built" if precision else found.get(x.source, "not verified"))
+        _row(k, x, "not built" if precision else found.get(x.source, "not verified"), times)
         for k, x in enumerate(estimate.launches)
     )
     return Report(
@@ -140,15 +153,17 @@ def collect(
             ))
             for a in estimate.arenas
         ),
+        measured=times.times if times.count else "",
+        other_us=sum(s.us for s in times.slices if s.launch is None),
     )  # fmt: skip
 
 
-def _row(number: int, x: LaunchEstimate, verified: str) -> Row:
-    m = x.modelled
+def _row(number: int, x: LaunchEstimate, verified: str, times: Timeline) -> Row:
+    m, own = x.modelled, times.by_name.get(printable(x.name)) if times.count else None
     return Row(
         number, x.stage, printable(x.name), x.source, printable(x.template), tuple(map(printable, x.origin)), x.nbytes,
         x.flops, x.grid, x.block, x.shared_bytes, m.us, m.floor, m.share, m.bound, m.us - m.floor, x.multiplies,
-        x.types, verified,
+        x.types, verified, None if own is None else own.us,
     )  # fmt: skip
 
 

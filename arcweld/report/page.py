@@ -22,6 +22,7 @@ from arcweld.report.draw import bound_class, bytes_short, memory_plan, rate_text
 
 HERE = Path(__file__).parent
 MOST_BYTES = 1_000_000  # of a page, as long as its table alone has no more
+MEASURED = ("measured us", "n")  # the column behind the modelled time, where kernels were measured
 # of the table of kernels: titles, and whether a column is ordered by number (n) or by text (t)
 COLUMNS = (
     ("#", "n"), ("kernel", "t"), ("model nodes", "t"), ("modelled us", "n"), ("share of roofline", "n"),
@@ -65,7 +66,8 @@ def _rendered(report: Report, texts: Mapping[str, str | None]) -> str:
     sizes = ", ".join(f"{n}={v}" for n, v in report.sizes.items())
     verified = f"{report.verified_kernels} of {report.distinct_kernels}" if report.kind == "engine" else "not built"
     return _page().render(
-        columns=COLUMNS, sizes=f", at {sizes}" if sizes else "", verified=verified,
+        columns=(*COLUMNS[:4], MEASURED, *COLUMNS[4:]) if report.measured else COLUMNS,
+        sizes=f", at {sizes}" if sizes else "", verified=verified,
         share=100 * report.floor_us / report.modelled_us, report=report, texts=texts, first=first,
         data=_json(report), script=script, style=style, digest=digest,
         roofline=roofline(report), bounds=sorted({r.bound for r in report.rows}),

@@ -175,7 +175,7 @@ def test_bench_speaks_trtexec(engine: Path, tmp_path: Path, capsys: Words) -> No
     assert re.search("^Latency: " + ", ".join(words), out, re.M)
     assert "device: sim" in out
     assert "contract): fc1, relu\n" in out
-    assert json.loads(layers.read_text())["archs"] == ["sm_90a"]
+    assert set(json.loads(layers.read_text())) == {"Layers", "Bindings"}
     assert len(json.loads(times.read_text())) == 7
 
 

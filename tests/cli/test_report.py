@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,11 +23,13 @@ import onnx
 import pytest
 from cli_models import mlp, mlp_weights, save_model
 from onnx import helper as h
+from PIL import Image
 
 from arcweld.cli.app import main
 from arcweld.report import page as report_page
 from arcweld.runtime.engine_file import read_engine, write_engine
 
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 HOSTILE_VALUE = "x\"'><svg onload=alert(2)>&amp;"
 Printed = Callable[..., str]
@@ -367,15 +370,21 @@ document.body.dataset.seen = seen.join("|");
 
 
 def in_a_browser(path: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document after its scripts, and the lines of the console. Skips where there is no browser."""
+    """The document after its scripts, and the lines of the console."""
+    done = browse(path, profile, "--dump-dom")
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def browse(path: Path, profile: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Opens a page in a browser without a window. Skips where there is none, except on GitHub, which has one."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        pytest.skip(f"no browser is installed: {', '.join(BROWSERS)}")
+        missing = f"no browser is installed, of {', '.join(BROWSERS)}: `apt install chromium` installs one on Debian"
+        (pytest.fail if os.environ.get("GITHUB_ACTIONS") else pytest.skip)(missing)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
                "--enable-logging=stderr", f"--user-data-dir={profile}"]  # fmt: skip
-    command = [browser, *options, "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    command = [browser, *options, *more, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
 @pytest.mark.slow
@@ -403,6 +412,23 @@ def test_search_and_order_in_a_browser(page: Page, tmp_path: Path) -> None:
         [r for r in rows if "softmax" in r["kernel"]], by_time, by_time[::-1], sorted(rows, key=lambda r: r["kernel"]),
     ]  # fmt: skip
     assert seen[1].split("|") == [" ".join(f"k{r['number']}" for r in some) for some in wanted]
+
+
+@pytest.mark.slow
+def test_a_screenshot_is_kept(engine: Path, tmp_path: Path) -> None:
+    """In ``build/report.png``, for whoever wants to see what the tests saw: light paper with text and colours on it."""
+    picture = ROOT / "build" / "report.png"
+    picture.parent.mkdir(exist_ok=True)
+    picture.unlink(missing_ok=True)
+    browse(engine.parent / "engine.html", tmp_path / "profile", f"--screenshot={picture}", "--window-size=1200,1600")
+    with Image.open(picture) as found:
+        assert found.size == (1200, 1600)
+        colours = found.convert("RGB").getcolors(1 << 22)
+    assert len(colours) > 100
+    paper, (red, green, blue) = max(colours)
+    assert paper > 1200 * 1600 / 2
+    assert min(red, green, blue) > 200
+    assert any(max(c) - min(c) > 60 for _, c in colours)
 
 
 @pytest.mark.slow

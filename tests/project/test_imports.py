@@ -24,8 +24,9 @@ FLOORS = (
     ("compiler",),  # the graph: dimensions, expressions, operators
     ("compiler/onnx", "compiler/torch", "passes", "codegen", "runtime"),
     ("arcweld/driver",),  # ties those together
-    ("arcweld/report",),  # what is known of an engine, as a page
+    ("arcweld/report",),  # what is known of an engine, as a page and in the forms of other tools
     ("arcweld/cli", "arcweld/torch"),
+    ("arcweld/model_explorer",),  # what another tool imports
     ("arcweld",),  # the names that users import
     ("models",),
 )
@@ -148,7 +149,8 @@ MODULES = {
     "cupy-cuda12x": ("cupy", "cupy_backends"), "cuda-bindings": ("cuda",), "nvidia-cuda-nvrtc-cu12": (),
     "protobuf": ("google",),
 }  # fmt: skip
-OPTIONAL = {"torch", "onnxruntime"}  # of the extras `torch` and `test`; only asked for by what needs them
+# of the extras `torch`, `test` and `explorer`; only asked for by what needs them
+OPTIONAL = {"torch", "onnxruntime", "model_explorer", "dacite"}
 
 
 def test_dependencies_are_used_and_what_is_used_is_declared() -> None:

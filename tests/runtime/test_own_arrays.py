@@ -79,10 +79,10 @@ def test_a_launch_that_fails_leaves_no_count_behind() -> None:
 
 
 def test_the_profiler_repeats_such_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(device: Any, prepared: Any, repeat: int, rounds: int) -> float:
+    def timed(device: Any, prepared: Any, repeat: int, rounds: int) -> list[float]:
         for _ in range(repeat):
             device.launch(prepared)
-        return 1e-6
+        return [1e-6]
 
     monkeypatch.setattr(profiler, "_time", timed)
     monkeypatch.setattr(SimDevice, "measures_time", True)
