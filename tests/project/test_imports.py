@@ -24,7 +24,7 @@ FLOORS = (
     ("compiler",),  # the graph: dimensions, expressions, operators
     ("compiler/onnx", "compiler/torch", "passes", "codegen", "runtime"),
     ("arcweld/driver",),  # ties those together
-    ("arcweld/report",),  # what is known of an engine, as a page
+    ("arcweld/report", "arcweld/debug"),  # what is known of an engine, as a page; why results are wrong
     ("arcweld/cli", "arcweld/torch"),
     ("arcweld",),  # the names that users import
     ("models",),
