@@ -83,8 +83,8 @@ class Comparison:
         self.values: dict[str, Value] = {v.name: v for v in self.graph.values()}
         self.producers = self.graph.producers()
         self.labels = dict(zip(self.graph.labels(), (o.name for o in self.graph.outputs)))
-        plan = ExecutionPlan(self.data.program.at(subject.sizes), subject.device.arch)
-        self.steps = _steps(plan.launches)
+        part = self.data.program.at(subject.sizes)
+        self.steps = _steps(ExecutionPlan(part, subject.device.arch).launches, {a.name: a.of for a in part.aliases})
         known = {**self.values, **self.graph.weights}
         tensors = dict.fromkeys(t for s in self.steps for t in (*s.reads, *s.writes))
         self.name = {t: graph_name(t, self.labels, known) for t in tensors}
@@ -202,16 +202,17 @@ class Comparison:
                         **changes)  # fmt: skip
 
 
-def _steps(launches: Sequence[LaunchPlan]) -> list[Step]:
-    """The launches in order, those that write one tensor joined."""
+def _steps(launches: Sequence[LaunchPlan], aliases: Mapping[str, str]) -> list[Step]:
+    """The launches in order, those that write one tensor joined. What is written in place is read too."""
     found: list[Step] = []
     for x in launches:
-        before = found[-1] if found else None
-        if before is not None and set(before.writes) & set(x.launch.writes):
-            reads = dict.fromkeys((*before.reads, *(t for t in x.launch.reads if t not in before.writes)))
-            found[-1] = Step(x, (*before.launches, x.launch.name), tuple(reads), x.launch.writes)
-        else:
-            found.append(Step(x, (x.launch.name,), x.launch.reads, x.launch.writes))
+        reads = [*x.launch.reads, *(aliases[t] for t in x.launch.writes if t in aliases)]
+        names = (x.launch.name,)
+        if found and set(found[-1].writes) & set(x.launch.writes):
+            before = found.pop()
+            reads = [*before.reads, *(t for t in reads if t not in before.writes)]
+            names = (*before.launches, *names)
+        found.append(Step(x, names, tuple(dict.fromkeys(reads)), x.launch.writes))
     return found
 
 

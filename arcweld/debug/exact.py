@@ -27,7 +27,8 @@ def evaluate_exactly(
     them rounded as its types say: its results are steps, on which side of which the rounding decides.
     """
     pairs = list(zip(node.inputs, arrays))
-    if node.op in PATTERNS or not all(o.dtype in WIDENED for o in node.outputs):
+    stored = any(v.dtype.is_storage and v.dtype.is_float for v in node.operands())  # products of narrow floats
+    if stored or node.op in PATTERNS or not all(o.dtype in WIDENED for o in node.outputs):
         return evaluate_node(node, [None if v is None else narrowed(a, v.dtype) for v, a in pairs], env)
     outputs = tuple(Value(o.name, o.type.with_dtype(DType.F64)) for o in node.outputs)
     attrs = {k: DType.F64 if isinstance(a, DType) and a in WIDENED else a for k, a in node.attrs.items()}
