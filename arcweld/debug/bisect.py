@@ -160,7 +160,10 @@ def _fusion(case: Case, found: Culprit, search: _Search) -> Culprit:
     part = case.limited(Limit(number, EVERY)).build().part_at(case.sizes)
     joined = _joined(part.fused, Limit(number, EVERY))
     k, failure = search.fusions(number, len(joined), found.failure)
-    return replace(found, fusion=k, nodes=joined[k - 1], failure=failure) if k else found
+    if not k:
+        return found
+    single = replace(found, fusion=k, failure=failure)
+    return replace(single, nodes=tuple(dict.fromkeys((*joined[k - 1], *_nodes(case, single))))[:MOST_NODES])
 
 
 def _joined(fused: FusedGraph, limit: Limit) -> list[tuple[str, str]]:

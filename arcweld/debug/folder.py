@@ -62,7 +62,11 @@ def new_folder(path: str | os.PathLike[str], force: bool = False) -> Iterator[Pa
         if target.exists():
             old = temporary.with_suffix(".old")
             os.replace(target, old)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                os.replace(old, target)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, target)
