@@ -30,6 +30,9 @@ def print_divergence(found: Divergence) -> None:
     ):
         for label in found.beyond(errors):
             out.print(what.format(label, errors[label]))
+    others = found.beyond(found.passes) or found.beyond(found.runtime)
+    if found.beyond(found.outputs) and b is None and not others:
+        out.print("no kernel is wrong by itself: their errors add up, the largest first")
     rows = [
         (x.kernel, x.value, f"{x.local:.1e}", f"{x.limit:.0e}", f"{x.inherited:.1e}", f"{x.total:.1e}", _nodes(x))
         for x in found.ranked()[:MOST_ROWS]

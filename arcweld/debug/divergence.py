@@ -16,9 +16,9 @@ import numpy as np
 
 from arcweld.compiler.errors import AccuracyError, DeviceError
 from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.reference import run_reference, stream_reference
+from arcweld.compiler.reference import stream_reference
 from arcweld.debug.boundaries import Boundary, Divergence
-from arcweld.debug.exact import evaluate_exactly, narrowed
+from arcweld.debug.exact import evaluate_exactly, evaluated, narrowed
 from arcweld.debug.subject import Subject, graph_name
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import judge, run_launches
@@ -101,8 +101,9 @@ class Comparison:
         passes: dict[str, float] = {}
         imported = self.subject.imported
         if imported is not None:
-            want = run_reference(imported, self.subject.feeds, bind=self.subject.sizes)
             names = dict(zip(imported.labels(), (o.name for o in imported.outputs)))
+            wanted = {names[label] for label in made}
+            want = evaluated(imported, self.subject.feeds, self.subject.sizes, wanted, self.evaluate)
             passes = {label: relative_error(exact[n], want[names[label]]) for label, n in made.items()}
         return Divergence(tuple(found), outputs, self.subject.tolerance, passes, runtime)
 

@@ -5,14 +5,14 @@ What a kernel differs from them is the error of its own arithmetic and of the ty
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.ir import Node, Value
-from arcweld.compiler.reference import evaluate_node
+from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.reference import Evaluate, evaluate_node, stream_reference
 
 WIDENED = frozenset({DType.F32, DType.F16, DType.BF16})
 PATTERNS = frozenset({"BitCast"})  # operators on bit patterns, which have no meaning in another type
@@ -46,3 +46,17 @@ def narrowed(array: np.ndarray | None, dtype: DType) -> np.ndarray | None:
         return array
     with np.errstate(over="ignore"):  # what the type cannot hold is infinite, as a kernel stores it
         return array.astype(dtype.numpy, copy=False)
+
+
+def evaluated(
+    graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], names: Collection[str],
+    evaluate: Evaluate | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The values of these names; ``evaluate`` as for ``stream_reference``. Raises as that does."""
+    hold = {n: len(graph.nodes) for n in names if n not in graph.weights}
+    found: dict[str, np.ndarray] = {}
+    for _, values in stream_reference(graph, feeds, hold=hold, bind=sizes, evaluate=evaluate):
+        found |= {n: values[n] for n in hold if n in values and n not in found}
+        if len(found) == len(hold):
+            break
+    return found | {n: graph.weights[n].data for n in names if n in graph.weights}

@@ -9,10 +9,9 @@ import numpy as np
 
 from arcweld.compiler.dtypes import from_numpy
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.reference import stream_reference
 from arcweld.debug.boundaries import Boundary, Divergence
 from arcweld.debug.divergence import REFERENCES, Comparison
-from arcweld.debug.exact import evaluate_exactly, narrowed
+from arcweld.debug.exact import evaluate_exactly, evaluated, narrowed
 from arcweld.debug.folder import INPUTS, new_folder, save_arrays, write_script
 from arcweld.debug.subject import Subject
 from arcweld.driver.single_launch import single_launch
@@ -49,7 +48,7 @@ def _whole(subject: Subject, reference: str) -> Parts:
     """The engine as it is, with the outputs of the imported graph, if it is known."""
     graph = subject.imported or subject.graph
     names = dict(zip(graph.labels(), (o.name for o in graph.outputs)))
-    values = _values(graph, subject, set(names.values()), "f32" if subject.imported else reference)
+    values = _values(graph, subject, set(names.values()), reference)
     return subject.data, subject.feeds, {label: values[n] for label, n in names.items() if n in values}
 
 
@@ -69,10 +68,4 @@ def _kernel(subject: Subject, b: Boundary, reference: str) -> Parts:
 def _values(graph: Graph, subject: Subject, names: set[str], reference: str) -> dict[str, np.ndarray]:
     """The reference's values of these names."""
     evaluate = evaluate_exactly if reference == "f64" else None
-    hold = dict.fromkeys(names - graph.weights.keys(), len(graph.nodes))
-    found: dict[str, np.ndarray] = {}
-    for _, values in stream_reference(graph, subject.feeds, hold=hold, bind=subject.sizes, evaluate=evaluate):
-        found |= {n: values[n] for n in names if n in values and n not in found}
-        if len(found) == len(hold):
-            break
-    return found
+    return evaluated(graph, subject.feeds, subject.sizes, names, evaluate)

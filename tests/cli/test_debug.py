@@ -108,6 +108,26 @@ def test_precision(printed: Printed, folder: Path) -> None:
     assert main(["build", "p.onnx", "-o", "p.engine", "--fp16", line]) == 0
 
 
+def test_errors_that_add_up(printed: Printed) -> None:
+    """Below what rounding gives, no kernel is at fault, and the engine with its inputs is what is left."""
+    text = printed("first-divergence", "m.onnx", "--tolerance=1e-9", code=1)
+    assert "output y has relative error" in text
+    assert "no kernel is wrong by itself" in text
+    done = subprocess.run(
+        [sys.executable, "m.first-divergence/reproduce.py"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the engine, of the whole model" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = printed(command, "--help")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "--force" in text
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
