@@ -208,7 +208,7 @@ def _steps(launches: Sequence[LaunchPlan], aliases: Mapping[str, str]) -> list[S
     found: list[Step] = []
     for x in launches:
         reads = [*x.launch.reads, *(aliases[t] for t in x.launch.writes if t in aliases)]
-        names = (x.launch.name,)
+        names: tuple[str, ...] = (x.launch.name,)
         if found and set(found[-1].writes) & set(x.launch.writes):
             before = found.pop()
             reads = [*before.reads, *(t for t in reads if t not in before.writes)]
