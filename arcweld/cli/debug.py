@@ -24,7 +24,7 @@ from arcweld.debug.bisect import write_culprit
 from arcweld.debug.case import Case, prepare
 from arcweld.debug.divergence import REFERENCES, compare_kernels
 from arcweld.debug.folder import SCRIPT, check_folder
-from arcweld.debug.kernel_case import write_divergence
+from arcweld.debug.kernel_case import checked, write_divergence
 from arcweld.debug.precision import needed_in_f32, write_precision
 from arcweld.debug.reduce import reduce as find_smallest
 from arcweld.debug.reduce import write_reduced
@@ -69,10 +69,12 @@ def first_divergence(
         subject = Subject.of_case(_case(path, device, given, values, precision_of(fp16, bf16), tolerance, disable))
     with _telling(json) as tell:
         found = compare_kernels(subject, reference, tell)
+        first = found.first
+        said = checked(subject, first, reference) if first is not None and first.cause != "precision" else ""
     if json:
-        print_json({**dataclasses.asdict(found), "wrong": found.wrong})
+        print_json({**dataclasses.asdict(found), "wrong": found.wrong, "checked": said})
     else:
-        print_divergence(found)
+        print_divergence(found, said)
     if found.wrong:
         write_divergence(target, subject, found, reference, force)
         _end(target, json)

@@ -15,14 +15,16 @@ def print_right(case: Case) -> None:
     out.print(f"nothing is wrong: all outputs are within {case.tolerance:.0e} of the reference on {case.device.name}")
 
 
-def print_divergence(found: Divergence) -> None:
-    """Prints the first kernel at fault, what else is wrong, and the largest errors."""
+def print_divergence(found: Divergence, checked: str = "") -> None:
+    """Prints the first kernel at fault and what checked mode says of it, what else is wrong, and the largest errors."""
     b = found.first
     if not found.wrong:
         results = len(found.boundaries)
         out.print(f"nothing is wrong: {results} results of kernels and the outputs agree with the reference")
     elif b is not None:
         _print_first(b)
+        if checked:
+            out.print(f"  checked mode: {checked}")
     for what, errors in (
         ("passes change output {} by {:.2e}: `debug bisect` finds which", found.passes),
         ("as a whole the engine gives another output {} than its kernels one by one, by {:.2e}", found.runtime),

@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from arcweld.compiler.dtypes import from_numpy
+from arcweld.compiler.errors import AccuracyError, DeviceError
 from arcweld.compiler.ir import Graph
 from arcweld.debug.boundaries import Boundary, Divergence
 from arcweld.debug.divergence import REFERENCES, Comparison
 from arcweld.debug.exact import evaluate_exactly, evaluated, narrowed
 from arcweld.debug.folder import INPUTS, new_folder, save_arrays, write_script
 from arcweld.debug.subject import Subject
+from arcweld.driver.isolation import Notes, in_child
 from arcweld.driver.single_launch import single_launch
+from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData, write_engine
+from arcweld.runtime.sim.device import SimDevice
 
+CHECKED_SECONDS = 120.0
 ENGINE, EXPECTED = "case.engine", "expected.npz"
 
 
@@ -39,6 +44,31 @@ def write_divergence(
             "nodes": b.nodes if b else (), "limit": b.limit if b else found.tolerance,
             "expected": {n: from_numpy(a.dtype).value for n, a in expected.items()},
         })  # fmt: skip
+
+
+def checked(subject: Subject, b: Boundary, reference: str = REFERENCES[0]) -> str:
+    """What checked mode says of a kernel on the reference's operands: a race, a missing barrier, a bad access.
+
+    It is empty where checked mode finds nothing, does not end in ``CHECKED_SECONDS`` of CPU time, or is not to be had:
+    only the simulator has it.
+    """
+    if not subject.device.is_simulator:
+        return ""
+    single, inputs, _ = _kernel(subject, b, reference)
+    device = SimDevice(subject.device.arch, checked=True)
+
+    def work(note: Notes) -> str:
+        note(f"checked mode of kernel {b.kernel}", CHECKED_SECONDS)
+        try:
+            Engine(single, device, graphs=False, borrow=True).run({n: a.copy() for n, a in inputs.items()})
+        except DeviceError as error:
+            return error.message
+        return ""
+
+    try:
+        return in_child(work)
+    except AccuracyError:  # the child was ended; how the kernel ends its process is the boundary's to say
+        return ""
 
 
 Parts = tuple[EngineData, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # an engine, inputs, expected outputs

@@ -82,6 +82,16 @@ def test_an_engine_with_a_wrong_kernel(printed: Printed, folder: Path) -> None:
     assert int(line) > 1
 
 
+def test_checked_mode_names_a_missing_barrier(printed: Printed) -> None:
+    """Without the barrier behind the first tiles, warps read what is not there yet."""
+    with edited(lambda text: text.replace("Group::sync();", ";") if "contract_matmul_add_relu" in text else text):
+        text = printed("first-divergence", "m.onnx", "--shapes=x:40x16", code=1)
+        report = json.loads(printed("first-divergence", "m.onnx", "--shapes=x:40x16", "--force", "--json", code=1))
+    assert "nodes: fc1, relu" in text
+    assert "checked mode: " in text
+    assert "race" in report["checked"] or "uninitialised" in report["checked"], report["checked"]
+
+
 def test_the_other_searches_of_a_wrong_kernel(printed: Printed, folder: Path) -> None:
     with edited(dropped):
         text = printed("bisect", "m.onnx", "--shapes=x:3x16", code=1)
