@@ -15,6 +15,20 @@ _PRECISIONS = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """How far a build optimises, so that a search finds the step from which on its results are wrong.
+
+    It is LLVM's ``-opt-bisect-limit`` ("Using -opt-bisect-limit to debug optimization errors", LLVM documentation).
+
+    passes   the number of the last pass that is applied (``passes/pipeline.py``); what a build needs is applied anyway
+    fusions  how many nodes join the region of another node; None: all that can
+    """
+
+    passes: int
+    fusions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The options of one build. Raises UsageError for an unknown precision, and for an unknown or too old architecture.
 
@@ -24,6 +38,7 @@ class Options:
     tf32       f32 matrix products may round their operands to tf32
     keep_f32   origins (names of the model's nodes) whose results stay f32 whatever ``precision`` says
     ranges     ranges of sizes that get launches of their own, the first that holds; None: the driver chooses
+    limit      where optimising ends; None: nowhere
     """
 
     precision: str = "fp32"
@@ -32,6 +47,7 @@ class Options:
     tf32: bool = False
     keep_f32: frozenset[str] = frozenset()
     ranges: tuple[SizeRange, ...] | None = None
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in _PRECISIONS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -21,6 +21,9 @@ from arcweld.compiler.ir import Graph, Node, TensorType, Value
 from arcweld.compiler.mapped import give_back
 from arcweld.compiler.ops.host_strings import is_strings
 from arcweld.compiler.ops.registry import Case, OpDef, check_attrs, concrete, opdef
+
+# a node, its operands, the symbols' values -> its results
+Evaluate = Callable[[Node, list[np.ndarray | None], Mapping[str, int]], tuple[np.ndarray, ...]]
 
 
 def run_reference(
@@ -54,13 +57,15 @@ def stream_reference(
     *,
     hold: Mapping[str, int],
     bind: Mapping[str, int] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """Evaluates ``graph`` node by node; yields (index of the node just evaluated, live values), first (-1, inputs).
 
     A value is live until its last reader, and at least until after the node with the index that ``hold`` gives for it.
-    The pages of a mapped weight go back after its last reader. The same dictionary is yielded every time. Raises as
-    ``run_reference``.
+    The pages of a mapped weight go back after its last reader. The same dictionary is yielded every time.
+    ``evaluate`` takes the place of ``evaluate_node``. Raises as ``run_reference``.
     """
+    evaluate = evaluate or evaluate_node
     env = bind_symbols(graph.inputs, feeds, bind)
     values: dict[str, np.ndarray] = {v.name: np.asarray(feeds[v.name]) for v in graph.inputs}
     last_use = {v.name: i for i, node in enumerate(graph.nodes) for v in node.operands()}
@@ -71,7 +76,7 @@ def stream_reference(
     yield -1, values
     for i, node in enumerate(graph.nodes):
         arrays = [None if v is None else _operand(graph, values, v) for v in node.inputs]
-        for out, array in zip(node.outputs, evaluate_node(node, arrays, env)):
+        for out, array in zip(node.outputs, evaluate(node, arrays, env)):
             values[out.name] = array
         yield i, values
         dead = [*freed.get(i, ()), *(o.name for o in node.outputs if until.get(o.name, -1) <= i)]

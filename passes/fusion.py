@@ -19,17 +19,24 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
-from arcweld.compiler.dims import Dim, symbol
 from arcweld.compiler.ir import Graph, Node, Value
-from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
+from arcweld.compiler.options import Limit
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
 from arcweld.passes.dce import remove_dead
-from arcweld.passes.places import MAX_CODE, MAX_RECOMPUTE, code_of, computed_too_often, fan_out
+from arcweld.passes.places import (
+    MAX_CODE,
+    MAX_RECOMPUTE,
+    Coords,
+    code_of,
+    computed_too_often,
+    fan_out,
+    indices,
+    moved,
+)
 from arcweld.passes.repeatable import Repeatable
 
 log = logging.getLogger("arcweld.fusion")
-Coords = tuple[Dim, ...]
 
 MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 # Bounds of one kernel, so that NVRTC takes no more than about two seconds for it. Fusing more would gain nothing.
@@ -74,8 +81,9 @@ class _Group:
 class Fuser:
     """One run of the pass over one graph."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, limit: Limit | None = None) -> None:
+        self.graph, self.limit = graph, limit
+        self.joined: list[tuple[str, str]] = []  # (producer, consumer) of the fusions, if a limit counts them
         self.producers = graph.producers()
         self.consumers = graph.consumers()
         self.position = {n.output.name: i for i, n in enumerate(graph.nodes)}
@@ -169,20 +177,20 @@ class Fuser:
 
     def _grow_epilogue(self, g: _Group) -> None:
         assert g.hero is not None
-        domain = {g.hero.output.name: _indices(g.hero.output)}
+        domain = {g.hero.output.name: indices(g.hero.output)}
         queue = deque([g.hero.output])
         while queue:
             v = queue.popleft()
             for c in self.consumers.get(v.name, ()):
                 if c.output.name in self.owner or is_hero(c):
                     continue
-                reason = self._epilogue_refusal(g, c, v, domain)
+                reason = self._epilogue_refusal(g, c, v, domain) or self._beyond(g.hero, c)
                 if reason is not None:
                     self._refuse(g.hero, c, *reason)
                     continue
                 self._add(g, c)
                 self._own(g, c)
-                domain[c.output.name] = _moved(c, v, domain[v.name])
+                domain[c.output.name] = moved(c, v, domain[v.name])
                 queue.append(c.output)
         self._trim(g)
 
@@ -337,7 +345,8 @@ class Fuser:
                 continue
             storable = storable and p not in self.free and self.owner.get(p.output.name) is None
             read_through = indirect and p.op == "PagedRead" and self._full(g, p, reads) is None
-            if read_through or self._may_inline(g, p, reader, pointwise, reads, storable):
+            allowed = read_through or self._may_inline(g, p, reader, pointwise, reads, storable)
+            if allowed and not self._beyond(p, reader):
                 self._add(g, p, reads)
                 if storable or not (p in self.free or self._wanted_elsewhere(p, g)):
                     self._own(g, p)
@@ -422,6 +431,15 @@ class Fuser:
         self.refusals.append(Refusal(producer.name, consumer.name, code, detail))
         return False
 
+    def _beyond(self, producer: Node, consumer: Node) -> tuple[str, str] | None:
+        """The refusal of a fusion beyond the limit. Others are counted."""
+        if self.limit is None or self.limit.fusions is None:
+            return None
+        if len(self.joined) == self.limit.fusions:
+            return ("limit", f"no more than {self.limit.fusions} fusions were asked for")
+        self.joined.append((producer.name, consumer.name))
+        return None
+
     # ----- the rest
 
     def _cover_rest(self) -> None:
@@ -467,29 +485,15 @@ class Fuser:
         return any(r is not g for r in readers)
 
 
-def fuse(graph: Graph, enabled: bool = True) -> FusedGraph:
+def fuse(graph: Graph, enabled: bool = True, limit: Limit | None = None) -> FusedGraph:
     """The regions of a graph of decomposed operators. Unless ``enabled``, each node is a region of its own.
 
     They are in no particular order: ``schedule`` sorts them.
     """
     # a hero that no output needs would be a kernel that stores nothing
-    fused = Fuser(remove_dead(graph)).run(enabled)
+    fused = Fuser(remove_dead(graph), limit).run(enabled)
     for r in fused.regions:
         log.debug("%s: %s of %s", r.name, r.template, ", ".join(n.op for n in r.nodes))
     for x in fused.refusals:
         log.debug("%s and %s are apart (%s): %s", x.producer, x.consumer, x.code, x.detail)
     return fused
-
-
-def _indices(v: Value) -> Coords:
-    """An index symbol for each axis: the coordinates of any element of ``v``."""
-    return tuple(0 if d == 1 else symbol(f"i{k}", 0, d - 1) for k, d in enumerate(v.shape))
-
-
-def _moved(c: Node, v: Value, coords: Coords) -> Coords:
-    """Where the element of ``v`` at ``coords`` is in the result of ``c``: a reshape, a transpose or pointwise."""
-    if c.op == "Reshape":
-        return reshape_coords(coords, v.shape, c.output.shape)
-    if c.op == "Transpose":
-        return tuple(coords[p] for p in c.attrs["perm"])
-    return coords

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.options import Options
+from arcweld.compiler.options import Limit, Options
 from arcweld.compiler.text import print_graph
 from arcweld.compiler.verifier import verify
 from arcweld.passes.attention import attention
@@ -48,12 +48,14 @@ Observer = Callable[["Pass", Graph, Graph], None]
 class Pass:
     """A function from graph to graph, with its name and a line of documentation.
 
-    ``run`` returns the same object if it changed nothing.
+    ``run`` returns the same object if it changed nothing. Without a ``needed`` one there are nodes that no kernel
+    computes: a limit does not leave it out.
     """
 
     name: str
     run: Callable[[Graph, Options], Graph]
     doc: str
+    needed: bool = False
 
 
 PASSES: tuple[Pass, ...] = (
@@ -78,7 +80,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("rowwise", rowwise, "recover Softmax, LayerNormalization and RMSNormalization"),
     Pass("attention", attention, "recover attention"),
     Pass("fold-affine", fold_affine, "move per-channel scales and shifts into convolutions and products"),
-    Pass("decompose", decompose, "write composite operators in terms of others"),
+    Pass("decompose", decompose, "write composite operators in terms of others", needed=True),
     Pass("constant-folding", constant_folding, "evaluate the constants that decomposition made"),
     # shapes before layout: a flattened operand has no channel axis to move, and siblings share an operand
     # only unflattened
@@ -88,7 +90,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("layout", layout, "run convolutions channels-last, move transposes to the edges"),
     Pass("cleanup", cleanup, "join the movements that layout left side by side"),
     Pass("attention", attention, "drop repeated keys that transposes had hidden"),
-    Pass("decompose", decompose, "also what layout wrote"),
+    Pass("decompose", decompose, "also what layout wrote", needed=True),
     Pass("constant-folding", constant_folding, "evaluate the constants of both"),
     # behind layout, so that precision sees the sums of normalisations that layout rewrote, and casts transposed
     # constants only once
@@ -112,6 +114,18 @@ REGION_PASSES = ("fusion", "chain", "siblings")
 SIZE_RANGES = "size-ranges"  # likewise: it chooses the sizes that get regions of their own
 
 
+def applications() -> tuple[str, ...]:
+    """The names of all passes in the order of running, some of them repeatedly. A ``Limit`` counts them from 1 on."""
+    return (*(p.name for p in PASSES), SIZE_RANGES, *REGION_PASSES)
+
+
+def beyond(limit: Limit | None) -> frozenset[str]:
+    """The passes on regions, and the choice of sizes, that a limit leaves out."""
+    if limit is None:
+        return frozenset()
+    return frozenset(applications()[max(limit.passes, len(PASSES)) :])
+
+
 def pass_names() -> tuple[str, ...]:
     """The names that ``disable`` takes, in the order of running."""
     return (*dict.fromkeys(p.name for p in PASSES), *REGION_PASSES, SIZE_RANGES)
@@ -126,7 +140,7 @@ def run_passes(
     verify_each: bool = False,
     observer: Observer | None = None,
 ) -> Graph:
-    """Runs every pass of PASSES that is not disabled.
+    """Runs every pass of PASSES that is neither disabled nor beyond ``options.limit``.
 
     ``dump``: a folder for the graph's text before the first pass and after each one (``NN-name.txt``). ``verify_each``:
     verify what every pass returns. ``observer(pass, before, after)`` is called after each pass. Raises UsageError for
@@ -140,7 +154,7 @@ def run_passes(
     if verify_each:
         verify(graph)
     for number, step in enumerate(PASSES, 1):
-        if step.name in off:
+        if step.name in off or (options.limit is not None and number > options.limit.passes and not step.needed):
             continue
         before, graph = graph, step.run(graph, options)
         _dump(dump, number, step.name, graph)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 
-from arcweld.compiler.ir import Node
+from arcweld.compiler.dims import Dim, symbol
+from arcweld.compiler.ir import Node, Value
+from arcweld.compiler.ops.movement import reshape_coords
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.region import is_view
 
@@ -19,6 +21,7 @@ MAX_CODE = 512  # scalar operations of a kernel for one element: NVRTC should ta
 LARGE_CODE = {"Sin": 80, "Cos": 80, "Tan": 80, "Pow": 48, "Mod": 48}
 
 At = frozenset[int]  # numbers of places
+Coords = tuple[Dim, ...]
 
 
 class Places:
@@ -111,3 +114,17 @@ def fan_out(node: Node) -> int:
 def code_of(node: Node) -> int:
     """The scalar operations of one element, weighed by the time that NVRTC takes for them."""
     return LARGE_CODE.get(node.op, opdef(node.op).cost)
+
+
+def indices(v: Value) -> Coords:
+    """An index symbol for each axis: the coordinates of any element of ``v``."""
+    return tuple(0 if d == 1 else symbol(f"i{k}", 0, d - 1) for k, d in enumerate(v.shape))
+
+
+def moved(c: Node, v: Value, coords: Coords) -> Coords:
+    """Where the element of ``v`` at ``coords`` is in the result of ``c``: a reshape, a transpose or pointwise."""
+    if c.op == "Reshape":
+        return reshape_coords(coords, v.shape, c.output.shape)
+    if c.op == "Transpose":
+        return tuple(coords[p] for p in c.attrs["perm"])
+    return coords

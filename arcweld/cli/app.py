@@ -23,6 +23,7 @@ from arcweld.cli import arguments, trtexec
 from arcweld.cli.bench import bench
 from arcweld.cli.build import build
 from arcweld.cli.common import err, out
+from arcweld.cli.debug import debug
 from arcweld.cli.doctor import doctor
 from arcweld.cli.estimate import estimate
 from arcweld.cli.export import export
@@ -54,6 +55,7 @@ USAGE, ENVIRONMENT = 2, 4
 DEFECT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143  # as sysexits.h and shells have them
 for _name, (_function, _short) in COMMANDS.items():
     app.command(_name, context_settings=HELP, short_help=_short)(_function)
+app.add_typer(debug, name="debug", context_settings=HELP, short_help="Find out why results are wrong.")
 
 
 def _show_version(asked: bool) -> None:
@@ -73,11 +75,15 @@ def _top(
 
 @cache
 def options_of_commands() -> dict[str, dict[str, bool]]:
-    """All spellings of all options, and whether they take a value, by subcommand."""
+    """All spellings of all options, and whether they take a value, by subcommand; those of ``debug`` together."""
     commands = get_command(app).commands  # type: ignore[attr-defined]
     return {
         name: {
-            o: not p.is_flag for p in c.params if p.param_type_name == "option" for o in (*p.opts, *p.secondary_opts)
+            o: not p.is_flag
+            for own in (c, *getattr(c, "commands", {}).values())
+            for p in own.params
+            if p.param_type_name == "option"
+            for o in (*p.opts, *p.secondary_opts)
         }
         for name, c in commands.items()
     }

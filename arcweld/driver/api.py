@@ -27,7 +27,7 @@ from arcweld.driver.evidence import ENGINE_TOLERANCE, VerifyOptions, verify_buil
 from arcweld.driver.headroom import warn_of_headroom
 from arcweld.driver.inputs import Input as Input
 from arcweld.driver.inputs import check_inputs, checked_ranges, checked_sizes
-from arcweld.driver.promotion import Promotion, promote
+from arcweld.driver.promotion import KERNELS, Promotion, promote
 from arcweld.driver.samples import sample_sizes
 from arcweld.driver.staged_build import build_stages
 from arcweld.driver.stages import has_host_nodes, refuse_fallbacks
@@ -213,12 +213,12 @@ def build_data(
     """
     checks = VerifyOptions(verify, verify_budget, tolerance, other_sizes)
     sizes = checked_sizes(sizes)
-    feeds = None if feeds is None else _checked_feeds(graph, feeds)
+    feeds = None if feeds is None else checked_feeds(graph, feeds)
     where = open_device(device)
     if has_host_nodes(graph):
         if strict:
             refuse_fallbacks(graph)
-        kept = _known_nodes(graph, keep_f32)
+        kept = known_nodes(graph, keep_f32)
         if ranges:
             raise UsageError("a model in stages takes no ranges of sizes", hint="leave out ranges")
         return build_stages(
@@ -229,7 +229,7 @@ def build_data(
     archs = (arch,) if isinstance(arch, str) else tuple(arch) if arch is not None else (where.arch,)
     left_out = {disable} if isinstance(disable, str) else disable
     options = Options(precision=precision, arch=archs, disable=frozenset(left_out), tf32=tf32,
-                      keep_f32=_known_nodes(graph, keep_f32), ranges=checked_ranges(ranges, graph))  # fmt: skip
+                      keep_f32=known_nodes(graph, keep_f32), ranges=checked_ranges(ranges, graph))  # fmt: skip
     started = time.monotonic()
     folder = None if dump is None else Path(dump)
     if folder is not None:
@@ -283,7 +283,7 @@ def _kernel_counter(progress: Progress, kernels: int) -> Callable[[str], None]:
     return told
 
 
-def _known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
+def known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
     """``names`` as a set. Raises UsageError for one that no node of the model has."""
     if isinstance(names, str):
         raise UsageError("keep_f32 is a collection of names", hint=f"write [{names!r}]")
@@ -296,7 +296,7 @@ def _known_nodes(graph: Graph, names: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def checked_feeds(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays of any kind as host arrays, by input name. Raises UsageError for a name of no input."""
     feeds = spread(graph.takes, feeds)
     known = [v.name for v in graph.inputs]
@@ -319,8 +319,7 @@ def _promotion(graph: Graph, options: Options, sample: Sample, checks: VerifyOpt
     if 4 * seconds > checks.budget:
         log.warning("finding the nodes that stay in f32 takes about %.0f s", 6 * seconds)
     budget = checks.budget if checks.level == "quick" else 10 * max(seconds, checks.budget)
-    # kernels sum in another order than numpy, so that their error differs a little: leave a margin
-    return promote(graph, options, sample.feeds, sample.sizes, tolerance=0.8 * tolerance, budget=budget)
+    return promote(graph, options, sample.feeds, sample.sizes, tolerance=KERNELS * tolerance, budget=budget)
 
 
 def _warn_of_f32(build: Build, promotion: Promotion, checks: VerifyOptions) -> None:

@@ -16,7 +16,7 @@ from arcweld.codegen.templates.select import sources
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph, Rewriter, Value
 from arcweld.compiler.ops.registry import make
-from arcweld.compiler.options import Options
+from arcweld.compiler.options import Limit, Options
 from arcweld.compiler.region import FusedGraph
 from arcweld.compiler.size_ranges import SizeRange
 from arcweld.driver.assemble import assemble
@@ -24,7 +24,7 @@ from arcweld.driver.object_code import ObjectCode, Planned, PlannedLaunch, compi
 from arcweld.passes.chain import chain
 from arcweld.passes.fusion import fuse
 from arcweld.passes.in_place import write_in_place
-from arcweld.passes.pipeline import SIZE_RANGES, run_passes
+from arcweld.passes.pipeline import SIZE_RANGES, beyond, run_passes
 from arcweld.passes.ranges import ranges as exclude_sizes
 from arcweld.passes.schedule import schedule
 from arcweld.passes.siblings import siblings
@@ -90,12 +90,12 @@ def build_graph(
     graph = graph.replace(output_labels=graph.labels())  # passes may rename values
     computed = without_passed_on(graph)
     if options.ranges is None:
-        off = SIZE_RANGES in options.disable
+        off = SIZE_RANGES in options.disable | beyond(options.limit)
         options = replace(options, ranges=() if off else size_ranges(exclude_sizes(computed, options), options))
     optimised = run_passes(materialise_outputs(computed), options, dump=dump, verify_each=verify_each)
     optimised = materialise_outputs(optimised)
     clock.lap("passes")
-    parts = [(r, in_regions(optimised, options.disable, r)) for r in (*(options.ranges or ()), None)]
+    parts = [(r, in_regions(optimised, options.disable, r, options.limit)) for r in (*(options.ranges or ()), None)]
     clock.lap("fusion")
     planned = plan_parts(parts, archs, progress)
     clock.lap("codegen")
@@ -120,17 +120,20 @@ def _compiled(
     return tuple(replace(part, launches=tuple(itertools.islice(rest, len(part.launches)))) for part in parts), code
 
 
-def in_regions(graph: Graph, disable: frozenset[str] = frozenset(), sizes: SizeRange | None = None) -> FusedGraph:
+def in_regions(
+    graph: Graph, disable: frozenset[str] = frozenset(), sizes: SizeRange | None = None, limit: Limit | None = None
+) -> FusedGraph:
     """The graph's regions in launch order, for a range of sizes or for all. State is in place where it can be.
 
     ``disable``: names of ``REGION_PASSES``. Without ``fusion`` each node has a region of its own. Names of regions for
-    a range end in ``@`` and its bounds.
+    a range end in ``@`` and its bounds. What is beyond ``limit`` is left out.
     """
     if sizes is not None:
-        fused = in_regions(sizes.narrowed(graph), disable)
+        fused = in_regions(sizes.narrowed(graph), disable, None, limit)
         return replace(fused, regions=tuple(replace(r, name=f"{r.name}@{sizes.label}") for r in fused.regions))
+    disable = disable | beyond(limit)
     fusing = "fusion" not in disable
-    fused = write_in_place(fuse(graph, fusing))
+    fused = write_in_place(fuse(graph, fusing, limit))
     if fusing and "chain" not in disable:
         fused = chain(fused)
     return schedule(siblings(fused) if fusing and "siblings" not in disable else fused)

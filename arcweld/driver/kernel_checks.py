@@ -11,7 +11,7 @@ import numpy as np
 from arcweld.codegen.kernel import KernelSource
 from arcweld.compiler.dtypes import FLOATS8, from_numpy
 from arcweld.compiler.errors import AccuracyError
-from arcweld.compiler.ir import Node
+from arcweld.compiler.ir import Node, Weight
 from arcweld.compiler.reference import stream_reference
 from arcweld.compiler.region import Region
 from arcweld.compiler.size_ranges import SizeRange
@@ -124,28 +124,60 @@ def check_kernel(
     outs = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if b.written]
     got = run_launch(check, data, values, sizes, device)
     worst, rounding, doubt = 0.0, None, ""
-    quantises = any(n.op == "QuantizeLinear" for n in region.nodes)
-    coarsest = max(KERNEL_TOLERANCE.get(o.dtype.value, 0.0) for n in region.nodes for o in n.outputs)
     for tensor, written in zip(outs, launch_of(data, p.name).writes):
-        error = relative_error(got[written], values[tensor])
-        is_float = from_numpy(values[tensor].dtype).is_float
-        limit = coarsest if is_float else 0.0
-        worst = max(worst, error)
-        if is_float and error <= limit:  # a single wrong row of a thousand hardly changes the norm
-            error = max(error, largest_error(got[written], values[tensor]) / OUTLIER)
-        # ill-conditioned (a difference of nearly equal numbers, a float between two steps that is quantised), or wrong
-        if error > limit and (is_float or quantises):
-            limit = rounding = rounding_error(region.nodes, values, build.fused.graph.weights, sizes, tensor)
-        if error > limit:
+        found = judge(region.nodes, tensor, got[written], values, build.fused.graph.weights, sizes)
+        worst = max(worst, found.norm)
+        rounding = found.limit if found.rounding else rounding
+        if found.wrong:
             at = f" at {_listed(sizes)}" if sizes else ""
             raise AccuracyError(
-                f"kernel {check.source.entry} computes {tensor} with relative error {error:.2e}, above {limit:.0e}{at}",
+                f"kernel {check.source.entry} computes {tensor} with relative error {found.error:.2e}, above "
+                f"{found.limit:.0e}{at}",
                 node=", ".join(p.bound.origin[:6]) or p.name,
                 hint="this is a defect of Arcweld: please report it; leaving out the pass fusion may go round it",
             )
-        if error > MAX_ROUNDING:
-            doubt = f"rounding alone may change {tensor} by {100 * limit:.0f} %"
+        if found.error > MAX_ROUNDING:
+            doubt = f"rounding alone may change {tensor} by {100 * found.limit:.0f} %"
     return Verdict(worst, rounding, doubt)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far one result of a kernel is from its reference.
+
+    norm      the relative error
+    error     that, or the largest difference of one element by ``OUTLIER``, whichever is larger
+    limit     what is allowed
+    rounding  whether it is allowed because rounding alone may cause that much
+    """
+
+    norm: float
+    error: float
+    limit: float
+    rounding: bool
+
+    @property
+    def wrong(self) -> bool:
+        """True if the error is above what is allowed."""
+        return self.error > self.limit
+
+
+def judge(
+    nodes: Sequence[Node], tensor: str, got: np.ndarray, values: Mapping[str, np.ndarray],
+    weights: Mapping[str, Weight], sizes: Mapping[str, int],
+) -> Judgement:  # fmt: skip
+    """Compares ``got`` with the reference's ``values``, which has what ``nodes`` read and ``tensor``, their result."""
+    want = values[tensor]
+    norm = error = relative_error(got, want)
+    is_float = from_numpy(want.dtype).is_float
+    coarsest = max(KERNEL_TOLERANCE.get(o.dtype.value, 0.0) for n in nodes for o in n.outputs)
+    limit, rounding = coarsest if is_float else 0.0, False
+    if is_float and error <= limit:  # a single wrong row of a thousand hardly changes the norm
+        error = max(error, largest_error(got, want) / OUTLIER)
+    # ill-conditioned (a difference of nearly equal numbers, a float between two steps that is quantised), or wrong
+    if error > limit and (is_float or any(n.op == "QuantizeLinear" for n in nodes)):
+        limit, rounding = max(limit, rounding_error(nodes, values, weights, sizes, tensor)), True
+    return Judgement(norm, error, limit, rounding)
 
 
 def _listed(sizes: Mapping[str, int]) -> str:
@@ -155,17 +187,26 @@ def _listed(sizes: Mapping[str, int]) -> str:
 def run_launch(
     check: KernelCheck, data: EngineData, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], device: Device
 ) -> dict[str, np.ndarray]:
-    """Runs one kernel on ``device``, after the launches that write the same tensor before it.
-
-    ``values`` gives its operands by the graph's names. Returns what it wrote, by the program's names. Its outputs begin
-    as NaN (all bits set), so that an element that is not stored is seen. On the simulator, warps take turns in a random
-    order, so that a missing barrier is seen.
-    """
-    single = single_launch(data, [p.name for p in check.launches()], check.source.entry, sizes)
+    """Runs one kernel on ``device`` as ``run_launches`` does; ``values`` gives its operands by the graph's names."""
     names: dict[str, str] = {}  # the program calls outputs by their labels
     for p in check.launches():
         read = [p.bound.tensors[b.name] for b in p.bound.kernel.buffers if not b.written]
         names |= zip(launch_of(data, p.name).reads, read)
-    feeds = {t.name: np.require(values[names.get(t.name, t.name)], requirements="C") for t in single.program.inputs}
+    launches = [p.name for p in check.launches()]
+    return run_launches(data, launches, check.source.entry, lambda t: values[names.get(t, t)], sizes, device)
+
+
+def run_launches(
+    data: EngineData, launches: Sequence[str], entry: str, value: Callable[[str], np.ndarray],
+    sizes: Mapping[str, int], device: Device,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Runs the kernel ``entry`` of the last of ``launches``, after the others, which write the same tensor.
+
+    ``value`` gives the operands by the program's names. Returns what was written, by these names. Outputs begin as NaN
+    (all bits set), so that an element that is not stored is seen. On the simulator, warps take turns in a random order,
+    so that a missing barrier is seen.
+    """
+    single = single_launch(data, launches, entry, sizes)
+    feeds = {t.name: np.require(value(t.name), requirements="C") for t in single.program.inputs}
     feeds |= {s.input: feeds[s.input].copy() for s in single.program.state}  # which the run changes
     return Engine(single, device.adversary(), graphs=False, poison=True, borrow=True).run(feeds)

@@ -28,6 +28,7 @@ from arcweld.passes.pipeline import run_passes
 log = logging.getLogger("arcweld.passes")
 
 LEAST_PROBES, MOST_PROBES = 3, 12  # evaluations of a narrowed graph, whatever the budget, and at most
+KERNELS = 0.8  # of the tolerance: kernels sum in another order than numpy, so that their error differs a little
 MARGIN = 0.5  # of the squared tolerance that a prediction aims at
 
 
@@ -56,12 +57,10 @@ def promote(
     they are over, the result is the smallest set found to be accurate so far, or all nodes.
     """
     plain = run_passes(graph, replace(options, precision="fp32"))
-    want, large, readers = _evaluate(plain, feeds, sizes, options.float_type)
+    want, large, readers = evaluate_f32(plain, feeds, sizes, options.float_type)
 
     def error(origins: frozenset[str]) -> float:
-        narrowed = run_passes(graph, replace(options, keep_f32=options.keep_f32 | origins))
-        got = run_reference(narrowed, feeds, bind=sizes)
-        return max((relative_error(got[n.name], w) for n, w in zip(narrowed.outputs, want, strict=True)), default=0.0)
+        return narrowed_error(graph, options, feeds, sizes, want, origins)
 
     overflowing = [*large, *readers]
     forced = _origins(overflowing)
@@ -82,7 +81,20 @@ def promote(
     return Promotion(origins, error(origins), f"all {total} nodes stay in f32: no smaller set was accurate", True)
 
 
-def _evaluate(
+def narrowed_error(
+    graph: Graph, options: Options, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int],
+    want: Sequence[np.ndarray], origins: frozenset[str],
+) -> float:  # fmt: skip
+    """The largest relative error of an output in numpy, narrowed but for the nodes of ``origins``.
+
+    ``want``: the outputs as ``evaluate_f32`` gives them.
+    """
+    narrowed = run_passes(graph, replace(options, keep_f32=options.keep_f32 | origins))
+    got = run_reference(narrowed, feeds, bind=sizes)
+    return max((relative_error(got[n.name], w) for n, w in zip(narrowed.outputs, want, strict=True)), default=0.0)
+
+
+def evaluate_f32(
     graph: Graph, feeds: Mapping[str, np.ndarray], sizes: Mapping[str, int], half: DType
 ) -> tuple[list[np.ndarray], list[Node], list[Node]]:
     """The outputs of a graph in f32, the nodes with a value that f16 cannot hold, and others that read such a value."""

@@ -13,8 +13,9 @@ import numpy as np
 from arcweld.compiler.dims import Dim, evaluate, symbol
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError
-from arcweld.compiler.ir import Graph, Node, Rewriter, TensorType, Value
+from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
 from arcweld.compiler.ops.registry import make, unsupported_reason
+from arcweld.debug.simpler import live
 
 SIZES = {"N": 3, "S": 5}
 S = symbol("S", 2, 64)
@@ -117,20 +118,8 @@ class Maker:
         outputs = [made[-1]] if made else [self.values[-1]]
         outputs += [v for v in made[:-1] if self.chance(6)]
         outputs += [v for v in self.inputs if made and self.chance(16)]
-        return live(Graph("random", tuple(self.inputs), tuple(outputs), tuple(self.rw.nodes), self.rw.weights))
-
-
-def live(graph: Graph) -> Graph:
-    """Without nodes, weights and inputs that no output needs, but for the input that says what the symbols are."""
-    needed = graph.output_names()
-    kept: list[Node] = []
-    for n in reversed(graph.nodes):
-        if any(o.name in needed for o in n.outputs):
-            kept.insert(0, n)
-            needed |= {v.name for v in n.operands()}
-    inputs = tuple(v for v in graph.inputs if v.name in needed or v.name == SYMBOLS)
-    weights = {name: w for name, w in graph.weights.items() if name in needed}
-    return graph.replace(nodes=tuple(kept), inputs=inputs, weights=weights)
+        graph = Graph("random", tuple(self.inputs), tuple(outputs), tuple(self.rw.nodes), self.rw.weights)
+        return live(graph, {SYMBOLS})
 
 
 def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> np.ndarray:

@@ -87,6 +87,12 @@ def test_python_of_the_readme(folder: Path) -> None:
         torch.testing.assert_close(names["fast"](given), model(given), atol=2e-2, rtol=2e-2)
 
 
+def test_python_of_the_page_on_debugging(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = fenced("docs/debugging.md", "python")
+    exec(block, {})
+    assert capsys.readouterr().out.splitlines()[1:] == ["None None", "frozenset()"]
+
+
 def test_the_quickstart_runs_from_its_first_line_to_its_last(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +207,7 @@ def commands(block: str) -> list[str]:
 QUICK = {"bench": ["--iterations=1", "--warmUp=0", "--duration=0"]}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/debugging.md"])
 def test_commands_run_as_they_are_printed(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = [c for b in indented(page) for c in commands(b)]
     assert len(found) >= 4

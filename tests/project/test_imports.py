@@ -24,7 +24,7 @@ FLOORS = (
     ("compiler",),  # the graph: dimensions, expressions, operators
     ("compiler/onnx", "compiler/torch", "passes", "codegen", "runtime"),
     ("arcweld/driver",),  # ties those together
-    ("arcweld/report",),  # what is known of an engine, as a page and in the forms of other tools
+    ("arcweld/report", "arcweld/debug"),  # what is known of an engine; why results are wrong
     ("arcweld/cli", "arcweld/torch"),
     ("arcweld/model_explorer",),  # what another tool imports
     ("arcweld",),  # the names that users import
