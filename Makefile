@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # Two workers, a file's tests in one of them: fixtures of a module are made once.
 PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
+# Tests start hundreds of processes: without its bytecode, each would compile the package's sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.

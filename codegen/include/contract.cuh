@@ -41,6 +41,7 @@ ARCWELD_DEVICE Tile<Index> tile_at(Index index, Rows tiles_m, Columns tiles_n) {
 // SPLIT groups of THREADS threads compute the same tile, each from one piece of k in SPLIT.
 template <int THREADS, int SPLIT>
 struct Groups {
+  static constexpr int COUNT = THREADS, SPLITS = SPLIT;
   static ARCWELD_DEVICE int group() { return SPLIT == 1 ? 0 : threadIdx.x / THREADS; }
   static ARCWELD_DEVICE int thread() { return SPLIT == 1 ? threadIdx.x : threadIdx.x % THREADS; }
   // Of this thread's own group.

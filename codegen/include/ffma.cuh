@@ -53,8 +53,10 @@ struct ThreadTile {
   static constexpr int TILE_A = BK * PITCH_A, BUFFER = TILE_A + BK * PITCH_B;  // elements of shared memory: A, then B
 
   // First row (or column) of a thread's group.
-  static ARCWELD_DEVICE int row_of(int group) { return group * (BM / (TM / VM)) + Group::thread() / (BN / TN) * VM; }
-  static ARCWELD_DEVICE int column_of(int group) { return group * (BN / (TN / VN)) + Group::thread() % (BN / TN) * VN; }
+  static ARCWELD_DEVICE int row_of(int group, int thread) { return group * (BM / (TM / VM)) + thread / (BN / TN) * VM; }
+  static ARCWELD_DEVICE int row_of(int group) { return row_of(group, Group::thread()); }
+  static ARCWELD_DEVICE int column_of(int group, int thread) { return group * (BN / (TN / VN)) + thread % (BN / TN) * VN; }
+  static ARCWELD_DEVICE int column_of(int group) { return column_of(group, Group::thread()); }
 
   static ARCWELD_DEVICE void multiply(Acc (&acc)[TM][TN], const Acc* buffer) {
 #pragma unroll

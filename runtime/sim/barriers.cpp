@@ -8,6 +8,7 @@ namespace sim {
 namespace {
 
 NamedBarrier barriers[kNamedBarriers];
+void* block_slots[kMaxThreads];  // of a block operation, by thread
 
 // ``also`` is the warp of the thread that completed the barrier by waiting on it, or -1.
 void release_all(NamedBarrier& b, int also) {
@@ -85,6 +86,17 @@ using namespace sim;
 extern "C" {
 
 void sim_syncthreads(const char* site) { sync(0, thread_count, site); }
+
+void sim_block_op(SimBlockOp op, void* slot, const char* name) {
+  NamedBarrier& b = barriers[0];
+  block_slots[sim_current->linear] = slot;
+  if (!arrive(b, 0, thread_count, name)) {
+    park(b.waiting);
+    return;
+  }
+  op(block_slots);
+  release_all(b, sim_current->warp);
+}
 
 void sim_bar_sync(int id, int threads) { sync(id, threads, nullptr); }
 

@@ -18,6 +18,7 @@ SimThread* sim_current;
 uint3 sim_block_index;
 dim3 sim_block_dim, sim_grid_dim;
 u8* sim_dynamic_shared;
+bool sim_in_order;
 void sim_switch(void** save, void* to);
 }
 
@@ -216,6 +217,9 @@ inline void switch_to(SimThread* next) {
 
 }  // namespace
 
+char* scratch;
+size_t scratch_bytes;
+
 void* allocate(void* old, size_t bytes) {
   void* found = realloc(old, bytes);
   if (!found) sim_fail("the simulator has not enough memory: %zu bytes", bytes);
@@ -396,6 +400,14 @@ void sim_fail(const char* format, ...) {
 
 extern "C" {
 
+void* sim_scratch(u64 bytes) {
+  if (bytes > scratch_bytes) {
+    scratch = (char*)allocate(scratch, bytes + 64);
+    scratch_bytes = bytes;
+  }
+  return (void*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+}
+
 const char* sim_error() { return error_text; }
 
 // Runs the grid, block after block in index order. Returns 0, or 1 with the reason in sim_error().
@@ -422,6 +434,7 @@ int sim_launch(void (*entry)(const void*), const void* params, const u32* grid, 
   kernel = entry;
   kernel_params = params;
   seed = scheduling_seed;
+  sim_in_order = !seed;
   random_state = 88172645463325252ull ^ ((u64)scheduling_seed * 0x9E3779B97F4A7C15ull);
   if (!random_state) random_state = 1;
   for (int i = 0; i < 4; ++i) random_bits();

@@ -30,6 +30,9 @@ struct SimThread {
 // A warp operation: called once, by the last lane that arrives, with every lane's argument block.
 typedef void (*SimWarpOp)(void** slots, u32 mask);
 
+// An operation of a whole block: called once, by the last thread that arrives, with every thread's argument block.
+typedef void (*SimBlockOp)(void** slots);
+
 struct SimShuffle {
   u64 value, result;
   int operand, mode, width;  // mode: 0 indexed, 1 up, 2 down, 3 xor
@@ -55,6 +58,7 @@ extern SimThread* sim_current;
 extern uint3 sim_block_index;
 extern dim3 sim_block_dim, sim_grid_dim;
 extern u8* sim_dynamic_shared;
+extern bool sim_in_order;  // the schedule is the ordinary one: operations of a block may run in their short form
 
 [[noreturn]] void sim_fail(const char* format, ...);
 
@@ -63,6 +67,8 @@ void sim_syncthreads(const char* site);
 void sim_bar_sync(int id, int threads);
 void sim_bar_arrive(int id, int threads);
 void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name);
+void sim_block_op(SimBlockOp op, void* slot, const char* name);
+void* sim_scratch(u64 bytes);  // memory of the simulator, 64-byte aligned, until the next call
 void sim_op_syncwarp(void** slots, u32 mask);
 void sim_op_shuffle(void** slots, u32 mask);
 void sim_op_vote(void** slots, u32 mask);

@@ -4,6 +4,7 @@
 #include "math.cuh"
 #include "reduce.cuh"
 #include "attention.cuh"
+#include "tiles.cuh"
 
 struct Params {
   const f32* in0;
@@ -23,6 +24,7 @@ constexpr int ROW_TILE = 4, KEY_TILE = 8, GROUPS = 1;  // of a thread: queries, 
 constexpr int ROWS = DOWN * ROW_TILE, KEYS = ACROSS * KEY_TILE, DEPTH = 32;
 constexpr int K_PITCH = 36, V_PITCH = 32, P_PITCH = 68;  // elements
 constexpr int K_AT = 4608, V_AT = 6912, P_AT = 8960;
+typedef AttentionTile<DOWN, ACROSS, ROW_TILE, KEY_TILE, GROUPS, DEPTH, K_PITCH, V_PITCH, P_PITCH> Work;
 
 __device__ __forceinline__ void load_q(const Params& p, int b, int h, int s, int d, f32 (&out)[4]) {
   const Vec<f32, 4> v0 = load_vec<4>(p.in0 + (h * p.s * 32 + b * p.s * 128 + s * 32 + d));
@@ -75,7 +77,7 @@ __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, T
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_2ab954fd(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_b2059637(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(T, smem);
   T* const q_tile = smem;         // [ROWS][K_PITCH]
@@ -112,18 +114,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_2ab954fd(cons
 
     // scores: query ty + DOWN i, key tx + ACROSS j
     T score[ROW_TILE][KEY_TILE] = {};
+    if (!block_scores<Work>(score, q_tile, k_tile)) {
 #pragma unroll 4
-    for (int d = 0; d < DEPTH; d += 4) {
-      Vec<T, 4> key[KEY_TILE];
+      for (int d = 0; d < DEPTH; d += 4) {
+        Vec<T, 4> key[KEY_TILE];
 #pragma unroll
-      for (int j = 0; j < KEY_TILE; ++j) key[j] = load_vec<4>(k_tile + (tx + ACROSS * j) * K_PITCH + d);
+        for (int j = 0; j < KEY_TILE; ++j) key[j] = load_vec<4>(k_tile + (tx + ACROSS * j) * K_PITCH + d);
 #pragma unroll
-      for (int i = 0; i < ROW_TILE; ++i) {
-        const Vec<T, 4> query = load_vec<4>(q_tile + (ty + DOWN * i) * K_PITCH + d);
+        for (int i = 0; i < ROW_TILE; ++i) {
+          const Vec<T, 4> query = load_vec<4>(q_tile + (ty + DOWN * i) * K_PITCH + d);
 #pragma unroll
-        for (int j = 0; j < KEY_TILE; ++j)
+          for (int j = 0; j < KEY_TILE; ++j)
 #pragma unroll
-          for (int u = 0; u < 4; ++u) score[i][j] += query.v[u] * key[j].v[u];
+            for (int u = 0; u < 4; ++u) score[i][j] += query.v[u] * key[j].v[u];
+        }
       }
     }
     __syncthreads();  // every thread is done with the keys
@@ -165,21 +169,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_2ab954fd(cons
     __syncthreads();  // the values are there, and so are the probabilities
 
     // out: query ty + DOWN i, columns 4 (tx + ACROSS g) and the next three
+    if (!block_weighted_sums<Work>(out, p_tile, v_tile)) {
 #pragma unroll 4
-    for (int n = 0; n < KEYS; n += 4) {
-      Vec<T, 4> weight[ROW_TILE];
+      for (int n = 0; n < KEYS; n += 4) {
+        Vec<T, 4> weight[ROW_TILE];
 #pragma unroll
-      for (int i = 0; i < ROW_TILE; ++i) weight[i] = load_vec<4>(p_tile + (ty + DOWN * i) * P_PITCH + n);
+        for (int i = 0; i < ROW_TILE; ++i) weight[i] = load_vec<4>(p_tile + (ty + DOWN * i) * P_PITCH + n);
 #pragma unroll
-      for (int u = 0; u < 4; ++u)
+        for (int u = 0; u < 4; ++u)
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
-          const Vec<T, 4> value = load_vec<4>(v_tile + (n + u) * V_PITCH + 4 * (tx + ACROSS * g));
+          for (int g = 0; g < GROUPS; ++g) {
+            const Vec<T, 4> value = load_vec<4>(v_tile + (n + u) * V_PITCH + 4 * (tx + ACROSS * g));
 #pragma unroll
-          for (int i = 0; i < ROW_TILE; ++i)
+            for (int i = 0; i < ROW_TILE; ++i)
 #pragma unroll
-            for (int c = 0; c < 4; ++c) out[i][g][c] += weight[i].v[u] * value.v[c];
-        }
+              for (int c = 0; c < 4; ++c) out[i][g][c] += weight[i].v[u] * value.v[c];
+          }
+      }
     }
     __syncthreads();  // every thread is done with the values
     if (t0 + KEYS < visible) fetch_v(p, b, h, t0 + KEYS, v_tile);
@@ -205,4 +211,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_2ab954fd(cons
     }
   }
 }
-EXPORT_KERNEL(attention_2ab954fd)
+EXPORT_KERNEL(attention_b2059637)

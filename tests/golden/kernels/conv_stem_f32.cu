@@ -5,6 +5,7 @@
 #include "math.cuh"
 #include "contract.cuh"
 #include "ffma.cuh"
+#include "tiles.cuh"
 
 struct Params {
   const f32* in0;
@@ -77,35 +78,37 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(128) conv_85bd09c4(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_39081a32(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem);
   const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<1>());
   const auto depth = Known<27>();
   const Index K = 27, start = 0;
   Acc acc[TM][TN] = {};
-  ChunksA a;
-  ChunksB b;
-  b.fetch(p, t.b, t.n, start, depth);
-  pdl_wait();
-  a.fetch(p, t.b, t.m, start, depth);
-  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-  Group::sync();
-  int current = 0;
-  for (Index k = start; k < K; k += STRIDE) {
-    const bool more = k + STRIDE < K;
-    if (more) {
-      a.fetch(p, t.b, t.m, k + STRIDE, depth);
-      b.fetch(p, t.b, t.n, k + STRIDE, depth);
-    }
-    Work::multiply(acc, buffers + current * Work::BUFFER);
-    current ^= 1;
-    if (more) {
-      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-    }
+  if (!block_product<Work, Group, OperandA, OperandB, BK>(acc, p, t, K)) {
+    ChunksA a;
+    ChunksB b;
+    b.fetch(p, t.b, t.n, start, depth);
+    pdl_wait();
+    a.fetch(p, t.b, t.m, start, depth);
+    stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+    stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
     Group::sync();
+    int current = 0;
+    for (Index k = start; k < K; k += STRIDE) {
+      const bool more = k + STRIDE < K;
+      if (more) {
+        a.fetch(p, t.b, t.m, k + STRIDE, depth);
+        b.fetch(p, t.b, t.n, k + STRIDE, depth);
+      }
+      Work::multiply(acc, buffers + current * Work::BUFFER);
+      current ^= 1;
+      if (more) {
+        stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+        stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+      }
+      Group::sync();
+    }
   }
   pdl_launch_dependents();
 #pragma unroll
@@ -121,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(128) conv_85bd09c4(const __grid_con
     }
   }
 }
-EXPORT_KERNEL(conv_85bd09c4)
+EXPORT_KERNEL(conv_39081a32)
 
 // pointwise_transpose: tiles of 64 x 16 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

@@ -5,6 +5,7 @@
 #include "math.cuh"
 #include "contract.cuh"
 #include "ffma.cuh"
+#include "tiles.cuh"
 
 struct Params {
   const f32* in0;
@@ -71,7 +72,7 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_21dcfd28(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_103e5e81(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem) + Group::group() * 2 * Work::BUFFER;
   pdl_launch_dependents();
@@ -79,28 +80,30 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_21dcfd28(c
   const auto depth = Known<128>();
   const Index K = 128, start = Group::group() * BK;
   Acc acc[TM][TN] = {};
-  ChunksA a;
-  ChunksB b;
-  pdl_wait();
-  b.fetch(p, t.b, t.n, start, depth);
-  a.fetch(p, t.b, t.m, start, depth);
-  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-  Group::sync();
-  int current = 0;
-  for (Index k = start; k < K; k += STRIDE) {
-    const bool more = k + STRIDE < K;
-    if (more) {
-      a.fetch(p, t.b, t.m, k + STRIDE, depth);
-      b.fetch(p, t.b, t.n, k + STRIDE, depth);
-    }
-    Work::multiply(acc, buffers + current * Work::BUFFER);
-    current ^= 1;
-    if (more) {
-      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-    }
+  if (!block_product<Work, Group, OperandA, OperandB, BK>(acc, p, t, K)) {
+    ChunksA a;
+    ChunksB b;
+    pdl_wait();
+    b.fetch(p, t.b, t.n, start, depth);
+    a.fetch(p, t.b, t.m, start, depth);
+    stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+    stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
     Group::sync();
+    int current = 0;
+    for (Index k = start; k < K; k += STRIDE) {
+      const bool more = k + STRIDE < K;
+      if (more) {
+        a.fetch(p, t.b, t.m, k + STRIDE, depth);
+        b.fetch(p, t.b, t.n, k + STRIDE, depth);
+      }
+      Work::multiply(acc, buffers + current * Work::BUFFER);
+      current ^= 1;
+      if (more) {
+        stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+        stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+      }
+      Group::sync();
+    }
   }
   Group::add_up(reinterpret_cast<Acc*>(smem), reinterpret_cast<Acc (&)[TM * TN]>(acc));
   if (Group::group() > 0) return;
@@ -117,4 +120,4 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_21dcfd28(c
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_add_21dcfd28)
+EXPORT_KERNEL(contract_matmul_add_103e5e81)

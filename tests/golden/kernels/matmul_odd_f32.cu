@@ -5,6 +5,7 @@
 #include "math.cuh"
 #include "contract.cuh"
 #include "ffma.cuh"
+#include "tiles.cuh"
 
 struct Params {
   const f32* in0;
@@ -56,7 +57,7 @@ struct OperandB {
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(128) contract_matmul_815f0e50(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) contract_matmul_04119812(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem);
   pdl_launch_dependents();
@@ -64,28 +65,30 @@ extern "C" __global__ void __launch_bounds__(128) contract_matmul_815f0e50(const
   const auto depth = Known<27>();
   const Index K = 27, start = 0;
   Acc acc[TM][TN] = {};
-  ChunksA a;
-  ChunksB b;
-  b.fetch(p, t.b, t.n, start, depth);
-  pdl_wait();
-  a.fetch(p, t.b, t.m, start, depth);
-  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-  Group::sync();
-  int current = 0;
-  for (Index k = start; k < K; k += STRIDE) {
-    const bool more = k + STRIDE < K;
-    if (more) {
-      a.fetch(p, t.b, t.m, k + STRIDE, depth);
-      b.fetch(p, t.b, t.n, k + STRIDE, depth);
-    }
-    Work::multiply(acc, buffers + current * Work::BUFFER);
-    current ^= 1;
-    if (more) {
-      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-    }
+  if (!block_product<Work, Group, OperandA, OperandB, BK>(acc, p, t, K)) {
+    ChunksA a;
+    ChunksB b;
+    b.fetch(p, t.b, t.n, start, depth);
+    pdl_wait();
+    a.fetch(p, t.b, t.m, start, depth);
+    stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+    stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
     Group::sync();
+    int current = 0;
+    for (Index k = start; k < K; k += STRIDE) {
+      const bool more = k + STRIDE < K;
+      if (more) {
+        a.fetch(p, t.b, t.m, k + STRIDE, depth);
+        b.fetch(p, t.b, t.n, k + STRIDE, depth);
+      }
+      Work::multiply(acc, buffers + current * Work::BUFFER);
+      current ^= 1;
+      if (more) {
+        stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+        stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+      }
+      Group::sync();
+    }
   }
 #pragma unroll
   for (int i = 0; i < TM; ++i) {
@@ -100,4 +103,4 @@ extern "C" __global__ void __launch_bounds__(128) contract_matmul_815f0e50(const
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_815f0e50)
+EXPORT_KERNEL(contract_matmul_04119812)
