@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
-from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printing.printer import INDEX_LIMIT
+from arcweld.codegen.printing.nest import most, power_of_two_at_least
 from arcweld.codegen.printing.render import render
 from arcweld.codegen.templates.card import SMS
+from arcweld.codegen.templates.rows import argument, flat_rows, too_many
 from arcweld.compiler import dims
 from arcweld.compiler.dtypes import DType
 
@@ -32,7 +32,7 @@ class SortTactic:
 
 def tactics(kernel: Kernel, arch: str) -> tuple[SortTactic, ...]:
     """The estimated best first: more threads where there are few rows, and a tile no longer than a row."""
-    flat = _flat(kernel)
+    flat = flat_rows(kernel)
     longest, rows = most(flat.axes["col"][0].extent, USUAL_SYMBOLIC), most(flat.axes["row"][0].extent, 1)
     tile = max(2, min(TILE, power_of_two_at_least(longest)))
     threads = max(32, min(1024 if rows <= SMS else 256, tile))
@@ -41,18 +41,14 @@ def tactics(kernel: Kernel, arch: str) -> tuple[SortTactic, ...]:
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """The reason why this kernel can't be rendered, or None."""
-    flat = _flat(kernel)
-    for role in ("row", "col"):
-        if (dims.bounds(flat.axes[role][0].extent)[0] or 0) >= INDEX_LIMIT:
-            return f"more than 2**31 iterations over the {role} axes"
-    return None
+    return too_many(kernel)
 
 
 def render_sort(kernel: Kernel, tactic: SortTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
-    flat = _flat(kernel)
+    flat = flat_rows(kernel)
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
-    hooks, args, x = Hooks(flat), [_arg(row), _arg(col)], flat.loads["x"]
+    hooks, args, x = Hooks(flat), [argument(row), argument(col)], flat.loads["x"]
     functions = [
         hooks.load("load_x", x, args),
         hooks.store("store_out", flat.stores, args, variables={"acc": ("acc", DType.I64, True)}),
@@ -68,11 +64,3 @@ def render_sort(kernel: Kernel, tactic: SortTactic, arch: str) -> KernelSource:
         functions=functions, threads=tactic.threads, tile=tactic.tile, key=key.cuda, ctype=x.dtype.cuda, merges=merges,
         largest=kernel.attrs["largest"], col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
-
-
-def _flat(kernel: Kernel) -> Kernel:
-    return flatten_roles(kernel, {"row": "row", "col": "col"})
-
-
-def _arg(a: Axis) -> tuple[str, dims.Sym]:
-    return a.sym.name, a.sym
