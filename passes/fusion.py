@@ -36,7 +36,7 @@ MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 MAX_NODES = 160  # views included
 MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
-READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN, Kind.SORT, Kind.SUPPRESS})
+READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN, Kind.SORT, Kind.SELECT, Kind.SUPPRESS})
 WIDENING = READ_ONCE | {Kind.WINDOW}  # kinds of heroes that widen 8-bit values as they read them
 # (kind, operand) of other operands that are also read once at each element: attention's mask, the data that a scatter
 # copies, the terms of a linear recurrence

@@ -145,6 +145,25 @@ def lower_sort(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, {"x": reader.read(x, coords)}, coords, _accumulator(node), attrs, x.type.numel * 16)
 
 
+def lower_select(reader: RegionReader, node: Node) -> Hero:
+    """SelectIndices: axes ``row``, ``col`` (the last) and ``out``; load ``x`` over row and col.
+
+    The elements at the places are the variable ``x``.
+    """
+    x = _operand(node, 0)
+    *rows, col = (axis(f"r{k}" if k < x.type.rank - 1 else "c", d) for k, d in enumerate(x.shape))
+    out = axis("k", node.output.shape[-1])
+    lead = tuple(a.index for a in rows)
+    axes, attrs = {"row": tuple(rows), "col": (col,), "out": (out,)}, {"largest": bool(node.attrs["largest"])}
+    hero = Hero(
+        axes, {"x": reader.read(x, (*lead, col.index))}, (*lead, out.index), _accumulator(node), attrs, x.type.numel * 4
+    )
+    if len(node.outputs) > 1:
+        hero.visited[node.outputs[1].name] = ((*lead, out.index), expr.variable(ELEMENT, x.dtype))
+    reader.override.update(hero.visited)
+    return hero
+
+
 def lower_suppress(reader: RegionReader, node: Node) -> Hero:
     """SuppressOverlaps: axes ``row`` and ``col``; loads of corners and ``open`` over both; ``overlap`` and ``most``."""
     boxes, valid, overlap, most = (_operand(node, k) for k in range(4))
@@ -413,6 +432,7 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "attention": lower_attention,
     "recurrence": lower_recurrence,
     "sort": lower_sort,
+    "select": lower_select,
     "suppress": lower_suppress,
     "search": lower_search,
 }

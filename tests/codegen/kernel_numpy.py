@@ -255,11 +255,22 @@ def _recurrence(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str
 def _sort(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     """By numpy's stable sort: of (is NaN, value), or, for the largest first, of the reversed row, read backwards."""
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
-    x = points.value(kernel.loads["x"])
-    x = x[..., ::-1] if kernel.attrs["largest"] else x
+    _store(kernel, points, buffers, {"acc": _order(points.value(kernel.loads["x"]), kernel.attrs["largest"])})
+
+
+def _order(x: np.ndarray, largest: bool) -> np.ndarray:
+    x = x[..., ::-1] if largest else x
     order = np.lexsort((x, np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)), axis=-1)
-    order = x.shape[-1] - 1 - order[..., ::-1] if kernel.attrs["largest"] else order
-    _store(kernel, points, buffers, {"acc": order})
+    return x.shape[-1] - 1 - order[..., ::-1] if largest else order
+
+
+def _select(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """The beginning of the whole order, and the elements there."""
+    (out,) = kernel.axes["out"]
+    x = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env).value(kernel.loads["x"])
+    points = Points((*kernel.axes["row"], out), buffers, env)
+    first = _order(x, kernel.attrs["largest"])[..., : points.shape[-1]]
+    _store(kernel, points, buffers, {"acc": first, "x": np.take_along_axis(x, first, -1)})
 
 
 def _suppress(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
@@ -291,5 +302,5 @@ def _common_part(
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
-    "recurrence": _recurrence, "suppress": _suppress, "sort": _sort,
+    "recurrence": _recurrence, "suppress": _suppress, "sort": _sort, "select": _select,
 }  # fmt: skip

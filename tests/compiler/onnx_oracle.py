@@ -202,6 +202,10 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
     if node.op == "Recurrence":
         return recurrence_oracle.recurrence(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))
+    if node.op == "TopK":
+        return _topk(node.attrs, *feeds.values())
+    if node.op == "SelectIndices":
+        return _topk({**node.attrs, "axis": graph.inputs[0].type.rank - 1}, *feeds.values())[::-1]
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:
@@ -348,16 +352,16 @@ def _unpacked(a: Attrs, x: np.ndarray) -> np.ndarray:
     return numpy_helper.to_array(helper.make_tensor("x", ELEMENT[dtype], shape, x.tobytes(), raw=True))
 
 
-def _topk_indices(a: Attrs, x: np.ndarray) -> np.ndarray:
-    """ONNX's TopK, by onnxruntime."""
+def _topk(a: Attrs, x: np.ndarray) -> list[np.ndarray]:
+    """The values and the indices of ONNX's TopK, by onnxruntime."""
     element = helper.np_dtype_to_tensor_dtype(x.dtype)
     node = helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=a["axis"], largest=a["largest"])
     body = helper.make_graph(
         [node], "topk", [helper.make_tensor_value_info("x", element, x.shape)],
-        [helper.make_tensor_value_info("i", TensorProto.INT64, None)], [numpy_helper.from_array(i64([a["k"]]), "k")],
+        [helper.make_tensor_value_info(*y, None) for y in (("v", element), ("i", TensorProto.INT64))],
+        [numpy_helper.from_array(i64([a["k"]]), "k")],
     )  # fmt: skip
-    (found,) = by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})
-    return found
+    return by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})
 
 
 def _dynamic_range(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -488,9 +492,9 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "GroupedMatMul": _grouped_products,
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
-    "TopKIndices": _topk_indices,
+    "TopKIndices": lambda a, x: _topk(a, x)[1],
     "SuppressOverlaps": _suppressed,
-    "SortIndices": lambda a, x: _topk_indices({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x),
+    "SortIndices": lambda a, x: _topk({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x)[1],
     "Uniform": _uniform,
     "WindowTaps": _window_taps,
     "BlockTerms": _block_terms,

@@ -12,6 +12,7 @@ from arcweld.compiler.dims import Dim
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.shapes import broadcast
+from arcweld.compiler.ops.topk import SELECTED
 from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.places import index_tensor, slices
 
@@ -132,7 +133,7 @@ def _masked_put(c: AtenContext, x: Value, mask: Value) -> Value:
 
 # ------------------------------------------------------------------------------------------- largest, sampled places
 
-_MOST = 2048  # elements of a row that are all compared with each other; longer rows only for a small k
+_MOST_SORTED = 1 << 16  # elements of a row that is sorted where too many are wanted to select them
 
 
 @aten("topk")
@@ -143,10 +144,11 @@ def topk(c: AtenContext) -> Result:
         return x, c.scalar(0, DType.I64)
     axis = c.axis(c["dim"])
     n = x.shape[axis]
-    if not isinstance(n, int) or not isinstance(k, int) or (n > _MOST and k > _MOST // 8):
+    if not isinstance(k, int) or (k > SELECTED and (not isinstance(n, int) or n > _MOST_SORTED)):
         raise c.fail(f"the first {k} of {n} elements: PyTorch sorts these faster")
-    found = c.emit("TopKIndices", x, k=k, axis=axis, largest=int(c["largest"]))
-    return c.emit("GatherElements", x, found, axis=axis), found
+    c.emit("TopK", x, k=k, axis=axis, largest=int(c["largest"]))
+    values, places = c.rw.nodes[-1].outputs
+    return values, places
 
 
 _SAMPLING = ("linear", "nearest", "cubic")
