@@ -25,7 +25,7 @@ from arcweld.compiler.expr import walk
 from arcweld.compiler.ops.topk import SELECTED
 
 USUAL_SYMBOLIC = 1 << 17  # elements that are assumed where no upper bound is known: a vocabulary
-ITEMS = 4  # neighbouring elements of a thread, at least
+ITEMS = 4  # neighbouring elements of a thread
 ELEMENT = "x"
 
 
@@ -46,9 +46,10 @@ def tactics(kernel: Kernel, arch: str) -> tuple[SelectTactic, ...]:
     flat = flat_rows(kernel)
     (row,), (col,), (out,) = (flat.axes[role] for role in ("row", "col", "out"))
     length, rows, wanted = most(col.extent, USUAL_SYMBOLIC), most(row.extent, 1), max(1, most(out.extent, SELECTED))
-    threads = max(32, min(256, power_of_two_at_least(-(-length // ITEMS))))
+    few = max(32, power_of_two_at_least(-(-wanted // ITEMS)))  # a tile of them holds all elements that are wanted
+    threads = max(few, min(max(256, 2 * few), power_of_two_at_least(-(-length // ITEMS))))
     parts = min(math.isqrt(length // wanted), length // (threads * ITEMS), 4 * SMS // max(1, rows))
-    forms = ((threads, parts), (max(32, threads // 2), parts), (threads, parts // 2), (32, parts // 4))
+    forms = ((threads, parts), (max(few, threads // 2), parts), (threads, parts // 2), (few, parts // 4))
     return tuple(dict.fromkeys(SelectTactic(n, max(1, p)) for n, p in forms))
 
 
@@ -66,38 +67,38 @@ def render_select(kernel: Kernel, tactic: SelectTactic, arch: str) -> KernelSour
     (row,), (col,), (out,) = (flat.axes[role] for role in ("row", "col", "out"))
     x, hooks, parts = flat.loads["x"], Hooks(flat), tactic.parts
     values = any(e.op == "var" and e.attr == ELEMENT for e in walk([s.value for s in flat.stores]))
-    width = vector_width(flat, col.extent, [x], (), col.sym)
+    width = min(ITEMS, vector_width(flat, col.extent, [x], (), col.sym))
     functions = [hooks.load("load_x", x, [argument(row), argument(col)], lane=col.sym, width=width)]
     if values:
         functions.append(hooks.load("load_one", x, [argument(row), argument(col)]))
     variables = {"acc": ("acc", DType.I64, True)} | ({ELEMENT: (ELEMENT, x.dtype, True)} if values else {})
     functions.append(hooks.store("store_out", flat.stores, [argument(row), argument(out)], variables=variables))
-    items = max(ITEMS, width)
-    tile, kept = tactic.threads * items, most(out.extent, SELECTED)
-    room = 2 * tile  # a whole tile may wait while another one is read
+    tile = tactic.threads * ITEMS
+    # those that stay, a tile that is read, and half a tile that may wait
+    kept_items = max(2 * ITEMS, -(-most(out.extent, SELECTED) // tactic.threads) + ITEMS + ITEMS // 2)
     key = DType.U64 if x.dtype.size == 8 else DType.U32
-    part_cols = _part(col.extent, parts, items)
+    part_cols = _part(col.extent, parts)
     if parts > 1:
         hooks.params.workspace("keys", key, row.extent, parts, out.extent)
         hooks.params.workspace("places", DType.I32, row.extent, parts, out.extent)
         hooks.params.counters("arrived", row.extent)
     return render(
         "sort/select.cu.j2", flat, hooks.params, arch="sm_80", grid=(row.extent * parts, 1, 1),
-        block=(tactic.threads, 1, 1), shared_bytes=_shared(kept + room, key, tactic.threads),
+        block=(tactic.threads, 1, 1), shared_bytes=_shared(kept_items, key, tactic.threads),
         tiled=((col.extent, tile), (col.extent, tile * parts)), functions=functions, threads=tactic.threads,
-        items=items, width=width, tile=tile, room=room, most=kept, parts=parts, key=key.cuda, ctype=x.dtype.cuda,
+        items=ITEMS, width=width, tile=tile, kept_items=kept_items, parts=parts, key=key.cuda, ctype=x.dtype.cuda,
         values=values, largest=kernel.attrs["largest"], keep=hooks.params.scalar("keep", out.extent),
         part_cols=hooks.params.scalar("part_cols", part_cols) if parts > 1 else "",
         col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
 
 
-def _part(cols: Dim, parts: int, items: int) -> Dim:
+def _part(cols: Dim, parts: int) -> Dim:
     """The columns of a part: whole vectors."""
-    return dims.ceildiv(cols, parts * items) * items
+    return dims.ceildiv(cols, parts * ITEMS) * ITEMS
 
 
-def _shared(elements: int, key: DType, threads: int) -> int:
-    """The bytes of a ``Selection``: keys and places twice, a number for each warp, a flag."""
-    nbytes = 2 * elements * (key.size + 4) + threads // 32 * 4 + 4
+def _shared(items: int, key: DType, threads: int) -> int:
+    """The bytes of a ``Selection``: keys and places, a number for each warp, a flag."""
+    nbytes = items * threads * (key.size + 4) + threads // 32 * 4 + 4
     return -(-nbytes // key.size) * key.size

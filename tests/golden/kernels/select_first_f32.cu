@@ -38,10 +38,10 @@ __device__ __forceinline__ void store_out(const Params& p, int row, int k, const
   p.out1[row * 50 + k] = x[0];
 }
 
-extern "C" __global__ void __launch_bounds__(256) select_abs_selectindices_f507ab47(const __grid_constant__ Params p) {
-  constexpr int THREADS = 256, ITEMS = 4, TILE = THREADS * ITEMS, KEEP = 50, ROOM = 2048;
+extern "C" __global__ void __launch_bounds__(256) select_abs_selectindices_3e05fe9f(const __grid_constant__ Params p) {
+  constexpr int THREADS = 256, ITEMS = 4, TILE = THREADS * ITEMS;
   pdl_launch_dependents();
-  using Kept = Selection<u32, KEEP, ROOM, THREADS>;
+  using Kept = Selection<u32, 8, THREADS>;
   DYN_SHARED(Kept, shared);
   Kept& kept = shared[0];
   Kept::State state;
@@ -67,16 +67,15 @@ extern "C" __global__ void __launch_bounds__(256) select_abs_selectindices_f507a
         places[i + lane] = col + lane;
       }
     }
-    if (state.count > KEEP + ROOM - TILE) kept.settle(state, keep);
-    kept.offer(state, some, keys, places);
+    kept.offer(state, keep, some, keys, places);
   }
   kept.settle(state, keep);
   u32* const found_keys = p.keys + i64(row) * PARTS * keep;
   int* const found_places = p.places + i64(row) * PARTS * keep;
   for (int i = thread; i < keep; i += THREADS) {
     const bool there = i < state.count;
-    found_keys[part * keep + i] = there ? kept.keys[state.side][i] : u32(0);
-    found_places[part * keep + i] = there ? kept.places[state.side][i] : -1;
+    found_keys[part * keep + i] = there ? kept.keys[i] : u32(0);
+    found_places[part * keep + i] = there ? kept.places[i] : -1;
   }
   if (!is_last_block(p.arrived + row, PARTS, &kept.flag)) return;
   // parts follow each other as in the row: of equal keys the first ones come first here too
@@ -93,15 +92,14 @@ extern "C" __global__ void __launch_bounds__(256) select_abs_selectindices_f507a
       places[i] = inside ? found_places[at] : -1;
       some[i] = places[i] >= 0;
     }
-    if (state.count > KEEP + ROOM - TILE) kept.settle(state, keep);
-    kept.offer(state, some, keys, places);
+    kept.offer(state, keep, some, keys, places);
   }
   kept.settle(state, keep);
   for (int i = thread; i < state.count; i += THREADS) {
-    const i64 acc[1] = {kept.places[state.side][i]};
+    const i64 acc[1] = {kept.places[i]};
     f32 x[1];
-    load_one(p, row, kept.places[state.side][i], x);
+    load_one(p, row, kept.places[i], x);
     store_out(p, row, i, acc, x);
   }
 }
-EXPORT_KERNEL(select_abs_selectindices_f507ab47)
+EXPORT_KERNEL(select_abs_selectindices_3e05fe9f)
