@@ -28,6 +28,7 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.RECURRENCE: "recurrence",
     Kind.SORT: "sort",
     Kind.SELECT: "select",
+    Kind.RUNS: "runs",
     Kind.SUPPRESS: "suppress",
 }
 # A scatter in which at most this many updates can write one output element uses the template ``search``, in which every

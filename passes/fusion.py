@@ -188,9 +188,9 @@ class Fuser:
 
     def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
-        if g.template == "recurrence" and len(c.operands()) > 1:
-            # the other operand may be the last state, which is known only after all steps
-            return ("recurrence", f"{c.op} reads another value beside a step's result")
+        if g.template in ("recurrence", "runs") and len(c.operands()) > 1:
+            # the other operand may be a result that is known later, or of other elements
+            return (g.template, f"{c.op} reads another value beside {v.name}")
         full = self._full(g, c, 1)
         if full is not None:
             return full

@@ -164,6 +164,25 @@ def lower_select(reader: RegionReader, node: Node) -> Hero:
     return hero
 
 
+def lower_runs(reader: RegionReader, node: Node) -> Hero:
+    """EqualRuns: axes ``col`` and ``run``; loads ``x`` and ``order`` over col; a variable for each result."""
+    x, order = _operand(node, 0), _operand(node, 1)
+    col, run = axis("c", x.shape[0]), axis("g", x.shape[0])
+    loads = {"x": reader.read(x, (col.index,)), "order": reader.read(order, (col.index,))}
+    at: dict[str, Coords] = {
+        "value": (run.index,), "first": (run.index,), "kind": (col.index,), "counts": (run.index,), "number": (0,),
+    }  # fmt: skip
+    found = {name: expr.variable(name, v.dtype) for name, v in zip(at, node.outputs, strict=True)}
+    hero = Hero(
+        {"col": (col,), "run": (run,)}, loads, at["value"], lambda _: found["value"],
+        {"by_place": bool(node.attrs["by_place"])}, x.type.numel * 16,
+    )  # fmt: skip
+    for name, v in zip(at, node.outputs, strict=True):
+        if name != "value":
+            hero.visited[v.name] = (at[name], found[name])
+    return hero
+
+
 def lower_suppress(reader: RegionReader, node: Node) -> Hero:
     """SuppressOverlaps: axes ``row`` and ``col``; loads of corners and ``open`` over both; ``overlap`` and ``most``."""
     boxes, valid, overlap, most = (_operand(node, k) for k in range(4))
@@ -433,6 +452,7 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "recurrence": lower_recurrence,
     "sort": lower_sort,
     "select": lower_select,
+    "runs": lower_runs,
     "suppress": lower_suppress,
     "search": lower_search,
 }

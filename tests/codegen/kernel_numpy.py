@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.codegen.kernel import Axis, Kernel
+from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.expr import Expr, index, walk
 from arcweld.compiler.interpret import interpret
@@ -273,6 +273,25 @@ def _select(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, in
     _store(kernel, points, buffers, {"acc": first, "x": np.take_along_axis(x, first, -1)})
 
 
+def _runs(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """Runs by numpy's unique, each store with what it holds."""
+    (col,), (run,) = kernel.axes["col"], kernel.axes["run"]
+    points = Points((col,), buffers, env)
+    x = points.value(kernel.loads["x"])
+    _, first, kinds, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+    moved = np.argsort(first) if kernel.attrs["by_place"] else np.arange(len(first))
+    rest = (0, len(x) - len(first))
+    found = {
+        "value": np.pad(x[first[moved]], rest), "first": np.pad(first[moved], rest),
+        "counts": np.pad(counts[moved], rest), "kind": np.argsort(moved)[kinds.reshape(-1)],
+        "number": np.array([len(first)]),
+    }  # fmt: skip
+    for store in kernel.stores:
+        (name,) = {str(e.attr) for e in walk([store.value]) if e.op == "var"}
+        at = {"kind": points, "number": Points((axis("one", 1),), buffers, env)}.get(name, Points((run,), buffers, env))
+        _store(replace(kernel, stores=(store,)), at, buffers, {name: found[name]})
+
+
 def _suppress(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     """Each box against those before it that stay, pair by pair."""
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
@@ -303,4 +322,5 @@ KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
     "recurrence": _recurrence, "suppress": _suppress, "sort": _sort, "select": _select,
+    "runs": _runs,
 }  # fmt: skip

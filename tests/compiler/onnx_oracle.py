@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+import order_oracle
 import paged_oracle
 import recurrence_oracle
 import torch
@@ -206,6 +207,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return _topk(node.attrs, *feeds.values())
     if node.op == "SelectIndices":
         return _topk({**node.attrs, "axis": graph.inputs[0].type.rank - 1}, *feeds.values())[::-1]
+    if node.op == "EqualRuns":
+        return order_oracle.runs(node.attrs, *feeds.values())
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:
@@ -461,27 +464,6 @@ def _uniform(a: Attrs) -> np.ndarray:
 
 
 # operators that ONNX does not have, and those that have no zero points here
-def _suppressed(
-    attrs: Attrs, boxes: np.ndarray, valid: np.ndarray, overlap: np.ndarray, most: np.ndarray
-) -> np.ndarray:
-    """By ONNX Runtime's NonMaxSuppression, with scores that fall along a row, and negative ones where no box counts."""
-    n = valid.shape[-1]
-    flat, counts = boxes.reshape(-1, n, 4), valid.reshape(-1, n)
-    scores = np.where(counts, n - np.arange(n), -1).astype(np.float32)[:, None]
-    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["y"])
-    feeds = {"boxes": flat, "scores": scores, "most": most.reshape(1), "overlap": overlap.reshape(1),
-             "least": np.zeros(1, np.float32)}  # fmt: skip
-    info, code = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype
-    infos = [info(k, code(v.dtype), v.shape) for k, v in feeds.items()]
-    graph = helper.make_graph([node], "nms", infos, [info("y", TensorProto.INT64, None)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, feeds)
-    stays = np.zeros(counts.shape, bool)
-    stays[found[:, 0], found[:, 2]] = True
-    return stays.reshape(valid.shape)
-
-
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     **torch_oracles.DIRECT,
     "Rsqrt": _rsqrt,
@@ -493,7 +475,7 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
     "TopKIndices": lambda a, x: _topk(a, x)[1],
-    "SuppressOverlaps": _suppressed,
+    "SuppressOverlaps": order_oracle.suppressed,
     "SortIndices": lambda a, x: _topk({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x)[1],
     "Uniform": _uniform,
     "WindowTaps": _window_taps,
