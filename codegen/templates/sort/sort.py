@@ -44,11 +44,12 @@ def tactics(kernel: Kernel, arch: str) -> tuple[SortTactic, ...]:
     wide = flat.loads["x"].dtype.size == 8  # more of these keys than ITEMS would spill registers
     items = ITEMS if wide or longest <= MOST_THREADS * ITEMS else MOST_ITEMS
     threads = max(32, min(MOST_THREADS, power_of_two_at_least(-(-longest // items))))
+    forms = ((threads, items), (max(32, threads // 2), items), (max(32, threads // 4), items), (threads, items // 2))
     found = []
-    for n in dict.fromkeys((threads, max(32, threads // 2), max(32, threads // 4))):
-        blocks = min(RESIDENT_BLOCKS, rows * -(-longest // (n * items)))
-        together = longest > n * items and 2 * rows <= RESIDENT_BLOCKS
-        found.append(SortTactic(n, items, blocks if together else 0))
+    for n, each in dict.fromkeys(forms):
+        blocks = min(RESIDENT_BLOCKS, rows * -(-longest // (n * each)))
+        together = longest > n * each and 2 * rows <= RESIDENT_BLOCKS
+        found.append(SortTactic(n, each, blocks if together else 0))
     return tuple(found)
 
 
