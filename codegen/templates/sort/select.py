@@ -24,7 +24,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import walk
 from arcweld.compiler.ops.topk import SELECTED
 
-USUAL_SYMBOLIC = 1 << 17  # elements that are assumed where no upper bound is known: a vocabulary
+USUAL_SYMBOLIC = 1 << 15  # elements that are assumed where no upper bound is known: a vocabulary
 ITEMS = 4  # neighbouring elements of a thread
 ELEMENT = "x"
 
