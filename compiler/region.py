@@ -27,6 +27,8 @@ TEMPLATE_OF_KIND: Mapping[Kind, str] = {
     Kind.ATTENTION: "attention",
     Kind.RECURRENCE: "recurrence",
     Kind.SORT: "sort",
+    Kind.SELECT: "select",
+    Kind.RUNS: "runs",
     Kind.SUPPRESS: "suppress",
 }
 # A scatter in which at most this many updates can write one output element uses the template ``search``, in which every

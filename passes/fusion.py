@@ -43,7 +43,7 @@ MAX_OPERANDS = 12  # tensors, weights aside, that one kernel reads
 MAX_NODES = 160  # views included
 MAX_INDEXED = 8  # index costs of one kernel: see ``index_cost``
 # kinds of heroes that read each element of their operand once, and so can take any pointwise prologue
-READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN, Kind.SORT, Kind.SUPPRESS})
+READ_ONCE = frozenset({Kind.REDUCE, Kind.ROWWISE, Kind.SCAN, Kind.SORT, Kind.SELECT, Kind.SUPPRESS})
 WIDENING = READ_ONCE | {Kind.WINDOW}  # kinds of heroes that widen 8-bit values as they read them
 # (kind, operand) of other operands that are also read once at each element: attention's mask, the data that a scatter
 # copies, the terms of a linear recurrence
@@ -196,9 +196,9 @@ class Fuser:
 
     def _epilogue_refusal(self, g: _Group, c: Node, v: Value, domain: Mapping[str, Coords]) -> tuple[str, str] | None:
         kind = opdef(c.op).kind
-        if g.template == "recurrence" and len(c.operands()) > 1:
-            # the other operand may be the last state, which is known only after all steps
-            return ("recurrence", f"{c.op} reads another value beside a step's result")
+        if g.template in ("recurrence", "runs") and len(c.operands()) > 1:
+            # the other operand may be a result that is known later, or of other elements
+            return (g.template, f"{c.op} reads another value beside {v.name}")
         full = self._full(g, c, 1)
         if full is not None:
             return full

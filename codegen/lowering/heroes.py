@@ -145,6 +145,44 @@ def lower_sort(reader: RegionReader, node: Node) -> Hero:
     return Hero(axes, {"x": reader.read(x, coords)}, coords, _accumulator(node), attrs, x.type.numel * 16)
 
 
+def lower_select(reader: RegionReader, node: Node) -> Hero:
+    """SelectIndices: axes ``row``, ``col`` (the last) and ``out``; load ``x`` over row and col.
+
+    The elements at the places are the variable ``x``.
+    """
+    x = _operand(node, 0)
+    *rows, col = (axis(f"r{k}" if k < x.type.rank - 1 else "c", d) for k, d in enumerate(x.shape))
+    out = axis("k", node.output.shape[-1])
+    lead = tuple(a.index for a in rows)
+    axes, attrs = {"row": tuple(rows), "col": (col,), "out": (out,)}, {"largest": bool(node.attrs["largest"])}
+    hero = Hero(
+        axes, {"x": reader.read(x, (*lead, col.index))}, (*lead, out.index), _accumulator(node), attrs, x.type.numel * 4
+    )
+    if len(node.outputs) > 1:
+        hero.visited[node.outputs[1].name] = ((*lead, out.index), expr.variable(ELEMENT, x.dtype))
+    reader.override.update(hero.visited)
+    return hero
+
+
+def lower_runs(reader: RegionReader, node: Node) -> Hero:
+    """EqualRuns: axes ``col`` and ``run``; loads ``x`` and ``order`` over col; a variable for each result."""
+    x, order = _operand(node, 0), _operand(node, 1)
+    col, run = axis("c", x.shape[0]), axis("g", x.shape[0])
+    loads = {"x": reader.read(x, (col.index,)), "order": reader.read(order, (col.index,))}
+    at: dict[str, Coords] = {
+        "value": (run.index,), "first": (run.index,), "kind": (col.index,), "counts": (run.index,), "number": (0,),
+    }  # fmt: skip
+    found = {name: expr.variable(name, v.dtype) for name, v in zip(at, node.outputs, strict=True)}
+    hero = Hero(
+        {"col": (col,), "run": (run,)}, loads, at["value"], lambda _: found["value"],
+        {"by_place": bool(node.attrs["by_place"])}, x.type.numel * 16,
+    )  # fmt: skip
+    for name, v in zip(at, node.outputs, strict=True):
+        if name != "value":
+            hero.visited[v.name] = (at[name], found[name])
+    return hero
+
+
 def lower_suppress(reader: RegionReader, node: Node) -> Hero:
     """SuppressOverlaps: axes ``row`` and ``col``; loads of corners and ``open`` over both; ``overlap`` and ``most``."""
     boxes, valid, overlap, most = (_operand(node, k) for k in range(4))
@@ -413,6 +451,8 @@ HEROES: dict[str, Callable[[RegionReader, Node], Hero]] = {
     "attention": lower_attention,
     "recurrence": lower_recurrence,
     "sort": lower_sort,
+    "select": lower_select,
+    "runs": lower_runs,
     "suppress": lower_suppress,
     "search": lower_search,
 }

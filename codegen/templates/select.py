@@ -16,7 +16,8 @@ from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.pointwise import pointwise, transpose
 from arcweld.codegen.templates.recurrence import recurrence
 from arcweld.codegen.templates.reduce import reduce, rowwise, scan, whole, window
-from arcweld.codegen.templates.sort import sort
+from arcweld.codegen.templates.sort import runs, sort
+from arcweld.codegen.templates.sort import select as selection
 from arcweld.codegen.templates.suppress import suppress
 from arcweld.compiler.errors import UnsupportedError
 
@@ -41,6 +42,8 @@ IMPLEMENTATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "attention": attention.IMPLEMENTATIONS,
     "recurrence": (_portable("recurrence", recurrence),),
     "sort": (_portable("sort", sort),),
+    "select": (_portable("select", selection),),
+    "runs": (_portable("runs", runs),),
     "suppress": (_portable("suppress", suppress),),
 }
 

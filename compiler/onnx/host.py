@@ -41,11 +41,11 @@ def seen_slice(c: Inputs, extents: Sequence[Dim], steps: Sequence[int]) -> list[
     return list(zip(sizes[::2], sizes[1::2]))
 
 
-def beginning(c: Inputs, count: Value, whole: Value, hint: str) -> Value:
-    """The first ``count`` rows of a value, in its memory; the host reads the count."""
-    size = born(c.builder, hint, 0, whole.shape[0])
-    part = TensorType(whole.dtype, (size, *whole.shape[1:]))
-    return host_node(c.builder, host_nodes.READ, (count, whole), [part], [size], c.origin, hint)[0]
+def beginnings(c: Inputs, count: Value, wholes: Sequence[Value], hint: str) -> list[Value]:
+    """The first ``count`` rows of values that have equally many, in their memory; the host reads the count."""
+    size = born(c.builder, hint, 0, wholes[0].shape[0])
+    parts = [TensorType(whole.dtype, (size, *whole.shape[1:])) for whole in wholes]
+    return host_node(c.builder, host_nodes.READ, (count, *wholes), parts, [size], c.origin, hint)
 
 
 def view(c: Inputs, x: Value, shape: Sequence[Dim]) -> Value:

@@ -35,6 +35,8 @@ class Kind(Enum):
     ATTENTION = "attention"  # scaled dot-product attention
     RECURRENCE = "recurrence"  # all steps of a recurrent layer
     SORT = "sort"  # the places of a row's elements in order
+    SELECT = "select"  # the places of a row's first elements in order
+    RUNS = "runs"  # the runs of equal elements of a vector in order
     SUPPRESS = "suppress"  # which boxes of a row stay where each suppresses later ones that it overlaps
     SCATTER = "scatter"  # a copy with the elements at given indices replaced or combined
     COMPOSITE = "composite"  # always decomposed into other operators before fusion

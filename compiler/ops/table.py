@@ -23,6 +23,7 @@ from arcweld.compiler.ops import (  # noqa: F401
     reduce,
     resize,
     rowwise,
+    runs,
     scan,
     scatter,
     special,

@@ -54,18 +54,21 @@ def suite() -> Suite:
             oracle = lambda x=x, largest=largest: {"out0": order(x, largest)}
             s.add(f"{dtype.value}_{largest}", sort_kernel(3, 37, dtype, largest=largest), {"in0": x}, oracle)
     forms = [
-        (1, 1, None), (2, 2, None), (5, 64, None), (2, 65, SortTactic(32, 64)), (1, 300, SortTactic(64, 32)),
-        (1, 1500, None), (2, 257, SortTactic(128, 16)),
+        (1, 1, None), (2, 2, None), (5, 64, None), (2, 65, SortTactic(32, 2)), (1, 1500, None),
+        (2, 257, SortTactic(64, 2)), (1, 1300, SortTactic(32, 4)), (2, 300, SortTactic(32, 8, 3)),
+        (1, 700, SortTactic(32, 2, 5)), (3, 129, SortTactic(32, 4, 2)), (1, 60, SortTactic(32, 2, 2)),
     ]  # fmt: skip
     for rows, cols, tactic in forms:
         x = rng.integers(-9, 9, (rows, cols)).astype(np.int32)
-        s.add(f"{rows}x{cols}", sort_kernel(rows, cols, DType.I32), {"in0": x},
+        s.add(f"{rows}x{cols}_{tactic}", sort_kernel(rows, cols, DType.I32), {"in0": x},
               lambda x=x: {"out0": order(x, False)}, tactic=tactic)  # fmt: skip
     b, n = symbol("b", 1), symbol("n", 1)
-    for rows, cols in ((1, 1), (3, 40), (1, 1100)):
+    alone, together = SortTactic(64, 4), SortTactic(32, 8, 4)
+    for rows, cols, tactic in ((1, 1, alone), (3, 40, alone), (1, 1100, alone), (1, 1, together), (3, 257, together),
+                               (1, 1100, together)):  # fmt: skip
         x = rng.integers(0, 50, (rows, cols)).astype(np.float32)
-        s.add(f"symbolic_{rows}x{cols}", sort_kernel(b, n, F32, largest=True), {"in0": x},
-              lambda x=x: {"out0": order(x, True)}, {"b": rows, "n": cols})  # fmt: skip
+        s.add(f"symbolic_{rows}x{cols}_{tactic}", sort_kernel(b, n, F32, largest=True), {"in0": x},
+              lambda x=x: {"out0": order(x, True)}, {"b": rows, "n": cols}, tactic)  # fmt: skip
     x = random(rng, (2, 50), F32)
     s.add("fused", sort_kernel(2, 50, F32, fused=True), {"in0": x}, lambda: {"out0": order(np.abs(x), False)})
     return s

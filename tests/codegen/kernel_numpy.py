@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.codegen.kernel import Axis, Kernel
+from arcweld.codegen.kernel import Axis, Kernel, axis
 from arcweld.compiler.dims import evaluate
 from arcweld.compiler.expr import Expr, index, walk
 from arcweld.compiler.interpret import interpret
@@ -255,11 +255,41 @@ def _recurrence(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str
 def _sort(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
     """By numpy's stable sort: of (is NaN, value), or, for the largest first, of the reversed row, read backwards."""
     points = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env)
-    x = points.value(kernel.loads["x"])
-    x = x[..., ::-1] if kernel.attrs["largest"] else x
+    _store(kernel, points, buffers, {"acc": _order(points.value(kernel.loads["x"]), kernel.attrs["largest"])})
+
+
+def _order(x: np.ndarray, largest: bool) -> np.ndarray:
+    x = x[..., ::-1] if largest else x
     order = np.lexsort((x, np.isnan(x) if x.dtype.kind == "f" else np.zeros(x.shape, bool)), axis=-1)
-    order = x.shape[-1] - 1 - order[..., ::-1] if kernel.attrs["largest"] else order
-    _store(kernel, points, buffers, {"acc": order})
+    return x.shape[-1] - 1 - order[..., ::-1] if largest else order
+
+
+def _select(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """The beginning of the whole order, and the elements there."""
+    (out,) = kernel.axes["out"]
+    x = Points((*kernel.axes["row"], *kernel.axes["col"]), buffers, env).value(kernel.loads["x"])
+    points = Points((*kernel.axes["row"], out), buffers, env)
+    first = _order(x, kernel.attrs["largest"])[..., : points.shape[-1]]
+    _store(kernel, points, buffers, {"acc": first, "x": np.take_along_axis(x, first, -1)})
+
+
+def _runs(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
+    """Runs by numpy's unique, each store with what it holds."""
+    (col,), (run,) = kernel.axes["col"], kernel.axes["run"]
+    points = Points((col,), buffers, env)
+    x = points.value(kernel.loads["x"])
+    _, first, kinds, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+    moved = np.argsort(first) if kernel.attrs["by_place"] else np.arange(len(first))
+    rest = (0, len(x) - len(first))
+    found = {
+        "value": np.pad(x[first[moved]], rest), "first": np.pad(first[moved], rest),
+        "counts": np.pad(counts[moved], rest), "kind": np.argsort(moved)[kinds.reshape(-1)],
+        "number": np.array([len(first)]),
+    }  # fmt: skip
+    for store in kernel.stores:
+        (name,) = {str(e.attr) for e in walk([store.value]) if e.op == "var"}
+        at = {"kind": points, "number": Points((axis("one", 1),), buffers, env)}.get(name, Points((run,), buffers, env))
+        _store(replace(kernel, stores=(store,)), at, buffers, {name: found[name]})
 
 
 def _suppress(kernel: Kernel, buffers: dict[str, np.ndarray], env: Mapping[str, int]) -> None:
@@ -291,5 +321,6 @@ def _common_part(
 KINDS = {
     "pointwise": _pointwise, "scatter": _pointwise, "reduce": _reduce, "window": _reduce, "rowwise": _rowwise,
     "scan": _scan, "contract": _contract, "chain": _chain, "conv": _conv, "attention": _attention,
-    "recurrence": _recurrence, "suppress": _suppress, "sort": _sort,
+    "recurrence": _recurrence, "suppress": _suppress, "sort": _sort, "select": _select,
+    "runs": _runs,
 }  # fmt: skip

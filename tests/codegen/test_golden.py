@@ -283,6 +283,21 @@ output %now 'now' in %k
 %y: i64[n, 1000] = SortIndices(%a, largest=1) @ 'y'
 output %y
 """),
+    "select_first_f32": ("sm_80", """input %x: f32[n, 32000]
+%a: f32[n, 32000] = Abs(%x) @ 'a'
+%y: i64[n, 50], %v: f32[n, 50] = SelectIndices(%a, k=50, largest=1) @ 'y'
+output %y
+output %v
+"""),
+    "runs_f32": ("sm_80", """input %x: f32[n]
+%o: i64[n] = SortIndices(%x, largest=0) @ 'o'
+%y: f32[n], %f: i64[n], %k: i64[n], %c: i64[n], %l: i64[1] = EqualRuns(%x, %o, by_place=1) @ 'y'
+output %y
+output %f
+output %k
+output %c
+output %l
+"""),
     "suppress_overlaps_f32": ("sm_80", """input %x: f32[n, 80, 4]
 input %c: bool[n, 80]
 input %o: f32[]

@@ -174,3 +174,5 @@ def test_every_barrier_is_needed(layer: Layer, tactic: RecurrenceTactic) -> None
 
     assert passes(source.source)
     assert survivors(source.source, passes, "recurrence.cuh") == []
+    if source.cooperative:
+        assert survivors(source.source, passes, "grid_barrier.cuh") == []

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+import order_oracle
 import paged_oracle
 import recurrence_oracle
 import torch
@@ -202,6 +203,12 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
     if node.op == "Recurrence":
         return recurrence_oracle.recurrence(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))
+    if node.op == "TopK":
+        return _topk(node.attrs, *feeds.values())
+    if node.op == "SelectIndices":
+        return _topk({**node.attrs, "axis": graph.inputs[0].type.rank - 1}, *feeds.values())[::-1]
+    if node.op == "EqualRuns":
+        return order_oracle.runs(node.attrs, *feeds.values())
     if node.op == "DynamicRange":
         return _dynamic_range(feeds)
     if node.op in DIRECT:
@@ -348,16 +355,16 @@ def _unpacked(a: Attrs, x: np.ndarray) -> np.ndarray:
     return numpy_helper.to_array(helper.make_tensor("x", ELEMENT[dtype], shape, x.tobytes(), raw=True))
 
 
-def _topk_indices(a: Attrs, x: np.ndarray) -> np.ndarray:
-    """ONNX's TopK, by onnxruntime."""
+def _topk(a: Attrs, x: np.ndarray) -> list[np.ndarray]:
+    """The values and the indices of ONNX's TopK, by onnxruntime."""
     element = helper.np_dtype_to_tensor_dtype(x.dtype)
     node = helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=a["axis"], largest=a["largest"])
     body = helper.make_graph(
         [node], "topk", [helper.make_tensor_value_info("x", element, x.shape)],
-        [helper.make_tensor_value_info("i", TensorProto.INT64, None)], [numpy_helper.from_array(i64([a["k"]]), "k")],
+        [helper.make_tensor_value_info(*y, None) for y in (("v", element), ("i", TensorProto.INT64))],
+        [numpy_helper.from_array(i64([a["k"]]), "k")],
     )  # fmt: skip
-    (found,) = by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})
-    return found
+    return by_either(helper.make_model(body, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), {"x": x})
 
 
 def _dynamic_range(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -457,27 +464,6 @@ def _uniform(a: Attrs) -> np.ndarray:
 
 
 # operators that ONNX does not have, and those that have no zero points here
-def _suppressed(
-    attrs: Attrs, boxes: np.ndarray, valid: np.ndarray, overlap: np.ndarray, most: np.ndarray
-) -> np.ndarray:
-    """By ONNX Runtime's NonMaxSuppression, with scores that fall along a row, and negative ones where no box counts."""
-    n = valid.shape[-1]
-    flat, counts = boxes.reshape(-1, n, 4), valid.reshape(-1, n)
-    scores = np.where(counts, n - np.arange(n), -1).astype(np.float32)[:, None]
-    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["y"])
-    feeds = {"boxes": flat, "scores": scores, "most": most.reshape(1), "overlap": overlap.reshape(1),
-             "least": np.zeros(1, np.float32)}  # fmt: skip
-    info, code = helper.make_tensor_value_info, helper.np_dtype_to_tensor_dtype
-    infos = [info(k, code(v.dtype), v.shape) for k, v in feeds.items()]
-    graph = helper.make_graph([node], "nms", infos, [info("y", TensorProto.INT64, None)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, feeds)
-    stays = np.zeros(counts.shape, bool)
-    stays[found[:, 0], found[:, 2]] = True
-    return stays.reshape(valid.shape)
-
-
 DIRECT: dict[str, Callable[..., np.ndarray]] = {
     **torch_oracles.DIRECT,
     "Rsqrt": _rsqrt,
@@ -488,9 +474,9 @@ DIRECT: dict[str, Callable[..., np.ndarray]] = {
     "GroupedMatMul": _grouped_products,
     "ConvFloat8": _float8_convolution,
     "UnpackBits": _unpacked,
-    "TopKIndices": _topk_indices,
-    "SuppressOverlaps": _suppressed,
-    "SortIndices": lambda a, x: _topk_indices({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x),
+    "TopKIndices": lambda a, x: _topk(a, x)[1],
+    "SuppressOverlaps": order_oracle.suppressed,
+    "SortIndices": lambda a, x: _topk({**a, "axis": x.ndim - 1, "k": x.shape[-1]}, x)[1],
     "Uniform": _uniform,
     "WindowTaps": _window_taps,
     "BlockTerms": _block_terms,

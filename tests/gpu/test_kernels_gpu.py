@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(devices.gpu_count() == 0, reas
 TEMPLATES = (
     "rowwise", "reduce", "scan", "window", "transpose", "contract", "gemv", "few_rows", "stored", "conv", "depthwise",
     "attention", "contract_wgmma", "conv_wgmma", "attention_wgmma", "wgmma_stored", "large",
-    "recurrence", "sort", "suppress",
+    "recurrence", "sort", "select", "runs", "suppress",
 )  # fmt: skip
 MODULES = tuple(f"cases_{t}" for t in TEMPLATES)
 

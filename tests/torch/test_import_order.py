@@ -51,6 +51,16 @@ def test_long_rows_on_the_kernels_path() -> None:
     check({"up": lambda x: torch.sort(x, stable=True, dim=1), "top": lambda x: torch.kthvalue(x, 3000, 1)[0]}, x)
 
 
+def test_sorting_of_very_long_rows() -> None:
+    """Which blocks do together; the reference on the host says the places here."""
+    x = torch.randint(-900, 900, (90000,), generator=torch.Generator().manual_seed(1)).float()
+    functions = {
+        "sort": lambda x: torch.sort(x, stable=True), "top": lambda x: torch.topk(x, 2000)[0],
+        "median": lambda x: torch.median(x),
+    }  # fmt: skip
+    check(functions, x)
+
+
 def test_searches_and_counts() -> None:
     edges = torch.tensor([-1.0, -0.5, 0.0, 0.0, 0.7, 2.0])
     rows = torch.sort(rand(3, 6), -1)[0]

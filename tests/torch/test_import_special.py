@@ -85,10 +85,9 @@ def test_the_first_of_a_row(largest: bool) -> None:
     )  # fmt: skip
 
 
-def test_long_rows_are_left_to_sorting() -> None:
-    check({"few": lambda x: x.topk(5)}, torch.linspace(-9, 9, 5000).sin())
-    with pytest.raises(UnsupportedError, match="the first 900 of 5000 elements"):
-        import_module(Functions({"y": lambda x: x.topk(900)}), (rand(5000),))
+def test_first_of_long_rows() -> None:
+    x = torch.linspace(-9, 9, 5000).sin()
+    check({"few": lambda x: x.topk(5), "many": lambda x: x.topk(900)[0], "most": lambda x: x.topk(1500)[0]}, x)
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])

@@ -116,6 +116,12 @@ SUBJECTS = [
         "%y, %h = Recurrence(%x, %r, cell='gru', activations=('Sigmoid', 'Tanh'))\noutput %y\n",
     ),
     Subject("sort", _N + "input %x: f32[n, 300]\n%y = SortIndices(%x, largest=0)\noutput %y\n"),
+    Subject("select", _N + "input %x: f32[n, 2500]\n%y, %v = SelectIndices(%x, k=9)\noutput %y\noutput %v\n"),
+    Subject(
+        "runs",
+        "input %x: i32[900]\n%o = SortIndices(%x, largest=0)\n%y, %f, %k, %c, %l = EqualRuns(%x, %o)\n"
+        "output %y\noutput %f\noutput %k\noutput %c\noutput %l\n",
+    ),
     Subject(
         "suppress",
         _N + "input %x: f32[2, n, 4]\ninput %v: bool[2, n]\nweight %l: f32[] data=(0.5,)\nweight %m: i64[] data=(9,)\n"

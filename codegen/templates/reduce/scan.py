@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, vector_width
-from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printing.printer import INDEX_LIMIT
+from arcweld.codegen.printing.nest import most, power_of_two_at_least
 from arcweld.codegen.printing.render import overlapping, render
 from arcweld.codegen.templates.card import SMS
 from arcweld.codegen.templates.reduce.combiners import COMBINERS, identity
 from arcweld.codegen.templates.reduce.reduce import contiguous_bytes
+from arcweld.codegen.templates.rows import argument, flat_rows, too_many
 from arcweld.compiler import dims
 
 BLOCK = 128  # threads of a block of several rows
@@ -42,7 +42,7 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ScanTactic, ...]:
     Where neighbours in memory belong to different rows, a thread has a row of its own, and several of its elements in
     flight. A row gets more threads as long as the GPU has room.
     """
-    flat = _flat(kernel)
+    flat = flat_rows(kernel)
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
     rows, length = most(row.extent, USUAL_SYMBOLIC), min(most(col.extent, USUAL_SYMBOLIC), 1 << 20)
     if contiguous_bytes(kernel, "row") > contiguous_bytes(kernel, "col"):
@@ -58,10 +58,9 @@ def tactics(kernel: Kernel, arch: str) -> tuple[ScanTactic, ...]:
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """The reason why this kernel can't be rendered, or None."""
-    flat = _flat(kernel)
-    for role in ("row", "col"):
-        if (dims.bounds(flat.axes[role][0].extent)[0] or 0) >= INDEX_LIMIT:
-            return f"more than 2**31 iterations over the {role} axes"
+    reason = too_many(kernel)
+    if reason is not None:
+        return reason
     combine = kernel.attrs["combine"]
     return None if combine in (*COMBINERS, LINEAR) else f"no combiner of a scan is called {combine}"
 
@@ -73,17 +72,13 @@ def natural_width(flat: Kernel) -> int:
     return vector_width(flat, col.extent, exprs, flat.stores, col.sym)
 
 
-def _flat(kernel: Kernel) -> Kernel:
-    return flatten_roles(kernel, {"row": "row", "col": "col"})
-
-
 def render_scan(kernel: Kernel, tactic: ScanTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
-    flat = _flat(kernel)
+    flat = flat_rows(kernel)
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
     width, lanes = tactic.width or natural_width(flat), tactic.lanes
     hooks, dtype, combine = Hooks(flat), flat.loads["x"].dtype, kernel.attrs["combine"]
-    args = [_arg(row), _arg(col)]
+    args = [argument(row), argument(col)]
     loads = [
         hooks.load(f"load_{name}", flat.loads[name], args, lane=col.sym, width=width) for name in sorted(flat.loads)
     ]
@@ -101,7 +96,3 @@ def render_scan(kernel: Kernel, tactic: ScanTactic, arch: str) -> KernelSource:
         element=t, ctype=f"Linear<{t}>" if linear else t, width=width, lanes=lanes, rows=rows,
         row_count=hooks.params.scalar("row_count", row.extent), col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
-
-
-def _arg(a: Axis) -> tuple[str, dims.Sym]:
-    return a.sym.name, a.sym

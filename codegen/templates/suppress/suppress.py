@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arcweld.codegen.kernel import Axis, Kernel, KernelSource
+from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks
-from arcweld.codegen.printing.nest import flatten_roles, most, power_of_two_at_least
-from arcweld.codegen.printing.printer import INDEX_LIMIT
+from arcweld.codegen.printing.nest import most, power_of_two_at_least
 from arcweld.codegen.printing.render import render
-from arcweld.compiler import dims
+from arcweld.codegen.templates.rows import argument, flat_rows, too_many
 from arcweld.compiler.dtypes import DType
 
 USUAL_SYMBOLIC = 1024  # boxes that are assumed where no upper bound is known
@@ -38,19 +37,15 @@ def tactics(kernel: Kernel, arch: str) -> tuple[SuppressTactic, ...]:
 
 def supports(kernel: Kernel, arch: str) -> str | None:
     """The reason why this kernel can't be rendered, or None."""
-    flat = _flat(kernel)
-    for role in ("row", "col"):
-        if (dims.bounds(flat.axes[role][0].extent)[0] or 0) >= INDEX_LIMIT:
-            return f"more than 2**31 iterations over the {role} axes"
-    return None
+    return too_many(kernel)
 
 
 def render_suppress(kernel: Kernel, tactic: SuppressTactic, arch: str) -> KernelSource:
     """The kernel's CUDA source, the same for every ``arch``."""
-    flat, threads = _flat(kernel), tactic.threads
+    flat, threads = flat_rows(kernel), tactic.threads
     (row,), (col,) = flat.axes["row"], flat.axes["col"]
     hooks = Hooks(flat)
-    both = [_arg(row), _arg(col)]
+    both = [argument(row), argument(col)]
     functions = [hooks.load(f"load_{name}", flat.loads[name], both) for name in (*CORNERS, "open")]
     functions += [hooks.load(f"load_{name}", flat.loads[name], both[:1]) for name in ("overlap", "most")]
     functions.append(hooks.store("store_out", flat.stores, both, variables={"acc": ("acc", DType.BOOL, True)}))
@@ -61,11 +56,3 @@ def render_suppress(kernel: Kernel, tactic: SuppressTactic, arch: str) -> Kernel
         shared_bytes=threads * 16 + 4 * threads * (words + 1) + 8 * words, tiled=((col.extent, threads),),
         functions=functions, threads=threads, col_count=hooks.params.scalar("col_count", col.extent),
     )  # fmt: skip
-
-
-def _flat(kernel: Kernel) -> Kernel:
-    return flatten_roles(kernel, {"row": "row", "col": "col"})
-
-
-def _arg(a: Axis) -> tuple[str, dims.Sym]:
-    return a.sym.name, a.sym

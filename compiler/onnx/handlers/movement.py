@@ -173,8 +173,8 @@ def _top_k(c: NodeContext) -> Result:
         c.broken(f"k has {len(wanted)} elements")
     c.at_least(x.shape[axis], wanted[0])
     largest = int(c.opset < 11 or c.int_attr("largest", 1) != 0)
-    found = c.emit("TopKIndices", x, k=wanted[0], axis=axis, largest=largest)
-    return [c.emit("GatherElements", x, found, axis=axis), found]
+    c.emit("TopK", x, k=wanted[0], axis=axis, largest=largest)
+    return list(c.rw.nodes[-1].outputs)
 
 
 @handles("GridSample")

@@ -12,7 +12,7 @@ from arcweld.compiler.ir import TensorType, Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.deduce import to_agree
 from arcweld.compiler.onnx.handlers.base import Result, handles
-from arcweld.compiler.onnx.host import agreeing, beginning, call_on_host
+from arcweld.compiler.onnx.host import agreeing, beginnings, call_on_host
 from arcweld.compiler.onnx.operands import born, text
 from arcweld.compiler.ops.suppress import suppressed
 
@@ -33,7 +33,7 @@ def chosen_places(c: NodeContext, flags: Value) -> Value:
     target = c.emit("Where", flags, c.emit("Sub", ahead, one), behind)
     empty = c.emit("ConstantOfShape", shape=(size,), value=0, dtype=DType.I64)
     places = c.emit("ScatterElements", empty, target, own, axis=0)
-    return beginning(c, count, places, f"{c.hint}_count")
+    return beginnings(c, count, [places], f"{c.hint}_count")[0]
 
 
 def _flags(c: NodeContext, x: Value) -> Value:
@@ -140,34 +140,13 @@ def _unique_elements(c: NodeContext, x: Value, ordered: bool) -> Result:
     """The different elements of a vector, where each is first, which of them each element is, and how often each is.
 
     Equal elements are neighbours once they are sorted, stably: the first of them has the first place in the vector.
-    NaNs are equal.
+    NaNs are equal. All of it is two launches; the host reads how many differ.
     """
-    (size,) = x.shape
     keys = c.cast(x, DType.U8) if x.dtype is DType.BOOL else x
-    one, number = c.const(1, DType.I64), c.emit("Range", start=0, step=1, length=size, dtype=DType.I64)
-    order = c.emit("TopKIndices", keys, k=size, axis=0, largest=0)
-    row = c.emit("Gather", keys, order, axis=0)
-    before = c.emit("Gather", row, c.emit("Max", c.emit("Sub", number, one), c.const(0, DType.I64)), axis=0)
-    same = c.emit("Equal", row, before)
-    if keys.dtype.is_float:
-        same = c.emit("Or", same, c.emit("And", c.emit("IsNaN", row), c.emit("IsNaN", before)))
-    begins = c.emit("Or", c.emit("Not", same), c.emit("Equal", number, c.const(0, DType.I64)))
-    empty = c.emit("ConstantOfShape", shape=(size,), value=0, dtype=DType.I64)
-    if ordered:
-        places = chosen_places(c, begins)
-        first, kind = c.emit("Gather", order, places, axis=0), _running_number(c, begins)
-    else:
-        start = c.emit("CumMax", c.emit("Where", begins, number, c.const(0, DType.I64)), axis=0)
-        is_first = c.cast(c.emit("ScatterElements", empty, order, c.cast(begins, DType.I64), axis=0), DType.BOOL)
-        first = chosen_places(c, is_first)
-        kind = c.emit("Gather", _running_number(c, is_first), c.emit("Gather", order, start, axis=0), axis=0)
-    (count,) = first.shape
-    inverse = c.emit("ScatterElements", empty, order, kind, axis=0)
-    ones = c.emit("ConstantOfShape", shape=(size,), value=1, dtype=DType.I64)
-    counts = c.slice(c.emit("ScatterElements", empty, kind, ones, axis=0, reduction="add"), 0, 0, count)
-    return c.emit("Gather", x, first, axis=0), first, inverse, counts
-
-
-def _running_number(c: NodeContext, flags: Value) -> Value:
-    """For each place, how many flags before it and at it are set, less one."""
-    return c.emit("Sub", c.emit("CumSum", c.cast(flags, DType.I64), axis=0), c.const(1, DType.I64))
+    order = c.emit("TopKIndices", keys, k=x.shape[0], axis=0, largest=0)
+    c.emit("EqualRuns", keys, order, by_place=int(not ordered))
+    values, first, inverse, counts, number = c.rw.nodes[-1].outputs
+    wanted = {0: c.cast(values, x.dtype), 1: first, 3: counts}
+    shown = [k for k in wanted if k == 0 or (k < len(c.used) and c.used[k])]
+    found = dict(zip(shown, beginnings(c, number, [wanted[k] for k in shown], f"{c.hint}_count")))
+    return found[0], found.get(1), inverse, found.get(3)

@@ -1,6 +1,6 @@
 """ATen's operators of order: sorting, medians, modes, searches in sorted sequences, histograms, running extrema.
 
-A block sorts a row (``SortIndices``), so that long ones are left to PyTorch, which takes more of the GPU for them.
+What compares all elements of a row with each other (modes, logcumsumexp) leaves long rows to PyTorch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from arcweld.compiler.torch.context import AtenContext, Result, aten
 from arcweld.compiler.torch.handlers.pointwise import promoted
 
 _MOST = 2048  # elements of a row that are all compared with each other
-_MOST_SORTED = 1 << 16
 
 
-def _row_length(c: AtenContext, n: Dim, what: str, most: int = _MOST_SORTED) -> int:
-    if not isinstance(n, int) or n > most:
+def _row_length(c: AtenContext, n: Dim, what: str, most: int | None = None) -> int:
+    if not isinstance(n, int):
+        raise c.fail(f"{what} of {n} elements, an open number")
+    if most is not None and n > most:
         raise c.fail(f"{what} of {n} elements: PyTorch sorts these faster")
     return n
 
 
-def _ordered(c: AtenContext, x: Value, axis: int, k: int, descending: bool = False) -> Value:
+def _ordered(c: AtenContext, x: Value, axis: int, k: Dim, descending: bool = False) -> Value:
     """The indices of the first ``k`` elements in order; NaN is the largest, and equal elements keep their order."""
     keys = c.cast(x, DType.U8) if x.dtype is DType.BOOL else x
     return c.emit("TopKIndices", keys, k=k, axis=axis, largest=int(descending))
@@ -47,7 +48,7 @@ def sort(c: AtenContext) -> Result:
     if not x.shape:
         return x, c.scalar(0, DType.I64)
     axis = c.axis(c["dim"])
-    found = _ordered(c, x, axis, _row_length(c, x.shape[axis], "sorting"), bool(c["descending"]))
+    found = _ordered(c, x, axis, x.shape[axis], bool(c["descending"]))
     return c.emit("GatherElements", x, found, axis=axis) if 0 in c.used else None, found
 
 

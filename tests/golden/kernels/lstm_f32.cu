@@ -2,6 +2,7 @@
 // It keeps its weights in shared memory for all steps (Diamos et al., Persistent RNNs, 2016).
 #include "prims.cuh"
 #include "math.cuh"
+#include "grid_barrier.cuh"
 #include "recurrence.cuh"
 
 struct Params {
@@ -106,7 +107,7 @@ struct Weights {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) recurrence_90d8b84b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) recurrence_85c3e5ce(const __grid_constant__ Params p) {
   DYN_SHARED(f32, source);                        // the states that the weights multiply: [4][96]
   f32* const parts = source + 384;  // sums, see step_products
   const int direction = 0, first_unit = blockIdx.x * 8;
@@ -200,4 +201,4 @@ extern "C" __global__ void __launch_bounds__(256, 1) recurrence_90d8b84b(const _
   }
   barrier.leave();
 }
-EXPORT_KERNEL(recurrence_90d8b84b)
+EXPORT_KERNEL(recurrence_85c3e5ce)

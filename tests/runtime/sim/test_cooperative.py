@@ -16,7 +16,7 @@ from arcweld.runtime.device import LaunchSpec
 from arcweld.runtime.sim.device import SimDevice
 
 ROUNDS = """#include "prims.cuh"
-#include "recurrence.cuh"
+#include "grid_barrier.cuh"
 struct Params { f32* x; f32* y; };
 extern "C" __global__ void rounds(const __grid_constant__ Params p) {
   DYN_SHARED(f32, s);
@@ -101,7 +101,7 @@ def test_checked_mode_finds_what_is_missing(change: tuple[str, str], message: st
     "call", ["__syncthreads();\n    if (threadIdx.x == 0) add", "    __syncthreads();\n  }\n  // After"]
 )
 def test_the_barrier_needs_both_of_its_barriers_of_a_block(call: str) -> None:
-    source, _ = with_header(ROUNDS, "recurrence.cuh")
+    source, _ = with_header(ROUNDS, "grid_barrier.cuh")
     text, missing = re.subn(re.escape(call), call.replace("__syncthreads();", ";"), source)
     assert missing == 1
     with pytest.raises(DeviceError, match="of the same launch has"):
