@@ -39,7 +39,7 @@ app = typer.Typer(
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "build": (build, "Build an engine from an ONNX file, and verify it."),
     "run": (run, "Run an engine once."),
-    "bench": (bench, "Time an engine."),
+    "bench": (bench, "Time an engine, or compare several."),
     "estimate": (estimate, "Model what a call takes on cards that need not be here."),
     "report": (report, "Write an HTML report on an engine or a model."),
     "inspect": (inspect, "Describe a model or an engine."),
@@ -91,8 +91,8 @@ def _fail(message: str, hint: str | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit codes: 0 ok, 1 accuracy, 2 usage or a damaged file, 3 unsupported, 4 environment,
-    70 a defect of Arcweld, 130 interrupted.
+    """Runs the command. Exit codes: 0 ok, 1 accuracy or a regression, 2 usage or a damaged file,
+    3 unsupported, 4 environment, 70 a defect of Arcweld, 130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):  # names of nodes may not fit the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):

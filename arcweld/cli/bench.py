@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, note, out, print_table, waiting
+from arcweld.cli.common import check_writable, out, print_json, print_table, waiting
+from arcweld.cli.compare import Judged, compare, summary_row
+from arcweld.cli.contestants import Asked, is_comparison
 from arcweld.cli.inputs import (
     Batch,
     Bf16,
@@ -29,8 +32,9 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.inspect import engine_report
+from arcweld.cli.recorders import Recorders, open_recorders, sample_row
 from arcweld.cli.run import DumpOutput, Export, one_path, output_file, print_outputs, write_outputs
-from arcweld.cli.timing import Call, Sample, Schedule, Timed, gpu_call, host_call, measure
+from arcweld.cli.timing import Schedule, Timed, engine_call, measure
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.runtime.engine import Engine
@@ -38,12 +42,13 @@ from arcweld.runtime.engine_file import EngineData
 
 Opt = typer.Option
 _DEVICE_ARRAYS = "Keep inputs and results on the GPU, so that copies are not timed."
+_THRESHOLD = "Percent by which a contestant may be slower than the first; beyond it the exit code is 1."
 
 
 def bench(
-    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    paths: Annotated[list[str] | None, typer.Argument(help="Engine or ONNX file; several are compared.")] = None,
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
+    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument, or --onnxrt's model).")] = "",
     device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
     val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
@@ -64,50 +69,121 @@ def bench(
     export_profile: Annotated[str, Opt("--exportProfile", help="Write the time of every kernel as JSON.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
     export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write what `inspect --json` prints.")] = "",
+    onnxrt: Annotated[bool, Opt("--onnxrt", help="Compare with ONNX Runtime on the model.")] = False,
+    provider: Annotated[str, Opt("--provider", help="ONNX Runtime's: cpu or cuda; by default the device's.")] = "",
+    torch: Annotated[str, Opt("--torch", help="Compare with a module: model.pt2, or package.module:name.")] = "",
+    torch_compile: Annotated[bool, Opt("--torchCompile", help="Compare with torch.compile of it too.")] = False,
+    threshold: Annotated[float, Opt("--threshold", help=_THRESHOLD, show_default=False)] = -1.0,
+    price: Annotated[float, Opt("--price", min=0, help="Price of an hour of the machine.", show_default=False)] = 0.0,
+    as_json: Annotated[bool, Opt("--json", help="Print JSON.")] = False,
+    jsonl: Annotated[str, Opt("--jsonl", help="Write everything that is measured as JSON lines.")] = "",
+    wandb: Annotated[str, Opt("--wandb", help="Log it to this project of Weights & Biases.")] = "",
 ) -> None:  # fmt: skip
-    """Times calls of an engine, in trtexec's words. No figure is comparable across devices."""
-    percentiles = _percentiles(percentile)
-    if not all(math.isfinite(x) for x in (warm_up, duration, sleep_time, idle_time)):
-        raise UsageError("--warmUp, --duration, --sleepTime and --idleTime are finite numbers")
-    source = one_path(path or onnx, load_engine)
-    times_to, profile_to, layers_to = (writable(p, source) for p in (export_times, export_profile, export_layers))
-    outputs_to = output_file(export, source)
-    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
-    if (dump_profile or profile_to) and not engine.device.measures_time:
+    """Times calls of an engine, in trtexec's words, or compares several. No figure is comparable across devices."""
+    if not all(math.isfinite(x) for x in (warm_up, duration, sleep_time, idle_time, threshold, price)):
+        raise UsageError("--warmUp, --duration, --sleepTime, --idleTime, --threshold and --price are finite numbers")
+    sources, model = _sources(paths or [], load_engine, onnx, onnxrt)
+    asked = Asked(
+        sources, model, onnxrt, provider, torch, torch_compile, device, shapes, batch, values,
+        precision_of(fp16, bf16), trust, load_inputs, val_range, seed, cuda_graph, not no_transfers,
+    )  # fmt: skip
+    judged = Judged(
+        tuple(_percentiles(percentile)), price or None, threshold / 100 if threshold >= 0 else None, as_json
+    )
+    extras = Extras(
+        skip, dump_output, export, export_times, dump_profile, export_profile, dump_layers, export_layers
+    )
+    schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
+    recorders = open_recorders(jsonl, wandb, [*sources, *filter(None, [model])])
+    if not is_comparison(asked):
+        _time_one(asked, schedule, judged, extras, recorders)
+        return
+    if (name := extras.first()) is not None:
+        raise UsageError(f"{name} is for one engine", hint="leave it out of a comparison; --jsonl has every latency")
+    compare(asked, schedule, judged, recorders)
+
+
+def _sources(paths: list[str], load_engine: str, onnx: str, onnxrt: bool) -> tuple[tuple[str, ...], str]:
+    """The engines and models that are named, and the model that is named for ONNX Runtime alone."""
+    named = [*paths, *filter(None, [load_engine])]
+    if onnxrt and named:
+        return tuple(named), onnx
+    if (onnx and named) or (load_engine and paths):
+        raise UsageError("name one engine or model file", hint="several are compared: bench a.engine b.engine")
+    return tuple(filter(None, [*named, onnx])), ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What ``bench`` prints and writes of a single engine beside its times; each as the option of that name."""
+
+    skip: bool
+    dump_output: bool
+    export: str
+    export_times: str
+    dump_profile: bool
+    export_profile: str
+    dump_layers: bool
+    export_layers: str
+
+    def first(self) -> str | None:
+        """The first option that is used, as the command line has it."""
+        names = (
+            "--skipInference", "--dumpOutput", "--exportOutput", "--exportTimes", "--dumpProfile", "--exportProfile",
+            "--dumpLayerInfo", "--exportLayerInfo",
+        )  # fmt: skip
+        return next((name for name, f in zip(names, fields(self)) if getattr(self, f.name)), None)
+
+
+def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, recorders: Recorders) -> None:
+    """Times one engine, and prints and writes what is asked of it."""
+    source = one_path(asked.paths[0] if asked.paths else "", "")
+    if judged.threshold is not None:
+        raise UsageError("--threshold judges comparisons", hint="name two engines or more")
+    written = (extras.export_times, extras.export_profile, extras.export_layers)
+    times_to, profile_to, layers_to = (writable(p, source) for p in written)
+    outputs_to = output_file(extras.export, source)
+    engine = open_engine(source, asked.device, asked.shapes, asked.values, asked.precision, trusted=asked.trusted)
+    if (extras.dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
-    if not cuda_graph:
-        engine = Engine(engine.data, engine.device, graphs=False, trusted=trust)
-    if dump_layers or layers_to:
-        show_layers(engine.data, dump_layers, layers_to)
-    if skip:
+    if not asked.graphs:
+        engine = Engine(engine.data, engine.device, graphs=False, trusted=asked.trusted)
+    if extras.dump_layers or layers_to:
+        show_layers(engine.data, extras.dump_layers, layers_to)
+    if extras.skip:
         out.print(f"loaded {engine.program.name} on {engine.device.name} ({engine.device.arch})")
         return
-    feeds = feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
-    schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
+    feeds = feeds_for(engine, source, asked.shapes, asked.files, asked.ranges, asked.seed, asked.batch)
     with waiting("timing"):
-        timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
-    _print_times(timed, percentiles, engine, schedule)
-    _write(times_to, [_row(s) for s in timed.samples])
-    if dump_output or outputs_to:
+        timed = measure(lambda: engine_call(engine, feeds, asked.copies), schedule)
+    _tell(source, timed, judged, engine, schedule, recorders)
+    _write(times_to, [sample_row(s) for s in timed.samples])
+    if extras.dump_output or outputs_to:
         results = engine.run_tensors(feeds)
-        if dump_output:
+        if extras.dump_output:
             print_outputs(results)
         if outputs_to is not None:
             write_outputs(outputs_to, results)
-    if dump_profile or profile_to:
-        _show_profile(engine, feeds, dump_profile, profile_to)
+    if extras.dump_profile or profile_to:
+        _show_profile(engine, feeds, extras.dump_profile, profile_to)
 
 
-def _call(engine: Engine, feeds: dict[str, np.ndarray], copies: bool) -> Call:
-    """The call to time; its inputs and results are on the host if ``copies``."""
-    if engine.device.gpu_index is None:
-        if not copies:
-            note("--noDataTransfers has no effect: there is nothing to copy to")
-        return host_call(engine, feeds)
-    if any(t.dtype == "bf16" for t in (*engine.inputs, *engine.outputs)):
-        note("the parts of a call are not told apart: CuPy has no arrays of bfloat16")
-        return host_call(engine, feeds)
-    return gpu_call(engine, feeds, copies)
+def _tell(
+    source: str, timed: Timed, judged: Judged, engine: Engine, schedule: Schedule, recorders: Recorders
+) -> None:
+    """Prints and records the times of one engine: trtexec's summary, or JSON."""
+    row = summary_row(source, "engine", [s.latency for s in timed.samples], judged)
+    report = {
+        "device": engine.device.name, "arch": engine.device.arch, "streams": schedule.streams,
+        "wallSeconds": timed.seconds, "contestants": [row], "comparisons": [],
+    }  # fmt: skip
+    if judged.as_json:
+        print_json(report)
+    else:
+        _print_times(timed, list(judged.percentiles), engine, schedule)
+        if judged.price is not None:
+            out.print(f"Cost of a million calls, one after another: {row['costPerMillion']:.4g}")
+    recorders.write(report, ({"contestant": source, **sample_row(s)} for s in timed.samples))
 
 
 def _percentiles(text: str) -> list[float]:
@@ -149,15 +225,6 @@ def _statistics(values: list[float], percentiles: list[float]) -> str:
     tail = "".join(f", percentile({p:g}%) = {np.percentile(t, p):.4g} ms" for p in percentiles)
     figures = {"min": t.min(), "max": t.max(), "mean": t.mean(), "median": np.median(t)}
     return ", ".join(f"{name} = {ms:.6g} ms" for name, ms in figures.items()) + tail
-
-
-def _row(sample: Sample) -> dict[str, float]:
-    """One run in the file of ``--exportTimes``, with trtexec's names."""
-    found = {
-        "latencyMs": sample.latency, "enqueueMs": sample.enqueue, "h2dMs": sample.h2d, "computeMs": sample.compute,
-        "d2hMs": sample.d2h,
-    }  # fmt: skip
-    return {name: ms for name, ms in found.items() if ms is not None}
 
 
 def writable(path: str, source: str) -> Path | None:

@@ -148,7 +148,7 @@ MODULES = {
     "cupy-cuda12x": ("cupy", "cupy_backends"), "cuda-bindings": ("cuda",), "nvidia-cuda-nvrtc-cu12": (),
     "protobuf": ("google",),
 }  # fmt: skip
-OPTIONAL = {"torch", "onnxruntime"}  # of the extras `torch` and `test`; only asked for by what needs them
+OPTIONAL = {"torch", "onnxruntime", "wandb"}  # of the extras `torch`, `bench` and `wandb`; only where they are needed
 
 
 def test_dependencies_are_used_and_what_is_used_is_declared() -> None:
