@@ -52,17 +52,21 @@ class OnnxRuntime:
         inputs = [i.name for i in self._session.get_inputs()]
         self._given = {n: frozen[n] if n in frozen else fed[sanitize(n)] for n in inputs}
         self._names = [o.name for o in self._session.get_outputs()]
-        self.run: Run = self._run_copying if copies or provider == "cpu" else self._bound(provider)
+        self.run: Run = self._run_copying if copies else self._bound(provider)
 
     def _run_copying(self) -> Any:
         return self._session.run(self._names, self._given)
 
     def _bound(self, provider: str) -> Run:
+        """A run from and to the provider's memory, as the runtime's ``IOBinding`` has it."""
         binding = self._session.io_binding()
-        for name, array in self._given.items():
-            binding.bind_ortvalue_input(name, self._runtime.OrtValue.ortvalue_from_numpy(array, provider, 0))
-        for name in self._names:
-            binding.bind_output(name, provider)
+        try:
+            for name, array in self._given.items():
+                binding.bind_ortvalue_input(name, self._runtime.OrtValue.ortvalue_from_numpy(array, provider, 0))
+            for name in self._names:
+                binding.bind_output(name, provider)
+        except Exception as error:  # sequences and strings have no such form
+            raise _cannot("ONNX Runtime", "bind the inputs of", error) from error
         return lambda: self._session.run_with_iobinding(binding)
 
     def results(self) -> dict[str, np.ndarray]:

@@ -68,10 +68,7 @@ def interleave(
                 seconds[names[k]] += sum(s.latency for s in own) / 1e3
                 row[names[k]] = float(np.median([s.latency for s in own]))
             turns.append(list(row.values()))
-            now = clock()
-            if now < last:
-                raise _jumped(f"went back by {last - now:.3g} s during round {len(turns)}")
-            last = now
+            last = _later(clock(), last)
     for name, own_timings in timings.items():
         check_jumps(name, np.array([t.sample.latency for t in own_timings]) / 1e3)
     return Rounds({name: tuple(t) for name, t in timings.items()}, np.array(turns))
@@ -102,12 +99,21 @@ class _Taker:
 
 def _warmed(name: str, call: Call, schedule: Schedule, clock: Clock) -> _Taker:
     call()
-    end, found = clock() + schedule.warm_up, [call()]
-    while clock() < end:
-        found.append(call())
-    typical = float(np.median([_positive(name, s).latency for s in found])) / 1e3
+    found, begin = [_positive(name, call())], clock()
+    last = begin
+    while last < begin + schedule.warm_up:
+        found.append(_positive(name, call()))
+        last = _later(clock(), last)
+    typical = float(np.median([s.latency for s in found])) / 1e3
     count = int(np.clip(round(max(TURN, schedule.duration / MOST_ROUNDS) / typical), 1, MOST_CALLS))
     return _Taker(name, call, count, untimed=typical < COLD)
+
+
+def _later(now: float, before: float) -> float:
+    """``now``. Raises EnvironmentError_ if that is earlier than ``before``."""
+    if now < before:
+        raise _jumped(f"went back by {before - now:.3g} s")
+    return now
 
 
 def _positive(name: str, sample: Sample) -> Sample:

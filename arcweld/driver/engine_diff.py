@@ -185,8 +185,8 @@ def _stem(name: str) -> str:
 
 def _source_diff(x: str, before: str, y: str, after: str) -> tuple[str, ...]:
     """The unified diff of two texts in which each kernel's name is without its hash."""
-    lines = [text.replace(name, _stem(name)).splitlines() for name, text in ((x, before), (y, after))]
-    return tuple(difflib.unified_diff(*lines, fromfile=f"{x}.cu", tofile=f"{y}.cu", lineterm=""))
+    old, new = (text.replace(name, _stem(name)).splitlines() for name, text in ((x, before), (y, after)))
+    return tuple(difflib.unified_diff(old, new, f"{x}.cu", f"{y}.cu", lineterm=""))
 
 
 # ---------------------------------------------------------------------------------------------- program and weights
@@ -199,8 +199,8 @@ def _result_types(program: Program) -> Counter[str]:
 
 
 def _types(program: Program) -> dict[str, str]:
-    tensors = (*program.inputs, *program.outputs, *program.temps, *program.weights)
-    return {t.name: t.dtype for t in tensors}
+    found = {t.name: t.dtype for t in (*program.inputs, *program.outputs, *program.temps)}
+    return found | {w.name: w.dtype for w in program.weights}
 
 
 def _settings(a: Program, b: Program, renamed: Mapping[str, str]) -> Iterator[str]:
@@ -247,19 +247,19 @@ def _weights(a: EngineData, b: EngineData) -> Iterator[WeightDiff]:
     ours, theirs = ({w.name: w for w in e.program.weights} for e in (a, b))
     for name in sorted({*ours, *theirs}):
         old, new = ours.get(name), theirs.get(name)
-        texts = [f"{w.dtype}{list(w.shape)}" if w else "" for w in (old, new)]
+        before, after = (f"{w.dtype}{list(w.shape)}" if w else "" for w in (old, new))
         nbytes = (a.weights[name].nbytes if old else 0, b.weights[name].nbytes if new else 0)
         if old is None or new is None:
-            yield WeightDiff("added" if new else "removed", name, *texts, nbytes)
-        elif texts[0] != texts[1]:
-            yield WeightDiff("changed", name, *texts, nbytes)
+            yield WeightDiff("added" if new else "removed", name, before, after, nbytes)
+        elif before != after:
+            yield WeightDiff("changed", name, before, after, nbytes)
         elif not _equal(a.weights[name], b.weights[name]):
             packed = DType(new.dtype).is_packed
             error = None if packed else relative_error(b.weights[name], a.weights[name])
-            yield WeightDiff("changed", name, *texts, nbytes, error)
+            yield WeightDiff("changed", name, before, after, nbytes, error)
 
 
 def _equal(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether all bytes are equal: other NaNs and signed zeros are other weights."""
-    flat = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (x, y)]
-    return bool(np.array_equal(*flat))
+    mine, theirs = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (x, y))
+    return bool(np.array_equal(mine, theirs))

@@ -215,6 +215,16 @@ def test_torch_compile(printed: Printed, folder: Path) -> None:
     assert report["contestants"][2]["outputs"]["y"]["relative_error"] < 1e-6
 
 
+def test_without_copies_onnx_runtime_has_its_inputs_bound(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+    bound = onnxruntime.InferenceSession.run_with_iobinding
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run_with_iobinding", lambda s, b: runs.append(bound(s, b))
+    )
+    report = json.loads(printed("bench", "mlp.onnx", "--onnxrt", "--noDataTransfers", *QUICK, "--json"))
+    assert len(runs) > report["contestants"][1]["calls"]  # those that are not timed too
+
+
 def test_the_engine_of_a_model_against_onnx_runtime_on_it(printed: Printed) -> None:
     """``--onnx`` names ONNX Runtime's model where there is an engine, and is a contestant where there is none."""
     for words, first in ((["a.engine"], "a.engine"), ([], "mlp.onnx")):
