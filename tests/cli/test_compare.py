@@ -132,24 +132,29 @@ def times_of(monkeypatch: pytest.MonkeyPatch, calls: Mapping[str, int]) -> None:
 
 
 def measured(printed: Printed) -> dict[str, Any]:
-    """``b.engine`` compared with ``a.engine``, as long as it takes on a busy machine to tell 5 %."""
-    for seconds in (1, 3, 9, 27):
-        (row,) = json.loads(printed("bench", "a.engine", "b.engine", f"--duration={seconds}", "--json"))["comparisons"]
+    """``copy.engine`` compared with ``other.engine``, as long as it takes on a busy machine to tell 5 %."""
+    for seconds in (1, 3, 9):
+        words = ("bench", "other.engine", "copy.engine", f"--duration={seconds}", "--json")
+        (row,) = json.loads(printed(*words))["comparisons"]
         if row["high"] - row["low"] < 0.06:
             break
     return row
 
 
+@pytest.mark.slow
 def test_a_real_slowdown_is_found(folder: Path, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of an engine with 5 % more work, on the simulator by the real clock; the copy alone does not differ."""
-    (folder / "b.engine").write_bytes((folder / "a.engine").read_bytes())
-    times_of(monkeypatch, {"a.engine": 20, "b.engine": 20})
+    """A copy of an engine with 5 % more work, on the simulator by the real clock; the copy alone does not differ.
+
+    How large a busy machine makes it look is left open: what interrupts both adds the same time to both.
+    """
+    (folder / "copy.engine").write_bytes((folder / "other.engine").read_bytes())
+    times_of(monkeypatch, {"other.engine": 20, "copy.engine": 20})
     same = measured(printed)
-    times_of(monkeypatch, {"a.engine": 20, "b.engine": 21})
+    times_of(monkeypatch, {"other.engine": 20, "copy.engine": 21})
     slower = measured(printed)
     assert not same["differs"], same["text"]
     assert slower["differs"], slower["text"]
-    assert slower["low"] < 1.05 < slower["high"], slower["text"]
+    assert 1.02 < slower["time_ratio"] < 1.08, slower["text"]
 
 
 @pytest.mark.parametrize(("threshold", "code"), [("20", 1), ("300", 0)])
