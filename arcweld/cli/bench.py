@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from arcweld.cli.common import check_writable, out, print_json, print_table, waiting
 from arcweld.cli.compare import Judged, compare, summary_row
-from arcweld.cli.contestants import Asked, is_comparison
+from arcweld.cli.contestants import Asked, is_comparison, kind_of
 from arcweld.cli.inputs import (
     Batch,
     Bf16,
@@ -32,7 +32,7 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.inspect import engine_report
-from arcweld.cli.recorders import Recorders, open_recorders, sample_row
+from arcweld.cli.recorders import Recorders, Row, open_recorders, sample_row
 from arcweld.cli.run import DumpOutput, Export, one_path, output_file, print_outputs, write_outputs
 from arcweld.cli.timing import Schedule, Timed, engine_call, measure
 from arcweld.compiler.errors import UsageError
@@ -126,13 +126,19 @@ class Extras:
     dump_layers: bool
     export_layers: str
 
-    def first(self) -> str | None:
-        """The first option that is used, as the command line has it."""
+    @property
+    def printing(self) -> tuple[str, ...]:
+        """The names of those that print what no JSON holds."""
+        return ("--skipInference", "--dumpOutput", "--dumpLayerInfo")
+
+    def first(self, among: Collection[str] = ()) -> str | None:
+        """The first option that is used, as the command line has it: of all, or of some."""
         names = (
             "--skipInference", "--dumpOutput", "--exportOutput", "--exportTimes", "--dumpProfile", "--exportProfile",
             "--dumpLayerInfo", "--exportLayerInfo",
         )  # fmt: skip
-        return next((name for name, f in zip(names, fields(self)) if getattr(self, f.name)), None)
+        used = (name for name, f in zip(names, fields(self)) if getattr(self, f.name))
+        return next((name for name in used if not among or name in among), None)
 
 
 def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, recorders: Recorders) -> None:
@@ -140,6 +146,8 @@ def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, 
     source = one_path(asked.paths[0] if asked.paths else "", "")
     if judged.threshold is not None:
         raise UsageError("--threshold judges comparisons", hint="name two engines or more")
+    if judged.as_json and (name := extras.first(extras.printing)) is not None:
+        raise UsageError(f"--json prints nothing else: {name} would", hint=f"leave out {name}")
     written = (extras.export_times, extras.export_profile, extras.export_layers)
     times_to, profile_to, layers_to = (writable(p, source) for p in written)
     outputs_to = output_file(extras.export, source)
@@ -156,7 +164,8 @@ def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, 
     feeds = feeds_for(engine, source, asked.shapes, asked.files, asked.ranges, asked.seed, asked.batch)
     with waiting("timing"):
         timed = measure(lambda: engine_call(engine, feeds, asked.copies), schedule)
-    _tell(source, timed, judged, engine, schedule, recorders)
+    kernels = _profile_rows(engine, feeds) if extras.dump_profile or profile_to else None
+    _tell(asked, timed, judged, engine, schedule, recorders, kernels)
     _write(times_to, [sample_row(s) for s in timed.samples])
     if extras.dump_output or outputs_to:
         results = engine.run_tensors(feeds)
@@ -164,18 +173,24 @@ def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, 
             print_outputs(results)
         if outputs_to is not None:
             write_outputs(outputs_to, results)
-    if extras.dump_profile or profile_to:
-        _show_profile(engine, feeds, extras.dump_profile, profile_to)
+    if kernels is not None:
+        _write(profile_to, kernels)
+    if kernels is not None and extras.dump_profile and not judged.as_json:
+        _print_profile(kernels)
 
 
 def _tell(
-    source: str, timed: Timed, judged: Judged, engine: Engine, schedule: Schedule, recorders: Recorders
-) -> None:
-    """Prints and records the times of one engine: trtexec's summary, or JSON."""
-    row = summary_row(source, "engine", [s.latency for s in timed.samples], judged)
+    asked: Asked, timed: Timed, judged: Judged, engine: Engine, schedule: Schedule, recorders: Recorders,
+    kernels: list[Row] | None,
+) -> None:  # fmt: skip
+    """Prints and records the times of one engine and, where there are any, of its kernels: trtexec's summary, or JSON.
+    """
+    (source,) = asked.paths
+    row = summary_row(source, kind_of(source, asked.precision), [s.latency for s in timed.samples], judged)
     report = {
         "device": engine.device.name, "arch": engine.device.arch, "streams": schedule.streams,
         "wallSeconds": timed.seconds, "contestants": [row], "comparisons": [],
+        "kernels": kernels or [],
     }  # fmt: skip
     if judged.as_json:
         print_json(report)
@@ -246,14 +261,14 @@ def show_layers(data: EngineData, shown: bool, target: Path | None) -> None:
     _write(target, report)
 
 
-def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, target: Path | None) -> None:
-    """Prints or writes the time of each launch, and of what the host does between: its share, bytes, operations."""
+def _profile_rows(engine: Engine, feeds: Mapping[str, np.ndarray]) -> list[Row]:
+    """The time of each launch, and of what the host does between: its share, bytes, operations."""
     from arcweld.runtime.profiler import HOST, profile
 
     found = profile(engine, feeds)
     total = sum(t.seconds for t in found)
     origins = {x.name: ", ".join(x.origin) for x in engine.program.all_launches()}
-    rows: list[dict[str, Any]] = [
+    return [
         {
             "name": t.name, "kernel": t.kernel, "nodes": origins.get(t.name, t.name), "runs": t.runs,
             "onHost": t.template == HOST, "bytes": t.nbytes, "timeMs": t.seconds * 1e3,
@@ -262,9 +277,9 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
         }
         for t in found
     ]  # fmt: skip
-    _write(target, rows)
-    if not shown:
-        return
+
+
+def _print_profile(rows: list[Row]) -> None:
     cells = [
         (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}",
          str(r["runs"]), f"on the host: {r['kernel']}" if r["onHost"] else r["kernel"], r["nodes"])

@@ -63,6 +63,11 @@ def is_comparison(asked: Asked) -> bool:
     return len(asked.paths) > 1 or asked.onnxrt or bool(asked.torch) or asked.torch_compile
 
 
+def kind_of(path: str, precision: str) -> str:
+    """``engine``, or what a model was compiled to."""
+    return "engine" if is_engine(path) else f"model, {precision}"
+
+
 def open_contestants(asked: Asked) -> tuple[Engine, list[Contestant]]:
     """The first engine, and all contestants in order: engines and models, ONNX Runtime, PyTorch.
 
@@ -133,8 +138,7 @@ def _tensors(engine: Engine, kind: str) -> Iterator[tuple[str, str]]:
 def _of_engine(asked: Asked, path: str, engine: Engine, feeds: dict[str, np.ndarray]) -> Contestant:
     outputs = {n: np.asarray(a) for n, a in _first_results(path, engine, feeds).items()}
     call = by_host_clock(engine_call(engine, feeds, asked.copies))
-    kind = "engine" if is_engine(path) else f"model, {asked.precision}"
-    return Contestant(path, kind, call, outputs, _memory(engine, feeds))
+    return Contestant(path, kind_of(path, asked.precision), call, outputs, _memory(engine, feeds))
 
 
 def _first_results(path: str, engine: Engine, feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.paths import replacing
 
 Row = dict[str, Any]
+SEVERAL = ("contestants", "comparisons", "kernels")  # lists in a report
 
 
 def sample_row(sample: Sample) -> dict[str, float]:
@@ -35,9 +36,9 @@ class Recorders:
     def write(self, report: Mapping[str, Any], calls: Iterable[Row]) -> None:
         """Writes everything that was measured.
 
-        The file gets a line for the run (``"row": "run"``), for each contestant, each comparison and each timed call.
-        Weights & Biases gets the calls as history, everything else as the summary. Raises EnvironmentError_ for a file
-        or a run that cannot be written.
+        The file gets a line for the run (``"row": "run"``), for each contestant, comparison, profiled kernel and timed
+        call. Weights & Biases gets the calls as history, everything else as the summary. Raises EnvironmentError_ for a
+        file or a run that cannot be written.
         """
         rows = list(calls)
         if self.lines is not None:
@@ -64,11 +65,14 @@ def open_recorders(lines: str, project: str, sources: Iterable[str]) -> Recorder
     return Recorders(target, project)
 
 
+def _of_run(report: Mapping[str, Any]) -> Row:
+    return {k: v for k, v in report.items() if k not in SEVERAL}
+
+
 def _rows(report: Mapping[str, Any], calls: Iterable[Row]) -> Iterator[Row]:
-    several = ("contestants", "comparisons")
-    yield {"row": "run", **{k: v for k, v in report.items() if k not in several}}
-    for kind in several:
-        for row in report[kind]:
+    yield {"row": "run", **_of_run(report)}
+    for kind in SEVERAL:
+        for row in report.get(kind, ()):
             yield {"row": kind.removesuffix("s"), **row}
     for row in calls:
         yield {"row": "call", **row}
@@ -87,14 +91,14 @@ def _wandb() -> Any:
 def _to_wandb(project: str, report: Mapping[str, Any], calls: Iterable[Row]) -> None:
     """One run: a step for each timed call, with the metrics under the contestant's name."""
     wandb = _wandb()
-    config = {k: v for k, v in report.items() if k not in ("contestants", "comparisons")}
+    config = _of_run(report)
     try:
         with wandb.init(project=project, job_type="bench", config=config) as run:
             for row in calls:
                 name = row["contestant"]
                 run.log({f"{name}/{k}": v for k, v in row.items() if k != "contestant"})
-            for kind in ("contestants", "comparisons"):
-                for row in report[kind]:
+            for kind in SEVERAL:
+                for row in report.get(kind, ()):
                     own = row.get("name") or f"{row['other']} to {row['base']}"
                     run.summary[own] = finite(row)
     except wandb.Error as error:

@@ -25,7 +25,9 @@ import numpy as np
 from arcweld.compiler.errors import UsageError
 
 CONFIDENCE = 0.99  # of intervals; a difference is one if p < 1 - CONFIDENCE
-NEGLIGIBLE = 0.01  # smaller differences are none: where two copies of an engine lie in memory makes as much
+# Smaller differences are none: where code and data happen to lie in memory makes some (Mytkowicz and others, Producing
+# Wrong Data Without Doing Anything Obviously Wrong, 2009), and a process draws that once for all of its calls.
+NEGLIGIBLE = 0.01
 TRIMMED = 0.2  # of the log-ratios, at each end
 RESAMPLES = 1999
 LEAST_ROUNDS = 20  # with fewer, intervals are too narrow

@@ -23,6 +23,7 @@ from arcweld.cli import recorders, rivals
 from arcweld.cli.app import main
 from arcweld.cli.timing import Call, Sample, engine_call
 from arcweld.runtime.engine import Engine
+from arcweld.runtime.profiler import HOST, LaunchTime
 
 QUICK = ("--duration=0", "--warmUp=0", "--iterations=1")
 Printed = Callable[..., str]
@@ -197,6 +198,25 @@ def test_one_engine_has_json_and_json_lines_too(printed: Printed, tmp_path: Path
     assert kinds == ["run", "contestant", "call"]
 
 
+def test_a_profile_is_part_of_what_was_measured(
+    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels' times of a GPU, which are made up here, are rows like the others."""
+    made_up = [LaunchTime("d", "contract", "contract", 3e-6, 6000, 12_000), LaunchTime("y", "x", HOST, 1e-6, 0, 0)]
+    monkeypatch.setattr("arcweld.runtime.profiler.profile", lambda *_: made_up)
+    monkeypatch.setattr("arcweld.runtime.sim.device.SimDevice.measures_time", True)
+    lines = tmp_path / "profile.jsonl"
+    words = ("bench", "a.engine", *QUICK, "--dumpProfile")
+    report = json.loads(printed(*words, "--json", f"--jsonl={lines}"))
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [r for r in rows if r["row"] == "kernel"] == [{"row": "kernel", **k} for k in report["kernels"]]
+    first, host = report["kernels"]
+    assert (first["nodes"], first["onHost"], host["onHost"]) == ("fc2", False, True)
+    assert [first[n] for n in ("percentage", "GB/s", "timeMs")] == pytest.approx([75, 2, 3e-3])
+    table = printed(*words).splitlines()[-2:]
+    assert table[0].split() == ["3.00", "75.0", "2", "0.00", "1", "contract", "fc2"]
+
+
 # ------------------------------------------------------------------------------------------------------------ rivals
 
 
@@ -256,6 +276,7 @@ def test_the_engine_of_a_model_against_onnx_runtime_on_it(printed: Printed) -> N
         (["a.engine", "a.engine", "--infStreams=2"], 2, "on one stream"),
         (["a.engine", "a.engine", "--dumpProfile"], 2, "--dumpProfile is for one engine"),
         (["a.engine", "a.engine", "--exportTimes=t.json"], 2, "--jsonl has every latency"),
+        (["a.engine", "--json", "--dumpOutput"], 2, "--json prints nothing else: --dumpOutput would"),
         (["a.engine", "--threshold=5"], 2, "name two engines or more"),
         (["a.engine", "a.engine", "--threshold=nan"], 2, "finite"),
         (["a.engine", "a.engine", "--price=-1"], 2, "--price"),
