@@ -136,8 +136,9 @@ def _tensors(engine: Engine, kind: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_engine(asked: Asked, path: str, engine: Engine, feeds: dict[str, np.ndarray]) -> Contestant:
-    outputs = {n: np.asarray(a) for n, a in _first_results(path, engine, feeds).items()}
-    call = by_host_clock(engine_call(engine, feeds, asked.copies))
+    own = {n: a.copy() for n, a in feeds.items()}  # a call changes state in place: that of the next contestant stays
+    outputs = {n: np.array(a) for n, a in _first_results(path, engine, own).items()}
+    call = by_host_clock(engine_call(engine, own, asked.copies))
     return Contestant(path, kind_of(path, asked.precision), call, outputs, _memory(engine, feeds))
 
 

@@ -64,7 +64,8 @@ def modelled(a: EngineData, b: EngineData, on: Card, shapes: str) -> tuple[Estim
     try:
         return estimate_engine(a, on, sizes), estimate_engine(b, on, theirs)
     except InputError as error:
-        return f"{error.message}: give --shapes"
+        given = all(s.name in sizes for s in a.program.symbols) and all(s.name in theirs for s in b.program.symbols)
+        return f"{error.message}{', and data decide it' if given else ': give --shapes'}"
 
 
 def _report(
@@ -109,7 +110,7 @@ def _print(found: EngineDiff, times: tuple[Estimate, Estimate] | str, on: Card, 
     for text in found.objects:
         out.print(f"other object code of the same source: {text}")
     if found.order:
-        out.print("the programs differ in their order or memory, with the same kernels and weights")
+        out.print("the programs differ in names, order or memory, with the same kernels and weights")
     _print_weights(found)
     for k in found.kernels if not brief else ():
         for line in k.source:

@@ -22,6 +22,7 @@ from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.program import Launch, Program
 
 _HASH = re.compile(r"_[0-9a-f]{8}$")
+_COMMENT = re.compile(r"\s*//.*")  # the only kind that templates write
 Change = tuple[Any, Any]  # what the first engine has, and the second
 
 
@@ -71,7 +72,7 @@ class EngineDiff:
     nbytes     bytes of weights and of object code
     objects    kernels of the same source with other object code, as ``architecture/kernel``
     settings   launches of the same kernels with another grid, block, shared memory or parameters
-    order      whether the program differs in anything else, such as the order of launches
+    order      whether the program differs in anything else, such as the order of launches or names of tensors
     """
 
     interface: Mapping[str, Change]
@@ -111,7 +112,7 @@ def compare_engines(a: EngineData, b: EngineData) -> EngineDiff:
         archs=(a.archs, b.archs),
         objects=tuple(
             f"{arch}/{name}" for (arch, name), binary in sorted(a.cubins.items())
-            if a.sources.get(name) == b.sources.get(name) and b.cubins.get((arch, name), binary) != binary
+            if _same_code(a, b, name) and b.cubins.get((arch, name), binary) != binary
         ),
         settings=settings, order=same and msgspec.json.encode(a.program) != msgspec.json.encode(b.program),
     )  # fmt: skip
@@ -144,7 +145,7 @@ def _uses(program: Program) -> dict[str, _Use]:
 def _kernels(a: EngineData, b: EngineData) -> Iterator[KernelDiff]:
     uses, nothing = (_uses(a.program), _uses(b.program)), _Use("", (), 0)
     only = [{n: own.get(n, nothing) for n in e.sources} for e, own in zip((a, b), uses)]
-    shared = [n for n in a.sources if b.sources.get(n) == a.sources[n]]
+    shared = [n for n in a.sources if _same_code(a, b, n)]
     for name in shared:
         before, after = only[0].pop(name), only[1].pop(name)
         if before.launches != after.launches:
@@ -160,6 +161,13 @@ def _kernels(a: EngineData, b: EngineData) -> Iterator[KernelDiff]:
     for y, use in sorted(only[1].items()):
         if y not in pairs.values():
             yield KernelDiff("added", "", y, use.template, use.nodes, (0, use.launches))
+
+
+def _same_code(a: EngineData, b: EngineData, name: str) -> bool:
+    """Whether both engines have a kernel of that name with the same text but for comments, which name tensors."""
+    if name not in a.sources or name not in b.sources:
+        return False
+    return _COMMENT.sub("", a.sources[name]) == _COMMENT.sub("", b.sources[name])
 
 
 def _paired(before: Mapping[str, _Use], after: Mapping[str, _Use]) -> dict[str, str]:

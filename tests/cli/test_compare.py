@@ -217,6 +217,18 @@ def test_a_profile_is_part_of_what_was_measured(
     assert table[0].split() == ["3.00", "75.0", "2", "0.00", "1", "contract", "fc2"]
 
 
+def test_state_that_calls_change_is_each_contestants_own(printed: Printed, folder: Path) -> None:
+    """A sum that grows with each call: all contestants begin with the same one."""
+    nodes = [h.make_node("Add", ["sum", "x"], ["more"]), h.make_node("Neg", ["more"], ["y"])]
+    shapes = {"x": [4, 8], "sum": [4, 8]}
+    save_model(folder / "sum.onnx", nodes, shapes, {"y": [4, 8], "more": [4, 8]})
+    built = ["build", "sum.onnx", "-o", "sum.engine", "--inout=sum:more", "--arch=sm_80"]
+    assert main(built) == 0
+    report = json.loads(printed("bench", *["sum.engine"] * 3, "--onnx=sum.onnx", "--onnxrt", *QUICK, "--json"))
+    for c in report["contestants"]:
+        assert [o["relative_error"] for o in c["outputs"].values()] == [0, 0]
+
+
 # ------------------------------------------------------------------------------------------------------------ rivals
 
 

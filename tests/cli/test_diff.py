@@ -166,6 +166,15 @@ def test_signed_zeros_are_other_weights() -> None:
     assert [w.name for w in found.weights] == ["b1"]
 
 
+def test_comments_are_no_code() -> None:
+    a = read_engine("a.engine")
+    name, text = next(iter(a.sources.items()))
+    for old, new, differs in (("// ", "// another remark: ", False), ("struct Params", "struct  Params", True)):
+        assert old in text
+        found = compare_engines(a, replace(a, sources={**a.sources, name: text.replace(old, new)}))
+        assert (found.differs, len(found.kernels)) == (differs, int(differs))
+
+
 def test_a_size_that_nobody_knows_is_said(printed: Printed) -> None:
     found = json.loads(printed("open.engine", "open.engine", "--json"))
     assert found["time"]["not_modelled"] == "the size of 'N' is needed: give --shapes"
