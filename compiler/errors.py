@@ -1,6 +1,6 @@
 """Every error that Arcweld raises on purpose: one base class, one stable code for each kind of error.
 
-A class also decides the exit status of ``onnx-to-engine``: 1 accuracy, 2 usage or a bad file, 3 unsupported,
+A class also decides the exit status of ``onnx-to-engine``: 1 accuracy or speed, 2 usage or a bad file, 3 unsupported,
 4 environment, compilation or device, 70 a defect.
 """
 
@@ -122,4 +122,11 @@ class AccuracyError(ArcweldError):
     """Results outside the tolerance that was asked for."""
 
     code = "accuracy"
+    exit_code = 1
+
+
+class RegressionError(ArcweldError):
+    """A contestant of a comparison that is slower than the first one by more than the threshold."""
+
+    code = "regression"
     exit_code = 1

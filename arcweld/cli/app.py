@@ -24,6 +24,7 @@ from arcweld.cli.bench import bench
 from arcweld.cli.build import build
 from arcweld.cli.common import err, out
 from arcweld.cli.debug import debug
+from arcweld.cli.diff import diff
 from arcweld.cli.doctor import doctor
 from arcweld.cli.estimate import estimate
 from arcweld.cli.export import export
@@ -41,7 +42,8 @@ app = typer.Typer(
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "build": (build, "Build an engine from an ONNX file, and verify it."),
     "run": (run, "Run an engine once."),
-    "bench": (bench, "Time an engine."),
+    "bench": (bench, "Time an engine, or compare several."),
+    "diff": (diff, "Say what differs between two engines."),
     "estimate": (estimate, "Model what a call takes on cards that need not be here."),
     "report": (report, "Write an HTML report on an engine or a model."),
     "export": (export, "Write kernels and times for Perfetto, trex, Netron or Model Explorer."),
@@ -99,8 +101,8 @@ def _fail(message: str, hint: str | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command. Exit codes: 0 ok, 1 accuracy, 2 usage or a damaged file, 3 unsupported, 4 environment,
-    70 a defect of Arcweld, 130 interrupted.
+    """Runs the command. Exit codes: 0 ok, 1 accuracy, a regression or a difference, 2 usage or a damaged file,
+    3 unsupported, 4 environment, 70 a defect of Arcweld, 130 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):  # names of nodes may not fit the terminal's encoding
         if isinstance(stream, io.TextIOWrapper):

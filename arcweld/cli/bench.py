@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from arcweld.cli.common import check_writable, interface, note, out, print_table, waiting
+from arcweld.cli.common import check_writable, interface, out, print_json, print_table, waiting
+from arcweld.cli.compare import Judged, compare, summary_row
+from arcweld.cli.contestants import Asked, is_comparison, kind_of
 from arcweld.cli.estimate import engine_sizes
 from arcweld.cli.inputs import (
     Batch,
@@ -30,24 +33,27 @@ from arcweld.cli.inputs import (
     precision_of,
 )
 from arcweld.cli.inspect import engine_report
+from arcweld.cli.recorders import Recorders, Row, open_recorders, sample_row
 from arcweld.cli.run import DumpOutput, Export, one_path, output_file, print_outputs, write_outputs
 from arcweld.cli.shapes import sizes_of
-from arcweld.cli.timing import Call, Sample, Schedule, Timed, gpu_call, host_call, measure
+from arcweld.cli.timing import Schedule, Timed, engine_call, measure
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import replacing
 from arcweld.report.layers import layer_info
 from arcweld.report.profiles import Measured, fingerprint, profile_rows
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.profiler import HOST, ROUNDS, LaunchTime, profile
 
 Opt = typer.Option
 _DEVICE_ARRAYS = "Keep inputs and results on the GPU, so that copies are not timed."
+_THRESHOLD = "Percent by which a contestant may be slower than the first; beyond it the exit code is 1."
 
 
 def bench(
-    path: Annotated[str, typer.Argument(help="Engine or ONNX file.")] = "",
+    paths: Annotated[list[str] | None, typer.Argument(help="Engine or ONNX file; several are compared.")] = None,
     load_engine: Annotated[str, Opt("--loadEngine", help="Engine file (another spelling of the argument).")] = "",
-    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument).")] = "",
+    onnx: Annotated[str, Opt("--onnx", help="ONNX file (another spelling of the argument, or --onnxrt's model).")] = "",
     device: Device = "", shapes: Shapes = "", batch: Batch = 0, values: Values = "", load_inputs: Load = "",
     val_range: Range = [],  # noqa: B006
     seed: Seed = 0, fp16: Fp16 = False, bf16: Bf16 = False, verbose: Verbose = False,
@@ -68,50 +74,141 @@ def bench(
     export_profile: Annotated[str, Opt("--exportProfile", help="Write the same as JSON, as trtexec does.")] = "",
     dump_layers: Annotated[bool, Opt("--dumpLayerInfo", help="Print which nodes each kernel computes.")] = False,
     export_layers: Annotated[str, Opt("--exportLayerInfo", help="Write the same as JSON, as trtexec does.")] = "",
+    onnxrt: Annotated[bool, Opt("--onnxrt", help="Compare with ONNX Runtime on the model.")] = False,
+    provider: Annotated[str, Opt("--provider", help="ONNX Runtime's: cpu or cuda; by default the device's.")] = "",
+    torch: Annotated[str, Opt("--torch", help="Compare with a module: model.pt2, or package.module:name.")] = "",
+    torch_compile: Annotated[bool, Opt("--torchCompile", help="Compare with torch.compile of it too.")] = False,
+    threshold: Annotated[float, Opt("--threshold", help=_THRESHOLD, show_default=False)] = -1.0,
+    price: Annotated[float, Opt("--price", min=0, help="Price of an hour of the machine.", show_default=False)] = 0.0,
+    as_json: Annotated[bool, Opt("--json", help="Print JSON.")] = False,
+    jsonl: Annotated[str, Opt("--jsonl", help="Write everything that is measured as JSON lines.")] = "",
+    wandb: Annotated[str, Opt("--wandb", help="Log it to this project of Weights & Biases.")] = "",
 ) -> None:  # fmt: skip
-    """Times calls of an engine, in trtexec's words. No figure is comparable across devices."""
-    percentiles = _percentiles(percentile)
-    if not all(math.isfinite(x) for x in (warm_up, duration, sleep_time, idle_time)):
-        raise UsageError("--warmUp, --duration, --sleepTime and --idleTime are finite numbers")
-    source = one_path(path or onnx, load_engine)
-    times_to, profile_to, layers_to = (writable(p, source) for p in (export_times, export_profile, export_layers))
-    outputs_to = output_file(export, source)
-    engine = open_engine(source, device, shapes, values, precision_of(fp16, bf16), trusted=trust)
-    if (dump_profile or profile_to) and not engine.device.measures_time:
+    """Times calls of an engine, in trtexec's words, or compares several. No figure is comparable across devices."""
+    if not all(math.isfinite(x) for x in (warm_up, duration, sleep_time, idle_time, threshold, price)):
+        raise UsageError("--warmUp, --duration, --sleepTime, --idleTime, --threshold and --price are finite numbers")
+    sources, model = _sources(paths or [], load_engine, onnx, onnxrt)
+    asked = Asked(
+        sources, model, onnxrt, provider, torch, torch_compile, device, shapes, batch, values,
+        precision_of(fp16, bf16), trust, load_inputs, val_range, seed, cuda_graph, not no_transfers,
+    )  # fmt: skip
+    judged = Judged(
+        tuple(_percentiles(percentile)), price or None, threshold / 100 if threshold >= 0 else None, as_json
+    )
+    extras = Extras(
+        skip, dump_output, export, export_times, dump_profile, export_profile, dump_layers, export_layers
+    )
+    schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
+    recorders = open_recorders(jsonl, wandb, [*sources, *filter(None, [model])])
+    if not is_comparison(asked):
+        _time_one(asked, schedule, judged, extras, recorders)
+        return
+    if (name := extras.first()) is not None:
+        raise UsageError(f"{name} is for one engine", hint="leave it out of a comparison; --jsonl has every latency")
+    compare(asked, schedule, judged, recorders)
+
+
+def _sources(paths: list[str], load_engine: str, onnx: str, onnxrt: bool) -> tuple[tuple[str, ...], str]:
+    """The engines and models that are named, and the model that is named for ONNX Runtime alone."""
+    named = [*paths, *filter(None, [load_engine])]
+    if onnxrt and named:
+        return tuple(named), onnx
+    if (onnx and named) or (load_engine and paths):
+        raise UsageError("name one engine or model file", hint="several are compared: bench a.engine b.engine")
+    return tuple(filter(None, [*named, onnx])), ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What ``bench`` prints and writes of a single engine beside its times; each as the option of that name."""
+
+    skip: bool
+    dump_output: bool
+    export: str
+    export_times: str
+    dump_profile: bool
+    export_profile: str
+    dump_layers: bool
+    export_layers: str
+
+    @property
+    def printing(self) -> tuple[str, ...]:
+        """The names of those that print what no JSON holds."""
+        return ("--skipInference", "--dumpOutput", "--dumpLayerInfo")
+
+    def first(self, among: Collection[str] = ()) -> str | None:
+        """The first option that is used, as the command line has it: of all, or of some."""
+        names = (
+            "--skipInference", "--dumpOutput", "--exportOutput", "--exportTimes", "--dumpProfile", "--exportProfile",
+            "--dumpLayerInfo", "--exportLayerInfo",
+        )  # fmt: skip
+        used = (name for name, f in zip(names, fields(self)) if getattr(self, f.name))
+        return next((name for name in used if not among or name in among), None)
+
+
+def _time_one(asked: Asked, schedule: Schedule, judged: Judged, extras: Extras, recorders: Recorders) -> None:
+    """Times one engine, and prints and writes what is asked of it."""
+    source = one_path(asked.paths[0] if asked.paths else "", "")
+    if judged.threshold is not None:
+        raise UsageError("--threshold judges comparisons", hint="name two engines or more")
+    if judged.as_json and (name := extras.first(extras.printing)) is not None:
+        raise UsageError(f"--json prints nothing else: {name} would", hint=f"leave out {name}")
+    written = (extras.export_times, extras.export_profile, extras.export_layers)
+    times_to, profile_to, layers_to = (writable(p, source) for p in written)
+    outputs_to = output_file(extras.export, source)
+    engine = open_engine(source, asked.device, asked.shapes, asked.values, asked.precision, trusted=asked.trusted)
+    if (extras.dump_profile or profile_to) and not engine.device.measures_time:
         raise UsageError(f"device {engine.device.name} cannot be profiled", hint="profiling needs a GPU")
-    if not cuda_graph:
-        engine = Engine(engine.data, engine.device, graphs=False, trusted=trust)
-    feeds = {} if skip else feeds_for(engine, source, shapes, load_inputs, val_range, seed, batch)
-    if dump_layers or layers_to:
-        show_layers(engine.data, dump_layers, layers_to, engine.device.arch, feeds)
-    if skip:
+    if not asked.graphs:
+        engine = Engine(engine.data, engine.device, graphs=False, trusted=asked.trusted)
+    feeds: Mapping[str, np.ndarray] = {}
+    if not extras.skip:
+        feeds = feeds_for(engine, source, asked.shapes, asked.files, asked.ranges, asked.seed, asked.batch)
+    if extras.dump_layers or layers_to:
+        show_layers(engine.data, extras.dump_layers, layers_to, engine.device.arch, feeds)
+    if extras.skip:
         out.print(f"loaded {engine.program.name} on {engine.device.name} ({engine.device.arch})")
         return
-    schedule = Schedule(iterations, warm_up / 1e3, duration, streams, sleep_time / 1e3, idle_time / 1e3)
     with waiting("timing"):
-        timed = measure(lambda: _call(engine, feeds, not no_transfers), schedule)
-    _print_times(timed, percentiles, engine, schedule)
-    _write(times_to, [_row(s) for s in timed.samples])
-    if dump_output or outputs_to:
+        timed = measure(lambda: engine_call(engine, feeds, asked.copies), schedule)
+    found = profile(engine, feeds, rounds=ROUNDS) if extras.dump_profile or profile_to else None
+    kernels = None if found is None else _profile_rows(engine, found)
+    _tell(asked, timed, judged, engine, schedule, recorders, kernels)
+    _write(times_to, [sample_row(s) for s in timed.samples])
+    if extras.dump_output or outputs_to:
         results = engine.run_tensors(feeds)
-        if dump_output:
+        if extras.dump_output:
             print_outputs(results)
         if outputs_to is not None:
             write_outputs(outputs_to, results)
-    if dump_profile or profile_to:
-        _show_profile(engine, feeds, dump_profile, profile_to)
+    if found is not None and profile_to is not None:
+        sizes, where = feed_sizes(engine.data, feeds), engine.device
+        said = Measured(fingerprint(engine.data), where.name, where.arch, sizes)
+        _write(profile_to, profile_rows(found, ROUNDS, said))
+    if kernels is not None and extras.dump_profile and not judged.as_json:
+        _print_profile(kernels)
 
 
-def _call(engine: Engine, feeds: dict[str, np.ndarray], copies: bool) -> Call:
-    """The call to time; its inputs and results are on the host if ``copies``."""
-    if engine.device.gpu_index is None:
-        if not copies:
-            note("--noDataTransfers has no effect: there is nothing to copy to")
-        return host_call(engine, feeds)
-    if any(t.dtype == "bf16" for t in (*engine.inputs, *engine.outputs)):
-        note("the parts of a call are not told apart: CuPy has no arrays of bfloat16")
-        return host_call(engine, feeds)
-    return gpu_call(engine, feeds, copies)
+def _tell(
+    asked: Asked, timed: Timed, judged: Judged, engine: Engine, schedule: Schedule, recorders: Recorders,
+    kernels: list[Row] | None,
+) -> None:  # fmt: skip
+    """Prints and records the times of one engine and, where there are any, of its kernels: trtexec's summary, or JSON.
+    """
+    (source,) = asked.paths
+    row = summary_row(source, kind_of(source, asked.precision), [s.latency for s in timed.samples], judged)
+    report = {
+        "device": engine.device.name, "arch": engine.device.arch, "streams": schedule.streams,
+        "wallSeconds": timed.seconds, "contestants": [row], "comparisons": [],
+        "kernels": kernels or [],
+    }  # fmt: skip
+    if judged.as_json:
+        print_json(report)
+    else:
+        _print_times(timed, list(judged.percentiles), engine, schedule)
+        if judged.price is not None:
+            out.print(f"Cost of a million calls, one after another: {row['costPerMillion']:.4g}")
+    recorders.write(report, ({"contestant": source, **sample_row(s)} for s in timed.samples))
 
 
 def _percentiles(text: str) -> list[float]:
@@ -155,15 +252,6 @@ def _statistics(values: list[float], percentiles: list[float]) -> str:
     return ", ".join(f"{name} = {ms:.6g} ms" for name, ms in figures.items()) + tail
 
 
-def _row(sample: Sample) -> dict[str, float]:
-    """One run in the file of ``--exportTimes``, with trtexec's names."""
-    found = {
-        "latencyMs": sample.latency, "enqueueMs": sample.enqueue, "h2dMs": sample.h2d, "computeMs": sample.compute,
-        "d2hMs": sample.d2h,
-    }  # fmt: skip
-    return {name: ms for name, ms in found.items() if ms is not None}
-
-
 def writable(path: str, source: str) -> Path | None:
     """The path of a file to write, checked; None for none."""
     return check_writable(path, source) if path else None
@@ -193,20 +281,11 @@ def feed_sizes(data: EngineData, feeds: Mapping[str, np.ndarray]) -> dict[str, i
     return sizes_of(interface(data), {name: array.shape for name, array in feeds.items()})
 
 
-def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, target: Path | None) -> None:
-    """Prints or writes the time of each launch, and of what the host does between: its share, bytes, operations."""
-    from arcweld.runtime.profiler import HOST, ROUNDS, profile
-
-    found = profile(engine, feeds, rounds=ROUNDS)
-    if target is not None:
-        data, device = engine.data, engine.device
-        said = Measured(fingerprint(data), device.name, device.arch, feed_sizes(data, feeds))
-        _write(target, profile_rows(found, ROUNDS, said))
-    if not shown:
-        return
+def _profile_rows(engine: Engine, found: Sequence[LaunchTime]) -> list[Row]:
+    """The time of each launch, and of what the host does between: its share, bytes, operations."""
     total = sum(t.seconds for t in found)
     origins = {x.name: ", ".join(x.origin) for x in engine.program.all_launches()}
-    rows: list[dict[str, Any]] = [
+    return [
         {
             "name": t.name, "kernel": t.kernel, "nodes": origins.get(t.name, t.name), "runs": t.runs,
             "onHost": t.template == HOST, "bytes": t.nbytes, "timeMs": t.seconds * 1e3,
@@ -215,6 +294,9 @@ def _show_profile(engine: Engine, feeds: Mapping[str, np.ndarray], shown: bool, 
         }
         for t in found
     ]  # fmt: skip
+
+
+def _print_profile(rows: list[Row]) -> None:
     cells = [
         (f"{1e3 * r['timeMs']:.2f}", f"{r['percentage']:.1f}", f"{r['GB/s']:.0f}", f"{r['TFLOP/s']:.2f}",
          str(r["runs"]), f"on the host: {r['kernel']}" if r["onHost"] else r["kernel"], r["nodes"])

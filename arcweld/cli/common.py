@@ -210,14 +210,15 @@ def megabytes(n: int) -> str:
 
 def print_json(report: object) -> None:
     """Prints a report as JSON, without the terminal's formatting; NaN and infinities become null."""
-    print(json.dumps(_finite(report), indent=2))
+    print(json.dumps(finite(report), indent=2))
 
 
-def _finite(x: Any) -> Any:
+def finite(x: Any) -> Any:
+    """Plain data for JSON: NaN and infinities become None."""
     if isinstance(x, dict):
-        return {k: _finite(v) for k, v in x.items()}
+        return {k: finite(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [_finite(v) for v in x]
+        return [finite(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 

@@ -30,10 +30,10 @@ from arcweld.cli.inputs import (
     open_engine,
     precision_of,
 )
+from arcweld.cli.rivals import OnnxRuntime
 from arcweld.cli.shapes import parse_tolerance, parse_values
-from arcweld.compiler.errors import AccuracyError, EnvironmentError_, UsageError
+from arcweld.compiler.errors import AccuracyError, UsageError
 from arcweld.compiler.paths import replacing
-from arcweld.compiler.signature import gathered, spread
 from arcweld.driver.api import Input, import_model
 from arcweld.driver.evidence import ENGINE_TOLERANCE
 from arcweld.driver.metrics import relative_error
@@ -147,12 +147,14 @@ def verify(
         raise UsageError(f"check-error-stat: {statistic!r} is not one of {', '.join(STATISTICS)}")
     built = is_engine(path)
     engine = open_engine(path, device, shapes, "" if built else values, precision_of(fp16, bf16), trusted=trust)
-    frozen = _check_same_model(engine, source, values)
+    frozen = check_same_model(engine, source, values)
     names = [t.name for t in engine.outputs]
     absolute, relative = parse_tolerance(atol, "atol", names), parse_tolerance(rtol, "rtol", names)
     feeds = feeds_for(engine, path, shapes, load_inputs, val_range, seed, batch)
     with waiting("computing the reference") as say:
-        want = _onnxruntime(source, engine, feeds, frozen) if onnxrt else _numpy(source, engine, feeds, frozen)
+        want = (
+            OnnxRuntime(source, engine, feeds, frozen).results() if onnxrt else _numpy(source, engine, feeds, frozen)
+        )
         say("running")
         got = engine.run_tensors(feeds)
     failed = []
@@ -216,7 +218,7 @@ class Tolerance:
         return fine, f"{text}, {statistic} abs {figures[0]:.3e}, {statistic} rel {figures[1]:.3e}"
 
 
-def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.ndarray]:
+def check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.ndarray]:
     """The model's inputs that the engine has as constants, from ``values``. Raises UsageError where the names of
     inputs and outputs tell that the engine is another model's.
     """
@@ -241,28 +243,6 @@ def _check_same_model(engine: Engine, model: str, values: str) -> dict[str, np.n
     if lists:
         raise UsageError(f"{lists[0]} is a constant that is no tensor: verify compares tensors", hint="leave it open")
     return {n: constant_input(inputs[n], v) for n, v in given.items()}
-
-
-def _onnxruntime(
-    model: str, engine: Engine, feeds: Mapping[str, np.ndarray], frozen: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EnvironmentError_("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
-    from arcweld.compiler.text import sanitize
-
-    try:
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        fed = gathered(engine.arguments, feeds)
-        given = {i.name: frozen[i.name] if i.name in frozen else fed[sanitize(i.name)] for i in session.get_inputs()}
-        names = [o.name for o in session.get_outputs()]
-        results = spread(engine.results, dict(zip(names, session.run(names, given))))
-        return {n: a for n, a in results.items() if a is not None}
-    except Exception as error:  # its classes have no common base
-        raise UsageError(
-            f"ONNX Runtime cannot run the model: {str(error).strip()}", hint="leave --onnxrt out to compare with numpy"
-        ) from error
 
 
 def _numpy(

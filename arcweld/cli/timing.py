@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from arcweld.cli.common import note
 from arcweld.runtime.engine import Engine
 
 
@@ -107,6 +108,32 @@ def _one_stream(
         if schedule.idle:
             time.sleep(schedule.idle)
     return Timed(tuple(samples), time.perf_counter() - begin)
+
+
+def engine_call(engine: Engine, feeds: Mapping[str, np.ndarray], copies: bool) -> Call:
+    """The call of an engine to time; its inputs and results are in the host's memory if ``copies``."""
+    if engine.device.gpu_index is None:
+        if not copies:
+            note("--noDataTransfers has no effect: there is nothing to copy to")
+        return host_call(engine, feeds)
+    if any(t.dtype == "bf16" for t in (*engine.inputs, *engine.outputs)):
+        note("the parts of a call are not told apart: CuPy has no arrays of bfloat16")
+        return host_call(engine, feeds)
+    return gpu_call(engine, feeds, copies)
+
+
+def by_host_clock(call: Call) -> Call:
+    """The same call, whose latency is what the host's clock says until the results are there.
+
+    Contestants of a comparison are timed by one clock. It includes what the host does for a call.
+    """
+
+    def timed() -> Sample:
+        start = time.perf_counter()
+        sample = call()
+        return replace(sample, latency=(time.perf_counter() - start) * 1e3)
+
+    return timed
 
 
 def host_call(engine: Engine, feeds: Mapping[str, np.ndarray]) -> Call:

@@ -55,6 +55,17 @@ def test_all_commands_know_stages(
     assert "e: float32" in printed("run", str(built), shapes)
     for against in ([], ["--onnxrt"]):
         assert printed("verify", str(built), f"--onnx={chosen}", shapes, *against).count("pass") == 2
+    quick = ("--duration=0", "--warmUp=0", "--json")
+    compared = json.loads(printed("bench", str(built), f"--onnx={chosen}", "--onnxrt", shapes, *quick))
+    for row in compared["contestants"]:
+        assert max(o["relative_error"] for o in row["outputs"].values()) < 1e-6
+    assert printed("diff", str(built), str(built), shapes) == f"{built} and {built} run the same\n"
+    narrow = tmp_path / "narrow.engine"
+    printed(str(chosen), "-o", str(narrow), "--shapes=x:2x5")
+    assert main(["diff", str(built), str(narrow), "--json"]) == 1
+    changed = json.loads(capsys.readouterr().out)
+    assert changed["interface"]["input x"] == ["f32[n, 5]", "f32[2, 5]"]
+    assert changed["time"]["not_modelled"] == "the size of 'i_count' is needed, and data decide it"
     assert main([str(chosen), "-o", str(tmp_path / "strict.engine"), "--strict"]) == 3
     assert "Unique [rows]: there is no kernel" in capsys.readouterr().err
     assert not (tmp_path / "strict.engine").exists()
