@@ -196,7 +196,7 @@ def main(tree: Path, out: Path) -> None:
     """Collects everything and writes it to ``out``."""
     check_origin(tree)
     warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecations
-    sys.path[:0] = [str(CODEGEN_TESTS)]
+    sys.path[:0] = [str(CODEGEN_TESTS), str(CODEGEN_TESTS.with_name("compiler"))]  # cases, and what they compare with
     found = Collector()
     with timed("test cases", found):
         collect_cases(found)
