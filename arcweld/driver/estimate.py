@@ -6,10 +6,12 @@ that is read by its indices counts as far as the kernel can reach it. What the h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from arcweld.codegen.cost.choice import kind_of, resident
 from arcweld.codegen.cost.fitted import FITTED
 from arcweld.codegen.cost.model import Modelled, StreamWork, TiledWork, stream_time, tiled_time
 from arcweld.compiler.archs import parse_arch
@@ -28,14 +30,7 @@ from arcweld.runtime.plan import ExecutionPlan, LaunchPlan
 from arcweld.runtime.program import Program
 from arcweld.runtime.steps import sizes_given
 
-# bytes of shared memory of a multiprocessor (CUDA Programming Guide, compute capabilities); usual elsewhere: 100 KB
-SHARED = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90a": 228 << 10, "sm_100": 228 << 10}
-MOST_SHARED = 100 << 10
-RESERVED = 1 << 10  # of each block
-THREADS = 2048  # of a multiprocessor
-RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
 PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
-KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
 FEW_ROWS = ("contract", "chain")  # products without tiles, whose time is that of reading their right operand
 STREAMED = (*FEW_ROWS, "pointwise", "transpose")
 ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, which is assumed
@@ -217,8 +212,8 @@ def _launch(
     if v.tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
         tiling = v.tiling.convert(lambda text: Expression(text)(env))
-        constants = FITTED[KINDS.get(x.launch.template, "product")]
-        work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
+        constants = FITTED[kind_of(x.launch.template)]
+        work = TiledWork(tiling, resident(v.shared_bytes, math.prod(v.block), card), moved, chained)
         modelled = tiled_time(work, card, constants)
     else:
         most = max(0, Expression(x.launch.iterations)(env))
@@ -233,10 +228,3 @@ def _launch(
         (gx, gy, gz), v.block, v.shared_bytes, "" if v.tiling is None else f"{v.tiling.engine} {v.tiling.dtype}",
         tuple(sorted({plan.tensors[n].dtype.value for n in touched})),
     )  # fmt: skip
-
-
-def resident(shared_bytes: int, block: Sequence[int], card: Card) -> int:
-    """Blocks that fit side by side on a multiprocessor, as far as shared memory and threads decide."""
-    threads = block[0] * block[1] * block[2]
-    by_memory = SHARED.get(card.arch, MOST_SHARED) // (shared_bytes + RESERVED)
-    return max(1, min(by_memory, THREADS // threads, RESIDENT))
