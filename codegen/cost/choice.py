@@ -16,8 +16,13 @@ RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow mo
 KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
 
 
-def kind_of(template: str) -> str:
-    """The kind of measured kernels that a template's tiled kernels count as: a key of ``FITTED``."""
+def kind_of(template: str, engine: str) -> str:
+    """The kind of measured kernels that a template's tiled kernels count as: a key of ``FITTED``.
+
+    ``engine``: as in ``Tiling``.
+    """
+    if (template, engine) == ("attention", "mma"):
+        return "attention_mma"
     return KINDS.get(template, "product")
 
 

@@ -84,7 +84,7 @@ def tiled(template: str, s: KernelSource) -> Tiled | None:
     """What a model of time needs of a source, None where that has no tiles."""
     if s.tiling is None:
         return None
-    return Tiled(kind_of(template), s.tiling.convert(likely), s.shared_bytes, math.prod(s.block))
+    return Tiled(kind_of(template, s.tiling.engine), s.tiling.convert(likely), s.shared_bytes, math.prod(s.block))
 
 
 def launch_facts(s: KernelSource) -> tuple[str, ...]:

@@ -240,7 +240,7 @@ def by_time(found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: 
 
     ``tiles``: the output tiles of a tactic; ``steps``: stages of k.
     """
-    line, kind = line_of(problem), kind_of(problem.kernel.template)
+    line, kind = line_of(problem), kind_of(problem.kernel.template, "wgmma")
 
     def us(t: T) -> float:
         tiling = product_tiling(
