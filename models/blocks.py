@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from arcweld.models.builders import Built
 
 
-class _States(nn.Module):
+class _States(nn.Module):  # type: ignore[misc]
     """The hidden states of an encoder that returns a structure."""
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -34,7 +34,7 @@ def whisper_encoder(
     return Built("whisper_encoder", _States(WhisperEncoder(config)).eval(), (features,), {0: 0})
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(nn.Module):  # type: ignore[misc]
     """A block of a latent diffusion model's U-Net (Rombach et al., 2022): a residual block, then attention.
 
     The time embedding is added to each channel; attention is to the pixels, then to ``context``, then a gated layer.

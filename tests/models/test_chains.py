@@ -9,23 +9,27 @@ import pytest
 
 from arcweld.codegen.cost.fitted import FITTED
 from arcweld.codegen.cost.model import TiledWork
-from arcweld.models.calibrate import MEASURED, held_out, measured, relative_errors
-from arcweld.models.chains import Chain, measured_chains
+from arcweld.models.calibrate import MEASURED, measured, relative_errors
+from arcweld.models.calibrate import held_out as parts_held_out
+from arcweld.models.chains import Chain, held_out, measured_chains
 
 H100, CHAINS = measured_chains(MEASURED / "chains-h100.json")
+_, ROWS = measured(MEASURED / "kernels-h100.json")
 INT4 = [c for c in CHAINS if "int4" in c.model]
 
 
 def test_the_error_of_whole_models() -> None:
-    """The median is under 10 %; 8 % was aimed at.
+    """The median is 10.6 % where the fit has seen none of a model's kernels, and 9.6 % else; 8 % was aimed at.
 
     What keeps it from there: norms of a chain, which take less than those that were measured alone, and attention by
     ``mma.sync`` at batch 32, of which few kernels were measured.
     """
-    errors = np.array([abs(c.error(H100, FITTED)) for c in CHAINS])
+    errors = [abs(c.error(H100, fitted)) for c, fitted in held_out(CHAINS, ROWS, H100)]
     assert len(errors) >= 25
-    assert np.median(errors) < 0.10
-    assert np.quantile(errors, 0.8) < 0.15
+    assert np.median(errors) < 0.11
+    seen = [abs(c.error(H100, FITTED)) for c in CHAINS]
+    assert np.median(seen) < 0.10
+    assert np.quantile(seen, 0.8) < 0.15
 
 
 def test_unpacking_weights_is_not_modelled() -> None:
@@ -65,12 +69,11 @@ def test_overlap_and_heat() -> None:
 
 def test_attention_by_mma_that_the_fit_has_not_seen() -> None:
     """Five kernels are few: of those left out, the median error is within a quarter."""
-    _, rows = measured(MEASURED / "kernels-h100.json")
-    own = [r for r in rows if r.kind == "attention_mma"]
-    others = [r for r in rows if r.kind != "attention_mma"][::20]
+    own = [r for r in ROWS if r.kind == "attention_mma"]
+    others = [r for r in ROWS if r.kind != "attention_mma"][::20]
     errors = [
         e
-        for part, fitted in held_out([*own, *others], H100, FITTED, 5)
+        for part, fitted in parts_held_out([*own, *others], H100, FITTED, 5)
         for e in relative_errors([r for r in part if r.kind == "attention_mma"], H100, fitted)
     ]
     assert len(errors) == 5
