@@ -14,6 +14,7 @@ from cases_conv import Shape, conv_kernel
 from arcweld.codegen.templates.contract import wgmma
 from arcweld.codegen.templates.contract.problem import conv_problem, problem_of
 from arcweld.codegen.templates.conv import wgmma as conv_wgmma
+from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import unary
 from arcweld.models.calibrate import MEASURED
@@ -50,6 +51,15 @@ def grouped(rows: Rows, *by: str) -> list[Rows]:
     for r in rows:
         found.setdefault(tuple(str(r[k]) for k in by), []).append(r)
     return [renderable(own) for own in found.values()]
+
+
+def test_products_of_bytes_load_bytes() -> None:
+    """A line of k is 128 numbers of 8 bits: tiles of 64 x 32 load 96 lines of 128 bytes, on tensor cores of that type.
+    """
+    for precision in ("int8", "f8e4m3fn x f8e5m2"):
+        kernel = matmul_kernel(128, 256, 1024, DType.I8 if precision == "int8" else DType.F16, precision=precision)
+        tiling = product_tiling(problem_of(kernel), "wgmma", (64, 32, 128), (64, 32), 4, 16)
+        assert (tiling.dtype, tiling.loaded, tiling.steps) == (precision[0] + "8", 96 * 128, 8)
 
 
 def test_the_choice_among_measured_products() -> None:
