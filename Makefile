@@ -9,7 +9,7 @@ PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 # Tests start hundreds of processes: without its bytecode, each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate wheel demo gpu clean
+.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate modelled wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -78,6 +78,11 @@ peers: $(STAMP)
 	  trt-engine-explorer==0.1.5 ai-edge-model-explorer==0.1.34 \
 	  pandas python-dateutil six pytz tzdata dacite typing-extensions flask werkzeug itsdangerous blinker click \
 	  portpicker psutil requests urllib3 idna certifi charset-normalizer termcolor watchdog packaging ipython
+
+# What a change does to modelled workloads: in their file since SINCE (the commit before), and beside it.
+modelled: $(STAMP)
+	$(BIN)/python -m arcweld.models.modelled_suite --since $(or $(SINCE),HEAD^)
+	$(BIN)/python -W ignore -m arcweld.models.modelled_suite --compare
 
 # Fits the model of time to the measurements in docs/benchmarks/kernels-*.json, and says how far it is from them.
 calibrate: $(STAMP)

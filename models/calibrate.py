@@ -7,8 +7,9 @@ seen: it is repeated without each problem (``held_out``).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ class Row:
         """Modelled microseconds."""
         return _us(self, on, fitted[self.kind])
 
+    def beside(self, us: float) -> Row:
+        """The row in a chain whose other kernels need ``us`` microseconds at full rate."""
+        if not isinstance(self.work, TiledWork):
+            return self
+        return dataclasses.replace(self, work=dataclasses.replace(self.work, beside=us))
+
 
 def _us(row: Row, on: Card, constants: Constants) -> float:
     if isinstance(row.work, TiledWork):
@@ -63,10 +70,7 @@ def _us(row: Row, on: Card, constants: Constants) -> float:
 def measured(path: Path) -> tuple[Card, list[Row]]:
     """The card and the kernels of a file of measurements."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    kinds = {
-        "products": _product, "convolutions": _convolution, "streams": _stream, "rows": _rows, "attention": _attention
-    }  # fmt: skip
-    rows = [make(r) for kind, make in kinds.items() for r in data[kind]]
+    rows = [make(r) for kind, make in KINDS.items() for r in data[kind]]
     return card(data["card"]), rows
 
 
@@ -98,10 +102,11 @@ def _convolution(r: Mapping[str, Any]) -> Row:
 
 def _tiling(r: Mapping[str, Any], tiles: int, steps: int, activation: bool) -> Tiling[int]:
     """The tiles of a measured kernel, each step of which takes ``LINE`` bytes of every row and column."""
-    bm, bn = r["tile"]
+    (bm, bn), groups = r["tile"], r.get("groups", 1)
+    line = LINE * groups  # parts of a block that share out k take as many steps at once
     return Tiling(
-        "wgmma", "f16", tiles, steps, r["stages"], macs=bm * bn * LINE // 2, loaded=(bm + bn) * LINE,
-        read=bm // 64 * (64 + bn) * LINE, elements=bm * bn, split=r["split"], activation=activation,
+        "wgmma", "f16", tiles, -(-steps // groups), r["stages"], macs=bm * bn * line // 2, loaded=(bm + bn) * line,
+        read=bm // 64 * (64 + bn) * line, elements=bm * bn, split=r["split"], activation=activation,
         residual=r.get("residual", False), persistent=r.get("persistent", False), staged=r["staged"],
     )  # fmt: skip
 
@@ -117,16 +122,24 @@ def _rows(r: Mapping[str, Any]) -> Row:
 
 
 def _attention(r: Mapping[str, Any]) -> Row:
-    (rows, keys), depth = r["tile"], 2 * r["size"]
+    (rows, keys), depth, engine = r["tile"], 2 * r["size"], r.get("engine", "wgmma")
+    readers = max(1, rows // (64 if engine == "wgmma" else 16))  # warpgroups, or warps, that read each tile of keys
     heads, steps = r["batch"] * r["heads"], -(-r["keys"] // keys)
     tiling = Tiling(
-        "wgmma", "f16", heads * -(-r["queries"] // rows), -(-steps // 2) if r["causal"] else steps, r["stages"],
-        macs=rows * keys * depth, loaded=keys * depth * 2, read=rows // 64 * keys * depth * 2,
+        engine, "f16", heads * -(-r["queries"] // rows), -(-steps // 2) if r["causal"] else steps, r["stages"],
+        macs=rows * keys * depth, loaded=keys * depth * 2, read=readers * keys * depth * 2,
         elements=rows * r["size"], exponents=rows * keys, persistent=r["persistent"],
     )  # fmt: skip
     nbytes = 2.0 * heads * r["size"] * 2 * (r["queries"] + r["keys"])
     problem = f"{r['batch']} x {r['heads']} x {r['queries']} x {r['size']}{', causal' if r['causal'] else ''}"
-    return Row("attention", problem, f"{rows}x{keys}/{r['stages']}", TiledWork(tiling, r["resident"], nbytes), r["us"])
+    kind = "attention" if engine == "wgmma" else "attention_mma"
+    return Row(kind, problem, f"{rows}x{keys}/{r['stages']}", TiledWork(tiling, r["resident"], nbytes), r["us"])
+
+
+# how each list of a file of measurements is read
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Row]] = {
+    "products": _product, "convolutions": _convolution, "streams": _stream, "rows": _rows, "attention": _attention,
+}  # fmt: skip
 
 
 def _resident(bm: int, bn: int, stages: int) -> int:
@@ -152,7 +165,7 @@ def fit(rows: Sequence[Row], on: Card, start: Fitted | None = None) -> Fitted:
     products = of("product", "stream")
     return {
         "product": products, "stream": products, "convolution": of("convolution"), "rows": of("rows"),
-        "attention": of("attention"),
+        "attention": of("attention"), "attention_mma": of("attention_mma"),
     }  # fmt: skip
 
 
@@ -261,8 +274,8 @@ def write(fitted: Fitted, path: Path = FITTED) -> None:
     for constants in {id(c): c for c in fitted.values()}.values():
         values = "\n".join(f"    {f.name}={getattr(constants, f.name)!r}," for f in fields(Constants))
         text.append(f"{names[id(constants)]} = Constants(\n{values}\n)\n")
-    entries = ", ".join(f'"{kind}": {names[id(c)]}' for kind, c in fitted.items())
-    text.append(f"FITTED = {{{entries}}}\n")
+    entries = "".join(f'    "{kind}": {names[id(c)]},\n' for kind, c in fitted.items())
+    text.append(f"FITTED = {{\n{entries}}}\n")
     path.write_text("".join(text), encoding="utf-8")
 
 

@@ -94,52 +94,84 @@ def layer(d: Decoder, rows: int, context: int, s: Storage = STORAGES["bf16"]) ->
 
     Every sequence's cache is full, and the step's key and value take the place of one entry.
     """
-    width, both = d.heads * d.head, (d.heads + 2 * d.groups) * d.head
-    text = f"""graph 'decode layer'
-input %x: bf16[{rows}, 1, {d.hidden}]
-input %cos: bf16[{rows}, 1, 1, {d.head}]
-input %sin: bf16[{rows}, 1, 1, {d.head}]
+    return _parsed(f"""graph 'decode layer'
+{_inputs(d, rows, 1)}
 input %at: i64[{rows}, {d.groups}, 1, {d.head}]
 input %keys: bf16[{rows}, {d.groups}, {context}, {d.head}]
 input %values: bf16[{rows}, {d.groups}, {context}, {d.head}]
-weight %g1: bf16[{d.hidden}]
-weight %g2: bf16[{d.hidden}]
-{_matrix("qkv", both, d.hidden, s)}
-{_matrix("o", d.hidden, width, s)}
-{_matrix("gate_up", 2 * d.ffn, d.hidden, s)}
-{_matrix("down", d.hidden, d.ffn, s)}
-%h = RMSNormalization(%x, %g1, axis=2, epsilon=1e-05) @ 'input norm'
-{_product("m", "h", "qkv")}
-"""
-    for name, start, heads in (("q", 0, d.heads), ("k", width, d.groups), ("v", width + d.groups * d.head, d.groups)):
-        size = heads * d.head
-        text += f"""{_slice(f"{name}s", "m", (rows, 1, size), (0, 0, start))}
-%{name}h: bf16[{rows}, 1, {heads}, {d.head}] = Reshape(%{name}s, shape=({rows}, 1, {heads}, {d.head}))
-%{name}t: bf16[{rows}, {heads}, 1, {d.head}] = Transpose(%{name}h, perm=(0, 2, 1, 3))
-"""
-    text += _rope("q", (rows, d.heads, 1, d.head)) + _rope("k", (rows, d.groups, 1, d.head))
-    return _parsed(text + f"""
+{_matrices(d, s)}
+{_heads(d, rows, 1)}
 %keys_now = ScatterElements(%keys, %at, %k, axis=2, reduction='none', strict=1) @ 'key cache'
 %values_now = ScatterElements(%values, %at, %vt, axis=2, reduction='none', strict=1) @ 'value cache'
-{_shared("all_keys", "keys_now", d, rows, context)}
-{_shared("all_values", "values_now", d, rows, context)}
-%a = Attention(%q, %all_keys, %all_values, scale={d.head**-0.5}) @ 'attention'
-%at1: bf16[{rows}, 1, {d.heads}, {d.head}] = Transpose(%a, perm=(0, 2, 1, 3))
-%ar: bf16[{rows}, 1, {width}] = Reshape(%at1, shape=({rows}, 1, {width}))
-{_product("ao", "ar", "o")}
-%r = Add(%x, %ao)
-%h2 = RMSNormalization(%r, %g2, axis=2, epsilon=1e-05) @ 'second norm'
-{_product("gu", "h2", "gate_up")}
-{_slice("gate", "gu", (rows, 1, d.ffn), (0, 0, 0))}
-{_slice("up", "gu", (rows, 1, d.ffn), (0, 0, d.ffn))}
-%s = Silu(%gate)
-%f = Mul(%s, %up) @ 'gate'
-{_product("dn", "f", "down")}
-%y = Add(%r, %dn)
+{_attended(d, rows, 1, context, "keys_now", "values_now", 0)}
 output %y 'y'
 output %keys_now 'keys_now' in %keys
 output %values_now 'values_now' in %values
 """)
+
+
+def prefill_layer(d: Decoder, length: int, s: Storage = STORAGES["bf16"]) -> Graph:
+    """One layer for a prompt of ``length`` tokens, which gives the prompt's keys and values too."""
+    return _parsed(f"""graph 'prefill layer'
+{_inputs(d, 1, length)}
+{_matrices(d, s)}
+{_heads(d, 1, length)}
+{_attended(d, 1, length, length, "k", "vt", 1)}
+output %y 'y'
+output %k 'keys'
+output %vt 'values'
+""")
+
+
+def _inputs(d: Decoder, rows: int, length: int) -> str:
+    return f"""input %x: bf16[{rows}, {length}, {d.hidden}]
+input %cos: bf16[{rows}, 1, {length}, {d.head}]
+input %sin: bf16[{rows}, 1, {length}, {d.head}]"""
+
+
+def _matrices(d: Decoder, s: Storage) -> str:
+    width = d.heads * d.head
+    return f"""weight %g1: bf16[{d.hidden}]
+weight %g2: bf16[{d.hidden}]
+{_matrix("qkv", width + 2 * d.groups * d.head, d.hidden, s)}
+{_matrix("o", d.hidden, width, s)}
+{_matrix("gate_up", 2 * d.ffn, d.hidden, s)}
+{_matrix("down", d.hidden, d.ffn, s)}"""
+
+
+def _heads(d: Decoder, rows: int, length: int) -> str:
+    """The norm, and from it queries ``q``, keys ``k`` and values ``vt`` by heads."""
+    width = d.heads * d.head
+    text = f"""%h = RMSNormalization(%x, %g1, axis=2, epsilon=1e-05) @ 'input norm'
+{_product("m", "h", "qkv")}
+"""
+    for name, start, heads in (("q", 0, d.heads), ("k", width, d.groups), ("v", width + d.groups * d.head, d.groups)):
+        shape = f"{rows}, {length}, {heads}, {d.head}"
+        text += f"""{_slice(f"{name}s", "m", (rows, length, heads * d.head), (0, 0, start))}
+%{name}h: bf16[{shape}] = Reshape(%{name}s, shape=({shape}))
+%{name}t: bf16[{rows}, {heads}, {length}, {d.head}] = Transpose(%{name}h, perm=(0, 2, 1, 3))
+"""
+    return text + _rope("q", (rows, d.heads, length, d.head)) + _rope("k", (rows, d.groups, length, d.head))
+
+
+def _attended(d: Decoder, rows: int, length: int, context: int, keys: str, values: str, causal: int) -> str:
+    """Attention to keys and values, and what follows it in a layer, up to the result ``y``."""
+    width = d.heads * d.head
+    return f"""{_shared("all_keys", keys, d, rows, context)}
+{_shared("all_values", values, d, rows, context)}
+%a = Attention(%q, %all_keys, %all_values, scale={d.head**-0.5}, is_causal={causal}) @ 'attention'
+%at1: bf16[{rows}, {length}, {d.heads}, {d.head}] = Transpose(%a, perm=(0, 2, 1, 3))
+%ar: bf16[{rows}, {length}, {width}] = Reshape(%at1, shape=({rows}, {length}, {width}))
+{_product("ao", "ar", "o")}
+%r = Add(%x, %ao)
+%h2 = RMSNormalization(%r, %g2, axis=2, epsilon=1e-05) @ 'second norm'
+{_product("gu", "h2", "gate_up")}
+{_slice("gate", "gu", (rows, length, d.ffn), (0, 0, 0))}
+{_slice("up", "gu", (rows, length, d.ffn), (0, 0, d.ffn))}
+%s = Silu(%gate)
+%f = Mul(%s, %up) @ 'gate'
+{_product("dn", "f", "down")}
+%y = Add(%r, %dn)"""
 
 
 def _matrix(name: str, n: int, k: int, s: Storage) -> str:

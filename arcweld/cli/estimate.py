@@ -13,6 +13,7 @@ from arcweld.cli.shapes import parse_shapes, sizes_of
 from arcweld.compiler.cards import Card
 from arcweld.compiler.cards import card as card_called
 from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ir import Graph
 from arcweld.driver.estimate import Estimate, estimate_engine, planned
 from arcweld.driver.samples import sample_sizes
 from arcweld.driver.stages import of_known_sizes
@@ -45,7 +46,7 @@ def estimate(
         return
     _print_cards(found, prices)
     if len(found) == 1:
-        _print_kernels(found[0])
+        print_kernels(found[0])
 
 
 def _of_engine(path: str, cards: Sequence[Card], shapes: str, half: bool) -> list[Estimate]:
@@ -66,7 +67,11 @@ def engine_sizes(data: EngineData, shapes: str) -> dict[str, int]:
 def _of_model(
     path: str, cards: Sequence[Card], shapes: str, precision: str, values: str, inout: str
 ) -> list[Estimate]:
-    graph = open_graph(path, shapes, values=values, inout=inout)
+    return estimates_of(open_graph(path, shapes, values=values, inout=inout), cards, precision)
+
+
+def estimates_of(graph: Graph, cards: Sequence[Card], precision: str) -> list[Estimate]:
+    """A model's estimates on some cards, at the sizes that a build would verify with."""
     sizes = sample_sizes(of_known_sizes(graph), None)
     by_arch = {c.arch: planned(graph, precision, c.arch) for c in cards}
     return [estimate_engine(by_arch[c.arch], c, sizes) for c in cards]
@@ -115,11 +120,15 @@ def _short(origin: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]} ({len(names)})" if names else ""
 
 
-def _print_kernels(e: Estimate) -> None:
-    """The kernels that take most, those of one name together."""
+def print_kernels(e: Estimate, nodes: frozenset[str] = frozenset()) -> None:
+    """Prints the kernels that take most, those of one name together.
+
+    ``nodes``: of these, only the kernels that compute one of them; all where there are none.
+    """
     kinds: dict[str, list[Any]] = {}
     for x in e.launches:
-        kinds.setdefault(x.kernel, []).append(x)
+        if not nodes or nodes & set(x.origin):
+            kinds.setdefault(x.kernel, []).append(x)
     ranked = sorted(kinds.values(), key=lambda own: -sum(x.modelled.us for x in own))
     rows = [
         (

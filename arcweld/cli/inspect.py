@@ -12,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from arcweld.cli.common import is_engine, megabytes, open_graph, out, print_json, print_table
-from arcweld.cli.estimate import engine_sizes
+from arcweld.cli.estimate import engine_sizes, estimates_of, print_kernels
 from arcweld.cli.inputs import InOut, Values, precision_of
 from arcweld.cli.shapes import parse_open_shapes, parse_values
 from arcweld.cli.steps_report import print_steps, steps_report
 from arcweld.cli.storage_report import print_products, quantised_products
+from arcweld.compiler.cards import card as card_called
 from arcweld.compiler.errors import UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, merge_origins
 from arcweld.compiler.options import Options
@@ -296,9 +297,11 @@ def explain(
     fp16: Annotated[bool, Opt("--fp16", help="As a half-precision build fuses.")] = False,
     bf16: Annotated[bool, Opt("--bf16", help="As a bfloat16 build fuses.")] = False,
     shapes: Annotated[str, Opt("--shapes", "--input-shapes", help="Input shapes: x:1x3x224x224.")] = "",
+    card: Annotated[str, Opt("--card", help="Model the time of the kernels on this card: h100, a100, l4.")] = "",
     values: Values = "", inout: InOut = "",
 ) -> None:
     """Says which nodes share a kernel, and for each pair of neighbours that don't, why."""
+    on = card_called(card) if card else None
     words = nodes or []
     if len(words) > 2:
         raise UsageError("explain takes one or two node names")
@@ -315,6 +318,11 @@ def explain(
                 out.print(f"{label}:")
             for line in _explained(fused, words, wanted):
                 out.print(line)
+    if on is not None:
+        (found,) = estimates_of(whole, [on], precision_of(fp16, bf16))
+        sizes = "".join(f", {name}={size}" for name, size in found.sizes.items())
+        out.print(f"modelled for {on.title}, not measured{sizes}:")
+        print_kernels(found, frozenset().union(*wanted))
 
 
 def refused_fusions(whole: Graph, options: Options) -> list[str]:

@@ -6,18 +6,21 @@ that is read by its indices counts as far as the kernel can reach it. What the h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from arcweld.codegen.cost.choice import kind_of, resident
 from arcweld.codegen.cost.fitted import FITTED
-from arcweld.codegen.cost.model import Modelled, StreamWork, TiledWork, stream_time, tiled_time
+from arcweld.codegen.cost.model import Modelled, StreamWork, TiledWork, full_rate, stream_time, tiled_time
 from arcweld.compiler.archs import parse_arch
 from arcweld.compiler.cards import Card
 from arcweld.compiler.cards import card as card_called
 from arcweld.compiler.errors import DeviceError, InputError, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import Options
+from arcweld.compiler.tiling import Tiling
 from arcweld.driver.build import build_graph
 from arcweld.driver.staged_build import merged
 from arcweld.driver.stages import has_host_nodes, in_stages
@@ -28,14 +31,7 @@ from arcweld.runtime.plan import ExecutionPlan, LaunchPlan
 from arcweld.runtime.program import Program
 from arcweld.runtime.steps import sizes_given
 
-# bytes of shared memory of a multiprocessor (CUDA Programming Guide, compute capabilities); usual elsewhere: 100 KB
-SHARED = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90a": 228 << 10, "sm_100": 228 << 10}
-MOST_SHARED = 100 << 10
-RESERVED = 1 << 10  # of each block
-THREADS = 2048  # of a multiprocessor
-RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
 PROGRAMMATIC = 90  # the first architecture with programmatic dependent launch
-KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
 FEW_ROWS = ("contract", "chain")  # products without tiles, whose time is that of reading their right operand
 STREAMED = (*FEW_ROWS, "pointwise", "transpose")
 ONCE = 4.0  # microseconds from the call of a CUDA graph to its first kernel, which is assumed
@@ -190,7 +186,12 @@ def estimate(program: Program, card: Card, sizes: Mapping[str, int], weights: in
         plan = _plan(stage.at(env), card)
         found = compute_sizes(plan, env)
         workspace += found.arena_bytes + found.counter_bytes
-        launches += [_launch(x, card, plan, found.nbytes, env, number) for x in plan.launches]
+        tilings = [_tiling(x, env) for x in plan.launches]
+        busy = [0.0 if t is None else full_rate(t, card) for t in tilings]
+        launches += [
+            _launch(x, t, sum(busy) - own, card, plan, found.nbytes, env, number)
+            for x, t, own in zip(plan.launches, tilings, busy)
+        ]
         held = (Temporary(t.name, found.arena[t.name], found.nbytes[t.name], t.first, t.last) for t in plan.lifetimes)
         arenas.append(Arena(found.arena_bytes, tuple(held), len(plan.launches)))
     return Estimate(card, dict(sizes), tuple(launches), weights, workspace, tuple(beside), tuple(arenas))
@@ -206,20 +207,25 @@ def _plan(program: Program, card: Card) -> ExecutionPlan:
         ) from None
 
 
+def _tiling(x: LaunchPlan, env: dict[str, int]) -> Tiling[int] | None:
+    tiling = x.variant.tiling
+    return None if tiling is None else tiling.convert(lambda text: Expression(text)(env))
+
+
 def _launch(
-    x: LaunchPlan, card: Card, plan: ExecutionPlan, nbytes: Mapping[str, int], env: dict[str, int], stage: int
-) -> LaunchEstimate:
+    x: LaunchPlan, tiling: Tiling[int] | None, beside: float, card: Card, plan: ExecutionPlan,
+    nbytes: Mapping[str, int], env: dict[str, int], stage: int,
+) -> LaunchEstimate:  # fmt: skip
+    """The estimate of a launch whose tiles are ``tiling``; ``beside``: as in ``TiledWork``."""
     v = x.variant
     chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
     # at sizes too small for a window, formulas of how often a loop runs may be negative: then it does not run
     flops, own = max(0.0, float(Expression(x.launch.flops)(env))), {t.name for t in plan.program.temps}
     touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
-    if v.tiling is not None:
+    if tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
-        tiling = v.tiling.convert(lambda text: Expression(text)(env))
-        constants = FITTED[KINDS.get(x.launch.template, "product")]
-        work = TiledWork(tiling, resident(v.shared_bytes, v.block, card), moved, chained)
-        modelled = tiled_time(work, card, constants)
+        work = TiledWork(tiling, resident(v.shared_bytes, math.prod(v.block), card), moved, chained, beside)
+        modelled = tiled_time(work, card, FITTED[kind_of(x.launch.template, tiling.engine)])
     else:
         most = max(0, Expression(x.launch.iterations)(env))
         moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
@@ -230,13 +236,6 @@ def _launch(
     gx, gy, gz = (g(env) for g in x.grid)
     return LaunchEstimate(
         x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops, v.kernel, stage,
-        (gx, gy, gz), v.block, v.shared_bytes, "" if v.tiling is None else f"{v.tiling.engine} {v.tiling.dtype}",
+        (gx, gy, gz), v.block, v.shared_bytes, "" if tiling is None else f"{tiling.engine} {tiling.dtype}",
         tuple(sorted({plan.tensors[n].dtype.value for n in touched})),
     )  # fmt: skip
-
-
-def resident(shared_bytes: int, block: Sequence[int], card: Card) -> int:
-    """Blocks that fit side by side on a multiprocessor, as far as shared memory and threads decide."""
-    threads = block[0] * block[1] * block[2]
-    by_memory = SHARED.get(card.arch, MOST_SHARED) // (shared_bytes + RESERVED)
-    return max(1, min(by_memory, THREADS // threads, RESIDENT))

@@ -27,12 +27,14 @@ class TiledWork:
     resident  blocks that fit side by side on a multiprocessor
     nbytes    of all operands and results, each counted once
     chained   it may begin while its predecessor ends (programmatic dependent launch)
+    beside    microseconds that the other kernels of its chain need at full rate: they heat the card too
     """
 
     tiling: Tiling[int]
     resident: int = 1
     nbytes: float = 0.0
     chained: bool = True
+    beside: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Constants:
     cold             of it, what is spent where not all operands are requested at once
     tensor, hot      shares of the tensor cores' rate in a main loop: of short kernels, and of those that last so long
                      that the clock sinks
-    heat             microseconds of full rate after which half of that has happened
+    heat             microseconds of full rate, of a kernel or its chain, after which half of that has happened
     shared           bytes a cycle that tensor cores read from shared memory
     feed             bytes a cycle that a multiprocessor gets from the L2 cache
     latency          of a step's loads, shared by those that are under way
@@ -130,6 +132,12 @@ def reached(card: Card, engine: str) -> float:
     return MMA_ON_HOPPER if engine == "mma" and card.arch == "sm_90a" else 1.0
 
 
+def full_rate(t: Tiling[int], card: Card) -> float:
+    """Microseconds that all products of a kernel take at the card's full rate."""
+    own = max(1, math.ceil(t.steps / t.split))
+    return max(1, t.tiles * t.split) * own * t.macs / card.multiprocessors / rate(card, t.engine, t.dtype)
+
+
 def tiled_time(w: TiledWork, card: Card, c: Constants) -> Modelled:
     """The modelled time of a tiled kernel."""
     t, cycles, sms = w.tiling, card.clock / 1e6, card.multiprocessors  # cycles of a microsecond
@@ -138,8 +146,8 @@ def tiled_time(w: TiledWork, card: Card, c: Constants) -> Modelled:
     rounds = math.ceil(blocks / sms)
     together = 1 if t.persistent else min(rounds, w.resident)
     full = rate(card, t.engine, t.dtype)
-    ideal = blocks * own * t.macs / sms / full
-    warmth = ideal / (ideal + c.heat)
+    ideal = full_rate(t, card)
+    warmth = (ideal + w.beside) / (ideal + w.beside + c.heat)
     tensor = reached(card, t.engine) * (c.tensor + (c.hot - c.tensor) * warmth)
     step = {
         "arithmetic" if t.engine == "ffma" else "tensor cores": t.macs / (full * tensor),

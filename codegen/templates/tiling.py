@@ -12,7 +12,7 @@ from arcweld.compiler.tiling import Tiling
 
 SPECIAL = {*UNARY_FLOAT, *UNARY_FAST} - {"sqrt", "rsqrt", "recip"}
 # the model's types by a kernel's precision, and how often tensor cores multiply for one product
-TYPES = {"f16": "f16", "bf16": "f16", "tf32": "tf32", "tf32x3": "tf32", "i8": "i8"}
+TYPES = {"f16": "f16", "bf16": "f16", "tf32": "tf32", "tf32x3": "tf32", "int8": "i8"}
 TIMES = {"tf32x3": 3}
 
 

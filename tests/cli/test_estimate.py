@@ -65,6 +65,20 @@ def test_one_product_by_hand(square: Path, printed: Printed) -> None:
     assert h100["latency_ms"] == pytest.approx(sum(k["us"] for k in h100["kernels"]) / 1e3 + 4e-3)
 
 
+def test_explain_adds_what_the_kernels_of_a_node_take(square: Path, printed: Printed) -> None:
+    """The numbers are those of the estimate, of the kernel that computes the node."""
+    (e,) = json.loads(printed("estimate", str(square), "--fp16", "--json"))
+    (product,) = (k for k in e["kernels"] if k["template"] == "contract")
+    text = printed("explain", str(square), "product", "--fp16", "--card=h100")
+    assert "modelled for H100 SXM5 80GB, not measured:" in text
+    (row,) = (line for line in text.splitlines() if product["kernel"] in line)
+    share, gain = f"{100 * product['share_of_roofline']:.0f}", f"{product['gain_us']:.4g}"
+    assert row.split()[:4] == ["1", f"{product['us']:.4g}", share, gain]
+    assert product["bound"] in row
+    assert "modelled" not in printed("explain", str(square), "product", "--fp16")
+    assert "unknown card 'h1': known are h100" in printed("explain", str(square), "--card=h1", code=2)
+
+
 def test_every_card_is_estimated(square: Path, printed: Printed) -> None:
     rows = json.loads(printed("estimate", str(square), f"--card={','.join(CARDS)}", "--fp16", "--json"))
     by_card = {r["card"]: r for r in rows}

@@ -9,8 +9,9 @@ from harness import assert_compiles, run_kernel
 from kernel_numpy import run_numpy
 from mutate import survivors
 
-from arcweld.codegen.templates.card import MULTIPROCESSORS, RESIDENT_BLOCKS, SHARED_LIMIT
+from arcweld.codegen.templates.card import RESIDENT_BLOCKS, SHARED_LIMIT
 from arcweld.codegen.templates.recurrence.recurrence import RecurrenceTactic, render_recurrence, supports, tactics
+from arcweld.compiler.cards import CARDS
 from arcweld.compiler.dims import evaluate, symbol
 from arcweld.compiler.dtypes import DType
 
@@ -91,7 +92,7 @@ def test_blocks_that_wait_for_each_other_fit_on_every_card(cell: str, hidden: in
             assert source.block[0] <= 1024
             x, y, z = (evaluate(d, {"t": 100, "b": 1000}) for d in source.grid)
             if source.cooperative:
-                assert x * y * z <= RESIDENT_BLOCKS <= min(MULTIPROCESSORS.values())
+                assert x * y * z <= RESIDENT_BLOCKS <= min(c.multiprocessors for c in CARDS.values())
                 assert not source.pdl
 
 

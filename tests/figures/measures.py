@@ -37,7 +37,7 @@ from arcweld.driver import api
 from arcweld.driver.build import build_graph
 from arcweld.driver.metrics import relative_error
 from arcweld.driver.summary import summary
-from arcweld.models import calibrate
+from arcweld.models import calibrate, chains
 from arcweld.models.builders import build, export_onnx
 from arcweld.models.catalogue import MODELS
 from arcweld.models.fetch import fetch
@@ -45,7 +45,8 @@ from arcweld.runtime.sim.device import SimDevice
 
 HALF = ("minilm_l6_int8", "open_nsfw", "ppocr_rec", "terrain_unet")
 KINDS = {
-    "product": "matrix products", "convolution": "convolutions", "attention": "attention",
+    "product": "matrix products", "convolution": "convolutions", "attention": "attention by `wgmma`",
+    "attention_mma": "attention by `mma.sync`",
     "rows": "norms and pools, whose operands are in the L2 cache", "stream": "copies, norms and products of one row",
 }  # of kernels that times are modelled of
 COVERAGE = ROOT / "build" / "coverage.json"
@@ -215,7 +216,14 @@ def timemodel() -> list[str]:
     first, behind = sum(c.behind == 0 for c in made), max(c.behind for c in made)
     worst = f"at worst, the one that it puts first takes {100 * behind:.1f} % longer"
     text = f"Of {len(made)} products it puts the best measured tactic first for {first}; {worst}."
-    return [*lines, "", text]
+    on, models = chains.measured_chains(calibrate.MEASURED / "chains-h100.json")
+    errors = {abs(c.error(on, f)): c.model for c, f in chains.held_out(models, rows, on)}
+    middle, most = 100 * np.median([*errors]), max(errors)
+    whole = (
+        f"Of {len(models)} whole models, where the fit has seen none of their kernels, the median error is "
+        f"{middle:.1f} %, and the largest {100 * most:.0f} %: {errors[most]}."
+    )
+    return [*lines, "", text, "", whole]
 
 
 def coverage() -> list[str]:

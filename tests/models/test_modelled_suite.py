@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from arcweld.compiler.errors import UsageError
 from arcweld.models import modelled_suite
 from arcweld.models.modelled_suite import differences, stored, suite, workloads
 
@@ -32,6 +33,25 @@ def test_a_decode_layer_by_hand() -> None:
     assert row["floor_ms"] == pytest.approx(row["moved_bytes"] / 3.35e12 * 1e3, rel=0.01)
     packed = stored()["llama_1b_decode_layer_int4_g128_b1"]
     assert packed["weight_bytes"] == pytest.approx(matrices * (0.5 + 2 / 128), rel=0.001)
+
+
+def test_a_prefill_layer_by_hand() -> None:
+    """Products of 512 rows with the same matrices, and half of 32 heads' products of 512 x 512 x 64."""
+    matrices = 2048 * (2048 + 2 * 8 * 64) + 2048 * 2048 + 3 * 2048 * 8192
+    rows = stored()
+    for storage in ("bf16", "int8", "fp8", "int4_g128", "int4_g32"):
+        row = rows[f"llama_1b_prefill_layer_{storage}_s512"]
+        assert row["floor_ms"] > 2 * 512 * matrices / 989.4e12 * 1e3
+        assert row["floor_ms"] < 1.4 * 2 * 512 * matrices / 989.4e12 * 1e3
+        decode = rows[f"llama_1b_decode_layer_{storage}_b1"]
+        assert row["weight_bytes"] == decode["weight_bytes"]
+
+
+def test_what_a_revision_changed_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["modelled_suite", "--since", "no-such-revision"])
+    with pytest.raises(UsageError, match=r"'no-such-revision' has no modelled\.json"):
+        modelled_suite.main()
+    assert capsys.readouterr().out == ""
 
 
 def test_differences_are_said() -> None:

@@ -26,7 +26,7 @@ def test_the_workflow_runs_the_tests_on_the_oldest_python_that_is_promised() -> 
     job = parsed(GITHUB / "workflows" / "test.yml")["jobs"]["test"]
     browser, *made = (step["run"] for step in job["steps"] if "run" in step)
     assert "install --yes chromium" in browser
-    assert made == ["make peers", "make test"]
+    assert made == ["make peers", "make test", "make modelled"]
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"

@@ -7,6 +7,7 @@ collector, so that internals may move freely: this is the one file of the replay
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 import time
 import warnings
@@ -15,12 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from records import VERSION, Collection, Record, save
+from records import VERSION, Collection, Record, Tiled, save
 
 import arcweld
 import arcweld.codegen
+from arcweld.codegen.cost.choice import kind_of
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.nvrtc.compiler import Job, headers
+from arcweld.codegen.templates.contract.problem import likely
 from arcweld.codegen.templates.implementation import Implementation
 from arcweld.codegen.templates.select import IMPLEMENTATIONS, select
 from arcweld.compiler.archs import runs_on
@@ -65,16 +68,23 @@ class Collector:
         self.records: list[Record] = []
         self.texts: dict[str, int] = {}
 
-    def add(self, case: str, arch: str, source: KernelSource) -> None:
+    def add(self, case: str, arch: str, template: str, source: KernelSource) -> None:
         text = self.texts.setdefault(source.source, len(self.texts))
-        self.records.append(Record(case, arch, source.entry, text, launch_facts(source)))
+        self.records.append(Record(case, arch, source.entry, text, launch_facts(source), tiled(template, source)))
 
     def graph(self, case: str, graph: Graph, precision: str = "fp32") -> None:
         """Every launch of a graph, with the sources that a build for both architectures would store."""
         made = build_graph(graph, Options(precision=precision, arch=ARCHS), compile_kernels=False)
         for n, launch in enumerate(in_order(made.planned)):
             for arch, source in zip(ARCHS, launch.sources):  # one source where the portable one serves both
-                self.add(f"{case}/{n:03}/{arch}", arch, source)
+                self.add(f"{case}/{n:03}/{arch}", arch, launch.bound.kernel.template, source)
+
+
+def tiled(template: str, s: KernelSource) -> Tiled | None:
+    """What a model of time needs of a source, None where that has no tiles."""
+    if s.tiling is None:
+        return None
+    return Tiled(kind_of(template, s.tiling.engine), s.tiling.convert(likely), s.shared_bytes, math.prod(s.block))
 
 
 def launch_facts(s: KernelSource) -> tuple[str, ...]:
@@ -111,7 +121,7 @@ def collect_cases(found: Collector) -> None:
         for case in importlib.import_module(path.stem).cases():
             for arch in ARCHS:
                 for name, source in renderings(case.kernel, case.tactic, arch):
-                    found.add(f"case:{suite}:{case.id}/{arch}/{name}", arch, source)
+                    found.add(f"case:{suite}:{case.id}/{arch}/{name}", arch, case.kernel.template, source)
 
 
 def renderings(kernel: Kernel, tactic: Any, arch: str) -> Iterator[tuple[str, KernelSource]]:
@@ -196,7 +206,7 @@ def main(tree: Path, out: Path) -> None:
     """Collects everything and writes it to ``out``."""
     check_origin(tree)
     warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecations
-    sys.path[:0] = [str(CODEGEN_TESTS)]
+    sys.path[:0] = [str(CODEGEN_TESTS), str(CODEGEN_TESTS.with_name("compiler"))]  # cases, and what they compare with
     found = Collector()
     with timed("test cases", found):
         collect_cases(found)

@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from records import Collection, Record
+from records import Collection, Record, Tiled
 from reduced import reduced
 
+from arcweld.codegen.cost.choice import candidate_us
 from arcweld.codegen.nvrtc.cache import DiskCache, content_key
 from arcweld.codegen.nvrtc.compiler import Job
 from arcweld.codegen.nvrtc.pool import compile_many
@@ -41,12 +42,24 @@ class Neutral(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """A division into tiles as text, and its modelled microseconds on the card that stands for the architecture."""
+
+    how: str
+    us: float
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
-    """A kernel that differs: its id, what differs in one word or two, and the lines that show it."""
+    """A kernel that differs: its id, what differs in one word or two, and the lines that show it.
+
+    ``modelled``: how both revisions divide it into tiles, where they do so differently.
+    """
 
     id: str
     what: str
     diff: tuple[str, ...]
+    modelled: tuple[Timed, Timed] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +122,30 @@ def compare(base: Collection, work: Collection, cache: DiskCache | None = None) 
     return Outcome(
         equal=tuple(i for i in both if i not in what and i not in jobs),
         moved=tuple(i for i in differing if i not in what),
-        changed=tuple(Change(i, what[i], tuple(shown(old[i], new[i], codes.get(i, ())))) for i in both if i in what),
+        changed=tuple(
+            Change(i, what[i], tuple(shown(old[i], new[i], codes.get(i, ()))), modelled(old[i].record, new[i].record))
+            for i in both
+            if i in what
+        ),
         added=tuple(i for i in new if i not in old),
         removed=tuple(i for i in old if i not in new),
         steps=tuple(steps),
     )
+
+
+def modelled(old: Record, new: Record) -> tuple[Timed, Timed] | None:
+    """Both divisions into tiles by this revision's model of time; None for equal ones, and where one is not known."""
+    if old.tiled is None or new.tiled is None or old.tiled == new.tiled:
+        return None
+    return timed(old.tiled, old.arch), timed(new.tiled, new.arch)
+
+
+def timed(t: Tiled, arch: str) -> Timed:
+    """What is printed of a division into tiles."""
+    g = t.tiling
+    split = f", {g.split} blocks a tile" if g.split > 1 else ""
+    how = f"{g.engine} {g.dtype}, {g.tiles} tiles of {g.elements} elements, {g.steps} steps, {g.stages} stages{split}"
+    return Timed(how, candidate_us(t.kind, g, t.shared_bytes, t.threads, arch))
 
 
 def sides(c: Collection) -> dict[str, _Side]:
@@ -220,10 +252,23 @@ def report(outcome: Outcome, diffs: int = 3, names: int = 20) -> Iterator[str]:
     for c in outcome.changed[:diffs]:
         yield f"\n{c.id} ({c.what})"
         yield from c.diff
+    yield from gains(outcome.changed)
     yield ""
     for verdict in ("equal", "moved", "changed", "added", "removed"):
         yield f"{verdict:8}{len(getattr(outcome, verdict)):6}"
     yield from outcome.steps
+
+
+def gains(changes: Sequence[Change]) -> Iterator[str]:
+    """A line for each kernel that is divided otherwise, with its modelled gain; of equal ones the first is named."""
+    alike: dict[tuple[Timed, Timed], list[str]] = {}
+    for c in changes:
+        if c.modelled is not None:
+            alike.setdefault(c.modelled, []).append(c.id)
+    for (old, new), ids in sorted(alike.items(), key=lambda item: item[0][1].us / item[0][0].us):
+        others = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+        yield f"modelled {old.us:.2f} -> {new.us:.2f} us ({new.us / old.us - 1:+.1%}): {ids[0]}{others}"
+        yield f"    {old.how} -> {new.how}"
 
 
 def _listed(verdict: str, ids: Sequence[str], most: int) -> Iterator[str]:

@@ -10,11 +10,26 @@ from pathlib import Path
 
 import msgspec
 
+from arcweld.compiler.tiling import Tiling
+
 VERSION = 1
 
 
 class FormatError(Exception):
     """A file that this revision can't read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """What a model of time needs of a tiled kernel, at its sizes or the ones that estimates assume.
+
+    ``kind`` as in ``cost.choice``; ``shared_bytes`` and ``threads`` of a block.
+    """
+
+    kind: str
+    tiling: Tiling[int]
+    shared_bytes: int
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,7 @@ class Record:
     entry   the name of its entry point, which holds a hash of the text
     text    index of its source in ``Collection.texts``
     launch  launch facts (grid, block, shared memory, parameters), one a line
+    tiled   None for a kernel without tiles, and in records of revisions that did not write it
     """
 
     id: str
@@ -33,6 +49,7 @@ class Record:
     entry: str
     text: int
     launch: tuple[str, ...]
+    tiled: Tiled | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 import replay
 import test_golden
-from compare import NEUTRAL, Neutral, Outcome, compare, loaded, report, same_ptx
-from records import VERSION, Collection, FormatError, Record, load, save
+from compare import NEUTRAL, Neutral, Outcome, compare, gains, loaded, report, same_ptx
+from records import VERSION, Collection, FormatError, Record, Tiled, load, save
 from reduced import reduced
 
 from arcweld.codegen.nvrtc import compiler as nvrtc
 from arcweld.codegen.nvrtc.compiler import Job, compile_job
 from arcweld.compiler.text import parse_graph
+from arcweld.compiler.tiling import Tiling
 
 HEADER = """#pragma once
 // scales
@@ -52,6 +53,28 @@ def verdicts(o: Outcome) -> tuple[int, int, int]:
 def compared(o: Outcome) -> list[int]:
     """How many pairs each step compared: reduced texts that were the same; PTX, cubins; both in new processes."""
     return [int(step.split()[0]) for step in o.steps]
+
+
+def tiled(tiles: int, columns: int) -> Tiled:
+    """A product by tiles of 64 rows and ``columns`` columns, 12 steps of k."""
+    numbers = {"macs": 64 * columns * 64, "loaded": (64 + columns) * 128, "read": (64 + columns) * 128}
+    return Tiled("product", Tiling("wgmma", "f16", tiles, 12, 6, elements=64 * columns, **numbers), 100 << 10, 160)
+
+
+def test_a_kernel_in_other_tiles_is_listed_with_its_modelled_gain() -> None:
+    """Eight tiles of 64 x 128 on 132 multiprocessors, or 32 of 64 x 32: four times as many multiply."""
+    base, work = collection(), collection(launch=["grid 32 | 1 | 1"])
+    sides = (
+        replace(c, records=(replace(c.records[0], arch="sm_90a", tiled=t),), options={"sm_90a": ()})
+        for c, t in ((base, tiled(8, 128)), (work, tiled(32, 32)))
+    )
+    (change,) = compare(*sides).changed
+    assert change.modelled is not None
+    before, after = change.modelled
+    assert before.us > after.us > 1
+    lines = [line for line in gains([change, change]) if "modelled" in line]
+    assert lines == [f"modelled {before.us:.2f} -> {after.us:.2f} us ({after.us / before.us - 1:+.1%}): a and 1 more"]
+    assert [*gains(compare(base, work).changed)] == []  # records without tiles
 
 
 def test_the_same_text_is_equal() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from arcweld.codegen.cost.choice import candidate_us, kind_of
 from arcweld.codegen.kernel import Axis, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, Plain, plain_load
 from arcweld.codegen.printing.render import render
@@ -34,15 +35,12 @@ TILES = (
     (64, 32), (64, 48), (64, 64), (64, 96), (64, 128), (64, 256), (128, 64), (128, 96), (128, 128), (128, 192),
     (128, 256), (192, 128), (256, 128),
 )  # fmt: skip
-MACS = 3000  # multiply-adds of a multiprocessor in a cycle, of 16-bit numbers; twice as many of 8-bit integers
-L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
-TILE_CYCLES = 1000  # cycles of a tile beside its products: its first loads and its epilogue
 REGISTERS = 65536  # registers of a multiprocessor
 MOST_REGISTERS = 255  # registers that a thread can have
 LEAST_REGISTERS = 40  # registers of a thread beside its sums
 READ_REGISTERS = 24  # registers of a thread for each epilogue access that is read for before the first store
 SPLITS = (1, 2, 4, 8)  # blocks of a cluster among which k may be shared out
-CLUSTER_SUM_CYCLES = 900  # cycles in which the blocks of a cluster add their sums, beside the transfer
+MOST_SPLIT = 192  # rows and columns, together, of a tile whose k may be shared out
 MIN_STEPS = 4  # the least stages of k for each block of a cluster
 
 
@@ -199,70 +197,70 @@ def _stride(plain: Plain, along: Axis, inner: Axis) -> Dim:
 
 
 def tactics(problem: Problem, arch: str) -> tuple[ContractWgmmaTactic, ...]:
-    """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
+    """The tiles by modelled time, each with as many stages as fit; then variants of the best."""
+    return with_variants(by_modelled_time(problem, arch))
+
+
+def by_modelled_time(problem: Problem, arch: str) -> list[ContractWgmmaTactic]:
+    """The tactics of all tiles that the operands' orders allow, by modelled time."""
     steps = -(-likely(problem.k.extent) // line_of(problem))
     n_major = not mapped(problem, problem.b, "b", 8).along_k
-    count = multiprocessors(arch)
     found = [
-        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(ContractWgmmaTactic(bm, bn, 2), steps, count)
+        t for bm, bn in TILES if not (n_major and bn % 64) for t in fitted(ContractWgmmaTactic(bm, bn, 2), steps, arch)
     ]
     if problem.ends is not None:  # blocks of a cluster would have to agree that there is no tile for them
         found = [t for t in found if t.split == 1]
-    return ranked(found, lambda t: estimated_tiles(problem, t), steps, problem, count)
+    return by_time(found, lambda t: estimated_tiles(problem, t), steps, problem, arch)
 
 
-def fitted(t: T, steps: int, multiprocessors: int) -> list[T]:
+def fitted(t: T, steps: int, arch: str) -> list[T]:
     """The tactics of a tile, each with as many stages as fit: none if two don't.
 
     ``steps``: stages of k in all. A small tile uses half of the shared memory, so that two blocks run on one
-    multiprocessor, and comes with k split over clusters too. A large one is a persistent kernel of ``multiprocessors``
-    blocks.
+    multiprocessor, or all of it. A large one is a persistent kernel with a block for each multiprocessor. All but the
+    largest come with k split over clusters too.
     """
     small = t.bm + t.bn <= 160
+    half, whole = SM90_SHARED_LIMIT // 2, SM90_SHARED_LIMIT
     found = []
-    for split in SPLITS if small else (1,):
-        limit = SM90_SHARED_LIMIT // 2 if small and split == 1 else SM90_SHARED_LIMIT
+    for split, limit in [*([(1, half)] if small else []), *((split, whole) for split in SPLITS)]:
         own = -(-steps // split)
-        if split > 1 and own < MIN_STEPS:
+        if split > 1 and (own < MIN_STEPS or t.bm + t.bn > MOST_SPLIT):
             break
-        s = replace(t, split=split, blocks=0 if small else multiprocessors)
+        s = replace(t, split=split, blocks=0 if small or split > 1 else multiprocessors(arch))
         while s.stages < min(own, 12) and replace(s, stages=s.stages + 1).shared_bytes <= limit:
             s = replace(s, stages=s.stages + 1)
         if s.shared_bytes <= limit and (split == 1 or s.stages >= min(own, MIN_STEPS)):
             found.append(s)
-    return found
+    return list(dict.fromkeys(found))
 
 
-def ranked(
-    found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, multiprocessors: int
-) -> tuple[T, ...]:
-    """The best by estimated time, up to ten; then the best with the other value of ``early``, and with half the stages.
+def by_time(found: Sequence[T], tiles: Callable[[T], int], steps: int, problem: Problem, arch: str) -> list[T]:
+    """The tactics whose sums leave registers for the rest, by modelled time.
 
-    ``tiles``: the output tiles of a tactic; ``steps``: stages of k. The first one, which builds without tuning
-    take, does not split k over a cluster: only a measurement should choose that, as its gain is an estimate.
+    ``tiles``: the output tiles of a tactic; ``steps``: stages of k.
     """
-    line = line_of(problem)
-    macs = MACS * line // 64
-    column_cycles = 8 + 10 * problem.epilogue_reads()
+    line, kind = line_of(problem), kind_of(problem.kernel.template, "wgmma")
 
-    def cycles(t: T) -> float:
-        # the busiest multiprocessor: products or L2 traffic, whichever is more, and each tile's start and end
-        rounds = -(-tiles(t) * t.split // multiprocessors)
-        own = -(-steps // t.split)
-        step = max(t.bm * t.bn * line / macs, (t.bm + t.bn) * 128 / L2_BYTES)
-        fill = 300 if t.stages >= min(4, own) else 600
-        cluster_sum = 0 if t.split == 1 else CLUSTER_SUM_CYCLES + t.split * t.bm * t.bn / 64
-        beside = TILE_CYCLES * (0.4 if t.blocks and rounds > 1 else 1.0) + t.bn * column_cycles
-        resident = 1 if t.blocks else min(rounds, SM90_SHARED_LIMIT // t.shared_bytes, 4)
-        tie = 1.0 if t.bm <= 128 else 1.12  # two warpgroups and a wide tile rather than four and a narrow one
-        return (rounds * (own * step + beside / resident) + fill + cluster_sum) * tie
+    def us(t: T) -> float:
+        tiling = product_tiling(
+            problem, "wgmma", (t.bm, t.bn, line), (64, t.bn), t.stages, tiles(t), steps, t.split,
+            persistent=t.blocks > 0,
+        )  # fmt: skip
+        # tiles of four warpgroups were not measured: two of them and a wide tile rather than four and a narrow one
+        tie = 1.0 if t.bm < 256 else 1.12
+        return tie * candidate_us(kind, tiling.convert(likely), t.shared_bytes, t.threads, arch)
 
     if extra_registers(problem, found[0]):
         found = [t for t in found if t.spare_registers - extra_registers(problem, t) >= LEAST_REGISTERS]
-    best = sorted(found, key=cycles)[:9]
-    best.insert(0, min((t for t in found if t.split == 1), key=cycles))
-    variants = [replace(best[0], early=not best[0].early), replace(best[0], stages=max(2, best[0].stages // 2))]
-    return tuple(dict.fromkeys([*best, *variants]))
+    return sorted(found, key=us)
+
+
+def with_variants(ordered: Sequence[T]) -> tuple[T, ...]:
+    """The first ten; then the first with the other value of ``early``, and with half the stages."""
+    best = ordered[0]
+    variants = replace(best, early=not best.early), replace(best, stages=max(2, best.stages // 2))
+    return tuple(dict.fromkeys([*ordered[:10], *variants]))
 
 
 def tiled(problem: Problem, t: ContractWgmmaTactic, tiles: Dim) -> tuple[tuple[Dim, int], ...]:

@@ -34,6 +34,10 @@ GROUPED_ROWS = {64: 96, 128: 128}
 LINES = 3  # stages of the weights
 STAGES = 8  # of the rows, at most
 SCRATCH = 16 * 20 * 4  # bytes of a warp's scratch memory
+# An estimate ranks tiles, since unpacking was not measured, which the model of time would have to know.
+MACS = 3000  # multiply-adds of a multiprocessor in a cycle, of 16-bit numbers
+L2_BYTES = 40  # bytes that a multiprocessor reads from the L2 cache in a cycle
+TILE_CYCLES = 1000  # cycles of a tile beside its products: its first loads and its epilogue
 UNPACK_CYCLES = 1.5  # of a warp for a register of two numbers and for two sums that are scaled (an estimate)
 
 
@@ -159,10 +163,10 @@ def _cycles(problem: Problem, stored: Stored, t: WgmmaStoredTactic, count: int) 
     waves = -(-tiles // count)  # blocks that a multiprocessor computes, perhaps two of them at once
     scaled = 0.0 if stored.group is None else t.bm * DEPTH / min(stored.group, DEPTH) / 4
     unpacked = (16 + scaled) * UNPACK_CYCLES * t.bn / 64
-    traffic = (t.bm * LINE + t.bn * DEPTH * stored.dtype.bits // 8) / wgmma.L2_BYTES
-    step = max(t.bm * t.bn * DEPTH / wgmma.MACS, unpacked, traffic)
+    traffic = (t.bm * LINE + t.bn * DEPTH * stored.dtype.bits // 8) / L2_BYTES
+    step = max(t.bm * t.bn * DEPTH / MACS, unpacked, traffic)
     steps = -(-likely(problem.k.extent) // DEPTH)
-    return waves * (steps * step + wgmma.TILE_CYCLES / t.resident)
+    return waves * (steps * step + TILE_CYCLES / t.resident)
 
 
 # ------------------------------------------------------------------------------------------------------------- source

@@ -13,18 +13,18 @@ from typing import Any
 from arcweld.codegen.kernel import Kernel, KernelSource
 from arcweld.codegen.printing.hooks import Hooks, plain_load
 from arcweld.codegen.printing.render import render
-from arcweld.codegen.templates.card import multiprocessors
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import elements_of
 from arcweld.codegen.templates.contract.problem import Problem, conv_problem, extent, likely, zero_hook
 from arcweld.codegen.templates.contract.wgmma import (
     ContractWgmmaTactic,
+    by_time,
     fitted,
     instructions,
     line_of,
-    ranked,
     tiled,
     type_refusal,
+    with_variants,
 )
 from arcweld.codegen.templates.tiling import product_tiling
 from arcweld.compiler import dims
@@ -199,20 +199,24 @@ def best_patch(shape: Geometry) -> tuple[int, int, int]:
 
 
 def tactics(kernel: Kernel, arch: str) -> tuple[ConvWgmmaTactic, ...]:
-    """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
+    """The tiles by modelled time, each with as many stages as fit; then variants of the best."""
+    return with_variants(by_modelled_time(kernel, arch))
+
+
+def by_modelled_time(kernel: Kernel, arch: str) -> list[ConvWgmmaTactic]:
+    """All tactics by modelled time, with the patch that covers the output best."""
     problem, shape, patch = conv_problem(kernel), geometry(kernel), best_patch(geometry(kernel))
     rows = likely(dims.product(patches(shape, patch)))
     columns = likely(kernel.axes["co"][0].extent)
     steps = shape.taps[0] * shape.taps[1] * -(-shape.ci // line_of(problem))
-    count = multiprocessors(arch)
     found = [
         t
         for bm, bn in TILES
         if bn <= max(32, 2 * columns)
-        for t in fitted(ConvWgmmaTactic(bm, bn, 2, patch=patch), steps, count)
+        for t in fitted(ConvWgmmaTactic(bm, bn, 2, patch=patch), steps, arch)
     ]
     groups = likely(shape.groups)
-    return ranked(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, problem, count)
+    return by_time(found, lambda t: -(-rows * PATCH_ROWS // t.bm) * -(-columns // t.bn) * groups, steps, problem, arch)
 
 
 def render_conv_wgmma(kernel: Kernel, t: ConvWgmmaTactic, arch: str) -> KernelSource:
