@@ -109,6 +109,7 @@ class Torch:
         if index is not None and not torch.cuda.is_available():
             hint = "install PyTorch with CUDA, or compare on --device=sim"
             raise EnvironmentError_("this PyTorch has no CUDA device", hint=hint)
+        self._on_gpu = index is not None
         self._device = torch.device("cpu") if index is None else torch.device("cuda", index)
         self._module = load_module(spec)
         if hasattr(self._module, "to"):
@@ -132,7 +133,7 @@ class Torch:
         with torch.inference_mode():
             given = [t.to(self._device, non_blocking=True) for t in self._host] if self._copies else self._there
             results = self._call(*given)
-            if self._device.type == "cuda":
+            if self._on_gpu:
                 results = torch.utils._pytree.tree_map_only(torch.Tensor, self._given_back, results)
                 torch.cuda.synchronize(self._device)
         return results
@@ -155,7 +156,7 @@ class Torch:
 
     def peak_bytes(self) -> int | None:
         """Bytes on the GPU at most during a call, weights included; None on the CPU, where PyTorch does not count."""
-        if self._device.type != "cuda":
+        if not self._on_gpu:
             return None
         self._torch.cuda.reset_peak_memory_stats(self._device)
         self.run()

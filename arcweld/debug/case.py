@@ -123,9 +123,11 @@ def run_build(
 ) -> dict[str, np.ndarray]:
     """The outputs of a build by label. On the simulator it runs in a child process, which a crash may end.
 
+    Every loop runs there as the kernel shows it.
+
     Raises AccuracyError for such a crash and for a run that does not end, DeviceError as the device does.
     """
-    engine = Engine(build.data, device, borrow=True)
+    engine = Engine(build.data, device.adversary(), borrow=True)
     costs = Costs.of(build.fused.graph, build.all_planned())
     seconds = sum(costs.simulated(p, sizes) for p in build.part_at(sizes).launches)
 

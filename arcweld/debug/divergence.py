@@ -108,8 +108,11 @@ class Comparison:
         return Divergence(tuple(found), outputs, self.subject.tolerance, passes, runtime)
 
     def _whole(self) -> dict[str, np.ndarray]:
-        """The outputs of the engine as it runs; none where the device fails, as one of the kernels then has."""
-        engine, feeds = Engine(self.data, self.subject.device, borrow=True), self.subject.feeds
+        """The outputs of the engine; none where the device fails, as one of the kernels then has.
+
+        On the simulator, every loop runs as the kernel shows it.
+        """
+        engine, feeds = Engine(self.data, self.subject.device.adversary(), borrow=True), self.subject.feeds
         with engine.poisoned():
             changed = {s.input: feeds[s.input].copy() for s in engine.program.state}
             try:

@@ -202,8 +202,9 @@ def test_a_profile_is_part_of_what_was_measured(
     printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernels' times of a GPU, which are made up here, are rows like the others."""
-    made_up = [LaunchTime("d", "contract", "contract", 3e-6, 6000, 12_000), LaunchTime("y", "x", HOST, 1e-6, 0, 0)]
-    monkeypatch.setattr("arcweld.runtime.profiler.profile", lambda *_: made_up)
+    launch = LaunchTime("d", "contract", "contract", 3e-6, 3e-6, 6000, 12_000)
+    made_up = [launch, LaunchTime("y", "x", HOST, 1e-6, 1e-6, 0, 0)]
+    monkeypatch.setattr("arcweld.cli.bench.profile", lambda *_, **__: made_up)
     monkeypatch.setattr("arcweld.runtime.sim.device.SimDevice.measures_time", True)
     lines = tmp_path / "profile.jsonl"
     words = ("bench", "a.engine", *QUICK, "--dumpProfile")
