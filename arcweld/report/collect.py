@@ -5,15 +5,19 @@ Names come from files that may be hostile: control characters in them are replac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from arcweld.codegen.cost.occupancy import occupancy
 from arcweld.compiler.logs import printable
 from arcweld.driver.estimate import LaunchEstimate
 from arcweld.driver.summary import host_text, kernels_text, verified_kernels
 from arcweld.report.timeline import Timeline
+from arcweld.runtime.cubin import registers
 from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.kernels import binary_archs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,8 @@ class Row:
     ``share`` is the share of the roofline, from 0 to 1.
 
     ``verified`` says what became of its kernel's verification, ``multiplies`` what multiplies in it (``wgmma f16``).
+    ``registers`` are those of a thread, as the object code has them that the card would load, and ``occupancy`` the
+    share of a multiprocessor's warps that fit side by side; None where there is no such code.
     """
 
     number: int
@@ -44,6 +50,8 @@ class Row:
     types: tuple[str, ...]
     verified: str
     measured_us: float | None = None
+    registers: int | None = None
+    occupancy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ def collect(
     program, estimate, card = data.program, times.estimate, times.estimate.card
     found = {} if precision else _verified(data)
     rows = tuple(
-        _row(k, x, "not built" if precision else found.get(x.source, "not verified"), times)
+        _row(k, x, "not built" if precision else found.get(x.source, "not verified"), times, data)
         for k, x in enumerate(estimate.launches)
     )
     return Report(
@@ -158,13 +166,23 @@ def collect(
     )  # fmt: skip
 
 
-def _row(number: int, x: LaunchEstimate, verified: str, times: Timeline) -> Row:
+def _row(number: int, x: LaunchEstimate, verified: str, times: Timeline, data: EngineData) -> Row:
     m, own = x.modelled, times.by_name.get(printable(x.name)) if times.count else None
+    arch = times.estimate.card.arch
+    used = _registers(data, x.source, arch)
     return Row(
         number, x.stage, printable(x.name), x.source, printable(x.template), tuple(map(printable, x.origin)), x.nbytes,
         x.flops, x.grid, x.block, x.shared_bytes, m.us, m.floor, m.share, m.bound, m.us - m.floor, x.multiplies,
         x.types, verified, None if own is None else own.us,
+        used, None if used is None else occupancy(used, x.shared_bytes, math.prod(x.block), arch),
     )  # fmt: skip
+
+
+def _registers(data: EngineData, kernel: str, arch: str) -> int | None:
+    """Registers of a thread in the object code that a card of architecture ``arch`` would load."""
+    for fit in binary_archs([a for a, name in data.cubins if name == kernel], arch):
+        return registers(data.cubins[fit, kernel])
+    return None
 
 
 def _verified(data: EngineData) -> dict[str, str]:

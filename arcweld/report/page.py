@@ -27,7 +27,7 @@ MEASURED = ("measured us", "n")  # the column behind the modelled time, where ke
 COLUMNS = (
     ("#", "n"), ("kernel", "t"), ("model nodes", "t"), ("modelled us", "n"), ("share of roofline", "n"),
     ("largest gain, us", "n"), ("bound by", "t"), ("bytes", "n"), ("FLOPs", "n"), ("grid", "t"), ("block", "t"),
-    ("shared memory", "n"), ("types", "t"), ("verification", "t"),
+    ("shared memory", "n"), ("registers", "n"), ("occupancy", "n"), ("types", "t"), ("verification", "t"),
 )  # fmt: skip
 _ESCAPED = {ord(c): f"\\u{ord(c):04x}" for c in "<>&'\u2028\u2029"}
 

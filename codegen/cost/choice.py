@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from arcweld.codegen.cost.fitted import FITTED
 from arcweld.codegen.cost.model import TiledWork, tiled_time
+from arcweld.codegen.cost.occupancy import LIMITS, RESERVED, USUAL
 from arcweld.compiler.cards import Card, usual_card
 from arcweld.compiler.tiling import Tiling
 
-# bytes of shared memory of a multiprocessor (CUDA Programming Guide, compute capabilities); usual elsewhere: 100 KB
-SHARED = {"sm_80": 164 << 10, "sm_86": 100 << 10, "sm_89": 100 << 10, "sm_90a": 228 << 10, "sm_100": 228 << 10}
-MOST_SHARED = 100 << 10
-RESERVED = 1 << 10  # of each block
-THREADS = 2048  # of a multiprocessor
 RESIDENT = 8  # blocks: registers, which only object code tells, rarely allow more
 KINDS = {"conv": "convolution", "attention": "attention"}  # of tiled kernels by their template; others: products
 
@@ -28,8 +24,9 @@ def kind_of(template: str, engine: str) -> str:
 
 def resident(shared_bytes: int, threads: int, card: Card) -> int:
     """Blocks that fit side by side on a multiprocessor, as far as shared memory and threads decide."""
-    by_memory = SHARED.get(card.arch, MOST_SHARED) // (shared_bytes + RESERVED)
-    return max(1, min(by_memory, THREADS // threads, RESIDENT))
+    limits = LIMITS.get(card.arch, USUAL)
+    by_memory = limits.shared // (shared_bytes + RESERVED)
+    return max(1, min(by_memory, limits.warps * 32 // threads, RESIDENT))
 
 
 def candidate_us(kind: str, tiling: Tiling[int], shared_bytes: int, threads: int, arch: str) -> float:

@@ -27,6 +27,7 @@ from PIL import Image
 
 from arcweld.cli.app import main
 from arcweld.report import page as report_page
+from arcweld.runtime.cubin import registers
 from arcweld.runtime.engine_file import read_engine, write_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,7 @@ class Page(HTMLParser):
         self.inside = "data" if found.get("id") == "data" else tag
         if tag == "tbody":
             self.rows.append([])
-        if tag == "td" and self.rows and len(self.rows[-1]) < 14:
+        if tag == "td" and self.rows and len(self.rows[-1]) < 16:
             self.rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
@@ -276,6 +277,17 @@ def test_stages_have_pictures_and_steps_of_their_own(tmp_path: Path) -> None:
     assert "run stage 0" in page.text["steps"]
     assert any(line.startswith("read ") for line in found["steps"])
     assert "what the host does between stages" in page.text["summary"]
+
+
+def test_registers_are_those_of_the_object_code(engine: Path, tmp_path: Path) -> None:
+    assert main(["report", str(engine), "--card=h100", "-o", str(tmp_path / "h100.html")]) == 0
+    page = Page(tmp_path / "h100.html")
+    data = read_engine(engine)
+    for row, shown in zip(page.values()["rows"], page.rows, strict=True):
+        codes = {arch: registers(data.cubins[arch, row["kernel"]]) for arch in ("sm_80", "sm_90a")
+                 if (arch, row["kernel"]) in data.cubins}  # fmt: skip
+        assert row["registers"] in codes.values()
+        assert [x.strip() for x in shown[12:14]] == [str(row["registers"]), f"{100 * row['occupancy']:.0f} %"]
 
 
 def test_texts_that_do_not_fit_are_said_to_be_left_out(
