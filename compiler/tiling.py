@@ -22,6 +22,7 @@ class Tiling(msgspec.Struct, Generic[N], frozen=True, forbid_unknown_fields=True
     dtype       of the operands: ``f16`` (bf16 too), ``tf32``, ``f32``, ``f8``, ``i8``
     tiles       tiles of the result
     steps       steps of a tile, along k or the keys, which ``split`` blocks share out
+    longest     steps of the longest tile, where tiles differ in them and ``steps`` are those of a mean one; else None
     stages      steps whose loads may be under way at once
     macs        multiply-adds of a step
     loaded      bytes that a step loads
@@ -49,8 +50,10 @@ class Tiling(msgspec.Struct, Generic[N], frozen=True, forbid_unknown_fields=True
     residual: bool = False
     persistent: bool = False
     staged: bool = False
+    longest: N | None = None
 
     def convert(self, number: Callable[[N], M]) -> Tiling[M]:
         """The same with its integers changed by ``number``."""
+        longest = None if self.longest is None else number(self.longest)
         values = msgspec.structs.asdict(self)
-        return Tiling(**{**values, "tiles": number(self.tiles), "steps": number(self.steps)})
+        return Tiling(**{**values, "tiles": number(self.tiles), "steps": number(self.steps), "longest": longest})

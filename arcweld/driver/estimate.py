@@ -186,12 +186,7 @@ def estimate(program: Program, card: Card, sizes: Mapping[str, int], weights: in
         plan = _plan(stage.at(env), card)
         found = compute_sizes(plan, env)
         workspace += found.arena_bytes + found.counter_bytes
-        tilings = [_tiling(x, env) for x in plan.launches]
-        busy = [0.0 if t is None else full_rate(t, card) for t in tilings]
-        launches += [
-            _launch(x, t, sum(busy) - own, card, plan, found.nbytes, env, number)
-            for x, t, own in zip(plan.launches, tilings, busy)
-        ]
+        launches += _stage(plan, card, found.nbytes, env, number)
         held = (Temporary(t.name, found.arena[t.name], found.nbytes[t.name], t.first, t.last) for t in plan.lifetimes)
         arenas.append(Arena(found.arena_bytes, tuple(held), len(plan.launches)))
     return Estimate(card, dict(sizes), tuple(launches), weights, workspace, tuple(beside), tuple(arenas))
@@ -207,16 +202,29 @@ def _plan(program: Program, card: Card) -> ExecutionPlan:
         ) from None
 
 
+def _stage(
+    plan: ExecutionPlan, card: Card, nbytes: Mapping[str, int], env: dict[str, int], stage: int
+) -> list[LaunchEstimate]:
+    """The launches of a stage, on a card that they keep hot: the load is that of a cool card's times."""
+    tilings = [_tiling(x, env) for x in plan.launches]
+
+    def under(load: float) -> list[LaunchEstimate]:
+        return [_launch(x, t, load, card, plan, nbytes, env, stage) for x, t in zip(plan.launches, tilings)]
+
+    busy = sum(full_rate(t, card) for t in tilings if t is not None)
+    return under(busy / sum(x.modelled.us for x in under(0.0))) if busy else under(0.0)
+
+
 def _tiling(x: LaunchPlan, env: dict[str, int]) -> Tiling[int] | None:
     tiling = x.variant.tiling
     return None if tiling is None else tiling.convert(lambda text: Expression(text)(env))
 
 
 def _launch(
-    x: LaunchPlan, tiling: Tiling[int] | None, beside: float, card: Card, plan: ExecutionPlan,
+    x: LaunchPlan, tiling: Tiling[int] | None, load: float, card: Card, plan: ExecutionPlan,
     nbytes: Mapping[str, int], env: dict[str, int], stage: int,
 ) -> LaunchEstimate:  # fmt: skip
-    """The estimate of a launch whose tiles are ``tiling``; ``beside``: as in ``TiledWork``."""
+    """The estimate of a launch whose tiles are ``tiling``; ``load``: as in ``TiledWork``."""
     v = x.variant
     chained = v.pdl and (parse_arch(card.arch) or (0, ""))[0] >= PROGRAMMATIC
     # at sizes too small for a window, formulas of how often a loop runs may be negative: then it does not run
@@ -224,15 +232,17 @@ def _launch(
     touched = dict.fromkeys((*x.launch.reads, *x.launch.writes))
     if tiling is not None:
         moved = float(sum(nbytes[n] for n in touched))
-        work = TiledWork(tiling, resident(v.shared_bytes, math.prod(v.block), card), moved, chained, beside)
+        work = TiledWork(tiling, resident(v.shared_bytes, math.prod(v.block), card), moved, chained, load)
         modelled = tiled_time(work, card, FITTED[kind_of(x.launch.template, tiling.engine)])
     else:
         most = max(0, Expression(x.launch.iterations)(env))
-        moved = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched))
-        near = float(sum(min(nbytes[n], most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched if n in own))
-        kind = "stream" if x.launch.template in STREAMED else "rows"
+        bits = {n: plan.tensors[n].dtype.bits for n in touched}
+        reached = {n: min(float(nbytes[n]), most * plan.tensors[n].dtype.nbytes(8) // 8) for n in touched}
+        moved, near = sum(reached.values()), sum(reached[n] for n in touched if n in own)
+        unpacked = sum(reached[n] * 8 / bits[n] for n in touched if bits[n] < 8)
         operations = 0.0 if x.launch.template in FEW_ROWS else flops
-        modelled = stream_time(StreamWork(moved, near, operations, chained), card, FITTED[kind])
+        kind = "decode" if x.launch.template == "attention" else "stream" if x.launch.template in STREAMED else "rows"
+        modelled = stream_time(StreamWork(moved, near, operations, unpacked, chained), card, FITTED[kind])
     gx, gy, gz = (g(env) for g in x.grid)
     return LaunchEstimate(
         x.launch.name, v.entry, x.launch.template, x.launch.origin, modelled, moved, flops, v.kernel, stage,

@@ -47,15 +47,18 @@ def attention_tiling(
 ) -> Tiling[Dim]:
     """The tiling of attention: a block takes ``rows`` queries of a head, and ``keys`` keys in a step.
 
-    Causal attention leaves out keys behind its last query, on the average half of them where there are as many.
+    Causal attention leaves out keys behind its last query. Where there are as many keys as queries, a mean tile takes
+    half of the steps, and the last one takes all.
     """
     precision = str(a.kernel.attrs.get("precision", "f32"))
     dtype = TYPES.get(precision, a.ctype.value)
     size = 2 if dtype == "f16" else DType(a.ctype).size
     depth = a.size + a.value_size
     steps = dims.ceildiv(a.t.extent, keys)
+    uneven = a.causal and a.s.extent == a.t.extent
     return Tiling(
-        engine, dtype, tiles, dims.ceildiv(steps, 2) if a.causal and a.s.extent == a.t.extent else steps, stages,
+        engine, dtype, tiles, dims.add(dims.floordiv(steps, 2), 1) if uneven else steps, stages,
         macs=rows * keys * depth, loaded=keys * depth * size, read=max(1, rows // warp_rows) * keys * depth * size,
         elements=rows * a.value_size, exponents=rows * keys, persistent=persistent,
+        longest=steps if uneven else None,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from arcweld.codegen.cost.fitted import FITTED
-from arcweld.codegen.cost.model import StreamWork, TiledWork, rate, stream_time, tiled_time
+from arcweld.codegen.cost.model import StreamWork, TiledWork, full_rate, rate, slower, stream_time, tiled_time
 from arcweld.compiler.cards import CARDS, card, usual_card
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.tiling import Tiling
@@ -36,13 +36,15 @@ def test_errors_of_kernels_that_the_fit_has_seen() -> None:
     assert median("convolution") < 0.08
     assert median("stream") < 0.03
     assert median("rows") < 0.06
-    assert median("attention") < 0.06
+    assert median("attention") < 0.02
+    assert median("attention_mma") < 0.10
+    assert median("decode") < 0.04
 
 
 def test_errors_of_problems_that_the_fit_has_not_seen() -> None:
     errors = [e for own, found in held_out(ROWS, H100, FITTED, 3) for e in relative_errors(own, H100, found)]
     assert len(errors) == len(ROWS)
-    assert np.median(errors) < 0.12
+    assert np.median(errors) < 0.09
 
 
 def test_the_best_tactics_of_products() -> None:
@@ -55,7 +57,7 @@ def test_the_best_tactics_of_products() -> None:
 
 def test_the_stored_constants_are_those_of_the_measurements() -> None:
     found = fit(ROWS, H100, FITTED)
-    for kind in ("product", "convolution", "stream", "rows", "attention"):
+    for kind in ("product", "convolution", "stream", "rows", "attention", "decode"):
         own = [r for r in ROWS if r.kind == kind]
         stored, again = (np.median(relative_errors(own, H100, f)) for f in (FITTED, found))
         assert stored == pytest.approx(again, abs=0.005)
@@ -70,11 +72,14 @@ def test_constants_are_within_what_the_hardware_can_do() -> None:
 # ----------------------------------------------------------------------------------------------------- what it means
 
 
-def test_a_large_product_is_bound_by_tensor_cores() -> None:
-    """8192 cubed: 21 rounds of 128 x 192 tiles; no more than the card's rate, no less than half of it."""
+def test_a_large_product_is_bound_by_what_multiplies() -> None:
+    """8192 cubed: 21 rounds of 128 x 192 tiles; no more than the card's rate, no less than half of it.
+
+    Tensor cores read both operands from shared memory, which bounds them a little earlier than their own rate does.
+    """
     tiling = tiled(128, 192, tiles=64 * 43, steps=128, stages=4, persistent=True)
     found = tiled_time(TiledWork(tiling, nbytes=3 * 2 * 8192.0**2), H100, FITTED["product"])
-    assert found.bound == "tensor cores"
+    assert found.bound in ("tensor cores", "shared memory")
     assert found.floor == pytest.approx(2 * 64 * 43 * 128 * 192 * 8192 / 989.4e12 * 1e6)
     assert 0.5 < found.share < 1.0
 
@@ -91,6 +96,62 @@ def test_a_copy_is_bound_by_memory() -> None:
     assert found.bound == "memory"
     assert found.floor == pytest.approx(1e9 / 3.35e12 * 1e6)
     assert found.share == pytest.approx(FITTED["stream"].memory, rel=0.01)
+
+
+def test_a_hot_card_against_kernels_that_were_measured_on_both() -> None:
+    """Back to back, attention takes up to 10 % longer than after a rest, as far as its load is high."""
+    both = [r for r in ROWS if r.hot]
+    assert len(both) == 11
+    for r in both:
+        assert isinstance(r.work, TiledWork)
+        load = full_rate(r.work.tiling, H100) / r.us
+        assert slower(FITTED["attention"], load) == pytest.approx(r.hot / r.us, rel=0.025)
+    assert max(r.hot / r.us for r in both) > 1.1
+    assert slower(FITTED["attention"], 0.2) == 1
+
+
+def test_a_chain_heats_all_its_kernels() -> None:
+    """A kernel takes ``slower`` times as long at a given load, but for what memory bounds."""
+    work = TiledWork(tiled(128, 128, tiles=264, steps=48, stages=4), load=0.0)
+    cool, hot = (tiled_time(dataclasses.replace(work, load=x), H100, FITTED["product"]) for x in (0.0, 0.6))
+    assert hot.us / cool.us == pytest.approx(slower(FITTED["product"], 0.6))
+    assert sum(hot.parts.values()) == pytest.approx(hot.us)
+    far = [tiled_time(dataclasses.replace(work, load=x, nbytes=1e9), H100, FITTED["product"]).us for x in (0.0, 0.6)]
+    assert far[0] == far[1]
+
+
+def test_blocks_that_follow_others_begin_anew() -> None:
+    """Five waves of blocks cost four more beginnings, as far as these do not overlap; a persistent kernel has one."""
+    constants = FITTED["attention_mma"]
+    tiling = tiled(64, 64, tiles=5 * 132, steps=4, stages=4)
+    once = tiled_time(TiledWork(tiled(64, 64, tiles=132, steps=4, stages=4)), H100, constants).parts["fill"]
+    five = tiled_time(TiledWork(tiling), H100, constants).parts["fill"]
+    assert five == pytest.approx(once * (1 + 4 * constants.overlap))
+    persistent = tiled(64, 64, tiles=5 * 132, steps=4, stages=4, persistent=True)
+    assert tiled_time(TiledWork(persistent), H100, constants).parts["fill"] == pytest.approx(once)
+
+
+def test_the_longest_tile_of_causal_attention() -> None:
+    """Where all blocks run at once, the one with most steps decides; where there are many rounds, the mean does."""
+    constants = FITTED["attention_mma"]
+    few, many = (
+        {n: tiled_time(TiledWork(tiled(64, 64, tiles=tiles, steps=5, stages=1, longest=n)), H100, constants)
+         for n in (None, 8)}
+        for tiles in (132, 1320)
+    )  # fmt: skip
+    assert few[8].parts["loop"] == pytest.approx(8 / 5 * few[None].parts["loop"])
+    assert many[8].us == many[None].us
+
+
+def test_unpacking_numbers_of_4_bits() -> None:
+    """A product of 8192 x 8192 with weights of 4 bits: bytes alone take 11.5 us, and 15.4 were measured."""
+    numbers = 8192.0**2
+    bytes_alone, whole = (
+        stream_time(StreamWork(numbers * 33 / 64, unpacked=u), H100, FITTED["stream"]) for u in (0.0, numbers)
+    )
+    assert bytes_alone.us < 12.7
+    assert whole.us == pytest.approx(15.38, rel=0.05)
+    assert (bytes_alone.bound, whole.bound) == ("memory", "arithmetic")
 
 
 def test_parts_add_up() -> None:

@@ -63,7 +63,11 @@ def test_products_of_bytes_load_bytes() -> None:
 
 
 def test_the_choice_among_measured_products() -> None:
-    """The measured best comes first for nearly all, and never is the choice 6 % behind it."""
+    """The measured best comes first for five of six, and never is the choice 6 % behind it.
+
+    Of the others, two are less than 1 % behind. The worst is that of 8192 cubed, whose tactics were measured one after
+    the other, while the clock changed.
+    """
     found: list[float] = []
     for rows in grouped(DATA["products"], "m", "n", "k", "epilogue", "chained"):
         r = rows[0]
@@ -73,7 +77,8 @@ def test_the_choice_among_measured_products() -> None:
             kernel = replace(kernel, stores=(replace(store, value=unary("tanh", store.value)),))
         found += behind(rows, wgmma.by_modelled_time(problem_of(kernel), "sm_90a"))
     assert len(found) >= 18
-    assert sum(x == 0 for x in found) >= len(found) - 3
+    assert sum(x == 0 for x in found) >= len(found) * 5 // 6
+    assert sum(x < 0.01 for x in found) >= len(found) - 2
     assert max(found) < 0.06
 
 

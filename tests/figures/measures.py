@@ -47,6 +47,7 @@ HALF = ("minilm_l6_int8", "open_nsfw", "ppocr_rec", "terrain_unet")
 KINDS = {
     "product": "matrix products", "convolution": "convolutions", "attention": "attention by `wgmma`",
     "attention_mma": "attention by `mma.sync`",
+    "decode": "attention of one query to a cache",
     "rows": "norms and pools, whose operands are in the L2 cache", "stream": "copies, norms and products of one row",
 }  # of kernels that times are modelled of
 COVERAGE = ROOT / "build" / "coverage.json"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from arcweld.compiler.cards import card
 from arcweld.compiler.errors import UsageError
+from arcweld.driver.build import build_graph
+from arcweld.driver.estimate import estimate_engine
 from arcweld.models import modelled_suite
+from arcweld.models.calibrate import MEASURED
 from arcweld.models.modelled_suite import differences, stored, suite, workloads
 
 QUICK = ("mobilenet_v2_b1", "llama_1b_decode_layer_bf16_b1", "llama_1b_decode_layer_int4_g128_b1")
@@ -33,6 +39,22 @@ def test_a_decode_layer_by_hand() -> None:
     assert row["floor_ms"] == pytest.approx(row["moved_bytes"] / 3.35e12 * 1e3, rel=0.01)
     packed = stored()["llama_1b_decode_layer_int4_g128_b1"]
     assert packed["weight_bytes"] == pytest.approx(matrices * (0.5 + 2 / 128), rel=0.001)
+
+
+@pytest.mark.slow
+def test_a_decode_layer_of_4_bits_against_measured_kernels() -> None:
+    """Its attention to 512 keys and its product of 2048 x 8192 were measured alone, in kernels of the same kind."""
+    graph, options = workloads()["llama_1b_decode_layer_int4_g128_b1"]()
+    data = build_graph(graph, options, compile_kernels=False).data
+    launches = estimate_engine(data, card("h100"), {}).launches
+    rows = json.loads((MEASURED / "kernels-h100.json").read_text(encoding="utf-8"))
+    (keys,) = (r["us"] for r in rows["decode"] if r["keys"] == 512 and r["chained"])
+    (product,) = (r["us"] for r in rows["streams"] if r["us"] == 6.26 and "4 bits" in r["what"])
+    (attention,) = (x.modelled for x in launches if x.template == "attention")
+    (down,) = (x.modelled for x in launches if x.flops == 2 * 2048 * 8192)
+    assert attention.us == pytest.approx(keys, rel=0.15)
+    assert down.us == pytest.approx(product, rel=0.06)
+    assert down.bound == "arithmetic"
 
 
 def test_a_prefill_layer_by_hand() -> None:
