@@ -9,7 +9,7 @@ PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 # Tests start hundreds of processes: without its bytecode, each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate modelled wheel demo gpu clean
+.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate modelled bench-sim wheel demo gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -87,6 +87,11 @@ modelled: $(STAMP)
 # Fits the model of time to the measurements in docs/benchmarks/kernels-*.json, and says how far it is from them.
 calibrate: $(STAMP)
 	$(BIN)/python -m arcweld.models.calibrate
+
+# Times calls on the simulator in turns with ONNX Runtime on one thread, JSON under docs/benchmarks/ (or OUT=dir); needs an
+# idle machine and about five minutes.
+bench-sim: $(STAMP)
+	$(BIN)/python -W ignore -m arcweld.models.bench_sim $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .package/*.egg-info

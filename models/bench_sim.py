@@ -42,8 +42,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Seconds of a call on the simulator (``sim``) and in ONNX Runtime on one thread (``ort``), and the largest difference
-    of results by the largest result.
+    """Seconds of a call on the simulator (``sim``) and in ONNX Runtime on one thread (``ort``).
+
+    ``difference``: the largest of their results, by the largest result.
     """
 
     precision: str
