@@ -55,8 +55,8 @@ def test_every_issue_goes_through_a_form() -> None:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: p.name)
 def test_targets_of_make_exist(path: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    named = re.findall(r"(?:`|^ {4}|run: )make ([a-z]+)", path.read_text(encoding="utf-8"), re.M)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = re.findall(r"(?:`|^ {4}|run: )make ([a-z-]+)", path.read_text(encoding="utf-8"), re.M)
     assert set(named) - targets == set()
 
 
