@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from cases_sort import order
+from cases_sort import TYPES, keys, order
 from kernel_cases import Case, Suite, at, put, random
 
 from arcweld.codegen.kernel import Buffer, Kernel, axis
@@ -45,18 +45,9 @@ def first(x: np.ndarray, k: int, largest: bool) -> dict[str, np.ndarray]:
 def suite() -> Suite:
     """All cases; small enough for the simulator."""
     s, rng = Suite(), np.random.default_rng(6)
-    types = (
-        F32, DType.F16, DType.BF16, DType.F64, I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.U16, DType.U32,
-        DType.U64,
-    )  # fmt: skip
-    for dtype in types:
+    for dtype in TYPES:
         for largest in (False, True):
-            x = random(rng, (3, 75), dtype)
-            if dtype.is_float:
-                x[:, 3::19], x[0, 4], x[1, 5::8], x[2, 6], x[2, 7] = np.nan, np.inf, -0.0, -np.inf, 0.0
-            else:
-                info = np.iinfo(dtype.numpy)
-                x[0, :3] = info.min, info.max, info.min
+            x = keys(rng, 75, dtype, 19)
             s.add(f"{dtype.value}_{largest}", select_kernel(3, 75, 11, dtype, largest=largest), {"in0": x},
                   lambda x=x, largest=largest: first(x, 11, largest), tactic=SelectTactic(32, 2))  # fmt: skip
     forms = [

@@ -14,6 +14,10 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.expr import cast, unary, variable
 
 F32, I64 = DType.F32, DType.I64
+TYPES = (
+    F32, DType.F16, DType.BF16, DType.F64, I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.U16, DType.U32,
+    DType.U64,
+)  # fmt: skip
 
 
 def sort_kernel(rows: Dim, cols: Dim, dtype: DType, *, largest: bool = False, fused: bool = False) -> Kernel:
@@ -35,22 +39,24 @@ def order(x: np.ndarray, largest: bool) -> np.ndarray:
     return np.array([sorted(range(len(row)), key=row.__getitem__) for row in rows], np.int64).reshape(x.shape)
 
 
+def keys(rng: np.random.Generator, cols: int, dtype: DType, apart: int) -> np.ndarray:
+    """Three rows with the extremes of their type; of floats also zeros, and NaN ``apart`` columns apart."""
+    x = random(rng, (3, cols), dtype)
+    if dtype.is_float:
+        x[:, 3::apart], x[0, 4], x[1, 5::8], x[2, 6], x[2, 7] = np.nan, np.inf, -0.0, -np.inf, 0.0
+    else:
+        info = np.iinfo(dtype.numpy)
+        x[0, :3] = info.min, info.max, info.min
+    return x
+
+
 @functools.cache
 def suite() -> Suite:
     """All cases; small enough for the simulator."""
     s, rng = Suite(), np.random.default_rng(4)
-    types = (
-        F32, DType.F16, DType.BF16, DType.F64, I64, DType.I32, DType.I16, DType.I8, DType.U8, DType.U16, DType.U32,
-        DType.U64,
-    )  # fmt: skip
-    for dtype in types:
+    for dtype in TYPES:
         for largest in (False, True):
-            x = random(rng, (3, 37), dtype)
-            if dtype.is_float:
-                x[:, 3::9], x[0, 4], x[1, 5::8], x[2, 6], x[2, 7] = np.nan, np.inf, -0.0, -np.inf, 0.0
-            else:
-                info = np.iinfo(dtype.numpy)
-                x[0, :3] = info.min, info.max, info.min
+            x = keys(rng, 37, dtype, 9)
             oracle = lambda x=x, largest=largest: {"out0": order(x, largest)}
             s.add(f"{dtype.value}_{largest}", sort_kernel(3, 37, dtype, largest=largest), {"in0": x}, oracle)
     forms = [
