@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +22,9 @@ import numpy as np
 import onnx
 import pytest
 from cli_models import mlp, mlp_weights, save_model
+from export_tools import Printed
+from export_tools import on_the_simulator as on_the_simulator
+from export_tools import printed as printed
 from onnx import helper as h
 from PIL import Image
 
@@ -33,23 +36,6 @@ from arcweld.runtime.engine_file import read_engine, write_engine
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 HOSTILE_VALUE = "x\"'><svg onload=alert(2)>&amp;"
-Printed = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def on_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCWELD_DEVICE", "sim")
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
-    def run(*command: str, code: int = 0) -> str:
-        capsys.readouterr()
-        assert main([*command]) == code
-        found = capsys.readouterr()
-        return found.err if code else found.out
-
-    return run
 
 
 class Page(HTMLParser):
