@@ -47,9 +47,9 @@ void check_operands(const Operand& o, int group, u32 clock, const void* pc) {
     for (int c = 0; c < (o.transposed_b ? o.n / 8 : 2); ++c) touch(b_chunk(o, r, c));
 }
 
-// Saves and poisons the accumulators, unless an operation on them is already pending.
+// Saves and poisons the accumulators of the last operation, unless an earlier one on them is pending.
 float* hide_accumulators(Warpgroup& g, const Operation& op) {
-  for (int i = g.done; i < g.count; ++i)
+  for (int i = g.done; i < g.count - 1; ++i)
     if (g.at(i).d[0] == op.d[0]) return nullptr;
   const size_t each = (size_t)op.operand.n / 2;
   float* saved = (float*)allocate(nullptr, kGroupThreads * each * sizeof(float));
@@ -153,9 +153,7 @@ void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transpo
   if (++op.arrived == kGroupThreads) {
     if (checked) {
       op.clock = agent_tick(kWgmmaAgent + group);
-      --g.count;
       op.saved = hide_accumulators(g, op);
-      ++g.count;
       check_operands(op.operand, group, op.clock, __builtin_return_address(0));
     }
     wake(g.waiting);
