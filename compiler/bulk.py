@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from arcweld.compiler.cpus import available_cpus
 
 LARGE = 1 << 20  # elements: about a millisecond of one core, ten times the cost of starting threads
 _COLUMNS = 64  # of the copy that are written together
@@ -54,7 +55,7 @@ def contiguous(array: np.ndarray) -> np.ndarray:
 
 def _in_parts(part: Callable[[int, int], None], size: int) -> None:
     """Calls ``part(start, stop)`` for ranges that cover ``range(size)``, each in a thread of its own, at most 8."""
-    count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    count = min(available_cpus(), 8)
     step = -(-size // count)
     with ThreadPoolExecutor(count) as pool:
         for done in [pool.submit(part, start, min(start + step, size)) for start in range(0, size, step)]:

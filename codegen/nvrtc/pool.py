@@ -27,6 +27,7 @@ from arcweld.codegen.nvrtc.compiler import (
     require_clean,
 )
 from arcweld.codegen.nvrtc.process import CompilerProcess
+from arcweld.compiler.cpus import available_cpus
 
 log = logging.getLogger("arcweld.nvrtc")
 
@@ -39,11 +40,11 @@ FEW_JOBS = 4
 class CompilePool:
     """Compiler processes that are started on first use and kept until ``close`` or the end of the process.
 
-    ``workers`` defaults to the number of CPUs, at most 16. Several threads may use one pool.
+    ``workers`` defaults to the number of CPUs that this process may use, at most 16. Several threads may use one pool.
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers if workers is not None else min(os.cpu_count() or 1, 16)
+        self.workers = workers if workers is not None else min(available_cpus(), 16)
         self._idle: list[CompilerProcess] = []
         self._lock = threading.Lock()
 
