@@ -115,11 +115,13 @@ def check_bindings() -> Finding:
 
 
 def check_compiler() -> Finding:
-    """Looks for a C++ compiler, which only the sim device needs."""
+    """Looks for a C++ compiler, which only the sim device needs, and at the variable for its host threads."""
     from arcweld.runtime.sim.build import toolchain
+    from arcweld.runtime.sim.device import host_threads
 
     try:
         found = toolchain().command
+        host_threads()
     except ArcweldError as error:
         return Finding("C++ compiler", False, error.message, "device sim", error.hint or "pip install ziglang")
     return Finding("C++ compiler", True, " ".join(found), "device sim")

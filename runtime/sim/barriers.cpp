@@ -5,15 +5,18 @@
 #include "state.h"
 
 namespace sim {
-namespace {
 
-NamedBarrier barriers[kNamedBarriers];
-void* block_slots[kMaxThreads];  // of a block operation, by thread
+struct Barriers {
+  NamedBarrier named[kNamedBarriers];
+  void* block_slots[kMaxThreads];  // of a block operation, by thread
+};
+
+namespace {
 
 // ``also`` is the warp of the thread that completed the barrier by waiting on it, or -1.
 void release_all(NamedBarrier& b, int also) {
-  if (checked) {
-    for (int w = 0; w < warp_count; ++w)
+  if (sm().checked) {
+    for (int w = 0; w < sm().warp_count; ++w)
       if (b.waiting[w] || w == also) hb_acquire(w, b.released);
     memset(&b.released, 0, sizeof b.released);
   }
@@ -23,8 +26,8 @@ void release_all(NamedBarrier& b, int also) {
 }
 
 // Counts the current thread in. True if that completes the barrier.
-bool arrive(NamedBarrier& b, int id, int threads, const char* site) {
-  used_units |= kNamed;
+bool arrive(Sm& s, NamedBarrier& b, int id, int threads, const char* site) {
+  s.used_units |= kNamed;
   if (id < 0 || id >= kNamedBarriers) sim_fail("named barrier %d does not exist (0 to 15)", id);
   if (threads <= 0 || threads > kMaxThreads || (id && threads % kLanes))
     sim_fail("named barrier %d: %d threads is not a multiple of 32", id, threads);
@@ -37,13 +40,14 @@ bool arrive(NamedBarrier& b, int id, int threads, const char* site) {
     sim_fail("divergent __syncthreads: some threads wait at %s, others at %s", b.site ? b.site : "a named barrier 0",
              site ? site : "a named barrier 0");
   }
-  if (checked) hb_release(b.released, sim_current->linear);
+  if (s.checked) hb_release(b.released, sim_current->linear);
   return ++b.count == threads;
 }
 
 void sync(int id, int threads, const char* site) {
-  NamedBarrier& b = barriers[id & 15];
-  if (arrive(b, id, threads, site)) {
+  Sm& s = sm();
+  NamedBarrier& b = s.barriers->named[id & 15];
+  if (arrive(s, b, id, threads, site)) {
     release_all(b, sim_current->warp);
     maybe_preempt();
   } else {
@@ -53,25 +57,24 @@ void sync(int id, int threads, const char* site) {
 
 }  // namespace
 
-void barriers_reset() {
-  for (NamedBarrier& b : barriers) memset(&b, 0, sizeof b);
-}
+void barriers_create() { create(sm().barriers); }
 
-void barriers_save(NamedBarrier* into) { memcpy((void*)into, barriers, sizeof barriers); }
+void barriers_reset() { memset((void*)sm().barriers->named, 0, sizeof sm().barriers->named); }
 
-void barriers_restore(const NamedBarrier* from) { memcpy((void*)barriers, from, sizeof barriers); }
+void barriers_save(NamedBarrier* into) { memcpy((void*)into, sm().barriers->named, sizeof sm().barriers->named); }
+
+void barriers_restore(const NamedBarrier* from) { memcpy((void*)sm().barriers->named, from, sizeof sm().barriers->named); }
 
 void describe_waiting(char* text, size_t size) {
   size_t n = 0;
   text[0] = 0;
   for (int i = 0; i < kNamedBarriers && n + 200 < size; ++i)
-    if (barriers[i].count)
-      n += (size_t)snprintf(text + n, size - n, " barrier %d has %d of %d threads%s%s;", i, barriers[i].count,
-                            barriers[i].threads, barriers[i].site ? " at " : "",
-                            barriers[i].site ? barriers[i].site : "");
+    if (const NamedBarrier& b = sm().barriers->named[i]; b.count)
+      n += (size_t)snprintf(text + n, size - n, " barrier %d has %d of %d threads%s%s;", i, b.count, b.threads,
+                            b.site ? " at " : "", b.site ? b.site : "");
   n += describe_mbarriers(text + n, size - n);
-  for (int i = 0; i < warp_count && n + 200 < size; ++i) {
-    const Warp& w = warps[i];
+  for (int i = 0; i < sm().warp_count && n + 200 < size; ++i) {
+    const Warp& w = sm().warps[i];
     const u32 waiting = w.all & ~w.done & ~w.ready;
     if (waiting || w.done)
       n += (size_t)snprintf(text + n, size - n, " warp %d: waiting %08x, in %s %08x, returned %08x;", i, waiting,
@@ -85,29 +88,30 @@ using namespace sim;
 
 extern "C" {
 
-void sim_syncthreads(const char* site) { sync(0, thread_count, site); }
+void sim_syncthreads(const char* site) { sync(0, sm().thread_count, site); }
 
 void sim_block_op(SimBlockOp op, void* slot, const char* name) {
-  NamedBarrier& b = barriers[0];
-  block_slots[sim_current->linear] = slot;
-  if (!arrive(b, 0, thread_count, name)) {
+  Sm& s = sm();
+  NamedBarrier& b = s.barriers->named[0];
+  s.barriers->block_slots[sim_current->linear] = slot;
+  if (!arrive(s, b, 0, s.thread_count, name)) {
     park(b.waiting);
     return;
   }
-  op(block_slots);
+  op(s.barriers->block_slots);
   release_all(b, sim_current->warp);
 }
 
 void sim_bar_sync(int id, int threads) { sync(id, threads, nullptr); }
 
 void sim_bar_arrive(int id, int threads) {
-  NamedBarrier& b = barriers[id & 15];
-  if (arrive(b, id, threads, nullptr)) release_all(b, -1);
+  NamedBarrier& b = sm().barriers->named[id & 15];
+  if (arrive(sm(), b, id, threads, nullptr)) release_all(b, -1);
 }
 
 void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name) {
   SimThread* me = sim_current;
-  Warp& w = warps[me->warp];
+  Warp& w = sm().warps[me->warp];
   const u32 bit = 1u << me->lane;
   mask &= w.all;
   if (!(mask & bit)) sim_fail("lane %d calls %s with mask %08x, which omits it", me->lane, name, mask);
@@ -136,7 +140,7 @@ void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name) {
 
 // Orders the warp's memory accesses, which no other warp operation does.
 void sim_op_syncwarp(void**, u32 mask) {
-  if (checked && mask == warps[sim_current->warp].all) hb_warp_sync(sim_current->warp);
+  if (sm().checked && mask == sm().warps[sim_current->warp].all) hb_warp_sync(sim_current->warp);
 }
 
 void sim_op_shuffle(void** slots, u32 mask) {

@@ -40,7 +40,7 @@ Released* released;
 int launch_blocks, known_capacity, released_count, released_capacity;
 
 u32 this_block() {
-  return (sim_block_index.z * sim_grid_dim.y + sim_block_index.y) * sim_grid_dim.x + sim_block_index.x + 1;
+  return (sim_place.block_index.z * sim_place.grid_dim.y + sim_place.block_index.y) * sim_place.grid_dim.x + sim_place.block_index.x + 1;
 }
 
 u32* phases_of(u32 block) { return known + (size_t)(block - 1) * (size_t)launch_blocks; }
@@ -48,16 +48,16 @@ u32* phases_of(u32 block) { return known + (size_t)(block - 1) * (size_t)launch_
 // The running block as it is written into Touch.
 u32 stamp() {
   const u32 me = this_block();
-  return cooperative ? phases_of(me)[me - 1] << kPhase | me : me;
+  return sm().cooperative ? phases_of(me)[me - 1] << kPhase | me : me;
 }
 
 // Whether the running block may count on what another one did.
 bool is_ordered(u32 touch) {
   const u32 block = touch & kBlockMask;
-  return cooperative && phases_of(this_block())[block - 1] >= touch >> kPhase;
+  return sm().cooperative && phases_of(this_block())[block - 1] >= touch >> kPhase;
 }
 
-u32 block_of(u32 touch) { return cooperative ? touch & kBlockMask : touch; }
+u32 block_of(u32 touch) { return sm().cooperative ? touch & kBlockMask : touch; }
 
 void raise(u32* to, const u32* from) {
   for (int i = 0; i < launch_blocks; ++i) to[i] = from[i] > to[i] ? from[i] : to[i];
@@ -86,7 +86,7 @@ void phases_start(int blocks) {
   }
   released_count = 0;
   launch_blocks = blocks;
-  if (!cooperative) return;
+  if (!sm().cooperative) return;
   if ((u32)blocks >= kBlockMask) sim_fail("checked mode takes fewer than %u blocks of a cooperative launch", kBlockMask);
   if (blocks * blocks > known_capacity) {
     known_capacity = blocks * blocks;
@@ -119,7 +119,7 @@ void blocks_launch_start(int count, const u64* triples) {
   for (int i = 0; i < region_count; ++i)
     munmap((void*)regions[i].touches, (regions[i].end - regions[i].begin) * sizeof(Touch));
   region_count = last_region = 0;
-  const size_t blocks = (size_t)sim_grid_dim.x * sim_grid_dim.y * sim_grid_dim.z + 1;
+  const size_t blocks = (size_t)sim_place.grid_dim.x * sim_place.grid_dim.y * sim_place.grid_dim.z + 1;
   while ((size_t)writes_capacity < blocks) grow(writes_of, writes_capacity, 1024);
   memset(writes_of, 0, blocks);
   phases_start((int)blocks - 1);

@@ -32,7 +32,7 @@ _COMMON_FLAGS = (
     *("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-plt"),
     *("-fno-strict-aliasing", "-fno-math-errno"),
 )
-_RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
+_RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-pthread", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 MAX_LIBRARIES = 100_000  # in the cache: about 2 GB

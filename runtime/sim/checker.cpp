@@ -13,8 +13,6 @@
 
 namespace sim {
 
-bool checked;
-
 Where::Where(const void* pc) {
   Dl_info info;
   if (pc && dladdr(pc, &info))
@@ -55,8 +53,6 @@ struct Buffer {
 };
 Buffer* buffers;
 int buffer_count, buffer_capacity, last_buffer;
-const u64* told;  // by sim_set_buffers
-int told_count;
 
 bool overlapping;    // the launch may start before its predecessors end (programmatic dependent launch)
 u32 pdl_clock;       // what a warp must know of kPdlAgent to be past pdl_wait()
@@ -127,13 +123,13 @@ void access_byte(Shadow& s, size_t offset, Access access, const Mark& me, const 
   s.write = me;
 }
 
-size_t shared_offset(const void* p) { return (size_t)((const u8*)p - sim_dynamic_shared); }
+size_t shared_offset(const void* p) { return (size_t)((const u8*)p - sim_place.dynamic_shared); }
 
 void access_shared(const void* p, int bytes, Access access, const Mark& me, const VectorClock& known, const void* pc) {
   const size_t offset = shared_offset(p);
-  if (offset >= shared_bytes || offset + (size_t)bytes > shared_bytes)
+  if (offset >= sm().shared_bytes || offset + (size_t)bytes > sm().shared_bytes)
     sim_fail("shared %s out of bounds: offset %zu, %d bytes, of %zu, at %s", access == Access::Read ? "read" : "write", offset,
-             bytes, shared_bytes, Where(pc).text);
+             bytes, sm().shared_bytes, Where(pc).text);
   for (int i = 0; i < bytes; ++i) access_byte(shadow[offset + (size_t)i], offset + (size_t)i, access, me, known, pc);
 }
 
@@ -161,56 +157,57 @@ void forget_grid_shadow() {
 }  // namespace
 
 void checker_block_select(int block) {
-  if (!checked) return;
-  const size_t blocks = (size_t)sim_grid_dim.x * sim_grid_dim.y * sim_grid_dim.z, needed = blocks * shared_bytes * sizeof(Shadow);
+  if (!sm().checked) return;
+  const size_t blocks = (size_t)sim_place.grid_dim.x * sim_place.grid_dim.y * sim_place.grid_dim.z, needed = blocks * sm().shared_bytes * sizeof(Shadow);
   if (needed > grid_shadow_bytes) {  // only before the first block starts: the launch's numbers don't change
     forget_grid_shadow();
     grid_shadow = (Shadow*)map_pages(needed);
     grid_shadow_bytes = needed;
   }
-  shadow = grid_shadow + (size_t)block * shared_bytes;
+  shadow = grid_shadow + (size_t)block * sm().shared_bytes;
 }
 
 void checker_save(CheckerBlock& into) {
-  const size_t views = sizeof(VectorClock) * (size_t)warp_count;
+  const size_t views = sizeof(VectorClock) * (size_t)sm().warp_count;
   memcpy(into.start, block_start, sizeof block_start);
   into.pdl = pdl_clock;
   memcpy((void*)into.view, view, views);
   memcpy((void*)into.fenced_view, fenced_view, views);
-  memcpy(into.fenced_clock, fenced_clock, sizeof(u32) * (size_t)thread_count);
+  memcpy(into.fenced_clock, fenced_clock, sizeof(u32) * (size_t)sm().thread_count);
 }
 
 void checker_restore(const CheckerBlock& from) {
-  const size_t views = sizeof(VectorClock) * (size_t)warp_count;
+  const size_t views = sizeof(VectorClock) * (size_t)sm().warp_count;
   memcpy(block_start, from.start, sizeof block_start);
   pdl_clock = from.pdl;
   memcpy((void*)view, from.view, views);
   memcpy((void*)fenced_view, from.fenced_view, views);
-  memcpy(fenced_clock, from.fenced_clock, sizeof(u32) * (size_t)thread_count);
+  memcpy(fenced_clock, from.fenced_clock, sizeof(u32) * (size_t)sm().thread_count);
 }
 
-void checker_launch_start() {
+void checker_launch_start(int count, const u64* triples, bool pdl) {
+  if (!sm().checked) return;
   pdl_waits = 0;
-  if (!checked) return;
-  while (told_count > buffer_capacity) grow(buffers, buffer_capacity, 16);
-  buffer_count = told_count;
+  overlapping = pdl;
+  while (count > buffer_capacity) grow(buffers, buffer_capacity, 16);
+  buffer_count = count;
   last_buffer = 0;
-  blocks_launch_start(told_count, told);
-  for (int i = 0; i < told_count; ++i)
-    buffers[i] = {told[3 * i], told[3 * i] + told[3 * i + 1], (told[3 * i + 2] & 1) != 0, (told[3 * i + 2] & 2) != 0};
+  blocks_launch_start(count, triples);
+  for (int i = 0; i < count; ++i)
+    buffers[i] = {triples[3 * i], triples[3 * i] + triples[3 * i + 1], (triples[3 * i + 2] & 1) != 0, (triples[3 * i + 2] & 2) != 0};
 }
 
 const char* checker_launch_end() {
-  if (!checked || !overlapping || pdl_waits) return nullptr;
+  if (!sm().checked || !overlapping || pdl_waits) return nullptr;
   return "no thread of the kernel called pdl_wait(): kernels after it could overtake those before it";
 }
 
 void checker_block_start() {
-  if (!checked) return;
+  if (!sm().checked) return;
   blocks_block_start();
   if (!usual_shadow) usual_shadow = (Shadow*)map_pages(kMaxShared * sizeof(Shadow));
-  if (!cooperative) shadow = usual_shadow;
-  for (int i = 0; i < kAgents && !cooperative; ++i) {
+  if (!sm().cooperative) shadow = usual_shadow;
+  for (int i = 0; i < kAgents && !sm().cooperative; ++i) {
     if (clock_of[i] > 1u << 31) {  // start again long before a clock wraps
       memset((void*)shadow, 0, kMaxShared * sizeof(Shadow));
       forget_grid_shadow();
@@ -220,9 +217,9 @@ void checker_block_start() {
   }
   for (int i = 0; i < kAgents; ++i) block_start[i] = clock_of[i]++;
   pdl_clock = clock_of[kPdlAgent];
-  for (int w = 0; w < warp_count; ++w) memcpy(view[w].at, block_start, sizeof block_start);
+  for (int w = 0; w < sm().warp_count; ++w) memcpy(view[w].at, block_start, sizeof block_start);
   memcpy(fenced_view, view, sizeof view);
-  for (int i = 0; i < thread_count; ++i) fenced_clock[i] = block_start[i / kLanes];
+  for (int i = 0; i < sm().thread_count; ++i) fenced_clock[i] = block_start[i / kLanes];
 }
 
 void check_shared(const void* p, int bytes, Access access, int thread, const void* pc) {
@@ -256,7 +253,7 @@ void check_agent(const void* p, int bytes, Access access, int agent, u32 clock, 
   for (int w = first + 1; w < first + count; ++w)
     for (int i = 0; i < kAgents; ++i) known.at[i] = view[w].at[i] < known.at[i] ? view[w].at[i] : known.at[i];
   const Mark me = {clock, (u16)(kFirstAgent + agent), site_of(pc)};
-  if (access == Access::Read && shared_offset(p) + (size_t)bytes <= shared_bytes)
+  if (access == Access::Read && shared_offset(p) + (size_t)bytes <= sm().shared_bytes)
     for (int i = 0; i < bytes; i += 4) {
       const size_t offset = shared_offset(p) + (size_t)i;
       require_proxy_fence(shadow[offset], offset, me, first, count, pc);
@@ -362,9 +359,15 @@ bool in_buffer(uintptr_t p) {
   return false;
 }
 
+// Whether it is a variable of the runtime (threadIdx...).
+bool is_own(const void* p) {
+  const size_t in_place = (size_t)((const char*)p - (const char*)&sim_place), in_sm = (size_t)((const char*)p - (const char*)sim_place.sm);
+  return in_place < sizeof sim_place || in_sm < sizeof(Sm) || ((const char*)p >= &__ehdr_start && (const char*)p < &_end);
+}
+
 void on_access(const void* p, int bytes, bool write, bool aligned, const void* pc) {
-  if (!running || !checked || in_fiber_stack(p)) return;
-  if ((const char*)p >= &__ehdr_start && (const char*)p < &_end) return;  // the runtime's own variables (threadIdx...)
+  const Sm* const s = sim_place.sm;
+  if (!s || !s->running || !s->checked || in_fiber_stack(p) || is_own(p)) return;
   if (aligned && ((uintptr_t)p & (uintptr_t)(bytes - 1)))
     sim_fail("misaligned %d-byte %s of address %p at %s", bytes, write ? "write" : "read", p, Where(pc).text);
   note_spin(p, write);
@@ -384,26 +387,15 @@ using namespace sim;
 
 extern "C" {
 
-// The launch's buffers as (begin, bytes, flags) triples: flag 1 writable, 2 written by an earlier kernel. ``pdl``: the launch
-// may overlap its predecessors.
-// Rows (begin, bytes, flags) of what the next launch may touch; they must live until it is over.
-void sim_set_buffers(int count, const u64* triples, int pdl) {
-  overlapping = pdl != 0;
-  told_count = count;
-  told = triples;
-}
-
-void sim_set_checked(int on) { checked = on != 0; }
-
 // Past this call the warp, and whoever synchronises with it, may use what earlier kernels wrote.
 void sim_pdl_wait() {
-  if (!checked) return;
+  if (!sm().checked) return;
   ++pdl_waits;
   hb_acquire_agent(sim_current->warp, kPdlAgent, pdl_clock);
 }
 
 void sim_atomic_access(const void* p, int bytes) {
-  if (!checked) return;
+  if (!sm().checked) return;
   const void* pc = __builtin_return_address(0);
   if ((uintptr_t)p & (uintptr_t)(bytes - 1)) sim_fail("misaligned %d-byte atomic of address %p at %s", bytes, p, Where(pc).text);
   if (shared_offset(p) < kMaxShared) check_shared(p, bytes, Access::Atomic, sim_current->linear, pc);
@@ -414,7 +406,8 @@ void sim_atomic_access(const void* p, int bytes) {
 }
 
 void sim_threadfence() {
-  if (checked) blocks_fence();
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  if (sm().checked) blocks_fence();
 }
 
 #define SIM_HOOKS(N)                                                                                                  \

@@ -1,14 +1,15 @@
-// The checked mode: what the other files tell the checker, always under ``if (checked)``.
+// The checked mode: what the other files tell the checker, always under ``if (sm().checked)``. Its state is that of the one
+// checked launch which runs at a time.
 #pragma once
 #include "state.h"
 
 namespace sim {
 
-extern bool checked;
-
 enum class Access : u8 { Read, Write, Atomic };
 
-void checker_launch_start();        // takes over what sim_set_buffers was told
+// ``triples``: (begin, bytes, flags) of each buffer that the launch may touch; flag 1 writable, 2 written by an earlier kernel.
+// ``pdl``: the launch may overlap its predecessors.
+void checker_launch_start(int count, const u64* triples, bool pdl);
 void checker_block_start();
 const char* checker_launch_end();  // what is wrong with the launch as a whole, or null
 

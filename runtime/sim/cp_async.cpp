@@ -4,8 +4,7 @@
 #include "checker.h"
 #include "state.h"
 
-using namespace sim;
-
+namespace sim {
 namespace {
 
 struct Copy {
@@ -20,7 +19,6 @@ struct Queue {  // of one thread
   int group_end[kMaxGroups];
   int groups;
 };
-Queue queues[kMaxThreads];
 
 void push(Queue& q, const Copy& copy) {
   if (q.count == q.capacity) grow(q.copies, q.capacity, 32);
@@ -29,18 +27,27 @@ void push(Queue& q, const Copy& copy) {
 
 }  // namespace
 
-namespace sim {
+struct Copies {
+  Queue queues[kMaxThreads];
+};
+
+void copies_create() { create(sm().copies); }
 
 void cp_async_reset() {
-  for (int i = 0; i < thread_count; ++i) queues[i].count = queues[i].landed = queues[i].groups = 0;
+  for (int i = 0; i < sm().thread_count; ++i) {
+    Queue& q = sm().copies->queues[i];
+    q.count = q.landed = q.groups = 0;
+  }
 }
 
 void cp_async_check_exit(const SimThread& thread) {
-  const Queue& q = queues[thread.linear];
+  const Queue& q = sm().copies->queues[thread.linear];
   if (q.count > q.landed) sim_fail("a thread returned with %d cp.async copies that it never waited for", q.count - q.landed);
 }
 
 }  // namespace sim
+
+using namespace sim;
 
 extern "C" {
 
@@ -49,22 +56,22 @@ void sim_cp_async(u32 dst, const void* src, int bytes, int src_bytes) {
   if (src_bytes < 0 || src_bytes > bytes) sim_fail("cp.async of %d bytes with src_bytes %d", bytes, src_bytes);
   u8* p = shared_pointer(dst, bytes, bytes);
   const void* pc = __builtin_return_address(0);
-  if (checked && src_bytes) check_global(src, (size_t)src_bytes, false, pc);
-  if (checked) check_copy_issue(p, bytes, sim_current->linear, pc);
+  if (sm().checked && src_bytes) check_global(src, (size_t)src_bytes, false, pc);
+  if (sm().checked) check_copy_issue(p, bytes, sim_current->linear, pc);
   memset(p, 0xff, (size_t)bytes);
-  used_units |= kCopies;
-  push(queues[sim_current->linear], {p, src, bytes, src_bytes});
+  sm().used_units |= kCopies;
+  push(sm().copies->queues[sim_current->linear], {p, src, bytes, src_bytes});
 }
 
 void sim_cp_async_commit() {
-  used_units |= kCopies;
-  Queue& q = queues[sim_current->linear];
+  sm().used_units |= kCopies;
+  Queue& q = sm().copies->queues[sim_current->linear];
   if (q.groups == kMaxGroups) sim_fail("more than %d cp.async groups in flight", kMaxGroups);
   q.group_end[q.groups++] = q.count;
 }
 
 void sim_cp_async_wait(int newest) {
-  Queue& q = queues[sim_current->linear];
+  Queue& q = sm().copies->queues[sim_current->linear];
   const int finished = q.groups - newest;
   if (finished <= 0) return;
   const int end = q.group_end[finished - 1];
@@ -72,7 +79,7 @@ void sim_cp_async_wait(int newest) {
     const Copy& c = q.copies[q.landed];
     memcpy(c.dst, c.src, (size_t)c.src_bytes);
     memset(c.dst + c.src_bytes, 0, (size_t)(c.bytes - c.src_bytes));
-    if (checked) check_copy_landed(c.dst, c.bytes, sim_current->linear);
+    if (sm().checked) check_copy_landed(c.dst, c.bytes, sim_current->linear);
   }
   for (int i = finished; i < q.groups; ++i) q.group_end[i - finished] = q.group_end[i];
   q.groups -= finished;

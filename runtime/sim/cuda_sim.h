@@ -20,7 +20,11 @@ typedef __SIZE_TYPE__ size_t;
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
+#ifdef __clang__  // which instruments atomics in spite of no_sanitize
+#define SIM_UNCHECKED __attribute__((no_sanitize("thread"), disable_sanitizer_instrumentation))
+#else
 #define SIM_UNCHECKED __attribute__((no_sanitize("thread")))
+#endif
 
 // ---------------------------------------------------------------- vector types
 #define SIM_VECTOR_TYPE(T, NAME, ALIGN2, ALIGN4)                                                                       \
@@ -44,9 +48,9 @@ SIM_VECTOR_TYPE(unsigned long long, ulonglong, 16, 16)
 
 // ---------------------------------------------------------------- where a thread is
 #define threadIdx (sim_current->index)
-#define blockIdx sim_block_index
-#define blockDim sim_block_dim
-#define gridDim sim_grid_dim
+#define blockIdx sim_place.block_index
+#define blockDim sim_place.block_dim
+#define gridDim sim_place.grid_dim
 #define warpSize 32
 
 // ---------------------------------------------------------------- barriers, shuffles, votes
@@ -97,31 +101,31 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate) {
 static inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
-// ---------------------------------------------------------------- atomics: one OS thread runs every fiber
-#define SIM_ATOMIC(NAME, EXPRESSION)                           \
-  template <class T>                                           \
-  SIM_UNCHECKED static __attribute__((noinline)) T NAME(T* p, T v) { \
-    sim_atomic_access(p, sizeof(T));                           \
-    const T old = *p;                                          \
-    *p = (EXPRESSION);                                         \
-    return old;                                                \
+// ---------------------------------------------------------------- atomics: blocks run on several host threads
+// A function T NAME(T* p, T v) that replaces ``old``, the value at p, by EXPRESSION and returns it.
+#define SIM_ATOMIC(T, NAME, EXPRESSION)                                \
+  SIM_UNCHECKED static __attribute__((noinline)) T NAME(T* p, T v) {   \
+    sim_atomic_access(p, sizeof(T));                                   \
+    T old, wanted;                                                     \
+    __atomic_load(p, &old, __ATOMIC_RELAXED);                          \
+    do wanted = (EXPRESSION);                                          \
+    while (!__atomic_compare_exchange(p, &old, &wanted, true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)); \
+    return old;                                                        \
   }
-SIM_ATOMIC(atomicAdd, old + v)
-SIM_ATOMIC(atomicSub, old - v)
-SIM_ATOMIC(atomicMax, v > old ? v : old)
-SIM_ATOMIC(atomicMin, v < old ? v : old)
-SIM_ATOMIC(atomicExch, v)
-SIM_ATOMIC(atomicAnd, old & v)
-SIM_ATOMIC(atomicOr, old | v)
-SIM_ATOMIC(atomicXor, old ^ v)
-SIM_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
-#undef SIM_ATOMIC
+template <class T> SIM_ATOMIC(T, atomicAdd, old + v)
+template <class T> SIM_ATOMIC(T, atomicSub, old - v)
+template <class T> SIM_ATOMIC(T, atomicMax, v > old ? v : old)
+template <class T> SIM_ATOMIC(T, atomicMin, v < old ? v : old)
+template <class T> SIM_ATOMIC(T, atomicExch, v)
+template <class T> SIM_ATOMIC(T, atomicAnd, old & v)
+template <class T> SIM_ATOMIC(T, atomicOr, old | v)
+template <class T> SIM_ATOMIC(T, atomicXor, old ^ v)
+template <class T> SIM_ATOMIC(T, atomicInc, old >= v ? 0 : old + 1)
 template <class T>
 SIM_UNCHECKED static __attribute__((noinline)) T atomicCAS(T* p, T expected, T desired) {
   sim_atomic_access(p, sizeof(T));
-  const T old = *p;
-  if (old == expected) *p = desired;
-  return old;
+  __atomic_compare_exchange(p, &expected, &desired, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  return expected;
 }
 
 // ---------------------------------------------------------------- loads and stores with cache hints
@@ -148,4 +152,4 @@ SIM_UNCHECKED static inline void sim_call(void (*kernel)(P), const void* params)
   extern "C" SIM_UNCHECKED __attribute__((visibility("default"))) void name##__sim(const void* params) { \
     sim_call(&name, params);                                                                 \
   }
-#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(sim_dynamic_shared)
+#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(sim_place.dynamic_shared)

@@ -1,4 +1,4 @@
-"""The ``sim`` device: runs generated CUDA kernels on the CPU, block after block, with numpy arrays as device memory.
+"""The ``sim`` device: runs generated CUDA kernels on the CPU, with numpy arrays as device memory.
 
 Checked mode makes it a test oracle: it raises DeviceError, with the kernel's line, for races, missing waits, and
 accesses that are out of bounds, misaligned or to uninitialised memory.
@@ -20,8 +20,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from arcweld.compiler.cpus import available_cpus
 from arcweld.compiler.dtypes import DEVICE_TYPES
-from arcweld.compiler.errors import DeviceError
+from arcweld.compiler.errors import DeviceError, EnvironmentError_
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.build import SimSource, kernel_libraries, kernel_library, runtime_library
 from arcweld.runtime.sim.symbols import resolve
@@ -32,21 +33,47 @@ _MAP_MAGIC = int.from_bytes(b"ASIM_MAP", "little")
 # of packed types, maps count bytes
 _ELEMENT_BYTES = {name: 1 if t.is_packed else t.size for name, t in DEVICE_TYPES.items()}
 MAX_RECENT = 256  # kernels that stay loaded though no engine uses them any more
-_LOCK = threading.Lock()  # the runtime library holds the state of one running block
-# A fork waits for the launch that another thread runs: its child would have a lock that nobody gives back.
-os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+THREADS_VARIABLE = "ARCWELD_SIM_THREADS"
+MOST_THREADS = 256
+_ERROR_BYTES = 4096
+_CHECKER = threading.Lock()  # of the checked mode, which takes one launch at a time, and of what devices note for it
+# A fork waits for the checked launch that another thread runs: its child would have a lock that nobody gives back.
+os.register_at_fork(before=_CHECKER.acquire, after_in_parent=_CHECKER.release, after_in_child=_CHECKER.release)
+
+
+class _Reason(threading.local):
+    """Where the runtime library writes why a launch of this thread failed."""
+
+    def __init__(self) -> None:
+        self.text = ctypes.create_string_buffer(_ERROR_BYTES)
+
+
+_REASON = _Reason()
+
+
+def host_threads() -> int:
+    """How many host threads may share a launch's blocks: ARCWELD_SIM_THREADS, else the CPUs that this process may use.
+
+    Raises EnvironmentError_ if the variable holds anything but a number from 1 to 256.
+    """
+    given = os.environ.get(THREADS_VARIABLE)
+    if not given:
+        return min(available_cpus(), MOST_THREADS)
+    if given.isascii() and given.isdigit() and len(given) < 10 and 1 <= int(given) <= MOST_THREADS:
+        return int(given)
+    raise EnvironmentError_(
+        f"{THREADS_VARIABLE} is {given!r}, which is not a number of threads from 1 to {MOST_THREADS}",
+        hint=f"unset {THREADS_VARIABLE} for all CPUs, or set it to 1 for one thread",
+    )
 
 
 @cache
 def _runtime() -> ctypes.CDLL:
     library = ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
-    library.sim_error.restype = ctypes.c_char_p
     library.sim_launch.argtypes = [
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int,
+        ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p,
+        ctypes.c_uint64,
     ]  # fmt: skip
-    library.sim_set_cluster.argtypes = [ctypes.c_int]
-    library.sim_set_cooperative.argtypes = [ctypes.c_int]
-    library.sim_set_buffers.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     return library
 
 
@@ -87,13 +114,10 @@ def _close(handle: int) -> None:
 class _Prepared:
     name: str
     kernel: SimKernel
-    shape: np.ndarray  # grid and block, six u32
-    shared_bytes: int
+    packed: np.ndarray  # LaunchSpec of launch.h
+    address: int  # of ``packed``
     params: np.ndarray
     buffers: tuple[tuple[int, int, bool], ...]
-    pdl: bool
-    cluster: int
-    cooperative: bool
     empty: bool
 
 
@@ -103,6 +127,9 @@ class SimDevice:
     arch     ``sm_80`` or ``sm_90a``: the architecture whose kernels it runs
     checked  checked mode, two to ten times slower
     seed     0 runs warps in order; any other value gives a reproducible adversarial schedule
+
+    In order and unchecked, ``threads`` host threads share the blocks of a launch (``host_threads``, whose error it
+    raises). Otherwise, and in cooperative launches, the calling thread runs them one after another.
     """
 
     gpu_index = None
@@ -114,6 +141,7 @@ class SimDevice:
         self.arch = arch
         self.checked = checked
         self.seed = seed
+        self.threads = host_threads()
         self._kernels: WeakValueDictionary[tuple[str, str, str], SimKernel] = WeakValueDictionary()
         self._recent: deque[SimKernel] = deque(maxlen=MAX_RECENT)
         self._results: dict[int, int] = {}  # begin -> end address of memory written by kernels, in checked mode
@@ -224,43 +252,39 @@ class SimDevice:
             raise DeviceError(f"{spec.name}: {spec.grid[0]} blocks do not divide into clusters of {spec.cluster}")
         params = _aligned(max(len(spec.params), 1))
         params[: len(spec.params)] = np.frombuffer(spec.params, np.uint8)
+        numbers = (*spec.grid, *spec.block, spec.shared_bytes, spec.cluster, spec.cooperative, spec.pdl, 0)
+        packed = np.frombuffer(struct.pack("<2Q6IQ4I", spec.kernel.address, params.ctypes.data, *numbers), np.uint8)
         return _Prepared(
-            spec.name,
-            spec.kernel,
-            np.array([*spec.grid, *spec.block], np.uint32),
-            spec.shared_bytes,
-            params,
-            spec.buffers,
-            spec.pdl,
-            spec.cluster,
-            spec.cooperative,
-            0 in spec.grid,
-        )
+            spec.name, spec.kernel, packed, int(packed.ctypes.data), params, spec.buffers, 0 in spec.grid
+        )  # fmt: skip
 
     def launch(self, prepared: Any, stream: int = 0) -> None:
-        """Runs the whole grid. Raises DeviceError with the simulator's message and the kernel's line."""
+        """Runs the whole grid. Several threads may launch at once, except in checked mode, where they take turns.
+
+        Raises DeviceError with the simulator's message and the kernel's line: those of the first block that fails.
+        """
         p: _Prepared = prepared
         if p.empty:
             return
-        runtime = _runtime()
-        shape = p.shape.ctypes.data
-        with _LOCK:
-            runtime.sim_set_checked(int(self.checked))
-            if self.checked:
+        runtime, reason = _runtime(), _REASON.text
+        if self.checked:
+            with _CHECKER:
                 flags = self._buffer_flags(p.buffers)
-                runtime.sim_set_buffers(len(flags), flags.ctypes.data, int(p.pdl))
-            runtime.sim_set_cluster(p.cluster)
-            runtime.sim_set_cooperative(int(p.cooperative))
-            failed = runtime.sim_launch(
-                p.kernel.address, p.params.ctypes.data, shape, shape + 12, p.shared_bytes, self.seed
-            )
-            message = runtime.sim_error().decode(errors="replace") if failed else ""
+                failed = runtime.sim_launch(
+                    p.address, self.seed, 1, 1, len(flags), flags.ctypes.data, reason, _ERROR_BYTES
+                )
+        else:
+            failed = runtime.sim_launch(p.address, self.seed, self.threads, 0, 0, None, reason, _ERROR_BYTES)
         if failed:
-            raise DeviceError(f"kernel {p.kernel.name} failed: {resolve(message)}", node=p.name)
+            message = resolve(reason.value.decode(errors="replace"))
+            raise DeviceError(f"kernel {p.kernel.name} failed: {message}", node=p.name)
 
     def _forget_results(self, begin: int, end: int) -> None:
         """Memory that the host writes no longer counts as a kernel's result."""
-        self._results = {b: e for b, e in self._results.items() if e <= begin or b >= end}
+        if not self.checked:
+            return
+        with _CHECKER:
+            self._results = {b: e for b, e in self._results.items() if e <= begin or b >= end}
 
     def _buffer_flags(self, buffers: tuple[tuple[int, int, bool], ...]) -> np.ndarray:
         """Rows (begin, bytes, flags) as ``u64[n, 3]``: flag 1, this launch writes it; 2, an earlier kernel wrote it."""

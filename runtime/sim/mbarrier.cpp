@@ -19,14 +19,22 @@ struct MBarrier {
 };
 constexpr int kMaxBarriers = 128;
 constexpr int kMostBytes = (1 << 20) - 1;  // and arrivals
-MBarrier table[kMaxBarriers];
-int table_size;
+
+}  // namespace
+
+struct MBarriers {
+  MBarrier table[kMaxBarriers];
+  int size;
+};
+
+namespace {
 
 u64 seal(u32 address) { return 0x9d5c3a71b2e6f480ull ^ (u64)address << 20; }
 
 MBarrier* lookup(u32 address) {
-  for (int i = 0; i < table_size; ++i)
-    if (table[i].address == address) return &table[i];
+  MBarriers& all = *sm().mbarriers;
+  for (int i = 0; i < all.size; ++i)
+    if (all.table[i].address == address) return &all.table[i];
   return nullptr;
 }
 
@@ -36,7 +44,7 @@ MBarrier& find(u32 address, const void* pc) {
   if (!m) sim_fail("the mbarrier at shared offset %u was never initialised", address - kSharedBase);
   const u64 expected = seal(address);
   if (memcmp(p, &expected, 8)) sim_fail("the mbarrier at shared offset %u was overwritten", address - kSharedBase);
-  if (checked && pc) check_shared(p, 8, Access::Atomic, sim_current->linear, pc);
+  if (sm().checked && pc) check_shared(p, 8, Access::Atomic, sim_current->linear, pc);
   return *m;
 }
 
@@ -50,7 +58,7 @@ void complete_if_done(MBarrier& m) {
 
 void arrive(MBarrier& m) {
   if (!m.pending) sim_fail("more than %d arrivals in one phase of the mbarrier at shared offset %u", m.expected, m.address - kSharedBase);
-  if (checked) hb_release(m.released, sim_current->linear);
+  if (sm().checked) hb_release(m.released, sim_current->linear);
   --m.pending;
   complete_if_done(m);
 }
@@ -58,9 +66,10 @@ void arrive(MBarrier& m) {
 }  // namespace
 
 size_t describe_mbarriers(char* text, size_t size) {
+  MBarriers& all = *sm().mbarriers;
   size_t n = 0;
-  for (int i = 0; i < table_size && n + 200 < size; ++i) {
-    const MBarrier& m = table[i];
+  for (int i = 0; i < all.size && n + 200 < size; ++i) {
+    const MBarrier& m = all.table[i];
     bool waited = false;
     for (u32 lanes : m.waiting) waited |= lanes != 0;
     if (waited)
@@ -70,26 +79,29 @@ size_t describe_mbarriers(char* text, size_t size) {
   return n;
 }
 
-void mbarriers_reset() { table_size = 0; }
+void mbarriers_create() { create(sm().mbarriers); }
+
+void mbarriers_reset() { sm().mbarriers->size = 0; }
 
 void mbarriers_check_end() {
-  for (int i = 0; i < table_size; ++i)
-    if (table[i].bytes)
+  MBarriers& all = *sm().mbarriers;
+  for (int i = 0; i < all.size; ++i)
+    if (all.table[i].bytes)
       sim_fail("the block ends with %lld bytes unaccounted for on the mbarrier at shared offset %u: expect_tx and the loads disagree",
-               table[i].bytes, table[i].address - kSharedBase);
+               all.table[i].bytes, all.table[i].address - kSharedBase);
 }
 
 int mbar_agent(u32 bar) {
   const MBarrier& m = find(bar, nullptr);
-  if (checked && !m.published)
+  if (sm().checked && !m.published)
     sim_fail("a TMA load uses the mbarrier at shared offset %u, but no fence_mbar_init() followed its initialisation", bar - kSharedBase);
-  return kLoadAgent + (int)(&m - table) % kLoadAgents;
+  return kLoadAgent + (int)(&m - sm().mbarriers->table) % kLoadAgents;
 }
 
 void mbar_complete_bytes(u32 bar, int bytes, int agent, u32 clock) {
   MBarrier& m = find(bar, nullptr);
   m.bytes -= bytes;
-  if (checked) hb_join_agent(m.released, agent, clock);
+  if (sm().checked) hb_join_agent(m.released, agent, clock);
   complete_if_done(m);
 }
 
@@ -100,13 +112,14 @@ using namespace sim;
 extern "C" {
 
 void sim_mbar_init(u32 bar, int count) {
+  MBarriers& all = *sm().mbarriers;
   u8* p = shared_pointer(bar, 8, 8);
   if (count < 1 || count > kMostBytes) sim_fail("mbarrier count %d", count);
-  if (checked) check_shared(p, 8, Access::Write, sim_current->linear, __builtin_return_address(0));
+  if (sm().checked) check_shared(p, 8, Access::Write, sim_current->linear, __builtin_return_address(0));
   MBarrier* m = lookup(bar);
   if (!m) {
-    if (table_size == kMaxBarriers) sim_fail("more than %d mbarriers", kMaxBarriers);
-    m = &table[table_size++];
+    if (all.size == kMaxBarriers) sim_fail("more than %d mbarriers", kMaxBarriers);
+    m = &all.table[all.size++];
   }
   memset((void*)m, 0, sizeof *m);
   m->address = bar;
@@ -128,17 +141,18 @@ void sim_mbar_arrive(u32 bar) { arrive(find(bar, __builtin_return_address(0))); 
 void sim_mbar_wait(u32 bar, int parity) {
   MBarrier& m = find(bar, __builtin_return_address(0));
   while (m.phase == (parity & 1)) park(m.waiting);
-  if (checked) hb_acquire(sim_current->warp, m.completed);
+  if (sm().checked) hb_acquire(sim_current->warp, m.completed);
   maybe_preempt();
 }
 
 void sim_fence_mbar_init() {
-  for (int i = 0; i < table_size; ++i) table[i].published = true;
+  MBarriers& all = *sm().mbarriers;
+  for (int i = 0; i < all.size; ++i) all.table[i].published = true;
 }
 
 void sim_fence_proxy_async() {
   sim_fence_mbar_init();
-  if (checked) hb_proxy_fence(sim_current->linear);
+  if (sm().checked) hb_proxy_fence(sim_current->linear);
 }
 
 }  // extern "C"

@@ -53,13 +53,25 @@ struct SimMma {
   int form_a, form_b;  // of 8-bit types: sim_byte_form
 };
 
-extern "C" {
-extern SimThread* sim_current;
-extern uint3 sim_block_index;
-extern dim3 sim_block_dim, sim_grid_dim;
-extern u8* sim_dynamic_shared;
-extern bool sim_in_order;  // the schedule is the ordinary one: operations of a block may run in their short form
+namespace sim {
+struct Sm;
+}
 
+// What code asks for at every turn. Each host thread has its own, as it runs one block at a time.
+struct SimPlace {
+  SimThread* current;
+  uint3 block_index;
+  dim3 block_dim, grid_dim;
+  u8* dynamic_shared;
+  sim::Sm* sm;    // all that the runtime library keeps for this host thread
+  bool in_order;  // the schedule is the ordinary one: operations of a block may run in their short form
+};
+// The few words have a fixed distance from the host thread's pointer: they are as near as a global variable.
+extern "C" __thread SimPlace sim_place __attribute__((tls_model("initial-exec")));
+#define sim_current sim_place.current
+#define sim_in_order sim_place.in_order
+
+extern "C" {
 [[noreturn]] void sim_fail(const char* format, ...);
 
 // Rendezvous of threads and of lanes.

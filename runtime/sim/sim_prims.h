@@ -264,13 +264,7 @@ ARCWELD_DEVICE f64 atomic_add(f64* p, f64 v) { return atomicAdd(p, v); }
 ARCWELD_DEVICE i32 atomic_add(i32* p, i32 v) { return atomicAdd(p, v); }
 ARCWELD_DEVICE u32 atomic_add(u32* p, u32 v) { return atomicAdd(p, v); }
 ARCWELD_DEVICE i64 atomic_add(i64* p, i64 v) { return atomicAdd(p, v); }
-template <class T>
-SIM_UNCHECKED static __attribute__((noinline)) T sim_atomic_add16(T* p, T v) {
-  sim_atomic_access(p, 2);
-  const T old = *p;
-  *p = from_f32<T>(to_f32(old) + to_f32(v));
-  return old;
-}
+template <class T> SIM_ATOMIC(T, sim_atomic_add16, from_f32<T>(to_f32(old) + to_f32(v)))
 ARCWELD_DEVICE f16 atomic_add(f16* p, f16 v) { return sim_atomic_add16(p, v); }
 ARCWELD_DEVICE bf16 atomic_add(bf16* p, bf16 v) { return sim_atomic_add16(p, v); }
 ARCWELD_DEVICE u32 atomic_inc(u32* p, u32 last) { return atomicInc(p, last); }
@@ -278,18 +272,8 @@ ARCWELD_DEVICE i32 atomic_max(i32* p, i32 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i32 atomic_min(i32* p, i32 v) { return atomicMin(p, v); }
 ARCWELD_DEVICE i64 atomic_max(i64* p, i64 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i64 atomic_min(i64* p, i64 v) { return atomicMin(p, v); }
-SIM_UNCHECKED static __attribute__((noinline)) f32 atomic_max(f32* p, f32 v) {
-  sim_atomic_access(p, 4);
-  const f32 old = *p;
-  if (!(old >= v) && old == old) *p = v;
-  return old;
-}
-SIM_UNCHECKED static __attribute__((noinline)) f32 atomic_min(f32* p, f32 v) {
-  sim_atomic_access(p, 4);
-  const f32 old = *p;
-  if (!(old <= v) && old == old) *p = v;
-  return old;
-}
+SIM_ATOMIC(f32, atomic_max, !(old >= v) && old == old ? v : old)
+SIM_ATOMIC(f32, atomic_min, !(old <= v) && old == old ? v : old)
 
 // ---------------------------------------------------------------- pairs of 16-bit floats
 // x + y rounded to odd: rounding that once more, to 16 bits, gives what rounding the exact sum gives.

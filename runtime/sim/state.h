@@ -1,5 +1,8 @@
-// The state of the one block that runs, shared by the runtime's files. One OS thread runs every fiber: no locks, no TLS.
+// The state of the one block that a host thread runs, shared by the runtime's files. One host thread runs all fibers of a
+// block: this state needs no locks.
 #pragma once
+#include <setjmp.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -43,21 +46,70 @@ struct NamedBarrier {
 };
 constexpr int kNamedBarriers = 16;
 
-extern SimThread threads[kMaxThreads];
-extern Warp warps[kMaxWarps];
-extern int thread_count, warp_count;
-extern size_t shared_bytes;
-extern int seed;
-extern bool running;    // a kernel's code is on the CPU
-
 // Units with state of their own. What a block has not used needs no reset, and no look when a thread returns.
 constexpr u32 kNamed = 1, kCopies = 2, kStores = 4, kWgmma = 8, kClusters = 16;
-extern u32 used_units;
 
-extern bool cooperative;  // all blocks of the launch are alive: they may wait for each other
-extern int done_count;    // threads of the block that have returned
+// ---------------------------------------------------------------- a host thread's part
+// Stacks of fibers (fibers.cpp).
+struct Stacks {
+  char* area;
+  void** free;
+  int count, free_count, used_count;
+  int guarded;   // so many have a page below that nobody may touch
+  void* dead;    // the stack of a thread that returned: freed once execution has left it
+};
+
+// Each file's own state, which it makes in NAME_create().
+struct Barriers;
+struct Copies;
+struct MBarriers;
+struct Tma;
+struct Cluster;
+struct Grid;
+struct Warpgroups;
+struct Dense;
+
+// What a host thread needs to run one block at a time: a streaming multiprocessor, in the GPU's words. A launch takes one for
+// its own thread, and the workers have one each. It begins as zeros.
+struct Sm {
+  SimThread threads[kMaxThreads];
+  Warp warps[kMaxWarps];
+  int thread_count, warp_count;
+  int done_count;     // threads of the block that have returned
+  size_t shared_bytes;
+  u32 used_units;
+  int seed, cluster_size;
+  bool running;       // a kernel's code is on the CPU
+  bool checked;       // checked mode
+  bool cooperative;   // all blocks of the launch are alive: they may wait for each other
+
+  void (*kernel)(const void*);
+  const void* kernel_params;
+  u64 random_state;
+  void* launch_stack_pointer;
+  Stacks stacks;
+  u8* shared;         // the shared memory of ordinary launches
+  char* scratch;      // sim_scratch
+  size_t scratch_bytes;
+  jmp_buf setting_up; // where a failure goes that no thread of the kernel makes
+  char error_text[4096];
+  alignas(64) char signal_stack[64 << 10];
+  stack_t old_signal_stack;  // the thread's own
+
+  Barriers* barriers;
+  Copies* copies;
+  MBarriers* mbarriers;
+  Tma* tma;
+  Cluster* cluster;
+  Grid* grid;
+  Warpgroups* warpgroups;
+  Dense* dense;
+  Sm* next_free;      // hosts.cpp
+};
+inline Sm& sm() { return *sim_place.sm; }
 
 // ---------------------------------------------------------------- cooperative launches (grid.cpp)
+void grid_create();
 void grid_start(int count);       // before the first block of a launch of ``count``
 void grid_select(int block);      // the block that starts or goes on has this number
 void grid_block_start();
@@ -67,9 +119,12 @@ int grid_next(int after);         // a block that can go on, the first one behin
 bool grid_over();                 // every block has ended
 void grid_stuck();                // fetches a block whose threads wait for each other; fails if they wait for other blocks
 void grid_wake();                 // makes the threads ready whose number has come
-void grid_end();
 
 // ---------------------------------------------------------------- scheduler (fibers.cpp)
+void stacks_create(int count);    // room for ``count`` stacks at least, none of which is in use
+void stacks_reset();
+bool run_block();                 // until its threads have returned or, in a cooperative launch, wait for other blocks; false if one failed
+[[noreturn]] void deadlock();
 u64 random_bits();
 void park(u32* waiting);          // the current thread waits; its bit is added to waiting[its warp]
 void wake(u32* waiting);          // makes every thread of waiting[] ready and clears it
@@ -77,6 +132,13 @@ void maybe_preempt();             // with a seed: sometimes lets another thread 
 bool in_fiber_stack(const void* p);
 
 // ---------------------------------------------------------------- each file's part of starting a block
+void barriers_create();
+void copies_create();
+void mbarriers_create();
+void tma_create();
+void cluster_create();
+void warpgroups_create();
+void dense_create();
 void barriers_reset();
 void barriers_save(NamedBarrier* into);
 void barriers_restore(const NamedBarrier* from);
@@ -100,6 +162,11 @@ size_t describe_mbarriers(char* text, size_t size);
 // ``bytes`` more bytes for ``old``, or new ones if that is null; and zeroed pages. Where there is no memory the launch fails.
 void* allocate(void* old, size_t bytes);
 void* map_pages(size_t bytes);
+
+// Makes a file's state of this host thread, all zeros, unless it is there.
+template <class T> void create(T*& state) {
+  if (!state) state = (T*)map_pages(sizeof(T));
+}
 
 // Makes room for more than ``capacity`` elements, ``first`` of them at first.
 template <class T> void grow(T*& array, int& capacity, int first) {

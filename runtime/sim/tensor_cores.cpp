@@ -13,7 +13,7 @@ namespace {
 const u16* matrix_row(void** slots, int matrix, int row, Access access) {
   const int lane = matrix * 8 + row;
   const u8* p = shared_pointer(((SimFragment*)slots[lane])->address, 16, 16);
-  if (checked) check_shared(p, 16, access, sim_current->warp * kLanes + lane, warps[sim_current->warp].site[lane]);
+  if (sm().checked) check_shared(p, 16, access, sim_current->warp * kLanes + lane, sm().warps[sim_current->warp].site[lane]);
   return (const u16*)p;
 }
 
@@ -134,9 +134,9 @@ u8* shared_pointer(u32 address, int bytes, int alignment) {
   if (address & (u32)(alignment - 1))
     sim_fail("misaligned shared address 0x%x: this access needs %d bytes of alignment", address, alignment);
   const u64 offset = (u64)address - kSharedBase;
-  if (address < kSharedBase || offset + (u64)bytes > shared_bytes)
-    sim_fail("shared access out of bounds: offset %lld, %d bytes, of %zu", (long long)address - kSharedBase, bytes, shared_bytes);
-  return sim_dynamic_shared + offset;
+  if (address < kSharedBase || offset + (u64)bytes > sm().shared_bytes)
+    sim_fail("shared access out of bounds: offset %lld, %d bytes, of %zu", (long long)address - kSharedBase, bytes, sm().shared_bytes);
+  return sim_place.dynamic_shared + offset;
 }
 
 }  // namespace sim
@@ -144,8 +144,8 @@ u8* shared_pointer(u32 address, int bytes, int alignment) {
 extern "C" {
 
 u32 sim_shared_address(const void* p) {
-  const size_t offset = (size_t)((const u8*)p - sim_dynamic_shared);
-  if (offset > shared_bytes) sim_fail("smem_u32 of a pointer that is not into the block's %zu bytes of shared memory", shared_bytes);
+  const size_t offset = (size_t)((const u8*)p - sim_place.dynamic_shared);
+  if (offset > sm().shared_bytes) sim_fail("smem_u32 of a pointer that is not into the block's %zu bytes of shared memory", sm().shared_bytes);
   return kSharedBase + (u32)offset;
 }
 

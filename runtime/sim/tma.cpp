@@ -42,15 +42,22 @@ struct Tile {
 };
 
 constexpr int kMaxPending = 4096;
-Tile loads[kMaxPending];
-int load_count;
 
 struct StoreQueue {  // of one thread
   Tile* tiles;
   int count, capacity, groups;
   int group_end[64];
 };
-StoreQueue stores[kMaxThreads];
+
+}  // namespace
+
+struct Tma {
+  Tile loads[kMaxPending];
+  int load_count;
+  StoreQueue stores[kMaxThreads];
+};
+
+namespace {
 
 u32 swizzled(u32 address, u32 swizzle) {
   const u32 mask = swizzle == 128 ? 7 : swizzle == 64 ? 3 : swizzle == 32 ? 1 : 0;
@@ -134,18 +141,24 @@ void check_tile(const Tile& t, bool is_store, const void* pc) {
 
 }  // namespace
 
-void tma_reset() { load_count = 0; }
+void tma_create() { create(sm().tma); }
+
+void tma_reset() { sm().tma->load_count = 0; }
 
 void tma_stores_reset() {
-  for (int i = 0; i < thread_count; ++i) stores[i].count = stores[i].groups = 0;
+  for (int i = 0; i < sm().thread_count; ++i) {
+    StoreQueue& q = sm().tma->stores[i];
+    q.count = q.groups = 0;
+  }
 }
 
 bool tma_land_one() {
-  if (!load_count) return false;
-  const int i = seed ? (int)(random_bits() % (u64)load_count) : 0;
-  const Tile t = loads[i];
-  --load_count;
-  for (int k = i; k < load_count; ++k) loads[k] = loads[k + 1];
+  Tma& all = *sm().tma;
+  if (!all.load_count) return false;
+  const int i = sm().seed ? (int)(random_bits() % (u64)all.load_count) : 0;
+  const Tile t = all.loads[i];
+  --all.load_count;
+  for (int k = i; k < all.load_count; ++k) all.loads[k] = all.loads[k + 1];
   land(t);
   return true;
 }
@@ -153,12 +166,13 @@ bool tma_land_one() {
 void mbarriers_check_end();
 
 void tma_check_block_end() {
-  if (load_count) sim_fail("the block ends with %d TMA loads that nobody waited for", load_count);
+  Tma& all = *sm().tma;
+  if (all.load_count) sim_fail("the block ends with %d TMA loads that nobody waited for", all.load_count);
   mbarriers_check_end();
 }
 
 void tma_check_exit(const SimThread& thread) {
-  if (stores[thread.linear].count) sim_fail("a thread returned with TMA stores that it never waited for");
+  if (sm().tma->stores[thread.linear].count) sim_fail("a thread returned with TMA stores that it never waited for");
 }
 
 }  // namespace sim
@@ -168,50 +182,52 @@ using namespace sim;
 extern "C" {
 
 void sim_tma_load(u32 dst, const void* map, u32 bar, int rank, int x0, int x1, int x2, int x3) {
+  Tma& all = *sm().tma;
   const int x[kMaxRank] = {x0, x1, x2, x3};
-  if (load_count == kMaxPending) sim_fail("more than %d TMA loads in flight", kMaxPending);
-  Tile& t = loads[load_count];
+  if (all.load_count == kMaxPending) sim_fail("more than %d TMA loads in flight", kMaxPending);
+  Tile& t = all.loads[all.load_count];
   t = make_tile(map, dst, rank, x, "TMA load");
   t.bar = bar;
   t.agent = mbar_agent(bar);
-  if (checked) {
+  if (sm().checked) {
     t.clock = agent_tick(t.agent);
     check_tile(t, false, __builtin_return_address(0));
   }
   memset(shared_pointer(dst, t.bytes(), 128), 0xff, (size_t)t.bytes());
-  ++load_count;
+  ++all.load_count;
 }
 
 void sim_bulk_load(u32 dst, const void* src, int bytes, u32 bar) {
+  Tma& all = *sm().tma;
   if (bytes < 1 || ((uintptr_t)src | dst | (u32)bytes) & 15)
     sim_fail("a bulk copy of %d bytes from %p to shared address %u: all three must be multiples of 16", bytes, src, dst);
-  if (load_count == kMaxPending) sim_fail("more than %d TMA loads in flight", kMaxPending);
+  if (all.load_count == kMaxPending) sim_fail("more than %d TMA loads in flight", kMaxPending);
   u8* p = shared_pointer(dst, bytes, 16);
-  Tile& t = loads[load_count];
+  Tile& t = all.loads[all.load_count];
   t = {};
   t.map.address = (u64)src;
   t.map.dims[0] = (u64)bytes;
   t.shared = dst;
   t.bar = bar;
   t.agent = mbar_agent(bar);
-  if (checked) {
+  if (sm().checked) {
     const void* pc = __builtin_return_address(0);
     t.clock = agent_tick(t.agent);
     check_global(src, (size_t)bytes, false, pc);
     check_agent(p, bytes, Access::Write, t.agent, t.clock, sim_current->warp, 1, pc);
   }
   memset(p, 0xff, (size_t)bytes);
-  ++load_count;
+  ++all.load_count;
 }
 
 void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, int x3) {
   const int x[kMaxRank] = {x0, x1, x2, x3};
-  used_units |= kStores;
-  StoreQueue& q = stores[sim_current->linear];
+  sm().used_units |= kStores;
+  StoreQueue& q = sm().tma->stores[sim_current->linear];
   if (q.count == q.capacity) grow(q.tiles, q.capacity, 16);
   Tile t = make_tile(map, src, rank, x, "TMA store");
   t.agent = kStoreAgent;
-  if (checked) {
+  if (sm().checked) {
     t.clock = agent_tick(kStoreAgent);
     check_tile(t, true, __builtin_return_address(0));
   }
@@ -219,20 +235,20 @@ void sim_tma_store(const void* map, u32 src, int rank, int x0, int x1, int x2, i
 }
 
 void sim_tma_store_commit() {
-  used_units |= kStores;
-  StoreQueue& q = stores[sim_current->linear];
+  sm().used_units |= kStores;
+  StoreQueue& q = sm().tma->stores[sim_current->linear];
   if (q.groups == 64) sim_fail("more than 64 TMA store groups in flight");
   q.group_end[q.groups++] = q.count;
 }
 
 void sim_tma_store_wait(int newest) {
-  StoreQueue& q = stores[sim_current->linear];
+  StoreQueue& q = sm().tma->stores[sim_current->linear];
   const int finished = q.groups - newest;
   if (finished <= 0) return;
   const int end = q.group_end[finished - 1];
   for (int i = 0; i < end; ++i) {
     store(q.tiles[i]);
-    if (checked) hb_acquire_agent(sim_current->warp, kStoreAgent, q.tiles[i].clock);
+    if (sm().checked) hb_acquire_agent(sim_current->warp, kStoreAgent, q.tiles[i].clock);
   }
   for (int i = end; i < q.count; ++i) q.tiles[i - end] = q.tiles[i];
   q.count -= end;

@@ -27,15 +27,22 @@ struct Warpgroup {
   int done, count, capacity;  // [done, count) are still to run
   Sums* sums;
   bool resident;  // the sums of the last operation that ran are not in the registers yet
-  Operation& at(int i) { return pending[checked ? i : i % kInFlight]; }
+  Operation& at(int i) { return pending[sm().checked ? i : i % kInFlight]; }
 };
 struct Groups {  // of one thread: how many operations it has issued, and which ones each committed group ends with
   int end[64];
   int groups, seen, issued;
 };
-Warpgroup warpgroups[kWarpgroups];
-Groups committed[kMaxThreads];
-bool fenced[kMaxThreads];  // a wgmma_fence() since the thread last waited: its registers are ready for wgmma
+
+}  // namespace
+
+struct Warpgroups {
+  Warpgroup of[kWarpgroups];
+  Groups committed[kMaxThreads];
+  bool fenced[kMaxThreads];  // a wgmma_fence() since the thread last waited: its registers are ready for wgmma
+};
+
+namespace {
 
 void check_operands(const Operand& o, int group, u32 clock, const void* pc) {
   const int agent = kWgmmaAgent + group, first = group * 4;
@@ -91,12 +98,12 @@ void check_shape(const Operand& o) {
 
 // The operation that the current thread issues, which others may have issued before.
 Operation& issued(Warpgroup& g, const Operand& o) {
-  const int i = committed[sim_current->linear].issued++, t = sim_current->linear % kGroupThreads;
+  const int i = sm().warpgroups->committed[sim_current->linear].issued++, t = sim_current->linear % kGroupThreads;
   if (i == g.count) {
     check_shape(o);
-    if (!checked && g.count - g.done == kInFlight) sim_fail("more than %d wgmma operations in flight", kInFlight);
-    if (!checked && !g.capacity) g.pending = (Operation*)allocate(g.pending, (size_t)(g.capacity = kInFlight) * sizeof(Operation));
-    if (checked && g.count == g.capacity) grow(g.pending, g.capacity, kInFlight);
+    if (!sm().checked && g.count - g.done == kInFlight) sim_fail("more than %d wgmma operations in flight", kInFlight);
+    if (!sm().checked && !g.capacity) g.pending = (Operation*)allocate(g.pending, (size_t)(g.capacity = kInFlight) * sizeof(Operation));
+    if (sm().checked && g.count == g.capacity) grow(g.pending, g.capacity, kInFlight);
     Operation& op = g.at(g.count++);
     op.operand = o;
     op.arrived = 0;
@@ -111,8 +118,10 @@ Operation& issued(Warpgroup& g, const Operand& o) {
 
 }  // namespace
 
+void warpgroups_create() { create(sm().warpgroups); }
+
 void wgmma_reset() {
-  for (Warpgroup& g : warpgroups) {
+  for (Warpgroup& g : sm().warpgroups->of) {
     for (int i = g.done; i < g.count; ++i) {
       free(g.at(i).saved);
       g.at(i).saved = nullptr;
@@ -121,14 +130,14 @@ void wgmma_reset() {
     g.resident = false;
     memset(g.waiting, 0, sizeof g.waiting);
   }
-  for (int i = 0; i < thread_count; ++i) {
-    committed[i].groups = committed[i].seen = committed[i].issued = 0;
-    fenced[i] = false;
+  for (int i = 0; i < sm().thread_count; ++i) {
+    sm().warpgroups->committed[i].groups = sm().warpgroups->committed[i].seen = sm().warpgroups->committed[i].issued = 0;
+    sm().warpgroups->fenced[i] = false;
   }
 }
 
 void wgmma_check_exit(const SimThread& thread) {
-  const Groups& mine = committed[thread.linear];
+  const Groups& mine = sm().warpgroups->committed[thread.linear];
   if (mine.groups || mine.seen != mine.issued)
     sim_fail("a thread returned with wgmma operations that it never waited for");
 }
@@ -140,44 +149,44 @@ using namespace sim;
 extern "C" {
 
 void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int type) {
-  used_units |= kWgmma;
+  sm().used_units |= kWgmma;
   const int group = sim_current->linear / kGroupThreads;
-  Warpgroup& g = warpgroups[group];
-  if ((group + 1) * kGroupThreads > thread_count) sim_fail("wgmma in a warpgroup that is not complete");
-  if (checked && !fenced[sim_current->linear])
+  Warpgroup& g = sm().warpgroups->of[group];
+  if ((group + 1) * kGroupThreads > sm().thread_count) sim_fail("wgmma in a warpgroup that is not complete");
+  if (sm().checked && !sm().warpgroups->fenced[sim_current->linear])
     sim_fail("wgmma without a wgmma_fence() after the start or the last wgmma_wait(): its registers may still be written");
   const int t = sim_current->linear % kGroupThreads;
   Operation& op = issued(g, {a, b, n, transposed_b, accumulate != 0, type, a_registers != nullptr});
   op.d[t] = (float*)d;
   if (a_registers) memcpy(op.a_registers[t], a_registers, sizeof op.a_registers[t]);
   if (++op.arrived == kGroupThreads) {
-    if (checked) {
+    if (sm().checked) {
       op.clock = agent_tick(kWgmmaAgent + group);
       op.saved = hide_accumulators(g, op);
       check_operands(op.operand, group, op.clock, __builtin_return_address(0));
     }
     wake(g.waiting);
-  } else if (checked) {
+  } else if (sm().checked) {
     park(g.waiting);
   }
 }
 
 void sim_wgmma_fence() {
-  used_units |= kWgmma;
-  fenced[sim_current->linear] = true;
+  sm().used_units |= kWgmma;
+  sm().warpgroups->fenced[sim_current->linear] = true;
 }
 
 void sim_wgmma_commit() {
-  used_units |= kWgmma;
-  Groups& mine = committed[sim_current->linear];
+  sm().used_units |= kWgmma;
+  Groups& mine = sm().warpgroups->committed[sim_current->linear];
   if (mine.groups == 64) sim_fail("more than 64 wgmma groups in flight");
   mine.end[mine.groups++] = mine.issued;
 }
 
 void sim_wgmma_wait(int newest) {
-  fenced[sim_current->linear] = false;
-  Warpgroup& g = warpgroups[sim_current->linear / kGroupThreads];
-  Groups& mine = committed[sim_current->linear];
+  sm().warpgroups->fenced[sim_current->linear] = false;
+  Warpgroup& g = sm().warpgroups->of[sim_current->linear / kGroupThreads];
+  Groups& mine = sm().warpgroups->committed[sim_current->linear];
   const int finished = mine.groups - newest;
   if (finished <= 0) return;
   const int end = mine.end[finished - 1];
@@ -186,7 +195,7 @@ void sim_wgmma_wait(int newest) {
     const int next = g.done + 1;
     run_next(g, next < mine.issued && !g.at(next).saved && adds_to_last(g, next));
   }
-  if (checked && end) hb_acquire_agent(sim_current->warp, kWgmmaAgent + sim_current->linear / kGroupThreads, g.at(end - 1).clock);
+  if (sm().checked && end) hb_acquire_agent(sim_current->warp, kWgmmaAgent + sim_current->linear / kGroupThreads, g.at(end - 1).clock);
   mine.seen = end;
   for (int i = finished; i < mine.groups; ++i) mine.end[i - finished] = mine.end[i];
   mine.groups -= finished;

@@ -28,38 +28,52 @@ void widen_chunk(float* to, const u16* from, bool bf16) {
   else widen8<false>(to, from);
 }
 
-alignas(64) float dense_a[64][16], dense_b[16][kMaxN];
-alignas(64) int whole_a[64][32], whole_b[32][kMaxN];
-alignas(64) float byte_a[64][32], byte_b[32][kMaxN];  // of 8-bit floats
+}  // namespace
+
+// The operands of one operation as numbers.
+struct Dense {
+  alignas(64) float a[64][16];
+  alignas(64) float b[16][kMaxN];
+  alignas(64) int whole_a[64][32];
+  alignas(64) int whole_b[32][kMaxN];
+  alignas(64) float byte_a[64][32];  // of 8-bit floats
+  alignas(64) float byte_b[32][kMaxN];
+};
+
+void dense_create() { create(sm().dense); }
+
+namespace {
 
 void read_a(const Operand& o, const u32 (*registers)[4]) {
+  Dense& dense = *sm().dense;
   const bool bf16 = o.is_bf16();
   if (o.from_registers) {
     for (int t = 0; t < kGroupThreads; ++t)
       for (int r = 0; r < 4; ++r) {
         const int row = t / 32 * 16 + t % 32 / 4 + (r & 1) * 8, k = t % 4 * 2 + (r >> 1) * 8;
-        dense_a[row][k] = widen((u16)registers[t][r], bf16);
-        dense_a[row][k + 1] = widen((u16)(registers[t][r] >> 16), bf16);
+        dense.a[row][k] = widen((u16)registers[t][r], bf16);
+        dense.a[row][k + 1] = widen((u16)(registers[t][r] >> 16), bf16);
       }
     return;
   }
   const Descriptor a(o.a);
   for (int r = 0; r < 64; ++r)
-    for (int c = 0; c < 2; ++c) widen_chunk(&dense_a[r][c * 8], swizzled_chunk(a.k_major(r, c)), bf16);
+    for (int c = 0; c < 2; ++c) widen_chunk(&dense.a[r][c * 8], swizzled_chunk(a.k_major(r, c)), bf16);
 }
 
 void read_b(const Operand& o) {
+  Dense& dense = *sm().dense;
   const Descriptor b(o.b);
   if (o.transposed_b) {
     for (int k = 0; k < 16; ++k)
-      for (int c = 0; c < o.n / 8; ++c) widen_chunk(&dense_b[k][c * 8], swizzled_chunk(b.n_major(k, c)), o.is_bf16());
+      for (int c = 0; c < o.n / 8; ++c) widen_chunk(&dense.b[k][c * 8], swizzled_chunk(b.n_major(k, c)), o.is_bf16());
     return;
   }
   for (int r = 0; r < o.n; ++r)
     for (int c = 0; c < 2; ++c) {
       alignas(32) float eight[8];
       widen_chunk(eight, swizzled_chunk(b.k_major(r, c)), o.is_bf16());
-      for (int i = 0; i < 8; ++i) dense_b[c * 8 + i][r] = eight[i];
+      for (int i = 0; i < 8; ++i) dense.b[c * 8 + i][r] = eight[i];
     }
 }
 
@@ -136,16 +150,17 @@ void scatter_sums(const Sums& sums, float* const* d, int n) {
 }
 
 void multiply_add(Sums& sums, const Operand& o, const u32 (*a_registers)[4]) {
+  Dense& dense = *sm().dense;
   if (o.is_int8()) {
-    read_bytes(o, whole_a, whole_b);
-    multiply<Int8, int, 32>((int(*)[kMaxN])sums.of, whole_a, whole_b, o.n);
+    read_bytes(o, dense.whole_a, dense.whole_b);
+    multiply<Int8, int, 32>((int(*)[kMaxN])sums.of, dense.whole_a, dense.whole_b, o.n);
   } else if (o.is_float8()) {  // exact products, f32 sums
-    read_bytes(o, byte_a, byte_b);
-    multiply<Float8, float, 32>(sums.of, byte_a, byte_b, o.n);
+    read_bytes(o, dense.byte_a, dense.byte_b);
+    multiply<Float8, float, 32>(sums.of, dense.byte_a, dense.byte_b, o.n);
   } else {
     read_a(o, a_registers);
     read_b(o);
-    multiply<Float8, float, 16>(sums.of, dense_a, dense_b, o.n);
+    multiply<Float8, float, 16>(sums.of, dense.a, dense.b, o.n);
   }
 }
 
