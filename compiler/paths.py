@@ -1,4 +1,4 @@
-"""The folder of all caches, and the atomic replacement of files."""
+"""The folder of all caches, the atomic replacement of files, and files that another file names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from arcweld.compiler.errors import EnvironmentError_
+from arcweld.compiler.errors import EnvironmentError_, ModelError
 
 
 def cache_dir() -> Path:
@@ -88,3 +89,42 @@ def replaceable(path: Path) -> Path:
     if target.exists() and not target.is_file():
         raise EnvironmentError_(f"{path} cannot be written: it is not a file")
     return target
+
+
+def open_inside(folder: Path, location: str, place: str, *, hub: bool = False) -> BinaryIO:
+    """The file ``location`` below ``folder``, opened: what a model's file calls another part of the model.
+
+    ``place`` begins errors. With ``hub``, a file may be a link that Hugging Face's cache makes: from a snapshot of a
+    repository to the same repository's blobs. Raises ModelError for any other way out of the folder, and for a file
+    that is missing or unreadable.
+    """
+    relative = Path(location)
+    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts:
+        raise ModelError(f"{place}: the location must be a relative path below the model's folder")
+    path = folder
+    try:
+        for part in relative.parts:
+            path /= part
+            if path.is_symlink():
+                blob = _blob(folder, path) if hub else None
+                if blob is None:
+                    link = str(path.relative_to(folder))
+                    raise ModelError(
+                        f"{place}: {link!r} is a symbolic link, which may lead out of the model's folder",
+                        hint="put the file itself there",
+                    )
+                path = blob
+        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place}: the file is missing or unreadable ({error})") from error
+
+
+def _blob(folder: Path, link: Path) -> Path | None:
+    """The file that ``link`` in a snapshot of Hugging Face's cache stands for; None for any other link.
+
+    The cache has ``repository/snapshots/revision/name`` as a link to ``repository/blobs/hash``.
+    """
+    snapshot = Path(os.path.realpath(folder))
+    target = Path(os.path.normpath(snapshot / link.relative_to(folder).parent / os.readlink(link)))
+    inside = snapshot.parent.name == "snapshots" and target.parent == snapshot.parent.parent / "blobs"
+    return target if inside else None

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from onnx import AttributeProto, TensorProto
 from arcweld.compiler.dtypes import DType, integer_range, unpack
 from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.skeleton import Cut, cut_weights
+from arcweld.compiler.paths import open_inside
 
 ModelSource: TypeAlias = "str | Path | bytes | onnx.ModelProto"
 AttrValue: TypeAlias = Any  # int, float, str, tuple of them, ndarray, GraphProto
@@ -254,39 +255,19 @@ def _external(
     place = f"external data of tensor {tensor.name!r} in file {location!r}"
     if folder is None:
         raise ModelError(f"{place}: the model was not read from a file", hint="pass the path of the .onnx file")
-    relative = Path(location)
-    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{place}: the location must be a relative path below the model's folder")
     try:
         offset = int(info.get("offset", "0"))
         length = int(info["length"]) if "length" in info else None
     except ValueError as error:
         raise ModelError(f"{place}: {error}") from error
     need = dtype.nbytes(math.prod(shape))
-    with _open_inside(folder, relative, place) as file:
+    with open_inside(folder, location, place) as file:
         found = os.fstat(file.fileno())
         size = found.st_size if stat.S_ISREG(found.st_mode) else -1
         if offset < 0 or (length is not None and length != need) or offset + need > size:
             raise ModelError(f"{place}: bytes {offset}..{offset + need} were expected, the file has {max(size, 0)}")
         stored = _stored(dtype)
         return np.memmap(file, stored, "r", offset, (need // stored.itemsize,)) if need else np.zeros(0, stored)
-
-
-def _open_inside(folder: Path, relative: Path, place: str) -> BinaryIO:
-    """The file ``relative`` below ``folder``, which no symbolic link may lead out of it."""
-    path = folder
-    try:
-        for part in relative.parts:
-            path /= part
-            if path.is_symlink():
-                link = str(path.relative_to(folder))
-                raise ModelError(
-                    f"{place}: {link!r} is a symbolic link, which may lead out of the model's folder",
-                    hint="put the file itself there",
-                )
-        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{place}: the file is missing or unreadable ({error})") from error
 
 
 # ------------------------------------------------------------------------------------------------------ attributes

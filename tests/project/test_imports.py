@@ -149,8 +149,8 @@ MODULES = {
     "cupy-cuda12x": ("cupy", "cupy_backends"), "cuda-bindings": ("cuda",), "nvidia-cuda-nvrtc-cu12": (),
     "protobuf": ("google",),
 }  # fmt: skip
-# of the extras `torch`, `test`, `bench`, `explorer` and `wandb`; only asked for by what needs them
-OPTIONAL = {"torch", "onnxruntime", "model_explorer", "dacite", "wandb"}
+# of the extras `torch`, `test`, `bench`, `explorer`, `wandb` and `llm`; only asked for by what needs them
+OPTIONAL = {"torch", "onnxruntime", "model_explorer", "dacite", "wandb", "gguf"}
 
 
 def test_dependencies_are_used_and_what_is_used_is_declared() -> None:

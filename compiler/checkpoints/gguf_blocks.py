@@ -1,0 +1,167 @@
+"""The block types of GGUF that stay packed, and what their blocks become in the IR.
+
+A row of a matrix is a sequence of blocks of 32 or 256 elements; a block holds its scales beside its elements. The
+layouts are those of ggml's ``ggml-common.h``:
+
+    type   block                                              element
+    Q4_0   d f16, 16 bytes: element i low, i + 16 high        d * (q - 8)
+    Q4_1   d f16, m f16, 16 bytes as Q4_0                     d * q + m
+    Q5_0   d f16, 32 fifth bits, 16 bytes as Q4_0             d * (q - 16)
+    Q5_1   d f16, m f16, 32 fifth bits, 16 bytes as Q4_0      d * q + m
+    Q8_0   d f16, 32 signed bytes                             d * q
+    Q4_K   d f16, m f16, 8 pairs of 6-bit scale and minimum   d * scale * q - m * minimum
+           in 12 bytes, 4 x 32 bytes: element i low, i + 32 high
+    Q5_K   as Q4_K, with 256 fifth bits before the bytes      as Q4_K
+    Q6_K   128 bytes of low and 64 of high bits, 16 signed    d * scale * (q - 32)
+           8-bit scales, d f16
+
+Elements of 4 bits stay 4 bits. The IR has no integers of 5 and 6 bits: these take a byte. Scales and minima of the K
+types are products of f16 and integers of few bits, which f32 holds exactly; all others stay f16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from arcweld.compiler.checkpoints.bits import packed_rows, row_chunks
+from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor
+from arcweld.compiler.dtypes import DType
+
+Blocks = np.ndarray  # u8[rows, blocks of a row, bytes of a block]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockType:
+    """A type whose blocks have a packed form.
+
+    elements  of a block; ``nbytes`` of it; ``group`` elements share a scale
+    dtype     of the elements in the IR; ``zero`` what is subtracted from each
+    codes     of blocks, their elements in order, as ``[rows, k]`` or packed as rows of bytes
+    scales    of blocks, the scales and, where elements have offsets, these, each ``[rows, k / group]``
+    """
+
+    elements: int
+    nbytes: int
+    group: int
+    dtype: DType
+    zero: int
+    codes: Callable[[Blocks], np.ndarray]
+    scales: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class GgufBlocks:
+    """Blocks of a GGUF type that stays packed, ``u8[n, blocks of a row * bytes of a block]`` in the part ``data``."""
+
+    kind: str
+
+    def widened(self, tensor: StoredTensor) -> str:
+        """A vector becomes f32: only matrices, and stacks of them, have a packed form."""
+        return "" if len(tensor.shape) >= 2 else f"{self.kind} of rank {len(tensor.shape)}"
+
+    def decode(self, tensor: StoredTensor) -> np.ndarray:
+        """The tensor as f32."""
+        return self._packed(tensor).decode().reshape(tensor.shape)
+
+    def stored(self, tensor: StoredTensor) -> np.ndarray | Packed:
+        """The packed form of a matrix, of a stack of matrices that of all their rows."""
+        return self._packed(tensor)
+
+    def _packed(self, tensor: StoredTensor) -> Packed:
+        of, k = TYPES[self.kind], tensor.shape[-1]
+        data = tensor.parts["data"]
+        blocks = data.reshape(-1, k // of.elements, of.nbytes)
+        n, dtype = blocks.shape[0], of.dtype
+        width = dtype.nbytes(k)
+        elements = np.empty((n, width), np.uint8 if dtype.is_packed else dtype.numpy)
+        scale, offset = of.scales(blocks)
+        for a, b in row_chunks(n, k):
+            elements[a:b] = of.codes(blocks[a:b])
+        zero = np.array(of.zero).astype(dtype.numpy) if of.zero else None
+        return Packed(dtype, (n, k), elements, scale, zero, offset, of.group)
+
+
+def _f16(blocks: Blocks, at: int) -> np.ndarray:
+    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0]
+
+
+def _nibbles(quants: np.ndarray, half: int) -> np.ndarray:
+    """Bytes ``[r, b, m * half]`` whose low and high halves are elements ``half`` apart, as elements a byte each."""
+    rows, blocks, count = quants.shape
+    pairs = quants.reshape(rows, blocks, count // half, 1, half) >> np.array([[0], [4]], np.uint8)
+    return (pairs & np.uint8(15)).reshape(rows, blocks, 2 * count)
+
+
+def _flat(codes: np.ndarray) -> np.ndarray:
+    return codes.reshape(codes.shape[0], -1)
+
+
+def _packed4(at: int, half: int) -> Callable[[Blocks], np.ndarray]:
+    return lambda blocks: packed_rows(_flat(_nibbles(blocks[..., at:], half)), 4)
+
+
+def _five(at: int) -> Callable[[Blocks], np.ndarray]:
+    """Elements of 5 bits: 4 bytes of fifth bits from byte ``at``, then halves of bytes."""
+
+    def codes(blocks: Blocks) -> np.ndarray:
+        fifth = np.unpackbits(np.ascontiguousarray(blocks[..., at : at + 4]), axis=-1, bitorder="little")
+        return _flat(_nibbles(blocks[..., at + 4 :], 16) | fifth << np.uint8(4))
+
+    return codes
+
+
+def _signed(codes: Callable[[Blocks], np.ndarray], zero: int) -> Callable[[Blocks], np.ndarray]:
+    return lambda blocks: codes(blocks).view(np.int8) - np.int8(zero)
+
+
+def _scale(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+    return _f16(blocks, 0), None
+
+
+def _scale_and_minimum(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+    return _f16(blocks, 0), _f16(blocks, 2)
+
+
+def _q5_k(blocks: Blocks) -> np.ndarray:
+    """Bit j of fifth byte i belongs to element ``32 * j + i``."""
+    fifth = blocks[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & np.uint8(1)
+    low = _nibbles(blocks[..., 48:], 32)
+    return _flat(low | fifth.reshape(low.shape) << np.uint8(4))
+
+
+def _q6_k(blocks: Blocks) -> np.ndarray:
+    """Two halves of 128 elements; element ``32 * j + i`` of a half has bits 2j of high byte i."""
+    rows, count = blocks.shape[:2]
+    low = _nibbles(blocks[..., :128], 64)
+    high = blocks[..., 128:192].reshape(rows, count, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8)
+    codes = low | (high & np.uint8(3)).reshape(low.shape) << np.uint8(4)
+    return _flat(codes).view(np.int8) - np.int8(32)
+
+
+def _k_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+    """12 bytes: 4 scales, 4 minima of 6 bits each; then 4 and 4 low ones, whose upper bits are those of the first 8."""
+    low, high, rest = (blocks[..., at : at + 4] for at in (4, 8, 12))
+    scale = np.concatenate([low & 63, rest & 15 | low >> 6 << 4], axis=-1)
+    minimum = np.concatenate([high & 63, rest >> 4 | high >> 6 << 4], axis=-1)
+    d, m = (_f16(blocks, at).astype(np.float32)[..., None] for at in (0, 2))
+    return _flat(d * scale.astype(np.float32)), _flat(-(m * minimum.astype(np.float32)))
+
+
+def _q6_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+    scale = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
+    return _flat(_f16(blocks, 208).astype(np.float32)[..., None] * scale.astype(np.float32)), None
+
+
+TYPES: dict[str, BlockType] = {
+    "Q4_0": BlockType(32, 18, 32, DType.U4, 8, _packed4(2, 16), _scale),
+    "Q4_1": BlockType(32, 20, 32, DType.U4, 0, _packed4(4, 16), _scale_and_minimum),
+    "Q5_0": BlockType(32, 22, 32, DType.I8, 0, _signed(_five(2), 16), _scale),
+    "Q5_1": BlockType(32, 24, 32, DType.U8, 0, _five(4), _scale_and_minimum),
+    "Q8_0": BlockType(32, 34, 32, DType.I8, 0, lambda blocks: _flat(blocks[..., 2:]).view(np.int8), _scale),
+    "Q4_K": BlockType(256, 144, 32, DType.U4, 0, _packed4(16, 32), _k_scales),
+    "Q5_K": BlockType(256, 176, 32, DType.U8, 0, _q5_k, _k_scales),
+    "Q6_K": BlockType(256, 210, 16, DType.I8, 0, _q6_k, _q6_scales),
+}

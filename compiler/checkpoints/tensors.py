@@ -1,0 +1,167 @@
+"""Tensors of a checkpoint, as it stores them: where their bytes are, in which layout, and what they become in the IR.
+
+Nothing is read before it is asked for, and what stays packed is never widened: its bits are put in the IR's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from arcweld.compiler.checkpoints.bits import byte_fields, row_chunks
+from arcweld.compiler.dtypes import DType, from_numpy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A matrix ``[n, k]`` as the operands of a DequantizeLinear: ``(elements - zero) * scale + offset``.
+
+    A stack of matrices ``[…, n, k]`` is the matrix of all their rows.
+
+    dtype      of the elements: an integer type of 2, 4 or 8 bits, or a float of 8
+    elements   of a packed type ``u8[n, ceil(k * bits / 8)]``, rows of whole bytes, the first element in the lowest bits
+               (UnpackBits gives the elements); of any other type ``dtype[n, k]``
+    scale      ``[n, ceil(k / block)]`` where ``block`` is not 0; else ``[n]``, or ``[]`` for all elements
+    zero       of the elements' type as numpy has it, in the shape of the scales or ``[]``; None for 0
+    offset     in the shape of the scales; None for 0
+    block      elements of a row that share a scale
+    order      column j of the elements is column ``order[j]`` of the matrix; None where all are in place
+    """
+
+    dtype: DType
+    shape: tuple[int, int]
+    elements: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    block: int = 0
+    order: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all operands as an engine stores them."""
+        rest = [a for a in (self.scale, self.zero, self.offset, self.order) if a is not None]
+        return self.elements.nbytes + sum(from_numpy(a.dtype).nbytes(a.size) for a in rest)
+
+    def decode(self) -> np.ndarray:
+        """The matrix as ``f32[n, k]``, its columns in place: DequantizeLinear's arithmetic in f32.
+
+        The difference of integers is exact; the product and the sum are rounded once each.
+        """
+        n, k = self.shape
+        wide = np.empty((n, k), np.float32)
+        for a, b in row_chunks(n, k):
+            rows = self._rows(a, b)
+            if self.zero is not None:
+                rows = rows - self._along(self.zero, a, b)
+            rows = rows * self._along(self.scale, a, b)
+            if self.offset is not None:
+                rows = rows + self._along(self.offset, a, b)
+            if self.order is None:
+                wide[a:b] = rows
+            else:
+                wide[a:b, self.order] = rows
+        return wide
+
+    def _rows(self, a: int, b: int) -> np.ndarray:
+        rows = self.elements[a:b]
+        if self.dtype.is_packed:
+            rows = byte_fields(rows, self.dtype.bits, self.shape[1])
+        return rows.astype(np.float32)
+
+    def _along(self, operand: np.ndarray, a: int, b: int) -> np.ndarray:
+        wide = operand.astype(np.float32)  # a zero point has few bits: f32 holds it, and differences, exactly
+        if operand.ndim == 0:
+            return wide
+        if operand.ndim == 1:
+            return wide[a:b, None]
+        return np.repeat(wide[a:b], self.block, axis=1)[:, : self.shape[1]]
+
+
+class Layout(Protocol):
+    """How tensors of one kind lie in their files: a description without data."""
+
+    @property
+    def kind(self) -> str:
+        """The layout's name, such as ``f16``, ``Q4_1`` or ``gptq 4 bits``."""
+        ...
+
+    def widened(self, tensor: StoredTensor) -> str:
+        """Why the tensor has no packed form in the IR, and becomes f32; empty if it has one, or is not quantised."""
+        ...
+
+    def decode(self, tensor: StoredTensor) -> np.ndarray:
+        """The tensor as f32, in its logical shape."""
+        ...
+
+    def stored(self, tensor: StoredTensor) -> np.ndarray | Packed:
+        """What the tensor is in the IR, if it is not widened."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    name    as a module's parameter is called: of a quantised layer ``….weight``, whatever its parts are called
+    shape   the logical shape: of a layer's matrix ``[outputs, inputs]``
+    layout  how it is stored
+    parts   views of the mapped files, by the layout's names for them
+    file    the file with the first part, for errors
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    parts: Mapping[str, np.ndarray]
+    file: str
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all parts in the files."""
+        return sum(p.nbytes for p in self.parts.values())
+
+    @property
+    def widened(self) -> str:
+        """Why the tensor becomes f32 in the IR; empty if it is there as it is stored."""
+        return self.layout.widened(self)
+
+    def decode(self) -> np.ndarray:
+        """The tensor as f32, in its logical shape: the reference of what it means."""
+        return self.layout.decode(self)
+
+    def to_stored(self) -> np.ndarray | Packed:
+        """What the tensor is in the IR: an array of its own type, or of a quantised one its packed operands.
+
+        A tensor that is ``widened`` gives ``decode()``. An array of an own type is a view of the file. Of a packed one
+        the bits are reordered where the IR has another order: at most ``bits.CHUNK`` elements are unpacked at a time,
+        so that the peak of memory is that of the result and some megabytes.
+        """
+        return self.layout.decode(self) if self.widened else self.layout.stored(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Elements of one type in row-major order."""
+
+    dtype: DType
+
+    @property
+    def kind(self) -> str:
+        """The type's name."""
+        return str(self.dtype.value)
+
+    def widened(self, tensor: StoredTensor) -> str:
+        """Empty: the IR has every such type."""
+        return ""
+
+    def decode(self, tensor: StoredTensor) -> np.ndarray:
+        """The elements as f32."""
+        return tensor.parts["data"].astype(np.float32)
+
+    def stored(self, tensor: StoredTensor) -> np.ndarray | Packed:
+        """A view of the file."""
+        return tensor.parts["data"]
