@@ -1,7 +1,7 @@
 """Reads the header of a safetensors file: which tensor lies where. Contents are neither read nor copied.
 
-The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, the header in JSON, the contents
-of all tensors one after another, without gaps.
+The format (https://github.com/huggingface/safetensors): 8 bytes with the header's length, the header in JSON, the
+contents of all tensors one after another, without gaps.
 """
 
 from __future__ import annotations

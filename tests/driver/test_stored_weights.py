@@ -1,0 +1,108 @@
+"""Weights of checkpoints in graphs: the storage pass keeps them packed, and engines give what f64 gives with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arcweld.compiler.checkpoints.graph import add_linear
+from arcweld.compiler.checkpoints.opening import open_checkpoint
+from arcweld.compiler.checkpoints.tensors import StoredTensor
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
+from arcweld.compiler.options import Options
+from arcweld.compiler.reference import run_reference
+from arcweld.compiler.verifier import verify
+from arcweld.driver.api import compile_graph
+from arcweld.models import reencode
+from arcweld.passes.pipeline import run_passes
+
+N, K = 160, 256
+LAYER = "layer.up_proj"
+
+
+def by_gguf(kind: str) -> Callable[[Path, np.ndarray], StoredTensor]:
+    def write(folder: Path, w: np.ndarray) -> StoredTensor:
+        path = reencode.write_gguf(folder / "m.gguf", "llama", {}, {LAYER: (w, kind)})
+        return open_checkpoint(path).tensors[LAYER]
+
+    return write
+
+
+def by_method(encode: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Path, np.ndarray], StoredTensor]:
+    def write(folder: Path, w: np.ndarray) -> StoredTensor:
+        reencode.write_folder(folder, {}, *encode({f"{LAYER}.weight": w}, *args, **options))
+        return open_checkpoint(folder).tensors[f"{LAYER}.weight"]
+
+    return write
+
+
+FORMS: dict[str, tuple[Callable[[Path, np.ndarray], StoredTensor], DType]] = {
+    "Q4_0": (by_gguf("Q4_0"), DType.U4),
+    "Q4_1": (by_gguf("Q4_1"), DType.U4),
+    "Q5_1": (by_gguf("Q5_1"), DType.U8),
+    "Q8_0": (by_gguf("Q8_0"), DType.I8),
+    "gptq": (by_method(reencode.gptq, 4, 64), DType.U4),
+    "gptq act-order": (by_method(reencode.gptq, 4, 64, act_order=True), DType.U4),
+    "gptq 2 bits": (by_method(reencode.gptq, 2, 64), DType.U2),
+    "gptq 3 bits": (by_method(reencode.gptq, 3, -1), DType.U4),
+    "awq": (by_method(reencode.awq, 128), DType.U4),
+    "pack": (by_method(reencode.compressed), DType.U4),
+    "int8": (by_method(reencode.compressed, "int-quantized", 8, 0), DType.I8),
+    "fp8": (by_method(reencode.compressed, "float-quantized"), DType.F8E4M3FN),
+    "modelopt": (by_method(reencode.modelopt), DType.F8E4M3FN),
+}
+
+
+def product(form: str, folder: Path, rows: int) -> tuple[Graph, np.ndarray]:
+    """A graph that multiplies ``x[rows, K]`` by the transpose of a stored matrix, and that matrix as f32."""
+    w = np.random.default_rng(1).normal(0.01, 0.05, (N, K)).astype(np.float32)
+    tensor = FORMS[form][0](folder, w)
+    x = Value("x", TensorType(DType.F32, (rows, K)))
+    rw = Rewriter(Graph("g", (x,), (x,), ()))
+    y = add_linear(rw, x, tensor)
+    graph = rw.finish().replace(outputs=(y,))
+    verify(graph, after="a stored weight")
+    return graph, tensor.decode()
+
+
+def elements_of(graph: Graph, dtype: DType) -> int:
+    """The elements of the largest weight of a type."""
+    read = [v for n in graph.nodes for v in n.operands() if v.dtype is dtype and v.name in graph.weights]
+    return max((graph.weights[v.name].data.size for v in read), default=0)
+
+
+def reference(graph: Graph, x: np.ndarray) -> np.ndarray:
+    return run_reference(graph, {"x": x})[graph.outputs[0].name]
+
+
+def close(got: np.ndarray, x: np.ndarray, w: np.ndarray) -> None:
+    """Sums of 256 products in f32: each is off by at most 256 roundings of the sum of magnitudes."""
+    want = x.astype(np.float64) @ w.astype(np.float64).T
+    bound = K * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T)
+    assert (np.abs(got - want) <= bound).all()
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_the_storage_pass_keeps_what_is_packed(form: str, tmp_path: Path) -> None:
+    graph, w = product(form, tmp_path, 1)
+    x = np.random.default_rng(2).standard_normal((1, K)).astype(np.float32)
+    close(reference(graph, x), x, w)
+    after = run_passes(graph, Options(arch=("sm_80",)), verify_each=True)
+    assert elements_of(after, FORMS[form][1]) == N * K
+    assert [n.attrs["keep"] for n in after.nodes if n.op == "DequantizeLinear"] == [1]
+    close(reference(after, x), x, w)
+
+
+@pytest.mark.parametrize("form", ["Q4_1", "gptq act-order", "awq", "fp8"])
+def test_engines_unpack_them(form: str, tmp_path: Path) -> None:
+    graph, w = product(form, tmp_path, 1)
+    x = np.random.default_rng(2).standard_normal((1, K)).astype(np.float32)
+    engine = compile_graph(graph, device="sim")
+    (got,) = engine.run({"x": x}).values()
+    close(got, x, w)
+    assert sum(a.nbytes for a in engine.data.weights.values()) < 1.3 * N * K
