@@ -270,7 +270,8 @@ def k_blocks(w: np.ndarray, kind: str) -> np.ndarray:
 def _halves(codes: np.ndarray, half: int) -> np.ndarray:
     """Codes of 4 bits ``[b, 256]`` two to a byte: the element ``half`` further on in the upper bits."""
     pairs = codes.reshape(codes.shape[0], -1, 2, half)
-    return (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(codes.shape[0], -1)
+    found: np.ndarray = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(codes.shape[0], -1)
+    return found
 
 
 def _four_or_five(w: np.ndarray, bits: int) -> np.ndarray:

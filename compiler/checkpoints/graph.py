@@ -44,8 +44,8 @@ def _dequantised(rw: Rewriter, name: str, p: Packed, dtype: DType) -> Value:
         data = rw.constant(p.elements, DType.U8, f"{name}.packed", f"{name}.packed")
         elements = make(rw, "UnpackBits", [data], {"dtype": p.dtype}, origin=origin)
         if elements.shape != p.shape:  # rows are whole bytes
-            attrs = {"starts": (0, 0), "sizes": p.shape, "steps": (1, 1)}
-            elements = make(rw, "Slice", [elements], attrs, origin=origin)
+            whole = {"starts": (0, 0), "sizes": p.shape, "steps": (1, 1)}
+            elements = make(rw, "Slice", [elements], whole, origin=origin)
     else:
         elements = rw.constant(p.elements, p.dtype, f"{name}.elements", f"{name}.elements")
     operands: list[Value | None] = [elements, rw.constant(p.scale, from_numpy(p.scale.dtype), f"{name}.scale",

@@ -148,7 +148,8 @@ class Interleaved:
         """The inner layout's form with its rows in the module's order, in memory: both forms are there at once."""
         found, rows = self.inner.stored(tensor), self._rows(tensor.shape[0])
         if isinstance(found, np.ndarray):
-            return found[rows]
+            moved: np.ndarray = found[rows]
+            return moved
         scale = found.scale[rows] if found.scale.ndim else found.scale
         zero, offset = (a if a is None or not a.ndim else a[rows] for a in (found.zero, found.offset))
         return replace(found, elements=found.elements[rows], scale=scale, zero=zero, offset=offset)

@@ -311,6 +311,22 @@ def test_unquantised_tensors_are_views_of_the_files(shards: int, dtype: Any, tmp
         np.testing.assert_array_equal(checkpoint.tensors[name].decode(), array.astype(dtype).astype(np.float32))
 
 
+@pytest.mark.parametrize("form", sorted(reencode.FOLDERS))
+def test_tensors_at_odd_addresses(form: str, tmp_path: Path) -> None:
+    """Other writers end a header at any byte. All parts are views of the file, whatever their addresses are."""
+    state = weights(32, 64)
+    even = reencode.write_folder(tmp_path / "even", {}, *reencode.FOLDERS[form](state))
+    odd = reencode.write_folder(tmp_path / "odd", {}, *reencode.FOLDERS[form](state))
+    data = (odd / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    moved = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
+    (odd / "model.safetensors").write_bytes(moved)
+    found = [open_checkpoint(folder).tensors for folder in (even, odd)]
+    for name, tensor in found[1].items():
+        assert all(is_mapped(p) for p in tensor.parts.values())
+        np.testing.assert_array_equal(tensor.decode(), found[0][name].decode())
+
+
 @pytest.mark.parametrize("method", ["gptq", "act-order", "gptq 3 bits", "awq"])
 def test_packing_takes_the_memory_of_its_result(method: str, tmp_path: Path) -> None:
     """4M elements: the peak is the result and a chunk's temporaries, less than the matrix has in f32."""

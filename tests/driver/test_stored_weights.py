@@ -58,10 +58,20 @@ FORMS: dict[str, tuple[Callable[[Path, np.ndarray], StoredTensor], DType]] = {
 }
 
 
+def at_an_odd_address(folder: Path, w: np.ndarray) -> StoredTensor:
+    """An f32 matrix in a file whose header has an odd length."""
+    reencode.write_folder(folder, {}, {f"{LAYER}.weight": w})
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    file.write_bytes((end - 7).to_bytes(8, "little") + data[8:end] + b" " + data[end:])
+    return open_checkpoint(folder).tensors[f"{LAYER}.weight"]
+
+
 def product(form: str, folder: Path, rows: int) -> tuple[Graph, np.ndarray]:
     """A graph that multiplies ``x[rows, K]`` by the transpose of a stored matrix, and that matrix as f32."""
     w = np.random.default_rng(1).normal(0.01, 0.05, (N, K)).astype(np.float32)
-    tensor = FORMS[form][0](folder, w)
+    tensor = at_an_odd_address(folder, w) if form == "odd" else FORMS[form][0](folder, w)
     x = Value("x", TensorType(DType.F32, (rows, K)))
     rw = Rewriter(Graph("g", (x,), (x,), ()))
     y = add_linear(rw, x, tensor)
@@ -106,3 +116,11 @@ def test_engines_unpack_them(form: str, tmp_path: Path) -> None:
     (got,) = engine.run({"x": x}).values()
     close(got, x, w)
     assert sum(a.nbytes for a in engine.data.weights.values()) < 1.3 * N * K
+
+
+def test_an_engine_with_a_weight_at_an_odd_address(tmp_path: Path) -> None:
+    graph, w = product("odd", tmp_path, 3)
+    assert not any(weight.data.flags.aligned for weight in graph.weights.values())
+    x = np.random.default_rng(2).standard_normal((3, K)).astype(np.float32)
+    (got,) = compile_graph(graph, device="sim").run({"x": x}).values()
+    close(got, x, w)
