@@ -21,6 +21,7 @@ types are products of f16 and integers of few bits, which f32 holds exactly; all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,12 +72,9 @@ class GgufBlocks:
         return self._packed(tensor)
 
     def _packed(self, tensor: StoredTensor) -> Packed:
-        of, k = TYPES[self.kind], tensor.shape[-1]
-        data = tensor.parts["data"]
-        blocks = data.reshape(-1, k // of.elements, of.nbytes)
-        n, dtype = blocks.shape[0], of.dtype
-        width = dtype.nbytes(k)
-        elements = np.empty((n, width), np.uint8 if dtype.is_packed else dtype.numpy)
+        of, n, k = TYPES[self.kind], math.prod(tensor.shape[:-1]), tensor.shape[-1]
+        blocks, dtype = tensor.parts["data"].reshape(n, k // of.elements, of.nbytes), of.dtype
+        elements = np.empty((n, dtype.nbytes(k)), np.uint8 if dtype.is_packed else dtype.numpy)
         scale, offset = of.scales(blocks)
         for a, b in row_chunks(n, k):
             elements[a:b] = of.codes(blocks[a:b])

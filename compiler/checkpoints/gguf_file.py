@@ -189,7 +189,8 @@ class _Info:
 def _read(data: np.ndarray, name: str) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     reader = _Reader(data, name)
     if reader.take(4).tobytes() != MAGIC:
-        raise ModelError("not a GGUF file: it does not begin with GGUF", node=name)
+        raise ModelError("not a GGUF file: it does not begin with GGUF", node=name,
+                         hint="name a GGUF file, or the folder of a Hugging Face model")  # fmt: skip
     version = reader.number("<I")
     if version not in VERSIONS:
         swapped = version & 0xFFFF == 0
@@ -229,6 +230,8 @@ def _infos(reader: _Reader, count: int) -> dict[str, _Info]:
         if rank > MOST_DIMENSIONS:
             raise reader.broken(f"it has {rank} dimensions")
         shape = tuple(reader.number("<Q") for _ in range(rank))[::-1]
+        if not all(shape):
+            raise reader.broken(f"it has no elements, its shape is {list(shape)}")
         layout, elements, nbytes = _layout(reader, name, reader.number("<I"))
         if math.prod(shape) >= 1 << 48 or max(shape, default=0) >= 1 << 48 or (shape or (1,))[-1] % elements:
             raise reader.broken(f"{list(shape)} elements do not fill blocks of {elements}")

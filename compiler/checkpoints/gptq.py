@@ -107,9 +107,9 @@ def read_gptq(config: Mapping[str, Any], raw: Raw) -> dict[str, StoredTensor]:
     ``config`` is ``quantization_config``. Raises ModelError where it contradicts shapes, UnsupportedError for bits and
     formats that are not read.
     """
-    stated = config.get("checkpoint_format") or config.get("format") or "gptq"
+    stated = str(config.get("checkpoint_format") or config.get("format") or "gptq")
     if stated not in FORMATS:
-        raise UnsupportedError(f"a GPTQ checkpoint in the format {str(stated)[:80]!r}",
+        raise UnsupportedError(f"a GPTQ checkpoint in the format {stated[:80]!r}",
                                hint=f"the formats {', '.join(FORMATS)} are read")  # fmt: skip
     bits, group = (config.get(what) for what in ("bits", "group_size"))
     if not isinstance(bits, int) or not isinstance(group, int):

@@ -82,8 +82,8 @@ def order_of(groups: np.ndarray | None, k: int, count: int, block: int, tensor: 
     """
     if groups is None or not k:
         return Order()
-    if groups.shape != (k,) or groups.min() < 0 or groups.max() >= count:
-        raise contradiction(tensor.name, tensor.file, f"its group index should have {k} numbers below {count}")
+    if groups.shape != (k,) or groups.dtype.kind not in "iu" or groups.min() < 0 or groups.max() >= count:
+        raise contradiction(tensor.name, tensor.file, f"its group index should have {k} integers below {count}")
     if (groups == np.arange(k) // block).all():
         return Order()
     counts = np.bincount(groups, minlength=count)

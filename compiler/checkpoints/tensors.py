@@ -53,24 +53,23 @@ class Packed:
         """
         n, k = self.shape
         wide = np.empty((n, k), np.float32)
-        for a, b in row_chunks(n, k):
-            rows = self._rows(a, b)
-            if self.zero is not None:
-                rows = rows - self._along(self.zero, a, b)
-            rows = rows * self._along(self.scale, a, b)
-            if self.offset is not None:
-                rows = rows + self._along(self.offset, a, b)
-            if self.order is None:
-                wide[a:b] = rows
-            else:
-                wide[a:b, self.order] = rows
+        with np.errstate(all="ignore"):  # NaN and infinity are numbers like any other
+            for a, b in row_chunks(n, k):
+                wide[a:b, slice(None) if self.order is None else self.order] = self._rows(a, b)
         return wide
 
     def _rows(self, a: int, b: int) -> np.ndarray:
-        rows = self.elements[a:b]
+        """Rows ``a`` to ``b`` as f32, their columns in the order of the elements."""
+        stored = self.elements[a:b]
         if self.dtype.is_packed:
-            rows = byte_fields(rows, self.dtype.bits, self.shape[1])
-        return rows.astype(np.float32)
+            stored = byte_fields(stored, self.dtype.bits, self.shape[1])
+        rows = stored.astype(np.float32)
+        if self.zero is not None:
+            rows -= self._along(self.zero, a, b)
+        rows *= self._along(self.scale, a, b)
+        if self.offset is not None:
+            rows += self._along(self.offset, a, b)
+        return rows
 
     def _along(self, operand: np.ndarray, a: int, b: int) -> np.ndarray:
         wide = operand.astype(np.float32)  # a zero point has few bits: f32 holds it, and differences, exactly
@@ -131,7 +130,8 @@ class StoredTensor:
 
     def decode(self) -> np.ndarray:
         """The tensor as f32, in its logical shape: the reference of what it means."""
-        return self.layout.decode(self)
+        with np.errstate(all="ignore"):  # NaN and infinity are numbers like any other
+            return self.layout.decode(self)
 
     def to_stored(self) -> np.ndarray | Packed:
         """What the tensor is in the IR: an array of its own type, or of a quantised one its packed operands.
@@ -140,7 +140,8 @@ class StoredTensor:
         the bits are reordered where the IR has another order: at most ``bits.CHUNK`` elements are unpacked at a time,
         so that the peak of memory is that of the result and some megabytes.
         """
-        return self.layout.decode(self) if self.widened else self.layout.stored(self)
+        with np.errstate(all="ignore"):
+            return self.layout.decode(self) if self.widened else self.layout.stored(self)
 
 
 @dataclass(frozen=True, slots=True)

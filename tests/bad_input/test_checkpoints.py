@@ -236,8 +236,11 @@ def test_a_scheme_that_contradicts_shapes(what: str, value: Any, tmp_path: Path)
     refused(tmp_path, f"{LAYER}.weight", "model.safetensors")
 
 
-def test_group_indices_out_of_range(tmp_path: Path) -> None:
+def test_group_indices_that_are_floats_or_out_of_range(tmp_path: Path) -> None:
     arrays, settings = MADE["gptq"]()
+    index = arrays[f"{LAYER}.g_idx"].astype(np.float32)
+    reencode.write_folder(tmp_path, {}, arrays | {f"{LAYER}.g_idx": index}, settings)
+    refused(tmp_path, f"{LAYER}.weight", "group index", "model.safetensors")
     for value in (-1, 2, 1 << 30):
         index = arrays[f"{LAYER}.g_idx"].copy()
         index[5] = value
@@ -252,6 +255,7 @@ def test_group_indices_out_of_range(tmp_path: Path) -> None:
         ({"load_in_4bit": True}, "bitsandbytes"),
         ({"quant_method": "hqq"}, "'hqq' are not read"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "marlin"}, "'marlin'"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": ["gptq"]}, "['gptq']"),
         ({"quant_method": "gptq", "bits": 5, "group_size": 32}, "5 bits"),
         ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast"}, "'gemv_fast'"),
         ({"quant_method": "awq", "bits": 3, "group_size": 32}, "3 bits"),
@@ -366,6 +370,7 @@ def test_entries_of_tensors_that_lie(whole: bytes, tmp_path: Path) -> None:
     path, at = tmp_path / "m.gguf", entry(whole, b"a", 2)
     kind, offset = at + 20, at + 24
     refused(changed(whole, path, at, "<I", 5), "'a'", "5 dimensions")
+    refused(changed(whole, path, at + 4, "<Q", 0), "'a'", "no elements")
     refused(changed(whole, path, at + 4, "<Q", 63), "'a'", "do not fill blocks of 32")
     refused(changed(whole, path, at + 4, "<Q", 1 << 63), "'a'", "elements do not fill")
     refused(changed(whole, path, at + 12, "<Q", 1 << 40), "'a'", "the file ends at byte")
