@@ -100,7 +100,10 @@ def open_inside(folder: Path, location: str, place: str, *, hub: bool = False) -
     """
     relative = Path(location)
     if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{place}: the location must be a relative path below the model's folder")
+        raise ModelError(
+            f"{place}: the location must be a relative path below the model's folder",
+            hint="put the file into the model's folder, and name it so",
+        )
     path = folder
     try:
         for part in relative.parts:
@@ -116,7 +119,9 @@ def open_inside(folder: Path, location: str, place: str, *, hub: bool = False) -
                 path = blob
         return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     except (OSError, ValueError) as error:
-        raise ModelError(f"{place}: the file is missing or unreadable ({error})") from error
+        raise ModelError(
+            f"{place}: the file is missing or unreadable ({error})", hint="fetch or copy the model's files once more"
+        ) from error
 
 
 def _blob(folder: Path, link: Path) -> Path | None:

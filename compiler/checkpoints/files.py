@@ -44,9 +44,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
     if not os.path.lexists(folder / name):
         return None
     with open_inside(folder, name, f"the file {name!r} of the checkpoint", hub=True) as file:
-        data = file.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise ModelError(f"the file is larger than {MAX_JSON >> 20} MiB", node=name, hint=COPY_AGAIN)
+        found_file = os.fstat(file.fileno())
+        if not stat.S_ISREG(found_file.st_mode) or found_file.st_size > MAX_JSON:
+            raise ModelError(f"the file is no file, or larger than {MAX_JSON >> 20} MiB", node=name, hint=COPY_AGAIN)
+        data = file.read(found_file.st_size)
     try:
         found: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

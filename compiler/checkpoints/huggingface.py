@@ -68,9 +68,8 @@ def _tensors(folder: Path) -> Raw:
     raw = Raw()
     index = read_json(folder, INDEX)
     if index is None:
-        if not (folder / WEIGHTS).exists() and not (folder / WEIGHTS).is_symlink():
-            _no_weights(folder)
-        raw.add(WEIGHTS, open_safetensors(folder, WEIGHTS, f"the weights {WEIGHTS!r}"))
+        file = _only_file(folder)
+        raw.add(file, open_safetensors(folder, file, f"the weights {file[:200]!r}"))
         return raw
     names = index.get("weight_map")
     if not isinstance(names, Mapping) or not all(isinstance(f, str) for f in names.values()) or not names:
@@ -85,8 +84,14 @@ def _tensors(folder: Path) -> Raw:
     return raw
 
 
-def _no_weights(folder: Path) -> None:
-    """Raises the error of a folder without safetensors files that are called as they should be."""
+def _only_file(folder: Path) -> str:
+    """The safetensors file of a folder without an index: ``model.safetensors``, or the only one, whatever its name."""
+    found = sorted(p.name for p in folder.iterdir() if p.name.endswith(".safetensors"))
+    if WEIGHTS in found or len(found) == 1:
+        return WEIGHTS if WEIGHTS in found else found[0]
+    if found:
+        raise ModelError(f"the folder has {len(found)} safetensors files and neither {WEIGHTS} nor {INDEX}",
+                         node=str(folder), hint="fetch the index too")  # fmt: skip
     pickled = next((p for p in _PICKLES if (folder / p).exists()), "")
     if pickled:
         raise UnsupportedError(f"the weights are pickled ({pickled}), and opening a pickle runs what is in it",

@@ -72,10 +72,26 @@ def test_json_that_is_none(text: str, tmp_path: Path) -> None:
     refused(tmp_path, "config.json", "no JSON object")
 
 
+def test_json_that_is_too_large_or_no_file(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+    refused(tmp_path, "config.json", "larger than 256 MiB")
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    refused(tmp_path, "config.json", "no file")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    refused(tmp_path, "config.json")
+
+
 def test_a_shard_is_missing(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"file 'model-00002-of-00002.safetensors' with tensor 'model.norm.weight'"):
-        open_checkpoint(sharded)
+    refused(sharded, "file 'model-00002-of-00002.safetensors' with tensor 'model.norm.weight'")
+
+
+def test_files_without_an_index(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    refused(sharded, "2 safetensors files", "fetch the index")
 
 
 def test_an_index_with_an_absent_tensor(sharded: Path) -> None:
@@ -109,8 +125,7 @@ def test_an_index_without_a_map(sharded: Path) -> None:
 def test_an_index_that_leads_out_of_the_folder(file: str, sharded: Path) -> None:
     (sharded.parent / "secret.safetensors").write_bytes((sharded / "model-00001-of-00002.safetensors").read_bytes())
     edit_json(sharded / INDEX, lambda index: index.update(weight_map={f"{LAYER}.weight": file}))
-    with pytest.raises(ModelError, match="must be a relative path below the model's folder"):
-        open_checkpoint(sharded)
+    refused(sharded, "must be a relative path below the model's folder", LAYER)
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "config.json", INDEX])

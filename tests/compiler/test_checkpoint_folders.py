@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,23 @@ def test_blocks_of_floats(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened(tmp_path)[0], want)
 
 
+def test_groups_in_another_order(tmp_path: Path) -> None:
+    """``actorder: group``: a part tells the group of each column."""
+    state = weights(24, 96)
+    arrays, settings = reencode.compressed(state, "pack-quantized", 4, 32)
+    index = np.random.default_rng(0).permutation(np.arange(96, dtype=np.int32) // 32)
+    parts = written(tmp_path / "a", (arrays | {f"{LAYER}.weight_g_idx": index}, settings))
+    codes = np.array([[field(row, 4, j) for j in range(96)] for row in parts["weight_packed"]])
+    want = (codes - 8).astype(np.float32) * parts["weight_scale"].astype(np.float32)[:, index]
+    wide, packed = opened(tmp_path / "a")
+    np.testing.assert_array_equal(wide, want)
+    assert packed.order is not None
+    np.testing.assert_array_equal(index[packed.order], np.arange(96) // 32)
+    written(tmp_path / "b", (arrays | {f"{LAYER}.weight_g_idx": np.full(96, -1, np.int32)}, settings))  # in place
+    written(tmp_path / "c", (arrays, settings))
+    np.testing.assert_array_equal(opened(tmp_path / "b")[0], opened(tmp_path / "c")[0])
+
+
 def test_groups_of_layers_with_different_schemes(tmp_path: Path) -> None:
     """Two groups, told apart by expressions."""
     first, settings = reencode.compressed(weights(16, 64), "pack-quantized", 4, 32)
@@ -309,6 +327,41 @@ def test_unquantised_tensors_are_views_of_the_files(shards: int, dtype: Any, tmp
         assert not stored.flags.writeable
         np.testing.assert_array_equal(stored, array.astype(dtype))
         np.testing.assert_array_equal(checkpoint.tensors[name].decode(), array.astype(dtype).astype(np.float32))
+
+
+def test_older_gptq_folders(tmp_path: Path) -> None:
+    """AutoGPTQ's file has a name of its own, and its configuration is a file."""
+    arrays, settings = reencode.gptq(weights(32, 64), 4, 32, version=1)
+    parts = written(tmp_path, (arrays, settings))
+    os.rename(tmp_path / "model.safetensors", tmp_path / "gptq_model-4bit-32g.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32, "desc_act": False}))
+    np.testing.assert_array_equal(opened(tmp_path)[0], by_gptq(parts, 4, 1))
+
+
+def test_a_large_checkpoint_is_opened_without_reading_it(tmp_path: Path) -> None:
+    """64 GiB, which are a hole in the file."""
+    (tmp_path / "config.json").write_text("{}")
+    size = 1 << 36
+    entries = {
+        "big": {"dtype": "F16", "shape": [1 << 15, 1 << 20], "data_offsets": [0, size]},
+        "small": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]},
+    }
+    header = json.dumps(entries).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(size, os.SEEK_CUR)
+        file.write(np.array([1, 2], np.float32).tobytes())
+    tracemalloc.start()
+    tensors = open_checkpoint(tmp_path).tensors
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    assert tensors["big"].nbytes == size
+    np.testing.assert_array_equal(tensors["small"].decode(), [1, 2])
+    stored = tensors["big"].to_stored()
+    assert isinstance(stored, np.ndarray)
+    assert stored[-1, -1] == 0
 
 
 @pytest.mark.parametrize("form", sorted(reencode.FOLDERS))
