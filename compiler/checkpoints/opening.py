@@ -25,5 +25,6 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise ModelError("there is no such checkpoint", node=str(place),
                          hint="name the folder of a Hugging Face model, or a GGUF file")  # fmt: skip
     found = open_folder(place) if place.is_dir() else open_gguf(place)
-    log.info("%s", found.summary())
+    if log.isEnabledFor(logging.INFO):  # the summary reads the group indices of act-order
+        log.info("%s", found.summary())
     return found
