@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value, Weight
+from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.text import sanitize
 from arcweld.compiler.torch.context import Pair
 from arcweld.compiler.torch.equalities import Offset, learn
@@ -29,6 +30,7 @@ from arcweld.compiler.torch.types import Sizes, as_array, value_range
 from arcweld.compiler.torch.whole_layers import WholeLayers, has_projections
 
 log = logging.getLogger("arcweld.torch")
+Weights: TypeAlias = "Callable[[Emitter, str], Value | None]"
 
 
 def import_module(
@@ -36,11 +38,13 @@ def import_module(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    *,
+    weights: Weights | None = None,
 ) -> Graph:
     """A module as a graph, traced by ``torch.export`` with example arguments.
 
-    ``dynamic_shapes`` is torch.export's argument of that name; its ``Dim`` names become the symbols' names. Raises
-    UsageError for layers in training mode, ModelError if torch cannot export it, UnsupportedError for operators
+    ``dynamic_shapes`` is torch.export's argument of that name; its ``Dim`` names become the symbols' names.
+    ``weights`` is that of ``import_exported``. Raises UsageError for layers in training mode, ModelError if torch cannot export it, UnsupportedError for operators
     that Arcweld lacks.
     """
     _refuse_training(module)
@@ -55,17 +59,19 @@ def import_module(
             hint='torch.compile(model, backend="arcweld") needs no export; a file of torch.onnx.export is compiled too',
         ) from error
     names = _symbol_names(module, program, (tuple(args), dict(kwargs or {})), dynamic_shapes)
-    return import_exported(program, name=type(module).__name__, symbol_names=names)
+    return import_exported(program, name=type(module).__name__, symbol_names=names, weights=weights)
 
 
 def import_exported(
-    program: torch.export.ExportedProgram, *, name: str = "module", symbol_names: Mapping[str, str] | None = None
-) -> Graph:
+    program: torch.export.ExportedProgram, *, name: str = "module", symbol_names: Mapping[str, str] | None = None,
+    weights: Weights | None = None,
+) -> Graph:  # fmt: skip
     """An exported program as a graph; its inputs and outputs are the tensors among the program's, in order.
 
     What it writes to its inputs and buffers is state: further outputs take over the memory of inputs. A buffer that is
     written is an input with a first value. Sizes that an operator requires to be equal, and that torch holds for
-    different ones, are made equal, and the program is read again. Raises UnsupportedError, listing every operator that
+    different ones, are made equal, and the program is read again. ``weights`` may give the value of a parameter by its
+    name, None for one that it does not know. Raises UnsupportedError, listing every operator that
     Arcweld lacks.
     """
     program = _decomposed(program)
@@ -74,7 +80,7 @@ def import_exported(
     same: dict[str, Offset] = {}
     while True:
         reader = FxReader(name, Sizes(ranges, symbol_names, same))
-        outputs = _read_exported(reader, program)
+        outputs = _read_exported(reader, program, weights)
         learnt = learn((p.unequal for p in reader.problems if p.unequal is not None), reader.sizes.torch_names)
         if not learnt:
             break
@@ -106,13 +112,15 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
         ) from error
 
 
-def _read_exported(reader: FxReader, program: torch.export.ExportedProgram) -> Sequence[Any]:
+def _read_exported(
+    reader: FxReader, program: torch.export.ExportedProgram, weights: Weights | None
+) -> Sequence[Any]:
     """Reads all nodes of an exported program; returns its outputs. Nodes that are refused are the reader's problems."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     outputs: Sequence[Any] = ()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            reader.env[node] = _exported_placeholder(reader, program, node, specs[node.name])
+            reader.env[node] = _exported_placeholder(reader, program, node, specs[node.name], weights)
         elif node.op == "output":
             outputs = node.args[0]
         else:
@@ -196,12 +204,15 @@ def kept_composites(but: frozenset[str] = frozenset()) -> dict[Any, Any]:
 # -------------------------------------------------------------------------------------------------- placeholders
 
 
-def _exported_placeholder(reader: FxReader, program: Any, node: fx.Node, spec: Any) -> Any:
+def _exported_placeholder(
+    reader: FxReader, program: Any, node: fx.Node, spec: Any, weights: Weights | None
+) -> Any:
     kind = spec.kind.name
     if kind == "BUFFER" and spec.target in program.graph_signature.buffers_to_mutate.values():
         return reader.tensor_input(sanitize(spec.target), node.meta["val"])
     if kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR"):
-        return reader.weight(spec.target, _stored(program, spec.target))
+        given = None if weights is None else weights(Emitter(reader.rw, (spec.target,)), spec.target)
+        return reader.weight(spec.target, _stored(program, spec.target)) if given is None else given
     value = node.meta.get("val")
     if kind != "USER_INPUT":
         return Unavailable(f"an argument of kind {kind.lower()}")

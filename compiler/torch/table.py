@@ -21,6 +21,7 @@ from arcweld.compiler.torch.handlers import (  # noqa: F401
     nn,
     norms,
     order,
+    paged,
     pointwise,
     pool,
     recurrent,

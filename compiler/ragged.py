@@ -1,0 +1,26 @@
+"""The inputs of a causal language model over a ragged batch: tokens of several sequences, one after another.
+
+    ids            i64[T]      token ids
+    positions      i64[T]      the place of each token in its sequence, from 0 on
+    rows           i64[R]      the tokens whose logits are wanted
+    slots          i32[T, 2]   the page of each token and the place in it; -1 and -1: its keys are kept nowhere
+    tile_rows      i32[N, q]   the tokens of each tile, right-aligned; what precedes them is any token
+    token_places   i32[T, 2]   the tile of each token and the place in it
+    kv_indptr, kv_indices, kv_last_page_len, new
+                   the table of pages (``paged.py``) with tiles as sequences: each has the pages up to its last token;
+                   ``new`` i32[N] is how many tokens it has
+
+A tile is a run of tokens of one sequence, which attention computes together. A sequence with more tokens than a tile
+takes has several tiles, of which each ends where its last token is, so that attention is causal between them too.
+"""
+
+from __future__ import annotations
+
+from arcweld.compiler.paged import TABLE
+
+INPUTS = ("ids", "positions", "rows", "slots", "tile_rows", "token_places", *TABLE, "new")
+
+
+def cache_names(layer: int) -> tuple[str, str]:
+    """The inputs with the key and value pages of an attention layer: [pages, page size, heads, head size]."""
+    return f"pages_{2 * layer}", f"pages_{2 * layer + 1}"

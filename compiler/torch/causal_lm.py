@@ -1,0 +1,203 @@
+"""Imports a causal language model of transformers as one graph over a ragged batch, with its caches in pages.
+
+The model's own code says the architecture. It runs once under ``torch.export`` with an attention interface that
+becomes attention over paged caches here, so no model needs a line of its own. Everything but attention works on each
+token alone: the batch is one row of ``T`` tokens of any sequences.
+
+Attention sees a token through *tiles*: up to ``q`` following tokens of one sequence, which attend to its pages as a
+sequence of its own would. A decode step has tiles of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+
+from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.ir import Graph, Value
+from arcweld.compiler.ops.emit import Emitter
+from arcweld.compiler.ragged import cache_names
+from arcweld.compiler.torch.importer import import_module
+
+INTERFACE = "arcweld_paged"
+_MOST_PAGES = 1 << 24
+_LIBRARY = torch.library.Library("arcweld", "FRAGMENT")
+_LIBRARY.define(
+    "paged_attention(Tensor query, Tensor key, Tensor value, Tensor key_pages, Tensor value_pages, Tensor[] batch,"
+    " float scale, int length, int? window, float softcap, Tensor? sink) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _shapes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor,
+    *_: Any,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    batch, heads, tokens, _d = query.shape
+    result = query.new_empty((batch, tokens, heads, value.shape[3]))
+    return result, key_pages.new_empty(key_pages.shape), value_pages.new_empty(value_pages.shape)
+
+
+torch.library.register_fake("arcweld::paged_attention", _shapes, lib=_LIBRARY)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """What one attention layer keeps of a token: ``heads`` keys of ``key_size`` elements, values of ``value_size``.
+
+    ``window``: how many of the last tokens a token attends to; None: all.
+    """
+
+    heads: int
+    key_size: int
+    value_size: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLM:
+    """An imported model: its graph, what each attention layer keeps of a token, and its number of logits."""
+
+    graph: Graph
+    caches: tuple[LayerCache, ...]
+    vocabulary: int
+
+
+@dataclass
+class _Trace:
+    """What the attention interface works on while the model runs, and what it finds out."""
+
+    length: int
+    batch: list[torch.Tensor]
+    pages: list[torch.Tensor]  # keys and values in turns; none while only the layers' sizes are asked for
+    caches: list[LayerCache]
+    written: list[torch.Tensor]
+
+
+_TRACES: list[_Trace] = []
+
+
+def _attend(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
+    scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
+    s_aux: torch.Tensor | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """The attention interface: query [1, heads, T, size], key and value [1, groups, T, size] to [1, T, heads, size]."""
+    trace = _TRACES[-1]
+    k = len(trace.caches)
+    trace.caches.append(LayerCache(int(key.shape[1]), int(key.shape[3]), int(value.shape[3]), sliding_window))
+    if mask is not None:
+        raise UnsupportedError(f"attention layer {k} has a mask of its own beside the causal one")
+    if not trace.pages:
+        return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3])), None
+    y, keys, values = torch.ops.arcweld.paged_attention(
+        query, key, value, trace.pages[2 * k], trace.pages[2 * k + 1], trace.batch,
+        query.shape[3] ** -0.5 if scaling is None else float(scaling), trace.length, sliding_window,
+        float(softcap or 0.0), s_aux,
+    )  # fmt: skip
+    trace.written += [keys, values]
+    return y, None
+
+
+class _Ragged(torch.nn.Module):  # type: ignore[misc]
+    """The model as a function of a ragged batch (``compiler/ragged.py``)."""
+
+    def __init__(self, model: torch.nn.Module, length: int) -> None:
+        super().__init__()
+        self.model = model
+        self.length = length
+        self.caches: list[LayerCache] = []
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor,
+        tile_rows: torch.Tensor, token_places: torch.Tensor, kv_indptr: torch.Tensor, kv_indices: torch.Tensor,
+        kv_last_page_len: torch.Tensor, new: torch.Tensor, pages: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """Logits [R, vocabulary] of the tokens ``rows``, and the pages with the batch's keys and values."""
+        batch = [slots, tile_rows, token_places, kv_indptr, kv_indices, kv_last_page_len, new]
+        trace = _Trace(self.length, batch, pages, [], [])
+        _TRACES.append(trace)
+        try:
+            found = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=rows)
+        finally:
+            _TRACES.pop()
+        self.caches = trace.caches
+        return (found.logits[0], *trace.written)
+
+
+def import_causal_lm(
+    model: Any, *, length: int, page_size: int, tokens: int, sequences: int, tile: int = 16,
+    weights: Callable[[Emitter, str], Value | None] | None = None,
+) -> CausalLM:  # fmt: skip
+    """Imports a ``...ForCausalLM`` of transformers.
+
+    length     the most positions of a sequence
+    page_size  positions of a page
+    tokens     the most tokens of a batch
+    sequences  the most rows of logits
+    tile       the most tokens of a tile
+    weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
+
+    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary] and the pages,
+    which take over the inputs' memory. Raises ModelError for a model that torch cannot export, UnsupportedError for one
+    without attention layers and for operators that Arcweld lacks.
+    """
+    ragged = _Ragged(model.eval(), length)
+    with _paged_interface(model):
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            ragged(*_example(model, (), page_size))
+        caches = tuple(ragged.caches)
+        if not caches:
+            raise UnsupportedError(
+                f"{type(model).__name__} has no attention layer that calls an attention interface of transformers"
+            )
+        shapes = _dynamic_shapes(tokens, sequences, tile, length, page_size, len(caches))
+        graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=weights)
+    names = [n for k in range(len(caches)) for n in cache_names(k)]
+    labels = ("logits", *(f"{n}_now" for n in names))
+    graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=dict(zip(labels[1:], names)))
+    vocabulary = graph.outputs[0].shape[1]
+    assert isinstance(vocabulary, int)
+    return CausalLM(graph, caches, vocabulary)
+
+
+@contextmanager
+def _paged_interface(model: Any) -> Iterator[None]:
+    """Lets the model's attention layers call ``_attend``."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(INTERFACE, _attend)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = INTERFACE
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
+
+
+def _example(model: Any, caches: tuple[LayerCache, ...], page_size: int) -> tuple[Any, ...]:
+    """Arguments of any values; sizes differ, so that none is taken for another one."""
+    tokens, rows, tiles, tile, entries, pages = 12, 3, 4, 5, 7, 9
+    i32 = torch.int32
+    batch = (
+        torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64),
+        torch.zeros(rows, dtype=torch.int64), torch.zeros((tokens, 2), dtype=i32), torch.zeros((tiles, tile), dtype=i32),
+        torch.zeros((tokens, 2), dtype=i32), torch.zeros(tiles + 1, dtype=i32), torch.zeros(entries, dtype=i32),
+        torch.zeros(tiles, dtype=i32), torch.zeros(tiles, dtype=i32),
+    )  # fmt: skip
+    sizes = [(c.heads, n) for c in caches for n in (c.key_size, c.value_size)]
+    return *batch, [torch.zeros((pages, page_size, h, n), dtype=model.dtype) for h, n in sizes]
+
+
+def _dynamic_shapes(tokens: int, sequences: int, tile: int, length: int, page_size: int, layers: int) -> Any:
+    """The open sizes of the graph; their names are the symbols'."""
+    t, n, q = Dim("tokens", min=1, max=tokens), Dim("tiles", min=1, max=tokens), Dim("tile", min=1, max=tile)
+    r, pages = Dim("rows", min=1, max=sequences), Dim("pages", min=1, max=_MOST_PAGES)
+    entries = Dim("entries", min=1, max=tokens * -(-length // page_size))
+    shapes = ({0: t}, {0: t}, {0: r}, {0: t}, {0: n, 1: q}, {0: t}, {0: n + 1}, {0: entries}, {0: n}, {0: n})
+    return *shapes, [{0: pages}] * (2 * layers)
