@@ -14,7 +14,7 @@ import os
 import secrets
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ MAX_TEXT = 1 << 28
 
 MANIFEST, GRAPH, WEIGHTS = "manifest.json", "graph.txt", "weights.safetensors"
 TUNING, VERIFY = "tuning.json", "verify.json"
+FILES = "files/"  # before the names of the model's other files
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class EngineData:
     weights       host arrays by name; read-only views of the mapped file where they were read from one
     verify        the evidence, a JSON value; None if there is none
     tuning        measured choices, a JSON value; None if there are none
+    files         other files of the model by name, such as its tokenizer; nothing here reads them
     unchecked     the SHA-256 of the manifest of the file that it was read from, until ``trust.accepted`` vouches for
                   it; empty for what this process made
     """
@@ -61,7 +63,12 @@ class EngineData:
     provenance: Mapping[str, str] = field(default_factory=dict)
     tuning: Any = None
     verify: Any = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
     unchecked: str = ""
+
+    def with_files(self, files: Mapping[str, bytes]) -> EngineData:
+        """The same engine with these files in place of its own."""
+        return replace(self, files=dict(files))
 
     @property
     def archs(self) -> tuple[str, ...]:
@@ -176,6 +183,8 @@ def _write_members(writer: container.Writer, data: EngineData) -> bytes:
         add(f"cubin/{arch}/{name}.cubin", code)
     for name, code in sorted(data.ptx.items()):
         add(f"ptx/{name}.ptx", code)
+    for name, content in sorted(data.files.items()):
+        add(FILES + name, content)
     if data.tuning is not None:
         add(TUNING, msgspec.json.encode(data.tuning, order="sorted"))
     if data.verify is not None:
@@ -247,6 +256,7 @@ def parse_engine(data: memoryview, *, verify_weights: bool = True) -> EngineData
         provenance=manifest.provenance,
         tuning=_json(views.get(TUNING), TUNING),
         verify=_json(views.get(VERIFY), VERIFY),
+        files={n.removeprefix(FILES): bytes(v) for n, v in views.items() if n.startswith(FILES)},
         unchecked=hashlib.sha256(listing).hexdigest(),
     )
     if tuple(manifest.archs) != engine.archs:
@@ -302,6 +312,8 @@ def _sort_kernels(
                 cubins[arch, file.removesuffix(".cubin")] = bytes(view)
             case ["ptx", file] if file.endswith(".ptx"):
                 ptx[file.removesuffix(".ptx")] = bytes(view)
+            case ["files", file] if file:
+                continue
             case [_] if name in (GRAPH, WEIGHTS, TUNING, VERIFY):
                 continue
             case _:

@@ -131,7 +131,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
 
 
 def import_causal_lm(
-    model: Any, *, length: int, page_size: int, tokens: int, sequences: int, tile: int = 16,
+    model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
     weights: Callable[[Emitter, str], Value | None] | None = None,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
@@ -139,13 +139,13 @@ def import_causal_lm(
     length     the most positions of a sequence
     page_size  positions of a page
     tokens     the most tokens of a batch
-    sequences  the most rows of logits
+    rows       the most rows of logits
     tile       the most tokens of a tile
     weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
 
-    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary] and the pages,
-    which take over the inputs' memory. Raises ModelError for a model that torch cannot export, UnsupportedError for one
-    without attention layers and for operators that Arcweld lacks.
+    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary] and the
+    pages, which take over the inputs' memory. Raises ModelError for a model that torch cannot export, UnsupportedError
+    for one without attention layers and for operators that Arcweld lacks.
     """
     ragged = _Ragged(model.eval(), length)
     with _paged_interface(model):
@@ -156,7 +156,7 @@ def import_causal_lm(
             raise UnsupportedError(
                 f"{type(model).__name__} has no attention layer that calls an attention interface of transformers"
             )
-        shapes = _dynamic_shapes(tokens, sequences, tile, length, page_size, len(caches))
+        shapes = _dynamic_shapes(tokens, rows, tile, length, page_size, len(caches))
         graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=weights)
     names = [n for k in range(len(caches)) for n in cache_names(k)]
     labels = ("logits", *(f"{n}_now" for n in names))
@@ -186,18 +186,19 @@ def _example(model: Any, caches: tuple[LayerCache, ...], page_size: int) -> tupl
     i32 = torch.int32
     batch = (
         torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64),
-        torch.zeros(rows, dtype=torch.int64), torch.zeros((tokens, 2), dtype=i32), torch.zeros((tiles, tile), dtype=i32),
-        torch.zeros((tokens, 2), dtype=i32), torch.zeros(tiles + 1, dtype=i32), torch.zeros(entries, dtype=i32),
-        torch.zeros(tiles, dtype=i32), torch.zeros(tiles, dtype=i32),
+        torch.zeros(rows, dtype=torch.int64), torch.zeros((tokens, 2), dtype=i32),
+        torch.zeros((tiles, tile), dtype=i32), torch.zeros((tokens, 2), dtype=i32),
+        torch.zeros(tiles + 1, dtype=i32), torch.zeros(entries, dtype=i32), torch.zeros(tiles, dtype=i32),
+        torch.zeros(tiles, dtype=i32),
     )  # fmt: skip
     sizes = [(c.heads, n) for c in caches for n in (c.key_size, c.value_size)]
     return *batch, [torch.zeros((pages, page_size, h, n), dtype=model.dtype) for h, n in sizes]
 
 
-def _dynamic_shapes(tokens: int, sequences: int, tile: int, length: int, page_size: int, layers: int) -> Any:
+def _dynamic_shapes(tokens: int, rows: int, tile: int, length: int, page_size: int, layers: int) -> Any:
     """The open sizes of the graph; their names are the symbols'."""
     t, n, q = Dim("tokens", min=1, max=tokens), Dim("tiles", min=1, max=tokens), Dim("tile", min=1, max=tile)
-    r, pages = Dim("rows", min=1, max=sequences), Dim("pages", min=1, max=_MOST_PAGES)
+    r, pages = Dim("rows", min=1, max=rows), Dim("pages", min=1, max=_MOST_PAGES)
     entries = Dim("entries", min=1, max=tokens * -(-length // page_size))
     shapes = ({0: t}, {0: t}, {0: r}, {0: t}, {0: n, 1: q}, {0: t}, {0: n + 1}, {0: entries}, {0: n}, {0: n})
     return *shapes, [{0: pages}] * (2 * layers)

@@ -44,8 +44,8 @@ def import_module(
     """A module as a graph, traced by ``torch.export`` with example arguments.
 
     ``dynamic_shapes`` is torch.export's argument of that name; its ``Dim`` names become the symbols' names.
-    ``weights`` is that of ``import_exported``. Raises UsageError for layers in training mode, ModelError if torch cannot export it, UnsupportedError for operators
-    that Arcweld lacks.
+    ``weights`` is that of ``import_exported``. Raises UsageError for layers in training mode, ModelError if torch
+    cannot export it, UnsupportedError for operators that Arcweld lacks.
     """
     _refuse_training(module)
     try:
@@ -71,8 +71,7 @@ def import_exported(
     What it writes to its inputs and buffers is state: further outputs take over the memory of inputs. A buffer that is
     written is an input with a first value. Sizes that an operator requires to be equal, and that torch holds for
     different ones, are made equal, and the program is read again. ``weights`` may give the value of a parameter by its
-    name, None for one that it does not know. Raises UnsupportedError, listing every operator that
-    Arcweld lacks.
+    name, None for one that it does not know. Raises UnsupportedError, listing every operator that Arcweld lacks.
     """
     program = _decomposed(program)
     rewrite_strided(program.graph)

@@ -1,0 +1,257 @@
+"""The loop of a language model: requests come in, a step computes tokens of many of them, results come out.
+
+One thread drives it. ``LLM`` runs it until all is done; a server calls ``step`` for ever.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from arcweld.compiler.errors import UsageError
+from arcweld.runtime.llm.batch import Run
+from arcweld.runtime.llm.outputs import RequestOutput
+from arcweld.runtime.llm.pages import PagePool
+from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.results import Result
+from arcweld.runtime.llm.runner import Runner
+from arcweld.runtime.llm.sampling import LogitsError, choose, log_softmax, most_likely
+from arcweld.runtime.llm.scheduler import Scheduled, Scheduler
+from arcweld.runtime.llm.sequence import Sequence
+from arcweld.runtime.llm.speculation import Gain, ngram_guesses
+from arcweld.runtime.llm.tokenizer import Tokenizer
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt with its results, several if ``n`` or ``best_of`` says so."""
+
+    output: RequestOutput
+    params: SamplingParams
+    results: list[Result] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did."""
+
+    steps: int
+    computed_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+    preemptions: int
+    proposed: int
+    accepted: int
+    pages_used: int
+    pages_cached: int
+    pages: int
+    running: int
+    waiting: int
+
+
+class Core:
+    """A model that runs, its pages, and the requests on them.
+
+    guesses  how many tokens are guessed for a sequence in a step, from its own text; 0: none
+    """
+
+    def __init__(
+        self, runner: Runner, tokenizer: Tokenizer | None, *, sequences: int, tokens: int, chunk: int | None = None,
+        caching: bool = True, guesses: int = 0,
+    ) -> None:  # fmt: skip
+        d = runner.description
+        self.runner, self.tokenizer, self.description = runner, tokenizer, d
+        self.pool = PagePool(runner.pages, d.page_size, caching)
+        self.scheduler = Scheduler(self.pool, sequences=sequences, tokens=tokens, length=d.length, chunk=chunk)
+        self.requests: dict[str, Request] = {}
+        self.guesses, self.gain = guesses, Gain()
+        self._owners: dict[Sequence, tuple[Request, Result, int]] = {}
+        self._count = 0
+        self._computed = self._generated = self._cached = 0
+
+    # -------------------------------------------------------------------------------------------------- requests
+
+    def add(
+        self, request_id: str, prompt: list[int], params: SamplingParams, *, priority: int = 0,
+        text: str | None = None, salt: bytes = b"",
+    ) -> None:  # fmt: skip
+        """A new request. Raises UsageError for one that cannot be computed; then nothing has changed.
+
+        priority  smaller comes first
+        text      the prompt as text, for the result
+        salt      keeps the prefix cache's pages apart from those of requests with another salt
+        """
+        if request_id in self.requests:
+            raise UsageError(f"the request id {request_id!r} is taken")
+        vocabulary = self.description.vocabulary
+        used = [*prompt, *params.logit_bias, *params.stop_token_ids]
+        if bad := [t for t in used if not 0 <= t < vocabulary]:
+            raise UsageError(f"token {bad[0]} is not one of the model's {vocabulary}")
+        if self.tokenizer is None and params.stop_strings:
+            raise UsageError("stop strings need a tokenizer, and the engine has none", hint="use stop_token_ids")
+        request = Request(RequestOutput(request_id, text, list(prompt), []), params)
+        if params.prompt_logprobs is not None:
+            request.output.prompt_logprobs = [None]
+            salt = secrets.token_bytes(8)  # logits of tokens in cached pages would be missing
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        added: list[Sequence] = []
+        try:
+            for index in range(params.best_of or params.n):
+                s = Sequence(self._count, list(prompt), params, priority, salt)
+                self.scheduler.add(s)
+                added.append(s)
+                self._count += 1
+                result = Result(s, index, self.tokenizer, self.description.end_tokens, self.description.length)
+                request.results.append(result)
+                request.seeds.append(hash_seed(seed, index))
+                self._owners[s] = request, result, index
+        except UsageError:
+            for s in added:
+                self._drop(s)
+            raise
+        request.output.outputs = [r.output for r in request.results]
+        self.requests[request_id] = request
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request at once: its pages are free. Returns what there is of it; None for an unknown one."""
+        request = self.requests.get(request_id)
+        if request is None:
+            return None
+        for r in request.results:
+            if not r.output.finished:
+                r.end("abort", None)
+                self._drop(r.sequence)
+        return self._finish(request)
+
+    def _drop(self, s: Sequence) -> None:
+        self.scheduler.remove(s)
+        self._owners.pop(s, None)
+
+    def _finish(self, request: Request) -> RequestOutput:
+        """Takes a request whose results are complete out of the list."""
+        out, params = request.output, request.params
+        del self.requests[out.request_id]
+        if len(out.outputs) > params.n:
+            best = sorted(out.outputs, key=lambda o: -o.cumulative_logprob / max(1, len(o.token_ids)))[: params.n]
+            out.outputs = best
+            for index, o in enumerate(best):
+                o.index = index
+        out.finished = True
+        return out
+
+    # ----------------------------------------------------------------------------------------------------- steps
+
+    def __bool__(self) -> bool:
+        """Whether anything is left to do."""
+        return len(self.scheduler) > 0
+
+    def step(self) -> list[RequestOutput]:
+        """Computes a step; returns the requests that have new tokens or have ended."""
+        scheduled = self.scheduler.schedule(self._drafts())
+        if not scheduled:
+            return []
+        logits = self.runner.logits([self._run(x) for x in scheduled])
+        self._computed += sum(x.count for x in scheduled)
+        changed: dict[str, Request] = {}
+        row = 0
+        for x in scheduled:
+            request, result, index = self._owners[x.sequence]
+            count = len(self._rows(x))
+            if self._take(x, logits[row : row + count], request, result, request.seeds[index]):
+                changed[request.output.request_id] = request
+            row += count
+        return [self._changed(request) for request in changed.values()]
+
+    def _changed(self, request: Request) -> RequestOutput:
+        for r in request.results:
+            if r.output.finished and r.sequence in self._owners:
+                self._drop(r.sequence)
+        done = all(r.output.finished for r in request.results)
+        return self._finish(request) if done else request.output
+
+    def _drafts(self) -> dict[Sequence, tuple[int, ...]]:
+        if not self.guesses or not self.gain.allows():
+            return {}
+        singles = [s for s in self.scheduler.running if s.left == 1 and s.output]
+        return {s: ngram_guesses(s.tokens(0, len(s)), self.guesses) for s in singles}
+
+    def _rows(self, x: Scheduled) -> range:
+        """The tokens of a scheduled sequence whose logits are wanted, from its first scheduled token on."""
+        s = x.sequence
+        if s.params.prompt_logprobs is not None and s.computed < len(s.prompt):
+            return range(x.count)
+        return range(x.count - len(x.drafts) - 1, x.count) if x.reaches_end else range(0)
+
+    def _run(self, x: Scheduled) -> Run:
+        s = x.sequence
+        tokens = [*s.tokens(s.computed, s.computed + x.count - len(x.drafts)), *x.drafts]
+        return Run(tokens, s.computed, s.pages, self._rows(x))
+
+    def _take(self, x: Scheduled, logits: np.ndarray, request: Request, result: Result, seed: int) -> bool:
+        """What the logits of a sequence's rows make of it. True if it has new tokens."""
+        s, own = x.sequence, x.count - len(x.drafts)
+        if not s.noted:
+            s.noted = True
+            self._cached += s.cached or 0
+            if result is request.results[0]:
+                request.output.num_cached_tokens = s.cached or 0
+        if s.params.prompt_logprobs is not None and s.computed < len(s.prompt):
+            self._prompt_logprobs(x, logits, request)
+            logits = logits[own - 1 :]
+        ends = x.reaches_end
+        self.scheduler.computed(x, own)
+        if not ends:
+            return False
+        right = 0
+        for k, row in enumerate(logits):
+            try:
+                choice = choose(row, s.params, seed, s.prompt, s.output, result.forbidden)
+            except LogitsError as error:
+                result.fail(str(error))
+                break
+            result.add(choice)
+            self._generated += 1
+            if result.output.finished or k >= len(x.drafts) or choice.token != x.drafts[k]:
+                break
+            right += 1
+            self.scheduler.computed(x, 1)
+        if x.drafts:
+            self.gain.note(len(x.drafts), right)
+        return True
+
+    def _prompt_logprobs(self, x: Scheduled, logits: np.ndarray, request: Request) -> None:
+        s, wanted = x.sequence, request.output.prompt_logprobs
+        assert wanted is not None
+        assert s.params.prompt_logprobs is not None
+        for k, row in enumerate(logits):
+            place = s.computed + k + 1  # of the token that the row is about
+            if place < len(s.prompt) and place == len(wanted):
+                wanted.append(dict(most_likely(log_softmax(row), s.params.prompt_logprobs, s.prompt[place])))
+
+    # --------------------------------------------------------------------------------------------------- running
+
+    def run(self) -> Iterator[RequestOutput]:
+        """Steps until nothing is left to do; yields each request that has ended."""
+        while self:
+            yield from (out for out in self.step() if out.finished)
+
+    def stats(self) -> Stats:
+        """Counts since the start."""
+        return Stats(
+            self.runner.steps, self._computed, self._generated, self._cached, self.scheduler.preemptions,
+            self.gain.proposed, self.gain.accepted, self.pool.used, self.pool.cached, self.pool.count,
+            len(self.scheduler.running), len(self.scheduler.waiting),
+        )  # fmt: skip
+
+
+def hash_seed(seed: int, index: int) -> int:
+    """The seed of one of a request's results."""
+    if index == 0:
+        return seed
+    return int(np.random.SeedSequence([seed & (1 << 64) - 1, index]).generate_state(1, np.uint64)[0])
+
+

@@ -1,0 +1,191 @@
+"""``LLM``: a language model's engine with everything round it, behind the names that vLLM has."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from arcweld.compiler.errors import UsageError
+from arcweld.runtime.device import Device
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.engine_file import read_engine
+from arcweld.runtime.llm.core import Core, Stats
+from arcweld.runtime.llm.outputs import RequestOutput
+from arcweld.runtime.llm.package import Package, unpacked
+from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.runner import Runner, page_bytes
+from arcweld.runtime.llm.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+DEFAULT_SEQUENCES = 8
+
+
+class LLM:
+    """A language model that generates text.
+
+        llm = LLM("smollm2.engine")
+        for output in llm.generate(["The capital of France is"], SamplingParams(temperature=0)):
+            print(output.outputs[0].text)
+
+    An instance is for one thread.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | Package, *, max_model_len: int | None = None,
+        max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None,
+        max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
+        kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0, device: Device | str | None = None, trusted: bool = False,
+    ) -> None:  # fmt: skip
+        """Opens a language model's engine file.
+
+        max_model_len           the most tokens of a sequence; at most what the engine was built for
+        max_num_seqs            the most sequences that run together
+        max_num_batched_tokens  the most tokens of a step; at most what the engine was built for
+        max_prefill_chunk       the most tokens of one prompt in a step; None: max_num_batched_tokens
+        enable_prefix_caching   prompts that begin alike share what was computed of their beginning
+        kv_cache_memory         bytes for keys and values, as a number or a text such as "512M"; None: room for
+                                ``max_num_seqs`` sequences of full length, but at most 1 GiB, and at least for one
+        num_pages               the same as a number of pages
+        speculative             how many tokens are guessed in a step from a sequence's own text
+        device, trusted         as in ``arcweld.load``
+
+        Raises UsageError for settings that the engine does not allow, EngineFileError and UntrustedError as
+        ``arcweld.load`` does, DeviceError where the device has not enough memory.
+        """
+        package = model if isinstance(model, Package) else unpacked(read_engine(model))
+        d = package.description
+        length = _at_most("max_model_len", max_model_len, d.length)
+        tokens = _at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)
+        sequences = min(DEFAULT_SEQUENCES, d.rows, tokens) if max_num_seqs is None else max_num_seqs
+        if not 1 <= sequences <= min(d.rows, tokens):
+            raise UsageError(f"max_num_seqs is {sequences}, not 1 to {min(d.rows, tokens)}")
+        if not 0 <= speculative < tokens:
+            raise UsageError(f"speculative is {speculative}, not 0 to {tokens - 1}")
+        d = package.description.limited(length)
+        pages = _pages(num_pages, kv_cache_memory, sequences * -(-length // d.page_size), page_bytes(d))
+        engine = Engine(package.data, device, trusted=trusted)
+        self.core = Core(
+            Runner(engine, d, pages), package.tokenizer, sequences=sequences, tokens=tokens,
+            chunk=max_prefill_chunk, caching=enable_prefix_caching, guesses=speculative,
+        )  # fmt: skip
+        self._numbers = itertools.count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UsageError if it has none."""
+        if self.core.tokenizer is None:
+            raise UsageError("the engine has no tokenizer", hint="give prompts as token ids")
+        return self.core.tokenizer
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, priority: int | Sequence[int] = 0,
+    ) -> list[RequestOutput]:  # fmt: skip
+        """The results of prompts, texts or lists of token ids, in their order.
+
+        ``sampling_params`` and ``priority`` are for all of them or one for each. Raises UsageError for a prompt that
+        cannot be computed; then none is.
+        """
+        given = _prompts(prompts)
+        params = _one_each("sampling_params", SamplingParams() if sampling_params is None else sampling_params, given)
+        ids = self._add(given, params, _one_each("priority", priority, given))
+        done = {out.request_id: out for out in self.core.run()}
+        return [done[i] for i in ids]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """The same result again and again as it grows; the last time it is finished."""
+        (request,) = self._add(_prompts(prompt), [sampling_params or SamplingParams()], [0])
+        try:
+            while self.core:
+                yield from (out for out in self.core.step() if out.request_id == request)
+        finally:
+            self.core.abort(request)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[RequestOutput]:  # fmt: skip
+        """The answers of one conversation or of several, by the model's chat template."""
+        several: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        prompts = [self.chat_prompt(m, add_generation_prompt=add_generation_prompt, tools=tools) for m in several]
+        return self.generate(prompts, sampling_params)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The tokens of a conversation."""
+        return self.tokenizer.encode(
+            self.tokenizer.apply_chat_template(messages, **options), add_special_tokens=False
+        )
+
+    def score(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
+        """For each prompt the log probabilities of its tokens but the first, each given those before it."""
+        found = self.generate(prompts, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0))
+        return [
+            [entry[t].logprob for t, entry in zip(out.prompt_token_ids[1:], (out.prompt_logprobs or [])[1:]) if entry]
+            for out in found
+        ]
+
+    def stats(self) -> Stats:
+        """Counts since the start."""
+        return self.core.stats()
+
+    def _add(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int]) -> list[str]:
+        ids: list[str] = []
+        try:
+            for prompt, p, first in zip(prompts, params, priority):
+                text = prompt if isinstance(prompt, str) else None
+                tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+                request = str(next(self._numbers))
+                self.core.add(request, tokens, p, priority=first, text=text)
+                ids.append(request)
+        except BaseException:
+            for i in ids:
+                self.core.abort(i)
+            raise
+        return ids
+
+
+def _at_most(name: str, value: int | None, most: int) -> int:
+    if value is not None and not 1 <= value <= most:
+        raise UsageError(f"{name} is {value}, not 1 to {most}, which the engine was built for")
+    return most if value is None else value
+
+
+def _pages(pages: int | None, memory: int | str | None, wanted: int, size: int) -> int:
+    """How many pages there are; ``wanted`` are those of all sequences at full length, ``size`` is a page's bytes."""
+    if pages is not None and memory is not None:
+        raise UsageError("num_pages and kv_cache_memory say the same: give one of them")
+    if pages is not None:
+        found = pages
+    elif memory is not None:
+        found = _bytes(memory) // size
+    else:
+        found = max(1, min(wanted, (1 << 30) // size))
+    if found < 1:
+        raise UsageError(f"kv_cache_memory {memory} holds no page: one has {size} bytes")
+    return found
+
+
+def _bytes(text: int | str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"kv_cache_memory {text!r} is no number of bytes", hint='as in 536870912 or "512M"')
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _one_each(name: str, given: Any, prompts: Sequence[Prompt]) -> list[Any]:
+    if not isinstance(given, Sequence):
+        return [given] * len(prompts)
+    if len(given) != len(prompts):
+        raise UsageError(f"{len(given)} {name} for {len(prompts)} prompts")
+    return list(given)

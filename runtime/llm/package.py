@@ -1,0 +1,121 @@
+"""What an engine file says of a language model beside its program: ``llm.json``, the tokenizer, the chat template.
+
+They are members ``files/...`` of the engine file, so that one file is the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from arcweld.compiler.errors import EngineFileError
+from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.llm.tokenizer import Tokenizer
+
+DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
+VERSION = 1
+
+
+class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an attention layer keeps of a token: ``heads`` keys and values of so many elements each, as ``dtype``."""
+
+    heads: int
+    key_size: int
+    value_size: int
+    dtype: str
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The sizes that the engine was built for, and what the model's authors say of its use.
+
+    length       the most tokens of a sequence
+    page_size    positions of a page
+    tokens       the most tokens of a step
+    rows         the most tokens of a step whose logits are wanted
+    tile         the most tokens of a tile
+    vocabulary   logits of a token
+    caches       what each attention layer keeps
+    end_tokens   tokens at which a result ends
+    special      names of special tokens, for the chat template
+    sampling     defaults of sampling parameters
+    version      of this description
+    """
+
+    architecture: str
+    length: int
+    page_size: int
+    tokens: int
+    rows: int
+    tile: int
+    vocabulary: int
+    caches: tuple[Cache, ...]
+    end_tokens: tuple[int, ...] = ()
+    special: dict[str, str] = {}
+    sampling: dict[str, float] = {}
+    version: int = VERSION
+
+    def limited(self, length: int) -> Description:
+        """The same for sequences of at most ``length`` tokens."""
+        return msgspec.structs.replace(self, length=length)
+
+    def page_bytes(self, element_bytes: Mapping[str, int]) -> int:
+        """Bytes of one page in all layers."""
+        return self.page_size * sum(c.heads * (c.key_size + c.value_size) * element_bytes[c.dtype] for c in self.caches)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A language model's engine, its description, and its tokenizer if it has one."""
+
+    data: EngineData
+    description: Description
+    tokenizer: Tokenizer | None
+
+
+def packed(
+    data: EngineData, description: Description, *, tokenizer: str | None = None, template: str | None = None,
+    license_text: str | None = None,
+) -> EngineData:  # fmt: skip
+    """The engine with these files."""
+    files = {DESCRIPTION: msgspec.json.format(msgspec.json.encode(description), indent=1)}
+    texts = {TOKENIZER: tokenizer, TEMPLATE: template, LICENSE: license_text}
+    files |= {name: text.encode() for name, text in texts.items() if text is not None}
+    return data.with_files(files)
+
+
+def unpacked(data: EngineData) -> Package:
+    """The language model that an engine is. Raises EngineFileError for an engine that is none, or a damaged one."""
+    text = data.files.get(DESCRIPTION)
+    if text is None:
+        raise EngineFileError(
+            "the engine is no language model: it has no llm.json", hint="arcweld build-llm makes one from a checkpoint"
+        )
+    try:
+        description = msgspec.json.decode(text, type=Description)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineFileError(f"llm.json is damaged: {error}") from None
+    if description.version != VERSION:
+        raise EngineFileError(f"llm.json has version {description.version}; this Arcweld reads {VERSION}")
+    sizes = ("length", "page_size", "tokens", "rows", "tile", "vocabulary")
+    if any(getattr(description, n) < 1 for n in sizes) or not description.caches:
+        raise EngineFileError("llm.json is damaged: a size is not positive")
+    tokenizer = None
+    if TOKENIZER in data.files:
+        template = data.files.get(TEMPLATE)
+        tokenizer = Tokenizer(
+            _text(data, TOKENIZER), None if template is None else _text(data, TEMPLATE), description.special
+        )
+        if tokenizer.size > description.vocabulary:
+            raise EngineFileError(
+                f"the tokenizer has {tokenizer.size} tokens, the model {description.vocabulary}: they do not fit"
+            )
+    return Package(data, description, tokenizer)
+
+
+def _text(data: EngineData, name: str) -> str:
+    try:
+        return data.files[name].decode()
+    except UnicodeDecodeError as error:
+        raise EngineFileError(f"{name} is not UTF-8: {error}") from None

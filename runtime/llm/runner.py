@@ -1,0 +1,59 @@
+"""Runs steps of a language model: its engine, and the pages of all layers in the device's memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.ragged import cache_names
+from arcweld.runtime.arrays import Taken
+from arcweld.runtime.device import Memory
+from arcweld.runtime.engine import Engine
+from arcweld.runtime.llm.batch import Run, ragged_batch
+from arcweld.runtime.llm.package import Description
+
+
+def page_bytes(description: Description) -> int:
+    """Bytes of one page in all layers."""
+    names = {c.dtype for c in description.caches}
+    return description.page_bytes({n: DType(n).size for n in names})
+
+
+class Runner:
+    """An engine with ``pages`` pages. What they hold changes in place. One step runs at a time."""
+
+    def __init__(self, engine: Engine, description: Description, pages: int) -> None:
+        """Allocates the pages. Raises UsageError for none, DeviceError where the device has no memory left."""
+        if pages < 1:
+            raise UsageError("there is no room for a single page", hint="give more kv_cache_memory")
+        self.engine, self.description, self.pages = engine, description, pages
+        self.steps = 0
+        self._memory: dict[str, Memory] = {}
+        self._state: dict[str, Taken] = {}
+        device = engine.device
+        for k, c in enumerate(description.caches):
+            for name, size in zip(cache_names(k), (c.key_size, c.value_size)):
+                shape = (pages, description.page_size, c.heads, size)
+                nbytes = math.prod(shape) * DType(c.dtype).size
+                memory = self._memory[name] = device.allocate(nbytes)
+                device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
+                self._state[name] = Taken("numpy", memory.address, shape, nbytes, memory)
+
+    def logits(self, runs: Sequence[Run]) -> np.ndarray:
+        """Computes ``runs``; returns the logits of their rows, one after another: f32 [rows, vocabulary].
+
+        Where no row is wanted, there is one all the same, of the first token.
+        """
+        d = self.description
+        if not any(r.rows for r in runs):
+            first = runs[0]
+            runs = [Run(first.tokens, first.start, first.pages, (0,)), *runs[1:]]
+        feeds = ragged_batch(runs, page_size=d.page_size, tile=d.tile)
+        results = self.engine.run_with_state((), feeds, self._state)
+        self.steps += 1
+        found: np.ndarray = results[0]
+        return found if found.dtype == np.float32 else found.astype(np.float32)

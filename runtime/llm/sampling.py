@@ -1,0 +1,115 @@
+"""Chooses tokens from logits. Each row is worked out alone, in f64, so that a result depends on no other request.
+
+The random number of a token follows from its request's seed and its place in the result (Philox, Salmon et al.,
+"Parallel Random Numbers: As Easy as 1, 2, 3", 2011). So what a request gets depends neither on
+the batch it runs in nor on preemption, chunks of prompts or guesses that are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from arcweld.runtime.llm.params import SamplingParams
+
+
+class LogitsError(Exception):
+    """The logits of a row hold NaN, or nothing but minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The natural logarithm of a token's probability before temperature and truncation, and its rank from 1 on."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token with its log probability, and those of the most likely ones if they were asked for."""
+
+    token: int
+    logprob: float
+    logprobs: Mapping[int, Logprob] | None
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """The logarithms of the probabilities of a row, f64."""
+    x = logits.astype(np.float64)
+    x -= x.max()
+    x -= np.log(np.exp(x).sum())
+    return x
+
+
+def choose(
+    logits: np.ndarray, params: SamplingParams, seed: int, prompt: Sequence[int], output: Sequence[int],
+    forbidden: Sequence[int] = (), allowed: np.ndarray | None = None,
+) -> Choice:  # fmt: skip
+    """The next token from ``logits`` [vocabulary].
+
+    seed             of the request's random numbers
+    prompt, output   its tokens before this one
+    forbidden        tokens that may not be chosen, as the end before ``min_tokens``
+    allowed          bool[vocabulary]: which tokens may be chosen, as a grammar says; None: all
+
+    Raises LogitsError for logits that no token can be chosen from.
+    """
+    x = logits.astype(np.float64)
+    if np.isnan(x).any() or x.max() == np.inf:
+        raise LogitsError("the model's logits are not finite")
+    plain = log_softmax(x) if x.max() > -np.inf else x
+    _penalise(x, params, prompt, output)
+    for token, bias in params.logit_bias.items():
+        x[token] += bias
+    x[list(forbidden)] = -np.inf
+    if allowed is not None:
+        x[~allowed] = -np.inf
+    if x.max() == -np.inf:
+        raise LogitsError("no token may follow: all logits are minus infinity")
+    token = int(x.argmax()) if params.is_greedy else _draw(x, params, seed, len(output))
+    wanted = None if params.logprobs is None else most_likely(plain, params.logprobs, token)
+    return Choice(token, float(plain[token]), wanted)
+
+
+def most_likely(logprobs: np.ndarray, count: int, token: int) -> dict[int, Logprob]:
+    """The ``count`` most likely tokens and ``token``, with their log probabilities, the most likely one first."""
+    top = np.argsort(-logprobs, kind="stable")[:count]
+    found = {int(t): Logprob(float(logprobs[t]), k + 1) for k, t in enumerate(top)}
+    if token not in found:
+        found[token] = Logprob(float(logprobs[token]), int((logprobs > logprobs[token]).sum()) + 1)
+    return found
+
+
+def _penalise(x: np.ndarray, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
+    if not params.counts:
+        return
+    if params.repetition_penalty != 1:
+        seen = np.unique(np.array([*prompt, *output], np.int64))
+        x[seen] = np.where(x[seen] > 0, x[seen] / params.repetition_penalty, x[seen] * params.repetition_penalty)
+    tokens, counts = np.unique(np.array(output, np.int64), return_counts=True)
+    x[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+
+
+def _draw(x: np.ndarray, params: SamplingParams, seed: int, place: int) -> int:
+    """A token drawn from the truncated distribution, by its cumulative sum in order of likelihood."""
+    order = np.argsort(-x, kind="stable")
+    if params.top_k > 0:
+        order = order[: params.top_k]
+    scaled = x[order] / params.temperature
+    p = np.exp(scaled - scaled[0])
+    p /= p.sum()
+    keep = p >= params.min_p * p[0]
+    if params.top_p < 1:
+        keep &= np.cumsum(p) - p < params.top_p  # the first tokens that reach it
+    total = np.cumsum(p[keep])
+    at = int(np.searchsorted(total, uniform(seed, place) * total[-1], side="right"))
+    return int(order[keep][min(at, len(total) - 1)])
+
+
+def uniform(seed: int, place: int) -> float:
+    """The random number in [0, 1) of the token at ``place`` of a result."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, place])).random())
