@@ -19,7 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph, Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.ragged import cache_names
@@ -149,13 +149,7 @@ def import_causal_lm(
     """
     ragged = _Ragged(model.eval(), length)
     with _paged_interface(model):
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            ragged(*_example(model, (), page_size))
-        caches = tuple(ragged.caches)
-        if not caches:
-            raise UnsupportedError(
-                f"{type(model).__name__} has no attention layer that calls an attention interface of transformers"
-            )
+        caches = _caches(ragged, _example(model, (), page_size))
         shapes = _dynamic_shapes(tokens, rows, tile, length, page_size, len(caches))
         graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=weights)
     names = [n for k in range(len(caches)) for n in cache_names(k)]
@@ -178,6 +172,38 @@ def _paged_interface(model: Any) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def _caches(ragged: _Ragged, args: tuple[Any, ...]) -> tuple[LayerCache, ...]:
+    """What each attention layer keeps, found out by running the model without its numbers."""
+    name = type(ragged.model).__name__
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _as_if_exporting():
+            ragged(*args)
+    except ArcweldError:
+        raise
+    except Exception as error:  # the model's code raises what it likes
+        raise UnsupportedError(
+            f"{name} does not run with an attention interface of its own: {type(error).__name__}: {error}",
+            hint="export its decoding step as any other module, with a static cache",
+        ) from error
+    if not ragged.caches:
+        raise UnsupportedError(
+            f"{name} has no attention layer that calls transformers' attention interface",
+            hint="export its decoding step as any other module, with a static cache",
+        )
+    return tuple(ragged.caches)
+
+
+@contextmanager
+def _as_if_exporting() -> Iterator[None]:
+    """Lets models take the ways that they take under ``torch.export``, such as products that have shapes alone."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def _example(model: Any, caches: tuple[LayerCache, ...], page_size: int) -> tuple[Any, ...]:

@@ -61,6 +61,10 @@ class PagePool:
         """Pages that ``take`` can give."""
         return self.free + self.cached
 
+    def is_unused(self, page: int) -> bool:
+        """Whether no sequence has this page."""
+        return self._pages[page].users == 0
+
     def pages_for(self, positions: int) -> int:
         """How many pages hold so many positions."""
         return -(-positions // self.page_size)
@@ -88,6 +92,15 @@ class PagePool:
         The last token is never among them, as its logits are wanted. ``salt`` keeps prefixes apart that look the same
         (other adapters).
         """
+        found = self.known(tokens, salt)
+        for page in found:
+            if self._pages[page].users == 0:
+                del self._cached[page]
+            self._pages[page].users += 1
+        return found
+
+    def known(self, tokens: Sequence[int], salt: bytes = b"") -> list[int]:
+        """The pages that ``match`` would give."""
         found: list[int] = []
         key = salt
         for start in range(0, len(tokens) - self.page_size, self.page_size) if self.caching else ():
@@ -97,10 +110,6 @@ class PagePool:
             if page is None or self._pages[page].tokens != own:
                 break
             found.append(page)
-        for page in found:
-            if self._pages[page].users == 0:
-                del self._cached[page]
-            self._pages[page].users += 1
         return found
 
     def publish(self, pages: Sequence[int], tokens: Sequence[int], done: int, salt: bytes = b"") -> None:

@@ -95,7 +95,15 @@ def _penalise(x: np.ndarray, params: SamplingParams, prompt: Sequence[int], outp
 
 
 def _draw(x: np.ndarray, params: SamplingParams, seed: int, place: int) -> int:
-    """A token drawn from the truncated distribution, by its cumulative sum in order of likelihood."""
+    """A token drawn by the cumulative sum of the truncated distribution, the most likely one first."""
+    tokens, p = distribution(x, params)
+    total = np.cumsum(p)
+    at = int(np.searchsorted(total, uniform(seed, place) * total[-1], side="right"))
+    return int(tokens[min(at, len(total) - 1)])
+
+
+def distribution(x: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that may be drawn with logits ``x``, the most likely one first, and their probabilities."""
     order = np.argsort(-x, kind="stable")
     if params.top_k > 0:
         order = order[: params.top_k]
@@ -105,9 +113,7 @@ def _draw(x: np.ndarray, params: SamplingParams, seed: int, place: int) -> int:
     keep = p >= params.min_p * p[0]
     if params.top_p < 1:
         keep &= np.cumsum(p) - p < params.top_p  # the first tokens that reach it
-    total = np.cumsum(p[keep])
-    at = int(np.searchsorted(total, uniform(seed, place) * total[-1], side="right"))
-    return int(order[keep][min(at, len(total) - 1)])
+    return order[keep], p[keep] / p[keep].sum()
 
 
 def uniform(seed: int, place: int) -> float:

@@ -3,7 +3,8 @@
 Each step first gives a token to every sequence that is past its prompt, then fills what is left with chunks of
 prompts, and then admits sequences that wait (Yu et al., "Orca", 2022; Agrawal et al., "Sarathi-Serve", 2024). A
 sequence that needs a page where none is left takes those of the last sequence in order, which waits again and computes
-its tokens anew. So the first in order always goes on, and no sequence waits for ever behind others of its priority.
+its tokens anew. One that waits takes the place of one of lower priority, if there is no other. So the first in order
+always goes on, and no sequence waits for ever behind others of its priority.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Scheduler:
 
         ``drafts``: guesses of the tokens that follow those that a sequence has. They are computed where there is room.
         """
+        self._make_way()
         found: list[Scheduled] = []
         left = self.tokens
         singles = [s for s in self.running if s.left == 1]
@@ -149,19 +151,34 @@ class Scheduler:
         self.preemptions += 1
         heapq.heappush(self.waiting, (s.order, s))
 
+    def _make_way(self) -> None:
+        """Preempts sequences of lower priority than the first one that waits, until there is a place for it."""
+        while self.waiting and self.running:
+            first, last = self.waiting[0][1], max(self.running, key=lambda r: r.order)
+            if first.priority >= last.priority or (len(self.running) < self.sequences and self._fits(first)):
+                return
+            self._preempt(last)
+
+    def _fits(self, s: Sequence) -> bool:
+        """Whether all tokens of a sequence that waits have room, and one more page is left for each that runs.
+
+        With less, one of them would soon be preempted.
+        """
+        known = self.pool.known(s.tokens(0, len(s)), s.salt)
+        more = self.pool.pages_for(len(s)) - len(known)
+        unused = sum(self.pool.is_unused(page) for page in known)
+        return more + unused + len(self.running) <= self.pool.available
+
     def _admitted(self, s: Sequence, left: int) -> Scheduled | None:
         """The first chunk of the first sequence that waits; None if there are no pages for it now."""
-        tokens = s.tokens(0, len(s))
-        s.pages = self.pool.match(tokens, s.salt)
+        if self.running and not self._fits(s):
+            return None
+        s.pages = self.pool.match(s.tokens(0, len(s)), s.salt)
         s.published = len(s.pages)
         s.computed = s.published * self.pool.page_size
         count = min(s.left, left, self.chunk)
-        # room for all of its tokens and, if others run, one more page for each: or it would soon be preempted
-        wanted = self.pool.pages_for(len(s)) - len(s.pages) + len(self.running)
-        if (self.running and wanted > self.pool.available) or not self._grow(s, count):
-            self.pool.release(s.pages)
-            s.pages, s.published, s.computed = [], 0, 0
-            return None
+        grown = self._grow(s, count)
+        assert grown, "a sequence that fits has its pages"
         if s.cached is None:
             s.cached = s.computed
         heapq.heappop(self.waiting)
