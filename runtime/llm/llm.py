@@ -38,7 +38,8 @@ class LLM:
         self, model: str | os.PathLike[str] | Package, *, max_model_len: int | None = None,
         max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None,
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
-        kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0, device: Device | str | None = None, trusted: bool = False,
+        kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0,
+        device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
 

@@ -137,7 +137,8 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
         ({"top_p": 0}, "top_p is 0"), ({"top_p": 1.5}, "top_p"), ({"min_p": 2}, "min_p"), ({"n": 0}, "n is 0"),
         ({"best_of": 1, "n": 2}, "best_of"), ({"best_of": 2, "temperature": 0}, "the same"), ({"top_k": -2}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"), ({"min_tokens": 20}, "more than max_tokens"), ({"stop": ""}, "empty stop"),
-        ({"presence_penalty": 3}, "presence"), ({"repetition_penalty": 0}, "repetition"), ({"logprobs": -1}, "logprobs"),
+        ({"presence_penalty": 3}, "presence"), ({"repetition_penalty": 0}, "repetition"),
+        ({"logprobs": -1}, "logprobs"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(given: dict[str, object], text: str) -> None:
