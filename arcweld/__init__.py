@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from arcweld.driver.api import CompileOptions, Input, compile
     from arcweld.driver.custom_op import custom_op
     from arcweld.driver.estimate import Estimate
+    from arcweld.driver.llm import LLM
     from arcweld.runtime.binding import OrtValue, SessionOptions
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
+    from arcweld.runtime.llm.params import SamplingParams
     from arcweld.runtime.session import InferenceSession
     from arcweld.torch.report import torch_report
 
@@ -50,6 +52,8 @@ _LAZY = {
     "CompileOptions": "arcweld.driver.api",
     "Input": "arcweld.driver.api",
     "custom_op": "arcweld.driver.custom_op",
+    "LLM": "arcweld.driver.llm",
+    "SamplingParams": "arcweld.runtime.llm.params",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
@@ -59,10 +63,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine", "EngineFileError",
-    "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue", "ProfileError",
-    "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError", "__version__", "compile", "custom_op", "load",
-    "torch_report",
+    "LLM", "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine",
+    "EngineFileError", "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue",
+    "ProfileError", "SamplingParams", "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError",
+    "__version__", "compile", "custom_op", "load", "torch_report",
 ]  # fmt: skip
 
 

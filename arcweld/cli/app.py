@@ -29,6 +29,7 @@ from arcweld.cli.doctor import doctor
 from arcweld.cli.estimate import estimate
 from arcweld.cli.export import export
 from arcweld.cli.inspect import explain, inspect
+from arcweld.cli.llm import build_llm, generate
 from arcweld.cli.report import report
 from arcweld.cli.run import run, verify
 from arcweld.compiler.errors import ArcweldError, InternalError
@@ -50,6 +51,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect, "Describe a model or an engine."),
     "explain": (explain, "Say which nodes share a kernel, and why."),
     "verify": (verify, "Compare an engine with its model."),
+    "build-llm": (build_llm, "Build a language model's engine from its checkpoint."),
+    "generate": (generate, "Answer a prompt with a language model."),
     "doctor": (doctor, "Check what this machine has and lacks."),
 }
 NAMES = ("onnx-to-engine", "arcweld")  # of the command; `python -m arcweld` is the first one

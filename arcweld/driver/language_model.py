@@ -10,6 +10,7 @@ from arcweld.compiler.ops.emit import Emitter
 from arcweld.driver.api import CompileOptions, build_data
 from arcweld.runtime.llm.package import Cache, Description, Package, packed, unpacked
 
+FEW = 8  # sequences, whose steps have kernels for products of few rows
 DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE = 512, 16, 16
 
 
@@ -40,7 +41,14 @@ def build_language_model(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights
     )
     if options.get("ranges") is None:
-        options["ranges"] = [{"tile": 1}]  # single tokens of sequences have kernels of their own
+        few = min(FEW, tokens)
+        options["ranges"] = [
+            {"tile": 1, "tokens": (1, few), "tiles": (1, few), "rows": (1, min(few, rows))},  # steps of few sequences
+            {"tile": 1},
+        ]
+    if options.get("sizes") is None:
+        usual = {"tokens": (24, tokens), "rows": (3, rows), "tiles": (5, tokens), "tile": (8, tile)}
+        options["sizes"] = {name: min(sizes) for name, sizes in usual.items()}
     build, _, _ = build_data(found.graph, **options)
     pages = {v.name: v.dtype.value for v in found.graph.inputs}
     description = Description(

@@ -191,6 +191,9 @@ def _distinct_indices(
             return np.take(order, np.arange(shape[axis]), axis) % max(data[axis], 1)
         space = data[: shape[-1]]
         count, total = int(np.prod(shape[:-1])), int(np.prod(space))
-        flat = rng.permutation(max(total, count))[:count] % max(total, 1)
-        return np.stack(np.unravel_index(flat, space), -1).reshape(shape) if space else np.zeros(shape, np.int64)
+        order = rng.permutation(max(total, count))[:count]
+        places = np.stack(np.unravel_index(order % max(total, 1), space), -1) if space else np.zeros(shape, np.int64)
+        if space and n.attrs["padding"]:  # updates without a place of their own are written nowhere
+            places[order >= total] = -1
+        return places.reshape(shape)
     return None

@@ -10,7 +10,7 @@ sequence of its own would. A decode step has tiles of one token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
-from arcweld.compiler.ir import Graph, Value
-from arcweld.compiler.ops.emit import Emitter
+from arcweld.compiler.ir import Graph
 from arcweld.compiler.ragged import cache_names
-from arcweld.compiler.torch.importer import import_module
+from arcweld.compiler.torch.importer import Weights, import_module
 
 INTERFACE = "arcweld_paged"
 _MOST_PAGES = 1 << 24
@@ -132,7 +131,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
 
 def import_causal_lm(
     model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
-    weights: Callable[[Emitter, str], Value | None] | None = None,
+    weights: Weights | None = None,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
 
@@ -151,13 +150,18 @@ def import_causal_lm(
     with _paged_interface(model):
         caches = _caches(ragged, _example(model, (), page_size))
         shapes = _dynamic_shapes(tokens, rows, tile, length, page_size, len(caches))
-        graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=weights)
+        graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=_inner(weights))
     names = [n for k in range(len(caches)) for n in cache_names(k)]
     labels = ("logits", *(f"{n}_now" for n in names))
     graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=dict(zip(labels[1:], names)))
     vocabulary = graph.outputs[0].shape[1]
     assert isinstance(vocabulary, int)
     return CausalLM(graph, caches, vocabulary)
+
+
+def _inner(weights: Weights | None) -> Weights | None:
+    """``weights`` by the names that the parameters have inside of ``_Ragged``."""
+    return None if weights is None else lambda e, name: weights(e, name.removeprefix("model."))
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class LLM:
         finally:
             self.core.abort(request)
 
+    def settled(self, request_id: str) -> str:
+        """The text of a running request's first result that nothing takes back; without what may be a stop string."""
+        return self.core.requests[request_id].results[0].settled
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, add_generation_prompt: bool = True,

@@ -1,0 +1,160 @@
+"""Builds the engine of a language model from its checkpoint, a Hugging Face folder or a GGUF file.
+
+The architecture is that of transformers' code for it, made without weights; these are bound by name to what the
+checkpoint stores, and stay packed where they are stored packed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from arcweld.compiler.checkpoints.checkpoint import Checkpoint
+from arcweld.compiler.checkpoints.graph import add_weight
+from arcweld.compiler.checkpoints.names import Bound, bind
+from arcweld.compiler.checkpoints.opening import open_checkpoint
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedError
+from arcweld.compiler.ir import Value
+from arcweld.compiler.ops.emit import Emitter
+from arcweld.driver.api import CompileOptions
+from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_TOKENS, build_language_model
+from arcweld.runtime.llm.package import Package
+
+log = logging.getLogger("arcweld.llm")
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a checkpoint has for text: tokenizer.json, the chat template, special tokens, end tokens, the licence."""
+
+    tokenizer: str | None
+    template: str | None
+    special: Mapping[str, str]
+    end_tokens: tuple[int, ...]
+    license_text: str | None
+
+
+def build_checkpoint(
+    path: str | Path, *, length: int | None = None, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS,
+    rows: int | None = None, **options: Unpack[CompileOptions],
+) -> Package:  # fmt: skip
+    """The engine of the checkpoint at ``path``.
+
+    length                  the most tokens of a sequence; None: the model's own, but at most 2,048
+    page_size, tokens, rows as in ``build_language_model``
+    options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
+
+    Raises what ``open_checkpoint`` and ``build_language_model`` raise, EnvironmentError_ without torch or transformers,
+    ModelError for a configuration that does not fit the tensors.
+    """
+    checkpoint = open_checkpoint(path)
+    model, texts = _module(checkpoint)
+    parameters = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
+    bound = bind(checkpoint, parameters, _tied(model))
+    most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    return build_language_model(
+        model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
+        rows=rows, weights=_Weights(bound, parameters), tokenizer=texts.tokenizer, template=texts.template,
+        license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special), **options,
+    )  # fmt: skip
+
+
+class _Weights:
+    """Gives the values of parameters, each stored tensor once."""
+
+    def __init__(self, bound: Bound, parameters: Collection[str]) -> None:
+        self._bound, self._parameters = bound, parameters
+        self._known: dict[int, tuple[Any, dict[str, Value]]] = {}
+
+    def __call__(self, e: Emitter, name: str) -> Value | None:
+        """The value of a parameter; None for what the module computes for itself."""
+        tensor = self._bound.tensors.get(name)
+        if tensor is None:
+            if name in self._parameters:
+                raise ModelError(f"the parameter {name} has no tensor", hint="please report it")
+            return None
+        rewriter, known = self._known.setdefault(id(e.rw), (e.rw, {}))
+        if tensor.name not in known:
+            value, order = add_weight(rewriter, tensor, DType.F32)
+            if order is not None:
+                raise UnsupportedError(f"the weight {name} is stored in the order of its groups", node=tensor.file)
+            known[tensor.name] = value
+        return known[tensor.name]
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Parameters that are another one, by name."""
+    return {str(k): str(v) for k, v in getattr(model, "all_tied_weights_keys", {}).items()}
+
+
+def _module(checkpoint: Checkpoint) -> tuple[Any, Texts]:
+    """The module of the checkpoint's architecture, and its texts."""
+    try:
+        import torch
+        import transformers
+
+        from arcweld.compiler.torch.hollow import hollow_causal_lm
+    except ImportError as error:
+        raise EnvironmentError_(
+            f"building a language model needs torch and transformers: {error}",
+            hint='pip install "arcweld[llm]"; the engine runs without them',
+        ) from error
+    folder, place = checkpoint.path, {}
+    if checkpoint.form == "GGUF":
+        folder, place = checkpoint.path.parent, {"gguf_file": checkpoint.path.name}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **place)
+    except Exception as error:  # a configuration is anybody's text
+        raise ModelError(f"the model's configuration cannot be read: {error}", node=str(checkpoint.path)) from error
+    for name in ("quantization_config",):  # the module itself is never quantised: its weights are bound
+        if hasattr(config, name):
+            delattr(config, name)
+    return hollow_causal_lm(config, torch.float32), _texts(checkpoint, folder, place)
+
+
+def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str]) -> Texts:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **place)
+    except Exception as error:
+        log.warning("the checkpoint has no tokenizer that can be read, so the engine takes token ids: %s", error)
+        return Texts(None, None, {}, (), _license(checkpoint, folder))
+    definition = getattr(tokenizer, "backend_tokenizer", None)
+    ends = {tokenizer.eos_token_id} | set(_generation_ends(folder))
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = {n: str(getattr(tokenizer, n)) for n in names if getattr(tokenizer, n, None)}
+    return Texts(
+        None if definition is None else definition.to_str(), tokenizer.chat_template, special,
+        tuple(sorted(t for t in ends if t is not None)), _license(checkpoint, folder),
+    )  # fmt: skip
+
+
+def _generation_ends(folder: Path) -> list[int]:
+    """The end tokens of generation_config.json."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", [])
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"generation_config.json is damaged: {error}", node=str(file)) from error
+    return [int(t) for t in (found if isinstance(found, list) else [found]) if t is not None]
+
+
+def _license(checkpoint: Checkpoint, folder: Path) -> str | None:
+    """The licence's text, or its name where only that is known."""
+    if checkpoint.form != "GGUF":
+        for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="utf-8", errors="replace")
+    name = checkpoint.config.get("general.license")
+    return None if name is None else str(name)
+
+

@@ -1,0 +1,90 @@
+"""``arcweld.LLM``: opens a language model's engine, or a checkpoint, whose engine it builds once and keeps.
+
+    llm = arcweld.LLM("SmolLM2-135M-Instruct.gguf")
+    for output in llm.generate(["The capital of France is"], arcweld.SamplingParams(temperature=0)):
+        print(output.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arcweld.compiler.errors import UsageError
+from arcweld.compiler.paths import cache_dir
+from arcweld.driver.api import CompileOptions
+from arcweld.runtime.devices import open_device
+from arcweld.runtime.engine_file import read_engine, write_engine
+from arcweld.runtime.llm.llm import LLM as Runtime
+from arcweld.runtime.llm.package import Package, unpacked
+
+log = logging.getLogger("arcweld.llm")
+
+
+class LLM(Runtime):
+    """A language model that generates text; see ``arcweld.runtime.llm.llm.LLM`` for the arguments that are not here."""
+
+    def __init__(
+        self, model: str | os.PathLike[str] | Package, *, device: Any = None, max_model_len: int | None = None,
+        max_num_batched_tokens: int | None = None, build: CompileOptions | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        """Opens an engine file of ``arcweld build-llm``, a Hugging Face folder or a GGUF file.
+
+        The engine of a checkpoint is built, and kept in the cache folder for the next time; ``build`` are options of
+        that build, such as ``precision`` and ``verify``. Raises what ``build_checkpoint`` raises, and UsageError for
+        ``build`` with an engine file.
+        """
+        where = open_device(device)
+        if not isinstance(model, Package):
+            sizes = {"length": max_model_len, "tokens": max_num_batched_tokens}
+            model = open_package(model, where, {k: v for k, v in sizes.items() if v is not None}, build or {})
+        super().__init__(
+            model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens, **settings
+        )
+
+
+def is_engine_file(path: Path) -> bool:
+    """Whether the file is an archive, as engines are and checkpoints are not."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def open_package(
+    path: str | os.PathLike[str], device: Any, sizes: Mapping[str, int], options: CompileOptions
+) -> Package:  # fmt: skip
+    """The language model at ``path``: an engine file's, or the one that is built of a checkpoint for ``device``."""
+    place = Path(path)
+    if is_engine_file(place):
+        if options:
+            raise UsageError(f"{place} is an engine already: options of a build have no effect", hint="leave out build")
+        return unpacked(read_engine(place))
+    if not place.exists():
+        raise UsageError(
+            f"there is no model {os.fspath(path)!r}", hint="name an engine file, a Hugging Face folder or a GGUF file"
+        )
+    kept = cache_dir() / "llm" / f"{_key(place, device.arch, device.is_simulator, sizes, options)}.engine"
+    if not kept.exists():
+        from arcweld.driver.checkpoint_models import build_checkpoint
+
+        log.info("building the engine of %s, which is kept in %s", place, kept)
+        given: CompileOptions = {**options, "device": device}
+        package = build_checkpoint(place, **sizes, **given)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_engine(kept, package.data)
+    return unpacked(read_engine(kept))
+
+
+def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, int], options: CompileOptions) -> str:
+    """What the engine of a checkpoint depends on: its files as they are now, the build, and this version."""
+    import arcweld
+
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    seen = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    parts = (arcweld.__version__, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
