@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
 import os
 import zipfile
@@ -80,11 +81,10 @@ def open_package(
 
 def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, int], options: CompileOptions) -> str:
     """What the engine of a checkpoint depends on: its files as they are now, the build, and this version."""
-    import arcweld
-
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     seen = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    parts = (arcweld.__version__, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
+    version = importlib.metadata.version("arcweld")
+    parts = (version, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

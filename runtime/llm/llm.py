@@ -59,6 +59,7 @@ class LLM:
         """
         package = model if isinstance(model, Package) else unpacked(read_engine(model))
         d = package.description
+        self.template = package.template
         length = _at_most("max_model_len", max_model_len, d.length)
         tokens = _at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)
         sequences = min(DEFAULT_SEQUENCES, d.rows, tokens) if max_num_seqs is None else max_num_seqs
@@ -121,10 +122,10 @@ class LLM:
         return self.generate(prompts, sampling_params)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
-        """The tokens of a conversation."""
-        return self.tokenizer.encode(
-            self.tokenizer.apply_chat_template(messages, **options), add_special_tokens=False
-        )
+        """The tokens of a conversation, by ``ChatTemplate.render``. Raises UsageError if the model has no template."""
+        if self.template is None:
+            raise UsageError("the model has no chat template", hint="use generate with a prompt of its form")
+        return self.tokenizer.encode(self.template.render(messages, **options), add_special_tokens=False)
 
     def score(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
         """For each prompt the log probabilities of its tokens but the first, each given those before it."""

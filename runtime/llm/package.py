@@ -12,6 +12,7 @@ import msgspec
 
 from arcweld.compiler.errors import EngineFileError
 from arcweld.runtime.engine_file import EngineData
+from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
 DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
@@ -67,11 +68,12 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A language model's engine, its description, and its tokenizer if it has one."""
+    """A language model's engine, its description, and its tokenizer and chat template if it has them."""
 
     data: EngineData
     description: Description
     tokenizer: Tokenizer | None
+    template: ChatTemplate | None
 
 
 def packed(
@@ -101,17 +103,13 @@ def unpacked(data: EngineData) -> Package:
     sizes = ("length", "page_size", "tokens", "rows", "tile", "vocabulary")
     if any(getattr(description, n) < 1 for n in sizes) or not description.caches:
         raise EngineFileError("llm.json is damaged: a size is not positive")
-    tokenizer = None
-    if TOKENIZER in data.files:
-        template = data.files.get(TEMPLATE)
-        tokenizer = Tokenizer(
-            _text(data, TOKENIZER), None if template is None else _text(data, TEMPLATE), description.special
+    tokenizer = Tokenizer(_text(data, TOKENIZER)) if TOKENIZER in data.files else None
+    if tokenizer is not None and tokenizer.size > description.vocabulary:
+        raise EngineFileError(
+            f"the tokenizer has {tokenizer.size} tokens, the model {description.vocabulary}: they do not fit"
         )
-        if tokenizer.size > description.vocabulary:
-            raise EngineFileError(
-                f"the tokenizer has {tokenizer.size} tokens, the model {description.vocabulary}: they do not fit"
-            )
-    return Package(data, description, tokenizer)
+    template = ChatTemplate(_text(data, TEMPLATE), description.special) if TEMPLATE in data.files else None
+    return Package(data, description, tokenizer, template)
 
 
 def _text(data: EngineData, name: str) -> str:

@@ -1,11 +1,8 @@
-"""Text to tokens and back: ``tokenizers`` does the work, and Jinja the chat template, in its sandbox."""
+"""Text to tokens and back: ``tokenizers`` does the work."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 from arcweld.compiler.errors import EnvironmentError_, UsageError
 
@@ -13,14 +10,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # stands for the bytes of a characte
 
 
 class Tokenizer:
-    """A tokenizer as the ``tokenizers`` library stores it, with the chat template of its model.
+    """A tokenizer; ``definition`` is the text of a tokenizer.json. Raises UsageError for a damaged one."""
 
-    definition  the text of a tokenizer.json
-    template    the chat template; None: the model has none
-    special     names of special tokens for the template: bos_token, eos_token
-    """
-
-    def __init__(self, definition: str, template: str | None = None, special: Mapping[str, str] | None = None) -> None:
+    def __init__(self, definition: str) -> None:
         try:
             import tokenizers
         except ImportError as error:
@@ -31,7 +23,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         except Exception as error:  # the library raises bare Exceptions
             raise UsageError(f"the tokenizer is damaged: {error}") from error
-        self.definition, self.template, self.special = definition, template, dict(special or {})
+        self.definition = definition
 
     @property
     def size(self) -> int:
@@ -49,45 +41,6 @@ class Tokenizer:
     def token(self, token: int) -> str:
         """A token as text: special ones by their names, bytes that are no character as the replacement character."""
         return self.decode([token], skip_special_tokens=False)
-
-    @cached_property
-    def _chat(self) -> Any:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        if self.template is None:
-            raise UsageError("the model has no chat template", hint="use generate with a prompt of its form")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=_EXTENSIONS)
-        environment.filters["tojson"] = lambda x, **k: json.dumps(x, ensure_ascii=False, **k)
-        environment.globals["raise_exception"] = _raise
-        try:
-            return environment.from_string(self.template)
-        except TemplateError as error:
-            raise UsageError(f"the chat template is damaged: {error}") from error
-
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None, **more: Any,
-    ) -> str:  # fmt: skip
-        """The prompt of a conversation. Raises UsageError for a template that fails, or that reaches for the host."""
-        from jinja2 import TemplateError
-
-        try:
-            given = {**self.special, **more, "messages": list(messages), "tools": tools}
-            text: str = self._chat.render(add_generation_prompt=add_generation_prompt, **given)
-        except (TemplateError, TypeError, ValueError, KeyError, RecursionError, OverflowError, MemoryError) as error:
-            raise UsageError(f"the chat template refuses this conversation: {error}") from error
-        return text
-
-
-_EXTENSIONS = ("jinja2.ext.loopcontrols",)
-
-
-def _raise(message: str) -> None:
-    """What templates call to refuse a conversation."""
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
 
 
 class Detokenizer:
