@@ -154,7 +154,7 @@ def _license(checkpoint: Checkpoint, folder: Path) -> str | None:
         for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
             if (folder / name).is_file():
                 return (folder / name).read_text(encoding="utf-8", errors="replace")
-    name = checkpoint.config.get("general.license")
-    return None if name is None else str(name)
+    named = checkpoint.config.get("general.license")
+    return None if named is None else str(named)
 
 
