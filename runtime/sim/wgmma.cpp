@@ -97,8 +97,8 @@ void check_shape(const Operand& o) {
 }
 
 // The operation that the current thread issues, which others may have issued before.
-Operation& issued(Warpgroup& g, const Operand& o) {
-  const int i = sm().warpgroups->committed[sim_current->linear].issued++, t = sim_current->linear % kGroupThreads;
+Operation& issued(Warpgroup& g, Groups& mine, const Operand& o) {
+  const int i = mine.issued++, t = sim_current->linear % kGroupThreads;
   if (i == g.count) {
     check_shape(o);
     if (!sm().checked && g.count - g.done == kInFlight) sim_fail("more than %d wgmma operations in flight", kInFlight);
@@ -131,7 +131,8 @@ void wgmma_reset() {
     memset(g.waiting, 0, sizeof g.waiting);
   }
   for (int i = 0; i < sm().thread_count; ++i) {
-    sm().warpgroups->committed[i].groups = sm().warpgroups->committed[i].seen = sm().warpgroups->committed[i].issued = 0;
+    Groups& mine = sm().warpgroups->committed[i];
+    mine.groups = mine.seen = mine.issued = 0;
     sm().warpgroups->fenced[i] = false;
   }
 }
@@ -149,24 +150,25 @@ using namespace sim;
 extern "C" {
 
 void sim_wgmma(void* d, int n, u64 a, const u32* a_registers, u64 b, int transposed_b, int accumulate, int type) {
-  sm().used_units |= kWgmma;
-  const int group = sim_current->linear / kGroupThreads;
-  Warpgroup& g = sm().warpgroups->of[group];
-  if ((group + 1) * kGroupThreads > sm().thread_count) sim_fail("wgmma in a warpgroup that is not complete");
-  if (sm().checked && !sm().warpgroups->fenced[sim_current->linear])
+  Sm& s = sm();
+  Warpgroups& all = *s.warpgroups;
+  s.used_units |= kWgmma;
+  const int me = sim_current->linear, group = me / kGroupThreads, t = me % kGroupThreads;
+  Warpgroup& g = all.of[group];
+  if ((group + 1) * kGroupThreads > s.thread_count) sim_fail("wgmma in a warpgroup that is not complete");
+  if (s.checked && !all.fenced[me])
     sim_fail("wgmma without a wgmma_fence() after the start or the last wgmma_wait(): its registers may still be written");
-  const int t = sim_current->linear % kGroupThreads;
-  Operation& op = issued(g, {a, b, n, transposed_b, accumulate != 0, type, a_registers != nullptr});
+  Operation& op = issued(g, all.committed[me], {a, b, n, transposed_b, accumulate != 0, type, a_registers != nullptr});
   op.d[t] = (float*)d;
   if (a_registers) memcpy(op.a_registers[t], a_registers, sizeof op.a_registers[t]);
   if (++op.arrived == kGroupThreads) {
-    if (sm().checked) {
+    if (s.checked) {
       op.clock = agent_tick(kWgmmaAgent + group);
       op.saved = hide_accumulators(g, op);
       check_operands(op.operand, group, op.clock, __builtin_return_address(0));
     }
     wake(g.waiting);
-  } else if (sm().checked) {
+  } else if (s.checked) {
     park(g.waiting);
   }
 }
@@ -184,9 +186,11 @@ void sim_wgmma_commit() {
 }
 
 void sim_wgmma_wait(int newest) {
-  sm().warpgroups->fenced[sim_current->linear] = false;
-  Warpgroup& g = sm().warpgroups->of[sim_current->linear / kGroupThreads];
-  Groups& mine = sm().warpgroups->committed[sim_current->linear];
+  Warpgroups& all = *sm().warpgroups;
+  const int me = sim_current->linear;
+  all.fenced[me] = false;
+  Warpgroup& g = all.of[me / kGroupThreads];
+  Groups& mine = all.committed[me];
   const int finished = mine.groups - newest;
   if (finished <= 0) return;
   const int end = mine.end[finished - 1];
