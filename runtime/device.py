@@ -1,4 +1,4 @@
-"""The Device protocol: what the executor needs of a device. There are two, ``cuda`` and ``sim`` (any x86-64 CPU).
+"""The Device protocol: what the executor needs of a device. There are two, ``cuda`` and ``sim`` (a CPU).
 
 Code that has to treat devices differently asks for a capability (``measures_time``), never for the name.
 """

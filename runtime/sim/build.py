@@ -30,11 +30,14 @@ log = logging.getLogger("arcweld.sim")
 _HERE = Path(__file__).parent
 _COMMON_FLAGS = (
     *("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-plt"),
-    *("-fno-strict-aliasing", "-fno-math-errno"),
+    *("-fno-strict-aliasing", "-fno-math-errno", "-fsigned-char"),
 )
 _RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-pthread", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
+_MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64"}  # as platform.machine() names them
+# of x86-64, the best one first, and the flags of CPUs that have it
+_LEVELS = (("x86-64-v3", ("avx2", "fma", "f16c", "bmi2")), ("x86-64-v2", ("sse4_2", "ssse3", "popcnt")))
 MAX_LIBRARIES = 100_000  # in the cache: about 2 GB
 _MAGIC = b"ARCWELD1"  # before the hash of what precedes it
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
@@ -43,11 +46,12 @@ _CHECKED_FLAGS = ("-O1", "-g1", "-fno-omit-frame-pointer", "-DSIM_CHECKED")
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """A host C++ compiler: the command, the first line of ``--version``, and flags for it and for this CPU."""
+    """A host C++ compiler: the command, the first line of ``--version``, and flags for it and for a CPU."""
 
     command: tuple[str, ...]
     version: str
     flags: tuple[str, ...]
+    kernel_flags: tuple[str, ...]  # of kernels alone
     instrument: tuple[str, ...]  # every memory access calls a __tsan_* hook, without linking the sanitizer's library
 
 
@@ -69,29 +73,52 @@ def include_dirs() -> tuple[Path, ...]:
 
 @cache
 def toolchain() -> Toolchain:
-    """The compiler: ``CXX``, else g++, clang++ or the package ziglang.
+    """The compiler for this machine: ``CXX``, else g++, clang++ or the package ziglang.
 
-    Raises EnvironmentError_ if there is none, if it does not run, or on another platform than Linux on x86-64.
+    Raises EnvironmentError_ if there is none, if it does not run, or if this is not Linux on x86-64 or aarch64.
     """
-    if platform.machine() not in ("x86_64", "AMD64") or not sys.platform.startswith("linux"):
-        raise EnvironmentError_(f"the sim device needs Linux on x86-64, not {sys.platform} on {platform.machine()}")
-    command = _find_compiler()
+    machine = _MACHINES.get(platform.machine(), "")
+    if not machine or not sys.platform.startswith("linux"):
+        raise EnvironmentError_(
+            f"the sim device needs Linux on x86-64 or aarch64, not {sys.platform} on {platform.machine()}"
+        )
+    return describe(_find_compiler(), machine, Path("/proc/cpuinfo").read_text(errors="replace"))
+
+
+def describe(command: tuple[str, ...], machine: str, cpu: str) -> Toolchain:
+    """The toolchain of a compiler ``command`` for ``machine``, which is ``x86_64`` or ``aarch64``.
+
+    ``cpu`` is what /proc/cpuinfo says of the CPU. Raises EnvironmentError_ if the compiler does not run.
+    """
     probe = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
     if probe.returncode:
         raise EnvironmentError_(
             f"the C++ compiler `{shlex.join(command)}` does not run: {probe.stderr.strip()[:200]}",
             hint="set CXX to a working g++ or clang++",
         )
-    cpu = Path("/proc/cpuinfo").read_text(errors="replace")
-    v3 = all(f" {flag}" in cpu for flag in ("avx2", "fma", "f16c", "bmi2"))
-    is_zig = any("zig" in part for part in command)
-    flags = [("-mcpu=x86_64_v3" if is_zig else "-march=x86-64-v3")] if v3 else []
     version = probe.stdout.splitlines()[0]
-    if "Free Software Foundation" in probe.stdout:
+    is_gcc, is_zig = "Free Software Foundation" in probe.stdout, any("zig" in part for part in command)
+    flags = list(_cpu_flags(machine, cpu, is_zig))
+    if machine == "aarch64":  # its division by zero gives 0: the compiler adds the trap that an x86 CPU has
+        trap = "-fsanitize-undefined-trap-on-error" if is_gcc else "-fsanitize-trap=integer-divide-by-zero"
+        kernel_flags: tuple[str, ...] = ("-fsanitize=integer-divide-by-zero", trap)
+    else:
+        kernel_flags = ()
+    if is_gcc:
         flags.append("-fvect-cost-model=dynamic")  # clang's default; GCC's at -O2 leaves register tiles scalar
-        return Toolchain(command, version, tuple(flags), ("-fsanitize=thread",))
+        return Toolchain(command, version, tuple(flags), kernel_flags, ("-fsanitize=thread",))
     flags.append("-fno-sanitize=undefined")  # on by default in zig's clang
-    return Toolchain(command, version, tuple(flags), ("-Xclang", "-fsanitize=thread"))
+    return Toolchain(command, version, tuple(flags), kernel_flags, ("-Xclang", "-fsanitize=thread"))
+
+
+def _cpu_flags(machine: str, cpu: str, is_zig: bool) -> tuple[str, ...]:
+    """The instructions that code may use. Libraries of machines that share a cache differ by these flags."""
+    if machine == "aarch64":
+        # All of them have NEON and conversions of 16-bit floats. Atomics are instructions, not calls of functions in
+        # the compiler's library, with which kernels are not linked.
+        return ("-mcpu=generic",) if is_zig else ("-march=armv8-a", "-mno-outline-atomics")
+    level = next((name for name, needs in _LEVELS if all(f" {flag}" in cpu for flag in needs)), "x86-64")
+    return (f"-mcpu={level.replace('-', '_')}" if is_zig else f"-march={level}",)
 
 
 def _find_compiler() -> tuple[str, ...]:
@@ -111,9 +138,12 @@ def _find_compiler() -> tuple[str, ...]:
     )
 
 
-def runtime_library() -> Path:
-    """The path of the simulator's runtime library, built on first use (about two seconds). Raises CompileError."""
-    tools = toolchain()
+def runtime_library(tools: Toolchain | None = None) -> Path:
+    """The path of the simulator's runtime library, built on first use (about two seconds). Raises CompileError.
+
+    ``tools`` is another compiler than this machine's.
+    """
+    tools = tools or toolchain()
     sources = sorted(_HERE.glob("*.cpp"))
     flags = [*_RUNTIME_FLAGS, *tools.flags]
     key = _digest(tools, flags, [*sources, *sorted(_HERE.glob("*.h"))], "")
@@ -123,11 +153,15 @@ def runtime_library() -> Path:
     return path
 
 
-def kernel_library(kernel: SimSource) -> Path:
-    """The path of the kernel's library, compiled unless cached. Raises CompileError with the kernel's line."""
-    path = _kernel_path(kernel)
+def kernel_library(kernel: SimSource, tools: Toolchain | None = None) -> Path:
+    """The path of the kernel's library, compiled unless cached. Raises CompileError with the kernel's line.
+
+    ``tools`` is another compiler than this machine's.
+    """
+    tools = tools or toolchain()
+    path = _kernel_path(kernel, tools)
     if not _intact(path):
-        _compile(kernel, path)
+        _compile(kernel, path, tools)
     return path
 
 
@@ -135,12 +169,13 @@ def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
     """``kernel_library`` of each kernel. ``jobs`` processes compile what is not cached; equal sources only once."""
     from concurrent.futures import ThreadPoolExecutor
 
-    paths = [_kernel_path(kernel) for kernel in kernels]
+    tools = toolchain()
+    paths = [_kernel_path(kernel, tools) for kernel in kernels]
     missing = {path: kernel for path, kernel in zip(paths, kernels) if not _intact(path)}
     compilers = Compilers()
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:  # each thread only waits for its compiler
         try:
-            futures = [pool.submit(_compile, kernel, path, compilers) for path, kernel in missing.items()]
+            futures = [pool.submit(_compile, kernel, path, tools, compilers) for path, kernel in missing.items()]
             for future in futures:
                 future.result()
         except (KeyboardInterrupt, SystemExit):
@@ -150,11 +185,10 @@ def kernel_libraries(kernels: Sequence[SimSource], jobs: int = 2) -> list[Path]:
     return paths
 
 
-def _kernel_flags(kernel: SimSource) -> list[str]:
+def _kernel_flags(kernel: SimSource, tools: Toolchain) -> list[str]:
     number = "".join(c for c in kernel.arch.removeprefix("sm_") if c.isdigit())
-    tools = toolchain()
     mode = (*_CHECKED_FLAGS, *tools.instrument) if kernel.checked else _FAST_FLAGS
-    return [*_KERNEL_FLAGS, *tools.flags, *mode, f"-D__CUDA_ARCH__={number}0"]
+    return [*_KERNEL_FLAGS, *tools.flags, *tools.kernel_flags, *mode, f"-D__CUDA_ARCH__={number}0"]
 
 
 @cache
@@ -162,8 +196,8 @@ def _headers() -> tuple[Path, ...]:
     return tuple(path for folder in include_dirs() for path in sorted([*folder.glob("*.h"), *folder.glob("*.cuh")]))
 
 
-def _kernel_path(kernel: SimSource) -> Path:
-    key = _digest(toolchain(), _kernel_flags(kernel), _headers(), kernel.name + "\0" + kernel.source)
+def _kernel_path(kernel: SimSource, tools: Toolchain) -> Path:
+    key = _digest(tools, _kernel_flags(kernel, tools), _headers(), kernel.name + "\0" + kernel.source)
     return cache_dir() / "sim" / f"{kernel.entry[:60]}-{key}.so"
 
 
@@ -182,11 +216,11 @@ def _digest(tools: Toolchain, flags: Sequence[str], files: Sequence[Path], text:
     return h.hexdigest()[:24]
 
 
-def _compile(kernel: SimSource, path: Path, compilers: Compilers | None = None) -> None:
+def _compile(kernel: SimSource, path: Path, tools: Toolchain, compilers: Compilers | None = None) -> None:
     includes = [f"-I{folder}" for folder in include_dirs()]
     text = f'#line 1 "{kernel.name}.cu"\n{kernel.source}'
     log.debug("compiling %s%s", kernel.name, " with checks" if kernel.checked else "")
-    command = [*toolchain().command, *_kernel_flags(kernel), *includes, "-include", "cuda_sim.h", "-x", "c++", "-"]
+    command = [*tools.command, *_kernel_flags(kernel, tools), *includes, "-include", "cuda_sim.h", "-x", "c++", "-"]
     _make(path, command, f"kernel {kernel.name}", text, compilers)
 
 

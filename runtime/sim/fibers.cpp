@@ -11,42 +11,21 @@
 #include <atomic>
 
 #include "state.h"
+#include "switch.h"
 
 extern "C" {
 __thread SimPlace sim_place = {};
-void sim_switch(void** save, void* to);
 }
-
-// Saves the callee-saved registers and the stack pointer in *save and continues on the stack ``to``.
-asm(R"(
-.text
-.globl sim_switch
-.hidden sim_switch
-.type sim_switch,@function
-sim_switch:
-  push %rbp
-  push %rbx
-  push %r12
-  push %r13
-  push %r14
-  push %r15
-  mov %rsp,(%rdi)
-  mov %rsi,%rsp
-  pop %r15
-  pop %r14
-  pop %r13
-  pop %r12
-  pop %rbx
-  pop %rbp
-  ret
-.size sim_switch,.-sim_switch
-)");
 
 namespace sim {
 namespace {
 
-constexpr size_t kPage = 4096;
-constexpr size_t kStackBytes = 65 * kPage;  // no power of two, or all stacks would fall into the same sets of the L2 cache
+#if defined(__aarch64__)
+constexpr size_t kPage = 64 << 10;  // the largest page that machines may have
+#else
+constexpr size_t kPage = 4 << 10;
+#endif
+constexpr size_t kStackBytes = (256 << 10) + kPage;  // no power of two, or all stacks would fall into the same sets of the L2 cache
 constexpr int kGuarded = 1 << 14;  // a process has few mappings
 
 std::atomic<int> guards;  // pages that nobody may touch, below the stacks of all host threads
@@ -157,12 +136,7 @@ void fiber_main() {
 __attribute__((noinline)) void start(Sm& s, SimThread* thread) {
   thread->stack = take_stack(s.stacks);
   // Lanes start at different offsets so that their variables do not fall into the same cache sets.
-  uintptr_t top = (uintptr_t)thread->stack + kStackBytes - 256 - (size_t)(thread->linear & 63) * 192;
-  void** sp = (void**)(top & ~(uintptr_t)63);
-  *--sp = nullptr;
-  *--sp = (void*)fiber_main;
-  for (int i = 0; i < 6; ++i) *--sp = nullptr;
-  thread->stack_pointer = sp;
+  thread->stack_pointer = first_frame((uintptr_t)thread->stack + kStackBytes - 256 - (size_t)(thread->linear & 63) * 192, fiber_main);
 }
 
 // Leaves the current context, saved in *save, and runs ``next``.

@@ -2,40 +2,24 @@
 #pragma once
 #include <string.h>
 
-#include "sim_api.h"
-
-#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)
-#define SIM_F16C_BUILTINS
-#endif
+#include "sim_host.h"
 
 namespace sim {
 
-typedef float Float8 __attribute__((vector_size(32), aligned(32)));
-typedef int Int8 __attribute__((vector_size(32), aligned(32)));
-
 inline float widen(u16 bits, bool bf16) {
+  if (!bf16) return f16_bits_to_f32(bits);
+  const u32 u = (u32)bits << 16;
   float r;
-  if (bf16) {
-    const u32 u = (u32)bits << 16;
-    memcpy(&r, &u, 4);
-    return r;
-  }
-#ifdef SIM_F16C_BUILTINS
-  typedef short Half8 __attribute__((vector_size(16)));
-  return __builtin_ia32_vcvtph2ps((Half8){(short)bits})[0];
-#else
-  _Float16 h;
-  memcpy(&h, &bits, 2);
-  return (float)h;
-#endif
+  memcpy(&r, &u, 4);
+  return r;
 }
 
 template <bool BF16>
 inline void widen8(float* to, const u16* from) {
-#ifdef SIM_F16C_BUILTINS
+#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps256)
   if (!BF16) {
-    typedef short Half8 __attribute__((vector_size(16)));
-    Half8 h;
+    typedef float Float8 __attribute__((vector_size(32)));
+    sim_half8 h;
     memcpy(&h, from, 16);
     const Float8 f = __builtin_ia32_vcvtph2ps256(h);
     memcpy(to, &f, 32);

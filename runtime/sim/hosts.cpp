@@ -21,11 +21,11 @@ Launch* open_launches;  // which want more helpers
 int launching;          // threads between sm_take and sm_give_back
 int workers, idle;
 
-struct sigaction old_actions[3];
-const int kSignals[3] = {SIGSEGV, SIGBUS, SIGFPE};
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGTRAP}, kSignalCount = sizeof kSignals / sizeof kSignals[0];
+struct sigaction old_actions[kSignalCount];
 
 void restore_actions() {
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
+  for (int i = 0; i < kSignalCount; ++i) sigaction(kSignals[i], &old_actions[i], nullptr);
 }
 
 void on_signal(int signal, siginfo_t* info, void*) {
@@ -34,7 +34,8 @@ void on_signal(int signal, siginfo_t* info, void*) {
     restore_actions();
     return;
   }
-  if (signal == SIGFPE) sim_fail("integer division by zero");
+  // aarch64 has no exception of division: there the compiler puts a trap before it.
+  if (signal == SIGFPE || signal == SIGTRAP) sim_fail("integer division by zero");
   sim_fail("invalid or misaligned memory access (address %p); checked mode tells the line", info->si_addr);
 }
 
@@ -42,7 +43,7 @@ void catch_signals() {
   struct sigaction action = {};
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-  for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
+  for (int i = 0; i < kSignalCount; ++i) sigaction(kSignals[i], &action, &old_actions[i]);
 }
 
 Sm* sm_new() {

@@ -1,5 +1,6 @@
 // The simulator's twin of prims.cuh: the same functions with the same signatures, carried out by the runtime library.
 #pragma once
+#include "sim_host.h"
 
 #define ARCWELD_DEVICE __forceinline__
 // Types that the compiler does not take apart: a 16-byte access stays one access, and its alignment is checked as such.
@@ -8,31 +9,7 @@ typedef u64 __attribute__((may_alias)) sim_chunk8;
 #define ARCWELD_CHUNK8 sim_chunk8
 #define ARCWELD_CHUNK16 sim_chunk16
 
-// ---------------------------------------------------------------- 16-bit floats
-#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)  // newer clangs have only _Float16
-typedef short sim_half8 __attribute__((vector_size(16)));
-typedef float sim_float4 __attribute__((vector_size(16)));
-ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
-  sim_half8 v = {(short)bits};
-  return __builtin_ia32_vcvtph2ps(v)[0];
-}
-ARCWELD_DEVICE u16 f32_to_f16_bits(f32 x) {
-  sim_float4 v = {x};
-  return (u16)__builtin_ia32_vcvtps2ph(v, 0)[0];
-}
-#else
-ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) {
-  _Float16 h;
-  __builtin_memcpy(&h, &bits, 2);
-  return (f32)h;
-}
-ARCWELD_DEVICE u16 f32_to_f16_bits(f32 x) {
-  const _Float16 h = (_Float16)x;
-  u16 bits;
-  __builtin_memcpy(&bits, &h, 2);
-  return bits;
-}
-#endif
+// ---------------------------------------------------------------- 16-bit floats; those of f16 are in sim_host.h
 ARCWELD_DEVICE u16 f32_to_bf16_bits(f32 x) {
   const u32 u = __float_as_uint(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // the GPU's canonical NaN

@@ -37,18 +37,20 @@ Operands gather(void** slots) {
   return o;
 }
 
-// c[16][8] += a[16][K] * b[K][8]. Vector is 8 floats or 8 ints.
-template <class Vector, class T, int K>
+// c[16][8] += a[16][K] * b[K][8].
+template <class T, int K>
 void multiply_tile(T (&c)[16][8], const T (&a)[16][K], const T (&b)[K][8]) {
-  for (int half = 0; half < 16; half += 8) {
-    Vector sum[8];
-    for (int i = 0; i < 8; ++i) sum[i] = *(const Vector*)c[half + i];
-    for (int k = 0; k < K; ++k) {
-      const Vector row = *(const Vector*)b[k];
-      for (int i = 0; i < 8; ++i) sum[i] += row * a[half + i][k];
+  typedef T Vector __attribute__((vector_size(SIM_VECTOR_BYTES)));
+  for (int half = 0; half < 16; half += 8)
+    for (int j = 0; j < 8; j += SIM_VECTOR_BYTES / 4) {
+      Vector sum[8];
+      for (int i = 0; i < 8; ++i) sum[i] = *(const Vector*)&c[half + i][j];
+      for (int k = 0; k < K; ++k) {
+        const Vector row = *(const Vector*)&b[k][j];
+        for (int i = 0; i < 8; ++i) sum[i] += row * a[half + i][k];
+      }
+      for (int i = 0; i < 8; ++i) *(Vector*)&c[half + i][j] = sum[i];
     }
-    for (int i = 0; i < 8; ++i) *(Vector*)c[half + i] = sum[i];
-  }
 }
 
 template <class T>
@@ -95,14 +97,14 @@ void mma_half(void** slots) {
     }
     for (int j = 0; j < o.nj; ++j) {
       read_accumulator(c, o, i * o.nj + j);
-      multiply_tile<Float8, float, 16>(c, a, b[j]);
+      multiply_tile(c, a, b[j]);
       write_accumulator(c, o, i * o.nj + j);
     }
   }
 }
 
 // Products of bytes; ``element`` is the number of one, by its form.
-template <class Vector, class T, class Element>
+template <class T, class Element>
 void mma_bytes(void** slots, Element element) {
   const Operands o = gather(slots);
   const SimMma& first = *(const SimMma*)slots[0];
@@ -120,7 +122,7 @@ void mma_bytes(void** slots, Element element) {
           a[l / 4 + (r & 1) * 8][l % 4 * 4 + byte + (r >> 1) * 16] = element((u8)(o.a[l][4 * i + r] >> (8 * byte)), first.form_a);
     for (int j = 0; j < o.nj; ++j) {
       read_accumulator(c, o, i * o.nj + j);
-      multiply_tile<Vector, T, 32>(c, a, b[j]);
+      multiply_tile(c, a, b[j]);
       write_accumulator(c, o, i * o.nj + j);
     }
   }
@@ -186,16 +188,16 @@ void sim_op_mma_tf32(void** slots, u32) {
     for (int r = 0; r < 2; ++r) b[l % 4 + r * 4][l / 4] = tf32(o.b[l][r]);
   }
   read_accumulator(c, o, 0);
-  multiply_tile<Float8, float, 8>(c, a, b);
+  multiply_tile(c, a, b);
   write_accumulator(c, o, 0);
 }
 
 void sim_op_mma_int8(void** slots, u32) {
-  mma_bytes<Int8, int>(slots, [](u8 bits, bool is_signed) { return is_signed ? (int)(i8)bits : (int)bits; });
+  mma_bytes<int>(slots, [](u8 bits, bool is_signed) { return is_signed ? (int)(i8)bits : (int)bits; });
 }
 // Exact products, f32 sums.
 void sim_op_mma_float8(void** slots, u32) {
-  mma_bytes<Float8, float>(slots, [](u8 bits, bool e5m2) { return float8_table.of[e5m2][bits]; });
+  mma_bytes<float>(slots, [](u8 bits, bool e5m2) { return float8_table.of[e5m2][bits]; });
 }
 
 }  // extern "C"

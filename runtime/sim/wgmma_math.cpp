@@ -103,10 +103,11 @@ void read_bytes(const Operand& o, T (&to_a)[64][32], T (&to_b)[32][kMaxN]) {
   }
 }
 
-// 64 rows of c += A times B, eight columns at a time. Vector is 8 floats or 8 ints.
-template <class Vector, class T, int K>
+// 64 rows of c += A times B, a vector of columns at a time.
+template <class T, int K>
 void multiply(T (*c)[kMaxN], const T (&a)[64][K], const T (&b)[K][kMaxN], int n) {
-  for (int j = 0; j < n; j += 8)
+  typedef T Vector __attribute__((vector_size(SIM_VECTOR_BYTES)));
+  for (int j = 0; j < n; j += SIM_VECTOR_BYTES / 4)
     for (int row = 0; row < 64; row += 8) {
       Vector sum[8];
       for (int i = 0; i < 8; ++i) sum[i] = *(const Vector*)&c[row + i][j];
@@ -153,14 +154,14 @@ void multiply_add(Sums& sums, const Operand& o, const u32 (*a_registers)[4]) {
   Dense& dense = *sm().dense;
   if (o.is_int8()) {
     read_bytes(o, dense.whole_a, dense.whole_b);
-    multiply<Int8, int, 32>((int(*)[kMaxN])sums.of, dense.whole_a, dense.whole_b, o.n);
+    multiply((int(*)[kMaxN])sums.of, dense.whole_a, dense.whole_b, o.n);
   } else if (o.is_float8()) {  // exact products, f32 sums
     read_bytes(o, dense.byte_a, dense.byte_b);
-    multiply<Float8, float, 32>(sums.of, dense.byte_a, dense.byte_b, o.n);
+    multiply(sums.of, dense.byte_a, dense.byte_b, o.n);
   } else {
     read_a(o, a_registers);
     read_b(o);
-    multiply<Float8, float, 16>(sums.of, dense.a, dense.b, o.n);
+    multiply(sums.of, dense.a, dense.b, o.n);
   }
 }
 

@@ -24,8 +24,9 @@ def parsed(path: Path) -> Any:
 
 def test_the_workflow_runs_the_tests_on_the_oldest_python_that_is_promised() -> None:
     job = parsed(GITHUB / "workflows" / "test.yml")["jobs"]["test"]
-    browser, *made = (step["run"] for step in job["steps"] if "run" in step)
+    browser, emulator, *made = (step["run"] for step in job["steps"] if "run" in step)
     assert "install --yes chromium" in browser
+    assert "qemu-user" in emulator
     assert made == ["make peers", "make test", "make modelled"]
     assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]) for step in job["steps"] if "uses" in step)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

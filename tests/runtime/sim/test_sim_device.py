@@ -91,6 +91,30 @@ def test_a_kernel_without_export_is_refused() -> None:
         SimDevice().load_kernel(image(source, "copy"), 0)
 
 
+@pytest.mark.parametrize(("system", "machine"), [("linux", "riscv64"), ("linux", "armv7l"), ("darwin", "aarch64")])
+def test_other_platforms_are_refused(system: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build.toolchain.cache_clear()
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    monkeypatch.setattr(build.sys, "platform", system)
+    try:
+        with pytest.raises(EnvironmentError_, match=f"Linux on x86-64 or aarch64, not {system} on {machine}"):
+            build.toolchain()
+    finally:
+        build.toolchain.cache_clear()
+
+
+def test_libraries_of_different_cpus_are_kept_apart(fresh_cache: Path) -> None:
+    """Machines may share a cache folder; none may load code with instructions that its CPU lacks."""
+    command = build.toolchain().command
+    cpus = ["", "sse4_2 ssse3 popcnt", "sse4_2 ssse3 popcnt avx2 fma f16c bmi2"]
+    described = [build.describe(command, "x86_64", f"flags : fpu {cpu}\n") for cpu in cpus]
+    levels = [flag for tools in described for flag in tools.flags if "x86" in flag]
+    assert levels == ["-march=x86-64", "-march=x86-64-v2", "-march=x86-64-v3"]
+    source = build.SimSource("copy", "copy", copy_kernel(0), "sm_90a", False)
+    paths = {build._kernel_path(source, tools) for tools in [*described, build.describe(command, "aarch64", "")]}
+    assert len(paths) == 4
+
+
 def test_missing_compiler_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     build.toolchain.cache_clear()
     monkeypatch.delenv("CXX", raising=False)
