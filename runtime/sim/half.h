@@ -16,17 +16,8 @@ inline float widen(u16 bits, bool bf16) {
 
 template <bool BF16>
 inline void widen8(float* to, const u16* from) {
-#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps256)
-  if (!BF16) {
-    typedef float Float8 __attribute__((vector_size(32)));
-    sim_half8 h;
-    memcpy(&h, from, 16);
-    const Float8 f = __builtin_ia32_vcvtph2ps256(h);
-    memcpy(to, &f, 32);
-    return;
-  }
-#endif
-  for (int i = 0; i < 8; ++i) to[i] = widen(from[i], BF16);
+  if (!BF16) return f16_to_f32_eight(to, from);
+  for (int i = 0; i < 8; ++i) to[i] = widen(from[i], true);
 }
 
 // The tensor core reads only the upper 19 bits of a tf32 register.

@@ -9,10 +9,28 @@
 #define SIM_VECTOR_BYTES 16
 #endif
 
+#if defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps256)  // newer clangs lack them
+#define SIM_F16C
+typedef short sim_half8 __attribute__((vector_size(16)));
+typedef float sim_float4 __attribute__((vector_size(16)));
+typedef float sim_float8 __attribute__((vector_size(32)));
+#endif
+
 #define SIM_INLINE static inline __attribute__((always_inline))
 
-// f16 to f32 and back, rounded to the nearest even. NaN stays NaN.
-#if defined(__aarch64__)  // conversions of every aarch64 CPU
+SIM_INLINE f32 sim_float_of(u32 bits) {
+  f32 r;
+  __builtin_memcpy(&r, &bits, 4);
+  return r;
+}
+SIM_INLINE u32 sim_bits_of(f32 x) {
+  u32 r;
+  __builtin_memcpy(&r, &x, 4);
+  return r;
+}
+
+// f16 to f32 and back, rounded to the nearest even; NaN stays NaN.
+#if defined(__aarch64__)  // every CPU converts, vectors too
 SIM_INLINE f32 f16_bits_to_f32(u16 bits) {
   __fp16 h;
   __builtin_memcpy(&h, &bits, 2);
@@ -24,54 +42,46 @@ SIM_INLINE u16 f32_to_f16_bits(f32 x) {
   __builtin_memcpy(&bits, &h, 2);
   return bits;
 }
-#elif defined(__F16C__) && __has_builtin(__builtin_ia32_vcvtph2ps)
-typedef short sim_half8 __attribute__((vector_size(16)));
-typedef float sim_float4 __attribute__((vector_size(16)));
+#else
+// By integers and without branches: of a loop over eight lanes the compiler makes vectors, which it does not of F16C's
+// instructions. Those are for pairs and where eight numbers are at hand.
 SIM_INLINE f32 f16_bits_to_f32(u16 bits) {
-  const sim_half8 v = {(short)bits};
-  return __builtin_ia32_vcvtph2ps(v)[0];
+  const u32 size = (u32)(bits & 0x7fff) << 13;
+  const u32 number = sim_bits_of(sim_float_of(size) * 0x1p112f);  // another bias; subnormal ones become normal
+  const u32 endless = size > 0x0f800000u ? size | 0x7fc00000u : 0x7f800000u;
+  return sim_float_of((size < 0x0f800000u ? number : endless) | (u32)(bits & 0x8000) << 16);
 }
 SIM_INLINE u16 f32_to_f16_bits(f32 x) {
-  const sim_float4 v = {x};
-  return (u16)__builtin_ia32_vcvtps2ph(v, 0)[0];
-}
-#elif defined(__F16C__)  // newer clangs have only _Float16
-SIM_INLINE f32 f16_bits_to_f32(u16 bits) {
-  _Float16 h;
-  __builtin_memcpy(&h, &bits, 2);
-  return (f32)h;
-}
-SIM_INLINE u16 f32_to_f16_bits(f32 x) {
-  const _Float16 h = (_Float16)x;
-  u16 bits;
-  __builtin_memcpy(&bits, &h, 2);
-  return bits;
-}
-#else  // by integers: _Float16 would call functions of a compiler's library that kernels are not linked with
-SIM_INLINE f32 f16_bits_to_f32(u16 bits) {
-  const u32 size = bits & 0x7fffu;
-  u32 u = (size << 13) + (112u << 23);            // another bias of the exponent
-  if (size >= 0x7c00u) u += 112u << 23;           // infinity and NaN
-  if (size > 0x7c00u) u |= 0x400000u;             // a quiet one
-  f32 r = (f32)(i32)size * 0x1p-24f;              // subnormal numbers
-  if (size >= 0x400u) __builtin_memcpy(&r, &u, 4);
-  return bits & 0x8000u ? -r : r;
-}
-SIM_INLINE u16 f32_to_f16_bits(f32 x) {
-  u32 u;
-  __builtin_memcpy(&u, &x, 4);
-  const u32 sign = u >> 16 & 0x8000u;
-  u &= 0x7fffffffu;
-  u32 r = (u - (112u << 23) + 0xfffu + (u >> 13 & 1u)) >> 13;
-  if (u < 0x38800000u) {  // subnormal in f16: 0.5 has its last bit at 2**-24, so that adding rounds there
-    f32 shifted;
-    __builtin_memcpy(&shifted, &u, 4);
-    shifted += 0.5f;
-    __builtin_memcpy(&r, &shifted, 4);
-    r -= 0x3f000000u;
-  }
-  if (u >= 0x477ff000u) r = 0x7c00u;  // what rounds to infinity
-  if (u > 0x7f800000u) r = 0x7e00u | (u >> 13 & 0x1ffu);
-  return (u16)(sign | r);
+  const u32 u = sim_bits_of(x), size = u & 0x7fffffffu;
+  // Subnormal in f16: 0.5 and what is near it have their last bit at 2**-24, so that adding rounds there.
+  const u32 small = sim_bits_of(sim_float_of(size) + 0.5f) - 0x3f000000u;
+  u32 r = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
+  r = r < 0x7c00u ? r : 0x7c00u;  // what rounds to infinity
+  r = size < 0x38800000u ? small : r;
+  r = size > 0x7f800000u ? 0x7e00u | (size >> 13 & 0x1ffu) : r;
+  return (u16)(r | (u >> 16 & 0x8000u));
 }
 #endif
+
+// Two of them in one register.
+SIM_INLINE u32 f32_to_f16_pair(f32 lo, f32 hi) {
+#if defined(SIM_F16C)
+  const sim_float4 v = {lo, hi};
+  typedef int Int4 __attribute__((vector_size(16)));
+  return (u32)((Int4)__builtin_ia32_vcvtps2ph(v, 0))[0];
+#else
+  return (u32)f32_to_f16_bits(lo) | (u32)f32_to_f16_bits(hi) << 16;
+#endif
+}
+
+// Eight of them in memory.
+SIM_INLINE void f16_to_f32_eight(f32* to, const u16* from) {
+#if defined(SIM_F16C)
+  sim_half8 h;
+  __builtin_memcpy(&h, from, 16);
+  const sim_float8 f = __builtin_ia32_vcvtph2ps256(h);
+  __builtin_memcpy(to, &f, 32);
+#else
+  for (int i = 0; i < 8; ++i) to[i] = f16_bits_to_f32(from[i]);
+#endif
+}

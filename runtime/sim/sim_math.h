@@ -1,11 +1,10 @@
-// libm and CUDA's built-in math functions for the simulator: same names, correctly rounded or libm accurate.
+// libm and CUDA's built-in math functions for the simulator: same names, correctly rounded or libm accurate. Those of
+// sim_functions.h take the place of libm's, for they can be computed in vectors.
 #pragma once
 
 extern "C" {
 double exp(double) noexcept;
-float expf(float) noexcept;
 double exp2(double) noexcept;
-float exp2f(float) noexcept;
 double expm1(double) noexcept;
 float expm1f(float) noexcept;
 double log(double) noexcept;
@@ -37,7 +36,6 @@ float sinhf(float) noexcept;
 double cosh(double) noexcept;
 float coshf(float) noexcept;
 double tanh(double) noexcept;
-float tanhf(float) noexcept;
 double asinh(double) noexcept;
 float asinhf(float) noexcept;
 double acosh(double) noexcept;
@@ -45,7 +43,6 @@ float acoshf(float) noexcept;
 double atanh(double) noexcept;
 float atanhf(float) noexcept;
 double erf(double) noexcept;
-float erff(float) noexcept;
 double erfc(double) noexcept;
 float erfcf(float) noexcept;
 double tgamma(double) noexcept;
@@ -79,9 +76,7 @@ float fmodf(float, float) noexcept;
 double remainder(double, double) noexcept;
 float remainderf(float, float) noexcept;
 double fmax(double, double) noexcept;
-float fmaxf(float, float) noexcept;
 double fmin(double, double) noexcept;
-float fminf(float, float) noexcept;
 double hypot(double, double) noexcept;
 float hypotf(float, float) noexcept;
 double copysign(double, double) noexcept;
@@ -98,6 +93,14 @@ long lrint(double) noexcept;
 long lrintf(float) noexcept;
 int abs(int) noexcept;
 }
+
+#include "sim_functions.h"
+#define expf(x) sim_expf(x)
+#define exp2f(x) sim_exp2f(x)
+#define tanhf(x) sim_tanhf(x)
+#define erff(x) sim_erff(x)
+#define fmaxf(x, y) sim_fmaxf(x, y)
+#define fminf(x, y) sim_fminf(x, y)
 
 // Overloads by type, as CUDA has them without any header.
 static inline float exp(float x) { return expf(x); }

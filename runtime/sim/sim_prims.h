@@ -18,9 +18,7 @@ ARCWELD_DEVICE u16 f32_to_bf16_bits(f32 x) {
 
 #include "scalars.cuh"
 
-ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<f16>) {
-  return (u32)f32_to_f16_bits(lo) | (u32)f32_to_f16_bits(hi) << 16;
-}
+ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<f16>) { return f32_to_f16_pair(lo, hi); }
 ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
   return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
 }

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import PurePath
 
 _ADDRESS = re.compile(r"@\[(.+?)\+(0x[0-9a-f]+)\]")
-_SHIMS = ("prims.cuh", "scalars.cuh", "sim_prims.h", "sim_host.h", "cuda_sim.h", "sim_math.h", "sim_api.h")
+_SHIMS = ("prims.cuh", "scalars.cuh", "sim_prims.h", "sim_host.h", "sim_functions.h", "cuda_sim.h",
+          "sim_math.h", "sim_api.h")
 
 
 def resolve(message: str) -> str:

@@ -14,6 +14,7 @@ import cases_contract
 import numpy as np
 import pytest
 from demo_kernels import DEMOS
+from function_cases import MOST, NAMES, errors
 from harness import render_with, run_kernel
 from kernel_cases import assert_close
 from other_machine import Machine, OtherDevice, aarch64, old_x86_64
@@ -47,6 +48,11 @@ def test_primitive_matches_numpy(case: PrimCase, machine: Machine) -> None:
     case.check(case.run(OtherDevice(machine)), case.reference)
     if EVERY:
         case.check(case.run(OtherDevice(machine, checked=True, seed=3)), case.reference)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_are_rounded_once(name: str, machine: Machine) -> None:
+    assert errors(OtherDevice(machine), name).max() <= MOST
 
 
 @pytest.mark.parametrize("name", DEMOS if EVERY else ["gelu", "layernorm", "mma_gemm", "flash", "wgmma"])

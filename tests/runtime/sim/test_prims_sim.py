@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from function_cases import MOST, NAMES, errors
 from prim_cases import PrimCase, warp_level_cases
 from prim_cases_async import async_cases
 from prim_cases_lanes import lane_cases
@@ -36,3 +37,9 @@ def test_primitive_matches_the_gpu(case: PrimCase) -> None:
 
 def test_case_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_are_rounded_once(name: str) -> None:
+    for device in (SimDevice(), SimDevice(checked=True)):
+        assert errors(device, name).max() <= MOST
