@@ -107,12 +107,32 @@ void finish_thread(Sm& s, SimThread& thread) {
     sim_fail("a thread returned while other lanes of its warp wait in %s, whose mask names it", w.name);
 }
 
+// Runs lanes of a warp after ``me``, which has returned, on its stack: as long as each is straight code, so that no lane of the
+// warp has waited for anything. Returns the last one, which is still to be finished.
+SimThread* run_straight_lanes(Sm& s, SimThread* me) {
+  Warp& w = s.warps[me->warp];
+  void* const stack = me->stack;
+  u32 bit = 1u << me->lane;
+  while (!s.used_units && !w.arrived && !w.rotation && w.unstarted && (w.ready & ~bit) == w.unstarted) {
+    w.ready &= ~bit;
+    w.done |= bit;
+    ++s.done_count;
+    me = &s.threads[me->warp * kLanes + __builtin_ctz(w.unstarted)];
+    bit = w.unstarted & -w.unstarted;
+    w.unstarted &= ~bit;
+    me->stack = stack;
+    sim_current = me;
+    s.kernel(s.kernel_params);
+  }
+  return me;
+}
+
 void fiber_main() {
   Sm& s = sm();
   for (;;) {
     free_dead_stack(s.stacks);
     s.kernel(s.kernel_params);
-    SimThread* me = sim_current;
+    SimThread* me = run_straight_lanes(s, sim_current);
     void* stack = me->stack;
     finish_thread(s, *me);
     void* unused;

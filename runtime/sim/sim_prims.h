@@ -51,7 +51,11 @@ template <class T> ARCWELD_DEVICE T checked_divisor(T x) {
 
 // ---------------------------------------------------------------- programmatic dependent launch
 // Kernels never overlap here; the checked mode still refuses what a kernel may not do before it has waited.
-ARCWELD_DEVICE void pdl_wait() { sim_pdl_wait(); }
+ARCWELD_DEVICE void pdl_wait() {
+#ifdef SIM_CHECKED
+  sim_pdl_wait();
+#endif
+}
 ARCWELD_DEVICE void pdl_launch_dependents() {}
 
 ARCWELD_DEVICE void prefetch_l2(const void* p) { (void)p; }
