@@ -7,7 +7,7 @@
 namespace sim {
 
 inline float widen(u16 bits, bool bf16) {
-  if (!bf16) return f16_bits_to_f32(bits);
+  if (!bf16) return sim_f16_to_f32(bits);
   const u32 u = (u32)bits << 16;
   float r;
   memcpy(&r, &u, 4);
@@ -16,7 +16,7 @@ inline float widen(u16 bits, bool bf16) {
 
 template <bool BF16>
 inline void widen8(float* to, const u16* from) {
-  if (!BF16) return f16_to_f32_eight(to, from);
+  if (!BF16) return sim_f16_to_f32_eight(to, from);
   for (int i = 0; i < 8; ++i) to[i] = widen(from[i], true);
 }
 

@@ -9,7 +9,9 @@ typedef u64 __attribute__((may_alias)) sim_chunk8;
 #define ARCWELD_CHUNK8 sim_chunk8
 #define ARCWELD_CHUNK16 sim_chunk16
 
-// ---------------------------------------------------------------- 16-bit floats; those of f16 are in sim_host.h
+// ---------------------------------------------------------------- 16-bit floats
+ARCWELD_DEVICE f32 f16_bits_to_f32(u16 bits) { return sim_f16_to_f32(bits); }
+ARCWELD_DEVICE u16 f32_to_f16_bits(f32 x) { return sim_f32_to_f16(x); }
 ARCWELD_DEVICE u16 f32_to_bf16_bits(f32 x) {
   const u32 u = __float_as_uint(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // the GPU's canonical NaN
@@ -18,7 +20,7 @@ ARCWELD_DEVICE u16 f32_to_bf16_bits(f32 x) {
 
 #include "scalars.cuh"
 
-ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<f16>) { return f32_to_f16_pair(lo, hi); }
+ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<f16>) { return sim_f32_to_f16_pair(lo, hi); }
 ARCWELD_DEVICE u32 pack2_impl(f32 lo, f32 hi, ScalarTag<bf16>) {
   return (u32)f32_to_bf16_bits(lo) | (u32)f32_to_bf16_bits(hi) << 16;
 }
