@@ -8,7 +8,8 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -20,6 +21,8 @@ from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.options import LOOP_LIMIT, Options
 from arcweld.compiler.signature import spread
+from arcweld.driver.ahead import ahead
+from arcweld.driver.blas import one_thread
 from arcweld.driver.build import Build, Progress, build_graph
 from arcweld.driver.costs import ReferenceCost
 from arcweld.driver.draws import Sample, draw_sample, given_sample
@@ -234,40 +237,62 @@ def build_data(
     folder = None if dump is None else Path(dump)
     if folder is not None:
         _make_folder(folder)
-    sample: Sample | None = None
-    if checks.level == "off":
-        if precision != "fp32":
+    before = {"inputs": 0.0}
+    promotion: Promotion | None = None
+    with one_thread() if where.is_simulator else nullcontext(), _drawn(graph, sizes, feeds, checks) as drawn:
+        if drawn is None and precision != "fp32":
             text = f"without verification no node is kept in f32: all of the model computes in {precision}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
-    else:
-        sample = draw_sample(graph, sizes) if feeds is None else given_sample(graph, sizes, feeds)
-    before = {"inputs": time.monotonic() - started}
-    promotion: Promotion | None = None
-    if sample is not None and sample.feeds and precision != "fp32":
-        if progress is not None:
-            progress("promotion", 0, 1)
-        promotion = _promotion(graph, options, sample, checks)
-        options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
-        before["promotion"] = time.monotonic() - started - before["inputs"]
-    build = build_graph(
-        graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
-    )
-    build.sizes = dict(sample.sizes) if sample is not None else sample_sizes(graph, sizes)
+        elif drawn is not None and precision != "fp32" and drawn.result().feeds:
+            before["inputs"] = time.monotonic() - started
+            if progress is not None:
+                progress("promotion", 0, 1)
+            promotion = _promotion(graph, options, drawn.result(), checks)
+            options = replace(options, keep_f32=options.keep_f32 | promotion.origins)
+            before["promotion"] = time.monotonic() - started - before["inputs"]
+        build = build_graph(
+            graph, options, progress=progress, dump=folder, compile_kernels=arch is not None or where.needs_object_code
+        )
+        engine = None
+        if drawn is not None:
+            built = time.monotonic()
+            sample = drawn.result()
+            before["inputs"] += time.monotonic() - built
+            engine = _verified(build, where, sample, checks, promotion, progress)
+        build.sizes = dict(sample.sizes) if drawn is not None else sample_sizes(graph, sizes)
     build.seconds = before | build.seconds
-    engine = None
-    if sample is not None:
-        built = time.monotonic()
-        engine = Engine(build.data, where, borrow=True)  # the weights may stay in the files that the importer mapped
-        told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
-        evidence = verify_build(build, engine, sample, checks, precision, promotion, told)
-        warn_of_headroom(evidence)
-        build.data = engine.data = replace(build.data, verify=evidence)
-        build.seconds["verify"] = time.monotonic() - built
-    if promotion is not None and promotion.gave_up:
-        _warn_of_f32(build, promotion, checks)
     build.seconds["total"] = time.monotonic() - started
     log.info("%s", summary(build, where))
     return build, where, engine
+
+
+@contextmanager
+def _drawn(
+    graph: Graph, sizes: Mapping[str, int] | None, feeds: Mapping[str, np.ndarray] | None, checks: VerifyOptions
+) -> Iterator[Future[Sample] | None]:
+    """The inputs to verify with, which a thread draws and evaluates; None where nothing is verified."""
+    if checks.level == "off":
+        yield None
+        return
+    with ahead(lambda: draw_sample(graph, sizes) if feeds is None else given_sample(graph, sizes, feeds)) as drawn:
+        yield drawn
+
+
+def _verified(
+    build: Build, where: Device, sample: Sample, checks: VerifyOptions, promotion: Promotion | None,
+    progress: Progress | None,
+) -> Engine:  # fmt: skip
+    """The engine of a build, after verification on ``where``; the build then has the evidence."""
+    started = time.monotonic()
+    engine = Engine(build.data, where, borrow=True)  # the weights may stay in the files that the importer mapped
+    told = None if progress is None else _kernel_counter(progress, len(build.data.sources))
+    evidence = verify_build(build, engine, sample, checks, build.precision, promotion, told)
+    warn_of_headroom(evidence)
+    build.data = engine.data = replace(build.data, verify=evidence)
+    build.seconds["verify"] = time.monotonic() - started
+    if promotion is not None and promotion.gave_up:
+        _warn_of_f32(build, promotion, checks)
+    return engine
 
 
 def _kernel_counter(progress: Progress, kernels: int) -> Callable[[str], None]:
@@ -327,7 +352,7 @@ def _warn_of_f32(build: Build, promotion: Promotion, checks: VerifyOptions) -> N
     share = half_share(build, {"fp16": "f16", "bf16": "bf16"}[build.precision]) or 0.0
     tolerance = checks.tolerance if checks.tolerance is not None else ENGINE_TOLERANCE[build.precision]
     text = f"a tolerance of {tolerance:g} leaves {100 * share:.0f} % of the operations in {build.precision}"
-    warnings.warn(f"{text}: {promotion.note}", RuntimeWarning, stacklevel=3)
+    warnings.warn(f"{text}: {promotion.note}", RuntimeWarning, stacklevel=4)
 
 
 def rebuild_kernel(name: str, source: str, files: dict[str, str], arch: str) -> bytes:

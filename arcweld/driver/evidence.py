@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.errors import AccuracyError, EnvironmentError_, InputError, ModelError, UsageError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.reference import run_reference
+from arcweld.driver.ahead import ahead, each_ahead
 from arcweld.driver.build import Build
 from arcweld.driver.conditioning import rounding_errors
 from arcweld.driver.costs import LAUNCH_SECONDS, Costs
@@ -178,13 +180,15 @@ class _Verification:
                 return
             log.warning("comparing the outputs takes %s: they are compared nevertheless", about)
         known = self.sample.outputs if point is self.base else None
-        want = known or run_reference(graph, feeds, bind=point.sizes)
-        self.note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)
-        with self.engine.poisoned():
-            changed = {s.input: feeds[s.input].copy() for s in self.engine.program.state}
-            got = self.engine.run_tensors({**feeds, **changed})
-        self.used += self.costs.reference.seconds(point.sizes) + (seconds if self.device.is_simulator else 0.0)
-        self.note("the reference", math.inf)
+        reference = self.costs.reference.seconds(point.sizes)
+        with ahead(lambda: known or run_reference(graph, feeds, bind=point.sizes)) as wanted:
+            self.note("the engine", HANG_SECONDS + HANG_FACTOR * (seconds + reference))
+            with self.engine.poisoned():
+                changed = {s.input: feeds[s.input].copy() for s in self.engine.program.state}
+                got = self.engine.run_tensors({**feeds, **changed})
+            self.used += reference + (seconds if self.device.is_simulator else 0.0)
+            self.note("the reference", math.inf)
+            want = wanted.result()
         pairs = {label: (got[label], want[o.name]) for label, o in zip(labels, graph.outputs)}
         allowed = self._allowed(pairs, limit, feeds, point)
         found = [self._output(label, *pair, limit, allowed.get(label)) for label, pair in pairs.items()]
@@ -263,17 +267,23 @@ class _Verification:
             else:
                 self._skip(c)
         self.used += spent
-        for c, values in with_values(self.build, chosen, feeds, point.sizes, watch):
-            self._check_kernel(c, values, point)
+        ends = sorted({*map(self._nodes_before, chosen), last})
+        with each_ahead(with_values(self.build, chosen, feeds, point.sizes, watch)) as each:
+            for c, values in each:
+                at = self._nodes_before(c)
+                until = ends[min(bisect_right(ends, at), len(ends) - 1)]  # what the reference has got to meanwhile
+                beside = [self.costs.reference.seconds(point.sizes, n) for n in (at, until)]
+                self._check_kernel(c, values, point, beside[1] - beside[0])
         return len(chosen)
 
     def _nodes_before(self, check: KernelCheck) -> int:
         """How many nodes of the graph the reference evaluates until it has all values of a kernel."""
         return 1 + max((self.positions.get(t, -1) for t in check.tensors()), default=-1)
 
-    def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point) -> None:
-        """Compares one kernel and records what was found."""
-        self.note(f"kernel {c.source.entry}", HANG_SECONDS + HANG_FACTOR * self._estimate(c, point.sizes))
+    def _check_kernel(self, c: KernelCheck, values: Mapping[str, np.ndarray], point: Point, beside: float) -> None:
+        """Compares one kernel and records what was found. The reference takes ``beside`` seconds at the same time."""
+        seconds = self._estimate(c, point.sizes) + beside
+        self.note(f"kernel {c.source.entry}", HANG_SECONDS + HANG_FACTOR * seconds)
         verdict = check_kernel(c, self.regions[c.planned.name], self.build, values, point.sizes, self.device)
         self.note("the reference", math.inf)
         row = self.rows.get(c.source.entry, {})

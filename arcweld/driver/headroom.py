@@ -85,4 +85,4 @@ def warn_of_headroom(evidence: Mapping[str, Any]) -> None:
         times = LARGEST / found["largest"]
         text = f"values in f16 come within a factor of {times:.2g} of the largest number {LARGEST:g}, most at"
         remedy = "inputs a few times larger may overflow: use precision bf16, or verify with such inputs"
-        warnings.warn(f"{text} {found['node']}: {remedy}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"{text} {found['node']}: {remedy}", RuntimeWarning, stacklevel=4)

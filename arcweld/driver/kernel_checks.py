@@ -92,7 +92,8 @@ def with_values(
     """Each check with the reference's values for it, in the order in which the reference computes them.
 
     A value is freed after the last node and the last check that need it, which bounds the peak memory. ``watch`` is
-    called after each node of the graph; without it, the reference ends with the last check.
+    called after each node of the graph; without it, the reference ends with the last check. Each check's values are its
+    own, so that a caller may take the next check before it is done with one.
     """
     graph = build.fused.graph
     position = {o.name: i for i, n in enumerate(graph.nodes) for o in n.outputs}
@@ -110,7 +111,7 @@ def with_values(
         if watch is not None and i >= 0:
             watch(graph.nodes[i], values)
         for c in due.get(i, ()):
-            yield c, values
+            yield c, dict(values)
         if i >= last:
             return
 

@@ -7,28 +7,40 @@ from functools import cache
 
 import numpy as np
 
-_STEPS = 512  # table entries per unit; the cubic's error is below (1/512)^4 / 384 * max|f''''| < 3e-13
+_STEPS = 512  # table entries per unit; the cubic's error is below (1/1024)^4 / 24 * max|f''''| < 2e-13
 _RANGE = 6  # erf(6) = 1 - 2e-17
+_PART = 1 << 13  # elements at a time, whose values in f64 stay in the cache
 
 
 @cache
 def _erf_table() -> tuple[np.ndarray, np.ndarray]:
-    nodes = np.arange(_RANGE * _STEPS + 2) / _STEPS
+    nodes = np.arange(_RANGE * _STEPS + 1) / _STEPS
     values = np.array([math.erf(x) for x in nodes])
     return values, 2 / math.sqrt(math.pi) * np.exp(-nodes * nodes)
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function with an absolute error below 3e-13, by cubic Hermite interpolation in a table."""
+    """The error function with an absolute error below 3e-13, by its Taylor series at the nearest entry of a table."""
+    given = np.asarray(x)
+    flat = given.reshape(-1)
+    y = np.empty(flat.shape, given.dtype)
+    for at in range(0, flat.size, _PART):
+        y[at : at + _PART] = _erf(flat[at : at + _PART].astype(np.float64))
+    return y.reshape(given.shape)
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    """Of f64. The derivatives behind the first are polynomials times it: f'' = -2 x f', f''' = (4 x^2 - 2) f'."""
     values, slopes = _erf_table()
-    a = np.abs(np.asarray(x, np.float64))
-    scaled = np.minimum(np.where(np.isnan(a), 0, a), _RANGE) * _STEPS
-    k = scaled.astype(np.int64)
-    t = scaled - k
-    v0, v1, s0, s1 = values[k], values[k + 1], slopes[k] / _STEPS, slopes[k + 1] / _STEPS
-    d = v1 - v0
-    y = v0 + t * (s0 + t * ((3 * d - 2 * s0 - s1) + t * (s0 + s1 - 2 * d)))
-    return np.asarray(np.where(np.isnan(a), a, np.copysign(y, x)), np.asarray(x).dtype)
+    a = np.fmin(np.abs(x), _RANGE)  # NaN too
+    nearest = np.rint(a * _STEPS)
+    k = nearest.astype(np.intp)
+    node = nearest / _STEPS
+    h = a - node
+    series = h * (1 - h * (node - h * ((2 / 3) * node * node - 1 / 3)))
+    y = np.copysign(values.take(k) + slopes.take(k) * series, x)
+    np.copyto(y, x, where=np.isnan(x))
+    return np.asarray(y)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
