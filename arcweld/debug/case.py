@@ -129,7 +129,7 @@ def run_build(
     """
     engine = Engine(build.data, device.adversary(), borrow=True)
     costs = Costs.of(build.fused.graph, build.all_planned())
-    seconds = sum(costs.simulated(p, sizes) for p in build.part_at(sizes).launches)
+    seconds = sum(costs.simulated(p, sizes, adverse=True) for p in build.part_at(sizes).launches)
 
     def work(note: Notes) -> dict[str, np.ndarray]:
         note("the engine", HANG_SECONDS + HANG_FACTOR * seconds)

@@ -160,8 +160,9 @@ class _Verification:
         return math.inf if self.options.level == "full" else self.options.budget - self.used
 
     def _estimate(self, check: KernelCheck, sizes: Mapping[str, int]) -> float:
-        seconds = sum(self.costs.simulated(p, sizes) for p in check.launches()) if self.device.is_simulator else 0.0
-        return LAUNCH_SECONDS + seconds
+        if not self.device.is_simulator:
+            return LAUNCH_SECONDS
+        return LAUNCH_SECONDS + sum(self.costs.simulated(p, sizes, adverse=True) for p in check.launches())
 
     # -------------------------------------------------------------------------------------------------- outputs
 
@@ -201,7 +202,7 @@ class _Verification:
 
     def _engine_seconds(self, sizes: Mapping[str, int]) -> float:
         """Seconds of a run on the simulator."""
-        return sum(self.costs.simulated(p, sizes) for p in self.build.part_at(sizes).launches)
+        return sum(self.costs.simulated(p, sizes, adverse=False) for p in self.build.part_at(sizes).launches)
 
     def _allowed(
         self, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], limit: float, feeds: Mapping[str, np.ndarray],
