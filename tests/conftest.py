@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import pytest
-from hypothesis import HealthCheck, settings
+# Workers share the cores already: threads of numpy and PyTorch, which spin without work, take them from others.
+# Set before either is imported; the processes that tests start inherit it.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "arcweld", deadline=None, derandomize=True, max_examples=25, suppress_health_check=list(HealthCheck)
