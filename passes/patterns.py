@@ -21,6 +21,7 @@ import ast
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 from arcweld.compiler.dtypes import DType
@@ -72,6 +73,7 @@ class Algebra:
 Tree: TypeAlias = Name | Number | Operation | Algebra
 
 
+@cache
 def parse_formula(text: str) -> Tree:
     """The tree of a formula. Raises ValueError for a text that is no formula."""
     return _tree(ast.parse(text, mode="eval").body)

@@ -21,7 +21,7 @@ from torch import fx
 
 from arcweld.compiler.errors import UnsupportedError
 from arcweld.compiler.ir import Graph
-from arcweld.compiler.torch.table import handled, more_decompositions
+from arcweld.compiler.torch.importer import kept_composites
 from arcweld.compiler.torch.types import Sizes
 from arcweld.runtime.devices import VARIABLE, choose, gpu_count, numbered, torch_device
 from arcweld.torch.block import Block, EngineBuilder
@@ -80,7 +80,7 @@ def compile_with(
         bw_compiler=training,
         inference_compiler=inference,
         partition_fn=min_cut_rematerialization_partition,
-        decompositions=_decompositions(),
+        decompositions=kept_composites(),
         keep_inference_input_mutations=True,
     )
     with layers_for_tracing(module, example_inputs):
@@ -155,14 +155,6 @@ def _static_placeholders(module: fx.GraphModule) -> set[fx.Node]:
     positions = set() if metadata is None else set(metadata.static_input_indices or ())
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
     return {n for k, n in enumerate(placeholders) if k in positions}
-
-
-def _decompositions() -> dict[Any, Any]:
-    from torch._decomp import core_aten_decompositions
-
-    keep = handled()
-    core = {op: fn for op, fn in core_aten_decompositions().items() if str(op) not in keep}
-    return {**core, **more_decompositions()}
 
 
 def _left_to_pytorch(module: fx.GraphModule) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ from arcweld.compiler.torch.context import Pair
 from arcweld.compiler.torch.equalities import Offset, learn
 from arcweld.compiler.torch.fx_reader import FxReader, Unavailable, target_name, written_input
 from arcweld.compiler.torch.strided import rewrite_strided
-from arcweld.compiler.torch.table import handled, more_decompositions
+from arcweld.compiler.torch.table import handled, more_decompositions, registered
 from arcweld.compiler.torch.types import Sizes, as_array, value_range
 from arcweld.compiler.torch.whole_layers import WholeLayers, has_projections
 
@@ -192,12 +193,14 @@ def _projected(program: torch.export.ExportedProgram) -> frozenset[str]:
 
 def kept_composites(but: frozenset[str] = frozenset()) -> dict[Any, Any]:
     """Torch's decompositions to core ATen, except those of operators that have a handler, ``but`` aside."""
+    return dict(_decompositions_but(handled() - but, registered()))
+
+
+@lru_cache(maxsize=2)
+def _decompositions_but(keep: frozenset[str], operators: int) -> dict[Any, Any]:
+    """Torch's decompositions and ours without those of ``keep``, while ``operators`` are registered."""
     table = torch.export.default_decompositions()
-    keep = handled() - but
-    for op in [op for op in table.keys() if str(op) in keep]:  # noqa: SIM118 (a lazy table: only keys() fills it)
-        table.pop(op)
-    table.update(more_decompositions())
-    return table  # type: ignore[no-any-return]
+    return {op: fn for op, fn in table.items() if str(op) not in keep} | more_decompositions()
 
 
 # -------------------------------------------------------------------------------------------------- placeholders

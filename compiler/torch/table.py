@@ -63,6 +63,13 @@ DECOMPOSED = frozenset(
 )  # fmt: skip
 
 
+def registered() -> int:
+    """How many operators torch knows. Its table of decompositions takes long to make, and changes only if some come."""
+    import torch
+
+    return len(torch._C._dispatch_get_all_op_names())
+
+
 def more_decompositions() -> dict[Any, Callable[..., Any]]:
     """Torch's decompositions of ``DECOMPOSED``, and one of dropout."""
     import torch
