@@ -123,16 +123,23 @@ def test_a_published_network_of_convolutions(form: str, tmp_path: Path) -> None:
     quantised_network(fetch("open_nsfw"), entry.feeds(), form, tmp_path, **_import_options(entry))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["QDQ", "QOperator", "dynamic"])
-def test_resnet18(form: str, tmp_path: Path) -> None:
-    """The same of torchvision's ResNet-18, with random weights."""
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """torchvision's ResNet-18 with random weights, and an input."""
     made = build("resnet18", size=64)
+    path = tmp_path_factory.mktemp("resnet18") / "resnet18.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        export_onnx(made.module, made.args, tmp_path / "resnet18.onnx")
-    (name,) = [i.name for i in onnx.load(tmp_path / "resnet18.onnx").graph.input]
-    quantised_network(tmp_path / "resnet18.onnx", {name: made.args[0].numpy()}, form, tmp_path)
+        export_onnx(made.module, made.args, path)
+    (name,) = [i.name for i in onnx.load(path).graph.input]
+    return path, {name: made.args[0].numpy()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["QDQ", "QOperator", "dynamic"])
+def test_resnet18(form: str, resnet18: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """The same of torchvision's ResNet-18, with random weights."""
+    quantised_network(*resnet18, form, tmp_path)
 
 
 def quantised_network(original: Path, feeds: dict[str, np.ndarray], form: str, folder: Path, **options: Any) -> None:
