@@ -11,7 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch_oracle import Functions, compare, rand, run_graph
 
 from arcweld.compiler.errors import ModelError, UnsupportedError, UsageError
-from arcweld.compiler.torch.importer import import_exported, import_fx, import_module
+from arcweld.compiler.torch.importer import import_exported, import_fx, import_module, kept_composites
+from arcweld.compiler.torch.table import handled, more_decompositions
 
 
 class Structured(nn.Module):
@@ -207,3 +208,17 @@ def test_deeply_nested_modules_are_refused_by_name(depth: int) -> None:
         module = torch.nn.Sequential(module)
     with pytest.raises(ModelError, match=r"torch\.export refused Sequential: RecursionError"):
         import_module(module, (torch.ones(2),))
+
+
+def test_decompositions_are_kept_until_torch_knows_more_operators() -> None:
+    kept_composites().clear()  # a copy
+    again = kept_composites()
+    assert again == kept_composites()
+    assert not {str(op) for op in again} & handled() - {str(op) for op in more_decompositions()}
+    library = torch.library.Library("arcweld_decompositions", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+    twice = torch.ops.arcweld_decompositions.twice.default
+    assert twice not in again
+    assert twice in kept_composites()
+    assert again.keys() < kept_composites().keys()
