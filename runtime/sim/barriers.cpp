@@ -46,6 +46,7 @@ bool arrive(Sm& s, NamedBarrier& b, int id, int threads, const char* site) {
 
 void sync(int id, int threads, const char* site) {
   Sm& s = sm();
+  if (s.used_units & kAlone) return;
   NamedBarrier& b = s.barriers->named[id & 15];
   if (arrive(s, b, id, threads, site)) {
     release_all(b, sim_current->warp);
@@ -100,6 +101,19 @@ void sim_block_op(SimBlockOp op, void* slot, const char* name) {
   }
   op(s.barriers->block_slots);
   release_all(b, sim_current->warp);
+}
+
+bool sim_alone() {
+  Sm& s = sm();
+  if (!sim_in_order || s.cooperative || sim_current->linear || s.done_count) return false;
+  for (int i = 0; i < s.warp_count; ++i) {
+    Warp& w = s.warps[i];
+    w.all = w.ready = i == 0;
+    w.unstarted = 0;
+  }
+  s.done_count = s.thread_count - 1;
+  s.used_units |= kAlone;
+  return true;
 }
 
 void sim_bar_sync(int id, int threads) { sync(id, threads, nullptr); }

@@ -80,6 +80,9 @@ void sim_bar_sync(int id, int threads);
 void sim_bar_arrive(int id, int threads);
 void sim_warp_op(u32 mask, SimWarpOp op, void* slot, const char* name);
 void sim_block_op(SimBlockOp op, void* slot, const char* name);
+// Whether the calling thread, the first of its block, does the work of all: the others have not begun and never will, and
+// it waits at no barrier. False if the schedule is an adverse one. Call it before anything that waits.
+bool sim_alone();
 void* sim_scratch(u64 bytes);  // memory of the simulator, 64-byte aligned, until the next call
 void sim_op_syncwarp(void** slots, u32 mask);
 void sim_op_shuffle(void** slots, u32 mask);

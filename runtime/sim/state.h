@@ -47,7 +47,7 @@ struct NamedBarrier {
 constexpr int kNamedBarriers = 16;
 
 // Units with state of their own. What a block has not used needs no reset, and no look when a thread returns.
-constexpr u32 kNamed = 1, kCopies = 2, kStores = 4, kWgmma = 8, kClusters = 16;
+constexpr u32 kNamed = 1, kCopies = 2, kStores = 4, kWgmma = 8, kClusters = 16, kAlone = 32;  // kAlone: see sim_alone
 
 // ---------------------------------------------------------------- a host thread's part
 // Stacks of fibers (fibers.cpp).

@@ -7,6 +7,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "ring.cuh"
 #include "few_rows.cuh"
 
@@ -21,6 +22,7 @@ typedef bf16 T;
 constexpr int ROWS = 2, HALVES = 2, TILES = (ROWS * HALVES + 7) / 8;  // of 8 rows
 constexpr int OWN = 8, SPLIT = 4, DEPTH = 128, THREADS = 256;
 constexpr int COLUMNS = 16, WAVE = 16;
+typedef SharedDepth<HALVES * ROWS, WAVE, SPLIT, 4, 8, 1> Shares;
 constexpr int PITCH = 544;  // between rows in shared memory
 constexpr int STAGES = 4, LINE = DEPTH * 2 + 64, STAGE = OWN * LINE;  // bytes
 
@@ -77,10 +79,11 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   p.out0[n0 + m * 2048] = from_f32<bf16>(t8);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_66749827(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_2aa689d6(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 1024);  // [2][16]
   bf16* const left = reinterpret_cast<bf16*>(reinterpret_cast<char*>(partial) + 1152);  // [4][544]
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 512;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -118,26 +121,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
     next_step = 0;
     next_tile += gridDim.x;
   };
-  for (int i = 0; i < STAGES; ++i) request(i);
+  if (team.size > 1)
+    for (int i = 0; i < STAGES; ++i) request(i);
   pdl_wait();  // weights depend on no earlier kernel
-  for (int row = warp; row < ROWS; row += THREADS / 32) {
-    const int place = lane * 8, step = 256;
+  for (int row = team.warp; row < ROWS; row += team.warps) {
     f32 row_rstd[1];
-    {
-      f32 part = f32(0);
-#pragma unroll 4
-      for (int col = place; col < K; col += step) {
-        f32 x[8];
-        load_x(p, row, col, x);
-        f32 term[8];
-        rstd_value(p, row, col, x, term);
-#pragma unroll
-        for (int lane = 0; lane < 8; ++lane) part = OpSum()(part, term[lane]);
-      }
-      part = warp_reduce(part, OpSum());
-      rstd_finish(p, row, part, row_rstd);
-    }
-    for (int col = place; col < K; col += step) {
+    const f32 part_rstd = row_reduce<32, 8>(
+        team, f32(0), K, partial, OpSum(), [&](int col, f32 (&term)[8]) {
+          f32 x[8];
+          load_x(p, row, col, x);
+          rstd_value(p, row, col, x, term);
+        });
+    rstd_finish(p, row, part_rstd, row_rstd);
+    for (int col = team.lane * 8; col < K; col += team.lanes * 8) {
       f32 x[8], filled[8];
       load_x(p, row, col, x);
       fill_row(p, row, col, x, row_rstd[0], filled);
@@ -156,33 +152,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
   for (int tile_at = blockIdx.x; tile_at < 256; tile_at += gridDim.x) {
     const auto column_at = [=](int j) { return column_of(tile_at, j); };
     {
-      // The sums of this warp's columns and its share of k.
-      float acc[1][TILES][4] = {};
-      for (int step = 0; step < steps; ++step) {
-        const int k0 = (step * SPLIT + share) * DEPTH;
-        ring.wait_full();
-        const unsigned char* const stage = stages + ring.stage * STAGE;
+      if (!team_product<Shares>(
+              team, partial, HALVES * ROWS, K, 4096,
+              [&](int j) { return column_of(tile_at, j); },
+              [&](int row, int k, float (&x)[8]) { widen<T>(load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)), x); },
+              [&](int n, int k, float (&w)[8]) {
+                const T* at;
+                if (address_b(p, 0, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
+              })) {
+        // The sums of this warp's columns and its share of k.
+        float acc[1][TILES][4] = {};
+        for (int step = 0; step < steps; ++step) {
+          const int k0 = (step * SPLIT + share) * DEPTH;
+          ring.wait_full();
+          const unsigned char* const stage = stages + ring.stage * STAGE;
 #pragma unroll
-        for (int i = 0; i < DEPTH / 32; ++i) {
-          const int k = k0 + i * 32 + lane % 4 * 8;
-          Piece w[1];
-          w[0] = load_vec<4>(reinterpret_cast<const u32*>(stage + (0 + lane / 4) * LINE + (i * 4 + lane % 4) * 16));
-          Piece x[TILES] = {};
+          for (int i = 0; i < DEPTH / 32; ++i) {
+            const int k = k0 + i * 32 + lane % 4 * 8;
+            Piece w[1];
+            w[0] = load_vec<4>(reinterpret_cast<const u32*>(stage + (0 + lane / 4) * LINE + (i * 4 + lane % 4) * 16));
+            Piece x[TILES] = {};
 #pragma unroll
-          for (int j = 0; j < TILES; ++j) {
-            const int row = j * 8 + lane / 4;
-            if (row < HALVES * ROWS)
-              x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+            for (int j = 0; j < TILES; ++j) {
+              const int row = j * 8 + lane / 4;
+              if (row < HALVES * ROWS)
+                x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+            }
+            multiply_piece<T, TILES>(acc, w[0], Piece{}, x);
           }
-          multiply_piece<T, TILES>(acc, w[0], Piece{}, x);
+          __syncwarp();  // all lanes have read the stage: it may be filled again
+          request(ring.stage);
+          ring.advance();
         }
-        __syncwarp();  // all lanes have read the stage: it may be filled again
-        request(ring.stage);
-        ring.advance();
+        put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       }
-      put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
-      for (int o = threadIdx.x; o < ROWS * WAVE; o += THREADS) {
+      for (int o = team.rank; o < ROWS * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
 #pragma unroll
         for (int s = 1; s < SPLIT * HALVES; ++s) sum[0] += partial[s * ROWS * WAVE + o];
@@ -190,11 +195,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
       }
       __syncthreads();
     }
-    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+    for (int o = team.rank; o < ROWS * COLUMNS; o += team.size) {
       const int m = o / COLUMNS;
       const int n = column_at(o % COLUMNS);
       if (n < 2048) store_part0(p, m, n, tile);
     }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_66749827)
+EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_2aa689d6)

@@ -6,6 +6,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 
 struct Params {
   const f16* in0;
@@ -21,6 +22,7 @@ constexpr int ROWS = 1, COLUMNS = 4, WIDTH = 8;
 constexpr int BATCH = 4, SPLIT = 4, THREADS = 256;
 constexpr int OWN = 2;              // columns of a warp
 constexpr int STEP = 32 * SPLIT * WIDTH;  // k between a thread's pieces
+typedef SharedDepth<ROWS, COLUMNS, SPLIT, 32, WIDTH, 1> Shares;
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, const f16* left, f32 (&out)[8]) {
   const Vec<f16, 8> v0 = load_vec<8>(left + k);
@@ -107,10 +109,11 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   if (t24) p.out0[ix4 + ix25 * 8192 + (int)t27 * 64] = from_f32<f16>(t16);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_09a34af0(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_mul_add_scatter_b31673e0(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 64);  // [1][4]
   f16* const left = reinterpret_cast<f16*>(reinterpret_cast<char*>(partial) + 80);  // [1][512]
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   constexpr int RUN = 2, STRIDE = 32, MEMBERS = 2;
   const int b = 0, K = 512;
@@ -161,23 +164,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
   fetch(first);  // weights depend on no earlier kernel
   pdl_wait();
   for (int row = 0; row < ROWS; row += 1) {
-    const int place = threadIdx.x * 8, step = 2048;
     f32 row_rstd[1];
-    {
-      f32 part = f32(0);
-#pragma unroll 4
-      for (int col = place; col < K; col += step) {
-        f32 x[8];
-        load_x(p, row, col, x);
-        f32 term[8];
-        rstd_value(p, row, col, x, term);
-#pragma unroll
-        for (int lane = 0; lane < 8; ++lane) part = OpSum()(part, term[lane]);
-      }
-      part = block_reduce<THREADS, true>(part, partial, OpSum());
-      rstd_finish(p, row, part, row_rstd);
-    }
-    for (int col = place; col < K; col += step) {
+    const f32 part_rstd = row_reduce<THREADS, 8, true>(
+        team, f32(0), K, partial, OpSum(), [&](int col, f32 (&term)[8]) {
+          f32 x[8];
+          load_x(p, row, col, x);
+          rstd_value(p, row, col, x, term);
+        });
+    rstd_finish(p, row, part_rstd, row_rstd);
+    for (int col = team.rank * 8; col < K; col += team.size * 8) {
       f32 x[8], filled[8];
       load_x(p, row, col, x);
       fill_row(p, row, col, x, row_rstd[0], filled);
@@ -188,38 +183,43 @@ extern "C" __global__ void __launch_bounds__(THREADS) chain_rmsnorm_matmul_neg_m
     }
   }
   __syncthreads();
-  for (int k = first; k < K; k += BATCH * STEP) {
-    multiply(k);
-    fetch(k + BATCH * STEP);
-  }
-  constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
-  float sums[SUMS] = {};
+  if (!team_product<Shares>(
+          team, partial, ROWS, K, 256, [&](int j) { return column_at(j); },
+          [&](int m, int k, f32 (&x)[8]) { load_a(p, b, m, k, left, x); },
+          [&](int n, int k, float (&w)[WIDTH]) { load_b(p, b, n, k, w); })) {
+    for (int k = first; k < K; k += BATCH * STEP) {
+      multiply(k);
+      fetch(k + BATCH * STEP);
+    }
+    constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
+    float sums[SUMS] = {};
 #pragma unroll
-  for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
-  const int from = share_sums<1>(sums);
+    for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
+    const int from = share_sums<1>(sums);
 #pragma unroll
-  for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
-    const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
-    if (m < ROWS && has_sums<1, SUMS>(lane))
-      partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+    for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
+      const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
+      if (m < ROWS && has_sums<1, SUMS>(lane))
+        partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+    }
   }
 
   if (warp > 0) {
     named_bar_arrive(1, THREADS);  // only the warp that adds up waits
   } else {
     named_bar_sync(1, THREADS);
-    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+    for (int o = team.rank; o < ROWS * COLUMNS; o += team.size) {
       float sum[1] = {partial[o]};
 #pragma unroll
       for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
       tile[o] = sum[0];
     }
     __syncwarp();
-    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+    for (int o = team.rank; o < ROWS * COLUMNS; o += team.size) {
       const int m = o / COLUMNS;
       const int n = column_at(o % COLUMNS);
       if (n < 256) store_part0(p, m, n, tile);
     }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_09a34af0)
+EXPORT_KERNEL(chain_rmsnorm_matmul_neg_mul_add_scatter_b31673e0)

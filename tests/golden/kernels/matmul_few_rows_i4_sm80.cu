@@ -5,6 +5,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "few_rows.cuh"
 #include "stored.cuh"
 
@@ -68,9 +69,10 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizelinear_matmul_6322259b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizelinear_matmul_91a80bd7(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 2048);  // [HALVES][ROWS][PITCH]
+  const Team<THREADS, false> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -110,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizeline
   };
   request();
   pdl_wait();  // weights depend on no earlier kernel
-  for (int i = threadIdx.x; i < HALVES * ROWS * (K / 8); i += THREADS) {
+  for (int i = team.rank; i < HALVES * ROWS * (K / 8); i += team.size) {
     const int row = i / (K / 8), k = i % (K / 8) * 8;
     store_vec<4>(reinterpret_cast<u32*>(left + row * PITCH + k), piece_of_row(p, 0, row, k));
   }
@@ -151,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizeline
       }
       put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
-      for (int o = threadIdx.x; o < ROWS * WAVE; o += THREADS) {
+      for (int o = team.rank; o < ROWS * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
 #pragma unroll
         for (int s = 1; s < SPLIT * HALVES; ++s) sum[0] += partial[s * ROWS * WAVE + o];
@@ -160,4 +162,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizeline
     }
   }
 }
-EXPORT_KERNEL(contract_dequantizelinear_matmul_6322259b)
+EXPORT_KERNEL(contract_dequantizelinear_matmul_91a80bd7)

@@ -5,6 +5,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "ring.cuh"
 #include "few_rows.cuh"
 #include "stored.cuh"
@@ -76,9 +77,10 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_8b9e231f(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_9d566199(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 8192);  // [HALVES][ROWS][PITCH]
+  const Team<THREADS, false> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -136,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
   for (int i = 0; i < STAGES; ++i) request(i);
   request_scales();
   pdl_wait();  // weights depend on no earlier kernel
-  for (int i = threadIdx.x; i < HALVES * M * (K / 8); i += THREADS) {
+  for (int i = team.rank; i < HALVES * M * (K / 8); i += team.size) {
     const int row = i / (K / 8), k = i % (K / 8) * 8;
     store_vec<4>(reinterpret_cast<u32*>(left + row * PITCH + k), piece_of_row(p, 0, row, k));
   }
@@ -181,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
       }
       put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
-      for (int o = threadIdx.x; o < M * WAVE; o += THREADS) {
+      for (int o = team.rank; o < M * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
 #pragma unroll
         for (int s = 1; s < SPLIT * HALVES; ++s) sum[0] += partial[s * ROWS * WAVE + o];
@@ -190,4 +192,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
     }
   }
 }
-EXPORT_KERNEL(contract_dequantizelinear_matmul_8b9e231f)
+EXPORT_KERNEL(contract_dequantizelinear_matmul_9d566199)

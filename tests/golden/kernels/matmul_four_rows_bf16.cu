@@ -37,6 +37,7 @@ EXPORT_KERNEL(pointwise_silu_d3e85c8a)
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 #include "few_rows.cuh"
 
 struct Params {
@@ -49,6 +50,7 @@ typedef bf16 T;
 constexpr int ROWS = 4, HALVES = 1, TILES = (ROWS * HALVES + 7) / 8;  // of 8 rows
 constexpr int OWN = 8, SPLIT = 4, DEPTH = 256, THREADS = 256;
 constexpr int COLUMNS = 16, WAVE = 16;
+typedef SharedDepth<HALVES * ROWS, WAVE, SPLIT, 4, 8, 1> Shares;
 constexpr int PITCH = 1056;  // between rows in shared memory
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[8]) {
@@ -84,9 +86,10 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_03d56813(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_8115b007(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 1024);  // [HALVES][ROWS][PITCH]
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -117,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_03d5681
   };
   request();
   pdl_wait();  // weights depend on no earlier kernel
-  for (int i = threadIdx.x; i < HALVES * ROWS * (K / 8); i += THREADS) {
+  for (int i = team.rank; i < HALVES * ROWS * (K / 8); i += team.size) {
     const int row = i / (K / 8), k = i % (K / 8) * 8;
     store_vec<4>(reinterpret_cast<u32*>(left + row * PITCH + k), piece_of_row(p, 0, row, k));
   }
@@ -126,27 +129,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_03d5681
     const int tile_at = blockIdx.x;
     const int n0 = column_of(tile_at, 0);
     {
-      // The sums of this warp's columns and its share of k.
-      float acc[1][TILES][4] = {};
-      for (int step = 0; step < steps; ++step) {
-        const int k0 = (step * SPLIT + share) * DEPTH;
+      if (!team_product<Shares>(
+              team, partial, HALVES * ROWS, K, 4096,
+              [&](int j) { return column_of(tile_at, j); },
+              [&](int row, int k, float (&x)[8]) { widen<T>(load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)), x); },
+              [&](int n, int k, float (&w)[8]) {
+                const T* at;
+                if (address_b(p, 0, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
+              })) {
+        // The sums of this warp's columns and its share of k.
+        float acc[1][TILES][4] = {};
+        for (int step = 0; step < steps; ++step) {
+          const int k0 = (step * SPLIT + share) * DEPTH;
 #pragma unroll
-        for (int i = 0; i < DEPTH / 32; ++i) {
-          const int k = k0 + i * 32 + lane % 4 * 8;
-          Piece x[TILES] = {};
+          for (int i = 0; i < DEPTH / 32; ++i) {
+            const int k = k0 + i * 32 + lane % 4 * 8;
+            Piece x[TILES] = {};
 #pragma unroll
-          for (int j = 0; j < TILES; ++j) {
-            const int row = j * 8 + lane / 4;
-            if (row < HALVES * ROWS)
-              x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+            for (int j = 0; j < TILES; ++j) {
+              const int row = j * 8 + lane / 4;
+              if (row < HALVES * ROWS)
+                x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+            }
+            multiply_piece<T, TILES>(acc, w[i][0], Piece{}, x);
           }
-          multiply_piece<T, TILES>(acc, w[i][0], Piece{}, x);
+          request();
         }
-        request();
+        put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       }
-      put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
-      for (int o = threadIdx.x; o < ROWS * WAVE; o += THREADS) {
+      for (int o = team.rank; o < ROWS * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
 #pragma unroll
         for (int s = 1; s < SPLIT * HALVES; ++s) sum[0] += partial[s * ROWS * WAVE + o];
@@ -155,4 +167,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_03d5681
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_03d56813)
+EXPORT_KERNEL(contract_matmul_8115b007)

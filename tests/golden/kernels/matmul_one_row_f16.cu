@@ -4,6 +4,7 @@
 #include "prims.cuh"
 #include "math.cuh"
 #include "reduce.cuh"
+#include "team.cuh"
 
 struct Params {
   const f16* in0;
@@ -15,6 +16,7 @@ constexpr int ROWS = 1, COLUMNS = 16, WIDTH = 8;
 constexpr int BATCH = 4, SPLIT = 1, THREADS = 256;
 constexpr int OWN = 2;              // columns of a warp
 constexpr int STEP = 32 * SPLIT * WIDTH;  // k between a thread's pieces
+typedef SharedDepth<ROWS, COLUMNS, SPLIT, 32, WIDTH, 1> Shares;
 
 __device__ __forceinline__ void load_a(const Params& p, int b, int row, int k, f32 (&out)[8]) {
   const Vec<f16, 8> v0 = load_vec<8>(p.in0 + k);
@@ -45,8 +47,9 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_9870bc2b(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_c03430bb(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][ROWS][COLUMNS]
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int b = blockIdx.x / 256, n0 = blockIdx.x % 256 * COLUMNS, K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -88,27 +91,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_9870b
   };
   fetch(first);  // weights depend on no earlier kernel
   pdl_wait();
-  for (int k = first; k < K; k += BATCH * STEP) {
-    multiply(k);
-    fetch(k + BATCH * STEP);
-  }
-  constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
-  float sums[SUMS] = {};
+  if (!team_product<Shares>(
+          team, partial, ROWS, K, 4096, [&](int j) { return n0 + j; },
+          [&](int m, int k, f32 (&x)[8]) { load_a(p, b, m, k, x); },
+          [&](int n, int k, float (&w)[WIDTH]) { load_b(p, b, n, k, w); })) {
+    for (int k = first; k < K; k += BATCH * STEP) {
+      multiply(k);
+      fetch(k + BATCH * STEP);
+    }
+    constexpr int ACROSS = OWN, SUMS = 2;  // of a row; of all, and more up to a power of two
+    float sums[SUMS] = {};
 #pragma unroll
-  for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
-  const int from = share_sums<1>(sums);
+    for (int i = 0; i < ROWS * ACROSS; ++i) sums[i] = acc[i / ACROSS][i % ACROSS];
+    const int from = share_sums<1>(sums);
 #pragma unroll
-  for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
-    const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
-    if (m < ROWS && has_sums<1, SUMS>(lane))
-      partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+    for (int i = 0; i < LEFT_OF_SUMS<SUMS, 1>; ++i) {
+      const int m = (from + i) / ACROSS, c = (from + i) % ACROSS;
+      if (m < ROWS && has_sums<1, SUMS>(lane))
+        partial[(share * ROWS + m) * COLUMNS + group * OWN + c] = sums[i];
+    }
   }
 
   if (warp > 0) {
     named_bar_arrive(1, THREADS);  // only the warp that adds up waits
   } else {
     named_bar_sync(1, THREADS);
-    for (int o = threadIdx.x; o < ROWS * COLUMNS; o += THREADS) {
+    for (int o = team.rank; o < ROWS * COLUMNS; o += team.size) {
       float sum[1] = {partial[o]};
 #pragma unroll
       for (int s = 1; s < SPLIT; ++s) sum[0] += partial[s * ROWS * COLUMNS + o];
@@ -116,4 +124,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) contract_matmul_silu_9870b
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_silu_9870bc2b)
+EXPORT_KERNEL(contract_matmul_silu_c03430bb)
