@@ -30,8 +30,8 @@ ARCWELD_DEVICE T row_reduce_impl(const Team& team, T part, Index columns, T* scr
 #else
 
 // Loops over elements go from ``rank`` by steps of ``size``, those over rows from ``warp`` by steps of ``warps``, and
-// within a row from ``lane`` by steps of ``lanes``. Only where a kernel MAY_BE_ONE is a team one thread.
-template <int THREADS, bool MAY_BE_ONE = true>
+// within a row from ``lane`` by steps of ``lanes``.
+template <int THREADS>
 struct Team {
   static constexpr int size = THREADS, warps = THREADS / 32, lanes = 32;
   const int rank = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;

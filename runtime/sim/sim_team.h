@@ -4,9 +4,9 @@
 // An adverse schedule and checked mode run the kernel's loops by all threads.
 #pragma once
 
-template <int THREADS, bool MAY_BE_ONE = true>
+template <int THREADS>
 struct Team {
-  const bool alone = MAY_BE_ONE && sim_alone();
+  const bool alone = sim_alone();
   const int size = alone ? 1 : THREADS, warps = alone ? 1 : THREADS / 32, lanes = alone ? 1 : 32;
   const int rank = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 };

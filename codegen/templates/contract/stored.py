@@ -95,6 +95,7 @@ class PrintedStored:
     width      neighbouring groups of one call
     group      elements of k that have one scale in a step
     index      C text of the first group of the g-th vector from k0 on
+    group_of_k C text of the group of element ``k``
     zero       the zero point where it is the same everywhere
     """
 
@@ -103,6 +104,7 @@ class PrintedStored:
     width: int
     group: int
     index: str
+    group_of_k: str
     ctype: str
     bits: int
     pad: int
@@ -130,9 +132,10 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     read = {name: e for name, e in (("scale", s.scale), ("zero", s.zero)) if isinstance(e, Expr)}
     printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
     index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
+    group_of_k = "0" if s.group is None else f"k / {s.group}"
     return PrintedStored(
-        [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, s.dtype.cuda,
-        s.dtype.bits, s.pad, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
+        [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, group_of_k,
+        s.dtype.cuda, s.dtype.bits, s.pad, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
     )  # fmt: skip
 
 

@@ -79,7 +79,13 @@ __device__ __forceinline__ void store_part0(const Params& p, int m, int n0, cons
   p.out0[n0 + m * 2048] = from_f32<bf16>(t8);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_2aa689d6(const __grid_constant__ Params p) {
+// Eight elements of a column.
+__device__ __forceinline__ void load_column(const Params& p, int b, int n, int k, float (&w)[8]) {
+  const T* at = nullptr;
+  if (address_b(p, b, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_silu_mul_11face2c(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   f32* const tile = reinterpret_cast<f32*>(reinterpret_cast<char*>(partial) + 1024);  // [2][16]
   bf16* const left = reinterpret_cast<bf16*>(reinterpret_cast<char*>(partial) + 1152);  // [4][544]
@@ -156,10 +162,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
               team, partial, HALVES * ROWS, K, 4096,
               [&](int j) { return column_of(tile_at, j); },
               [&](int row, int k, float (&x)[8]) { widen<T>(load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)), x); },
-              [&](int n, int k, float (&w)[8]) {
-                const T* at;
-                if (address_b(p, 0, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
-              })) {
+              [&](int n, int k, float (&w)[8]) { load_column(p, 0, n, k, w); })) {
         // The sums of this warp's columns and its share of k.
         float acc[1][TILES][4] = {};
         for (int step = 0; step < steps; ++step) {
@@ -202,4 +205,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) chain_rmsnorm_matmul_si
     }
   }
 }
-EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_2aa689d6)
+EXPORT_KERNEL(chain_rmsnorm_matmul_silu_mul_11face2c)

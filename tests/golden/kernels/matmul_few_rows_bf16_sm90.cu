@@ -43,6 +43,12 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
+// Eight elements of a column.
+__device__ __forceinline__ void load_column(const Params& p, int b, int n, int k, float (&w)[8]) {
+  const T* at = nullptr;
+  if (address_b(p, b, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
+}
+
 // Eight elements of row m as numbers of type T.
 __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int k) {
   float x[8];
@@ -56,7 +62,7 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_192d1c36(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_6df7aea4(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 4096);  // [HALVES][ROWS][PITCH]
   const Team<THREADS> team;  // the threads that share the work out
@@ -110,10 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_192d1c3
               team, partial, HALVES * ROWS, K, 4000,
               [&](int j) { return column_of(tile_at, j); },
               [&](int row, int k, float (&x)[8]) { widen<T>(row % ROWS < M ? load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)) : Piece{}, x); },
-              [&](int n, int k, float (&w)[8]) {
-                const T* at;
-                if (address_b(p, 0, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
-              })) {
+              [&](int n, int k, float (&w)[8]) { load_column(p, 0, n, k, w); })) {
         // The sums of this warp's columns and its share of k.
         float acc[1][TILES][4] = {};
         for (int step = 0; step < steps; ++step) {
@@ -151,4 +154,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_matmul_192d1c3
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_192d1c36)
+EXPORT_KERNEL(contract_matmul_6df7aea4)

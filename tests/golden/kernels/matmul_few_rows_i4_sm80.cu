@@ -23,6 +23,7 @@ typedef i4 S;  // what the matrix is stored in
 constexpr int ROWS = 4, HALVES = 1, TILES = (ROWS * HALVES + 7) / 8;  // of 8 rows
 constexpr int OWN = 16, SPLIT = 8, DEPTH = 128, THREADS = 256;
 constexpr int COLUMNS = 16, WAVE = 16;
+typedef SharedDepth<HALVES * ROWS, WAVE, SPLIT, 4, 8, 1> Shares;
 constexpr int PITCH = 1056;  // between rows in shared memory
 constexpr int BITS = 4, GROUP = 128, GROUPS = DEPTH / GROUP;  // k with one scale; such of a step
 constexpr int NEAR = 1;  // groups whose scales are read at once
@@ -56,6 +57,18 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
+// Eight elements of a column.
+__device__ __forceinline__ void load_column(const Params& p, int b, int n, int k, float (&w)[8]) {
+  const S* at = nullptr;
+  address_b(p, b, n, k / 64 * 64, at);
+  const int g = 0;
+  const u32 minus = minus_zero<T, S>(0);
+  widen<T>(unpack<T, S>(load_stored<S>(reinterpret_cast<const unsigned char*>(at), k % 64 / 32, k / 8), minus), w);
+  const float scale = to_f32(scale_of_group(p, b, n, g / NEAR * NEAR)[g % NEAR]);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) w[e] *= scale;
+}
+
 // Eight elements of row m as numbers of type T.
 __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int k) {
   float x[8];
@@ -69,10 +82,10 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizelinear_matmul_91a80bd7(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizelinear_matmul_f74fe41f(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 2048);  // [HALVES][ROWS][PITCH]
-  const Team<THREADS, false> team;  // the threads that share the work out
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -121,37 +134,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizeline
     const int tile_at = blockIdx.x;
     const int n0 = column_of(tile_at, 0);
     {
-      // The sums of this warp's columns and its share of k.
-      float acc[1][TILES][4] = {};
-      for (int step = 0; step < steps; ++step) {
-        const int k0 = (step * SPLIT + share) * DEPTH;
+      if (!team_product<Shares>(
+              team, partial, HALVES * ROWS, K, 4000,
+              [&](int j) { return column_of(tile_at, j); },
+              [&](int row, int k, float (&x)[8]) { widen<T>(load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)), x); },
+              [&](int n, int k, float (&w)[8]) { load_column(p, 0, n, k, w); })) {
+        // The sums of this warp's columns and its share of k.
+        float acc[1][TILES][4] = {};
+        for (int step = 0; step < steps; ++step) {
+          const int k0 = (step * SPLIT + share) * DEPTH;
 #pragma unroll
-        for (int i = 0; i < DEPTH / UNIT * 2; ++i)
-          w[i / 2][i % 2] = shared_out<S>(w[i / 2][i % 2], lane);
+          for (int i = 0; i < DEPTH / UNIT * 2; ++i)
+            w[i / 2][i % 2] = shared_out<S>(w[i / 2][i % 2], lane);
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
-          float sums[1][TILES][4] = {};
-          const u32 minus0 = minus_zero<T, S>(0);
-          const u32 minus1 = minus_zero<T, S>(0);
+          for (int g = 0; g < GROUPS; ++g) {
+            float sums[1][TILES][4] = {};
+            const u32 minus0 = minus_zero<T, S>(0);
+            const u32 minus1 = minus_zero<T, S>(0);
 #pragma unroll
-          for (int i = g * (GROUP / 32); i < (g + 1) * (GROUP / 32); ++i) {
-            const int k = k0 + i * 32 + lane % 4 * 8;
-            const StoredWords<S> w0 = words_of<S>(w[i * 32 / UNIT][0], i % (UNIT / 32));
-            const StoredWords<S> w1 = words_of<S>(w[i * 32 / UNIT][1], i % (UNIT / 32));
-            Piece x[TILES] = {};
+            for (int i = g * (GROUP / 32); i < (g + 1) * (GROUP / 32); ++i) {
+              const int k = k0 + i * 32 + lane % 4 * 8;
+              const StoredWords<S> w0 = words_of<S>(w[i * 32 / UNIT][0], i % (UNIT / 32));
+              const StoredWords<S> w1 = words_of<S>(w[i * 32 / UNIT][1], i % (UNIT / 32));
+              Piece x[TILES] = {};
 #pragma unroll
-            for (int j = 0; j < TILES; ++j) {
-              const int row = j * 8 + lane / 4;
-              if (row < HALVES * ROWS)
-                x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+              for (int j = 0; j < TILES; ++j) {
+                const int row = j * 8 + lane / 4;
+                if (row < HALVES * ROWS)
+                  x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+              }
+              multiply_piece<T, TILES>(sums, unpack<T, S>(w0, minus0), unpack<T, S>(w1, minus1), x);
             }
-            multiply_piece<T, TILES>(sums, unpack<T, S>(w0, minus0), unpack<T, S>(w1, minus1), x);
+            add_scaled<TILES>(acc, sums, to_f32(now.scale[0][g / NEAR][g % NEAR]), to_f32(now.scale[1][g / NEAR][g % NEAR]));
           }
-          add_scaled<TILES>(acc, sums, to_f32(now.scale[0][g / NEAR][g % NEAR]), to_f32(now.scale[1][g / NEAR][g % NEAR]));
+          request();
         }
-        request();
+        put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       }
-      put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
       for (int o = team.rank; o < ROWS * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
@@ -162,4 +181,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_dequantizeline
     }
   }
 }
-EXPORT_KERNEL(contract_dequantizelinear_matmul_91a80bd7)
+EXPORT_KERNEL(contract_dequantizelinear_matmul_f74fe41f)

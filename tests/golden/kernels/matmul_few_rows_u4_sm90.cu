@@ -26,6 +26,7 @@ typedef u4 S;  // what the matrix is stored in
 constexpr int ROWS = 16, HALVES = 1, TILES = (ROWS * HALVES + 7) / 8;  // of 8 rows
 constexpr int OWN = 16, SPLIT = 4, DEPTH = 256, THREADS = 256;
 constexpr int COLUMNS = 32, WAVE = 32;
+typedef SharedDepth<HALVES * ROWS, WAVE, SPLIT, 4, 8, 1> Shares;
 constexpr int PITCH = 1056;  // between rows in shared memory
 constexpr int BITS = 4, GROUP = 32, GROUPS = DEPTH / GROUP;  // k with one scale; such of a step
 constexpr int NEAR = 8;  // groups whose scales are read at once
@@ -64,6 +65,18 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
+// Eight elements of a column.
+__device__ __forceinline__ void load_column(const Params& p, int b, int n, int k, float (&w)[8]) {
+  const S* at = nullptr;
+  address_b(p, b, n, k / 64 * 64, at);
+  const int g = k / 32;
+  const u32 minus = minus_zero<T, S>(zero_of_group(p, b, n, g / NEAR * NEAR)[g % NEAR]);
+  widen<T>(unpack<T, S>(load_stored<S>(reinterpret_cast<const unsigned char*>(at), k % 64 / 32, k / 8), minus), w);
+  const float scale = to_f32(scale_of_group(p, b, n, g / NEAR * NEAR)[g % NEAR]);
+#pragma unroll
+  for (int e = 0; e < 8; ++e) w[e] *= scale;
+}
+
 // Eight elements of row m as numbers of type T.
 __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int k) {
   float x[8];
@@ -77,10 +90,10 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_9d566199(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizelinear_matmul_d48efc4d(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 8192);  // [HALVES][ROWS][PITCH]
-  const Team<THREADS, false> team;  // the threads that share the work out
+  const Team<THREADS> team;  // the threads that share the work out
   pdl_launch_dependents();
   const int K = 1024;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / SPLIT, share = warp % SPLIT;
@@ -135,7 +148,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
     scales_step = 0;
     scales_tile += gridDim.x;
   };
-  for (int i = 0; i < STAGES; ++i) request(i);
+  if (team.size > 1)
+    for (int i = 0; i < STAGES; ++i) request(i);
   request_scales();
   pdl_wait();  // weights depend on no earlier kernel
   for (int i = team.rank; i < HALVES * M * (K / 8); i += team.size) {
@@ -148,40 +162,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
     const int tile_at = blockIdx.x;
     const int n0 = column_of(tile_at, 0);
     {
-      // The sums of this warp's columns and its share of k.
-      float acc[1][TILES][4] = {};
-      for (int step = 0; step < steps; ++step) {
-        const int k0 = (step * SPLIT + share) * DEPTH;
-        ring.wait_full();
-        const unsigned char* const stage = stages + ring.stage * STAGE;
-        const Scales now = next;
-        request_scales();
+      if (!team_product<Shares>(
+              team, partial, HALVES * ROWS, K, 4000,
+              [&](int j) { return column_of(tile_at, j); },
+              [&](int row, int k, float (&x)[8]) { widen<T>(row % ROWS < M ? load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)) : Piece{}, x); },
+              [&](int n, int k, float (&w)[8]) { load_column(p, 0, n, k, w); })) {
+        // The sums of this warp's columns and its share of k.
+        float acc[1][TILES][4] = {};
+        for (int step = 0; step < steps; ++step) {
+          const int k0 = (step * SPLIT + share) * DEPTH;
+          ring.wait_full();
+          const unsigned char* const stage = stages + ring.stage * STAGE;
+          const Scales now = next;
+          request_scales();
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
-          float sums[1][TILES][4] = {};
-          const u32 minus0 = minus_zero<T, S>(now.zero[0][g / NEAR][g % NEAR]);
-          const u32 minus1 = minus_zero<T, S>(now.zero[1][g / NEAR][g % NEAR]);
+          for (int g = 0; g < GROUPS; ++g) {
+            float sums[1][TILES][4] = {};
+            const u32 minus0 = minus_zero<T, S>(now.zero[0][g / NEAR][g % NEAR]);
+            const u32 minus1 = minus_zero<T, S>(now.zero[1][g / NEAR][g % NEAR]);
 #pragma unroll
-          for (int i = g * (GROUP / 32); i < (g + 1) * (GROUP / 32); ++i) {
-            const int k = k0 + i * 32 + lane % 4 * 8;
-            const StoredWords<S> w0 = load_stored<S>(stage + (0 + lane / 4) * LINE, i, lane);
-            const StoredWords<S> w1 = load_stored<S>(stage + (8 + lane / 4) * LINE, i, lane);
-            Piece x[TILES] = {};
+            for (int i = g * (GROUP / 32); i < (g + 1) * (GROUP / 32); ++i) {
+              const int k = k0 + i * 32 + lane % 4 * 8;
+              const StoredWords<S> w0 = load_stored<S>(stage + (0 + lane / 4) * LINE, i, lane);
+              const StoredWords<S> w1 = load_stored<S>(stage + (8 + lane / 4) * LINE, i, lane);
+              Piece x[TILES] = {};
 #pragma unroll
-            for (int j = 0; j < TILES; ++j) {
-              const int row = j * 8 + lane / 4, m = row % ROWS;
-              if (row < HALVES * ROWS && m < M)
-                x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+              for (int j = 0; j < TILES; ++j) {
+                const int row = j * 8 + lane / 4, m = row % ROWS;
+                if (row < HALVES * ROWS && m < M)
+                  x[j] = load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k));
+              }
+              multiply_piece<T, TILES>(sums, unpack<T, S>(w0, minus0), unpack<T, S>(w1, minus1), x);
             }
-            multiply_piece<T, TILES>(sums, unpack<T, S>(w0, minus0), unpack<T, S>(w1, minus1), x);
+            add_scaled<TILES>(acc, sums, to_f32(now.scale[0][g / NEAR][g % NEAR]), to_f32(now.scale[1][g / NEAR][g % NEAR]));
           }
-          add_scaled<TILES>(acc, sums, to_f32(now.scale[0][g / NEAR][g % NEAR]), to_f32(now.scale[1][g / NEAR][g % NEAR]));
+          __syncwarp();  // all lanes have read the stage: it may be filled again
+          request(ring.stage);
+          ring.advance();
         }
-        __syncwarp();  // all lanes have read the stage: it may be filled again
-        request(ring.stage);
-        ring.advance();
+        put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       }
-      put_sums<HALVES * ROWS, OWN, WAVE>(partial + share * HALVES * ROWS * WAVE + group * OWN, acc, lane);
       __syncthreads();
       for (int o = team.rank; o < M * WAVE; o += team.size) {
         float sum[1] = {partial[o]};
@@ -192,4 +212,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) contract_dequantizeline
     }
   }
 }
-EXPORT_KERNEL(contract_dequantizelinear_matmul_9d566199)
+EXPORT_KERNEL(contract_dequantizelinear_matmul_d48efc4d)

@@ -73,6 +73,12 @@ __device__ __forceinline__ auto store_out(const Params& p, int b, int m, int n) 
   };
 }
 
+// Eight elements of a column.
+__device__ __forceinline__ void load_column(const Params& p, int b, int n, int k, float (&w)[8]) {
+  const T* at = nullptr;
+  if (address_b(p, b, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
+}
+
 // Eight elements of row m as numbers of type T.
 __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int k) {
   float x[8];
@@ -86,7 +92,7 @@ __device__ __forceinline__ Piece piece_of_row(const Params& p, int b, int m, int
   return rounded<T>(x);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_8115b007(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_63ec5ccc(const __grid_constant__ Params p) {
   DYN_SHARED(float, partial);  // [SPLIT][HALVES][ROWS][WAVE]
   T* const left = reinterpret_cast<T*>(reinterpret_cast<char*>(partial) + 1024);  // [HALVES][ROWS][PITCH]
   const Team<THREADS> team;  // the threads that share the work out
@@ -133,10 +139,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_8115b00
               team, partial, HALVES * ROWS, K, 4096,
               [&](int j) { return column_of(tile_at, j); },
               [&](int row, int k, float (&x)[8]) { widen<T>(load_vec<4>(reinterpret_cast<const u32*>(left + row * PITCH + k)), x); },
-              [&](int n, int k, float (&w)[8]) {
-                const T* at;
-                if (address_b(p, 0, n, k, at)) widen<T>(load_vec_stream<4>(reinterpret_cast<const u32*>(at)), w);
-              })) {
+              [&](int n, int k, float (&w)[8]) { load_column(p, 0, n, k, w); })) {
         // The sums of this warp's columns and its share of k.
         float acc[1][TILES][4] = {};
         for (int step = 0; step < steps; ++step) {
@@ -167,4 +170,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) contract_matmul_8115b00
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_8115b007)
+EXPORT_KERNEL(contract_matmul_63ec5ccc)
