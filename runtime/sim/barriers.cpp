@@ -105,7 +105,9 @@ void sim_block_op(SimBlockOp op, void* slot, const char* name) {
 
 bool sim_alone() {
   Sm& s = sm();
-  if (!sim_in_order || s.cooperative || sim_current->linear || s.done_count) return false;
+  if (!sim_in_order || s.cooperative || sim_current->linear) return false;
+  for (int i = 0; i < s.warp_count; ++i)
+    if (s.warps[i].unstarted != (s.warps[i].all & ~(u32)(i == 0))) return false;  // another thread has begun
   for (int i = 0; i < s.warp_count; ++i) {
     Warp& w = s.warps[i];
     w.all = w.ready = i == 0;
