@@ -253,8 +253,10 @@ ARCWELD_DEVICE i32 atomic_max(i32* p, i32 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i32 atomic_min(i32* p, i32 v) { return atomicMin(p, v); }
 ARCWELD_DEVICE i64 atomic_max(i64* p, i64 v) { return atomicMax(p, v); }
 ARCWELD_DEVICE i64 atomic_min(i64* p, i64 v) { return atomicMin(p, v); }
-SIM_ATOMIC(f32, atomic_max, !(old >= v) && old == old ? v : old)
-SIM_ATOMIC(f32, atomic_min, !(old <= v) && old == old ? v : old)
+SIM_ATOMIC(f32, sim_atomic_max, !(old >= v) && old == old ? v : old)
+SIM_ATOMIC(f32, sim_atomic_min, !(old <= v) && old == old ? v : old)
+ARCWELD_DEVICE f32 atomic_max(f32* p, f32 v) { return sim_atomic_max(p, v); }
+ARCWELD_DEVICE f32 atomic_min(f32* p, f32 v) { return sim_atomic_min(p, v); }
 
 // ---------------------------------------------------------------- pairs of 16-bit floats
 // x + y rounded to odd: rounding that once more, to 16 bits, gives what rounding the exact sum gives.
