@@ -48,6 +48,7 @@ ARCWELD_DEVICE void stash(Acc* tile, int pitch, const Chunks& c, int row_step, i
 // access takes. Groups lie a whole stripe apart, so that a warp reads neighbouring banks.
 template <class Group, class Acc, int BM, int BN, int BK, int TM, int TN>
 struct ThreadTile {
+  typedef Acc Element;
   static constexpr int MOST = 16 / sizeof(Acc), VM = TM < MOST ? TM : MOST, VN = TN < MOST ? TN : MOST;
   static constexpr int PITCH_A = BM + MOST, PITCH_B = BN + MOST;
   static constexpr int TILE_A = BK * PITCH_A, BUFFER = TILE_A + BK * PITCH_B;  // elements of shared memory: A, then B

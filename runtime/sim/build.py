@@ -32,7 +32,10 @@ _COMMON_FLAGS = (
     *("-std=c++17", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fno-plt"),
     *("-fno-strict-aliasing", "-fno-math-errno", "-fsigned-char"),
 )
-_RUNTIME_FLAGS = (*_COMMON_FLAGS, "-O3", "-pthread", "-fno-semantic-interposition", "-Wl,-Bsymbolic")
+_RUNTIME_FLAGS = (
+    *(*_COMMON_FLAGS, "-O3", "-pthread", "-ffp-contract=fast"),
+    *("-fno-semantic-interposition", "-Wl,-Bsymbolic"),
+)
 # -nostdlib: the C library's functions come from the process, and linking them again would double the time.
 _KERNEL_FLAGS = (*_COMMON_FLAGS, "-nostdlib", "-fno-trapping-math", "-ffp-contract=fast", "-w")
 _MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64"}  # as platform.machine() names them

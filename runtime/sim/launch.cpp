@@ -95,6 +95,7 @@ void prepare(const Launch& launch) {
   sim_place.grid_dim = {spec.grid[0], spec.grid[1], spec.grid[2]};
   sim_place.block_dim = {spec.block[0], spec.block[1], spec.block[2]};
   sim_in_order = !launch.seed;
+  ++s.launch_number;
   s.kernel = spec.kernel;
   s.kernel_params = spec.params;
   s.cluster_size = (int)spec.cluster;

@@ -1,184 +1,279 @@
-// The simulator's twin of tiles.cuh: the last thread of a block that arrives computes the sums of all of them by vectors.
+// The simulator's twin of tiles.cuh: the first thread of a block does the work of all of them, by vectors.
 //
-// Each sum adds the same products in the same order as its thread's own loop. Product and sum are rounded once, as in a
-// fused multiply-add of the GPU. Operands are read by the kernel's own hooks. Not here are the shared tiles and their
-// barriers: an adverse schedule and checked mode run the kernel's loop.
+// Each sum of a product adds the same terms in the same order as its thread's own loop, and groups of threads are added up in
+// their order. Multiplication and addition are rounded once, as in a fused multiply-add of the GPU. Operands are read, and
+// results stored, by the kernel's own hooks. Not here are the shared tiles and their barriers: an adverse schedule and checked
+// mode run the kernel's loop.
 #pragma once
+#include "sim_products.h"
 
-// Elements k of a tile's rows, ``row * ROW + k * K`` apart. Memory of the simulator, not of the block.
-template <class Acc, int ROW, int K>
-struct SimTile {
+// ---------------------------------------------------------------- products
+// The elements of an operand that one block needs, dense, in pieces of PIECE k: [row][k] where neighbours lie along k and
+// the rows' sums are made (A), else [k][row]. The k of a group of threads follow each other.
+template <class Operand, class Group, class Acc, int BK, bool K_LAST>
+struct SimPanel {
+  static constexpr int PIECE = 64, ROWS = Operand::ROWS, WIDTH = Operand::WIDTH, SPLIT = Group::SPLITS;
+  static constexpr int MOST = 4096;  // k that stay for later blocks; more of them are read again
   Acc* at;
-  // Rows [row0, row0 + rows) and k in [k0, k0 + depth) of an operand, in the order in which they lie in memory.
-  template <class Operand, class Params, class Index>
-  void fetch(const Params& p, Index b, Index row0, Index k0, int rows, int depth) const {
-    constexpr int WIDTH = Operand::WIDTH;
-    if constexpr (Operand::ALONG_K) {
-      for (int row = 0; row < rows; ++row)
-        for (int k = 0; k < depth; k += WIDTH) put<Operand, K>(p, b, row0 + row, k0 + k, at + row * ROW + k * K);
-    } else {
-      for (int k = 0; k < depth; ++k)
-        for (int row = 0; row < rows; row += WIDTH) put<Operand, ROW>(p, b, row0 + row, k0 + k, at + row * ROW + k * K);
+
+  // Rows [row0, row0 + rows), and ``count`` of the group's k from the ``first`` on.
+  template <class Params, class Index>
+  void fetch(const Params& p, Index b, Index row0, int rows, int group, Index first, int count) const {
+    for (int piece = 0; piece < count; piece += PIECE) {
+      const int depth = count - piece < PIECE ? count - piece : PIECE;
+      Acc* const to = at + piece * ROWS;
+      if constexpr (Operand::ALONG_K && !K_LAST) {
+        Acc turned[ROWS * PIECE];
+        fetch_piece(p, b, row0, rows, group, first + piece, depth, turned);
+        sim_transpose(to, ROWS, turned, PIECE, rows, depth);
+      } else {
+        fetch_piece(p, b, row0, rows, group, first + piece, depth, to);
+      }
     }
   }
-  template <class Operand, int STEP, class Params, class Index>
-  static void put(const Params& p, Index b, Index row, Index k, Acc* to) {
-    typename Operand::Value v[Operand::WIDTH];
+
+ private:
+  template <class Params, class Index>
+  static void fetch_piece(const Params& p, Index b, Index row0, int rows, int group, Index first, int depth,
+                          Acc* __restrict to) {
+    for (int from = 0; from < depth;) {  // ``run`` neighbouring k
+      const Index i = first + from, k0 = SPLIT == 1 ? i : i / BK * (SPLIT * BK) + group * BK + i % BK;
+      const int run = SPLIT == 1 || depth - from < BK ? depth - from : BK;
+      if constexpr (Operand::ALONG_K) {
+        for (int row = 0; row < rows; ++row)
+#pragma GCC ivdep
+          for (int k = 0; k < run; k += WIDTH) put(p, b, row0 + row, k0 + k, to + row * PIECE + from + k);
+      } else {
+        for (int k = 0; k < run; ++k)
+#pragma GCC ivdep
+          for (int row = 0; row < rows; row += WIDTH) put(p, b, row0 + row, k0 + k, to + (from + k) * ROWS + row);
+      }
+      from += run;
+    }
+  }
+  template <class Params, class Index>
+  static __forceinline__ void put(const Params& p, Index b, Index row, Index k, Acc* __restrict to) {
+    typename Operand::Value v[WIDTH];
     Operand::load(p, b, row, k, v);
-    for (int e = 0; e < Operand::WIDTH; ++e) to[e * STEP] = (Acc)v[e];
+    for (int e = 0; e < WIDTH; ++e) to[e] = (Acc)v[e];
   }
 };
 
-// Sums of R rows and of ``columns`` columns, rounded up to a vector: sums[r][j] += a[r][k] * b[k][j] for k < depth.
-template <int R, int BN, class Acc, int ROW, int K>
-static inline void sim_multiply_rows(Acc* sums, SimTile<Acc, ROW, K> a, const Acc* b, int columns, int depth) {
-  constexpr int LANES = BN * sizeof(Acc) % 32 ? 1 : 32 / sizeof(Acc), MANY = BN % (2 * LANES) ? 1 : 2;
-  typedef Acc Lanes __attribute__((vector_size(LANES * sizeof(Acc)), may_alias));
-  for (int j = 0; j < columns; j += LANES * MANY) {
-    Lanes c[R][MANY];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < MANY; ++i) c[r][i] = *(const Lanes*)(sums + r * BN + j + i * LANES);
-    for (int k = 0; k < depth; ++k) {
-      Lanes x[MANY];
-#pragma GCC unroll 2
-      for (int i = 0; i < MANY; ++i) x[i] = *(const Lanes*)(b + k * BN + j + i * LANES);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Acc w = a.at[r * ROW + k * K];
-#pragma GCC unroll 2
-        for (int i = 0; i < MANY; ++i) c[r][i] += w * x[i];
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int i = 0; i < MANY; ++i) *(Lanes*)(sums + r * BN + j + i * LANES) = c[r][i];
-  }
+// The k of one of SPLIT groups of threads that take BK in turn.
+template <int SPLIT, int BK, class Index>
+static inline Index sim_group_depth(Index depth, int group) {
+  if (SPLIT == 1) return depth;
+  const Index all = depth / (SPLIT * BK), rest = depth - all * (SPLIT * BK) - group * BK;
+  return all * BK + (rest < 0 ? 0 : rest < BK ? rest : BK);
 }
 
-template <class Acc, int TM, int TN, class Params, class Tile, class Index>
-struct SimProduct {
-  Acc (*acc)[TN];
-  const Params* p;
-  const Tile* t;
+// The sums of a block's tile, over all k.
+template <class Group, class OperandA, class OperandB, int BK, class Acc, class Params, class Tile, class Index>
+struct SimBlockProduct {
+  static constexpr int BM = OperandA::ROWS, BN = OperandB::ROWS, SPLIT = Group::SPLITS;
+  typedef SimPanel<OperandA, Group, Acc, BK, true> PanelA;
+  typedef SimPanel<OperandB, Group, Acc, BK, false> PanelB;
+  static constexpr int PIECE = PanelA::PIECE, MOST = PanelA::MOST, OWN = 8;  // panels of A: tiles of as many rows take turns
+  const Params& p;
+  const Tile& t;
   Index depth;
-};
+  int rows, columns;
 
-template <class Work, class Group, class OperandA, class OperandB, int BK, class Slot, class Acc, int TM, int TN>
-SIM_UNCHECKED static void sim_op_product(void** slots) {
-  constexpr int BM = OperandA::ROWS, BN = OperandB::ROWS, SPLIT = Group::SPLITS, R = 4;
-  // k in a step: tiles stay in the L1 cache. A group of several takes BK of each SPLIT * BK.
-  constexpr int PIECE = (BM + BN) * sizeof(Acc) > 1024 ? 2 * BK : 4 * BK, RUN = SPLIT > 1 ? BK : PIECE;
-  constexpr int ROW = OperandA::ALONG_K ? PIECE : 1, K = OperandA::ALONG_K ? 1 : BM;
-  const Slot& first = *(const Slot*)slots[0];
-  const auto& p = *first.p;
-  const auto t = *first.t;
-  const auto all = first.depth;
-  const auto left_m = OperandA::rows(p) - t.m, left_n = OperandB::rows(p) - t.n;
-  const int rows = left_m < BM ? (int)left_m : BM, columns = left_n < BN ? (int)left_n : BN;
-  Acc* const sums = (Acc*)sim_scratch(sizeof(Acc) * (BM * BN + (BM + BN) * PIECE));
-  const SimTile<Acc, ROW, K> a = {sums + BM * BN};
-  const SimTile<Acc, 1, BN> b = {sums + BM * BN + BM * PIECE};
-  for (int i = 0; i < (BM + BN) * PIECE; ++i) a.at[i] = Acc(0);  // past the edges
-  for (int group = 0; group < SPLIT; ++group) {
-    for (int i = 0; i < BM * BN; ++i) sums[i] = Acc(0);
-    for (auto k = (decltype(all))(group * BK); k < all;) {
-      int depth = 0;
-      for (; depth < PIECE && k < all; k += SPLIT * RUN) {
-        const int run = all - k < RUN ? (int)(all - k) : RUN;
-        SimTile<Acc, ROW, K>{a.at + depth * K}.template fetch<OperandA>(p, t.b, t.m, k, rows, run);
-        SimTile<Acc, 1, BN>{b.at + depth * BN}.template fetch<OperandB>(p, t.b, t.n, k, columns, run);
-        depth += run;
-      }
-      for (int row = 0; row < rows; row += R)
-        sim_multiply_rows<R, BN>(sums + row * BN, SimTile<Acc, ROW, K>{a.at + row * ROW}, b.at, columns, depth);
-    }
-    for (int thread = 0; thread < Group::COUNT; ++thread) {
-      Acc(*acc)[TN] = ((const Slot*)slots[group * Group::COUNT + thread])->acc;
-      for (int i = 0; i < TM; ++i)
-        for (int j = 0; j < TN; ++j)
-          acc[i][j] = sums[(Work::row_of(i / Work::VM, thread) + i % Work::VM) * BN + Work::column_of(j / Work::VN, thread) + j % Work::VN];
+  // Adds the sums over ``group``'s k to ``sums``.
+  void add(Acc* sums, int group, const PanelA& all_a, const PanelB& all_b, bool has_a, bool has_b) const {
+    const Index end = sim_group_depth<SPLIT, BK>(depth, group);
+    Index before = 0;
+    if (depth <= MOST)
+      for (int g = 0; g < group; ++g) before += (sim_group_depth<SPLIT, BK>(depth, g) + PIECE - 1) / PIECE * PIECE;
+    for (Index first = 0; first < end; first += MOST) {
+      const int count = end - first < MOST ? (int)(end - first) : MOST;
+      const PanelA a = {all_a.at + before * BM};
+      const PanelB b = {all_b.at + before * BN};
+      if (!has_a) a.fetch(p, t.b, t.m, rows, group, first, count);
+      if (!has_b) b.fetch(p, t.b, t.n, columns, group, first, count);
+      constexpr int A_ROW = OperandA::ALONG_K ? PIECE : 1, A_K = OperandA::ALONG_K ? 1 : BM;
+      for (int k = 0; k < count; k += PIECE)
+        sim_multiply(SimProduct<Acc>{sums, a.at + k * BM, b.at + k * BN, BN, A_ROW, A_K, BN, rows, columns,
+                                     count - k < PIECE ? count - k : PIECE});
     }
   }
-}
+  // BM x BN sums, valid until the next operation of the simulator.
+  Acc* sums() const {
+    Acc* const total = (Acc*)sim_scratch(sizeof(Acc) * BM * BN * (SPLIT > 1 ? 2 : 1));
+    const bool keeps = depth <= MOST;
+    const u64 room = sizeof(Acc) * (u64)(keeps ? (depth + SPLIT * PIECE) : MOST);
+    bool has_a, has_b;
+    const PanelA a = {(Acc*)sim_panel((int)(t.m / BM % OWN), room * BM, (i64)t.b << 32 ^ (i64)t.m, &has_a)};
+    const PanelB b = {(Acc*)sim_panel(OWN, room * BN, (i64)t.b << 32 ^ (i64)t.n, &has_b)};
+    has_a &= keeps, has_b &= keeps;
+    for (int i = 0; i < BM * BN; ++i) total[i] = Acc(0);
+    add(total, 0, a, b, has_a, has_b);
+    for (int group = 1; group < SPLIT; ++group) {
+      Acc* const own = total + BM * BN;
+      for (int i = 0; i < BM * BN; ++i) own[i] = Acc(0);
+      add(own, group, a, b, has_a, has_b);
+      for (int i = 0; i < BM * BN; ++i) total[i] += own[i];
+    }
+    return total;
+  }
+};
 
-// Whether the sums of this block's tile, over all k, are in ``acc`` already: true unless the schedule is an adverse one.
-template <class Work, class Group, class OperandA, class OperandB, int BK, class Acc, int TM, int TN, class Params, class Tile,
+template <class Group, class OperandA, class OperandB, class Result, int BK, class Acc, class Params, class Tile,
           class Index>
-ARCWELD_DEVICE bool block_product(Acc (&acc)[TM][TN], const Params& p, const Tile& t, Index depth) {
-  if (!sim_in_order) return false;
-  typedef SimProduct<Acc, TM, TN, Params, Tile, Index> Slot;
-  Slot mine{acc, &p, &t, depth};
-  sim_block_op(sim_op_product<Work, Group, OperandA, OperandB, BK, Slot, Acc, TM, TN>, &mine, "block_product");
-  return true;
-}
-
-// ---------------------------------------------------------------- attention: what a block's threads hold of a shared tile
-template <class T>
-struct SimPart {
-  T* mine;
-  const T *a, *b;
-};
-// sums[row][column] += a[row][k] * b[k][column], for all rows of a block's tile.
-template <int ROWS, int COLUMNS, int A_PITCH, class T>
-static inline void sim_multiply_tile(T* sums, const T* a, const T* b, int depth) {
-  constexpr int R = ROWS % 4 == 0 ? 4 : ROWS % 2 == 0 ? 2 : 1;
-  for (int row = 0; row < ROWS; row += R)
-    sim_multiply_rows<R, COLUMNS>(sums + row * COLUMNS, SimTile<T, A_PITCH, 1>{(T*)a + row * A_PITCH}, b, COLUMNS, depth);
-}
-
-template <class Work, class T, int ROW_TILE, int KEY_TILE>
-SIM_UNCHECKED static void sim_op_scores(void** slots) {
-  constexpr int ROWS = Work::ROWS, KEYS = Work::KEYS, DEPTH = Work::DEPTH;
-  const SimPart<T>& first = *(const SimPart<T>*)slots[0];
-  T* const sums = (T*)sim_scratch(sizeof(T) * (ROWS * KEYS + DEPTH * KEYS));
-  T* const turned = sums + ROWS * KEYS;
-  for (int i = 0; i < ROWS * KEYS; ++i) sums[i] = T(0);
-  for (int key = 0; key < KEYS; ++key)
-    for (int d = 0; d < DEPTH; ++d) turned[d * KEYS + key] = first.b[key * Work::K_PITCH + d];
-  sim_multiply_tile<ROWS, KEYS, Work::K_PITCH>(sums, first.a, turned, DEPTH);
-  for (int y = 0; y < Work::DOWN; ++y)
-    for (int x = 0; x < Work::ACROSS; ++x) {
-      T* const score = ((const SimPart<T>*)slots[y * Work::ACROSS + x])->mine;
-      for (int i = 0; i < ROW_TILE; ++i)
-        for (int j = 0; j < KEY_TILE; ++j) score[i * KEY_TILE + j] = sums[(y + Work::DOWN * i) * KEYS + x + Work::ACROSS * j];
+SIM_UNCHECKED static __noinline__ void sim_store_product(const Params& p, const Tile& t, Index end, Index depth) {
+  constexpr int BM = OperandA::ROWS, BN = OperandB::ROWS, WIDTH = Result::WIDTH;
+  const Index left_m = end - t.m, left_n = OperandB::rows(p) - t.n;
+  const int rows = left_m < BM ? (int)left_m : BM, columns = left_n < BN ? (int)left_n : BN;
+  typedef SimBlockProduct<Group, OperandA, OperandB, BK, Acc, Params, Tile, Index> Product;
+  const Acc* const sums = Product{p, t, depth, rows, columns}.sums();
+  for (int i = 0; i < rows; ++i)
+#pragma GCC ivdep
+    for (int j = 0; j < columns; j += WIDTH) {
+      Acc x[WIDTH];
+      for (int e = 0; e < WIDTH; ++e) x[e] = sums[i * BN + j + e];
+      Result::store(p, t.b, (Index)(t.m + i), (Index)(t.n + j), x);
     }
 }
-// Whether the scores of the block's queries and a tile's keys are in ``score`` already.
-template <class Work, class T, int ROW_TILE, int KEY_TILE>
-ARCWELD_DEVICE bool block_scores(T (&score)[ROW_TILE][KEY_TILE], const T* queries, const T* keys) {
-  if (!sim_in_order) return false;
-  SimPart<T> part{&score[0][0], queries, keys};
-  sim_block_op(sim_op_scores<Work, T, ROW_TILE, KEY_TILE>, &part, "block_scores");
+// Whether all of this block's work is done already, the product of its tile and what is stored of it: true unless the
+// schedule is an adverse one. Rows from ``end`` on are not stored.
+template <class Work, class Group, class OperandA, class OperandB, class Result, int BK, class Params, class Tile, class Index>
+ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, Index end, Index depth) {
+  if (!sim_takes_block()) return false;
+  sim_store_product<Group, OperandA, OperandB, Result, BK, typename Work::Element>(p, t, end, depth);
   return true;
 }
 
-template <class Work, class T, int ROW_TILE, int GROUPS>
-SIM_UNCHECKED static void sim_op_weighted_sums(void** slots) {
-  constexpr int ROWS = Work::ROWS, COLUMNS = Work::V_PITCH;
-  const SimPart<T>& first = *(const SimPart<T>*)slots[0];
-  T* const sums = (T*)sim_scratch(sizeof(T) * ROWS * COLUMNS);
-  for (int way = 0; way < 2; ++way) {  // from the threads, and back to them
-    if (way) sim_multiply_tile<ROWS, COLUMNS, Work::P_PITCH>(sums, first.a, first.b, Work::KEYS);
-    for (int y = 0; y < Work::DOWN; ++y)
-      for (int x = 0; x < Work::ACROSS; ++x) {
-        T* const out = ((const SimPart<T>*)slots[y * Work::ACROSS + x])->mine;
-        for (int i = 0; i < ROW_TILE; ++i)
-          for (int g = 0; g < GROUPS; ++g) {
-            T* const row = sums + (y + Work::DOWN * i) * COLUMNS + 4 * (x + Work::ACROSS * g);
-            T* const own = out + (i * GROUPS + g) * 4;
-            for (int c = 0; c < 4; ++c) (way ? own : row)[c] = (way ? row : own)[c];
-          }
+// ---------------------------------------------------------------- attention
+// The keys and values of a head, dense, which the next blocks of the same head find again.
+template <class Attention>
+struct SimHead {
+  typedef typename Attention::Number T;
+  static constexpr int SIZE = Attention::SIZE, VALUE_SIZE = Attention::VALUE_SIZE, STEP = 128;  // keys of a step
+  T *keys, *values;  // [step][SIZE][STEP] and [key][VALUE_SIZE]
+
+  template <class Params>
+  static SimHead of(const Params& p, int b, int h, int visible) {
+    constexpr int SLOT = SIM_PANELS - 2, LINE = 64;
+    const int steps = (visible + STEP - 1) / STEP;
+    bool found_keys, found_values;
+    const i64 key = (i64)b << 32 | h;
+    char* const keys = (char*)sim_panel(SLOT, LINE + sizeof(T) * (u64)steps * STEP * SIZE, key, &found_keys);
+    char* const values = (char*)sim_panel(SLOT + 1, LINE + sizeof(T) * (u64)visible * VALUE_SIZE, key, &found_values);
+    const SimHead head = {(T*)(keys + LINE), (T*)(values + LINE)};
+    int& filled = *(int*)keys;  // keys that are there
+    if (found_keys && found_values && filled >= visible) return head;
+    for (int first = 0; first < visible; first += STEP)
+      head.fetch(p, b, h, first, visible - first < STEP ? visible - first : STEP);
+    filled = visible;
+    return head;
+  }
+  template <class Params>
+  void fetch(const Params& p, int b, int h, int first, int count) const {
+    constexpr int K_WIDTH = Attention::K_WIDTH, V_WIDTH = Attention::V_WIDTH;
+    T* const rows = (T*)sim_scratch(sizeof(T) * STEP * SIZE);
+    for (int i = 0; i < count; ++i) {
+#pragma GCC ivdep
+      for (int d = 0; d < SIZE; d += K_WIDTH) {
+        T x[K_WIDTH];
+        Attention::key(p, b, h, first + i, d, x);
+        for (int e = 0; e < K_WIDTH; ++e) rows[i * SIZE + d + e] = x[e];
       }
+#pragma GCC ivdep
+      for (int d = 0; d < VALUE_SIZE; d += V_WIDTH) {
+        T x[V_WIDTH];
+        Attention::value(p, b, h, first + i, d, x);
+        for (int e = 0; e < V_WIDTH; ++e) values[(first + i) * (i64)VALUE_SIZE + d + e] = x[e];
+      }
+    }
+    sim_transpose(keys + first * (i64)SIZE, STEP, rows, SIZE, count, SIZE);
+  }
+};
+
+static __forceinline__ f32 sim_exp2(f32 x) { return exp2f(x); }
+static __forceinline__ f64 sim_exp2(f64 x) { return exp2(x); }
+
+// Online softmax of a query over the keys of a step.
+template <class T>
+struct SimSoftmax {
+  static constexpr int LANES = 16;  // partial results, which vectors hold
+  T top, total;
+
+  // The first ``count`` scores become probabilities, of which one more is ``unit`` times as many powers of two. Gives the
+  // factor for what was summed before.
+  T add(T* score, int count, T unit) {
+    T best[LANES], sum[LANES];
+    for (int i = 0; i < LANES; ++i) best[i] = top, sum[i] = T(0);
+    int j = 0;
+    for (; j + LANES <= count; j += LANES)
+      for (int i = 0; i < LANES; ++i) best[i] = score[j + i] > best[i] ? score[j + i] : best[i];
+    for (; j < count; ++j) best[0] = score[j] > best[0] ? score[j] : best[0];
+    for (int i = 1; i < LANES; ++i) best[0] = best[i] > best[0] ? best[i] : best[0];
+    const T base = best[0] == -(T)INFINITY ? T(0) : best[0];  // no key yet: all terms stay 0
+    const T fade = sim_exp2((top - base) * unit);
+    for (int i = 0; i < count; ++i) score[i] = sim_exp2((score[i] - base) * unit);
+    for (j = 0; j + LANES <= count; j += LANES)
+      for (int i = 0; i < LANES; ++i) sum[i] += score[j + i];
+    for (; j < count; ++j) sum[0] += score[j];
+    for (int i = 1; i < LANES; ++i) sum[0] += sum[i];
+    top = best[0];
+    total = total * fade + sum[0];
+    return fade;
+  }
+};
+
+template <class Attention, class Params>
+SIM_UNCHECKED static __noinline__ void sim_attend(const Params& p, int b, int h, int s0, int queries, int visible) {
+  typedef typename Attention::Number T;
+  typedef SimHead<Attention> Head;
+  constexpr int ROWS = Attention::ROWS, SIZE = Head::SIZE, VALUE_SIZE = Head::VALUE_SIZE, STEP = Head::STEP;
+  constexpr int Q_WIDTH = Attention::Q_WIDTH, OUT_WIDTH = Attention::OUT_WIDTH;
+  const int rows = queries - s0 < ROWS ? queries - s0 : ROWS;
+  const Head head = Head::of(p, b, h, visible > 0 ? visible : 0);
+  T* const query = (T*)sim_scratch(sizeof(T) * ROWS * (SIZE + STEP + VALUE_SIZE));
+  T *const score = query + ROWS * SIZE, *const out = score + ROWS * STEP;
+  SimSoftmax<T> softmax[ROWS];
+  for (int i = 0; i < rows; ++i) {
+    softmax[i] = {-(T)INFINITY, T(0)};
+#pragma GCC ivdep
+    for (int d = 0; d < SIZE; d += Q_WIDTH) {
+      T x[Q_WIDTH];
+      Attention::query(p, b, h, s0 + i, d, x);
+      for (int e = 0; e < Q_WIDTH; ++e) query[i * SIZE + d + e] = x[e];
+    }
+  }
+  for (int i = 0; i < rows * VALUE_SIZE; ++i) out[i] = T(0);
+  for (int first = 0; first < visible; first += STEP) {
+    const int count = visible - first < STEP ? visible - first : STEP;
+    for (int i = 0; i < rows * STEP; ++i) score[i] = T(0);
+    sim_multiply(SimProduct<T>{score, query, head.keys + first * (i64)SIZE, STEP, SIZE, 1, STEP, rows, count, SIZE});
+    for (int i = 0; i < rows; ++i) {
+      T *const own = score + i * STEP, *const sums = out + i * VALUE_SIZE;
+      const int left = Attention::seen(p, s0 + i, visible) - first, seen = left < 0 ? 0 : left < count ? left : count;
+      for (int j = 0; j < seen; ++j) own[j] = Attention::score(p, b, h, s0 + i, first + j, own[j]);
+      for (int j = seen; j < count; ++j) own[j] = -(T)INFINITY;
+      const T fade = softmax[i].add(own, count, Attention::UNIT);
+      for (int e = 0; e < VALUE_SIZE; ++e) sums[e] *= fade;
+    }
+    const T* const values = head.values + first * (i64)VALUE_SIZE;
+    sim_multiply(SimProduct<T>{out, score, values, VALUE_SIZE, STEP, 1, VALUE_SIZE, rows, VALUE_SIZE, count});
+  }
+  for (int i = 0; i < rows; ++i) {
+    const T base = softmax[i].top == -(T)INFINITY ? T(0) : softmax[i].top;
+    const T sum = softmax[i].total + sim_exp2((Attention::sink(p, b, h, s0 + i) - base) * Attention::UNIT);
+    const T inverse = sum == T(0) ? T(0) : T(1) / sum;
+#pragma GCC ivdep
+    for (int e = 0; e < VALUE_SIZE; e += OUT_WIDTH) {
+      T x[OUT_WIDTH];
+      for (int lane = 0; lane < OUT_WIDTH; ++lane) x[lane] = out[i * VALUE_SIZE + e + lane] * inverse;
+      Attention::store(p, b, h, s0 + i, e, x);
+    }
   }
 }
-// Whether the tile's values, weighted by the probabilities, have been added to ``out`` already.
-template <class Work, class T, int ROW_TILE, int GROUPS>
-ARCWELD_DEVICE bool block_weighted_sums(T (&out)[ROW_TILE][GROUPS][4], const T* weights, const T* values) {
-  if (!sim_in_order) return false;
-  SimPart<T> part{&out[0][0][0], weights, values};
-  sim_block_op(sim_op_weighted_sums<Work, T, ROW_TILE, GROUPS>, &part, "block_weighted_sums");
+// Whether all of this block's work is done already, attention of the queries from s0 on to the first ``visible`` keys: true
+// unless the schedule is an adverse one.
+template <class Attention, class Params>
+ARCWELD_DEVICE bool block_attention(const Params& p, int b, int h, int s0, int queries, int visible) {
+  if (!sim_takes_block()) return false;
+  sim_attend<Attention>(p, b, h, s0, queries, visible);
   return true;
 }

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "sim_api.h"
+#include "sim_products.h"
 
 namespace sim {
 
@@ -59,6 +59,13 @@ struct Stacks {
   void* dead;    // the stack of a thread that returned: freed once execution has left it
 };
 
+// Memory that keeps what the blocks of one launch put there (products.cpp).
+struct Panel {
+  char* memory;
+  u64 bytes, launch;
+  i64 key;
+};
+
 // Each file's own state, which it makes in NAME_create().
 struct Barriers;
 struct Copies;
@@ -91,6 +98,8 @@ struct Sm {
   u8* shared;         // the shared memory of ordinary launches
   char* scratch;      // sim_scratch
   size_t scratch_bytes;
+  Panel panels[SIM_PANELS];
+  u64 launch_number;  // counts the launches in which this host thread has had a part
   jmp_buf setting_up; // where a failure goes that no thread of the kernel makes
   char error_text[4096];
   alignas(64) char signal_stack[64 << 10];

@@ -27,7 +27,12 @@ LEAST = dict(zip(SUITES, (18, 18, 14, 3, 1, 25)))  # cases that have such a loop
 
 
 def block_forms(text: str) -> int:
-    return len(re.findall(r"!block_\w+<", text))
+    return len(re.findall(r"if \(!?block_\w+<", text))
+
+
+def multiplies(text: str) -> bool:
+    """Whether the epilogue has products, which the compiler may round with a sum in one form and alone in the other."""
+    return bool(re.search(r"= \S+ \* \S+;", text.partition("store_out(const Params&")[2].partition("\n}\n")[0]))
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda s: s.__name__)
@@ -42,7 +47,7 @@ def test_both_forms_agree(suite: ModuleType) -> None:
         shown = run_kernel(source, kernel, case.inputs, case.env, checked=False, seed=ADVERSE_SEED)
         assert_close(kernel, short, suite.expected(case), 20)
         assert_close(kernel, shown, suite.expected(case), 20)
-        for name, array in shown.items() if suite is not cases_attention else ():
+        for name, array in shown.items() if suite is not cases_attention and not multiplies(source.source) else ():
             np.testing.assert_array_equal(short[name], array, f"{case.id}: {name}")
         compared += 1
     assert compared >= LEAST[suite]

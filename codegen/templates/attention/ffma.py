@@ -117,6 +117,7 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
     transfers = [transfer(a, hooks, role, a.ctype) for role in ("k", "v")]
     hooked = {s.role: 4 for s in transfers if not s.is_async}
     printed = print_hooks(a, hooks, {"q": 4, **hooked, "mask": 1, "out": 4})
+    widths = [s.per if s.is_async else width for s, width in zip(transfers, (printed.k, printed.v))]
     limit, ends = print_limit(a, hooks)
     scalar = hooks.params.scalar
     tiles, natural = dims.ceildiv(a.s.extent, tile.rows), a.mask_kind != "none"
@@ -125,7 +126,7 @@ def render_ffma(kernel: Kernel, tactic: FfmaTactic, arch: str) -> KernelSource:
         block=(tactic.threads, 1, 1), shared_bytes=tile.total * a.ctype.size,
         tiled=(*overlapping(a.s.extent, tile.rows), (a.t.extent, tile.keys)), a=a, tactic=tactic, layout=tile,
         tiling=attention_tiling(a, "ffma", tile.rows, tile.keys, 1, tiles * a.heads, tactic.row_tile),
-        transfers=transfers, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
+        transfers=transfers, widths=widths, hooks=printed, functions=[*printed.functions, *ends], limit=limit,
         ctype=a.ctype.cuda, exp2="exp2" if a.ctype is DType.F64 else "exp2f",
         # with a mask, scores stay as they are: in units of log2 those around -10000 would be rounded more
         natural=natural, scale=repr(a.scale if natural else a.scale * LOG2E), log2e=repr(LOG2E), log2e_value=LOG2E,

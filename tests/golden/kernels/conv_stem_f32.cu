@@ -75,40 +75,44 @@ struct OperandB {
   static ARCWELD_DEVICE Index rows(const Params& p) { return 16; }
   static ARCWELD_DEVICE void load(const Params& p, Index b, Index row, Index k, Value (&x)[WIDTH]) { load_b(p, b, row, k, x); }
 };
+// Neighbouring columns of one row, and all that is stored of them.
+struct Result {
+  static constexpr int WIDTH = 4;
+  static ARCWELD_DEVICE void store(const Params& p, Index b, Index m, Index n, const Acc (&x)[WIDTH]) { store_out(p, b, m, n)(x); }
+};
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(128) conv_39081a32(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(128) conv_72e97ce1(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem);
   const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Parameter{p.tiles_m}, Known<1>());
   const auto depth = Known<27>();
   const Index K = 27, start = 0;
+  if (block_product<Work, Group, OperandA, OperandB, Result, BK>(p, t, p.rows, K)) return;
   Acc acc[TM][TN] = {};
-  if (!block_product<Work, Group, OperandA, OperandB, BK>(acc, p, t, K)) {
-    ChunksA a;
-    ChunksB b;
-    b.fetch(p, t.b, t.n, start, depth);
-    pdl_wait();
-    a.fetch(p, t.b, t.m, start, depth);
-    stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-    stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-    Group::sync();
-    int current = 0;
-    for (Index k = start; k < K; k += STRIDE) {
-      const bool more = k + STRIDE < K;
-      if (more) {
-        a.fetch(p, t.b, t.m, k + STRIDE, depth);
-        b.fetch(p, t.b, t.n, k + STRIDE, depth);
-      }
-      Work::multiply(acc, buffers + current * Work::BUFFER);
-      current ^= 1;
-      if (more) {
-        stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-        stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-      }
-      Group::sync();
+  ChunksA a;
+  ChunksB b;
+  b.fetch(p, t.b, t.n, start, depth);
+  pdl_wait();
+  a.fetch(p, t.b, t.m, start, depth);
+  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+  Group::sync();
+  int current = 0;
+  for (Index k = start; k < K; k += STRIDE) {
+    const bool more = k + STRIDE < K;
+    if (more) {
+      a.fetch(p, t.b, t.m, k + STRIDE, depth);
+      b.fetch(p, t.b, t.n, k + STRIDE, depth);
     }
+    Work::multiply(acc, buffers + current * Work::BUFFER);
+    current ^= 1;
+    if (more) {
+      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+    }
+    Group::sync();
   }
   pdl_launch_dependents();
 #pragma unroll
@@ -120,11 +124,11 @@ extern "C" __global__ void __launch_bounds__(128) conv_39081a32(const __grid_con
       Acc out[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) out[e] = acc[i][j + e];
-      if (m < p.rows && n < 16) store_out(p, t.b, m, n)(out);
+      if (m < p.rows && n < 16) Result::store(p, t.b, m, n, out);
     }
   }
 }
-EXPORT_KERNEL(conv_39081a32)
+EXPORT_KERNEL(conv_72e97ce1)
 
 // pointwise_transpose: tiles of 64 x 16 pass through shared memory; 4 neighbouring
 // elements (along b) are read at a time, 4 (along a) written.

@@ -69,41 +69,45 @@ struct OperandB {
   static ARCWELD_DEVICE Index rows(const Params& p) { return 64; }
   static ARCWELD_DEVICE void load(const Params& p, Index b, Index row, Index k, Value (&x)[WIDTH]) { load_b(p, b, row, k, x); }
 };
+// Neighbouring columns of one row, and all that is stored of them.
+struct Result {
+  static constexpr int WIDTH = 4;
+  static ARCWELD_DEVICE void store(const Params& p, Index b, Index m, Index n, const Acc (&x)[WIDTH]) { store_out(p, b, m, n)(x); }
+};
 typedef Chunks<OperandA, Group, BK> ChunksA;
 typedef Chunks<OperandB, Group, BK> ChunksB;
 
-extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_103e5e81(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_a342ea83(const __grid_constant__ Params p) {
   DYN_SHARED(unsigned char, smem);
   Acc* buffers = reinterpret_cast<Acc*>(smem) + Group::group() * 2 * Work::BUFFER;
   pdl_launch_dependents();
   const Tile<Index> t = tile_at<BM, BN, Index>(blockIdx.x, Known<1>(), Known<1>());
   const auto depth = Known<128>();
   const Index K = 128, start = Group::group() * BK;
+  if (block_product<Work, Group, OperandA, OperandB, Result, BK>(p, t, 64, K)) return;
   Acc acc[TM][TN] = {};
-  if (!block_product<Work, Group, OperandA, OperandB, BK>(acc, p, t, K)) {
-    ChunksA a;
-    ChunksB b;
-    pdl_wait();
-    b.fetch(p, t.b, t.n, start, depth);
-    a.fetch(p, t.b, t.m, start, depth);
-    stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-    stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-    Group::sync();
-    int current = 0;
-    for (Index k = start; k < K; k += STRIDE) {
-      const bool more = k + STRIDE < K;
-      if (more) {
-        a.fetch(p, t.b, t.m, k + STRIDE, depth);
-        b.fetch(p, t.b, t.n, k + STRIDE, depth);
-      }
-      Work::multiply(acc, buffers + current * Work::BUFFER);
-      current ^= 1;
-      if (more) {
-        stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
-        stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
-      }
-      Group::sync();
+  ChunksA a;
+  ChunksB b;
+  pdl_wait();
+  b.fetch(p, t.b, t.n, start, depth);
+  a.fetch(p, t.b, t.m, start, depth);
+  stash(buffers, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+  stash(buffers + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+  Group::sync();
+  int current = 0;
+  for (Index k = start; k < K; k += STRIDE) {
+    const bool more = k + STRIDE < K;
+    if (more) {
+      a.fetch(p, t.b, t.m, k + STRIDE, depth);
+      b.fetch(p, t.b, t.n, k + STRIDE, depth);
     }
+    Work::multiply(acc, buffers + current * Work::BUFFER);
+    current ^= 1;
+    if (more) {
+      stash(buffers + current * Work::BUFFER, Work::PITCH_A, a, ChunksA::ROW_STEP, ChunksA::K_STEP);
+      stash(buffers + current * Work::BUFFER + Work::TILE_A, Work::PITCH_B, b, ChunksB::ROW_STEP, ChunksB::K_STEP);
+    }
+    Group::sync();
   }
   Group::add_up(reinterpret_cast<Acc*>(smem), reinterpret_cast<Acc (&)[TM * TN]>(acc));
   if (Group::group() > 0) return;
@@ -116,8 +120,8 @@ extern "C" __global__ void __launch_bounds__(512) contract_matmul_add_103e5e81(c
       Acc out[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) out[e] = acc[i][j + e];
-      if (m < 64 && n < 64) store_out(p, t.b, m, n)(out);
+      if (m < 64 && n < 64) Result::store(p, t.b, m, n, out);
     }
   }
 }
-EXPORT_KERNEL(contract_matmul_add_103e5e81)
+EXPORT_KERNEL(contract_matmul_add_a342ea83)

@@ -79,13 +79,13 @@ def test_units_of_host_threads_are_their_own(make: Callable[[], Demo]) -> None:
         assert demo.error(device) <= demo.tolerance
 
 
-# What hosts.cpp has under its lock, and the checker for the one launch that it looks at.
+# What hosts.cpp has under its lock, the checker for the one launch that it looks at, and what loading tells of the CPU.
 SHARED = """
   block_start buffer_capacity buffer_count buffers clock_of fenced fenced_clock fenced_view free_sms grid_shadow
   grid_shadow_bytes guards idle known known_capacity last_buffer last_region launch_blocks launching left lock
   old_actions open_launches opened overlapping pdl_clock pdl_waits region_capacity region_count regions released
-  released_capacity released_count shadow sites spin_address spin_count usual_shadow view workers writes_capacity
-  writes_of
+  released_capacity released_count shadow sim_uses_avx512 sites spin_address spin_count usual_shadow view workers
+  writes_capacity writes_of
 """
 
 
