@@ -108,12 +108,7 @@ bool sim_alone() {
   if (!sim_in_order || s.cooperative || sim_current->linear) return false;
   for (int i = 0; i < s.warp_count; ++i)
     if (s.warps[i].unstarted != (s.warps[i].all & ~(u32)(i == 0))) return false;  // another thread has begun
-  for (int i = 0; i < s.warp_count; ++i) {
-    Warp& w = s.warps[i];
-    w.all = w.ready = i == 0;
-    w.unstarted = 0;
-  }
-  s.done_count = s.thread_count - 1;
+  take_block(s);
   s.used_units |= kAlone;
   return true;
 }

@@ -213,6 +213,16 @@ void wake(u32* waiting) {
   }
 }
 
+void take_block(Sm& s) {
+  const SimThread& me = *sim_current;
+  for (int i = 0; i < s.warp_count; ++i) {
+    Warp& w = s.warps[i];
+    w.all = w.ready = i == me.warp ? 1u << me.lane : 0;
+    w.unstarted = w.arrived = w.done = 0;
+  }
+  s.done_count = s.thread_count - 1;
+}
+
 void maybe_preempt() {
   Sm& s = sm();
   if (!s.seed) return;

@@ -109,15 +109,7 @@ void* sim_panel(int slot, u64 bytes, i64 key, bool* filled) {
 
 bool sim_takes_block() {
   if (!sim_in_order) return false;
-  Sm& s = sm();
-  const SimThread& me = *sim_current;
-  for (int i = 0; i < s.warp_count; ++i) {
-    Warp& w = s.warps[i];
-    w.ready = i == me.warp ? 1u << me.lane : 0;
-    w.done = w.all & ~w.ready;
-    w.unstarted = w.arrived = 0;
-  }
-  s.done_count = s.thread_count - 1;
+  take_block(sm());
   return true;
 }
 

@@ -137,6 +137,7 @@ bool run_block();                 // until its threads have returned or, in a co
 u64 random_bits();
 void park(u32* waiting);          // the current thread waits; its bit is added to waiting[its warp]
 void wake(u32* waiting);          // makes every thread of waiting[] ready and clears it
+void take_block(Sm& s);           // the current thread alone goes on with the block: the others are dropped as they are
 void maybe_preempt();             // with a seed: sometimes lets another thread run
 bool in_fiber_stack(const void* p);
 
