@@ -25,6 +25,7 @@ import numpy as np
 from arcweld.compiler.errors import UsageError
 from arcweld.driver import api
 from arcweld.models.builders import build, export_onnx
+from arcweld.runtime.sim.device import SimDevice
 
 # SmolLM2-135M's sizes (its config.json), with random weights
 SMALL_LLAMA = {"layers": 30, "hidden": 576, "intermediate": 1536, "heads": 9, "groups": 3, "vocabulary": 49152}
@@ -42,7 +43,8 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Seconds of a call on the simulator (``sim``) and in ONNX Runtime on one thread (``ort``).
+    """Seconds of a call on the simulator with all CPUs (``sim``) and one host thread (``one``), and in ONNX Runtime
+    on one thread (``ort``).
 
     ``difference``: the largest of their results, by the largest result.
     """
@@ -50,14 +52,16 @@ class Figures:
     precision: str
     sim_cpu: float
     sim_wall: float
+    one_cpu: float
+    one_wall: float
     ort_cpu: float
     ort_wall: float
     difference: float
 
     @property
     def ratio(self) -> float:
-        """The simulator's CPU seconds by ONNX Runtime's."""
-        return self.sim_cpu / self.ort_cpu
+        """The CPU seconds of both on one thread, the simulator's by ONNX Runtime's."""
+        return self.one_cpu / self.ort_cpu
 
 
 def measure(name: str, rounds: int) -> Figures:
@@ -72,18 +76,25 @@ def measure(name: str, rounds: int) -> Figures:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = settings.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        engine = api.compile(str(path), device="sim", verify="off", precision=precision)
+        device = SimDevice()
+        engine = api.compile(str(path), device=device, verify="off", precision=precision)
     feeds = {i.name: a.numpy() for i, a in zip(session.get_inputs(), made.args, strict=True)}
+
+    def simulated(threads: int) -> Sequence[np.ndarray]:
+        device.threads = threads
+        return list(engine.run(feeds).values())
+
+    every = device.threads
     calls: tuple[Callable[[], Sequence[np.ndarray]], ...] = (
-        lambda: list(engine.run(feeds).values()), lambda: session.run(None, feeds)
+        lambda: simulated(every), lambda: simulated(1), lambda: session.run(None, feeds)
     )  # fmt: skip
-    (got,), (want,) = calls[0](), calls[1]()
+    (got,), _, (want,) = (call() for call in calls)
     spent = [[_timed(call) for call in calls] for _ in range(rounds)]
-    (sim_cpu, sim_wall), (ort_cpu, ort_wall) = (
-        (statistics.median(s[k][0] for s in spent), statistics.median(s[k][1] for s in spent)) for k in (0, 1)
+    (sim_cpu, sim_wall), (one_cpu, one_wall), (ort_cpu, ort_wall) = (
+        (statistics.median(s[k][0] for s in spent), statistics.median(s[k][1] for s in spent)) for k in range(3)
     )
     difference = float(np.abs(got - want).max() / np.abs(want).max())
-    return Figures(precision, sim_cpu, sim_wall, ort_cpu, ort_wall, difference)
+    return Figures(precision, sim_cpu, sim_wall, one_cpu, one_wall, ort_cpu, ort_wall, difference)
 
 
 def _timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -112,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         f = found[name] = measure(name, options.rounds)
         print(
-            f"{name} {f.precision}: sim {f.sim_cpu:.3f} CPU s, {f.sim_wall:.3f} s; ONNX Runtime {f.ort_cpu:.3f} CPU s, "
-            f"{f.ort_wall:.3f} s; ratio {f.ratio:.1f} CPU; difference {f.difference:.1e}", flush=True,
+            f"{name} {f.precision}: sim {f.sim_cpu:.3f} CPU s, {f.sim_wall:.3f} s, on one thread {f.one_cpu:.3f} CPU s;"
+            f" ONNX Runtime {f.ort_cpu:.3f} CPU s; ratio {f.ratio:.1f}; difference {f.difference:.1e}", flush=True,
         )  # fmt: skip
     if not options.only:
         report = {"machine": _machine(), "seconds": {n: asdict(f) | {"ratio": f.ratio} for n, f in found.items()}}
