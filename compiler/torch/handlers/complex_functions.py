@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.torch.context import AtenContext, Handler, Pair, Result, complex_aten
 from arcweld.compiler.torch.handlers.complex_arithmetic import (
@@ -118,7 +119,10 @@ def log10(c: AtenContext) -> Result:
 
 @complex_aten("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
 def power(c: AtenContext) -> Result:
-    """Small integer powers by multiplication, a root by its formula, all others as ``exp(w log z)``."""
+    """Small integer powers by multiplication, a root by its formula, all others as ``exp(w log z)``.
+
+    That exponent is computed in f64: its absolute error is the relative error of the power.
+    """
     w = c["exponent"]
     if isinstance(w, complex) and not w.imag:
         w = w.real
@@ -127,12 +131,16 @@ def power(c: AtenContext) -> Result:
         return result(c, _integer_power(c, base, int(w)))
     if w == 0.5 and isinstance(base, Pair):
         return root(c, base)
-    z = pair_of(c, base)
-    exponent = operand(c, w)
+    z = _wide(c, pair_of(c, base))
+    exponent = _wide(c, pair_of(c, operand(c, w)))
     found = exponential(c, _pair(times(c, logarithm(c, z), exponent)))
     is_zero = c.emit("And", *(c.emit("Equal", p, _number(c, 0.0, z)) for p in z.parts))
-    limit = _power_of_zero(c, pair_of(c, exponent))
+    limit = _power_of_zero(c, exponent)
     return result(c, Pair(*(c.emit("Where", is_zero, a, b) for a, b in zip(limit.parts, found.parts))))
+
+
+def _wide(c: AtenContext, x: Pair) -> Pair:
+    return Pair(c.cast(x.re, DType.F64), c.cast(x.im, DType.F64))
 
 
 def _power_of_zero(c: AtenContext, w: Pair) -> Pair:

@@ -82,19 +82,22 @@ def _real_type(x: Any) -> Any:
     return x.to_real() if isinstance(x, torch.dtype) and x.is_complex else x
 
 
+def _pair(re: Any, im: Any) -> Pair | None:
+    return None if re is None or im is None else Pair(re, im)
+
+
 def _by_parts(name: str, data: tuple[str, ...]) -> Handler:
-    def part(c: AtenContext, k: int) -> tuple[Value | None, ...]:
+    def part(c: AtenContext, k: int) -> Result:
         args = {key: _part_of(c, x, k) if key in data else _real_type(x) for key, x in c.args.items()}
-        found = HANDLERS[full_name(name)](c.derived(args))
-        return found if isinstance(found, tuple) else (found,)  # type: ignore[return-value]
+        return HANDLERS[full_name(name)](c.derived(args))
 
     def both(c: AtenContext) -> Result:
         if not any(c.complex_outs):  # a cast to a real type drops the imaginary part, as torch does
-            return part(c, 0)[0]  # type: ignore[return-value]
-        pairs = tuple(
-            None if re is None or im is None else Pair(re, im) for re, im in zip(part(c, 0), part(c, 1), strict=True)
-        )
-        return pairs if len(c.outs) > 1 else pairs[0]  # type: ignore[return-value]
+            return part(c, 0)
+        re, im = part(c, 0), part(c, 1)
+        if isinstance(re, tuple) and isinstance(im, tuple):  # a list of results, be it of one
+            return tuple(_pair(a, b) for a, b in zip(re, im, strict=True))
+        return _pair(re, im)  # type: ignore[return-value]
 
     return both
 
