@@ -9,7 +9,7 @@ PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 # Tests start hundreds of processes: without its bytecode, each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate modelled bench-sim wheel demo gpu clean
+.PHONY: test quick lint types peers replay repeat fuzz attack mutants coverage figures calibrate modelled bench-sim wheel demo demo-llm llm gpu clean
 
 # Everything that continuous integration runs: lint, types, all tests that need no GPU.
 test: lint types
@@ -34,6 +34,14 @@ wheel: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m arcweld.models.demo
+
+# The same for a language model: SmolLM2-135M-Instruct from its checkpoint to a streamed answer.
+demo-llm: $(STAMP)
+	$(BIN)/python -W ignore -m arcweld.models.demo_llm
+
+# The whole of that model against transformers: tokens, perplexity. Some minutes.
+llm: $(STAMP)
+	ARCWELD_EVERY=1 $(PYTEST) tests/models/test_smollm2.py
 
 # On a machine with a GPU: its tests and the benchmark, JSON under docs/benchmarks/ (or OUT=dir), at most LIMIT seconds of it.
 # Uses the current python, in which the package is installed (pip install --no-deps --no-build-isolation -e . needs no network).

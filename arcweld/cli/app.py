@@ -30,6 +30,7 @@ from arcweld.cli.estimate import estimate
 from arcweld.cli.export import export
 from arcweld.cli.inspect import explain, inspect
 from arcweld.cli.llm import build_llm, generate
+from arcweld.cli.llm_eval import evaluate
 from arcweld.cli.report import report
 from arcweld.cli.run import run, verify
 from arcweld.compiler.errors import ArcweldError, InternalError
@@ -61,6 +62,7 @@ DEFECT, INTERRUPTED, BROKEN_PIPE, TERMINATED = 70, 130, 141, 143  # as sysexits.
 for _name, (_function, _short) in COMMANDS.items():
     app.command(_name, context_settings=HELP, short_help=_short)(_function)
 app.add_typer(debug, name="debug", context_settings=HELP, short_help="Find out why results are wrong.")
+app.add_typer(evaluate, name="eval", context_settings=HELP, short_help="Measure a language model on a text.")
 
 
 def _show_version(asked: bool) -> None:
