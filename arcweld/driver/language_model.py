@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
+from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.driver.api import CompileOptions, build_data
@@ -31,10 +32,20 @@ def build_language_model(
     special        names of special tokens, for the chat template
     options        of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
-    Raises what ``import_causal_lm`` and ``arcweld.compile`` raise.
+    Raises UsageError for sizes that are not positive and for more positions than the model has, and what
+    ``import_causal_lm`` and ``arcweld.compile`` raise.
     """
     from arcweld.compiler.torch.causal_lm import import_causal_lm
 
+    sizes = {"length": length, "page_size": page_size, "tokens": tokens, "tile": tile}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UsageError(f"{name} is {size}, not at least 1")
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise UsageError(
+            f"sequences of {length} tokens: the model has {most} positions", hint="give a smaller max_model_len"
+        )
     rows = tokens if rows is None else rows
     tile = min(tile, tokens)
     found = import_causal_lm(

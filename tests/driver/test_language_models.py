@@ -211,6 +211,13 @@ def test_an_engine_that_is_no_language_model() -> None:
         unpacked(package("llama").data.with_files({"llm.json": b'{"architecture": 3}'}))
 
 
+def test_sizes_that_the_model_does_not_have() -> None:
+    with pytest.raises(UsageError, match="300 tokens: the model has 256 positions"):
+        build_language_model(model("gpt2"), length=300, device="sim", verify="off")
+    with pytest.raises(UsageError, match="page_size is 0"):
+        build_language_model(model("gpt2"), length=30, page_size=0, device="sim", verify="off")
+
+
 def test_models_that_do_not_call_the_attention_interface_are_refused() -> None:
     config = transformers.FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
     with pytest.raises(UnsupportedError, match="attention interface"):
