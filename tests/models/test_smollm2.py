@@ -104,15 +104,17 @@ def test_perplexity_of_the_first_layers_is_transformers(first_layers: Path) -> N
 
 
 @whole
+@pytest.mark.timeout(3600)
 def test_tokens_are_transformers() -> None:
     follows(reencode.smollm2(), PROMPTS, 64)
 
 
 @whole
+@pytest.mark.timeout(3600)
 def test_perplexity_is_transformers() -> None:
     ours, theirs = perplexities(reencode.smollm2(), 4, 512)
     assert abs(ours - theirs) < 1e-3
-    assert 14 < theirs < 15.2
+    assert theirs < 20  # it has learnt to read
 
 
 @whole
