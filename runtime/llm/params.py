@@ -23,7 +23,7 @@ class SamplingParams:
     presence_penalty     subtracted from the logits of tokens that the result has
     frequency_penalty    the same, times how often the result has them
     logit_bias           added to logits, by token
-    seed                 of the request's random numbers; None: drawn for each request
+    seed                 of the request's random numbers, 64 bits; None: drawn for each request
     stop                 strings at which a result ends; they are not part of it
     include_stop_str_in_output  but with this they are
     stop_token_ids       tokens at which a result ends, beside the model's own
@@ -65,6 +65,7 @@ class SamplingParams:
             ("presence_penalty", self.presence_penalty, -2, 2), ("frequency_penalty", self.frequency_penalty, -2, 2),
             ("max_tokens", self.max_tokens, 1, math.inf), ("min_tokens", self.min_tokens, 0, math.inf),
             ("logprobs", self.logprobs, 0, math.inf), ("prompt_logprobs", self.prompt_logprobs, 0, math.inf),
+            ("seed", self.seed, 0, 2**64 - 1),
         )  # fmt: skip
         for name, value, least, most in within:
             if value is not None and not least <= value <= most:  # NaN is in no range

@@ -68,8 +68,9 @@ def choose(
     x[list(forbidden)] = -np.inf
     if allowed is not None:
         x[~allowed] = -np.inf
-    if x.max() == -np.inf:
-        raise LogitsError("no token may follow: all logits are minus infinity")
+    if not np.isfinite(x.max()):  # NaN, and infinity of penalties that are too strong
+        what = "all logits are minus infinity" if x.max() == -np.inf else "penalties or biases leave no finite logits"
+        raise LogitsError(f"no token may follow: {what}")
     token = int(x.argmax()) if params.is_greedy else _draw(x, params, seed, len(output))
     wanted = None if params.logprobs is None else most_likely(plain, params.logprobs, token)
     return Choice(token, float(plain[token]), wanted)
@@ -89,7 +90,9 @@ def _penalise(x: np.ndarray, params: SamplingParams, prompt: Sequence[int], outp
         return
     if params.repetition_penalty != 1:
         seen = np.unique(np.array([*prompt, *output], np.int64))
-        x[seen] = np.where(x[seen] > 0, x[seen] / params.repetition_penalty, x[seen] * params.repetition_penalty)
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            divided, multiplied = x[seen] / params.repetition_penalty, x[seen] * params.repetition_penalty
+        x[seen] = np.where(x[seen] > 0, divided, multiplied)
     tokens, counts = np.unique(np.array(output, np.int64), return_counts=True)
     x[tokens] -= params.presence_penalty + params.frequency_penalty * counts
 
@@ -107,8 +110,8 @@ def distribution(x: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.
     order = np.argsort(-x, kind="stable")
     if params.top_k > 0:
         order = order[: params.top_k]
-    scaled = x[order] / params.temperature
-    p = np.exp(scaled - scaled[0])
+    with np.errstate(over="ignore"):  # near temperature 0 all others are minus infinity, and the first one is still 0
+        p = np.exp((x[order] - x[order[0]]) / params.temperature)
     p /= p.sum()
     keep = p >= params.min_p * p[0]
     if params.top_p < 1:

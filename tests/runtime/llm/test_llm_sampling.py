@@ -144,3 +144,26 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
 def test_settings_out_of_range_are_refused(given: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         SamplingParams(**given)  # type: ignore[arg-type]
+
+
+def test_temperatures_next_to_zero_take_the_most_likely_token() -> None:
+    """Logits divided by such a temperature are infinite."""
+    x = logits(2)
+    for temperature in (5e-324, 1e-310, 1e-9):
+        for more in ({}, {"top_p": 0.5}, {"min_p": 0.5}, {"top_k": 3}):
+            params = SamplingParams(temperature=temperature, **more)
+            assert choose(x, params, 0, [], []).token == int(x.argmax())
+
+
+def test_penalties_that_leave_nothing_finite_are_said() -> None:
+    x, seen = np.abs(logits(3)), [4]
+    for penalty in (5e-324, 1e-310):
+        with pytest.raises(LogitsError, match="no finite logits"):
+            choose(x, SamplingParams(repetition_penalty=penalty), 0, seen, [])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_have_64_bits(seed: int) -> None:
+    with pytest.raises(UsageError, match="seed"):
+        SamplingParams(seed=seed)
+    assert 0 <= choose(logits(4), SamplingParams(seed=2**64 - 1), 2**64 - 1, [], []).token < VOCABULARY
