@@ -33,6 +33,7 @@ from arcweld.cli.llm import build_llm, generate
 from arcweld.cli.llm_eval import evaluate
 from arcweld.cli.report import report
 from arcweld.cli.run import run, verify
+from arcweld.cli.serve import serve
 from arcweld.compiler.errors import ArcweldError, InternalError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -54,6 +55,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify, "Compare an engine with its model."),
     "build-llm": (build_llm, "Build a language model's engine from its checkpoint."),
     "generate": (generate, "Answer a prompt with a language model."),
+    "serve": (serve, "Serve a language model over HTTP, as OpenAI's API."),
     "doctor": (doctor, "Check what this machine has and lacks."),
 }
 NAMES = ("onnx-to-engine", "arcweld")  # of the command; `python -m arcweld` is the first one

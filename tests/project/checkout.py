@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("compiler", "passes", "codegen", "runtime", "models")
+PARTS = ("compiler", "passes", "codegen", "runtime", "serving", "models")
 _LEFT_OUT = shutil.ignore_patterns(
     ".git*", ".venv", ".ci", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info", "__pycache__", "docs", "tests"
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "models")
+FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "serving", "models")
 NAMES = ("cuda", "sim")
 
 

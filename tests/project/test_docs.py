@@ -225,7 +225,7 @@ def test_printed_results_are_the_results(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_files_that_pages_name_exist() -> None:
-    folders = "arcweld|compiler|passes|codegen|runtime|models|tests|docs"
+    folders = "arcweld|compiler|passes|codegen|runtime|serving|models|tests|docs"
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         named = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.*-]*\.(?:py|md|j2|cuh|h|cu))\b", text)

@@ -15,7 +15,7 @@ import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE_FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "models")
+PACKAGE_FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "serving", "models")
 FRAMEWORKS = ("onnx", "onnxruntime", "onnxscript", "torch", "torchvision", "timm", "transformers")
 
 # The floors of the house, the ground first. A room imports from floors below its own and from itself: never from above,
@@ -24,7 +24,7 @@ FLOORS = (
     ("compiler",),  # the graph: dimensions, expressions, operators
     ("compiler/onnx", "compiler/torch", "passes", "codegen", "runtime"),
     ("arcweld/driver",),  # ties those together
-    ("arcweld/report", "arcweld/debug"),  # what is known of an engine; why results are wrong
+    ("arcweld/report", "arcweld/debug", "serving"),  # what is known of an engine; why results are wrong; the server
     ("arcweld/cli", "arcweld/torch"),
     ("arcweld/model_explorer",),  # what another tool imports
     ("arcweld",),  # the names that users import
@@ -130,7 +130,7 @@ def test_each_importer_stays_with_its_framework() -> None:
 
 
 def test_no_module_imports_tests_or_the_repository_by_path() -> None:
-    by_path = ("tests", "pytest", "hypothesis", "compiler", "passes", "codegen", "runtime", "models")
+    by_path = ("tests", "pytest", "hypothesis", "compiler", "passes", "codegen", "runtime", "serving", "models")
     assert [o for r in ROOMS for o in offences(r, by_path)] == []
 
 
@@ -150,8 +150,11 @@ MODULES = {
     "cupy-cuda12x": ("cupy", "cupy_backends"), "cuda-bindings": ("cuda",), "nvidia-cuda-nvrtc-cu12": (),
     "protobuf": ("google",),
 }  # fmt: skip
-# of the extras `torch`, `test`, `bench`, `explorer`, `wandb` and `llm`; only asked for by what needs them
-OPTIONAL = {"torch", "onnxruntime", "model_explorer", "dacite", "wandb", "gguf", "tokenizers", "transformers"}
+# of the extras `torch`, `test`, `bench`, `explorer`, `wandb`, `llm` and `serve`; only asked for by what needs them
+OPTIONAL = {
+    "torch", "onnxruntime", "model_explorer", "dacite", "wandb", "gguf", "tokenizers", "transformers",
+    "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client",
+}  # fmt: skip
 
 
 def test_dependencies_are_used_and_what_is_used_is_declared() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("arcweld", "compiler", "passes", "codegen", "runtime", "models", "examples", "tests", "docs", ".github")
+FOLDERS = (
+    "arcweld", "compiler", "passes", "codegen", "runtime", "serving", "models", "examples", "tests", "docs", ".github",
+)  # fmt: skip
 TEMPLATES = sorted((ROOT / "codegen" / "templates").rglob("*.j2"))
 HEADERS = sorted((ROOT / "codegen" / "include").glob("*.cuh*"))
 MAX_LINES = 500

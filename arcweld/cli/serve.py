@@ -1,0 +1,66 @@
+"""``serve``: a language model behind the API that clients of OpenAI's speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from arcweld.compiler.errors import EnvironmentError_, UsageError
+from arcweld.driver.llm import LLM
+from arcweld.runtime.devices import choose
+
+Opt = typer.Option
+_MODEL = "Engine file of build-llm, or a checkpoint."
+_KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
+_CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    host: Annotated[str, Opt("--host", help="Where to listen; 0.0.0.0: everywhere.")] = "127.0.0.1",
+    port: Annotated[int, Opt("--port", help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    api_key: Annotated[list[str] | None, Opt("--api-key", envvar="ARCWELD_API_KEY", help=_KEY)] = None,
+    name: Annotated[str, Opt("--served-model-name", help="The model's name; default: the file's.")] = "",
+    length: Annotated[int, Opt("--max-model-len", help="The most tokens of a sequence.")] = 0,
+    sequences: Annotated[int, Opt("--max-num-seqs", help="The most sequences that run together.")] = 0,
+    tokens: Annotated[int, Opt("--max-num-batched-tokens", help="The most tokens of a step.")] = 0,
+    cache: Annotated[str, Opt("--kv-cache-memory", help=_CACHE)] = "",
+    caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
+    speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
+    body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
+    prompt: Annotated[int, Opt("--max-prompt-tokens", help="The most tokens of a prompt.")] = 0,
+    queue: Annotated[int, Opt("--max-queue", help="Sequences that may wait; more are refused (429).")] = 256,
+    seconds: Annotated[float, Opt("--request-timeout", help="Seconds of a request.")] = 600.0,
+    step: Annotated[float, Opt("--step-timeout", help="Seconds of a step before /health fails.")] = 60.0,
+    drain: Annotated[float, Opt("--drain-timeout", help="Seconds for requests to end after SIGTERM.")] = 30.0,
+    log_format: Annotated[str, Opt("--log-format", help="text or json.")] = "text",
+    device: Annotated[str, Opt("--device", help="Where to run: cuda, cuda:N, sim.")] = "",
+    trust: Annotated[bool, Opt("--trust", help="Run a stranger's file on the simulator.")] = False,
+) -> None:  # fmt: skip
+    """Serves a language model over HTTP until it is told to end."""
+    try:
+        from arcweld.serving.app import application
+        from arcweld.serving.logs import log_to_stderr
+        from arcweld.serving.server import listen
+        from arcweld.serving.server import serve as run
+        from arcweld.serving.settings import Limits, Settings
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("arcweld"):
+            raise
+        hint = 'pip install "arcweld[serve]"'
+        raise EnvironmentError_(f"serving needs the Python package {error.name}", hint=hint) from error
+    if log_format not in ("text", "json"):
+        raise UsageError(f"--log-format is {log_format!r}, not text or json")
+    limits = Limits(body=body, prompt=prompt or None, queue=queue, seconds=seconds, step=step, drain=drain)
+    place = Path(model)
+    settings = Settings(name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits)
+    log_to_stderr(as_json=log_format == "json")
+    with listen(host, port) as listening:  # first, because a model takes longer than to see that a port is in use
+        llm = LLM(
+            model, device=choose(device or None), trusted=trust, max_model_len=length or None,
+            max_num_seqs=sequences or None, max_num_batched_tokens=tokens or None, kv_cache_memory=cache or None,
+            enable_prefix_caching=caching, speculative=speculative,
+        )  # fmt: skip
+        run(application(llm, settings), listening)
