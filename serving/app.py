@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import importlib.metadata
 import logging
 import re
 import time
@@ -16,7 +17,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-import arcweld
 from arcweld.compiler.errors import ArcweldError, InternalError
 from arcweld.runtime.llm.llm import LLM
 from arcweld.serving.errors import SERVER, Refusal, json_response, refused
@@ -46,7 +46,7 @@ class Application(FastAPI):
             finally:
                 await self.worker.stop()
 
-        super().__init__(title="Arcweld", version=arcweld.__version__, lifespan=lifespan)
+        super().__init__(title="Arcweld", version=importlib.metadata.version("arcweld"), lifespan=lifespan)
         self.settings = settings
         self.started = int(time.time())
         self.metrics = Metrics(settings.name)

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import NAME, answer, application, client, conversation, idle_soon, tokenizer
 
 from arcweld.serving.app import Application
+from arcweld.serving.protocol import ChatRequest, CompletionRequest, Generation
 from arcweld.serving.settings import Limits
 
 Test = Callable[[httpx.AsyncClient, Application], Coroutine[Any, Any, None]]
@@ -152,6 +153,44 @@ def test_requests_that_are_refused_with_the_reason() -> None:
             error = await failed(http, status, text, path, content=json.dumps(body), headers=JSON)
             assert error["type"] == "invalid_request_error"
             assert error["param"] == param, error
+
+    run(test)
+
+
+def test_what_the_core_refuses_is_an_error_and_no_stream() -> None:
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        body = {"model": NAME, "prompt": ["fine", "also fine"], "logit_bias": {"128": 1}, "stream": True}
+        await failed(http, 400, "token 128 is not one", TEXT, json=body)
+
+    run(test)
+
+
+VALUES = [
+    None, True, False, 0, -1, 1, 2, 3.5, 1e300, 2**70, "", "a", "\ud800", [], ["a"], [1, 2], [[1], [2]], [None], {},
+    {"a": 1}, {"1": 1}, {"type": "text"}, [{"role": "user", "content": "a"}], [{"role": 1}],
+]  # fmt: skip
+
+
+def test_any_value_of_any_field_is_answered_or_refused() -> None:
+    """Never a defect: a status below 500, and errors in their form."""
+    rng = np.random.default_rng(0)
+    kinds: list[tuple[str, type[Generation], dict[str, Any]]] = [
+        (TEXT, CompletionRequest, {"prompt": "a"}), (CHAT, ChatRequest, {"messages": HELLO["messages"]}),
+    ]  # fmt: skip
+
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        seen: dict[int, int] = {}
+        for path, kind, least in kinds:
+            for name in kind.model_fields:
+                for value in rng.choice(np.array(VALUES, object), 5, replace=False):
+                    body = json.dumps({"model": NAME, "max_tokens": 2, **least, name: value})
+                    response = await http.post(path, content=body, headers=JSON)
+                    seen[response.status_code] = seen.get(response.status_code, 0) + 1
+                    if response.status_code != 200:
+                        assert response.json()["error"]["message"], body
+        assert set(seen) <= {200, 400, 404}, seen
+        assert seen[200] > 40, seen
+        assert seen[400] > 100, seen
 
     run(test)
 
