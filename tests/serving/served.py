@@ -77,7 +77,7 @@ async def client(app: Application, **more: Any) -> AsyncIterator[httpx.AsyncClie
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60, **more) as found,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60, **more) as found,
     ):
         yield found
 
