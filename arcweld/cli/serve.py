@@ -23,14 +23,14 @@ def serve(
     port: Annotated[int, Opt("--port", help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
     api_key: Annotated[list[str] | None, Opt("--api-key", envvar="ARCWELD_API_KEY", help=_KEY)] = None,
     name: Annotated[str, Opt("--served-model-name", help="The model's name; default: the file's.")] = "",
-    length: Annotated[int, Opt("--max-model-len", help="The most tokens of a sequence.")] = 0,
-    sequences: Annotated[int, Opt("--max-num-seqs", help="The most sequences that run together.")] = 0,
-    tokens: Annotated[int, Opt("--max-num-batched-tokens", help="The most tokens of a step.")] = 0,
+    length: Annotated[int | None, Opt("--max-model-len", help="The most tokens of a sequence.")] = None,
+    sequences: Annotated[int | None, Opt("--max-num-seqs", help="The most sequences that run together.")] = None,
+    tokens: Annotated[int | None, Opt("--max-num-batched-tokens", help="The most tokens of a step.")] = None,
     cache: Annotated[str, Opt("--kv-cache-memory", help=_CACHE)] = "",
     caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
     speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
     body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
-    prompt: Annotated[int, Opt("--max-prompt-tokens", help="The most tokens of a prompt.")] = 0,
+    prompt: Annotated[int | None, Opt("--max-prompt-tokens", help="The most tokens of a prompt.")] = None,
     queue: Annotated[int, Opt("--max-queue", help="Sequences that may wait; more are refused (429).")] = 256,
     seconds: Annotated[float, Opt("--request-timeout", help="Seconds of a request.")] = 600.0,
     step: Annotated[float, Opt("--step-timeout", help="Seconds of a step before /health fails.")] = 60.0,
@@ -53,14 +53,14 @@ def serve(
         raise EnvironmentError_(f"serving needs the Python package {error.name}", hint=hint) from error
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
-    limits = Limits(body=body, prompt=prompt or None, queue=queue, seconds=seconds, step=step, drain=drain)
+    limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)
     place = Path(model)
     settings = Settings(name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits)
-    log_to_stderr(as_json=log_format == "json")
     with listen(host, port) as listening:  # first, because a model takes longer than to see that a port is in use
         llm = LLM(
-            model, device=choose(device or None), trusted=trust, max_model_len=length or None,
-            max_num_seqs=sequences or None, max_num_batched_tokens=tokens or None, kv_cache_memory=cache or None,
-            enable_prefix_caching=caching, speculative=speculative,
+            model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,
+            max_num_batched_tokens=tokens, kv_cache_memory=cache or None, enable_prefix_caching=caching,
+            speculative=speculative,
         )  # fmt: skip
+        log_to_stderr(as_json=log_format == "json")
         run(application(llm, settings), listening)
