@@ -218,8 +218,8 @@ class Worker:
     def _run(self) -> None:
         try:
             while self._obey():
-                self._began = time.monotonic()
-                self._publish(self.core.step())
+                self._began = began = time.monotonic()
+                self._publish(self.core.step(), began)
             self._end(Refusal(503, DRAINING, kind=SERVER, reason="shutting_down"))
         except Exception as error:  # a defect, or a device that is gone: nobody may wait for an answer for ever
             log.exception("the model failed")
@@ -276,13 +276,13 @@ class Worker:
             if not self._failed:
                 self._abort(job)
 
-    def _publish(self, outputs: Sequence[RequestOutput]) -> None:
-        """What a step has brought."""
+    def _publish(self, outputs: Sequence[RequestOutput], began: float) -> None:
+        """What a step that began at ``began`` has brought."""
         now = time.monotonic()
         for entry in self._entries.values():
             if not entry.admitted and any(r.sequence.cached is not None for r in entry.results):
                 entry.admitted = True
-                self.metrics.queued.observe(now - entry.job.arrived)
+                self.metrics.queued.observe(began - entry.job.arrived)
         news: list[tuple[Job, Event | Refusal | None, bool]] = []
         for out in outputs:
             entry = self._entries[out.request_id]

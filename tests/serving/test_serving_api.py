@@ -364,6 +364,8 @@ def test_metrics_count_what_was_done() -> None:
         assert found["vllm:inter_token_latency_seconds_count",] == 18
         assert found["vllm:e2e_request_latency_seconds_count",] == 2
         assert found["vllm:request_queue_time_seconds_count",] == 2
+        first, queued = found["vllm:time_to_first_token_seconds_sum",], found["vllm:request_queue_time_seconds_sum",]
+        assert 0 < queued < first  # the step itself is no waiting
         assert found["vllm:prefix_cache_queries_total",] == 30
         assert found["vllm:prefix_cache_hits_total",] > 0
         assert found["vllm:num_requests_running",] == found["vllm:kv_cache_usage_perc",] == 0
