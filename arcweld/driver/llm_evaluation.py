@@ -72,7 +72,8 @@ def compare(base: Core, other: Core, windows: Sequence[Sequence[int]]) -> Agreem
     sizes = [c.description.vocabulary for c in (base, other)]
     if sizes[0] != sizes[1]:
         raise UsageError(f"the models have {sizes[0]} and {sizes[1]} tokens: their predictions are of other things")
-    losses, divergences, same, worst = ([], []), [], [], 0.0
+    losses: tuple[list[float], list[float]] = ([], [])
+    divergences, same, worst = list[float](), list[float](), 0.0
     for window, p, q in zip(windows, _predictions(base, windows), _predictions(other, windows)):
         for own, rows in zip(losses, (p, q)):
             own.append(-_of_tokens(rows, window).mean())

@@ -68,7 +68,7 @@ class LLM:
         if not 0 <= speculative < tokens:
             raise UsageError(f"speculative is {speculative}, not 0 to {tokens - 1}")
         d = package.description.limited(length)
-        pages = _pages(num_pages, kv_cache_memory, sequences * -(-length // d.page_size), page_bytes(d))
+        pages = _pages(num_pages, kv_cache_memory, sequences, -(-length // d.page_size), page_bytes(d))
         engine = Engine(package.data, device, trusted=trusted)
         self.core = Core(
             Runner(engine, d, pages), package.tokenizer, sequences=sequences, tokens=tokens,
@@ -161,8 +161,8 @@ def _at_most(name: str, value: int | None, most: int) -> int:
     return most if value is None else value
 
 
-def _pages(pages: int | None, memory: int | str | None, wanted: int, size: int) -> int:
-    """How many pages there are; ``wanted`` are those of all sequences at full length, ``size`` is a page's bytes."""
+def _pages(pages: int | None, memory: int | str | None, sequences: int, each: int, size: int) -> int:
+    """How many pages there are; ``each`` are those of a sequence at full length, ``size`` is a page's bytes."""
     if pages is not None and memory is not None:
         raise UsageError("num_pages and kv_cache_memory say the same: give one of them")
     if pages is not None:
@@ -170,7 +170,7 @@ def _pages(pages: int | None, memory: int | str | None, wanted: int, size: int) 
     elif memory is not None:
         found = _bytes(memory) // size
     else:
-        found = max(1, min(wanted, (1 << 30) // size))
+        found = max(each, min(sequences * each, (1 << 30) // size))
     if found < 1:
         raise UsageError(f"kv_cache_memory {memory} holds no page: one has {size} bytes")
     return found
