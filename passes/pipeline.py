@@ -15,6 +15,7 @@ from arcweld.compiler.verifier import verify
 from arcweld.passes.attention import attention
 from arcweld.passes.batches import batches
 from arcweld.passes.cleanup import cleanup
+from arcweld.passes.column_orders import column_orders
 from arcweld.passes.constant_folding import constant_folding
 from arcweld.passes.cse import cse
 from arcweld.passes.dce import dce
@@ -69,6 +70,8 @@ PASSES: tuple[Pass, ...] = (
     # before weights of 8 bits become f32, or are kept for products in f32
     Pass("integer-products", integer_products, "multiply 8-bit operands as the integers that they are"),
     Pass("float8-products", float8_products, "multiply 8-bit floats as they are"),
+    # before storage counts the rows of the products that read a weight
+    Pass("column-orders", column_orders, "take activations in the order in which weights store their columns"),
     Pass("storage", storage, "keep quantised weights as they are stored where that pays"),
     Pass("constant-folding", constant_folding, "evaluate what depends on weights only"),
     Pass("cse", cse, "compute equal values once"),

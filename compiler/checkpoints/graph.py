@@ -29,6 +29,20 @@ def add_weight(rw: Rewriter, tensor: StoredTensor, dtype: DType) -> tuple[Value,
     return value, order
 
 
+def add_logical(rw: Rewriter, tensor: StoredTensor, dtype: DType) -> Value:
+    """The tensor as a value of type ``dtype`` in its logical shape and order.
+
+    Columns that are stored group by group are put in place by a Gather, which the pass ``column-orders`` moves from
+    packed weights to the activations of products.
+    """
+    value, order = add_weight(rw, tensor, dtype)
+    if order is None:
+        return value
+    inverse = np.argsort(rw.weights.pop(order.name).data).astype(np.int64)
+    places = rw.constant(inverse, DType.I64, f"{tensor.name}.places")
+    return make(rw, "Gather", [value, places], {"axis": 1}, origin=(tensor.name,))
+
+
 def add_linear(rw: Rewriter, x: Value, tensor: StoredTensor) -> Value:
     """``x[…, k]`` times the transpose of the matrix ``[n, k]``: what a layer without a bias computes."""
     w, order = add_weight(rw, tensor, x.dtype)
