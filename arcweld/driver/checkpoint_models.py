@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from arcweld.compiler.checkpoints.checkpoint import Checkpoint
-from arcweld.compiler.checkpoints.graph import add_weight
+from arcweld.compiler.checkpoints.graph import add_logical
 from arcweld.compiler.checkpoints.names import Bound, bind
 from arcweld.compiler.checkpoints.opening import open_checkpoint
+from arcweld.compiler.checkpoints.stacked import Sources
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedError
 from arcweld.compiler.ir import Value
@@ -51,12 +52,13 @@ def build_checkpoint(
     options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
     Raises what ``open_checkpoint`` and ``build_language_model`` raise, EnvironmentError_ without torch or transformers,
-    ModelError for a configuration that does not fit the tensors.
+    ModelError for a configuration or a tokenizer that does not fit the tensors, UnsupportedError for an architecture
+    that transformers does not know.
     """
     checkpoint = open_checkpoint(path)
     model, texts = _module(checkpoint)
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
-    bound = bind(checkpoint, parameters, _tied(model))
+    bound = bind(checkpoint, parameters, _tied(model), _sources(checkpoint, model))
     most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
     return build_language_model(
         model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
@@ -81,11 +83,15 @@ class _Weights:
             return None
         rewriter, known = self._known.setdefault(id(e.rw), (e.rw, {}))
         if tensor.name not in known:
-            value, order = add_weight(rewriter, tensor, DType.F32)
-            if order is not None:
-                raise UnsupportedError(f"the weight {name} is stored in the order of its groups", node=tensor.file)
-            known[tensor.name] = value
+            known[tensor.name] = add_logical(rewriter, tensor, DType.F32)
         return known[tensor.name]
+
+
+def _sources(checkpoint: Checkpoint, model: Any) -> dict[str, Sources]:
+    """What parameters are made of that a folder stores by other names, or in parts."""
+    from arcweld.compiler.torch.stored_names import stored_names
+
+    return {} if checkpoint.form == "GGUF" else stored_names(model, checkpoint.tensors)
 
 
 def _tied(model: Any) -> dict[str, str]:
@@ -106,8 +112,12 @@ def _module(checkpoint: Checkpoint) -> tuple[Any, Texts]:
             hint='pip install "arcweld[llm]"; the engine runs without them',
         ) from error
     folder, place = checkpoint.path, {}
+    kind = checkpoint.config.get("model_type")
     if checkpoint.form == "GGUF":
         folder, place = checkpoint.path.parent, {"gguf_file": checkpoint.path.name}
+    elif kind not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(f"transformers has no model of the type {str(kind)[:80]!r}", node=str(folder),
+                               hint="a newer transformers may; a checkpoint's own code is never run")  # fmt: skip
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **place)
     except Exception as error:  # a configuration is anybody's text
@@ -115,7 +125,9 @@ def _module(checkpoint: Checkpoint) -> tuple[Any, Texts]:
     for name in ("quantization_config",):  # the module itself is never quantised: its weights are bound
         if hasattr(config, name):
             delattr(config, name)
-    return hollow_causal_lm(config, torch.float32), _texts(checkpoint, folder, place)
+    texts = _texts(checkpoint, folder, place)
+    _check_vocabulary(texts, getattr(config.get_text_config(decoder=True), "vocab_size", None), folder)
+    return hollow_causal_lm(config, torch.float32), texts
 
 
 def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str]) -> Texts:
@@ -134,6 +146,26 @@ def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str]) -> Texts
         None if definition is None else definition.to_str(), tokenizer.chat_template, special,
         tuple(sorted(t for t in ends if t is not None)), _license(checkpoint, folder),
     )  # fmt: skip
+
+
+def _check_vocabulary(texts: Texts, size: int | None, folder: Path) -> None:
+    """Raises ModelError for a tokenizer, or end tokens, with numbers that the model has no embeddings for."""
+    known = {} if texts.tokenizer is None else _numbers(texts.tokenizer)
+    most = max([*known.values(), *texts.end_tokens], default=-1)
+    if size is not None and most >= size:
+        token = next((t for t, number in known.items() if number == most), "an end token")
+        raise ModelError(
+            f"the tokenizer gives the token {token[:80]!r} the number {most}, and the model's vocabulary has {size}",
+            node=str(folder), hint="the tokenizer belongs to another model: fetch tokenizer.json and config.json again",
+        )  # fmt: skip
+
+
+def _numbers(definition: str) -> dict[str, int]:
+    """The number of each token of a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    found: dict[str, int] = Tokenizer.from_str(definition).get_vocab(with_added_tokens=True)
+    return found
 
 
 def _generation_ends(folder: Path) -> list[int]:

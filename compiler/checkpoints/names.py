@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.checkpoints.checkpoint import Checkpoint
+from arcweld.compiler.checkpoints.stacked import Sources, Stacked
 from arcweld.compiler.checkpoints.tensors import Layout, Packed, StoredTensor
 from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedError
 
@@ -35,19 +36,22 @@ class Bound:
 
 
 def bind(
-    checkpoint: Checkpoint, parameters: Mapping[str, tuple[int, ...]], tied: Mapping[str, str] | None = None
-) -> Bound:
+    checkpoint: Checkpoint, parameters: Mapping[str, tuple[int, ...]], tied: Mapping[str, str] | None = None,
+    sources: Mapping[str, Sources] | None = None,
+) -> Bound:  # fmt: skip
     """The stored tensors of ``parameters``, shapes by the module's names for them.
 
-    ``tied``: parameters that are another one where the checkpoint lacks them, such as ``lm_head.weight``. Raises
-    ModelError for parameters that the checkpoint lacks or has in another shape, UnsupportedError for a GGUF
+    ``tied``: parameters that are another one where the checkpoint lacks them, such as ``lm_head.weight``.
+    ``sources``: what parameters are made of that a folder does not have by their names.
+
+    Raises ModelError for parameters that the checkpoint lacks or has in another shape, UnsupportedError for a GGUF
     architecture whose names are not known, EnvironmentError_ without the package ``gguf``, where it is needed.
     """
     tied = tied or {}
     if checkpoint.form == "GGUF":
         find = _by_gguf(checkpoint, [n for p in parameters for n in (p, tied.get(p, p))])
     else:
-        find = _by_name(checkpoint)
+        find = _by_name(checkpoint, sources or {})
     found, missing = {}, []
     for name, shape in parameters.items():
         tensor = find(name) or (find(tied[name]) if name in tied else None)
@@ -64,17 +68,28 @@ def bind(
                                                     if len(missing) > MOST_NAMED else "")  # fmt: skip
         raise ModelError(f"the checkpoint has no tensors for {listed}", node=str(checkpoint.path),
                          hint="a part of the checkpoint is missing, or it is of another architecture")  # fmt: skip
-    used = {t.name for t in found.values()}
+    used = {name for t in found.values() for name in _names_of(t)}
     return Bound(found, tuple(n for n in checkpoint.tensors if n not in used))
 
 
-def _by_name(checkpoint: Checkpoint) -> Callable[[str], StoredTensor | None]:
-    """Looks for names as they are or, in a checkpoint of the inner model alone, without their first part."""
+def _names_of(tensor: StoredTensor) -> list[str]:
+    """The names that a tensor has in its checkpoint: its own, or those of its parts."""
+    return [m.name for m in tensor.layout.members] if isinstance(tensor.layout, Stacked) else [tensor.name]
+
+
+def _by_name(checkpoint: Checkpoint, sources: Mapping[str, Sources]) -> Callable[[str], StoredTensor | None]:
+    """Looks for names as they are or, in a checkpoint of the inner model alone, without their first part.
+
+    What has no such name is made of its ``sources``.
+    """
     firsts = {n.partition(".")[0] for n in checkpoint.tensors}
 
     def find(name: str) -> StoredTensor | None:
         first, _, rest = name.partition(".")
-        return checkpoint.tensors.get(name if name in checkpoint.tensors or first in firsts else rest)
+        found = checkpoint.tensors.get(name if name in checkpoint.tensors or first in firsts else rest)
+        if found is None and name in sources:
+            return sources[name].tensor(name, checkpoint.tensors)
+        return found
 
     return find
 

@@ -1,0 +1,159 @@
+"""Engines of checkpoints in every form: transformers' tokens with the weights that files mean, at the files' size."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from language_models import greedy, model, prompts
+
+from arcweld.compiler.checkpoints.names import bind
+from arcweld.compiler.checkpoints.opening import open_checkpoint
+from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.driver.checkpoint_models import build_checkpoint
+from arcweld.models import reencode
+from arcweld.runtime.llm.llm import LLM
+from arcweld.runtime.llm.package import Package
+from arcweld.runtime.llm.params import SamplingParams
+
+COUNT = 6
+SIZES: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 128, "max_position_embeddings": 128,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+CONFIG = SIZES | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+METADATA = {
+    "llama.context_length": 128, "llama.embedding_length": 256, "llama.feed_forward_length": 256,
+    "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 10000.0,
+    "llama.attention.layer_norm_rms_epsilon": 1e-6, "llama.vocab_size": 128, "llama.rope.dimension_count": 64,
+}  # fmt: skip
+FORMS = (*reencode.FOLDERS, *reencode.FILES)
+# one of each kind; all of them take some minutes (``ARCWELD_EVERY=1``)
+CHOSEN = FORMS if os.environ.get("ARCWELD_EVERY") else ("gptq-act-order", "float-quantized", "bf16", "Q4_K")
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, initializer_range=0.1)).eval()
+
+
+def write(folder: Path, form: str) -> Path:
+    state = {n: p.detach().numpy() for n, p in llama().named_parameters()}
+    if form in reencode.FILES:
+        return reencode.llama_gguf(folder / "model.gguf", form, CONFIG, state, METADATA)
+    return reencode.write_folder(folder / "model", CONFIG, *reencode.FOLDERS[form](state))
+
+
+def meant(path: Path) -> tuple[Any, int]:
+    """transformers' module with the weights that a checkpoint means, and the bytes of the tensors that it has."""
+    module = llama()
+    parameters = dict(module.named_parameters())
+    bound = bind(open_checkpoint(path), {n: tuple(p.shape) for n, p in parameters.items()})
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(torch.from_numpy(bound.tensors[name].decode()))
+    return module, sum(t.nbytes for t in bound.tensors.values())
+
+
+def built(path: Path, **options: Any) -> Package:
+    return build_checkpoint(path, length=64, tokens=32, rows=8, device="sim", verify="off", **options)
+
+
+def tokens(package: Package, prompt: list[int]) -> list[int]:
+    params = SamplingParams(max_tokens=COUNT, temperature=0, ignore_eos=True)
+    (out,) = LLM(package, device="sim").generate([prompt], params)
+    return list(out.outputs[0].token_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", CHOSEN)
+def test_engines_of_every_form(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path, form)
+    module, stored = meant(path)
+    package = built(path)
+    (prompt,) = prompts([11])
+    assert tokens(package, prompt) == greedy(module, prompt, COUNT)
+    assert sum(w.nbytes for w in package.data.weights.values()) <= 1.05 * stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_stored_one_by_one(name: str, tmp_path: Path) -> None:
+    model(name).save_pretrained(tmp_path)
+    assert any(".experts.3." in n for n in open_checkpoint(tmp_path).tensors)
+    (prompt,) = prompts([11])
+    assert tokens(built(tmp_path), prompt) == greedy(model(name), prompt, COUNT)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def refused(path: Path, error: type[ArcweldError], text: str) -> None:
+    with pytest.raises(error, match=text) as found:
+        built(path)
+    assert found.value.code
+    assert found.value.hint
+
+
+def changed(path: Path, **changes: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hidden_size": 128}, "config.json says"), ({"num_hidden_layers": 2}, "config.json says 2 layers"),
+        ({"intermediate_size": 512}, "and the module's"), ({"num_key_value_heads": 4}, "and the module's"),
+        ({"vocab_size": 130}, "config.json says"),
+    ],
+)  # fmt: skip
+def test_configurations_that_contradict_the_tensors(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "f16")
+    changed(path, **changes)
+    refused(path, ModelError, text)
+
+
+def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
+    path = write(tmp_path, "f16")
+    changed(path, model_type="nonesuch")
+    refused(path, UnsupportedError, "transformers has no model of the type 'nonesuch'")
+
+
+def test_an_architecture_without_the_attention_interface(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=128)
+    transformers.FalconForCausalLM(config).save_pretrained(tmp_path)
+    refused(tmp_path, UnsupportedError, "attention interface")
+
+
+def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
+    path = write(tmp_path, "f16")
+    words = {f"w{i}": i for i in range(130)}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w2").save_pretrained(path)
+    refused(path, ModelError, "the token 'w129' the number 129, and the model's vocabulary has 128")
+
+
+def test_an_end_token_that_the_model_does_not_have(tmp_path: Path) -> None:
+    path = write(tmp_path, "f16")
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel({"w0": 0, "w1": 1}, unk_token="w0"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w1").save_pretrained(path)
+    (path / "generation_config.json").write_text('{"eos_token_id": [1, 128]}', encoding="utf-8")
+    refused(path, ModelError, "the number 128, and the model's vocabulary has 128")
+
+
+def test_a_missing_expert(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model("qwen3_moe").save_pretrained(tmp_path)
+    arrays = load_file(tmp_path / "model.safetensors")
+    del arrays["model.layers.1.mlp.experts.2.up_proj.weight"]
+    save_file(arrays, tmp_path / "model.safetensors")
+    refused(tmp_path, ModelError, r"the parts of 'model.layers.1.mlp.experts.gate_up_proj' are not all there: 4 of")
