@@ -7,6 +7,7 @@ Requires: nothing. Ensures that there is none of these:
 * Reshape, Transpose, Slice, Pad, Expand, Tile, Concat or Resize that returns its operand;
 * arithmetic with a neutral constant (x + 0, x * 1);
 * Reshape of a Reshape, Transpose of a Transpose, Cast of a lossless Cast;
+* a Cast back to 16-bit floats of what a DequantizeLinear makes of them by the scale 1;
 * Gather of an activation at indices in equal steps, known from constants or ranges (a Slice instead);
 * a node other than ConstantOfShape whose results have no elements.
 """
@@ -143,7 +144,11 @@ def _join_transpose(rw: Tracker, node: Node) -> Value | None:
 
 
 def _join_cast(rw: Tracker, node: Node) -> Value | None:
-    first = rw.producer(rw.get(node.operands()[0]), "Cast")
+    given = rw.get(node.operands()[0])
+    own = _stored_half(rw, given)
+    if own is not None and own.dtype is node.output.dtype:
+        return own
+    first = rw.producer(given, "Cast")
     if first is None:
         return None
     source = first.operands()[0]
@@ -152,6 +157,15 @@ def _join_cast(rw: Tracker, node: Node) -> Value | None:
     if source.dtype is node.output.dtype:
         return source
     return rw.make("Cast", [source], node.origin, node.output.name, to=node.attrs["to"])
+
+
+def _stored_half(rw: Tracker, v: Value) -> Value | None:
+    """The 16-bit floats that ``v`` is by the scale 1; None for anything else."""
+    node = rw.producer(v, "DequantizeLinear")
+    if node is None or len(node.inputs) != 2 or not node.operands()[0].dtype.is_half:
+        return None
+    x, scale = node.operands()
+    return x if _is_constant(rw, scale, 1) else None
 
 
 def _gather_as_slice(rw: Tracker, node: Node) -> Value | None:

@@ -61,7 +61,7 @@ def storage(graph: Graph, options: Options) -> Graph:
     graph = recover_storage(fold(graph, but=_widens))
     found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n)}
     readers = graph.consumers()
-    kept = {name for name, n in found.items() if all(t.pays for t in _compare(readers, n, options).values())}
+    kept = {name for name, n in found.items() if _stays(readers, n, options)}
     for name in found:
         log.debug("%s: %s", name, "packed" if name in kept else "widened")
 
@@ -87,6 +87,18 @@ def is_candidate(graph: Graph, node: Node) -> bool:
     x = node.operands()[0]
     count = x.type.numel
     return isinstance(count, int) and count > SMALL and x.dtype.bits < node.output.dtype.bits
+
+
+def _stays(readers: Mapping[str, Sequence[Node]], node: Node, options: Options) -> bool:
+    """True if the weight of ``node`` should stay as it is stored.
+
+    Where the build narrows f32, floats of that type stay, as narrowing leaves nothing to unpack; those of the other
+    16-bit type are converted once.
+    """
+    x = node.operands()[0]
+    if x.dtype.is_half and node.output.dtype is DType.F32 and options.float_type.is_half:
+        return x.dtype is options.float_type
+    return all(t.pays for t in _compare(readers, node, options).values())
 
 
 def _compare(readers: Mapping[str, Sequence[Node]], node: Node, options: Options) -> dict[str, Times]:

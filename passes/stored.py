@@ -99,9 +99,19 @@ def joined(rw: Tracker, group: Sequence[Stored], hint: str) -> Value:
     elements = rw.make("Concat", [s.base.operands()[0] for s in group], origin, hint, axis=axis)
     parts: list[Value | None] = [elements]
     for values in list(zip(*(s.base.inputs for s in group)))[1:]:
+        if along == "all" and _one_number(rw, values):
+            parts.append(values[0])
+            continue
         spread = [_spread(rw, v, s, axis, along) for v, s in zip(values, group) if v is not None]
         parts.append(rw.make("Concat", spread, origin, axis=axis if along == "blocks" else 0) if spread else None)
     return rebuilt(rw, first, parts, first.swapped, hint, axis=axis if along == "all" else first.base.attrs["axis"])
+
+
+def _one_number(rw: Tracker, values: Sequence[Value | None]) -> bool:
+    """True if all are scalars of one value, such as the scale 1 of 16-bit floats."""
+    arrays = [rw.array(v) for v in values]
+    first = arrays[0]
+    return first is not None and all(a is not None and a.ndim == 0 and a == first for a in arrays)
 
 
 def _spread(rw: Tracker, v: Value, s: Stored, axis: int, along: str) -> Value:

@@ -13,7 +13,8 @@ from arcweld.compiler.ops.registry import make
 def add_weight(rw: Rewriter, tensor: StoredTensor, dtype: DType) -> tuple[Value, Value | None]:
     """The tensor as a value of type ``dtype`` in its logical shape, and the order of its columns.
 
-    A packed matrix becomes weights, UnpackBits and DequantizeLinear, which the storage pass may keep. Where it is
+    A packed matrix becomes weights, UnpackBits and DequantizeLinear, which the storage pass may keep. In f32, so does a
+    matrix of 16-bit floats, by the scale 1. Where it is
     stored group by group (``Packed.order``), the order is a value ``i64[k]``: column j is column ``order[j]`` of the
     logical matrix. Else it is None.
     """
@@ -21,6 +22,10 @@ def add_weight(rw: Rewriter, tensor: StoredTensor, dtype: DType) -> tuple[Value,
     if isinstance(stored, np.ndarray):
         own = from_numpy(stored.dtype)
         value = rw.constant(stored, own, tensor.name, tensor.name)
+        if own.is_half and dtype is DType.F32 and value.type.rank > 1:
+            one = rw.constant(np.ones((), np.float32), DType.F32, "one")
+            attrs = {"axis": 0, "block": 0, "dtype": dtype}
+            return make(rw, "DequantizeLinear", [value, one], attrs, origin=(tensor.name,)), None
         return value if own is dtype else make(rw, "Cast", [value], {"to": dtype}, origin=(tensor.name,)), None
     value = _dequantised(rw, tensor.name, stored, dtype)
     if tensor.shape != stored.shape:

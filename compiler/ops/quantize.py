@@ -3,7 +3,8 @@ blocks of neighbours along it (ONNX opsets 10 to 24; MatMulNBits of com.microsof
 
 A scale and a zero point are a scalar, a vector along ``axis``, or have the rank of ``x``: then ``block`` elements along
 ``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2
-to 16 bits, and floats of 4 and 8. An offset in place of a zero point is what GGUF's Q4_1 and Q5_1 have.
+to 16 bits, and floats of 4 and 8; a DequantizeLinear has floats of 16 bits too, so that a graph in f32 can
+keep them as they are stored. An offset in place of a zero point is what GGUF's Q4_1 and Q5_1 have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from arcweld.compiler.ops.shapes import FLOATS, check_axis, check_dtype, check_e
 
 INTEGERS = (DType.I8, DType.U8, DType.I16, DType.U16, *INTS4)
 QUANTIZED = (*INTEGERS, *FLOATS8, DType.F4E2M1)
+STORED = (*QUANTIZED, DType.I32, DType.F16, DType.BF16)  # what can be dequantised
 SCALES = (*FLOATS, DType.F8E8M0, DType.F8E4M3FN)
 
 
@@ -62,7 +64,7 @@ def _infer_quantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]
 
 def _infer_dequantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
     (x, scale), (zero, offset) = split_optional("DequantizeLinear", types, 2, 4)
-    check_dtype("DequantizeLinear", x, (*QUANTIZED, DType.I32))
+    check_dtype("DequantizeLinear", x, STORED)
     check_dtype("DequantizeLinear", scale, SCALES)
     if zero is not None and zero.dtype is not x.dtype:
         check_dtype("DequantizeLinear", zero, FLOATS)
@@ -158,7 +160,9 @@ def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Ex
     point = None if zero is None else cast(_parameter(reader, node, zero, coords), exact)
     if point is not None and not (point.op == "const" and point.attr == 0):
         steps = steps - point
-    y = cast(steps, wide) * cast(step, wide)
+    y = cast(steps, wide)
+    if not (x.dtype.is_half and step.op == "const" and step.attr == 1):
+        y = y * cast(step, wide)
     if offset is not None:
         y = y + cast(_parameter(reader, node, offset, coords), wide)
     return cast(y, node.output.dtype)
@@ -210,6 +214,7 @@ register(
             Case((_stored(DType.U4), _BLOCKS, np.array(8, ml_dtypes.uint4)), {"axis": 1, "block": 3}),
             Case((_stored(DType.U4), _BLOCKS, np.array(0, ml_dtypes.uint4), -4 * _BLOCKS), {"axis": 1, "block": 3}),
             Case((_stored(DType.I8), _SCALE[:2], None, _SCALE[1:]), {"axis": 0}),
+            *(Case((_stored(d), np.ones((), np.float32)), {"axis": 0}) for d in (DType.F16, DType.BF16)),
             Case((_stored(DType.F4E2M1), _BLOCKS.astype(ml_dtypes.float8_e8m0fnu)),
                  {"axis": 1, "block": 3, "dtype": DType.F32}),
         ),

@@ -13,7 +13,7 @@ from onnx import helper
 from onnx_models import Array, compare, evaluate, floats, model, one_node, runtime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from arcweld.compiler.errors import UnsupportedError
+from arcweld.compiler.errors import ModelError, UnsupportedError
 from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
@@ -177,3 +177,14 @@ def test_dynamic_quantisation(tmp_path: Path) -> None:
     assert {"ConvInteger", "DynamicQuantizeLinear"} <= {n.op_type for n in proto.graph.node}
     (got,), (want,) = evaluate(import_onnx(proto), feeds), runtime(proto, feeds)
     assert np.abs(got - want).max() <= np.ptp(want) / 100
+
+
+def test_numbers_that_are_not_quantised_are_not_dequantised() -> None:
+    node = N("DequantizeLinear", ["x", "s"], ["y"])
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [3]),
+              helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, [])]  # fmt: skip
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3])]
+    graph = helper.make_graph([node], "g", inputs, outputs)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    with pytest.raises(ModelError, match="DequantizeLinear"):
+        import_onnx(proto)

@@ -15,6 +15,8 @@ from arcweld.compiler.onnx.handlers.matmul import matmul
 from arcweld.compiler.onnx.handlers.window import conv_attrs
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.ops import integer_products as products
+from arcweld.compiler.ops.quantize import QUANTIZED
+from arcweld.compiler.ops.shapes import check_dtype
 from arcweld.compiler.weights import derive
 
 _INT8 = (DType.I8, DType.U8)
@@ -48,6 +50,7 @@ def _dequantize(c: NodeContext) -> Result:
     axis, block = _places(c, x, scale)
     scale, zero = one_or_along(c, scale, zero)
     dtype = element_type(c.int_attr("output_dtype")) if c.int_attr("output_dtype") else None
+    check_dtype("DequantizeLinear", x.type, (*QUANTIZED, DType.I32))
     return c.emit("DequantizeLinear", x, scale, zero, axis=axis, block=block, dtype=dtype)
 
 
