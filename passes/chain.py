@@ -64,9 +64,14 @@ def _is_stored_along_k(r: Region, b: Value) -> bool:
     if node is None or node.op != "Transpose" or node.attrs["perm"] != (1, 0):
         return False
     (stored,) = node.operands()
-    while (node := made.get(stored.name)) is not None and node.op == "Cast":
-        (stored,) = node.operands()
+    while (node := made.get(stored.name)) is not None and _converts(node):
+        stored = node.operands()[0]
     return stored.name in {v.name for v in r.inputs} or (node is not None and _is_packed_along_k(node))
+
+
+def _converts(node: Node) -> bool:
+    """True for a Cast, and for what makes floats of the 16-bit ones that a model stores."""
+    return node.op == "Cast" or (node.op == "DequantizeLinear" and node.operands()[0].dtype.is_half)
 
 
 def _is_packed_along_k(node: Node) -> bool:

@@ -52,14 +52,14 @@ def write(folder: Path, form: str) -> Path:
 
 
 def meant(path: Path) -> tuple[Any, int]:
-    """transformers' module with the weights that a checkpoint means, and the bytes of the tensors that it has."""
+    """transformers' module with the weights that a checkpoint means, and their bytes in the IR, each tensor once."""
     module = llama()
     parameters = dict(module.named_parameters())
     bound = bind(open_checkpoint(path), {n: tuple(p.shape) for n, p in parameters.items()})
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(torch.from_numpy(bound.tensors[name].decode()))
-    return module, sum(t.nbytes for t in bound.tensors.values())
+    return module, sum(t.to_stored().nbytes for t in bound.tensors.values())
 
 
 def built(path: Path, **options: Any) -> Package:
