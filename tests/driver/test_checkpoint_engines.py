@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -16,6 +18,7 @@ from language_models import greedy, model, prompts
 from arcweld.compiler.checkpoints.names import bind
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
+from arcweld.compiler.torch.stored_names import stored_names
 from arcweld.driver.checkpoint_models import build_checkpoint
 from arcweld.models import reencode
 from arcweld.runtime.llm.llm import LLM
@@ -90,6 +93,28 @@ def test_experts_that_are_stored_one_by_one(name: str, tmp_path: Path) -> None:
     assert any(".experts.3." in n for n in open_checkpoint(tmp_path).tensors)
     (prompt,) = prompts([11])
     assert tokens(built(tmp_path), prompt) == greedy(model(name), prompt, COUNT)
+
+
+@pytest.mark.slow
+def test_experts_that_are_packed_one_by_one(tmp_path: Path) -> None:
+    """They stay packed; the other matrices are so small here that they are widened."""
+    model("qwen3_moe").save_pretrained(tmp_path / "dense")
+    dense = open_checkpoint(tmp_path / "dense")
+    tensors, settings = reencode.compressed({n: t.decode() for n, t in dense.tensors.items()})
+    path = reencode.write_folder(tmp_path / "packed", dense.config, tensors, settings)
+    module = copy.deepcopy(model("qwen3_moe"))
+    parameters = dict(module.named_parameters())
+    shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+    checkpoint = open_checkpoint(path)
+    bound = bind(checkpoint, shapes, sources=stored_names(module, checkpoint.tensors))
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(torch.from_numpy(bound.tensors[name].decode()))
+    package = built(path)
+    (prompt,) = prompts([11])
+    assert tokens(package, prompt) == greedy(module, prompt, COUNT)
+    packed = sum(w.size for w in package.data.weights.values() if w.dtype == np.uint8)
+    assert packed >= sum(p.numel() for n, p in parameters.items() if ".experts." in n) // 2
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
