@@ -23,7 +23,7 @@ def ahead(work: Callable[[], T]) -> Iterator[Future[T]]:
         future = pool.submit(work)
         try:
             yield future
-        except Exception:
+        except Exception:  # none is swallowed: that of ``work`` or the caller's own goes on
             future.result()
             raise
 

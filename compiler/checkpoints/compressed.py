@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.checkpoints.bits import fields, packed_in_chunks, row_chunks
+from arcweld.compiler.checkpoints.bits import fields, packed_in_chunks
 from arcweld.compiler.checkpoints.raw import Raw
 from arcweld.compiler.checkpoints.scaled import Scaled
 from arcweld.compiler.checkpoints.scales import (
@@ -29,8 +29,8 @@ from arcweld.compiler.checkpoints.scales import (
     Blocks,
     Order,
     blocks_of,
-    by_group,
     contradiction,
+    decode_by_group,
     in_shape,
     order_of,
     zero_points,
@@ -74,13 +74,8 @@ class PackQuantized:
         """The matrix as f32."""
         if not self._order(tensor).refusal:
             return self._packed(tensor).decode()
-        n, k = tensor.shape
-        groups, scale, zero = tensor.parts["weight_g_idx"], tensor.parts["weight_scale"], self._zeros(tensor)
-        wide = np.empty((n, k), np.float32)
-        for a, b in row_chunks(n, k):
-            steps = self._codes(tensor, a, b).astype(np.float32) - by_group(zero[a:b], groups)
-            wide[a:b] = steps * by_group(scale[a:b], groups)
-        return wide
+        scale, zero = tensor.parts["weight_scale"], self._zeros(tensor)
+        return decode_by_group(tensor, self._codes, scale, zero, tensor.parts["weight_g_idx"])
 
     def stored(self, tensor: StoredTensor) -> np.ndarray | Packed:
         """The packed form, whose elements are a view of the file where the IR has the same bits in the same order."""

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from arcweld.compiler.checkpoints.bits import fields, packed_in_chunks, row_chunks
+from arcweld.compiler.checkpoints.bits import fields, packed_in_chunks
 from arcweld.compiler.checkpoints.raw import Raw
 from arcweld.compiler.checkpoints.scales import (
     CODES,
     Blocks,
     Order,
-    by_group,
     contradiction,
+    decode_by_group,
     in_shape,
     order_of,
     zero_points,
@@ -60,14 +60,8 @@ class Gptq:
         """The matrix as f32."""
         if not self._order(tensor).refusal:
             return self._packed(tensor).decode()
-        n, k = tensor.shape
-        groups = tensor.parts["g_idx"]
         scale, zero = tensor.parts["scales"].T, self._zeros(tensor)
-        wide = np.empty((n, k), np.float32)
-        for a, b in row_chunks(n, k):
-            steps = self._codes(tensor, a, b).astype(np.float32) - by_group(zero[a:b], groups)
-            wide[a:b] = steps * by_group(scale[a:b], groups)
-        return wide
+        return decode_by_group(tensor, self._codes, scale, zero, tensor.parts["g_idx"])
 
     def stored(self, tensor: StoredTensor) -> np.ndarray | Packed:
         """The packed form; with act-order, its columns group by group."""

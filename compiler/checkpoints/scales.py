@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from arcweld.compiler.checkpoints.bits import row_chunks
 from arcweld.compiler.checkpoints.tensors import StoredTensor
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
@@ -95,3 +96,19 @@ def order_of(groups: np.ndarray | None, k: int, count: int, block: int, tensor: 
 def by_group(operand: np.ndarray, groups: Sequence[int] | np.ndarray) -> np.ndarray:
     """``operand[n, groups]`` as f32 for each column, given the column's group."""
     return operand.astype(np.float32)[:, groups]
+
+
+def decode_by_group(
+    tensor: StoredTensor, codes: Callable[[StoredTensor, int, int], np.ndarray], scale: np.ndarray, zero: np.ndarray,
+    groups: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """``(codes - zero) * scale`` as ``f32[n, k]``, where column j has the scale and the zero point of ``groups[j]``.
+
+    ``codes(tensor, a, b)`` are those of rows a to b - 1; ``scale`` and ``zero`` are ``[n, groups]``.
+    """
+    n, k = tensor.shape
+    wide = np.empty((n, k), np.float32)
+    for a, b in row_chunks(n, k):
+        steps = codes(tensor, a, b).astype(np.float32) - by_group(zero[a:b], groups)
+        wide[a:b] = steps * by_group(scale[a:b], groups)
+    return wide
