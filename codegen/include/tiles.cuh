@@ -9,8 +9,9 @@
 
 // Whether all of this block's work is done already, the product of its tile and what is stored of it. Rows from ``end`` on are
 // not stored.
-template <class Work, class Group, class OperandA, class OperandB, class Result, int BK, class Params, class Tile, class Index>
-ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, Index end, Index depth) {
+template <class Work, class Group, class OperandA, class OperandB, class Result, int BK, class Params, class Tile, class End,
+          class Index>
+ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, End end, Index depth) {
   return false;
 }
 

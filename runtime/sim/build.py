@@ -45,6 +45,11 @@ _MACHINES = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "aarch64"}  # as 
 # products by tiles, mma and wgmma. GCC's tuning for AMD (znver3), which native means there, took 3 to 8 % more in
 # products. v3 is 1.3 (products, mma) to 2.3 times (wgmma) as fast as v2: fused multiply-adds, vectors of 32 bytes.
 _LEVELS = (("x86-64-v3", ("avx2", "fma", "f16c", "bmi2")), ("x86-64-v2", ("sse4_2", "ssse3", "popcnt")))
+# GCC before 15 may place vectors on a stack that it does not align for them: it misses accesses through pointers in
+# functions without calls that would have needed vectors of 32 bytes aligned (GCC's bug 109780). The assembler's moves
+# that need no alignment are as fast where addresses are aligned. Without them (binutils before 2.38) there are no
+# vectors of 32 bytes.
+_UNALIGNED = "-Wa,-muse-unaligned-vector-move"
 MAX_LIBRARIES = 100_000  # in the cache: about 2 GB
 _MAGIC = b"ARCWELD1"  # before the hash of what precedes it
 _FAST_FLAGS = ("-O2", "-ftree-vectorize", "-g1")
@@ -105,7 +110,9 @@ def describe(command: tuple[str, ...], machine: str, cpu: str) -> Toolchain:
         )
     version = probe.stdout.splitlines()[0]
     is_gcc, is_zig = "Free Software Foundation" in probe.stdout, any("zig" in part for part in command)
-    flags = list(_cpu_flags(machine, cpu, is_zig))
+    unaligned = (_UNALIGNED,) if is_gcc and machine == "x86_64" and _assembles(command, _UNALIGNED) else ()
+    levels = _LEVELS if unaligned or not is_gcc else _LEVELS[1:]
+    flags = [*_cpu_flags(machine, cpu, is_zig, levels), *unaligned]
     if machine == "aarch64":  # its division by zero gives 0: the compiler adds the trap that an x86 CPU has
         trap = "-fsanitize-undefined-trap-on-error" if is_gcc else "-fsanitize-trap=integer-divide-by-zero"
         kernel_flags: tuple[str, ...] = ("-fsanitize=integer-divide-by-zero", trap)
@@ -118,13 +125,19 @@ def describe(command: tuple[str, ...], machine: str, cpu: str) -> Toolchain:
     return Toolchain(command, version, tuple(flags), kernel_flags, ("-Xclang", "-fsanitize=thread"))
 
 
-def _cpu_flags(machine: str, cpu: str, is_zig: bool) -> tuple[str, ...]:
+def _assembles(command: tuple[str, ...], flag: str) -> bool:
+    """Whether the compiler's assembler knows ``flag``."""
+    probe = [*command, flag, "-x", "assembler", "-c", "-o", os.devnull, "-"]
+    return subprocess.run(probe, input="", capture_output=True, text=True, check=False).returncode == 0
+
+
+def _cpu_flags(machine: str, cpu: str, is_zig: bool, levels: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[str, ...]:
     """The instructions that code may use. Libraries of machines that share a cache differ by these flags."""
     if machine == "aarch64":
         # All of them have NEON and conversions of 16-bit floats. Atomics are instructions, not calls of functions in
         # the compiler's library, with which kernels are not linked.
         return ("-mcpu=generic",) if is_zig else ("-march=armv8-a", "-mno-outline-atomics")
-    level = next((name for name, needs in _LEVELS if all(f" {flag}" in cpu for flag in needs)), "x86-64")
+    level = next((name for name, needs in levels if all(f" {flag}" in cpu for flag in needs)), "x86-64")
     return (f"-mcpu={level.replace('-', '_')}" if is_zig else f"-march={level}",)
 
 

@@ -136,10 +136,11 @@ SIM_UNCHECKED static __noinline__ void sim_store_product(const Params& p, const 
 }
 // Whether all of this block's work is done already, the product of its tile and what is stored of it: true unless the
 // schedule is an adverse one. Rows from ``end`` on are not stored.
-template <class Work, class Group, class OperandA, class OperandB, class Result, int BK, class Params, class Tile, class Index>
-ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, Index end, Index depth) {
+template <class Work, class Group, class OperandA, class OperandB, class Result, int BK, class Params, class Tile, class End,
+          class Index>
+ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, End end, Index depth) {
   if (!sim_takes_block()) return false;
-  sim_store_product<Group, OperandA, OperandB, Result, BK, typename Work::Element>(p, t, end, depth);
+  sim_store_product<Group, OperandA, OperandB, Result, BK, typename Work::Element>(p, t, (Index)end, depth);
   return true;
 }
 

@@ -66,8 +66,13 @@ def family(pid: int) -> Iterator[int]:
 
 
 def memory(pid: int) -> int:
-    """Bytes in memory, where a page that n processes share counts as 1/n in each."""
+    """Bytes in memory, where a page that n processes share counts as 1/n in each. The C++ compiler's are not counted.
+
+    Compilers run only while the cache lacks a kernel, and hold no weights.
+    """
     with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/comm").read_text().strip() in {"cc1plus", "as", "ld", "collect2", "g++", "clang++"}:
+            return 0
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return next((1024 * int(x.split()[1]) for x in lines if x.startswith("Pss:")), 0)
     return 0
