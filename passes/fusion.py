@@ -24,6 +24,7 @@ from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Limit
 from arcweld.compiler.region import FusedGraph, Refusal, Region, index_cost, is_hero, template_of
 from arcweld.passes.dce import remove_dead
+from arcweld.passes.lookups import looks_up_runs, lookups_of
 from arcweld.passes.places import (
     MAX_CODE,
     MAX_RECOMPUTE,
@@ -48,9 +49,6 @@ WIDENING = READ_ONCE | {Kind.WINDOW}  # kinds of heroes that widen 8-bit values 
 # (kind, operand) of other operands that are also read once at each element: attention's mask, the data that a scatter
 # copies, the terms of a linear recurrence
 FREE_OPERANDS = {(Kind.ATTENTION, 3), (Kind.SCATTER, 0), (Kind.SCAN, 1)}
-# (kind, operand) of heroes that look rows of an operand up in a table of pages: a dense copy would cost more, however
-# many blocks read the pages
-INDIRECT_OPERANDS = {(Kind.ATTENTION, 1), (Kind.ATTENTION, 2)}
 # (operator, operand) of scatters that store update by update, whose elements are read once
 UPDATES = {("ScatterElements", 1), ("ScatterElements", 2), ("ScatterND", 2)}
 
@@ -315,8 +313,9 @@ class Fuser:
             if v is not None:
                 free = (kind in READ_ONCE and i == 0) or (kind, i) in FREE_OPERANDS
                 free = free or (g.template == "scatter" and (hero.op, i) in UPDATES)
-                storable, indirect = kind is Kind.ROWWISE and i == 0, (kind, i) in INDIRECT_OPERANDS
-                self._inline(g, v, hero, pointwise=free, reads=1, storable=storable, indirect=indirect)
+                storable = kind is Kind.ROWWISE and i == 0
+                lookups = lookups_of(hero, i, self.producers)
+                self._inline(g, v, hero, pointwise=free, reads=1, storable=storable, lookups=lookups)
         for n in epilogue:
             for v in n.operands():
                 if self._is_epilogue_operand(g, v):
@@ -328,14 +327,14 @@ class Fuser:
 
     def _inline(
         self, g: _Group, v: Value, reader: Node, *, pointwise: bool, reads: int, storable: bool = False,
-        indirect: bool = False,
+        lookups: Collection[str] = (),
     ) -> None:  # fmt: skip
         """Takes the producer of ``v`` into ``g`` if it is a view or cheap to compute where it is read; then its own.
 
         pointwise  allow pointwise nodes, not only views and casts
         reads      how often each element of ``v`` is computed for one element of the result
         storable   the region computes each element of ``v`` exactly once, so it may store it for other regions
-        indirect   allow reading through a table of pages
+        lookups    operators that look rows up, through which ``v`` may be read
         """
         stack = [(v, reader, reads, storable)]
         while stack:
@@ -344,7 +343,7 @@ class Fuser:
             if p is None or is_hero(p) or p.output.name in g.nodes:
                 continue
             storable = storable and p not in self.free and self.owner.get(p.output.name) is None
-            read_through = indirect and p.op == "PagedRead" and self._full(g, p, reads) is None
+            read_through = p.op in lookups and looks_up_runs(p) and self._full(g, p, reads) is None
             allowed = read_through or self._may_inline(g, p, reader, pointwise, reads, storable)
             if allowed and not self._beyond(p, reader):
                 self._add(g, p, reads)

@@ -45,6 +45,13 @@ def test_architectures(name: str) -> None:
     assert tokens(llm, given) == [greedy(model(name), p, COUNT) for p in given]
 
 
+def test_a_step_takes_five_kernels_a_layer() -> None:
+    """Norm, QKV, RoPE and both appends; attention; its output; norm, gate and up; down."""
+    steps = package("llama").data.program.ranges[0]
+    own = [launch.name for launch in steps.launches if any(".layers." in x for x in launch.origin)]
+    assert len(own) == 1 + 2 * 5, own  # one looks tokens up, with the first norm
+
+
 @functools.cache
 def wanted() -> tuple[list[list[int]], list[list[int]]]:
     """Prompts of which some begin alike, and what follows them."""
