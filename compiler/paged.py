@@ -116,14 +116,14 @@ class PagedCache:
     ) -> Value:  # fmt: skip
         """Attention of the last tokens of each sequence, queries [batch, heads, count, head size], to its pages.
 
-        ``keys`` and ``values`` are pages that hold the last tokens too, those of 8 bits with scales as in ``append``.
+        ``keys`` and ``values`` are pages that hold the last tokens too, those of 8 bits with scales as in ``append``;
+        those of another float type are converted.
         Results of padding mean nothing.
         """
         mask = self.visible(queries.shape[2], window)
-        return self.e.emit(
-            "Attention", queries, self.read(keys, key_scale), self.read(values, value_scale), mask, sink, scale=scale,
-            softcap=softcap,
-        )  # fmt: skip
+        found = (self.read(keys, key_scale), self.read(values, value_scale))
+        wide = (x if x.dtype is queries.dtype else self.e.emit("Cast", x, to=queries.dtype) for x in found)
+        return self.e.emit("Attention", queries, *wide, mask, sink, scale=scale, softcap=softcap)
 
 
 def check_table(

@@ -22,6 +22,9 @@ from arcweld.runtime.llm.params import SamplingParams
 
 Opt = typer.Option
 _MODEL = "Checkpoint: the folder of a Hugging Face model, or a GGUF file."
+_CACHE = "Keys and values: auto, as the build computes; fp8 or fp8_e4m3, floats of 8 bits."
+_INVARIANT = "Logits to the same bits whatever else is in a step: one set of kernels for all steps."
+_EMBEDDINGS = "Give hidden states too, for embeddings."
 _LENGTH = "The most tokens of a sequence; default: the model's own, at most 2048."
 
 
@@ -31,6 +34,9 @@ def build_llm(
     length: Annotated[int, Opt("--max-model-len", help=_LENGTH)] = 0,
     tokens: Annotated[int, Opt("--max-num-batched-tokens", help="The most tokens of a step.")] = DEFAULT_TOKENS,
     page_size: Annotated[int, Opt("--page-size", help="Positions of a page of the cache.")] = DEFAULT_PAGE,
+    cache: Annotated[str, Opt("--kv-cache-dtype", help=_CACHE)] = "auto",
+    invariant: Annotated[bool, Opt("--batch-invariant", help=_INVARIANT)] = False,
+    embeddings: Annotated[bool, Opt("--embeddings", help=_EMBEDDINGS)] = False,
     fp16: Annotated[bool, Opt("--fp16", help="Compute in half precision, verified against f32.")] = False,
     bf16: Annotated[bool, Opt("--bf16", help="Compute in bfloat16, verified against f32.")] = False,
     arch: Annotated[str, Opt("--arch", help="Architectures to compile for, like sm_90a,native; or list.")] = "",
@@ -51,6 +57,7 @@ def build_llm(
         package = build_checkpoint(
             model, length=length or None, tokens=tokens, page_size=page_size, precision=precision_of(fp16, bf16),
             arch=archs, device=choose(device or None), verify=verify, verify_budget=verify_budget, progress=report,
+            kv_cache_dtype=cache, batch_invariant=invariant, embeddings=embeddings,
         )  # fmt: skip
         write_engine(output, package.data)
     d, data = package.description, package.data

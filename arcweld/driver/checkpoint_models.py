@@ -43,12 +43,14 @@ class Texts:
 
 def build_checkpoint(
     path: str | Path, *, length: int | None = None, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS,
-    rows: int | None = None, **options: Unpack[CompileOptions],
+    rows: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
+    **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of the checkpoint at ``path``.
 
     length                  the most tokens of a sequence; None: the model's own, but at most 2,048
-    page_size, tokens, rows as in ``build_language_model``
+    page_size, tokens, rows, kv_cache_dtype, batch_invariant, embeddings
+                            as in ``build_language_model``
     options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
     Raises what ``open_checkpoint`` and ``build_language_model`` raise, EnvironmentError_ without torch or transformers,
@@ -63,7 +65,8 @@ def build_checkpoint(
     return build_language_model(
         model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
         rows=rows, weights=_Weights(bound, parameters), tokenizer=texts.tokenizer, template=texts.template,
-        license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special), **options,
+        license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special),
+        kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, **options,
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from typing import Any, Unpack
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
+from arcweld.compiler.options import Options
 from arcweld.driver.api import CompileOptions, build_data
-from arcweld.runtime.llm.package import Cache, Description, Package, packed, unpacked
+from arcweld.runtime.llm.package import Cache, Description, Package, cache_dtype, packed, unpacked
 
 FEW = 8  # sequences, whose steps have kernels for products of few rows
 DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE = 512, 16, 16
@@ -19,44 +20,43 @@ def build_language_model(
     model: Any, *, length: int, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS, rows: int | None = None,
     tile: int = DEFAULT_TILE, tokenizer: str | None = None, template: str | None = None,
     license_text: str | None = None, end_tokens: Sequence[int] = (), special: dict[str, str] | None = None,
+    kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
     weights: Callable[[Emitter, str], Value | None] | None = None, **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of a ``...ForCausalLM``.
 
     length, page_size, tokens, tile, weights   as in ``import_causal_lm``
-    rows           the most tokens of a step whose logits are wanted; None: all
-    tokenizer      the text of tokenizer.json
-    template       the chat template
-    license_text   the model's licence
-    end_tokens     tokens at which a result ends
-    special        names of special tokens, for the chat template
-    options        of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
+    rows             the most tokens of a step whose logits are wanted; None: all
+    tokenizer        the text of tokenizer.json
+    template         the chat template
+    license_text     the model's licence
+    end_tokens       tokens at which a result ends
+    special          names of special tokens, for the chat template
+    kv_cache_dtype   the type of keys and values in pages: ``auto``, that of the build's precision; ``fp8`` or
+                     ``fp8_e4m3``, floats of 8 bits with the scale 1
+    batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
+                     kernels, of which each sums in one order
+    embeddings       the engine gives hidden states too, which ``LLM.embed`` takes
+    options          of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
-    Raises UsageError for sizes that are not positive and for more positions than the model has, and what
-    ``import_causal_lm`` and ``arcweld.compile`` raise.
+    Raises UsageError for sizes that are not positive, for more positions than the model has, for an unknown
+    ``kv_cache_dtype`` and for ``ranges`` of a batch-invariant build, and what ``import_causal_lm`` and
+    ``arcweld.compile`` raise.
     """
     from arcweld.compiler.torch.causal_lm import import_causal_lm
 
-    sizes = {"length": length, "page_size": page_size, "tokens": tokens, "tile": tile}
-    for name, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"{name} is {size}, not at least 1")
-    most = getattr(model.config, "max_position_embeddings", None)
-    if most is not None and length > most:
-        raise UsageError(
-            f"sequences of {length} tokens: the model has {most} positions", hint="give a smaller max_model_len"
-        )
+    _check_sizes(model, length=length, page_size=page_size, tokens=tokens, tile=tile)
     rows = tokens if rows is None else rows
     tile = min(tile, tokens)
+    stored = cache_dtype(kv_cache_dtype) or Options(precision=options.get("precision", "fp32")).float_type
     found = import_causal_lm(
-        model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights
-    )
+        model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
+        stored=stored, hidden=embeddings,
+    )  # fmt: skip
+    if batch_invariant and options.get("ranges"):
+        raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
     if options.get("ranges") is None:
-        few = min(FEW, tokens)
-        options["ranges"] = [
-            {"tile": 1, "tokens": (1, few), "tiles": (1, few), "rows": (1, min(few, rows))},  # steps of few sequences
-            {"tile": 1},
-        ]
+        options["ranges"] = [] if batch_invariant else _ranges(tokens, rows)
     if options.get("sizes") is None:
         usual = {"tokens": (24, tokens), "rows": (3, rows), "tiles": (5, tokens), "tile": (8, tile)}
         options["sizes"] = {name: min(sizes) for name, sizes in usual.items()}
@@ -68,8 +68,26 @@ def build_language_model(
         caches=tuple(
             Cache(c.heads, c.key_size, c.value_size, pages[f"pages_{2 * k}"]) for k, c in enumerate(found.caches)
         ),
+        batch_invariant=batch_invariant, embeddings=embeddings,
     )  # fmt: skip
     data = packed(
         build.data, description, tokenizer=tokenizer, template=template, license_text=license_text
     )
     return unpacked(data)
+
+
+def _check_sizes(model: Any, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise UsageError(f"{name} is {size}, not at least 1")
+    most, length = getattr(model.config, "max_position_embeddings", None), sizes["length"]
+    if most is not None and length > most:
+        raise UsageError(
+            f"sequences of {length} tokens: the model has {most} positions", hint="give a smaller max_model_len"
+        )
+
+
+def _ranges(tokens: int, rows: int) -> list[Any]:
+    """Steps of few sequences, of which each has one token; steps of more such sequences."""
+    few = min(FEW, tokens)
+    return [{"tile": 1, "tokens": (1, few), "tiles": (1, few), "rows": (1, min(few, rows))}, {"tile": 1}]

@@ -22,7 +22,7 @@ from arcweld.driver.api import CompileOptions
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import read_engine, write_engine
 from arcweld.runtime.llm.llm import LLM as Runtime
-from arcweld.runtime.llm.package import Package, unpacked
+from arcweld.runtime.llm.package import Package, cache_dtype, unpacked
 
 log = logging.getLogger("arcweld.llm")
 
@@ -32,21 +32,28 @@ class LLM(Runtime):
 
     def __init__(
         self, model: str | os.PathLike[str] | Package, *, device: Any = None, max_model_len: int | None = None,
-        max_num_batched_tokens: int | None = None, build: CompileOptions | None = None, **settings: Any,
+        max_num_batched_tokens: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
+        embeddings: bool = False, build: CompileOptions | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         """Opens an engine file of ``arcweld build-llm``, a Hugging Face folder or a GGUF file.
 
         The engine of a checkpoint is built, and kept in the cache folder for the next time; ``build`` are options of
-        that build, such as ``precision`` and ``verify``. Raises what ``build_checkpoint`` raises, and UsageError for
-        ``build`` with an engine file.
+        that build, such as ``precision`` and ``verify``. With ``embeddings`` it gives hidden states too. Raises what
+        ``build_checkpoint`` raises, and UsageError for ``build`` with an engine file.
         """
         where = open_device(device)
         if not isinstance(model, Package):
-            sizes = {"length": max_model_len, "tokens": max_num_batched_tokens}
-            model = open_package(model, where, {k: v for k, v in sizes.items() if v is not None}, build or {})
+            cache_dtype(kv_cache_dtype)
+            sizes: dict[str, Any] = {
+                "length": max_model_len, "tokens": max_num_batched_tokens, "batch_invariant": batch_invariant,
+                "embeddings": embeddings, "kv_cache_dtype": None if kv_cache_dtype == "auto" else kv_cache_dtype,
+            }  # fmt: skip
+            given = {k: v for k, v in sizes.items() if v is not None and v is not False}
+            model = open_package(model, where, given, build or {})
         super().__init__(
-            model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens, **settings
-        )
+            model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, **settings,
+        )  # fmt: skip
 
 
 def is_engine_file(path: Path) -> bool:
@@ -55,9 +62,12 @@ def is_engine_file(path: Path) -> bool:
 
 
 def open_package(
-    path: str | os.PathLike[str], device: Any, sizes: Mapping[str, int], options: CompileOptions
+    path: str | os.PathLike[str], device: Any, sizes: Mapping[str, Any], options: CompileOptions
 ) -> Package:  # fmt: skip
-    """The language model at ``path``: an engine file's, or the one that is built of a checkpoint for ``device``."""
+    """The language model at ``path``: an engine file's, or the one that is built of a checkpoint for ``device``.
+
+    ``sizes`` are arguments of ``build_checkpoint`` that are not ``options`` of every build.
+    """
     place = Path(path)
     if is_engine_file(place):
         if options:
@@ -79,7 +89,7 @@ def open_package(
     return unpacked(read_engine(kept))
 
 
-def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, int], options: CompileOptions) -> str:
+def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, Any], options: CompileOptions) -> str:
     """What the engine of a checkpoint depends on: its files as they are now, the build, and this version."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     seen = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

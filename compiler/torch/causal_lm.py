@@ -19,10 +19,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.ragged import cache_names
 from arcweld.compiler.torch.importer import Weights, import_module
+from arcweld.compiler.torch.types import to_torch
 
 INTERFACE = "arcweld_paged"
 _MOST_PAGES = 1 << 24
@@ -76,6 +78,7 @@ class _Trace:
     pages: list[torch.Tensor]  # keys and values in turns; none while only the layers' sizes are asked for
     caches: list[LayerCache]
     written: list[torch.Tensor]
+    hidden: list[torch.Tensor]  # of the rows whose logits are wanted
 
 
 _TRACES: list[_Trace] = []
@@ -117,21 +120,21 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
         tile_rows: torch.Tensor, token_places: torch.Tensor, kv_indptr: torch.Tensor, kv_indices: torch.Tensor,
         kv_last_page_len: torch.Tensor, new: torch.Tensor, pages: list[torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        """Logits [R, vocabulary] of the tokens ``rows``, and the pages with the batch's keys and values."""
+        """Logits [R, vocabulary] of the tokens ``rows``, perhaps their hidden states, and the pages after the step."""
         batch = [slots, tile_rows, token_places, kv_indptr, kv_indices, kv_last_page_len, new]
-        trace = _Trace(self.length, batch, pages, [], [])
+        trace = _Trace(self.length, batch, pages, [], [], [])
         _TRACES.append(trace)
         try:
             found = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=rows)
         finally:
             _TRACES.pop()
         self.caches = trace.caches
-        return (found.logits[0], *trace.written)
+        return (found.logits[0], *trace.hidden[-1:], *trace.written)
 
 
 def import_causal_lm(
     model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
-    weights: Weights | None = None,
+    weights: Weights | None = None, stored: DType = DType.F32, hidden: bool = False,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
 
@@ -141,19 +144,21 @@ def import_causal_lm(
     rows       the most rows of logits
     tile       the most tokens of a tile
     weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
+    stored     the type of keys and values in pages, to which they are rounded; beyond its range they are clamped
+    hidden     the hidden states that the logits are made of are an output too
 
-    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary] and the
-    pages, which take over the inputs' memory. Raises ModelError for a model that torch cannot export, UnsupportedError
-    for one without attention layers and for operators that Arcweld lacks.
+    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary], ``hidden``
+    [R, hidden size] if it is asked for, and the pages, which take over the inputs' memory. Raises ModelError for what
+    torch cannot export, UnsupportedError for a model without attention layers and for operators that Arcweld lacks.
     """
     ragged = _Ragged(model.eval(), length)
-    with _paged_interface(model):
-        caches = _caches(ragged, _example(model, (), page_size))
+    with _paged_interface(model), _noting_hidden(model, hidden):
+        caches = _caches(ragged, _example(stored, (), page_size))
         shapes = _dynamic_shapes(tokens, rows, tile, length, page_size, len(caches))
-        graph = import_module(ragged, _example(model, caches, page_size), None, shapes, weights=_inner(weights))
-    names = [n for k in range(len(caches)) for n in cache_names(k)]
-    labels = ("logits", *(f"{n}_now" for n in names))
-    graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=dict(zip(labels[1:], names)))
+        graph = import_module(ragged, _example(stored, caches, page_size), None, shapes, weights=_inner(weights))
+    aliases = {f"{n}_now": n for k in range(len(caches)) for n in cache_names(k)}
+    labels = ("logits", *(["hidden"] if hidden else []), *aliases)
+    graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=aliases)
     vocabulary = graph.outputs[0].shape[1]
     assert isinstance(vocabulary, int)
     return CausalLM(graph, caches, vocabulary)
@@ -176,6 +181,22 @@ def _paged_interface(model: Any) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+@contextmanager
+def _noting_hidden(model: Any, wanted: bool) -> Iterator[None]:
+    """Notes what the last layer, which makes logits, is given, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    last = model.get_output_embeddings()
+    if last is None:
+        raise UnsupportedError(f"{type(model).__name__} does not say which layer makes its logits")
+    hook = last.register_forward_pre_hook(lambda _, args: _TRACES[-1].hidden.append(args[0][0]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _caches(ragged: _Ragged, args: tuple[Any, ...]) -> tuple[LayerCache, ...]:
@@ -210,7 +231,7 @@ def _as_if_exporting() -> Iterator[None]:
         torch.compiler._is_compiling_flag = before
 
 
-def _example(model: Any, caches: tuple[LayerCache, ...], page_size: int) -> tuple[Any, ...]:
+def _example(stored: DType, caches: tuple[LayerCache, ...], page_size: int) -> tuple[Any, ...]:
     """Arguments of any values; sizes differ, so that none is taken for another one."""
     tokens, rows, tiles, tile, entries, pages = 12, 3, 4, 5, 7, 9
     i32 = torch.int32
@@ -222,7 +243,7 @@ def _example(model: Any, caches: tuple[LayerCache, ...], page_size: int) -> tupl
         torch.zeros(tiles, dtype=i32),
     )  # fmt: skip
     sizes = [(c.heads, n) for c in caches for n in (c.key_size, c.value_size)]
-    return *batch, [torch.zeros((pages, page_size, h, n), dtype=model.dtype) for h, n in sizes]
+    return *batch, [torch.zeros((pages, page_size, h, n), dtype=to_torch(stored)) for h, n in sizes]
 
 
 def _dynamic_shapes(tokens: int, rows: int, tile: int, length: int, page_size: int, layers: int) -> Any:

@@ -39,6 +39,7 @@ class LLM:
         max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None,
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
         kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0,
+        kv_cache_dtype: str = "auto", batch_invariant: bool = False,
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
@@ -52,6 +53,8 @@ class LLM:
                                 ``max_num_seqs`` sequences of full length, but at most 1 GiB, and at least for one
         num_pages               the same as a number of pages
         speculative             how many tokens are guessed in a step from a sequence's own text
+        kv_cache_dtype          the type of keys and values that the engine must have; auto: any
+        batch_invariant         the engine must be one whose logits' bits don't depend on what else is in a step
         device, trusted         as in ``arcweld.load``
 
         Raises UsageError for settings that the engine does not allow, EngineFileError and UntrustedError as
@@ -59,6 +62,7 @@ class LLM:
         """
         package = model if isinstance(model, Package) else unpacked(read_engine(model))
         d = package.description
+        d.require(kv_cache_dtype, batch_invariant)
         self.template = package.template
         length = _at_most("max_model_len", max_model_len, d.length)
         tokens = _at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import msgspec
 
-from arcweld.compiler.errors import EngineFileError
+from arcweld.compiler.dtypes import DType
+from arcweld.compiler.errors import EngineFileError, UsageError
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
 DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
 VERSION = 1
+# of keys and values, by the names that users give; ``auto`` is the type that the build computes in
+CACHE_DTYPES: Mapping[str, DType | None] = {"auto": None, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN}
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +45,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     special      names of special tokens, for the chat template
     sampling     defaults of sampling parameters
     version      of this description
+    batch_invariant  the bits of a token's logits do not depend on what is computed with it
+    embeddings   the engine's second result is the hidden states of the wanted rows
     """
 
     architecture: str
@@ -56,6 +61,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     special: dict[str, str] = {}
     sampling: dict[str, float] = {}
     version: int = VERSION
+    batch_invariant: bool = False
+    embeddings: bool = False
 
     def limited(self, length: int) -> Description:
         """The same for sequences of at most ``length`` tokens."""
@@ -64,6 +71,27 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def page_bytes(self, element_bytes: Mapping[str, int]) -> int:
         """Bytes of one page in all layers."""
         return self.page_size * sum(c.heads * (c.key_size + c.value_size) * element_bytes[c.dtype] for c in self.caches)
+
+    def require(self, kv_cache_dtype: str, batch_invariant: bool) -> None:
+        """Raises UsageError if the engine was not built with these; ``auto`` and False are true of every engine."""
+        wanted, found = cache_dtype(kv_cache_dtype), sorted({c.dtype for c in self.caches})
+        if wanted is not None and found != [wanted.value]:
+            raise UsageError(
+                f"kv_cache_dtype is {kv_cache_dtype}, and the engine was built with caches of {', '.join(found)}",
+                hint=f"build it with --kv-cache-dtype {kv_cache_dtype}",
+            )
+        if batch_invariant and not self.batch_invariant:
+            raise UsageError(
+                "the engine is not batch-invariant: its kernels for few and for many tokens sum in different orders",
+                hint="build it with --batch-invariant",
+            )
+
+
+def cache_dtype(name: str) -> DType | None:
+    """The type of keys and values that a user names; None for ``auto``. Raises UsageError for an unknown name."""
+    if name not in CACHE_DTYPES:
+        raise UsageError(f"kv_cache_dtype is {name!r}", hint=f"one of {', '.join(CACHE_DTYPES)}")
+    return CACHE_DTYPES[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -214,7 +214,7 @@ struct SimSoftmax {
     for (int i = 0; i < count; ++i) score[i] = sim_exp2((score[i] - base) * unit);
     for (j = 0; j + LANES <= count; j += LANES)
       for (int i = 0; i < LANES; ++i) sum[i] += score[j + i];
-    for (; j < count; ++j) sum[0] += score[j];
+    for (int i = 0; j < count; ++i, ++j) sum[i] += score[j];  // as others: masked keys behind them change nothing
     for (int i = 1; i < LANES; ++i) sum[0] += sum[i];
     top = best[0];
     total = total * fade + sum[0];
