@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from arcweld.compiler.errors import ArcweldError, InternalError
 from arcweld.runtime.llm.llm import LLM
+from arcweld.serving.embeddings import add_embeddings
 from arcweld.serving.errors import SERVER, Refusal, json_response, refused
 from arcweld.serving.generation import Generator, Plan
 from arcweld.serving.http import BodyLimit, EventStream, unless_disconnected
@@ -55,6 +56,7 @@ class Application(FastAPI):
         self.add_middleware(BodyLimit, most=settings.limits.body)
         _add_errors(self)
         _add_generation(self)
+        add_embeddings(self)
         _add_the_rest(self)
 
     async def respond(self, request: Request, plan: Plan, stream: bool | None) -> Response:

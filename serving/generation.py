@@ -88,7 +88,8 @@ class Generator:
         )
         return await self.encode(text, add_special_tokens=False)
 
-    def _check_length(self, prompt: Sequence[int], param: str) -> None:
+    def check_length(self, prompt: Sequence[int], param: str) -> None:
+        """Raises Refusal for a prompt that is too long, which is in the field ``param``."""
         most = min(self.length - 1, self.settings.limits.prompt or self.length)
         if len(prompt) > most:
             raise Refusal(
@@ -109,7 +110,7 @@ class Generator:
         body.check()
         prompts = [p if isinstance(p, list) else await self.encode(p) for p in body.prompts]
         for p in prompts:
-            self._check_length(p, "prompt")
+            self.check_length(p, "prompt")
         bare = body.max_tokens == 0
         most = max(1, body.max_tokens) if body.max_tokens is not None else min(map(self._room, prompts))
         echo = [self._text(given, p) for given, p in zip(body.prompts, prompts)] if body.echo else None
@@ -135,7 +136,7 @@ class Generator:
         self.check_model(body.model)
         body.check()
         prompt = await self.conversation(body.messages)
-        self._check_length(prompt, "messages")
+        self.check_length(prompt, "messages")
         params = body.sampling(max_tokens=body.most_tokens or self._room(prompt), logprobs=body.wanted_logprobs)
         identifier = f"chatcmpl-{uuid.uuid4().hex}"
         form = ChatForm(self.llm.tokenizer, body.wanted_logprobs)

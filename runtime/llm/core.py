@@ -16,6 +16,7 @@ from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
 from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.pooling import Pool
 from arcweld.runtime.llm.results import Result
 from arcweld.runtime.llm.runner import Runner
 from arcweld.runtime.llm.sampling import LogitsError, choose, log_softmax, most_likely
@@ -33,6 +34,7 @@ class Request:
     params: SamplingParams
     results: list[Result] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,14 @@ class Core:
             raise UsageError(f"token {bad[0]} is not one of the model's {vocabulary}")
         if self.tokenizer is None and params.stop_strings:
             raise UsageError("stop strings need a tokenizer, and the engine has none", hint="use stop_token_ids")
+        if params.pooling and not self.description.embeddings:
+            raise UsageError("the engine gives no hidden states", hint="build it with --embeddings")
         request = Request(RequestOutput(request_id, text, list(prompt), []), params)
+        request.pool = Pool(params.pooling) if params.pooling else None
         if params.prompt_logprobs is not None:
             request.output.prompt_logprobs = [None]
-            salt = secrets.token_bytes(8)  # logits of tokens in cached pages would be missing
+        if params.wants_prompt:
+            salt = secrets.token_bytes(8)  # results of tokens in cached pages would be missing
         seed = secrets.randbits(63) if params.seed is None else params.seed
         added: list[Sequence] = []
         try:
@@ -160,10 +166,15 @@ class Core:
         row = 0
         for x in scheduled:
             request, result, index = self._owners[x.sequence]
-            count = len(self._rows(x))
-            if self._take(x, logits[row : row + count], request, result, request.seeds[index]):
+            self._note(x, request, result)
+            rows = slice(row, row + len(self._rows(x)))
+            if (
+                self._take(x, logits[rows], request, result, request.seeds[index])
+                if request.pool is None
+                else self._pool(x, rows, request, result)
+            ):
                 changed[request.output.request_id] = request
-            row += count
+            row = rows.stop
         return [self._changed(request) for request in changed.values()]
 
     def _changed(self, request: Request) -> RequestOutput:
@@ -182,7 +193,7 @@ class Core:
     def _rows(self, x: Scheduled) -> range:
         """The tokens of a scheduled sequence whose logits are wanted, from its first scheduled token on."""
         s = x.sequence
-        if s.params.prompt_logprobs is not None and s.computed < len(s.prompt):
+        if s.params.wants_prompt and s.computed < len(s.prompt):
             return range(x.count)
         return range(x.count - len(x.drafts) - 1, x.count) if x.reaches_end else range(0)
 
@@ -194,11 +205,6 @@ class Core:
     def _take(self, x: Scheduled, logits: np.ndarray, request: Request, result: Result, seed: int) -> bool:
         """What the logits of a sequence's rows make of it. True if it has new tokens."""
         s, own = x.sequence, x.count - len(x.drafts)
-        if not s.noted:
-            s.noted = True
-            self._cached += s.cached or 0
-            if result is request.results[0]:
-                request.output.num_cached_tokens = s.cached or 0
         if s.params.prompt_logprobs is not None and s.computed < len(s.prompt):
             self._prompt_logprobs(x, logits, request)
             logits = logits[own - 1 :]
@@ -222,6 +228,31 @@ class Core:
         if x.drafts:
             self.gain.note(len(x.drafts), right)
         return True
+
+    def _note(self, x: Scheduled, request: Request, result: Result) -> None:
+        """Counts, once for each sequence, what it found in the prefix cache."""
+        s = x.sequence
+        if not s.noted:
+            s.noted = True
+            self._cached += s.cached or 0
+            if result is request.results[0]:
+                request.output.num_cached_tokens = s.cached or 0
+
+    def _pool(self, x: Scheduled, rows: slice, request: Request, result: Result) -> bool:
+        """What the hidden states of a prompt's rows make of its vector. True if that is complete."""
+        assert request.pool is not None
+        hidden, ends = self.runner.hidden[rows], x.reaches_end
+        if len(hidden):
+            request.pool.add(x.sequence.computed, hidden)
+        self.scheduler.computed(x, x.count)
+        if ends:
+            vector = request.pool.vector()
+            if np.isfinite(vector).all():
+                request.output.embedding = vector
+                result.end("stop", None)
+            else:
+                result.fail("the hidden states are not finite")
+        return ends
 
     def _prompt_logprobs(self, x: Scheduled, logits: np.ndarray, request: Request) -> None:
         s, wanted = x.sequence, request.output.prompt_logprobs

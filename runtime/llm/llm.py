@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.device import Device
@@ -16,6 +16,16 @@ from arcweld.runtime.llm.core import Core, Stats
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.package import Package, unpacked
 from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.pooling import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringRequestOutput,
+    check_pairs,
+    scores,
+    vector_of,
+)
 from arcweld.runtime.llm.runner import Runner, page_bytes
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
@@ -131,7 +141,49 @@ class LLM:
             raise UsageError("the model has no chat template", hint="use generate with a prompt of its form")
         return self.tokenizer.encode(self.template.render(messages, **options), add_special_tokens=False)
 
-    def score(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
+    def encode(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Literal["last", "mean"] = "last", normalize: bool = False
+    ) -> list[PoolingRequestOutput]:  # fmt: skip
+        """The hidden states that logits would be made of, as one vector for each prompt: ``outputs.data``.
+
+        pooling    the ``last`` token's, or the ``mean`` of all tokens'
+        normalize  the vector gets the length 1
+
+        Raises UsageError for an engine that was not built with embeddings, and as ``generate`` does.
+        """
+        found = self.generate(prompts, SamplingParams(max_tokens=1, pooling=pooling))
+        return [
+            PoolingRequestOutput(
+                o.request_id, PoolingOutput(vector_of(o, normalize)), o.prompt_token_ids, o.num_cached_tokens
+            )
+            for o in found
+        ]
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], *, pooling: Literal["last", "mean"] = "last", normalize: bool = True
+    ) -> list[EmbeddingRequestOutput]:  # fmt: skip
+        """As ``encode``; the vectors are lists of numbers, ``outputs.embedding``, and have the length 1."""
+        return [
+            EmbeddingRequestOutput(
+                o.request_id, EmbeddingOutput(o.outputs.data.tolist()), o.prompt_token_ids, o.num_cached_tokens
+            )
+            for o in self.encode(prompts, pooling=pooling, normalize=normalize)
+        ]
+
+    def score(
+        self, data_1: Prompt | Sequence[Prompt], data_2: Prompt | Sequence[Prompt], *,
+        pooling: Literal["last", "mean"] = "last",
+    ) -> list[ScoringRequestOutput]:  # fmt: skip
+        """How alike texts are: the cosine of their embeddings, ``outputs.score``, of pairs or of one with several.
+
+        Raises UsageError for other numbers of texts, and as ``encode`` does.
+        """
+        left, right = _prompts(data_1), _prompts(data_2)
+        check_pairs(len(left), len(right))
+        found = self.embed([*left, *right], pooling=pooling)
+        return scores(found[: len(left)], found[len(left) :])
+
+    def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
         """For each prompt the log probabilities of its tokens but the first, each given those before it."""
         found = self.generate(prompts, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0))
         return [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from arcweld.runtime.llm.sampling import Logprob
 
 
@@ -46,6 +48,7 @@ class RequestOutput:
     outputs            its results
     finished           whether all of them are complete
     num_cached_tokens  how many of the prompt's tokens were found in pages of earlier requests
+    embedding          the prompt's hidden states as one vector, f32[hidden size], if that was asked for
     """
 
     request_id: str
@@ -55,3 +58,4 @@ class RequestOutput:
     finished: bool = False
     prompt_logprobs: list[Mapping[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
+    embedding: np.ndarray | None = None

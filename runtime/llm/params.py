@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from arcweld.compiler.errors import UsageError
 
@@ -33,6 +34,7 @@ class SamplingParams:
     logprobs             how many of the most likely tokens are reported with each token; None: none
     prompt_logprobs      the same for the tokens of the prompt
     skip_special_tokens  special tokens are left out of the text
+    pooling              no token is chosen: the result is the prompt's hidden states, the ``last`` or their ``mean``
     """
 
     n: int = 1
@@ -55,6 +57,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    pooling: Literal["last", "mean"] | None = None
 
     def __post_init__(self) -> None:
         within: tuple[tuple[str, float | None, float, float], ...] = (
@@ -75,6 +78,8 @@ class SamplingParams:
             raise UsageError(f"min_tokens is {self.min_tokens}, more than max_tokens, which is {self.max_tokens}")
         if self.best_of is not None and self.best_of > 1 and self.temperature == 0:
             raise UsageError("best_of with temperature 0: all results would be the same", hint="leave out best_of")
+        if self.pooling not in (None, "last", "mean"):
+            raise UsageError(f"pooling is {self.pooling!r}, not last or mean")
         if any(not s for s in self.stop_strings):
             raise UsageError("an empty stop string ends every result at once", hint="leave it out")
 
@@ -82,6 +87,11 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """The strings at which a result ends."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether results of all tokens of the prompt are wanted, so that none may come from the prefix cache."""
+        return self.prompt_logprobs is not None or self.pooling == "mean"
 
     @property
     def is_greedy(self) -> bool:

@@ -32,6 +32,7 @@ class Runner:
             raise UsageError("there is no room for a single page", hint="give more kv_cache_memory")
         self.engine, self.description, self.pages = engine, description, pages
         self.steps = 0
+        self.hidden: np.ndarray = np.zeros((0, 0), np.float32)  # of the last step's rows, if the engine gives them
         self._memory: dict[str, Memory] = {}
         self._state: dict[str, Taken] = {}
         device = engine.device
@@ -56,4 +57,6 @@ class Runner:
         results = self.engine.run_with_state((), feeds, self._state)
         self.steps += 1
         found: np.ndarray = results[0]
+        if d.embeddings:
+            self.hidden = results[1].astype(np.float32, copy=False)
         return found if found.dtype == np.float32 else found.astype(np.float32)

@@ -48,7 +48,7 @@ def package(name: str, precision: str, *, invariant: bool = False, cache: str = 
     with pytest.warns(RuntimeWarning, match="no node is kept") if verify == "off" and precision != "fp32" else _quiet():
         return build_language_model(
             module(name), length=LENGTH, page_size=PAGE, tokens=64, device="sim", precision=precision, verify=verify,
-            batch_invariant=invariant, kv_cache_dtype=cache, verify_budget=20,
+            batch_invariant=invariant, embeddings=invariant, kv_cache_dtype=cache, verify_budget=20,
         )  # fmt: skip
 
 
@@ -212,3 +212,72 @@ def test_caches_of_8_bits(precision: str) -> None:
     assert relative(got, reference(TINY, ids)) > 2e-2  # the caches are rounded
     llm = LLM(built, device="sim", kv_cache_dtype="fp8_e4m3", kv_cache_memory=PAGE * 2 * 16 * 2 * 20)
     assert llm.stats().pages == 20
+
+
+# ----------------------------------------------------------------------------------------------------------- embeddings
+
+
+def hidden(ids: Sequence[int]) -> np.ndarray:
+    """What transformers' code makes logits of: f32[tokens, hidden size]."""
+    with torch.no_grad():
+        found: np.ndarray = module(TINY).model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_prefill_chunk": 7}, {"num_pages": 9}])
+def test_embeddings_are_transformers(settings: dict[str, Any]) -> None:
+    """Of several prompts at once, with a warm cache, in chunks, and one after another where pages are few."""
+    given = prompts([40, 9, 30, 5], seed=7)
+    given.append(given[0][:20] + given[1])
+    llm = LLM(package(TINY, "fp32", invariant=True), device="sim", **settings)
+    for _ in range(2):
+        for pooling, pool in (("last", lambda h: h[-1]), ("mean", lambda h: h.mean(0))):
+            found = llm.encode(given, pooling=pooling)  # type: ignore[arg-type]
+            for ids, out in zip(given, found):
+                np.testing.assert_allclose(out.outputs.data, pool(hidden(ids)), rtol=0, atol=1e-5)
+                assert out.prompt_token_ids == ids
+    llm.core.pool.check([])
+    assert llm.stats().generated_tokens == 0
+
+
+def test_embeddings_beside_generation_and_scores() -> None:
+    given = prompts([12, 9, 15], seed=8)
+    llm = LLM(package(TINY, "fp32", invariant=True), device="sim")
+    vectors = [h / np.linalg.norm(h) for h in (hidden(p)[-1] for p in given)]
+    for out, want in zip(llm.embed(given), vectors):
+        np.testing.assert_allclose(out.outputs.embedding, want, atol=1e-5)
+    found = [s.outputs.score for s in llm.score(given[0], given[1:])]
+    np.testing.assert_allclose(found, [vectors[0] @ v for v in vectors[1:]], atol=1e-5)
+    pairs = [s.outputs.score for s in llm.score(given[:2], given[1:])]
+    np.testing.assert_allclose(pairs, [vectors[0] @ vectors[1], vectors[1] @ vectors[2]], atol=1e-5)
+    params = [SamplingParams(temperature=0, max_tokens=4), SamplingParams(pooling="last", max_tokens=1)]
+    text, vector = llm.generate(given[:2], params)  # in the same steps
+    assert text.outputs[0].token_ids[0] == reference(TINY, given[0])[-1].argmax()
+    assert vector.embedding is not None
+    assert vector.outputs[0].token_ids == []
+    np.testing.assert_allclose(vector.embedding, hidden(given[1])[-1], atol=1e-5)
+    with pytest.raises(UsageError, match="2 texts are compared with 3"):
+        llm.score(given[:2], given)
+    with pytest.raises(UsageError, match="no hidden states"):
+        LLM(package(TINY, "bf16", invariant=False), device="sim").embed(given)
+    with pytest.raises(UsageError, match="pooling is 'first'"):
+        SamplingParams(pooling="first")  # type: ignore[arg-type]
+
+
+def test_hidden_states_that_are_no_numbers_end_one_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = prompts([12, 9], seed=8)
+    llm = LLM(package(TINY, "fp32", invariant=True), device="sim")
+    compute = llm.core.runner.logits
+
+    def broken(runs: Any) -> np.ndarray:
+        found = compute(runs)
+        llm.core.runner.hidden[0] = np.nan
+        return found
+
+    monkeypatch.setattr(llm.core.runner, "logits", broken)
+    params = SamplingParams(pooling="last", max_tokens=1)
+    bad, good = llm.generate(given, params)
+    assert "not finite" in bad.outputs[0].error
+    np.testing.assert_allclose(good.embedding, hidden(given[1])[-1], atol=1e-5)
+    with pytest.raises(UsageError, match="not finite"):
+        llm.embed(given[:1])

@@ -119,7 +119,7 @@ def test_log_probabilities_are_transformers() -> None:
         row = want[len(prompt) - 1 + k]
         assert list(entry) == np.argsort(-row)[:2].tolist()
         np.testing.assert_allclose(entry[token].logprob, row[token], atol=1e-5)
-    (scores,) = llm.score(prompt)
+    (scores,) = llm.prompt_logprobs(prompt)
     np.testing.assert_allclose(scores, [want[k, t] for k, t in enumerate(prompt[1:])], atol=1e-5)
     assert out.prompt_logprobs is not None
     assert out.prompt_logprobs[0] is None

@@ -77,7 +77,7 @@ def perplexities(path: Path, windows: int, length: int) -> tuple[float, float]:
     text = "\n".join(pydoc_data.topics.topics[k] for k in sorted(pydoc_data.topics.topics))
     ids = llm.tokenizer.encode(text[: windows * length * 8])[: windows * length]
     cut = [ids[k : k + length] for k in range(0, windows * length, length)]
-    ours = np.concatenate(llm.score(cut))
+    ours = np.concatenate(llm.prompt_logprobs(cut))
     wanted = []
     for window in cut:
         with torch.no_grad():

@@ -47,7 +47,7 @@ def package() -> Package:
     """The model's engine."""
     return build_language_model(
         model("llama"), length=128, page_size=PAGE, tokens=64, device="sim", verify="off", end_tokens=[END],
-        tokenizer=tokenizer().to_str(), template=TEMPLATE,
+        tokenizer=tokenizer().to_str(), template=TEMPLATE, embeddings=True,
     )  # fmt: skip
 
 

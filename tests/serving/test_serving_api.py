@@ -143,7 +143,10 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str | None]] = [
     (CHAT, {**HELLO, "logprobs": True, "top_logprobs": 21}, 400, "20", "top_logprobs"),
     (CHAT, {"model": NAME, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
      400, "'text'", "messages.0.content.0.type"),
-    ("/v1/embeddings", {"model": NAME, "input": "a"}, 404, "there is no POST /v1/embeddings", None),
+    ("/v1/embeddings", {"model": NAME, "input": []}, 400, "an input is empty", "input"),
+    ("/v1/embeddings", {"model": NAME, "input": ["a", ""]}, 400, "an input is empty", "input"),
+    ("/v1/embeddings", {"model": NAME, "input": "a", "dimensions": 8}, 400, "dimensions are fixed", "dimensions"),
+    ("/v1/embeddings", {"model": NAME, "input": "a" * 200}, 400, "200 tokens; at most 127", "input"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
+import torch
+from language_models import model
 from served import NAME, answer, application, conversation, idle, package, served, tokenizer
 
 from arcweld.cli.app import main
@@ -45,6 +49,31 @@ def ai(running: tuple[str, Application]) -> Iterator[openai.OpenAI]:
 
 def said(text: str) -> Any:
     return [{"role": "user", "content": text}]
+
+
+def test_embeddings(ai: openai.OpenAI) -> None:
+    """Both encodings, texts and tokens, against transformers' hidden states; the client asks for base64 by default."""
+    texts = ["What is a kernel?", "a", "Who are you?"]
+    tokens = [tokenizer().encode(t).ids for t in texts]
+    want = []
+    for ids in tokens:
+        with torch.no_grad():
+            last = model("llama").model(torch.tensor([ids])).last_hidden_state[0, -1].double()
+        want.append((last / last.norm()).numpy())
+    for given in (texts, tokens):
+        for more in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            found = ai.embeddings.create(model=NAME, input=given, **more)
+            assert [d.index for d in found.data] == [0, 1, 2]
+            for entry, vector in zip(found.data, want):
+                got = entry.embedding
+                if isinstance(got, str):
+                    got = np.frombuffer(base64.b64decode(got), "<f4")
+                np.testing.assert_allclose(got, vector, atol=1e-5)
+            assert found.usage.prompt_tokens == found.usage.total_tokens == sum(map(len, tokens))
+    (alone,) = ai.embeddings.create(model=NAME, input=texts[0]).data
+    np.testing.assert_allclose(alone.embedding, want[0], atol=1e-5)
+    with pytest.raises(openai.BadRequestError, match="dimensions are fixed"):
+        ai.embeddings.create(model=NAME, input="a", dimensions=3)
 
 
 def test_a_chat(ai: openai.OpenAI) -> None:
