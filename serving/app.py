@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from arcweld.compiler.errors import ArcweldError, InternalError
 from arcweld.runtime.llm.llm import LLM
-from arcweld.serving.embeddings import add_embeddings
+from arcweld.serving.embeddings import EmbeddingRequest, embeddings
 from arcweld.serving.errors import SERVER, Refusal, json_response, refused
 from arcweld.serving.generation import Generator, Plan
 from arcweld.serving.http import BodyLimit, EventStream, unless_disconnected
@@ -56,14 +56,17 @@ class Application(FastAPI):
         self.add_middleware(BodyLimit, most=settings.limits.body)
         _add_errors(self)
         _add_generation(self)
-        add_embeddings(self)
         _add_the_rest(self)
 
     async def respond(self, request: Request, plan: Plan, stream: bool | None) -> Response:
         """The answer to a request that is understood."""
         if stream:
             return EventStream(lambda: self.generator.chunks(plan), self.note)
-        found = await unless_disconnected(request.receive, self.generator.whole(plan))
+        return await self.whole(request, self.generator.whole(plan))
+
+    async def whole(self, request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+        """A complete answer, which is given up if the client leaves."""
+        found = await unless_disconnected(request.receive, answer)
         return Response(status_code=_GONE) if found is None else json_response(found)
 
     def note(self, error: Refusal) -> None:
@@ -152,6 +155,11 @@ def _add_generation(app: Application) -> None:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
         return await app.respond(request, await app.generator.chat(body), body.stream)
+
+    @app.post("/v1/embeddings", dependencies=[Depends(app.allow)])
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+        """Vectors of texts."""
+        return await app.whole(request, embeddings(app.generator, body))
 
     @app.post("/tokenize", dependencies=[Depends(app.allow)])
     async def tokenize(body: TokenizeRequest) -> Response:

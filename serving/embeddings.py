@@ -7,19 +7,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import Response
 
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.pooling import normalised
-from arcweld.serving.errors import SERVER, Refusal, json_response
+from arcweld.serving.errors import SERVER, Refusal
 from arcweld.serving.generation import Generator
-from arcweld.serving.http import unless_disconnected
 from arcweld.serving.worker import Ended
-
-_GONE = 499  # the client has left: nobody reads this answer
 
 
 class EmbeddingRequest(BaseModel):
@@ -85,13 +80,3 @@ def _entry(index: int, out: RequestOutput, encoding: str) -> dict[str, Any]:
     if encoding == "base64":  # of f32, little-endian
         plain = base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return {"object": "embedding", "index": index, "embedding": plain}
-
-
-def add_embeddings(app: Any) -> None:
-    """Adds the path to an ``Application``."""
-
-    @app.post("/v1/embeddings", dependencies=[Depends(app.allow)])
-    async def _(body: EmbeddingRequest, request: Request) -> Response:
-        """Vectors of texts."""
-        found = await unless_disconnected(request.receive, embeddings(app.generator, body))
-        return Response(status_code=_GONE) if found is None else json_response(found)

@@ -27,6 +27,9 @@ def serve(
     sequences: Annotated[int | None, Opt("--max-num-seqs", help="The most sequences that run together.")] = None,
     tokens: Annotated[int | None, Opt("--max-num-batched-tokens", help="The most tokens of a step.")] = None,
     cache: Annotated[str, Opt("--kv-cache-memory", help=_CACHE)] = "",
+    cache_type: Annotated[str, Opt("--kv-cache-dtype", help="As of build-llm, which the engine must have.")] = "auto",
+    invariant: Annotated[bool, Opt("--batch-invariant", help="As of build-llm, which the engine must have.")] = False,
+    embeddings: Annotated[bool, Opt("--embeddings", help="As of build-llm, which the engine must have.")] = False,
     caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
     speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
     body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
@@ -60,7 +63,7 @@ def serve(
         llm = LLM(
             model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,
             max_num_batched_tokens=tokens, kv_cache_memory=cache or None, enable_prefix_caching=caching,
-            speculative=speculative,
+            speculative=speculative, kv_cache_dtype=cache_type, batch_invariant=invariant, embeddings=embeddings,
         )  # fmt: skip
         log_to_stderr(as_json=log_format == "json")
         run(application(llm, settings), listening)

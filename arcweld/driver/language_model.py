@@ -46,6 +46,8 @@ def build_language_model(
     from arcweld.compiler.torch.causal_lm import import_causal_lm
 
     _check_sizes(model, length=length, page_size=page_size, tokens=tokens, tile=tile)
+    if batch_invariant and options.get("ranges"):
+        raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
     rows = tokens if rows is None else rows
     tile = min(tile, tokens)
     stored = cache_dtype(kv_cache_dtype) or Options(precision=options.get("precision", "fp32")).float_type
@@ -53,8 +55,6 @@ def build_language_model(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
         stored=stored, hidden=embeddings,
     )  # fmt: skip
-    if batch_invariant and options.get("ranges"):
-        raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
     if options.get("ranges") is None:
         options["ranges"] = [] if batch_invariant else _ranges(tokens, rows)
     if options.get("sizes") is None:

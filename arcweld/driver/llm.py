@@ -52,7 +52,7 @@ class LLM(Runtime):
             model = open_package(model, where, given, build or {})
         super().__init__(
             model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens,
-            kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, **settings,
+            kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, **settings,
         )  # fmt: skip
 
 

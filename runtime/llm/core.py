@@ -16,7 +16,7 @@ from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
 from arcweld.runtime.llm.params import SamplingParams
-from arcweld.runtime.llm.pooling import Pool
+from arcweld.runtime.llm.pooling import Pooling
 from arcweld.runtime.llm.results import Result
 from arcweld.runtime.llm.runner import Runner
 from arcweld.runtime.llm.sampling import LogitsError, choose, log_softmax, most_likely
@@ -34,7 +34,7 @@ class Request:
     params: SamplingParams
     results: list[Result] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
-    pool: Pool | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Core:
         if params.pooling and not self.description.embeddings:
             raise UsageError("the engine gives no hidden states", hint="build it with --embeddings")
         request = Request(RequestOutput(request_id, text, list(prompt), []), params)
-        request.pool = Pool(params.pooling) if params.pooling else None
+        request.pooling = Pooling(params.pooling) if params.pooling else None
         if params.prompt_logprobs is not None:
             request.output.prompt_logprobs = [None]
         if params.wants_prompt:
@@ -170,8 +170,8 @@ class Core:
             rows = slice(row, row + len(self._rows(x)))
             if (
                 self._take(x, logits[rows], request, result, request.seeds[index])
-                if request.pool is None
-                else self._pool(x, rows, request, result)
+                if request.pooling is None
+                else self._take_hidden(x, rows, request, result)
             ):
                 changed[request.output.request_id] = request
             row = rows.stop
@@ -238,15 +238,15 @@ class Core:
             if result is request.results[0]:
                 request.output.num_cached_tokens = s.cached or 0
 
-    def _pool(self, x: Scheduled, rows: slice, request: Request, result: Result) -> bool:
+    def _take_hidden(self, x: Scheduled, rows: slice, request: Request, result: Result) -> bool:
         """What the hidden states of a prompt's rows make of its vector. True if that is complete."""
-        assert request.pool is not None
+        assert request.pooling is not None
         hidden, ends = self.runner.hidden[rows], x.reaches_end
         if len(hidden):
-            request.pool.add(x.sequence.computed, hidden)
+            request.pooling.add(x.sequence.computed, hidden)
         self.scheduler.computed(x, x.count)
         if ends:
-            vector = request.pool.vector()
+            vector = request.pooling.vector()
             if np.isfinite(vector).all():
                 request.output.embedding = vector
                 result.end("stop", None)

@@ -49,7 +49,7 @@ class LLM:
         max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None,
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
         kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0,
-        kv_cache_dtype: str = "auto", batch_invariant: bool = False,
+        kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
@@ -65,6 +65,7 @@ class LLM:
         speculative             how many tokens are guessed in a step from a sequence's own text
         kv_cache_dtype          the type of keys and values that the engine must have; auto: any
         batch_invariant         the engine must be one whose logits' bits don't depend on what else is in a step
+        embeddings              the engine must give hidden states, as ``embed`` needs
         device, trusted         as in ``arcweld.load``
 
         Raises UsageError for settings that the engine does not allow, EngineFileError and UntrustedError as
@@ -72,7 +73,7 @@ class LLM:
         """
         package = model if isinstance(model, Package) else unpacked(read_engine(model))
         d = package.description
-        d.require(kv_cache_dtype, batch_invariant)
+        d.require(kv_cache_dtype, batch_invariant, embeddings)
         self.template = package.template
         length = _at_most("max_model_len", max_model_len, d.length)
         tokens = _at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)

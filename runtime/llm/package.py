@@ -72,7 +72,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Bytes of one page in all layers."""
         return self.page_size * sum(c.heads * (c.key_size + c.value_size) * element_bytes[c.dtype] for c in self.caches)
 
-    def require(self, kv_cache_dtype: str, batch_invariant: bool) -> None:
+    def require(self, kv_cache_dtype: str, batch_invariant: bool, embeddings: bool) -> None:
         """Raises UsageError if the engine was not built with these; ``auto`` and False are true of every engine."""
         wanted, found = cache_dtype(kv_cache_dtype), sorted({c.dtype for c in self.caches})
         if wanted is not None and found != [wanted.value]:
@@ -80,6 +80,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"kv_cache_dtype is {kv_cache_dtype}, and the engine was built with caches of {', '.join(found)}",
                 hint=f"build it with --kv-cache-dtype {kv_cache_dtype}",
             )
+        if embeddings and not self.embeddings:
+            raise UsageError("the engine gives no hidden states", hint="build it with --embeddings")
         if batch_invariant and not self.batch_invariant:
             raise UsageError(
                 "the engine is not batch-invariant: its kernels for few and for many tokens sum in different orders",

@@ -64,7 +64,7 @@ class ScoringRequestOutput:
     finished: bool = True
 
 
-class Pool:
+class Pooling:
     """The vector of a prompt whose tokens are computed in several steps, perhaps some of them twice.
 
     kind  ``last``, the last token's hidden state; ``mean``, the mean of all tokens' hidden states

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import arcweld
 from arcweld.cli.app import main
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import ArcweldError, UsageError
 from arcweld.compiler.logs import printable
 from arcweld.runtime.engine_file import read_engine
 
@@ -109,3 +110,46 @@ def test_what_is_not_there_is_one_error(
     assert main(arguments) == code
     assert text in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+class _Seen(ArcweldError):
+    code = "seen"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a build is asked for, which then does not take place."""
+    found: dict[str, Any] = {}
+
+    def build(*_: Any, **given: Any) -> None:
+        found.update(given)
+        raise _Seen("enough")
+
+    monkeypatch.setattr("arcweld.cli.llm.build_checkpoint", build)
+    monkeypatch.setattr("arcweld.driver.checkpoint_models.build_checkpoint", build)
+    return found
+
+
+def test_numeric_options_reach_the_build(folder: Path, asked: dict[str, Any], tmp_path: Path) -> None:
+    options = ["--fp16", "--kv-cache-dtype", "fp8", "--batch-invariant", "--embeddings", "--device", "sim"]
+    assert main(["build-llm", str(folder), "-o", str(tmp_path / "x.engine"), *options, "--quiet"]) != 0
+    names = ("precision", "kv_cache_dtype", "batch_invariant", "embeddings")
+    assert [asked[n] for n in names] == ["fp16", "fp8", True, True]
+    asked.clear()
+    with pytest.raises(_Seen):
+        arcweld.LLM(
+            folder, device="sim", kv_cache_dtype="fp8", batch_invariant=True, embeddings=True,
+            build={"precision": "fp16"},
+        )  # fmt: skip
+    assert [asked[n] for n in names] == ["fp16", "fp8", True, True]
+    with pytest.raises(UsageError, match="one of auto, fp8, fp8_e4m3"):
+        arcweld.LLM(folder, device="sim", kv_cache_dtype="fp7")
+
+
+def test_an_engine_that_was_built_otherwise_is_refused(engine: Path) -> None:
+    with pytest.raises(UsageError, match="not batch-invariant"):
+        arcweld.LLM(engine, device="sim", batch_invariant=True)
+    with pytest.raises(UsageError, match="built with caches of f32"):
+        arcweld.LLM(engine, device="sim", kv_cache_dtype="fp8")
+    with pytest.raises(UsageError, match="no hidden states"):
+        arcweld.LLM(engine, device="sim", embeddings=True)

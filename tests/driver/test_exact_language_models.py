@@ -194,8 +194,9 @@ def _rounded_attention(
 
 
 @pytest.mark.parametrize("precision", ["fp32", *(["fp16", "bf16"] if EVERY else [])])
-def test_caches_of_8_bits(precision: str) -> None:
-    built = package(TINY, precision, cache="fp8")
+@pytest.mark.parametrize("invariant", [True, *([False] if EVERY else [])])
+def test_caches_of_8_bits(precision: str, invariant: bool) -> None:
+    built = package(TINY, precision, invariant=invariant, cache="fp8")
     assert {c.dtype for c in built.description.caches} == {"f8e4m3fn"}
     assert page_bytes(built.description) == PAGE * 2 * 16 * 2  # a quarter of those of f32, half of those of 16 bits
     (ids,) = prompts([40])
