@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from arcweld.compiler.errors import EnvironmentError_, UsageError
@@ -15,6 +16,7 @@ Opt = typer.Option
 _MODEL = "Engine file of build-llm, or a checkpoint."
 _KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
 _CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
+_SPECULATIVE = 'How tokens are guessed, as JSON: {"model": "draft.engine", "num_speculative_tokens": 4}.'
 
 
 def serve(
@@ -32,6 +34,7 @@ def serve(
     embeddings: Annotated[bool, Opt("--embeddings", help="As of build-llm, which the engine must have.")] = False,
     caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
     speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
+    config: Annotated[str, Opt("--speculative-config", help=_SPECULATIVE)] = "",
     body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
     prompt: Annotated[int | None, Opt("--max-prompt-tokens", help="The most tokens of a prompt.")] = None,
     queue: Annotated[int, Opt("--max-queue", help="Sequences that may wait; more are refused (429).")] = 256,
@@ -63,7 +66,20 @@ def serve(
         llm = LLM(
             model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,
             max_num_batched_tokens=tokens, kv_cache_memory=cache or None, enable_prefix_caching=caching,
-            speculative=speculative, kv_cache_dtype=cache_type, batch_invariant=invariant, embeddings=embeddings,
+            speculative=_speculation(speculative, config), kv_cache_dtype=cache_type, batch_invariant=invariant,
+            embeddings=embeddings,
         )  # fmt: skip
         log_to_stderr(as_json=log_format == "json")
         run(application(llm, settings), listening)
+
+
+def _speculation(count: int, config: str) -> int | dict[str, Any]:
+    """What the two options say of guesses."""
+    if not config:
+        return count
+    if count:
+        raise UsageError("--speculative and --speculative-config say the same: give one of them")
+    try:
+        return msgspec.json.decode(config, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise UsageError(f"--speculative-config is no JSON object: {error}") from None

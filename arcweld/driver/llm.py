@@ -38,18 +38,26 @@ class LLM(Runtime):
         """Opens an engine file of ``arcweld build-llm``, a Hugging Face folder or a GGUF file.
 
         The engine of a checkpoint is built, and kept in the cache folder for the next time; ``build`` are options of
-        that build, such as ``precision`` and ``verify``. With ``embeddings`` it gives hidden states too. Raises what
-        ``build_checkpoint`` raises, and UsageError for ``build`` with an engine file.
+        that build, such as ``precision`` and ``verify``. With ``embeddings`` it gives hidden states too. A draft model
+        of ``speculative`` is opened likewise. Raises what ``build_checkpoint`` raises, and UsageError for ``build``
+        with an engine file.
         """
         where = open_device(device)
+        wanted = {"length": max_model_len, "tokens": max_num_batched_tokens}
+        sizes = {k: v for k, v in wanted.items() if v is not None}
         if not isinstance(model, Package):
             cache_dtype(kv_cache_dtype)
-            sizes: dict[str, Any] = {
-                "length": max_model_len, "tokens": max_num_batched_tokens, "batch_invariant": batch_invariant,
-                "embeddings": embeddings, "kv_cache_dtype": None if kv_cache_dtype == "auto" else kv_cache_dtype,
+            given: dict[str, Any] = {
+                **sizes, "batch_invariant": batch_invariant, "embeddings": embeddings,
+                "kv_cache_dtype": None if kv_cache_dtype == "auto" else kv_cache_dtype,
             }  # fmt: skip
-            given = {k: v for k, v in sizes.items() if v is not None and v is not False}
+            given = {k: v for k, v in given.items() if v is not None and v is not False}
             model = open_package(model, where, given, build or {})
+        speculative = settings.get("speculative", 0)
+        if isinstance(speculative, Mapping) and isinstance(speculative.get("model"), str | os.PathLike):
+            draft = Path(speculative["model"])
+            opened = open_package(draft, where, sizes, {} if is_engine_file(draft) else build or {})
+            settings["speculative"] = {**speculative, "model": opened}
         super().__init__(
             model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, **settings,

@@ -13,6 +13,7 @@ import numpy as np
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.batch import Run
+from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
 from arcweld.runtime.llm.params import SamplingParams
@@ -22,7 +23,8 @@ from arcweld.runtime.llm.runner import Runner
 from arcweld.runtime.llm.sampling import LogitsError, choose, log_softmax, most_likely
 from arcweld.runtime.llm.scheduler import Scheduled, Scheduler
 from arcweld.runtime.llm.sequence import Sequence
-from arcweld.runtime.llm.speculation import Gain, ngram_guesses
+from arcweld.runtime.llm.speculation import Guess
+from arcweld.runtime.llm.stats import Stats
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
 
@@ -37,40 +39,22 @@ class Request:
     pooling: Pooling | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did."""
-
-    steps: int
-    computed_tokens: int
-    generated_tokens: int
-    cached_tokens: int
-    preemptions: int
-    proposed: int
-    accepted: int
-    pages_used: int
-    pages_cached: int
-    pages: int
-    running: int
-    waiting: int
-
-
 class Core:
     """A model that runs, its pages, and the requests on them.
 
-    guesses  how many tokens are guessed for a sequence in a step, from its own text; 0: none
+    guessing  makes guesses of the next tokens; None: there are none
     """
 
     def __init__(
         self, runner: Runner, tokenizer: Tokenizer | None, *, sequences: int, tokens: int, chunk: int | None = None,
-        caching: bool = True, guesses: int = 0,
+        caching: bool = True, guessing: Guessing | None = None,
     ) -> None:  # fmt: skip
         d = runner.description
         self.runner, self.tokenizer, self.description = runner, tokenizer, d
         self.pool = PagePool(runner.pages, d.page_size, caching)
         self.scheduler = Scheduler(self.pool, sequences=sequences, tokens=tokens, length=d.length, chunk=chunk)
         self.requests: dict[str, Request] = {}
-        self.guesses, self.gain = guesses, Gain()
+        self.guessing = guessing or Guessing(d.length)
         self._owners: dict[Sequence, tuple[Request, Result, int]] = {}
         self._count = 0
         self._computed = self._generated = self._cached = 0
@@ -136,6 +120,7 @@ class Core:
     def _drop(self, s: Sequence) -> None:
         self.scheduler.remove(s)
         self._owners.pop(s, None)
+        self.guessing.keep(self.scheduler.running)
 
     def _finish(self, request: Request) -> RequestOutput:
         """Takes a request whose results are complete out of the list."""
@@ -157,7 +142,8 @@ class Core:
 
     def step(self) -> list[RequestOutput]:
         """Computes a step; returns the requests that have new tokens or have ended."""
-        scheduled = self.scheduler.schedule(self._drafts())
+        before, guesses = self._generated, self.guessing.begin(self.scheduler.running, self._seed)
+        scheduled = self.scheduler.schedule({s: tuple(g.token for g in found) for s, found in guesses.items()})
         if not scheduled:
             return []
         logits = self.runner.logits([self._run(x) for x in scheduled])
@@ -168,13 +154,15 @@ class Core:
             request, result, index = self._owners[x.sequence]
             self._note(x, request, result)
             rows = slice(row, row + len(self._rows(x)))
+            found = guesses.get(x.sequence, ())
             if (
-                self._take(x, logits[rows], request, result, request.seeds[index])
+                self._take(x, logits[rows], request, result, request.seeds[index], found)
                 if request.pooling is None
                 else self._take_hidden(x, rows, request, result)
             ):
                 changed[request.output.request_id] = request
             row = rows.stop
+        self.guessing.end(scheduled, self._generated - before)
         return [self._changed(request) for request in changed.values()]
 
     def _changed(self, request: Request) -> RequestOutput:
@@ -184,11 +172,9 @@ class Core:
         done = all(r.output.finished for r in request.results)
         return self._finish(request) if done else request.output
 
-    def _drafts(self) -> dict[Sequence, tuple[int, ...]]:
-        if not self.guesses or not self.gain.allows():
-            return {}
-        singles = [s for s in self.scheduler.running if s.left == 1 and s.output]
-        return {s: ngram_guesses(s.tokens(0, len(s)), self.guesses) for s in singles}
+    def _seed(self, s: Sequence) -> int:
+        request, _, index = self._owners[s]
+        return request.seeds[index]
 
     def _rows(self, x: Scheduled) -> range:
         """The tokens of a scheduled sequence whose logits are wanted, from its first scheduled token on."""
@@ -202,7 +188,10 @@ class Core:
         tokens = [*s.tokens(s.computed, s.computed + x.count - len(x.drafts)), *x.drafts]
         return Run(tokens, s.computed, s.pages, self._rows(x))
 
-    def _take(self, x: Scheduled, logits: np.ndarray, request: Request, result: Result, seed: int) -> bool:
+    def _take(
+        self, x: Scheduled, logits: np.ndarray, request: Request, result: Result, seed: int,
+        guesses: tuple[Guess, ...],
+    ) -> bool:  # fmt: skip
         """What the logits of a sequence's rows make of it. True if it has new tokens."""
         s, own = x.sequence, x.count - len(x.drafts)
         if s.params.prompt_logprobs is not None and s.computed < len(s.prompt):
@@ -214,8 +203,10 @@ class Core:
             return False
         right = 0
         for k, row in enumerate(logits):
+            drawn = guesses[k] if k < len(x.drafts) and guesses[k].tokens is not None else None
+            draw = None if drawn is None else drawn.accepted_or_other
             try:
-                choice = choose(row, s.params, seed, s.prompt, s.output, result.forbidden)
+                choice = choose(row, s.params, seed, s.prompt, s.output, result.forbidden, draw=draw)
             except LogitsError as error:
                 result.fail(str(error))
                 break
@@ -226,7 +217,7 @@ class Core:
             right += 1
             self.scheduler.computed(x, 1)
         if x.drafts:
-            self.gain.note(len(x.drafts), right)
+            self.guessing.gain.count(len(x.drafts), right)
         return True
 
     def _note(self, x: Scheduled, request: Request, result: Result) -> None:
@@ -274,7 +265,7 @@ class Core:
         """Counts since the start."""
         return Stats(
             self.runner.steps, self._computed, self._generated, self._cached, self.scheduler.preemptions,
-            self.gain.proposed, self.gain.accepted, self.pool.used, self.pool.cached, self.pool.count,
+            self.guessing.gain.proposed, self.guessing.gain.accepted, self.pool.used, self.pool.cached, self.pool.count,
             len(self.scheduler.running), len(self.scheduler.waiting),
         )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,9 +11,11 @@ from arcweld.compiler.errors import UsageError
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import read_engine
-from arcweld.runtime.llm.core import Core, Stats
+from arcweld.runtime.llm.core import Core
+from arcweld.runtime.llm.draft_model import ModelDrafter, check_draft
+from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
-from arcweld.runtime.llm.package import Package, unpacked
+from arcweld.runtime.llm.package import Description, Package, unpacked
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.pooling import (
     EmbeddingOutput,
@@ -26,11 +27,13 @@ from arcweld.runtime.llm.pooling import (
     scores,
     vector_of,
 )
-from arcweld.runtime.llm.runner import Runner, page_bytes
+from arcweld.runtime.llm.runner import Runner
+from arcweld.runtime.llm.sizes import at_most, bytes_with_draft, page_count
+from arcweld.runtime.llm.speculation import Drafter, NgramDrafter, Speculation
+from arcweld.runtime.llm.stats import Stats
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 DEFAULT_SEQUENCES = 8
 
 
@@ -48,8 +51,9 @@ class LLM:
         self, model: str | os.PathLike[str] | Package, *, max_model_len: int | None = None,
         max_num_seqs: int | None = None, max_num_batched_tokens: int | None = None,
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
-        kv_cache_memory: int | str | None = None, num_pages: int | None = None, speculative: int = 0,
-        kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
+        kv_cache_memory: int | str | None = None, num_pages: int | None = None,
+        speculative: int | Mapping[str, Any] = 0, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
+        embeddings: bool = False,
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
@@ -62,7 +66,9 @@ class LLM:
         kv_cache_memory         bytes for keys and values, as a number or a text such as "512M"; None: room for
                                 ``max_num_seqs`` sequences of full length, but at most 1 GiB, and at least for one
         num_pages               the same as a number of pages
-        speculative             how many tokens are guessed in a step from a sequence's own text
+        speculative             how tokens are guessed: the fields of ``Speculation`` as a mapping, or how many are
+                                guessed in a step from a sequence's own text. A draft model's keys and values are in
+                                ``kv_cache_memory`` too, and have room for as many tokens
         kv_cache_dtype          the type of keys and values that the engine must have; auto: any
         batch_invariant         the engine must be one whose logits' bits don't depend on what else is in a step
         embeddings              the engine must give hidden states, as ``embed`` needs
@@ -75,19 +81,31 @@ class LLM:
         d = package.description
         d.require(kv_cache_dtype, batch_invariant, embeddings)
         self.template = package.template
-        length = _at_most("max_model_len", max_model_len, d.length)
-        tokens = _at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)
+        length = at_most("max_model_len", max_model_len, d.length)
+        tokens = at_most("max_num_batched_tokens", max_num_batched_tokens, d.tokens)
         sequences = min(DEFAULT_SEQUENCES, d.rows, tokens) if max_num_seqs is None else max_num_seqs
         if not 1 <= sequences <= min(d.rows, tokens):
             raise UsageError(f"max_num_seqs is {sequences}, not 1 to {min(d.rows, tokens)}")
-        if not 0 <= speculative < tokens:
-            raise UsageError(f"speculative is {speculative}, not 0 to {tokens - 1}")
+        speculation = Speculation.of(speculative, tokens)
         d = package.description.limited(length)
-        pages = _pages(num_pages, kv_cache_memory, sequences, -(-length // d.page_size), page_bytes(d))
+        draft = _draft(speculation, d, sequences)
+        pages = page_count(
+            num_pages, kv_cache_memory, sequences, -(-length // d.page_size),
+            bytes_with_draft(d, None if draft is None else draft.description),
+        )  # fmt: skip
         engine = Engine(package.data, device, trusted=trusted)
+        guessing = None
+        if speculation is not None:
+            drafter: Drafter = NgramDrafter(speculation)
+            if draft is not None:
+                positions, size = pages * d.page_size, draft.description.page_size
+                engine_of_draft = Engine(draft.data, engine.device, trusted=trusted)
+                runner = Runner(engine_of_draft, draft.description, positions // size)
+                drafter = ModelDrafter(runner, enable_prefix_caching)
+            guessing = Guessing(d.length, drafter, speculation.num_speculative_tokens, speculation.adaptive)
         self.core = Core(
             Runner(engine, d, pages), package.tokenizer, sequences=sequences, tokens=tokens,
-            chunk=max_prefill_chunk, caching=enable_prefix_caching, guesses=speculative,
+            chunk=max_prefill_chunk, caching=enable_prefix_caching, guessing=guessing,
         )  # fmt: skip
         self._numbers = itertools.count()
 
@@ -212,32 +230,14 @@ class LLM:
         return ids
 
 
-def _at_most(name: str, value: int | None, most: int) -> int:
-    if value is not None and not 1 <= value <= most:
-        raise UsageError(f"{name} is {value}, not 1 to {most}, which the engine was built for")
-    return most if value is None else value
-
-
-def _pages(pages: int | None, memory: int | str | None, sequences: int, each: int, size: int) -> int:
-    """How many pages there are; ``each`` are those of a sequence at full length, ``size`` is a page's bytes."""
-    if pages is not None and memory is not None:
-        raise UsageError("num_pages and kv_cache_memory say the same: give one of them")
-    if pages is not None:
-        found = pages
-    elif memory is not None:
-        found = _bytes(memory) // size
-    else:
-        found = max(each, min(sequences * each, (1 << 30) // size))
-    if found < 1:
-        raise UsageError(f"kv_cache_memory {memory} holds no page: one has {size} bytes")
-    return found
-
-
-def _bytes(text: int | str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        raise UsageError(f"kv_cache_memory {text!r} is no number of bytes", hint='as in 536870912 or "512M"')
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+def _draft(speculation: Speculation | None, model: Description, sequences: int) -> Package | None:
+    """The draft model; None if there is none."""
+    if speculation is None or speculation.model is None:
+        return None
+    given = speculation.model
+    draft = given if isinstance(given, Package) else unpacked(read_engine(given))
+    check_draft(draft.description, model, sequences)
+    return draft
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

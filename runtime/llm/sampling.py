@@ -7,12 +7,15 @@ the batch it runs in nor on preemption, chunks of prompts or guesses that are ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from arcweld.runtime.llm.params import SamplingParams
+
+# draws a token from logits, with the parameters, the seed and the place of the token
+Draw = Callable[[np.ndarray, SamplingParams, int, int], int]
 
 
 class LogitsError(Exception):
@@ -47,7 +50,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def choose(
     logits: np.ndarray, params: SamplingParams, seed: int, prompt: Sequence[int], output: Sequence[int],
-    forbidden: Sequence[int] = (), allowed: np.ndarray | None = None,
+    forbidden: Sequence[int] = (), allowed: np.ndarray | None = None, draw: Draw | None = None,
 ) -> Choice:  # fmt: skip
     """The next token from ``logits`` [vocabulary].
 
@@ -55,6 +58,7 @@ def choose(
     prompt, output   its tokens before this one
     forbidden        tokens that may not be chosen, as the end before ``min_tokens``
     allowed          bool[vocabulary]: which tokens may be chosen, as a grammar says; None: all
+    draw             draws a token where the most likely one is not taken; None: by ``distribution``
 
     Raises LogitsError for logits that no token can be chosen from.
     """
@@ -71,7 +75,7 @@ def choose(
     if not np.isfinite(x.max()):  # NaN, and infinity of penalties that are too strong
         what = "all logits are minus infinity" if x.max() == -np.inf else "penalties or biases leave no finite logits"
         raise LogitsError(f"no token may follow: {what}")
-    token = int(x.argmax()) if params.is_greedy else _draw(x, params, seed, len(output))
+    token = int(x.argmax()) if params.is_greedy else (draw or _draw)(x, params, seed, len(output))
     wanted = None if params.logprobs is None else most_likely(plain, params.logprobs, token)
     return Choice(token, float(plain[token]), wanted)
 
@@ -99,9 +103,13 @@ def _penalise(x: np.ndarray, params: SamplingParams, prompt: Sequence[int], outp
 
 def _draw(x: np.ndarray, params: SamplingParams, seed: int, place: int) -> int:
     """A token drawn by the cumulative sum of the truncated distribution, the most likely one first."""
-    tokens, p = distribution(x, params)
-    total = np.cumsum(p)
-    at = int(np.searchsorted(total, uniform(seed, place) * total[-1], side="right"))
+    return draw_from(*distribution(x, params), uniform(seed, place))
+
+
+def draw_from(tokens: np.ndarray, weights: np.ndarray, number: float) -> int:
+    """The token that the random number in [0, 1) takes, with probabilities in proportion to ``weights``."""
+    total = np.cumsum(weights)
+    at = int(np.searchsorted(total, number * total[-1], side="right"))
     return int(tokens[min(at, len(total) - 1)])
 
 
@@ -119,6 +127,6 @@ def distribution(x: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.
     return order[keep], p[keep] / p[keep].sum()
 
 
-def uniform(seed: int, place: int) -> float:
-    """The random number in [0, 1) of the token at ``place`` of a result."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, place])).random())
+def uniform(seed: int, place: int, stream: int = 0) -> float:
+    """The random number in [0, 1) of the token at ``place`` of a result; each ``stream`` has others."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, stream, place])).random())

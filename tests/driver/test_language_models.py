@@ -78,7 +78,7 @@ def test_tokens_do_not_depend_on_how_the_work_is_cut_up(page_size: int) -> None:
     llm = LLM(package("llama", page_size), device="sim", num_pages=few, max_num_seqs=8)
     assert tokens(llm, given) == want
     assert (llm.stats().preemptions > 0) == (page_size == 8)  # larger ones hold all that a sequence grows by
-    llm = LLM(package("llama", page_size), device="sim", speculative=4)
+    llm = LLM(package("llama", page_size), device="sim", speculative={"num_speculative_tokens": 4, "adaptive": False})
     assert tokens(llm, given) == want
     assert llm.stats().accepted > 0
     assert llm.stats().proposed > llm.stats().accepted

@@ -1,0 +1,23 @@
+"""What a model that runs has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did."""
+
+    steps: int
+    computed_tokens: int
+    generated_tokens: int
+    cached_tokens: int
+    preemptions: int
+    proposed: int
+    accepted: int
+    pages_used: int
+    pages_cached: int
+    pages: int
+    running: int
+    waiting: int
