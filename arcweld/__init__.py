@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from arcweld.runtime.binding import OrtValue, SessionOptions
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
+    from arcweld.runtime.llm.adapters import LoRARequest
     from arcweld.runtime.llm.params import SamplingParams
     from arcweld.runtime.session import InferenceSession
     from arcweld.torch.report import torch_report
@@ -53,6 +54,7 @@ _LAZY = {
     "Input": "arcweld.driver.api",
     "custom_op": "arcweld.driver.custom_op",
     "LLM": "arcweld.driver.llm",
+    "LoRARequest": "arcweld.runtime.llm.adapters",
     "SamplingParams": "arcweld.runtime.llm.params",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
@@ -64,8 +66,8 @@ _LAZY = {
 
 __all__ = [
     "LLM", "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine",
-    "EngineFileError", "EnvironmentError_", "InferenceSession", "Input", "InputError", "ModelError", "OrtValue",
-    "ProfileError", "SamplingParams", "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError",
+    "EngineFileError", "EnvironmentError_", "InferenceSession", "Input", "InputError", "LoRARequest", "ModelError",
+    "OrtValue", "ProfileError", "SamplingParams", "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError",
     "__version__", "compile", "custom_op", "load", "torch_report",
 ]  # fmt: skip
 

@@ -9,6 +9,8 @@
     kv_indptr, kv_indices, kv_last_page_len, new
                    the table of pages (``paged.py``) with tiles as sequences: each has the pages up to its last token;
                    ``new`` i32[N] is how many tokens it has
+    adapter_ends   i32[A]      of models with LoRA adapters: how many of the first tokens have the first adapter, the
+                               first two, and so on; tokens without one are last
 
 A tile is a run of tokens of one sequence, which attention computes together. A sequence with more tokens than a tile
 takes has several tiles, of which each ends where its last token is, so that attention is causal between them too.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from arcweld.compiler.paged import TABLE
 
+ADAPTER_ENDS = "adapter_ends"
 INPUTS = ("ids", "positions", "rows", "slots", "tile_rows", "token_places", *TABLE, "new")
 
 

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from arcweld.compiler.errors import ArcweldError, InternalError
+from arcweld.compiler.errors import ArcweldError, InternalError, UsageError
 from arcweld.runtime.llm.llm import LLM
 from arcweld.serving.embeddings import EmbeddingRequest, embeddings
 from arcweld.serving.errors import SERVER, Refusal, json_response, refused
@@ -37,7 +37,11 @@ class Application(FastAPI):
     """The API of one model. Its life span is that of the thread that computes."""
 
     def __init__(self, llm: LLM, settings: Settings) -> None:
-        """``llm`` belongs to the application from now on."""
+        """``llm`` belongs to the application from now on.
+
+        Raises UsageError for more adapters than it has room for, and what reading them raises.
+        """
+        _load(llm, settings)
 
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -83,6 +87,16 @@ class Application(FastAPI):
         if keys and not (scheme.lower() == "bearer" and any(known)):
             text = "no API key was given" if not given else "the API key is wrong"
             raise Refusal(401, text, reason="invalid_api_key", hint="send it as Authorization: Bearer KEY")
+
+
+def _load(llm: LLM, settings: Settings) -> None:
+    """Loads the adapters, so that none has to be read, or refused, while requests wait."""
+    room, count = llm.core.description.adapters, len(settings.adapters)
+    if room is not None and count > room.count:
+        raise UsageError(f"{count} adapters are to be served, and the engine has room for {room.count}",
+                         hint="arcweld build-llm --max-loras makes room")  # fmt: skip
+    for adapter in settings.adapters.values():
+        llm.add_lora(adapter)
 
 
 def application(llm: LLM, settings: Settings) -> Application:
@@ -185,22 +199,24 @@ def _add_generation(app: Application) -> None:
 
 
 def _add_the_rest(app: Application) -> None:
-    def card() -> dict[str, Any]:
+    def card(name: str) -> dict[str, Any]:
+        adapter = app.settings.adapters.get(name)
+        more = {} if adapter is None else {"parent": app.settings.name, "root": str(adapter.lora_path)}
         return {
-            "id": app.settings.name, "object": "model", "created": app.started, "owned_by": "arcweld",
-            "max_model_len": app.generator.length,
+            "id": name, "object": "model", "created": app.started, "owned_by": "arcweld",
+            "max_model_len": app.generator.length, **more,
         }  # fmt: skip
 
     @app.get("/v1/models", dependencies=[Depends(app.allow)])
     async def models() -> Response:
-        """The one model."""
-        return json_response({"object": "list", "data": [card()]})
+        """The model and its adapters."""
+        return json_response({"object": "list", "data": [card(name) for name in app.settings.names]})
 
     @app.get("/v1/models/{name:path}", dependencies=[Depends(app.allow)])
     async def model(name: str) -> Response:
-        """The model by its name."""
+        """The model, or an adapter, by its name."""
         app.generator.check_model(name)
-        return json_response(card())
+        return json_response(card(name))
 
     @app.get("/health")
     async def health() -> Response:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.pooling import normalised
@@ -52,19 +53,21 @@ async def embeddings(generator: Generator, body: EmbeddingRequest) -> dict[str, 
     prompts = [p if isinstance(p, list) else await generator.encode(p) for p in body.inputs]
     for p in prompts:
         generator.check_length(p, "input")
-    outputs = await _computed(generator, prompts)
+    outputs = await _computed(generator, prompts, generator.settings.adapters.get(body.model))
     count = sum(len(p) for p in prompts)
     return {
-        "id": f"embd-{uuid.uuid4().hex}", "object": "list", "model": generator.settings.name,
+        "id": f"embd-{uuid.uuid4().hex}", "object": "list", "model": body.model,
         "data": [_entry(k, out, body.encoding_format or "float") for k, out in enumerate(outputs)],
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }  # fmt: skip
 
 
-async def _computed(generator: Generator, prompts: Sequence[Sequence[int]]) -> list[RequestOutput]:
+async def _computed(
+    generator: Generator, prompts: Sequence[Sequence[int]], adapter: LoRARequest | None
+) -> list[RequestOutput]:  # fmt: skip
     found: dict[int, RequestOutput] = {}
     params = SamplingParams(max_tokens=1, pooling="last")
-    async with generator.worker.request(prompts, params, pieces=False) as events:
+    async with generator.worker.request(prompts, params, pieces=False, adapter=adapter) as events:
         async for event in events:
             assert isinstance(event, Ended)
             found[event.prompt] = event.output

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.params import SamplingParams
@@ -31,6 +32,7 @@ class Plan:
     openings  what each result of a stream begins with; None: nothing
     counted   whether the results' tokens count; those of a request that wants its prompts alone do not
     usage     whether a stream tells the tokens
+    adapter   that the request names as its model
     """
 
     prompts: Sequence[Sequence[int]]
@@ -40,6 +42,7 @@ class Plan:
     counted: bool = True
     usage: bool = False
     identifier: str = ""
+    adapter: LoRARequest | None = None
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -62,11 +65,11 @@ class Generator:
         return self.llm.core.tokenizer
 
     def check_model(self, name: str | None) -> None:
-        """Raises Refusal for a model that is not the one here; None is that one."""
-        if name not in (None, self.settings.name):
+        """Raises Refusal for a name that is neither the model's nor an adapter's; None is the model."""
+        if name not in (None, *self.settings.names):
+            known = " and ".join(map(repr, self.settings.names))
             raise Refusal(
-                404, f"there is no model {name!r}; the server has {self.settings.name!r}", reason="model_not_found",
-                param="model",
+                404, f"there is no model {name!r}; the server has {known}", reason="model_not_found", param="model"
             )  # fmt: skip
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -123,8 +126,9 @@ class Generator:
         identifier = f"cmpl-{uuid.uuid4().hex}"
         form = CompletionForm(self.tokenizer, body.logprobs, echo, bare)
         return Plan(
-            prompts, params, Envelope(form, identifier, self.settings.name), echo, not bare, body.with_usage, identifier
-        )
+            prompts, params, Envelope(form, identifier, body.model), echo, not bare, body.with_usage, identifier,
+            self.settings.adapters.get(body.model),
+        )  # fmt: skip
 
     def _text(self, given: str | list[int], tokens: Sequence[int]) -> str:
         if isinstance(given, str):
@@ -141,15 +145,16 @@ class Generator:
         identifier = f"chatcmpl-{uuid.uuid4().hex}"
         form = ChatForm(self.llm.tokenizer, body.wanted_logprobs)
         return Plan(
-            [prompt], params, Envelope(form, identifier, self.settings.name), [""], True, body.with_usage, identifier
-        )
+            [prompt], params, Envelope(form, identifier, body.model), [""], True, body.with_usage, identifier,
+            self.settings.adapters.get(body.model),
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------------- answers
 
     async def whole(self, plan: Plan) -> dict[str, Any]:
         """The complete answer. Raises Refusal."""
         found: dict[int, RequestOutput] = {}
-        async with self.worker.request(plan.prompts, plan.params, pieces=False) as events:
+        async with self.worker.request(plan.prompts, plan.params, pieces=False, adapter=plan.adapter) as events:
             async for event in events:
                 assert isinstance(event, Ended)
                 found[event.prompt] = event.output
@@ -173,7 +178,7 @@ class Generator:
         form, n = plan.envelope.form, plan.params.n
         more: Mapping[str, Any] = {"usage": None} if plan.usage else {}
         outputs: list[RequestOutput] = []
-        async with self.worker.request(plan.prompts, plan.params, pieces=True) as events:
+        async with self.worker.request(plan.prompts, plan.params, pieces=True, adapter=plan.adapter) as events:
             places = [(number, number * n + k) for number in range(len(plan.prompts)) for k in range(n)]
             for number, index in places:
                 text = "" if plan.openings is None else plan.openings[number]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 from arcweld.compiler.errors import UsageError
+from arcweld.runtime.llm.adapters import LoRARequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,15 @@ class Settings:
     name    of the model in requests and answers
     keys    of the API, one of which each request must bear; empty: no key is needed
     limits  of requests
+    adapters  LoRA adapters, by the names that requests give for the model
     """
 
     name: str
     keys: tuple[str, ...] = ()
     limits: Limits = Limits()
+    adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may name as their model: it, and its adapters."""
+        return self.name, *self.adapters

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from arcweld.compiler.errors import ArcweldError
+from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.core import Core
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.params import SamplingParams
@@ -69,6 +70,7 @@ class Job:
     arrived   by ``time.monotonic``
     deadline  the same, after which the request is given up
     accepted  done when the core has taken the prompts; fails if it refuses one
+    adapter   what its tokens are computed with, beside the model
     """
 
     prompts: Sequence[Sequence[int]]
@@ -77,6 +79,7 @@ class Job:
     arrived: float
     deadline: float
     accepted: asyncio.Future[None]
+    adapter: LoRARequest | None = None
     events: asyncio.Queue[Event | Refusal] = field(default_factory=asyncio.Queue)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -158,7 +161,8 @@ class Worker:
 
     @asynccontextmanager
     async def request(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, pieces: bool
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, pieces: bool,
+        adapter: LoRARequest | None = None,
     ) -> AsyncIterator[AsyncIterator[Event]]:  # fmt: skip
         """Gives what comes of prompts. Leaving early frees their pages before the next step.
 
@@ -167,7 +171,7 @@ class Worker:
         """
         assert self._loop is not None
         now = time.monotonic()
-        job = Job(prompts, params, pieces, now, now + self.limits.seconds, self._loop.create_future())
+        job = Job(prompts, params, pieces, now, now + self.limits.seconds, self._loop.create_future(), adapter)
         self._check_room(job.sequences)
         self.active += job.sequences
         try:
@@ -247,7 +251,7 @@ class Worker:
         for number, prompt in enumerate(job.prompts):
             key = f"{job.id}-{number}"
             try:
-                self.core.add(key, list(prompt), job.params)
+                self.core.add(key, list(prompt), job.params, adapter=job.adapter)
             except ArcweldError as error:
                 self._abort(job)
                 self._tell([(job, refused(error), True)])

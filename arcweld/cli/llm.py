@@ -13,7 +13,7 @@ from arcweld.cli.common import check_writable, err, out, print_json, progress_ba
 from arcweld.cli.inputs import precision_of
 from arcweld.compiler.errors import UsageError
 from arcweld.driver.checkpoint_models import build_checkpoint
-from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_TOKENS
+from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_RANK, DEFAULT_TOKENS
 from arcweld.driver.llm import LLM
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.devices import choose
@@ -37,6 +37,8 @@ def build_llm(
     cache: Annotated[str, Opt("--kv-cache-dtype", help=_CACHE)] = "auto",
     invariant: Annotated[bool, Opt("--batch-invariant", help=_INVARIANT)] = False,
     embeddings: Annotated[bool, Opt("--embeddings", help=_EMBEDDINGS)] = False,
+    loras: Annotated[int, Opt("--max-loras", help="For how many LoRA adapters there is room at a time.")] = 0,
+    rank: Annotated[int, Opt("--max-lora-rank", help="Their greatest rank.")] = DEFAULT_RANK,
     fp16: Annotated[bool, Opt("--fp16", help="Compute in half precision, verified against f32.")] = False,
     bf16: Annotated[bool, Opt("--bf16", help="Compute in bfloat16, verified against f32.")] = False,
     arch: Annotated[str, Opt("--arch", help="Architectures to compile for, like sm_90a,native; or list.")] = "",
@@ -51,11 +53,14 @@ def build_llm(
         return
     if length < 0 or tokens < 1 or page_size < 1:
         raise UsageError("--max-model-len, --max-num-batched-tokens and --page-size are positive numbers")
+    if loras < 0 or rank < 1:
+        raise UsageError(f"--max-loras is {loras} and --max-lora-rank {rank}, not at least 0 and at least 1")
     check_writable(output, model)
     started = time.perf_counter()
     with progress_bar(quiet) as report:
         package = build_checkpoint(
-            model, length=length or None, tokens=tokens, page_size=page_size, precision=precision_of(fp16, bf16),
+            model, length=length or None, tokens=tokens, page_size=page_size, max_loras=loras, max_lora_rank=rank,
+            precision=precision_of(fp16, bf16),
             arch=archs, device=choose(device or None), verify=verify, verify_budget=verify_budget, progress=report,
             kv_cache_dtype=cache, batch_invariant=invariant, embeddings=embeddings,
         )  # fmt: skip

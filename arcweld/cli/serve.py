@@ -9,13 +9,15 @@ import msgspec
 import typer
 
 from arcweld.compiler.errors import EnvironmentError_, UsageError
-from arcweld.driver.llm import LLM
+from arcweld.driver.llm import LLM, is_engine_file
 from arcweld.runtime.devices import choose
+from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
 
 Opt = typer.Option
 _MODEL = "Engine file of build-llm, or a checkpoint."
 _KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
 _CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
+_LORA = "A LoRA adapter as name=folder, which requests name as their model; may be repeated."
 _SPECULATIVE = 'How tokens are guessed, as JSON: {"model": "draft.engine", "num_speculative_tokens": 4}.'
 
 
@@ -34,6 +36,7 @@ def serve(
     embeddings: Annotated[bool, Opt("--embeddings", help="As of build-llm, which the engine must have.")] = False,
     caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
     speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
+    modules: Annotated[list[str] | None, Opt("--lora-modules", help=_LORA)] = None,
     config: Annotated[str, Opt("--speculative-config", help=_SPECULATIVE)] = "",
     body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
     prompt: Annotated[int | None, Opt("--max-prompt-tokens", help="The most tokens of a prompt.")] = None,
@@ -60,14 +63,14 @@ def serve(
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
     limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)
-    place = Path(model)
-    settings = Settings(name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits)
+    place, adapters = Path(model), _adapters(modules or [])
+    settings = Settings(name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits, adapters)
     with listen(host, port) as listening:  # first, because a model takes longer than to see that a port is in use
         llm = LLM(
             model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,
             max_num_batched_tokens=tokens, kv_cache_memory=cache or None, enable_prefix_caching=caching,
             speculative=_speculation(speculative, config), kv_cache_dtype=cache_type, batch_invariant=invariant,
-            embeddings=embeddings,
+            embeddings=embeddings, **_room(adapters, place),
         )  # fmt: skip
         log_to_stderr(as_json=log_format == "json")
         run(application(llm, settings), listening)
@@ -83,3 +86,22 @@ def _speculation(count: int, config: str) -> int | dict[str, Any]:
         return msgspec.json.decode(config, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise UsageError(f"--speculative-config is no JSON object: {error}") from None
+
+
+def _adapters(given: list[str]) -> dict[str, LoRARequest]:
+    """The adapters of ``--lora-modules``, by name."""
+    found: dict[str, LoRARequest] = {}
+    for number, text in enumerate(given, 1):
+        name, _, folder = text.partition("=")
+        if not name or not folder or name in found:
+            raise UsageError(f"--lora-modules {text!r} is no name=folder with a name of its own")
+        found[name] = LoRARequest(name, number, folder)
+    return found
+
+
+def _room(adapters: dict[str, LoRARequest], model: Path) -> dict[str, Any]:
+    """The settings of ``LLM`` by which the engine of a checkpoint has room for these adapters."""
+    if not adapters or is_engine_file(model):
+        return {"enable_lora": bool(adapters)}
+    ranks = [read_adapter(a.lora_path).rank for a in adapters.values()]
+    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": max(ranks)}

@@ -23,7 +23,7 @@ from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedEr
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.driver.api import CompileOptions
-from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_TOKENS, build_language_model
+from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_RANK, DEFAULT_TOKENS, build_language_model
 from arcweld.runtime.llm.package import Package
 
 log = logging.getLogger("arcweld.llm")
@@ -44,12 +44,12 @@ class Texts:
 def build_checkpoint(
     path: str | Path, *, length: int | None = None, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS,
     rows: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
-    **options: Unpack[CompileOptions],
+    max_loras: int = 0, max_lora_rank: int = DEFAULT_RANK, **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of the checkpoint at ``path``.
 
     length                  the most tokens of a sequence; None: the model's own, but at most 2,048
-    page_size, tokens, rows, kv_cache_dtype, batch_invariant, embeddings
+    page_size, tokens, rows, kv_cache_dtype, batch_invariant, embeddings, max_loras, max_lora_rank
                             as in ``build_language_model``
     options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
@@ -66,7 +66,8 @@ def build_checkpoint(
         model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
         rows=rows, weights=_Weights(bound, parameters), tokenizer=texts.tokenizer, template=texts.template,
         license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special),
-        kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, **options,
+        kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, max_loras=max_loras,
+        max_lora_rank=max_lora_rank, **options,
     )  # fmt: skip
 
 

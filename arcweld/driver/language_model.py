@@ -10,18 +10,28 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.options import Options
 from arcweld.driver.api import CompileOptions, build_data
-from arcweld.runtime.llm.package import Cache, Description, Package, cache_dtype, packed, unpacked
+from arcweld.runtime.llm.package import (
+    AdaptedLayer,
+    AdapterRoom,
+    Cache,
+    Description,
+    Package,
+    cache_dtype,
+    packed,
+    unpacked,
+)
 
 FEW = 8  # sequences, whose steps have kernels for products of few rows
-DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE = 512, 16, 16
+DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE, DEFAULT_RANK = 512, 16, 16, 16
 
 
 def build_language_model(
     model: Any, *, length: int, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS, rows: int | None = None,
     tile: int = DEFAULT_TILE, tokenizer: str | None = None, template: str | None = None,
     license_text: str | None = None, end_tokens: Sequence[int] = (), special: dict[str, str] | None = None,
-    kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
-    weights: Callable[[Emitter, str], Value | None] | None = None, **options: Unpack[CompileOptions],
+    kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False, max_loras: int = 0,
+    max_lora_rank: int = DEFAULT_RANK, weights: Callable[[Emitter, str], Value | None] | None = None,
+    **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of a ``...ForCausalLM``.
 
@@ -37,15 +47,18 @@ def build_language_model(
     batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
                      kernels, of which each sums in one order
     embeddings       the engine gives hidden states too, which ``LLM.embed`` takes
+    max_loras        for how many LoRA adapters there is room at a time; 0: for none
+    max_lora_rank    their greatest rank
     options          of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
     Raises UsageError for sizes that are not positive, for more positions than the model has, for an unknown
     ``kv_cache_dtype`` and for ``ranges`` of a batch-invariant build, and what ``import_causal_lm`` and
     ``arcweld.compile`` raise.
     """
+    from arcweld.compiler.torch.adapted import Adapters
     from arcweld.compiler.torch.causal_lm import import_causal_lm
 
-    _check_sizes(model, length=length, page_size=page_size, tokens=tokens, tile=tile)
+    _check_sizes(model, length=length, page_size=page_size, tokens=tokens, tile=tile, max_lora_rank=max_lora_rank)
     if batch_invariant and options.get("ranges"):
         raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
     rows = tokens if rows is None else rows
@@ -53,7 +66,7 @@ def build_language_model(
     stored = cache_dtype(kv_cache_dtype) or Options(precision=options.get("precision", "fp32")).float_type
     found = import_causal_lm(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
-        stored=stored, hidden=embeddings,
+        stored=stored, hidden=embeddings, adapters=Adapters(max_loras, max_lora_rank) if max_loras else None,
     )  # fmt: skip
     if options.get("ranges") is None:
         options["ranges"] = [] if batch_invariant else _ranges(tokens, rows)
@@ -69,6 +82,7 @@ def build_language_model(
             Cache(c.heads, c.key_size, c.value_size, pages[f"pages_{2 * k}"]) for k, c in enumerate(found.caches)
         ),
         batch_invariant=batch_invariant, embeddings=embeddings,
+        adapters=_room(found.adapted, max_loras, max_lora_rank),
     )  # fmt: skip
     data = packed(
         build.data, description, tokenizer=tokenizer, template=template, license_text=license_text
@@ -91,3 +105,10 @@ def _ranges(tokens: int, rows: int) -> list[Any]:
     """Steps of few sequences, of which each has one token; steps of more such sequences."""
     few = min(FEW, tokens)
     return [{"tile": 1, "tokens": (1, few), "tiles": (1, few), "rows": (1, min(few, rows))}, {"tile": 1}]
+
+
+def _room(layers: Sequence[Any], count: int, rank: int) -> AdapterRoom | None:
+    """What adapters may change; None if there is no room for any."""
+    if not count:
+        return None
+    return AdapterRoom(count, rank, tuple(AdaptedLayer(x.name, x.inputs, x.outputs, x.a, x.b) for x in layers))

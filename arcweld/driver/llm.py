@@ -19,10 +19,11 @@ from typing import Any
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.paths import cache_dir
 from arcweld.driver.api import CompileOptions
+from arcweld.driver.language_model import DEFAULT_RANK
 from arcweld.runtime.devices import open_device
 from arcweld.runtime.engine_file import read_engine, write_engine
 from arcweld.runtime.llm.llm import LLM as Runtime
-from arcweld.runtime.llm.package import Package, cache_dtype, unpacked
+from arcweld.runtime.llm.package import AdapterRoom, Package, cache_dtype, unpacked
 
 log = logging.getLogger("arcweld.llm")
 
@@ -33,7 +34,8 @@ class LLM(Runtime):
     def __init__(
         self, model: str | os.PathLike[str] | Package, *, device: Any = None, max_model_len: int | None = None,
         max_num_batched_tokens: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
-        embeddings: bool = False, build: CompileOptions | None = None, **settings: Any,
+        embeddings: bool = False, enable_lora: bool = False, max_loras: int | None = None,
+        max_lora_rank: int | None = None, build: CompileOptions | None = None, **settings: Any,
     ) -> None:  # fmt: skip
         """Opens an engine file of ``arcweld build-llm``, a Hugging Face folder or a GGUF file.
 
@@ -41,18 +43,28 @@ class LLM(Runtime):
         that build, such as ``precision`` and ``verify``. With ``embeddings`` it gives hidden states too. A draft model
         of ``speculative`` is opened likewise. Raises what ``build_checkpoint`` raises, and UsageError for ``build``
         with an engine file.
+
+        enable_lora    requests may name LoRA adapters
+        max_loras      how many different ones at a time; None: 1, or what an engine file has room for
+        max_lora_rank  their greatest rank; None: 16, or what an engine file has room for
         """
         where = open_device(device)
         wanted = {"length": max_model_len, "tokens": max_num_batched_tokens}
         sizes = {k: v for k, v in wanted.items() if v is not None}
+        if not enable_lora and (max_loras, max_lora_rank) != (None, None):
+            raise UsageError("max_loras and max_lora_rank are for enable_lora=True")
         if not isinstance(model, Package):
             cache_dtype(kv_cache_dtype)
             given: dict[str, Any] = {
                 **sizes, "batch_invariant": batch_invariant, "embeddings": embeddings,
                 "kv_cache_dtype": None if kv_cache_dtype == "auto" else kv_cache_dtype,
             }  # fmt: skip
+            if enable_lora:
+                given |= {"max_loras": max_loras or 1, "max_lora_rank": max_lora_rank or DEFAULT_RANK}
             given = {k: v for k, v in given.items() if v is not None and v is not False}
             model = open_package(model, where, given, build or {})
+        if enable_lora:
+            _check_room(model.description.adapters, max_loras or 1, max_lora_rank or 1)
         speculative = settings.get("speculative", 0)
         if isinstance(speculative, Mapping) and isinstance(speculative.get("model"), str | os.PathLike):
             draft = Path(speculative["model"])
@@ -62,6 +74,14 @@ class LLM(Runtime):
             model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, **settings,
         )  # fmt: skip
+
+
+def _check_room(room: AdapterRoom | None, count: int, rank: int) -> None:
+    """Raises UsageError for an engine without room for so many adapters of this rank."""
+    if room is None or room.count < count or room.rank < rank:
+        has = "none" if room is None else f"{room.count} of rank {room.rank}"
+        raise UsageError(f"{count} LoRA adapters of rank {rank} are asked for, and the engine has room for {has}",
+                         hint="arcweld build-llm --max-loras --max-lora-rank makes room")  # fmt: skip
 
 
 def is_engine_file(path: Path) -> bool:

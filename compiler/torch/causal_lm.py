@@ -11,7 +11,7 @@ sequence of its own would. A decode step has tiles of one token.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
 from arcweld.compiler.ragged import cache_names
+from arcweld.compiler.torch.adapted import AdaptedLayer, Adapters, with_adapters
 from arcweld.compiler.torch.importer import Weights, import_module
 from arcweld.compiler.torch.types import to_torch
 
@@ -62,11 +63,13 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class CausalLM:
-    """An imported model: its graph, what each attention layer keeps of a token, and its number of logits."""
+    """An imported model: its graph, what each attention layer keeps of a token, its number of logits, and the layers
+    that adapters may change."""
 
     graph: Graph
     caches: tuple[LayerCache, ...]
     vocabulary: int
+    adapted: tuple[AdaptedLayer, ...] = ()
 
 
 @dataclass
@@ -109,21 +112,25 @@ def _attend(
 class _Ragged(torch.nn.Module):  # type: ignore[misc]
     """The model as a function of a ragged batch (``compiler/ragged.py``)."""
 
-    def __init__(self, model: torch.nn.Module, length: int) -> None:
+    def __init__(self, model: torch.nn.Module, length: int, adapters: Adapters | None) -> None:
         super().__init__()
         self.model = model
         self.length = length
+        self.adapters = adapters
         self.caches: list[LayerCache] = []
 
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor,
         tile_rows: torch.Tensor, token_places: torch.Tensor, kv_indptr: torch.Tensor, kv_indices: torch.Tensor,
         kv_last_page_len: torch.Tensor, new: torch.Tensor, pages: list[torch.Tensor],
+        adapter_ends: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         """Logits [R, vocabulary] of the tokens ``rows``, perhaps their hidden states, and the pages after the step."""
         batch = [slots, tile_rows, token_places, kv_indptr, kv_indices, kv_last_page_len, new]
         trace = _Trace(self.length, batch, pages, [], [], [])
         _TRACES.append(trace)
+        if self.adapters is not None:
+            self.adapters.ends, self.adapters.tokens = adapter_ends, ids.shape[0]
         try:
             found = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=rows)
         finally:
@@ -134,7 +141,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
 
 def import_causal_lm(
     model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
-    weights: Weights | None = None, stored: DType = DType.F32, hidden: bool = False,
+    weights: Weights | None = None, stored: DType = DType.F32, hidden: bool = False, adapters: Adapters | None = None,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
 
@@ -146,22 +153,27 @@ def import_causal_lm(
     weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
     stored     the type of keys and values in pages, to which they are rounded; beyond its range they are clamped
     hidden     the hidden states that the logits are made of are an output too
+    adapters   room for LoRA adapters; None: there is none
 
-    The inputs are ``ragged.INPUTS``, then the pages of each layer; outputs are ``logits`` [R, vocabulary], ``hidden``
-    [R, hidden size] if it is asked for, and the pages, which take over the inputs' memory. Raises ModelError for what
-    torch cannot export, UnsupportedError for a model without attention layers and for operators that Arcweld lacks.
+    The inputs are ``ragged.INPUTS``, then the pages of each layer, and ``ADAPTER_ENDS`` if there are adapters; outputs
+    are ``logits`` [R, vocabulary], ``hidden`` [R, hidden size] if it is asked for, and the pages, which take over the
+    inputs' memory. Raises ModelError for what torch cannot export, UnsupportedError for a model without attention
+    layers and for operators that Arcweld lacks.
     """
-    ragged = _Ragged(model.eval(), length)
-    with _paged_interface(model), _noting_hidden(model, hidden):
-        caches = _caches(ragged, _example(stored, (), page_size))
-        shapes = _dynamic_shapes(tokens, rows, tile, length, page_size, len(caches))
-        graph = import_module(ragged, _example(stored, caches, page_size), None, shapes, weights=_inner(weights))
+    ragged = _Ragged(model.eval(), length, adapters)
+    room = nullcontext() if adapters is None else with_adapters(model, adapters, "model.")
+    ends = () if adapters is None else (torch.zeros(adapters.count, dtype=torch.int32),)
+    with _paged_interface(model), _noting_hidden(model, hidden), room:
+        caches = _caches(ragged, (*_example(stored, (), page_size), *ends))
+        shapes = (*_dynamic_shapes(tokens, rows, tile, length, page_size, len(caches)), *({} for _ in ends))
+        example = (*_example(stored, caches, page_size), *ends)
+        graph = import_module(ragged, example, None, shapes, weights=_inner(weights))
     aliases = {f"{n}_now": n for k in range(len(caches)) for n in cache_names(k)}
     labels = ("logits", *(["hidden"] if hidden else []), *aliases)
     graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=aliases)
     vocabulary = graph.outputs[0].shape[1]
     assert isinstance(vocabulary, int)
-    return CausalLM(graph, caches, vocabulary)
+    return CausalLM(graph, caches, vocabulary, () if adapters is None else adapters.layers)
 
 
 def _inner(weights: Weights | None) -> Weights | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from arcweld.compiler.torch.context import COMPLEX, HANDLERS
 from arcweld.compiler.torch.handlers import (  # noqa: F401
+    adapted,
     backward,
     complex_arithmetic,
     complex_functions,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from arcweld.compiler.ragged import ADAPTER_ENDS
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -20,18 +22,22 @@ class Run:
     start   the position of the first one
     pages   the pages of the sequence's positions from 0 on, up to the last token at least
     rows    which of the tokens' logits are wanted, from the first token on
+    adapter the place of its LoRA adapter, from 1 on; 0: it has none
     """
 
     tokens: Sequence[int]
     start: int
     pages: Sequence[int]
     rows: Sequence[int]
+    adapter: int = 0
 
 
-def ragged_batch(runs: Sequence[Run], *, page_size: int, tile: int) -> dict[str, np.ndarray]:
+def ragged_batch(runs: Sequence[Run], *, page_size: int, tile: int, adapters: int = 0) -> dict[str, np.ndarray]:
     """The inputs of a step that computes ``runs``, of at least one token and one row of logits in all.
 
-    ``tile`` is the most tokens that a tile may have. Raises ValueError for a run whose pages end before its tokens.
+    ``tile`` is the most tokens that a tile may have, ``adapters`` for how many LoRA adapters the model has room; with
+    any, runs are in the order of these, and those without one are last. Raises ValueError for runs in another order,
+    and for one whose pages end before its tokens.
     """
     counts = np.array([len(r.tokens) for r in runs])
     first = np.cumsum([0, *counts])
@@ -47,6 +53,7 @@ def ragged_batch(runs: Sequence[Run], *, page_size: int, tile: int) -> dict[str,
     token_places[rows[real]] = np.argwhere(real)
     lengths = np.array([runs[o].start for o in owners]) + ends
     pages = -(-lengths // page_size)
+    more = {ADAPTER_ENDS: _adapter_ends(runs, counts, adapters)} if adapters else {}
     return {
         "ids": np.concatenate([np.asarray(r.tokens, np.int64) for r in runs]),
         "positions": positions.astype(np.int64),
@@ -58,7 +65,23 @@ def ragged_batch(runs: Sequence[Run], *, page_size: int, tile: int) -> dict[str,
         "kv_indices": np.concatenate([np.asarray(runs[o].pages[:n], np.int32) for o, n in zip(owners, pages)]),
         "kv_last_page_len": (lengths - (pages - 1) * page_size).astype(np.int32),
         "new": new.astype(np.int32),
+        **more,
     }
+
+
+def in_order_of_adapters(adapter: int) -> float:
+    """The key by which runs are sorted."""
+    return adapter or float("inf")
+
+
+def _adapter_ends(runs: Sequence[Run], counts: np.ndarray, adapters: int) -> np.ndarray:
+    """How many tokens have the first adapter, the first two, and so on: i32[adapters]."""
+    order = [in_order_of_adapters(r.adapter) for r in runs]
+    if order != sorted(order):
+        raise ValueError(f"runs are not in the order of their adapters: {[r.adapter for r in runs]}")
+    each = np.zeros(adapters + 1, np.int32)
+    np.add.at(each, [r.adapter for r in runs], counts)
+    return np.cumsum(each[1:], dtype=np.int32)
 
 
 def _slots(run: Run, page_size: int) -> np.ndarray:

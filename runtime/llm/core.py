@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arcweld.compiler.errors import UsageError
-from arcweld.runtime.llm.batch import Run
+from arcweld.compiler.errors import ArcweldError, UsageError
+from arcweld.runtime.llm.adapters import AdapterPlaces, LoRARequest
+from arcweld.runtime.llm.batch import Run, in_order_of_adapters
 from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
@@ -26,6 +27,8 @@ from arcweld.runtime.llm.sequence import Sequence
 from arcweld.runtime.llm.speculation import Guess
 from arcweld.runtime.llm.stats import Stats
 from arcweld.runtime.llm.tokenizer import Tokenizer
+
+_ROOM = "arcweld build-llm --max-loras makes room for adapters"
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +58,7 @@ class Core:
         self.scheduler = Scheduler(self.pool, sequences=sequences, tokens=tokens, length=d.length, chunk=chunk)
         self.requests: dict[str, Request] = {}
         self.guessing = guessing or Guessing(d.length)
+        self.adapters = None if d.adapters is None else AdapterPlaces(runner.engine, d.adapters)
         self._owners: dict[Sequence, tuple[Request, Result, int]] = {}
         self._count = 0
         self._computed = self._generated = self._cached = 0
@@ -63,13 +67,14 @@ class Core:
 
     def add(
         self, request_id: str, prompt: list[int], params: SamplingParams, *, priority: int = 0,
-        text: str | None = None, salt: bytes = b"",
+        text: str | None = None, salt: bytes = b"", adapter: LoRARequest | None = None,
     ) -> None:  # fmt: skip
         """A new request. Raises UsageError for one that cannot be computed; then nothing has changed.
 
         priority  smaller comes first
         text      the prompt as text, for the result
         salt      keeps the prefix cache's pages apart from those of requests with another salt
+        adapter   what its tokens are computed with, beside the model
         """
         if request_id in self.requests:
             raise UsageError(f"the request id {request_id!r} is taken")
@@ -88,23 +93,33 @@ class Core:
         if params.wants_prompt:
             salt = secrets.token_bytes(8)  # results of tokens in cached pages would be missing
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        places = None if adapter is None else self.adapter_places(adapter)
         added: list[Sequence] = []
         try:
             for index in range(params.best_of or params.n):
                 s = Sequence(self._count, list(prompt), params, priority, salt)
                 self.scheduler.add(s)
                 added.append(s)
+                if adapter is not None and places is not None:
+                    s.adapter, own = places.acquire(adapter)
+                    s.salt += own
                 self._count += 1
                 result = Result(s, index, self.tokenizer, self.description.end_tokens, self.description.length)
                 request.results.append(result)
                 request.seeds.append(hash_seed(seed, index))
                 self._owners[s] = request, result, index
-        except UsageError:
+        except ArcweldError:
             for s in added:
                 self._drop(s)
             raise
         request.output.outputs = [r.output for r in request.results]
         self.requests[request_id] = request
+
+    def adapter_places(self, adapter: LoRARequest) -> AdapterPlaces:
+        """The places of adapters. Raises UsageError if there are none."""
+        if self.adapters is None:
+            raise UsageError(f"the engine has no room for the adapter {adapter.lora_name!r}", hint=_ROOM)
+        return self.adapters
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once: its pages are free. Returns what there is of it; None for an unknown one."""
@@ -121,6 +136,8 @@ class Core:
         self.scheduler.remove(s)
         self._owners.pop(s, None)
         self.guessing.keep(self.scheduler.running)
+        if self.adapters is not None:
+            self.adapters.release(s.adapter)
 
     def _finish(self, request: Request) -> RequestOutput:
         """Takes a request whose results are complete out of the list."""
@@ -146,6 +163,7 @@ class Core:
         scheduled = self.scheduler.schedule({s: tuple(g.token for g in found) for s, found in guesses.items()})
         if not scheduled:
             return []
+        scheduled.sort(key=lambda x: in_order_of_adapters(x.sequence.adapter))
         logits = self.runner.logits([self._run(x) for x in scheduled])
         self._computed += sum(x.count for x in scheduled)
         changed: dict[str, Request] = {}
@@ -186,7 +204,7 @@ class Core:
     def _run(self, x: Scheduled) -> Run:
         s = x.sequence
         tokens = [*s.tokens(s.computed, s.computed + x.count - len(x.drafts)), *x.drafts]
-        return Run(tokens, s.computed, s.pages, self._rows(x))
+        return Run(tokens, s.computed, s.pages, self._rows(x), s.adapter)
 
     def _take(
         self, x: Scheduled, logits: np.ndarray, request: Request, result: Result, seed: int,

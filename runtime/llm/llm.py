@@ -11,6 +11,7 @@ from arcweld.compiler.errors import UsageError
 from arcweld.runtime.device import Device
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import read_engine
+from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.core import Core
 from arcweld.runtime.llm.draft_model import ModelDrafter, check_draft
 from arcweld.runtime.llm.guessing import Guessing
@@ -119,26 +120,34 @@ class LLM:
     def generate(
         self, prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, priority: int | Sequence[int] = 0,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:  # fmt: skip
         """The results of prompts, texts or lists of token ids, in their order.
 
-        ``sampling_params`` and ``priority`` are for all of them or one for each. Raises UsageError for a prompt that
-        cannot be computed; then none is.
+        ``sampling_params``, ``priority`` and ``lora_request`` are for all of them or one for each. Raises UsageError
+        for a prompt that cannot be computed; then none is.
         """
         given = _prompts(prompts)
         params = _one_each("sampling_params", SamplingParams() if sampling_params is None else sampling_params, given)
-        ids = self._add(given, params, _one_each("priority", priority, given))
+        adapters = _one_each("lora_request", lora_request, given)
+        ids = self._add(given, params, _one_each("priority", priority, given), adapters)
         done = {out.request_id: out for out in self.core.run()}
         return [done[i] for i in ids]
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, lora_request: LoRARequest | None = None
+    ) -> Iterator[RequestOutput]:  # fmt: skip
         """The same result again and again as it grows; the last time it is finished."""
-        (request,) = self._add(_prompts(prompt), [sampling_params or SamplingParams()], [0])
+        (request,) = self._add(_prompts(prompt), [sampling_params or SamplingParams()], [0], [lora_request])
         try:
             while self.core:
                 yield from (out for out in self.core.step() if out.request_id == request)
         finally:
             self.core.abort(request)
+
+    def add_lora(self, lora_request: LoRARequest) -> None:
+        """Loads an adapter now, and not with the first request that names it; another one may take its place later."""
+        self.core.adapter_places(lora_request).add(lora_request)
 
     def settled(self, request_id: str) -> str:
         """The text of a running request's first result that nothing takes back; without what may be a stop string."""
@@ -148,11 +157,12 @@ class LLM:
         self, messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:  # fmt: skip
         """The answers of one conversation or of several, by the model's chat template."""
         several: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [self.chat_prompt(m, add_generation_prompt=add_generation_prompt, tools=tools) for m in several]
-        return self.generate(prompts, sampling_params)
+        return self.generate(prompts, sampling_params, lora_request=lora_request)
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """The tokens of a conversation, by ``ChatTemplate.render``. Raises UsageError if the model has no template."""
@@ -214,14 +224,17 @@ class LLM:
         """Counts since the start."""
         return self.core.stats()
 
-    def _add(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int]) -> list[str]:
+    def _add(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int],
+        adapters: Sequence[LoRARequest | None],
+    ) -> list[str]:  # fmt: skip
         ids: list[str] = []
         try:
-            for prompt, p, first in zip(prompts, params, priority):
+            for prompt, p, first, adapter in zip(prompts, params, priority, adapters):
                 text = prompt if isinstance(prompt, str) else None
                 tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
                 request = str(next(self._numbers))
-                self.core.add(request, tokens, p, priority=first, text=text)
+                self.core.add(request, tokens, p, priority=first, text=text, adapter=adapter)
                 ids.append(request)
         except BaseException:
             for i in ids:

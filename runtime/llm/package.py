@@ -31,6 +31,27 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
 
 
+class AdaptedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A linear layer that adapters may change: its name and sizes, and the names of its weights ``A`` and ``B``."""
+
+    name: str
+    inputs: int
+    outputs: int
+    a: str
+    b: str
+
+
+class AdapterRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Room for ``count`` LoRA adapters of at most ``rank``, which may change these layers.
+
+    Weights are ``A`` [count, inputs, rank] and ``B`` [count, rank, outputs].
+    """
+
+    count: int
+    rank: int
+    layers: tuple[AdaptedLayer, ...]
+
+
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that the engine was built for, and what the model's authors say of its use.
 
@@ -44,6 +65,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_tokens   tokens at which a result ends
     special      names of special tokens, for the chat template
     sampling     defaults of sampling parameters
+    adapters     room for LoRA adapters; None: there is none
     version      of this description
     batch_invariant  the bits of a token's logits do not depend on what is computed with it
     embeddings   the engine's second result is the hidden states of the wanted rows
@@ -60,6 +82,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     end_tokens: tuple[int, ...] = ()
     special: dict[str, str] = {}
     sampling: dict[str, float] = {}
+    adapters: AdapterRoom | None = None
     version: int = VERSION
     batch_invariant: bool = False
     embeddings: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,8 +53,9 @@ class Runner:
         d = self.description
         if not any(r.rows for r in runs):
             first = runs[0]
-            runs = [Run(first.tokens, first.start, first.pages, (0,)), *runs[1:]]
-        feeds = ragged_batch(runs, page_size=d.page_size, tile=d.tile)
+            runs = [replace(first, rows=(0,)), *runs[1:]]
+        room = 0 if d.adapters is None else d.adapters.count
+        feeds = ragged_batch(runs, page_size=d.page_size, tile=d.tile, adapters=room)
         results = self.engine.run_with_state((), feeds, self._state)
         self.steps += 1
         found: np.ndarray = results[0]

@@ -23,6 +23,7 @@ class Sequence:
     finish      why it ended: ``stop``, ``length``, ``abort`` or ``error``; empty while it goes on
     stopped_by  the token or the string that ended it
     noted       whether ``cached`` has been counted
+    adapter     the place of its LoRA adapter, from 1 on; 0: it has none
     """
 
     number: int
@@ -39,6 +40,7 @@ class Sequence:
     stopped_by: int | str | None = None
     preemptions: int = 0
     noted: bool = False
+    adapter: int = 0
 
     def __len__(self) -> int:
         """Its tokens."""
