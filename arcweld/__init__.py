@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from arcweld.runtime.engine import Engine, load
     from arcweld.runtime.engine_file import EngineData
     from arcweld.runtime.llm.adapters import LoRARequest
-    from arcweld.runtime.llm.params import SamplingParams
+    from arcweld.runtime.llm.params import SamplingParams, StructuredOutputsParams
     from arcweld.runtime.session import InferenceSession
     from arcweld.torch.report import torch_report
 
@@ -56,6 +56,7 @@ _LAZY = {
     "LLM": "arcweld.driver.llm",
     "LoRARequest": "arcweld.runtime.llm.adapters",
     "SamplingParams": "arcweld.runtime.llm.params",
+    "StructuredOutputsParams": "arcweld.runtime.llm.params",
     "Engine": "arcweld.runtime.engine",
     "load": "arcweld.runtime.engine",
     "InferenceSession": "arcweld.runtime.session",
@@ -67,8 +68,8 @@ _LAZY = {
 __all__ = [
     "LLM", "AccuracyError", "ArcweldError", "CompileError", "CompileOptions", "DeviceError", "Engine",
     "EngineFileError", "EnvironmentError_", "InferenceSession", "Input", "InputError", "LoRARequest", "ModelError",
-    "OrtValue", "ProfileError", "SamplingParams", "SessionOptions", "UnsupportedError", "UntrustedError", "UsageError",
-    "__version__", "compile", "custom_op", "load", "torch_report",
+    "OrtValue", "ProfileError", "SamplingParams", "SessionOptions", "StructuredOutputsParams", "UnsupportedError",
+    "UntrustedError", "UsageError", "__version__", "compile", "custom_op", "load", "torch_report",
 ]  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from arcweld.runtime.llm.outputs import CompletionOutput, RequestOutput
 from arcweld.runtime.llm.sampling import Logprob
 from arcweld.runtime.llm.tokenizer import Tokenizer
+from arcweld.serving.tool_calls import CallReader, News, read
 from arcweld.serving.worker import Piece
 
 LEAST = -9999.0  # stands for the logarithm of 0, which JSON does not have
@@ -103,26 +105,45 @@ class CompletionForm:
 
 
 class ChatForm:
-    """Results of ``/v1/chat/completions``. ``top`` is as for ``CompletionForm``."""
+    """Results of ``/v1/chat/completions``.
+
+    top     as for ``CompletionForm``
+    reader  makes what tells calls of tools from other text; None: all is text
+    """
 
     whole, chunks = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, tokenizer: Tokenizer, top: int | None) -> None:
-        self.tokenizer, self.top = tokenizer, top
+    def __init__(
+        self, tokenizer: Tokenizer, top: int | None, reader: Callable[[], CallReader] | None = None
+    ) -> None:
+        self.tokenizer, self.top, self._reader = tokenizer, top, reader
+        self._readers: dict[int, CallReader] = {}
 
     def choice(self, index: int, number: int, prompt: RequestOutput, result: CompletionOutput) -> dict[str, Any]:
         """A complete result."""
+        text, calls = (result.text, ()) if self._reader is None else read(self._reader(), result.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+        if calls:
+            message["tool_calls"] = [
+                {"id": _call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
+                for name, arguments in calls
+            ]
         return {
-            "index": index, "message": {"role": "assistant", "content": result.text, "refusal": None},
-            "logprobs": self._logprobs(result.token_ids, result.logprobs or ()),
-            "finish_reason": result.finish_reason, "stop_reason": result.stop_reason,
+            "index": index, "message": message, "logprobs": self._logprobs(result.token_ids, result.logprobs or ()),
+            "finish_reason": _reason(result.finish_reason, bool(calls)), "stop_reason": result.stop_reason,
         }  # fmt: skip
 
     def delta(self, index: int, piece: Piece) -> dict[str, Any]:
         """What is new of a result."""
+        found: dict[str, Any] = {"content": piece.text} if piece.text else {}
+        called = False
+        if self._reader is not None:
+            reader = self._readers.setdefault(index, self._reader())
+            found = _news(reader.add(piece.text), reader.finish() if piece.finish_reason else News())
+            called = reader.count > 0
         return {
-            "index": index, "delta": {"content": piece.text} if piece.text else {},
-            "logprobs": self._logprobs(piece.token_ids, piece.logprobs), "finish_reason": piece.finish_reason,
+            "index": index, "delta": found, "logprobs": self._logprobs(piece.token_ids, piece.logprobs),
+            "finish_reason": _reason(piece.finish_reason, called),
         }  # fmt: skip
 
     def opening(self, index: int, text: str) -> dict[str, Any]:
@@ -145,6 +166,30 @@ class ChatForm:
         text = self.tokenizer.token(token)
         whole = "\N{REPLACEMENT CHARACTER}" not in text  # else the token is a part of a character
         return {"token": text, "logprob": _finite(value.logprob), "bytes": list(text.encode()) if whole else None}
+
+
+def _call_id() -> str:
+    return f"call_{uuid.uuid4().hex}"
+
+
+def _reason(reason: str | None, called: bool) -> str | None:
+    """Why a result ended, as OpenAI names it: one that calls tools did not end, it waits for them."""
+    return "tool_calls" if reason == "stop" and called else reason
+
+
+def _news(*pieces: News) -> dict[str, Any]:
+    """Text and pieces of calls as a stream has them: the name where a call begins, then its arguments bit by bit."""
+    text = "".join(p.text for p in pieces)
+    calls: list[dict[str, Any]] = []
+    for number, name, arguments in (c for p in pieces for c in p.calls or ()):
+        function: dict[str, Any] = {"arguments": arguments}
+        if name is None:
+            calls.append({"index": number, "function": function})
+        else:
+            calls.append({
+                "index": number, "id": _call_id(), "type": "function", "function": {"name": name, **function},
+            })  # fmt: skip
+    return {**({"content": text} if text else {}), **({"tool_calls": calls} if calls else {})}
 
 
 def _finite(logprob: float) -> float:

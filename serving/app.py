@@ -182,7 +182,7 @@ def _add_generation(app: Application) -> None:
         if (body.prompt is None) == (body.messages is None):
             raise Refusal(400, "give either prompt or messages", param="prompt")
         if body.messages is not None:
-            tokens = await app.generator.conversation(body.messages, body.add_generation_prompt)
+            tokens = await app.generator.conversation(body.messages, body.add_generation_prompt, body.tools or ())
         else:
             tokens = await app.generator.encode(body.prompt or "", body.add_special_tokens)
         return json_response({"count": len(tokens), "max_model_len": app.generator.length, "tokens": tokens})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 import uuid
@@ -13,12 +14,15 @@ from typing import Any
 from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.outputs import RequestOutput
-from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.params import SamplingParams, StructuredOutputsParams
 from arcweld.runtime.llm.tokenizer import Tokenizer
 from arcweld.serving.answers import ChatForm, CompletionForm, Envelope, usage, usage_of
 from arcweld.serving.errors import SERVER, Refusal
-from arcweld.serving.protocol import ChatRequest, CompletionRequest, Message
+from arcweld.serving.messages import Message, Tool, plain_messages
+from arcweld.serving.protocol import ChatRequest, CompletionRequest
 from arcweld.serving.settings import Settings
+from arcweld.serving.structure import Offer, offered, structured_form
+from arcweld.serving.tool_calls import FORMS, form_of
 from arcweld.serving.worker import Ended, Piece, Worker
 
 log = logging.getLogger("arcweld.serving")
@@ -51,6 +55,7 @@ class Generator:
 
     def __init__(self, llm: LLM, worker: Worker, settings: Settings) -> None:
         self.llm, self.worker, self.settings = llm, worker, settings
+        self._compiling = asyncio.Lock()  # one thread at most, so that others have threads for their texts
 
     # ------------------------------------------------------------------------------------------------------- prompts
 
@@ -81,14 +86,18 @@ class Generator:
             raise Refusal(400, message, reason="not_unicode") from None
         return await asyncio.to_thread(self.llm.tokenizer.encode, text, add_special_tokens)
 
-    async def conversation(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The tokens of a conversation, by the model's chat template."""
+    async def conversation(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] = ()
+    ) -> list[int]:
+        """The tokens of a conversation, by the model's chat template. Raises Refusal."""
         template = self.llm.template
         if template is None:
             raise Refusal(400, "the model has no chat template", hint="use /v1/completions with a prompt of its form")
+        shown = [t.model_dump(exclude_none=True) for t in tools]
         text = await asyncio.to_thread(
-            template.render, [m.plain for m in messages], add_generation_prompt=add_generation_prompt
-        )
+            template.render, plain_messages(messages), add_generation_prompt=add_generation_prompt,
+            tools=shown or None,
+        )  # fmt: skip
         return await self.encode(text, add_special_tokens=False)
 
     def check_length(self, prompt: Sequence[int], param: str) -> None:
@@ -111,6 +120,8 @@ class Generator:
         """What a request of ``/v1/completions`` asks for."""
         self.check_model(body.model)
         body.check()
+        structured = None if body.structured_outputs is None else body.structured_outputs.params()
+        await self.compile_form(structured)
         prompts = [p if isinstance(p, list) else await self.encode(p) for p in body.prompts]
         for p in prompts:
             self.check_length(p, "prompt")
@@ -121,7 +132,7 @@ class Generator:
             raise Refusal(400, "echo with logprobs or without results cannot be streamed", param="stream")
         params = body.sampling(
             max_tokens=most, logprobs=body.logprobs, best_of=body.best_of,
-            prompt_logprobs=body.logprobs if body.echo else None,
+            prompt_logprobs=body.logprobs if body.echo else None, structured_outputs=structured,
         )  # fmt: skip
         identifier = f"cmpl-{uuid.uuid4().hex}"
         form = CompletionForm(self.tokenizer, body.logprobs, echo, bare)
@@ -135,15 +146,41 @@ class Generator:
             return given
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens, skip_special_tokens=False)
 
+    def _offer(self, body: ChatRequest) -> Offer | None:
+        if not body.tools or body.tool_choice == "none":
+            return None
+        template = self.llm.template
+        form = self.settings.calls or (None if template is None else form_of(template.text))
+        if form is None:
+            raise Refusal(
+                400, "the model's chat template has no form of tool calls that is known here", param="tools",
+                hint=f"the server's option --tool-call-parser names one: {', '.join(FORMS)}",
+            )  # fmt: skip
+        return offered(body, form, self.llm.tokenizer)
+
+    async def compile_form(self, form: StructuredOutputsParams | None) -> None:
+        """Compiles the form of answers before a step needs it, one after another. Raises UsageError."""
+        if form is not None:
+            async with self._compiling:
+                await asyncio.to_thread(self.worker.core.grammars.start, form)
+
     async def chat(self, body: ChatRequest) -> Plan:
         """What a request of ``/v1/chat/completions`` asks for."""
         self.check_model(body.model)
         body.check()
-        prompt = await self.conversation(body.messages)
+        offer = self._offer(body)
+        structured = structured_form(body, offer)
+        await self.compile_form(structured)
+        prompt = await self.conversation(body.messages, tools=() if offer is None else offer.shown)
         self.check_length(prompt, "messages")
-        params = body.sampling(max_tokens=body.most_tokens or self._room(prompt), logprobs=body.wanted_logprobs)
+        params = body.sampling(
+            max_tokens=body.most_tokens or self._room(prompt), logprobs=body.wanted_logprobs,
+            structured_outputs=structured,
+        )  # fmt: skip
+        if offer is not None and offer.has_special_tags:
+            params = dataclasses.replace(params, skip_special_tokens=False)
         identifier = f"chatcmpl-{uuid.uuid4().hex}"
-        form = ChatForm(self.llm.tokenizer, body.wanted_logprobs)
+        form = ChatForm(self.llm.tokenizer, body.wanted_logprobs, None if offer is None else offer.reader)
         return Plan(
             [prompt], params, Envelope(form, identifier, body.model), [""], True, body.with_usage, identifier,
             self.settings.adapters.get(body.model),
@@ -186,8 +223,9 @@ class Generator:
             async for event in events:
                 if isinstance(event, Piece):
                     _check(event.finish_reason, event.error)
-                    if event.text or event.logprobs or event.finish_reason:
-                        yield plan.envelope.chunk([form.delta(event.prompt * n + event.index, event)], **more)
+                    choice = form.delta(event.prompt * n + event.index, event)
+                    if event.logprobs or event.finish_reason or choice.get("delta", event.text):
+                        yield plan.envelope.chunk([choice], **more)
                 else:
                     outputs.append(event.output)
         counts = usage_of(outputs)

@@ -6,12 +6,22 @@ vLLM's additions to sampling. A field that is not listed here is refused, never 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.params import SamplingParams, StructuredOutputsParams
 from arcweld.serving.errors import Refusal
+from arcweld.serving.messages import (
+    MOST_TOOLS,
+    Body,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    TextFormat,
+    Tool,
+    ToolChoice,
+)  # fmt: skip
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
@@ -20,17 +30,31 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """``include_usage``: the last chunk of a stream tells the tokens."""
 
     include_usage: bool = False
 
 
-class Generation(_Body):
+class StructuredOutputs(Body):
+    """The form of answers: one of these fields, which mean what they do in ``StructuredOutputsParams``."""
+
+    json_: Annotated[str | dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+
+    def params(self) -> StructuredOutputsParams:
+        """The same for the runtime. Raises UsageError for none of the forms or several."""
+        return StructuredOutputsParams(
+            json=self.json_, regex=self.regex, choice=self.choice, grammar=self.grammar,
+            json_object=bool(self.json_object), disable_any_whitespace=self.disable_any_whitespace,
+        )  # fmt: skip
+
+
+class Generation(Body):
     """What both kinds of requests have. ``user`` and what follows it in the list has no effect here by its meaning."""
 
     model: str
@@ -50,6 +74,7 @@ class Generation(_Body):
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -120,26 +145,7 @@ class CompletionRequest(Generation):
             raise Refusal(400, "best_of knows its results at the end alone: they cannot be streamed", param="best_of")
 
 
-class TextPart(_Body):
-    """A part of a message. Only texts are served."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Body):
-    """A message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    @property
-    def plain(self) -> dict[str, str]:
-        """What the chat template gets: the text as one, and the system's role by the name that templates know."""
-        parts = [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": "system" if self.role == "developer" else self.role, "content": "".join(parts), **named}
+_TEXT = TextFormat(type="text")
 
 
 class ChatRequest(Generation):
@@ -150,9 +156,9 @@ class ChatRequest(Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
     @property
@@ -168,30 +174,36 @@ class ChatRequest(Generation):
     def check(self) -> None:
         """Raises Refusal for what is not served and for what contradicts itself."""
         self.check_stream()
-        if self.tools or self.tool_choice not in (None, "none", "auto"):
-            raise Refusal(400, "tools are not served yet: answers are plain text", param="tools")
-        if (self.response_format or {"type": "text"}).get("type") != "text":
+        names = [t.function.name for t in self.tools or ()]
+        if double := next((n for n in names if names.count(n) > 1), None):
+            raise Refusal(400, f"there are several tools {double!r}", param="tools")
+        if not names and self.tool_choice not in (None, "none", "auto"):
+            raise Refusal(400, "tool_choice needs tools to choose from", param="tool_choice")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            text = f"there is no tool {self.tool_choice.function.name!r}"
+            raise Refusal(400, text, param="tool_choice")
+        if self.structured_outputs is not None and (names or (self.response_format or _TEXT).type != "text"):
             raise Refusal(
-                400, "response_format is not served yet but for the type text: answers follow no grammar",
-                param="response_format",
-            )  # fmt: skip
+                400, "structured_outputs go with neither tools nor response_format", param="structured_outputs"
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise Refusal(400, "top_logprobs is for logprobs=true", param="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise Refusal(400, "max_tokens and max_completion_tokens differ", param="max_completion_tokens")
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """The body of ``/tokenize``: a text, or a conversation."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """The body of ``/detokenize``."""
 
     model: str | None = None

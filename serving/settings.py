@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.adapters import LoRARequest
+from arcweld.serving.tool_calls import CallForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ class Settings:
     keys    of the API, one of which each request must bear; empty: no key is needed
     limits  of requests
     adapters  LoRA adapters, by the names that requests give for the model
+    calls     the form in which the model writes tool calls; None: as its chat template says
     """
 
     name: str
     keys: tuple[str, ...] = ()
     limits: Limits = Limits()
     adapters: Mapping[str, LoRARequest] = field(default_factory=dict)
+    calls: CallForm | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

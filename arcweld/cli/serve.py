@@ -16,6 +16,7 @@ from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
 Opt = typer.Option
 _MODEL = "Engine file of build-llm, or a checkpoint."
 _KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
+_CALLS = "How the model writes tool calls: hermes or llama3_json; default: as its chat template says."
 _CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
 _LORA = "A LoRA adapter as name=folder, which requests name as their model; may be repeated."
 _SPECULATIVE = 'How tokens are guessed, as JSON: {"model": "draft.engine", "num_speculative_tokens": 4}.'
@@ -44,6 +45,7 @@ def serve(
     seconds: Annotated[float, Opt("--request-timeout", help="Seconds of a request.")] = 600.0,
     step: Annotated[float, Opt("--step-timeout", help="Seconds of a step before /health fails.")] = 60.0,
     drain: Annotated[float, Opt("--drain-timeout", help="Seconds for requests to end after SIGTERM.")] = 30.0,
+    calls: Annotated[str, Opt("--tool-call-parser", help=_CALLS)] = "",
     log_format: Annotated[str, Opt("--log-format", help="text or json.")] = "text",
     device: Annotated[str, Opt("--device", help="Where to run: cuda, cuda:N, sim.")] = "",
     trust: Annotated[bool, Opt("--trust", help="Run a stranger's file on the simulator.")] = False,
@@ -55,6 +57,7 @@ def serve(
         from arcweld.serving.server import listen
         from arcweld.serving.server import serve as run
         from arcweld.serving.settings import Limits, Settings
+        from arcweld.serving.tool_calls import form_named
     except ModuleNotFoundError as error:
         if str(error.name).startswith("arcweld"):
             raise
@@ -64,7 +67,10 @@ def serve(
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
     limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)
     place, adapters = Path(model), _adapters(modules or [])
-    settings = Settings(name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits, adapters)
+    settings = Settings(
+        name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits, adapters,
+        form_named(calls) if calls else None,
+    )  # fmt: skip
     with listen(host, port) as listening:  # first, because a model takes longer than to see that a port is in use
         llm = LLM(
             model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,

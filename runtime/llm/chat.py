@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -21,14 +22,27 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Any:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, nodes
+        from jinja2.ext import Extension
+        from jinja2.parser import Parser
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+        class Generation(Extension):
+            """``{% generation %}`` marks what the model has said, for training: here it is shown as the rest."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser: Parser) -> nodes.Node:
+                line = next(parser.stream).lineno
+                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+                return nodes.If(nodes.Const(True), body, [], []).set_lineno(line)
+
         environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=("jinja2.ext.loopcontrols",)
+            trim_blocks=True, lstrip_blocks=True, extensions=("jinja2.ext.loopcontrols", Generation)
         )
         environment.filters["tojson"] = _as_json
         environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _now
         try:
             return environment.from_string(self.text)
         except (TemplateError, RecursionError) as error:
@@ -45,7 +59,7 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
-        given = {**self.special, **more, "messages": list(messages), "tools": tools}
+        given = {"documents": None, **self.special, **more, "messages": list(messages), "tools": tools}
         pieces, length = [], 0
         try:
             for piece in self._template.generate(add_generation_prompt=add_generation_prompt, **given):
@@ -58,9 +72,17 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _as_json(value: Any, indent: int | None = None, **_: Any) -> str:
+def _as_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
     """The filter ``tojson`` as transformers has it: characters stay as they are."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(form: str) -> str:
+    """What templates call for the date, by ``strftime``."""
+    return datetime.datetime.now().strftime(form)
 
 
 def _raise(message: str) -> None:

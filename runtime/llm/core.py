@@ -14,6 +14,7 @@ import numpy as np
 from arcweld.compiler.errors import ArcweldError, UsageError
 from arcweld.runtime.llm.adapters import AdapterPlaces, LoRARequest
 from arcweld.runtime.llm.batch import Run, in_order_of_adapters
+from arcweld.runtime.llm.grammar import Grammars
 from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
@@ -59,6 +60,7 @@ class Core:
         self.requests: dict[str, Request] = {}
         self.guessing = guessing or Guessing(d.length)
         self.adapters = None if d.adapters is None else AdapterPlaces(runner.engine, d.adapters)
+        self.grammars = Grammars(tokenizer, d.vocabulary)
         self._owners: dict[Sequence, tuple[Request, Result, int]] = {}
         self._count = 0
         self._computed = self._generated = self._cached = 0
@@ -78,7 +80,7 @@ class Core:
         """
         if request_id in self.requests:
             raise UsageError(f"the request id {request_id!r} is taken")
-        vocabulary = self.description.vocabulary
+        d, vocabulary = self.description, self.description.vocabulary
         used = [*prompt, *params.logit_bias, *params.stop_token_ids]
         if bad := [t for t in used if not 0 <= t < vocabulary]:
             raise UsageError(f"token {bad[0]} is not one of the model's {vocabulary}")
@@ -96,7 +98,7 @@ class Core:
         places = None if adapter is None else self.adapter_places(adapter)
         added: list[Sequence] = []
         try:
-            for index in range(params.best_of or params.n):
+            for index, constraint in enumerate(self.grammars.of_results(params)):
                 s = Sequence(self._count, list(prompt), params, priority, salt)
                 self.scheduler.add(s)
                 added.append(s)
@@ -104,7 +106,7 @@ class Core:
                     s.adapter, own = places.acquire(adapter)
                     s.salt += own
                 self._count += 1
-                result = Result(s, index, self.tokenizer, self.description.end_tokens, self.description.length)
+                result = Result(s, index, self.tokenizer, d.end_tokens, d.length, constraint)
                 request.results.append(result)
                 request.seeds.append(hash_seed(seed, index))
                 self._owners[s] = request, result, index
@@ -160,7 +162,7 @@ class Core:
     def step(self) -> list[RequestOutput]:
         """Computes a step; returns the requests that have new tokens or have ended."""
         before, guesses = self._generated, self.guessing.begin(self.scheduler.running, self._seed)
-        scheduled = self.scheduler.schedule({s: tuple(g.token for g in found) for s, found in guesses.items()})
+        scheduled = self.scheduler.schedule({s: self._owners[s][1].possible(g) for s, g in guesses.items()})
         if not scheduled:
             return []
         scheduled.sort(key=lambda x: in_order_of_adapters(x.sequence.adapter))
@@ -224,7 +226,7 @@ class Core:
             drawn = guesses[k] if k < len(x.drafts) and guesses[k].tokens is not None else None
             draw = None if drawn is None else drawn.accepted_or_other
             try:
-                choice = choose(row, s.params, seed, s.prompt, s.output, result.forbidden, draw=draw)
+                choice = choose(row, s.params, seed, s.prompt, s.output, result.forbidden, result.allowed, draw)
             except LogitsError as error:
                 result.fail(str(error))
                 break

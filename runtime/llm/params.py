@@ -5,9 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from arcweld.compiler.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """The form that results have: exactly one of the first five. Raises UsageError for none of them or several.
+
+    json                    a JSON schema, as a text or a mapping
+    regex                   a regular expression that matches a whole result, in the syntax of Rust's crate ``regex``
+    choice                  the texts that a result may be
+    grammar                 a grammar without context, in Lark's form or GBNF
+    json_object             any JSON object
+    disable_any_whitespace  of JSON: no white space between its parts
+    lenient                 of ``json``: keywords that cannot be kept are logged and left out, not refused
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    disable_any_whitespace: bool = False
+    lenient: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.json, self.regex, self.choice, self.grammar, self.json_object or None)
+        if sum(g is not None for g in given) != 1:
+            raise UsageError("structured outputs are one of json, regex, choice, grammar and json_object")
+        if self.choice is not None and (isinstance(self.choice, str) or not self.choice or not all(self.choice)):
+            raise UsageError("choice is a list of texts, none of them empty")
+
+    @property
+    def kind(self) -> str:
+        """What it is, for messages."""
+        if self.regex is not None:
+            return "regular expression"
+        return "choice" if self.choice is not None else "grammar" if self.grammar is not None else "JSON schema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +71,7 @@ class SamplingParams:
     prompt_logprobs      the same for the tokens of the prompt
     skip_special_tokens  special tokens are left out of the text
     pooling              no token is chosen: the result is the prompt's hidden states, the ``last`` or their ``mean``
+    structured_outputs   the form that results have
     """
 
     n: int = 1
@@ -58,6 +95,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     pooling: Literal["last", "mean"] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         within: tuple[tuple[str, float | None, float, float], ...] = (

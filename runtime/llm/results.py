@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
+from arcweld.runtime.llm.grammar import Constraint
 from arcweld.runtime.llm.outputs import CompletionOutput
 from arcweld.runtime.llm.sampling import Choice
 from arcweld.runtime.llm.sequence import Sequence
+from arcweld.runtime.llm.speculation import Guess
 from arcweld.runtime.llm.tokenizer import Detokenizer, Tokenizer
 
 
@@ -15,18 +19,20 @@ class Result:
 
     end_tokens  the model's own tokens at which a result ends
     length      the most tokens of a sequence
+    constraint  the form that the result has; None: any
     """
 
     def __init__(
-        self, sequence: Sequence, index: int, tokenizer: Tokenizer | None, end_tokens: Collection[int], length: int
-    ) -> None:
+        self, sequence: Sequence, index: int, tokenizer: Tokenizer | None, end_tokens: Collection[int], length: int,
+        constraint: Constraint | None = None,
+    ) -> None:  # fmt: skip
         params = sequence.params
         self.sequence = sequence
         self.output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
         self._text = Detokenizer(tokenizer, params.skip_special_tokens) if tokenizer is not None else None
         self._ends = frozenset(() if params.ignore_eos else end_tokens)
         self._stops = frozenset(params.stop_token_ids)
-        self._length = length
+        self._length, self.constraint = length, constraint
         self._held = max((len(s) - 1 for s in params.stop_strings), default=0)
 
     @property
@@ -34,6 +40,22 @@ class Result:
         """Tokens that may not come next, because the result is shorter than ``min_tokens``."""
         too_short = len(self.sequence.output) < self.sequence.params.min_tokens
         return tuple(self._ends | self._stops) if too_short else ()
+
+    @property
+    def allowed(self) -> np.ndarray | None:
+        """bool[vocabulary]: the tokens that may come next; None: all. Raises MaskError if the grammar fails."""
+        return None if self.constraint is None else self.constraint.allowed(self._ends | self._stops)
+
+    def possible(self, guesses: tuple[Guess, ...]) -> tuple[int, ...]:
+        """The tokens of guesses up to the first one that may not come.
+
+        Of guesses that were drawn that one stays: rejection sampling must reject it itself to be exact.
+        """
+        tokens = tuple(g.token for g in guesses)
+        if self.constraint is None:
+            return tokens
+        count = self.constraint.prefix(tokens)
+        return tokens[: count + any(g.tokens is not None for g in guesses)]
 
     @property
     def settled(self) -> str:
@@ -65,6 +87,12 @@ class Result:
                 out.text += self._text.add(choice.token)
             if self._stop_string(before):
                 return
+            if self.constraint is not None:
+                self.constraint.take(choice.token)
+                if self.constraint.complete:
+                    out.text += "" if self._text is None else self._text.finish()
+                    self.end("stop", None)
+                    return
             if len(out.token_ids) >= (s.params.max_tokens or self._length) or len(s) >= self._length:
                 self.end("length", None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from arcweld.compiler.errors import EnvironmentError_, UsageError
@@ -29,6 +30,21 @@ class Tokenizer:
     def size(self) -> int:
         """One more than the greatest token."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a text is the names of its tokens, joined as they are."""
+        decoder = json.loads(self.definition).get("decoder")
+        return decoder is None or decoder["type"] == "Fuse"
+
+    @property
+    def special(self) -> frozenset[int]:
+        """Tokens that are no text, as those that begin and end a turn."""
+        return frozenset(k for k, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
+
+    def name(self, token: int) -> str:
+        """A token's name in the vocabulary; empty for one that there is not."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text."""
