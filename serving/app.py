@@ -15,10 +15,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from arcweld.compiler.errors import ArcweldError, InternalError, UsageError
 from arcweld.runtime.llm.llm import LLM
+from arcweld.serving import schemas
 from arcweld.serving.embeddings import EmbeddingRequest, embeddings
 from arcweld.serving.errors import SERVER, Refusal, json_response, refused
 from arcweld.serving.generation import Generator, Plan
@@ -61,6 +62,10 @@ class Application(FastAPI):
         _add_errors(self)
         _add_generation(self)
         _add_the_rest(self)
+
+    def openapi(self) -> dict[str, Any]:
+        """The API's description."""
+        return schemas.described(super().openapi(), bool(self.settings.keys))
 
     async def respond(self, request: Request, plan: Plan, stream: bool | None) -> Response:
         """The answer to a request that is understood."""
@@ -121,7 +126,9 @@ def _add_errors(app: Application) -> None:
     async def _(request: Request, error: HTTPException) -> Response:
         found = _of_http(request, error)
         app.note(found)
-        return found.response()
+        response = found.response()
+        response.headers.update(error.headers or {})  # as Allow, which says what methods a path has
+        return response
 
     @app.exception_handler(Exception)
     async def _(_: Request, error: Exception) -> Response:  # starlette raises it again, and the server logs it
@@ -160,22 +167,22 @@ def _of_http(request: Request, error: HTTPException) -> Refusal:
 
 
 def _add_generation(app: Application) -> None:
-    @app.post("/v1/completions", dependencies=[Depends(app.allow)])
+    @app.post("/v1/completions", dependencies=[Depends(app.allow)], responses=schemas.COMPLETION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues prompts."""
         return await app.respond(request, await app.generator.completion(body), body.stream)
 
-    @app.post("/v1/chat/completions", dependencies=[Depends(app.allow)])
+    @app.post("/v1/chat/completions", dependencies=[Depends(app.allow)], responses=schemas.CHAT)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
         return await app.respond(request, await app.generator.chat(body), body.stream)
 
-    @app.post("/v1/embeddings", dependencies=[Depends(app.allow)])
+    @app.post("/v1/embeddings", dependencies=[Depends(app.allow)], responses=schemas.EMBEDDINGS)
     async def embed(body: EmbeddingRequest, request: Request) -> Response:
         """Vectors of texts."""
         return await app.whole(request, embeddings(app.generator, body))
 
-    @app.post("/tokenize", dependencies=[Depends(app.allow)])
+    @app.post("/tokenize", dependencies=[Depends(app.allow)], responses=schemas.TOKENS)
     async def tokenize(body: TokenizeRequest) -> Response:
         """The tokens of a text or a conversation."""
         app.generator.check_model(body.model)
@@ -187,7 +194,7 @@ def _add_generation(app: Application) -> None:
             tokens = await app.generator.encode(body.prompt or "", body.add_special_tokens)
         return json_response({"count": len(tokens), "max_model_len": app.generator.length, "tokens": tokens})
 
-    @app.post("/detokenize", dependencies=[Depends(app.allow)])
+    @app.post("/detokenize", dependencies=[Depends(app.allow)], responses=schemas.TEXT)
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of tokens."""
         app.generator.check_model(body.model)
@@ -207,18 +214,18 @@ def _add_the_rest(app: Application) -> None:
             "max_model_len": app.generator.length, **more,
         }  # fmt: skip
 
-    @app.get("/v1/models", dependencies=[Depends(app.allow)])
+    @app.get("/v1/models", dependencies=[Depends(app.allow)], responses=schemas.CARDS)
     async def models() -> Response:
         """The model and its adapters."""
         return json_response({"object": "list", "data": [card(name) for name in app.settings.names]})
 
-    @app.get("/v1/models/{name:path}", dependencies=[Depends(app.allow)])
+    @app.get("/v1/models/{name:path}", dependencies=[Depends(app.allow)], responses=schemas.CARD)
     async def model(name: str) -> Response:
         """The model, or an adapter, by its name."""
         app.generator.check_model(name)
         return json_response(card(name))
 
-    @app.get("/health")
+    @app.get("/health", responses=schemas.HEALTH)
     async def health() -> Response:
         """Whether the model answers: status 503 where a step is stuck, the model has failed or the server ends."""
         complaint = app.worker.complaint or ("the server is shutting down" if app.worker.draining else "")
@@ -226,7 +233,7 @@ def _add_the_rest(app: Application) -> None:
             return Refusal(503, complaint, kind=SERVER, reason="unhealthy").response()
         return json_response({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """What Prometheus scrapes."""
         return Response(app.metrics.text(), media_type=CONTENT_TYPE_LATEST)

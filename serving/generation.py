@@ -109,6 +109,11 @@ class Generator:
                 reason="context_length_exceeded",
             )  # fmt: skip
 
+    def _check_tokens(self, prompt: Sequence[int]) -> None:
+        vocabulary = self.worker.core.description.vocabulary
+        if bad := [t for t in prompt if not 0 <= t < vocabulary]:
+            raise Refusal(400, f"token {bad[0]} is not one of the model's {vocabulary}", param="prompt")
+
     def _room(self, prompt: Sequence[int]) -> int:
         """The most tokens that may follow a prompt: what the length and the pages allow."""
         pool = self.worker.core.pool
@@ -125,6 +130,7 @@ class Generator:
         prompts = [p if isinstance(p, list) else await self.encode(p) for p in body.prompts]
         for p in prompts:
             self.check_length(p, "prompt")
+            self._check_tokens(p)
         bare = body.max_tokens == 0
         most = max(1, body.max_tokens) if body.max_tokens is not None else min(map(self._room, prompts))
         echo = [self._text(given, p) for given, p in zip(body.prompts, prompts)] if body.echo else None
