@@ -50,7 +50,7 @@ class Grammars:
         self._tokenizer, self.vocabulary = tokenizer, vocabulary
         self._kept: OrderedDict[str, Any] = OrderedDict()  # matchers at their beginning, and errors
         self._lock = threading.Lock()
-        self._words: Any = None
+        self._words: tuple[Any, int] | None = None
 
     def of_results(self, params: SamplingParams) -> list[Constraint | None]:
         """The states of a request's results; raises as ``start`` does."""
@@ -78,11 +78,11 @@ class Grammars:
                     self._kept.popitem(last=False)
         if isinstance(found, str):
             raise UsageError(found, hint="docs/language-models.md says what grammars may be")
-        return Constraint(found.deep_copy(), self.vocabulary)
+        return Constraint(found.deep_copy(), self.vocabulary, self._tokens()[1])
 
     def _compiled(self, wanted: StructuredOutputsParams, text: str) -> Any:
         """A matcher at its beginning, or what is wrong with the grammar."""
-        llguidance, tokens = library(), self._tokens()
+        llguidance, (tokens, end) = library(), self._tokens()
         limits = llguidance.LLParserLimits(
             max_grammar_size=MOST_SYMBOLS, max_lexer_states=MOST_LEXER_STATES, verbose_errors=False
         )
@@ -92,13 +92,13 @@ class Grammars:
         if not wrong:
             for warning in matcher.get_grammar_warnings():
                 log.warning("%s of a request: %s", wanted.kind, warning)
-            first = Constraint(matcher.deep_copy(), self.vocabulary)
+            first = Constraint(matcher.deep_copy(), self.vocabulary, end)
             wrong = first.error or ("it allows no text" if first.complete else "")
         if not wrong and (spent := time.monotonic() - began) > COMPILE_SECONDS:
             wrong = f"it took {spent:.0f} s to compile, more than {COMPILE_SECONDS:g} s"
         return f"the {wanted.kind} is refused: {_first_line(wrong)}" if wrong else matcher
 
-    def _tokens(self) -> Any:
+    def _tokens(self) -> tuple[Any, int]:
         with self._lock:
             if self._words is None:
                 assert self._tokenizer is not None
@@ -113,9 +113,9 @@ class Constraint:
     error     why the grammar cannot go on; empty if it can
     """
 
-    def __init__(self, matcher: Any, vocabulary: int) -> None:
-        """``matcher`` is the library's, at its beginning; it belongs to the state."""
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: Any, vocabulary: int, end: int) -> None:
+        """``matcher`` is the library's, at its beginning, and belongs to the state; ``end`` is its token of the end."""
+        self._matcher, self._vocabulary, self._end = matcher, vocabulary, end
         self.complete, self.error = False, ""
         self._refresh()
 
@@ -123,8 +123,9 @@ class Constraint:
         began = time.monotonic()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, bitorder="little").astype(bool)
-        # the library's own end token is the one behind the model's: what ends a result is said by ``allowed``
-        self._mask, self._accepting = mask[: self._vocabulary], bool(mask[self._vocabulary])
+        self._accepting = bool(mask[self._end])
+        mask[self._end] = False  # which tokens end a result is said by ``allowed``
+        self._mask = mask[: self._vocabulary]
         self.error = _first_line(self._matcher.get_error())
         if not self.error and (spent := time.monotonic() - began) > MASK_SECONDS:
             self.error = f"the next tokens took {spent:.1f} s to find, more than {MASK_SECONDS:g} s"
@@ -164,21 +165,30 @@ def library() -> Any:
 
 
 def definition(wanted: StructuredOutputsParams) -> str:
-    """The grammar as the library reads it. Raises UsageError for a text that is none of its kind or beyond limits."""
+    """The grammar in the library's dialect of Lark. Raises UsageError for a text that is none of its kind or too large.
+
+    The library does not tokenize texts that are forced (``no_forcing``): where one holds the name of a special token,
+    it would take that token, which is no text, and then refuse it.
+    """
     check_size(wanted)
-    make = library().LLMatcher
     try:
-        if wanted.regex is not None:
-            return str(make.grammar_from_regex(wanted.regex))
-        if wanted.grammar is not None:
-            return str(make.grammar_from_lark(_lark(wanted.grammar)))
-        if wanted.choice is not None:
-            texts = " | ".join(json.dumps(c, ensure_ascii=False) for c in wanted.choice)
-            return str(make.grammar_from_lark(f"start: {texts}"))
-        options = {"whitespace_flexible": not wanted.disable_any_whitespace, "lenient": wanted.lenient}
-        return str(make.grammar_from_json_schema(schema(wanted), overrides=options))
+        text = _lark(wanted)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the {wanted.kind} is refused: {_first_line(str(error))}") from error
+    return text if text.lstrip().startswith("%llguidance") else f'%llguidance {{"no_forcing": true}}\n{text}'
+
+
+def _lark(wanted: StructuredOutputsParams) -> str:
+    make = library().LLMatcher
+    if wanted.regex is not None:
+        return str(json.loads(make.grammar_from_regex(wanted.regex))["grammars"][0]["lark_grammar"])
+    if wanted.grammar is not None:
+        return _translated(wanted.grammar)
+    if wanted.choice is not None:
+        return "start: " + " | ".join(json.dumps(c, ensure_ascii=False) for c in wanted.choice)
+    options = {"whitespace_flexible": not wanted.disable_any_whitespace, "lenient": wanted.lenient}
+    made = json.loads(make.grammar_from_json_schema(schema(wanted), overrides=options))["grammars"][0]["json_schema"]
+    return f"start: %json {json.dumps(made, ensure_ascii=False)}"
 
 
 def schema(wanted: StructuredOutputsParams) -> str:
@@ -188,28 +198,28 @@ def schema(wanted: StructuredOutputsParams) -> str:
     return wanted.json if isinstance(wanted.json, str) else json.dumps(wanted.json, ensure_ascii=False)
 
 
-def _lark(text: str) -> str:
+def _translated(text: str) -> str:
     """A grammar in Lark's form; GBNF's ``name ::= …`` is translated by the library."""
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
-        return str(any_to_lark(text))
+        return str(any_to_lark(text)).removeprefix("%llguidance {}")
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(str(error)) from error
 
 
-def _words(tokenizer: Tokenizer, vocabulary: int) -> Any:
-    """The library's form of the tokenizer, with an end token of its own behind the model's tokens.
+def _words(tokenizer: Tokenizer, vocabulary: int) -> tuple[Any, int]:
+    """The library's form of the tokenizer, and a token in it that is none of the model's and stands for the end.
 
     Raises UsageError for a tokenizer whose tokens are no known bytes.
     """
     llguidance = library()
-    end = vocabulary
-    if tokenizer.is_plain:
-        wrapper = llguidance.TokenizerWrapper(_PlainTokens(tokenizer, end))
-        return llguidance.LLTokenizer(wrapper, n_vocab=end + 1, eos_token=[end])
     try:
-        return llguidance.LLTokenizer(tokenizer.definition, n_vocab=end + 1, eos_token=[end])
+        if tokenizer.is_plain:
+            words = llguidance.TokenizerWrapper(_PlainTokens(tokenizer, vocabulary))
+            return llguidance.LLTokenizer(words, n_vocab=vocabulary + 1, eos_token=[vocabulary]), vocabulary
+        text, end = tokenizer.with_end()
+        return llguidance.LLTokenizer(text, n_vocab=max(vocabulary, end + 1), eos_token=[end]), end
     except ValueError as error:
         raise UsageError(f"structured outputs do not know this tokenizer: {_first_line(str(error))}") from error
 
@@ -222,8 +232,10 @@ class _PlainTokens:
     def __init__(self, tokenizer: Tokenizer, end: int) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = end
-        self.special_token_ids = [*tokenizer.special, end]
-        self.tokens = [*(tokenizer.name(k).encode() for k in range(end)), b"<end>"]
+        self.special_token_ids = sorted({*tokenizer.special, end})
+        names = [*(tokenizer.name(k).encode() for k in range(end)), b"<end>"]
+        special = frozenset(self.special_token_ids)  # a byte that no text has tells them from text
+        self.tokens = [b"\xff" * (k in special) + name for k, name in enumerate(names)]
 
     def __call__(self, text: bytes | str) -> list[int]:
         plain = text.decode(errors="replace") if isinstance(text, bytes) else text

@@ -42,6 +42,18 @@ class Tokenizer:
         """Tokens that are no text, as those that begin and end a turn."""
         return frozenset(k for k, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
 
+    def with_end(self) -> tuple[str, int]:
+        """The definition with one special token more, and that token. Raises ValueError where it has no place."""
+        import tokenizers
+
+        more = tokenizers.Tokenizer.from_str(self.definition)
+        name = "<|arcweld: the end|>"
+        more.add_special_tokens([name])
+        end = more.token_to_id(name)
+        if end is None or self._tokenizer.id_to_token(end) is not None:
+            raise ValueError("its tokens have gaps")
+        return more.to_str(), end
+
     def name(self, token: int) -> str:
         """A token's name in the vocabulary; empty for one that there is not."""
         return self._tokenizer.id_to_token(token) or ""

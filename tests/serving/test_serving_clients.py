@@ -160,7 +160,7 @@ def test_errors_have_the_clients_types(ai: openai.OpenAI, running: tuple[str, Ap
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError):
         ai.models.retrieve("other")
-    with pytest.raises(openai.BadRequestError, match="tools"):
+    with pytest.raises(openai.BadRequestError, match="tool calls"):
         ai.chat.completions.create(
             model=NAME, messages=said("a"), tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]
         )
