@@ -42,7 +42,7 @@ MOST_LIKELY = {"GET /v1/models/{name}": 404, "POST /v1/embeddings": 400}  # the 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Application, Any]]:
     llm = LLM(package(), device="sim", max_num_seqs=4)
-    app = Application(llm, Settings(NAME, ("secret",), Limits(queue=8, seconds=20), HERMES))
+    app = Application(llm, Settings(NAME, ("secret",), Limits(queue=8, seconds=20), calls=HERMES))
     with served(app) as (address, _):
         yield app, schemathesis.openapi.from_url(f"{address}/openapi.json")
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jsonschema_rs
+import numpy as np
 import pytest
 from served import END, package, tokenizer
 
@@ -20,6 +21,9 @@ from arcweld.runtime.llm import grammar
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.params import StructuredOutputsParams as Form
+from arcweld.runtime.llm.results import Result
+from arcweld.runtime.llm.sequence import Sequence
+from arcweld.runtime.llm.speculation import Guess
 
 SCHEMAS: list[dict[str, Any]] = [
     {
@@ -133,7 +137,7 @@ def test_log_probabilities_are_those_of_the_model(llm: LLM) -> None:
 
 
 def test_results_are_the_same_whatever_runs_beside_them() -> None:
-    """With guesses, preemption, little chunks, and a cold and a warm prefix cache."""
+    """With guesses of both kinds, preemption, little chunks, and a cold and a warm prefix cache."""
     forms = [Form(json=s, disable_any_whitespace=True) for s in SCHEMAS] + [Form(regex="(ab|ac){3,20}"), None]
     prompts = [f"Prompt {k}: ab ab ac ac ab ab ac ac" for k in range(len(forms))]
     params = [
@@ -143,8 +147,9 @@ def test_results_are_the_same_whatever_runs_beside_them() -> None:
         [o.token_ids for o in LLM(package(), device="sim", enable_prefix_caching=False).generate(p, s)[0].outputs]
         for p, s in zip(prompts, params)
     ]
+    text, draft = ({"num_speculative_tokens": 3, "adaptive": False, **m} for m in ({}, {"model": package()}))
     kinds: list[dict[str, Any]] = [
-        {"speculative": 4}, {"num_pages": 15, "max_prefill_chunk": 5}, {"speculative": 3, "num_pages": 15},
+        {"speculative": text, "num_pages": 15}, {"num_pages": 15, "max_prefill_chunk": 5}, {"speculative": draft},
     ]  # fmt: skip
     for kind in kinds:
         llm = LLM(package(), device="sim", **kind)
@@ -154,6 +159,17 @@ def test_results_are_the_same_whatever_runs_beside_them() -> None:
         stats = llm.stats()
         assert stats.accepted > 0 or "speculative" not in kind
         assert stats.preemptions > 0 or "num_pages" not in kind
+
+
+def test_drawn_guesses_keep_the_first_one_that_is_refused(llm: LLM) -> None:
+    """Rejection sampling is exact only if it rejects that one itself."""
+    sequence = Sequence(0, [5], SamplingParams())
+    result = Result(sequence, 0, llm.tokenizer, [END], 128, llm.core.grammars.start(Form(regex="ab+")))
+    ids = tokenizer().encode("abba").ids
+    drawn = tuple(Guess(t, np.array([t]), np.array([1.0])) for t in [*ids, *ids])
+    assert result.possible(drawn) == tuple(ids)
+    assert result.possible(tuple(Guess(t) for t in ids)) == tuple(ids[:3])
+    assert result.possible(()) == ()
 
 
 def test_guesses_stop_where_the_grammar_refuses_them(llm: LLM) -> None:
