@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from arcweld.compiler.dtypes import stored_form, unpack
 from arcweld.compiler.parameters import TensorMap, pack
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice
+
+T = TypeVar("T")
 
 
 def run_kernel(
@@ -96,6 +99,16 @@ def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm
         done = compile_cubin(source.source, arch, name=source.entry)
         assert not done.warnings, f"{source.entry} for {arch}: {done.warnings[0]}"
         assert done.spill_bytes <= spills, f"{source.entry} for {arch}: {done.spill_bytes} bytes of spills\n{done.log}"
+
+
+def in_turn(found: Sequence[T], turn: int, every: int) -> list[T]:
+    """Of tactics the first, which an untuned build takes, and each ``every``-th, beginning with the ``turn``-th.
+
+    Tests that compile the tactics of many problems number the problems: ``every`` in a row leave no tactic out.
+    All tactics of all problems with ``ARCWELD_EVERY=1``.
+    """
+    every = 1 if os.environ.get("ARCWELD_EVERY") else every
+    return [t for i, t in enumerate(found) if i == 0 or (i - turn) % every == 0]
 
 
 def tactics(kernel: Kernel, arch: str = "sm_80") -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ import cases_float8
 import numpy as np
 import pytest
 from cases_float8 import E4M3, E5M2, TYPES
-from harness import assert_compiles, render_with, run_kernel, tactics
+from harness import assert_compiles, in_turn, render_with, run_kernel, tactics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import Case, assert_close, matches
@@ -69,8 +69,9 @@ def test_products_of_few_rows_on_tensor_cores(name: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("order", ["mk,nk", "mk,kn"])
 def test_every_tactic_compiles_without_spills(order: str, arch: str) -> None:
+    """Each tactic for each architecture and with each order, not for all pairs of these."""
     kernel = cases_float8.matmul_kernel(512, 512, 512, order=order)
-    for tactic in tactics(kernel):
+    for tactic in in_turn(tactics(kernel), ARCHS.index(arch) + (order == "mk,kn"), 2):
         source = render_with(kernel, tactic)
         assert source.shared_bytes <= 99 * 1024
         assert_compiles(source, (arch,))
