@@ -138,8 +138,8 @@ def _copied(x: Any) -> Any:
     return pytree.tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, x)
 
 
-def measure(name: str, dtype: torch.dtype, most: int, engine: Engine) -> Outcome:
-    """Compiles and runs the samples of one entry.
+def measure(name: str, dtype: torch.dtype, most: int, engine: Engine, alone: bool = False) -> Outcome:
+    """Compiles and runs ``most`` samples of one entry; ``alone`` only that of these which has the most arguments.
 
     The numpy references round every value to its type, which kernels do not within themselves. Where they differ from
     eager, the kernels have the last word.
@@ -156,6 +156,8 @@ def measure(name: str, dtype: torch.dtype, most: int, engine: Engine) -> Outcome
     except (RuntimeError, TypeError, NotImplementedError, AssertionError, ValueError) as error:
         out.reasons[f"OpInfo draws no sample: {_line(error)}"] = 1
         drawn = []
+    if alone and drawn:
+        drawn = [max(drawn, key=lambda s: len(s.args) + len(s.kwargs))]
     for k, sample in enumerate(drawn):
         seen.append(_run(op, sample, k, dtype, engine, out))
     found = collections.Counter(s for s in seen if s)
@@ -168,7 +170,7 @@ def measure(name: str, dtype: torch.dtype, most: int, engine: Engine) -> Outcome
         else:
             out.status = "refused" if kinds == {"refused"} else "left"
     out.seconds = round(time.monotonic() - started, 2)
-    return measure(name, dtype, most, "sim") if out.wrong and engine == "reference" else out
+    return measure(name, dtype, most, "sim", alone) if out.wrong and engine == "reference" else out
 
 
 def _run(op: Any, sample: Any, k: int, dtype: torch.dtype, engine: Engine, out: Outcome) -> str:

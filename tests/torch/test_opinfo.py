@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ def _part(name: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def quiet(untimed_guards: None) -> Iterator[None]:
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -37,12 +38,24 @@ def _problems(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
     return {f"{o.name} {o.dtype}": o.wrong + o.errors for o in outcomes if o.wrong or o.errors}
 
 
+def _found(name: str, status: str | None) -> Outcome:
+    """An entry in float32 on the simulator, by one of its samples, if that has the status; else by all.
+
+    By all in any case with ``ARCWELD_EVERY=1``.
+    """
+    if not os.environ.get("ARCWELD_EVERY"):
+        found = measure(name, torch.float32, SAMPLES, "sim", alone=True)
+        if found.wrong or found.errors or MEANING[found.status] == status:
+            return found
+    return measure(name, torch.float32, SAMPLES, "sim")
+
+
 def _check(names: Sequence[str]) -> None:
-    """The entries on the simulator: right in float32, and with the status that the document gives them."""
-    found = [measure(name, torch.float32, SAMPLES, "sim") for name in names]
+    """The entries are right, and have the status that the document gives them."""
+    given = listed()
+    found = [_found(name, given.get(name)) for name in names]
     assert _problems(found) == {}
     if torch.__version__.split("+")[0] in DOCUMENT.read_text(encoding="utf-8"):  # another version has other entries
-        given = listed()
         assert {o.name: given.get(o.name) for o in found} == {o.name: MEANING[o.status] for o in found}
 
 
