@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from arcweld.compiler.parameters import TensorMap, pack
 from arcweld.runtime.device import KernelImage, LaunchSpec, TensorMapSpec
 from arcweld.runtime.sim.device import SimDevice
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 def run_kernel(
@@ -102,13 +102,14 @@ def assert_compiles(source: KernelSource, archs: tuple[str, ...] = ("sm_80", "sm
 
 
 def in_turn(found: Sequence[T], turn: int, every: int) -> list[T]:
-    """Of tactics the first, which an untuned build takes, and each ``every``-th, beginning with the ``turn``-th.
+    """Of a problem's tactics the first, which an untuned build takes, and each ``every``-th from ``turn`` on.
 
-    Tests that compile the tactics of many problems number the problems: ``every`` in a row leave no tactic out.
-    All tactics of all problems with ``ARCWELD_EVERY=1``.
+    ``every`` problems in a row that have the same tactics, in any order, leave none out if ``turn`` numbers them.
+    With ``ARCWELD_EVERY=1``, all tactics of all problems.
     """
     every = 1 if os.environ.get("ARCWELD_EVERY") else every
-    return [t for i, t in enumerate(found) if i == 0 or (i - turn) % every == 0]
+    chosen = {found[0], *sorted(found, key=repr)[turn % every :: every]}
+    return [t for t in found if t in chosen]
 
 
 def tactics(kernel: Kernel, arch: str = "sm_80") -> tuple[Any, ...]:

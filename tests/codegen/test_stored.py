@@ -139,12 +139,12 @@ ROWS = (1, 8, 16)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.dtype.value)
 def test_every_tactic_compiles_without_spills(weights: Weights, rows: int, engine: str) -> None:
-    """Each tactic with each of the weights, with each number of rows, and in each type."""
+    """Each tactic with each of the weights and each number of rows, in one of the types."""
     few = ENGINES[engine]
     for k, dtype in enumerate((F16, BF16)):
         problem = problem_of(stored_kernel(rows, 4096, 14336, dtype, weights))
         turn = WEIGHTS.index(weights) + ROWS.index(rows) + k
-        for tactic in in_turn(few.tactics(problem, few.ARCH), turn, 4):
+        for tactic in in_turn(few.tactics(problem, few.ARCH), turn, 2):
             assert_compiles(few.render_problem(problem, tactic, few.ARCH))
 
 
