@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two workers, a file's tests in one of them: fixtures of a module are made once.
-PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
+# Two workers, a file's tests in one of them: fixtures of a module are made once. In the order of tests/conftest.py.
+PYTEST ?= $(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 # Tests start hundreds of processes: without its bytecode, each would compile the package's sources again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -20,6 +20,12 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "arcweld"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: workers take whole files, and wait at the end for the one that has the last."""
+    slow = {i.path for i in items if i.get_closest_marker("slow") or i.get_closest_marker("models")}
+    items.sort(key=lambda i: i.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """What collecting has made (tests, the modules they import) stays: Python need not look for garbage there.
 
