@@ -332,18 +332,20 @@ def test_tables_align(capsys: Words) -> None:
 
 @pytest.mark.parametrize("columns", [80, 100])
 @pytest.mark.parametrize("name", [*COMMANDS, ""])
-def test_help_fits_into_the_columns(name: str, columns: int) -> None:
-    spelling = "-h" if columns == 80 else "--help"
-    done = command(*filter(None, [name]), spelling, env={**os.environ, "COLUMNS": str(columns)})
-    assert done.returncode == 0
-    assert max(map(len, done.stdout.splitlines())) <= columns
-    assert "…" not in done.stdout  # nothing is cut off
+def test_help_fits_into_the_columns(
+    name: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: Words
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*filter(None, [name]), "-h" if columns == 80 else "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "…" not in shown  # nothing is cut off
     lists = r"\[(ARGS|nodes|paths)\]\.\.\.|(nodes|paths)\.\.\."
-    assert "..." not in re.sub(lists, "", done.stdout)
-    words = {w for line in done.stdout.splitlines() for w in re.split(r"[\s,/]+", line)}
+    assert "..." not in re.sub(lists, "", shown)
+    words = {w for line in shown.splitlines() for w in re.split(r"[\s,/]+", line)}
     assert {*options_of_commands().get(name, {})} - words == set()  # no name is broken
     if name == "build":
-        assert "x:[n,3,32*h,32*w]" in done.stdout
+        assert "x:[n,3,32*h,32*w]" in shown
 
 
 def on_a_terminal(*words: object, folder: Path, columns: int = 80) -> list[str]:
