@@ -131,7 +131,7 @@ def test_tokens_ahead_of_time(name: str) -> None:
     from transformers import DynamicCache
 
     model = decoder(name)
-    engine = arcweld.compile(exported(model, POSITIONS), device="sim")
+    engine = arcweld.compile(exported(model, POSITIONS), device="sim", verify="off")  # above it is verified
     assert kept_in_place(engine) == 4
     assert_few_kernels(name, engine)
     session, past, tokens = engine.session(), DynamicCache(config=model.config), list(PROMPT[0])

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @cache
 def outcomes(subject: Subject) -> list[tuple[str, bool, str]]:
-    """(fault, whether it changes a result, why the build is refused) of every fault of a subject's kernels."""
+    """(fault, whether it changes a result, why the build is then refused) of every fault of a subject's kernels."""
     found = []
     for text in texts(subject):
         for fault, place, changed in applied(text):
@@ -29,7 +29,8 @@ def outcomes(subject: Subject) -> list[tuple[str, bool, str]]:
                 effective = changes_a_result(subject, edit)
             except CompileError:
                 continue
-            found.append((f"{subject.name}: {fault.kind}, {fault.name}: {place}", effective, refused(subject, edit)))
+            why = refused(subject, edit) if effective else ""
+            found.append((f"{subject.name}: {fault.kind}, {fault.name}: {place}", effective, why))
     return found
 
 
