@@ -19,10 +19,11 @@ from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.reference import stream_reference
 from arcweld.debug.boundaries import Boundary, Divergence
 from arcweld.debug.exact import evaluate_exactly, evaluated, narrowed
-from arcweld.debug.subject import Subject, graph_name
+from arcweld.debug.subject import Subject
 from arcweld.driver.isolation import Notes, ignore_notes, in_child
 from arcweld.driver.kernel_checks import judge, run_launches
 from arcweld.driver.metrics import relative_error
+from arcweld.driver.stored_graph import graph_name
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.plan import ExecutionPlan, LaunchPlan
 
