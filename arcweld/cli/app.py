@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from arcweld.cli import arguments, trtexec
 from arcweld.cli.bench import bench
+from arcweld.cli.bench_serve import bench_serve
 from arcweld.cli.build import build
 from arcweld.cli.common import err, out
 from arcweld.cli.debug import debug
@@ -56,6 +57,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "build-llm": (build_llm, "Build a language model's engine from its checkpoint."),
     "generate": (generate, "Answer a prompt with a language model."),
     "serve": (serve, "Serve a language model over HTTP, as OpenAI's API."),
+    "bench-serve": (bench_serve, "Measure a server of language models, this one or another."),
     "doctor": (doctor, "Check what this machine has and lacks."),
 }
 NAMES = ("onnx-to-engine", "arcweld")  # of the command; `python -m arcweld` is the first one
