@@ -39,6 +39,7 @@ def build_llm(
     embeddings: Annotated[bool, Opt("--embeddings", help=_EMBEDDINGS)] = False,
     loras: Annotated[int, Opt("--max-loras", help="For how many LoRA adapters there is room at a time.")] = 0,
     rank: Annotated[int, Opt("--max-lora-rank", help="Their greatest rank.")] = DEFAULT_RANK,
+    skip: Annotated[bool, Opt("--skip-tokenizer-init", help="Build an engine that takes token ids.")] = False,
     fp16: Annotated[bool, Opt("--fp16", help="Compute in half precision, verified against f32.")] = False,
     bf16: Annotated[bool, Opt("--bf16", help="Compute in bfloat16, verified against f32.")] = False,
     arch: Annotated[str, Opt("--arch", help="Architectures to compile for, like sm_90a,native; or list.")] = "",
@@ -62,7 +63,7 @@ def build_llm(
             model, length=length or None, tokens=tokens, page_size=page_size, max_loras=loras, max_lora_rank=rank,
             precision=precision_of(fp16, bf16),
             arch=archs, device=choose(device or None), verify=verify, verify_budget=verify_budget, progress=report,
-            kv_cache_dtype=cache, batch_invariant=invariant, embeddings=embeddings,
+            kv_cache_dtype=cache, batch_invariant=invariant, embeddings=embeddings, skip_tokenizer_init=skip,
         )  # fmt: skip
         write_engine(output, package.data)
     d, data = package.description, package.data

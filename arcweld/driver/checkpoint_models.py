@@ -6,9 +6,11 @@ checkpoint stores, and stay packed where they are stored packed.
 
 from __future__ import annotations
 
+import copy
 import json
-import logging
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +28,6 @@ from arcweld.driver.api import CompileOptions
 from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_RANK, DEFAULT_TOKENS, build_language_model
 from arcweld.runtime.llm.package import Package
 
-log = logging.getLogger("arcweld.llm")
 DEFAULT_LENGTH = 2048
 
 
@@ -44,21 +45,23 @@ class Texts:
 def build_checkpoint(
     path: str | Path, *, length: int | None = None, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS,
     rows: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False,
-    max_loras: int = 0, max_lora_rank: int = DEFAULT_RANK, **options: Unpack[CompileOptions],
+    max_loras: int = 0, max_lora_rank: int = DEFAULT_RANK, skip_tokenizer_init: bool = False,
+    **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of the checkpoint at ``path``.
 
     length                  the most tokens of a sequence; None: the model's own, but at most 2,048
     page_size, tokens, rows, kv_cache_dtype, batch_invariant, embeddings, max_loras, max_lora_rank
                             as in ``build_language_model``
+    skip_tokenizer_init     the engine takes and gives token ids: no tokenizer is read
     options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
     Raises what ``open_checkpoint`` and ``build_language_model`` raise, EnvironmentError_ without torch or transformers,
-    ModelError for a configuration or a tokenizer that does not fit the tensors, UnsupportedError for an architecture
-    that transformers does not know.
+    ModelError for a tokenizer that cannot be read, and for a configuration or a tokenizer that does not fit the
+    tensors, UnsupportedError for an architecture that transformers does not know.
     """
     checkpoint = open_checkpoint(path)
-    model, texts = _module(checkpoint)
+    model, texts = _module(checkpoint, not skip_tokenizer_init)
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     bound = bind(checkpoint, parameters, _tied(model), _sources(checkpoint, model))
     most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
@@ -103,8 +106,8 @@ def _tied(model: Any) -> dict[str, str]:
     return {str(k): str(v) for k, v in getattr(model, "all_tied_weights_keys", {}).items()}
 
 
-def _module(checkpoint: Checkpoint) -> tuple[Any, Texts]:
-    """The module of the checkpoint's architecture, and its texts."""
+def _module(checkpoint: Checkpoint, tokenizer: bool) -> tuple[Any, Texts]:
+    """The module of the checkpoint's architecture, and its texts, with or without its tokenizer."""
     try:
         import torch
         import transformers
@@ -122,26 +125,55 @@ def _module(checkpoint: Checkpoint) -> tuple[Any, Texts]:
     elif kind not in transformers.CONFIG_MAPPING:
         raise UnsupportedError(f"transformers has no model of the type {str(kind)[:80]!r}", node=str(folder),
                                hint="a newer transformers may; a checkpoint's own code is never run")  # fmt: skip
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, **place)
-    except Exception as error:  # a configuration is anybody's text
-        raise ModelError(f"the model's configuration cannot be read: {error}", node=str(checkpoint.path)) from error
+    with _read_once():
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, **place)
+        except Exception as error:  # a configuration is anybody's text
+            raise ModelError(f"the model's configuration cannot be read: {error}", node=str(checkpoint.path)) from error
+        texts = _texts(checkpoint, folder, place, tokenizer)
     for name in ("quantization_config",):  # the module itself is never quantised: its weights are bound
         if hasattr(config, name):
             delattr(config, name)
-    texts = _texts(checkpoint, folder, place)
     _check_vocabulary(texts, getattr(config.get_text_config(decoder=True), "vocab_size", None), folder)
     return hollow_causal_lm(config, torch.float32), texts
 
 
-def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str]) -> Texts:
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Lets transformers parse a GGUF file once: it does so for the configuration, and again for the tokenizer's."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    parse, found = module.load_gguf_checkpoint, dict[str, Any]()
+
+    def once(path: Any, return_tensors: bool = False, *more: Any, **named: Any) -> Any:
+        if return_tensors or more or named:
+            return parse(path, return_tensors, *more, **named)
+        key = os.path.realpath(path)
+        if key not in found:
+            found[key] = parse(path)
+        return copy.deepcopy(found[key])  # a reader takes what it knows out of it
+
+    module.load_gguf_checkpoint = once
+    try:
+        yield
+    finally:
+        module.load_gguf_checkpoint = parse
+
+
+def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str], wanted: bool) -> Texts:
+    """The texts; without a tokenizer, if it is not wanted, only the licence and the end tokens that files name."""
     import transformers
 
+    if not wanted:
+        return Texts(None, None, {}, tuple(sorted(set(_generation_ends(folder)))), _license(checkpoint, folder))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **place)
     except Exception as error:
-        log.warning("the checkpoint has no tokenizer that can be read, so the engine takes token ids: %s", error)
-        return Texts(None, None, {}, (), _license(checkpoint, folder))
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the checkpoint's tokenizer cannot be read: {reason}", node=str(checkpoint.path),
+            hint="fetch tokenizer.json again, or build an engine that takes token ids (--skip-tokenizer-init)",
+        ) from error  # fmt: skip
     definition = getattr(tokenizer, "backend_tokenizer", None)
     ends = {tokenizer.eos_token_id} | set(_generation_ends(folder))
     names = ("bos_token", "eos_token", "pad_token", "unk_token")

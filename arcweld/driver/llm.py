@@ -13,6 +13,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class LLM(Runtime):
         self, model: str | os.PathLike[str] | Package, *, device: Any = None, max_model_len: int | None = None,
         max_num_batched_tokens: int | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
         embeddings: bool = False, enable_lora: bool = False, max_loras: int | None = None,
-        max_lora_rank: int | None = None, build: CompileOptions | None = None, **settings: Any,
+        max_lora_rank: int | None = None, skip_tokenizer_init: bool = False, build: CompileOptions | None = None,
+        **settings: Any,
     ) -> None:  # fmt: skip
         """Opens an engine file of ``arcweld build-llm``, a Hugging Face folder or a GGUF file.
 
@@ -44,9 +46,10 @@ class LLM(Runtime):
         of ``speculative`` is opened likewise. Raises what ``build_checkpoint`` raises, and UsageError for ``build``
         with an engine file.
 
-        enable_lora    requests may name LoRA adapters
-        max_loras      how many different ones at a time; None: 1, or what an engine file has room for
-        max_lora_rank  their greatest rank; None: 16, or what an engine file has room for
+        enable_lora          requests may name LoRA adapters
+        max_loras            how many different ones at a time; None: 1, or what an engine file has room for
+        max_lora_rank        their greatest rank; None: 16, or what an engine file has room for
+        skip_tokenizer_init  prompts and results are token ids, and no tokenizer is read
         """
         where = open_device(device)
         wanted = {"length": max_model_len, "tokens": max_num_batched_tokens}
@@ -57,12 +60,15 @@ class LLM(Runtime):
             cache_dtype(kv_cache_dtype)
             given: dict[str, Any] = {
                 **sizes, "batch_invariant": batch_invariant, "embeddings": embeddings,
+                "skip_tokenizer_init": skip_tokenizer_init,
                 "kv_cache_dtype": None if kv_cache_dtype == "auto" else kv_cache_dtype,
             }  # fmt: skip
             if enable_lora:
                 given |= {"max_loras": max_loras or 1, "max_lora_rank": max_lora_rank or DEFAULT_RANK}
             given = {k: v for k, v in given.items() if v is not None and v is not False}
             model = open_package(model, where, given, build or {})
+        if skip_tokenizer_init:
+            model = replace(model, tokenizer=None, template=None)
         if enable_lora:
             _check_room(model.description.adapters, max_loras or 1, max_lora_rank or 1)
         speculative = settings.get("speculative", 0)

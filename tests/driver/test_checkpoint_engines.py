@@ -15,6 +15,7 @@ import torch
 import transformers
 from language_models import greedy, model, prompts
 
+from arcweld.cli.app import main
 from arcweld.compiler.checkpoints.names import bind
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
@@ -66,6 +67,7 @@ def meant(path: Path) -> tuple[Any, int]:
 
 
 def built(path: Path, **options: Any) -> Package:
+    options = {"skip_tokenizer_init": True, **options}
     return build_checkpoint(path, length=64, tokens=32, rows=8, device="sim", verify="off", **options)
 
 
@@ -120,9 +122,9 @@ def test_experts_that_are_packed_one_by_one(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-def refused(path: Path, error: type[ArcweldError], text: str) -> None:
+def refused(path: Path, error: type[ArcweldError], text: str, **options: Any) -> None:
     with pytest.raises(error, match=text) as found:
-        built(path)
+        built(path, **options)
     assert found.value.code
     assert found.value.hint
 
@@ -163,7 +165,8 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     words = {f"w{i}": i for i in range(130)}
     own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w2").save_pretrained(path)
-    refused(path, ModelError, "the token 'w129' the number 129, and the model's vocabulary has 128")
+    text = "the token 'w129' the number 129, and the model's vocabulary has 128"
+    refused(path, ModelError, text, skip_tokenizer_init=False)
 
 
 def test_an_end_token_that_the_model_does_not_have(tmp_path: Path) -> None:
@@ -172,6 +175,33 @@ def test_an_end_token_that_the_model_does_not_have(tmp_path: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w1").save_pretrained(path)
     (path / "generation_config.json").write_text('{"eos_token_id": [1, 128]}', encoding="utf-8")
     refused(path, ModelError, "the number 128, and the model's vocabulary has 128")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_an_error_with_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, "f16")
+    (path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "none"}}', encoding="utf-8")
+    refused(path, ModelError, "tokenizer cannot be read", skip_tokenizer_init=False)
+    assert main(["build-llm", str(path), "-o", str(tmp_path / "x.engine"), "--device", "sim", "--quiet"]) != 0
+    shown = capsys.readouterr().err
+    assert "tokenizer cannot be read" in shown
+    assert "--skip-tokenizer-init" in shown
+
+
+def test_a_gguf_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    parse, parsed = module.load_gguf_checkpoint, []
+
+    def counted(path: Any, *more: Any, **named: Any) -> Any:
+        parsed.append(path)
+        return parse(path, *more, **named)
+
+    monkeypatch.setattr(module, "load_gguf_checkpoint", counted)
+    refused(write(tmp_path, "Q8_0"), ModelError, "tokenizer cannot be read", skip_tokenizer_init=False)
+    assert len(parsed) == 1
+    assert module.load_gguf_checkpoint is counted  # ours is there only while it reads
 
 
 def test_a_missing_expert(tmp_path: Path) -> None:

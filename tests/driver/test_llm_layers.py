@@ -51,8 +51,10 @@ def write(folder: Path, form: str) -> Path:
     return reencode.write_folder(folder / form, CONFIG, *reencode.FOLDERS[form](state))
 
 
-def built(path: Path, **options: Any) -> Package:
-    return build_checkpoint(path, length=64, tokens=32, rows=32, device="sim", verify="off", **options)
+def built(path: Path, skip_tokenizer_init: bool = True) -> Package:
+    return build_checkpoint(
+        path, length=64, tokens=32, rows=32, device="sim", verify="off", skip_tokenizer_init=skip_tokenizer_init
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Package:
     path = write(tmp_path_factory.mktemp("base"), "f32")
     own = tokenizers.Tokenizer.from_str(letters())
     transformers.PreTrainedTokenizerFast(tokenizer_object=own).save_pretrained(path)
-    return built(path)
+    return built(path, skip_tokenizer_init=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- faults
