@@ -1,92 +1,107 @@
-"""The chat template of a model: a conversation as the text of a prompt, by Jinja in its sandbox."""
+"""The chat template of a model: a conversation as the text of a prompt, by Jinja in its sandbox.
+
+A template is a program of whoever made the checkpoint. Jinja's sandbox keeps it from the host; it bounds neither its
+time nor its memory, so it runs in a process of its own (``chat_process.py``), which is started when it is needed first.
+"""
 
 from __future__ import annotations
 
-import datetime
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EnvironmentError_, UsageError
 
-_FAILURES = (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError)  # of templates
-MOST_CHARACTERS = 1 << 22  # of a prompt: a template may double its text again and again
+MOST_CHARACTERS = 1 << 22  # of a prompt
+MOST_SECONDS = 5.0  # of CPU time for a prompt
+MOST_MEMORY = 1 << 30  # bytes of addresses of the process
+_SCRIPT = Path(__file__).with_name("chat_process.py")
 
 
 class ChatTemplate:
-    """A template in Jinja, as model cards and checkpoints have it, with the names of special tokens that it may use."""
+    """A template in Jinja, as model cards and checkpoints have it, with the names of special tokens that it may use.
+
+    Threads may share it.
+    """
 
     def __init__(self, text: str, special: Mapping[str, str]) -> None:
         self.text, self.special = text, dict(special)
-
-    @cached_property
-    def _template(self) -> Any:
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension
-        from jinja2.parser import Parser
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(Extension):
-            """``{% generation %}`` marks what the model has said, for training: here it is shown as the rest."""
-
-            tags = {"generation"}  # noqa: RUF012
-
-            def parse(self, parser: Parser) -> nodes.Node:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return nodes.If(nodes.Const(True), body, [], []).set_lineno(line)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=("jinja2.ext.loopcontrols", Generation)
-        )
-        environment.filters["tojson"] = _as_json
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
-        try:
-            return environment.from_string(self.text)
-        except (TemplateError, RecursionError) as error:
-            raise UsageError(f"the chat template is damaged: {error}") from error
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0  # the process that started it: a fork must not talk to its parent's
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None, **more: Any,
     ) -> str:  # fmt: skip
-        """The prompt of a conversation.
+        """The prompt of a conversation. All that is given is plain data, as JSON has it.
 
-        Raises UsageError for a template that is damaged, refuses the conversation, reaches for the host or gives more
-        than ``MOST_CHARACTERS``.
+        Raises UsageError for a template that is damaged, refuses the conversation, reaches for the host or needs more
+        than ``MOST_CHARACTERS``, ``MOST_SECONDS`` or ``MOST_MEMORY``, EnvironmentError_ where no process can be
+        started.
         """
-        from jinja2 import TemplateError
-
-        given = {"documents": None, **self.special, **more, "messages": list(messages), "tools": tools}
-        pieces, length = [], 0
+        given = {
+            "documents": None, **self.special, **more, "messages": list(messages), "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }  # fmt: skip
+        limits = {"most": MOST_CHARACTERS, "seconds": MOST_SECONDS, "memory": MOST_MEMORY}
         try:
-            for piece in self._template.generate(add_generation_prompt=add_generation_prompt, **given):
-                pieces.append(piece)
-                length += len(piece)
-                if length > MOST_CHARACTERS:
-                    raise UsageError(f"the chat template gives more than {MOST_CHARACTERS} characters")
-        except (TemplateError, *_FAILURES) as error:
-            raise UsageError(f"the chat template refuses this conversation: {error}") from error
-        return "".join(pieces)
+            line = json.dumps({"template": self.text, "given": given, **limits})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"the conversation is no plain data: {error}") from error
+        with self._lock:
+            answer = self._asked(line)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return answer["text"]
+
+    def _asked(self, line: str) -> dict[str, str]:
+        process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+        except BrokenPipeError:
+            said = ""
+        if said:
+            answer: dict[str, str] = json.loads(said)
+            return answer
+        self._process = None
+        _end(process)
+        if process.returncode == -signal.SIGPROF:
+            return {"error": f"the chat template takes more than {MOST_SECONDS:g} s of CPU time"}
+        return {"error": f"the chat template ended its process (status {process.returncode})"}
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None or self._owner != os.getpid():
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                    encoding="utf-8",
+                )  # fmt: skip
+            except OSError as error:
+                raise EnvironmentError_(f"no process for the chat template can be started: {error}") from error
+            weakref.finalize(self, _end, process)
+            self._process, self._owner = process, os.getpid()
+        return self._process
 
 
-def _as_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:  # fmt: skip
-    """The filter ``tojson`` as transformers has it: characters stay as they are."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _now(form: str) -> str:
-    """What templates call for the date, by ``strftime``."""
-    return datetime.datetime.now().strftime(form)
-
-
-def _raise(message: str) -> None:
-    """What templates call to refuse a conversation."""
-    from jinja2 import TemplateError
-
-    raise TemplateError(message)
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a process that answers no more."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None and not pipe.closed:
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what was written last has no reader any more
+                continue
