@@ -75,6 +75,7 @@ class Engine:
             self._weights = DeviceWeights(data.program, data.weights, self.device, borrow)
         finally:
             self.device.leave(token)
+        self._loaded = self._loader.loaded
         self._arrays = arrays = Arrays(self.device.gpu_index, self.device.allocate)
         named = nvtx.asked()
         addresses, replayed = self._weights.addresses, graphs and not poison and not named
@@ -90,6 +91,11 @@ class Engine:
         self._local = threading.local()
 
     # --------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def loaded_late(self) -> int:
+        """How many kernels were compiled or loaded since the engine was made: 0, or a call has waited for that."""
+        return self._loader.loaded - self._loaded
 
     @property
     def shared(self) -> Shared:

@@ -52,7 +52,7 @@ class KernelLoader:
     """Loads each kernel of an engine once.
 
     ``loaded_from`` maps a kernel to the kind of code that was loaded: ``cubin sm_90a``, ``ptx``, ``rebuilt from
-    source`` or ``source``.
+    source`` or ``source``. ``loaded`` counts kernels that the device has loaded; one is compiled only to be loaded.
     """
 
     def __init__(self, data: EngineData, device: Device, rebuild: Rebuild | None) -> None:
@@ -60,6 +60,7 @@ class KernelLoader:
         self.device = device
         self.rebuild = rebuild
         self.loaded_from: dict[str, str] = {}
+        self.loaded = 0
         self._handles: dict[tuple[str, str, int], Any] = {}
 
     def load(self, variants: Sequence[Variant]) -> list[Any]:
@@ -91,6 +92,7 @@ class KernelLoader:
                 reasons.append(f"{origin}: {error.message}")
                 continue
             self.loaded_from[v.kernel] = origin
+            self.loaded += 1
             return handle
         why = "; ".join(reasons) or "the engine holds neither object code for it nor PTX"
         raise DeviceError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import importlib.metadata
+import json
 import logging
 import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -25,7 +28,7 @@ from arcweld.serving.errors import SERVER, Refusal, json_response, refused
 from arcweld.serving.generation import Generator, Plan
 from arcweld.serving.http import BodyLimit, EventStream, unless_disconnected
 from arcweld.serving.metrics import Metrics
-from arcweld.serving.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from arcweld.serving.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Generation, TokenizeRequest
 from arcweld.serving.settings import Settings
 from arcweld.serving.worker import Worker
 
@@ -67,9 +70,10 @@ class Application(FastAPI):
         """The API's description."""
         return schemas.described(super().openapi(), bool(self.settings.keys))
 
-    async def respond(self, request: Request, plan: Plan, stream: bool | None) -> Response:
+    async def respond(self, request: Request, plan: Plan, body: Generation) -> Response:
         """The answer to a request that is understood."""
-        if stream:
+        plan = replace(plan, salt=_salt(request.state.key, body.cache_salt))
+        if body.stream:
             return EventStream(lambda: self.generator.chunks(plan), self.note)
         return await self.whole(request, self.generator.whole(plan))
 
@@ -92,6 +96,7 @@ class Application(FastAPI):
         if keys and not (scheme.lower() == "bearer" and any(known)):
             text = "no API key was given" if not given else "the API key is wrong"
             raise Refusal(401, text, reason="invalid_api_key", hint="send it as Authorization: Bearer KEY")
+        request.state.key = given if keys else ""
 
 
 def _load(llm: LLM, settings: Settings) -> None:
@@ -107,6 +112,13 @@ def _load(llm: LLM, settings: Settings) -> None:
 def application(llm: LLM, settings: Settings) -> Application:
     """The server of a language model as an ASGI application, for uvicorn or any other server of ASGI."""
     return Application(llm, settings)
+
+
+def _salt(key: str, salt: str | None) -> bytes:
+    """What keeps the prefix caches of API keys, and of salts that requests bring, apart; empty for none of both."""
+    if not key and salt is None:
+        return b""
+    return hashlib.sha256(json.dumps([key, salt]).encode()).digest()
 
 
 def _add_errors(app: Application) -> None:
@@ -170,17 +182,17 @@ def _add_generation(app: Application) -> None:
     @app.post("/v1/completions", dependencies=[Depends(app.allow)], responses=schemas.COMPLETION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues prompts."""
-        return await app.respond(request, await app.generator.completion(body), body.stream)
+        return await app.respond(request, await app.generator.completion(body), body)
 
     @app.post("/v1/chat/completions", dependencies=[Depends(app.allow)], responses=schemas.CHAT)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
-        return await app.respond(request, await app.generator.chat(body), body.stream)
+        return await app.respond(request, await app.generator.chat(body), body)
 
     @app.post("/v1/embeddings", dependencies=[Depends(app.allow)], responses=schemas.EMBEDDINGS)
     async def embed(body: EmbeddingRequest, request: Request) -> Response:
         """Vectors of texts."""
-        return await app.whole(request, embeddings(app.generator, body))
+        return await app.whole(request, embeddings(app.generator, body, _salt(request.state.key, None)))
 
     @app.post("/tokenize", dependencies=[Depends(app.allow)], responses=schemas.TOKENS)
     async def tokenize(body: TokenizeRequest) -> Response:

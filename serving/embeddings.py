@@ -40,8 +40,11 @@ class EmbeddingRequest(BaseModel):
         return found
 
 
-async def embeddings(generator: Generator, body: EmbeddingRequest) -> dict[str, Any]:
-    """The answer: for each input the last token's hidden state, of length 1. Raises Refusal."""
+async def embeddings(generator: Generator, body: EmbeddingRequest, salt: bytes) -> dict[str, Any]:
+    """The answer: for each input the last token's hidden state, of length 1. Raises Refusal.
+
+    salt  keeps the prefix cache's pages apart from those of requests with another one
+    """
     generator.check_model(body.model)
     if not generator.llm.core.description.embeddings:
         raise Refusal(
@@ -53,7 +56,7 @@ async def embeddings(generator: Generator, body: EmbeddingRequest) -> dict[str, 
     prompts = [p if isinstance(p, list) else await generator.encode(p) for p in body.inputs]
     for p in prompts:
         generator.check_length(p, "input")
-    outputs = await _computed(generator, prompts, generator.settings.adapters.get(body.model))
+    outputs = await _computed(generator, prompts, generator.settings.adapters.get(body.model), salt)
     count = sum(len(p) for p in prompts)
     return {
         "id": f"embd-{uuid.uuid4().hex}", "object": "list", "model": body.model,
@@ -63,11 +66,11 @@ async def embeddings(generator: Generator, body: EmbeddingRequest) -> dict[str, 
 
 
 async def _computed(
-    generator: Generator, prompts: Sequence[Sequence[int]], adapter: LoRARequest | None
+    generator: Generator, prompts: Sequence[Sequence[int]], adapter: LoRARequest | None, salt: bytes
 ) -> list[RequestOutput]:  # fmt: skip
     found: dict[int, RequestOutput] = {}
     params = SamplingParams(max_tokens=1, pooling="last")
-    async with generator.worker.request(prompts, params, pieces=False, adapter=adapter) as events:
+    async with generator.worker.request(prompts, params, pieces=False, adapter=adapter, salt=salt) as events:
         async for event in events:
             assert isinstance(event, Ended)
             found[event.prompt] = event.output

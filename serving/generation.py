@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from arcweld.serving.protocol import ChatRequest, CompletionRequest
 from arcweld.serving.settings import Settings
 from arcweld.serving.structure import Offer, offered, structured_form
 from arcweld.serving.tool_calls import FORMS, form_of
-from arcweld.serving.worker import Ended, Piece, Worker
+from arcweld.serving.worker import Ended, Event, Piece, Worker
 
 log = logging.getLogger("arcweld.serving")
 
@@ -37,6 +38,7 @@ class Plan:
     counted   whether the results' tokens count; those of a request that wants its prompts alone do not
     usage     whether a stream tells the tokens
     adapter   that the request names as its model
+    salt      the prefix cache's pages are shared among requests with the same one
     """
 
     prompts: Sequence[Sequence[int]]
@@ -48,6 +50,7 @@ class Plan:
     identifier: str = ""
     adapter: LoRARequest | None = None
     arrived: float = field(default_factory=time.monotonic)
+    salt: bytes = b""
 
 
 class Generator:
@@ -194,10 +197,13 @@ class Generator:
 
     # ------------------------------------------------------------------------------------------------------- answers
 
+    def _request(self, plan: Plan, *, pieces: bool) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        return self.worker.request(plan.prompts, plan.params, pieces=pieces, adapter=plan.adapter, salt=plan.salt)
+
     async def whole(self, plan: Plan) -> dict[str, Any]:
         """The complete answer. Raises Refusal."""
         found: dict[int, RequestOutput] = {}
-        async with self.worker.request(plan.prompts, plan.params, pieces=False, adapter=plan.adapter) as events:
+        async with self._request(plan, pieces=False) as events:
             async for event in events:
                 assert isinstance(event, Ended)
                 found[event.prompt] = event.output
@@ -221,7 +227,7 @@ class Generator:
         form, n = plan.envelope.form, plan.params.n
         more: Mapping[str, Any] = {"usage": None} if plan.usage else {}
         outputs: list[RequestOutput] = []
-        async with self.worker.request(plan.prompts, plan.params, pieces=True, adapter=plan.adapter) as events:
+        async with self._request(plan, pieces=True) as events:
             places = [(number, number * n + k) for number in range(len(plan.prompts)) for k in range(n)]
             for number, index in places:
                 text = "" if plan.openings is None else plan.openings[number]

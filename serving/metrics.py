@@ -97,6 +97,7 @@ class _Counts(Collector):
             ("vllm:spec_decode_num_draft_tokens", "Guesses that were checked.", s.proposed),
             ("vllm:spec_decode_num_accepted_tokens", "Guesses that were right.", s.accepted),
             ("arcweld:steps", "Steps.", s.steps),
+            ("arcweld:kernels_compiled_after_loading", "Kernels compiled after the model was loaded.", s.compiled_late),
         )
         for key, text, value in gauges:
             gauge = GaugeMetricFamily(key, text, labels=["model_name"])

@@ -71,6 +71,7 @@ class Job:
     deadline  the same, after which the request is given up
     accepted  done when the core has taken the prompts; fails if it refuses one
     adapter   what its tokens are computed with, beside the model
+    salt      as ``Core.add`` takes it
     """
 
     prompts: Sequence[Sequence[int]]
@@ -80,6 +81,7 @@ class Job:
     deadline: float
     accepted: asyncio.Future[None]
     adapter: LoRARequest | None = None
+    salt: bytes = b""
     events: asyncio.Queue[Event | Refusal] = field(default_factory=asyncio.Queue)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -162,16 +164,18 @@ class Worker:
     @asynccontextmanager
     async def request(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, pieces: bool,
-        adapter: LoRARequest | None = None,
+        adapter: LoRARequest | None = None, salt: bytes = b"",
     ) -> AsyncIterator[AsyncIterator[Event]]:  # fmt: skip
         """Gives what comes of prompts. Leaving early frees their pages before the next step.
 
-        Raises Refusal where there is no room (429), while the server ends (503), and for what the core refuses (400).
+        ``salt`` as in ``Core.add``. Raises Refusal where there is no room (429), while the server ends (503), and for
+        what the core refuses (400).
         Waiting for events raises it when the time is over (408) and if the model fails (500).
         """
         assert self._loop is not None
         now = time.monotonic()
-        job = Job(prompts, params, pieces, now, now + self.limits.seconds, self._loop.create_future(), adapter)
+        future: asyncio.Future[None] = self._loop.create_future()
+        job = Job(prompts, params, pieces, now, now + self.limits.seconds, future, adapter, salt)
         self._check_room(job.sequences)
         self.active += job.sequences
         try:
@@ -251,7 +255,7 @@ class Worker:
         for number, prompt in enumerate(job.prompts):
             key = f"{job.id}-{number}"
             try:
-                self.core.add(key, list(prompt), job.params, adapter=job.adapter)
+                self.core.add(key, list(prompt), job.params, adapter=job.adapter, salt=job.salt)
             except ArcweldError as error:
                 self._abort(job)
                 self._tell([(job, refused(error), True)])

@@ -164,9 +164,7 @@ def _provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that this code is in; None where it is installed."""
-    import arcweld
-
-    folder = Path(arcweld.__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

@@ -286,7 +286,7 @@ class Core:
         return Stats(
             self.runner.steps, self._computed, self._generated, self._cached, self.scheduler.preemptions,
             self.guessing.gain.proposed, self.guessing.gain.accepted, self.pool.used, self.pool.cached, self.pool.count,
-            len(self.scheduler.running), len(self.scheduler.waiting),
+            len(self.scheduler.running), len(self.scheduler.waiting), self.runner.engine.loaded_late,
         )  # fmt: skip
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did."""
+    """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did.
+
+    compiled_late  kernels that were compiled or loaded after the engine was: always 0
+    """
 
     steps: int
     computed_tokens: int
@@ -21,3 +24,4 @@ class Stats:
     pages: int
     running: int
     waiting: int
+    compiled_late: int

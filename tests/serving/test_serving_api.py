@@ -373,6 +373,75 @@ def test_metrics_count_what_was_done() -> None:
         assert found["vllm:prefix_cache_hits_total",] > 0
         assert found["vllm:num_requests_running",] == found["vllm:kv_cache_usage_perc",] == 0
         assert found["arcweld:requests_refused_total", "404"] == 1
+        assert found["arcweld:kernels_compiled_after_loading_total",] == 0
+
+    run(test)
+
+
+def test_a_kernel_that_is_compiled_late_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = application()
+    runner = app.worker.core.runner
+    loader, compute = runner.engine._loader, runner.logits
+
+    def late(runs: Any) -> np.ndarray:
+        loader._handles.clear()
+        loader.load([part.launches[0].variants[0] for part in runner.engine.program.parts()])
+        return compute(runs)
+
+    monkeypatch.setattr(runner, "logits", late)
+
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        await http.post(TEXT, json={"model": NAME, "prompt": "a", "max_tokens": 1})
+        lines = (await http.get("/metrics")).text.splitlines()
+        (line,) = [x for x in lines if x.startswith("arcweld:kernels_compiled_after_loading_total{")]
+        assert float(line.split()[-1]) > 0
+
+    run(test, app)
+
+
+def test_nothing_is_compiled_while_requests_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the simulator's compiler itself, for prompts and batches of many sizes."""
+    app = application()
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("a kernel is compiled")
+
+    monkeypatch.setattr("arcweld.runtime.sim.build._compile", refused)
+
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        bodies = [{"model": NAME, "prompt": "a" * (1 + 11 * k), "max_tokens": 1 + k, "n": 1 + k % 3} for k in range(9)]
+        found = await asyncio.gather(*(http.post(TEXT, json=body) for body in bodies))
+        assert {r.status_code for r in found} == {200}
+        assert app.worker.core.stats().compiled_late == 0
+
+    run(test, app)
+
+
+def test_prefix_caches_of_keys_and_of_salts_are_apart() -> None:
+    prompt = "The sky is blue, and water boils at a hundred degrees."
+
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        async def cached(key: str, **more: Any) -> int:
+            body = {"model": NAME, "prompt": prompt, "max_tokens": 1, **more}
+            response = await http.post(TEXT, json=body, headers={"authorization": f"Bearer {key}"})
+            return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        whole = (len(prompt) - 1) // 8 * 8
+        for key, more in [("one", {}), ("two", {}), ("one", {"cache_salt": "x"}), ("one", {"cache_salt": "y"}),
+                          ("two", {"cache_salt": "x"})]:  # fmt: skip
+            assert await cached(key, **more) == 0, (key, more)
+            assert await cached(key, **more) == whole
+
+    run(test, application(keys=("one", "two")))
+
+
+def test_without_keys_and_salts_prefixes_are_shared() -> None:
+    async def test(http: httpx.AsyncClient, app: Application) -> None:
+        body = {"model": NAME, "prompt": "Water boils at a hundred degrees.", "max_tokens": 1}
+        for more, cached in [({}, 0), ({}, 32), ({"cache_salt": "x"}, 0), ({"cache_salt": "x"}, 32)]:
+            usage = (await http.post(TEXT, json={**body, **more})).json()["usage"]
+            assert usage["prompt_tokens_details"]["cached_tokens"] == cached
+        await failed(http, 400, "at least 1", TEXT, json={**body, "cache_salt": ""})
 
     run(test)
 
