@@ -96,12 +96,20 @@ def _answer(request: dict[str, Any], templates: dict[str, Any]) -> dict[str, str
         del reserve
 
 
+def _limit_memory(nbytes: int) -> None:
+    """Limits the process's addresses, unless they are limited to fewer."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or nbytes < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+
+
 def main() -> None:
     """Answers requests until standard input ends. SIGPROF, whose time is that of the CPU, ends the process."""
     templates: dict[str, Any] = {}
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may have left it ignored
     for line in sys.stdin:
         request = json.loads(line)
-        resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+        _limit_memory(request["memory"])
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         answer = _answer(request, templates)
         signal.setitimer(signal.ITIMER_PROF, 0)
