@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +144,10 @@ class Bench:
             kind, told = error.kind, error.told
         except httpx.TransportError as error:
             kind, told = "connection", f"{type(error).__name__}: {error}"[:MOST_TOLD]
-        counts = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
-        return Outcome(started, loop.time(), tuple(pieces), *counts, kind, told)
+        read, made = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
+        return Outcome(started, loop.time(), tuple(pieces), read, made, kind, told)
 
-    async def _events(self, prompt: Prompt) -> AsyncIterator[dict[str, Any]]:
+    async def _events(self, prompt: Prompt) -> AsyncGenerator[dict[str, Any]]:
         """The objects of a stream. Raises _Failure for one that is refused, fails, is cut off or is no JSON."""
         path = CHAT if self.chat else TEXT
         async with self.http.stream("POST", path, json=self._body(prompt)) as response:

@@ -16,6 +16,7 @@ import numpy as np
 
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, Node
+from arcweld.compiler.ragged import cache_names
 from arcweld.compiler.reference import stream_reference
 from arcweld.driver.stored_graph import stored_graph
 from arcweld.runtime.llm.batch import Run, ragged_batch
@@ -86,9 +87,10 @@ def _feeds(graph: Graph, core: Core, tokens: Sequence[int], rows: int) -> dict[s
     pages = -(-len(tokens) // d.page_size)
     run = Run(tokens, 0, range(pages), range(len(tokens) - rows, len(tokens)))
     feeds = ragged_batch([run], page_size=d.page_size, tile=d.tile)
-    for v in graph.inputs:
-        if v.name not in feeds:  # pages of a cache
-            feeds[v.name] = np.zeros((pages, *(int(n) for n in v.shape[1:])), v.dtype.numpy)
+    types = {v.name: v.dtype for v in graph.inputs}
+    for k, c in enumerate(d.caches):
+        for name, size in zip(cache_names(k), (c.key_size, c.value_size)):
+            feeds[name] = np.zeros([pages, d.page_size, c.heads, size], types[name].numpy)
     return feeds
 
 

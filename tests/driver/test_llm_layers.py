@@ -134,11 +134,11 @@ FAULTS: dict[tuple[str, str], Fault] = {
 @pytest.mark.parametrize(("form", "what"), FAULTS)
 def test_the_layer_that_is_stored_wrongly_stands_out(form: str, what: str, base: Package, tmp_path: Path) -> None:
     path = write(tmp_path, form)
-    cores = [LLM(p, device="sim").core for p in (base, built(path))]
-    assert [e.module for e in layer_errors(*cores, WINDOW) if e.stands_out] == []
+    first, second = (LLM(p, device="sim").core for p in (base, built(path)))
+    assert [e.module for e in layer_errors(first, second, WINDOW) if e.stands_out] == []
     FAULTS[form, what](path)
-    cores[1] = LLM(built(path), device="sim").core
-    assert [e.module for e in layer_errors(*cores, WINDOW) if e.stands_out] == [LAYER]
+    second = LLM(built(path), device="sim").core
+    assert [e.module for e in layer_errors(first, second, WINDOW) if e.stands_out] == [LAYER]
 
 
 @pytest.mark.slow

@@ -109,6 +109,17 @@ def idle(app: Application) -> None:
     core.pool.check([])
 
 
+def tasks(app: Application) -> int:
+    """How many tasks the event loop of a served application has, beside the one that counts."""
+    loop = app.worker._loop
+    assert loop is not None
+
+    async def count() -> int:
+        return len(asyncio.all_tasks()) - 1
+
+    return asyncio.run_coroutine_threadsafe(count(), loop).result(60)
+
+
 async def idle_soon(app: Application) -> None:
     """The same, from the event loop that serves."""
     await asyncio.to_thread(idle, app)

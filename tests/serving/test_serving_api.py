@@ -427,8 +427,8 @@ def test_prefix_caches_of_keys_and_of_salts_are_apart() -> None:
             return int(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
 
         whole = (len(prompt) - 1) // 8 * 8
-        for key, more in [("one", {}), ("two", {}), ("one", {"cache_salt": "x"}), ("one", {"cache_salt": "y"}),
-                          ("two", {"cache_salt": "x"})]:  # fmt: skip
+        for key, salt in [("one", None), ("two", None), ("one", "x"), ("one", "y"), ("two", "x")]:
+            more = {"cache_salt": salt}
             assert await cached(key, **more) == 0, (key, more)
             assert await cached(key, **more) == whole
 
@@ -437,9 +437,9 @@ def test_prefix_caches_of_keys_and_of_salts_are_apart() -> None:
 
 def test_without_keys_and_salts_prefixes_are_shared() -> None:
     async def test(http: httpx.AsyncClient, app: Application) -> None:
-        body = {"model": NAME, "prompt": "Water boils at a hundred degrees.", "max_tokens": 1}
-        for more, cached in [({}, 0), ({}, 32), ({"cache_salt": "x"}, 0), ({"cache_salt": "x"}, 32)]:
-            usage = (await http.post(TEXT, json={**body, **more})).json()["usage"]
+        body: dict[str, Any] = {"model": NAME, "prompt": "Water boils at a hundred degrees.", "max_tokens": 1}
+        for salt, cached in [(None, 0), (None, 32), ("x", 0), ("x", 32)]:
+            usage = (await http.post(TEXT, json={**body, "cache_salt": salt})).json()["usage"]
             assert usage["prompt_tokens_details"]["cached_tokens"] == cached
         await failed(http, 400, "at least 1", TEXT, json={**body, "cache_salt": ""})
 

@@ -22,7 +22,7 @@ import openai
 import pytest
 import torch
 from language_models import model
-from served import NAME, answer, application, conversation, idle, package, served, tokenizer
+from served import NAME, answer, application, conversation, idle, package, served, tasks, tokenizer
 
 from arcweld.cli.app import main
 from arcweld.compiler.errors import EnvironmentError_
@@ -211,9 +211,14 @@ def test_clients_that_leave_free_their_pages(running: tuple[str, Application]) -
         async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=60) as http:
             await asyncio.gather(*(leave(http, k) for k in range(count)))
 
-    before = app.worker.core.stats().generated_tokens
+    before, usual = app.worker.core.stats().generated_tokens, tasks(app)
     asyncio.run(all_of_them())
     idle(app)
+    until = time.monotonic() + 30
+    while tasks(app) > usual and time.monotonic() < until:
+        time.sleep(0.05)
+    assert tasks(app) <= usual
+    assert app.worker.core.stats().pages_used == 0
     made = app.worker.core.stats().generated_tokens - before
     assert made < count * 110 / 2  # they were not computed to their ends
 

@@ -26,7 +26,8 @@ TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% end
 def test_the_text_is_jinjas() -> None:
     own = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(PLAIN)
     template = ChatTemplate(PLAIN, {"bos_token": "<s>"})
-    for more in ({}, {"tools": [{"a": 1}]}):
+    given: list[dict[str, Any]] = [{}, {"tools": [{"a": 1}]}]
+    for more in given:
         want = own.render(messages=MESSAGES, add_generation_prompt=True, bos_token="<s>", **more)
         assert template.render(MESSAGES, **more) == want
     assert not template.render(MESSAGES, add_generation_prompt=False).endswith("<assistant>")
