@@ -33,7 +33,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Traffic:
     """How requests are sent.
 
     concurrency  the most requests at a time; None: as many as arrive
@@ -96,8 +96,8 @@ class _Failure(Exception):
 class Bench:
     """A server under test. ``http`` has its address and its key."""
 
-    def __init__(self, http: httpx.AsyncClient, model: str, load: Load, *, chat: bool = False) -> None:
-        self.http, self.model, self.load, self.chat = http, model, load, chat
+    def __init__(self, http: httpx.AsyncClient, model: str, traffic: Traffic, *, chat: bool = False) -> None:
+        self.http, self.model, self.traffic, self.chat = http, model, traffic, chat
 
     async def warm_up(self, prompts: Sequence[Prompt]) -> None:
         """Sends prompts one after another. Raises EnvironmentError_ if one fails."""
@@ -114,7 +114,7 @@ class Bench:
         loop = asyncio.get_running_loop()
         start = loop.time()
         most: AbstractAsyncContextManager[Any] = (
-            nullcontext() if self.load.concurrency is None else asyncio.Semaphore(self.load.concurrency)
+            nullcontext() if self.traffic.concurrency is None else asyncio.Semaphore(self.traffic.concurrency)
         )
 
         async def send(prompt: Prompt, at: float) -> Outcome:
@@ -122,7 +122,7 @@ class Bench:
             async with most:
                 return await self.one(prompt)
 
-        times = self.load.arrivals(len(prompts)).tolist()
+        times = self.traffic.arrivals(len(prompts)).tolist()
         return await asyncio.gather(*(send(p, at) for p, at in zip(prompts, times)))
 
     async def one(self, prompt: Prompt) -> Outcome:
@@ -132,14 +132,14 @@ class Bench:
         usage: dict[str, Any] = {}
         kind = told = ""
         try:
-            async with asyncio.timeout(self.load.timeout), aclosing(self._events(prompt)) as events:
+            async with asyncio.timeout(self.traffic.timeout), aclosing(self._events(prompt)) as events:
                 async for event in events:
                     if any(_text(c) for c in event.get("choices") or ()):
                         pieces.append(loop.time())
                     usage = event.get("usage") or usage
             kind = "" if usage.get("completion_tokens") and pieces else "no_usage" if pieces else "no_text"
         except TimeoutError:
-            kind, told = "timeout", f"it took more than {self.load.timeout:g} s"
+            kind, told = "timeout", f"it took more than {self.traffic.timeout:g} s"
         except _Failure as error:
             kind, told = error.kind, error.told
         except httpx.TransportError as error:
@@ -175,7 +175,7 @@ class Bench:
             asked = {"prompt": prompt.prompt}
         return {
             **asked, "model": self.model, "max_tokens": prompt.output, "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}, **({"ignore_eos": True} if self.load.ignore_eos else {}),
+            "stream_options": {"include_usage": True}, **({"ignore_eos": True} if self.traffic.ignore_eos else {}),
         }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from arcweld.cli.common import check_writable, err, finite, out, print_json
 from arcweld.compiler.errors import EnvironmentError_, InputError, UsageError
 
 if TYPE_CHECKING:
-    from arcweld.serving.bench import Load, Outcome
+    from arcweld.serving.bench import Outcome, Traffic
 
 Opt = typer.Option
 FAILED = 1  # the exit code where a request failed
@@ -56,7 +56,7 @@ def bench_serve(
     The exit code is 1 if a request fails.
     """
     try:
-        from arcweld.serving.bench import Load
+        from arcweld.serving.bench import Traffic
         from arcweld.serving.bench_report import first_complaints, measures
     except ModuleNotFoundError as error:
         if str(error.name).startswith("arcweld"):
@@ -68,10 +68,10 @@ def bench_serve(
     if result:
         check_writable(result, target)
     limited = 8 if concurrency is None and math.isinf(rate) else concurrency
-    load = Load(limited, rate, seed, ignore_eos, timeout)
+    traffic = Traffic(limited, rate, seed, ignore_eos, timeout)
     sizes = (prompts, input_len, output_len, warm)
     with _served(target, device) as address:
-        name, outcomes = asyncio.run(_measured(address, model, api_key, load, sizes, dataset, chat))
+        name, outcomes = asyncio.run(_measured(address, model, api_key, traffic, sizes, dataset, chat))
     found = {
         **_provenance(), "target": target, "model_id": name, "endpoint": "chat" if chat else "completions",
         "num_prompts": prompts, "request_rate": "inf" if math.isinf(rate) else rate, "max_concurrency": limited,
@@ -91,7 +91,7 @@ def bench_serve(
 
 
 async def _measured(
-    address: str, model: str, key: str, load: Load, sizes: tuple[int, int, int, int], dataset: str, chat: bool
+    address: str, model: str, key: str, traffic: Traffic, sizes: tuple[int, int, int, int], dataset: str, chat: bool
 ) -> tuple[str, list[Outcome]]:  # fmt: skip
     """The model's name, and the outcomes."""
     import httpx
@@ -101,13 +101,13 @@ async def _measured(
     count, length, output, warm = sizes
     head = {"authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=load.timeout) as http:
+    async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=traffic.timeout) as http:
         name = model or await served_model(http)
         if dataset:
             given = prompts_of_lines(_read(dataset), output, count + warm)
         else:
-            given = await random_prompts(http, name, count + warm, length, output, load.seed)
-        bench = Bench(http, name, load, chat=chat)
+            given = await random_prompts(http, name, count + warm, length, output, traffic.seed)
+        bench = Bench(http, name, traffic, chat=chat)
         await bench.warm_up(given[count:])
         return name, await bench.run(given[:count])
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,10 +16,8 @@ from served import NAME, application, served
 
 from arcweld.cli.app import main
 from arcweld.compiler.errors import EnvironmentError_, UsageError
-from arcweld.serving.bench import Bench, Load, Outcome, Prompt, prompts_of_lines, random_prompts
+from arcweld.serving.bench import Bench, Outcome, Prompt, Traffic, prompts_of_lines, random_prompts
 from arcweld.serving.bench_report import measures
-
-T = TypeVar("T")
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -109,10 +107,10 @@ class Script(httpx.AsyncBaseTransport):
             yield "[DONE]"
 
 
-def bench(script: Script, load: Load, count: int, chat: bool = False) -> list[Outcome]:
+def bench(script: Script, traffic: Traffic, count: int, chat: bool = False) -> list[Outcome]:
     async def whole() -> list[Outcome]:
-        async with httpx.AsyncClient(transport=script, base_url="http://x") as http:
-            return await Bench(http, NAME, load, chat=chat).run([Prompt("p", 4)] * count)
+        async with httpx.AsyncClient(transport=script, base_url="http://127.0.0.1") as http:
+            return await Bench(http, NAME, traffic, chat=chat).run([Prompt("p", 4)] * count)
 
     found: list[Outcome] = in_clock(whole())
     return found
@@ -121,7 +119,7 @@ def bench(script: Script, load: Load, count: int, chat: bool = False) -> list[Ou
 def test_times_are_those_of_the_script() -> None:
     """Ten requests, three at a time, of 0.5 s to the first piece, then gaps of 0.1 to 0.4 s: 1.5 s each."""
     script = Script(0.5, [0.1, 0.2, 0.3, 0.4], each=2)
-    found = measures(bench(script, Load(concurrency=3), 10))
+    found = measures(bench(script, Traffic(concurrency=3), 10))
     assert script.most == 3
     assert (found["completed"], found["failed"], found["errors"]) == (10, 0, {})
     assert (found["total_input_tokens"], found["total_output_tokens"]) == (70, 100)
@@ -137,8 +135,8 @@ def test_times_are_those_of_the_script() -> None:
 
 def test_requests_arrive_at_the_times_of_their_rate() -> None:
     script = Script(30.0, [])
-    load = Load(rate=4.0, seed=5)
-    bench(script, load, 200)
+    traffic = Traffic(rate=4.0, seed=5)
+    bench(script, traffic, 200)
     gaps = np.diff([1000.0, *script.arrived])
     np.testing.assert_allclose(gaps, np.random.default_rng(5).exponential(0.25, 200), atol=1e-6)
     assert script.most > 60  # nobody waits for another's answer
@@ -152,7 +150,7 @@ def test_errors_are_counted_by_kind() -> None:
         httpx.ReadError("gone"), [text], ["{"], [event(error={"message": "lost"})], [text, "[DONE]"],
         [event(usage={"prompt_tokens": 7, "completion_tokens": 1}), "[DONE]"], None, httpx.Response(429, text="again"),
     ]  # fmt: skip
-    outcomes = bench(Script(0.5, [], fails=lambda number: fails[number]), Load(concurrency=1), len(fails))
+    outcomes = bench(Script(0.5, [], fails=lambda number: fails[number]), Traffic(concurrency=1), len(fails))
     found = measures(outcomes)
     assert found["errors"] == {
         "http_429": 2, "http_500": 1, "connection": 2, "cut": 1, "not_json": 1, "stream_error": 1, "no_usage": 1,
@@ -160,14 +158,14 @@ def test_errors_are_counted_by_kind() -> None:
     }  # fmt: skip
     assert (found["completed"], found["failed"], found["total_output_tokens"]) == (1, 10, 1)
     assert outcomes[0].told == "later"
-    slow = measures(bench(Script(50.0, []), Load(timeout=3.0), 2))
+    slow = measures(bench(Script(50.0, []), Traffic(timeout=3.0), 2))
     assert (slow["errors"], slow["duration"], slow["mean_ttft_ms"]) == ({"timeout": 2}, 3.0, None)
 
 
 def test_what_is_asked_for() -> None:
     script = Script(0.0, [])
-    bench(script, Load(ignore_eos=False), 1)
-    bench(script, Load(), 1, chat=True)
+    bench(script, Traffic(ignore_eos=False), 1)
+    bench(script, Traffic(), 1, chat=True)
     text, chat = script.bodies
     assert (text["prompt"], text["max_tokens"], text["stream_options"]) == ("p", 4, {"include_usage": True})
     assert "ignore_eos" not in text
@@ -185,7 +183,7 @@ def test_prompts_of_a_file() -> None:
 @pytest.mark.parametrize("bad", [{"concurrency": 0}, {"rate": 0.0}, {"rate": math.nan}, {"timeout": math.inf}])
 def test_loads_that_make_no_sense(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Load(**bad)
+        Traffic(**bad)
 
 
 def test_our_own_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +215,7 @@ def test_a_server_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
     async def without_tokenize() -> None:
         transport = httpx.MockTransport(lambda request: httpx.Response(404, text="nothing here"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             with pytest.raises(EnvironmentError_, match="status 404: nothing here"):
                 await random_prompts(http, "m", 1, 1, 1)
 

@@ -211,6 +211,7 @@ def test_clients_that_leave_free_their_pages(running: tuple[str, Application]) -
         async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=60) as http:
             await asyncio.gather(*(leave(http, k) for k in range(count)))
 
+    assert httpx.get(f"{address}/health").status_code == 200  # it has started
     before, usual = app.worker.core.stats().generated_tokens, tasks(app)
     asyncio.run(all_of_them())
     idle(app)
