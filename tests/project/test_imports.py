@@ -153,7 +153,7 @@ MODULES = {
 # of the extras `torch`, `test`, `bench`, `explorer`, `wandb`, `llm` and `serve`; only asked for by what needs them
 OPTIONAL = {
     "torch", "onnxruntime", "model_explorer", "dacite", "wandb", "gguf", "tokenizers", "transformers",
-    "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "httpx",
+    "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "httpx", "llguidance",
 }  # fmt: skip
 
 
