@@ -42,8 +42,8 @@ def build_language_model(
     license_text     the model's licence
     end_tokens       tokens at which a result ends
     special          names of special tokens, for the chat template
-    kv_cache_dtype   the type of keys and values in pages: ``auto``, that of the build's precision; ``fp8`` or
-                     ``fp8_e4m3``, floats of 8 bits with the scale 1
+    kv_cache_dtype   the type of keys and values in pages: ``auto``, that of a build in 16 bits, else the module's;
+                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits with the scale 1
     batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
                      kernels, of which each sums in one order
     embeddings       the engine gives hidden states too, which ``LLM.embed`` takes
@@ -63,7 +63,8 @@ def build_language_model(
         raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
     rows = tokens if rows is None else rows
     tile = min(tile, tokens)
-    stored = cache_dtype(kv_cache_dtype) or Options(precision=options.get("precision", "fp32")).float_type
+    narrowed = Options(precision=options.get("precision", "fp32")).float_type
+    stored = cache_dtype(kv_cache_dtype) or (narrowed if narrowed.is_half else None)
     found = import_causal_lm(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
         stored=stored, hidden=embeddings, adapters=Adapters(max_loras, max_lora_rank) if max_loras else None,

@@ -25,7 +25,7 @@ from arcweld.compiler.ir import Graph
 from arcweld.compiler.ragged import cache_names
 from arcweld.compiler.torch.adapted import AdaptedLayer, Adapters, with_adapters
 from arcweld.compiler.torch.importer import Weights, import_module
-from arcweld.compiler.torch.types import to_torch
+from arcweld.compiler.torch.types import from_torch, to_torch
 
 INTERFACE = "arcweld_paged"
 _MOST_PAGES = 1 << 24
@@ -141,7 +141,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
 
 def import_causal_lm(
     model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
-    weights: Weights | None = None, stored: DType = DType.F32, hidden: bool = False, adapters: Adapters | None = None,
+    weights: Weights | None = None, stored: DType | None = None, hidden: bool = False, adapters: Adapters | None = None,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
 
@@ -151,7 +151,7 @@ def import_causal_lm(
     rows       the most rows of logits
     tile       the most tokens of a tile
     weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
-    stored     the type of keys and values in pages, to which they are rounded; beyond its range they are clamped
+    stored     the type of keys and values in pages, to which they are rounded; None: the module's own
     hidden     the hidden states that the logits are made of are an output too
     adapters   room for LoRA adapters; None: there is none
 
@@ -161,6 +161,7 @@ def import_causal_lm(
     layers and for operators that Arcweld lacks.
     """
     ragged = _Ragged(model.eval(), length, adapters)
+    stored = from_torch(model.dtype) if stored is None else stored
     room = nullcontext() if adapters is None else with_adapters(model, adapters, "model.")
     ends = () if adapters is None else (torch.zeros(adapters.count, dtype=torch.int32),)
     with _paged_interface(model), _noting_hidden(model, hidden), room:
