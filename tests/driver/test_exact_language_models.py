@@ -91,7 +91,11 @@ def test_16_bits(name: str, precision: str) -> None:
     want = reference(name, ids)
     got = in_chunks(runner(built, checked=True), ids, [20, 33, *range(34, 41)])
     assert relative(got, want) <= ENGINE_TOLERANCE[precision]
-    assert np.mean(got.argmax(1) == want.argmax(1)) >= 0.9  # random weights leave some tokens close to one another
+    top = np.sort(want, 1)
+    # errors within the tolerance are seldom four times their mean: other tokens are too close to one another
+    clear = top[:, -1] - top[:, -2] > 4 * ENGINE_TOLERANCE[precision] * np.sqrt(np.mean(want**2, 1))
+    assert clear.sum() >= 10
+    assert (got.argmax(1) == want.argmax(1))[clear].all()
 
 
 @pytest.mark.skipif(not EVERY, reason="ARCWELD_EVERY=1 verifies them too")
