@@ -195,8 +195,9 @@ def test_clients_that_leave_free_their_pages(running: tuple[str, Application]) -
 
     async def leave(http: httpx.AsyncClient, number: int) -> None:
         if number % 3 == 0:
+            soon = httpx.Timeout(60, read=0.02, pool=None)
             with pytest.raises(httpx.ReadTimeout):
-                await http.post("/v1/completions", json={**body, "n": 4}, timeout=httpx.Timeout(60, read=0.02))
+                await http.post("/v1/completions", json={**body, "n": 4}, timeout=soon)
             return
         seen = 0
         async with http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
@@ -208,7 +209,8 @@ def test_clients_that_leave_free_their_pages(running: tuple[str, Application]) -
     async def all_of_them() -> None:
         head = {"authorization": "Bearer secret"}
         limits = httpx.Limits(max_connections=8)
-        async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=60) as http:
+        wait = httpx.Timeout(60, pool=None)  # the last ones wait for all others
+        async with httpx.AsyncClient(base_url=address, headers=head, limits=limits, timeout=wait) as http:
             await asyncio.gather(*(leave(http, k) for k in range(count)))
 
     assert httpx.get(f"{address}/health").status_code == 200  # it has started
