@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from arcweld.compiler.errors import UsageError
@@ -51,17 +51,18 @@ def build_language_model(
     max_lora_rank    their greatest rank
     options          of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
-    Raises UsageError for sizes that are not positive, for more positions than the model has, for an unknown
-    ``kv_cache_dtype`` and for ``ranges`` of a batch-invariant build, and what ``import_causal_lm`` and
-    ``arcweld.compile`` raise.
+    Raises UsageError for sizes that are not positive or less than the import's ``LEAST``, for more positions than the
+    model has, for an unknown ``kv_cache_dtype`` and for ``ranges`` of a batch-invariant build, and what
+    ``import_causal_lm`` and ``arcweld.compile`` raise.
     """
     from arcweld.compiler.torch.adapted import Adapters
-    from arcweld.compiler.torch.causal_lm import import_causal_lm
+    from arcweld.compiler.torch.causal_lm import LEAST, import_causal_lm
 
-    _check_sizes(model, length=length, page_size=page_size, tokens=tokens, tile=tile, max_lora_rank=max_lora_rank)
+    rows = tokens if rows is None else rows
+    sizes = {"length": length, "page_size": page_size, "tokens": tokens, "rows": rows, "tile": tile}
+    _check_sizes(model, LEAST, **sizes, max_lora_rank=max_lora_rank)
     if batch_invariant and options.get("ranges"):
         raise UsageError("batch_invariant excludes ranges: kernels of different ranges sum in different orders")
-    rows = tokens if rows is None else rows
     tile = min(tile, tokens)
     narrowed = Options(precision=options.get("precision", "fp32")).float_type
     stored = cache_dtype(kv_cache_dtype) or (narrowed if narrowed.is_half else None)
@@ -91,10 +92,10 @@ def build_language_model(
     return unpacked(data)
 
 
-def _check_sizes(model: Any, **sizes: int) -> None:
+def _check_sizes(model: Any, least: Mapping[str, int], **sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise UsageError(f"{name} is {size}, not at least 1")
+        if size < least.get(name, 1):
+            raise UsageError(f"{name} is {size}, not at least {least.get(name, 1)}")
     most, length = getattr(model.config, "max_position_embeddings", None), sizes["length"]
     if most is not None and length > most:
         raise UsageError(

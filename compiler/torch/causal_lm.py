@@ -10,7 +10,7 @@ sequence of its own would. A decode step has tiles of one token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from arcweld.compiler.torch.types import from_torch, to_torch
 
 INTERFACE = "arcweld_paged"
 _MOST_PAGES = 1 << 24
+LEAST: Mapping[str, int] = {"tokens": 12, "rows": 3, "tile": 5}  # of the most: the example has these
 _LIBRARY = torch.library.Library("arcweld", "FRAGMENT")
 _LIBRARY.define(
     "paged_attention(Tensor query, Tensor key, Tensor value, Tensor key_pages, Tensor value_pages, Tensor[] batch,"
@@ -157,8 +158,8 @@ def import_causal_lm(
 
     The inputs are ``ragged.INPUTS``, then the pages of each layer, and ``ADAPTER_ENDS`` if there are adapters; outputs
     are ``logits`` [R, vocabulary], ``hidden`` [R, hidden size] if it is asked for, and the pages, which take over the
-    inputs' memory. Raises ModelError for what torch cannot export, UnsupportedError for a model without attention
-    layers and for operators that Arcweld lacks.
+    inputs' memory. ``tokens``, ``rows`` and ``tile`` are at least ``LEAST``. Raises ModelError for what torch cannot
+    export, UnsupportedError for a model without attention layers and for operators that Arcweld lacks.
     """
     ragged = _Ragged(model.eval(), length, adapters)
     stored = from_torch(model.dtype) if stored is None else stored
@@ -246,7 +247,7 @@ def _as_if_exporting() -> Iterator[None]:
 
 def _example(stored: DType, caches: tuple[LayerCache, ...], page_size: int) -> tuple[Any, ...]:
     """Arguments of any values; sizes differ, so that none is taken for another one."""
-    tokens, rows, tiles, tile, entries, pages = 12, 3, 4, 5, 7, 9
+    tokens, rows, tiles, tile, entries, pages = LEAST["tokens"], LEAST["rows"], 4, LEAST["tile"], 7, 9
     i32 = torch.int32
     batch = (
         torch.zeros(tokens, dtype=torch.int64), torch.zeros(tokens, dtype=torch.int64),

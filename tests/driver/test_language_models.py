@@ -223,6 +223,16 @@ def test_sizes_that_the_model_does_not_have() -> None:
         build_language_model(model("gpt2"), length=300, device="sim", verify="off")
     with pytest.raises(UsageError, match="page_size is 0"):
         build_language_model(model("gpt2"), length=30, page_size=0, device="sim", verify="off")
+    with pytest.raises(UsageError, match="tokens is 11, not at least 12"):
+        build_language_model(model("gpt2"), length=30, tokens=11, device="sim", verify="off")
+
+
+def test_an_engine_of_the_least_sizes() -> None:
+    least = {"tokens": 12, "rows": 3, "tile": 5}
+    made = build_language_model(model("llama"), length=40, page_size=8, device="sim", verify="off", **least)
+    given = prompts([17, 5])
+    llm = LLM(made, device="sim", max_num_seqs=2)
+    assert tokens(llm, given) == [greedy(model("llama"), p, COUNT) for p in given]
 
 
 def test_models_that_do_not_call_the_attention_interface_are_refused() -> None:
