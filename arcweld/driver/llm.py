@@ -74,7 +74,8 @@ class LLM(Runtime):
         speculative = settings.get("speculative", 0)
         if isinstance(speculative, Mapping) and isinstance(speculative.get("model"), str | os.PathLike):
             draft = Path(speculative["model"])
-            opened = open_package(draft, where, sizes, {} if is_engine_file(draft) else build or {})
+            own = {**sizes, "skip_tokenizer_init": True}  # it is given tokens, and gives tokens
+            opened = open_package(draft, where, own, {} if is_engine_file(draft) else build or {})
             settings["speculative"] = {**speculative, "model": opened}
         super().__init__(
             model, device=where, max_model_len=max_model_len, max_num_batched_tokens=max_num_batched_tokens,

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -234,4 +235,21 @@ def test_draft_models_that_do_not_fit_are_refused(tmp_path: Any) -> None:
     given, want = wanted()
     llm = Opened(package(), device="sim", speculative={"model": path, "num_speculative_tokens": 2, "adaptive": False})
     assert tokens(llm, given[:1]) == want[:1]
+    assert llm.stats().accepted > 0
+
+
+def test_a_draft_that_is_a_checkpoint_needs_no_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """It is given tokens and gives tokens."""
+    monkeypatch.setattr("arcweld.driver.llm.cache_dir", lambda: tmp_path / "cache")
+    (tmp_path / "draft").mkdir()
+    model("llama").save_pretrained(tmp_path / "draft")
+    given = prompts([9], seed=2)
+    speculative = {"model": tmp_path / "draft", "num_speculative_tokens": 3, "adaptive": False}
+    llm = Opened(
+        package(), device="sim", max_model_len=128, max_num_batched_tokens=64, speculative=speculative,
+        build={"verify": "off"},
+    )  # fmt: skip
+    assert tokens(llm, given) == [greedy(model("llama"), p, COUNT) for p in given]
     assert llm.stats().accepted > 0
