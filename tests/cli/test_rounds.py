@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,13 @@ from arcweld.driver.comparison import LEAST_ROUNDS, Ratio, compare_rounds, drift
 
 SCHEDULE = Schedule(iterations=10, warm_up=0.05, duration=1.0)
 RUNS = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> None:
+    """Before each of hundreds of runs garbage is collected: not what other tests of the process have left."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
