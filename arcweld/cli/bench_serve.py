@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from arcweld.cli.common import check_writable, err, finite, out, print_json
+from arcweld.cli.common import check_writable, err, finite, out, print_json, serving_packages
 from arcweld.compiler.errors import EnvironmentError_, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -55,14 +55,9 @@ def bench_serve(
 
     The exit code is 1 if a request fails.
     """
-    try:
+    with serving_packages("bench-serve"):
         from arcweld.serving.bench import Traffic
         from arcweld.serving.bench_report import first_complaints, measures
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("arcweld"):
-            raise
-        hint = 'pip install "arcweld[serve]"'
-        raise EnvironmentError_(f"bench-serve needs the Python package {error.name}", hint=hint) from error
     if chat and not dataset:
         raise UsageError("--chat measures texts, and random prompts are tokens", hint="give --dataset")
     if result:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from arcweld.cli.shapes import dynamic_shapes, parse_inout, parse_open_shapes, parse_shapes, parse_values
 from arcweld.compiler.dims import Dim, parse
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EnvironmentError_, UsageError
 from arcweld.compiler.ir import Graph, TensorType, Value
 from arcweld.compiler.logs import printable
 from arcweld.compiler.options import LOOP_LIMIT
@@ -30,6 +30,18 @@ from arcweld.driver.staged_build import stored_graphs
 from arcweld.driver.stages import of_known_sizes
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.engine_file import EngineData
+
+
+@contextmanager
+def serving_packages(what: str) -> Iterator[None]:
+    """Around imports of ``arcweld.serving``: a package that is missing is an error that says how ``what`` gets it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("arcweld"):
+            raise
+        hint = 'pip install "arcweld[serve]"'
+        raise EnvironmentError_(f"{what} needs the Python package {error.name}", hint=hint) from error
 
 
 class _Console(Console):

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from arcweld.compiler.errors import EnvironmentError_, UsageError
+from arcweld.cli.common import serving_packages
+from arcweld.compiler.errors import UsageError
 from arcweld.driver.llm import LLM, is_engine_file
 from arcweld.runtime.devices import choose
 from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
@@ -51,18 +52,13 @@ def serve(
     trust: Annotated[bool, Opt("--trust", help="Run a stranger's file on the simulator.")] = False,
 ) -> None:  # fmt: skip
     """Serves a language model over HTTP until it is told to end."""
-    try:
+    with serving_packages("serving"):
         from arcweld.serving.app import application
         from arcweld.serving.logs import log_to_stderr
         from arcweld.serving.server import listen
         from arcweld.serving.server import serve as run
         from arcweld.serving.settings import Limits, Settings
         from arcweld.serving.tool_calls import form_named
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("arcweld"):
-            raise
-        hint = 'pip install "arcweld[serve]"'
-        raise EnvironmentError_(f"serving needs the Python package {error.name}", hint=hint) from error
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
     limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)

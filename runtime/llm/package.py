@@ -91,9 +91,11 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The same for sequences of at most ``length`` tokens."""
         return msgspec.structs.replace(self, length=length)
 
-    def page_bytes(self, element_bytes: Mapping[str, int]) -> int:
+    @property
+    def page_bytes(self) -> int:
         """Bytes of one page in all layers."""
-        return self.page_size * sum(c.heads * (c.key_size + c.value_size) * element_bytes[c.dtype] for c in self.caches)
+        each = (c.heads * (c.key_size + c.value_size) * DType(c.dtype).size for c in self.caches)
+        return self.page_size * sum(each)
 
     def require(self, kv_cache_dtype: str, batch_invariant: bool, embeddings: bool) -> None:
         """Raises UsageError if the engine was not built with these; ``auto`` and False are true of every engine."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.outputs import RequestOutput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +22,6 @@ class PoolingOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolingRequestOutput:
-    """What ``LLM.encode`` gives for a prompt."""
-
-    request_id: str
-    outputs: PoolingOutput
-    prompt_token_ids: list[int]
-    num_cached_tokens: int = 0
-    finished: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
     """``embedding``: the vector of a prompt, of length 1 unless that was not wanted."""
 
@@ -37,14 +29,24 @@ class EmbeddingOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingRequestOutput:
-    """What ``LLM.embed`` gives for a prompt."""
-
+class _OfPrompt(Generic[T]):
     request_id: str
-    outputs: EmbeddingOutput
+    outputs: T
     prompt_token_ids: list[int]
     num_cached_tokens: int = 0
     finished: bool = True
+
+
+class PoolingRequestOutput(_OfPrompt[PoolingOutput]):
+    """What ``LLM.encode`` gives for a prompt."""
+
+    __slots__ = ()
+
+
+class EmbeddingRequestOutput(_OfPrompt[EmbeddingOutput]):
+    """What ``LLM.embed`` gives for a prompt."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

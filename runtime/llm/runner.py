@@ -18,12 +18,6 @@ from arcweld.runtime.llm.batch import Run, ragged_batch
 from arcweld.runtime.llm.package import Description
 
 
-def page_bytes(description: Description) -> int:
-    """Bytes of one page in all layers."""
-    names = {c.dtype for c in description.caches}
-    return description.page_bytes({n: DType(n).size for n in names})
-
-
 class Runner:
     """An engine with ``pages`` pages. What they hold changes in place. One step runs at a time."""
 

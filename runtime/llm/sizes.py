@@ -7,7 +7,6 @@ import re
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.package import Description
-from arcweld.runtime.llm.runner import page_bytes
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -22,8 +21,8 @@ def at_most(name: str, value: int | None, most: int) -> int:
 def bytes_with_draft(model: Description, draft: Description | None) -> int:
     """Bytes of a page, and of the draft model's keys and values of the same positions, rounded up."""
     if draft is None:
-        return page_bytes(model)
-    return page_bytes(model) + math.ceil(model.page_size * page_bytes(draft) / draft.page_size)
+        return model.page_bytes
+    return model.page_bytes + math.ceil(model.page_size * draft.page_bytes / draft.page_size)
 
 
 def page_count(pages: int | None, memory: int | str | None, sequences: int, each: int, size: int) -> int:

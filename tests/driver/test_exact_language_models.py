@@ -21,7 +21,7 @@ from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package
 from arcweld.runtime.llm.params import SamplingParams
-from arcweld.runtime.llm.runner import Runner, page_bytes
+from arcweld.runtime.llm.runner import Runner
 from arcweld.runtime.sim.device import SimDevice
 
 PAGE, LENGTH, PAGES = 8, 64, 40
@@ -185,7 +185,7 @@ def test_caches_of_another_type_are_refused() -> None:
         LLM(package(TINY, "bf16", invariant=False), device="sim", kv_cache_dtype="fp8")
     with pytest.raises(UsageError, match="kv_cache_dtype is 'int3'"):
         LLM(package(TINY, "bf16", invariant=False), device="sim", kv_cache_dtype="int3")
-    assert page_bytes(package(TINY, "bf16", invariant=False).description) == 2 * PAGE * 2 * 16 * 2
+    assert package(TINY, "bf16", invariant=False).description.page_bytes == 2 * PAGE * 2 * 16 * 2
 
 
 def _rounded_attention(
@@ -203,7 +203,7 @@ def _rounded_attention(
 def test_caches_of_8_bits(precision: str, invariant: bool) -> None:
     built = package(TINY, precision, invariant=invariant, cache="fp8")
     assert {c.dtype for c in built.description.caches} == {"f8e4m3fn"}
-    assert page_bytes(built.description) == PAGE * 2 * 16 * 2  # a quarter of those of f32, half of those of 16 bits
+    assert built.description.page_bytes == PAGE * 2 * 16 * 2  # a quarter of those of f32, half of those of 16 bits
     (ids,) = prompts([40])
     transformers.AttentionInterface.register("rounded", _rounded_attention)
     own = module(TINY)
