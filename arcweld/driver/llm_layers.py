@@ -19,7 +19,7 @@ from arcweld.compiler.ir import Graph, Node
 from arcweld.compiler.ragged import cache_names
 from arcweld.compiler.reference import stream_reference
 from arcweld.driver.stored_graph import stored_graph
-from arcweld.runtime.llm.batch import Run, ragged_batch
+from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.core import Core
 
 TOKENS = 32  # of a window that are computed
@@ -86,7 +86,7 @@ def _feeds(graph: Graph, core: Core, tokens: Sequence[int], rows: int) -> dict[s
     d = core.description
     pages = -(-len(tokens) // d.page_size)
     run = Run(tokens, 0, range(pages), range(len(tokens) - rows, len(tokens)))
-    feeds = ragged_batch([run], page_size=d.page_size, tile=d.tile)
+    feeds = core.runner.feeds([run])
     types = {v.name: v.dtype for v in graph.inputs}
     for k, c in enumerate(d.caches):
         for name, size in zip(cache_names(k), (c.key_size, c.value_size)):

@@ -39,20 +39,24 @@ class Runner:
                 device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
                 self._state[name] = Taken("numpy", memory.address, shape, nbytes, memory)
 
+    def feeds(self, runs: Sequence[Run]) -> dict[str, np.ndarray]:
+        """The inputs of a step that computes ``runs``, pages aside."""
+        d = self.description
+        return ragged_batch(
+            runs, page_size=d.page_size, tile=d.tile, adapters=0 if d.adapters is None else d.adapters.count
+        )
+
     def logits(self, runs: Sequence[Run]) -> np.ndarray:
         """Computes ``runs``; returns the logits of their rows, one after another: f32 [rows, vocabulary].
 
         Where no row is wanted, there is one all the same, of the first token.
         """
-        d = self.description
         if not any(r.rows for r in runs):
             first = runs[0]
             runs = [replace(first, rows=(0,)), *runs[1:]]
-        room = 0 if d.adapters is None else d.adapters.count
-        feeds = ragged_batch(runs, page_size=d.page_size, tile=d.tile, adapters=room)
-        results = self.engine.run_with_state((), feeds, self._state)
+        results = self.engine.run_with_state((), self.feeds(runs), self._state)
         self.steps += 1
         found: np.ndarray = results[0]
-        if d.embeddings:
+        if self.description.embeddings:
             self.hidden = results[1].astype(np.float32, copy=False)
         return found if found.dtype == np.float32 else found.astype(np.float32)

@@ -21,6 +21,7 @@ from served import TEMPLATE, client, idle_soon, tokenizer
 from arcweld.compiler.errors import ArcweldError, UsageError
 from arcweld.driver.language_model import build_language_model
 from arcweld.driver.llm import LLM as Opened
+from arcweld.driver.llm_layers import layer_errors
 from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package
@@ -262,3 +263,10 @@ def test_room_that_is_asked_for_is_there() -> None:
         Opened(package(), device="sim", enable_lora=True, max_loras=2, max_lora_rank=9)
     with pytest.raises(UsageError, match="are for enable_lora"):
         Opened(package(), device="sim", max_loras=2)
+
+
+def test_layers_are_compared_with_those_of_an_engine_without_room() -> None:
+    plain = build_language_model(model("llama"), length=128, page_size=8, tokens=64, device="sim", verify="off")
+    errors = layer_errors(LLM(plain, device="sim").core, LLM(package(), device="sim").core, prompts([20])[0])
+    assert {e.module for e in errors} >= {"model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"}
+    assert [e for e in errors if e.stands_out] == []
