@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,24 @@ def open_package(
 
 
 def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, Any], options: CompileOptions) -> str:
-    """What the engine of a checkpoint depends on: its files as they are now, the build, and this version."""
+    """What the engine of a checkpoint depends on: its files as they are now, the build, and what builds it."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     seen = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    version = importlib.metadata.version("arcweld")
-    parts = (version, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
+    made_by = sources_hash(Path(__file__).parents[1])
+    parts = (made_by, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def sources_hash(package: Path) -> str:
+    """A hash of the sources in the folder ``package``: two commits of one version make different engines."""
+    found: list[Path] = []
+    for folder, inner, names in os.walk(package, followlinks=True):  # a working tree has links to its folders
+        inner[:] = [name for name in inner if name != "__pycache__"]
+        found += [Path(folder, name) for name in names]
+    digest = hashlib.sha256()
+    for path in sorted(found):
+        digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 

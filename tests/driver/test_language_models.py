@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from language_models import MODELS, VOCABULARY, greedy, model, prompts
 
 from arcweld.compiler.errors import EngineFileError, UnsupportedError, UsageError
 from arcweld.driver.language_model import build_language_model
+from arcweld.driver.llm import sources_hash
 from arcweld.runtime.engine_file import read_engine, write_engine
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package, unpacked
@@ -148,6 +150,29 @@ def test_the_engine_file_is_the_whole_model(tmp_path: Any) -> None:
     write_engine(path, package("llama").data)
     assert tokens(LLM(path, device="sim"), given[:2]) == want[:2]
     assert unpacked(read_engine(path)).description == package("llama").description
+
+
+def test_an_engine_that_is_kept_was_made_by_the_same_sources(tmp_path: Path) -> None:
+    """Links are followed, since a working tree is a folder of links; bytecode does not count."""
+    inner, package_folder = tmp_path / "codegen", tmp_path / "package"
+    (inner / "__pycache__").mkdir(parents=True)
+    package_folder.mkdir()
+    (inner / "a.py").write_text("1")
+    (package_folder / "codegen").symlink_to(inner, target_is_directory=True)
+    seen = [_hash_now(package_folder)]
+    for name, text, changes in (
+        ("__pycache__/a.pyc", "1", False), ("a.py", "2", True), ("b.cuh", "", True), ("a.py", "1", True),
+    ):  # fmt: skip
+        (inner / name).write_text(text)
+        seen.append(_hash_now(package_folder))
+        assert (seen[-1] not in seen[:-1]) == changes
+    (inner / "b.cuh").unlink()
+    assert _hash_now(package_folder) == seen[0]
+
+
+def _hash_now(folder: Path) -> str:
+    sources_hash.cache_clear()
+    return sources_hash(folder)
 
 
 def test_a_stream_grows_and_gives_its_pages_back_when_left() -> None:
