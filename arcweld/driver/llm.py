@@ -144,5 +144,3 @@ def sources_hash(package: Path) -> str:
     for path in sorted(found):
         digest.update(f"{path.relative_to(package)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
