@@ -104,23 +104,22 @@ ARCWELD_DEVICE void slice_shares(const f32* slices, f32 scale, f32 (&share)[WARP
 typedef Vec<f32, 2> State;
 
 // The share of each of ``count`` parts in each query's result, and the state of the whole. ``unit`` brings scores to units
-// of log2. Each warp of a block takes some of the queries.
-template <int ROWS, int WARPS>
-ARCWELD_DEVICE void part_shares(const f32* states, int count, f32 unit, f32* share, f32* whole) {
-  const int lane = threadIdx.x % 32;
-  for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
+// of log2. Each warp of a team takes some of the queries.
+template <int ROWS, class Team>
+ARCWELD_DEVICE void part_shares(const Team& team, const f32* states, int count, f32 unit, f32* share, f32* whole) {
+  for (int row = team.warp; row < ROWS; row += team.warps) {
     f32 best = -INFINITY, sum = 0.f;
-    for (int i = lane; i < count; i += 32) best = fmaxf(best, states[(i * ROWS + row) * 2]);
-    best = warp_reduce(best, OpMax());
+    for (int i = team.lane; i < count; i += team.lanes) best = fmaxf(best, states[(i * ROWS + row) * 2]);
+    best = warp_reduce(team, best, OpMax());
     const f32 base = best == -INFINITY ? 0.f : best;
-    for (int i = lane; i < count; i += 32) {
+    for (int i = team.lane; i < count; i += team.lanes) {
       const State state = load_vec<2>(states + (i * ROWS + row) * 2);
       const f32 factor = ex2_approx((state[0] - base) * unit);
       share[i * ROWS + row] = factor;
       sum += state[1] * factor;
     }
-    sum = warp_reduce(sum, OpSum());
-    if (lane == 0) store_vec(whole + row * 2, State{{best, sum}});
+    sum = warp_reduce(team, sum, OpSum());
+    if (team.lane == 0) store_vec(whole + row * 2, State{{best, sum}});
   }
 }
 // Columns e, e + 1, … of a query's result over all parts, in the order of the parts; not yet divided by the sum.

@@ -37,6 +37,12 @@ struct Team {
   const int rank = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 };
 
+// Combines the values of a warp's lanes; every lane gets the result.
+template <int THREADS, class T, class Op>
+ARCWELD_DEVICE T warp_reduce(const Team<THREADS>&, T v, Op op) {
+  return warp_reduce(v, op);
+}
+
 // Whether the sums of the product of ``rows`` rows over all k < depth are in ``partial``, [SPLIT][ROWS][COLUMNS],
 // already. The hooks are (row, k, elements) and (column, k, elements), and of zero points (column, zero). column_at(j)
 // is column j of the tile; those from ``columns`` on do not exist.

@@ -21,4 +21,18 @@ ARCWELD_DEVICE bool block_attention(const Params& p, int b, int h, int s0, int q
   return false;
 }
 
+// The keys that a block takes, of which ``share`` are an even share of all.
+template <class Team>
+ARCWELD_DEVICE int block_keys(const Team& team, int share) {
+  return share;
+}
+
+// Whether a team of one has done the work of all of a block's slices, attention of the ROWS queries to the keys from
+// ``begin`` on and before ``end``. Then ``results``, [ROWS][PITCH], and ``states``, [ROWS], are those of one slice.
+template <class Attention, int PITCH, class Team, class Params>
+ARCWELD_DEVICE bool team_attention(const Team& team, const Params& p, int b, int h, int begin, int end, f32* results,
+                                   f32* states) {
+  return false;
+}
+
 #endif

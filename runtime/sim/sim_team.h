@@ -11,6 +11,12 @@ struct Team {
   const int rank = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 };
 
+// Combines the values of a warp's lanes, of which a team of one has one; every lane gets the result.
+template <int THREADS, class T, class Op>
+ARCWELD_DEVICE T warp_reduce(const Team<THREADS>& team, T v, Op op) {
+  return team.alone ? v : warp_reduce(v, op);
+}
+
 // The elements that a hook ``(place, k, T (&out)[N])`` gives.
 template <class T_, int N>
 struct SimElements {

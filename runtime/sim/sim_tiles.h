@@ -3,7 +3,7 @@
 // Each sum of a product adds the same terms in the same order as its thread's own loop, and groups of threads are added up in
 // their order. Multiplication and addition are rounded once, as in a fused multiply-add of the GPU. Operands are read, and
 // results stored, by the kernel's own hooks. Not here are the shared tiles and their barriers: an adverse schedule and checked
-// mode run the kernel's loop.
+// mode run the kernel's loop. Attention takes keys in steps of its own, in their order, so that its sums differ by rounding.
 #pragma once
 #include "sim_products.h"
 
@@ -145,48 +145,63 @@ ARCWELD_DEVICE bool block_product(const Params& p, const Tile& t, End end, Index
 }
 
 // ---------------------------------------------------------------- attention
-// The keys and values of a head, dense, which the next blocks of the same head find again.
+// Keys and values of a head, dense, in steps of STEP keys.
 template <class Attention>
-struct SimHead {
+struct SimKeys {
   typedef typename Attention::Number T;
-  static constexpr int SIZE = Attention::SIZE, VALUE_SIZE = Attention::VALUE_SIZE, STEP = 128;  // keys of a step
+  static constexpr int SIZE = Attention::SIZE, VALUE_SIZE = Attention::VALUE_SIZE, STEP = 128;
+  static constexpr int SLOT = SIM_PANELS - 3;  // of three panels
   T *keys, *values;  // [step][SIZE][STEP] and [key][VALUE_SIZE]
 
+  // The first ``visible`` ones, which the next blocks of the same head find again.
   template <class Params>
-  static SimHead of(const Params& p, int b, int h, int visible) {
-    constexpr int SLOT = SIM_PANELS - 2, LINE = 64;
+  static SimKeys of_head(const Params& p, int b, int h, int visible) {
+    constexpr int LINE = 64;
     const int steps = (visible + STEP - 1) / STEP;
     bool found_keys, found_values;
     const i64 key = (i64)b << 32 | h;
-    char* const keys = (char*)sim_panel(SLOT, LINE + sizeof(T) * (u64)steps * STEP * SIZE, key, &found_keys);
-    char* const values = (char*)sim_panel(SLOT + 1, LINE + sizeof(T) * (u64)visible * VALUE_SIZE, key, &found_values);
-    const SimHead head = {(T*)(keys + LINE), (T*)(values + LINE)};
+    char* const keys = (char*)sim_panel(SLOT + 1, LINE + sizeof(T) * (u64)steps * STEP * SIZE, key, &found_keys);
+    char* const values = (char*)sim_panel(SLOT + 2, LINE + sizeof(T) * (u64)visible * VALUE_SIZE, key, &found_values);
+    const SimKeys all = {(T*)(keys + LINE), (T*)(values + LINE)};
     int& filled = *(int*)keys;  // keys that are there
-    if (found_keys && found_values && filled >= visible) return head;
+    if (found_keys && found_values && filled >= visible) return all;
     for (int first = 0; first < visible; first += STEP)
-      head.fetch(p, b, h, first, visible - first < STEP ? visible - first : STEP);
+      all.step(first).fetch(p, b, h, first, visible - first < STEP ? visible - first : STEP);
     filled = visible;
-    return head;
+    return all;
   }
+  // Room for a step, which is to be fetched.
+  static SimKeys room() {
+    bool found;
+    T* const keys = (T*)sim_panel(SLOT + 1, sizeof(T) * STEP * SIZE, -1, &found);
+    return {keys, (T*)sim_panel(SLOT + 2, sizeof(T) * STEP * VALUE_SIZE, -1, &found)};
+  }
+  // The keys from the ``first`` on, a multiple of STEP.
+  SimKeys step(int first) const { return {keys + first * (i64)SIZE, values + first * (i64)VALUE_SIZE}; }
+  // Reads ``count`` keys from the ``first`` on to the first step.
   template <class Params>
   void fetch(const Params& p, int b, int h, int first, int count) const {
     constexpr int K_WIDTH = Attention::K_WIDTH, V_WIDTH = Attention::V_WIDTH;
-    T* const rows = (T*)sim_scratch(sizeof(T) * STEP * SIZE);
+    bool found;
+    T* const rows = (T*)sim_panel(SLOT, sizeof(T) * STEP * SIZE, -1, &found);
     for (int i = 0; i < count; ++i) {
+      T key[SIZE], value[VALUE_SIZE];  // no operand lies there: what is the same for all of a row is computed once
 #pragma GCC ivdep
       for (int d = 0; d < SIZE; d += K_WIDTH) {
         T x[K_WIDTH];
         Attention::key(p, b, h, first + i, d, x);
-        for (int e = 0; e < K_WIDTH; ++e) rows[i * SIZE + d + e] = x[e];
+        for (int e = 0; e < K_WIDTH; ++e) key[d + e] = x[e];
       }
 #pragma GCC ivdep
       for (int d = 0; d < VALUE_SIZE; d += V_WIDTH) {
         T x[V_WIDTH];
         Attention::value(p, b, h, first + i, d, x);
-        for (int e = 0; e < V_WIDTH; ++e) values[(first + i) * (i64)VALUE_SIZE + d + e] = x[e];
+        for (int e = 0; e < V_WIDTH; ++e) value[d + e] = x[e];
       }
+      for (int d = 0; d < SIZE; ++d) rows[i * SIZE + d] = key[d];
+      for (int d = 0; d < VALUE_SIZE; ++d) values[i * VALUE_SIZE + d] = value[d];
     }
-    sim_transpose(keys + first * (i64)SIZE, STEP, rows, SIZE, count, SIZE);
+    sim_transpose(keys, STEP, rows, SIZE, count, SIZE);
   }
 };
 
@@ -222,50 +237,70 @@ struct SimSoftmax {
   }
 };
 
-template <class Attention, class Params>
-SIM_UNCHECKED static __noinline__ void sim_attend(const Params& p, int b, int h, int s0, int queries, int visible) {
+// Attention of the queries from s0 on, ``rows`` of them, to keys that are added step after step.
+template <class Attention>
+struct SimQueries {
   typedef typename Attention::Number T;
-  typedef SimHead<Attention> Head;
-  constexpr int ROWS = Attention::ROWS, SIZE = Head::SIZE, VALUE_SIZE = Head::VALUE_SIZE, STEP = Head::STEP;
-  constexpr int Q_WIDTH = Attention::Q_WIDTH, OUT_WIDTH = Attention::OUT_WIDTH;
-  const int rows = queries - s0 < ROWS ? queries - s0 : ROWS;
-  const Head head = Head::of(p, b, h, visible > 0 ? visible : 0);
-  T* const query = (T*)sim_scratch(sizeof(T) * ROWS * (SIZE + STEP + VALUE_SIZE));
-  T *const score = query + ROWS * SIZE, *const out = score + ROWS * STEP;
+  typedef SimKeys<Attention> Keys;
+  static constexpr int ROWS = Attention::ROWS, SIZE = Keys::SIZE, VALUE_SIZE = Keys::VALUE_SIZE, STEP = Keys::STEP;
+  int s0, rows;
   SimSoftmax<T> softmax[ROWS];
-  for (int i = 0; i < rows; ++i) {
-    softmax[i] = {-(T)INFINITY, T(0)};
+  T *query, *score, *out;  // [row][SIZE], [row][STEP], [row][VALUE_SIZE]: not yet divided by the sum
+
+  // Valid until the next operation of the simulator but panels.
+  template <class Params>
+  SimQueries(const Params& p, int b, int h, int s0_, int rows_) : s0(s0_), rows(rows_) {
+    constexpr int Q_WIDTH = Attention::Q_WIDTH;
+    query = (T*)sim_scratch(sizeof(T) * ROWS * (SIZE + STEP + VALUE_SIZE));
+    score = query + ROWS * SIZE, out = score + ROWS * STEP;
+    for (int i = 0; i < rows; ++i) {
+      softmax[i] = {-(T)INFINITY, T(0)};
 #pragma GCC ivdep
-    for (int d = 0; d < SIZE; d += Q_WIDTH) {
-      T x[Q_WIDTH];
-      Attention::query(p, b, h, s0 + i, d, x);
-      for (int e = 0; e < Q_WIDTH; ++e) query[i * SIZE + d + e] = x[e];
+      for (int d = 0; d < SIZE; d += Q_WIDTH) {
+        T x[Q_WIDTH];
+        Attention::query(p, b, h, s0 + i, d, x);
+        for (int e = 0; e < Q_WIDTH; ++e) query[i * SIZE + d + e] = x[e];
+      }
     }
+    for (int i = 0; i < rows * VALUE_SIZE; ++i) out[i] = T(0);
   }
-  for (int i = 0; i < rows * VALUE_SIZE; ++i) out[i] = T(0);
-  for (int first = 0; first < visible; first += STEP) {
-    const int count = visible - first < STEP ? visible - first : STEP;
+  // Adds ``count`` keys from the ``first`` on; those from ``end`` on count for no query.
+  template <class Params>
+  void add(const Params& p, int b, int h, const Keys& step, int first, int count, int end) {
     for (int i = 0; i < rows * STEP; ++i) score[i] = T(0);
-    sim_multiply(SimProduct<T>{score, query, head.keys + first * (i64)SIZE, STEP, SIZE, 1, STEP, rows, count, SIZE});
+    sim_multiply(SimProduct<T>{score, query, step.keys, STEP, SIZE, 1, STEP, rows, count, SIZE});
     for (int i = 0; i < rows; ++i) {
       T *const own = score + i * STEP, *const sums = out + i * VALUE_SIZE;
-      const int left = Attention::seen(p, s0 + i, visible) - first, seen = left < 0 ? 0 : left < count ? left : count;
+      const int left = Attention::seen(p, s0 + i, end) - first, seen = left < 0 ? 0 : left < count ? left : count;
       for (int j = 0; j < seen; ++j) own[j] = Attention::score(p, b, h, s0 + i, first + j, own[j]);
       for (int j = seen; j < count; ++j) own[j] = -(T)INFINITY;
       const T fade = softmax[i].add(own, count, Attention::UNIT);
+      for (int j = 0; j < count; ++j) own[j] = Attention::weight(own[j]);
       for (int e = 0; e < VALUE_SIZE; ++e) sums[e] *= fade;
     }
-    const T* const values = head.values + first * (i64)VALUE_SIZE;
-    sim_multiply(SimProduct<T>{out, score, values, VALUE_SIZE, STEP, 1, VALUE_SIZE, rows, VALUE_SIZE, count});
+    sim_multiply(SimProduct<T>{out, score, step.values, VALUE_SIZE, STEP, 1, VALUE_SIZE, rows, VALUE_SIZE, count});
   }
-  for (int i = 0; i < rows; ++i) {
-    const T base = softmax[i].top == -(T)INFINITY ? T(0) : softmax[i].top;
-    const T sum = softmax[i].total + sim_exp2((Attention::sink(p, b, h, s0 + i) - base) * Attention::UNIT);
+};
+
+template <class Attention, class Params>
+SIM_UNCHECKED static __noinline__ void sim_attend(const Params& p, int b, int h, int s0, int queries, int visible) {
+  typedef typename Attention::Number T;
+  typedef SimKeys<Attention> Keys;
+  constexpr int ROWS = Attention::ROWS, VALUE_SIZE = Keys::VALUE_SIZE, STEP = Keys::STEP;
+  constexpr int OUT_WIDTH = Attention::OUT_WIDTH;
+  const Keys keys = Keys::of_head(p, b, h, visible > 0 ? visible : 0);
+  SimQueries<Attention> all(p, b, h, s0, queries - s0 < ROWS ? queries - s0 : ROWS);
+  for (int first = 0; first < visible; first += STEP)
+    all.add(p, b, h, keys.step(first), first, visible - first < STEP ? visible - first : STEP, visible);
+  for (int i = 0; i < all.rows; ++i) {
+    const SimSoftmax<T>& softmax = all.softmax[i];
+    const T base = softmax.top == -(T)INFINITY ? T(0) : softmax.top;
+    const T sum = softmax.total + sim_exp2((Attention::sink(p, b, h, s0 + i) - base) * Attention::UNIT);
     const T inverse = sum == T(0) ? T(0) : T(1) / sum;
 #pragma GCC ivdep
     for (int e = 0; e < VALUE_SIZE; e += OUT_WIDTH) {
       T x[OUT_WIDTH];
-      for (int lane = 0; lane < OUT_WIDTH; ++lane) x[lane] = out[i * VALUE_SIZE + e + lane] * inverse;
+      for (int lane = 0; lane < OUT_WIDTH; ++lane) x[lane] = all.out[i * VALUE_SIZE + e + lane] * inverse;
       Attention::store(p, b, h, s0 + i, e, x);
     }
   }
@@ -276,5 +311,39 @@ template <class Attention, class Params>
 ARCWELD_DEVICE bool block_attention(const Params& p, int b, int h, int s0, int queries, int visible) {
   if (!sim_takes_block()) return false;
   sim_attend<Attention>(p, b, h, s0, queries, visible);
+  return true;
+}
+
+template <class Attention, int PITCH, class Params>
+SIM_UNCHECKED static __noinline__ void sim_attend_part(const Params& p, int b, int h, int begin, int end, f32* results,
+                                                       f32* states) {
+  typedef SimKeys<Attention> Keys;
+  constexpr int ROWS = Attention::ROWS, VALUE_SIZE = Keys::VALUE_SIZE, STEP = Keys::STEP;
+  const Keys keys = Keys::room();
+  SimQueries<Attention> all(p, b, h, 0, ROWS);
+  for (int first = begin; first < end; first += STEP) {
+    const int count = end - first < STEP ? end - first : STEP;
+    keys.fetch(p, b, h, first, count);
+    all.add(p, b, h, keys, first, count, end);
+  }
+  for (int i = 0; i < ROWS; ++i) {
+    states[2 * i] = all.softmax[i].top * Attention::TOP_UNIT, states[2 * i + 1] = all.softmax[i].total;
+    for (int e = 0; e < PITCH; ++e) results[i * PITCH + e] = e < VALUE_SIZE ? all.out[i * VALUE_SIZE + e] : 0.f;
+  }
+}
+// The keys that a block takes, of which ``share`` are an even share of all: fewer than the least are not worth a block here,
+// and blocks without keys have nothing to do.
+template <class Team>
+ARCWELD_DEVICE int block_keys(const Team& team, int share) {
+  constexpr int LEAST = 512;
+  return team.alone && share < LEAST ? LEAST : share;
+}
+// Whether a team of one has done the work of all of a block's slices, attention of the ROWS queries to the keys from
+// ``begin`` on and before ``end``. Then ``results``, [ROWS][PITCH], and ``states``, [ROWS], are those of one slice.
+template <class Attention, int PITCH, class Team, class Params>
+ARCWELD_DEVICE bool team_attention(const Team& team, const Params& p, int b, int h, int begin, int end, f32* results,
+                                   f32* states) {
+  if (!team.alone) return false;
+  sim_attend_part<Attention, PITCH>(p, b, h, begin, end, results, states);
   return true;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,27 @@ def test_case_matches_numpy(case: Case) -> None:
     assert_close(case.kernel, first, cases_attention_split.expected(case), slack=2)
     for name, array in first.items():
         np.testing.assert_array_equal(array.view(np.uint8), second[name].view(np.uint8))
+
+
+@pytest.mark.parametrize("case", CASES if os.environ.get("ARCWELD_EVERY") else CASES[::9], ids=lambda c: c.id)
+def test_a_block_in_one_go_matches_numpy(case: Case) -> None:
+    """As models run on the simulator: the first thread of a block does the work of all."""
+    tactic = case.tactic or split.tactics(case.kernel, "sm_80")[0]
+    source = render_with(case.kernel, tactic)
+    got = run_kernel(source, case.kernel, case.inputs, case.env, checked=False)
+    assert_close(case.kernel, got, cases_attention_split.expected(case), slack=2)
+
+
+@pytest.mark.parametrize("dtype", [F16, F32])
+def test_blocks_in_one_go_share_many_keys_out(dtype: DType) -> None:
+    """From no full step of the simulator's loop to blocks that take more keys than an even share, and to all blocks."""
+    x = Shape(h=4, s=2, t=symbol("t", 1, 4096), d=32, groups=2, dtype=dtype, mask="add")
+    kernel = attention_kernel(x)
+    source = render_with(kernel, SplitTactic(5, 2, 16))
+    for keys in (1, 127, 129, 512, 513, 1500, 2560, 4096):
+        data = inputs(x, np.random.default_rng(keys), {"t": keys})
+        got = run_kernel(source, kernel, data, {"t": keys}, checked=False)
+        assert_close(kernel, got, attend(x, data, {"t": keys}), slack=2)
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, F32])

@@ -163,6 +163,7 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
     out = 4 if space.rows * a.value_size >= 4 * 32 * tactic.warps else 2
     printed = print_hooks(a, hooks, {"q": lanes, **hooked, "mask": 2 if half else 1, "out": out})
     scalar, params = hooks.params.scalar, hooks.params
+    widths = [transfers[role].per if role not in hooked else width for role, width in zip("kv", (printed.k, printed.v))]
     limit, ends = print_limit(a, hooks)
     if tactic.splits > 1:
         params.workspace("partial", DType.F32, a.heads, tactic.splits, space.rows, space.pitch)
@@ -175,7 +176,7 @@ def render_split(kernel: Kernel, tactic: SplitTactic, arch: str) -> KernelSource
         block=(32 * tactic.warps, 1, 1), shared_bytes=space.bytes,
         tiled=tuple((a.t.extent, tactic.keys * n) for n in (1, tactic.splits, tactic.splits * tactic.warps)),
         a=a, tactic=tactic, layout=space, hooks=printed, functions=[*printed.functions, *ends], limit=limit, half=half,
-        transfers=transfers, T=element.value,
+        transfers=transfers, widths=widths, T=element.value,
         fold=half and a.folds, scale=repr(a.scale * LOG2E), unit=unit,
         score_unit=repr(LOG2E / unit), excluded=a.fill_text(LOG2E if half else 1.0),
         heads=scalar("head_count", a.h.extent), queries=str(space.rows), keys=scalar("key_count", a.t.extent),

@@ -66,13 +66,13 @@ struct Attention {
   static constexpr int Q_WIDTH = 4, K_WIDTH = 4, V_WIDTH = 4, OUT_WIDTH = 4;
   static constexpr T UNIT = ::UNIT;
   static ARCWELD_DEVICE void query(const Params& p, int b, int h, int s, int d, T (&x)[Q_WIDTH]) { load_q(p, b, h, s, d, x); }
-  static ARCWELD_DEVICE void key(const Params& p, int b, int h, int t, int d, T (&x)[K_WIDTH]) {
+  static ARCWELD_DEVICE void key(const Params& p, int b, int h, int t, int d, Number (&x)[K_WIDTH]) {
     const T* const row = k_row0(p, b, h) + t * 32;
     const Vec<T, K_WIDTH> v = load_vec<K_WIDTH>(row + d);
 #pragma unroll
     for (int lane = 0; lane < K_WIDTH; ++lane) x[lane] = v[lane];
   }
-  static ARCWELD_DEVICE void value(const Params& p, int b, int h, int t, int d, T (&x)[V_WIDTH]) {
+  static ARCWELD_DEVICE void value(const Params& p, int b, int h, int t, int d, Number (&x)[V_WIDTH]) {
     const T* const row = v_row0(p, b, h) + t * 32;
     const Vec<T, V_WIDTH> v = load_vec<V_WIDTH>(row + d);
 #pragma unroll
@@ -85,6 +85,8 @@ struct Attention {
     load_mask(p, b, h, s, t, mask);
     return mask[0] ? score : -(f32)INFINITY;
   }
+  // A probability as the values are multiplied with it.
+  static ARCWELD_DEVICE T weight(T probability) { return probability; }
   // The end of the keys that query s sees, of ``visible``.
   static ARCWELD_DEVICE int seen(const Params& p, int s, int visible) { return visible; }
   // The score of a sink, or minus infinity.
@@ -112,7 +114,7 @@ __device__ __forceinline__ void fetch_v(const Params& p, int b, int h, int t0, T
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_3b0d08c7(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_30eccdf0(const __grid_constant__ Params p) {
   pdl_launch_dependents();
   DYN_SHARED(T, smem);
   T* const q_tile = smem;         // [ROWS][K_PITCH]
@@ -238,4 +240,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_3b0d08c7(cons
     }
   }
 }
-EXPORT_KERNEL(attention_3b0d08c7)
+EXPORT_KERNEL(attention_30eccdf0)
