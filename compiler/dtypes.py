@@ -49,6 +49,7 @@ class DType(Enum):
     U4 = "u4"
     I2 = "i2"
     U2 = "u2"
+    U1 = "u1"
     STR = "str"  # text, on the host only: an object array of ``str`` in numpy
 
     @property
@@ -172,13 +173,15 @@ _TRAITS: dict[DType, _Traits] = {
     DType.U4: _traits(ml_dtypes.uint4, DType.U8, kind="u", bits=4),
     DType.I2: _traits(ml_dtypes.int2, DType.I8, kind="i", bits=2),
     DType.U2: _traits(ml_dtypes.uint2, DType.U8, kind="u", bits=2),
+    DType.U1: _traits(ml_dtypes.uint1, DType.U8, kind="u", bits=1),
     DType.STR: _traits(np.object_),
 }
 _FROM_NUMPY = {t.numpy: k for k, t in _TRAITS.items() if k is not DType.STR}  # any object is no string
 # by name: the types that kernels and passes know
 DEVICE_TYPES: dict[str, DType] = {str(k.value): k for k in DType if k is not DType.STR}
 FLOATS8 = (DType.F8E4M3FN, DType.F8E4M3FNUZ, DType.F8E5M2, DType.F8E5M2FNUZ)
-INTS4 = (DType.I4, DType.U4, DType.I2, DType.U2)  # integers that are packed
+INTS4 = (DType.I4, DType.U4, DType.I2, DType.U2)  # integers that are packed and quantised to
+PLANES = (DType.U2, DType.U1)  # upper bits of integers whose lower four lie by themselves
 
 
 def integer_range(dtype: DType) -> tuple[int, int]:

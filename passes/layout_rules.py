@@ -16,6 +16,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Node, Value
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.passes.axis_orders import Layouts, Perm, Rule, channels_last, identity, vote
+from arcweld.passes.stored import HIGH
 
 
 def pointwise(rw: Layouts, node: Node) -> bool:
@@ -23,10 +24,12 @@ def pointwise(rw: Layouts, node: Node) -> bool:
     rank = node.output.type.rank
     perm = vote(rw, node.operands(), rank)
     if "axis" in node.attrs:  # QuantizeLinear, DequantizeLinear: scales are vectors along one axis, or of blocks
-        x, *rest = node.operands()
-        blocked = [bool(node.attrs["block"]) and v.type.rank > 0 for v in rest]  # one zero point may serve all blocks
-        scales = [(rw.get_in(v, perm, node.origin) if b else rw.plain(v, node.origin)) for v, b in zip(rest, blocked)]
-        inputs = [rw.get_in(x, perm, node.origin), *scales]
+        x, *rest = node.inputs
+        assert x is not None
+        inputs: list[Value | None] = [rw.get_in(x, perm, node.origin)]
+        for k, v in enumerate(rest, 1):  # one zero point may serve all blocks
+            as_x = v is not None and v.type.rank > 0 and (bool(node.attrs["block"]) or k == HIGH)
+            inputs.append(v and (rw.get_in(v, perm, node.origin) if as_x else rw.plain(v, node.origin)))
         rw.copy(node, inputs, perm, axis=perm.index(node.attrs["axis"]) if rank else 0)
         return True
     rw.copy(node, [rw.broadcast_in(v, perm, node.origin) for v in node.operands()], perm)

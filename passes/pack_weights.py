@@ -16,7 +16,7 @@ from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.registry import Kind, make, opdef
 from arcweld.compiler.options import Options
 from arcweld.passes.common import Tracker, rewrite
-from arcweld.passes.stored import stored_matrix, transposed
+from arcweld.passes.stored import planes, stored_matrix, transposed
 
 VECTOR = 8  # elements that a kernel unpacks together
 
@@ -65,6 +65,8 @@ def _pack_stored_taps(rw: Tracker, node: Node, w: Value) -> bool:
         base = rw.producer(base.operands()[0])
     order = _order(node, w.type.rank)
     if base is None or base.op != "DequantizeLinear" or base.attrs["block"] or order == tuple(range(w.type.rank)):
+        return False
+    if len(planes(base)) > 1:  # no model has convolutions by such
         return False
     elements, *scales = base.inputs
     packed = rw.make("Transpose", [elements], base.origin, f"{w.name}.packed", perm=order)

@@ -25,6 +25,7 @@ from arcweld.compiler.region import is_view
 from arcweld.passes.common import Tracker, rewrite
 from arcweld.passes.constant_folding import fold
 from arcweld.passes.patterns_storage import recover_storage
+from arcweld.passes.stored import element_bits
 
 log = logging.getLogger("arcweld.storage")
 
@@ -86,7 +87,7 @@ def is_candidate(graph: Graph, node: Node) -> bool:
         return False
     x = node.operands()[0]
     count = x.type.numel
-    return isinstance(count, int) and count > SMALL and x.dtype.bits < node.output.dtype.bits
+    return isinstance(count, int) and count > SMALL and element_bits(node) < node.output.dtype.bits
 
 
 def _stays(readers: Mapping[str, Sequence[Node]], node: Node, options: Options) -> bool:
@@ -108,7 +109,7 @@ def _compare(readers: Mapping[str, Sequence[Node]], node: Node, options: Options
     float_type = options.float_type if node.output.dtype is DType.F32 else node.output.dtype
     heroes = list(_heroes(readers, node))
     rows = max(map(least_rows, heroes), default=1)
-    return compare_sizes(x.type.numel, rows, x.dtype.bits, float_type, options, all(map(is_product, heroes)))
+    return compare_sizes(x.type.numel, rows, element_bits(node), float_type, options, all(map(is_product, heroes)))
 
 
 def is_product(hero: Node) -> bool:

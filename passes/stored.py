@@ -13,6 +13,7 @@ from arcweld.compiler.ir import Node, Value
 from arcweld.passes.common import Tracker
 
 Producer = Callable[[Value], "Node | None"]
+HIGH = 4  # the operand of a DequantizeLinear that holds the elements' upper bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,16 @@ class Stored:
     base: Node
     casts: tuple[Node, ...]
     swapped: bool
+
+
+def planes(node: Node) -> tuple[Value, ...]:
+    """The operands of a DequantizeLinear that hold its elements: one, or their lower and their upper bits."""
+    return tuple(v for v in (node.inputs[0], *node.inputs[HIGH:]) if v is not None)
+
+
+def element_bits(node: Node) -> int:
+    """Bits of an element of a DequantizeLinear as it is stored."""
+    return sum(v.dtype.bits for v in planes(node))
 
 
 def stored_matrix(producer: Producer, v: Value) -> Stored | None:
@@ -98,8 +109,11 @@ def joined(rw: Tracker, group: Sequence[Stored], hint: str) -> Value:
     origin = tuple(dict.fromkeys(o for s in group for o in s.base.origin))
     elements = rw.make("Concat", [s.base.operands()[0] for s in group], origin, hint, axis=axis)
     parts: list[Value | None] = [elements]
-    for values in list(zip(*(s.base.inputs for s in group)))[1:]:
-        if along == "all" and _one_number(rw, values):
+    for place, values in list(enumerate(zip(*(s.base.inputs for s in group))))[1:]:
+        if place == HIGH:
+            parts.append(rw.make("Concat", values, origin, hint, axis=axis))
+            continue
+        if (along == "all" or place > 1) and _one_number(rw, values):  # one zero point may serve all scales
             parts.append(values[0])
             continue
         spread = [_spread(rw, v, s, axis, along) for v, s in zip(values, group) if v is not None]

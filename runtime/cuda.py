@@ -27,7 +27,7 @@ MAP_ALIGNMENT = 64  # bytes, of a TMA descriptor
 # CUtensorMapDataType. Booleans, 8-bit and packed types are copied as bytes, and the bits of NaNs are preserved.
 _MAP_TYPES = {
     "u8": 0, "i8": 0, "bool": 0, "u16": 1, "i16": 1, "u32": 2, "i32": 3, "u64": 4, "i64": 5, "f16": 6, "f32": 7,
-    "f64": 8, "bf16": 9, "f8e4m3fn": 0, "f8e5m2": 0, "f4e2m1": 0, "i4": 0, "u4": 0, "i2": 0, "u2": 0,
+    "f64": 8, "bf16": 9, "f8e4m3fn": 0, "f8e5m2": 0, "f4e2m1": 0, "i4": 0, "u4": 0, "i2": 0, "u2": 0, "u1": 0,
 }  # fmt: skip
 # CUresult: faults inside kernels (illegal address, launch timeout, assert, …) after which a context is unusable
 _LASTING = {700, 702, 710, *range(714, 720)}

@@ -1,5 +1,5 @@
 // Types that values are only stored in: 8-bit and narrower floats (OCP 8-bit floating point and microscaling formats,
-// ONNX's fnuz variants), and integers of 4 and 2 bits. A packed type's struct is one byte, which holds several elements,
+// ONNX's fnuz variants), and integers of 4 bits and fewer. A packed type's struct is one byte, which holds several elements,
 // the first one in the lowest bits.
 #pragma once
 
@@ -13,6 +13,7 @@ struct i4 { u8 bits; };
 struct u4 { u8 bits; };
 struct i2 { u8 bits; };
 struct u2 { u8 bits; };
+struct u1 { u8 bits; };
 
 // A float of a sign, some exponent bits with a BIAS and MANTISSA bits, as a pattern of BITS bits. LARGEST: the pattern of
 // the largest number. ABOVE: the pattern that larger numbers and infinity become.
@@ -100,12 +101,14 @@ template <> struct PackedForm<i4> { typedef i8 Value; static constexpr int BITS 
 template <> struct PackedForm<u4> { typedef u8 Value; static constexpr int BITS = 4; };
 template <> struct PackedForm<i2> { typedef i8 Value; static constexpr int BITS = 2; };
 template <> struct PackedForm<u2> { typedef u8 Value; static constexpr int BITS = 2; };
+template <> struct PackedForm<u1> { typedef u8 Value; static constexpr int BITS = 1; };
 
 ARCWELD_DEVICE f32 field_value(u32 field, ScalarTag<f4e2m1>) { return decode<f4e2m1>(field); }
 ARCWELD_DEVICE i8 field_value(u32 field, ScalarTag<i4>) { return (i8)((i32)(field << 28) >> 28); }
 ARCWELD_DEVICE u8 field_value(u32 field, ScalarTag<u4>) { return (u8)field; }
 ARCWELD_DEVICE i8 field_value(u32 field, ScalarTag<i2>) { return (i8)((i32)(field << 30) >> 30); }
 ARCWELD_DEVICE u8 field_value(u32 field, ScalarTag<u2>) { return (u8)field; }
+ARCWELD_DEVICE u8 field_value(u32 field, ScalarTag<u1>) { return (u8)field; }
 
 // The bits of an element. Integers keep their lowest ones.
 template <class T>
@@ -154,5 +157,6 @@ ARCWELD_DEVICE i8 narrow_impl(i8 x, ScalarTag<i4> tag) { return field_value((u32
 ARCWELD_DEVICE u8 narrow_impl(u8 x, ScalarTag<u4> tag) { return field_value((u32)x & 15u, tag); }
 ARCWELD_DEVICE i8 narrow_impl(i8 x, ScalarTag<i2> tag) { return field_value((u32)(u8)x & 3u, tag); }
 ARCWELD_DEVICE u8 narrow_impl(u8 x, ScalarTag<u2> tag) { return field_value((u32)x & 3u, tag); }
+ARCWELD_DEVICE u8 narrow_impl(u8 x, ScalarTag<u1> tag) { return field_value((u32)x & 1u, tag); }
 template <class T, class S>
 ARCWELD_DEVICE auto narrow(S x) { return narrow_impl(x, ScalarTag<T>()); }

@@ -48,7 +48,7 @@ def byte_fields(rows: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def packed_rows(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of ``bits`` bits (2, 4 or 8), a byte each, as rows of whole bytes; bits behind the last code are 0."""
+    """Codes of ``bits`` bits (1, 2, 4 or 8), a byte each, as rows of whole bytes; bits behind the last code are 0."""
     if bits == 8:
         return codes
     per = 8 // bits

@@ -15,8 +15,8 @@ layouts are those of ggml's ``ggml-common.h``:
     Q6_K   128 bytes of low and 64 of high bits, 16 signed    d * scale * (q - 32)
            8-bit scales, d f16
 
-Elements of 4 bits stay 4 bits. The IR has no integers of 5 and 6 bits: these take a byte. Scales and minima of the K
-types are products of f16 and integers of few bits, which f32 holds exactly; all others stay f16.
+Elements of 4 bits stay 4 bits. Those of 5 and 6 bits are two tensors, their lower four bits and those above. Scales and
+minima of the K types are products of f16 and integers of few bits, which f32 holds exactly; all others stay f16.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class BlockType:
 
     elements  of a block; ``nbytes`` of it; ``group`` elements share a scale
     dtype     of the elements in the IR; ``zero`` what is subtracted from each
-    codes     of blocks, their elements in order, as ``[rows, k]`` or packed as rows of bytes
+    codes     of blocks, their elements in order, a byte each, as ``[rows, k]``
     scales    of blocks, the scales and, where elements have offsets, these, each ``[rows, k / group]``
+    high      of the elements' bits above those of ``dtype``, where there are any
     """
 
     elements: int
@@ -51,6 +52,7 @@ class BlockType:
     zero: int
     codes: Callable[[Blocks], np.ndarray]
     scales: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]]
+    high: DType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,15 @@ class GgufBlocks:
         of, n, k = TYPES[self.kind], math.prod(tensor.shape[:-1]), tensor.shape[-1]
         blocks, dtype = tensor.parts["data"].reshape(n, k // of.elements, of.nbytes), of.dtype
         elements = np.empty((n, dtype.nbytes(k)), np.uint8 if dtype.is_packed else dtype.numpy)
-        scale, offset = of.scales(blocks)
+        high = None if of.high is None else np.empty((n, of.high.nbytes(k)), np.uint8)
         for a, b in row_chunks(n, k):
-            elements[a:b] = of.codes(blocks[a:b])
-        zero = np.array(of.zero).astype(dtype.numpy) if of.zero else None
-        return Packed(dtype, (n, k), elements, scale, zero, offset, of.group)
+            codes = of.codes(blocks[a:b])
+            elements[a:b] = packed_rows(codes & np.uint8(15), 4) if dtype.is_packed else codes
+            if high is not None and of.high is not None:
+                high[a:b] = packed_rows(codes >> np.uint8(4), of.high.bits)
+        scale, offset = of.scales(blocks)
+        zero = np.array(of.zero).astype(np.uint8 if of.high else dtype.numpy) if of.zero else None
+        return Packed(dtype, (n, k), elements, scale, zero, offset, of.group, None, high, of.high or DType.U2)
 
 
 def _f16(blocks: Blocks, at: int) -> np.ndarray:
@@ -97,8 +103,8 @@ def _flat(codes: np.ndarray) -> np.ndarray:
     return codes.reshape(codes.shape[0], -1)
 
 
-def _packed4(at: int, half: int) -> Callable[[Blocks], np.ndarray]:
-    return lambda blocks: packed_rows(_flat(_nibbles(blocks[..., at:], half)), 4)
+def _four(at: int, half: int) -> Callable[[Blocks], np.ndarray]:
+    return lambda blocks: _flat(_nibbles(blocks[..., at:], half))
 
 
 def _five(at: int) -> Callable[[Blocks], np.ndarray]:
@@ -109,10 +115,6 @@ def _five(at: int) -> Callable[[Blocks], np.ndarray]:
         return _flat(_nibbles(blocks[..., at + 4 :], 16) | fifth << np.uint8(4))
 
     return codes
-
-
-def _signed(codes: Callable[[Blocks], np.ndarray], zero: int) -> Callable[[Blocks], np.ndarray]:
-    return lambda blocks: codes(blocks).view(np.int8) - np.int8(zero)
 
 
 def _scale(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
@@ -135,8 +137,7 @@ def _q6_k(blocks: Blocks) -> np.ndarray:
     rows, count = blocks.shape[:2]
     low = _nibbles(blocks[..., :128], 64)
     high = blocks[..., 128:192].reshape(rows, count, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8)
-    codes = low | (high & np.uint8(3)).reshape(low.shape) << np.uint8(4)
-    return _flat(codes).view(np.int8) - np.int8(32)
+    return _flat(low | (high & np.uint8(3)).reshape(low.shape) << np.uint8(4))
 
 
 def _k_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
@@ -154,12 +155,12 @@ def _q6_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 TYPES: dict[str, BlockType] = {
-    "Q4_0": BlockType(32, 18, 32, DType.U4, 8, _packed4(2, 16), _scale),
-    "Q4_1": BlockType(32, 20, 32, DType.U4, 0, _packed4(4, 16), _scale_and_minimum),
-    "Q5_0": BlockType(32, 22, 32, DType.I8, 0, _signed(_five(2), 16), _scale),
-    "Q5_1": BlockType(32, 24, 32, DType.U8, 0, _five(4), _scale_and_minimum),
+    "Q4_0": BlockType(32, 18, 32, DType.U4, 8, _four(2, 16), _scale),
+    "Q4_1": BlockType(32, 20, 32, DType.U4, 0, _four(4, 16), _scale_and_minimum),
+    "Q5_0": BlockType(32, 22, 32, DType.U4, 16, _five(2), _scale, DType.U1),
+    "Q5_1": BlockType(32, 24, 32, DType.U4, 0, _five(4), _scale_and_minimum, DType.U1),
     "Q8_0": BlockType(32, 34, 32, DType.I8, 0, lambda blocks: _flat(blocks[..., 2:]).view(np.int8), _scale),
-    "Q4_K": BlockType(256, 144, 32, DType.U4, 0, _packed4(16, 32), _k_scales),
-    "Q5_K": BlockType(256, 176, 32, DType.U8, 0, _q5_k, _k_scales),
-    "Q6_K": BlockType(256, 210, 16, DType.I8, 0, _q6_k, _q6_scales),
+    "Q4_K": BlockType(256, 144, 32, DType.U4, 0, _four(16, 32), _k_scales),
+    "Q5_K": BlockType(256, 176, 32, DType.U4, 0, _q5_k, _k_scales, DType.U1),
+    "Q6_K": BlockType(256, 210, 16, DType.U4, 32, _q6_k, _q6_scales, DType.U2),
 }

@@ -60,20 +60,30 @@ def add_linear(rw: Rewriter, x: Value, tensor: StoredTensor) -> Value:
 def _dequantised(rw: Rewriter, name: str, p: Packed, dtype: DType) -> Value:
     origin = (name,)
     if p.dtype.is_packed:
-        data = rw.constant(p.elements, DType.U8, f"{name}.packed", f"{name}.packed")
-        elements = make(rw, "UnpackBits", [data], {"dtype": p.dtype}, origin=origin)
-        if elements.shape != p.shape:  # rows are whole bytes
-            whole = {"starts": (0, 0), "sizes": p.shape, "steps": (1, 1)}
-            elements = make(rw, "Slice", [elements], whole, origin=origin)
+        elements = _unpacked(rw, name, "packed", p.elements, p.dtype, p.shape)
     else:
         elements = rw.constant(p.elements, p.dtype, f"{name}.elements", f"{name}.elements")
     operands: list[Value | None] = [elements, rw.constant(p.scale, from_numpy(p.scale.dtype), f"{name}.scale",
                                                           f"{name}.scale")]  # fmt: skip
     zero = p.zero
     if p.offset is not None and zero is None:
-        zero = np.zeros((), p.dtype.numpy)
+        zero = np.zeros((), p.dtype.numpy if p.high is None else np.uint8)
     for what, array in (("zero", zero), ("offset", p.offset)):
         if array is not None:
             operands.append(rw.constant(array, from_numpy(array.dtype), f"{name}.{what}", f"{name}.{what}"))
+        elif p.high is not None:
+            operands.append(None)
+    if p.high is not None:
+        operands.append(_unpacked(rw, name, "high", p.high, p.high_dtype, p.shape))
     attrs = {"axis": 1 if p.block else 0, "block": p.block, "dtype": dtype}
     return make(rw, "DequantizeLinear", operands, attrs, origin=origin, hint=name)
+
+
+def _unpacked(rw: Rewriter, name: str, what: str, rows: np.ndarray, dtype: DType, shape: tuple[int, int]) -> Value:
+    """Rows of whole bytes as the elements of a packed type that they hold."""
+    data = rw.constant(rows, DType.U8, f"{name}.{what}", f"{name}.{what}")
+    elements = make(rw, "UnpackBits", [data], {"dtype": dtype}, origin=(name,))
+    if elements.shape == shape:
+        return elements
+    whole = {"starts": (0, 0), "sizes": shape, "steps": (1, 1)}
+    return make(rw, "Slice", [elements], whole, origin=(name,))

@@ -167,7 +167,8 @@ class Interleaved:
             return moved
         scale = found.scale[rows] if found.scale.ndim else found.scale
         zero, offset = (a if a is None or not a.ndim else a[rows] for a in (found.zero, found.offset))
-        return replace(found, elements=found.elements[rows], scale=scale, zero=zero, offset=offset)
+        high = None if found.high is None else found.high[rows]
+        return replace(found, elements=found.elements[rows], scale=scale, zero=zero, offset=offset, high=high)
 
     def _rows(self, n: int) -> np.ndarray:
         """The stored row of each of the module's."""

@@ -90,6 +90,7 @@ def _joined(tensor: StoredTensor, members: Sequence[Packed]) -> Packed:
         first, shape=(rows, first.shape[1]), elements=np.concatenate([m.elements for m in members]), block=block,
         scale=np.concatenate([_spread(m.scale, m, block) for m in members]), zero=zero,
         offset=_side([m.offset for m in members], members, block),
+        high=None if first.high is None else np.concatenate([m.high for m in members if m.high is not None]),
     )  # fmt: skip
 
 

@@ -21,14 +21,17 @@ class Packed:
 
     A stack of matrices ``[…, n, k]`` is the matrix of all their rows.
 
-    dtype      of the elements: an integer type of 2, 4 or 8 bits, or a float of 8
+    dtype      of the elements: an integer type of 2, 4 or 8 bits, or a float of 8; u4 beside ``high``
     elements   of a packed type ``u8[n, ceil(k * bits / 8)]``, rows of whole bytes, the first element in the lowest bits
                (UnpackBits gives the elements); of any other type ``dtype[n, k]``
     scale      ``[n, ceil(k / block)]`` where ``block`` is not 0; else ``[n]``, or ``[]`` for all elements
-    zero       of the elements' type as numpy has it, in the shape of the scales or ``[]``; None for 0
+    zero       of the elements' type as numpy has it, of u8 beside ``high``, in the shape of the scales or ``[]``; None
+               for 0
     offset     in the shape of the scales; None for 0
     block      elements of a row that share a scale
     order      column j of the elements is column ``order[j]`` of the matrix; None where all are in place
+    high       of elements of 5 and 6 bits, those above the four that ``elements`` has, packed as these are; else None
+    high_dtype their type: an integer type of 1 or 2 bits
     """
 
     dtype: DType
@@ -39,11 +42,18 @@ class Packed:
     offset: np.ndarray | None = None
     block: int = 0
     order: np.ndarray | None = None
+    high: np.ndarray | None = None
+    high_dtype: DType = DType.U2
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return self.dtype.bits + (0 if self.high is None else self.high_dtype.bits)
 
     @property
     def nbytes(self) -> int:
         """The bytes of all operands as an engine stores them."""
-        rest = [a for a in (self.scale, self.zero, self.offset, self.order) if a is not None]
+        rest = [a for a in (self.high, self.scale, self.zero, self.offset, self.order) if a is not None]
         return self.elements.nbytes + sum(from_numpy(a.dtype).nbytes(a.size) for a in rest)
 
     def decode(self) -> np.ndarray:
@@ -63,6 +73,9 @@ class Packed:
         stored = self.elements[a:b]
         if self.dtype.is_packed:
             stored = byte_fields(stored, self.dtype.bits, self.shape[1])
+        if self.high is not None:
+            above = byte_fields(self.high[a:b], self.high_dtype.bits, self.shape[1])
+            stored = stored | above << np.uint8(self.dtype.bits)
         rows = stored.astype(np.float32)
         if self.zero is not None:
             rows -= self._along(self.zero, a, b)

@@ -9,7 +9,7 @@ import numpy as np
 
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.dtypes import INTS4, DType, unpack
+from arcweld.compiler.dtypes import INTS4, PLANES, DType, unpack
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, cast, index
 from arcweld.compiler.ir import Node, TensorType
@@ -22,7 +22,7 @@ def _infer(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tupl
     (x,) = present("UnpackBits", types, 1)
     check_dtype("UnpackBits", x, (DType.U8,))
     check_rank("UnpackBits", x, 1)
-    if attrs["dtype"] not in INTS4:
+    if attrs["dtype"] not in (*INTS4, *PLANES):
         raise ModelError(f"UnpackBits: {attrs['dtype']!r} is no integer type of less than 8 bits")
     return (TensorType(attrs["dtype"], (*x.shape[:-1], x.shape[-1] * attrs["dtype"].per_byte)),)
 
@@ -45,6 +45,6 @@ _BYTES = np.array([[0x1F, 0x80, 0x73], [0xE4, 0x09, 0xFF]], np.uint8)
 
 movement(
     "UnpackBits", "x", _infer, _reference, _lower, {"dtype": Attr("dtype", required=True)},
-    [Case((_BYTES,), {"dtype": dtype}) for dtype in INTS4],
+    [Case((_BYTES,), {"dtype": dtype}) for dtype in dict.fromkeys((*INTS4, *PLANES))],
     "the elements of ``dtype`` in the bytes along the last axis, the first one in the lowest bits",
 )  # fmt: skip

@@ -4,7 +4,9 @@ blocks of neighbours along it (ONNX opsets 10 to 24; MatMulNBits of com.microsof
 A scale and a zero point are a scalar, a vector along ``axis``, or have the rank of ``x``: then ``block`` elements along
 ``axis`` share one, the last ones perhaps fewer. One zero point may serve all scales. Quantised types are integers of 2
 to 16 bits, and floats of 4 and 8; a DequantizeLinear has floats of 16 bits too, so that a graph in f32 can
-keep them as they are stored. An offset in place of a zero point is what GGUF's Q4_1 and Q5_1 have.
+keep them as they are stored. An offset in place of a zero point is what GGUF's Q4_1 and Q5_1 have. Integers of 5
+and 6 bits are stored in two planes: ``x`` holds their lower four bits, ``high`` those above. So elements lie in whole
+bytes and aligned words.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim
-from arcweld.compiler.dtypes import FLOATS8, INTS4, DType, from_numpy, integer_range
+from arcweld.compiler.dtypes import FLOATS8, INTS4, PLANES, DType, from_numpy, integer_range
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.expr import Expr, binary, cast, const, unary
 from arcweld.compiler.ir import Node, TensorType, Value
@@ -63,10 +65,14 @@ def _infer_quantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]
 
 
 def _infer_dequantize(types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
-    (x, scale), (zero, offset) = split_optional("DequantizeLinear", types, 2, 4)
-    check_dtype("DequantizeLinear", x, STORED)
+    (x, scale), (zero, offset, high) = split_optional("DequantizeLinear", types, 2, 5)
+    check_dtype("DequantizeLinear", x, STORED if high is None else (DType.U4,))
     check_dtype("DequantizeLinear", scale, SCALES)
-    if zero is not None and zero.dtype is not x.dtype:
+    if high is not None:
+        check_dtype("DequantizeLinear", high, PLANES)
+        if high.shape != x.shape:
+            raise ModelError(f"DequantizeLinear: lower bits {x} and upper bits {high} differ in shape")
+    if zero is not None and zero.dtype is not (x.dtype if high is None else DType.U8):
         check_dtype("DequantizeLinear", zero, FLOATS)
     if offset is not None:
         check_dtype("DequantizeLinear", offset, FLOATS)
@@ -103,9 +109,11 @@ def _quantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> 
 
 
 def _dequantize(arrays: Sequence[np.ndarray | None], attrs: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-    x, scale, zero, offset = [*arrays, None, None][:4]
+    x, scale, zero, offset, high = [*arrays, None, None, None][:5]
     assert x is not None
     assert scale is not None
+    if high is not None:
+        x = x.astype(np.uint8) + np.uint8(16) * high.astype(np.uint8)
     out = (attrs["dtype"] or from_numpy(scale.dtype)).numpy
     wide = np.result_type(widen(np.empty(0, out)).dtype, widen(scale).dtype)
     if from_numpy(x.dtype).is_float or (zero is not None and zero.dtype != x.dtype):
@@ -150,13 +158,17 @@ def _lower_quantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr
 
 
 def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Expr:
-    x, scale, zero, offset = [*node.inputs, None, None][:4]
+    x, scale, zero, offset, high = [*node.inputs, None, None, None][:5]
     assert x is not None
     assert scale is not None
+    integer = DType.U8 if high is not None else x.dtype
     step = _parameter(reader, node, scale, coords)
     wide = DType.F64 if DType.F64 in (step.dtype, node.output.dtype) else DType.F32
-    exact = DType.I32 if not x.dtype.is_float and (zero is None or zero.dtype is x.dtype) else wide
-    steps = cast(reader.read(x, coords), exact)
+    exact = DType.I32 if not x.dtype.is_float and (zero is None or zero.dtype is integer) else wide
+    elements = reader.read(x, coords)
+    if high is not None:
+        elements = binary("bitor", elements, binary("shl", reader.read(high, coords), const(x.dtype.bits, DType.U8)))
+    steps = cast(elements, exact)
     point = None if zero is None else cast(_parameter(reader, node, zero, coords), exact)
     if point is not None and not (point.op == "const" and point.attr == 0):
         steps = steps - point
@@ -171,6 +183,8 @@ def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Ex
 _SCALE = np.array([0.1, 0.02, 0.3], np.float32)
 _ZERO = np.array([3, -5, 0], np.int8)
 _BLOCKS = np.array([[0.1, 0.5, 0.02], [0.3, 0.25, 0.75]], np.float32)
+_LOW = np.arange(14).reshape(2, 7).astype(ml_dtypes.uint4)
+_HIGH = np.array([[0, 1, 2, 3, 1, 0, 1], [1, 3, 0, 2, 0, 1, 1]], np.uint8)
 _BLOCK_ZERO = np.array([[1, -2, 0], [-1, 3, 2]], ml_dtypes.int4)
 
 
@@ -201,7 +215,8 @@ register(
 )  # fmt: skip
 register(
     OpDef(
-        "DequantizeLinear", Kind.POINTWISE, ("x", "scale", "zero_point?", "offset?"), _infer_dequantize, _dequantize,
+        "DequantizeLinear", Kind.POINTWISE, ("x", "scale", "zero_point?", "offset?", "high?"), _infer_dequantize,
+        _dequantize,
         attrs={"axis": Attr("int", 1), "block": Attr("int", 0), "dtype": Attr("dtype", None), "keep": Attr("int", 0)},
         lower=_lower_dequantize, cost=3,
         cases=(
@@ -217,8 +232,12 @@ register(
             *(Case((_stored(d), np.ones((), np.float32)), {"axis": 0}) for d in (DType.F16, DType.BF16)),
             Case((_stored(DType.F4E2M1), _BLOCKS.astype(ml_dtypes.float8_e8m0fnu)),
                  {"axis": 1, "block": 3, "dtype": DType.F32}),
+            *(Case((_LOW, _BLOCKS, np.array(16, np.uint8), None, _HIGH.astype(d.numpy)), {"axis": 1, "block": 3})
+              for d in PLANES),
+            Case((_LOW, _BLOCKS, None, -4 * _BLOCKS, _HIGH.astype(ml_dtypes.uint2)), {"axis": 1, "block": 3}),
         ),
         doc="(x - zero_point) * scale + offset, in ``dtype`` or else the scale's type; the zero point has x's type or "
-        "is a float. keep: weights stay as they are stored, and nothing evaluates the node while compiling",
+        "is a float. high: the bits above x's, elements are then x + 16 * high, of u8. keep: weights stay as they are "
+        "stored, and nothing evaluates the node while compiling",
     )
 )  # fmt: skip

@@ -197,7 +197,7 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_float_zero_point(node.attrs, *feeds.values())]
     if node.op == "DequantizeLinear" and len(node.inputs) == 3 and not graph.inputs[2].shape:
         return _with_spread_zero_point(graph, feeds)
-    if node.op == "DequantizeLinear" and len(node.inputs) == 4:
+    if node.op == "DequantizeLinear" and len(node.inputs) > 3:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op == "GridSample" and (node.attrs["pixels"] or len(node.inputs) > 2):
         return [_grid_sample(node.attrs, *(feeds[v.name] for v in node.operands()))]
@@ -328,15 +328,15 @@ def _with_spread_zero_point(graph: Graph, feeds: Mapping[str, np.ndarray]) -> li
 
 
 def _with_offset(a: Attrs, *arrays: np.ndarray | None) -> np.ndarray:
-    """Element by element: of the block along the last axis, or of the row."""
-    x, scale, _, offset = arrays
+    """Element by element, with one zero point or none: of the block along the last axis, or of the row."""
+    x, scale, zero, offset, high = [*arrays, None][:5]
     assert x is not None
     assert scale is not None
-    assert offset is not None
     out = np.empty(x.shape, np.float32)
     for at in np.ndindex(*x.shape):
         place = (at[0], at[1] // a["block"]) if a["block"] else at[:1]
-        out[at] = np.float32(x[at]) * scale[place] + offset[place]
+        number = int(x[at]) + (0 if high is None else 16 * int(high[at])) - (0 if zero is None else int(zero))
+        out[at] = np.float32(number) * scale[place] + (0 if offset is None else offset[place])
     return out
 
 
@@ -352,6 +352,8 @@ def _float_zero_point(a: Attrs, x: np.ndarray, scale: np.ndarray, zero: np.ndarr
 def _unpacked(a: Attrs, x: np.ndarray) -> np.ndarray:
     dtype = a["dtype"]
     shape = (*x.shape[:-1], x.shape[-1] * 8 // dtype.bits)
+    if dtype not in ELEMENT:  # ONNX has no integers of one bit
+        return np.unpackbits(x, bitorder="little").reshape(shape).astype(dtype.numpy)
     return numpy_helper.to_array(helper.make_tensor("x", ELEMENT[dtype], shape, x.tobytes(), raw=True))
 
 

@@ -27,7 +27,8 @@ LAYER = "layer.up_proj"
 
 def by_gguf(kind: str) -> Callable[[Path, np.ndarray], StoredTensor]:
     def write(folder: Path, w: np.ndarray) -> StoredTensor:
-        path = reencode.write_gguf(folder / "m.gguf", "llama", {}, {LAYER: (w, kind)})
+        data = reencode.k_blocks(w, kind) if kind.endswith("_K") else w
+        path = reencode.write_gguf(folder / "m.gguf", "llama", {}, {LAYER: (data, kind)})
         return open_checkpoint(path).tensors[LAYER]
 
     return write
@@ -44,7 +45,11 @@ def by_method(encode: Callable[..., Any], *args: Any, **options: Any) -> Callabl
 FORMS: dict[str, tuple[Callable[[Path, np.ndarray], StoredTensor], DType]] = {
     "Q4_0": (by_gguf("Q4_0"), DType.U4),
     "Q4_1": (by_gguf("Q4_1"), DType.U4),
-    "Q5_1": (by_gguf("Q5_1"), DType.U8),
+    "Q5_0": (by_gguf("Q5_0"), DType.U1),
+    "Q5_1": (by_gguf("Q5_1"), DType.U1),
+    "Q4_K": (by_gguf("Q4_K"), DType.U4),
+    "Q5_K": (by_gguf("Q5_K"), DType.U1),
+    "Q6_K": (by_gguf("Q6_K"), DType.U2),
     "Q8_0": (by_gguf("Q8_0"), DType.I8),
     "gptq": (by_method(reencode.gptq, 4, 64), DType.U4),
     "gptq act-order": (by_method(reencode.gptq, 4, 64, act_order=True), DType.U4),
@@ -108,7 +113,7 @@ def test_the_storage_pass_keeps_what_is_packed(form: str, tmp_path: Path) -> Non
     close(reference(after, x), x, w)
 
 
-@pytest.mark.parametrize("form", ["Q4_1", "gptq act-order", "awq", "fp8"])
+@pytest.mark.parametrize("form", ["Q4_1", "Q5_0", "Q5_K", "Q6_K", "gptq act-order", "awq", "fp8"])
 def test_engines_unpack_them(form: str, tmp_path: Path) -> None:
     graph, w = product(form, tmp_path, 1)
     x = np.random.default_rng(2).standard_normal((1, K)).astype(np.float32)

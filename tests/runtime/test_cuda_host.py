@@ -197,7 +197,7 @@ def test_tensor_map_arguments_are_those_of_the_driver() -> None:
     [
         ("u8", "UINT8"), ("u16", "UINT16"), ("u32", "UINT32"), ("i32", "INT32"), ("u64", "UINT64"), ("i64", "INT64"),
         ("f16", "FLOAT16"), ("f32", "FLOAT32"), ("f64", "FLOAT64"), ("i4", "UINT8"), ("u4", "UINT8"), ("i2", "UINT8"),
-        ("u2", "UINT8"), ("f4e2m1", "UINT8"),
+        ("u2", "UINT8"), ("u1", "UINT8"), ("f4e2m1", "UINT8"),
     ],
 )  # fmt: skip
 def test_tensor_map_types_are_the_drivers(ours: str, theirs: str) -> None:
