@@ -76,15 +76,18 @@ def _converts(node: Node) -> bool:
 
 def _is_packed_along_k(node: Node) -> bool:
     """True for a DequantizeLinear of whole pieces of 16 bytes, with scales for columns or groups, and integer zeros."""
-    if node.op != "DequantizeLinear" or len(node.inputs) > 3:
+    if node.op != "DequantizeLinear":
         return False
-    x, scale, zero = [*node.inputs, None][:3]
+    x, scale, zero, offset, high = [*node.inputs, None, None, None][:5]
     assert x is not None
     assert scale is not None
+    if offset is not None:
+        return False
     pieces = x.dtype.bits <= 8 and dims.is_multiple(x.shape[-1], PIECE_BITS // x.dtype.bits)
     axis, block = node.attrs["axis"], node.attrs["block"]
     groups = (axis == 1 and block % GROUP == 0) if block else (axis == 0 and scale.type.rank == 1)
-    return pieces and groups and scale.type.numel != 1 and (zero is None or zero.dtype is x.dtype)
+    in_range = zero is None or zero.dtype is x.dtype or (high is not None and zero.dtype.is_int and not zero.shape)
+    return pieces and groups and scale.type.numel != 1 and in_range
 
 
 def _row_bytes(product: Node) -> int:

@@ -1,9 +1,10 @@
-// Weights of few rows that are stored in 8, 4 or 2 bits: from their bytes to pairs of 16-bit numbers, exactly. Include it
+// Weights of few rows that are stored in 8, 6, 5, 4 or 2 bits: from their bytes to pairs of 16-bit numbers, exactly. Include it
 // after few_rows.cuh.
 //
 // A lane holds eight neighbours in k: two words of 8-bit numbers, one of 4-bit ones, half a word of 2-bit ones. An integer q is put into the mantissa of a
 // power of two whose last bit counts ones, and that power and the zero point are subtracted at once. A float's exponent and
-// mantissa are shifted into place, and a product with a power of two makes up for the other bias.
+// mantissa are shifted into place, and a product with a power of two makes up for the other bias. Integers of 5 and 6 bits lie
+// in two planes, ``Planes<u4, u1>`` and ``Planes<u4, u2>``: a lane's upper bits are one or two bytes, in a word of their own.
 #pragma once
 #include "storage.cuh"
 
@@ -32,6 +33,12 @@ template <> struct StoredForm<u2> : StoredTraits<2, true> {};
 template <> struct StoredForm<i2> : StoredTraits<2, true, true> {};
 template <class S> using StoredWords = Vec<typename StoredForm<S>::Word, StoredForm<S>::WORDS>;
 
+// The lower bits in one array, the upper ones in another.
+template <class Low, class High> struct Planes {};
+template <> struct StoredForm<Planes<u4, u1>> : StoredTraits<5, true> { typedef u8 High; static constexpr int HIGH = 1; };
+template <> struct StoredForm<Planes<u4, u2>> : StoredTraits<6, true> { typedef u16 High; static constexpr int HIGH = 2; };
+template <class S> struct PlaneWords { u32 low, high; };  // eight elements: 4 bits of each, and those above
+
 // This lane's elements of the i-th 32 of k in a line of shared memory.
 template <class S>
 ARCWELD_DEVICE StoredWords<S> load_stored(const unsigned char* line, int i, int lane) {
@@ -39,10 +46,19 @@ ARCWELD_DEVICE StoredWords<S> load_stored(const unsigned char* line, int i, int 
   return load_vec<F::WORDS>(reinterpret_cast<const typename F::Word*>(line + (i * 4 + lane % 4) * F::BITS));
 }
 
+template <class S>
+ARCWELD_DEVICE PlaneWords<S> load_planes(const unsigned char* low, const unsigned char* high, int i, int lane) {
+  typedef typename StoredForm<S>::High High;
+  const int at = i * 4 + lane % 4;
+  return {reinterpret_cast<const u32*>(low)[at], reinterpret_cast<const High*>(high)[at]};
+}
+
 // The i-th two neighbours of a word of nibbles, each in the lowest bits of 16 with others above.
 ARCWELD_DEVICE u32 nibbles_of(u32 word, int i) { return __byte_perm(word, word >> 4, 0x4400u + 0x1111u * i); }
 // The same of fields of two bits.
 ARCWELD_DEVICE u32 fields_of(u32 word, int i) { return (word | word << 14) >> 4 * i; }
+// The same of fields of one bit.
+ARCWELD_DEVICE u32 flags_of(u32 word, int i) { return (word | word << 15) >> 2 * i; }
 // Bytes i and i + 1 of a word, each in the upper bits of 16.
 ARCWELD_DEVICE u32 bytes_above(u32 word, int i) { return __byte_perm(word, 0u, 0x1404u + 0x1010u * i); }
 
@@ -116,6 +132,21 @@ ARCWELD_DEVICE Piece unpack(const StoredWords<S>& w, u32 minus) {
   return r;
 }
 
+// The same of integers in two planes.
+template <class T, class S>
+ARCWELD_DEVICE u32 pair_of(const PlaneWords<S>& w, int i, u32 minus) {
+  constexpr u32 both = 0x00010001u, mask = StoredForm<S>::HIGH == 2 ? 0x30 * both : 0x10 * both;
+  const u32 above = (StoredForm<S>::HIGH == 2 ? fields_of(w.high, i) : flags_of(w.high, i)) << 4 & mask;
+  return fma2<T>(and_xor(nibbles_of(w.low, i), 15 * both, Pairs<T>::MAGIC) | above, Pairs<T>::ONE, minus);
+}
+template <class T, class S>
+ARCWELD_DEVICE Piece unpack(const PlaneWords<S>& w, u32 minus) {
+  Piece r;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) r[i] = pair_of<T, S>(w, i, minus);
+  return r;
+}
+
 // ---------------------------------------------------------------- fragments of wgmma's A
 // The i-th 16 of k of one of a warp's rows, lane / 4 or 8 further, in a swizzled line of 128 bytes: the words that hold this
 // lane's pairs, which are ``lane % 4`` of the first and of the second eight elements.
@@ -145,6 +176,27 @@ ARCWELD_DEVICE void stored_fragments(u32 (*a)[4], const unsigned char* lines, in
     for (int half = 0; half < 2; ++half) {
       a[i][2 * half] = pair_of<T, S>(upper[half], pair, low);
       a[i][2 * half + 1] = pair_of<T, S>(lower[half], pair, high);
+    }
+  }
+}
+// The same of integers in two planes: ``upper`` are the upper bits of these rows beside the 256 of k of a line.
+template <class T, class S, int STEPS>
+ARCWELD_DEVICE void plane_fragments(u32 (*a)[4], const unsigned char* lines, const unsigned char* upper, int first, int lane, u32 low, u32 high) {
+  constexpr int EACH = StoredForm<S>::HIGH * 2, BITS = 8 * StoredForm<S>::HIGH;  // bytes of a step, bits of half a step
+  const unsigned char* const line = lines + lane / 4 * 128;
+  const unsigned char* const at = upper + lane / 4 * (16 * EACH) + first * EACH;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const Vec<unsigned char, STEPS * EACH> above = load_vec<STEPS * EACH>(at + row * (8 * 16 * EACH));
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) {
+      const Vec<u32, 2> words = words_at_step<u4>(line + row * 1024, first + i, lane);
+      u32 both = 0;
+#pragma unroll
+      for (int j = 0; j < EACH; ++j) both |= (u32)above[i * EACH + j] << 8 * j;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        a[i][2 * half + row] = pair_of<T, S>(PlaneWords<S>{words[half], both >> BITS * half & ((1u << BITS) - 1)}, lane % 4, row ? high : low);
     }
   }
 }
@@ -204,4 +256,26 @@ ARCWELD_DEVICE StoredWords<S> words_of(const Piece& w, int i) {
 #pragma unroll
   for (int j = 0; j < F::WORDS; ++j) r[j] = F::BITS == 2 ? w[i / 2] >> 16 * (i % 2) : w[i * F::WORDS + j];
   return r;
+}
+
+// The upper bits of 32 neighbours. Four lanes that hold neighbours exchange them, so that each has those of its part of every 32
+// of k.
+ARCWELD_DEVICE Vec<u32, 1> upper_shared_out(const Vec<u32, 1>& w, int lane) {
+  u32 low = w[0] & 0xffffu, high = w[0] >> 16;
+  exchange(low, high, lane, 2);
+  u32 even = __byte_perm(low, high, 0x4040u), odd = __byte_perm(low, high, 0x5151u);
+  exchange(even, odd, lane, 1);
+  return {__byte_perm(even, odd, 0x5140u)};
+}
+ARCWELD_DEVICE Vec<u32, 2> upper_shared_out(Vec<u32, 2> w, int lane) {
+  exchange(w[0], w[1], lane, 2);
+  u32 even = __byte_perm(w[0], w[1], 0x5410u), odd = __byte_perm(w[0], w[1], 0x7632u);
+  exchange(even, odd, lane, 1);
+  return {__byte_perm(even, odd, 0x5410u), __byte_perm(even, odd, 0x7632u)};
+}
+// This lane's words of the i-th 32 of k, of both planes.
+template <class S, int HIGH>
+ARCWELD_DEVICE PlaneWords<S> planes_of(const Piece& w, const Vec<u32, HIGH>& upper, int i) {
+  constexpr int each = 4 / HIGH, bits = 8 * HIGH;
+  return {w[i], upper[i / each] >> i % each * bits & ((1u << bits) - 1)};
 }

@@ -13,8 +13,8 @@ from kernel_cases import Arrays, Case, Suite, at, put, random
 from arcweld.codegen.kernel import Axis, Buffer, Kernel, axis
 from arcweld.compiler import dims
 from arcweld.compiler.dims import Dim, symbol
-from arcweld.compiler.dtypes import DType, integer_range
-from arcweld.compiler.expr import Expr, cast, const
+from arcweld.compiler.dtypes import PLANES, DType, integer_range
+from arcweld.compiler.expr import Expr, binary, cast, const
 
 F16, BF16, F32, I32 = DType.F16, DType.BF16, DType.F32, DType.I32
 FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
@@ -22,12 +22,16 @@ FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How weights are stored. ``group``: k of a group, 0 for all; ``zero``: none, literal or read."""
+    """How weights are stored.
+
+    ``group``: k of a group, 0 for all; ``zero``: none, literal or read; ``high``: the type of the bits above ``dtype``.
+    """
 
     dtype: DType
     group: int = 0
     zero: str = "none"
     scale: DType = F32
+    high: DType | None = None
 
 
 def stored_kernel(
@@ -40,12 +44,16 @@ def stored_kernel(
     a, q, scale = Buffer("in0", dtype, (m, k)), Buffer("in1", w.dtype, (n, k)), Buffer("in2", w.scale, shape)
     zero, bias = Buffer("in3", w.dtype, shape), Buffer("in4", dtype, (n,))
     y = Buffer("out0", dtype, (m, n), written=True)
-    number: Expr = at(q, [nn, kk]) if w.dtype in FLOATS else cast(at(q, [nn, kk]), I32)
+    high = Buffer("in5", w.high or DType.U2, (n, k))
+    stored: Expr = at(q, [nn, kk])
+    if w.high is not None:
+        stored = binary("bitor", stored, binary("shl", at(high, [nn, kk]), const(4, DType.U8)))
+    number: Expr = stored if w.dtype in FLOATS else cast(stored, I32)
     if w.zero != "none":
-        number = number - (cast(at(zero, place), I32) if w.zero == "read" else const(literal(w.dtype), I32))
+        number = number - (cast(at(zero, place), I32) if w.zero == "read" else const(literal_of(w), I32))
     b = cast(number, F32) * at(scale, place)
     left = at(a, [mm, kk])
-    read = (a, q, scale, *([zero] if w.zero == "read" else []), bias)
+    read = (a, q, scale, *([zero] if w.zero == "read" else []), bias, *([] if w.high is None else [high]))
     return Kernel(
         "contract", "stored_matmul", {"m": (mm,), "n": (nn,), "k": (kk,)},
         {"a": cast(left, F32) * 0.5 if prologue else left, "b": b}, (put(y, [mm, nn], acc() + at(bias, [nn])),),
@@ -56,6 +64,16 @@ def stored_kernel(
 def literal(dtype: DType) -> int:
     """A zero point other than 0."""
     return {DType.U2: 2, DType.I2: -1, DType.U4: 8, DType.I4: -3, DType.U8: 131, DType.I8: -77}[dtype]
+
+
+def literal_of(w: Weights) -> int:
+    """The zero point of weights: of 6 bits 32, of 5 bits 16."""
+    return literal(w.dtype) if w.high is None else 8 << w.high.bits
+
+
+def name_of(w: Weights) -> str:
+    """Their type, for tests' names."""
+    return w.dtype.value if w.high is None else f"{w.dtype.value}_{w.high.value}"
 
 
 def drawn(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
@@ -71,6 +89,8 @@ def inputs_of(rng: np.random.Generator, kernel: Kernel, w: Weights, env: dict[st
     shapes = {b.name: tuple(dims.evaluate(d, env) for d in b.shape) for b in kernel.buffers if not b.written}
     typical = 1.0 if w.dtype in FLOATS else 1 / (1 << (w.dtype.bits - 1))
     found = {"in1": drawn(rng, w.dtype, shapes["in1"])}
+    if w.high is not None:
+        found["in5"] = drawn(rng, w.high, shapes["in5"])
     found["in2"] = (rng.uniform(0.5, 1.5, shapes["in2"]) * typical).astype(w.scale.numpy)
     if "in3" in shapes:
         found["in3"] = drawn(rng, w.dtype, shapes["in3"])
@@ -80,7 +100,9 @@ def inputs_of(rng: np.random.Generator, kernel: Kernel, w: Weights, env: dict[st
 def product(i: Arrays, w: Weights, prologue: bool) -> Arrays:
     """In f64, on dequantised weights."""
     q, scale = i["in1"].astype(np.float64), i["in2"].astype(np.float64)
-    zero: Any = i["in3"].astype(np.float64) if w.zero == "read" else literal(w.dtype) if w.zero == "literal" else 0.0
+    if w.high is not None:
+        q += 16 * i["in5"].astype(np.float64)
+    zero: Any = i["in3"].astype(np.float64) if w.zero == "read" else literal_of(w) if w.zero == "literal" else 0.0
     if w.group:
         spread = lambda x: np.repeat(x, w.group, 1)[:, : q.shape[1]] if isinstance(x, np.ndarray) else x
         b = spread(scale) * (q - spread(zero))
@@ -112,6 +134,16 @@ def _suite() -> Suite:
     for i, dtype in enumerate(FLOATS):
         for j, group in enumerate((32, 128, 0)):
             add(f"{dtype.value}_{group}", (rows[(i + j) % 3], 40, 256), (F16, BF16)[(i + j) % 2], Weights(dtype, group))
+    for i, high in enumerate(PLANES):
+        for j, group in enumerate((32, 64, 128, 0)):
+            w = Weights(DType.U4, group, ("none", "literal")[(i + j) % 2], (F32, F16)[j % 2], high)
+            size = (rows[(i + j) % 3], 37 + j, 384 + 128 * j)
+            add(f"{high.value}_above_{group}", size, (F16, BF16)[(i + j // 2) % 2], w)
+        w = Weights(DType.U4, 32, "literal", F16, high)
+        for k in (128, 640, 1152):
+            add(f"{high.value}_above_ragged_{k}", (3, 21, k), (F16, BF16)[i], w)
+        add(f"{high.value}_above_many", (9, 2200, 384), F16, w)
+        add(f"{high.value}_above_open", (3, 45, 384), BF16, w, symbolic="mnk")
     asymmetric = Weights(DType.U4, 32, "read")
     for k in (32, 96, 160, 1184):
         add(f"ragged_{k}", (3, 21, k), F16, asymmetric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,16 @@ from arcweld.codegen.kernel import Buffer, Kernel, axis
 from arcweld.codegen.templates.contract.wgmma_stored import WgmmaStoredTactic
 from arcweld.compiler import dims
 from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType
+from arcweld.compiler.dtypes import PLANES, DType
 from arcweld.compiler.expr import cast
 
 F16, BF16, F32 = DType.F16, DType.BF16, DType.F32
 SMALL, LARGE = WgmmaStoredTactic(64, 64, 3, 2), WgmmaStoredTactic(32, 128, 6, 2)
+
+
+def planes(tactic: WgmmaStoredTactic, high: DType) -> WgmmaStoredTactic:
+    """The tactic with room for upper bits."""
+    return replace(tactic, high=32 * high.bits)
 
 
 def batched_kernel(b: int, m: int, n: int, k: int, w: Weights, own: bool) -> Kernel:
@@ -65,6 +71,16 @@ def _suite() -> Suite:
     for i, dtype in enumerate(FLOATS):
         for j, group in enumerate((32, 128, 0)):
             add(f"{dtype.value}_{group}", (rows[(i + j) % 3], 40, 256), (F16, BF16)[(i + j) % 2], Weights(dtype, group))
+    for i, high in enumerate(PLANES):
+        for j, group in enumerate((32, 64, 128, 0)):
+            w = Weights(DType.U4, group, ("none", "literal")[(i + j) % 2], (F32, F16)[j % 2], high)
+            size = (rows[(i + j) % 3], 70, 384 + 128 * (j % 2))
+            add(f"{high.value}_above_{group}", size, (F16, BF16)[(i + j // 2) % 2], w)
+        w = Weights(DType.U4, 32, "literal", F16, high)
+        for k in (128, 640, 1152):
+            add(f"{high.value}_above_ragged_{k}", (65, 21, k), (F16, BF16)[i], w, planes(SMALL, high))
+        add(f"{high.value}_above_two_warpgroups", (70, 200, 1024), F16, w, planes(LARGE, high))
+        add(f"{high.value}_above_open", (67, 45, 384), BF16, w, planes(SMALL, high), symbolic="mnk")
     asymmetric = Weights(DType.U4, 32, "read")
     for k in (32, 96, 160, 1184):
         add(f"ragged_{k}", (65, 21, k), F16, asymmetric, SMALL)

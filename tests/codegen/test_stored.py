@@ -20,7 +20,7 @@ from arcweld.codegen.templates.contract.problem import problem_of
 from arcweld.codegen.templates.contract.stored import stored_of
 from arcweld.codegen.templates.select import implementations
 from arcweld.compiler.dims import symbol
-from arcweld.compiler.dtypes import DType, integer_range, unpack
+from arcweld.compiler.dtypes import PLANES, DType, integer_range, pack, unpack
 from arcweld.compiler.expr import cast, const, load
 from arcweld.runtime.sim.device import SimDevice
 
@@ -51,12 +51,14 @@ def test_case_matches_numpy(case: Case, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", [
-    "many_groups", "ragged_1184", "i8_128_read", "open_7", "several_tiles_each", "prologue",
+    "many_groups", "ragged_1184", "i8_128_read", "open_7", "several_tiles_each", "prologue", "u1_above_ragged_640",
+    "u2_above_open",
 ])  # fmt: skip
 def test_every_tactic_agrees(name: str, engine: str) -> None:
     case, few = CASES[name], ENGINES[engine]
     for tactic in few.tactics(problem_of(case.kernel), few.ARCH):
-        for t in (tactic, replace(tactic, resident=False, depth=32 if few.streaming else 128)):
+        least = 128 if not few.streaming or "above" in name else 32
+        for t in (tactic, replace(tactic, resident=False, depth=least)):
             assert close(case, few, t, seed=1), t
 
 
@@ -100,6 +102,47 @@ def test_all_bytes_unpack_exactly(dtype: DType, element: DType) -> None:
         np.testing.assert_array_equal(np.signbit(got) & ~np.isnan(got), np.signbit(want) & ~np.isnan(want))
 
 
+@pytest.mark.parametrize("element", [F16, BF16], ids=lambda d: d.value)
+@pytest.mark.parametrize("high", PLANES, ids=lambda d: d.value)
+def test_all_integers_in_two_planes_unpack_exactly(high: DType, element: DType) -> None:
+    """Every integer at each of eight places, less every fifth zero point."""
+    count, lanes = 16 << high.bits, 2 << high.bits  # of eight elements each
+    numbers = np.concatenate([np.roll(np.arange(count), s) for s in range(8)]).astype(np.uint8)
+    low, above = pack((numbers & 15).astype(DType.U4.numpy)), pack((numbers >> 4).astype(high.numpy))
+    kind = f"Planes<u4, {high.value}>"
+    for zero in range(0, count, 5):
+        source = f"""#include "prims.cuh"
+#include "few_rows.cuh"
+#include "stored.cuh"
+struct Params {{ const u32* low; const u32* high; u32* y; }};
+extern "C" __global__ void __launch_bounds__({8 * lanes}) unpack_all(const __grid_constant__ Params p) {{
+  const unsigned char* const low = reinterpret_cast<const unsigned char*>(p.low);
+  const unsigned char* const high = reinterpret_cast<const unsigned char*>(p.high);
+  const PlaneWords<{kind}> w = load_planes<{kind}>(low, high, threadIdx.x / 4, threadIdx.x);
+  store_vec<4>(p.y + threadIdx.x * 4, unpack<{element.value}, {kind}>(w, minus_zero<{element.value}, {kind}>({zero})));
+}}
+EXPORT_KERNEL(unpack_all)
+"""
+        y = Out(np.zeros(lanes * 32, np.uint32))
+        arguments = [In(low.view(np.uint32)), In(above.view(np.uint32)), y]
+        (got,) = run(SimDevice(checked=True), image(source, "unpack_all"), (1,), (8 * lanes,), arguments)
+        found = got.view(np.uint16).view(element.numpy).astype(np.float32)
+        np.testing.assert_array_equal(found, numbers.astype(np.float32) - zero)
+
+
+def test_upper_bits_that_bulk_copies_cannot_take() -> None:
+    """Rows of one bit an element start on 16 bytes where k is a multiple of 128: else they are loaded to registers."""
+    rng = np.random.default_rng(5)
+    for high, k in ((DType.U1, 160), (DType.U1, 96), (DType.U2, 96), (DType.U2, 32)):
+        weights = Weights(DType.U4, 32, "literal", F16, high)
+        kernel = stored_kernel(3, 21, k, F16, weights)
+        problem, inputs = problem_of(kernel), cases_stored.inputs_of(rng, kernel, weights, {})
+        assert STREAM.supports(problem, STREAM.ARCH) == "b: upper bits not in aligned pieces of 16 bytes along k"
+        assert MMA.supports(problem, MMA.ARCH) is None
+        source = MMA.render_problem(problem, MMA.tactics(problem, MMA.ARCH)[0], MMA.ARCH)
+        assert_close(kernel, run_kernel(source, kernel, inputs, {}), cases_stored.product(inputs, weights, False))
+
+
 # --------------------------------------------------------------------------------------------------------- the kernels
 
 
@@ -130,6 +173,7 @@ def test_case_compiles(case: Case) -> None:
 
 WEIGHTS = (
     Weights(DType.U4, 32, "read"), Weights(DType.I4, 128), Weights(DType.U8, 32, "read", F16), Weights(DType.F8E4M3FN),
+    Weights(DType.U4, 32, "literal", F16, DType.U1), Weights(DType.U4, 32, "literal", F16, DType.U2),
 )  # fmt: skip
 ROWS = (1, 8, 16)
 
@@ -137,7 +181,7 @@ ROWS = (1, 8, 16)
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.dtype.value)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=cases_stored.name_of)
 def test_every_tactic_compiles_without_spills(weights: Weights, rows: int, engine: str) -> None:
     """Each tactic with each of the weights and each number of rows, in one of the types."""
     few = ENGINES[engine]
@@ -186,6 +230,8 @@ def test_which_implementation_serves_what() -> None:
     assert names("sm_80", 16, BF16)[:2] == ["gemv_mma", "mma"]
     assert names("sm_90a", 4, weights=Weights(DType.U4, 16))[0] == "gemv"
     assert names("sm_90a", 4, weights=Weights(DType.F8E4M3FNUZ, 32))[0] == "gemv"
+    for high in PLANES:
+        assert names("sm_90a", 1, weights=Weights(DType.U4, 32, "none", F16, high))[:2] == ["gemv_stream", "gemv_mma"]
     few = stored_kernel(symbol("M", 0, 16), 64, 128, F16, Weights(DType.I8, 64))
     assert implementations(few, "sm_90a")[0].name == "gemv_stream"
 

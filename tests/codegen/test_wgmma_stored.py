@@ -6,7 +6,7 @@ import re
 
 import pytest
 from cases_contract import matmul_kernel
-from cases_stored import Weights, stored_kernel
+from cases_stored import Weights, name_of, stored_kernel
 from cases_wgmma_stored import cases, expected
 from harness import assert_compiles, in_turn, run_kernel
 from kernel_cases import Case, assert_close, matches
@@ -44,7 +44,7 @@ def test_case_matches_numpy(case: Case) -> None:
         assert_close(case.kernel, got, expected(case))
 
 
-@pytest.mark.parametrize("name", ["ragged_1184", "u8_32", "open_200", "i4_0"])
+@pytest.mark.parametrize("name", ["ragged_1184", "u8_32", "open_200", "i4_0", "u1_above_open", "u2_above_32"])
 def test_every_tactic_agrees(name: str) -> None:
     case = CASES[name]
     for tactic in tactics(problem_of(case.kernel), ARCH):
@@ -74,11 +74,12 @@ def test_case_compiles(case: Case) -> None:
 WEIGHTS = (
     Weights(DType.U4, 32, "read", F16), Weights(DType.I4, 128), Weights(DType.U8, 64, "read", F16), Weights(DType.I8),
     Weights(DType.U2, 32, "read"), Weights(DType.F8E4M3FN), Weights(DType.F4E2M1, 32),
+    Weights(DType.U4, 32, "literal", F16, DType.U1), Weights(DType.U4, 32, "literal", F16, DType.U2),
 )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", WEIGHTS, ids=lambda w: w.dtype.value)
+@pytest.mark.parametrize("weights", WEIGHTS, ids=name_of)
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=lambda d: d.value)
 def test_every_tactic_compiles_without_spills(weights: Weights, dtype: DType) -> None:
     """Each tactic with each of the weights, in one of the types."""

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arcweld.compiler.dtypes import FLOATS8, INTS4, DType, integer_range
+from arcweld.compiler.dtypes import FLOATS8, INTS4, PLANES, DType, integer_range
 from arcweld.compiler.ir import Graph, Weight
 from arcweld.compiler.options import Options
-from arcweld.compiler.text import parse_graph
+from arcweld.compiler.text import parse_graph, print_graph
 from arcweld.driver.build import build_graph
 from arcweld.passes import storage
 from arcweld.runtime.engine import Engine
@@ -120,6 +120,33 @@ def by_warpgroups(graph: Graph, precision: str) -> Engine:
     assert all("wgmma_rs" in s or "multiply_piece" in s for s in chosen)  # the latter of few rows
     assert max(build.data.weights.values(), key=lambda w: w.nbytes).dtype.itemsize == 1
     return Engine(build.data, SimDevice(arch="sm_90a", checked=True))
+
+
+def in_planes(high: DType, m: int, n: int, k: int, block: int) -> tuple[Graph, np.ndarray]:
+    """``product`` of integers of 5 or 6 bits, less the half of their range."""
+    graph, _ = product(DType.U4, m, n, k, block, False, True)
+    rng, half = np.random.default_rng(9), 8 << high.bits
+    above = rng.integers(0, 1 << high.bits, (n, k)).astype(high.numpy)
+    graph = graph.replace(weights=graph.weights | {
+        "h": Weight(above, "h"), "z": Weight(np.array(half, np.uint8), "z"),
+    })  # fmt: skip
+    w, s = (graph.weights[name].data for name in "ws")
+    text = print_graph(graph).replace("(%w, %s", "(%w, %s, %z, _, %h")
+    back = parse_graph(text).replace(weights=graph.weights)
+    q = w.astype(np.float64) + 16 * above.astype(np.float64) - half
+    return back, (q * np.repeat(s.astype(np.float64), block, 1)[:, :k]).T
+
+
+@pytest.mark.parametrize("high", PLANES, ids=lambda d: d.value)
+@pytest.mark.parametrize(("m", "k", "precision"), [
+    (1, 136, "fp32"), (3, 256, "fp16"), (5, 160, "bf16"), (65, 96, "fp16"),
+])  # fmt: skip
+def test_integers_in_two_planes(high: DType, m: int, k: int, precision: str) -> None:
+    for arch in ("sm_80", "sm_90a"):
+        graph, dense = in_planes(high, m, 70, k, 32)
+        build = build_graph(graph, Options(arch=(arch,), precision=precision), compile_kernels=False)
+        assert any(f"Planes<u4, {high.value}>" in s for s in build.data.sources.values()) == (m in (3, 5))
+        check(graph, dense, precision, arch)
 
 
 MANY = (

@@ -94,7 +94,7 @@ class FewRowsTactic:
 # ----------------------------------------------------------------------------------------------------- what is served
 
 
-def supports(problem: Problem, least: int) -> str | None:
+def supports(problem: Problem, least: int, streaming: bool) -> str | None:
     """The reason why the problem, of ``least`` rows or more, is left to others; None if it isn't.
 
     Of stored weights one row is enough: ordinary arithmetic takes longer to unpack them.
@@ -109,6 +109,8 @@ def supports(problem: Problem, least: int) -> str | None:
     plain = b.storage is element and b.along_k and b.copyable and not b.masked
     if not plain and stored is None:
         return f"b: not {element.value} in aligned pieces of 16 bytes along k"
+    if streaming and stored is not None and not stored.bulk:
+        return "b: upper bits not in aligned pieces of 16 bytes along k"
     return None if (dims.bounds(problem.k.extent)[0] or 0) > 0 else "the depth may be 0"
 
 
@@ -127,7 +129,7 @@ def weight_bits(problem: Problem) -> int:
     """Bits of an element of the weights as they are read."""
     stored = stored_of(problem)
     if stored is not None:
-        return stored.dtype.bits
+        return stored.bits
     element = _element(problem)
     assert element is not None, "a supported problem"
     return element.bits
@@ -174,7 +176,7 @@ def _depth(problem: Problem, columns: int, split: int, tile: int, streaming: boo
     k, stored = likely(problem.k.extent), stored_of(problem)
     least, most = DEPTHS[-1], min(tile // columns, -(-k // split))
     if stored is not None:
-        least = max(least, stored.q.width) if streaming else stored.unit
+        least = max(least, stored.copied) if streaming else stored.unit
         scales = 2 * SCALES if streaming else SCALES // 2 if stored.has_zeros and not stored.dtype.is_packed else SCALES
         most = min(most, (stored.group or most) * scales * 8 // columns)
     fitting = [d for d in DEPTHS if least <= d <= max(least, most)]
@@ -246,7 +248,7 @@ def pitch(problem: Problem) -> int:
 def line_bytes(problem: Problem, t: FewRowsTactic) -> int:
     """Bytes of shared memory for the request of one column."""
     stored = stored_of(problem)
-    return t.depth * weight_bits(problem) // 8 + (LINE_PAD if stored is None else stored.pad)
+    return t.depth * weight_bits(problem) // 8 + (LINE_PAD if stored is None else stored.pad(t.depth))
 
 
 def layout(problem: Problem, t: FewRowsTactic, arrays_end: int = 0, own_left: bool = True) -> Layout:
@@ -291,7 +293,9 @@ def render_page(
         "columns": t.block_columns, "wave": t.wave_columns, "run": run or t.block_columns, "chain": None,
         "unit": (1, 1),
         "load_a": "" if before else load_hook(hooks, problem, "load_a", a),
-        "address_b": _address(hooks, problem, b), "store": store,
+        "address_b": _address(hooks, problem, "address_b", b), "store": store,
+        "address_high": "" if stored is None or stored.high is None else _address(
+            hooks, problem, "address_high", stored.high, stored.high.width),
         "stored": None if stored is None else print_stored(hooks, problem, stored, t.depth),
         "tiles": scalar("tiles", tiles), "n_extent": scalar("columns", n), "k_extent": scalar("depth", k),
         "columns_whole": dims.is_multiple(n, t.block_columns), "depth_whole": dims.is_multiple(k, t.split * t.depth),
@@ -306,9 +310,9 @@ def render_page(
     )  # fmt: skip
 
 
-def _address(hooks: Hooks, problem: Problem, b: Operand) -> str:
+def _address(hooks: Hooks, problem: Problem, name: str, b: Operand, width: int = 0) -> str:
     args = [("b", problem.batch.sym), ("row", b.row.sym), ("k", problem.k.sym)]
-    return address_hook(hooks, "address_b", b, args, problem.k.sym)
+    return address_hook(hooks, name, b, args, problem.k.sym, width)
 
 
 def _tiled(problem: Problem, t: FewRowsTactic) -> tuple[tuple[Dim, int], ...]:
@@ -331,7 +335,7 @@ class FewRows:
 
     def supports(self, problem: Problem, arch: str) -> str | None:
         """The reason why it can't compute the problem, or None."""
-        return supports(problem, self.least)
+        return supports(problem, self.least, self.streaming)
 
     def tactics(self, problem: Problem, arch: str) -> tuple[FewRowsTactic, ...]:
         """The tactics for a supported problem, the default first."""

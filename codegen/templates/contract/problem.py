@@ -233,15 +233,17 @@ def _copyable(kernel: Kernel, e: Expr, lane: Axis) -> bool:
     return block.contiguous(kernel.buffer(e.attr[0]), e.attr[2]) is not None
 
 
-def address_hook(hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym) -> str:
+def address_hook(
+    hooks: Hooks, fn: str, operand: Operand, args: Sequence[tuple[str, Sym]], lane: Sym, width: int = 0
+) -> str:
     """The text of ``bool fn(const Params& p, int b, int row, int k, const T*& at)`` for a copyable operand.
 
-    ``at`` becomes the address of 16 bytes. The function returns false where the mask is false; ``at`` is then the
-    buffer's start, a valid address whose data must not be used.
+    ``at`` becomes the address of 16 bytes, or of ``width`` elements. The function returns false where the mask is
+    false; ``at`` is then the buffer's start, a valid address whose data must not be used.
     """
     assert operand.source is not None, "address_hook needs a copyable operand"
     name, storage, coords = operand.source.attr
-    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=COPY_BYTES * 8 // storage.bits)
+    block = Block(hooks.params, {s: c for c, s in args}, lane=lane, width=width or COPY_BYTES * 8 // storage.bits)
     buffer = hooks.kernel.buffer(name)
     base = block.contiguous(buffer, coords)
     assert base is not None, "address_hook needs a copyable operand"

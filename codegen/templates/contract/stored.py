@@ -1,8 +1,9 @@
 """Weights as they are stored: numbers of few bits, and scales and zero points that groups of neighbours in k share.
 
-``b = scale * (q - zero)`` with q [n, k] contiguous along k. Kernels of few rows copy q as it is, and multiply exact
-integers ``q - zero``, or the small floats: the scale of a group is applied to the sum over its k. In products of 8-bit
-floats ``b`` is q itself.
+``b = scale * (q - zero)`` with q [n, k] contiguous along k. Elements of 5 and 6 bits are two planes of such a form: 32
+neighbours are 16 bytes of the lower one, and one word or two of the upper one. Kernels of few rows copy q as it is, and
+multiply exact integers ``q - zero``, or the small floats: the scale of a group is applied to the sum over its k. In
+products of 8-bit floats ``b`` is q itself.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from arcweld.codegen.templates.contract.mma import FLOAT8
 from arcweld.codegen.templates.contract.problem import COPY_BYTES, Operand, Problem
 from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, var
-from arcweld.compiler.dtypes import DType, integer_range
+from arcweld.compiler.dtypes import PLANES, DType, integer_range
 from arcweld.compiler.expr import Expr
 
 INTEGERS = (DType.U8, DType.I8, DType.U4, DType.I4, DType.U2, DType.I2)
+PIECE = 32  # elements whose upper bits a lane loads at once
 FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
 GROUPS = (512, 256, 128, 64, 32)  # k of a group that is counted as one; several of them may share a scale
 GROUP = Sym("_g", 0)  # the index of a group
@@ -36,6 +38,8 @@ class Stored:
     zero   the same of the zero point, of q's type; None: it is 0, a number: it is the same everywhere
     group  elements of k in a group; None: a column has one scale
     count  groups of a column
+    high   the load of the bits above those of q, None: there are none
+    bulk   16 bytes of either plane are aligned: they can be copied by TMA
     """
 
     q: Operand
@@ -43,16 +47,38 @@ class Stored:
     zero: Expr | int | None
     group: int | None
     count: Dim
+    high: Operand | None = None
+    bulk: bool = True
 
     @property
     def dtype(self) -> DType:
-        """The type that q is stored in."""
+        """The type that q is stored in: of two planes, the lower one."""
         assert self.q.storage is not None
         return self.q.storage
 
     @property
-    def pad(self) -> int:
+    def high_bits(self) -> int:
+        """Bits of an element in the upper plane, 0 where there is none."""
+        return 0 if self.high is None or self.high.storage is None else self.high.storage.bits
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return self.dtype.bits + self.high_bits
+
+    @property
+    def copied(self) -> int:
+        """The least elements of k that are whole copies of 16 bytes of each plane."""
+        return COPY_BYTES * 8 // min(self.dtype.bits, self.high_bits or self.dtype.bits)
+
+    def upper_line(self, line: int) -> int:
+        """Bytes of the upper plane that belong to ``line`` bytes of the lower one."""
+        return line * self.high_bits // self.dtype.bits
+
+    def pad(self, depth: int) -> int:
         """Bytes between lines of shared memory: those that a warp reads at once lie in different banks."""
+        if self.high is not None:  # so that lines are an odd number of pieces
+            return COPY_BYTES if depth * self.bits // 8 // COPY_BYTES % 2 == 0 else 2 * COPY_BYTES
         return max(COPY_BYTES, 4 * self.dtype.bits)
 
     @property
@@ -97,6 +123,7 @@ class PrintedStored:
     index      C text of the first group of the g-th vector from k0 on
     group_of_k C text of the group of element ``k``
     zero       the zero point where it is the same everywhere
+    bits       of an element, ``low_bits`` of it in the plane that ``low`` is the C type of, ``high_bits`` above
     """
 
     functions: list[str]
@@ -111,6 +138,10 @@ class PrintedStored:
     is_integer: bool
     zero: int
     has_zeros: bool
+    low: str
+    low_bits: int
+    high: str
+    high_bits: int
 
     def scale_at(self, line: int) -> str:
         """C text of the scale of the g-th group, in f32."""
@@ -131,11 +162,14 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     args = [("b", problem.batch.sym), ("row", problem.n.sym), ("g", GROUP)]
     read = {name: e for name, e in (("scale", s.scale), ("zero", s.zero)) if isinstance(e, Expr)}
     printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
+    low, high = s.dtype, s.high.storage if s.high is not None else None
+    ctype = low.cuda if high is None else f"Planes<{low.cuda}, {high.cuda}>"
     index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
     group_of_k = "0" if s.group is None else f"k / {s.group}"
     return PrintedStored(
         [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, group_of_k,
-        s.dtype.cuda, s.dtype.bits, s.pad, s.dtype in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
+        ctype, s.bits, s.pad(depth), low in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
+        low.cuda, low.bits, high.cuda if high else "", s.high_bits,
     )  # fmt: skip
 
 
@@ -186,14 +220,15 @@ def _stored_of(problem: Problem) -> Stored | None:
     if e.op != "mul" or e.dtype is not DType.F32:
         return None
     for value, scale in (e.args, e.args[::-1]):
-        for load, zero in _numbers(value):
-            q = _operand(problem, load)
+        for load, high, zero in _numbers(value):
+            q, above = _operand(problem, load), None if high is None else _operand(problem, high, PIECE)
             plain = scale.op == "load" and not scale.args and (zero is None or not zero.args)
             shared = _by_groups(problem, [scale, *([] if zero is None else [zero])]) if plain else None
-            if q is not None and shared is not None:
+            if q is not None and shared is not None and (high is None or above is not None):
                 group, (by_group, *zeros) = shared
                 count = 1 if group is None else dims.ceildiv(problem.k.extent, group)
-                return Stored(q, by_group, _literal(zeros), group, count)
+                bulk = high is None or _operand(problem, high) is not None
+                return Stored(q, by_group, _literal(zeros), group, count, above, bulk)
     return None
 
 
@@ -203,25 +238,46 @@ def _literal(zeros: list[Expr]) -> Expr | int | None:
     return int(zeros[0].attr) if zeros[0].op == "const" else zeros[0]
 
 
-def _numbers(value: Expr) -> Iterator[tuple[Expr, Expr | None]]:
-    """``value`` as the load of q, and the zero point that is subtracted from it."""
+def _numbers(value: Expr) -> Iterator[tuple[Expr, Expr | None, Expr | None]]:
+    """``value`` as the load of q, that of the bits above, and the zero point that is subtracted from it."""
     if value.op == "load" and value.attr[1] in FLOATS:
-        yield value, None
+        yield value, None, None
     if value.op != "cast":
         return
     (x,) = value.args
     if (q := _integer(x)) is not None:
-        yield q, None
-    elif x.op == "sub" and (q := _integer(x.args[0])) is not None:
+        yield q, None, None
+    elif (both := _both_planes(x)) is not None:
+        yield *both, None
+    elif x.op == "sub" and x.dtype is DType.I32:
         zero = x.args[1] if x.args[1].op == "const" else _integer(x.args[1])
-        if zero is not None and x.dtype is DType.I32 and _is_in_range(zero, q.attr[1]):
-            yield q, zero
+        if zero is None:
+            return
+        if (q := _integer(x.args[0])) is not None and _is_in_range(zero, q.attr[1]):
+            yield q, None, zero
+        elif (both := _both_planes(x.args[0])) is not None and _is_below(zero, sum(p.attr[1].bits for p in both)):
+            yield *both, zero
+
+
+def _both_planes(e: Expr) -> tuple[Expr, Expr] | None:
+    """The loads of the lower and the upper bits of an integer of 5 or 6, which ``e`` may convert to i32."""
+    e = e.args[0] if e.op == "cast" and e.dtype is DType.I32 else e
+    if e.op != "bitor" or e.args[1].op != "shl":
+        return None
+    low, (high, shift) = e.args[0], e.args[1].args
+    planes = low.op == high.op == "load" and low.attr[1] is DType.U4 and high.attr[1] in PLANES
+    return (low, high) if planes and shift.op == "const" and shift.attr == 4 else None
 
 
 def _integer(e: Expr) -> Expr | None:
     """The load of an integer, which ``e`` may convert to i32."""
     load = e.args[0] if e.op == "cast" and e.dtype is DType.I32 else e
     return load if load.op == "load" and load.attr[1] in INTEGERS else None
+
+
+def _is_below(zero: Expr, bits: int) -> bool:
+    """True if a zero point is a constant of so many bits."""
+    return bool(zero.op == "const" and 0 <= zero.attr < 1 << bits)
 
 
 def _is_in_range(zero: Expr, dtype: DType) -> bool:
@@ -232,10 +288,10 @@ def _is_in_range(zero: Expr, dtype: DType) -> bool:
     return bool(least <= zero.attr <= largest)
 
 
-def _operand(problem: Problem, load: Expr) -> Operand | None:
-    """The load of q as an operand that is copied as it is, None if it can't be."""
+def _operand(problem: Problem, load: Expr, width: int = 0) -> Operand | None:
+    """The load of q as an operand that is copied as it is, 16 bytes or ``width`` elements; None if it can't be."""
     k, dtype = problem.k, load.attr[1]
-    width = COPY_BYTES * 8 // dtype.bits
+    width = width or COPY_BYTES * 8 // dtype.bits
     block = Block(Params(problem.kernel), {k.sym: "i"}, lane=k.sym, width=width)
     if load.args or not dims.is_multiple(k.extent, width) or _base(block, problem.kernel, load) is None:
         return None

@@ -16,7 +16,7 @@ from arcweld.codegen.templates.card import SM90_SHARED_LIMIT, multiprocessors
 from arcweld.codegen.templates.contract import wgmma
 from arcweld.codegen.templates.contract.ffma import store_hook
 from arcweld.codegen.templates.contract.mma import ELEMENTS
-from arcweld.codegen.templates.contract.problem import Problem, extent, likely
+from arcweld.codegen.templates.contract.problem import Operand, Problem, extent, likely
 from arcweld.codegen.templates.contract.stored import Stored, print_stored, stored_of
 from arcweld.codegen.templates.contract.tactic import TILE_ROWS
 from arcweld.codegen.templates.contract.wgmma import LINE, TMA_ALIGN, MappedOperand
@@ -31,6 +31,7 @@ DEPTH = 64  # of k in a stage of the rows: one swizzled line
 TILES = ((16, 64), (32, 64), (64, 64), (96, 64), (128, 64), (32, 128), (64, 128), (96, 128), (128, 128), (256, 128))
 # the most rows of a tile of so many columns whose groups have sums of their own, which take as many registers again
 GROUPED_ROWS = {64: 96, 128: 128}
+PLANE_ROWS = {64: 64, 128: 128}  # the same where the upper bits take registers too
 LINES = 3  # stages of the weights
 STAGES = 8  # of the rows, at most
 SCRATCH = 16 * 20 * 4  # bytes of a warp's scratch memory
@@ -49,6 +50,7 @@ class WgmmaStoredTactic:
     stages  pipeline stages of the rows, of 64 of k
     lines   pipeline stages of the weights, of 128 bytes of each column
     early   as in ``ContractTactic``
+    high    bytes of upper bits beside those 128
     """
 
     bm: int
@@ -56,6 +58,7 @@ class WgmmaStoredTactic:
     stages: int
     lines: int = LINES
     early: bool = True
+    high: int = 0
     implementation: str = "wgmma_stored"
 
     @property
@@ -76,7 +79,7 @@ class WgmmaStoredTactic:
     @property
     def shared_bytes(self) -> int:
         """Bytes of shared memory: the stages, the epilogue's scratch, and mbarriers."""
-        stages = self.stages * self.bm * LINE + self.lines * self.bn * LINE
+        stages = self.stages * self.bm * LINE + self.lines * self.bn * (LINE + self.high)
         return stages + self.bn // 16 * SCRATCH + 16 * (self.stages + self.lines)
 
 
@@ -93,38 +96,42 @@ def supports(problem: Problem, arch: str) -> str | None:
     reason = wgmma.map_refusal(problem, "a", problem.a)
     if reason is not None:
         return f"a: {reason}"
-    reason = _weight_refusal(problem, stored)
+    reasons = (_weight_refusal(problem, plane) for plane in (stored.q, stored.high) if plane is not None)
+    reason = next((r for r in reasons if r is not None), None)
     return None if reason is None else f"b: {reason}"
 
 
-def _plain(problem: Problem, stored: Stored) -> Plain | None:
-    return plain_load(problem.kernel, stored.q.expr, [problem.batch.sym, problem.n.sym, problem.k.sym])
+def _plain(problem: Problem, plane: Operand) -> Plain | None:
+    return plain_load(problem.kernel, plane.expr, [problem.batch.sym, problem.n.sym, problem.k.sym])
 
 
-def _weight_refusal(problem: Problem, stored: Stored) -> str | None:
-    """The reason why TMA can't fetch the weights, or None."""
-    plain = _plain(problem, stored)
+def _weight_refusal(problem: Problem, plane: Operand) -> str | None:
+    """The reason why TMA can't fetch a plane of the weights, or None."""
+    plain = _plain(problem, plane)
     if plain is None or plain.strides[problem.k.sym] != 1:
         return "not a plain load with constant strides"
     others = (plain.strides[problem.n.sym], plain.strides[problem.batch.sym])
-    if not all(dims.is_multiple(d, TMA_ALIGN * 8 // stored.dtype.bits) for d in (plain.offset, *others)):
+    assert plane.storage is not None, "a load"
+    if not all(dims.is_multiple(d, TMA_ALIGN * 8 // plane.storage.bits) for d in (plain.offset, *others)):
         return "columns do not start on 16 bytes"
     return None if all(dims.is_nonneg(d) for d in others) else "a stride may be negative"
 
 
-def mapped_weights(problem: Problem, stored: Stored, columns: int) -> MappedOperand:
-    """The descriptor of the weights' bytes, 128 of each of ``columns`` columns in a box."""
-    plain = _plain(problem, stored)
+def mapped_weights(problem: Problem, plane: Operand, name: str, line: int, columns: int) -> MappedOperand:
+    """The descriptor of the bytes of a plane of the weights, ``line`` of each of ``columns`` columns in a box."""
+    plain, dtype = _plain(problem, plane), plane.storage
     assert plain is not None, "a supported problem"
-    length = stored.dtype.nbytes(problem.k.extent)
+    assert dtype is not None, "a load"
+    length = dtype.nbytes(problem.k.extent)
     axes = [problem.n]
     if problem.batch.extent != 1 and plain.strides[problem.batch.sym] != 0:
         axes.append(problem.batch)
-    strides = [stored.dtype.nbytes(plain.strides[a.sym]) for a in axes]
+    strides = [dtype.nbytes(plain.strides[a.sym]) for a in axes]
     lines = tuple(dims.ceildiv(length, TMA_ALIGN) * TMA_ALIGN if s == 0 else s for s in strides)
     view = TensorMap(
-        "map_b", plain.buffer.name, stored.dtype.nbytes(plain.offset), dims=(length, *(a.extent for a in axes)),
-        strides=lines, box=(LINE, columns, 1)[: len(axes) + 1], element_strides=(1,) * (len(axes) + 1),
+        name, plain.buffer.name, dtype.nbytes(plain.offset), dims=(length, *(a.extent for a in axes)),
+        strides=lines, box=(line, columns, 1)[: len(axes) + 1], element_strides=(1,) * (len(axes) + 1),
+        swizzle=LINE if line == LINE else 0,
     )  # fmt: skip
     return MappedOperand(view, True, len(axes) + 1)
 
@@ -136,9 +143,10 @@ def tactics(problem: Problem, arch: str) -> tuple[WgmmaStoredTactic, ...]:
     """The tiles by estimated time, each with as many stages as fit; then variants of the best."""
     stored = stored_of(problem)
     assert stored is not None, "a supported problem"
+    most = GROUPED_ROWS if stored.high is None else PLANE_ROWS
     found = [
-        _fitted(WgmmaStoredTactic(bm, bn, 2), -(-likely(problem.k.extent) // DEPTH))
-        for bm, bn in TILES if stored.group is None or bm <= GROUPED_ROWS[bn]
+        _fitted(WgmmaStoredTactic(bm, bn, 2, high=stored.upper_line(LINE)), -(-likely(problem.k.extent) // DEPTH))
+        for bm, bn in TILES if stored.group is None or bm <= most[bn]
     ]
     ranked = sorted(found, key=lambda t: _cycles(problem, stored, t, multiprocessors(arch)))
     best = ranked[0]
@@ -163,7 +171,7 @@ def _cycles(problem: Problem, stored: Stored, t: WgmmaStoredTactic, count: int) 
     waves = -(-tiles // count)  # blocks that a multiprocessor computes, perhaps two of them at once
     scaled = 0.0 if stored.group is None else t.bm * DEPTH / min(stored.group, DEPTH) / 4
     unpacked = (16 + scaled) * UNPACK_CYCLES * t.bn / 64
-    traffic = (t.bm * LINE + t.bn * DEPTH * stored.dtype.bits // 8) / L2_BYTES
+    traffic = (t.bm * LINE + t.bn * DEPTH * stored.bits // 8) / L2_BYTES
     step = max(t.bm * t.bn * DEPTH / MACS, unpacked, traffic)
     steps = -(-likely(problem.k.extent) // DEPTH)
     return waves * (steps * step + TILE_CYCLES / t.resident)
@@ -176,8 +184,11 @@ def render_problem(problem: Problem, t: WgmmaStoredTactic, arch: str) -> KernelS
     """The kernel's CUDA source, for sm_90a."""
     kernel, hooks, stored = problem.kernel, Hooks(problem.kernel), stored_of(problem)
     assert stored is not None, "a supported problem"
-    a, w = wgmma.mapped(problem, problem.a, "a", t.bm), mapped_weights(problem, stored, t.bn)
-    for operand in (a, w):
+    a, w = wgmma.mapped(problem, problem.a, "a", t.bm), mapped_weights(problem, stored.q, "map_b", LINE, t.bn)
+    high = None
+    if stored.high is not None:
+        high = mapped_weights(problem, stored.high, "map_high", stored.upper_line(LINE), t.bn)
+    for operand in filter(None, (a, w, high)):
         hooks.params.tensor_map(operand.view)
     tiles_m, tiles_n = dims.ceildiv(problem.m.extent, t.bm), dims.ceildiv(problem.n.extent, t.bn)
     width, scalar = problem.store_width(), hooks.params.scalar
