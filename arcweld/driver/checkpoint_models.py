@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+from arcweld.compiler.checkpoints.cache_settings import states_float8
+from arcweld.compiler.checkpoints.caches import StoredScales
 from arcweld.compiler.checkpoints.checkpoint import Checkpoint
 from arcweld.compiler.checkpoints.graph import add_logical
 from arcweld.compiler.checkpoints.names import Bound, bind
@@ -26,8 +29,9 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.driver.api import CompileOptions
 from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_RANK, DEFAULT_TOKENS, build_language_model
-from arcweld.runtime.llm.package import Package
+from arcweld.runtime.llm.package import Package, cache_dtype
 
+log = logging.getLogger("arcweld.llm")
 DEFAULT_LENGTH = 2048
 
 
@@ -56,6 +60,9 @@ def build_checkpoint(
     skip_tokenizer_init     the engine takes and gives token ids: no tokenizer is read
     options                 of the build: ``precision``, ``device``, ``arch``, ``verify``, ...
 
+    ``kv_cache_dtype="auto"`` is ``fp8`` where the checkpoint says that keys and values are kept so, and ``fp8`` takes
+    the scales that the checkpoint stores; a line of the log says which.
+
     Raises what ``open_checkpoint`` and ``build_language_model`` raise, EnvironmentError_ without torch or transformers,
     ModelError for a tokenizer that cannot be read, and for a configuration or a tokenizer that does not fit the
     tensors, UnsupportedError for an architecture that transformers does not know.
@@ -64,14 +71,36 @@ def build_checkpoint(
     model, texts = _module(checkpoint, not skip_tokenizer_init)
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     bound = bind(checkpoint, parameters, _tied(model), _sources(checkpoint, model))
+    kv_cache_dtype, scales = _caches(checkpoint, bound, kv_cache_dtype)
     most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
     return build_language_model(
         model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
         rows=rows, weights=_Weights(bound, parameters), tokenizer=texts.tokenizer, template=texts.template,
         license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special),
         kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, max_loras=max_loras,
-        max_lora_rank=max_lora_rank, **options,
+        max_lora_rank=max_lora_rank, cache_scales=scales, **options,
     )  # fmt: skip
+
+
+def _caches(checkpoint: Checkpoint, bound: Bound, kv_cache_dtype: str) -> tuple[str, StoredScales | None]:
+    """The type of keys and values, and their scales if they are the checkpoint's.
+
+    Raises UsageError for an unknown type, UnsupportedError for ``auto`` where the checkpoint states caches of another
+    kind than 8-bit floats with static scales.
+    """
+    dtype, scales = cache_dtype(kv_cache_dtype), StoredScales(checkpoint, bound)
+    if dtype is None and states_float8(checkpoint.settings):
+        kv_cache_dtype, dtype = "fp8", cache_dtype("fp8")
+        log.info("keys and values are kept in 8-bit floats, as %s says: kv_cache_dtype is fp8", checkpoint.path)
+        if not scales:
+            log.warning("%s stores no scales of keys and values: they are 1", checkpoint.path)
+    if not scales:
+        return kv_cache_dtype, None
+    if dtype is None or not dtype.is_storage:
+        log.warning("the scales of keys and values in %s are not used: caches are of another type", checkpoint.path)
+        return kv_cache_dtype, None
+    log.info("keys and values have the scales that %s stores", checkpoint.path)
+    return kv_cache_dtype, scales
 
 
 class _Weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
+from arcweld.compiler.checkpoints.caches import CacheScales
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
@@ -31,7 +32,7 @@ def build_language_model(
     license_text: str | None = None, end_tokens: Sequence[int] = (), special: dict[str, str] | None = None,
     kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False, max_loras: int = 0,
     max_lora_rank: int = DEFAULT_RANK, weights: Callable[[Emitter, str], Value | None] | None = None,
-    **options: Unpack[CompileOptions],
+    cache_scales: Callable[[str, int], CacheScales] | None = None, **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of a ``...ForCausalLM``.
 
@@ -43,7 +44,8 @@ def build_language_model(
     end_tokens       tokens at which a result ends
     special          names of special tokens, for the chat template
     kv_cache_dtype   the type of keys and values in pages: ``auto``, that of a build in 16 bits, else the module's;
-                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits with the scale 1
+                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits
+    cache_scales     gives their scales, as in ``import_causal_lm``; None: they are 1
     batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
                      kernels, of which each sums in one order
     embeddings       the engine gives hidden states too, which ``LLM.embed`` takes
@@ -69,6 +71,7 @@ def build_language_model(
     found = import_causal_lm(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
         stored=stored, hidden=embeddings, adapters=Adapters(max_loras, max_lora_rank) if max_loras else None,
+        scales=cache_scales,
     )  # fmt: skip
     if options.get("ranges") is None:
         options["ranges"] = [] if batch_invariant else _ranges(tokens, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Checkpoint:
                   have a type each
     config        what describes the model: ``config.json``, or GGUF's metadata
     tensors       by name
+    settings      what the configuration says of the method
     """
 
     path: Path
@@ -28,6 +29,7 @@ class Checkpoint:
     quantisation: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def widened(self) -> dict[str, str]:
         """Each tensor that becomes f32 in the IR though it is stored in fewer bits, with the reason."""

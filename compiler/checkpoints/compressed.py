@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from arcweld.compiler.checkpoints.bits import fields, packed_in_chunks
+from arcweld.compiler.checkpoints.cache_settings import states_caches
 from arcweld.compiler.checkpoints.raw import Raw
 from arcweld.compiler.checkpoints.scaled import Scaled
 from arcweld.compiler.checkpoints.scales import (
@@ -125,6 +126,8 @@ def read_compressed(config: Mapping[str, Any], raw: Raw) -> dict[str, StoredTens
         raise UnsupportedError(f"sparse compressed-tensors in the format {str(sparsity.get('format'))[:80]!r}",
                                hint="convert the checkpoint to a dense format")  # fmt: skip
     groups = config.get("config_groups")
+    if groups is None and states_caches(config):
+        groups = {}
     if not isinstance(groups, Mapping) or not all(isinstance(g, Mapping) for g in groups.values()):
         raise ModelError("the configuration of compressed-tensors has no config_groups", node="quantization_config",
                          hint="fetch config.json again")  # fmt: skip

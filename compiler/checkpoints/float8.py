@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from arcweld.compiler.checkpoints.cache_settings import states_caches
 from arcweld.compiler.checkpoints.raw import Raw
 from arcweld.compiler.checkpoints.scaled import Scaled
 from arcweld.compiler.checkpoints.scales import blocks_of
@@ -26,6 +27,8 @@ def read_modelopt(config: Mapping[str, Any], raw: Raw) -> dict[str, StoredTensor
     Raises UnsupportedError for algorithms other than FP8, ModelError for scales that do not fit.
     """
     algorithm = config.get("quant_algo")
+    if algorithm is None and states_caches(config):  # caches alone
+        return {}
     if algorithm not in ALGORITHMS:
         raise UnsupportedError(f"a ModelOpt checkpoint quantised by {str(algorithm)[:80]}",
                                hint=f"{' and '.join(ALGORITHMS)} are read")  # fmt: skip

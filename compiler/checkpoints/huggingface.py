@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from arcweld.compiler.checkpoints.awq import read_awq
+from arcweld.compiler.checkpoints.cache_settings import states_caches
 from arcweld.compiler.checkpoints.checkpoint import Checkpoint
 from arcweld.compiler.checkpoints.compressed import read_compressed
 from arcweld.compiler.checkpoints.files import COPY_AGAIN, open_safetensors, read_json
@@ -55,13 +56,13 @@ def open_folder(folder: Path) -> Checkpoint:
                                    hint=f"use a checkpoint of {', '.join(METHODS)}, GGUF, or one that is not quantised",
                                    )  # fmt: skip
         found = METHODS[method](settings, raw)
-        if not found:
+        if not found and not states_caches(settings):
             raise ModelError(f"config.json says {method}, and no layer is quantised so", node=str(folder),
                              hint="config.json belongs to another checkpoint: fetch both again")  # fmt: skip
         _check_rest(raw)
     tensors = found | raw.rest()
     _check_sizes(config, tensors)
-    return Checkpoint(folder, "Hugging Face", method, config, tensors)
+    return Checkpoint(folder, "Hugging Face", method, config, tensors, settings)
 
 
 def _tensors(folder: Path) -> Raw:

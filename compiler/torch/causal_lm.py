@@ -10,7 +10,7 @@ sequence of its own would. A decode step has tiles of one token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
+from arcweld.compiler.checkpoints.caches import CacheScales
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ArcweldError, UnsupportedError
 from arcweld.compiler.ir import Graph
@@ -28,22 +29,21 @@ from arcweld.compiler.torch.importer import Weights, import_module
 from arcweld.compiler.torch.types import from_torch, to_torch
 
 INTERFACE = "arcweld_paged"
+UNSCALED = CacheScales((1.0,), (1.0,))
 _MOST_PAGES = 1 << 24
 LEAST: Mapping[str, int] = {"tokens": 12, "rows": 3, "tile": 5}  # of the most: the example has these
 _LIBRARY = torch.library.Library("arcweld", "FRAGMENT")
 _LIBRARY.define(
-    "paged_attention(Tensor query, Tensor key, Tensor value, Tensor key_pages, Tensor value_pages, Tensor[] batch,"
-    " float scale, int length, int? window, float softcap, Tensor? sink) -> (Tensor, Tensor, Tensor)"
+    "paged_attention(Tensor query, Tensor key, Tensor value, Tensor[] pages, Tensor[] batch, float scale, int length,"
+    " int? window, float softcap, Tensor? sink, float[] key_scale, float[] value_scale) -> Tensor[]"
 )
 
 
 def _shapes(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_pages: torch.Tensor, value_pages: torch.Tensor,
-    *_: Any,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pages: list[torch.Tensor], *_: Any
+) -> list[torch.Tensor]:
     batch, heads, tokens, _d = query.shape
-    result = query.new_empty((batch, tokens, heads, value.shape[3]))
-    return result, key_pages.new_empty(key_pages.shape), value_pages.new_empty(value_pages.shape)
+    return [query.new_empty((batch, tokens, heads, value.shape[3])), *(p.new_empty(p.shape) for p in pages)]
 
 
 torch.library.register_fake("arcweld::paged_attention", _shapes, lib=_LIBRARY)
@@ -53,13 +53,15 @@ torch.library.register_fake("arcweld::paged_attention", _shapes, lib=_LIBRARY)
 class LayerCache:
     """What one attention layer keeps of a token: ``heads`` keys of ``key_size`` elements, values of ``value_size``.
 
-    ``window``: how many of the last tokens a token attends to; None: all.
+    window  how many of the last tokens a token attends to; None: all
+    module  the name of the attention layer in the model
     """
 
     heads: int
     key_size: int
     value_size: int
     window: int | None
+    module: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ class _Trace:
 
     length: int
     batch: list[torch.Tensor]
-    pages: list[torch.Tensor]  # keys and values in turns; none while only the layers' sizes are asked for
+    pages: list[torch.Tensor]  # layer by layer; none while only the layers' sizes are asked for
+    scales: Sequence[CacheScales]  # of each layer, if pages are of 8-bit floats
+    modules: Mapping[int, str]  # names of the model's modules
     caches: list[LayerCache]
     written: list[torch.Tensor]
     hidden: list[torch.Tensor]  # of the rows whose logits are wanted
@@ -96,17 +100,19 @@ def _attend(
     """The attention interface: query [1, heads, T, size], key and value [1, groups, T, size] to [1, T, heads, size]."""
     trace = _TRACES[-1]
     k = len(trace.caches)
-    trace.caches.append(LayerCache(int(key.shape[1]), int(key.shape[3]), int(value.shape[3]), sliding_window))
+    name = trace.modules.get(id(module), "")
+    trace.caches.append(LayerCache(int(key.shape[1]), int(key.shape[3]), int(value.shape[3]), sliding_window, name))
     if mask is not None:
         raise UnsupportedError(f"attention layer {k} has a mask of its own beside the causal one")
     if not trace.pages:
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3])), None
-    y, keys, values = torch.ops.arcweld.paged_attention(
-        query, key, value, trace.pages[2 * k], trace.pages[2 * k + 1], trace.batch,
+    scales = trace.scales[k] if trace.scales else CacheScales((), ())
+    y, *written = torch.ops.arcweld.paged_attention(
+        query, key, value, trace.pages[2 * k : 2 * k + 2], trace.batch,
         query.shape[3] ** -0.5 if scaling is None else float(scaling), trace.length, sliding_window,
-        float(softcap or 0.0), s_aux,
+        float(softcap or 0.0), s_aux, list(scales.keys), list(scales.values),
     )  # fmt: skip
-    trace.written += [keys, values]
+    trace.written += written
     return y, None
 
 
@@ -119,6 +125,8 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
         self.length = length
         self.adapters = adapters
         self.caches: list[LayerCache] = []
+        self.scales: Sequence[CacheScales] = ()
+        self.names = {id(module): name for name, module in model.named_modules()}
 
     def forward(
         self, ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor,
@@ -128,7 +136,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         """Logits [R, vocabulary] of the tokens ``rows``, perhaps their hidden states, and the pages after the step."""
         batch = [slots, tile_rows, token_places, kv_indptr, kv_indices, kv_last_page_len, new]
-        trace = _Trace(self.length, batch, pages, [], [], [])
+        trace = _Trace(self.length, batch, pages, self.scales, self.names, [], [], [])
         _TRACES.append(trace)
         if self.adapters is not None:
             self.adapters.ends, self.adapters.tokens = adapter_ends, ids.shape[0]
@@ -143,6 +151,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
 def import_causal_lm(
     model: Any, *, length: int, page_size: int, tokens: int, rows: int, tile: int = 16,
     weights: Weights | None = None, stored: DType | None = None, hidden: bool = False, adapters: Adapters | None = None,
+    scales: Callable[[str, int], CacheScales] | None = None,
 ) -> CausalLM:  # fmt: skip
     """Imports a ``...ForCausalLM`` of transformers.
 
@@ -155,6 +164,8 @@ def import_causal_lm(
     stored     the type of keys and values in pages, to which they are rounded; None: the module's own
     hidden     the hidden states that the logits are made of are an output too
     adapters   room for LoRA adapters; None: there is none
+    scales     gives the scales of an attention layer, by its name and its number of heads of keys, if ``stored`` is a
+               float of 8 bits; None: they are 1
 
     The inputs are ``ragged.INPUTS``, then the pages of each layer, and ``ADAPTER_ENDS`` if there are adapters; outputs
     are ``logits`` [R, vocabulary], ``hidden`` [R, hidden size] if it is asked for, and the pages, which take over the
@@ -167,6 +178,8 @@ def import_causal_lm(
     ends = () if adapters is None else (torch.zeros(adapters.count, dtype=torch.int32),)
     with _paged_interface(model), _noting_hidden(model, hidden), room:
         caches = _caches(ragged, (*_example(stored, (), page_size), *ends))
+        if stored.is_storage:
+            ragged.scales = [UNSCALED if scales is None else scales(c.module, c.heads) for c in caches]
         shapes = (*_dynamic_shapes(tokens, rows, tile, length, page_size, len(caches)), *({} for _ in ends))
         example = (*_example(stored, caches, page_size), *ends)
         graph = import_module(ragged, example, None, shapes, weights=_inner(weights))

@@ -13,25 +13,32 @@ def paged_attention(c: AtenContext) -> Result:
     """The tokens' keys and values go to their slots; then each tile attends to its pages."""
     slots, tile_rows, places, indptr, indices, last, new = c["batch"]
     query, key, value = (_by_token(c, name) for name in ("query", "key", "value"))
+    scales = [_scale(c, name) for name in ("key_scale", "value_scale")]
     pages = [
-        c.emit("ScatterND", c[name], slots, _stored(c, rows, c[name].dtype), padding=1)
-        for name, rows in (("key_pages", key), ("value_pages", value))
+        c.emit("ScatterND", pages, slots, _stored(c, rows, pages.dtype, scale), padding=1)
+        for pages, rows, scale in zip(c["pages"], (key, value), scales)
     ]
-    cache = PagedCache(c, indptr, indices, last, c["key_pages"].shape[1], c["length"], new)
+    cache = PagedCache(c, indptr, indices, last, c["pages"][0].shape[1], c["length"], new)
     tiles = c.transpose(c.emit("Gather", query, tile_rows, axis=0), (0, 2, 1, 3))
-    scale = c.const(1.0, query.dtype) if c["key_pages"].dtype.is_storage else None
     y = cache.attend(
-        tiles, *pages, scale=c["scale"], window=c["window"], softcap=c["softcap"], sink=c["sink"], key_scale=scale,
-        value_scale=scale,
+        tiles, *pages, scale=c["scale"], window=c["window"], softcap=c["softcap"], sink=c["sink"],
+        key_scale=scales[0], value_scale=scales[1],
     )  # fmt: skip
     y = c.emit("GatherND", c.transpose(y, (0, 2, 1, 3)), places)
     return c.result(c.reshape(y, c.out.shape)), *pages
 
 
-def _stored(c: AtenContext, rows: Value, dtype: DType) -> Value:
-    """Rows in the type of the pages; 8-bit floats have the scale 1, with which their largest number is 448."""
-    if dtype.is_storage:
-        return c.emit("QuantizeLinear", rows, c.const(1.0, rows.dtype), axis=0, dtype=dtype)
+def _scale(c: AtenContext, name: str) -> Value | None:
+    """The scale of keys or of values: one number or one for each head; None for pages that have none."""
+    given = c[name]
+    dtype = c["query"].dtype.compute
+    return c.const(given if len(given) > 1 else given[0], dtype) if given else None
+
+
+def _stored(c: AtenContext, rows: Value, dtype: DType, scale: Value | None) -> Value:
+    """Rows [T, heads, size] in the type of the pages; with a scale, divided by it and clamped at the largest number."""
+    if scale is not None:
+        return c.emit("QuantizeLinear", rows, scale, axis=1, dtype=dtype)
     return rows if rows.dtype is dtype else c.emit("Cast", rows, to=dtype)
 
 
