@@ -90,10 +90,17 @@ class PagedCache:
     def read(self, pages: Value, scale: Value | None = None) -> Value:
         """The pages as [batch, heads, length, head size], with zeros beyond the end of each sequence.
 
-        Pages of 8 bits are multiplied by their ``scale`` (as in ``append``).
+        Pages of 8 bits are multiplied by their ``scale`` (as in ``append``). Scales of each position and head are in
+        pages of their own: [pages, page size, heads, 1].
         """
-        found = self.e.emit("PagedRead", pages, self.indptr, self.indices, self.last, length=self.length)
-        return found if scale is None else self.e.emit("DequantizeLinear", found, scale, axis=1)
+        table = self.indptr, self.indices, self.last
+        found = self.e.emit("PagedRead", pages, *table, length=self.length)
+        if scale is None:
+            return found
+        if scale.type.rank != 4:
+            return self.e.emit("DequantizeLinear", found, scale, axis=1)
+        scales = self.e.emit("PagedRead", scale, *table, length=self.length)
+        return self.e.emit("DequantizeLinear", found, scales, axis=3, block=found.shape[3])
 
     def visible(self, count: Dim, window: int | None = None) -> Value:
         """Which keys the last ``count`` tokens attend to: bool[batch, 1, count, length], those up to their own.
@@ -116,7 +123,7 @@ class PagedCache:
     ) -> Value:  # fmt: skip
         """Attention of the last tokens of each sequence, queries [batch, heads, count, head size], to its pages.
 
-        ``keys`` and ``values`` are pages that hold the last tokens too, those of 8 bits with scales as in ``append``;
+        ``keys`` and ``values`` are pages that hold the last tokens too, those of 8 bits with scales as in ``read``;
         those of another float type are converted.
         Results of padding mean nothing.
         """
@@ -124,6 +131,18 @@ class PagedCache:
         found = (self.read(keys, key_scale), self.read(values, value_scale))
         wide = (x if x.dtype is queries.dtype else self.e.emit("Cast", x, to=queries.dtype) for x in found)
         return self.e.emit("Attention", queries, *wide, mask, sink, scale=scale, softcap=softcap)
+
+
+def quantised_rows(e: Emitter, rows: Value) -> tuple[Value, Value]:
+    """``rows`` [..., size] as i8, and the scale of each: f32 [..., 1].
+
+    The scale is the largest magnitude over 127, and at least the smallest normal number, so that zeros stay zeros.
+    """
+    axis, size = rows.type.rank - 1, rows.shape[-1]
+    most = e.cast(e.emit("ReduceMax", e.emit("Abs", rows), axes=(axis,), keepdims=1), DType.F32)
+    scale = e.emit("Div", most, e.const(127.0, DType.F32))
+    scale = e.emit("Max", scale, e.const(np.finfo(np.float32).tiny, DType.F32))
+    return e.emit("QuantizeLinear", rows, scale, axis=axis, block=size, dtype=DType.I8), scale
 
 
 def check_table(

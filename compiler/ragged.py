@@ -24,6 +24,10 @@ ADAPTER_ENDS = "adapter_ends"
 INPUTS = ("ids", "positions", "rows", "slots", "tile_rows", "token_places", *TABLE, "new")
 
 
-def cache_names(layer: int) -> tuple[str, str]:
-    """The inputs with the key and value pages of an attention layer: [pages, page size, heads, head size]."""
-    return f"pages_{2 * layer}", f"pages_{2 * layer + 1}"
+def cache_names(layer: int, scaled: bool) -> tuple[str, ...]:
+    """The inputs with the key and value pages of an attention layer: [pages, page size, heads, head size].
+
+    ``scaled``: all layers have pages of scales too, those of keys and those of values: [pages, page size, heads, 1].
+    """
+    count = 4 if scaled else 2
+    return tuple(f"pages_{count * layer + k}" for k in range(count))

@@ -7,6 +7,7 @@
 * sums of products of 8-bit floats until both scales are applied: they are beyond f16;
 * random numbers and what is made of them at once: rounded ones may be 1, and compare with a bias;
 * positions in an image that count pixels: among 1,000 of them f16 names every half one;
+* formulas of the scales by which numbers are quantised, and caches of scales: f16 would round small ones to 0;
 * for f16, arithmetic with constants so small that they would become 0;
 * for f16, masks of attention made with numbers beyond its range: a lesser number would not absorb the scores.
 """
@@ -33,6 +34,8 @@ _ROUNDING = frozenset({"Floor", "Ceil", "Round", "Mod"})
 _EXACT = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicRange", "BitCast", "Uniform"}
 )
+_QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_FORMULA = frozenset({Kind.POINTWISE, Kind.MOVEMENT, Kind.SCATTER})
 _SCALING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -45,7 +48,7 @@ def keep_f32(graph: Graph, options: Options) -> set[str]:
     kept |= _around_integers(graph)
     kept |= _around_float8_products(graph)
     kept |= _around_sums_and_rounding(graph)
-    kept |= _formulas(graph, [n.operands()[1] for n in graph.nodes if counts_pixels(n)])
+    kept |= _formulas(graph, [n.operands()[1] for n in graph.nodes if counts_pixels(n) or n.op in _QUANTISING])
     if options.float_type is DType.F16:
         kept |= {n.output.name for n in graph.nodes if n.op in _SCALING and _has_tiny_constant(graph, n)}
         kept |= _around_masks(graph)
@@ -212,14 +215,14 @@ def counts_pixels(node: Node) -> bool:
 
 
 def _formulas(graph: Graph, results: Iterable[Value]) -> set[str]:
-    """``results`` and what they are computed from by pointwise operators and movement, as far as it is f32."""
+    """``results`` and what they are computed from by pointwise operators, movement and scatters, if it is f32."""
     producers, found, stack = graph.producers(), set[str](), list(results)
     while stack:
         v = stack.pop()
         made = producers.get(v.name)
         if made is None or v.name in found or v.dtype is not DType.F32:
             continue
-        if opdef(made.op).kind in (Kind.POINTWISE, Kind.MOVEMENT):
+        if opdef(made.op).kind in _FORMULA:
             found.add(v.name)
             stack += made.operands()
     return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from arcweld.compiler.checkpoints.caches import CacheScales
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.options import Options
+from arcweld.compiler.ragged import cache_names
 from arcweld.driver.api import CompileOptions, build_data
 from arcweld.runtime.llm.package import (
     AdaptedLayer,
@@ -21,6 +23,9 @@ from arcweld.runtime.llm.package import (
     packed,
     unpacked,
 )
+
+if TYPE_CHECKING:
+    from arcweld.compiler.torch.causal_lm import LayerCache
 
 FEW = 8  # sequences, whose steps have kernels for products of few rows
 DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE, DEFAULT_RANK = 512, 16, 16, 16
@@ -44,7 +49,7 @@ def build_language_model(
     end_tokens       tokens at which a result ends
     special          names of special tokens, for the chat template
     kv_cache_dtype   the type of keys and values in pages: ``auto``, that of a build in 16 bits, else the module's;
-                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits
+                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits; ``int8``, with a scale for each token and head
     cache_scales     gives their scales, as in ``import_causal_lm``; None: they are 1
     batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
                      kernels, of which each sums in one order
@@ -79,12 +84,12 @@ def build_language_model(
         usual = {"tokens": (24, tokens), "rows": (3, rows), "tiles": (5, tokens), "tile": (8, tile)}
         options["sizes"] = {name: min(sizes) for name, sizes in usual.items()}
     build, _, _ = build_data(found.graph, **options)
-    pages = {v.name: v.dtype.value for v in found.graph.inputs}
+    types = {v.name: v.dtype for v in found.graph.inputs}
     description = Description(
         architecture=type(model).__name__, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile,
         vocabulary=found.vocabulary, end_tokens=tuple(end_tokens), special=special or {},
         caches=tuple(
-            Cache(c.heads, c.key_size, c.value_size, pages[f"pages_{2 * k}"]) for k, c in enumerate(found.caches)
+            _cache(c, [types[n] for n in cache_names(k, stored is DType.I8)]) for k, c in enumerate(found.caches)
         ),
         batch_invariant=batch_invariant, embeddings=embeddings,
         adapters=_room(found.adapted, max_loras, max_lora_rank),
@@ -93,6 +98,12 @@ def build_language_model(
         build.data, description, tokenizer=tokenizer, template=template, license_text=license_text
     )
     return unpacked(data)
+
+
+def _cache(layer: LayerCache, types: Sequence[DType]) -> Cache:
+    """What a layer keeps, in pages of these types: of keys, of values and, if there are any, of their scales."""
+    scales = types[2].value if len(types) > 2 else None
+    return Cache(layer.heads, layer.key_size, layer.value_size, types[0].value, scales)
 
 
 def _check_sizes(model: Any, least: Mapping[str, int], **sizes: int) -> None:

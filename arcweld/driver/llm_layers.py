@@ -16,7 +16,6 @@ import numpy as np
 
 from arcweld.compiler.errors import UsageError
 from arcweld.compiler.ir import Graph, Node
-from arcweld.compiler.ragged import cache_names
 from arcweld.compiler.reference import stream_reference
 from arcweld.driver.stored_graph import stored_graph
 from arcweld.runtime.llm.batch import Run
@@ -57,8 +56,8 @@ def layer_errors(base: Core, other: Core, window: Sequence[int]) -> list[LayerEr
     tokens = list(window[:most])
     graphs = [stored_graph(c.runner.engine.data) for c in (base, other)]
     places = [_modules(g) for g in graphs]
-    want = _results(graphs[0], _feeds(graphs[0], base, tokens, rows), places[0])
-    errors = _forced(graphs[1], _feeds(graphs[1], other, tokens, rows), places[1], want)
+    want = _results(graphs[0], _feeds(base, tokens, rows), places[0])
+    errors = _forced(graphs[1], _feeds(other, tokens, rows), places[1], want)
     if not errors:
         raise UsageError("the models have no layer in common: their graphs name other modules")
     return [LayerError(m, errors[m], _usual(m, errors)) for m in want if m in errors]
@@ -82,16 +81,12 @@ def _module(node: Node) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _feeds(graph: Graph, core: Core, tokens: Sequence[int], rows: int) -> dict[str, np.ndarray]:
+def _feeds(core: Core, tokens: Sequence[int], rows: int) -> dict[str, np.ndarray]:
     d = core.description
     pages = -(-len(tokens) // d.page_size)
     run = Run(tokens, 0, range(pages), range(len(tokens) - rows, len(tokens)))
-    feeds = core.runner.feeds([run])
-    types = {v.name: v.dtype for v in graph.inputs}
-    for k, c in enumerate(d.caches):
-        for name, size in zip(cache_names(k), (c.key_size, c.value_size)):
-            feeds[name] = np.zeros([pages, d.page_size, c.heads, size], types[name].numpy)
-    return feeds
+    state = {name: np.zeros(shape, dtype.numpy) for name, (shape, dtype) in d.state(pages).items()}
+    return core.runner.feeds([run]) | state
 
 
 def _results(graph: Graph, feeds: Mapping[str, np.ndarray], places: Mapping[int, str]) -> dict[str, np.ndarray]:

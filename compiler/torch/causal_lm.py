@@ -81,6 +81,7 @@ class _Trace:
 
     length: int
     batch: list[torch.Tensor]
+    each: int  # pages of a layer
     pages: list[torch.Tensor]  # layer by layer; none while only the layers' sizes are asked for
     scales: Sequence[CacheScales]  # of each layer, if pages are of 8-bit floats
     modules: Mapping[int, str]  # names of the model's modules
@@ -108,7 +109,7 @@ def _attend(
         return query.new_empty((1, query.shape[2], query.shape[1], value.shape[3])), None
     scales = trace.scales[k] if trace.scales else CacheScales((), ())
     y, *written = torch.ops.arcweld.paged_attention(
-        query, key, value, trace.pages[2 * k : 2 * k + 2], trace.batch,
+        query, key, value, trace.pages[k * trace.each : (k + 1) * trace.each], trace.batch,
         query.shape[3] ** -0.5 if scaling is None else float(scaling), trace.length, sliding_window,
         float(softcap or 0.0), s_aux, list(scales.keys), list(scales.values),
     )  # fmt: skip
@@ -119,12 +120,13 @@ def _attend(
 class _Ragged(torch.nn.Module):  # type: ignore[misc]
     """The model as a function of a ragged batch (``compiler/ragged.py``)."""
 
-    def __init__(self, model: torch.nn.Module, length: int, adapters: Adapters | None) -> None:
+    def __init__(self, model: torch.nn.Module, length: int, each: int, adapters: Adapters | None) -> None:
         super().__init__()
         self.model = model
         self.length = length
         self.adapters = adapters
         self.caches: list[LayerCache] = []
+        self.each = each
         self.scales: Sequence[CacheScales] = ()
         self.names = {id(module): name for name, module in model.named_modules()}
 
@@ -136,7 +138,7 @@ class _Ragged(torch.nn.Module):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         """Logits [R, vocabulary] of the tokens ``rows``, perhaps their hidden states, and the pages after the step."""
         batch = [slots, tile_rows, token_places, kv_indptr, kv_indices, kv_last_page_len, new]
-        trace = _Trace(self.length, batch, pages, self.scales, self.names, [], [], [])
+        trace = _Trace(self.length, batch, self.each, pages, self.scales, self.names, [], [], [])
         _TRACES.append(trace)
         if self.adapters is not None:
             self.adapters.ends, self.adapters.tokens = adapter_ends, ids.shape[0]
@@ -161,7 +163,8 @@ def import_causal_lm(
     rows       the most rows of logits
     tile       the most tokens of a tile
     weights    gives the value of a parameter by its name, which it may emit nodes for; None: the module's own
-    stored     the type of keys and values in pages, to which they are rounded; None: the module's own
+    stored     the type of keys and values in pages, to which they are rounded; None: the module's own. Those in i8 have
+               a scale for each token and head, in pages beside theirs
     hidden     the hidden states that the logits are made of are an output too
     adapters   room for LoRA adapters; None: there is none
     scales     gives the scales of an attention layer, by its name and its number of heads of keys, if ``stored`` is a
@@ -172,18 +175,20 @@ def import_causal_lm(
     inputs' memory. ``tokens``, ``rows`` and ``tile`` are at least ``LEAST``. Raises ModelError for what torch cannot
     export, UnsupportedError for a model without attention layers and for operators that Arcweld lacks.
     """
-    ragged = _Ragged(model.eval(), length, adapters)
     stored = from_torch(model.dtype) if stored is None else stored
+    scaled = stored is DType.I8
+    ragged = _Ragged(model.eval(), length, len(cache_names(0, scaled)), adapters)
     room = nullcontext() if adapters is None else with_adapters(model, adapters, "model.")
     ends = () if adapters is None else (torch.zeros(adapters.count, dtype=torch.int32),)
     with _paged_interface(model), _noting_hidden(model, hidden), room:
         caches = _caches(ragged, (*_example(stored, (), page_size), *ends))
         if stored.is_storage:
             ragged.scales = [UNSCALED if scales is None else scales(c.module, c.heads) for c in caches]
-        shapes = (*_dynamic_shapes(tokens, rows, tile, length, page_size, len(caches)), *({} for _ in ends))
+        arrays = len(caches) * ragged.each
+        shapes = (*_dynamic_shapes(tokens, rows, tile, length, page_size, arrays), *({} for _ in ends))
         example = (*_example(stored, caches, page_size), *ends)
         graph = import_module(ragged, example, None, shapes, weights=_inner(weights))
-    aliases = {f"{n}_now": n for k in range(len(caches)) for n in cache_names(k)}
+    aliases = {f"{n}_now": n for k in range(len(caches)) for n in cache_names(k, scaled)}
     labels = ("logits", *(["hidden"] if hidden else []), *aliases)
     graph = graph.replace(name=type(model).__name__, output_labels=labels, aliases=aliases)
     vocabulary = graph.outputs[0].shape[1]
@@ -269,14 +274,18 @@ def _example(stored: DType, caches: tuple[LayerCache, ...], page_size: int) -> t
         torch.zeros(tiles + 1, dtype=i32), torch.zeros(entries, dtype=i32), torch.zeros(tiles, dtype=i32),
         torch.zeros(tiles, dtype=i32),
     )  # fmt: skip
-    sizes = [(c.heads, n) for c in caches for n in (c.key_size, c.value_size)]
-    return *batch, [torch.zeros((pages, page_size, h, n), dtype=to_torch(stored)) for h, n in sizes]
+    scales = [(1, torch.float32)] * 2 if stored is DType.I8 else []
+    return *batch, [
+        torch.zeros((pages, page_size, c.heads, n), dtype=dtype)
+        for c in caches
+        for n, dtype in ((c.key_size, to_torch(stored)), (c.value_size, to_torch(stored)), *scales)
+    ]
 
 
-def _dynamic_shapes(tokens: int, rows: int, tile: int, length: int, page_size: int, layers: int) -> Any:
+def _dynamic_shapes(tokens: int, rows: int, tile: int, length: int, page_size: int, arrays: int) -> Any:
     """The open sizes of the graph; their names are the symbols'."""
     t, n, q = Dim("tokens", min=1, max=tokens), Dim("tiles", min=1, max=tokens), Dim("tile", min=1, max=tile)
     r, pages = Dim("rows", min=1, max=rows), Dim("pages", min=1, max=_MOST_PAGES)
     entries = Dim("entries", min=1, max=tokens * -(-length // page_size))
     shapes = ({0: t}, {0: t}, {0: r}, {0: t}, {0: n, 1: q}, {0: t}, {0: n + 1}, {0: entries}, {0: n}, {0: n})
-    return *shapes, [{0: pages}] * (2 * layers)
+    return *shapes, [{0: pages}] * arrays

@@ -5,6 +5,7 @@ They are members ``files/...`` of the engine file, so that one file is the whole
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, UsageError
+from arcweld.compiler.ragged import cache_names
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.tokenizer import Tokenizer
@@ -19,16 +21,21 @@ from arcweld.runtime.llm.tokenizer import Tokenizer
 DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
 VERSION = 1
 # of keys and values, by the names that users give; ``auto`` is the type that the build computes in
-CACHE_DTYPES: Mapping[str, DType | None] = {"auto": None, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN}
+CACHE_DTYPES: Mapping[str, DType | None] = {"auto": None, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN,
+                                              "int8": DType.I8}  # fmt: skip
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an attention layer keeps of a token: ``heads`` keys and values of so many elements each, as ``dtype``."""
+    """What an attention layer keeps of a token: ``heads`` keys and values of so many elements each, as ``dtype``.
+
+    ``scales``: the type of the scale that each key and each value has of its own; None: they have none.
+    """
 
     heads: int
     key_size: int
     value_size: int
     dtype: str
+    scales: str | None = None
 
 
 class AdaptedLayer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,11 +98,21 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The same for sequences of at most ``length`` tokens."""
         return msgspec.structs.replace(self, length=length)
 
+    def state(self, pages: int) -> dict[str, tuple[tuple[int, ...], DType]]:
+        """The shape and the type of each input that holds ``pages`` pages, by name."""
+        found = {}
+        for k, c in enumerate(self.caches):
+            parts = [(c.key_size, DType(c.dtype)), (c.value_size, DType(c.dtype))]
+            if c.scales is not None:
+                parts += [(1, DType(c.scales))] * 2
+            for name, (size, dtype) in zip(cache_names(k, c.scales is not None), parts):
+                found[name] = ((pages, self.page_size, c.heads, size), dtype)
+        return found
+
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page in all layers."""
-        each = (c.heads * (c.key_size + c.value_size) * DType(c.dtype).size for c in self.caches)
-        return self.page_size * sum(each)
+        """Bytes of one page in all layers, with its scales."""
+        return sum(math.prod(shape) * dtype.size for shape, dtype in self.state(1).values())
 
     def require(self, kv_cache_dtype: str, batch_invariant: bool, embeddings: bool) -> None:
         """Raises UsageError if the engine was not built with these; ``auto`` and False are true of every engine."""

@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import UsageError
-from arcweld.compiler.ragged import cache_names
 from arcweld.runtime.arrays import Taken
 from arcweld.runtime.device import Memory
 from arcweld.runtime.engine import Engine
@@ -31,13 +29,11 @@ class Runner:
         self._memory: dict[str, Memory] = {}
         self._state: dict[str, Taken] = {}
         device = engine.device
-        for k, c in enumerate(description.caches):
-            for name, size in zip(cache_names(k), (c.key_size, c.value_size)):
-                shape = (pages, description.page_size, c.heads, size)
-                nbytes = math.prod(shape) * DType(c.dtype).size
-                memory = self._memory[name] = device.allocate(nbytes)
-                device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
-                self._state[name] = Taken("numpy", memory.address, shape, nbytes, memory)
+        for name, (shape, dtype) in description.state(pages).items():
+            nbytes = math.prod(shape) * dtype.size
+            memory = self._memory[name] = device.allocate(nbytes)
+            device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
+            self._state[name] = Taken("numpy", memory.address, shape, nbytes, memory)
 
     def feeds(self, runs: Sequence[Run]) -> dict[str, np.ndarray]:
         """The inputs of a step that computes ``runs``, pages aside."""

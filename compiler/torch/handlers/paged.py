@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
-from arcweld.compiler.paged import PagedCache
+from arcweld.compiler.paged import PagedCache, quantised_rows
 from arcweld.compiler.torch.context import AtenContext, Result, aten
 
 
@@ -13,15 +13,20 @@ def paged_attention(c: AtenContext) -> Result:
     """The tokens' keys and values go to their slots; then each tile attends to its pages."""
     slots, tile_rows, places, indptr, indices, last, new = c["batch"]
     query, key, value = (_by_token(c, name) for name in ("query", "key", "value"))
+    kept = c["pages"]
+    rows = [key, value]
     scales = [_scale(c, name) for name in ("key_scale", "value_scale")]
-    pages = [
-        c.emit("ScatterND", pages, slots, _stored(c, rows, pages.dtype, scale), padding=1)
-        for pages, rows, scale in zip(c["pages"], (key, value), scales)
-    ]
-    cache = PagedCache(c, indptr, indices, last, c["pages"][0].shape[1], c["length"], new)
+    if len(kept) == 4:
+        parts = [quantised_rows(c, r) for r in rows]
+        rows = [codes for codes, _ in parts] + [scale for _, scale in parts]
+    else:
+        rows = [_stored(c, r, p.dtype, scale) for r, p, scale in zip(rows, kept, scales)]
+    pages = [c.emit("ScatterND", p, slots, r, padding=1) for p, r in zip(kept, rows)]
+    scales = pages[2:] or scales
+    cache = PagedCache(c, indptr, indices, last, kept[0].shape[1], c["length"], new)
     tiles = c.transpose(c.emit("Gather", query, tile_rows, axis=0), (0, 2, 1, 3))
     y = cache.attend(
-        tiles, *pages, scale=c["scale"], window=c["window"], softcap=c["softcap"], sink=c["sink"],
+        tiles, *pages[:2], scale=c["scale"], window=c["window"], softcap=c["softcap"], sink=c["sink"],
         key_scale=scales[0], value_scale=scales[1],
     )  # fmt: skip
     y = c.emit("GatherND", c.transpose(y, (0, 2, 1, 3)), places)
