@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from arcweld.runtime.llm.outputs import CompletionOutput, RequestOutput
 from arcweld.runtime.llm.sampling import Logprob
 from arcweld.runtime.llm.tokenizer import Tokenizer
-from arcweld.serving.tool_calls import CallReader, News, read
+from arcweld.serving.tool_calls.answer import News
+from arcweld.serving.tool_calls.reader import CallReader, read
 from arcweld.serving.worker import Piece
 
 LEAST = -9999.0  # stands for the logarithm of 0, which JSON does not have
@@ -68,9 +68,7 @@ class CompletionForm:
 
     def delta(self, index: int, piece: Piece) -> dict[str, Any]:
         """What is new of a result."""
-        return self._choice(
-            index, piece.text, piece.token_ids, piece.logprobs, piece.finish_reason, piece.stop_reason
-        )
+        return self._choice(index, piece.text, piece.token_ids, piece.logprobs, piece.finish_reason, piece.stop_reason)
 
     def opening(self, index: int, text: str) -> dict[str, Any]:
         """The text of the prompt before the results of a stream."""
@@ -113,19 +111,18 @@ class ChatForm:
 
     whole, chunks = "chat.completion", "chat.completion.chunk"
 
-    def __init__(
-        self, tokenizer: Tokenizer, top: int | None, reader: Callable[[], CallReader] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, top: int | None, reader: Callable[[], CallReader] | None = None) -> None:
         self.tokenizer, self.top, self._reader = tokenizer, top, reader
         self._readers: dict[int, CallReader] = {}
 
     def choice(self, index: int, number: int, prompt: RequestOutput, result: CompletionOutput) -> dict[str, Any]:
         """A complete result."""
-        text, calls = (result.text, ()) if self._reader is None else read(self._reader(), result.text)
+        reader = None if self._reader is None else self._reader()
+        text, calls = (result.text, ()) if reader is None else read(reader, result.text)
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
-        if calls:
+        if reader is not None and calls:
             message["tool_calls"] = [
-                {"id": _call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
+                {"id": reader.form.call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
                 for name, arguments in calls
             ]
         return {
@@ -139,7 +136,8 @@ class ChatForm:
         called = False
         if self._reader is not None:
             reader = self._readers.setdefault(index, self._reader())
-            found = _news(reader.add(piece.text), reader.finish() if piece.finish_reason else News())
+            news = reader.add(piece.text), reader.finish() if piece.finish_reason else News()
+            found = _news(news, reader.form.call_id)
             called = reader.count > 0
         return {
             "index": index, "delta": found, "logprobs": self._logprobs(piece.token_ids, piece.logprobs),
@@ -168,26 +166,22 @@ class ChatForm:
         return {"token": text, "logprob": _finite(value.logprob), "bytes": list(text.encode()) if whole else None}
 
 
-def _call_id() -> str:
-    return f"call_{uuid.uuid4().hex}"
-
-
 def _reason(reason: str | None, called: bool) -> str | None:
     """Why a result ended, as OpenAI names it: one that calls tools did not end, it waits for them."""
     return "tool_calls" if reason == "stop" and called else reason
 
 
-def _news(*pieces: News) -> dict[str, Any]:
+def _news(pieces: Sequence[News], call_id: Callable[[], str]) -> dict[str, Any]:
     """Text and pieces of calls as a stream has them: the name where a call begins, then its arguments bit by bit."""
     text = "".join(p.text for p in pieces)
     calls: list[dict[str, Any]] = []
-    for number, name, arguments in (c for p in pieces for c in p.calls or ()):
+    for number, name, arguments in (c for p in pieces for c in p.calls):
         function: dict[str, Any] = {"arguments": arguments}
         if name is None:
             calls.append({"index": number, "function": function})
         else:
             calls.append({
-                "index": number, "id": _call_id(), "type": "function", "function": {"name": name, **function},
+                "index": number, "id": call_id(), "type": "function", "function": {"name": name, **function},
             })  # fmt: skip
     return {**({"content": text} if text else {}), **({"tool_calls": calls} if calls else {})}
 

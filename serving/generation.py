@@ -23,7 +23,7 @@ from arcweld.serving.messages import Message, Tool, plain_messages
 from arcweld.serving.protocol import ChatRequest, CompletionRequest
 from arcweld.serving.settings import Settings
 from arcweld.serving.structure import Offer, offered, structured_form
-from arcweld.serving.tool_calls import FORMS, form_of
+from arcweld.serving.tool_calls.forms import FORMS, form_of
 from arcweld.serving.worker import Ended, Event, Piece, Worker
 
 log = logging.getLogger("arcweld.serving")
@@ -98,8 +98,8 @@ class Generator:
             raise Refusal(400, "the model has no chat template", hint="use /v1/completions with a prompt of its form")
         shown = [t.model_dump(exclude_none=True) for t in tools]
         text = await asyncio.to_thread(
-            template.render, plain_messages(messages), add_generation_prompt=add_generation_prompt,
-            tools=shown or None,
+            template.render, plain_messages(messages, template.joins_arguments),
+            add_generation_prompt=add_generation_prompt, tools=shown or None,
         )  # fmt: skip
         return await self.encode(text, add_special_tokens=False)
 

@@ -58,9 +58,9 @@ class Message(Body):
     audio: None = None
     function_call: None = None
 
-    def plain(self, place: int) -> dict[str, Any]:
+    def plain(self, place: int, joined: bool = False) -> dict[str, Any]:
         """What the chat template gets: the text as one, the system's role by the name that templates know, and the
-        arguments of calls as objects.
+        arguments of calls as objects, or with ``joined`` as JSON texts.
 
         Raises Refusal for a message that lacks what its role needs; ``place`` is its number in the conversation.
         """  # fmt: skip
@@ -78,11 +78,12 @@ class Message(Body):
         more = {"name": self.name, "tool_call_id": self.tool_call_id}
         found |= {k: v for k, v in more.items() if v is not None}
         if self.tool_calls:
+            given = [_arguments(c, f"{param}.tool_calls.{k}.function.arguments") for k, c in enumerate(self.tool_calls)]
             found["tool_calls"] = [
                 {"id": c.id, "type": "function", "function": {
-                    "name": c.function.name, "arguments": _arguments(c, f"{param}.tool_calls.{k}.function.arguments"),
+                    "name": c.function.name, "arguments": json.dumps(a, ensure_ascii=False) if joined else a,
                 }}
-                for k, c in enumerate(self.tool_calls)
+                for c, a in zip(self.tool_calls, given)
             ]  # fmt: skip
         return found
 
@@ -97,9 +98,9 @@ def _arguments(call: ToolCall, param: str) -> dict[str, Any]:
     return found
 
 
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def plain_messages(messages: Sequence[Message], joined: bool = False) -> list[dict[str, Any]]:
     """What the chat template gets of a conversation. Raises Refusal as ``Message.plain`` does."""
-    return [m.plain(k) for k, m in enumerate(messages)]
+    return [m.plain(k, joined) for k, m in enumerate(messages)]
 
 
 class Function(Body):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.adapters import LoRARequest
-from arcweld.serving.tool_calls import CallForm
+from arcweld.serving.tool_calls.form import CallForm
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from arcweld.runtime.llm.tokenizer import Tokenizer
 from arcweld.serving.errors import Refusal
 from arcweld.serving.messages import JsonSchemaFormat, NamedTool, Tool
 from arcweld.serving.protocol import ChatRequest
-from arcweld.serving.tool_calls import CallForm, CallReader, calls_grammar
+from arcweld.serving.tool_calls.form import CallForm
+from arcweld.serving.tool_calls.grammars import calls_grammar
+from arcweld.serving.tool_calls.reader import CallReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Offer:
     allowed  those that it may call now, with the JSON schemas of their arguments
     single   one call at most
     forced   it must call one at least
-    special  names of the tokenizer's tokens that are no text
+    special  the numbers of the tokenizer's tokens that are no text, by their names
     """
 
     form: CallForm
@@ -30,12 +32,12 @@ class Offer:
     allowed: Mapping[str, Any]
     single: bool
     forced: bool
-    special: frozenset[str]
+    special: Mapping[str, int]
 
     @property
     def has_special_tags(self) -> bool:
         """Whether tags of calls are tokens that are no text, and so must not be left out of it."""
-        return bool({self.form.opening, self.form.closing} & self.special)
+        return any(tag in self.special for tag in self.form.tags)
 
     def reader(self) -> CallReader:
         """What reads the calls of an answer."""
@@ -46,14 +48,12 @@ def offered(body: ChatRequest, form: CallForm, tokenizer: Tokenizer) -> Offer:
     """The tools of a request. Raises Refusal for parameters that are no schema of an object."""
     tools, choice = body.tools or [], body.tool_choice
     named = choice.function.name if isinstance(choice, NamedTool) else None
-    schemas = {
-        t.function.name: _arguments_schema(t, f"tools.{k}.function.parameters") for k, t in enumerate(tools)
-    }
+    schemas = {t.function.name: _arguments_schema(t, f"tools.{k}.function.parameters") for k, t in enumerate(tools)}
     return Offer(
         form, tools, schemas if named is None else {named: schemas[named]},
         single=named is not None or body.parallel_tool_calls is False,
         forced=named is not None or choice == "required",
-        special=frozenset(tokenizer.name(k) for k in tokenizer.special),
+        special={tokenizer.name(k): k for k in tokenizer.special},
     )  # fmt: skip
 
 

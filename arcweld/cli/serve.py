@@ -17,7 +17,7 @@ from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
 Opt = typer.Option
 _MODEL = "Engine file of build-llm, or a checkpoint."
 _KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
-_CALLS = "How the model writes tool calls: hermes or llama3_json; default: as its chat template says."
+_CALLS = "How the model writes tool calls, as hermes or mistral (docs/serving.md); default: by its chat template."
 _CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
 _LORA = "A LoRA adapter as name=folder, which requests name as their model; may be repeated."
 _SPECULATIVE = 'How tokens are guessed, as JSON: {"model": "draft.engine", "num_speculative_tokens": 4}.'
@@ -58,7 +58,7 @@ def serve(
         from arcweld.serving.server import listen
         from arcweld.serving.server import serve as run
         from arcweld.serving.settings import Limits, Settings
-        from arcweld.serving.tool_calls import form_named
+        from arcweld.serving.tool_calls.forms import form_named
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
     limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from arcweld.compiler.errors import EnvironmentError_, UsageError
 MOST_CHARACTERS = 1 << 22  # of a prompt
 MOST_SECONDS = 5.0  # of CPU time for a prompt
 MOST_MEMORY = 1 << 30  # bytes of addresses of the process
+_JOINED = re.compile(
+    r"""[+~]\s*[\w.\[\]'"]*(?:\.arguments|\[\s*['"]arguments['"]\s*\])\s*(?:[+~]|-?[%}]\})"""
+)
 _SCRIPT = Path(__file__).with_name("chat_process.py")
 
 
@@ -36,6 +40,11 @@ class ChatTemplate:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0  # the process that started it: a fork must not talk to its parent's
+
+    @property
+    def joins_arguments(self) -> bool:
+        """Whether it joins the arguments of calls to texts as they are, so that they are given to it as JSON texts."""
+        return _JOINED.search(self.text) is not None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,

@@ -14,8 +14,12 @@ from served import tokenizer
 
 from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.chat import ChatTemplate
-from arcweld.serving.tool_calls import HERMES, LLAMA3, CallForm, CallReader, form_named, form_of, read
+from arcweld.serving.tool_calls.form import CallForm
+from arcweld.serving.tool_calls.forms import FORMS, form_named, form_of
+from arcweld.serving.tool_calls.reader import CallReader, read
 
+HERMES, LLAMA3 = FORMS["hermes"], FORMS["llama3_json"]
+EITHER: dict[str, Any] = {"f": {}, "g": {}}
 A = ("f", {"x": 'a "b" } {', "y": [1, {"z": "\\"}]})
 B = ("g", {})
 J = json.dumps
@@ -42,6 +46,8 @@ TEXTS: list[tuple[CallForm, str, str, Calls]] = [
     (HERMES, tagged(call("nobody", {})), tagged(call("nobody", {})), []),
     (HERMES, tagged("{broken}"), tagged("{broken}"), []),
     (HERMES, "<tool_call>no object", "<tool_call>no object", []),
+    (HERMES, "A\n <tool_call>no object\n", "A\n <tool_call>no object\n", []),
+    (HERMES, f"{tagged(call(*B))[:-4]}", "", [B]),
     (HERMES, "<tool_call>\n{\"name\": ", "<tool_call>\n{\"name\": ", []),
     (HERMES, " \n", " \n", []),
     (LLAMA3, "Just {text}", "Just {text}", []),
@@ -56,31 +62,31 @@ TEXTS: list[tuple[CallForm, str, str, Calls]] = [
 
 @pytest.mark.parametrize(("form", "text", "shown", "calls"), TEXTS, ids=range(len(TEXTS)))
 def test_calls_are_told_from_text_wherever_it_is_cut(form: CallForm, text: str, shown: str, calls: Calls) -> None:
-    found, called = read(CallReader(form, ["f", "g"], single=False), text)
+    found, called = read(CallReader(form, EITHER, single=False), text)
     assert found == shown
     assert [(name, json.loads(given)) for name, given in called] == list(calls)
     rng = random.Random(0)
     for size in [1, 2, *[7] * 10]:
-        reader, pieces, at = CallReader(form, ["f", "g"], single=False), [], 0
+        reader, pieces, at = CallReader(form, EITHER, single=False), [], 0
         while at < len(text):
             step = rng.randint(1, size)
             pieces.append(reader.add(text[at : at + step]))
             at += step
         pieces.append(reader.finish())
         assert "".join(p.text for p in pieces) == found
-        begun = [(n, name) for p in pieces for n, name, _ in p.calls or () if name is not None]
+        begun = [(n, name) for p in pieces for n, name, _ in p.calls if name is not None]
         assert begun == list(enumerate(name for name, _ in called))
         for k, (_, given) in enumerate(called):
-            assert "".join(a for p in pieces for n, _, a in p.calls or () if n == k) == given
+            assert "".join(a for p in pieces for n, _, a in p.calls if n == k) == given
 
 
 def test_one_call_alone() -> None:
     text = f"{tagged(call(*A))}\n{tagged(call(*B))} and text"
-    assert read(CallReader(HERMES, ["f", "g"], single=True), text) == ("", [("f", J(A[1]))])
+    assert read(CallReader(HERMES, EITHER, single=True), text) == ("", [("f", J(A[1]))])
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    reader = CallReader(HERMES, ["f"], single=False)
+    reader = CallReader(HERMES, {"f": {}}, single=False)
     pieces = [reader.add(c) for c in tagged(call(*A))]
     assert sum(bool(p.calls) for p in pieces) == len(J(A[1]))  # the name comes with the first character
 
@@ -89,12 +95,12 @@ def test_forms_are_known_by_templates() -> None:
     assert form_of("{{ messages }}") is None
     assert form_of("{{ tools }}") is None
     assert form_of("{{ tools }} <tool_call> arguments") is HERMES
-    assert form_of("{{ tools }} <tool_call> <function=f> <parameter=a> arguments") is None
+    assert form_of("{{ tools }} <tool_call> <function=f> arguments") is None
     assert form_of("{{ tools }} Environment: ipython {name, parameters}") is LLAMA3
     assert form_named("hermes") is HERMES
     with pytest.raises(UsageError, match="no form of tool calls 'x'") as error:
         form_named("x")
-    assert "hermes, llama3_json" in (error.value.hint or "")
+    assert "hermes, llama3_json, mistral" in (error.value.hint or "")
 
 
 TOOLS: list[dict[str, Any]] = [

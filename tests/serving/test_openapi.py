@@ -24,7 +24,7 @@ from served import NAME, Application, idle, package, served
 
 from arcweld.runtime.llm.llm import LLM
 from arcweld.serving.settings import Limits, Settings
-from arcweld.serving.tool_calls import HERMES
+from arcweld.serving.tool_calls.forms import FORMS
 
 EXAMPLES = 200 if os.environ.get("ARCWELD_EVERY") else 15
 CHECKS = [
@@ -42,7 +42,7 @@ MOST_LIKELY = {"GET /v1/models/{name}": 404, "POST /v1/embeddings": 400}  # the 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Application, Any]]:
     llm = LLM(package(), device="sim", max_num_seqs=4)
-    app = Application(llm, Settings(NAME, ("secret",), Limits(queue=8, seconds=20), calls=HERMES))
+    app = Application(llm, Settings(NAME, ("secret",), Limits(queue=8, seconds=20), calls=FORMS["hermes"]))
     with served(app) as (address, _):
         yield app, schemathesis.openapi.from_url(f"{address}/openapi.json")
 

@@ -18,7 +18,7 @@ from served import END, NAME, Application, idle, package, served, tokenizer
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.llm import LLM
 from arcweld.serving.settings import Settings
-from arcweld.serving.tool_calls import LLAMA3
+from arcweld.serving.tool_calls.forms import FORMS
 
 TEMPLATE = (
     '{# <tool_call>{"name", "arguments"}</tool_call> #}{% for t in tools or () %}{{ t.function.name[0] }}{% endfor %}'
@@ -152,7 +152,7 @@ def test_free_calls(ai: openai.OpenAI, app: tuple[str, Application], monkeypatch
 
 
 def test_calls_in_llamas_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = app_with("{% for m in messages %}{{ m.content }}{% endfor %}", calls=LLAMA3)
+    app = app_with("{% for m in messages %}{{ m.content }}{% endfor %}", calls=FORMS["llama3_json"])
     given: dict[str, Any] = {"model": NAME, "messages": ASK, "tools": TOOLS}
     with served(app) as (address, _), openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as ai:
         forced = ai.chat.completions.create(**given, tool_choice="required", seed=3, temperature=2).choices[0]
