@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Generator, Mapping
 from typing import Any, TypeVar
@@ -11,7 +13,10 @@ T = TypeVar("T")
 Steps = Generator[bool, None, T]  # pauses until there is more text (False), and where a call has ended (True)
 
 MOST_HEAD = 256  # characters before a call's arguments
+MOST_LEVELS = 100  # of JSON that is written anew
+_HALF = re.compile(r"[\ud800-\udfff]")
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
+_STRING = re.compile(_QUOTED, re.DOTALL)
 _OBJECT = re.compile(rf'\s*\{{\s*"name"\s*:\s*({_QUOTED})\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{{)', re.DOTALL)
 
 
@@ -223,15 +228,34 @@ class Answer:
 
 
 def loaded(text: str) -> Any:
-    """The value that a text of JSON is; None for a text that is none."""
+    """The value that a text of JSON is; None for a text that is none or has more than ``MOST_LEVELS``."""
+    if _levels(text) > MOST_LEVELS:
+        return None
     try:
-        return json.loads(text, parse_constant=_refused)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
 
 
-def _refused(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _levels(text: str) -> int:
+    """How deep brackets are within brackets, at most."""
+    if text.count("[") + text.count("{") <= MOST_LEVELS:
+        return 0
+    steps = ((c in "[{") - (c in "]}") for c in _STRING.sub("", text))
+    return max(itertools.accumulate(steps), default=0)
+
+
+def _finite(text: str) -> float:
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError(f"{text} is no number of JSON")
+    return found
+
+
+def dumped(value: Any) -> str:
+    """The JSON of a value; halves of characters, which are no Unicode, are written as escapes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _HALF.search(text) else text
 
 
 def _call(value: Any) -> tuple[str, str] | None:
@@ -240,4 +264,4 @@ def _call(value: Any) -> tuple[str, str] | None:
         return None
     given = value.get("arguments", value.get("parameters", {}))
     given = loaded(given) if isinstance(given, str) else given
-    return (value["name"], json.dumps(given, ensure_ascii=False)) if isinstance(given, dict) else None
+    return (value["name"], dumped(given)) if isinstance(given, dict) else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from arcweld.compiler.errors import UsageError
 from arcweld.serving.tool_calls.form import CallForm
 from arcweld.serving.tool_calls.json_forms import DeepSeek3, DeepSeek31, Hermes, Llama, Mistral
+from arcweld.serving.tool_calls.xml_form import Qwen3Coder
 
 FORMS: dict[str, CallForm] = {
-    form.name: form for form in (Hermes(), Llama(), Mistral(), DeepSeek3(), DeepSeek31())
+    form.name: form for form in (Hermes(), Llama(), Mistral(), Qwen3Coder(), DeepSeek3(), DeepSeek31())
 }  # fmt: skip
 
 

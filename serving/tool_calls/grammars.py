@@ -28,4 +28,4 @@ def calls_grammar(
     lines += ["call: " + " | ".join(f"call{k}" for k in range(len(functions)))]
     for k, (name, schema) in enumerate(functions.items()):
         lines += form.call(k, name, schema, special or {})
-    return "\n".join(lines) + "\n"
+    return "\n".join(dict.fromkeys(lines)) + "\n"  # rules that several calls need are given once

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 import transformers
 
+from arcweld.compiler.errors import UsageError
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.grammar import Grammars
 from arcweld.runtime.llm.params import StructuredOutputsParams
@@ -19,6 +20,7 @@ from arcweld.runtime.llm.tokenizer import Tokenizer
 from arcweld.serving.tool_calls.forms import FORMS, form_of
 from arcweld.serving.tool_calls.grammars import calls_grammar
 from arcweld.serving.tool_calls.reader import CallReader, read
+from arcweld.serving.tool_calls.typed_texts import converted
 
 # What follows the user's message, as the models' documentation has it.
 EACH = "{% for c in m.tool_calls %}{% set f = c.function %}"
@@ -30,6 +32,9 @@ TEMPLATES = {
     "mistral named": EACH + "[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}{% endfor %}",
     "mistral with ids": EACH + "[TOOL_CALLS]{{ f.name }}[CALL_ID]{{ c.id }}[ARGS]{{ f.arguments | tojson }}"
     "{% endfor %}",
+    "qwen3_coder": EACH + "{{ '\\n' if not loop.first }}<tool_call>\n<function={{ f.name }}>\n"
+    "{% for k, v in f.arguments | items %}<parameter={{ k }}>\n{{ v if v is string else v | tojson }}{{ '\\n' }}"
+    "</parameter>{{ '\\n' }}{% endfor %}</function>{{ '\\n' }}</tool_call>{% endfor %}",
     "deepseek_v3": EACH + "{{ '" + ALL + "' if loop.first else '\\n' }}" + ONE + "{{ c.type }}" + SEP
     + "{{ f.name + '\\n```json\\n' }}"
     f"{{{{ f['arguments'] | tojson }}}}{{{{ '\\n```' }}}}{ONE_END}{{% endfor %}}{ALL_END}",
@@ -134,6 +139,7 @@ def test_broken_texts_are_text(name: str) -> None:
         assert pieces(name, mixed, [len(mixed) // 2]) == pieces(name, mixed, [])
 
 
+P = "<parameter=%s>%s</parameter>"
 TEXTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("mistral", '[TOOL_CALLS] [{"arguments": {"x": "a"}, "name": "f"}]', "", [("f", '{"x": "a"}')]),
     ("mistral", "[TOOL_CALLS] []", "[TOOL_CALLS] []", []),
@@ -142,6 +148,14 @@ TEXTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("mistral", "A\n[TOOL_CALLS][TOOL_CALLS]g[ARGS]{}", "A\n[TOOL_CALLS]", [("g", "{}")]),
     ("mistral", "[TOOL_CALLS] [no objects]", "[TOOL_CALLS] [no objects]", []),
     ("mistral", f"[TOOL_CALLS]{'g' * 300}{{}}", f"[TOOL_CALLS]{'g' * 300}{{}}", []),
+    ("qwen3_coder", f"<tool_call><function=f>{P % ('x', ' a ')}{P % ('z', '1')}</function></tool_call> So.", " So.",
+     [("f", '{"x": " a ", "z": "1"}')]),
+    ("qwen3_coder", f"<tool_call>\n<function=f>\n{P % ('y', '[1,')}", "", [("f", '{"y": "[1,"')]),
+    ("qwen3_coder", f"<tool_call>\n<function=f>\n{P % ('y', '[1]')}\n<param", "", [("f", '{"y": [1]')]),
+    ("qwen3_coder", f"<tool_call>\n<function=f>{P % ('x', 'a<parameter=x>')} So.", " So.",
+     [("f", '{"x": "a<parameter=x>"}')]),
+    ("qwen3_coder", "<tool_call><function=g>So.", "<tool_call><function=g>So.", []),
+    ("qwen3_coder", "<tool_call>\n{\"name\": \"g\"}", "<tool_call>\n{\"name\": \"g\"}", []),
     ("deepseek_v31", f"{ONE}g{SEP}{{}}", "", [("g", "{}")]),
     ("deepseek_v31", f"{ALL}\n{ONE}\ng{SEP}\n{{}}\n{ONE_END}\nSo.", "\nSo.", [("g", "{}")]),
     ("deepseek_v31", f"{ALL} none{ALL_END}", f"{ALL} none{ALL_END}", []),
@@ -153,6 +167,38 @@ TEXTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
 @pytest.mark.parametrize(("name", "text", "shown", "calls"), TEXTS, ids=range(len(TEXTS)))
 def test_texts(name: str, text: str, shown: str, calls: list[tuple[str, str]]) -> None:
     assert check_cuts(name, text) == (shown, calls)
+
+
+REF: dict[str, Any] = {"$defs": {"a/b": {"type": ["number", "null"]}}, "properties": {"a": {"$ref": "#/$defs/a~1b"}}}
+VALUES: list[tuple[Any, str, Any]] = [
+    ({"type": "string"}, "5", "5"), ({"type": "string"}, "null", "null"), ({}, "5", "5"), (None, "[1]", "[1]"),
+    ({"type": "integer"}, " 5\n", 5), ({"type": "integer"}, "5.0", 5.0), ({"type": "integer"}, "5.5", "5.5"),
+    ({"type": "number"}, "5", 5), ({"type": "number"}, "1e999", "1e999"), ({"type": "number"}, "NaN", "NaN"),
+    ({"type": "boolean"}, "true", True), ({"type": "boolean"}, "False", False), ({"type": "boolean"}, "1", "1"),
+    ({"type": "object"}, '{"a": [1]}', {"a": [1]}), ({"type": "object"}, "[1]", "[1]"),
+    ({"type": "array"}, "[1, {}]", [1, {}]), ({"type": "array"}, "[1,", "[1,"),
+    *(({"type": "array"}, text, text) for text in ("[" * 9999, "[" * 101 + "]" * 101)),
+    ({"type": "array"}, json.dumps([["["]] * 101), [["["]] * 101),
+    ({"type": ["string", "null"]}, "None", None), ({"type": ["string", "integer"]}, "7", 7),
+    ({"enum": [1, "a"]}, "1", 1), ({"enum": [1, "a"]}, "a", "a"), ({"const": None}, "null", None),
+    ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, "x", "x"), ({"oneOf": [{"type": "null"}, {}]}, "null", None),
+    ({"$ref": "#/$defs/a~1b"}, "3", 3), ({"$ref": "#/properties/a"}, "null", None), ({"$ref": "#/nowhere"}, "3", "3"),
+    ({"$ref": "https://a/b"}, "3", "3"), ({"type": "integer"}, "9" * 5000, "9" * 5000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), VALUES, ids=range(len(VALUES)))
+def test_texts_become_values_of_their_schema(schema: Any, text: str, value: Any) -> None:
+    found = converted(text, schema, REF)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_halves_of_characters_stay_escapes() -> None:
+    text = '<tool_call><function=f><parameter=y>["\\ud800"]</parameter></function></tool_call>'
+    assert check_cuts("qwen3_coder", text) == ("", [("f", '{"y": ["\\ud800"]}')])
+    assert check_cuts("hermes", '<tool_call>{"arguments": {"x": "\\ud800"}, "name": "f"}') == (
+        "", [("f", '{"x": "\\ud800"}')],
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- grammars
@@ -212,6 +258,44 @@ def test_what_a_grammar_allows_is_read_as_valid_calls(name: str, with_tokens: bo
             jsonschema_rs.validator_for(SMALL[called]).validate(json.loads(given))
         counts.add(len(calls))
     assert len(counts) > 1
+
+
+def test_what_texts_between_tags_cannot_be_held_to(caplog: pytest.LogCaptureFixture) -> None:
+    """With ``strict`` it is refused, else logged. The rest of the schema holds."""
+
+    def grammar(strict: bool, **more: Any) -> str:
+        schema = {"type": "object", "properties": {"a": {"type": "string"}}, "x-guidance": {"lenient": not strict}}
+        return calls_grammar(FORMS["qwen3_coder"], {"f": schema | more}, single=True)
+
+    def allows(text: str, **more: Any) -> bool:
+        state = GRAMMARS.start(StructuredOutputsParams(grammar=grammar(False, **more)))
+        ids = WORDS.encode(f"<tool_call>\n<function=f>\n{text}</function>\n</tool_call>")
+        return state.prefix(ids) == len(ids)
+
+    one = "<parameter=a>\n%s\n</parameter>\n"
+    assert allows("")
+    assert allows(one % "any\ntext")
+    assert not allows("", required=["a"])
+    assert not allows(one % "any</parameter>")
+    assert allows(one % "5", properties={"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"b": {"type": "integer"}}})
+    assert not allows(one % "x", properties={"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"b": {"type": "integer"}}})
+    assert not allows(one % "c", properties={"a": {"enum": ["a", "b"]}})
+    assert allows("<parameter=z>\n?\n</parameter>\n", required=["z"])
+    assert not caplog.records
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "held to pattern"), ({"not": {}}, "held to not"),
+        ({"properties": {"a": {"type": ["string", "integer"]}}}, "held to integer"),
+    ]  # fmt: skip
+    for more, text in wrong:
+        caplog.clear()
+        assert allows(one % "yes", **more)
+        assert text in caplog.text
+        with pytest.raises(UsageError, match=text):
+            grammar(True, **more)
+    for more in ({"properties": []}, {"required": 1}, {"properties": {"a>": {}}},
+                 {"properties": {"a": {"const": "</parameter>"}}}):  # fmt: skip
+        with pytest.raises(UsageError, match=r"no schema of an object|no form between tags"):
+            grammar(False, **more)
 
 
 def test_templates_that_join_arguments_get_texts() -> None:

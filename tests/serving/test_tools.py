@@ -151,8 +151,15 @@ def test_free_calls(ai: openai.OpenAI, app: tuple[str, Application], monkeypatch
     assert (plain.message.content, plain.message.tool_calls, plain.finish_reason) == (text, None, "stop")
 
 
-def test_calls_in_llamas_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    app = app_with("{% for m in messages %}{{ m.content }}{% endfor %}", calls=FORMS["llama3_json"])
+TEXTS = {
+    "llama3_json": '{"name": "size", "parameters": {"n": 5}}', "mistral": '[TOOL_CALLS]size[ARGS]{"n": 5}',
+    "qwen3_coder": "<tool_call>\n<function=size>\n<parameter=n>\n5\n</parameter>\n</function>\n</tool_call>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_calls_in_other_forms(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = app_with("{% for m in messages %}{{ m.content }}{% endfor %}", calls=FORMS[form])
     given: dict[str, Any] = {"model": NAME, "messages": ASK, "tools": TOOLS}
     with served(app) as (address, _), openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as ai:
         forced = ai.chat.completions.create(**given, tool_choice="required", seed=3, temperature=2).choices[0]
@@ -162,11 +169,13 @@ def test_calls_in_llamas_form(monkeypatch: pytest.MonkeyPatch) -> None:
             if forced.finish_reason == "tool_calls":
                 check(c.function.name, c.function.arguments)
         assert forced.message.tool_calls
-        writes(monkeypatch, app, '{"name": "size", "parameters": {"n": 5}}')
+        assert all(len(c.id) == 9 for c in forced.message.tool_calls) or form != "mistral"
+        writes(monkeypatch, app, TEXTS[form])
         found = ai.chat.completions.create(**given).choices[0]
         assert [c.function.arguments for c in found.message.tool_calls or () if c.type == "function"] == ['{"n": 5}']
-        writes(monkeypatch, app, '{"name": "Bob", "age": 5}')
-        assert ai.chat.completions.create(**given).choices[0].message.content == '{"name": "Bob", "age": 5}'
+        assert joined(ai.chat.completions.create(**given, stream=True))[0] == {0: ("", [["size", '{"n": 5}']])}
+        writes(monkeypatch, app, TEXTS[form].replace("size", "Bob"))
+        assert ai.chat.completions.create(**given).choices[0].message.content == TEXTS[form].replace("size", "Bob")
     idle(app)
 
 
