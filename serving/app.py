@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
-from arcweld.compiler.errors import ArcweldError, InternalError, UsageError
+from arcweld.compiler.errors import ArcweldError, InternalError
 from arcweld.runtime.llm.llm import LLM
 from arcweld.serving import schemas
 from arcweld.serving.embeddings import EmbeddingRequest, embeddings
@@ -43,7 +43,7 @@ class Application(FastAPI):
     def __init__(self, llm: LLM, settings: Settings) -> None:
         """``llm`` belongs to the application from now on.
 
-        Raises UsageError for more adapters than it has room for, and what reading them raises.
+        Raises UsageError for adapters that it has no room for, and what reading them raises.
         """
         _load(llm, settings)
 
@@ -100,11 +100,8 @@ class Application(FastAPI):
 
 
 def _load(llm: LLM, settings: Settings) -> None:
-    """Loads the adapters, so that none has to be read, or refused, while requests wait."""
-    room, count = llm.core.description.adapters, len(settings.adapters)
-    if room is not None and count > room.count:
-        raise UsageError(f"{count} adapters are to be served, and the engine has room for {room.count}",
-                         hint="arcweld build-llm --max-loras makes room")  # fmt: skip
+    """Loads each adapter once, so that none is refused while requests wait; the last ones stay as far as there is room.
+    """  # fmt: skip
     for adapter in settings.adapters.values():
         llm.add_lora(adapter)
 

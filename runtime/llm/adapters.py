@@ -2,8 +2,8 @@
 
 An adapter adds ``scale B A x`` to linear layers (Hu et al., 2021); its scale is alpha / rank, or alpha / sqrt(rank) if
 the adapter says so (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023). An engine
-has room for several (``compiler/torch/adapted.py``); they are loaded when a request names them, in place of one that no
-request uses.
+has room for several (``compiler/torch/adapted.py``); they are loaded when a sequence needs them, in place of one that
+no sequence uses. Where all places are in use, sequences wait (``scheduler.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,56 +154,100 @@ class _Loaded:
 
 @dataclass(slots=True)
 class AdapterPlaces:
-    """The adapters in an engine's room, by place from 1 on. Place 0 is that of sequences without one."""
+    """The adapters in an engine's room, by place from 1 on. Place 0 is that of sequences without one.
+
+    Sequences enter with the adapter that they need, and leave when they end. Between, they acquire its place to run,
+    and release it, as often as they like.
+    """
 
     engine: Engine
     room: AdapterRoom
     loads: int = 0
     _places: dict[int, _Loaded] = field(default_factory=dict)  # the one that was used the longest time ago first
+    _entered: Counter[tuple[str, int, str]] = field(default_factory=Counter)  # sequences by their adapter's key
     _arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def acquire(self, request: LoRARequest) -> tuple[int, bytes]:
-        """The place of an adapter, which one more sequence uses from now on, and the salt of its prefixes.
+    def enter(self, request: LoRARequest) -> None:
+        """One more sequence needs an adapter. It is loaded now if there is a place that no sequence needs.
 
-        It is loaded if need be. Raises what ``read_adapter`` raises, ModelError for one that does not fit the model,
-        UsageError if all places are in use, or if its name or number is that of another one in use.
+        Raises what ``read_adapter`` raises, ModelError for one that does not fit the model, UsageError if its name or
+        its number is that of another one that sequences need.
         """
-        for place, found in self._places.items():
-            mine, other = request, found.request
-            if mine.key == other.key:
-                self._places[place] = self._places.pop(place)
-                found.users += 1
-                return place, found.salt
-            if found.users and (mine.lora_name == other.lora_name or mine.lora_int_id == other.lora_int_id):
+        for other in self._entered:
+            name, number, _ = other
+            if request.key != other and (request.lora_name == name or request.lora_int_id == number):
                 raise UsageError(
-                    f"the adapter {mine.lora_name!r} has the name or the number of {other.lora_name!r}, which is "
-                    "in use", hint="each adapter has a name and a number of its own",
-                )  # fmt: skip
-        empty = (k for k in range(1, self.room.count + 1) if k not in self._places)
-        unused = (k for k, found in self._places.items() if not found.users)
-        place = next(itertools.chain(empty, unused), 0)
-        if not place:
-            raise UsageError(
-                f"requests use {self.room.count} adapters already, and the engine has room for no more",
-                hint="wait until one has ended, or build with a greater max_loras",
-            )
-        adapter = read_adapter(request.lora_path)
-        self._places.pop(place, None)
-        self._load(place, adapter, request)
-        self._places[place] = _Loaded(request, secrets.token_bytes(16), 1)
-        return place, self._places[place].salt
+                    f"the adapter {request.lora_name!r} has the name or the number of {name!r}, which is in use",
+                    hint="each adapter has a name and a number of its own",
+                )
+        if not self._place_of(request) and request.key not in self._entered:
+            if self._spare():
+                self.add(request)
+            else:
+                self._read(request)
+        self._entered[request.key] += 1
+
+    def leave(self, request: LoRARequest) -> None:
+        """A sequence needs its adapter no more."""
+        self._entered[request.key] -= 1
+        self._entered += Counter()  # keeps those that are left
+
+    def has_place(self, request: LoRARequest) -> bool:
+        """Whether an adapter is here, or there is a place that nobody uses."""
+        return self._place_of(request) > 0 or self._free() > 0
+
+    def salt(self, request: LoRARequest) -> bytes | None:
+        """What keeps the prefixes of an adapter apart from others'; None for one that is not here."""
+        place = self._place_of(request)
+        return self._places[place].salt if place else None
+
+    def acquire(self, request: LoRARequest) -> int:
+        """The place of an adapter, which one more sequence uses from now on.
+
+        It is loaded if need be. Raises as ``enter`` does, and UsageError if all places are in use.
+        """
+        place = self._place_of(request)
+        if place:
+            self._places[place] = self._places.pop(place)
+        else:
+            place = self._free()
+            if not place:
+                raise UsageError(
+                    f"requests use {self.room.count} adapters already, and the engine has room for no more",
+                    hint="wait until one has ended, or build with a greater max_loras",
+                )
+            adapter = self._read(request)
+            self._places.pop(place, None)
+            self._load(place, adapter)
+            self._places[place] = _Loaded(request, secrets.token_bytes(16))
+        self._places[place].users += 1
+        return place
 
     def add(self, request: LoRARequest) -> None:
-        """Loads an adapter that is not here yet. Raises what ``acquire`` raises."""
-        place, _ = self.acquire(request)
-        self.release(place)
+        """Loads an adapter that is not here yet. Raises as ``acquire`` does."""
+        self.release(self.acquire(request))
 
     def release(self, place: int) -> None:
-        """A sequence uses its adapter no more."""
+        """A sequence uses the adapter in a place no more; 0 is no place."""
         if place:
             self._places[place].users -= 1
 
-    def _load(self, place: int, adapter: Adapter, request: LoRARequest) -> None:
+    def _place_of(self, request: LoRARequest) -> int:
+        return next((k for k, found in self._places.items() if found.request.key == request.key), 0)
+
+    def _spare(self) -> int:
+        """A place that is empty, or whose adapter no sequence needs; 0 if there is none."""
+        empty = (k for k in range(1, self.room.count + 1) if k not in self._places)
+        left = (k for k, found in self._places.items() if found.request.key not in self._entered)
+        return next(itertools.chain(empty, left), 0)
+
+    def _free(self) -> int:
+        """A place that nobody uses, a spare one first; 0 if there is none."""
+        return self._spare() or next((k for k, found in self._places.items() if not found.users), 0)
+
+    def _read(self, request: LoRARequest) -> Adapter:
+        """An adapter that fits the model. Raises as ``enter`` does."""
+        adapter = read_adapter(request.lora_path)
         known = {layer.name: layer for layer in self.room.layers}
         where = str(request.lora_path)
         if adapter.rank > self.room.rank:
@@ -218,6 +263,9 @@ class AdapterPlaces:
                     f"the adapter's layer {name!r} is of {a.shape[1]} inputs and {b.shape[0]} outputs, the model's of "
                     f"{layer.inputs} and {layer.outputs}", node=where, hint="it belongs to another model",
                 )  # fmt: skip
+        return adapter
+
+    def _load(self, place: int, adapter: Adapter) -> None:
         if not self._arrays:
             self._arrays = {n: np.zeros(s, np.float32) for x in self.room.layers for n, s in self._shapes(x)}
         for layer in self.room.layers:

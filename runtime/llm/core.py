@@ -29,8 +29,6 @@ from arcweld.runtime.llm.speculation import Guess
 from arcweld.runtime.llm.stats import Stats
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
-_ROOM = "arcweld build-llm --max-loras makes room for adapters"
-
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -56,10 +54,12 @@ class Core:
         d = runner.description
         self.runner, self.tokenizer, self.description = runner, tokenizer, d
         self.pool = PagePool(runner.pages, d.page_size, caching)
-        self.scheduler = Scheduler(self.pool, sequences=sequences, tokens=tokens, length=d.length, chunk=chunk)
+        self.adapters = None if d.adapters is None else AdapterPlaces(runner.engine, d.adapters)
+        self.scheduler = Scheduler(
+            self.pool, sequences=sequences, tokens=tokens, length=d.length, chunk=chunk, adapters=self.adapters
+        )
         self.requests: dict[str, Request] = {}
         self.guessing = guessing or Guessing(d.length)
-        self.adapters = None if d.adapters is None else AdapterPlaces(runner.engine, d.adapters)
         self.grammars = Grammars(tokenizer, d.vocabulary)
         self._owners: dict[Sequence, tuple[Request, Result, int]] = {}
         self._count = 0
@@ -95,16 +95,12 @@ class Core:
         if params.wants_prompt:
             salt = secrets.token_bytes(8)  # results of tokens in cached pages would be missing
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        places = None if adapter is None else self.adapter_places(adapter)
         added: list[Sequence] = []
         try:
             for index, constraint in enumerate(self.grammars.of_results(params)):
-                s = Sequence(self._count, list(prompt), params, priority, salt)
+                s = Sequence(self._count, list(prompt), params, priority, salt, lora=adapter)
                 self.scheduler.add(s)
                 added.append(s)
-                if adapter is not None and places is not None:
-                    s.adapter, own = places.acquire(adapter)
-                    s.salt += own
                 self._count += 1
                 result = Result(s, index, self.tokenizer, d.end_tokens, d.length, constraint)
                 request.results.append(result)
@@ -116,12 +112,6 @@ class Core:
             raise
         request.output.outputs = [r.output for r in request.results]
         self.requests[request_id] = request
-
-    def adapter_places(self, adapter: LoRARequest) -> AdapterPlaces:
-        """The places of adapters. Raises UsageError if there are none."""
-        if self.adapters is None:
-            raise UsageError(f"the engine has no room for the adapter {adapter.lora_name!r}", hint=_ROOM)
-        return self.adapters
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once: its pages are free. Returns what there is of it; None for an unknown one."""
@@ -138,8 +128,6 @@ class Core:
         self.scheduler.remove(s)
         self._owners.pop(s, None)
         self.guessing.keep(self.scheduler.running)
-        if self.adapters is not None:
-            self.adapters.release(s.adapter)
 
     def _finish(self, request: Request) -> RequestOutput:
         """Takes a request whose results are complete out of the list."""
@@ -163,12 +151,12 @@ class Core:
         """Computes a step; returns the requests that have new tokens or have ended."""
         before, guesses = self._generated, self.guessing.begin(self.scheduler.running, self._seed)
         scheduled = self.scheduler.schedule({s: self._owners[s][1].possible(g) for s, g in guesses.items()})
+        changed = self._refused()
         if not scheduled:
-            return []
+            return [self._changed(request) for request in changed.values()]
         scheduled.sort(key=lambda x: in_order_of_adapters(x.sequence.adapter))
         logits = self.runner.logits([self._run(x) for x in scheduled])
         self._computed += sum(x.count for x in scheduled)
-        changed: dict[str, Request] = {}
         row = 0
         for x in scheduled:
             request, result, index = self._owners[x.sequence]
@@ -184,6 +172,16 @@ class Core:
             row = rows.stop
         self.guessing.end(scheduled, self._generated - before)
         return [self._changed(request) for request in changed.values()]
+
+    def _refused(self) -> dict[str, Request]:
+        """Requests with results that could not begin, by id; these results have ended."""
+        found: dict[str, Request] = {}
+        while self.scheduler.refused:
+            s, error = self.scheduler.refused.pop()
+            request, result, _ = self._owners[s]
+            result.fail(str(error))
+            found[request.output.request_id] = request
+        return found
 
     def _changed(self, request: Request) -> RequestOutput:
         for r in request.results:
@@ -295,5 +293,3 @@ def hash_seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int(np.random.SeedSequence([seed & (1 << 64) - 1, index]).generate_state(1, np.uint64)[0])
-
-

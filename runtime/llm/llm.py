@@ -147,7 +147,7 @@ class LLM:
 
     def add_lora(self, lora_request: LoRARequest) -> None:
         """Loads an adapter now, and not with the first request that names it; another one may take its place later."""
-        self.core.adapter_places(lora_request).add(lora_request)
+        self.core.scheduler.places_for(lora_request).add(lora_request)
 
     def settled(self, request_id: str) -> str:
         """The text of a running request's first result that nothing takes back; without what may be a stop string."""

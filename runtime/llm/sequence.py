@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.params import SamplingParams
 
 
@@ -23,7 +24,8 @@ class Sequence:
     finish      why it ended: ``stop``, ``length``, ``abort`` or ``error``; empty while it goes on
     stopped_by  the token or the string that ended it
     noted       whether ``cached`` has been counted
-    adapter     the place of its LoRA adapter, from 1 on; 0: it has none
+    lora        the LoRA adapter that it is computed with; None: it has none
+    adapter     the place of that adapter while it runs, from 1 on; else 0
     """
 
     number: int
@@ -40,6 +42,7 @@ class Sequence:
     stopped_by: int | str | None = None
     preemptions: int = 0
     noted: bool = False
+    lora: LoRARequest | None = None
     adapter: int = 0
 
     def __len__(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,13 +12,50 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from arcweld.compiler.errors import UsageError
+from arcweld.runtime.llm.adapters import Adapter, AdapterPlaces, LoRARequest
+from arcweld.runtime.llm.package import AdapterRoom
 from arcweld.runtime.llm.pages import PagePool
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.scheduler import Scheduled, Scheduler
 from arcweld.runtime.llm.sequence import Sequence
 
-LENGTH = 40
+LENGTH, ROOM = 40, 2
 STEPS: list[int] = []
+ADAPTERS = [None, None, *(LoRARequest(f"a{k}", k, "nowhere") for k in range(1, 5))]
+
+
+class Places(AdapterPlaces):
+    """Places of adapters without files: what is in which place is noted where an engine would get weights.
+
+    broken  adapters that cannot be loaded
+    """
+
+    def __init__(self) -> None:
+        engine: Any = None
+        super().__init__(engine, AdapterRoom(ROOM, 8, ()))
+        self.weights: dict[int, LoRARequest] = {}
+        self.broken: list[LoRARequest] = []
+        self._asked: Any = None
+
+    def _read(self, request: LoRARequest) -> Adapter:
+        if request in self.broken:
+            raise UsageError("it is broken")
+        self._asked = request
+        return Adapter({})
+
+    def _load(self, place: int, adapter: Adapter) -> None:
+        self.weights[place] = self._asked
+        self.loads += 1
+
+    def check(self, running: Iterable[Sequence], waiting: Iterable[Sequence]) -> None:
+        """Each sequence that runs has the place in which its adapter is, and nobody else has one."""
+        for s in running:
+            assert self.weights[s.adapter] == s.lora if s.lora else not s.adapter
+        assert all(not s.adapter for s in waiting)
+        users = {place: found.users for place, found in self._places.items() if found.users}
+        used = [s.adapter for s in running if s.adapter]
+        assert users == {place: used.count(place) for place in used}
+        assert set(self._places) <= set(range(1, ROOM + 1))
 
 
 class Machine(RuleBasedStateMachine):
@@ -25,18 +64,20 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = PagePool(24, 4)
-        self.scheduler = Scheduler(self.pool, sequences=4, tokens=16, length=LENGTH, chunk=7)
+        self.places = Places()
+        self.scheduler = Scheduler(self.pool, sequences=4, tokens=16, length=LENGTH, chunk=7, adapters=self.places)
         self.alive: list[Sequence] = []
         self.count = self.ended = 0
-        self.contents: dict[int, tuple[int, ...]] = {}  # what a page holds, position by position, as kernels write it
+        self.contents: dict[int, tuple[Any, ...]] = {}  # what a page holds, position by position, as kernels write it
         self.waited: dict[Sequence, int] = {}
 
     @rule(
-        size=st.integers(1, LENGTH - 1), most=st.integers(1, 30), base=st.integers(0, 2), priority=st.integers(0, 1)
-    )
-    def add(self, size: int, most: int, base: int, priority: int) -> None:
+        size=st.integers(1, LENGTH - 1), most=st.integers(1, 30), base=st.integers(0, 2), priority=st.integers(0, 1),
+        lora=st.sampled_from(ADAPTERS),
+    )  # fmt: skip
+    def add(self, size: int, most: int, base: int, priority: int, lora: LoRARequest | None) -> None:
         prompt = [(base + k * k) % 5 for k in range(size)]
-        s = Sequence(self.count, prompt, SamplingParams(max_tokens=most), priority)
+        s = Sequence(self.count, prompt, SamplingParams(max_tokens=most), priority, lora=lora)
         self.count += 1
         if len(self.alive) < 12:
             self.scheduler.add(s)
@@ -68,12 +109,15 @@ class Machine(RuleBasedStateMachine):
             self._advance(x)
 
     def _no_starvation(self, found: list[Scheduled]) -> None:
-        """The first in order waits at most while prompts that were begun are computed."""
+        """The first in order waits at most while prompts that were begun are computed, and where it needs a place for
+        its adapter, until those who have one end.
+        """  # fmt: skip
         if self.alive:
             first = min(self.alive, key=lambda s: s.order)
             served = first in [x.sequence for x in found]
             self.waited[first] = 0 if served else self.waited.get(first, 0) + 1
-            assert self.waited[first] <= 4 * (LENGTH // 7 + 1)
+            prompts = 4 * (LENGTH // 7 + 1)
+            assert self.waited[first] <= prompts + (prompts + LENGTH if first.lora else 0)
 
     def _write(self, x: Scheduled) -> None:
         """What the kernels do: each token's keys go to the slot of its position, which nobody else reads."""
@@ -87,7 +131,10 @@ class Machine(RuleBasedStateMachine):
             others = [r for r in self.scheduler.running if r is not s and page in r.pages]
             assert not others, "a token is written to a page that another sequence has"
             before = self.contents.get(page, ())[: position % size]
-            self.contents[page] = (*before, token)
+            self.contents[page] = (*before, (token, self._weights(s)))
+
+    def _weights(self, s: Sequence) -> LoRARequest | None:
+        return self.places.weights[s.adapter] if s.adapter else None
 
     def _advance(self, x: Scheduled) -> None:
         s = x.sequence
@@ -112,7 +159,7 @@ class Machine(RuleBasedStateMachine):
         """The pages of a sequence hold its tokens, shared ones included."""
         size = self.pool.page_size
         for k in range(0, s.computed, size):
-            want = tuple(s.tokens(k, min(k + size, s.computed)))
+            want = tuple((t, self._weights(s)) for t in s.tokens(k, min(k + size, s.computed)))
             assert self.contents[s.pages[k // size]][: len(want)] == want
 
     def _end(self, s: Sequence) -> None:
@@ -124,6 +171,7 @@ class Machine(RuleBasedStateMachine):
         self.pool.check([s.pages for s in self.alive])
         assert self.pool.free + self.pool.used + self.pool.cached == self.pool.count
         assert len(self.scheduler) == len(self.alive)
+        self.places.check(self.scheduler.running, (s for _, s in self.scheduler.waiting))
 
     def teardown(self) -> None:
         """Everything ends, and no page is left in use."""
@@ -133,6 +181,8 @@ class Machine(RuleBasedStateMachine):
             self._step(2)
         assert not self.alive
         assert self.pool.used == 0
+        assert self.places.loads == 0 or self.places.salt(self.places.weights[1]) is not None
+        self.places.check([], [])
 
 
 def test_ten_thousand_steps() -> None:
@@ -190,3 +240,138 @@ def test_a_request_of_higher_priority_takes_the_pages_of_a_lower_one() -> None:
 def test_a_step_has_room_for_every_sequence() -> None:
     with pytest.raises(UsageError, match="4 tokens in a step of up to 5 sequences"):
         pool_and_scheduler(sequences=5, tokens=4)
+
+
+# --------------------------------------------------------------------------------------------------------- adapters
+
+
+def with_adapters(**sizes: int) -> tuple[Scheduler, Places]:
+    places = Places()
+    given: Any = {"sequences": 4, "tokens": 8, "length": 64, **sizes}
+    return Scheduler(PagePool(64, 4), **given, adapters=places), places
+
+
+class Numbers:
+    """Makes sequences of one prompt token, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, adapter: int, most: int = 4, priority: int = 0) -> Sequence:
+        self.count += 1
+        lora = ADAPTERS[adapter + 1] if adapter else None
+        return Sequence(self.count, [self.count], SamplingParams(max_tokens=most), priority, lora=lora)
+
+
+def advance(scheduler: Scheduler) -> list[Sequence]:
+    """A step. Returns the sequences that ended with it."""
+    ended = []
+    for x in scheduler.schedule():
+        scheduler.computed(x, x.count)
+        x.sequence.output.append(0)
+        if len(x.sequence.output) == x.sequence.params.max_tokens:
+            scheduler.remove(x.sequence)
+            ended.append(x.sequence)
+    return ended
+
+
+def test_those_without_an_adapter_go_before_one_that_waits_for_a_place() -> None:
+    scheduler, places = with_adapters()
+    make = Numbers()
+    one, two, three, same, plain = make(1), make(2, 8), make(3), make(2), make(0)
+    for s in (one, two, three, same, plain):
+        scheduler.add(s)
+    advance(scheduler)
+    assert scheduler.running == [one, two, plain]  # not the one whose adapter is in a place
+    assert [len(scheduler), places.loads] == [5, 2]
+    while not three.output:
+        advance(scheduler)
+    assert scheduler.running == [two, three, same]  # as soon as there is a place, in order
+    assert (one in scheduler.running, len(plain.output)) == (False, 4)
+    assert places.loads == 3
+    while scheduler:
+        advance(scheduler)
+    places.check([], [])
+
+
+@pytest.mark.parametrize("others", [(0,), (1,), (1, 2), (0, 1, 2, 4)])
+def test_no_stream_of_others_keeps_one_from_its_place(others: tuple[int, ...]) -> None:
+    """For each sequence that ends another one comes, of adapters that are in their places, or without one."""
+    scheduler, _ = with_adapters()
+    make = Numbers()
+    for adapter in (1, 2):
+        scheduler.add(make(adapter, 20))
+    advance(scheduler)
+    waits = make(3)
+    scheduler.add(waits)
+    for step in range(100):
+        if not waits.output:
+            scheduler.add(make(others[step % len(others)], 20))
+        advance(scheduler)
+        if waits.output:
+            assert step <= 40
+            return
+    raise AssertionError("it waits for ever")
+
+
+def test_a_place_is_taken_from_users_of_lower_priority_alone() -> None:
+    """All users of the place whose users come last give up, and none of the others."""
+    scheduler, places = with_adapters()
+    make = Numbers()
+    one, plain, two, again = make(1, 9, 1), make(0, 9, 2), make(2, 9, 1), make(2, 9, 2)
+    for s in (one, plain, two, again):
+        scheduler.add(s)
+    advance(scheduler)
+    assert len(scheduler.running) == 4
+    high = make(3, 9, 0)
+    scheduler.add(high)
+    advance(scheduler)
+    assert scheduler.running == [high, one, plain]
+    assert [s.preemptions for s in (one, plain, two, again)] == [0, 0, 1, 1]
+    equal = make(4, 9, 0)
+    scheduler.add(equal)
+    advance(scheduler)
+    assert scheduler.running == [high, equal, plain]  # whose place is the only one with users of lower priority
+    last = make(4, 9, 0)
+    scheduler.add(last)
+    advance(scheduler)
+    assert scheduler.running == [high, equal, last, plain]
+    while scheduler:
+        advance(scheduler)
+    places.check([], [])
+    assert len(again.output) == 9
+
+
+def test_adapters_that_cannot_be_loaded() -> None:
+    scheduler, places = with_adapters()
+    make = Numbers()
+    one, two, three, plain = make(1), make(2), make(3), make(0)
+    for s in (one, two, three, plain):
+        scheduler.add(s)
+    advance(scheduler)
+    assert three.lora is not None
+    broken = make(4)
+    assert broken.lora is not None
+    places.broken += [three.lora, broken.lora]  # the first one after it was read
+    with pytest.raises(UsageError, match="broken"):
+        scheduler.add(broken)
+    while scheduler:
+        advance(scheduler)
+    ((refused, error),) = scheduler.refused
+    assert (refused, str(error), three.output) == (three, "it is broken", [])
+    scheduler.remove(three)
+    places.check([], [])
+    with pytest.raises(UsageError, match="no room for the adapter 'a1'"):
+        pool_and_scheduler().add(make(1))
+
+
+def test_names_and_numbers_of_adapters_are_their_own() -> None:
+    scheduler, _ = with_adapters()
+    first = Sequence(0, [1], SamplingParams(max_tokens=1), lora=LoRARequest("a", 1, "x"))
+    scheduler.add(first)
+    for other in (LoRARequest("a", 2, "x"), LoRARequest("b", 1, "x"), LoRARequest("a", 1, "y")):
+        with pytest.raises(UsageError, match="has the name or the number of 'a'"):
+            scheduler.add(Sequence(1, [1], SamplingParams(max_tokens=1), lora=other))
+    scheduler.remove(first)
+    scheduler.add(Sequence(1, [1], SamplingParams(max_tokens=1), lora=LoRARequest("a", 1, "y")))
+    assert len(scheduler) == 1
