@@ -76,14 +76,32 @@ SIM_UNCHECKED static void sim_multiply_columns(Acc* partial, int rows, Index dep
         partial[(s * ROWS + m) * COLUMNS + j] = sums[(m * SPLIT + s) * LANES * COLUMNS + j];
 }
 
+// sums[r][i] += x[r][k + i] * w[k + i] for k = 0, RUN, … < ``count``, of R rows: the sums stay in registers over all k.
+template <int R, int RUN, class Acc>
+static inline void sim_add_runs(Acc* sums, const Acc* x, i64 x_row, const Acc* w, int count) {
+  constexpr int LANES = 8, PARTS = RUN / LANES;
+  typedef Acc Lanes __attribute__((vector_size(sizeof(Acc) * LANES), may_alias));
+  Lanes sum[R][PARTS];
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < PARTS; ++i) sum[r][i] = *(const Lanes*)(sums + r * RUN + i * LANES);
+  for (int k = 0; k < count; k += RUN)
+#pragma GCC unroll 8
+    for (int i = 0; i < PARTS; ++i) {
+      const Lanes own = *(const Lanes*)(w + k + i * LANES);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][i] += *(const Lanes*)(x + r * x_row + k + i * LANES) * own;
+    }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < PARTS; ++i) *(Lanes*)(sums + r * RUN + i * LANES) = sum[r][i];
+}
+
 // Columns one after another. Sum i of 32 takes every 32nd product from k = i on; then they are added by halves.
 template <class Shares, class Acc, class Index, class LoadRow, class LoadColumn>
 SIM_UNCHECKED static void sim_multiply_depth(Acc* partial, int rows, Index depth, Index columns, const Index* column,
                                              LoadRow load_row, LoadColumn load_column) {
   typedef decltype(sim_elements(&LoadRow::operator())) X;
   typedef decltype(sim_elements(&LoadColumn::operator())) W;
-  constexpr int ROWS = Shares::ROWS, COLUMNS = Shares::COLUMNS, PIECE = W::COUNT, RUN = 32, LANES = 8;
-  typedef Acc Lanes __attribute__((vector_size(sizeof(Acc) * LANES), may_alias));
+  constexpr int ROWS = Shares::ROWS, COLUMNS = Shares::COLUMNS, PIECE = W::COUNT, RUN = 32, STEP = 1024;
   const Index whole = (depth + RUN - 1) / RUN * RUN;
   Acc* const x = (Acc*)sim_scratch(sizeof(Acc) * (u64)rows * (u64)whole);  // the rows, which every column needs
   for (int m = 0; m < rows; ++m) {
@@ -98,16 +116,18 @@ SIM_UNCHECKED static void sim_multiply_depth(Acc* partial, int rows, Index depth
   for (int j = 0; j < COLUMNS; ++j) {
     if (column[j] >= columns) continue;
     alignas(64) Acc sums[ROWS * RUN] = {};
-    for (Index k = 0; k < depth; k += RUN) {
-      alignas(64) Acc w[RUN] = {};
-      for (int i = 0; i < RUN && k + i < depth; i += PIECE) {
+    for (Index k = 0; k < depth; k += STEP) {
+      alignas(64) Acc w[STEP];
+      const int left = depth - k < STEP ? (int)(depth - k) : STEP, count = (left + RUN - 1) / RUN * RUN;
+      for (int i = 0; i < left; i += PIECE) {
         typename W::T v[PIECE];
         load_column(column[j], k + i, v);
         for (int e = 0; e < PIECE; ++e) w[i + e] = (Acc)v[e];
       }
-      for (int m = 0; m < rows; ++m)
-        for (int i = 0; i < RUN; i += LANES)
-          *(Lanes*)(sums + m * RUN + i) += *(const Lanes*)(x + m * whole + k + i) * *(const Lanes*)(w + i);
+      for (int i = left; i < count; ++i) w[i] = Acc(0);
+      int m = 0;
+      for (; m + 2 <= rows; m += 2) sim_add_runs<2, RUN>(sums + m * RUN, x + m * whole + k, whole, w, count);
+      if (m < rows) sim_add_runs<1, RUN>(sums + m * RUN, x + m * whole + k, whole, w, count);
     }
     sim_combine_lanes<RUN>(sums, rows, 1, [](Acc a, Acc b) { return a + b; });
     for (int m = 0; m < rows; ++m) partial[m * COLUMNS + j] = sums[m * RUN];
