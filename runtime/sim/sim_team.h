@@ -95,15 +95,10 @@ static inline void sim_add_runs(Acc* sums, const Acc* x, i64 x_row, const Acc* w
     for (int i = 0; i < PARTS; ++i) *(Lanes*)(sums + r * RUN + i * LANES) = sum[r][i];
 }
 
-// Columns one after another. Sum i of 32 takes every 32nd product from k = i on; then they are added by halves.
-template <class Shares, class Acc, class Index, class LoadRow, class LoadColumn>
-SIM_UNCHECKED static void sim_multiply_depth(Acc* partial, int rows, Index depth, Index columns, const Index* column,
-                                             LoadRow load_row, LoadColumn load_column) {
+// All rows, dense and in ``whole`` elements each: those from ``depth`` on are zeros.
+template <class Acc, class Index, class LoadRow>
+static inline void sim_read_rows(Acc* x, int rows, Index depth, Index whole, LoadRow load_row) {
   typedef decltype(sim_elements(&LoadRow::operator())) X;
-  typedef decltype(sim_elements(&LoadColumn::operator())) W;
-  constexpr int ROWS = Shares::ROWS, COLUMNS = Shares::COLUMNS, PIECE = W::COUNT, RUN = 32, STEP = 1024;
-  const Index whole = (depth + RUN - 1) / RUN * RUN;
-  Acc* const x = (Acc*)sim_scratch(sizeof(Acc) * (u64)rows * (u64)whole);  // the rows, which every column needs
   for (int m = 0; m < rows; ++m) {
     for (Index k = depth; k < whole; ++k) x[m * whole + k] = Acc(0);
     for (Index k = 0; k < depth; k += X::COUNT) {
@@ -112,6 +107,19 @@ SIM_UNCHECKED static void sim_multiply_depth(Acc* partial, int rows, Index depth
       for (int e = 0; e < X::COUNT; ++e) x[m * whole + k + e] = (Acc)v[e];
     }
   }
+}
+
+// Columns one after another. Sum i of 32 takes every 32nd product from k = i on; then they are added by halves. The pieces of
+// a run of 32 are unrolled and inlined, so that what they share, such as a scale and where it lies, is read and widened once.
+template <class Shares, class Acc, class Index, class LoadRow, class LoadColumn>
+SIM_UNCHECKED static __attribute__((flatten)) void sim_multiply_depth(Acc* partial, int rows, Index depth, Index columns,
+                                                                      const Index* column, LoadRow load_row,
+                                                                      LoadColumn load_column) {
+  typedef decltype(sim_elements(&LoadColumn::operator())) W;
+  constexpr int ROWS = Shares::ROWS, COLUMNS = Shares::COLUMNS, PIECE = W::COUNT, RUN = 32, STEP = 32 * RUN;
+  const Index whole = (depth + RUN - 1) / RUN * RUN;
+  Acc* const x = (Acc*)sim_scratch(sizeof(Acc) * (u64)rows * (u64)whole);  // the rows, which every column needs
+  sim_read_rows(x, rows, depth, whole, load_row);
   for (int i = 0; i < Shares::SPLIT * ROWS * COLUMNS; ++i) partial[i] = Acc(0);
   for (int j = 0; j < COLUMNS; ++j) {
     if (column[j] >= columns) continue;
@@ -119,10 +127,21 @@ SIM_UNCHECKED static void sim_multiply_depth(Acc* partial, int rows, Index depth
     for (Index k = 0; k < depth; k += STEP) {
       alignas(64) Acc w[STEP];
       const int left = depth - k < STEP ? (int)(depth - k) : STEP, count = (left + RUN - 1) / RUN * RUN;
-      for (int i = 0; i < left; i += PIECE) {
+      int at = 0;
+      for (; at + RUN <= left; at += RUN) {
+        const Index first = k + at;
+        if (first < 0 || first % RUN) __builtin_unreachable();
+#pragma GCC unroll 32
+        for (int i = 0; i < RUN; i += PIECE) {
+          typename W::T v[PIECE];
+          load_column(column[j], first | i, v);
+          for (int e = 0; e < PIECE; ++e) w[at + i + e] = (Acc)v[e];
+        }
+      }
+      for (; at < left; at += PIECE) {
         typename W::T v[PIECE];
-        load_column(column[j], k + i, v);
-        for (int e = 0; e < PIECE; ++e) w[i + e] = (Acc)v[e];
+        load_column(column[j], k + at, v);
+        for (int e = 0; e < PIECE; ++e) w[at + e] = (Acc)v[e];
       }
       for (int i = left; i < count; ++i) w[i] = Acc(0);
       int m = 0;

@@ -56,6 +56,16 @@ def test_blocks_in_one_go_share_many_keys_out(dtype: DType) -> None:
         assert_close(kernel, got, attend(x, data, {"t": keys}), slack=2)
 
 
+def test_a_block_in_one_go_does_not_run_the_loop_of_its_threads() -> None:
+    x = Shape(h=2, s=1, t=150, d=16, groups=2)
+    kernel, data = attention_kernel(x), inputs(x, np.random.default_rng(0), {})
+    source, want = render_with(kernel, SplitTactic(3, 2, 16)), attend(x, data, {})
+    text = source.source.replace("best = fmaxf(best, dot);", "best = 1e4f;")
+    assert text != source.source
+    assert_close(kernel, run_kernel(source, kernel, data, text=text, checked=False), want, slack=2)
+    assert not matches(kernel, run_kernel(source, kernel, data, text=text), want, slack=2)
+
+
 @pytest.mark.parametrize("dtype", [F16, BF16, F32])
 @pytest.mark.parametrize("group", [1, 4, 8])
 @pytest.mark.parametrize("size", [64, 128])
