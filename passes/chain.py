@@ -81,7 +81,7 @@ def _is_packed_along_k(node: Node) -> bool:
     x, scale, zero, offset, high = [*node.inputs, None, None, None][:5]
     assert x is not None
     assert scale is not None
-    if offset is not None:
+    if offset is not None and offset.shape:
         return False
     pieces = x.dtype.bits <= 8 and dims.is_multiple(x.shape[-1], PIECE_BITS // x.dtype.bits)
     axis, block = node.attrs["axis"], node.attrs["block"]

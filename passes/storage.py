@@ -19,6 +19,7 @@ from arcweld.compiler.cards import Card, usual_card
 from arcweld.compiler.dims import Dim, bounds, product
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Node, Value
+from arcweld.compiler.ops.integer import BYTES
 from arcweld.compiler.ops.registry import Kind, opdef
 from arcweld.compiler.options import Options
 from arcweld.compiler.region import is_view
@@ -60,9 +61,13 @@ def storage(graph: Graph, options: Options) -> Graph:
     if not any(_widens(n) for n in graph.nodes):
         return graph
     graph = recover_storage(fold(graph, but=_widens))
-    found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n)}
+    levels = _levels(graph)
+    found = {n.output.name: n for n in graph.nodes if is_candidate(graph, n, levels)}
     readers = graph.consumers()
+    for name in [n for n in levels if any(r.output.name in found for r in readers.get(n, ()))]:
+        found.pop(name, None)  # it stays if what it scales does
     kept = {name for name, n in found.items() if _stays(readers, n, options)}
+    kept |= {n for n in levels if readers.get(n) and all(r.output.name in kept for r in readers[n])}
     for name in found:
         log.debug("%s: %s", name, "packed" if name in kept else "widened")
 
@@ -81,9 +86,24 @@ def _widens(node: Node) -> bool:
     return node.op in ("DequantizeLinear", "Cast") and node.operands()[0].dtype.bits < node.output.dtype.bits
 
 
-def is_candidate(graph: Graph, node: Node) -> bool:
-    """True for a DequantizeLinear of a weight that is larger as numbers to compute with."""
-    if node.op != "DequantizeLinear" or node.attrs["keep"] or not all(v.name in graph.weights for v in node.operands()):
+def _levels(graph: Graph) -> frozenset[str]:
+    """Results of a DequantizeLinear of integers of 8 bits, all of it weights: perhaps scales of two levels."""
+    return frozenset(
+        n.output.name
+        for n in graph.nodes
+        if n.op == "DequantizeLinear" and n.operands()[0].dtype in BYTES
+        if all(v.name in graph.weights for v in n.operands())
+    )
+
+
+def is_candidate(graph: Graph, node: Node, levels: frozenset[str] = frozenset()) -> bool:
+    """True for a DequantizeLinear of a weight that is larger as numbers to compute with.
+
+    Its scales and offsets are weights, or in ``levels``.
+    """
+    if node.op != "DequantizeLinear" or node.attrs["keep"]:
+        return False
+    if not all(v.name in graph.weights or (v.name in levels and v in node.inputs[1:]) for v in node.operands()):
         return False
     x = node.operands()[0]
     count = x.type.numel

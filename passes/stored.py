@@ -21,11 +21,13 @@ class Stored:
     """A matrix of weights that stay packed.
 
     ``base`` is the DequantizeLinear; ``casts`` follow it, first one first. ``swapped``: the matrix is the transpose.
+    ``inner``: what makes each operand of ``base``, where it is no weight: a DequantizeLinear of scales of two levels.
     """
 
     base: Node
     casts: tuple[Node, ...]
     swapped: bool
+    inner: tuple[Node | None, ...]
 
 
 def planes(node: Node) -> tuple[Value, ...]:
@@ -53,7 +55,10 @@ def stored_matrix(producer: Producer, v: Value) -> Stored | None:
         node = producer(node.operands()[0])
     if node is None or node.op != "DequantizeLinear" or not node.attrs["keep"]:
         return None
-    return Stored(node, tuple(casts), swapped)
+    inner = tuple(None if v is None else producer(v) for v in node.inputs)
+    if any(made is not None and made.op != "DequantizeLinear" for made in inner):
+        return None
+    return Stored(node, tuple(casts), swapped, inner)
 
 
 def rebuilt(
@@ -68,11 +73,18 @@ def rebuilt(
 
 def transposed(rw: Tracker, s: Stored, hint: str) -> Value:
     """The same matrix, with its elements in memory in the order of the other axis."""
-    turned = [
-        rw.make("Transpose", [v], s.base.origin, perm=(1, 0)) if v is not None and v.type.rank == 2 else v
-        for v in s.base.inputs
-    ]
+    turned = [_turned(rw, s.base, v, made) for v, made in zip(s.base.inputs, s.inner)]
     return rebuilt(rw, s, turned, not s.swapped, hint, axis=1 - s.base.attrs["axis"])
+
+
+def _turned(rw: Tracker, node: Node, v: Value | None, inner: Node | None = None) -> Value | None:
+    """An operand of ``node`` in the order of the other axis, with what makes it."""
+    if v is None or v.type.rank != 2:
+        return v
+    if inner is None:
+        return rw.make("Transpose", [v], node.origin, perm=(1, 0))
+    parts = [_turned(rw, inner, p) for p in inner.inputs]
+    return rw.make(inner.op, parts, inner.origin, **{**inner.attrs, "axis": 1 - inner.attrs["axis"]})
 
 
 def form_of(s: Stored) -> tuple[object, ...] | None:
@@ -83,8 +95,14 @@ def form_of(s: Stored) -> tuple[object, ...] | None:
         return None
     return (
         s.swapped, tuple(c.attrs["to"] for c in s.casts), x.dtype, tuple(v and v.dtype for v in s.base.inputs),
-        s.base.output.dtype, s.base.attrs["axis"], s.base.attrs["block"], along,
+        s.base.output.dtype, s.base.attrs["axis"], s.base.attrs["block"], along, tuple(map(_inner_form, s.inner)),
     )  # fmt: skip
+
+
+def _inner_form(inner: Node | None) -> tuple[object, ...] | None:
+    if inner is None:
+        return None
+    return inner.attrs["axis"], inner.attrs["block"], tuple(v and v.dtype for v in inner.inputs)
 
 
 def _scaled_along(s: Stored) -> str:
@@ -110,6 +128,11 @@ def joined(rw: Tracker, group: Sequence[Stored], hint: str) -> Value:
     elements = rw.make("Concat", [s.base.operands()[0] for s in group], origin, hint, axis=axis)
     parts: list[Value | None] = [elements]
     for place, values in list(enumerate(zip(*(s.base.inputs for s in group))))[1:]:
+        inner = [node for s in group if (node := s.inner[place]) is not None]
+        if inner:  # then of all
+            levels = [rw.make("Concat", given, origin, axis=axis) for given in zip(*(n.inputs for n in inner))]
+            parts.append(rw.make("DequantizeLinear", levels, origin, **inner[0].attrs))
+            continue
         if place == HIGH:
             parts.append(rw.make("Concat", values, origin, hint, axis=axis))
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from arcweld.cli.common import out, print_table
@@ -17,6 +17,7 @@ from arcweld.compiler.region import is_view
 from arcweld.compiler.text import parse_fields, parse_type
 from arcweld.driver.staged_build import stored_graphs
 from arcweld.passes.storage import compare_sizes, is_product, least_rows
+from arcweld.passes.stored import HIGH, planes
 from arcweld.runtime.engine_file import EngineData
 from arcweld.runtime.kernels import choose_variant
 
@@ -24,9 +25,10 @@ from arcweld.runtime.kernels import choose_variant
 def quantised_products(data: EngineData) -> list[dict[str, Any]]:
     """One entry for each product or convolution by weights of 8 bits or fewer, or by weights that were widened.
 
-    ``stored``: the type in the engine; ``from``: the model's, if it is another one; ``computes``: the type of the
-    operands as they are multiplied, or both types of two that are multiplied as they are stored; ``by``: for each
-    architecture the instructions that multiply; ``reads``: bytes of the weight with its scales and zero points.
+    ``stored``: the type in the engine, of integers of 5 and 6 bits both planes' as ``u4 + u2``; ``from``: the model's,
+    if it is another one; ``computes``: the type of the operands as they are multiplied, or both types of two that are
+    multiplied as they are stored; ``by``: for each architecture the instructions that multiply; ``reads``: bytes of
+    the weight with its scales and zero points.
     ``modelled``: for each architecture the seconds with the weight packed and widened; None where nothing was to be
     chosen.
     """
@@ -44,22 +46,24 @@ def _entry(
     graph: Graph, producers: dict[str, Node], node: Node, data: EngineData
 ) -> Iterator[dict[str, Any]]:
     x, w = node.operands()[:2]
-    source, parts = _stored(producers, w)
+    found, parts = _stored(producers, w)
+    source = found[0]
     if source.name not in graph.weights:
         return
-    dtype = source.dtype
-    model = _before(graph.weights[source.name]) if dtype.bits > 8 else dtype
-    if model is None or model.bits > 8:
+    stored = tuple(v.dtype for v in found)
+    model = _before(graph.weights[source.name]) if source.dtype.bits > 8 else stored
+    bits = sum(d.bits for d in model)
+    if not 0 < bits <= 8:
         return
     count = source.type.numel
     assert isinstance(count, int)
     as_stored = x.dtype.is_int or is_float8_product(node)  # nothing is unpacked
     options = Options(arch=data.archs)
     times = {} if as_stored else compare_sizes(
-        count, least_rows(node), model.bits, w.dtype, options, is_product(node)
+        count, least_rows(node), bits, w.dtype, options, is_product(node)
     )
     yield {
-        "node": node.name, "stored": dtype.value, "from": model.value,
+        "node": node.name, "stored": _named(stored), "from": _named(model),
         "computes": _multiplied(data, node) if as_stored else w.dtype.value,
         "by": _instructions(data, node),
         "reads": sum(int(str(v.type.nbytes)) for v in parts if v.name in graph.weights and v.shape),
@@ -67,15 +71,21 @@ def _entry(
     }  # fmt: skip
 
 
-def _stored(producers: dict[str, Node], w: Value) -> tuple[Value, tuple[Value, ...]]:
-    """The weight whose elements ``w`` is made of, and all that it is made of."""
+def _named(types: Sequence[DType]) -> str:
+    return " + ".join(str(d.value) for d in types)
+
+
+def _stored(producers: dict[str, Node], w: Value) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """The weights whose elements ``w`` is made of, one or two planes, and all that it is made of."""
     node = producers.get(w.name)
     while node is not None and (is_view(node) or node.op == "Cast"):
         w = node.operands()[0]
         node = producers.get(w.name)
     if node is not None and node.op == "DequantizeLinear":
-        return node.operands()[0], node.operands()
-    return w, (w,)
+        made = [producers.get(v.name) for v in node.operands()]
+        levels = (m.operands() if m is not None else (v,) for m, v in zip(made, node.operands()))
+        return planes(node), tuple(v for level in levels for v in level)
+    return (w,), (w,)
 
 
 def _multiplied(data: EngineData, node: Node) -> str:
@@ -110,17 +120,17 @@ def _kernels(data: EngineData, node: Node, templates: tuple[str, ...]) -> Iterat
                 yield arch, data.sources[choose_variant(launch, arch).kernel]
 
 
-def _before(weight: Weight) -> DType | None:
-    """The type that a widened weight has in the model; None for a weight that was none of 8 bits or fewer."""
+def _before(weight: Weight) -> tuple[DType, ...]:
+    """The types that a widened weight has in the model; none for a weight that was not of 8 bits or fewer."""
     steps: Transform = weight.transform
-    if not any(step == "DequantizeLinear" for step, _ in steps):
-        return None
-    for step, args in steps:
-        if step == "UnpackBits":
-            found: DType = parse_fields(str(args[1]))["dtype"]
-            return found
+    dequantised = [args for step, args in steps if step == "DequantizeLinear"]
+    if not dequantised:
+        return ()
+    unpacked: list[DType] = [parse_fields(str(args[1]))["dtype"] for step, args in steps if step == "UnpackBits"]
+    if unpacked:
+        return (unpacked[0], unpacked[-1]) if dequantised[-1][0] > HIGH else (unpacked[0],)
     types = [parse_type(str(args[1])).dtype for step, args in steps if step == "source"]
-    return next((t for t in types if t.bits <= 8), None)
+    return tuple(t for t in types if t.bits <= 8)[:1]
 
 
 def print_products(rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ layouts are those of ggml's ``ggml-common.h``:
            8-bit scales, d f16
 
 Elements of 4 bits stay 4 bits. Those of 5 and 6 bits are two tensors, their lower four bits and those above. Scales and
-minima of the K types are products of f16 and integers of few bits, which f32 holds exactly; all others stay f16.
+minima of the K types are products of f16 and integers, which stay apart: f32 holds what they give exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from arcweld.compiler.checkpoints.bits import packed_rows, row_chunks
-from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor
+from arcweld.compiler.checkpoints.tensors import Packed, Scales, StoredTensor, TwoLevel
 from arcweld.compiler.dtypes import DType
 
 Blocks = np.ndarray  # u8[rows, blocks of a row, bytes of a block]
@@ -51,7 +51,7 @@ class BlockType:
     dtype: DType
     zero: int
     codes: Callable[[Blocks], np.ndarray]
-    scales: Callable[[Blocks], tuple[np.ndarray, np.ndarray | None]]
+    scales: Callable[[Blocks], tuple[Scales, Scales | None]]
     high: DType | None = None
 
 
@@ -117,11 +117,11 @@ def _five(at: int) -> Callable[[Blocks], np.ndarray]:
     return codes
 
 
-def _scale(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+def _scale(blocks: Blocks) -> tuple[Scales, Scales | None]:
     return _f16(blocks, 0), None
 
 
-def _scale_and_minimum(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+def _scale_and_minimum(blocks: Blocks) -> tuple[Scales, Scales | None]:
     return _f16(blocks, 0), _f16(blocks, 2)
 
 
@@ -140,18 +140,20 @@ def _q6_k(blocks: Blocks) -> np.ndarray:
     return _flat(low | (high & np.uint8(3)).reshape(low.shape) << np.uint8(4))
 
 
-def _k_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
-    """12 bytes: 4 scales, 4 minima of 6 bits each; then 4 and 4 low ones, whose upper bits are those of the first 8."""
+def _k_scales(blocks: Blocks) -> tuple[Scales, Scales | None]:
+    """12 bytes: 4 scales, 4 minima of 6 bits each; then 4 and 4 low ones, whose upper bits are those of the first 8.
+
+    A byte each is 3 % more than the file has, and is read without shifts. A minimum's unit has its sign turned.
+    """
     low, high, rest = (blocks[..., at : at + 4] for at in (4, 8, 12))
     scale = np.concatenate([low & 63, rest & 15 | low >> 6 << 4], axis=-1)
     minimum = np.concatenate([high & 63, rest >> 4 | high >> 6 << 4], axis=-1)
-    d, m = (_f16(blocks, at).astype(np.float32)[..., None] for at in (0, 2))
-    return _flat(d * scale.astype(np.float32)), _flat(-(m * minimum.astype(np.float32)))
+    return TwoLevel(_flat(scale), _f16(blocks, 0), 8), TwoLevel(_flat(minimum), -_f16(blocks, 2), 8)
 
 
-def _q6_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray | None]:
+def _q6_scales(blocks: Blocks) -> tuple[Scales, Scales | None]:
     scale = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)
-    return _flat(_f16(blocks, 208).astype(np.float32)[..., None] * scale.astype(np.float32)), None
+    return TwoLevel(_flat(scale), _f16(blocks, 208), 16), None
 
 
 TYPES: dict[str, BlockType] = {

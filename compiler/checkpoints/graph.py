@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor
+from arcweld.compiler.checkpoints.tensors import Packed, Scales, StoredTensor
 from arcweld.compiler.dtypes import DType, from_numpy
 from arcweld.compiler.ir import Rewriter, Value
 from arcweld.compiler.ops.registry import make
@@ -63,20 +63,28 @@ def _dequantised(rw: Rewriter, name: str, p: Packed, dtype: DType) -> Value:
         elements = _unpacked(rw, name, "packed", p.elements, p.dtype, p.shape)
     else:
         elements = rw.constant(p.elements, p.dtype, f"{name}.elements", f"{name}.elements")
-    operands: list[Value | None] = [elements, rw.constant(p.scale, from_numpy(p.scale.dtype), f"{name}.scale",
-                                                          f"{name}.scale")]  # fmt: skip
-    zero = p.zero
-    if p.offset is not None and zero is None:
+    operands: list[Value | None] = [elements, _scales(rw, name, "scale", p.scale)]
+    zero, offset = p.zero, p.offset
+    if zero is None and (offset is not None or p.high is not None):
         zero = np.zeros((), p.dtype.numpy if p.high is None else np.uint8)
-    for what, array in (("zero", zero), ("offset", p.offset)):
+    if offset is None and p.high is not None:
+        offset = np.zeros((), np.float32)
+    for what, array in (("zero", zero), ("offset", offset)):
         if array is not None:
-            operands.append(rw.constant(array, from_numpy(array.dtype), f"{name}.{what}", f"{name}.{what}"))
-        elif p.high is not None:
-            operands.append(None)
+            operands.append(_scales(rw, name, what, array))
     if p.high is not None:
         operands.append(_unpacked(rw, name, "high", p.high, p.high_dtype, p.shape))
     attrs = {"axis": 1 if p.block else 0, "block": p.block, "dtype": dtype}
     return make(rw, "DequantizeLinear", operands, attrs, origin=origin, hint=name)
+
+
+def _scales(rw: Rewriter, name: str, what: str, given: Scales) -> Value:
+    """Scales, zero points or offsets as a weight; those of two levels dequantised by their units."""
+    if isinstance(given, np.ndarray):
+        return rw.constant(given, from_numpy(given.dtype), f"{name}.{what}", f"{name}.{what}")
+    codes, unit = _scales(rw, name, what, given.codes), _scales(rw, name, f"{what}.unit", given.unit)
+    attrs = {"axis": 1, "block": given.block, "dtype": DType.F32}
+    return make(rw, "DequantizeLinear", [codes, unit], attrs, origin=(name,))
 
 
 def _unpacked(rw: Rewriter, name: str, what: str, rows: np.ndarray, dtype: DType, shape: tuple[int, int]) -> Value:

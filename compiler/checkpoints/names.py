@@ -16,7 +16,7 @@ import numpy as np
 
 from arcweld.compiler.checkpoints.checkpoint import Checkpoint
 from arcweld.compiler.checkpoints.stacked import Sources, Stacked
-from arcweld.compiler.checkpoints.tensors import Layout, Packed, StoredTensor
+from arcweld.compiler.checkpoints.tensors import Layout, Packed, StoredTensor, rows_of
 from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedError
 
 MOST_NAMED = 5  # parameters that an error lists
@@ -165,10 +165,9 @@ class Interleaved:
         if isinstance(found, np.ndarray):
             moved: np.ndarray = found[rows]
             return moved
-        scale = found.scale[rows] if found.scale.ndim else found.scale
-        zero, offset = (a if a is None or not a.ndim else a[rows] for a in (found.zero, found.offset))
-        high = None if found.high is None else found.high[rows]
-        return replace(found, elements=found.elements[rows], scale=scale, zero=zero, offset=offset, high=high)
+        sides = {name: rows_of(a, rows) for name in ("scale", "zero", "offset", "high")
+                 if (a := getattr(found, name)) is not None}  # fmt: skip
+        return replace(found, elements=found.elements[rows], **sides)
 
     def _rows(self, n: int) -> np.ndarray:
         """The stored row of each of the module's."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from arcweld.compiler.checkpoints.scales import contradiction
-from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor
+from arcweld.compiler.checkpoints.tensors import Packed, StoredTensor, TwoLevel
 from arcweld.compiler.errors import UnsupportedError
 
 
@@ -84,6 +84,8 @@ def _joined(tensor: StoredTensor, members: Sequence[Packed]) -> Packed:
                 f"the parts of {tensor.name!r} have their columns in different orders", node=tensor.file,
                 hint="use a checkpoint without act-order, or a dense one",
             )  # fmt: skip
+    if isinstance(first.scale, TwoLevel):
+        return _same(members)
     rows, block = sum(m.shape[0] for m in members), max(m.block for m in members)
     zero = _side([m.zero for m in members], members, block)
     return replace(
@@ -92,6 +94,20 @@ def _joined(tensor: StoredTensor, members: Sequence[Packed]) -> Packed:
         offset=_side([m.offset for m in members], members, block),
         high=None if first.high is None else np.concatenate([m.high for m in members if m.high is not None]),
     )  # fmt: skip
+
+
+def _same(members: Sequence[Packed]) -> Packed:
+    """Members whose scales have two levels: of one type of GGUF, so that all their parts have the same form."""
+    first = members[0]
+    sides = {}
+    for name in ("elements", "high", "scale", "offset"):
+        parts = [getattr(m, name) for m in members]
+        if isinstance(parts[0], TwoLevel):
+            codes, unit = (np.concatenate([getattr(p, level) for p in parts]) for level in ("codes", "unit"))
+            sides[name] = TwoLevel(codes, unit, parts[0].block)
+        elif parts[0] is not None:
+            sides[name] = np.concatenate(parts)
+    return replace(first, shape=(sum(m.shape[0] for m in members), first.shape[1]), **sides)
 
 
 def _side(arrays: Sequence[np.ndarray | None], members: Sequence[Packed], block: int) -> np.ndarray | None:

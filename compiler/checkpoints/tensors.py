@@ -7,12 +7,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from arcweld.compiler.checkpoints.bits import byte_fields, row_chunks
 from arcweld.compiler.dtypes import DType, from_numpy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TwoLevel:
+    """Scales or offsets ``f32[n, groups]`` as products of integers and floats that several groups share.
+
+    codes  i8 or u8 ``[n, groups]``
+    unit   ``[n, groups / block]``, a float type
+    block  groups that share a unit
+    """
+
+    codes: np.ndarray
+    unit: np.ndarray
+    block: int
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of both."""
+        return self.codes.nbytes + self.unit.nbytes
+
+    def rows(self, of: slice | np.ndarray) -> TwoLevel:
+        """Some of the rows, in any order."""
+        return TwoLevel(self.codes[of], self.unit[of], self.block)
+
+    def decode(self) -> np.ndarray:
+        """The products as f32, rounded once each; those of f16 and integers of 8 bits are exact."""
+        wide = np.repeat(self.unit.astype(np.float32), self.block, axis=1)
+        return wide[:, : self.codes.shape[1]] * self.codes.astype(np.float32)
+
+
+Scales: TypeAlias = np.ndarray | TwoLevel
+
+
+def rows_of(operand: Scales, rows: slice | np.ndarray) -> Scales:
+    """Some rows of scales, zero points or offsets; all of those that all rows share."""
+    if isinstance(operand, TwoLevel):
+        return operand.rows(rows)
+    return operand[rows] if operand.ndim else operand
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +62,7 @@ class Packed:
     dtype      of the elements: an integer type of 2, 4 or 8 bits, or a float of 8; u4 beside ``high``
     elements   of a packed type ``u8[n, ceil(k * bits / 8)]``, rows of whole bytes, the first element in the lowest bits
                (UnpackBits gives the elements); of any other type ``dtype[n, k]``
-    scale      ``[n, ceil(k / block)]`` where ``block`` is not 0; else ``[n]``, or ``[]`` for all elements
+    scale      ``[n, ceil(k / block)]`` where ``block`` is not 0, perhaps of two levels; else ``[n]``, or ``[]`` for all
     zero       of the elements' type as numpy has it, of u8 beside ``high``, in the shape of the scales or ``[]``; None
                for 0
     offset     in the shape of the scales; None for 0
@@ -37,9 +75,9 @@ class Packed:
     dtype: DType
     shape: tuple[int, int]
     elements: np.ndarray
-    scale: np.ndarray
+    scale: Scales
     zero: np.ndarray | None = None
-    offset: np.ndarray | None = None
+    offset: Scales | None = None
     block: int = 0
     order: np.ndarray | None = None
     high: np.ndarray | None = None
@@ -54,7 +92,8 @@ class Packed:
     def nbytes(self) -> int:
         """The bytes of all operands as an engine stores them."""
         rest = [a for a in (self.high, self.scale, self.zero, self.offset, self.order) if a is not None]
-        return self.elements.nbytes + sum(from_numpy(a.dtype).nbytes(a.size) for a in rest)
+        sizes = (a.nbytes if isinstance(a, TwoLevel) else from_numpy(a.dtype).nbytes(a.size) for a in rest)
+        return self.elements.nbytes + sum(sizes)
 
     def decode(self) -> np.ndarray:
         """The matrix as ``f32[n, k]``, its columns in place: DequantizeLinear's arithmetic in f32.
@@ -84,13 +123,13 @@ class Packed:
             rows += self._along(self.offset, a, b)
         return rows
 
-    def _along(self, operand: np.ndarray, a: int, b: int) -> np.ndarray:
-        wide = operand.astype(np.float32)  # a zero point has few bits: f32 holds it, and differences, exactly
-        if operand.ndim == 0:
-            return wide
-        if operand.ndim == 1:
-            return wide[a:b, None]
-        return np.repeat(wide[a:b], self.block, axis=1)[:, : self.shape[1]]
+    def _along(self, operand: Scales, a: int, b: int) -> np.ndarray:
+        some = rows_of(operand, slice(a, b))
+        # a zero point has few bits: f32 holds it, and differences, exactly
+        wide = some.decode() if isinstance(some, TwoLevel) else some.astype(np.float32)
+        if wide.ndim < 2:
+            return wide[:, None] if wide.ndim else wide
+        return np.repeat(wide, self.block, axis=1)[:, : self.shape[1]]
 
 
 class Layout(Protocol):

@@ -176,7 +176,8 @@ def _lower_dequantize(reader: Reader, node: Node, coords: tuple[Dim, ...]) -> Ex
     if not (x.dtype.is_half and step.op == "const" and step.attr == 1):
         y = y * cast(step, wide)
     if offset is not None:
-        y = y + cast(_parameter(reader, node, offset, coords), wide)
+        moved = _parameter(reader, node, offset, coords)
+        y = y if moved.op == "const" and moved.attr == 0 else y + cast(moved, wide)
     return cast(y, node.output.dtype)
 
 

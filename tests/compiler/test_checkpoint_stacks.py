@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcweld.compiler.checkpoints.names import bind
+from arcweld.compiler.checkpoints.names import Interleaved, bind
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.checkpoints.stacked import Sources
 from arcweld.compiler.checkpoints.tensors import Packed
@@ -41,6 +41,26 @@ def test_a_stack_means_its_parts(form: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(stored.astype(np.float32), want)
     else:
         np.testing.assert_array_equal(stored.decode().reshape(want.shape), want)
+
+
+@pytest.mark.parametrize("kind", ["Q5_1", "Q4_K", "Q6_K"])
+def test_a_stack_of_gguf_tensors(kind: str, tmp_path: Path) -> None:
+    """In two planes, with scales of one level or two; also in another order of the rows."""
+    w = np.random.default_rng(0).normal(0.01, 0.1, (2, 24, 256)).astype(np.float32)
+    given = [(reencode.k_blocks(part, kind) if kind.endswith("K") else part, kind) for part in w]
+    path = reencode.write_gguf(tmp_path / "m.gguf", "llama", {}, dict(zip("ab", given)))
+    tensors = open_checkpoint(path).tensors
+    tensor = Sources(("a", "b"), 2).tensor("all", tensors)
+    assert tensor is not None
+    want = np.stack([tensors[n].decode() for n in "ab"])
+    stored = tensor.to_stored()
+    assert isinstance(stored, Packed)
+    np.testing.assert_array_equal(stored.decode().reshape(2, 24, 256), want)
+    assert stored.nbytes <= 1.03 * tensor.nbytes + 1
+    turned = Interleaved(tensors["a"].layout, 3)
+    rows = turned.stored(tensors["a"])
+    assert isinstance(rows, Packed)
+    np.testing.assert_array_equal(rows.decode(), turned.decode(tensors["a"]))
 
 
 def test_orders_of_their_own_are_refused(tmp_path: Path) -> None:

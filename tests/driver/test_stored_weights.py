@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
+from arcweld.cli.storage_report import quantised_products
 from arcweld.compiler.checkpoints.graph import add_linear
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.checkpoints.tensors import StoredTensor
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Graph, Rewriter, TensorType, Value
+from arcweld.compiler.ops.registry import make
 from arcweld.compiler.options import Options
 from arcweld.compiler.reference import run_reference
 from arcweld.compiler.verifier import verify
 from arcweld.driver.api import compile_graph
+from arcweld.driver.build import build_graph
 from arcweld.models import reencode
+from arcweld.passes import storage
 from arcweld.passes.pipeline import run_passes
 
 N, K = 160, 256
@@ -109,8 +115,59 @@ def test_the_storage_pass_keeps_what_is_packed(form: str, tmp_path: Path) -> Non
     close(reference(graph, x), x, w)
     after = run_passes(graph, Options(arch=("sm_80",)), verify_each=True)
     assert elements_of(after, FORMS[form][1]) == N * K
-    assert [n.attrs["keep"] for n in after.nodes if n.op == "DequantizeLinear"] == [1]
+    kept = [n.attrs["keep"] for n in after.nodes if n.op == "DequantizeLinear"]
+    assert kept == [1] * {"Q4_K": 3, "Q5_K": 3, "Q6_K": 2}.get(form, 1)  # scales and minima have units
     close(reference(after, x), x, w)
+
+
+@pytest.mark.parametrize("form", [f for f in FORMS if f.startswith("Q")])
+def test_engines_are_as_small_as_files(form: str, tmp_path: Path) -> None:
+    """Scales and minima of 6 bits take a byte each, which is at most 3 % more. ``inspect`` says what is stored."""
+    graph, _ = product(form, tmp_path, 1)
+    data = build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False).data
+    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[form]]
+    assert sum(a.nbytes for a in data.weights.values()) <= 1.03 * (N * K // block * nbytes) + 128
+    (said,) = quantised_products(data)
+    bits = {"4": "u4", "5": "u4 + u1", "6": "u4 + u2", "8": "i8"}[form[1]]
+    assert (said["stored"], said["from"]) == (bits, bits)
+    assert abs(said["reads"] - sum(a.nbytes for a in data.weights.values())) <= 128
+
+
+@pytest.mark.parametrize("form", ["Q5_0", "Q5_K", "Q6_K"])
+def test_what_does_not_pay_is_widened(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SLACK", 0.0)
+    graph, w = product(form, tmp_path, 3)
+    after = run_passes(graph, Options(arch=("sm_80",)), verify_each=True)
+    assert not any(n.op == "DequantizeLinear" for n in after.nodes)
+    x = np.random.default_rng(2).standard_normal((3, K)).astype(np.float32)
+    close(reference(after, x), x, w)
+    data = build_graph(graph, Options(arch=("sm_80",)), compile_kernels=False).data
+    (said,) = quantised_products(data)
+    assert (said["stored"], said["from"]) == ("f32", "u4 + u2" if form == "Q6_K" else "u4 + u1")
+
+
+def test_products_of_one_input_read_one_matrix(tmp_path: Path) -> None:
+    """Scales of two levels are put side by side as they are stored, in either order of the matrix."""
+    for kind in ("Q4_K", "Q6_K", "Q5_0"):
+        rng = np.random.default_rng(3)
+        given = [rng.normal(0, 0.05, (N, K)).astype(np.float32) for _ in range(2)]
+        for i in range(2):
+            (tmp_path / f"{kind}{i}").mkdir()
+        tensors = [by_gguf(kind)(tmp_path / f"{kind}{i}", w) for i, w in enumerate(given)]
+        x = Value("x", TensorType(DType.F32, (2, K)))
+        rw = Rewriter(Graph("g", (x,), (x,), ()))
+        ys = [make(rw, "Neg", [add_linear(rw, x, replace(t, name=f"layer{i}"))]) for i, t in enumerate(tensors)]
+        graph = rw.finish().replace(outputs=tuple(ys))
+        after = run_passes(graph, Options(arch=("sm_80",)), verify_each=True)
+        assert sum(n.op == "MatMul" for n in after.nodes) == 1
+        assert not any(n.op == "Concat" for n in after.nodes)
+        types = {v.name: v.dtype for node in after.nodes for v in node.operands()}
+        sizes = sum(w.data.size * types[name].bits // 8 for name, w in after.weights.items())
+        assert sizes <= 1.03 * sum(t.nbytes for t in tensors) + 128
+        a = rng.standard_normal((2, K)).astype(np.float32)
+        found = run_reference(after, {"x": a})
+        for y, t in zip(after.outputs, tensors):
+            close(-found[y.name], a, t.decode())
 
 
 @pytest.mark.parametrize("form", ["Q4_1", "Q5_0", "Q5_K", "Q6_K", "gptq act-order", "awq", "fp8"])
