@@ -23,7 +23,7 @@ from arcweld.passes.fusion import MAX_NODES
 from arcweld.passes.joining import Joiner
 
 PIECE_BITS = 128  # of packed weights that are copied at once
-GROUP = 32  # elements of k: groups that share a scale are multiples of it
+GROUP = 32  # elements of k: groups that share a scale are multiples of it, or half of it if no zero points are read
 MAX_OPERANDS = 24  # tensors, weights aside, that the kernel of a chain reads
 ROW_BYTES = 96 << 10  # of shared memory for the rows before a product
 MANY_ROW_BYTES = 64 << 10  # the same for more than FEW_ROWS rows, which need more for their results
@@ -85,7 +85,8 @@ def _is_packed_along_k(node: Node) -> bool:
         return False
     pieces = x.dtype.bits <= 8 and dims.is_multiple(x.shape[-1], PIECE_BITS // x.dtype.bits)
     axis, block = node.attrs["axis"], node.attrs["block"]
-    groups = (axis == 1 and block % GROUP == 0) if block else (axis == 0 and scale.type.rank == 1)
+    least = GROUP // 2 if zero is None or not zero.shape else GROUP
+    groups = (axis == 1 and block % least == 0) if block else (axis == 0 and scale.type.rank == 1)
     in_range = zero is None or zero.dtype is x.dtype or (high is not None and zero.dtype.is_int and not zero.shape)
     return pieces and groups and scale.type.numel != 1 and in_range
 

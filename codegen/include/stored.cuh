@@ -201,6 +201,20 @@ ARCWELD_DEVICE void plane_fragments(u32 (*a)[4], const unsigned char* lines, con
   }
 }
 
+// The same products of few rows as ``multiply_piece``, of two groups of 16 of k: this lane's k belong to group ``mine`` alone.
+template <class T, int TILES>
+ARCWELD_DEVICE void multiply_halves(float (&sums)[2][1][TILES][4], const Piece& low, const Piece& high, const Piece (&x)[TILES], int mine) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Piece own[TILES];
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) own[j][e] = mine == half ? x[j][e] : 0u;
+    multiply_piece<T, TILES>(sums[half], low, high, own);
+  }
+}
+
 // acc += the sums of a group times its scale: of the lane / 4-th column, and of the one 8 further.
 template <int TILES>
 ARCWELD_DEVICE void add_scaled(float (&acc)[1][TILES][4], const float (&sums)[1][TILES][4], float low, float high) {

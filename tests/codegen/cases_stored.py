@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from arcweld.compiler.dtypes import PLANES, DType, integer_range
 from arcweld.compiler.expr import Expr, binary, cast, const
 
 F16, BF16, F32, I32 = DType.F16, DType.BF16, DType.F32, DType.I32
+EVERY = bool(os.environ.get("ARCWELD_EVERY"))  # all cases of two planes and small groups, not one of each kind
 FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
 
 
@@ -24,7 +26,8 @@ FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
 class Weights:
     """How weights are stored.
 
-    ``group``: k of a group, 0 for all; ``zero``: none, literal or read; ``high``: the type of the bits above ``dtype``.
+    ``group``: k of a group, 0 for all; ``zero``: none, literal or read; ``high``: the type of the bits above ``dtype``;
+    ``unit``: k of the groups that share what integer scales are multiplied with, 0: they are floats.
     """
 
     dtype: DType
@@ -32,6 +35,7 @@ class Weights:
     zero: str = "none"
     scale: DType = F32
     high: DType | None = None
+    unit: int = 0
 
 
 def stored_kernel(
@@ -51,9 +55,14 @@ def stored_kernel(
     number: Expr = stored if w.dtype in FLOATS else cast(stored, I32)
     if w.zero != "none":
         number = number - (cast(at(zero, place), I32) if w.zero == "read" else const(literal_of(w), I32))
-    b = cast(number, F32) * at(scale, place)
+    unit = Buffer("in6", F16, (n, dims.ceildiv(k, w.unit or 1)))
+    step = at(scale, place)
+    if w.unit:
+        step = cast(cast(step, I32), F32) * cast(at(unit, [nn, dims.floordiv(kk.index, w.unit)]), F32)
+    b = cast(number, F32) * step
     left = at(a, [mm, kk])
-    read = (a, q, scale, *([zero] if w.zero == "read" else []), bias, *([] if w.high is None else [high]))
+    read = (a, q, scale, *([zero] if w.zero == "read" else []), bias, *([] if w.high is None else [high]),
+            *([unit] if w.unit else []))  # fmt: skip
     return Kernel(
         "contract", "stored_matmul", {"m": (mm,), "n": (nn,), "k": (kk,)},
         {"a": cast(left, F32) * 0.5 if prologue else left, "b": b}, (put(y, [mm, nn], acc() + at(bias, [nn])),),
@@ -73,7 +82,7 @@ def literal_of(w: Weights) -> int:
 
 def name_of(w: Weights) -> str:
     """Their type, for tests' names."""
-    return w.dtype.value if w.high is None else f"{w.dtype.value}_{w.high.value}"
+    return "_".join(d.value for d in (w.dtype, w.high) if d is not None) + ("_levels" if w.unit else "")
 
 
 def drawn(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,6 +100,9 @@ def inputs_of(rng: np.random.Generator, kernel: Kernel, w: Weights, env: dict[st
     found = {"in1": drawn(rng, w.dtype, shapes["in1"])}
     if w.high is not None:
         found["in5"] = drawn(rng, w.high, shapes["in5"])
+    if w.unit:
+        found["in6"] = (rng.uniform(0.5, 1.5, shapes["in6"]) / 64 * typical).astype(F16.numpy)
+        typical = 60.0
     found["in2"] = (rng.uniform(0.5, 1.5, shapes["in2"]) * typical).astype(w.scale.numpy)
     if "in3" in shapes:
         found["in3"] = drawn(rng, w.dtype, shapes["in3"])
@@ -102,6 +114,8 @@ def product(i: Arrays, w: Weights, prologue: bool) -> Arrays:
     q, scale = i["in1"].astype(np.float64), i["in2"].astype(np.float64)
     if w.high is not None:
         q += 16 * i["in5"].astype(np.float64)
+    if w.unit:
+        scale *= np.repeat(i["in6"].astype(np.float64), w.unit // w.group, 1)[:, : scale.shape[1]]
     zero: Any = i["in3"].astype(np.float64) if w.zero == "read" else literal_of(w) if w.zero == "literal" else 0.0
     if w.group:
         spread = lambda x: np.repeat(x, w.group, 1)[:, : q.shape[1]] if isinstance(x, np.ndarray) else x
@@ -135,15 +149,23 @@ def _suite() -> Suite:
         for j, group in enumerate((32, 128, 0)):
             add(f"{dtype.value}_{group}", (rows[(i + j) % 3], 40, 256), (F16, BF16)[(i + j) % 2], Weights(dtype, group))
     for i, high in enumerate(PLANES):
-        for j, group in enumerate((32, 64, 128, 0)):
+        for j, group in [*enumerate((32, 64, 128, 0))][:: 1 if EVERY else 2]:
             w = Weights(DType.U4, group, ("none", "literal")[(i + j) % 2], (F32, F16)[j % 2], high)
             size = (rows[(i + j) % 3], 37 + j, 384 + 128 * j)
             add(f"{high.value}_above_{group}", size, (F16, BF16)[(i + j // 2) % 2], w)
         w = Weights(DType.U4, 32, "literal", F16, high)
-        for k in (128, 640, 1152):
+        for k in (128, 640, 1152) if EVERY else (640,):
             add(f"{high.value}_above_ragged_{k}", (3, 21, k), (F16, BF16)[i], w)
         add(f"{high.value}_above_many", (9, 2200, 384), F16, w)
         add(f"{high.value}_above_open", (3, 45, 384), BF16, w, symbolic="mnk")
+    six = Weights(DType.U4, 16, "literal", DType.I8, DType.U2, 256)  # GGUF's Q6_K
+    for m, n, k in ((3, 37, 768), (9, 2200, 512), (1, 21, 256), (16, 20, 4096))[: 4 if EVERY else 2]:
+        add(f"two_levels_{m}_{k}", (m, n, k), (F16, BF16)[m % 2], six)
+    add("two_levels_of_32", (3, 21, 512), F16, Weights(DType.U4, 32, "none", DType.U8, None, 256))
+    for i, dtype in enumerate((DType.U4, DType.I8, DType.F4E2M1, DType.U2, DType.F8E4M3FN)[: 5 if EVERY else 3]):
+        w = Weights(dtype, 16, "none" if dtype in FLOATS else ("literal", "none")[i % 2], (F32, F16)[i % 2])
+        add(f"{dtype.value}_16", (rows[i % 3], 37, 384), (F16, BF16)[i % 2], w)
+    add("ragged_halves", (3, 21, 160), F16, Weights(DType.U4, 16))
     asymmetric = Weights(DType.U4, 32, "read")
     for k in (32, 96, 160, 1184):
         add(f"ragged_{k}", (3, 21, k), F16, asymmetric)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from cases_contract import acc
-from cases_stored import FLOATS, Weights, inputs_of, product, stored_kernel
+from cases_stored import EVERY, FLOATS, Weights, inputs_of, product, stored_kernel
 from kernel_cases import Arrays, Case, Suite, at, put
 
 from arcweld.codegen.kernel import Buffer, Kernel, axis
@@ -72,15 +72,21 @@ def _suite() -> Suite:
         for j, group in enumerate((32, 128, 0)):
             add(f"{dtype.value}_{group}", (rows[(i + j) % 3], 40, 256), (F16, BF16)[(i + j) % 2], Weights(dtype, group))
     for i, high in enumerate(PLANES):
-        for j, group in enumerate((32, 64, 128, 0)):
+        for j, group in [*enumerate((32, 64, 128, 0))][:: 1 if EVERY else 2]:
             w = Weights(DType.U4, group, ("none", "literal")[(i + j) % 2], (F32, F16)[j % 2], high)
             size = (rows[(i + j) % 3], 70, 384 + 128 * (j % 2))
             add(f"{high.value}_above_{group}", size, (F16, BF16)[(i + j // 2) % 2], w)
         w = Weights(DType.U4, 32, "literal", F16, high)
-        for k in (128, 640, 1152):
+        for k in (128, 640, 1152) if EVERY else (640,):
             add(f"{high.value}_above_ragged_{k}", (65, 21, k), (F16, BF16)[i], w, planes(SMALL, high))
         add(f"{high.value}_above_two_warpgroups", (70, 200, 1024), F16, w, planes(LARGE, high))
         add(f"{high.value}_above_open", (67, 45, 384), BF16, w, planes(SMALL, high), symbolic="mnk")
+    six = Weights(DType.U4, 16, "literal", DType.I8, DType.U2, 256)  # GGUF's Q6_K
+    add("two_levels", (65, 70, 512), F16, six)
+    add("two_levels_two_warpgroups", (40, 200, 768), BF16, six, planes(LARGE, DType.U2))
+    add("two_levels_of_32", (65, 21, 512), F16, Weights(DType.U4, 32, "none", DType.U8, None, 256), SMALL)
+    for dtype in (DType.U4, DType.I8, DType.F4E2M1):
+        add(f"{dtype.value}_16", (65, 37, 384), F16, Weights(dtype, 16), SMALL)
     asymmetric = Weights(DType.U4, 32, "read")
     for k in (32, 96, 160, 1184):
         add(f"ragged_{k}", (65, 21, k), F16, asymmetric, SMALL)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cases_stored
 import numpy as np
 import pytest
-from cases_stored import Weights, literal, stored_kernel
+from cases_stored import EVERY, Weights, literal, stored_kernel
 from harness import assert_compiles, in_turn, run_kernel
 from kernel_cases import Case, assert_close, matches
 from mutate import survivors
@@ -51,13 +51,13 @@ def test_case_matches_numpy(case: Case, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", [
-    "many_groups", "ragged_1184", "i8_128_read", "open_7", "several_tiles_each", "prologue", "u1_above_ragged_640",
-    "u2_above_open",
+    "many_groups", "ragged_1184", "i8_128_read", "open_7", "several_tiles_each", "prologue",
+    *(("u1_above_ragged_640", "u2_above_open", "two_levels_3_768") if EVERY else ()),
 ])  # fmt: skip
 def test_every_tactic_agrees(name: str, engine: str) -> None:
     case, few = CASES[name], ENGINES[engine]
     for tactic in few.tactics(problem_of(case.kernel), few.ARCH):
-        least = 128 if not few.streaming or "above" in name else 32
+        least = 32 if few.streaming and not name.startswith(("u1_above", "u2_above", "two_levels")) else 128
         for t in (tactic, replace(tactic, resident=False, depth=least)):
             assert close(case, few, t, seed=1), t
 
@@ -105,12 +105,12 @@ def test_all_bytes_unpack_exactly(dtype: DType, element: DType) -> None:
 @pytest.mark.parametrize("element", [F16, BF16], ids=lambda d: d.value)
 @pytest.mark.parametrize("high", PLANES, ids=lambda d: d.value)
 def test_all_integers_in_two_planes_unpack_exactly(high: DType, element: DType) -> None:
-    """Every integer at each of eight places, less every fifth zero point."""
+    """Every integer at each of eight places, less the least, the middle and the largest zero point."""
     count, lanes = 16 << high.bits, 2 << high.bits  # of eight elements each
     numbers = np.concatenate([np.roll(np.arange(count), s) for s in range(8)]).astype(np.uint8)
     low, above = pack((numbers & 15).astype(DType.U4.numpy)), pack((numbers >> 4).astype(high.numpy))
     kind = f"Planes<u4, {high.value}>"
-    for zero in range(0, count, 5):
+    for zero in (0, count // 2, count - 1):
         source = f"""#include "prims.cuh"
 #include "few_rows.cuh"
 #include "stored.cuh"
@@ -173,7 +173,10 @@ def test_case_compiles(case: Case) -> None:
 
 WEIGHTS = (
     Weights(DType.U4, 32, "read"), Weights(DType.I4, 128), Weights(DType.U8, 32, "read", F16), Weights(DType.F8E4M3FN),
-    Weights(DType.U4, 32, "literal", F16, DType.U1), Weights(DType.U4, 32, "literal", F16, DType.U2),
+    *([
+        Weights(DType.U4, 32, "literal", F16, DType.U1), Weights(DType.U4, 32, "literal", F16, DType.U2),
+        Weights(DType.U4, 16, "literal", DType.I8, DType.U2, 256),
+    ] if EVERY else []),
 )  # fmt: skip
 ROWS = (1, 8, 16)
 
@@ -228,12 +231,23 @@ def test_which_implementation_serves_what() -> None:
     assert names("sm_90a", 1)[:3] == ["gemv_stream", "gemv_mma", "gemv"]
     assert names("sm_80", 1)[:2] == ["gemv_mma", "gemv"]
     assert names("sm_80", 16, BF16)[:2] == ["gemv_mma", "mma"]
-    assert names("sm_90a", 4, weights=Weights(DType.U4, 16))[0] == "gemv"
+    assert names("sm_90a", 4, weights=Weights(DType.U4, 8))[0] == "gemv"
+    assert names("sm_90a", 4, weights=Weights(DType.U4, 16, "read"))[0] == "gemv"
+    assert names("sm_90a", 4, weights=Weights(DType.U4, 16))[0] == "gemv_stream"
     assert names("sm_90a", 4, weights=Weights(DType.F8E4M3FNUZ, 32))[0] == "gemv"
     for high in PLANES:
         assert names("sm_90a", 1, weights=Weights(DType.U4, 32, "none", F16, high))[:2] == ["gemv_stream", "gemv_mma"]
     few = stored_kernel(symbol("M", 0, 16), 64, 128, F16, Weights(DType.I8, 64))
     assert implementations(few, "sm_90a")[0].name == "gemv_stream"
+
+
+@pytest.mark.parametrize("weights", [
+    Weights(DType.I8), Weights(DType.U4), Weights(DType.U4, 16, "literal", DType.I8, DType.U2, 256),
+])  # fmt: skip
+def test_ordinary_arithmetic_reads_along_the_elements(weights: Weights) -> None:
+    """Scales of one column, or of one block of 256, are neighbours in n: there are fewer of them than elements."""
+    b = problem_of(stored_kernel(1, 64, 256, F16, weights)).b
+    assert (b.along_k, b.width) == (True, 8)
 
 
 @pytest.mark.parametrize("weights", [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases_stored import drawn
+from cases_stored import EVERY, drawn
 from harness import assert_compiles, render_with, run_kernel
 from mutate import survivors
 from test_chain_kernels import Arrays, every_tactic, is_close
@@ -26,19 +26,27 @@ ENGINES = ("gemv_stream", "gemv_mma")
 
 
 def gate_and_up(
-    rows: int, hidden: int, width: int, stored: str, block: int, *, zeros: bool, dtype: str = "f16", high: str = ""
+    rows: int, hidden: int, width: int, stored: str, block: int, *, zeros: bool, dtype: str = "f16", high: str = "",
+    levels: bool = False,
 ) -> str:
     """RMSNorm, silu(gate) * up, of stored weights with scales of ``block`` neighbours in k."""
     text = f"input %x: {dtype}[1, {rows}, {hidden}]\nweight %g: {dtype}[{hidden}]\n"
     text += "%h = RMSNormalization(%x, %g, axis=2, epsilon=1e-05) @ 'norm'\n"
+    keep = ", dtype=dtype(f16)" if levels else ""
     for name in ("gate", "up"):
         groups = f"[{width}, {-(-hidden // block)}]"
-        text += f"weight %w{name}: {stored}[{width}, {hidden}]\nweight %s{name}: {dtype}{groups}\n"
+        text += f"weight %w{name}: {stored}[{width}, {hidden}]\n"
+        if levels:
+            text += f"weight %c{name}: i8{groups}\nweight %su{name}: f16[{width}, {-(-hidden // 256)}]\n"
+            text += f"%s{name} = DequantizeLinear(%c{name}, %su{name}, axis=1, block={256 // block}, "
+            text += "dtype=dtype(f32))\n"
+        else:
+            text += f"weight %s{name}: {dtype}{groups}\n"
         text += f"weight %z{name}: {stored}{groups}\n" if zeros else ""
         text += f"weight %v{name}: {high}[{width}, {hidden}]\n" if high else ""
         operands = ", ".join(f"%{c}{name}" for c in ("wsz" if zeros else "ws"))
         operands += f", _, _, %v{name}" if high else ""
-        text += f"%d{name} = DequantizeLinear({operands}, axis=1, block={block})\n"
+        text += f"%d{name} = DequantizeLinear({operands}, axis=1, block={block}{keep})\n"
         text += f"%t{name} = Transpose(%d{name}, perm=(1, 0))\n%{name} = MatMul(%h, %t{name}) @ '{name}'\n"
     return text + "%s = Silu(%gate)\n%y = Mul(%s, %up) @ 'y'\noutput %y\n"
 
@@ -48,11 +56,16 @@ CASES = {
     "three rows": gate_and_up(3, 256, 40, "i4", 128, zeros=False),
     "five rows, bf16": gate_and_up(5, 192, 40, "u4", 64, zeros=True, dtype="bf16"),
     "bytes": gate_and_up(2, 160, 40, "i8", 32, zeros=True),
-    "five bits": gate_and_up(2, 128, 40, "u4", 32, zeros=False, high="u1"),
-    "six bits": gate_and_up(3, 192, 40, "u4", 64, zeros=False, high="u2"),
+    "two levels": gate_and_up(2, 512, 40, "u4", 16, zeros=False, high="u2", levels=True),
     "many tiles": gate_and_up(2, 64, 1500, "u4", 32, zeros=True),
     "long": gate_and_up(3, 2304, 24, "u4", 32, zeros=True),
 }
+
+if EVERY:
+    CASES |= {
+        "five bits": gate_and_up(2, 128, 40, "u4", 32, zeros=False, high="u1"),
+        "six bits": gate_and_up(3, 192, 40, "u4", 64, zeros=False, high="u2"),
+    }
 
 
 def planned(text: str, precision: str = "fp32") -> tuple[PlannedLaunch, Arrays, Arrays]:
@@ -65,9 +78,10 @@ def planned(text: str, precision: str = "fp32") -> tuple[PlannedLaunch, Arrays, 
 
     def data(name: str, w: Weight) -> np.ndarray:
         if name.startswith("s"):
-            return (rng.uniform(0.5, 1.5, w.data.shape) / 64).astype(w.data.dtype)
+            typical = 2.0**-14 if name.startswith("su") else 2.0**-6
+            return (rng.uniform(0.5, 1.5, w.data.shape) * typical).astype(w.data.dtype)
         dtype = next(v.dtype for n in graph.nodes for v in n.operands() if v.name == name)
-        if name.startswith(("w", "z", "v")):
+        if name.startswith(("w", "z", "v", "c")):
             return drawn(rng, dtype, w.data.shape)
         return rng.standard_normal(w.data.shape).astype(w.data.dtype)
 

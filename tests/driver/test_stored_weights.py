@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from arcweld.cli.storage_report import quantised_products
+from arcweld.codegen.nvrtc.compiler import compile_cubin
 from arcweld.compiler.checkpoints.graph import add_linear
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.checkpoints.tensors import StoredTensor
@@ -131,6 +134,30 @@ def test_engines_are_as_small_as_files(form: str, tmp_path: Path) -> None:
     bits = {"4": "u4", "5": "u4 + u1", "6": "u4 + u2", "8": "i8"}[form[1]]
     assert (said["stored"], said["from"]) == (bits, bits)
     assert abs(said["reads"] - sum(a.nbytes for a in data.weights.values())) <= 128
+
+
+# all of them take two minutes (``ARCWELD_EVERY=1``)
+COMPILED = [*itertools.product(("Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"), ("fp32", "fp16", "bf16"), (1, 8, 64))]
+SOME = [("Q5_K", "fp16", 64), ("Q6_K", "bf16", 1), ("Q5_0", "fp16", 8)]
+CHOSEN = COMPILED if os.environ.get("ARCWELD_EVERY") else SOME
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "precision", "rows"), CHOSEN)
+def test_kernels_of_gguf_types_compile_without_spills(
+    form: str, precision: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q5_0 and Q6_K have no offsets: products of few rows in 16 bits multiply their integers on tensor cores."""
+    monkeypatch.setattr(storage, "SLACK", float("inf"))
+    graph, _ = product(form, tmp_path, rows)
+    for arch in ("sm_80", "sm_90a"):
+        data = build_graph(graph, Options(arch=(arch,), precision=precision), compile_kernels=False).data
+        few = any("Planes<u4" in source for source in data.sources.values())
+        assert few == (form in ("Q5_0", "Q6_K") and precision != "fp32" and rows < 64)
+        for name, source in data.sources.items():
+            done = compile_cubin(source, arch, name=name)
+            assert not done.warnings
+            assert done.spill_bytes == 0, f"{name} for {arch}"
 
 
 @pytest.mark.parametrize("form", ["Q5_0", "Q5_K", "Q6_K"])

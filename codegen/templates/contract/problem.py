@@ -169,7 +169,7 @@ def _conv_problem(kernel: Kernel) -> Problem:
 def classify(kernel: Kernel, e: Expr, row: Axis, k: Axis) -> Operand:
     """The best way to read ``e``: wide accesses along whichever of ``row`` and ``k`` is contiguous in memory."""
     widths = [vector_width(kernel, ax.extent, [e], (), ax.sym) if loads([e]) else 1 for ax in (k, row)]
-    along_k = widths[0] > widths[1] or (widths[0] == widths[1] and not _unit_stride(kernel, e, row.sym))
+    along_k = widths[0] > widths[1] or (widths[0] == widths[1] and not _unit_stride(kernel, e, row.sym, k.sym))
     lane = k if along_k else row
     source, fill = _single_load(e)
     copyable = source is not None and _copyable(kernel, source, lane)
@@ -215,9 +215,14 @@ def _offset(kernel: Kernel, load: Expr) -> Dim:
     return kernel.buffer(load.attr[0]).offset(load.attr[2])
 
 
-def _unit_stride(kernel: Kernel, e: Expr, sym: Sym) -> bool:
-    """True if some load moves by one element when ``sym`` moves by one."""
-    return any(dims.coefficient(_offset(kernel, x), sym) == 1 for x in loads([e]))
+def _unit_stride(kernel: Kernel, e: Expr, sym: Sym, other: Sym) -> bool:
+    """True if some load moves by one element when ``sym`` moves by one: of those that ``other`` moves too, if any.
+
+    Scales of rows are neighbours where the elements, which are more, are not.
+    """
+    offsets = [_offset(kernel, x) for x in loads([e])]
+    whole = [d for d in offsets if dims.mentions(d, other)]
+    return any(dims.coefficient(d, sym) == 1 for d in whole or offsets)
 
 
 def _copyable(kernel: Kernel, e: Expr, lane: Axis) -> bool:

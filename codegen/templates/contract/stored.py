@@ -21,11 +21,12 @@ from arcweld.compiler import dims, expr
 from arcweld.compiler.dims import Dim, Sym, var
 from arcweld.compiler.dtypes import PLANES, DType, integer_range
 from arcweld.compiler.expr import Expr
+from arcweld.compiler.ops.integer import BYTES
 
 INTEGERS = (DType.U8, DType.I8, DType.U4, DType.I4, DType.U2, DType.I2)
 PIECE = 32  # elements whose upper bits a lane loads at once
 FLOATS = (DType.F8E4M3FN, DType.F8E5M2, DType.F4E2M1)
-GROUPS = (512, 256, 128, 64, 32)  # k of a group that is counted as one; several of them may share a scale
+GROUPS = (512, 256, 128, 64, 32, 16)  # k of a group that is counted as one; several of them may share a scale
 GROUP = Sym("_g", 0)  # the index of a group
 
 
@@ -40,6 +41,7 @@ class Stored:
     count  groups of a column
     high   the load of the bits above those of q, None: there are none
     bulk   16 bytes of either plane are aligned: they can be copied by TMA
+    upper_scale  of scales of two levels, the load of what ``scale`` is multiplied with; None: they have one
     """
 
     q: Operand
@@ -49,6 +51,7 @@ class Stored:
     count: Dim
     high: Operand | None = None
     bulk: bool = True
+    upper_scale: Expr | None = None
 
     @property
     def dtype(self) -> DType:
@@ -101,6 +104,7 @@ class Stored:
         for width in (8, 4, 2):
             block = Block(Params(problem.kernel), {GROUP: "g"}, lane=GROUP, width=width)
             whole = groups % width == 0 and dims.is_multiple(self.count, width)
+            whole = whole and not (self.upper_scale is not None and block.is_laned(self.upper_scale))
             if whole and all(_base(block, problem.kernel, e) is not None for e in read):
                 return width
         return 1
@@ -142,12 +146,20 @@ class PrintedStored:
     low_bits: int
     high: str
     high_bits: int
+    levels: int
 
-    def scale_at(self, line: int) -> str:
-        """C text of the scale of the g-th group, in f32."""
+    def scale_at(self, line: int, further: int = 0) -> str:
+        """C text of the scale of the g-th group, or of one ``further``, in f32."""
         if not self.read:
             return "1.0f"
-        return f"to_f32(now.scale[{line}][g / NEAR][g % NEAR])"
+        g = f"(g + {further})" if further else "g"
+        scale = f"now.scale[{line}][{g} / NEAR][{g} % NEAR]"
+        return f"to_f32({scale})" if self.levels == 1 else f"{scale} * to_f32(now.unit[{line}][{g} / NEAR][0])"
+
+    def scale_of(self, place: str) -> str:
+        """C text of the scale of the group ``g`` that hooks called at ``place`` give, in f32."""
+        scale = f"scale_of_group{place}[g % NEAR]"
+        return f"to_f32({scale})" if self.levels == 1 else f"{scale} * to_f32(unit_of_group{place}[0])"
 
     @property
     def has_zero(self) -> bool:
@@ -160,8 +172,9 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
     group = s.group_of_step(depth)
     width = s.width(problem, depth // group)
     args = [("b", problem.batch.sym), ("row", problem.n.sym), ("g", GROUP)]
-    read = {name: e for name, e in (("scale", s.scale), ("zero", s.zero)) if isinstance(e, Expr)}
-    printed = [_raw_load(hooks, f"{name}_of_group", e, args, width) for name, e in read.items()]
+    every = (("scale", s.scale, width), ("unit", s.upper_scale, 1), ("zero", s.zero, width))
+    read = {name: (e, count) for name, e, count in every if isinstance(e, Expr)}
+    printed = [_raw_load(hooks, f"{name}_of_group", e, args, count) for name, (e, count) in read.items()]
     low, high = s.dtype, s.high.storage if s.high is not None else None
     ctype = low.cuda if high is None else f"Planes<{low.cuda}, {high.cuda}>"
     index = "0" if s.group is None else f"k0 / {s.group} + g * NEAR"
@@ -170,6 +183,7 @@ def print_stored(hooks: Hooks, problem: Problem, s: Stored, depth: int) -> Print
         [p.text for p in printed], [(n, p.ctype) for n, p in zip(read, printed)], width, group, index, group_of_k,
         ctype, s.bits, s.pad(depth), low in INTEGERS, s.zero if isinstance(s.zero, int) else 0, s.has_zeros,
         low.cuda, low.bits, high.cuda if high else "", s.high_bits,
+        1 if s.upper_scale is None else 2,
     )  # fmt: skip
 
 
@@ -222,13 +236,15 @@ def _stored_of(problem: Problem) -> Stored | None:
     for value, scale in (e.args, e.args[::-1]):
         for load, high, zero in _numbers(value):
             q, above = _operand(problem, load), None if high is None else _operand(problem, high, PIECE)
-            plain = scale.op == "load" and not scale.args and (zero is None or not zero.args)
-            shared = _by_groups(problem, [scale, *([] if zero is None else [zero])]) if plain else None
+            levels = _levels(scale)
+            plain = levels and not any(x.args for x in levels) and (zero is None or not zero.args)
+            shared = _by_groups(problem, [*levels, *([] if zero is None else [zero])], zero) if plain else None
             if q is not None and shared is not None and (high is None or above is not None):
-                group, (by_group, *zeros) = shared
+                group, (by_group, *rest) = shared
+                unit, zeros = (rest[0] if len(levels) > 1 else None), rest[len(levels) - 1 :]
                 count = 1 if group is None else dims.ceildiv(problem.k.extent, group)
                 bulk = high is None or _operand(problem, high) is not None
-                return Stored(q, by_group, _literal(zeros), group, count, above, bulk)
+                return Stored(q, by_group, _literal(zeros), group, count, above, bulk, unit)
     return None
 
 
@@ -257,6 +273,19 @@ def _numbers(value: Expr) -> Iterator[tuple[Expr, Expr | None, Expr | None]]:
             yield q, None, zero
         elif (both := _both_planes(x.args[0])) is not None and _is_below(zero, sum(p.attr[1].bits for p in both)):
             yield *both, zero
+
+
+def _levels(scale: Expr) -> tuple[Expr, ...]:
+    """The load of a scale; of one of two levels, that of its integer and that of the float; empty for anything else."""
+    if scale.op == "load":
+        return (scale,)
+    if scale.op != "mul" or scale.dtype is not DType.F32:
+        return ()
+    codes, unit = scale.args
+    while codes.op == "cast":
+        codes = codes.args[0]
+    found = codes.op == unit.op == "load" and codes.attr[1] in BYTES
+    return (codes, unit) if found else ()
 
 
 def _both_planes(e: Expr) -> tuple[Expr, Expr] | None:
@@ -298,12 +327,15 @@ def _operand(problem: Problem, load: Expr, width: int = 0) -> Operand | None:
     return replace(problem.b, expr=load, along_k=True, width=width, source=load, copyable=True)
 
 
-def _by_groups(problem: Problem, shared: list[Expr]) -> tuple[int | None, list[Expr]] | None:
-    """The k of a group, and expressions by its index instead of k; None if they differ inside groups of 32."""
+def _by_groups(problem: Problem, shared: list[Expr], zero: Expr | None) -> tuple[int | None, list[Expr]] | None:
+    """The k of a group, and expressions by its index instead of k; None if they differ inside groups of 16.
+
+    ``zero``: the zero point among them, which may not be read where groups are so small.
+    """
     k = problem.k.sym
     if not any(expr.mentions(e, k) for e in shared):
         return None, shared
-    for group in GROUPS:
+    for group in GROUPS if zero is None or zero.op == "const" else GROUPS[:-1]:
         inside = Sym("_l", 0, group - 1)
         found = [expr.substitute_index(e, {k: var(GROUP) * group + var(inside)}) for e in shared]
         if not any(expr.mentions(e, inside) for e in found):
