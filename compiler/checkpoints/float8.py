@@ -1,7 +1,8 @@
 """Layers of f8e4m3 as NVIDIA's ModelOpt writes them, and as transformers' ``fp8`` does.
 
     modelopt   weight f8e4m3[n, k], weight_scale f32[] or, per output, f32[n]
-    fp8        weight f8e4m3[n, k], weight_scale_inv f32[n / rows, k / columns], blocks as ``weight_block_size`` says
+    fp8        weight f8e4m3[n, k], weight_scale_inv f32[n / rows, k / columns], blocks as ``weight_block_size`` says;
+               AutoFP8, which has one scale for all, calls it weight_scale
 
 Both mean ``weight * scale``. ModelOpt says what it did in ``hf_quant_config.json`` or in ``quantization_config``.
 """
@@ -39,7 +40,8 @@ def read_float8(config: Mapping[str, Any], raw: Raw) -> dict[str, StoredTensor]:
     """The quantised layers of a checkpoint of transformers' method ``fp8``, taken from ``raw``."""
     block = config.get("weight_block_size")
     if block is None:
-        return _layers(raw, "weight_scale_inv", "fp8", (1, 0))
+        part = "weight_scale_inv" if any(raw.layers("weight_scale_inv")) else "weight_scale"
+        return _layers(raw, part, "fp8", (1, 0))
     if not isinstance(block, Sequence) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
         raise ModelError(f"weight_block_size is {str(block)[:80]}, which is no pair of sizes",
                          node="quantization_config", hint="fetch config.json again")  # fmt: skip
