@@ -175,6 +175,9 @@ def unpacked(data: EngineData) -> Package:
     sizes = ("length", "page_size", "tokens", "rows", "tile", "vocabulary")
     if any(getattr(description, n) < 1 for n in sizes) or not description.caches:
         raise EngineFileError("llm.json is damaged: a size is not positive")
+    types = {t for c in description.caches for t in (c.dtype, c.scales) if t is not None}
+    if not types <= {d.value for d in DType} or len({c.scales for c in description.caches}) > 1:
+        raise EngineFileError("llm.json is damaged: caches are of no type, or layers differ in having scales")
     tokenizer = Tokenizer(_text(data, TOKENIZER)) if TOKENIZER in data.files else None
     if tokenizer is not None and tokenizer.size > description.vocabulary:
         raise EngineFileError(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EngineFileError, UsageError
 from arcweld.runtime.arrays import Taken
 from arcweld.runtime.device import Memory
 from arcweld.runtime.engine import Engine
@@ -20,9 +20,14 @@ class Runner:
     """An engine with ``pages`` pages. What they hold changes in place. One step runs at a time."""
 
     def __init__(self, engine: Engine, description: Description, pages: int) -> None:
-        """Allocates the pages. Raises UsageError for none, DeviceError where the device has no memory left."""
+        """Allocates the pages.
+
+        Raises UsageError for none, DeviceError where the device has no memory left, EngineFileError for pages of
+        another type than the engine's.
+        """
         if pages < 1:
             raise UsageError("there is no room for a single page", hint="give more kv_cache_memory")
+        own = {t.name: t.dtype for t in engine.data.program.inputs}
         self.engine, self.description, self.pages = engine, description, pages
         self.steps = 0
         self.hidden: np.ndarray = np.zeros((0, 0), np.float32)  # of the last step's rows, if the engine gives them
@@ -30,6 +35,8 @@ class Runner:
         self._state: dict[str, Taken] = {}
         device = engine.device
         for name, (shape, dtype) in description.state(pages).items():
+            if own.get(name) != dtype.value:
+                raise EngineFileError(f"llm.json is damaged: {name} is {dtype.value}, and the engine's {own.get(name)}")
             nbytes = math.prod(shape) * dtype.size
             memory = self._memory[name] = device.allocate(nbytes)
             device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0

@@ -13,7 +13,7 @@ import torch
 import transformers
 from language_models import model, prompts
 
-from arcweld.compiler.errors import UsageError
+from arcweld.compiler.errors import EngineFileError, UsageError
 from arcweld.driver.evidence import ENGINE_TOLERANCE
 from arcweld.driver.language_model import build_language_model
 from arcweld.driver.llm_evaluation import compare
@@ -21,7 +21,7 @@ from arcweld.driver.llm_layers import layer_errors
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.llm import LLM
-from arcweld.runtime.llm.package import Package
+from arcweld.runtime.llm.package import Package, unpacked
 from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.runner import Runner
 from arcweld.runtime.sim.device import SimDevice
@@ -178,3 +178,17 @@ def test_comparison_with_an_engine_in_f32() -> None:
     errors = layer_errors(base, other, windows[0])
     assert [e.module for e in errors if e.error > 1e-5] == [f"model.layers.{k}.self_attn" for k in range(LAYERS)]
     assert not any(e.stands_out for e in errors)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ('"i8"', '"f8e4m3fn"', "pages_0 is f8e4m3fn, and the engine's i8"), ('"i8"', '"i9"', "caches are of no type"),
+        ('"f32"', "null", "pages_2 is i8, and the engine's f32"),
+    ],
+)  # fmt: skip
+def test_damaged_descriptions(old: str, new: str, text: str) -> None:
+    data = package("int8").data
+    changed = data.with_files({**data.files, "llm.json": data.files["llm.json"].replace(old.encode(), new.encode())})
+    with pytest.raises(EngineFileError, match=text):
+        runner(unpacked(changed))
