@@ -20,9 +20,11 @@ from arcweld.runtime.llm.tokenizer import Tokenizer
 
 DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
 VERSION = 1
-# of keys and values, by the names that users give; ``auto`` is the type that the build computes in
-CACHE_DTYPES: Mapping[str, DType | None] = {"auto": None, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN,
-                                              "int8": DType.I8}  # fmt: skip
+# of keys and values, by the names that users give; ``auto`` is what the checkpoint says, or what the build computes in
+CACHE_DTYPES: Mapping[str, DType | None] = {
+    "auto": None, "float16": DType.F16, "bfloat16": DType.BF16, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN,
+    "int8": DType.I8,
+}  # fmt: skip
 
 
 class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -220,6 +220,33 @@ def test_caches_of_8_bits(precision: str, invariant: bool) -> None:
     assert llm.stats().pages == 20
 
 
+def _in_16_bits(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[torch.Tensor, None]:
+    """Causal attention to keys and values that torch rounds to bf16."""
+    groups = query.shape[1] // key.shape[1]
+    k, v = (x.bfloat16().float().repeat_interleave(groups, 1) for x in (key, value))
+    y = torch.nn.functional.scaled_dot_product_attention(query, k, v, is_causal=True, scale=scaling)
+    return y.transpose(1, 2), None
+
+
+@pytest.mark.parametrize("precision", ["fp32", *(["fp16"] if EVERY else [])])
+def test_caches_of_16_bits_in_builds_of_another_type(precision: str) -> None:
+    built = package(TINY, precision, invariant=True, cache="bfloat16")
+    assert {c.dtype for c in built.description.caches} == {"bf16"}
+    (ids,) = prompts([40])
+    transformers.AttentionInterface.register("in 16 bits", _in_16_bits)
+    own = module(TINY)
+    own.config._attn_implementation = "in 16 bits"
+    try:
+        want = reference(TINY, ids)
+    finally:
+        own.config._attn_implementation = "sdpa"
+    got = in_chunks(runner(built), ids, [20, 33, *range(34, 41)])
+    assert relative(got, want) <= (2e-4 if precision == "fp32" else ENGINE_TOLERANCE[precision])
+    assert relative(got, reference(TINY, ids)) > 5e-4  # the caches are rounded
+
+
 # ----------------------------------------------------------------------------------------------------------- embeddings
 
 
