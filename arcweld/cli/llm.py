@@ -18,11 +18,12 @@ from arcweld.driver.llm import LLM
 from arcweld.driver.summary import bytes_text
 from arcweld.runtime.devices import choose
 from arcweld.runtime.engine_file import write_engine
+from arcweld.runtime.llm.package import Description
 from arcweld.runtime.llm.params import SamplingParams
 
 Opt = typer.Option
 _MODEL = "Checkpoint: the folder of a Hugging Face model, or a GGUF file."
-_CACHE = "Keys and values: auto, as the build computes; fp8 or fp8_e4m3, floats of 8 bits."
+_CACHE = "Keys and values: auto, as the checkpoint says, else as the build computes; float16, bfloat16, fp8, int8."
 _INVARIANT = "Logits to the same bits whatever else is in a step: one set of kernels for all steps."
 _EMBEDDINGS = "Give hidden states too, for embeddings."
 _LENGTH = "The most tokens of a sequence; default: the model's own, at most 2048."
@@ -71,9 +72,16 @@ def build_llm(
     weights = sum(w.nbytes for w in data.weights.values())
     text = "with its tokenizer" if package.tokenizer is not None else "without a tokenizer"
     out.print(
-        f"built {output}: {d.architecture}, {text}, up to {d.length} tokens a sequence, {launches} launches a step, "
+        f"built {output}: {d.architecture}, {text}, up to {d.length} tokens a sequence, "
+        f"keys and values in {_caches(d)}, {launches} launches a step, "
         f"{bytes_text(weights)} of weights, in {time.perf_counter() - started:.1f} s"
     )
+
+
+def _caches(description: Description) -> str:
+    """The types of keys and values, and whose scales they have."""
+    types = " and ".join(sorted({c.dtype for c in description.caches}))
+    return types + (" with the checkpoint's scales" if description.calibrated else "")
 
 
 def generate(

@@ -49,8 +49,9 @@ def build_language_model(
     end_tokens       tokens at which a result ends
     special          names of special tokens, for the chat template
     kv_cache_dtype   the type of keys and values in pages: ``auto``, that of a build in 16 bits, else the module's;
-                     ``fp8`` or ``fp8_e4m3``, floats of 8 bits; ``int8``, with a scale for each token and head
-    cache_scales     gives their scales, as in ``import_causal_lm``; None: they are 1
+                     ``float16`` or ``bfloat16``; ``fp8`` or ``fp8_e4m3``, floats of 8 bits; ``int8``, integers with a
+                     scale for each token and head
+    cache_scales     gives the scales of 8-bit floats, as in ``import_causal_lm``; None: they are 1
     batch_invariant  the bits of a token's logits do not depend on what is computed with it: all steps take the same
                      kernels, of which each sums in one order
     embeddings       the engine gives hidden states too, which ``LLM.embed`` takes
@@ -73,6 +74,7 @@ def build_language_model(
     tile = min(tile, tokens)
     narrowed = Options(precision=options.get("precision", "fp32")).float_type
     stored = cache_dtype(kv_cache_dtype) or (narrowed if narrowed.is_half else None)
+    float8 = stored is not None and stored.is_storage
     found = import_causal_lm(
         model, length=length, page_size=page_size, tokens=tokens, rows=rows, tile=tile, weights=weights,
         stored=stored, hidden=embeddings, adapters=Adapters(max_loras, max_lora_rank) if max_loras else None,
@@ -91,7 +93,7 @@ def build_language_model(
         caches=tuple(
             _cache(c, [types[n] for n in cache_names(k, stored is DType.I8)]) for k, c in enumerate(found.caches)
         ),
-        batch_invariant=batch_invariant, embeddings=embeddings,
+        batch_invariant=batch_invariant, embeddings=embeddings, calibrated=float8 and cache_scales is not None,
         adapters=_room(found.adapted, max_loras, max_lora_rank),
     )  # fmt: skip
     data = packed(

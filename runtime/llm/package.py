@@ -78,6 +78,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version      of this description
     batch_invariant  the bits of a token's logits do not depend on what is computed with it
     embeddings   the engine's second result is the hidden states of the wanted rows
+    calibrated   keys and values in 8-bit floats have the scales that the checkpoint stores
     """
 
     architecture: str
@@ -95,6 +96,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int = VERSION
     batch_invariant: bool = False
     embeddings: bool = False
+    calibrated: bool = False
 
     def limited(self, length: int) -> Description:
         """The same for sequences of at most ``length`` tokens."""
