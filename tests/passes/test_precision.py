@@ -284,3 +284,35 @@ def test_random_numbers_are_compared_in_f32() -> None:
         """
     after = precision(build(text), FP16)
     assert (type_of(after, "u"), ops(after)) == (DType.F32, ["Uniform", "Less"])
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_scales_of_quantised_rows_and_their_caches_stay_f32(name: str) -> None:
+    """Rows are narrowed; the scale of a small one is no number of 16 bits, and the cache of scales is not copied."""
+    graph = build(
+        """
+        input %x: f32[3, 8]
+        input %at: i32[3, 1]
+        input %codes: i8[5, 8]
+        input %scales: f32[5, 1]
+        weight %least: f32[] data=1e-30
+        %r = Relu(%x)
+        %a = Abs(%r)
+        %m = ReduceMax(%a, axes=(1,), keepdims=1)
+        %s = Max(%m, %least)
+        %q = QuantizeLinear(%r, %s, _, axis=1, block=8, dtype=dtype(i8))
+        %codes_now = ScatterND(%codes, %at, %q)
+        %scales_now = ScatterND(%scales, %at, %s)
+        %y = DequantizeLinear(%codes_now, %scales_now, axis=1, block=8)
+        %z = Neg(%y)
+        output %z
+        output %codes_now
+        output %scales_now
+        """
+    )
+    after = precision(graph, Options(precision=name))
+    half = HALF[name]
+    assert {type_of(after, n) for n in ("s", "scales_now")} == {DType.F32}
+    assert {type_of(after, n) for n in ("r", "m")} == {half}
+    casts = {n.operands()[0].name for n in after.nodes if n.op == "Cast"}
+    assert not casts & {"scales", "scales_now", "s"}
