@@ -8,6 +8,8 @@ packed alike if they stay packed. Those
 whose result (or its sum with a bias) is a graph output stay, and those where it is the operand of a pointwise operator:
 they can have that operator as their epilogue, which a slice could not. Of few rows, a chain can (``passes/chain.py``):
 where some range of sizes has few, they are merged for all sizes, since these share the weights.
+
+Likewise GroupedMatMuls of one activation with the same ends, such as the first products of adapters of several layers.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from arcweld.passes.stored import form_of, joined, stored_matrix
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """A MatMul by a weight, and the Add of a constant vector behind it, if there is one."""
+    """A product by a weight, and the Add of a constant vector behind it, if there is one."""
 
     product: Node
     weight: Value
@@ -63,6 +65,11 @@ def _groups(graph: Graph, options: Options) -> list[list[_Branch]]:
     outputs = graph.output_names()
     found: dict[tuple[object, ...], list[_Branch]] = {}
     for node in graph.nodes:
+        if node.op == "GroupedMatMul":
+            x, w, ends = node.operands()
+            plain = w.name in graph.weights and x.name not in graph.weights and node.output.name not in outputs
+            if plain and not _has_epilogue(branch := _Branch(node, w, None, None), consumers):
+                found.setdefault((x.name, ends.name, w.dtype, w.shape[0]), []).append(branch)
         if node.op != "MatMul":
             continue
         x, w = node.operands()
@@ -105,19 +112,20 @@ def _emit(rw: Tracker, group: list[_Branch], producers: Mapping[str, Node]) -> N
     """Emits the product of a whole group, in the place of its first member, and the slices."""
     nodes = [n for b in group for n in (b.product, b.add) if n is not None]
     origin = merge_origins(nodes)
-    x = rw.get(group[0].product.operands()[0])
+    op = group[0].product.op
+    x, _, *ends = map(rw.get, group[0].product.operands())
     hint = f"{group[0].weight.name}.merged"
     stored = [stored_matrix(lambda v: producers.get(v.name), b.weight) for b in group]
     if all(stored):
         weight = joined(rw, [s for s in stored if s is not None], hint)
     else:
-        weight = rw.make("Concat", [b.weight for b in group], origin, hint, axis=1)
-    y = rw.make("MatMul", [x, weight], origin, f"{group[0].product.output.name}.merged")
+        weight = rw.make("Concat", [b.weight for b in group], origin, hint, axis=group[0].weight.type.rank - 1)
+    y = rw.make(op, [x, weight, *ends], origin, f"{group[0].product.output.name}.merged")
     if any(b.bias is not None for b in group):
         y = rw.make("Add", [y, rw.make("Concat", [_bias(rw, b) for b in group], origin, axis=0)], origin)
     start = 0
     for b in group:
-        width = b.weight.shape[1]
+        width = b.weight.shape[-1]
         assert isinstance(width, int)
         rw.release(b.add or b.product)
         starts = (*(0,) * (y.type.rank - 1), start)

@@ -23,14 +23,17 @@ PRECISION = {F16: "f16", BF16: "bf16"}
 
 def grouped_kernel(
     rows: Dim, groups: Dim, n: Dim, k: Dim, dtype: DType, order: str = "gkn", counted: DType = DType.I32,
-    precision: str = "", epilogue: bool = False,
+    precision: str = "", epilogue: bool = False, parts: int = 1,
 ) -> Kernel:  # fmt: skip
-    """``a @ b[group of the row]`` with ``b`` stored as ``order`` says; with ``epilogue`` tanh(...) * scale[row] + 1."""
+    """``a @ b[group of the row]`` with ``b`` stored as ``order`` says; with ``epilogue`` tanh(...) * scale[row] + 1.
+
+    ``a`` is the last one of so many parts, which lie side by side.
+    """
     axes = {"m": axis("m", rows), "n": axis("n", n), "k": axis("k", k), "g": axis("g", groups)}
-    a, b = Buffer("in0", dtype, (rows, k)), Buffer("in1", dtype, tuple(axes[c].extent for c in order))
+    a, b = Buffer("in0", dtype, (rows, parts * k)), Buffer("in1", dtype, tuple(axes[c].extent for c in order))
     end, scale = Buffer("in2", counted, (groups,)), Buffer("in3", dtype, (rows,))
     y = Buffer("out0", dtype, (rows, n), written=True)
-    load_a = at(a, [axes["m"], axes["k"]])
+    load_a = at(a, [axes["m"], (parts - 1) * k + axes["k"].index])
     value = variable("acc", load_a.dtype)
     if epilogue:
         value = unary("tanh", value) * at(scale, [axes["m"]]) + const(1, load_a.dtype)
@@ -42,9 +45,9 @@ def grouped_kernel(
     )  # fmt: skip
 
 
-def grouped(i: Arrays, order: str = "gkn", epilogue: bool = False) -> Arrays:
+def grouped(i: Arrays, order: str = "gkn", epilogue: bool = False, parts: int = 1) -> Arrays:
     """The same row by row, in f64: the first group that ends behind a row is its own."""
-    a = i["in0"].astype(np.float64)
+    a = np.split(i["in0"].astype(np.float64), parts, axis=1)[-1]
     b = np.einsum(f"{order}->gkn", i["in1"].astype(np.float64))
     y = np.zeros((len(a), b.shape[2]))
     for r, row in enumerate(a):
@@ -68,7 +71,7 @@ def _add(
         for b in kernel.buffers if not b.written and b.name != "in2"
     }  # fmt: skip
     inputs["in2"] = np.array(ends, kernel.buffer("in2").dtype.numpy)
-    told = {x: kw[x] for x in ("order", "epilogue") if x in kw}
+    told = {x: kw[x] for x in ("order", "epilogue", "parts") if x in kw}
     s.add(name, kernel, inputs, functools.partial(grouped, inputs, **told), env, tactic)
 
 
@@ -105,6 +108,8 @@ def _suite() -> Suite:
     add("f16_epilogue", (7, 30), 40, 48, 64, F16, WARPS, epilogue=True)
     add("f16_many_groups", tuple(np.minimum(np.arange(70) * 3, 170)), 200, 40, 32, F16,
         ContractTactic("mma", 16, 64, 64, 16, 16, stages=4, early=False))  # fmt: skip
+    for dtype, k in ((F32, 8), (F16, 16), (F16, 3)):  # as merged products of adapters have their operands
+        add(f"{dtype.value}_a_part_{k}", (7, 30), 40, 48, k, dtype, parts=3)
     add("tf32", (7, 30), 40, 48, 64, F32, WARPS, precision="tf32x3")
     hopper = ContractWgmmaTactic(64, 64, 3)
     add("wgmma_uneven", (3, 40, 41, 140), 140, 40, 200, F16, hopper)

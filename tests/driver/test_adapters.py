@@ -108,6 +108,12 @@ def test_two_adapters_and_none_in_one_batch(tmp_path: Path) -> None:
     assert few.stats().preemptions > 0
 
 
+def test_layers_that_read_one_activation_share_the_first_product() -> None:
+    """Of queries, keys and values one product, of the gate and the other one; of each layer a second one."""
+    launches = [x.variants[0].kernel for x in package().data.program.launches]
+    assert sum("groupedmatmul" in name for name in launches) == 2 * (4 + 7)
+
+
 def test_an_adapter_takes_the_place_of_one_that_nobody_uses(tmp_path: Path) -> None:
     (prompt,) = prompts([9], seed=3)
     given = {k: matrices(k, 2, ("o_proj",)) for k in range(1, 4)}

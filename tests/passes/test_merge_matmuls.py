@@ -47,3 +47,46 @@ def test_siblings_with_an_epilogue_stay(tail: str) -> None:
     text = QKV + "\n".join(tail.format(v).replace("%r", f"%r{v}") for v in "qkv")
     graph = build(text)
     assert merge_matmuls(graph, Options()) is graph
+
+
+ADAPTED = """
+    symbol n(lo=1, hi=64)
+    input %x: f32[n, 8]
+    input %ends: i32[3]
+    weight %aq: f32[3, 8, 2]
+    weight %ak: f32[3, 8, 4]
+    weight %bq: f32[3, 2, 6]
+    weight %bk: f32[3, 4, 5]
+    %lq = GroupedMatMul(%x, %aq, %ends)
+    %lk = GroupedMatMul(%x, %ak, %ends)
+"""
+
+
+def test_sibling_grouped_products_become_one() -> None:
+    """The first products of two layers' adapters; the second ones have operands of their own."""
+    text = ADAPTED + """
+        %q = GroupedMatMul(%lq, %bq, %ends)
+        %k = GroupedMatMul(%lk, %bk, %ends)
+        output %q
+        output %k
+    """
+    after = check(text, merge_matmuls, dims={"n": 9})
+    assert ops(after) == ["GroupedMatMul", "Slice", "Slice", "GroupedMatMul", "GroupedMatMul"]
+    merged = after.weights[after.nodes[0].operands()[1].name]
+    assert merged.data.shape == (3, 8, 6)
+    assert [args[0] for step, args in merged.transform if step == "source"] == ["aq", "ak"]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        "%r = Relu(%lq)\noutput %r\n%k = GroupedMatMul(%lk, %bk, %ends)\noutput %k", "output %lq\noutput %lk",
+        "input %other: i32[3]\n%m = GroupedMatMul(%x, %ak, %other)\n%q = GroupedMatMul(%lq, %bq, %ends)\n"
+        "%k = GroupedMatMul(%m, %bk, %ends)\noutput %q\noutput %k",
+    ],
+)
+def test_other_grouped_products_stay(tail: str) -> None:
+    """Those with an epilogue, results of the graph, and those of other groups of rows."""
+    lines = ADAPTED.replace("%lk = GroupedMatMul(%x, %ak, %ends)\n", "") if "%other" in tail else ADAPTED
+    graph = build(lines + tail)
+    assert merge_matmuls(graph, Options()) is graph
