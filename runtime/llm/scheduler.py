@@ -147,12 +147,12 @@ class Scheduler:
                 scheduled = self._scheduled(s, min(s.left, left, self.chunk), (), found)
                 left -= scheduled.count if scheduled is not None else 0
         while left and len(self.running) < self.sequences:
-            s = self._first_in_line()
-            if s is None:
+            first = self._first_in_line()
+            if first is None:
                 break
-            if not self._placed(s):
+            if not self._placed(first):
                 continue
-            scheduled = self._admitted(s, left)
+            scheduled = self._admitted(first, left)
             if scheduled is None:
                 break
             found.append(scheduled)
@@ -208,8 +208,9 @@ class Scheduler:
                 return []
             first = behind
         last = max(self.running, key=_order)
-        enough = len(self.running) < self.sequences and self._fits(first)
-        return [] if enough or first.priority >= last.priority else [last]
+        if first.priority >= last.priority or (len(self.running) < self.sequences and self._fits(first)):
+            return []
+        return [last]
 
     def _users_of_a_place(self, priority: int) -> list[Sequence]:
         """All users of a place for adapters, if they are of lower priority than this; of several places the last's."""
