@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import mmap
 import os
 import secrets
@@ -155,6 +156,17 @@ def write_engine(path: str | os.PathLike[str], data: EngineData) -> None:
     _sync_folder(target.parent)
     if not data.unchecked:
         records.add(hashlib.sha256(manifest).hexdigest())
+
+
+def engine_bytes(data: EngineData) -> bytes:
+    """The bytes of an engine file, to be kept within another; they are recorded as ``write_engine`` does."""
+    check_data(data)
+    stream = io.BytesIO()
+    with container.Writer(stream) as writer:
+        manifest = _write_members(writer, data)
+    if not data.unchecked:
+        records.add(hashlib.sha256(manifest).hexdigest())
+    return stream.getvalue()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from arcweld.compiler.ops.emit import Emitter
 from arcweld.compiler.options import Options
 from arcweld.compiler.ragged import cache_names
 from arcweld.driver.api import CompileOptions, build_data
+from arcweld.driver.sampler import build_sampler
 from arcweld.runtime.llm.package import (
     AdaptedLayer,
     AdapterRoom,
@@ -97,8 +98,9 @@ def build_language_model(
         adapters=_room(found.adapted, max_loras, max_lora_rank),
     )  # fmt: skip
     data = packed(
-        build.data, description, tokenizer=tokenizer, template=template, license_text=license_text
-    )
+        build.data, description, sampler=build_sampler(build.data, rows, options), tokenizer=tokenizer,
+        template=template, license_text=license_text,
+    )  # fmt: skip
     return unpacked(data)
 
 

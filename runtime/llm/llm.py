@@ -13,6 +13,7 @@ from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import read_engine
 from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.core import Core
+from arcweld.runtime.llm.device_sampler import DeviceSampler
 from arcweld.runtime.llm.draft_model import ModelDrafter, check_draft
 from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
@@ -54,7 +55,7 @@ class LLM:
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
         kv_cache_memory: int | str | None = None, num_pages: int | None = None,
         speculative: int | Mapping[str, Any] = 0, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
-        embeddings: bool = False,
+        embeddings: bool = False, sampler: Literal["auto", "device", "host"] = "auto",
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
@@ -73,6 +74,8 @@ class LLM:
         kv_cache_dtype          the type of keys and values that the engine must have; auto: any
         batch_invariant         the engine must be one whose logits' bits don't depend on what else is in a step
         embeddings              the engine must give hidden states, as ``embed`` needs
+        sampler                 where tokens are chosen: ``device``, with what it does not decide on the host; ``host``;
+                                ``auto``: on a device with memory of its own, else on the host
         device, trusted         as in ``arcweld.load``
 
         Raises UsageError for settings that the engine does not allow, EngineFileError and UntrustedError as
@@ -104,9 +107,15 @@ class LLM:
                 runner = Runner(engine_of_draft, draft.description, positions // size)
                 drafter = ModelDrafter(runner, enable_prefix_caching)
             guessing = Guessing(d.length, drafter, speculation.num_speculative_tokens, speculation.adaptive)
+        runner = Runner(engine, d, pages)
+        chooser = None
+        if _on_device(sampler, engine.device):
+            chooser = DeviceSampler(
+                Engine(package.sampler, engine.device, trusted=trusted), d.vocabulary, runner.transfers
+            )
         self.core = Core(
-            Runner(engine, d, pages), package.tokenizer, sequences=sequences, tokens=tokens,
-            chunk=max_prefill_chunk, caching=enable_prefix_caching, guessing=guessing,
+            runner, package.tokenizer, sequences=sequences, tokens=tokens,
+            chunk=max_prefill_chunk, caching=enable_prefix_caching, guessing=guessing, sampler=chooser,
         )  # fmt: skip
         self._numbers = itertools.count()
 
@@ -241,6 +250,13 @@ class LLM:
                 self.core.abort(i)
             raise
         return ids
+
+
+def _on_device(sampler: str, device: Device) -> bool:
+    """Whether the device chooses tokens."""
+    if sampler not in ("auto", "device", "host"):
+        raise UsageError(f"sampler is {sampler!r}, not auto, device or host")
+    return sampler == "device" or (sampler == "auto" and device.gpu_index is not None)
 
 
 def _draft(speculation: Speculation | None, model: Description, sequences: int) -> Package | None:

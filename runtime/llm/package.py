@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, UsageError
 from arcweld.compiler.ragged import cache_names
-from arcweld.runtime.engine_file import EngineData
+from arcweld.compiler.sampler import INPUTS, OUTPUTS
+from arcweld.runtime.engine_file import EngineData, engine_bytes, parse_engine
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.tokenizer import Tokenizer
 
 DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
-VERSION = 1
+SAMPLER = "sampler.engine"
+VERSION = 2
 # of keys and values, by the names that users give; ``auto`` is what the checkpoint says, or what the build computes in
 CACHE_DTYPES: Mapping[str, DType | None] = {
     "auto": None, "float16": DType.F16, "bfloat16": DType.BF16, "fp8": DType.F8E4M3FN, "fp8_e4m3": DType.F8E4M3FN,
@@ -144,20 +146,25 @@ def cache_dtype(name: str) -> DType | None:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A language model's engine, its description, and its tokenizer and chat template if it has them."""
+    """A language model's engine, its description, and its tokenizer and chat template if it has them.
+
+    sampler  the engine that chooses tokens on the device (``compiler/sampler.py``)
+    """
 
     data: EngineData
     description: Description
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
+    sampler: EngineData
 
 
 def packed(
-    data: EngineData, description: Description, *, tokenizer: str | None = None, template: str | None = None,
-    license_text: str | None = None,
+    data: EngineData, description: Description, *, sampler: EngineData, tokenizer: str | None = None,
+    template: str | None = None, license_text: str | None = None,
 ) -> EngineData:  # fmt: skip
-    """The engine with these files."""
+    """The engine with these files, and ``sampler`` as one of them."""
     files = {DESCRIPTION: msgspec.json.format(msgspec.json.encode(description), indent=1)}
+    files[SAMPLER] = engine_bytes(sampler)
     texts = {TOKENIZER: tokenizer, TEMPLATE: template, LICENSE: license_text}
     files |= {name: text.encode() for name, text in texts.items() if text is not None}
     return data.with_files(files)
@@ -174,8 +181,9 @@ def unpacked(data: EngineData) -> Package:
         description = msgspec.json.decode(text, type=Description)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise EngineFileError(f"llm.json is damaged: {error}") from None
-    if description.version != VERSION:
-        raise EngineFileError(f"llm.json has version {description.version}; this Arcweld reads {VERSION}")
+    if description.version != VERSION or SAMPLER not in data.files:
+        what = f"it has version {description.version}; this Arcweld reads {VERSION}"
+        raise EngineFileError(f"llm.json is of another version: {what}", hint="build the engine again")
     sizes = ("length", "page_size", "tokens", "rows", "tile", "vocabulary")
     if any(getattr(description, n) < 1 for n in sizes) or not description.caches:
         raise EngineFileError("llm.json is damaged: a size is not positive")
@@ -188,7 +196,19 @@ def unpacked(data: EngineData) -> Package:
             f"the tokenizer has {tokenizer.size} tokens, the model {description.vocabulary}: they do not fit"
         )
     template = ChatTemplate(_text(data, TEMPLATE), description.special) if TEMPLATE in data.files else None
-    return Package(data, description, tokenizer, template)
+    return Package(data, description, tokenizer, template, _sampler(data, description))
+
+
+def _sampler(data: EngineData, description: Description) -> EngineData:
+    try:
+        found = parse_engine(memoryview(data.files[SAMPLER]))
+    except EngineFileError as error:
+        raise EngineFileError(f"{SAMPLER} is damaged: {error.message}", hint=error.hint) from None
+    takes, gives = ([t.name for t in tensors] for tensors in (found.program.inputs, found.program.outputs))
+    shape = found.program.inputs[0].shape if found.program.inputs else ()
+    if (tuple(takes), tuple(gives)) != (INPUTS, OUTPUTS) or shape[1:] != (str(description.vocabulary),):
+        raise EngineFileError(f"{SAMPLER} is damaged: it does not take logits of {description.vocabulary} tokens")
+    return found if data.unchecked else replace(found, unchecked="")
 
 
 def _text(data: EngineData, name: str) -> str:

@@ -35,10 +35,9 @@ class Result:
         self._length, self.constraint = length, constraint
         self._held = max((len(s) - 1 for s in params.stop_strings), default=0)
 
-    @property
-    def forbidden(self) -> tuple[int, ...]:
-        """Tokens that may not come next, because the result is shorter than ``min_tokens``."""
-        too_short = len(self.sequence.output) < self.sequence.params.min_tokens
+    def forbidden(self, length: int) -> tuple[int, ...]:
+        """Tokens that may not follow ``length`` tokens, because the result is then shorter than ``min_tokens``."""
+        too_short = length < self.sequence.params.min_tokens
         return tuple(self._ends | self._stops) if too_short else ()
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,31 @@ from arcweld.runtime.device import Memory
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.llm.batch import Run, ragged_batch
 from arcweld.runtime.llm.package import Description
+from arcweld.runtime.llm.transfers import Transfers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """What a step has computed, in the device's memory: ``results`` are logits, and hidden states if there are any.
+
+    Rows follow each other as the step's runs do.
+    """
+
+    results: Sequence[Taken]
+    types: Sequence[np.dtype]
+    transfers: Transfers
+
+    def rows(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Rows of logits, on the host: f32 [count, vocabulary]; without ``count`` all that follow."""
+        return self._rows(0, first, count)
+
+    def hidden(self, first: int, count: int) -> np.ndarray:
+        """Rows of hidden states, on the host: f32 [count, hidden size]."""
+        return self._rows(1, first, count)
+
+    def _rows(self, result: int, first: int, count: int | None) -> np.ndarray:
+        found = self.transfers.download(self.results[result], self.types[result], first, count)
+        return found if found.dtype == np.float32 else found.astype(np.float32)
 
 
 class Runner:
@@ -30,7 +55,8 @@ class Runner:
         own = {t.name: t.dtype for t in engine.data.program.inputs}
         self.engine, self.description, self.pages = engine, description, pages
         self.steps = 0
-        self.hidden: np.ndarray = np.zeros((0, 0), np.float32)  # of the last step's rows, if the engine gives them
+        self.transfers = Transfers(engine.device)
+        self._types = [DType(t.dtype).numpy for t in engine.outputs[:2]]
         self._memory: dict[str, Memory] = {}
         self._state: dict[str, Taken] = {}
         device = engine.device
@@ -49,17 +75,15 @@ class Runner:
             runs, page_size=d.page_size, tile=d.tile, adapters=0 if d.adapters is None else d.adapters.count
         )
 
-    def logits(self, runs: Sequence[Run]) -> np.ndarray:
-        """Computes ``runs``; returns the logits of their rows, one after another: f32 [rows, vocabulary].
-
-        Where no row is wanted, there is one all the same, of the first token.
-        """
+    def compute(self, runs: Sequence[Run]) -> Computed:
+        """Lets the device compute ``runs``. Where no row is wanted, there is one all the same, of the first token."""
         if not any(r.rows for r in runs):
             first = runs[0]
             runs = [replace(first, rows=(0,)), *runs[1:]]
-        results = self.engine.run_with_state((), self.feeds(runs), self._state)
+        results = self.engine.run_on_device(self.feeds(runs), self._state)
         self.steps += 1
-        found: np.ndarray = results[0]
-        if self.description.embeddings:
-            self.hidden = results[1].astype(np.float32, copy=False)
-        return found if found.dtype == np.float32 else found.astype(np.float32)
+        return Computed(results[: 1 + self.description.embeddings], self._types, self.transfers)
+
+    def logits(self, runs: Sequence[Run]) -> np.ndarray:
+        """Computes ``runs``; returns the logits of their rows, one after another: f32 [rows, vocabulary]."""
+        return self.compute(runs).rows()

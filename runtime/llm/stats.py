@@ -10,6 +10,9 @@ class Stats:
     """Counts since the start: steps, tokens computed, tokens chosen, and what the pool and the scheduler did.
 
     compiled_late  kernels that were compiled or loaded after the engine was: always 0
+    on_device      tokens that the device chose
+    on_host        tokens that were chosen on the host, to which their rows of logits came
+    bytes_read     bytes of results that came from the device's memory
     """
 
     steps: int
@@ -25,3 +28,6 @@ class Stats:
     running: int
     waiting: int
     compiled_late: int
+    on_device: int
+    on_host: int
+    bytes_read: int

@@ -21,7 +21,7 @@ from arcweld.runtime.llm.batch import Run
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package
 from arcweld.runtime.llm.params import SamplingParams
-from arcweld.runtime.llm.runner import Runner
+from arcweld.runtime.llm.runner import Computed, Runner
 from arcweld.runtime.sim.device import SimDevice
 
 PAGE, LENGTH, PAGES = 8, 64, 40
@@ -300,14 +300,15 @@ def test_embeddings_beside_generation_and_scores() -> None:
 def test_hidden_states_that_are_no_numbers_end_one_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     given = prompts([12, 9], seed=8)
     llm = LLM(package(TINY, "fp32", invariant=True), device="sim")
-    compute = llm.core.runner.logits
+    compute = llm.core.runner.compute
 
-    def broken(runs: Any) -> np.ndarray:
+    def broken(runs: Any) -> Computed:
         found = compute(runs)
-        llm.core.runner.hidden[0] = np.nan
+        row = found.results[1]
+        llm.core.runner.engine.device.fill(row.address, row.nbytes // row.shape[0], 255)  # NaN
         return found
 
-    monkeypatch.setattr(llm.core.runner, "logits", broken)
+    monkeypatch.setattr(llm.core.runner, "compute", broken)
     params = SamplingParams(pooling="last", max_tokens=1)
     bad, good = llm.generate(given, params)
     assert "not finite" in bad.outputs[0].error

@@ -20,6 +20,7 @@ from arcweld.runtime.engine_file import read_engine, write_engine
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package, unpacked
 from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.runner import Computed
 
 COUNT = 12
 GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
@@ -186,23 +187,59 @@ def test_a_stream_grows_and_gives_its_pages_back_when_left() -> None:
     assert not llm.core
 
 
-def test_logits_that_are_no_numbers_end_one_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampler", ["host", "device"])
+def test_logits_that_are_no_numbers_end_one_request_alone(monkeypatch: pytest.MonkeyPatch, sampler: Any) -> None:
     given, want = wanted()
-    llm = LLM(package("llama"), device="sim")
-    compute = llm.core.runner.logits
+    llm = LLM(package("llama"), device="sim", sampler=sampler)
+    compute = llm.core.runner.compute
 
-    def broken(runs: Any) -> np.ndarray:
+    def broken(runs: Any) -> Computed:
         found = compute(runs)
         if len(runs) > 1:
-            found[0] = np.nan
+            llm.core.runner.engine.device.fill(found.results[0].address, 4 * VOCABULARY, 255)
         return found
 
-    monkeypatch.setattr(llm.core.runner, "logits", broken)
+    monkeypatch.setattr(llm.core.runner, "compute", broken)
     out = llm.generate(given[:2], GREEDY)
     assert out[0].outputs[0].finish_reason == "error"
     assert "not finite" in out[0].outputs[0].error
     assert out[1].outputs[0].token_ids == want[1]
     llm.core.pool.check([])
+
+
+def test_tokens_that_the_device_chooses_are_transformers_and_few_bytes_come_back() -> None:
+    """One token and its log probability of each row, not its logits."""
+    given, want = wanted()
+    llm = LLM(package("llama"), device="sim", sampler="device", max_prefill_chunk=16)
+    assert tokens(llm, given) == want
+    stats = llm.stats()
+    assert (stats.on_device, stats.on_host) == (len(given) * COUNT, 0)
+    assert stats.bytes_read == 16 * len(given) * COUNT < 4 * VOCABULARY * len(given) * COUNT
+    guessing = LLM(package("llama"), device="sim", sampler="device", speculative=3)
+    assert tokens(guessing, given) == want
+    assert guessing.stats().on_host == 0
+
+
+def test_tokens_that_the_device_draws_are_those_of_the_host() -> None:
+    """Among them some that it does not decide. Penalties count the tokens of earlier steps."""
+    given, _ = wanted()
+    params = [
+        SamplingParams(temperature=0.9, seed=4, max_tokens=COUNT, top_p=0.8),
+        SamplingParams(temperature=1.5, seed=5, max_tokens=COUNT, repetition_penalty=1.3, presence_penalty=0.5),
+        SamplingParams(temperature=1, seed=6, max_tokens=COUNT, top_k=12, logprobs=3),
+        SamplingParams(temperature=0.7, seed=7, max_tokens=COUNT, logit_bias={5: 3.0}, min_tokens=4, min_p=0.1),
+        SamplingParams(temperature=1, seed=8, max_tokens=COUNT, repetition_penalty=1.1, logprobs=1),
+    ]
+    host, device = (LLM(package("llama"), device="sim", sampler=s) for s in ("host", "device"))  # type: ignore[arg-type]
+    left, right = host.generate(given[:5], params), device.generate(given[:5], params)
+    assert [o.outputs[0].token_ids for o in left] == [o.outputs[0].token_ids for o in right]
+    for a, b in zip(left, right):
+        np.testing.assert_allclose(a.outputs[0].cumulative_logprob, b.outputs[0].cumulative_logprob, atol=1e-9)
+        assert [list(e) for e in a.outputs[0].logprobs or []] == [list(e) for e in b.outputs[0].logprobs or []]
+    assert host.stats().on_device == 0
+    stats = device.stats()
+    assert stats.on_host == len(right[4].outputs[0].token_ids)  # log probabilities beside penalties
+    assert stats.on_device == sum(len(o.outputs[0].token_ids) for o in right[:4])
 
 
 def test_requests_that_cannot_be_computed_change_nothing() -> None:
@@ -228,7 +265,7 @@ def test_requests_that_cannot_be_computed_change_nothing() -> None:
         ({"max_model_len": 129}, "max_model_len is 129, not 1 to 128"), ({"max_num_seqs": 65}, "max_num_seqs"),
         ({"kv_cache_memory": "1K"}, "holds no page"), ({"kv_cache_memory": "much"}, "no number of bytes"),
         ({"num_pages": 3, "kv_cache_memory": 1}, "the same"), ({"speculative": 64}, "speculative"),
-        ({"max_num_batched_tokens": 4, "max_num_seqs": 5}, "max_num_seqs"),
+        ({"max_num_batched_tokens": 4, "max_num_seqs": 5}, "max_num_seqs"), ({"sampler": "gpu"}, "sampler is 'gpu'"),
     ],
 )  # fmt: skip
 def test_settings_that_the_engine_does_not_allow(settings: dict[str, Any], text: str) -> None:
@@ -241,6 +278,12 @@ def test_an_engine_that_is_no_language_model() -> None:
         unpacked(package("llama").data.with_files({}))
     with pytest.raises(EngineFileError, match=r"llm\.json is damaged"):
         unpacked(package("llama").data.with_files({"llm.json": b'{"architecture": 3}'}))
+    files = package("llama").data.files
+    with pytest.raises(EngineFileError, match=r"sampler\.engine is damaged"):
+        unpacked(package("llama").data.with_files({**files, "sampler.engine": files["sampler.engine"][:-9]}))
+    old = {**files, "llm.json": files["llm.json"].replace(b'"version": 2', b'"version": 1')}
+    with pytest.raises(EngineFileError, match="version 1; this Arcweld reads 2"):
+        unpacked(package("llama").data.with_files(old))
 
 
 def test_sizes_that_the_model_does_not_have() -> None:

@@ -16,6 +16,7 @@ from language_models import model
 from prometheus_client.parser import text_string_to_metric_families
 from served import NAME, answer, application, client, conversation, idle_soon, tokenizer
 
+from arcweld.runtime.llm.runner import Computed
 from arcweld.serving.app import Application
 from arcweld.serving.protocol import ChatRequest, CompletionRequest, Generation
 from arcweld.serving.settings import Limits
@@ -275,18 +276,18 @@ def test_requests_that_take_too_long_end_with_an_error() -> None:
 
 def test_logits_that_are_no_numbers_end_their_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     app = application()
-    compute = app.worker.core.runner.logits
+    compute, device = app.worker.core.runner.compute, app.worker.core.runner.engine.device
 
-    def broken(runs: Any) -> np.ndarray:
+    def broken(runs: Any) -> Computed:
         found = compute(runs)
-        row = 0
+        address, nbytes = found.results[0].address, 4 * found.results[0].shape[1]
         for r in runs:
             if 3 + ord("!") - 32 in r.tokens:  # the prompt of the one whose logits break
-                found[row : row + len(r.rows)] = np.nan
-            row += len(r.rows)
+                device.fill(address, len(r.rows) * nbytes, 255)  # NaN
+            address += len(r.rows) * nbytes
         return found
 
-    monkeypatch.setattr(app.worker.core.runner, "logits", broken)
+    monkeypatch.setattr(app.worker.core.runner, "compute", broken)
 
     async def test(http: httpx.AsyncClient, app: Application) -> None:
         body = {**GREEDY, "max_tokens": 9}
@@ -304,10 +305,10 @@ def test_logits_that_are_no_numbers_end_their_request_alone(monkeypatch: pytest.
 def test_a_model_that_fails_is_said_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
     app = application()
 
-    def lost(runs: Any) -> np.ndarray:
+    def lost(runs: Any) -> Computed:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(app.worker.core.runner, "logits", lost)
+    monkeypatch.setattr(app.worker.core.runner, "compute", lost)
 
     async def test() -> None:
         async with client(app) as http:
@@ -323,13 +324,13 @@ def test_a_model_that_fails_is_said_to_all(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_step_that_is_stuck_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     app = application(Limits(step=0.05))
-    compute, go = app.worker.core.runner.logits, threading.Event()
+    compute, go = app.worker.core.runner.compute, threading.Event()
 
-    def slow(runs: Any) -> np.ndarray:
+    def slow(runs: Any) -> Computed:
         assert go.wait(30)
         return compute(runs)
 
-    monkeypatch.setattr(app.worker.core.runner, "logits", slow)
+    monkeypatch.setattr(app.worker.core.runner, "compute", slow)
 
     async def test(http: httpx.AsyncClient, app: Application) -> None:
         assert (await http.get("/health")).status_code == 200
@@ -381,14 +382,14 @@ def test_metrics_count_what_was_done() -> None:
 def test_a_kernel_that_is_compiled_late_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     app = application()
     runner = app.worker.core.runner
-    loader, compute = runner.engine._loader, runner.logits
+    loader, compute = runner.engine._loader, runner.compute
 
-    def late(runs: Any) -> np.ndarray:
+    def late(runs: Any) -> Computed:
         loader._handles.clear()
         loader.load([part.launches[0].variants[0] for part in runner.engine.program.parts()])
         return compute(runs)
 
-    monkeypatch.setattr(runner, "logits", late)
+    monkeypatch.setattr(runner, "compute", late)
 
     async def test(http: httpx.AsyncClient, app: Application) -> None:
         await http.post(TEXT, json={"model": NAME, "prompt": "a", "max_tokens": 1})

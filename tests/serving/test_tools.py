@@ -17,6 +17,7 @@ from served import END, NAME, Application, idle, package, served, tokenizer
 
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.llm import LLM
+from arcweld.runtime.llm.runner import Computed
 from arcweld.serving.settings import Settings
 from arcweld.serving.tool_calls.forms import FORMS
 
@@ -62,15 +63,16 @@ def writes(monkeypatch: pytest.MonkeyPatch, app: Application, text: str) -> None
     """From now on the model writes this text, whatever it is asked; one request runs at a time."""
     ids, core = [*tokenizer().encode(text).ids, END], app.worker.core
 
-    def logits(runs: Any) -> np.ndarray:
+    def compute(runs: Any) -> Computed:
         (s,) = core.scheduler.running
         rows = [r.start + k + 1 - len(s.prompt) for r in runs for k in r.rows]
         found = np.full((len(rows), 128), -10, np.float32)
         for row, place in zip(found, rows):
             row[ids[place]] = 10
-        return found
+        transfers = core.runner.transfers
+        return Computed([transfers.upload(found)], [found.dtype], transfers)
 
-    monkeypatch.setattr(core.runner, "logits", logits)
+    monkeypatch.setattr(core.runner, "compute", compute)
 
 
 def joined(chunks: Any) -> tuple[dict[int, tuple[str, list[list[str]]]], dict[int, str]]:

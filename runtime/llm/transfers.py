@@ -1,0 +1,38 @@
+"""Copies between the host and the device's memory, with a count of the bytes that came back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from arcweld.runtime.arrays import Taken
+from arcweld.runtime.device import Device
+
+
+class Transfers:
+    """Copies for one device.
+
+    bytes_read  how many bytes have come to the host
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.bytes_read = device, 0
+
+    def upload(self, array: np.ndarray) -> Taken:
+        """A copy of an array in the device's memory."""
+        source = np.ascontiguousarray(array)
+        memory = self.device.allocate(max(source.nbytes, 1))
+        self.device.upload(memory.address, source)
+        return Taken("device", memory.address, source.shape, source.nbytes, (memory, source))
+
+    def download(self, array: Taken, dtype: np.dtype | type, first: int = 0, count: int | None = None) -> np.ndarray:
+        """``count`` rows of an array from row ``first`` on, with elements of ``dtype``; None: all that follow.
+
+        Waits until they are computed.
+        """
+        count = array.shape[0] - first if count is None else count
+        found: np.ndarray = np.empty((count, *array.shape[1:]), dtype)
+        self.device.download(found, array.address + first * math.prod(array.shape[1:]) * found.itemsize)
+        self.bytes_read += found.nbytes
+        return found
