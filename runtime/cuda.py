@@ -65,6 +65,18 @@ class CudaMemory:
         self.nbytes = nbytes
 
 
+class CudaDownload:
+    """A copy into pinned memory, and the event behind it."""
+
+    def __init__(self, memory: Any, nbytes: int, done: Any) -> None:
+        self._memory, self._nbytes, self._done = memory, nbytes, done
+
+    def wait(self) -> np.ndarray:
+        """The bytes, u8[nbytes], when they are there."""
+        self._done.synchronize()
+        return np.frombuffer(self._memory, np.uint8, self._nbytes)
+
+
 class CudaKernel:
     """A function of a loaded module; it keeps the module alive.
 
@@ -246,6 +258,16 @@ class CudaDevice:
             result = self._driver.cuMemcpyDtoHAsync(pointer, address, destination.nbytes, stream)
             self._check(result, "copying from the GPU")
         self._check(self._driver.cuStreamSynchronize(stream), "waiting for the GPU")
+
+    def download_later(self, address: int, nbytes: int, stream: int = 0) -> CudaDownload:
+        """Enqueues a copy into pinned memory; only that can go on beside the host's work."""
+        memory = self._cupy.cuda.alloc_pinned_memory(max(nbytes, 1))
+        if nbytes:
+            result = self._driver.cuMemcpyDtoHAsync(int(memory.ptr), address, nbytes, stream)
+            self._check(result, "copying from the GPU")
+        done = self._cupy.cuda.Event(disable_timing=True)
+        self._check(self._driver.cuEventRecord(int(done.ptr), stream), "recording an event")
+        return CudaDownload(memory, nbytes, done)
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Enqueues a copy inside the GPU's memory."""

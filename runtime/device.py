@@ -74,6 +74,13 @@ class Memory(Protocol):
         """The bytes that were asked for."""
 
 
+class Download(Protocol):
+    """A copy to the host that is under way."""
+
+    def wait(self) -> np.ndarray:
+        """The bytes, u8[nbytes], as soon as they are there. Work that was enqueued later is not waited for."""
+
+
 class Device(Protocol):
     """Runs kernels. Streams are opaque integers; 0 is the default stream. Work on a stream is done in order.
 
@@ -122,6 +129,9 @@ class Device(Protocol):
 
     def download(self, destination: np.ndarray, address: int, stream: int = 0) -> None:
         """Copies device memory into a writable C-contiguous host array and waits for it."""
+
+    def download_later(self, address: int, nbytes: int, stream: int = 0) -> Download:
+        """Enqueues a copy of device memory to the host, which need not have ended when this returns."""
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Enqueues a copy of ``nbytes`` bytes inside device memory."""

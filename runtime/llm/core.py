@@ -16,6 +16,7 @@ from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
 from arcweld.runtime.llm.pages import PagePool
 from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.pipeline import Pipeline
 from arcweld.runtime.llm.pooling import Pooling
 from arcweld.runtime.llm.request import Owner, Request, hash_seed
 from arcweld.runtime.llm.results import Result
@@ -32,11 +33,13 @@ class Core:
 
     guessing  makes guesses of the next tokens; None: there are none
     sampler   chooses tokens on the device; None: they are chosen on the host
+    ahead     steps begin before the tokens of the last one are read (``pipeline.py``), where the device chooses them
     """
 
     def __init__(
         self, runner: Runner, tokenizer: Tokenizer | None, *, sequences: int, tokens: int, chunk: int | None = None,
         caching: bool = True, guessing: Guessing | None = None, sampler: DeviceSampler | None = None,
+        ahead: bool = False,
     ) -> None:  # fmt: skip
         d = runner.description
         self.runner, self.tokenizer, self.description = runner, tokenizer, d
@@ -49,6 +52,7 @@ class Core:
         self.guessing = guessing or Guessing(d.length)
         self._owners: dict[Sequence, Owner] = {}
         self.steps = Steps(runner, self.scheduler, self.guessing, self._owners, sampler)
+        self.pipeline = Pipeline(self.steps, ahead)
         self.grammars = Grammars(tokenizer, d.vocabulary)
         self._count = 0
 
@@ -136,8 +140,7 @@ class Core:
 
     def step(self) -> list[RequestOutput]:
         """Computes a step; returns the requests that have new tokens or have ended."""
-        step, changed = self.steps.begin(), self._refused()
-        changed |= {r.output.request_id: r for r in (self.steps.end(step) if step is not None else ())}
+        changed = {r.output.request_id: r for r in self.pipeline.step()} | self._refused()
         return [self._changed(request) for request in changed.values()]
 
     def _refused(self) -> dict[str, Request]:
@@ -171,5 +174,5 @@ class Core:
             self.runner.steps, counts.computed, counts.generated, counts.cached, self.scheduler.preemptions,
             gain.proposed, gain.accepted, pool.used, pool.cached, pool.count, len(self.scheduler.running),
             len(self.scheduler.waiting), self.runner.engine.loaded_late, counts.on_device, counts.on_host,
-            self.runner.transfers.bytes_read,
+            self.runner.transfers.bytes_read, self.pipeline.ahead,
         )  # fmt: skip

@@ -5,7 +5,7 @@ A row that it does not decide is None, and ``sampling.choose`` chooses its token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from arcweld.runtime.llm.params import SamplingParams
 from arcweld.runtime.llm.sampling import Choice, Logprob, uniform
 from arcweld.runtime.llm.transfers import Transfers
 
+Copy = Callable[[], np.ndarray]
+_TYPES = (np.int64, np.float64, np.int64, np.float64)  # of the sampler's results
 _WIDTH = 4  # lists of changes are as long as a power of it, so that there are few shapes
 
 
@@ -39,33 +41,37 @@ class Wanted:
 
 
 class Asked:
-    """Tokens that the device chooses: for each call of its sampler the rows and the results, in its memory."""
+    """Tokens that the device chooses. Copies of them to the host begin with it, and are waited for when they are read.
 
-    def __init__(self, transfers: Transfers) -> None:
-        self.parts: list[tuple[list[Wanted], list[Taken]]] = []
-        self._transfers = transfers
+    parts  the rows of each call of the sampler, and its results in the device's memory
+    """
+
+    def __init__(self, parts: Sequence[tuple[list[Wanted], list[Taken]]], transfers: Transfers) -> None:
+        self.parts = parts
+        self._copies = [self._begun(wanted, results, transfers) for wanted, results in parts]
         self._found: dict[int, Choice] | None = None
+
+    @staticmethod
+    def _begun(wanted: Sequence[Wanted], results: Sequence[Taken], transfers: Transfers) -> list[Copy]:
+        likely = any(w.params.logprobs is not None for w in wanted)
+        return [transfers.later(r, t) for r, t in zip(results, _TYPES if likely else _TYPES[:2])]
 
     def choice(self, row: int) -> Choice | None:
         """The token of a row of logits; None if the device does not decide it. Waits until it is chosen."""
         if self._found is None:
             self._found = {}
-            for wanted, results in self.parts:
-                self._read(wanted, results)
+            for (wanted, _), copies in zip(self.parts, self._copies):
+                self._read(wanted, [copy() for copy in copies])
         return self._found.get(row)
 
-    def _read(self, wanted: Sequence[Wanted], results: Sequence[Taken]) -> None:
+    def _read(self, wanted: Sequence[Wanted], results: Sequence[np.ndarray]) -> None:
         assert self._found is not None
-        read = self._transfers.download
-        tokens, logprobs = read(results[0], np.int64), read(results[1], np.float64)
+        tokens, logprobs = results[:2]
         for k, w in enumerate(wanted):
-            if tokens[k] < 0:
-                continue
-            token, likely = int(tokens[k]), None
-            if w.params.logprobs is not None:
-                ids, each = read(results[2], np.int64, k, 1)[0], read(results[3], np.float64, k, 1)[0]
-                likely = _most_likely(ids, each, w.params.logprobs, token)
-            self._found[w.row] = Choice(token, float(logprobs[k]), likely)
+            if tokens[k] >= 0:
+                token, count = int(tokens[k]), w.params.logprobs
+                likely = None if count is None else _most_likely(results[2][k], results[3][k], count, token)
+                self._found[w.row] = Choice(token, float(logprobs[k]), likely)
 
 
 class DeviceSampler:
@@ -84,7 +90,7 @@ class DeviceSampler:
 
     def submit(self, logits: Taken, wanted: Sequence[Wanted]) -> Asked:
         """Lets the device choose the tokens that are wanted of ``logits`` [rows, vocabulary]."""
-        asked = Asked(self.transfers)
+        parts: list[tuple[list[Wanted], list[Taken]]] = []
         changes = [_changes(w) for w in wanted]
         served = [
             k for k, (w, c) in enumerate(zip(wanted, changes))
@@ -93,8 +99,8 @@ class DeviceSampler:
         for first in range(0, len(served), self.most_rows):
             part = served[first : first + self.most_rows]
             rows = [wanted[k] for k in part]
-            asked.parts.append((rows, self._run(logits, rows, [changes[k] for k in part])))
-        return asked
+            parts.append((rows, self._run(logits, rows, [changes[k] for k in part])))
+        return Asked(parts, self.transfers)
 
     def _run(
         self, logits: Taken, wanted: Sequence[Wanted], changes: Sequence[dict[int, tuple[float, float, float]]]

@@ -56,6 +56,7 @@ class LLM:
         kv_cache_memory: int | str | None = None, num_pages: int | None = None,
         speculative: int | Mapping[str, Any] = 0, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
         embeddings: bool = False, sampler: Literal["auto", "device", "host"] = "auto",
+        async_scheduling: bool = True,
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
         """Opens a language model's engine file.
@@ -76,6 +77,7 @@ class LLM:
         embeddings              the engine must give hidden states, as ``embed`` needs
         sampler                 where tokens are chosen: ``device``, with what it does not decide on the host; ``host``;
                                 ``auto``: on a device with memory of its own, else on the host
+        async_scheduling        where the device chooses tokens, the next step begins before the last one's are read
         device, trusted         as in ``arcweld.load``
 
         Raises UsageError for settings that the engine does not allow, EngineFileError and UntrustedError as
@@ -116,6 +118,7 @@ class LLM:
         self.core = Core(
             runner, package.tokenizer, sequences=sequences, tokens=tokens,
             chunk=max_prefill_chunk, caching=enable_prefix_caching, guessing=guessing, sampler=chooser,
+            ahead=async_scheduling,
         )  # fmt: skip
         self._numbers = itertools.count()
 

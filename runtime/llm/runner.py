@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,15 @@ from arcweld.runtime.engine import Engine
 from arcweld.runtime.llm.batch import Run, ragged_batch
 from arcweld.runtime.llm.package import Description
 from arcweld.runtime.llm.transfers import Transfers
+
+
+class Behind(Protocol):
+    """A sequence, of which a token is computed behind those that it has."""
+
+    pages: list[int]
+    adapter: int
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +90,26 @@ class Runner:
         if not any(r.rows for r in runs):
             first = runs[0]
             runs = [replace(first, rows=(0,)), *runs[1:]]
-        results = self.engine.run_on_device(self.feeds(runs), self._state)
+        return self._compute(self._uploaded(runs))
+
+    def compute_behind(self, sequences: Sequence[Behind], tokens: Taken, places: Sequence[int]) -> Computed:
+        """Lets the device compute a token of each sequence, behind those it has: that at its place in ``tokens``.
+
+        ``tokens`` i64[n] are in the device's memory, and need not be computed yet.
+        """
+        runs = [Run((0,), len(s), s.pages, (0,), s.adapter) for s in sequences]
+        feeds = self._uploaded(runs)
+        ids, size = feeds["ids"], DType.I64.size
+        for k, place in enumerate(places):
+            self.engine.device.copy(ids.address + size * k, tokens.address + size * place, size)
+        return self._compute(feeds)
+
+    def _uploaded(self, runs: Sequence[Run]) -> dict[str, Taken]:
+        """The inputs of a step in the device's memory, so that nothing waits for it."""
+        return {name: self.transfers.upload(a) for name, a in self.feeds(runs).items()}
+
+    def _compute(self, feeds: Mapping[str, Taken]) -> Computed:
+        results = self.engine.run_on_device(feeds, self._state)
         self.steps += 1
         return Computed(results[: 1 + self.description.embeddings], self._types, self.transfers)
 

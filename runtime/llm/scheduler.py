@@ -271,6 +271,17 @@ class Scheduler:
         self.running.sort(key=_order)
         return Scheduled(s, count)
 
+    def is_asked_for_others(self) -> bool:
+        """Whether a sequence that waits could run now, in a free place or in that of one of lower priority."""
+        if not self.waiting:
+            return False
+        last = max((r.priority for r in self.running), default=0)
+        return len(self.running) < self.sequences or self.waiting[0][1].priority < last
+
+    def grow_behind(self, s: Sequence) -> bool:
+        """Takes the page of the token behind the one that is being chosen, if it needs one. False if there is none."""
+        return self._grow(s, len(s) + 1 - s.computed)
+
     def computed(self, scheduled: Scheduled, count: int) -> None:
         """``count`` of the scheduled tokens were computed and stay: full pages may now be found by others."""
         s = scheduled.sequence

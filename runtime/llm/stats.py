@@ -13,6 +13,7 @@ class Stats:
     on_device      tokens that the device chose
     on_host        tokens that were chosen on the host, to which their rows of logits came
     bytes_read     bytes of results that came from the device's memory
+    steps_ahead    steps that began before the tokens of the last one were read
     """
 
     steps: int
@@ -31,3 +32,4 @@ class Stats:
     on_device: int
     on_host: int
     bytes_read: int
+    steps_ahead: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Step:
     computed   the logits, on the device
     guesses    what the drafts of ``scheduled`` were drawn from
     asked      the tokens that the device chooses, if it chooses any
+    void       sequences whose part of it is thrown away
     """
 
     scheduled: list[Scheduled]
@@ -34,6 +36,7 @@ class Step:
     computed: Computed
     guesses: Mapping[Sequence, tuple[Guess, ...]]
     asked: Asked | None = None
+    void: set[Sequence] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -68,17 +71,24 @@ class Steps:
         if not scheduled:
             return None
         scheduled.sort(key=lambda x: in_order_of_adapters(x.sequence.adapter))
-        step = self.submit(scheduled, self.runner.compute([_run(x) for x in scheduled]), guesses)
+        counts = [len(wanted_rows(x)) for x in scheduled]
+        computed = self.runner.compute([_run(x) for x in scheduled])
+        step = self.submit(scheduled, np.cumsum([0, *counts])[:-1].tolist(), computed, guesses)
         self.sample(step)
         return step
 
     def submit(
-        self, scheduled: list[Scheduled], computed: Computed, guesses: Mapping[Sequence, tuple[Guess, ...]]
+        self, scheduled: list[Scheduled], first: list[int], computed: Computed,
+        guesses: Mapping[Sequence, tuple[Guess, ...]] = MappingProxyType({}),
     ) -> Step:  # fmt: skip
         """A step that the device computes."""
         self.counts.computed += sum(x.count for x in scheduled)
-        counts = [len(wanted_rows(x)) for x in scheduled]
-        return Step(scheduled, np.cumsum([0, *counts])[:-1].tolist(), computed, guesses)
+        return Step(scheduled, first, computed, guesses)
+
+    def needs(self, step: Step, s: Sequence) -> bool:
+        """Whether a sequence's part of a step is wanted: it has not ended since the step began."""
+        owner = self.owners.get(s)
+        return owner is not None and s not in step.void and not owner.result.output.finished
 
     def sample(self, step: Step) -> None:
         """Lets the device choose the tokens of a step, as far as it can."""
@@ -88,10 +98,13 @@ class Steps:
 
     def _wanted(self, x: Scheduled, first: int, step: Step) -> list[Wanted]:
         """The tokens of a sequence that the device may choose: no form restricts them, and no guess was drawn."""
-        owner, s = self.owners.get(x.sequence), x.sequence
-        if owner is None or owner.request.pooling is not None or owner.result.constraint is not None:
+        s = x.sequence
+        if not self.needs(step, s):
             return []
-        if not x.reaches_end or any(g.tokens is not None for g in step.guesses.get(s, ())):
+        owner = self.owners[s]
+        if owner.request.pooling is not None or owner.result.constraint is not None or not x.reaches_end:
+            return []
+        if any(g.tokens is not None for g in step.guesses.get(s, ())):
             return []
         first += len(wanted_rows(x)) - len(x.drafts) - 1
         before = [[*s.output, *x.drafts[:k]] for k in range(len(x.drafts) + 1)]
@@ -107,9 +120,9 @@ class Steps:
         """
         before, changed = self.counts.generated, dict[str, Request]()
         for x, first in zip(step.scheduled, step.first):
-            owner = self.owners.get(x.sequence)
-            if owner is None:
+            if not self.needs(step, x.sequence):
                 continue
+            owner = self.owners[x.sequence]
             self._note(x, owner)
             take = self._take if owner.request.pooling is None else self._take_hidden
             if take(x, first, owner, step):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,6 +26,12 @@ class Transfers:
         memory = self.device.allocate(max(source.nbytes, 1))
         self.device.upload(memory.address, source)
         return Taken("device", memory.address, source.shape, source.nbytes, (memory, source))
+
+    def later(self, array: Taken, dtype: np.dtype | type) -> Callable[[], np.ndarray]:
+        """Begins to copy an array to the host; the result waits for it, and not for work that is enqueued later."""
+        copy = self.device.download_later(array.address, array.nbytes)
+        self.bytes_read += array.nbytes
+        return lambda: copy.wait().view(dtype).reshape(array.shape)
 
     def download(self, array: Taken, dtype: np.dtype | type, first: int = 0, count: int | None = None) -> np.ndarray:
         """``count`` rows of an array from row ``first`` on, with elements of ``dtype``; None: all that follow.

@@ -97,6 +97,17 @@ class SimMemory:
         self.nbytes = nbytes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SimDownload:
+    """Bytes that have been copied."""
+
+    found: np.ndarray
+
+    def wait(self) -> np.ndarray:
+        """The bytes."""
+        return self.found
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class SimKernel:
     """A loaded kernel and the address of its host entry. Its library is closed with it."""
@@ -185,6 +196,12 @@ class SimDevice:
             raise DeviceError("download needs a writable C-contiguous array")
         if destination.nbytes:
             ctypes.memmove(destination.ctypes.data, address, destination.nbytes)
+
+    def download_later(self, address: int, nbytes: int, stream: int = 0) -> SimDownload:
+        """Copies at once."""
+        found = np.empty(nbytes, np.uint8)
+        self.download(found, address)
+        return SimDownload(found)
 
     def copy(self, destination: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Copies ``nbytes`` bytes."""
