@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, UsageError
 from arcweld.runtime.arrays import Taken
 from arcweld.runtime.device import Memory

@@ -175,6 +175,51 @@ def test_a_thread_records_on_one_stream_of_its_own_until_it_ends() -> None:
     assert streams.destroyed == [101, 102, 103]
 
 
+class Copies:
+    """What is done with a copy to the host, in its order; the bytes are there when the event has been waited for."""
+
+    ptr = 77  # of the event, which this is too
+
+    def __init__(self) -> None:
+        self.done: list[tuple[object, ...]] = []
+        self.memory = Pinned(8)
+        self.cuda = self
+
+    def alloc_pinned_memory(self, nbytes: int) -> Pinned:
+        assert nbytes == len(self.memory)
+        return self.memory
+
+    def cuMemcpyDtoHAsync(self, target: int, source: int, nbytes: int, stream: int) -> tuple[int]:
+        self.done.append(("copy", target, source, nbytes, stream))
+        return (0,)
+
+    def Event(self, *, disable_timing: bool) -> Copies:
+        return self
+
+    def cuEventRecord(self, event: int, stream: int) -> tuple[int]:
+        self.done.append(("record", event, stream))
+        return (0,)
+
+    def synchronize(self) -> None:
+        self.done.append(("wait",))
+        self.memory[:] = range(8)
+
+
+class Pinned(bytearray):
+    """Memory of the host, with its address as CuPy gives it."""
+
+    ptr = 55
+
+
+def test_a_copy_to_the_host_is_waited_for_by_its_event() -> None:
+    device, copies = bare("sm_90a"), Copies()
+    device._driver, device._cupy = copies, copies
+    download = device.download_later(0x1000, 8, 3)
+    assert copies.done == [("copy", 55, 0x1000, 8, 3), ("record", 77, 3)]
+    assert download.wait().tolist() == list(range(8))
+    assert copies.done[-1] == ("wait",)
+
+
 def test_tensor_map_arguments_are_those_of_the_driver() -> None:
     arguments = cuda.tensor_map_arguments(
         TensorMapSpec("bf16", 0x1000, (64, 128, 3), (256, 32768), (64, 8, 1), (1, 2, 1), 128)

@@ -21,6 +21,7 @@ from arcweld.runtime.llm.sequence import Sequence
 
 LENGTH, ROOM = 40, 2
 STEPS: list[int] = []
+AHEAD: list[int] = []  # tokens of steps that began before the last one's were known
 ADAPTERS = [None, None, *(LoRARequest(f"a{k}", k, "nowhere") for k in range(1, 5))]
 
 
@@ -94,7 +95,13 @@ class Machine(RuleBasedStateMachine):
         for _ in range(steps):
             self._step(guess)
 
-    def _step(self, guess: int) -> None:
+    @rule(undecided=st.lists(st.booleans(), min_size=1, max_size=5))
+    def run_steps_ahead(self, undecided: list[bool]) -> None:
+        """Behind each step another one begins before its tokens are known; ``undecided``: with a wrong token."""
+        for wrong in undecided:
+            self._step(0, ahead=True, wrong=wrong)
+
+    def _step(self, guess: int, ahead: bool = False, wrong: bool = False) -> None:
         STEPS.append(len(self.alive))
         drafts = {s: tuple((len(s) + k) % 5 for k in range(guess)) for s in self.scheduler.running}
         found = self.scheduler.schedule(drafts)
@@ -105,8 +112,28 @@ class Machine(RuleBasedStateMachine):
         self._no_starvation(found)
         for x in found:
             self._write(x)
+        following = self._begin_following(found, wrong) if ahead else []
         for x in found:
             self._advance(x)
+        for s in following:
+            if s in self.alive and not wrong:
+                AHEAD.append(s.number)
+                self._advance(Scheduled(s, 1))
+
+    def _begin_following(self, found: list[Scheduled], wrong: bool) -> list[Sequence]:
+        """The sequences of which a token is computed behind the one that they get; it is written at once."""
+        scheduler = self.scheduler
+        if not all(x.reaches_end for x in found) or len(found) != len(scheduler.running):
+            return []
+        short = [
+            x.sequence for x in found
+            if len(x.sequence) + 1 < LENGTH and len(x.sequence.output) + 1 < (x.sequence.params.max_tokens or LENGTH)
+        ]  # fmt: skip
+        if scheduler.is_asked_for_others() or not all(scheduler.grow_behind(s) for s in short):
+            return []
+        for s in short:
+            self._put(s, len(s), 9 if wrong else self._next(s))
+        return short
 
     def _no_starvation(self, found: list[Scheduled]) -> None:
         """The first in order waits at most while prompts that were begun are computed, and where it needs a place for
@@ -124,17 +151,23 @@ class Machine(RuleBasedStateMachine):
         s = x.sequence
         tokens = [*s.tokens(s.computed, s.computed + x.count - len(x.drafts)), *x.drafts]
         assert len(tokens) == x.count
-        size = self.pool.page_size
         for k, token in enumerate(tokens):
-            position = s.computed + k
-            page = s.pages[position // size]
-            others = [r for r in self.scheduler.running if r is not s and page in r.pages]
-            assert not others, "a token is written to a page that another sequence has"
-            before = self.contents.get(page, ())[: position % size]
-            self.contents[page] = (*before, (token, self._weights(s)))
+            self._put(s, s.computed + k, token)
+
+    def _put(self, s: Sequence, position: int, token: int) -> None:
+        size = self.pool.page_size
+        page = s.pages[position // size]
+        others = [r for r in self.scheduler.running if r is not s and page in r.pages]
+        assert not others, "a token is written to a page that another sequence has"
+        before = self.contents.get(page, ())[: position % size]
+        self.contents[page] = (*before, (token, self._weights(s)))
 
     def _weights(self, s: Sequence) -> LoRARequest | None:
         return self.places.weights[s.adapter] if s.adapter else None
+
+    @staticmethod
+    def _next(s: Sequence) -> int:
+        return (len(s) * 3 + s.number) % 5
 
     def _advance(self, x: Scheduled) -> None:
         s = x.sequence
@@ -144,7 +177,7 @@ class Machine(RuleBasedStateMachine):
         if not ends:
             return
         for k in range(len(x.drafts) + 1):
-            token = (len(s) * 3 + s.number) % 5
+            token = self._next(s)
             s.output.append(token)
             if len(s.output) >= (s.params.max_tokens or LENGTH) or len(s) >= LENGTH:
                 self._end(s)
@@ -193,8 +226,10 @@ def test_ten_thousand_steps() -> None:
         max_examples=many, stateful_step_count=50, deadline=None, suppress_health_check=checks, derandomize=True,
     )
     STEPS.clear()
+    AHEAD.clear()
     run_state_machine_as_test(Machine, settings=chosen)
     assert len(STEPS) >= 10_000
+    assert len(AHEAD) >= 500
 
 
 def pool_and_scheduler(pages: int = 8, **sizes: int) -> Scheduler:
