@@ -97,6 +97,9 @@ class _Counts(Collector):
             ("vllm:spec_decode_num_draft_tokens", "Guesses that were checked.", s.proposed),
             ("vllm:spec_decode_num_accepted_tokens", "Guesses that were right.", s.accepted),
             ("arcweld:steps", "Steps.", s.steps),
+            ("arcweld:steps_ahead", "Steps that began before the tokens of the last one were read.", s.steps_ahead),
+            ("arcweld:tokens_chosen_on_device", "Tokens that the device chose.", s.on_device),
+            ("arcweld:tokens_chosen_on_host", "Tokens that were chosen on the host.", s.on_host),
             ("arcweld:kernels_compiled_after_loading", "Kernels compiled after the model was loaded.", s.compiled_late),
         )
         for key, text, value in gauges:
