@@ -165,9 +165,11 @@ class Interleaved:
         if isinstance(found, np.ndarray):
             moved: np.ndarray = found[rows]
             return moved
-        sides = {name: rows_of(a, rows) for name in ("scale", "zero", "offset", "high")
-                 if (a := getattr(found, name)) is not None}  # fmt: skip
-        return replace(found, elements=found.elements[rows], **sides)
+        zero = found.zero if found.zero is None or not found.zero.ndim else found.zero[rows]
+        offset = None if found.offset is None else rows_of(found.offset, rows)
+        high = None if found.high is None else found.high[rows]
+        scale = rows_of(found.scale, rows)
+        return replace(found, elements=found.elements[rows], scale=scale, zero=zero, offset=offset, high=high)
 
     def _rows(self, n: int) -> np.ndarray:
         """The stored row of each of the module's."""

@@ -84,30 +84,25 @@ def _joined(tensor: StoredTensor, members: Sequence[Packed]) -> Packed:
                 f"the parts of {tensor.name!r} have their columns in different orders", node=tensor.file,
                 hint="use a checkpoint without act-order, or a dense one",
             )  # fmt: skip
-    if isinstance(first.scale, TwoLevel):
-        return _same(members)
     rows, block = sum(m.shape[0] for m in members), max(m.block for m in members)
-    zero = _side([m.zero for m in members], members, block)
-    return replace(
+    levels, offsets = ([a for a in given if isinstance(a, TwoLevel)] for given in (
+        [m.scale for m in members], [m.offset for m in members]))  # fmt: skip
+    whole = replace(
         first, shape=(rows, first.shape[1]), elements=np.concatenate([m.elements for m in members]), block=block,
-        scale=np.concatenate([_spread(m.scale, m, block) for m in members]), zero=zero,
-        offset=_side([m.offset for m in members], members, block),
+        zero=_side([m.zero for m in members], members, block),
         high=None if first.high is None else np.concatenate([m.high for m in members if m.high is not None]),
     )  # fmt: skip
+    if levels:  # of all members, as they have one layout
+        return replace(whole, scale=_two_levels(levels), offset=_two_levels(offsets) if offsets else None)
+    plain = [_spread(m.scale, m, block) for m in members if isinstance(m.scale, np.ndarray)]
+    sides = [None if isinstance(m.offset, TwoLevel) else m.offset for m in members]
+    return replace(whole, scale=np.concatenate(plain), offset=_side(sides, members, block))
 
 
-def _same(members: Sequence[Packed]) -> Packed:
-    """Members whose scales have two levels: of one type of GGUF, so that all their parts have the same form."""
-    first = members[0]
-    sides = {}
-    for name in ("elements", "high", "scale", "offset"):
-        parts = [getattr(m, name) for m in members]
-        if isinstance(parts[0], TwoLevel):
-            codes, unit = (np.concatenate([getattr(p, level) for p in parts]) for level in ("codes", "unit"))
-            sides[name] = TwoLevel(codes, unit, parts[0].block)
-        elif parts[0] is not None:
-            sides[name] = np.concatenate(parts)
-    return replace(first, shape=(sum(m.shape[0] for m in members), first.shape[1]), **sides)
+def _two_levels(parts: Sequence[TwoLevel]) -> TwoLevel:
+    """The scales or offsets of all rows."""
+    codes, unit = np.concatenate([p.codes for p in parts]), np.concatenate([p.unit for p in parts])
+    return TwoLevel(codes, unit, parts[0].block)
 
 
 def _side(arrays: Sequence[np.ndarray | None], members: Sequence[Packed], block: int) -> np.ndarray | None:
