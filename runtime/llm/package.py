@@ -106,7 +106,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def state(self, pages: int) -> dict[str, tuple[tuple[int, ...], DType]]:
         """The shape and the type of each input that holds ``pages`` pages, by name."""
-        found = {}
+        found: dict[str, tuple[tuple[int, ...], DType]] = {}
         for k, c in enumerate(self.caches):
             parts = [(c.key_size, DType(c.dtype)), (c.value_size, DType(c.dtype))]
             if c.scales is not None:
