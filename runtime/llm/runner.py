@@ -75,8 +75,9 @@ class Runner:
             if own.get(name) != dtype.value:
                 raise EngineFileError(f"llm.json is damaged: {name} is {dtype.value}, and the engine's {own.get(name)}")
             nbytes = math.prod(shape) * dtype.size
-            memory = self._memory[name] = device.allocate(nbytes)
-            device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
+            with self.transfers.current():
+                memory = self._memory[name] = device.allocate(nbytes)
+                device.fill(memory.address, nbytes, 0, 0)  # a masked key must not be NaN: it is multiplied by 0
             self._state[name] = Taken("numpy", memory.address, shape, nbytes, memory)
 
     def feeds(self, runs: Sequence[Run]) -> dict[str, np.ndarray]:
@@ -100,9 +101,7 @@ class Runner:
         """
         runs = [Run((0,), len(s), s.pages, (0,), s.adapter) for s in sequences]
         feeds = self._uploaded(runs)
-        ids, size = feeds["ids"], DType.I64.size
-        for k, place in enumerate(places):
-            self.engine.device.copy(ids.address + size * k, tokens.address + size * place, size)
+        self.transfers.copy(feeds["ids"], tokens, places, DType.I64.size)
         return self._compute(feeds)
 
     def _uploaded(self, runs: Sequence[Run]) -> dict[str, Taken]:

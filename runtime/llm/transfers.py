@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -20,16 +21,33 @@ class Transfers:
     def __init__(self, device: Device) -> None:
         self.device, self.bytes_read = device, 0
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes the device the current one, of which memory is."""
+        token = self.device.enter()
+        try:
+            yield
+        finally:
+            self.device.leave(token)
+
+    def copy(self, target: Taken, source: Taken, places: Sequence[int], size: int) -> None:
+        """Lets the device copy the elements of ``source`` at ``places``, of ``size`` bytes each, to ``target``."""
+        with self.current():
+            for k, place in enumerate(places):
+                self.device.copy(target.address + size * k, source.address + size * place, size)
+
     def upload(self, array: np.ndarray) -> Taken:
         """A copy of an array in the device's memory."""
         source = np.ascontiguousarray(array)
-        memory = self.device.allocate(max(source.nbytes, 1))
-        self.device.upload(memory.address, source)
+        with self.current():
+            memory = self.device.allocate(max(source.nbytes, 1))
+            self.device.upload(memory.address, source)
         return Taken("device", memory.address, source.shape, source.nbytes, (memory, source))
 
     def later(self, array: Taken, dtype: np.dtype | type) -> Callable[[], np.ndarray]:
         """Begins to copy an array to the host; the result waits for it, and not for work that is enqueued later."""
-        copy = self.device.download_later(array.address, array.nbytes)
+        with self.current():
+            copy = self.device.download_later(array.address, array.nbytes)
         self.bytes_read += array.nbytes
         return lambda: copy.wait().view(dtype).reshape(array.shape)
 
@@ -40,6 +58,7 @@ class Transfers:
         """
         count = array.shape[0] - first if count is None else count
         found: np.ndarray = np.empty((count, *array.shape[1:]), dtype)
-        self.device.download(found, array.address + first * math.prod(array.shape[1:]) * found.itemsize)
+        with self.current():
+            self.device.download(found, array.address + first * math.prod(array.shape[1:]) * found.itemsize)
         self.bytes_read += found.nbytes
         return found

@@ -198,3 +198,34 @@ def test_the_pages_of_a_token_that_is_thrown_away_are_free() -> None:
     llm.core.pool.check([])
     assert results(llm, given[2:3], GREEDY)[0][0] == want[2]
     assert np.isfinite(out.outputs[0].cumulative_logprob)
+
+
+def test_memory_is_that_of_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several GPUs another one may be current where a step is called."""
+    llm = opened()
+    device = llm.core.runner.engine.device
+    inside, outside = [0], list[str]()
+    enter, leave = device.enter, device.leave
+
+    def entered() -> int:
+        inside[0] += 1
+        return enter()
+
+    def left(token: int) -> None:
+        inside[0] -= 1
+        leave(token)
+
+    monkeypatch.setattr(device, "enter", entered)
+    monkeypatch.setattr(device, "leave", left)
+    for name in ("allocate", "upload", "copy", "download_later"):
+        call = getattr(device, name)
+
+        def noted(*args: Any, _call: Any = call, _name: str = name, **more: Any) -> Any:
+            outside.extend([] if inside[0] else [_name])
+            return _call(*args, **more)
+
+        monkeypatch.setattr(device, name, noted)
+    given, want = wanted()
+    assert [r[0] for r in results(llm, given[:2], GREEDY)] == want[:2]
+    assert not outside
+    assert inside == [0]
