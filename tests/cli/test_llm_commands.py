@@ -142,7 +142,7 @@ def test_numeric_options_reach_the_build(folder: Path, asked: dict[str, Any], tm
             build={"precision": "fp16"},
         )  # fmt: skip
     assert [asked[n] for n in names] == ["fp16", "fp8", True, True]
-    with pytest.raises(UsageError, match="one of auto, fp8, fp8_e4m3"):
+    with pytest.raises(UsageError, match="one of auto, float16, bfloat16, fp8, fp8_e4m3, int8"):
         arcweld.LLM(folder, device="sim", kv_cache_dtype="fp7")
 
 

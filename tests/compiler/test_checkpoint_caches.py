@@ -66,9 +66,8 @@ def test_names_of_scales(
     found = opened(tmp_path, settings, scales, inner)
     assert found
     assert states_float8(found.checkpoint.settings) is (settings is not None)
-    for k in range(LAYERS):
-        got = found(LAYER.format(k), HEADS)
-        assert got == CacheScales(tuple(map(np.float32, keys)), tuple(map(np.float32, values)))
+    want = CacheScales(*(tuple(float(np.float32(s)) for s in of) for of in (keys, values)))
+    assert [found(LAYER.format(k), HEADS) for k in range(LAYERS)] == [want] * LAYERS
 
 
 def test_a_checkpoint_without_scales(tmp_path: Path) -> None:
@@ -95,7 +94,7 @@ def test_scales_beside_quantised_layers(form: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     assert states_float8(checkpoint.settings)
     found = StoredScales(checkpoint, bind(checkpoint, shapes))
-    assert found(LAYER.format(1), HEADS) == CacheScales((np.float32(0.03),), (np.float32(0.03),))
+    assert found(LAYER.format(1), HEADS) == CacheScales((float(ONE[0]),), (float(ONE[0]),))
 
 
 def test_weights_of_autofp8(tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_weights_of_autofp8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
 @pytest.mark.parametrize("kind", ["k", "v"])
 def test_scales_that_are_no_positive_numbers(bad: float, kind: str, tmp_path: Path) -> None:
-    scales = {"k_scale": EACH.astype(np.float32), "v_scale": ONE, f"{kind}_scale": np.float32([[[1.0]], [[bad]]])}
+    scales = {"k_scale": EACH, "v_scale": ONE, f"{kind}_scale": np.array([[[1.0]], [[bad]]], np.float32)}
     with pytest.raises(ModelError, match=rf"model.layers.0.self_attn.{kind}_scale' has the scale .*no positive") as e:
         opened(tmp_path, COMPRESSED, scales)(LAYER.format(0), HEADS)
     assert e.value.node == "model.safetensors"

@@ -31,10 +31,14 @@ ENDS = [15, 30, *range(31, 37)]  # a prompt in two chunks, then single tokens
 EVERY = "ARCWELD_EVERY" in os.environ  # other models, precisions and pages take some minutes
 
 
-@functools.cache
 def package(
     cache: str, *, name: str = NAME, invariant: bool = True, page: int = PAGE, precision: str = "fp32"
 ) -> Package:
+    return _package(cache, name, invariant, page, precision)
+
+
+@functools.cache
+def _package(cache: str, name: str, invariant: bool, page: int, precision: str) -> Package:
     return build_language_model(
         model(name), length=64, page_size=page, tokens=40, device="sim", verify="off", precision=precision,
         kv_cache_dtype=cache, batch_invariant=invariant,

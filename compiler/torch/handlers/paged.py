@@ -14,15 +14,15 @@ def paged_attention(c: AtenContext) -> Result:
     slots, tile_rows, places, indptr, indices, last, new = c["batch"]
     query, key, value = (_by_token(c, name) for name in ("query", "key", "value"))
     kept = c["pages"]
-    rows = [key, value]
-    scales = [_scale(c, name) for name in ("key_scale", "value_scale")]
+    scales: list[Value | None] = [_scale(c, name) for name in ("key_scale", "value_scale")]
     if len(kept) == 4:
-        parts = [quantised_rows(c, r) for r in rows]
+        parts = [quantised_rows(c, x) for x in (key, value)]
         rows = [codes for codes, _ in parts] + [scale for _, scale in parts]
     else:
-        rows = [_stored(c, r, p.dtype, scale) for r, p, scale in zip(rows, kept, scales)]
+        rows = [_stored(c, x, p.dtype, scale) for x, p, scale in zip((key, value), kept, scales)]
     pages = [c.emit("ScatterND", p, slots, r, padding=1) for p, r in zip(kept, rows)]
-    scales = pages[2:] or scales
+    if len(pages) == 4:
+        scales = [*pages[2:]]
     cache = PagedCache(c, indptr, indices, last, kept[0].shape[1], c["length"], new)
     tiles = c.transpose(c.emit("Gather", query, tile_rows, axis=0), (0, 2, 1, 3))
     y = cache.attend(
