@@ -276,7 +276,8 @@ class Scheduler:
         if not self.waiting:
             return False
         last = max((r.priority for r in self.running), default=0)
-        return len(self.running) < self.sequences or self.waiting[0][1].priority < last
+        room = len(self.running) < self.sequences and self._first_in_line() is not None
+        return room or self.waiting[0][1].priority < last
 
     def grow_behind(self, s: Sequence) -> bool:
         """Takes the page of the token behind the one that is being chosen, if it needs one. False if there is none."""

@@ -319,6 +319,11 @@ def test_those_without_an_adapter_go_before_one_that_waits_for_a_place() -> None
     advance(scheduler)
     assert scheduler.running == [one, two, plain]  # not the one whose adapter is in a place
     assert [len(scheduler), places.loads] == [5, 2]
+    assert not scheduler.is_asked_for_others()  # those who wait cannot run, though there is room for one more
+    another = make(0)
+    scheduler.add(another)
+    assert scheduler.is_asked_for_others()
+    scheduler.remove(another)
     while not three.output:
         advance(scheduler)
     assert scheduler.running == [two, three, same]  # as soon as there is a place, in order
