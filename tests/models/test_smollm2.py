@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import pydoc_data.topics
+import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import pytest
 import torch
@@ -23,7 +26,7 @@ from arcweld.compiler.torch.hollow import hollow_causal_lm
 from arcweld.driver.checkpoint_models import build_checkpoint
 from arcweld.models import reencode
 from arcweld.runtime.llm.llm import LLM
-from arcweld.runtime.llm.params import SamplingParams
+from arcweld.runtime.llm.params import SamplingParams, StructuredOutputsParams
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 whole = pytest.mark.skipif(not os.environ.get("ARCWELD_EVERY"), reason="ARCWELD_EVERY=1 runs the whole model")
@@ -124,3 +127,38 @@ def test_it_answers_a_question() -> None:
     (out,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], params)
     assert out.outputs[0].text == "The capital of France is Paris."
     assert out.outputs[0].finish_reason == "stop"
+
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 30}, "capital": {"type": "boolean"},
+        "rivers": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 3},
+        "people": {"type": "integer", "minimum": 0, "maximum": 100_000_000},
+    },
+    "required": ["name", "capital", "rivers", "people"], "additionalProperties": False,
+}  # fmt: skip
+DATE = r"(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+
+
+@whole
+@pytest.mark.timeout(3600)
+def test_answers_have_the_form_that_is_asked_for() -> None:
+    """A JSON schema, a regular expression and a choice in one batch, most likely tokens and drawn ones."""
+    llm, _ = opened(reencode.smollm2())
+    forms = [
+        StructuredOutputsParams(json=CITY, disable_any_whitespace=True), StructuredOutputsParams(regex=DATE),
+        StructuredOutputsParams(choice=["Paris", "Rome", "Oslo"]),
+    ]  # fmt: skip
+    questions = ["Describe Paris as JSON.", "When did men land on the moon?", "What is the capital of France?"]
+    chats: Any = [[{"role": "user", "content": q}] for q in questions]
+    for temperature in (0.0, 1.0):
+        params = [
+            SamplingParams(temperature=temperature, seed=1, max_tokens=120, structured_outputs=f) for f in forms
+        ]
+        found = [out.outputs[0] for out in llm.chat(chats, params)]
+        assert [o.finish_reason for o in found] == ["stop"] * 3
+        jsonschema_rs.validator_for(CITY).validate(json.loads(found[0].text))
+        assert re.fullmatch(DATE, found[1].text)
+        assert found[2].text in ("Paris", "Rome", "Oslo")
+    llm.core.pool.check([])
