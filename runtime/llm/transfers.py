@@ -31,10 +31,17 @@ class Transfers:
             self.device.leave(token)
 
     def copy(self, target: Taken, source: Taken, places: Sequence[int], size: int) -> None:
-        """Lets the device copy the elements of ``source`` at ``places``, of ``size`` bytes each, to ``target``."""
+        """Lets the device copy the elements of ``source`` at ``places``, of ``size`` bytes each, to ``target``.
+
+        Neighbours are copied together: each copy costs the host some microseconds.
+        """
         with self.current():
-            for k, place in enumerate(places):
-                self.device.copy(target.address + size * k, source.address + size * place, size)
+            first = 0
+            for end in range(1, len(places) + 1):
+                if end == len(places) or places[end] != places[end - 1] + 1:
+                    from_, to = source.address + size * places[first], target.address + size * first
+                    self.device.copy(to, from_, size * (end - first))
+                    first = end
 
     def upload(self, array: np.ndarray) -> Taken:
         """A copy of an array in the device's memory."""
