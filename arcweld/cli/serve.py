@@ -13,12 +13,14 @@ from arcweld.compiler.errors import UsageError
 from arcweld.driver.llm import LLM, is_engine_file
 from arcweld.runtime.devices import choose
 from arcweld.runtime.llm.adapters import LoRARequest, read_adapter
+from arcweld.runtime.llm.device_sampler import sampler_place
 
 Opt = typer.Option
 _MODEL = "Engine file of build-llm, or a checkpoint."
 _KEY = "A key, one of which requests must bear; may be repeated. Also as ARCWELD_API_KEY, which ps does not show."
 _CALLS = "How the model writes tool calls, as hermes or mistral (docs/serving.md); default: by its chat template."
 _CACHE = "Memory for keys and values, like 512M; default: room for all sequences, at most 1 GiB."
+_AHEAD = "Where the device chooses tokens, begin a step before the last one's are read."
 _LORA = "A LoRA adapter as name=folder, which requests name as their model; may be repeated."
 _SPECULATIVE = 'How tokens are guessed, as JSON: {"model": "draft.engine", "num_speculative_tokens": 4}.'
 
@@ -38,6 +40,8 @@ def serve(
     embeddings: Annotated[bool, Opt("--embeddings", help="As of build-llm, which the engine must have.")] = False,
     caching: Annotated[bool, Opt("--prefix-caching/--no-prefix-caching", help="Share equal beginnings.")] = True,
     speculative: Annotated[int, Opt("--speculative", help="Tokens guessed in a step.")] = 0,
+    sampler: Annotated[str, Opt("--sampler", help="Where tokens are chosen: auto, device, host.")] = "auto",
+    ahead: Annotated[bool, Opt("--async-scheduling/--no-async-scheduling", help=_AHEAD)] = True,
     modules: Annotated[list[str] | None, Opt("--lora-modules", help=_LORA)] = None,
     config: Annotated[str, Opt("--speculative-config", help=_SPECULATIVE)] = "",
     body: Annotated[int, Opt("--max-body-bytes", help="The most bytes of a request.")] = 4 << 20,
@@ -62,6 +66,7 @@ def serve(
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format is {log_format!r}, not text or json")
     limits = Limits(body=body, prompt=prompt, queue=queue, seconds=seconds, step=step, drain=drain)
+    chooser = sampler_place(sampler)
     place, adapters = Path(model), _adapters(modules or [])
     settings = Settings(
         name or (place.name if place.is_dir() else place.stem), tuple(api_key or ()), limits, adapters,
@@ -72,7 +77,7 @@ def serve(
             model, device=choose(device or None), trusted=trust, max_model_len=length, max_num_seqs=sequences,
             max_num_batched_tokens=tokens, kv_cache_memory=cache or None, enable_prefix_caching=caching,
             speculative=_speculation(speculative, config), kv_cache_dtype=cache_type, batch_invariant=invariant,
-            embeddings=embeddings, **_room(adapters, place),
+            embeddings=embeddings, sampler=chooser, async_scheduling=ahead, **_room(adapters, place),
         )  # fmt: skip
         log_to_stderr(as_json=log_format == "json")
         run(application(llm, settings), listening)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from arcweld.compiler import sampler
+from arcweld.compiler.errors import UsageError
 from arcweld.runtime.arrays import Taken
 from arcweld.runtime.engine import Engine
 from arcweld.runtime.llm.params import SamplingParams
@@ -19,6 +21,8 @@ from arcweld.runtime.llm.transfers import Transfers
 
 Copy = Callable[[], np.ndarray]
 _TYPES = (np.int64, np.float64, np.int64, np.float64)  # of the sampler's results
+SamplerPlace = Literal["auto", "device", "host"]  # where tokens are chosen
+SAMPLER_PLACES: tuple[SamplerPlace, ...] = get_args(SamplerPlace)
 _WIDTH = 4  # lists of changes are as long as a power of it, so that there are few shapes
 
 
@@ -38,6 +42,14 @@ class Wanted:
     prompt: Sequence[int]
     output: Sequence[int]
     forbidden: Sequence[int] = ()
+
+
+def sampler_place(text: str) -> SamplerPlace:
+    """Where tokens are chosen. Raises UsageError for what is no such place."""
+    for place in SAMPLER_PLACES:
+        if text == place:
+            return place
+    raise UsageError(f"sampler is {text!r}, not auto, device or host")
 
 
 class Asked:

@@ -13,7 +13,7 @@ from arcweld.runtime.engine import Engine
 from arcweld.runtime.engine_file import read_engine
 from arcweld.runtime.llm.adapters import LoRARequest
 from arcweld.runtime.llm.core import Core
-from arcweld.runtime.llm.device_sampler import DeviceSampler
+from arcweld.runtime.llm.device_sampler import DeviceSampler, SamplerPlace, sampler_place
 from arcweld.runtime.llm.draft_model import ModelDrafter, check_draft
 from arcweld.runtime.llm.guessing import Guessing
 from arcweld.runtime.llm.outputs import RequestOutput
@@ -55,7 +55,7 @@ class LLM:
         max_prefill_chunk: int | None = None, enable_prefix_caching: bool = True,
         kv_cache_memory: int | str | None = None, num_pages: int | None = None,
         speculative: int | Mapping[str, Any] = 0, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
-        embeddings: bool = False, sampler: Literal["auto", "device", "host"] = "auto",
+        embeddings: bool = False, sampler: SamplerPlace = "auto",
         async_scheduling: bool = True,
         device: Device | str | None = None, trusted: bool = False,
     ) -> None:  # fmt: skip
@@ -257,9 +257,8 @@ class LLM:
 
 def _on_device(sampler: str, device: Device) -> bool:
     """Whether the device chooses tokens."""
-    if sampler not in ("auto", "device", "host"):
-        raise UsageError(f"sampler is {sampler!r}, not auto, device or host")
-    return sampler == "device" or (sampler == "auto" and device.gpu_index is not None)
+    place = sampler_place(sampler)
+    return place == "device" or (place == "auto" and device.gpu_index is not None)
 
 
 def _draft(speculation: Speculation | None, model: Description, sequences: int) -> Package | None:

@@ -13,6 +13,7 @@ from arcweld.cli.app import main
         (["--lora-modules", "sql"], "--lora-modules 'sql' is no name=folder"),
         (["--lora-modules", "a=x", "--lora-modules", "a=y"], "--lora-modules 'a=y' is no name=folder with a name"),
         (["--lora-modules", "a=nowhere"], "the adapter has no adapter_config.json"),
+        (["--sampler", "gpu"], "sampler is 'gpu', not auto, device or host"),
         (["--speculative-config", "{"], "--speculative-config is no JSON object"),
         (["--speculative-config", "{}", "--speculative", "3"], "say the same"),
     ],
