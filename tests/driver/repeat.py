@@ -54,8 +54,9 @@ def cold_build(name: str, precision: str, path: Path, cores: int) -> None:
 
 @contextmanager
 def load(processes: int) -> Iterator[None]:
-    """So many processes that only compute, meanwhile."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    """So many processes that only compute, meanwhile. They end with this one, however it ends."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(processes)]
     try:
         yield
     finally:
