@@ -39,7 +39,7 @@ struct Team {
 
 // Combines the values of a warp's lanes; every lane gets the result.
 template <int THREADS, class T, class Op>
-ARCWELD_DEVICE T warp_reduce(const Team<THREADS>&, T v, Op op) {
+ARCWELD_DEVICE T warp_reduce(const Team<THREADS>& team, T v, Op op) {
   return warp_reduce(v, op);
 }
 
