@@ -197,6 +197,8 @@ def oracle(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [_float_zero_point(node.attrs, *feeds.values())]
     if node.op == "DequantizeLinear" and len(node.inputs) == 3 and not graph.inputs[2].shape:
         return _with_spread_zero_point(graph, feeds)
+    if node.op == "Cast" and DType.U1 in (graph.inputs[0].dtype, node.attrs["to"]):
+        return [_one_bit(node.attrs["to"], *feeds.values())]
     if node.op == "DequantizeLinear" and len(node.inputs) > 3:
         return [_with_offset(node.attrs, *(None if v is None else feeds[v.name] for v in node.inputs))]
     if node.op == "GridSample" and (node.attrs["pixels"] or len(node.inputs) > 2):
@@ -338,6 +340,11 @@ def _with_offset(a: Attrs, *arrays: np.ndarray | None) -> np.ndarray:
         number = int(x[at]) + (0 if high is None else 16 * int(high[at])) - (0 if zero is None else int(zero))
         out[at] = np.float32(number) * scale[place] + (0 if offset is None else offset[place])
     return out
+
+
+def _one_bit(to: DType, x: np.ndarray) -> np.ndarray:
+    """Of one bit, which ONNX lacks: as in other packed integers, the lowest bit of a number cut to a whole one."""
+    return np.array([int(v) & 1 if to is DType.U1 else int(v) for v in x.flat]).reshape(x.shape).astype(to.numpy)
 
 
 def _float_zero_point(a: Attrs, x: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> np.ndarray:
