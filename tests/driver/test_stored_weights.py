@@ -82,9 +82,9 @@ def at_an_odd_address(folder: Path, w: np.ndarray) -> StoredTensor:
     return open_checkpoint(folder).tensors[f"{LAYER}.weight"]
 
 
-def product(form: str, folder: Path, rows: int) -> tuple[Graph, np.ndarray]:
+def product(form: str, folder: Path, rows: int, seed: int = 1) -> tuple[Graph, np.ndarray]:
     """A graph that multiplies ``x[rows, K]`` by the transpose of a stored matrix, and that matrix as f32."""
-    w = np.random.default_rng(1).normal(0.01, 0.05, (N, K)).astype(np.float32)
+    w = np.random.default_rng(seed).normal(0.01, 0.05, (N, K)).astype(np.float32)
     tensor = at_an_odd_address(folder, w) if form == "odd" else FORMS[form][0](folder, w)
     x = Value("x", TensorType(DType.F32, (rows, K)))
     rw = Rewriter(Graph("g", (x,), (x,), ()))
@@ -205,6 +205,27 @@ def test_engines_unpack_them(form: str, tmp_path: Path) -> None:
     (got,) = engine.run({"x": x}).values()
     close(got, x, w)
     assert sum(a.nbytes for a in engine.data.weights.values()) < 1.3 * N * K
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("form", ["Q4_K", "Q5_0", "Q5_K", "Q6_K"])
+def test_new_bits_of_every_plane(form: str, rows: int, tmp_path: Path) -> None:
+    """An engine takes the lower and the upper bits, scales and minima of another matrix."""
+    (graph, old), (other, new) = product(form, tmp_path, rows), product(form, tmp_path, rows, seed=2)
+    x = np.random.default_rng(3).standard_normal((rows, K)).astype(np.float32)
+    engine = compile_graph(graph, device="sim")
+    for w in (old, new):
+        (got,) = engine.run({"x": x}).values()
+        close(got, x, w)
+        fixed = engine.program.fixed  # zero points that a type has not
+        engine.update_weights({name: weight.data for name, weight in other.weights.items() if name not in fixed})
+    lower = f"{LAYER}.packed"
+    if form != "Q4_K":  # upper bits lie in a plane of their own: with the old lower bits, a third matrix
+        engine.update_weights({lower: graph.weights[lower].data})
+        (mixed,) = engine.run({"x": x}).values()
+        want = reference(other.replace(weights={**other.weights, lower: graph.weights[lower]}), x)
+        np.testing.assert_allclose(mixed, want, rtol=0, atol=1e-4)
+        assert np.abs(mixed - got).max() > 0.1
 
 
 def test_an_engine_with_a_weight_at_an_odd_address(tmp_path: Path) -> None:
