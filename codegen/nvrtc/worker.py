@@ -1,7 +1,9 @@
 """The NVRTC server, which the pool runs as a script: it loads NVRTC, and forks a confined child for each request.
 
 NVRTC orders some instructions by addresses in its own heap. So addresses are not randomised, no child sees what another
-has left behind, and each compiles in a thread whose heap is its own: equal requests give equal bytes.
+has left behind, and each compiles in a thread whose heap is its own: equal requests give equal bytes. What the server
+did before lies in the heap of its first thread, and must not decide what a child's thread gets: see ``ENVIRONMENT``,
+``in_thread`` and ``compile_once``.
 
 A child can open no file, start no program and reach no network, and its time, memory and output are bounded: a source
 sees the headers that came with it and nothing else. This file imports the standard library only, never ``arcweld``.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import pickle
 import platform
@@ -18,7 +21,7 @@ import resource
 import signal
 import struct
 import sys
-import threading
+from collections.abc import Callable
 from typing import IO, Any
 
 # (processor seconds, bytes of address space, bytes of object code)
@@ -36,9 +39,12 @@ OUT_OF_MEMORY = 1  # nvrtcResult
 NO_RANDOMIZE = 0x0040000  # linux/personality.h
 FIXED = "fixed"  # the argument of a server that was started again
 RANDOM = b"random"  # the greeting of a server whose addresses are random
-# The server's environment. A thread's own heap serves all requests for memory of up to 32 MiB, so that what the server
-# did before moves nothing.
-ENVIRONMENT = {"PYTHONMALLOC": "malloc", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "PYTHONHASHSEED": "0"}
+# The server's environment. A thread's own heap serves all its requests for memory of up to 32 MiB. Without glibc's
+# cache of a thread, memory goes back to the heap that it is from, whichever thread frees it.
+ENVIRONMENT = {
+    "PYTHONMALLOC": "malloc", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "PYTHONHASHSEED": "0",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
+}  # fmt: skip
 
 _HEAD = struct.Struct("<BQQ")  # status, bytes of object code, bytes of log
 
@@ -61,14 +67,23 @@ class Nvrtc:
                 ctypes.CDLL(os.path.join(folder, name))
 
     def compile(self, request: Request) -> Reply:
-        """Compiles one source."""
+        """Compiles one source, in a thread. Raises MemoryError, NvrtcError."""
         source, name, texts, names, flags, kind, _, _ = request
+        create, run = self._library.nvrtcCreateProgram, self._library.nvrtcCompileProgram
         program = ctypes.c_void_p()
-        headers, included = _strings(texts), _strings(names)
-        self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), len(texts), headers, included
-        )
-        failed = self._library.nvrtcCompileProgram(program, len(flags), _strings(flags))
+        what = (source.encode(), name.encode(), len(texts), _strings(texts), _strings(names))
+        options = (len(flags), _strings(flags))
+        results: list[int] = []
+
+        def compiles() -> None:
+            results.append(create(ctypes.byref(program), *what))
+            if not results[0]:
+                results.append(run(program, *options))
+
+        gc.collect()  # so that no lists of free objects are left, which Python would take some from in the thread
+        in_thread(compiles)
+        _check("nvrtcCreateProgram", results[0])
+        failed = results[1]
         log = self._get("ProgramLog", program)[:MAX_LOG].rstrip(b"\0").decode(errors="replace")
         if failed == OUT_OF_MEMORY or "catastrophic error: out of memory" in log:
             return "memory", b"", log
@@ -84,15 +99,34 @@ class Nvrtc:
         return buffer.raw
 
     def _call(self, name: str, *args: Any) -> None:
-        result = getattr(self._library, name)(*args)
-        if result == OUT_OF_MEMORY:
-            raise MemoryError
-        if result:
-            raise NvrtcError(f"{name} reports error {result}")
+        _check(name, getattr(self._library, name)(*args))
+
+
+def _check(name: str, result: int) -> None:
+    if result == OUT_OF_MEMORY:
+        raise MemoryError
+    if result:
+        raise NvrtcError(f"{name} reports error {result}")
 
 
 def _strings(texts: list[str]) -> Any:
     return (ctypes.c_char_p * len(texts))(*[t.encode() for t in texts])
+
+
+def in_thread(run: Callable[[], None]) -> None:
+    """Calls ``run`` in a thread of the C library, and waits until nothing is left of the thread.
+
+    glibc makes a heap for the first such thread, and gives it to the next one. Threads of Python would not do: which
+    of the two threads frees an object of theirs depends on who is faster, and their end is told before it has come.
+    Raises OSError if no thread can be started.
+    """
+    libc = ctypes.CDLL(None)
+    body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: run())
+    thread = ctypes.c_ulong()
+    failed = libc.pthread_create(ctypes.byref(thread), None, body, None)
+    if failed:
+        raise OSError(failed, f"no thread can be started: {os.strerror(failed)}")
+    libc.pthread_join(thread, None)
 
 
 # ------------------------------------------------------------------------------------------------- a confined child
@@ -165,28 +199,21 @@ def _limit(limits: Limits) -> None:
 
 
 def compile_once(nvrtc: Nvrtc, body: bytes) -> Reply:
-    """Confines this process and compiles the request that ``body`` holds, in a thread with a heap of its own."""
-    replies: list[Reply] = []
+    """Confines this process and compiles the request that ``body`` holds.
 
-    def run() -> None:
-        try:
-            request: Request = pickle.loads(body)
-            _limit(request[6])
-            if not confine() and request[7]:
-                replies.append(("open", b"", "this kernel cannot confine a process (seccomp)"))
-                return
-            status, code, log = nvrtc.compile(request)
-            large = len(code) > request[6][2]
-            replies.append(("size", b"", "") if large else (status, code, log))
-        except MemoryError:
-            replies.append(("memory", b"", ""))
-        except NvrtcError as error:
-            replies.append(("error", b"", str(error)))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return replies[0] if replies else ("died", b"", "an exception in the compiler process")
+    All but the calls of NVRTC is done by the first thread, whose heap depends on what the server has done.
+    """
+    try:
+        request: Request = pickle.loads(body)
+        _limit(request[6])
+        if not confine() and request[7]:
+            return "open", b"", "this kernel cannot confine a process (seccomp)"
+        status, code, log = nvrtc.compile(request)
+        return ("size", b"", "") if len(code) > request[6][2] else (status, code, log)
+    except (MemoryError, OSError):  # no memory for a thread, either
+        return "memory", b"", ""
+    except NvrtcError as error:
+        return "error", b"", str(error)
 
 
 # ----------------------------------------------------------------------------------------------------- the server
@@ -290,10 +317,9 @@ def main(library: str, greeting: bytes) -> None:
         while receive(sys.stdin.buffer) is not None:
             send(replies, encode(("missing", b"", str(error))))
         return
-    # glibc makes a heap for this thread, and gives it to the first thread of each child: the same place for all of them
-    thread = threading.Thread(target=int)
-    thread.start()
-    thread.join()
+    in_thread(lambda: None)  # its heap is that of each child's thread: the same place for all of them
+    gc.disable()  # how much was done before decides when Python collects, and so what a thread finds
+    gc.freeze()
     while (body := receive(sys.stdin.buffer)) is not None:
         try:
             send(replies, answer(nvrtc, body))
