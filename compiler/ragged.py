@@ -18,10 +18,21 @@ takes has several tiles, of which each ends where its last token is, so that att
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.paged import TABLE
 
 ADAPTER_ENDS = "adapter_ends"
 INPUTS = ("ids", "positions", "rows", "slots", "tile_rows", "token_places", *TABLE, "new")
+# the type of each of them, and its shape as programs have it
+FORMS: Mapping[str, tuple[DType, tuple[str, ...]]] = {
+    "ids": (DType.I64, ("tokens",)), "positions": (DType.I64, ("tokens",)), "rows": (DType.I64, ("rows",)),
+    "slots": (DType.I32, ("tokens", "2")), "tile_rows": (DType.I32, ("tiles", "tile")),
+    "token_places": (DType.I32, ("tokens", "2")), "kv_indptr": (DType.I32, ("tiles + 1",)),
+    "kv_indices": (DType.I32, ("entries",)), "kv_last_page_len": (DType.I32, ("tiles",)),
+    "new": (DType.I32, ("tiles",)),
+}  # fmt: skip
 
 
 def cache_names(layer: int, scaled: bool) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ class Generator:
             raise Refusal(400, "the model has no chat template", hint="use /v1/completions with a prompt of its form")
         shown = [t.model_dump(exclude_none=True) for t in tools]
         text = await asyncio.to_thread(
-            template.render, plain_messages(messages, template.joins_arguments),
+            template.render, plain_messages(messages, template.joins_arguments(bool(shown))),
             add_generation_prompt=add_generation_prompt, tools=shown or None,
         )  # fmt: skip
         return await self.encode(text, add_special_tokens=False)
@@ -159,7 +159,7 @@ class Generator:
         if not body.tools or body.tool_choice == "none":
             return None
         template = self.llm.template
-        form = self.settings.calls or (None if template is None else form_of(template.text))
+        form = self.settings.calls or (None if template is None else form_of(template.tool_text))
         if form is None:
             raise Refusal(
                 400, "the model's chat template has no form of tool calls that is known here", param="tools",

@@ -7,10 +7,9 @@ checkpoint stores, and stay packed where they are stored packed.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from arcweld.compiler.errors import EnvironmentError_, ModelError, UnsupportedEr
 from arcweld.compiler.ir import Value
 from arcweld.compiler.ops.emit import Emitter
 from arcweld.driver.api import CompileOptions
+from arcweld.driver.checkpoint_texts import FILES_ALONE, Texts, check_vocabulary, read_texts
 from arcweld.driver.language_model import DEFAULT_PAGE, DEFAULT_RANK, DEFAULT_TOKENS, build_language_model
 from arcweld.runtime.llm.package import Package, cache_dtype
 
@@ -36,14 +36,32 @@ DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
-    """What a checkpoint has for text: tokenizer.json, the chat template, special tokens, end tokens, the licence."""
+class LanguageModel:
+    """A checkpoint whose architecture and tensors fit.
 
-    tokenizer: str | None
-    template: str | None
-    special: Mapping[str, str]
-    end_tokens: tuple[int, ...]
-    license_text: str | None
+    module      transformers' module for it, without its weights
+    parameters  the shapes of the module's parameters, by name
+    bound       the stored tensors of the parameters
+    """
+
+    checkpoint: Checkpoint
+    module: Any
+    texts: Texts
+    parameters: Mapping[str, tuple[int, ...]]
+    bound: Bound
+
+    def weights(self) -> Callable[[Emitter, str], Value | None]:
+        """Gives the value of a parameter, as ``import_causal_lm`` asks for it."""
+        return _Weights(self.bound, self.parameters)
+
+
+def read_language_model(path: str | Path, tokenizer: bool = True) -> LanguageModel:
+    """The checkpoint at ``path``, with or without its tokenizer; no weight is read. Raises as ``build_checkpoint``."""
+    checkpoint = open_checkpoint(path)
+    module, texts = _module(checkpoint, tokenizer)
+    parameters = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
+    bound = bind(checkpoint, parameters, _tied(module), _sources(checkpoint, module))
+    return LanguageModel(checkpoint, module, texts, parameters, bound)
 
 
 def build_checkpoint(
@@ -67,18 +85,16 @@ def build_checkpoint(
     ModelError for a tokenizer that cannot be read, and for a configuration or a tokenizer that does not fit the
     tensors, UnsupportedError for an architecture that transformers does not know.
     """
-    checkpoint = open_checkpoint(path)
-    model, texts = _module(checkpoint, not skip_tokenizer_init)
-    parameters = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
-    bound = bind(checkpoint, parameters, _tied(model), _sources(checkpoint, model))
-    kv_cache_dtype, scales = _caches(checkpoint, bound, kv_cache_dtype)
-    most = getattr(model.config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    found = read_language_model(path, not skip_tokenizer_init)
+    texts = found.texts
+    kv_cache_dtype, scales = _caches(found.checkpoint, found.bound, kv_cache_dtype)
+    most = getattr(found.module.config, "max_position_embeddings", None) or DEFAULT_LENGTH
     return build_language_model(
-        model, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size, tokens=tokens,
-        rows=rows, weights=_Weights(bound, parameters), tokenizer=texts.tokenizer, template=texts.template,
-        license_text=texts.license_text, end_tokens=texts.end_tokens, special=dict(texts.special),
-        kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, embeddings=embeddings, max_loras=max_loras,
-        max_lora_rank=max_lora_rank, cache_scales=scales, **options,
+        found.module, length=min(most, DEFAULT_LENGTH) if length is None else length, page_size=page_size,
+        tokens=tokens, rows=rows, weights=found.weights(), tokenizer=texts.tokenizer, template=texts.template,
+        tool_template=texts.tool_template, license_text=texts.license_text, end_tokens=texts.end_tokens,
+        special=dict(texts.special), kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant,
+        embeddings=embeddings, max_loras=max_loras, max_lora_rank=max_lora_rank, cache_scales=scales, **options,
     )  # fmt: skip
 
 
@@ -156,14 +172,14 @@ def _module(checkpoint: Checkpoint, tokenizer: bool) -> tuple[Any, Texts]:
                                hint="a newer transformers may; a checkpoint's own code is never run")  # fmt: skip
     with _read_once():
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, **place)
+            config = transformers.AutoConfig.from_pretrained(folder, **place, **FILES_ALONE)
         except Exception as error:  # a configuration is anybody's text
             raise ModelError(f"the model's configuration cannot be read: {error}", node=str(checkpoint.path)) from error
-        texts = _texts(checkpoint, folder, place, tokenizer)
+        texts = read_texts(checkpoint, folder, place, tokenizer)
     for name in ("quantization_config",):  # the module itself is never quantised: its weights are bound
         if hasattr(config, name):
             delattr(config, name)
-    _check_vocabulary(texts, getattr(config.get_text_config(decoder=True), "vocab_size", None), folder)
+    check_vocabulary(texts, getattr(config.get_text_config(decoder=True), "vocab_size", None), folder)
     return hollow_causal_lm(config, torch.float32), texts
 
 
@@ -187,71 +203,3 @@ def _read_once() -> Iterator[None]:
         yield
     finally:
         module.load_gguf_checkpoint = parse
-
-
-def _texts(checkpoint: Checkpoint, folder: Path, place: dict[str, str], wanted: bool) -> Texts:
-    """The texts; without a tokenizer, if it is not wanted, only the licence and the end tokens that files name."""
-    import transformers
-
-    if not wanted:
-        return Texts(None, None, {}, tuple(sorted(set(_generation_ends(folder)))), _license(checkpoint, folder))
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **place)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"the checkpoint's tokenizer cannot be read: {reason}", node=str(checkpoint.path),
-            hint="fetch tokenizer.json again, or build an engine that takes token ids (--skip-tokenizer-init)",
-        ) from error  # fmt: skip
-    definition = getattr(tokenizer, "backend_tokenizer", None)
-    ends = {tokenizer.eos_token_id} | set(_generation_ends(folder))
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = {n: str(getattr(tokenizer, n)) for n in names if getattr(tokenizer, n, None)}
-    return Texts(
-        None if definition is None else definition.to_str(), tokenizer.chat_template, special,
-        tuple(sorted(t for t in ends if t is not None)), _license(checkpoint, folder),
-    )  # fmt: skip
-
-
-def _check_vocabulary(texts: Texts, size: int | None, folder: Path) -> None:
-    """Raises ModelError for a tokenizer, or end tokens, with numbers that the model has no embeddings for."""
-    known = {} if texts.tokenizer is None else _numbers(texts.tokenizer)
-    most = max([*known.values(), *texts.end_tokens], default=-1)
-    if size is not None and most >= size:
-        token = next((t for t, number in known.items() if number == most), "an end token")
-        raise ModelError(
-            f"the tokenizer gives the token {token[:80]!r} the number {most}, and the model's vocabulary has {size}",
-            node=str(folder), hint="the tokenizer belongs to another model: fetch tokenizer.json and config.json again",
-        )  # fmt: skip
-
-
-def _numbers(definition: str) -> dict[str, int]:
-    """The number of each token of a tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    found: dict[str, int] = Tokenizer.from_str(definition).get_vocab(with_added_tokens=True)
-    return found
-
-
-def _generation_ends(folder: Path) -> list[int]:
-    """The end tokens of generation_config.json."""
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return []
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", [])
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"generation_config.json is damaged: {error}", node=str(file)) from error
-    return [int(t) for t in (found if isinstance(found, list) else [found]) if t is not None]
-
-
-def _license(checkpoint: Checkpoint, folder: Path) -> str | None:
-    """The licence's text, or its name where only that is known."""
-    if checkpoint.form != "GGUF":
-        for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
-            if (folder / name).is_file():
-                return (folder / name).read_text(encoding="utf-8", errors="replace")
-    named = checkpoint.config.get("general.license")
-    return None if named is None else str(named)
-
-

@@ -35,9 +35,10 @@ DEFAULT_TOKENS, DEFAULT_PAGE, DEFAULT_TILE, DEFAULT_RANK = 512, 16, 16, 16
 def build_language_model(
     model: Any, *, length: int, page_size: int = DEFAULT_PAGE, tokens: int = DEFAULT_TOKENS, rows: int | None = None,
     tile: int = DEFAULT_TILE, tokenizer: str | None = None, template: str | None = None,
-    license_text: str | None = None, end_tokens: Sequence[int] = (), special: dict[str, str] | None = None,
-    kv_cache_dtype: str = "auto", batch_invariant: bool = False, embeddings: bool = False, max_loras: int = 0,
-    max_lora_rank: int = DEFAULT_RANK, weights: Callable[[Emitter, str], Value | None] | None = None,
+    tool_template: str | None = None, license_text: str | None = None, end_tokens: Sequence[int] = (),
+    special: dict[str, str] | None = None, kv_cache_dtype: str = "auto", batch_invariant: bool = False,
+    embeddings: bool = False, max_loras: int = 0, max_lora_rank: int = DEFAULT_RANK,
+    weights: Callable[[Emitter, str], Value | None] | None = None,
     cache_scales: Callable[[str, int], CacheScales] | None = None, **options: Unpack[CompileOptions],
 ) -> Package:  # fmt: skip
     """The engine of a ``...ForCausalLM``.
@@ -46,6 +47,7 @@ def build_language_model(
     rows             the most tokens of a step whose logits are wanted; None: all
     tokenizer        the text of tokenizer.json
     template         the chat template
+    tool_template    that of conversations with tools; None: it is the same
     license_text     the model's licence
     end_tokens       tokens at which a result ends
     special          names of special tokens, for the chat template
@@ -99,7 +101,7 @@ def build_language_model(
     )  # fmt: skip
     data = packed(
         build.data, description, sampler=build_sampler(build.data, rows, options), tokenizer=tokenizer,
-        template=template, license_text=license_text,
+        template=template, tool_template=tool_template, license_text=license_text,
     )  # fmt: skip
     return unpacked(data)
 

@@ -112,7 +112,8 @@ def open_package(
         raise UsageError(
             f"there is no model {os.fspath(path)!r}", hint="name an engine file, a Hugging Face folder or a GGUF file"
         )
-    kept = cache_dir() / "llm" / f"{_key(place, device.arch, device.is_simulator, sizes, options)}.engine"
+    of, state = _key(place, device.arch, device.is_simulator, sizes, options)
+    kept = cache_dir() / "llm" / f"{of}-{state}.engine"
     if not kept.exists():
         from arcweld.driver.checkpoint_models import build_checkpoint
 
@@ -121,16 +122,24 @@ def open_package(
         package = build_checkpoint(place, **sizes, **given)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_engine(kept, package.data)
+        for old in set(kept.parent.glob(f"{of}-*.engine")) - {kept}:
+            old.unlink(missing_ok=True)  # which another process may have done
     return unpacked(read_engine(kept))
 
 
-def _key(path: Path, arch: str, simulated: bool, sizes: Mapping[str, Any], options: CompileOptions) -> str:
-    """What the engine of a checkpoint depends on: its files as they are now, the build, and what builds it."""
+def _key(
+    path: Path, arch: str, simulated: bool, sizes: Mapping[str, Any], options: CompileOptions
+) -> tuple[str, str]:  # fmt: skip
+    """What the engine of a checkpoint depends on: which checkpoint and build, and the state of what it is made of.
+
+    Engines of one build replace each other: the checkpoint's files have changed, or Arcweld.
+    """
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     seen = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    made_by = sources_hash(Path(__file__).parents[1])
-    parts = (made_by, arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str), seen)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    of = (str(path.resolve()), arch, simulated, sorted(sizes.items()), sorted(options.items(), key=str))
+    state = (sources_hash(Path(__file__).parents[1]), seen)
+    first, second = (hashlib.sha256(repr(parts).encode()).hexdigest() for parts in (of, state))
+    return first[:16], second[:16]
 
 
 @cache

@@ -32,19 +32,22 @@ _SCRIPT = Path(__file__).with_name("chat_process.py")
 class ChatTemplate:
     """A template in Jinja, as model cards and checkpoints have it, with the names of special tokens that it may use.
 
-    Threads may share it.
+    ``tool_text`` is the template of conversations with tools, where a model has another one for these. Threads may
+    share it.
     """
 
-    def __init__(self, text: str, special: Mapping[str, str]) -> None:
-        self.text, self.special = text, dict(special)
+    def __init__(self, text: str, special: Mapping[str, str], tool_text: str | None = None) -> None:
+        self.text, self.tool_text, self.special = text, text if tool_text is None else tool_text, dict(special)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0  # the process that started it: a fork must not talk to its parent's
 
-    @property
-    def joins_arguments(self) -> bool:
-        """Whether it joins the arguments of calls to texts as they are, so that they are given to it as JSON texts."""
-        return _JOINED.search(self.text) is not None
+    def joins_arguments(self, tools: bool = False) -> bool:
+        """Whether it joins the arguments of calls to texts as they are, so that they are given to it as JSON texts.
+
+        ``tools``: in a conversation with tools.
+        """
+        return _JOINED.search(self.tool_text if tools else self.text) is not None
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
@@ -62,7 +65,8 @@ class ChatTemplate:
         }  # fmt: skip
         limits = {"most": MOST_CHARACTERS, "seconds": MOST_SECONDS, "memory": MOST_MEMORY}
         try:
-            line = json.dumps({"template": self.text, "given": given, **limits})
+            text = self.text if tools is None else self.tool_text
+            line = json.dumps({"template": text, "given": given, **limits})
         except (TypeError, ValueError, RecursionError) as error:
             raise UsageError(f"the conversation is no plain data: {error}") from error
         with self._lock:

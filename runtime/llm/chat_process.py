@@ -84,9 +84,10 @@ def _answer(request: dict[str, Any], templates: dict[str, Any]) -> dict[str, str
 
     reserve: bytearray | None = bytearray(_OVERHEAD)
     try:
-        if "template" not in templates:
-            templates["template"] = compiled(request["template"])
-        return render(templates["template"], request["most"], request["given"])
+        text = request["template"]
+        if text not in templates:
+            templates[text] = compiled(text)
+        return render(templates[text], request["most"], request["given"])
     except MemoryError:
         reserve = None
         return {"error": f"the chat template needs more than {request['memory'] >> 20} MiB of memory"}

@@ -13,13 +13,15 @@ import msgspec
 
 from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import EngineFileError, UsageError
-from arcweld.compiler.ragged import cache_names
+from arcweld.compiler.ragged import ADAPTER_ENDS, FORMS, cache_names
 from arcweld.compiler.sampler import INPUTS, OUTPUTS
 from arcweld.runtime.engine_file import EngineData, engine_bytes, parse_engine
 from arcweld.runtime.llm.chat import ChatTemplate
 from arcweld.runtime.llm.tokenizer import Tokenizer
+from arcweld.runtime.program import Program
 
-DESCRIPTION, TOKENIZER, TEMPLATE, LICENSE = "llm.json", "tokenizer.json", "chat_template.jinja", "LICENSE"
+DESCRIPTION, TOKENIZER, LICENSE = "llm.json", "tokenizer.json", "LICENSE"
+TEMPLATE, TOOL_TEMPLATE = "chat_template.jinja", "chat_template.tool_use.jinja"
 SAMPLER = "sampler.engine"
 VERSION = 2
 # of keys and values, by the names that users give; ``auto`` is what the checkpoint says, or what the build computes in
@@ -160,12 +162,12 @@ class Package:
 
 def packed(
     data: EngineData, description: Description, *, sampler: EngineData, tokenizer: str | None = None,
-    template: str | None = None, license_text: str | None = None,
+    template: str | None = None, tool_template: str | None = None, license_text: str | None = None,
 ) -> EngineData:  # fmt: skip
     """The engine with these files, and ``sampler`` as one of them."""
     files = {DESCRIPTION: msgspec.json.format(msgspec.json.encode(description), indent=1)}
     files[SAMPLER] = engine_bytes(sampler)
-    texts = {TOKENIZER: tokenizer, TEMPLATE: template, LICENSE: license_text}
+    texts = {TOKENIZER: tokenizer, TEMPLATE: template, TOOL_TEMPLATE: tool_template, LICENSE: license_text}
     files |= {name: text.encode() for name, text in texts.items() if text is not None}
     return data.with_files(files)
 
@@ -190,13 +192,44 @@ def unpacked(data: EngineData) -> Package:
     types = {t for c in description.caches for t in (c.dtype, c.scales) if t is not None}
     if not types <= {d.value for d in DType} or len({c.scales for c in description.caches}) > 1:
         raise EngineFileError("llm.json is damaged: caches are of no type, or layers differ in having scales")
+    _check_program(data.program, description)
     tokenizer = Tokenizer(_text(data, TOKENIZER)) if TOKENIZER in data.files else None
     if tokenizer is not None and tokenizer.size > description.vocabulary:
         raise EngineFileError(
             f"the tokenizer has {tokenizer.size} tokens, the model {description.vocabulary}: they do not fit"
         )
-    template = ChatTemplate(_text(data, TEMPLATE), description.special) if TEMPLATE in data.files else None
-    return Package(data, description, tokenizer, template, _sampler(data, description))
+    return Package(data, description, tokenizer, _template(data, description), _sampler(data, description))
+
+
+def _check_program(program: Program, d: Description) -> None:
+    """Raises EngineFileError where the description is not that of the program: its sizes decide what memory is read."""
+    inputs = {name: (dtype.value, shape) for name, (dtype, shape) in FORMS.items()}
+    if d.adapters is not None:
+        inputs[ADAPTER_ENDS] = (DType.I32.value, (str(d.adapters.count),))
+    pages = {n: (dtype.value, ("pages", *map(str, shape[1:]))) for n, (shape, dtype) in d.state(1).items()}
+    given = {t.name: (t.dtype, t.shape) for t in program.inputs}
+    results = {"logits": ("rows", str(d.vocabulary))} | ({"hidden": ("rows",)} if d.embeddings else {})
+    found = {t.name: t.shape[: len(results.get(t.name, ()))] for t in program.outputs}
+    most = {"tokens": d.tokens, "tiles": d.tokens, "rows": d.rows, "tile": d.tile}
+    most["entries"] = d.tokens * -(-d.length // d.page_size)
+    ends = {s.name: s.hi for s in program.symbols}
+    for what, own, stated in (
+        ("input", given, inputs | pages), ("result", found, results | {f"{n}_now": () for n in pages}),
+        ("size", {n: ends.get(n) for n in most}, most),
+    ):  # fmt: skip
+        wrong = [n for n in sorted({*own, *stated}) if own.get(n) != stated.get(n)]
+        if wrong:
+            raise EngineFileError(
+                f"llm.json is damaged: by it, the {what} {wrong[0][:80]!r} is {stated.get(wrong[0])}, and the engine's "
+                f"is {own.get(wrong[0])}", hint="build the engine again",
+            )  # fmt: skip
+
+
+def _template(data: EngineData, description: Description) -> ChatTemplate | None:
+    if TEMPLATE not in data.files:
+        return None
+    tool_text = _text(data, TOOL_TEMPLATE) if TOOL_TEMPLATE in data.files else None
+    return ChatTemplate(_text(data, TEMPLATE), description.special, tool_text)
 
 
 def _sampler(data: EngineData, description: Description) -> EngineData:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.errors import EngineFileError, UsageError
+from arcweld.compiler.errors import UsageError
 from arcweld.runtime.arrays import Taken
 from arcweld.runtime.device import Memory
 from arcweld.runtime.engine import Engine
@@ -58,12 +58,10 @@ class Runner:
     def __init__(self, engine: Engine, description: Description, pages: int) -> None:
         """Allocates the pages.
 
-        Raises UsageError for none, DeviceError where the device has no memory left, EngineFileError for pages of
-        another type than the engine's.
+        Raises UsageError for none, DeviceError where the device has no memory left.
         """
         if pages < 1:
             raise UsageError("there is no room for a single page", hint="give more kv_cache_memory")
-        own = {t.name: t.dtype for t in engine.data.program.inputs}
         self.engine, self.description, self.pages = engine, description, pages
         self.steps = 0
         self.transfers = Transfers(engine.device)
@@ -72,8 +70,6 @@ class Runner:
         self._state: dict[str, Taken] = {}
         device = engine.device
         for name, (shape, dtype) in description.state(pages).items():
-            if own.get(name) != dtype.value:
-                raise EngineFileError(f"llm.json is damaged: {name} is {dtype.value}, and the engine's {own.get(name)}")
             nbytes = math.prod(shape) * dtype.size
             with self.transfers.current():
                 memory = self._memory[name] = device.allocate(nbytes)

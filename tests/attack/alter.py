@@ -217,13 +217,17 @@ def weights(members: Members, rng: random.Random) -> Members:
         return members
     if rng.random() < 0.3:
         return {**members, WEIGHTS: flipped(body, rng)}
+    with contextlib.suppress(ValueError):
+        return {**members, WEIGHTS: tensors_altered(body, rng)}
+    return members
+
+
+def tensors_altered(body: bytes, rng: random.Random) -> bytes:
+    """A file of tensors in the safetensors format with its header changed. Raises ValueError for a damaged one."""
     length = int.from_bytes(body[:8], "little")
-    try:
-        header = json.dumps(value_altered(json.loads(body[8 : 8 + length]), rng)).encode()
-    except ValueError:
-        return members
+    header = json.dumps(value_altered(json.loads(body[8 : 8 + length]), rng)).encode()
     header += b" " * (-len(header) % 8)
-    return {**members, WEIGHTS: len(header).to_bytes(8, "little") + header + body[8 + length :]}
+    return len(header).to_bytes(8, "little") + header + body[8 + length :]
 
 
 def together(members: Members, rng: random.Random) -> Members:

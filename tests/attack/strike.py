@@ -128,12 +128,10 @@ def _texts() -> bytes:
 
 
 def prepare(folder: Path) -> None:
-    """Loads and compiles what every child uses, and forgets what was built here."""
+    """Compiles what every child uses, and forgets what is built here."""
     runtime_library()
     forgotten = folder / "trust"
     records._folder = lambda: forgotten  # type: ignore[assignment]
-    for data in originals(folder):
-        run_once(load(data, "sim"))
     records.known = lambda manifest: False  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""What is attacked: engine files and ONNX models. How an original is made, altered, and opened."""
+"""What is attacked: engines, ONNX models, checkpoints, language models' engines. How each is altered and opened."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import onnx
 import strike
 from alter import altered
 from alter_models import altered_model
+from checkpoints import altered_checkpoint, checkpoints, open_checkpoint
+from llm_engines import altered_llm, llm_engines, open_llm
 
 from arcweld.compiler.errors import ArcweldError, CompileError, CompileLimitError, InternalError, VerifyError
 from arcweld.compiler.options import Options
@@ -112,4 +114,8 @@ def _ended(build: Callable[[], object]) -> str:
 TARGETS = {
     "engine": Target("engine", strike.originals, altered, lambda data, folder: strike.open_every_way(data, folder)),
     "model": Target("onnx", models, altered_model, open_model),
+    "checkpoint": Target(
+        "zip", checkpoints, altered_checkpoint, lambda data, folder: _ended(lambda: open_checkpoint(data, folder))
+    ),
+    "llm": Target("engine", llm_engines, altered_llm, lambda data, folder: _ended(lambda: open_llm(data, folder))),
 }

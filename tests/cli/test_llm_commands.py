@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,12 @@ def test_the_engine_of_a_checkpoint_is_built_once(
     again = arcweld.LLM(folder, device="sim", build={"verify": "off"}, **sizes).generate(PROMPT, params)
     assert again[0].outputs[0].text == first[0].outputs[0].text
     assert kept.stat().st_mtime_ns == before
+    os.utime(folder / "config.json")
+    arcweld.LLM(folder, device="sim", build={"verify": "off"}, **sizes)
+    (now,) = (tmp_path / "llm").iterdir()  # in place of the other one
+    assert now != kept
     with pytest.raises(UsageError, match="an engine already"):
-        arcweld.LLM(kept, device="sim", build={"verify": "off"})
+        arcweld.LLM(now, device="sim", build={"verify": "off"})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from arcweld.compiler.checkpoints.names import bind
 from arcweld.compiler.checkpoints.opening import open_checkpoint
 from arcweld.compiler.errors import ArcweldError, ModelError, UnsupportedError
 from arcweld.compiler.torch.stored_names import stored_names
-from arcweld.driver.checkpoint_models import build_checkpoint
+from arcweld.driver.checkpoint_models import build_checkpoint, read_language_model
 from arcweld.models import reencode
 from arcweld.runtime.llm.llm import LLM
 from arcweld.runtime.llm.package import Package
@@ -175,6 +175,93 @@ def test_an_end_token_that_the_model_does_not_have(tmp_path: Path) -> None:
     transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w1").save_pretrained(path)
     (path / "generation_config.json").write_text('{"eos_token_id": [1, 128]}', encoding="utf-8")
     refused(path, ModelError, "the number 128, and the model's vocabulary has 128")
+
+
+@pytest.mark.parametrize("ends", ['"</s>"', "[2, {}]", "[-1]", "true", "2.5"])
+def test_end_tokens_that_are_none(ends: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "f16")
+    (path / "generation_config.json").write_text(f'{{"eos_token_id": {ends}}}', encoding="utf-8")
+    refused(path, ModelError, "which is no token")
+
+
+def with_tokenizer(path: Path, template: Any = None) -> Path:
+    words = {f"w{i}": i for i in range(128)}
+    own = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=own, eos_token="w2")
+    fast.chat_template = template
+    fast.save_pretrained(path)
+    return path
+
+
+TEMPLATES = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | length }} of {{ messages | length }}"}
+MESSAGES = [{"role": "user", "content": "w1"}]
+
+
+def test_a_model_with_a_template_for_tools(tmp_path: Path) -> None:
+    """As transformers chooses between them."""
+    path = with_tokenizer(write(tmp_path, "f16"), TEMPLATES)
+    texts = read_language_model(path).texts
+    assert (texts.template, texts.tool_template) == (TEMPLATES["default"], TEMPLATES["tool_use"])
+    template = built(path, skip_tokenizer_init=False).template
+    assert template is not None
+    fast = transformers.AutoTokenizer.from_pretrained(path)
+    tools: list[dict[str, Any]]
+    for tools in ([], [{"type": "function", "function": {"name": "f"}}]):
+        want = fast.apply_chat_template(MESSAGES, tools=tools or None, tokenize=False)
+        assert template.render(MESSAGES, tools=tools or None) == want
+
+
+@pytest.mark.parametrize("folder", ["additional_chat_templates", ""])
+def test_templates_of_which_none_is_the_default(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    path = with_tokenizer(write(tmp_path, "f16"), {"rag": "x", "tool_use": "y"} if not folder else TEMPLATES)
+    if folder:
+        (path / "chat_template.jinja").unlink()
+    texts = read_language_model(path).texts
+    assert (texts.template, texts.tool_template) == (None, None)
+    assert "none called default" in caplog.text
+
+
+def test_a_checkpoints_own_code_is_never_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = with_tokenizer(write(tmp_path, "f16"))
+    (path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n", encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks"))
+    for name in ("tokenizer_config.json", "config.json"):
+        found = json.loads((path / name).read_text(encoding="utf-8"))
+        found |= {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"], "AutoConfig": "own.Own"}}
+        (path / name).write_text(json.dumps(found | {"tokenizer_class": "Own"}), encoding="utf-8")
+        refused(path, ModelError, "custom code", skip_tokenizer_init=False)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "generation_config.json", "config.json", "tokenizer.json", "additional_chat_templates"]
+)
+def test_files_that_lead_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    """What was good as a file is refused as a link."""
+    path = with_tokenizer(write(tmp_path, "f16"), TEMPLATES)
+    (path / "LICENSE").write_text("MIT", encoding="utf-8")
+    (path / "generation_config.json").write_text('{"eos_token_id": 2}', encoding="utf-8")
+    assert read_language_model(path).texts.license_text == "MIT"
+    (path / name).rename(tmp_path / "secret")
+    (path / name).symlink_to(tmp_path / "secret")
+    refused(path, ModelError, "is a symbolic link", skip_tokenizer_init=False)
+
+
+def test_a_snapshot_of_the_hubs_cache(tmp_path: Path) -> None:
+    """All its files are links, to blobs of the same repository."""
+    path = with_tokenizer(write(tmp_path, "f16"), TEMPLATES)
+    blobs, snapshot = tmp_path / "repository" / "blobs", tmp_path / "repository" / "snapshots" / "1"
+    blobs.mkdir(parents=True)
+    for k, file in enumerate(sorted(p for p in path.rglob("*") if p.is_file())):
+        link = snapshot / file.relative_to(path)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(blobs / str(k))
+        link.symlink_to(os.path.relpath(blobs / str(k), link.parent))
+    assert read_language_model(snapshot).texts.tool_template == TEMPLATES["tool_use"]
 
 
 def test_a_tokenizer_that_cannot_be_read_is_an_error_with_a_way_out(

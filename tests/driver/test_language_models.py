@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,28 @@ def test_an_engine_that_is_no_language_model() -> None:
     old = {**files, "llm.json": files["llm.json"].replace(b'"version": 2', b'"version": 1')}
     with pytest.raises(EngineFileError, match="version 1; this Arcweld reads 2"):
         unpacked(package("llama").data.with_files(old))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"embeddings": True}, "the result 'hidden' is"), ({"tokens": 4096}, "the size 'entries' is"),
+        ({"page_size": 4096}, "the input 'pages_0' is"), ({"length": 1}, "the size 'entries' is"),
+        ({"rows": 4096}, "the size 'rows' is 4096"), ({"tile": 1}, "the size 'tile' is 1"),
+        ({"vocabulary": 129}, "the result 'logits' is"), ({"caches": 1}, "the input 'pages_2' is None"),
+        ({"caches": 3}, "the input 'pages_4' is .*, and the engine's is None"),
+        ({"adapters": {"count": 1, "rank": 2, "layers": []}}, "the input 'adapter_ends' is .* engine's is None"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_descriptions_of_another_engine(changes: dict[str, Any], text: str) -> None:
+    """Sizes decide where keys and values are read and written."""
+    data = package("llama").data
+    said = json.loads(data.files["llm.json"])
+    if "caches" in changes:
+        changes = {"caches": said["caches"][:1] * changes["caches"]}
+    with pytest.raises(EngineFileError, match=rf"llm\.json is damaged: by it, {text}"):
+        unpacked(data.with_files({**data.files, "llm.json": json.dumps(said | changes).encode()}))
 
 
 def test_sizes_that_the_model_does_not_have() -> None:

@@ -53,7 +53,7 @@ def build_wheel(source: Path, out: Path) -> Path:
 
 def test_the_wheel_is_small_and_pure_python(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert wheel.stat().st_size < 1_600_000
+    assert wheel.stat().st_size < 1_700_000
     said = re.search(r"The wheel has about ([\d.]+) MB", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"))
     assert said is not None
     assert abs(wheel.stat().st_size / 1e6 - float(said[1])) < 0.1

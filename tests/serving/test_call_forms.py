@@ -300,7 +300,7 @@ def test_what_texts_between_tags_cannot_be_held_to(caplog: pytest.LogCaptureFixt
 
 def test_templates_that_join_arguments_get_texts() -> None:
     def joins(text: str) -> bool:
-        return ChatTemplate(text, {}).joins_arguments
+        return ChatTemplate(text, {}).joins_arguments()
 
     assert joins("{{ '\\n' + tool['function']['arguments'] + '\\n' }}")
     assert joins("{{ f.name ~ f.arguments }}")
