@@ -155,6 +155,7 @@ def _sized(dims: list[int], raw: bytes) -> onnx.ModelProto:
         ),
         _one(N("Concat", ["a", "b"], ["y"], axis=0), {"a": ints(1), "b": np.int64([[1]])}),
         _one(N("Add", ["a", "b"], ["y"]), {"a": ints(1, 2), "b": ints(1, 2, 3)}),
+        _one(N("MaxPool", ["b"], ["y"], kernel_shape=[2]), {"b": np.ones((1, 1, 4), bool)}),
         _one(N("Range", ["a", "b", "b"], ["y"]), {"a": np.zeros(0, np.int64), "b": np.int64(1)}),
     ],
     ids=str,

@@ -19,6 +19,8 @@ from arcweld.compiler.ops.maxima import places_of_maxima
 @handles("MaxPool")
 def _max_pool(c: NodeContext) -> Result:
     x = c.value(0)
+    if not x.dtype.is_float and (not x.dtype.is_int or x.dtype.is_packed):
+        c.broken(f"it does not take {x.dtype.value}")
     most = pool(c, "MaxPool", x, -math.inf if x.dtype.is_float else float(np.iinfo(x.dtype.numpy).min))
     if len(c.used) < 2 or not c.used[1]:
         return most
