@@ -14,6 +14,8 @@ from mutate import survivors
 from arcweld.codegen.templates.contract.problem import problem_of
 from arcweld.codegen.templates.contract.tactic import ContractTactic
 from arcweld.compiler.dtypes import DType
+from arcweld.compiler.text import parse_graph
+from arcweld.driver.api import compile_graph
 
 ARCHS = ("sm_80", "sm_90a")  # in turn: they differ in little but the launch primitives
 CASES = cases_contract.cases()
@@ -118,3 +120,18 @@ def test_aligned_operands_are_copied_asynchronously() -> None:
     assert problem.a.copyable
     assert problem.b.copyable
     assert not problem_of(cases_contract.matmul_kernel(64, 63, 65, DType.F16)).a.copyable
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("empty", ["n", "k", "batch"])
+def test_an_open_size_that_is_always_zero(empty: str, rows: int, dtype: str) -> None:
+    """As of a loop that never turns."""
+    b, k, n = ("z" if empty == name else size for name, size in (("batch", "3"), ("k", "8"), ("n", "16")))
+    text = f"graph 'g'\nsymbol z(lo=0, hi=0)\ninput %x: {dtype}[{b}, {rows}, {k}]\ninput %w: {dtype}[{b}, {k}, {n}]\n"
+    engine = compile_graph(parse_graph(text + "%y = MatMul(%x, %w)\noutput %y\n"), device="sim")
+    sizes = {"z": 0, "3": 3, "8": 8, "16": 16}
+    x, w = (np.ones(shape, dtype.replace("f", "float")) for shape in (
+        (sizes[b], rows, sizes[k]), (sizes[b], sizes[k], sizes[n])
+    ))  # fmt: skip
+    np.testing.assert_array_equal(engine.run({"x": x, "w": w})["y"], x @ w, strict=True)

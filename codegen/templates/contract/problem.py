@@ -307,4 +307,4 @@ def likely(extent: Dim) -> int:
     if isinstance(extent, int):
         return max(extent, 1)
     lo, hi = dims.bounds(extent)
-    return hi if hi is not None else max(lo or 1, UNKNOWN_EXTENT)
+    return max(hi, 1) if hi is not None else max(lo or 1, UNKNOWN_EXTENT)
