@@ -21,11 +21,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from arcweld.compiler.dtypes import DType
-from arcweld.compiler.paged import TABLE
 
 ADAPTER_ENDS = "adapter_ends"
-INPUTS = ("ids", "positions", "rows", "slots", "tile_rows", "token_places", *TABLE, "new")
-# the type of each of them, and its shape as programs have it
+# the type of each input, and its shape as programs have it
 FORMS: Mapping[str, tuple[DType, tuple[str, ...]]] = {
     "ids": (DType.I64, ("tokens",)), "positions": (DType.I64, ("tokens",)), "rows": (DType.I64, ("rows",)),
     "slots": (DType.I32, ("tokens", "2")), "tile_rows": (DType.I32, ("tiles", "tile")),
@@ -33,6 +31,7 @@ FORMS: Mapping[str, tuple[DType, tuple[str, ...]]] = {
     "kv_indices": (DType.I32, ("entries",)), "kv_last_page_len": (DType.I32, ("tiles",)),
     "new": (DType.I32, ("tiles",)),
 }  # fmt: skip
+INPUTS = tuple(FORMS)
 
 
 def cache_names(layer: int, scaled: bool) -> tuple[str, ...]:

@@ -186,6 +186,13 @@ def value_altered(value: Any, rng: random.Random) -> Any:
     return rng.choice((rng.choice(NUMBERS), rng.choice(WORDS), None, True, 1.5, [], {}, [value], {"a": value}))
 
 
+def file_altered(name: str, body: bytes, rng: random.Random) -> bytes:
+    """A JSON file with a value changed, or a text with a line changed. Raises ValueError for a damaged one."""
+    if name.endswith(".json"):
+        return json.dumps(value_altered(json.loads(body), rng)).encode(errors="surrogatepass")
+    return text_altered(body.decode(), rng).encode()
+
+
 def program(members: Members, rng: random.Random) -> Members:
     """Changes the program or another part of the manifest."""
     try:

@@ -6,7 +6,6 @@ A folder is carried as an archive of its files, a GGUF file as an archive of one
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import struct
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alter import NUMBERS, WORDS, Members, flipped, read_members, tensors_altered, text_altered, value_altered, written
+from alter import NUMBERS, WORDS, Members, file_altered, flipped, read_members, tensors_altered, written
 
 from arcweld.models import reencode
 
@@ -31,6 +30,8 @@ METADATA = {
     "llama.context_length": 128, "llama.embedding_length": 256, "llama.feed_forward_length": 256,
     "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 10000.0,
     "llama.attention.layer_norm_rms_epsilon": 1e-6, "llama.vocab_size": 128, "llama.rope.dimension_count": 64,
+}  # fmt: skip
+TEXTS = {
     "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.merges": ["t h"],
     "tokenizer.ggml.token_type": [3] * 3 + [1] * 125,
     "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
@@ -66,7 +67,7 @@ def checkpoints(folder: Path) -> tuple[bytes, ...]:
         make(transformers).save_pretrained(folder / name)
         found.append(_with_texts(folder / name))
     for form in reencode.FILES:
-        path = reencode.llama_gguf(folder / f"{form}.gguf", form, CONFIG, state, METADATA)
+        path = reencode.llama_gguf(folder / f"{form}.gguf", form, CONFIG, state, METADATA | TEXTS)
         found.append(written({GGUF: path.read_bytes()}))
     return tuple(found)
 
@@ -83,7 +84,7 @@ def _with_texts(folder: Path) -> bytes:
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, eos_token=end, bos_token=begin, unk_token=unknown
     )
-    fast.chat_template = {"default": METADATA["tokenizer.chat_template"], "tool_use": "{{ tools | tojson }}"}
+    fast.chat_template = {"default": TEXTS["tokenizer.chat_template"], "tool_use": "{{ tools | tojson }}"}
     fast.save_pretrained(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3]}', encoding="utf-8")
     (folder / "LICENSE").write_text("MIT", encoding="utf-8")
@@ -114,10 +115,8 @@ def _altered(members: Members, rng: random.Random) -> Members:
         new = gguf_altered(body, rng)
     elif chosen.endswith(".safetensors"):
         new = tensors_altered(body, rng)
-    elif chosen.endswith(".json"):
-        new = json.dumps(value_altered(json.loads(body), rng)).encode(errors="surrogatepass")
     else:
-        new = text_altered(body.decode(), rng).encode()
+        new = file_altered(chosen, body, rng)
     return {**members, chosen: new}
 
 

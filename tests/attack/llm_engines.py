@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 from functools import cache
 from pathlib import Path
 
-from alter import Members, altered, consistent, flipped, read_members, text_altered, value_altered, written
+from alter import Members, altered, consistent, file_altered, flipped, read_members, written
 from checkpoints import checkpoints, written_to
 
 from arcweld.compiler.errors import ArcweldError
@@ -49,10 +48,8 @@ def _altered(members: Members, rng: random.Random) -> Members:
         new = flipped(body, rng)
     elif chosen == FILES + SAMPLER:
         new = altered(body, rng)
-    elif chosen.endswith(".json"):
-        new = json.dumps(value_altered(json.loads(body), rng)).encode(errors="surrogatepass")
     else:
-        new = text_altered(body.decode(), rng).encode()
+        new = file_altered(chosen, body, rng)
     return {**members, chosen: new}
 
 

@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from checkpoints import CONFIG, METADATA, SIZES
 from language_models import greedy, model, prompts
 
 from arcweld.cli.app import main
@@ -27,17 +28,6 @@ from arcweld.runtime.llm.package import Package
 from arcweld.runtime.llm.params import SamplingParams
 
 COUNT = 6
-SIZES: dict[str, Any] = {
-    "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 128, "max_position_embeddings": 128,
-    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-CONFIG = SIZES | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-METADATA = {
-    "llama.context_length": 128, "llama.embedding_length": 256, "llama.feed_forward_length": 256,
-    "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.freq_base": 10000.0,
-    "llama.attention.layer_norm_rms_epsilon": 1e-6, "llama.vocab_size": 128, "llama.rope.dimension_count": 64,
-}  # fmt: skip
 FORMS = (*reencode.FOLDERS, *reencode.FILES)
 # one of each kind; all of them take some minutes (``ARCWELD_EVERY=1``)
 CHOSEN = FORMS if os.environ.get("ARCWELD_EVERY") else ("gptq-act-order", "float-quantized", "bf16", "Q4_K")
