@@ -168,6 +168,7 @@ def slice_spec(c: NodeContext) -> SliceSpec:
 
 def _seen_slice(c: NodeContext, axes: Sequence[int] | None, strides: Sequence[int] | None) -> SliceSpec:
     """The spec of a Slice whose starts and ends the host sees at run time."""
+    c.needs_rank(1, 1, 1)
     shape, count = c.shape(0), c.shape(1)[0]
     if c.shape(1) != c.shape(2) or not isinstance(count, int):
         c.broken("starts and ends differ in length")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 from onnx import GraphProto
 
+from arcweld.compiler.dtypes import DType
 from arcweld.compiler.errors import ModelError
 from arcweld.compiler.onnx.remedies import ImportRefusal, Remedy
+
+T = TypeVar("T")
 
 
 class Attributes:
@@ -64,10 +68,30 @@ class Attributes:
 
     def ints_attr(self, name: str) -> tuple[int, ...] | None:
         """A list of integers; None where the attribute is missing."""
+        return self._list_attr(name, int)
+
+    def floats_attr(self, name: str) -> tuple[float, ...] | None:
+        """A list of floats; None where the attribute is missing."""
+        return self._list_attr(name, float)
+
+    def strings_attr(self, name: str) -> tuple[str, ...] | None:
+        """A list of strings; None where the attribute is missing."""
+        return self._list_attr(name, str)
+
+    def _list_attr(self, name: str, kind: type[T]) -> tuple[T, ...] | None:
         value = self._attr(name, (tuple,), None)
-        if value is not None and not all(isinstance(v, int) for v in value):
+        if value is not None and not all(isinstance(v, kind) for v in value):
             self.broken(f"attribute {name} has the wrong type")
-        return None if value is None else tuple(int(v) for v in value)
+        found: tuple[T, ...] | None = value
+        return found
+
+    def tensor_attr(self, name: str) -> tuple[np.ndarray, DType] | None:
+        """A tensor and its element type; None where the attribute is missing."""
+        value = self._attr(name, (tuple,), None)
+        if value is not None and not (len(value) == 2 and isinstance(value[0], np.ndarray)):
+            self.broken(f"attribute {name} should be a tensor")
+        found: tuple[np.ndarray, DType] | None = value
+        return found
 
     def graph_attr(self, name: str) -> GraphProto:
         """A subgraph. Raises ModelError where the attribute is missing."""

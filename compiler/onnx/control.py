@@ -136,7 +136,7 @@ def _repeated_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[An
     """
     body, importing = c.graph_attr("body"), _importing(visitor, scope)
     trips, condition = (c.operands[k] if c.has(k) else None for k in (0, 1))
-    known = None if trips is None or trips.known is None or trips.is_symbolic else int(c.number(0))
+    known = None if trips is None or trips.known is None or trips.is_symbolic else c.integer(0)
     if condition is not None and condition.known is not None:
         if not bool(c.number(1)):
             known = 0
@@ -185,7 +185,7 @@ def _appended(given: Sequence[Any], form: Form) -> tuple[list[Any], dict[int, tu
 def _unrolled_loop(visitor: Walker, c: NodeContext, scope: Scope) -> Sequence[Any]:
     """The results of a Loop, unrolled. Raises UnsupportedError where the host does not know how often it runs."""
     body = c.graph_attr("body")
-    trips = MAX_ITERATIONS + 1 if not c.has(0) else int(c.number(0))
+    trips = MAX_ITERATIONS + 1 if not c.has(0) else c.integer(0)
     going = bool(c.number(1)) if c.has(1) else True
     carried: list[Any] = [c.present(i) for i in range(2, len(c.operands))]
     scans = len(body.output) - 1 - len(carried)

@@ -175,6 +175,12 @@ class Inputs(Attributes):
             self.unsupported(f"input {i} depends on the dimension {x}", fix_dimensions(x))
         return x  # type: ignore[return-value]
 
+    def integer(self, i: int) -> int:
+        """The one element of input ``i``, an integer tensor. Raises ModelError for another type."""
+        if not self.operand(i).dtype.is_int:
+            self.broken(f"input {i} should be an integer, it is {self.operand(i).dtype.value}")
+        return int(self.number(i))
+
     def concrete(self, d: Dim, what: str) -> int:
         """``d`` as an int. Raises UnsupportedError, which says ``what`` it is, where it is symbolic."""
         if isinstance(d, IntExpr):

@@ -33,7 +33,7 @@ def _items(c: NodeContext, i: int) -> Items:
 
 def _place(c: NodeContext, i: int, count: int, end: int) -> int:
     """Input ``i`` as an index among ``count`` elements, counted from the front; ``end`` where it is missing."""
-    at = int(c.number(i)) if c.has(i) else end
+    at = c.integer(i) if c.has(i) else end
     if not -count <= at <= count:
         c.broken(f"place {at} in a sequence of {len(_items(c, 0))}")
     return at + count if at < 0 else at
@@ -90,7 +90,7 @@ def _split(c: NodeContext) -> Sequence[Any]:
     if not c.has(1):
         sizes = [1] * n
     elif c.operand(1).rank == 0:
-        each = int(c.number(1))
+        each = c.integer(1)
         if each < 1:
             c.broken(f"parts of {each}")
         sizes = [min(each, n - start) for start in range(0, n, each)]

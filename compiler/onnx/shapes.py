@@ -220,7 +220,7 @@ def _size(c: NodeContext) -> Sequence[Operand]:
 @_host("ConstantOfShape")
 def _constant_of_shape(c: NodeContext) -> Sequence[Operand]:
     shape = _limit(c.dims(0, read=False))
-    value, dtype = c.attrs.get("value", (np.zeros(1, np.float32), DType.F32))
+    value, dtype = c.tensor_attr("value") or (np.zeros(1, np.float32), DType.F32)
     if value.size != 1:
         c.broken("the value should have one element")
     return [on_host(np.full(shape, value.reshape(-1)[0]), dtype)]

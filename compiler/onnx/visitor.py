@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -349,13 +349,16 @@ def _constant(c: NodeContext) -> Operand:
     """The result of a Constant node, whichever attribute holds the value."""
     if len(c.attrs) != 1:
         c.broken("exactly one attribute should give the value")
-    ((kind, value),) = c.attrs.items()
-    if kind == "value":
-        data, dtype = value
-        return on_host(data, dtype)
-    if kind in ("value_string", "value_strings"):
-        return on_host(np.array(value, object), DType.STR)
-    spelled = {"value_int": DType.I64, "value_ints": DType.I64, "value_float": DType.F32, "value_floats": DType.F32}
-    if kind not in spelled:
+    (kind,) = c.attrs
+    tensor = c.tensor_attr(kind) if kind == "value" else None
+    if tensor is not None:
+        return on_host(*tensor)
+    readers: dict[str, tuple[Callable[[str], Any], DType]] = {
+        "value_int": (c.int_attr, DType.I64), "value_ints": (c.ints_attr, DType.I64),
+        "value_float": (lambda name: c.float_attr(name, 0.0), DType.F32), "value_floats": (c.floats_attr, DType.F32),
+        "value_string": (lambda name: c.str_attr(name, ""), DType.STR), "value_strings": (c.strings_attr, DType.STR),
+    }  # fmt: skip
+    if kind not in readers:
         c.unsupported(f"a constant given as {kind}")
-    return on_host(np.array(value, spelled[kind].numpy), spelled[kind])
+    read, dtype = readers[kind]
+    return on_host(np.array(read(kind), object if dtype.is_string else dtype.numpy), dtype)

@@ -16,6 +16,8 @@ from arcweld.compiler.ir import Rewriter, Value
 from arcweld.compiler.ops import registry
 from arcweld.compiler.ops.resize import keys, positions
 
+MAX_WEIGHTS = 1 << 26  # elements of an axis' matrix: 8192 of them resized to 8192
+
 
 def resampling_matrix(
     n: int, m: int, scale: float | None, *, mode: str, transform: str, coefficient: float, clipped: bool
@@ -50,8 +52,8 @@ def resample(
 ) -> Value:  # fmt: skip
     """``x`` resized to ``sizes``.
 
-    Raises UnsupportedError where an axis that changes has a symbolic size, and for integers, which frameworks round
-    after each axis.
+    Raises UnsupportedError where an axis that changes has a symbolic size or more than ``MAX_WEIGHTS`` weights, and for
+    integers, which frameworks round after each axis.
     """
     if not x.dtype.is_float:
         raise UnsupportedError(f"antialiased resizing of {x.dtype.value}")
@@ -68,6 +70,8 @@ def resample(
             raise UnsupportedError(f"antialiased resizing of an axis of {n} to {m}")
         if n == 0 < m:
             raise ModelError(f"Resize: axis {axis} of {x.type} has no elements to make {m} of")
+        if n * m > MAX_WEIGHTS:
+            raise UnsupportedError(f"antialiased resizing of an axis of {n} to {m}: more than {MAX_WEIGHTS} weights")
         matrix = resampling_matrix(
             n, m, scale, mode=mode, transform=transform, coefficient=coefficient, clipped=clipped
         )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import costs
+import node_changes
 from strike import Limits, prepare, strike
 from targets import TARGETS, build_model
 
@@ -65,10 +66,27 @@ def small_files(out: Path) -> dict[str, str]:
     return findings
 
 
+def every_node(seed: str, count: int, folder: Path, out: Path) -> dict[str, str]:
+    """The findings of changes of single operands and attributes, of up to ``count`` models of ``node_changes``."""
+    models = list(node_changes.originals(folder))
+    random.Random(seed).shuffle(models)
+    start, findings = time.monotonic(), {}
+    for k, data in enumerate(models[:count]):
+        opened = lambda model, inside: node_changes.open_changes(model, lambda m: build_model(m, inside), out)
+        end = strike(data, opened, Limits(600))
+        if end != "ran":
+            findings[f"node {k}"] = end
+            print(f"--- seed {seed}, model {k}\n{end}", flush=True)
+    took = time.monotonic() - start
+    print(f"{len(models[:count])} models, every node changed, in {took:.0f} s: {len(findings)} findings", flush=True)
+    return findings
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 1 where something was found."""
     parser = argparse.ArgumentParser(prog="python tests/attack", description="Opens altered files.")
-    parser.add_argument("--of", choices=[*TARGETS, "cost", "all"], default="all", help="which files (%(default)s)")
+    kinds = [*TARGETS, "node", "cost", "all"]
+    parser.add_argument("--of", choices=kinds, default="all", help="which files (%(default)s)")
     parser.add_argument("--count", type=int, default=10_000, help="files of each kind (%(default)s)")
     parser.add_argument("--seed", default="", help="of the first file; with a dot, of one file alone")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "attack", help="for files (%(default)s)")
@@ -81,6 +99,8 @@ def main(arguments: list[str]) -> int:
         prepare(Path(folder))
         if options.of in ("cost", "all"):
             found |= small_files(options.out)
+        if options.of in ("node", "all"):
+            found |= every_node(seed, options.count, Path(folder), options.out)
         for of in TARGETS if options.of == "all" else {options.of} & set(TARGETS):
             found |= attack(of, seeds, Path(folder), options.out)
     return int(bool(found))

@@ -29,7 +29,8 @@ from arcweld.runtime.engine_file import parse_engine
     "of",
     [
         ("model", 25), pytest.param(("model", 200), marks=pytest.mark.slow),
-        pytest.param(("engine", 150), marks=pytest.mark.slow), pytest.param(("cost", 0), marks=pytest.mark.slow),
+        pytest.param(("node", 40), marks=pytest.mark.slow), pytest.param(("engine", 150), marks=pytest.mark.slow),
+        pytest.param(("cost", 0), marks=pytest.mark.slow),
         pytest.param(("checkpoint", 150), marks=pytest.mark.slow), pytest.param(("llm", 60), marks=pytest.mark.slow),
     ],
     ids=str,

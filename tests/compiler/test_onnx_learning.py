@@ -150,8 +150,13 @@ def test_malformed_trees_are_broken() -> None:
         (circular, "leads back"),
         ({**attrs, "tree_roots": [10**6]}, "tree_roots"),
         ({**attrs, "nodes_featureids": [4] * len(attrs["nodes_featureids"])}, "nodes_featureids"),
+        ({**attrs, "nodes_modes": np.array(["<"] * len(attrs["nodes_featureids"]), object)}, "wrong type, object"),
+        ({**attrs, "nodes_modes": np.zeros(len(attrs["nodes_featureids"]), np.float32)}, "wrong type, float32"),
+        ({**attrs, "leaf_weights": np.array(["1"], object)}, "leaf_weights"),
     ):
         with pytest.raises(ModelError, match=word):
             import_onnx(of_ml("TreeEnsemble", 5, feeds, **wrong))
+    with pytest.raises(UnsupportedError, match="1099511627776 targets"):
+        import_onnx(of_ml("TreeEnsemble", 5, feeds, **(attrs | {"n_targets": 1 << 40})))
     with pytest.raises(UnsupportedError, match="PROBIT"):
         import_onnx(of_ml("TreeEnsemble", 5, feeds, **attrs, post_transform=4))

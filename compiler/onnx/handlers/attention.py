@@ -12,6 +12,7 @@ from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.onnx.remedies import fix_dimensions
+from arcweld.compiler.ops.shapes import FLOATS, check_dtype
 
 QUERIES, KEYS = 2, 3  # the axes of scores ``[B, H, queries, keys]``
 
@@ -34,6 +35,7 @@ def join_heads(c: NodeContext, x: Value) -> Value:
 def _attention(c: NodeContext) -> Result:
     rank = c.needs_rank(0, 3, 4)
     q, k, v = (c.value(i) for i in range(3))
+    check_dtype(c.op, q.type, FLOATS)
     if k.type.rank != rank or v.type.rank != rank:
         c.broken("query, key and value differ in rank")
     if rank == 3:

@@ -100,10 +100,10 @@ def _fused_conv(c: NodeContext) -> Result:
     y = conv(c, c.value(0), c.value(1), c.optional(2))
     if c.has(3):
         y = c.emit("Add", y, c.value(3))
-    params = c.attrs.get("activation_params", ())
+    params = c.floats_attr("activation_params") or ()
     if c.str_attr("activation", "") == "Clip" and len(params) == 2:
-        return c.emit("Clip", y, min=float(params[0]), max=float(params[1]))
-    return _activated(c, y, float(params[0]) if params else 0.01)
+        return c.emit("Clip", y, min=params[0], max=params[1])
+    return _activated(c, y, params[0] if params else 0.01)
 
 
 def _activated(c: NodeContext, y: Value, alpha: float) -> Value:
@@ -230,7 +230,7 @@ def _attended(c: NodeContext, at: Inputs, packed: Value) -> Result:
     if c.int_attr("do_rotary") or c.int_attr("past_present_share_buffer") or (at is PACKED and c.has(6)):
         c.unsupported("rotary positions inside, or a shared cache")
     width, heads = c.concrete(packed.shape[2], "the hidden size"), c.int_attr("num_heads")
-    widths = [int(w) for w in c.attrs.get("qkv_hidden_sizes", (width // 3,) * 3)]
+    widths = c.ints_attr("qkv_hidden_sizes") or (width // 3,) * 3
     if len(widths) != 3 or sum(widths) != width:
         c.broken(f"qkv_hidden_sizes is {widths}, the weight makes {width} features")
     starts = (0, widths[0], widths[0] + widths[1])

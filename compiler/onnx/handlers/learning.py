@@ -74,20 +74,14 @@ def table_of(c: NodeContext, what: str) -> np.ndarray:
         return _array(c, name).reshape(-1)
     if given[0] == "strings":
         return texts_attr(c, name)
-    numbers = c.attrs[name]
-    kinds: dict[str, tuple[type, type]] = {"int64s": (int, np.int64), "floats": (float, np.float32)}
-    kind, dtype = kinds[given[0]]
-    if not isinstance(numbers, tuple) or not all(isinstance(v, kind) for v in numbers):
-        c.broken(f"attribute {name} has the wrong type")
-    return np.array(numbers, dtype)
+    if given[0] == "int64s":
+        return np.array(c.ints_attr(name), np.int64)
+    return np.array(c.floats_attr(name), np.float32)
 
 
 def texts_attr(c: NodeContext, name: str) -> np.ndarray:
-    """An attribute that is a list of strings. Raises ModelError for any other."""
-    found = c.attrs.get(name, ())
-    if not isinstance(found, tuple) or not all(isinstance(s, str) for s in found):
-        c.broken(f"attribute {name} should be strings")
-    return np.array(found, object)
+    """An attribute that is a list of strings, as objects. Raises ModelError for any other."""
+    return np.array(c.strings_attr(name) or (), object)
 
 
 def kind_of(table: np.ndarray) -> DType:
@@ -108,10 +102,18 @@ def default_of(c: NodeContext, kind: DType) -> Any:
 
 
 def _array(c: NodeContext, name: str) -> np.ndarray:
-    found = c.attrs.get(name)
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], np.ndarray):
-        c.broken(f"attribute {name} should be a tensor")
-    return np.asarray(found[0])
+    found = c.tensor_attr(name)
+    if found is None:
+        c.broken(f"it lacks its attribute {name}")
+    return found[0]
+
+
+def _numbers(c: NodeContext, name: str, kinds: str = "fiu") -> np.ndarray:
+    """A tensor of numbers as one row. Raises ModelError for elements of other kinds than numpy's ``kinds``."""
+    found = _array(c, name).reshape(-1)
+    if found.dtype.kind not in kinds:
+        c.broken(f"attribute {name} has elements of the wrong type, {found.dtype}")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- TreeEnsemble
@@ -133,8 +135,11 @@ def _tree_ensemble(c: NodeContext) -> Result:
     x = c.value(0)
     nodes = _nodes(c)
     roots = _checked(c, "tree_roots", None, len(nodes["modes"]))
-    targets, count = _checked(c, "leaf_targetids", None, c.int_attr("n_targets")), c.int_attr("n_targets")
-    weights = _array(c, "leaf_weights").reshape(-1)
+    count = c.int_attr("n_targets")
+    if count > _MOST_KEYS:
+        c.unsupported(f"{count} targets (up to {_MOST_KEYS})")
+    targets = _checked(c, "leaf_targetids", None, count)
+    weights = _numbers(c, "leaf_weights")
     if len(targets) != len(weights) or not len(weights) or not len(roots):
         c.broken(f"{len(roots)} trees of {len(weights)} leaves with {len(targets)} targets")
     at: Value = c.const(roots, DType.I64)
@@ -149,8 +154,8 @@ def _tree_ensemble(c: NodeContext) -> Result:
 
 def _nodes(c: NodeContext) -> dict[str, np.ndarray]:
     """The attributes of the inner nodes by name, checked; a leaf's number is counted behind those of the nodes."""
-    modes, splits = _array(c, "nodes_modes").reshape(-1).astype(np.int64), _array(c, "nodes_splits").reshape(-1)
-    n, leaves = len(modes), len(_array(c, "leaf_weights").reshape(-1))
+    modes, splits = _numbers(c, "nodes_modes", "iu").astype(np.int64), _numbers(c, "nodes_splits")
+    n, leaves = len(modes), len(_numbers(c, "leaf_weights"))
     if len(splits) != n or modes.min(initial=0) < _LEQ or modes.max(initial=0) > _MEMBER:
         c.broken(f"{len(splits)} splits of {n} nodes with the modes {sorted(set(modes.tolist()))}")
     table = {"modes": modes, "splits": splits}
@@ -173,7 +178,7 @@ def _members(c: NodeContext, modes: np.ndarray) -> np.ndarray:
     """The sets of the nodes that test membership, one row for each node, filled with NaN."""
     sets: list[list[float]] = [[]]
     if c.has_attr("membership_values"):
-        for v in _array(c, "membership_values").reshape(-1).tolist():
+        for v in _numbers(c, "membership_values").tolist():
             if np.isnan(v):
                 sets.append([])
             else:
@@ -214,7 +219,7 @@ def _look_up(c: NodeContext, table: np.ndarray, at: Value, dtype: DType) -> Valu
 
 def _step(c: NodeContext, x: Value, at: Value, nodes: dict[str, np.ndarray]) -> Value:
     """The nodes behind those at ``at`` [rows, trees]."""
-    leaves = len(_array(c, "leaf_weights").reshape(-1))
+    leaves = len(_numbers(c, "leaf_weights"))
     itself = np.arange(len(nodes["modes"]), len(nodes["modes"]) + leaves)
 
     def own(name: str, dtype: DType, of_leaf: Any = 0) -> Value:
@@ -235,7 +240,7 @@ def _passes(c: NodeContext, feature: Value, own: Any, at: Value, nodes: dict[str
     passes: Value | None = None
     for kind in kinds:
         if kind == _MEMBER:
-            blank = np.full((len(_array(c, "leaf_weights").reshape(-1)), nodes["members"].shape[1]), np.nan)
+            blank = np.full((len(_numbers(c, "leaf_weights")), nodes["members"].shape[1]), np.nan)
             members = _look_up(c, np.concatenate([nodes["members"], blank]), at, feature.dtype)
             equal = c.emit("Equal", c.reshape(feature, (*feature.shape, 1)), members)
             found = c.emit("ReduceMax", equal, axes=(2,), keepdims=0)

@@ -281,7 +281,7 @@ def _trilu(c: NodeContext) -> Result:
     x, upper = c.value(0), bool(c.int_attr("upper", 1))
     if c.has(1) and not c.is_known(1):
         return _triangle(c, x, c.value(1), upper)
-    k = c.concrete(scalars.as_dim(c.scalar(1)), "k") if c.has(1) else 0
+    k = c.integer(1) if c.has(1) else 0
     return c.emit("Trilu", x, upper=int(upper), k=k)
 
 
@@ -361,7 +361,7 @@ def _float_range(c: NodeContext, start: scalars.Scalar, limit: scalars.Scalar, s
 @handles("ConstantOfShape")
 def _constant_of_shape(c: NodeContext) -> Result:
     shape = c.dims(0)
-    data, dtype = c.attrs.get("value", (np.zeros(1, np.float32), DType.F32))
+    data, dtype = c.tensor_attr("value") or (np.zeros(1, np.float32), DType.F32)
     if data.size != 1 or any(isinstance(d, int) and d < 0 for d in shape):
         c.broken("the value should have one element and the shape no negative dimension")
     item = data.reshape(-1)[0]

@@ -127,8 +127,8 @@ def _initial(c: NodeContext, i: int, batch: Dim, batch_first: bool) -> Value | N
 
 
 def _activations(c: NodeContext, directions: int, defaults: Sequence[str]) -> tuple[str, ...]:
-    names = c.attrs.get("activations") or tuple(defaults) * directions
-    if len(names) != len(defaults) * directions or not all(isinstance(n, str) for n in names):
+    names = c.strings_attr("activations") or tuple(defaults) * directions
+    if len(names) != len(defaults) * directions:
         c.broken(f"{len(names)} activations are given")
     if c.has_attr("activation_alpha") or c.has_attr("activation_beta"):
         c.unsupported("activation_alpha and activation_beta")

@@ -91,7 +91,7 @@ def _scan(c: NodeContext) -> Result:
     return c.emit(
         c.op,
         c.value(0),
-        axis=c.axis(int(c.number(1)), rank),
+        axis=c.axis(c.integer(1), rank),
         exclusive=int(bool(c.int_attr("exclusive"))),
         reverse=int(bool(c.int_attr("reverse"))),
     )

@@ -14,6 +14,7 @@ from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.handlers.window import positive
 from arcweld.compiler.ops.regions import deform_conv, roi_align
 
+_MOST_BINS = 65_535  # of a region along each axis
 _MOST_SAMPLES = 64  # along each axis of a bin
 
 # ------------------------------------------------------------------------------------------------------- RoiAlign
@@ -32,7 +33,7 @@ def _roi_align(c: NodeContext) -> Result:
     )  # fmt: skip
     samples, scale = c.int_attr("sampling_ratio"), c.float_attr("spatial_scale", 1.0)
     bins = tuple(c.int_attr(k, 1) for k in ("output_height", "output_width"))
-    if samples < 0 or not all(1 <= n < 2**16 for n in bins):
+    if samples < 0 or not all(1 <= n <= _MOST_BINS for n in bins):
         c.broken(f"{bins[0]} by {bins[1]} bins with {samples} samples")
     if samples > _MOST_SAMPLES:
         c.unsupported(f"a sampling_ratio of {samples} (up to {_MOST_SAMPLES})")
@@ -52,7 +53,7 @@ def _max_roi_pool(c: NodeContext) -> Result:
     c.needs_rank(1, 2, 2)
     x, rois = c.value(0), c.value(1)
     bins = c.ints_attr("pooled_shape") or ()
-    if len(bins) != 2 or min(bins) < 1:
+    if len(bins) != 2 or not all(1 <= n <= _MOST_BINS for n in bins):
         c.broken(f"pooled_shape is {list(bins)}")
     corners = c.scale(c.cast(rois, DType.F32), c.float_attr("spatial_scale", 1.0))
     # the number of the image, x1, y1, x2, y2, to the nearest pixel
@@ -103,6 +104,8 @@ def _deform_conv(c: NodeContext) -> Result:
     if channels % group or channels % own or results % group or weights.shape[1] != channels // group:
         c.broken(f"{channels} channels and {results} results in {group} groups, with {own} groups of offsets")
     taps = prod(kernel)
+    if c.has(4):
+        c.needs_rank(4, rank + 2, rank + 2)
     if offset.shape[1] != own * taps * rank or (c.has(4) and c.shape(4)[1] != own * taps):
         c.broken(f"{offset.shape[1]} offsets of {own} groups of {taps} taps")
     strides, dilations = positive(c, "strides", rank), positive(c, "dilations", rank)

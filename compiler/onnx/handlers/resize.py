@@ -29,7 +29,7 @@ def _upsample(c: NodeContext) -> Result:
     if c.opset >= 9:
         scales = list(elements(c.known(1)).flat)
     else:
-        scales = list(c.attrs.get("scales", ()))
+        scales = list(c.floats_attr("scales") or ())
     return _emit(c, _all_axes(c, scales, None, 1.0), None, "asymmetric", "floor")
 
 

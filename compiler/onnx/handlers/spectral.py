@@ -15,6 +15,7 @@ from arcweld.compiler.onnx.proto import element_type
 from arcweld.compiler.ops.fourier import MAX_LENGTH, Signal, plan, real_inverse, transform
 
 MAX_FILTERS = 8192
+MAX_HZ = 1e9  # of a filter: such numbers of samples stay exact
 
 
 def _angles(c: NodeContext, length: int, onesided: bool) -> np.ndarray:
@@ -46,7 +47,7 @@ def _dft(c: NodeContext) -> Result:
     """``[.., n, .., 1 or 2]`` (real, or real and imaginary parts) along one axis to ``[.., frequencies, .., 2]``."""
     rank = c.needs_rank(0, 2)
     inverse, onesided = bool(c.int_attr("inverse")), bool(c.int_attr("onesided"))
-    given = c.int_attr("axis", 1) if c.opset < 20 else int(c.number(2)) if c.has(2) else -2
+    given = c.int_attr("axis", 1) if c.opset < 20 else c.integer(2) if c.has(2) else -2
     axis = c.axis(given, rank)
     x = c.value(0)
     parts = c.concrete(x.shape[-1], "the number of parts")
@@ -54,9 +55,10 @@ def _dft(c: NodeContext) -> Result:
         c.broken(f"axis {given} of {parts} parts")
     if onesided and inverse:
         return _real_signal(c, x, axis, parts)
-    length = int(c.number(1)) if c.has(1) else c.concrete(x.shape[axis], "the length of the transform")
+    length = c.integer(1) if c.has(1) else c.concrete(x.shape[axis], "the length of the transform")
+    short = _is_short(c, length)
     x, scale = _resized(c, x, axis, length), 1 / length if inverse else 1.0
-    if not _is_short(c, length):
+    if not short:
         signal = _signal(c, x)
         return _joined(c, transform(c, signal, axis, inverse=inverse, onesided=onesided, scale=scale))
     angles = _angles(c, length, onesided)
@@ -81,7 +83,7 @@ def _real_signal(c: NodeContext, x: Value, axis: int, parts: int) -> Value:
     if parts != 2:
         c.broken(f"the spectrum has {parts} parts")
     given = c.concrete(x.shape[axis], "the number of frequencies")
-    length, rank = int(c.number(1)) if c.has(1) else 2 * (given - 1), x.type.rank
+    length, rank = c.integer(1) if c.has(1) else 2 * (given - 1), x.type.rank
     if not _is_short(c, length):
         whole = _resized(c, x, axis, length // 2 + 1)
         y = real_inverse(c, _signal(c, whole), axis, length, 1 / length)
@@ -115,10 +117,11 @@ def _stft(c: NodeContext) -> Result:
     signal = c.value(0)
     if c.needs_rank(0, 2, 3) == 3 and signal.shape[2] != 1:
         c.unsupported("the frames of a complex signal")
-    step = int(c.number(1))
+    step = c.integer(1)
     if c.has(3):
-        length = int(c.number(3))
+        length = c.integer(3)
     elif c.has(2):
+        c.needs_rank(2, 1, 1)
         length = c.concrete(c.shape(2)[0], "the length of the window")
     else:
         c.broken("neither a window nor a frame length is given")
@@ -153,10 +156,13 @@ def _long_frames(c: NodeContext, signal: Value, length: int, step: int, onesided
 @handles("MelWeightMatrix")
 def _mel_weights(c: NodeContext) -> Result:
     """Triangles over the frequencies of a transform, evenly spaced in mel; everything is known while importing."""
-    bins, length, rate = (int(c.number(i)) for i in range(3))
+    bins, length, rate = (c.integer(i) for i in range(3))
+    lower, upper = (c.number(i) for i in (3, 4))
     if not 1 <= bins <= MAX_FILTERS or not 1 <= length <= 8 * MAX_FILTERS or rate < 1:
         c.broken(f"{bins} bins of a transform of {length} elements at {rate} Hz")
-    low, high = (2595 * np.log10(1 + c.number(i) / 700) for i in (3, 4))
+    if not 0 <= lower <= upper <= MAX_HZ:
+        c.broken(f"frequencies from {lower} to {upper} Hz")
+    low, high = (2595 * np.log10(1 + f / 700) for f in (lower, upper))
     mels = low + np.arange(bins + 2) * ((high - low) / (bins + 2))
     places = ((length + 1) * (700 * (10 ** (mels / 2595) - 1)) // rate).astype(np.int64)
     frequency = np.arange(length // 2 + 1)[:, None]

@@ -175,9 +175,7 @@ def _normalizer(c: NodeContext) -> Sequence[Value]:
     locale = c.str_attr("locale", "")
     if locale.lower()[:2] in _OWN_CASES:
         c.unsupported(f"the locale {locale}, which has rules of its own for upper and lower case")
-    words = c.attrs.get("stopwords", ())
-    if not isinstance(words, tuple) or not all(isinstance(w, str) for w in words):
-        c.broken("stopwords should be strings")
+    words = c.strings_attr("stopwords") or ()
     kept = born(c.builder, f"{c.hint}_kept", 1, None)
     attrs = {
         "case_change_action": action, "is_case_sensitive": c.int_attr("is_case_sensitive", 0), "stopwords": words,

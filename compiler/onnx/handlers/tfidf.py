@@ -12,6 +12,7 @@ from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
 
 MODES = ("TF", "IDF", "TFIDF")
+MAX_PLACES = 1 << 24  # of a result
 
 
 @handles("TfIdfVectorizer")
@@ -34,6 +35,8 @@ def of_tokens(c: NodeContext, given: Value, pool: np.ndarray) -> Value:
     x = c.cast(given, DType.I64)
     x = x if rank == 2 else c.reshape(x, (1, *x.shape))
     columns, used = int(places.max()) + 1, 1
+    if columns > MAX_PLACES:
+        c.unsupported(f"{columns} places (at most {MAX_PLACES})")
     parts = [c.expand(c.const(0.0, DType.F32), (x.shape[0], 1))]  # of places that no n-gram names
     source = np.zeros(columns, np.int64)  # where each place's number is among the parts
     for first, tokens in grams:
@@ -64,7 +67,7 @@ def _pool(c: NodeContext, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray, lis
         if len(own) and least <= n <= most:
             grams.append((number, own.reshape(-1, n)))
         number += len(own) // n
-    weights = np.asarray(c.attrs.get("weights") or np.ones(number), np.float32)
+    weights = np.asarray(c.floats_attr("weights") or np.ones(number), np.float32)
     if len(places) != number or len(weights) != number:
         c.broken(f"{number} n-grams have {len(places)} places and {len(weights)} weights")
     if len(np.unique(places)) != number:
