@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import node_changes
+import numpy as np
 import onnx
 import pytest
 import strike
@@ -18,7 +20,9 @@ from alter import altered, consistent, read_members, written
 from alter_models import ALTERATIONS, UNFIT, altered_model
 from test_onnx_damage import DATA
 
-from arcweld.compiler.errors import ArcweldError, EngineFileError
+from arcweld.compiler.errors import ArcweldError, EngineFileError, InternalError
+from arcweld.compiler.onnx.context import NodeContext
+from arcweld.compiler.onnx.handlers.base import HANDLERS, Result
 from arcweld.compiler.onnx.importer import import_onnx
 from arcweld.compiler.options import Options
 from arcweld.driver.build import build_graph
@@ -91,6 +95,40 @@ def test_every_alteration_changes_models() -> None:
                 alter(model, random.Random(seed))
             changed.add(model.SerializeToString())
         assert len(changed - {DATA}) > 10, alter.__name__
+
+
+def of_node(op: str) -> bytes:
+    """A model of one node, of an operand ``x`` of 2 by 3 numbers."""
+    info = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node(op, ["x"], ["y"], alpha=0.5)
+    x = onnx.numpy_helper.from_array(np.ones((2, 3), np.float32), "x")
+    graph = onnx.helper.make_graph([node], op, [info("x", 1, [2, 3])], [info("y", 1, [2, 3])], [x])
+    return bytes(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]).SerializeToString())
+
+
+def test_changes_of_a_node_are_all_of_them() -> None:
+    model = onnx.ModelProto.FromString(of_node("LeakyRelu"))
+    altered = {label: node_changes.changed(model, change) for label, change in node_changes.changes(model)}
+    assert len(set(altered.values())) > 0.9 * len(altered) > 60
+    wanted = {"0.in0 open [2]", "0.in0 constant [2, 0]", "0.in0 open axis 1", "0.in0 type 9", "0.in0 constant all nan",
+              "0.in0 none", "0.out0 none", "0.alpha none", "0.alpha inf", "0.alpha b'x'"}  # fmt: skip
+    assert wanted <= altered.keys()
+
+
+def test_a_handler_that_trusts_the_checker_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It looks at the second dimension, whatever the rank. The model that shows it is kept."""
+
+    def trusting(c: NodeContext) -> Result:
+        assert c.shape(0)[1] is not None
+        return c.emit("LeakyRelu", c.value(0), alpha=c.float_attr("alpha", 0.01))
+
+    opened = lambda: node_changes.open_changes(of_node("LeakyRelu"), lambda data: "ran", tmp_path)
+    assert opened() == "ran"
+    monkeypatch.setitem(HANDLERS, ("", "LeakyRelu"), trusting)
+    with pytest.raises(AssertionError, match=r"LeakyRelu, 0.in0 open \[\]"):
+        opened()
+    with pytest.raises(InternalError, match="IndexError"):
+        import_onnx((tmp_path / "LeakyRelu.onnx").read_bytes())
 
 
 def fail(data: bytes, folder: Path) -> str:
