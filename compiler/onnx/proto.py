@@ -304,16 +304,19 @@ def attribute_value(attr: AttributeProto, source: Source) -> AttrValue:
     return tuple(value) if kind in ("ints", "floats", "tensors", "graphs") else value
 
 
-def is_valid(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
-    """Whether ONNX's checker knows the node's operator and accepts its attributes and numbers of operands."""
+def complaint(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str | None:
+    """What ONNX's checker has against the node's attributes and numbers of operands, in its words; None for nothing.
+
+    It is empty for an operator that ONNX does not know.
+    """
     context = onnx.checker.C.CheckerContext()
     context.ir_version = onnx.IR_VERSION
     context.opset_imports = {d: v for d, v in opsets.items() if 0 < v < 2**31}  # others make the checker raise
     domain = "" if node.domain == "ai.onnx" else node.domain
     if not onnx.defs.has(node.op_type, domain=domain):
-        return False
+        return ""
     try:
         onnx.checker.check_node(node, context)
-    except onnx.checker.ValidationError:
-        return False
-    return True
+    except onnx.checker.ValidationError as error:
+        return str(error).partition("\n")[0].rstrip(".")
+    return None

@@ -32,7 +32,7 @@ from arcweld.compiler.onnx.operands import (
     text,
 )
 from arcweld.compiler.onnx.order import in_order, names_used
-from arcweld.compiler.onnx.proto import attribute_value, is_valid
+from arcweld.compiler.onnx.proto import attribute_value, complaint
 from arcweld.compiler.onnx.remedies import (
     Action,
     ImportRefusal,
@@ -145,7 +145,7 @@ class Visitor:
             if error.node is None:
                 error.node = label
             raise error
-        elif is_valid(node, scope.opsets):
+        elif (why := complaint(node, scope.opsets)) is None:
             what = f"importing {node.op_type} failed with {type(error).__name__}: {error}"
             raise InternalError(
                 f"{what}; ONNX's checker accepts the node: this is a defect of Arcweld",
@@ -153,7 +153,7 @@ class Visitor:
                 hint="please report it with the model",
             ) from error
         else:
-            raise ModelError(f"{node.op_type} is malformed: {error}", node=label) from error
+            raise ModelError(f"{node.op_type} is malformed: {why or error}", node=label) from error
 
     def _import(
         self, node: NodeProto, scope: Scope, label: str, operands: Sequence[Any], used: Set[str]

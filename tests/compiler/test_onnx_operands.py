@@ -11,6 +11,7 @@ from onnx import AttributeProto, helper
 from onnx_models import floats, ints, model
 
 from arcweld.compiler.errors import ModelError, UnsupportedError
+from arcweld.compiler.onnx.handlers.base import MICROSOFT
 from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
@@ -25,6 +26,15 @@ def one(
     names = [n.replace("_", "") for n in operands.split()]
     inputs = {"x": x} if "x" in names else {}
     return model([N(op, names, ["y"], **attrs)], inputs, ["y"], constants, opset=opset)
+
+
+def of_contrib(op: str, operands: str, *, num_heads: int | None = None, **constants: Any) -> onnx.ModelProto:
+    """A model of one node of com.microsoft, of which ONNX's checker knows nothing."""
+    names, attrs = [n.replace("_", "") for n in operands.split()], {} if num_heads is None else {"num_heads": num_heads}
+    inputs = {"x": (np.float32, [1, 3, 4])} if "x" in names else {}
+    arrays = {n: np.asarray(v, np.float32 if isinstance(v, float) else None) for n, v in constants.items()}
+    node = N(op, names, ["y"], domain=MICROSOFT, **attrs)
+    return model([node], inputs, ["y"], arrays, opsets=[helper.make_opsetid(MICROSOFT, 1)])
 
 
 def of_function() -> onnx.ModelProto:
@@ -63,6 +73,14 @@ GRAMS = {"pool_int64s": [1, 2], "ngram_counts": [0], "mode": "TF", "min_gram_len
             one("Attention", "q x x x", {"q": np.ones((1, 1, 3, 3), np.int32)}, opset=23, is_causal=1),
             "does not take i32 operands",
         ),
+        (one("RoiAlign", "x r i i", {"r": floats(1, 4), "i": ints(0)}), "input size 4 not in range"),
+        (of_contrib("MultiHeadAttention", "x x x b", b=1.0, num_heads=1), "input 3 has rank 0"),
+        (of_contrib("MultiHeadAttention", "q q q", q=1.0, num_heads=1), "made of an operand of rank 0, not 3"),
+        (of_contrib("MultiHeadAttention", "q q q", q=np.ones((1, 1, 4), np.uint8), num_heads=1), "not take u8"),
+        (of_contrib("MultiHeadAttention", "x x x _ _ b", b=1.0, num_heads=1), "input 5 has rank 0"),
+        (of_contrib("Attention", "q w", q=floats(4), w=floats(4, 12), num_heads=1), "make f32.12."),
+        (of_contrib("RotaryEmbedding", "x p c c", p=np.int64([[0, 1, 2]]), c=floats(3)), "input 2 has rank 1"),
+        (of_contrib("EmbedLayerNormalization", "i _ e e _ g g", i=np.int32(0), e=floats(2, 4), g=floats(4)), "rank 0"),
         (one("Upsample", "x", scales=[1, 1, 2, 2], opset=7), "attribute scales has the wrong type"),
     ],
     ids=lambda v: v.graph.node[0].op_type if isinstance(v, onnx.ModelProto) else "",

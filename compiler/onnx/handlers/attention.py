@@ -18,7 +18,10 @@ QUERIES, KEYS = 2, 3  # the axes of scores ``[B, H, queries, keys]``
 
 
 def split_heads(c: NodeContext, x: Value, heads: int) -> Value:
-    """``[B, S, H*D]`` to ``[B, H, S, D]``."""
+    """``[B, S, H*D]`` to ``[B, H, S, D]``. Raises ModelError for other ranks, and for elements that are no floats."""
+    check_dtype(c.op, x.type, FLOATS)
+    if x.type.rank != 3:
+        c.broken(f"heads are made of an operand of rank {x.type.rank}, not 3")
     batch, length, width = x.shape
     if not isinstance(width, int) or heads < 1 or width % heads:
         c.broken(f"{width} features cannot form {heads} heads")

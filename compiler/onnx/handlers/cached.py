@@ -48,7 +48,7 @@ def _group_query(c: NodeContext) -> Result:
     keys, values = (c.slice(x, 2, 0, used) for x in (k, v))
     plain = first is None and not c.has(10) and _causal(c) and _window(c) == 0
     mask = None if plain else _group_query_mask(c, lengths, first, new, used)
-    scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(c.concrete(head, "the head size"))
+    scale = c.float_attr("scale", 0.0) or 1.0 / math.sqrt(max(c.concrete(head, "the head size"), 1))
     cap, sink = abs(c.float_attr("softcap", 0.0)), _sink(c, q)
     operands = (q, keys, values, mask) if sink is None else (q, keys, values, mask, sink)
     y = c.emit("Attention", *operands, scale=scale, is_causal=int(plain), softcap=cap)
@@ -175,7 +175,10 @@ def _group_query_mask(c: NodeContext, lengths: Value, first: Value | None, new: 
         terms = [c.emit("Less", j, c.reshape(lengths, (batch, 1, 1, 1)))]
     allowed = all_of(c, terms)
     assert allowed is not None
-    return limited(c, c.value(10), allowed, keys) if c.has(10) else allowed
+    if not c.has(10):
+        return allowed
+    c.needs_rank(10, 1, 4)
+    return limited(c, c.value(10), allowed, keys)
 
 
 def _sink(c: NodeContext, q: Value) -> Value | None:
@@ -237,6 +240,8 @@ def _decoder_multi_head(c: NodeContext) -> Result:
 def _multi_head_operands(c: NodeContext) -> tuple[Value, Value, Value]:
     """Query, key and value ``[B, H, *, D]`` from any of the forms that the operator takes, with the bias added."""
     ranks = tuple(c.operand(i).rank if c.has(i) else 0 for i in range(3))
+    if c.has(3):
+        c.needs_rank(3, 1, 1)
     heads, bias = c.int_attr("num_heads"), _Pieces(c, c.optional(3))
     q = _packed(c, 0, 0, bias) if ranks[0] == 5 else split_heads(c, bias.added_to(c.value(0)), heads)
     if ranks == (5, 0, 0):

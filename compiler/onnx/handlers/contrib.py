@@ -176,6 +176,8 @@ def _skip_simplified(c: NodeContext) -> Result:
 @handles("EmbedLayerNormalization", domain=MICROSOFT)
 def _embed_layer(c: NodeContext) -> Result:
     """Word, position and segment embeddings, summed and normalised; the number of unmasked tokens; the sum."""
+    c.needs_rank(0, 2, 2)
+    c.needs_rank(3, 2, 2)
     ids = c.value(0)
     total = c.emit("Gather", c.value(2), ids, axis=0)
     length = ids.shape[1]
@@ -229,6 +231,8 @@ def _attended(c: NodeContext, at: Inputs, packed: Value) -> Result:
     """The outputs of an attention of query, key and value that lie side by side in ``packed``, ``[B, S, widths]``."""
     if c.int_attr("do_rotary") or c.int_attr("past_present_share_buffer") or (at is PACKED and c.has(6)):
         c.unsupported("rotary positions inside, or a shared cache")
+    if packed.type.rank != 3:
+        c.broken(f"the input and the weight make {packed.type}, not query, key and value side by side")
     width, heads = c.concrete(packed.shape[2], "the hidden size"), c.int_attr("num_heads")
     widths = c.ints_attr("qkv_hidden_sizes") or (width // 3,) * 3
     if len(widths) != 3 or sum(widths) != width:
@@ -255,6 +259,8 @@ def _attended(c: NodeContext, at: Inputs, packed: Value) -> Result:
 def _rotary(c: NodeContext) -> Result:
     """Inputs: x, positions ``[B, S]`` (or the first position, of one element), cos cache, sin cache."""
     rank = c.needs_rank(0, 3, 4)
+    for i in (2, 3):
+        c.needs_rank(i, 2, 2)
     if c.operand(1).rank != 2 or c.float_attr("scale", 1.0) != 1.0:
         c.unsupported("a single start position, or a scale")
     x = c.value(0)

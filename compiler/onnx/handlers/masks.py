@@ -10,6 +10,7 @@ from arcweld.compiler.dtypes import DType
 from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.attention import KEYS, QUERIES, lengthened, numbered
+from arcweld.compiler.ops.shapes import FLOATS, check_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def scores_mask(
     """
     added = _padding(c, at.padding, q, k)
     if at.bias is not None and c.has(at.bias):
+        c.needs_rank(at.bias, 1, 4)
         bias = c.value(at.bias)
         bias = bias if bias.shape[-1] == k.shape[2] else lengthened(c, bias, k.shape[2])
         added = bias if added is None else c.emit("Add", added, bias)
@@ -81,6 +83,7 @@ def _padding(c: NodeContext, i: int, q: Value, k: Value) -> Value | None:
 
 def limited(c: NodeContext, bias: Value, allowed: Value, keys: Dim) -> Value:
     """``bias``, which is added to scores, with minus infinity where a key is not allowed."""
+    check_dtype(c.op, bias.type, FLOATS)
     if bias.shape[-1] != keys:
         bias = lengthened(c, bias, keys)
     return c.emit("Where", allowed, bias, c.const(-math.inf, bias.dtype))

@@ -30,7 +30,7 @@ def _recurrent(c: NodeContext) -> Result:
     cell, directions = CELLS[kind], len(DIRECTIONS[direction])
     weights, products, bias = _products(c, x, cell, directions)
     states = [_initial(c, 5 + k, x.shape[1], batch_first) for k in range(cell.states)]
-    peephole = _own(c, 7, directions, 2) if cell.states == 2 and c.has(7) else None
+    peephole = _own(c, 7, directions, 2, 2) if cell.states == 2 and c.has(7) else None
     y = c.emit(
         "Recurrence", products, weights, _lengths(c, x), bias, peephole, *states, cell=kind, direction=direction,
         activations=_activations(c, directions, cell.activations), clip=c.float_attr("clip", 0.0),
@@ -72,7 +72,7 @@ def _products(c: NodeContext, x: Value, cell: Cell, directions: int) -> tuple[Va
     products = c.concat([c.emit("MatMul", x, c.transpose(part, (1, 0))) for part in parts], 2)
     if not c.has(3):
         return r, products, None
-    both = _own(c, 3, directions, 2)
+    both = _own(c, 3, directions, 2, 2)
     if both.shape[1] != 2 * rows:
         c.broken(f"input 3 has the shape {list(both.shape)} for {rows} rows of weights")
     own, held = (c.slice(both, 1, k * rows, rows) for k in (0, 1))
@@ -93,23 +93,24 @@ def _rounded(c: NodeContext, x: Value) -> Value:
 
 def _weights(c: NodeContext, i: int, directions: int) -> Value:
     """Weights ``[D, gates * H, columns]``; quantised ones come transposed, with scales for each direction."""
-    given = _own(c, i, directions, 3)
+    given = _own(c, i, directions, 3, 3)
     if c.op != QUANTISED:
         return given
     found = []
     for d in range(directions):
         own = c.reshape(c.slice(given, 0, d, 1), given.shape[1:])
-        scale, zero = (c.value(k) for k in (6 + 2 * i, 7 + 2 * i))
+        scale, zero = (_own(c, k, directions, 1, 2) for k in (6 + 2 * i, 7 + 2 * i))
         scale, zero = (c.reshape(c.slice(p, 0, d, 1), p.shape[1:]) for p in (scale, zero))
         wide = c.emit("DequantizeLinear", own, scale, zero, axis=1 if scale.type.rank else 0)
         found.append(c.reshape(c.transpose(wide, (1, 0)), (1, *reversed(own.shape))))
     return c.concat(found, 0)
 
 
-def _own(c: NodeContext, i: int, directions: int, rank: int) -> Value:
-    """Weight input ``i``, which has an entry for each direction."""
+def _own(c: NodeContext, i: int, directions: int, low: int, high: int) -> Value:
+    """Weight input ``i`` of a rank from ``low`` to ``high``, which has an entry for each direction."""
+    c.needs_rank(i, low, high)
     value = c.value(i)
-    if value.type.rank != rank or value.shape[0] != directions:
+    if value.shape[0] != directions:
         c.broken(f"input {i} has the shape {list(value.shape)} for {directions} direction(s)")
     return value
 
