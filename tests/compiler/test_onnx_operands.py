@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import AttributeProto, helper
+from onnx import AttributeProto, helper, numpy_helper
 from onnx_models import floats, ints, model
 
 from arcweld.compiler.errors import ModelError, UnsupportedError
@@ -15,6 +16,7 @@ from arcweld.compiler.onnx.handlers.base import MICROSOFT
 from arcweld.compiler.onnx.importer import import_onnx
 
 N = helper.make_node
+ML = "ai.onnx.ml"
 IMAGE = (np.float32, [1, 1, 3, 3])
 FAR = (1 << 63) - 1
 
@@ -25,7 +27,9 @@ def one(
     """A model of one node; its operands are separated by blanks, ``_`` is none."""
     names = [n.replace("_", "") for n in operands.split()]
     inputs = {"x": x} if "x" in names else {}
-    return model([N(op, names, ["y"], **attrs)], inputs, ["y"], constants, opset=opset)
+    return model(
+        [N(op, names, ["y"], **attrs)], inputs, ["y"], constants, opset=opset, opsets=[helper.make_opsetid(ML, 4)]
+    )
 
 
 def of_contrib(op: str, operands: str, *, num_heads: int | None = None, **constants: Any) -> onnx.ModelProto:
@@ -81,6 +85,12 @@ GRAMS = {"pool_int64s": [1, 2], "ngram_counts": [0], "mode": "TF", "min_gram_len
         (of_contrib("Attention", "q w", q=floats(4), w=floats(4, 12), num_heads=1), "make f32.12."),
         (of_contrib("RotaryEmbedding", "x p c c", p=np.int64([[0, 1, 2]]), c=floats(3)), "input 2 has rank 1"),
         (of_contrib("EmbedLayerNormalization", "i _ e e _ g g", i=np.int32(0), e=floats(2, 4), g=floats(4)), "rank 0"),
+        (one("ReduceMax", "e", {"e": np.zeros((2, 0), ml_dtypes.int4)}), "does not take i4 operands"),
+        (
+            one("LabelEncoder", "s", {"s": np.array(["a"], object)}, domain=ML, keys_strings=["a"],
+                values_int64s=[1], default_tensor=numpy_helper.from_array(np.float32([np.nan]))),
+            "the default values are 1 elements of float32, not one of i64",
+        ),
         (one("Upsample", "x", scales=[1, 1, 2, 2], opset=7), "attribute scales has the wrong type"),
     ],
     ids=lambda v: v.graph.node[0].op_type if isinstance(v, onnx.ModelProto) else "",

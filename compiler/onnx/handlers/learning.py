@@ -93,7 +93,7 @@ def default_of(c: NodeContext, kind: DType) -> Any:
     """The element for keys that are not in the table, of the type ``kind``."""
     if c.has_attr("default_tensor"):
         given = _array(c, "default_tensor").reshape(-1)
-        if given.size != 1 or (given.dtype == object) != kind.is_string:
+        if given.size != 1 or kind_of(given) is not kind:
             c.broken(f"the default values are {given.size} elements of {given.dtype}, not one of {kind.value}")
         return given[0]
     if kind.is_string:

@@ -11,6 +11,7 @@ from arcweld.compiler.ir import Value
 from arcweld.compiler.onnx.arguments import axes_argument
 from arcweld.compiler.onnx.context import NodeContext
 from arcweld.compiler.onnx.handlers.base import Result, handles
+from arcweld.compiler.ops.shapes import ANY, check_dtype
 
 # since which operator set the axes are an input
 _AXES_INPUT = {"ReduceSum": 13}
@@ -36,6 +37,7 @@ def _reduce(c: NodeContext) -> Result:
 
 def _empty(c: NodeContext, x: Value, axes: list[int], keepdims: int) -> Value:
     """The maximum or minimum of no elements: the type's least or greatest value."""
+    check_dtype(c.op, x.type, ANY)
     shape = tuple(1 if i in axes else d for i, d in enumerate(x.shape) if keepdims or i not in axes)
     lowest = c.op == "ReduceMax"
     value: float | int
