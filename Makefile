@@ -63,7 +63,8 @@ mutants: $(STAMP)
 	$(BIN)/python tests/verification/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 # Engines, models and checkpoints altered as an attacker would, COUNT (10000) of each, or those of one kind (OF=engine,
-# llm, model, node: operands and attributes in turn, checkpoint, or cost: small files that multiply); those that do harm are written to OUT (build/attack).
+# llm, model, node: operands and attributes in turn, checkpoint, or cost: small files that multiply); those that do harm
+# are written to OUT (build/attack).
 attack: $(STAMP)
 	$(BIN)/python tests/attack $(if $(OF),--of $(OF)) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out $(OUT))
 

@@ -6,7 +6,6 @@ Random alterations reach one node in ten thousand of them. Here every operator m
 from __future__ import annotations
 
 import signal
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+from targets import node_tests, with_constants
 
 from arcweld.compiler.errors import ArcweldError, InternalError
 from arcweld.driver.api import import_model
@@ -37,18 +37,10 @@ BUILT = 24  # one change in so many is built, not only imported
 @cache
 def originals(folder: Path) -> tuple[bytes, ...]:
     """ONNX's node tests, one of each form of nodes and inputs, with the test's inputs as defaults."""
-    from onnx.backend.test.loader import load_model_tests
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tests = [t for t in load_model_tests(kind="node") if t.model is not None and "_expanded" not in t.name]
     found: dict[str, bytes] = {}
-    for test in tests:
-        model = test.model
-        for info, value in zip(model.graph.input, test.data_sets[0][0]):
-            if isinstance(value, Array):
-                model.graph.initializer.append(numpy_helper.from_array(value, info.name))
-        found.setdefault(_form(model), model.SerializeToString())
+    for test in node_tests():
+        if "_expanded" not in test.name:
+            found.setdefault(_form(test.model), with_constants(test.model, test.data_sets[0][0]))
     return tuple(found.values())
 
 
@@ -119,7 +111,8 @@ def _other_numbers(given: Array) -> Iterator[tuple[str, Array]]:
     if given.dtype != object:
         for kind in ("f4", "f2", "i8", "i4", "u1", "?"):
             with np.errstate(all="ignore"):
-                yield f"of {kind}", given.astype(kind)
+                cast = given.astype(kind)
+            yield f"of {kind}", cast
     yield "of texts", np.full(given.shape, "a", object)
     for number in FLOATS:
         yield f"of f4 {number}", np.full(given.shape, number, np.float32)

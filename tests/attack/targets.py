@@ -54,22 +54,29 @@ def models(folder: Path) -> tuple[bytes, ...]:
     """
     sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("bad_input", "compiler")]
     from bad_models import varied_model
-    from onnx.backend.test.loader import load_model_tests
     from test_onnx_damage import DATA
 
     from arcweld.models.scaling import MODELS
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tests = [t for t in load_model_tests(kind="node") if t.model is not None]
-    suite = [t.model.SerializeToString() for t in tests] + [_constant(t.model, t.data_sets[0][0]) for t in tests]
+    tests = node_tests()
+    suite = [t.model.SerializeToString() for t in tests] + [with_constants(t.model, t.data_sets[0][0]) for t in tests]
     made = [DATA, varied_model().SerializeToString(), *(make(1) for make in MODELS.values())]
     cached = sorted((cache_dir() / "models").glob("*.onnx"))
     real = [f.read_bytes() for f in cached if f.stat().st_size <= LARGEST]
     return (*suite, *(made + real) * (1 + len(suite) // 40))
 
 
-def _constant(model: onnx.ModelProto, inputs: Sequence[Any]) -> bytes:
+@cache
+def node_tests() -> tuple[Any, ...]:
+    """ONNX's node tests, each with a model and its data."""
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(t for t in load_model_tests(kind="node") if t.model is not None)
+
+
+def with_constants(model: onnx.ModelProto, inputs: Sequence[Any]) -> bytes:
     """The model with its inputs as constants, which the import and constant folding compute with."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for info, value in zip(model.graph.input, inputs):

@@ -14,13 +14,13 @@ from arcweld.compiler.onnx.handlers.base import Result, handles
 from arcweld.compiler.onnx.handlers.window import pool, pool_window, positive
 from arcweld.compiler.onnx.remedies import fix_dimensions
 from arcweld.compiler.ops.maxima import places_of_maxima
+from arcweld.compiler.ops.shapes import NUMERIC, check_dtype
 
 
 @handles("MaxPool")
 def _max_pool(c: NodeContext) -> Result:
     x = c.value(0)
-    if not x.dtype.is_float and (not x.dtype.is_int or x.dtype.is_packed):
-        c.broken(f"it does not take {x.dtype.value}")
+    check_dtype(c.op, x.type, NUMERIC)
     most = pool(c, "MaxPool", x, -math.inf if x.dtype.is_float else float(np.iinfo(x.dtype.numpy).min))
     if len(c.used) < 2 or not c.used[1]:
         return most
